@@ -1,0 +1,272 @@
+"""The TOML schema, whole: every key, its default, its meaning and its check.
+
+A superset of what users of MASE's search know, so that their files run unchanged. It is strict: an unknown key or a
+wrong value is an error that names the key, its line, what is allowed and the nearest right spelling, before any work
+starts. What only a captured model can tell (does this site exist?) is checked by the space, what belongs to one metric
+or strategy by that one; their errors are located here too (:meth:`Config.locating`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from bitfront import tomlfile
+from bitfront.errors import ConfigError, nearest, one_of
+
+Direction = Literal["maximize", "minimize"]
+#: Keys of the system we start from that mean nothing here; they are accepted, and named in a note.
+WITHOUT_EFFECT = frozenset(
+    "accumulate_grad_batches auto_requeue cpu_num_workers debug disable_dataset_cache force_cpu github_ci is_pretrained "
+    "is_to_auto_requeue log_level max_token_len no_warnings nodes num_devices num_nodes num_targets num_workers "
+    "pretrained profile report_to strategy target to_debug trainer_precision trainer_strategy".split()
+)
+
+
+class Table(BaseModel):
+    """A table of the TOML. Unknown keys are errors, and types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SpaceSetup(Table):
+    """``[search.search_space.setup]``."""
+
+    by: Literal["name", "type", "regex_name"] = Field("name", description="how the keys of `seed` name sites")
+
+
+class SeedEntry(Table):
+    """``[search.search_space.seed.<key>]`` and ``[passes.quantize.<key>]``."""
+
+    config: dict[str, Any] = Field(description="format and parameters; in a search every value is a list of choices")
+
+
+class SearchSpace(Table):
+    """``[search.search_space]``."""
+
+    name: str = Field("graph/quantize/mixed_precision_ptq", description="kind of space")
+    setup: SpaceSetup = SpaceSetup()
+    seed: dict[str, SeedEntry] = Field(
+        default={}, description="what may be chosen, per site name, type or pattern; `default` is for all others"
+    )
+
+
+class StrategySetup(Table):
+    """``[search.strategy.setup]``."""
+
+    n_jobs: int = Field(1, ge=1, le=256, description="worker processes; the numbers are the same for any")
+    n_trials: int | None = Field(
+        None, ge=1, description="budget in distinct candidates; none: the whole space for brute force, else 100"
+    )
+    timeout: float | None = Field(None, gt=0, description="seconds after which no further candidates are started")
+    sampler: str | None = Field(None, description="for strategy `optuna`: which of Optuna's samplers; default tpe")
+    sum_scaled_metrics: bool = Field(
+        False, description="true: one objective, the sum of the scaled metrics; false: each its own, and a front"
+    )
+    direction: Direction | None = Field(None, description="of the sum; needed if `sum_scaled_metrics`")
+    max_size: int = Field(1_000_000, ge=1, description="brute force refuses larger spaces")
+    pkl_ckpt: str | None = Field(None, description="accepted, without effect: a run resumes from its own folder")
+    save_every_n_trials: int | None = Field(None, description="accepted, without effect: every trial is saved")
+
+
+class MetricSetup(Table):
+    """``[search.strategy.metrics.<metric>]``."""
+
+    scale: float = Field(1.0, description="factor of the scaled metric; a negative one turns the metric round")
+    direction: Direction | None = Field(None, description="which way is better; default: the metric's own")
+
+
+class Strategy(Table):
+    """``[search.strategy]``."""
+
+    name: str = Field("optuna", description="strategy")
+    eval_mode: bool = Field(True, description="evaluate in eval mode; false only where candidates are trained")
+    sw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics that need data or a clock")
+    hw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics in closed form")
+    setup: StrategySetup = StrategySetup()
+    metrics: dict[str, MetricSetup] = Field(default={}, description="which metrics are objectives")
+
+
+class Search(Table):
+    """``[search]``."""
+
+    search_space: SearchSpace
+    strategy: Strategy
+
+
+class Config(Table):
+    """The top level of the file."""
+
+    model: str = Field("digits-cnn", description="a model's name, or package.module:factory")
+    dataset: str = Field("digits", description="a dataset's name, `npz`, or package.module:factory")
+    dataset_path: str | None = Field(None, description="file or folder of the data")
+    task: Literal["cls", "classification"] = Field("cls", description="classification is the only task")
+    max_epochs: int = Field(20, ge=1, description="epochs of training")
+    max_steps: int = Field(-1, ge=-1, description="steps of training at most; -1: no limit")
+    batch_size: int = Field(128, ge=1, description="samples per training step")
+    learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
+    weight_decay: float = Field(0.0, ge=0)
+    training_optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="sgd has Nesterov momentum 0.9")
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation loss")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    project: str | None = Field(None, description="name of the run folder; default: <model>-<dataset>")
+    project_dir: str = Field("runs", description="folder of the run folders")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="root of all randomness: split, training, search")
+    log_every_n_steps: int = Field(50, ge=1, description="how often the training bar is updated")
+    load_name: str | None = Field(None, description="checkpoint to start from, instead of training")
+    load_type: Literal["pt", "pl"] = Field("pt", description="a state dict, or a Lightning checkpoint")
+    passes: dict[str, dict[str, Any]] = Field(default={}, description="what `transform` applies")
+    search: Search | None = None
+
+    _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One-line remarks about the file, for the user."""
+        return self._notes
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run folder."""
+        return self.project or f"{self.model}-{self.dataset}".replace(":", "-").replace("/", "-")
+
+    @property
+    def run_folder(self) -> Path:
+        """The run folder: ``project_dir/project``."""
+        return Path(self.project_dir) / self.run_name
+
+    def effective(self) -> dict[str, Any]:
+        """Every value as it took effect, without what is unset; can be written as TOML and read again."""
+        return _without_none(self.model_dump())
+
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Gives ConfigErrors raised inside the file and the line of their key."""
+        try:
+            yield
+        except ConfigError as error:
+            if error.file is None and error.key:
+                error.located(self._document.name, self._document.line(error.key))
+            raise
+
+
+def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in the file at `path` with `overrides` on top.
+
+    Args:
+        path: a TOML file; None for the defaults.
+        overrides: dotted keys, e.g. ``{"search.strategy.setup.n_trials": 10}``; None values are skipped.
+
+    Raises:
+        ConfigError: the file or a value is wrong.
+    """
+    document = tomlfile.read(Path(path)) if path is not None else tomlfile.Document("the configuration", {})
+    return from_document(document, overrides)
+
+
+def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in an already parsed document. Raises ConfigError."""
+    values: dict[str, Any] = _copied(document.values)
+    ignored = sorted(k for k in values if k in WITHOUT_EFFECT)
+    notes = [f"{document.name}: {key} has no effect here" for key in ignored]
+    for key in ignored:
+        del values[key]
+    flags = {k: v for k, v in (overrides or {}).items() if v is not None}
+    for dotted, value in flags.items():
+        *parents, last = dotted.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    # "NA" at the top is none; inside of a seed it is one of the choices and stays as it is written.
+    values = {k: v for k, v in values.items() if v != "NA"}
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise _translated(error, document, flags) from None
+    config._document = document
+    config._notes = tuple(notes)
+    _check_passes(config)
+    return config
+
+
+def _check_passes(config: Config) -> None:
+    with config.locating():
+        for name in config.passes:
+            if name != "quantize":
+                raise ConfigError(
+                    f"there is no pass {name!r}; allowed: quantize.{nearest(name, ['quantize'])}", key=("passes", name)
+                )
+
+
+def quantize_pass(config: Config) -> dict[str, Any]:
+    """``[passes.quantize]``: ``{"by": ..., key: {"config": {...}}}``. Raises ConfigError if there is none."""
+    own = config.passes.get("quantize")
+    if own is None:
+        raise ConfigError("there is no [passes.quantize] in this configuration", file=config._document.name)
+    return {k: v for k, v in own.items() if k != "report"}
+
+
+def _translated(error: ValidationError, document: tomlfile.Document, flags: Mapping[str, Any]) -> ConfigError:
+    # A misspelt key is also a missing one: the spelling is what to say first.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    key = tuple(str(part) for part in first["loc"])
+    parent = _table_at(key[:-1])
+    given = first.get("input")
+    match first["type"]:
+        case "extra_forbidden":
+            fields = list(parent.model_fields) if parent else []
+            message = f"unknown key; {one_of(fields)}.{nearest(key[-1], fields)}"
+        case "literal_error":
+            allowed = _literals(parent, key[-1])
+            message = f"{given!r} is not possible; {one_of(allowed)}.{nearest(str(given), allowed)}"
+        case "missing":
+            message = "this key is missing"
+        case kind if kind.endswith("_type"):
+            message = f"{given!r} is of the wrong type: {first['msg'][0].lower() + first['msg'][1:]}"
+        case _:
+            message = f"{given!r} is not possible: {first['msg'][0].lower() + first['msg'][1:]}"
+    if ".".join(key) in flags:
+        return ConfigError(message, key=("--" + key[-1].replace("_", "-"),))
+    return ConfigError(message, key=key, file=document.name, line=document.line(key))
+
+
+def _table_at(path: tuple[str, ...]) -> type[Table] | None:
+    """The model behind a path of keys; keys of free names (seed, metrics) are stepped over."""
+    table: Any = Config
+    for part in path:
+        if not (isinstance(table, type) and issubclass(table, Table)):
+            table = table[1] if table else None  # the value type of a dict of tables
+            continue
+        if part not in table.model_fields:
+            return None
+        annotation = table.model_fields[part].annotation
+        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Table)]
+        if inner and not str(annotation).startswith("dict"):
+            table = inner[0]
+        else:
+            table = get_args(annotation)
+    return table if isinstance(table, type) and issubclass(table, Table) else None
+
+
+def _literals(table: type[Table] | None, name: str) -> list[str]:
+    if table is None or name not in table.model_fields:
+        return []
+    annotation = table.model_fields[name].annotation
+    found: list[str] = []
+    for part in (annotation, *get_args(annotation)):
+        found += [a for a in get_args(part) if isinstance(a, str)] or ([part] if isinstance(part, str) else [])
+    return list(dict.fromkeys(found))
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in values.items() if v is not None}

@@ -1,0 +1,19 @@
+"""Datasets: resident tensors with train, val and test splits. One file per dataset.
+
+To add one, write a file here with a function ``(DataRequest) -> Dataset`` and decorate it with
+``@DATASETS.register("name")``; its first docstring line is what ``bitfront list datasets`` shows. Add a test
+in ``tests/data`` that runs ``bitfront.testing.check_dataset`` on it. Nothing else changes. Third parties
+register through the entry-point group ``bitfront.data``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bitfront.registry import Registry
+
+if TYPE_CHECKING:
+    from bitfront.data.base import DataRequest, Dataset
+
+DATASETS: Registry[Callable[[DataRequest], Dataset]] = Registry("dataset", "bitfront.data")

@@ -1,0 +1,181 @@
+"""What a dataset is: tensors in memory, split once, standardised once, with a fingerprint of their content.
+
+A search evaluates thousands of candidates on the same samples, so there is no ``DataLoader`` here: a split is
+two tensors, and a batch is a slice. :func:`load` is the door: a registered name, or
+``package.module:factory``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bitfront.data import DATASETS
+from bitfront.errors import DataError, one_of
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+GIB = 2**30
+
+
+def _silent(message: str) -> None:
+    """The default of ``DataRequest.report``: says nothing."""
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What the user asked for.
+
+    Attributes:
+        path: a local file or folder (``dataset_path``), or None for the dataset's own place.
+        seed: of the split, where the dataset does not bring its own.
+        report: called with one-line messages worth showing ("downloading ...", "12 MB read into memory").
+        progress: called during a download with (bytes done, bytes in all or None where the server does not
+            say).
+        limit_bytes: the most memory (as float32) that a factory's data may take.
+    """
+
+    path: Path | None = None
+    seed: int = 0
+    report: Callable[[str], None] = _silent
+    progress: Callable[[int, int | None], None] | None = None
+    limit_bytes: int = 4 * GIB
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """``(x - mean) / scale`` per feature: how raw features became the tensors of a dataset.
+
+    Attributes:
+        mean: one number per feature (features of any shape, flattened).
+        scale: the same length; 1 for a feature that is constant in the training split.
+    """
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Resident tensors of one dataset. Immutable; two datasets are the same when their fingerprints are.
+
+    Attributes:
+        name: what it is called in tables and reports.
+        x: per split, float32, shape (samples, *features).
+        y: per split, int64 class indices, shape (samples,).
+        class_names: the name of each class, by index.
+        source: where the data came from, for the run folder ("scikit-learn's load_digits", a path ...).
+        feature_names: the name of each feature, or empty.
+        notes: facts a reader of the results must know ("val was cut from train ...").
+        scaler: what standardised the features, or None where `x` is as it came.
+
+    Raises:
+        DataError: on construction, where the tensors are not as described here.
+    """
+
+    name: str
+    x: Mapping[Split, Tensor]
+    y: Mapping[Split, Tensor]
+    class_names: tuple[str, ...]
+    source: str
+    feature_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    scaler: Scaler | None = None
+
+    def __post_init__(self) -> None:
+        if not self.x or set(self.x) != set(self.y) or not set(self.x) <= set(SPLITS):
+            raise DataError(
+                f"dataset {self.name!r}: x has the splits {sorted(self.x)} and y has {sorted(self.y)}; "
+                f"both need the same ones, {one_of(SPLITS)}"
+            )
+        for split, x in self.x.items():
+            y = self.y[split]
+            if x.dtype != torch.float32 or y.dtype != torch.int64 or x.ndim < 2 or y.shape != x.shape[:1]:
+                raise DataError(
+                    f"dataset {self.name!r}: x of {split} is {x.dtype} {tuple(x.shape)} and y is {y.dtype} "
+                    f"{tuple(y.shape)}; needed are float32 (samples, *features) and int64 (samples,)"
+                )
+            if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= len(self.class_names):
+                span = f"labels from {int(y.min())} to {int(y.max())}" if len(y) else "no sample"
+                raise DataError(
+                    f"dataset {self.name!r}: {split} has {span}; needed are labels from 0 to "
+                    f"{len(self.class_names) - 1}, one per class name"
+                )
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for attribute in ("x", "y"):
+            object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A read-only mapping cannot be pickled, and datasets travel to worker processes.
+        return {**self.__dict__, "x": dict(self.x), "y": dict(self.y)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._freeze()
+
+    def split(self, name: Split) -> tuple[Tensor, Tensor]:
+        """(x, y) of one split.
+
+        Raises:
+            DataError: the dataset has no such split (a test-only file has no train, for instance).
+        """
+        if name not in self.x:
+            raise DataError(
+                f"dataset {self.name!r} ({self.source}) has no {name!r} split; {one_of(self.splits)}. To "
+                "train or "
+                "search, give a dataset that has training rows; this one can be named for a final test"
+            )
+        return self.x[name], self.y[name]
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits this dataset has, in the order train, val, test. Nearly always all three."""
+        return tuple(split for split in SPLITS if split in self.x)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch dimension."""
+        return tuple(next(iter(self.x.values())).shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all tensors: equal content, equal fingerprint, wherever it came from."""
+        digest = hashlib.sha256()
+        for split in self.splits:
+            for tensor in (self.x[split], self.y[split]):
+                digest.update(f"{split}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.contiguous().cpu().numpy())  # type: ignore[arg-type]
+        return digest.hexdigest()
+
+
+def load(name: str, request: DataRequest | None = None) -> Dataset:
+    """The dataset called `name`: a registered one, or ``package.module:factory``.
+
+    Raises:
+        UnknownNameError: no dataset has that name.
+        ConfigError: the factory's module or function does not exist.
+        DataError: the data cannot be read, found or split.
+    """
+    request = request or DataRequest()
+    if ":" in name:
+        # Imported late: the factory module needs this one.
+        from bitfront.data.factory import load_factory
+
+        return load_factory(name, request)
+    return DATASETS.get(name)(request)

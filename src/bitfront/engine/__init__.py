@@ -1,0 +1,1 @@
+"""The engine: evaluator, store, loop, front, and the run that comes out of them."""

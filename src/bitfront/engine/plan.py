@@ -1,0 +1,388 @@
+"""From a configuration to everything a search needs, checked before any work starts.
+
+A plan is made with the model as it is initialised, which is enough to know its sites, the space, the metrics and every
+mistake in the file. Training comes after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from bitfront import data, models  # noqa: F401  (their registries must exist before anything is looked up)
+from bitfront.config import Config, Search
+from bitfront.data.base import DataRequest, Dataset, Split
+from bitfront.data.base import load as load_dataset
+from bitfront.engine import objectives as choosing
+from bitfront.engine.evaluator import Job, Workbench
+from bitfront.engine.objectives import Objectives
+from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.graph import capture
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Metric, Side
+from bitfront.models.base import build
+from bitfront.spaces import SPACES
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.request import SpaceRequest
+from bitfront.strategies import STRATEGIES
+from bitfront.strategies.base import Strategy
+from bitfront.strategies.brute_force import BruteForce
+from bitfront.strategies.optuna import OptunaStrategy, sampler_name
+
+#: Training samples that formats learn their scales from.
+CALIBRATION_SAMPLES = 512
+DEFAULT_TRIALS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A search, checked, before any work.
+
+    Attributes:
+        model: the float model; initialised, not trained, unless the user brought his own.
+        brings_weights: the user's own model object: used as it is.
+        bench: evaluates candidates of that model; its space is the space of the search.
+        notes: remarks for the user.
+    """
+
+    config: Config
+    dataset: Dataset
+    model: nn.Module
+    brings_weights: bool
+    bench: Workbench
+    objectives: Objectives
+    sides: Mapping[str, Side]
+    strategy: str
+    sampler: str | None
+    n_trials: int
+    notes: tuple[str, ...]
+
+    @property
+    def space(self) -> QuantizationSpace:
+        """The space of the search."""
+        return self.bench.space
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every candidate of the space will be evaluated in the space's order."""
+        return STRATEGIES.get(self.strategy) is BruteForce and self.n_trials >= self.space.size
+
+    @property
+    def settings(self) -> Search:
+        """The ``[search]`` table."""
+        assert self.config.search is not None
+        return self.config.search
+
+    def trained(self, model: nn.Module) -> Plan:
+        """The same plan with the trained model in it."""
+        job = replace(self.bench.job, model=model)
+        return replace(self, model=model, bench=Workbench(job))
+
+    def make_strategy(self) -> Strategy:
+        """A fresh strategy."""
+        kind, objectives = STRATEGIES.get(self.strategy), len(self.objectives.directions)
+        if kind is OptunaStrategy:
+            return OptunaStrategy(self.space, objectives, self.config.seed, self.sampler or "tpe")
+        return kind(self.space, objectives, self.config.seed)
+
+    def identity(self, weights: str | None) -> dict[str, Any]:
+        """What trials of this search depend on; a run folder holds trials of one identity only."""
+        search = self.settings
+        trains = not self.brings_weights and self.config.load_name is None
+        return {
+            "model": self.config.model,
+            "dataset": self.config.dataset,
+            "data": self.dataset.fingerprint,
+            "seed": self.config.seed,
+            "training": training_settings(self.config) if trains else None,
+            "search_space": search.search_space.model_dump(),
+            "sw_runner": dict(search.strategy.sw_runner),
+            "hw_runner": dict(search.strategy.hw_runner),
+            "objectives": self.objectives.described(),
+            "summed": self.objectives.summed,
+            "strategy": self.strategy,
+            "sampler": self.sampler,
+            "parameters": [p.name for p in self.space.parameters],
+            "weights": weights,
+        }
+
+    def seconds_per_candidate(self) -> float:
+        """Measured on a few candidates, in this process."""
+        codes = self.space.sample(2, np.random.default_rng(0))
+        self.bench.measure(codes[:1])
+        begin = time.perf_counter()
+        self.bench.measure(codes[1:])
+        return time.perf_counter() - begin
+
+
+def training_settings(config: Config) -> dict[str, Any]:
+    """The keys of the configuration that training depends on."""
+    keys = "max_epochs max_steps batch_size learning_rate weight_decay training_optimizer patience".split()
+    return {k: getattr(config, k) for k in keys}
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names and values of a model's state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def choose_device(accelerator: str) -> tuple[str, str | None]:
+    """(device, warning or None): where to compute. A missing accelerator is a warning, and then the CPU."""
+    with warnings.catch_warnings():
+        # Without a driver torch warns in several lines; ours is one.
+        warnings.simplefilter("ignore")
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if accelerator in ("gpu", "cuda", "auto") and cuda:
+        return "cuda", None
+    if accelerator in ("gpu", "mps", "auto") and mps:
+        return "mps", None
+    if accelerator in ("auto", "cpu"):
+        return "cpu", None
+    return "cpu", f"accelerator = {accelerator!r}: this machine has none that PyTorch can use; computing on the CPU"
+
+
+def open_data(config: Config, report: Any = None, progress: Any = None) -> Dataset:
+    """The dataset of a configuration. Raises DataError, ConfigError."""
+    request = DataRequest(
+        path=Path(config.dataset_path).expanduser() if config.dataset_path else None,
+        seed=config.seed,
+        **({"report": report} if report else {}),
+        progress=progress,
+    )
+    with config.locating():
+        try:
+            return load_dataset(config.dataset, request)
+        except ConfigError as error:
+            error.key = error.key or ("dataset",)
+            raise
+
+
+def open_model(config: Config, dataset: Dataset) -> nn.Module:
+    """The model of a configuration, initialised from its seed. Raises ConfigError."""
+    with config.locating():
+        try:
+            return build(config.model, dataset.sample_shape, dataset.num_classes, config.seed)
+        except ConfigError as error:
+            error.key = error.key or ("model",)
+            raise
+
+
+def make_plan(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    report: Any = None,
+    progress: Any = None,
+) -> Plan:
+    """Check everything, and lay out the search.
+
+    Args:
+        model, dataset: the user's own, instead of those the configuration names.
+        report, progress: as in ``DataRequest``.
+
+    Raises:
+        UserError: whatever is wrong, named before any work.
+    """
+    if config.search is None:
+        raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
+    with config.locating():
+        strategy, sampler = _strategy(config)
+        runners, metrics, sides = _runners(config)
+        objectives = _objectives(config, metrics)
+    dataset = dataset or open_data(config, report, progress)
+    own = model if model is not None else open_model(config, dataset)
+    device, warning = choose_device(config.accelerator)
+    sample = dataset.split("train")[0][:2]
+    graph = capture(own, sample)
+    seed = {k: v.config for k, v in config.search.search_space.seed.items()}
+    by = config.search.search_space.setup.by
+    with config.locating():
+        try:
+            build_space = SPACES.get(config.search.search_space.name)
+        except ConfigError as error:
+            error.key = ("search", "search_space", "name")
+            raise
+        space = build_space(SpaceRequest(graph, by, seed))
+        assert isinstance(space, QuantizationSpace)
+        n_trials = _budget(config, strategy, space)
+    job = Job(
+        model=graph.model,
+        sample=sample,
+        space=config.search.search_space.name,
+        by=by,
+        seed=seed,
+        runners=runners,
+        splits=_samples(dataset, runners, config.seed),
+        calibration=_chosen(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0],
+        device=device,
+    )
+    notes = [*config.notes, *([warning] if warning else []), *dataset.notes]
+    notes += [f"{k!r} of the seed names nothing here (by = {by!r}), and is not used" for k in space.unused]
+    if graph.untraced:
+        notes.append(
+            f"torch.fx cannot trace this model, so its modules alone are sites and candidates are evaluated whole; "
+            f"the tracer stopped at {graph.untraced}"
+        )
+    if graph.uncounted:
+        notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
+    notes += _sum_notes(config)
+    return Plan(
+        config=config,
+        dataset=dataset,
+        model=own,
+        brings_weights=model is not None,
+        bench=Workbench(job, space),
+        objectives=objectives,
+        sides=sides,
+        strategy=strategy,
+        sampler=sampler,
+        n_trials=n_trials,
+        notes=tuple(notes),
+    )
+
+
+def _strategy(config: Config) -> tuple[str, str | None]:
+    assert config.search is not None
+    own = config.search.strategy
+    try:
+        name = STRATEGIES.official(own.name)
+    except ConfigError as error:
+        error.key = ("search", "strategy", "name")
+        raise
+    if STRATEGIES.get(name) is not OptunaStrategy:
+        return name, None
+    try:
+        sampler = sampler_name(own.setup.sampler or "tpe")
+    except ConfigError as error:
+        error.key = ("search", "strategy", "setup", "sampler")
+        raise
+    # Optuna's own brute force costs 100 ms per proposal at 3,000 trials, and does not survive batches.
+    return ("brute_force", None) if sampler == "brute_force" else (name, sampler)
+
+
+def _runners(
+    config: Config,
+) -> tuple[tuple[tuple[Side, str, Mapping[str, Any]], ...], list[Metric], dict[str, Side]]:
+    assert config.search is not None
+    runners: list[tuple[Side, str, Mapping[str, Any]]] = []
+    metrics: list[Metric] = []
+    sides: dict[str, Side] = {}
+    tables: tuple[tuple[Side, dict[str, dict[str, Any]]], ...] = (
+        ("sw_runner", config.search.strategy.sw_runner),
+        ("hw_runner", config.search.strategy.hw_runner),
+    )
+    for side, table in tables:
+        for name, settings in table.items():
+            where = ("search", "strategy", side, name)
+            try:
+                runner, official = RUNNERS.get(name), RUNNERS.official(name)
+            except ConfigError as error:
+                error.key = where
+                raise
+            settings = {k: (None if v == "NA" else v) for k, v in settings.items()}
+            try:
+                runner.Settings(**settings)
+            except ValidationError as error:
+                raise _runner_error(error, runner.Settings.model_fields, where) from None
+            for metric in runner.produces:
+                if metric.name in sides:
+                    raise ConfigError(f"two runners produce {metric.name}; leave one of them out", key=where)
+                sides[metric.name] = side
+                metrics.append(metric)
+            runners.append((side, official, settings))
+    if not runners:
+        raise ConfigError(
+            f"no metric runner is configured; known ones: {', '.join(RUNNERS.names())}",
+            key=("search", "strategy", "sw_runner"),
+        )
+    return tuple(runners), metrics, sides
+
+
+def _runner_error(error: ValidationError, fields: Mapping[str, Any], where: tuple[str, ...]) -> ConfigError:
+    first = error.errors()[0]
+    key = tuple(str(part) for part in first["loc"][:1])
+    if first["type"] == "extra_forbidden":
+        allowed = list(fields)
+        hint = one_of(allowed) if allowed else "this runner has no settings"
+        return ConfigError(f"unknown key; {hint}.{nearest(key[0], allowed)}", key=(*where, *key))
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return ConfigError(f"{first.get('input')!r} is not possible: {message}", key=(*where, *key))
+
+
+def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
+    assert config.search is not None
+    own = config.search.strategy
+    summed = own.setup.direction if own.setup.sum_scaled_metrics else None
+    if own.setup.sum_scaled_metrics and summed is None:
+        raise ConfigError(
+            "sum_scaled_metrics = true needs direction = 'maximize' or 'minimize'",
+            key=("search", "strategy", "setup", "sum_scaled_metrics"),
+        )
+    return choosing.choose({n: (m.scale, m.direction) for n, m in own.metrics.items()}, metrics, summed)
+
+
+def _sum_notes(config: Config) -> list[str]:
+    assert config.search is not None
+    setup = config.search.strategy.setup
+    if not setup.sum_scaled_metrics:
+        return []
+    return [
+        f"metrics.{name}.direction = {own.direction!r} has no effect: with sum_scaled_metrics the sum is what is "
+        f"{setup.direction}d; turn the metric round with a negative scale"
+        for name, own in config.search.strategy.metrics.items()
+        if own.direction is not None and own.direction != setup.direction and own.scale > 0
+    ]
+
+
+def _budget(config: Config, strategy: str, space: QuantizationSpace) -> int:
+    assert config.search is not None
+    setup = config.search.strategy.setup
+    if STRATEGIES.get(strategy) is not BruteForce:
+        return setup.n_trials or DEFAULT_TRIALS
+    if setup.n_trials is None and space.size > setup.max_size:
+        raise ConfigError(
+            f"the space has {space.size:,} candidates, and brute force stops at max_size = {setup.max_size:,}. Take "
+            "choices out, set max_size (or n_trials) yourself, or use another strategy, e.g. name = 'optuna'",
+            key=("search", "strategy", "setup", "max_size"),
+        )
+    return setup.n_trials or space.size
+
+
+def _samples(
+    dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, Any]], ...], seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per split, the evaluation samples in the order in which ``num_samples`` takes them."""
+    wanted: dict[Split, int | None] = {}
+    for _, name, given in runners:
+        settings = RUNNERS.get(name).Settings(**given)
+        split = getattr(settings, "split", None)
+        if split is None:
+            continue
+        number = getattr(settings, "num_samples", None)
+        before = wanted.get(split, 0)
+        wanted[split] = None if number is None or before is None else max(before, number)
+    return {split: _chosen(dataset, split, number, seed) for split, number in wanted.items()}
+
+
+def _chosen(dataset: Dataset, split: Split, number: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    x, y = dataset.split(split)
+    if number is None or number >= len(y):
+        return x, y
+    # The first rows of a file may be sorted by class; these are drawn once, the same for every candidate.
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:number]
+    return x[order], y[order]

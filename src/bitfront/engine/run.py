@@ -1,0 +1,302 @@
+"""A search's result: its trials, its front, its best, read from the run folder. Nothing is measured here.
+
+The folder holds ``config.toml`` (as it took effect), ``trials.sqlite``, ``best.json`` (the front, or the single best),
+``log.json`` (every trial) and ``checkpoints/``. The JSON files are objects keyed "0", "1", ... like pandas writes with
+``orient="index"``.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitfront import config as configuration
+from bitfront.config import Config
+from bitfront.engine import store as stores
+from bitfront.engine.front import non_dominated
+from bitfront.engine.objectives import Objective, Objectives
+from bitfront.engine.store import Trials
+from bitfront.errors import ConfigError, RunError, nearest, one_of, require
+from bitfront.metrics.evaluation import wilson
+from bitfront.spaces.quantize import Config as Candidate
+from bitfront.spaces.quantize import SpelledSpace
+
+STORE = "trials.sqlite"
+SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
+_CONSTRAINT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*([-+0-9.eE]+)\s*\Z")
+_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "==": operator.eq,
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated candidate.
+
+    Attributes:
+        config: the candidate spelled out, as ``[passes.quantize]`` takes it.
+        values: the objectives' values (scaled), in the order of ``Run.objectives``.
+        intervals: metric → 95 % interval, where there is one.
+        test_metrics: what was measured on the test split; empty for all but the front.
+        state: ``complete`` or ``failed``; `error` says why.
+        duration: seconds.
+    """
+
+    number: int
+    code: tuple[int, ...]
+    config: Candidate
+    software_metrics: Mapping[str, float]
+    hardware_metrics: Mapping[str, float]
+    scaled_metrics: Mapping[str, float]
+    values: tuple[float, ...]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    test_metrics: Mapping[str, float] = field(default_factory=dict)
+    state: str = "complete"
+    error: str = ""
+    duration: float = 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Software and hardware metrics together."""
+        return {**self.software_metrics, **self.hardware_metrics}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished, or still running, search.
+
+    Attributes:
+        folder: the run folder.
+        columns: the trials as columns; quicker than ``trials`` where there are many.
+        objectives: what was optimised.
+        reference: metric → value of the float model.
+        stopped: why the search ended; empty while it runs.
+    """
+
+    folder: Path
+    config: Config
+    columns: Trials
+    objectives: Objectives
+    space: SpelledSpace
+    sides: Mapping[str, str]
+    samples: int | None
+    reference: Mapping[str, float]
+    reference_test: Mapping[str, float]
+    test_results: Mapping[int, Mapping[str, float]]
+    stopped: str
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """The run in `folder`.
+
+        Raises:
+            RunError: there is none.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise RunError(f"{folder}: there is no such run folder{_runs_beside(folder)}")
+        if not (folder / STORE).is_file():
+            raise RunError(f"{folder}: this folder has no {STORE}; a search writes it{_runs_beside(folder)}")
+        store = stores.read(folder / STORE)
+        try:
+            summary = store.meta("summary")
+            if summary is None:
+                raise RunError(f"{folder / STORE}: the search that wrote it had not begun; start it again")
+            objectives = Objectives(tuple(Objective(**p) for p in summary["objectives"]), summary["summed"])
+            return cls(
+                folder=folder,
+                config=configuration.load(folder / "config.toml"),
+                columns=store.trials(),
+                objectives=objectives,
+                space=SpelledSpace(store.meta("space")),
+                sides=summary["sides"],
+                samples=summary["samples"],
+                reference=summary["reference"],
+                reference_test=store.meta("reference_test") or {},
+                test_results=store.test_results(),
+                stopped=store.meta("stopped") or "",
+            )
+        finally:
+            store.close()
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every evaluated candidate, by number."""
+        return tuple(self._trial(row) for row in range(len(self.columns)))
+
+    @cached_property
+    def front(self) -> tuple[Trial, ...]:
+        """The trials that no other dominates, by their objectives; with one objective, the best (all of equals)."""
+        return tuple(self._trial(int(row)) for row in self.front_rows)
+
+    @cached_property
+    def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows of the front in ``columns``."""
+        return non_dominated(self.objectives.losses(self.columns.metrics))
+
+    def trial(self, number: int) -> Trial:
+        """The trial of that number.
+
+        Raises:
+            RunError: there is none.
+        """
+        row = self.columns.position(number)
+        if row is None:
+            count = len(self)
+            span = f"it has {count} trials, 0 to {int(self.columns.number[-1])}" if count else "it has no trials yet"
+            raise RunError(f"{self.folder}: there is no trial {number}; {span}")
+        return self._trial(row)
+
+    def best(self, *constraints: str, minimize: str | None = None, maximize: str | None = None) -> Trial:
+        """The best trial under constraints, from what is stored; nothing is evaluated.
+
+        Args:
+            constraints: e.g. ``"average_bitwidth <= 4"``; any metric of the run.
+            minimize, maximize: the metric to choose by; default: the objective, or the first of them.
+
+        Raises:
+            ConfigError: a constraint cannot be read, or names a metric the run does not have.
+            RunError: no trial fulfils the constraints; the message says how near one gets.
+        """
+        if minimize and maximize:
+            raise ConfigError("give either minimize or maximize, not both")
+        metrics = self.columns.metrics
+        allowed = self.columns.complete.copy()
+        for text in constraints:
+            match = _CONSTRAINT.match(text)
+            if not match:
+                raise ConfigError(f"cannot read the constraint {text!r}; write it like 'average_bitwidth <= 4'")
+            name, symbol, bound = match[1], match[2], float(match[3])
+            column = self._column(name)
+            fulfilled = _COMPARE[symbol](column, bound)
+            if not (allowed & fulfilled).any():
+                near = column[allowed]
+                reached = f"its range is {np.nanmin(near):g} to {np.nanmax(near):g}" if len(near) else "none is left"
+                raise RunError(f"no trial fulfils {text!r} (with the constraints before it {reached})")
+            allowed &= fulfilled
+        if not allowed.any():
+            raise RunError(f"{self.folder}: no trial is complete")
+        if minimize or maximize:
+            loss = self._column(minimize or maximize or "") * (1 if minimize else -1)
+        else:
+            loss = self.objectives.losses(metrics)[:, 0]
+        rows = np.flatnonzero(allowed & ~np.isnan(loss))
+        # Among equals the one that is better in the other objectives, then the first.
+        others = self.objectives.losses(metrics)
+        order = np.lexsort([rows, *others[rows].T[::-1], loss[rows]])
+        return self._trial(int(rows[order[0]]))
+
+    def to_pandas(self) -> Any:
+        """The trials as a pandas DataFrame: one row per trial, one column per metric. Needs the extra ``pandas``."""
+        pandas = require("pandas", "pandas", "a DataFrame of trials")
+        rows = [{"number": t.number, "state": t.state, **t.metrics, "config": t.config} for t in self.trials]
+        return pandas.DataFrame(rows).set_index("number")
+
+    def _column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        if name not in self.columns.metrics:
+            known = list(self.columns.metrics)
+            raise ConfigError(f"this run has no metric {name!r}; {one_of(known)}.{nearest(name, known)}")
+        return self.columns.metrics[name]
+
+    def _trial(self, row: int) -> Trial:
+        columns = self.columns
+        values = {m: float(v[row]) for m, v in columns.metrics.items()}
+        single = {m: v[row : row + 1] for m, v in columns.metrics.items()}
+        number = int(columns.number[row])
+        return Trial(
+            number=number,
+            code=tuple(int(c) for c in columns.code[row]),
+            config=self.space.decode(columns.code[row]),
+            software_metrics={m: v for m, v in values.items() if self.sides[m] == "sw_runner"},
+            hardware_metrics={m: v for m, v in values.items() if self.sides[m] == "hw_runner"},
+            scaled_metrics={m: float(v[0]) for m, v in self.objectives.scaled(single).items()},
+            values=tuple(float(v) for v in self.objectives.values(single)[0]),
+            intervals=self._intervals(values),
+            test_metrics=dict(self.test_results.get(number, {})),
+            state="complete" if columns.complete[row] else "failed",
+            error=columns.error[row],
+            duration=float(columns.duration[row]),
+        )
+
+    def _intervals(self, values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+        accuracy = values.get("accuracy", float("nan"))
+        if self.samples is None or np.isnan(accuracy):
+            return {}
+        return {"accuracy": wilson(accuracy, self.samples)}
+
+
+def write_results(run: Run) -> None:
+    """Write best.json and log.json into the run folder, each whole or not at all."""
+    write_json(run.folder / "best.json", indexed(_record(t) for t in run.front))
+    write_json(run.folder / "log.json", indexed(_record(t, timed=True) for t in run.trials))
+
+
+def indexed(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Records keyed "0", "1", ... as pandas reads and writes them with ``orient="index"``."""
+    return {str(i): record for i, record in enumerate(records)}
+
+
+def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
+    # Times stay out of best.json: the same search writes the same bytes.
+    record: dict[str, Any] = {
+        "number": trial.number,
+        "value": trial.values[0] if len(trial.values) == 1 else list(trial.values),
+        "software_metrics": dict(trial.software_metrics),
+        "hardware_metrics": dict(trial.hardware_metrics),
+        "scaled_metrics": dict(trial.scaled_metrics),
+        "sampled_config": trial.config,
+        "intervals": {m: list(i) for m, i in trial.intervals.items()},
+    }
+    if trial.test_metrics:
+        record["test_metrics"] = dict(trial.test_metrics)
+    if timed:
+        record |= {"state": trial.state.upper(), "duration": trial.duration}
+        if trial.error:
+            record["error"] = trial.error
+    return record
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write `document` atomically; NaN becomes null, which JSON can hold.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(_finite(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _runs_beside(folder: Path) -> str:
+    runs = sorted(p.parent.name for p in folder.parent.glob(f"*/{STORE}")) if folder.parent.is_dir() else []
+    return f"; runs in {folder.parent}: {', '.join(runs)}" if runs else ""

@@ -1,0 +1,154 @@
+"""Affine integers: a scale and a zero point, per tensor or per channel, as ONNX QuantizeLinear defines them.
+
+The value of x is ``(saturate(round(x / scale) + zero_point) − zero_point) · scale``, rounding half to even (ONNX
+operator QuantizeLinear, opset 21). The scale comes from the calibration samples: the full range (``minmax``), or the
+part of it that minimises the squared error (``mse``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self, cast
+
+import torch
+from torch import Tensor
+
+from bitfront.formats import FORMATS
+from bitfront.formats.base import CHANNEL_AXIS, FLOAT_BITS, Format, FormatError, Operand, Parameter, thinned
+
+#: Parts of the full range that ``range = "mse"`` tries.
+SHRINKS = tuple(i / 64 for i in range(64, 7, -1))
+SMALLEST_SCALE = 2.0**-100
+
+
+@FORMATS.register("affine")
+@dataclass(frozen=True)
+class Affine(Format):
+    """Integers with a scale and a zero point, per tensor or per channel (ONNX QuantizeLinear)."""
+
+    width: int
+    symmetric: bool
+    granularity: Literal["tensor", "channel"]
+    range: Literal["minmax", "mse"]
+    axis: int
+    scale: tuple[float, ...] | None = None
+    zero_point: tuple[int, ...] | None = None
+
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "width": Parameter("bits of a value", low=2, high=16),
+        "symmetric": Parameter(
+            "zero point fixed at 0; 'NA' is true for weights and biases, false for inputs",
+            default=None,
+            words=("NA",),
+            boolean=True,
+        ),
+        "granularity": Parameter(
+            "one scale per 'tensor' or per 'channel'; 'NA' is per channel for weights, else per tensor",
+            default=None,
+            words=("NA", "tensor", "channel"),
+        ),
+        "range": Parameter(
+            "the scale covers the whole range of the calibration samples ('minmax', 'NA'), or the part of it with "
+            "the smallest squared error ('mse', 'auto')",
+            default=None,
+            words=("NA", "minmax", "mse", "auto"),
+        ),
+    }
+
+    @classmethod
+    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+        symmetric, granularity = values["symmetric"], values["granularity"]
+        return cls(
+            width=cast(int, values["width"]),
+            symmetric=operand != "data_in" if symmetric is None else bool(symmetric),
+            granularity=cast(
+                "Literal['tensor', 'channel']",
+                granularity or ("channel" if operand == "weight" else "tensor"),
+            ),
+            range="mse" if values["range"] in ("mse", "auto") else "minmax",
+            axis=CHANNEL_AXIS[operand],
+        )
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored value."""
+        return self.width
+
+    def overhead_bits(self, shape: tuple[int, ...]) -> int:
+        """A float32 scale per tensor or channel, and a zero point of `width` bits where it is not fixed at 0."""
+        scales = shape[self.axis] if self.granularity == "channel" and shape else 1
+        return scales * (FLOAT_BITS + (0 if self.symmetric else self.width))
+
+    @property
+    def label(self) -> str:
+        """E.g. ``affine8`` (asymmetric, per tensor) or ``affine8sc`` (symmetric, per channel)."""
+        return f"affine{self.width}{'s' if self.symmetric else ''}{'c' if self.granularity == 'channel' else ''}"
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The smallest and the largest integer: signed where symmetric, unsigned otherwise."""
+        return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.symmetric else (0, 2**self.width - 1)
+
+    @property
+    def calibrates(self) -> bool:
+        """True while there is no scale."""
+        return self.scale is None
+
+    def calibrated(self, sample: Tensor) -> Self:
+        """With scale and zero point from `sample`; its channels lie along `axis`."""
+        if not self.calibrates:
+            return self
+        if self.granularity == "channel" and sample.dim() > self.axis:
+            rows = [thinned(row) for row in sample.detach().movedim(self.axis, 0)]
+        else:
+            rows = [thinned(sample)]
+        pairs = [self._scale_of(row) for row in rows]
+        return replace(self, scale=tuple(s for s, _ in pairs), zero_point=tuple(z for _, z in pairs))
+
+    def _scale_of(self, values: Tensor) -> tuple[float, int]:
+        # Zero must be representable, or padding and ReLU would shift.
+        low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+        if self.range == "minmax":
+            return self._cover(low, high)
+        choices = [self._cover(low * part, high * part) for part in SHRINKS]
+        errors = []
+        for scale, zero in choices:
+            trial = replace(self, granularity="tensor", scale=(scale,), zero_point=(zero,))
+            errors.append(float(((trial.round(values) - values) ** 2).sum()))
+        return choices[errors.index(min(errors))]
+
+    def _cover(self, low: float, high: float) -> tuple[float, int]:
+        first, last = self.codes
+        if self.symmetric:
+            scale = max(abs(low), abs(high)) / last
+        else:
+            scale = (high - low) / (last - first)
+        scale = max(scale, SMALLEST_SCALE)
+        # Kept as the float32 that the deployed model will hold.
+        scale = float(torch.tensor(scale, dtype=torch.float32))
+        zero = 0 if self.symmetric else int(min(max(round(first - low / scale), first), last))
+        return scale, zero
+
+    def round(self, x: Tensor) -> Tensor:
+        """`x` through QuantizeLinear and DequantizeLinear."""
+        first, last = self.codes
+        scale, zero = self._constants(x)
+        return (torch.clamp(torch.round(x / scale) + zero, first, last) - zero) * scale
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest representable value, per channel where there are several."""
+        first, last = self.codes
+        scale, zero = self._constants(x)
+        return (first - zero) * scale, (last - zero) * scale
+
+    def _constants(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.scale is None or self.zero_point is None:
+            raise FormatError("an affine format must be calibrated before it is used")
+        scale = torch.tensor(self.scale, dtype=x.dtype, device=x.device)
+        zero = torch.tensor(self.zero_point, dtype=x.dtype, device=x.device)
+        if len(self.scale) == 1:
+            return scale, zero
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        return scale.reshape(shape), zero.reshape(shape)

@@ -1,0 +1,105 @@
+"""Fixed point: integers with a binary point at a place fixed beforehand.
+
+The value of x is ``clamp(round(x·2^f), −2^(w−1), 2^(w−1)−1) / 2^f``, unsigned ``clamp(round(x·2^f), 0, 2^w−1) / 2^f``,
+rounding half to even: the ``ap_fixed<w, w−f, AP_RND_CONV, AP_SAT>`` of high-level synthesis. Scaling by a power of two
+is exact in floating point, so up to 24 bits the result is exact in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self, cast
+
+import torch
+from torch import Tensor
+
+from bitfront.formats import FORMATS
+from bitfront.formats.base import Format, FormatError, Operand, Parameter, thinned
+
+LOWEST_FRAC_WIDTH = -32
+
+
+@FORMATS.register("integer", "fixed", "int")
+@dataclass(frozen=True)
+class Integer(Format):
+    """Fixed point: `width` bits in all, `frac_width` of them behind the binary point."""
+
+    width: int
+    frac_width: int | Literal["auto"]
+    signed: bool = True
+
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "width": Parameter("bits of a value, sign included", low=1, high=32),
+        "frac_width": Parameter(
+            "bits behind the binary point, at most `width`; 'NA' is width // 2, 'auto' is the one with the smallest "
+            "squared error on the calibration samples",
+            default=None,
+            low=LOWEST_FRAC_WIDTH,
+            high=32,
+            words=("NA", "auto"),
+        ),
+        "signed": Parameter(
+            "whether negative values exist; 'NA' is true, except for the input of a ReLU",
+            default=None,
+            words=("NA",),
+            boolean=True,
+        ),
+    }
+
+    @classmethod
+    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+        width = cast(int, values["width"])
+        frac = values["frac_width"]
+        frac = width // 2 if frac is None else frac
+        if isinstance(frac, int) and frac > width:
+            raise FormatError(f"frac_width = {frac} is larger than width = {width}; frac_width <= width must hold")
+        own = values["signed"]
+        return cls(width, cast("int | Literal['auto']", frac), signed if own is None else bool(own))
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored value."""
+        return self.width
+
+    @property
+    def label(self) -> str:
+        """E.g. ``int8.4`` or ``uint8.4``."""
+        return f"{'' if self.signed else 'u'}int{self.width}.{self.frac_width}"
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The smallest and the largest integer before the binary point is applied."""
+        return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
+
+    @property
+    def calibrates(self) -> bool:
+        """True while the frac width is 'auto'."""
+        return self.frac_width == "auto"
+
+    def calibrated(self, sample: Tensor) -> Self:
+        """With the frac width whose squared error on `sample` is smallest; the smaller one among equals."""
+        if not self.calibrates:
+            return self
+        values = thinned(sample)
+        candidates = [replace(self, frac_width=f) for f in range(LOWEST_FRAC_WIDTH, self.width + 1)]
+        errors = [float(((c.round(values) - values) ** 2).sum()) for c in candidates]
+        return candidates[errors.index(min(errors))]
+
+    def round(self, x: Tensor) -> Tensor:
+        """`x` rounded half to even to the grid of step 2^−frac_width, saturating."""
+        low, high = self.codes
+        scale = math.ldexp(1.0, self._frac())
+        return torch.clamp(torch.round(x * scale), low, high) / scale
+
+    def bounds(self, x: Tensor) -> tuple[float, float]:  # noqa: ARG002
+        """The smallest and the largest representable value."""
+        low, high = self.codes
+        scale = math.ldexp(1.0, self._frac())
+        return low / scale, high / scale
+
+    def _frac(self) -> int:
+        if self.frac_width == "auto":
+            raise FormatError("frac_width = 'auto' must be calibrated before it is used", "frac_width")
+        return self.frac_width

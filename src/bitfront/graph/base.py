@@ -1,0 +1,115 @@
+"""What a captured model is: an immutable list of nodes in execution order, some of which are sites.
+
+A node is anything that computes; a site is a node that can be configured. Names are those of FX nodes
+(``seq_blocks_2``); the module path (``seq_blocks.2``) is accepted wherever a user names one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx, nn
+
+from bitfront.formats.base import Operand
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the model.
+
+    Attributes:
+        name: the FX node's name; unique.
+        path: the module's path, empty for a function.
+        op: what it is, in lower case: ``linear``, ``conv2d``, ``relu``, ``batch_norm``, ``flatten`` ...
+        type: the module's class or the function's name, for tables.
+        inputs: shapes of the tensors that flow in, per sample (without the batch dimension).
+        output: shape of the tensor that flows out, per sample.
+        operations: operations per sample (a multiply-accumulate counts once); None where no rule covers the type.
+        macs: the multiply-accumulates among them.
+        parameters: names of the model's parameters that this node uses, e.g. ``("fc.weight", "fc.bias")``.
+    """
+
+    name: str
+    path: str
+    op: str
+    type: str
+    inputs: tuple[Shape, ...]
+    output: Shape
+    operations: int | None
+    macs: int
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Name and type, for messages."""
+        return f"{self.name} ({self.type})"
+
+
+@dataclass(frozen=True)
+class Site(Node):
+    """A node that can be configured.
+
+    Attributes:
+        operands: what can have a format, in the order in which options are enumerated.
+        weight, bias: names of the parameters behind these operands, where they are parameters.
+        weight_shape, bias_shape: their shapes.
+    """
+
+    operands: tuple[Operand, ...] = ()
+    weight: str | None = None
+    bias: str | None = None
+    weight_shape: Shape = ()
+    bias_shape: Shape = ()
+
+    @property
+    def negative_inputs_matter(self) -> bool:
+        """False for a ReLU: whatever is negative in its input is cut off anyway."""
+        return self.op != "relu"
+
+    def parameter(self, operand: Operand) -> tuple[str, Shape] | None:
+        """(name, shape) of the parameter behind `operand`, None where it is an activation."""
+        if operand == "weight" and self.weight:
+            return self.weight, self.weight_shape
+        if operand == "bias" and self.bias:
+            return self.bias, self.bias_shape
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A captured model. Nothing in it is ever changed.
+
+    Attributes:
+        model: the model in evaluation mode: a private copy, so that the user's may change.
+        fx_graph: the traced graph, None where tracing failed.
+        nodes: every computing step, in execution order.
+        sample_shape: shape of one input sample.
+        untraced: why and where tracing failed ("file.py:12: if x.sum() > 0"), empty if it did not. Sites are then
+            modules alone, and candidates are evaluated whole.
+    """
+
+    model: nn.Module
+    fx_graph: fx.Graph | None
+    nodes: tuple[Node, ...]
+    sample_shape: Shape
+    untraced: str = ""
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The nodes that can be configured, in execution order."""
+        return tuple(n for n in self.nodes if isinstance(n, Site))
+
+    @cached_property
+    def uncounted(self) -> tuple[Node, ...]:
+        """Nodes whose operations no rule counts."""
+        return tuple(n for n in self.nodes if n.operations is None)
+
+    def site(self, name: str) -> Site:
+        """The site of that FX name or module path. Raises KeyError."""
+        for site in self.sites:
+            if name in (site.name, site.path):
+                return site
+        raise KeyError(name)

@@ -1,0 +1,115 @@
+"""What a metric is, and what a runner sees.
+
+A runner is a configured thing under ``[search.strategy.sw_runner.<name>]`` or ``hw_runner``; it produces one or more
+metrics. It measures a whole batch of candidates at once and keeps nothing from one batch to the next, so that the
+result for a candidate never depends on which came before it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.config import Table
+from bitfront.spaces.base import Codes
+from bitfront.spaces.quantize import QuantizationSpace
+
+Values = NDArray[np.float64]
+Direction = Literal["maximize", "minimize"]
+Kind = Literal["measured", "modelled", "estimated"]
+Side = Literal["sw_runner", "hw_runner"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number about a candidate.
+
+    Attributes:
+        unit: e.g. ``bits``, ``bytes``; empty for a share or a pure number.
+        direction: which way is better, where the configuration does not say.
+        kind: whether the number was measured, follows from a model, or is an estimate.
+        meaning: one line for the reference.
+    """
+
+    name: str
+    unit: str
+    direction: Direction
+    kind: Kind
+    meaning: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What forward passes over the evaluation samples give, per candidate: arrays of shape (candidates,).
+
+    Attributes:
+        loss: mean cross entropy; NaN where the candidate failed.
+        correct: number of samples whose largest output is the label's.
+        samples: number of samples, the same for all.
+        errors: why a candidate failed; empty where it did not.
+    """
+
+    loss: Values
+    correct: NDArray[np.int64]
+    samples: int
+    errors: tuple[str, ...]
+
+
+class Subject(Protocol):
+    """What a runner may look at. One subject serves a whole search."""
+
+    @property
+    def space(self) -> QuantizationSpace:
+        """The space the codes belong to; its ``graph`` is the captured model."""
+        ...
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        """Forward passes of candidates over fixed samples of a split: the same ones for every candidate.
+
+        Args:
+            num_samples: how many; None for the whole split.
+        """
+        ...
+
+
+class RunnerSettings(Table):
+    """Settings of a runner that takes none. Unknown keys are errors."""
+
+
+class Runner(ABC):
+    """Turns a batch of candidates into metrics.
+
+    Class attributes:
+        Settings: the keys under the runner's table in the TOML.
+        produces: the metrics it measures.
+        side: the table it belongs in, ``sw_runner`` (needs data or a clock) or ``hw_runner`` (closed form). Files that
+            put it under the other one are accepted; its metrics are then reported there.
+    """
+
+    Settings: ClassVar[type[RunnerSettings]] = RunnerSettings
+    produces: ClassVar[tuple[Metric, ...]]
+    side: ClassVar[Side]
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """Metric name → values of shape (candidates,). NaN where a candidate could not be measured."""
+
+
+def table_sum(space: QuantizationSpace, tables: list[NDArray[np.float64]], codes: Codes) -> Values:
+    """Σ over sites of a cost per option: `tables` holds, per group, the cost of each of its options.
+
+    This is what makes closed-form metrics table look-ups, vectorised over all candidates at once.
+    """
+    options = space.options(codes)
+    total = np.zeros(len(codes))
+    for g, table in enumerate(tables):
+        total += table[options[:, g]]
+    return total

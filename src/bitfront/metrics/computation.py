@@ -1,0 +1,51 @@
+"""Operations and bit operations per sample, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.formats.base import FLOAT_BITS
+from bitfront.graph import Site
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Metric, Runner, Side, Subject, Values, table_sum
+from bitfront.spaces.base import Codes
+from bitfront.spaces.quantize import QuantizationSpace
+
+
+@RUNNERS.register("basic_computation")
+class BasicComputation(Runner):
+    """Operations and bit operations per sample."""
+
+    side: ClassVar[Side] = "hw_runner"
+    produces = (
+        Metric("total_flops", "operations", "minimize", "modelled", "operations per sample, a multiply-add as one"),
+        Metric(
+            "total_bitops",
+            "bit operations",
+            "minimize",
+            "modelled",
+            "multiply-adds · weight bits · input bits + other operations · input bits, per sample",
+        ),
+    )
+
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """Both metrics of each candidate."""
+        space = subject.space
+        flops = sum(n.operations or 0 for n in space.graph.nodes)
+        bitops = table_sum(space, site_bitops(space), codes)
+        rest = sum((n.operations or 0) * FLOAT_BITS for n in space.graph.nodes if not isinstance(n, Site))
+        return {"total_flops": np.full(len(codes), float(flops)), "total_bitops": bitops + rest}
+
+
+def site_bitops(space: QuantizationSpace) -> list[NDArray[np.float64]]:
+    """Bit operations per sample of each site under each of its options; per group an array of shape (options,)."""
+    tables = []
+    for site, data, weight in zip(space.sites, space.bits("data_in"), space.bits("weight"), strict=True):
+        products = site.macs * data * weight
+        others = ((site.operations or 0) - site.macs) * data
+        tables.append((products + others).astype(np.float64))
+    return tables

@@ -1,0 +1,89 @@
+"""What the parameters cost: mean bits per weight, and bytes of the whole model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from bitfront.formats.base import FLOAT_BITS
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values, table_sum
+from bitfront.spaces.base import Codes
+
+
+class BitwidthSettings(RunnerSettings):
+    """``[search.strategy.hw_runner.average_bitwidth]``."""
+
+    compare_to: float = Field(32, gt=0, description="bits that `memory_density` compares with")
+    over: Literal["all", "quantized"] = Field(
+        "all", description="`all` sites with weights, float ones at 32 bits; or `quantized` ones alone"
+    )
+
+
+@RUNNERS.register("average_bitwidth")
+class AverageBitwidth(Runner):
+    """Mean bits per weight, and how many times denser than `compare_to` bits that is."""
+
+    Settings = BitwidthSettings
+    side: ClassVar[Side] = "hw_runner"
+    produces = (
+        Metric("average_bitwidth", "bits", "minimize", "modelled", "mean bits per weight over the sites with weights"),
+        Metric("memory_density", "", "maximize", "modelled", "compare_to / average_bitwidth"),
+    )
+
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """Both metrics of each candidate. Where no weight is quantized, ``over = "quantized"`` says 32 bits too."""
+        settings = cast(BitwidthSettings, self.settings)
+        space = subject.space
+        bits: list[NDArray[np.float64]] = []
+        weights: list[NDArray[np.float64]] = []
+        for site, own, quantized in zip(space.sites, space.bits("weight"), space.quantized("weight"), strict=True):
+            count = float(np.prod(site.weight_shape)) if site.weight else 0.0
+            counted = quantized if settings.over == "quantized" else np.ones(len(own))
+            bits.append(count * own * counted)
+            weights.append(count * counted)
+        total, number = table_sum(space, bits, codes), table_sum(space, weights, codes)
+        average = np.divide(total, number, out=np.full(len(codes), float(FLOAT_BITS)), where=number > 0)
+        return {"average_bitwidth": average, "memory_density": settings.compare_to / average}
+
+
+@RUNNERS.register("model_size")
+class ModelSize(Runner):
+    """Bytes of all parameters and buffers as deployed."""
+
+    side: ClassVar[Side] = "hw_runner"
+    produces = (
+        Metric(
+            "model_size",
+            "bytes",
+            "minimize",
+            "modelled",
+            "parameters in their formats, scales included, plus float parameters and buffers",
+        ),
+    )
+
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """Bytes of each candidate. A parameter shared by several sites is stored once, in its widest form."""
+        space = subject.space
+        options = space.options(codes)
+        sizes: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+        for name, group, table in space.storage():
+            sizes[name].append(table[options[:, group]])
+        total = np.full(len(codes), float(fixed_bytes(space.graph.model, set(sizes))))
+        for uses in sizes.values():
+            total += np.maximum.reduce(uses)
+        return {"model_size": total}
+
+
+def fixed_bytes(model: nn.Module, elsewhere: set[str]) -> int:
+    """Bytes of the parameters and buffers that are not counted `elsewhere`. BatchNorm's step counter does not count:
+    nothing that is deployed holds it."""
+    tensors = [t for name, t in model.named_parameters() if name not in elsewhere]
+    tensors += [t for name, t in model.named_buffers() if not name.endswith("num_batches_tracked")]
+    return sum(t.numel() * t.element_size() for t in tensors)

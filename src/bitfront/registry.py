@@ -1,0 +1,115 @@
+"""Name → implementation, for every extension point.
+
+A room (``bitfront.formats``, ``bitfront.models`` ...) holds one file per member; importing the room's files is what
+registers them, and that happens on the first look-up, not on import. Third parties join by an entry point in the
+group of the same name, e.g. ``[project.entry-points."bitfront.formats"] posit = "my_package.posit"``.
+
+Names are forgiving: ``brute_force``, ``brute-force`` and ``BruteForce`` are one name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from bitfront.errors import UnknownNameError, nearest, one_of
+
+T = TypeVar("T")
+
+
+def canonical(name: str) -> str:
+    """The form in which two spellings of a name are compared: lower case, without ``-``, ``_`` and blanks."""
+    return "".join(c for c in name.lower() if c not in "-_ ")
+
+
+class Registry(Generic[T]):
+    """The members of one room, by name.
+
+    Args:
+        kind: what a member is called in messages, e.g. ``"format"``.
+        room: the package whose modules hold the members, which is also the entry-point group.
+    """
+
+    def __init__(self, kind: str, room: str) -> None:
+        self.kind, self.room = kind, room
+        self._members: dict[str, tuple[str, T]] = {}
+        self._aliases: dict[str, str] = {}
+        self._loaded = False
+
+    def register(self, name: str, *aliases: str) -> Callable[[T], T]:
+        """Decorator: put the decorated object under `name` and `aliases`.
+
+        Raises:
+            ValueError: the name is taken by another file; both files are named.
+        """
+
+        def add(member: T) -> T:
+            key = canonical(name)
+            for spelling in (name, *aliases):
+                taken = self._aliases.get(canonical(spelling))
+                if taken is not None and taken != key or (taken == key and key in self._members):
+                    raise ValueError(
+                        f"two {self.kind}s are called {spelling!r}: in {_file(self._members[taken][1])} "
+                        f"and in {_file(member)}"
+                    )
+                self._aliases[canonical(spelling)] = key
+            self._members[key] = (name, member)
+            return member
+
+        return add
+
+    def get(self, name: str) -> T:
+        """The member called `name`.
+
+        Raises:
+            UnknownNameError: nobody registered that name; the message lists the names and the nearest one.
+        """
+        return self._members[self._key(name)][1]
+
+    def official(self, name: str) -> str:
+        """The official spelling of `name`. Raises like :meth:`get`."""
+        return self._members[self._key(name)][0]
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return isinstance(name, str) and canonical(name) in self._aliases
+
+    def names(self) -> list[str]:
+        """All official names, sorted."""
+        self._load()
+        return sorted(name for name, _ in self._members.values())
+
+    def described(self) -> list[tuple[str, str]]:
+        """(name, first line of its docstring) of every member, sorted by name."""
+        self._load()
+        return sorted((name, (inspect.getdoc(m) or "").split("\n")[0]) for name, m in self._members.values())
+
+    def _key(self, name: str) -> str:
+        self._load()
+        key = self._aliases.get(canonical(name))
+        if key is None:
+            raise UnknownNameError(
+                f"there is no {self.kind} called {name!r}; {one_of(self.names())}.{nearest(name, self.names())}"
+            )
+        return key
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.room)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.room}.{module.name}")
+        for entry in importlib.metadata.entry_points(group=self.room):
+            entry.load()
+
+
+def _file(member: object) -> str:
+    try:
+        return inspect.getfile(member)  # type: ignore[arg-type]
+    except TypeError:
+        return inspect.getfile(type(member))

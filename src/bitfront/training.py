@@ -1,0 +1,417 @@
+"""One plain training loop, and the evaluation that goes with it.
+
+Data sits on the device as whole tensors and a batch is an index into them: for the small models searched here
+a ``DataLoader`` would cost more than the arithmetic. For the same reason nothing is read back from the device
+within an epoch. The model passed in is never changed: a copy is trained, and what comes back are state dicts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
+
+if TYPE_CHECKING:
+    from bitfront.data.base import Dataset, Split
+
+OptimizerName = Literal["adam", "adamw", "sgd"]
+Stopped = Literal["max_epochs", "max_steps", "patience", "interrupted"]
+StateDict = dict[str, Tensor]
+OnStep = Callable[[int, Callable[[], float]], None]
+OnEpoch = Callable[["EpochRecord"], None]
+
+FINAL_LEARNING_RATE = 1e-6
+"""Where the cosine schedule ends."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Attributes:
+        max_epochs: passes over the train split, unless something stops it before. The learning rate follows a
+            cosine over these epochs, from `learning_rate` to 1e-6.
+        max_steps: optimizer steps at most; -1 for no limit.
+        batch_size: samples per step.
+        weight_decay: as the optimizer defines it (decoupled for adamw, L2 for the others).
+        optimizer: sgd has momentum 0.9, Nesterov's.
+        patience: stop after this many epochs in a row without a lower validation loss; None for never.
+        seed: of the order of the samples and of dropout.
+        log_every_n_steps: how often `on_step` is called.
+
+    Raises:
+        ConfigError: a value is out of its range; the error's key is the attribute.
+    """
+
+    max_epochs: int = 20
+    max_steps: int = -1
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    optimizer: OptimizerName = "adam"
+    patience: int | None = None
+    seed: int = 0
+    log_every_n_steps: int = 50
+
+    def __post_init__(self) -> None:
+        at_least_one = {
+            "max_epochs": self.max_epochs,
+            "batch_size": self.batch_size,
+            "log_every_n_steps": self.log_every_n_steps,
+        }
+        for key, value in at_least_one.items():
+            _check(value >= 1, key, value, "1 or more")
+        _check(
+            self.max_steps == -1 or self.max_steps >= 1,
+            "max_steps",
+            self.max_steps,
+            "1 or more, or -1 for no limit",
+        )
+        _check(
+            self.patience is None or self.patience >= 1,
+            "patience",
+            self.patience,
+            "1 or more epochs, or nothing for no early stopping",
+        )
+        _check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a positive number")
+        _check(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
+        names = get_args(OptimizerName)
+        if self.optimizer not in names:
+            raise ConfigError(
+                f"there is no optimizer called {self.optimizer!r}; "
+                f"{one_of(names)}.{nearest(self.optimizer, names)}",
+                key=("optimizer",),
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model is worth on some samples: mean cross entropy and top-1 accuracy (0 to 1)."""
+
+    loss: float
+    accuracy: float
+    correct: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One finished epoch, counted from 1.
+
+    Attributes:
+        train_loss: mean cross entropy over the epoch's batches, each taken before its step.
+        train_accuracy: likewise, top-1, 0 to 1.
+        val_loss: mean cross entropy on the val split after the epoch, in eval mode.
+        learning_rate: in force during the epoch.
+        best: whether this epoch has the lowest val_loss so far.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training left behind.
+
+    Attributes:
+        best_state: state dict of the epoch with the lowest validation loss, on the CPU.
+        last_state: state dict after the last finished epoch, on the CPU; best_state itself if that was best.
+        best_epoch: counted from 1; 0 if training was interrupted within the first epoch, when both states are
+            the weights it started from.
+        history: one record per finished epoch.
+        steps: optimizer steps taken in finished epochs.
+        stopped: what ended it.
+    """
+
+    best_state: StateDict
+    last_state: StateDict
+    best_epoch: int
+    history: tuple[EpochRecord, ...]
+    steps: int
+    stopped: Stopped
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    device: torch.device | str = "cpu",
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainResult:
+    """Train a copy of `model` on the train split, and judge each epoch on the val split.
+
+    The same model, data, settings and device give the same weights, bit for bit on the CPU (with the same
+    number of threads); neither reads nor changes PyTorch's global random state.
+
+    Args:
+        model: logits of shape (samples, num_classes) from x of shape (samples, *sample_shape). Not changed.
+        on_step: called as ``on_step(step, loss)`` every `settings.log_every_n_steps` steps (counted from 1);
+            ``loss()`` is that step's loss, and waits for the device only when called.
+        on_epoch: called after each epoch with its record.
+
+    Returns:
+        The result, also after a KeyboardInterrupt (``stopped="interrupted"``).
+
+    Raises:
+        DataError: the train or val split is empty.
+        ConfigError: the model has nothing to train, or its BatchNorm would see batches of one sample.
+        EvaluationError: the loss became infinite or NaN, or the model's output has the wrong shape.
+    """
+    device = torch.device(device)
+    x, y = _resident(dataset, "train", device)
+    x_val, y_val = _resident(dataset, "val", device)
+    trained = copy.deepcopy(model).to(device)
+    optimizer = _optimizer(trained, settings, device)
+    _check_batch_norm(trained, len(y), settings)
+    order = torch.Generator().manual_seed(settings.seed)
+    start = _snapshot(trained)
+    result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
+    best_loss = math.inf
+    try:
+        with _seeded(device, settings.seed):
+            for epoch in range(1, settings.max_epochs + 1):
+                rate = _learning_rate(settings, epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batches = _batches(trained, torch.randperm(len(y), generator=order).to(device), settings)
+                if settings.max_steps > 0:
+                    batches = batches[: settings.max_steps - result.steps]
+                report = on_step and _every(settings.log_every_n_steps, result.steps, on_step)
+                losses, accuracy = _epoch(trained, optimizer, x, y, batches, dataset.num_classes, report)
+                loss = _mean_loss(losses, batches, epoch, settings)
+                val = evaluate(trained, x_val, y_val)
+                if not math.isfinite(val.loss):
+                    raise _diverged(f"the validation loss is {val.loss} after epoch {epoch}", settings)
+                better = val.loss < best_loss
+                best_loss = min(val.loss, best_loss)
+                record = EpochRecord(epoch, loss, accuracy, val.loss, val.accuracy, rate, better)
+                state = _snapshot(trained)
+                # A single assignment: an interrupt finds this epoch's result or the one before, whole.
+                result = replace(
+                    result,
+                    best_state=state if better else result.best_state,
+                    last_state=state,
+                    best_epoch=epoch if better else result.best_epoch,
+                    history=(*result.history, record),
+                    steps=result.steps + len(batches),
+                )
+                if on_epoch is not None:
+                    on_epoch(record)
+                if 0 < settings.max_steps <= result.steps:
+                    return replace(result, stopped="max_steps")
+                if settings.patience is not None and epoch - result.best_epoch >= settings.patience:
+                    return replace(result, stopped="patience")
+    except KeyboardInterrupt:
+        return replace(result, stopped="interrupted")
+    return result
+
+
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> Evaluation:
+    """Mean cross entropy and top-1 accuracy of `model` on (x, y), in eval mode and without gradients.
+
+    The mean is taken in float64 over the samples' own losses, so the size of the chunks does not enter it.
+    Every module's training flag is put back.
+
+    Args:
+        model: logits of shape (samples, classes) from x.
+        x: samples, shape (samples, *sample_shape); moved to the model's device chunk by chunk.
+        y: int64 class indices, shape (samples,).
+        batch_size: samples per chunk; a matter of memory only.
+
+    Raises:
+        DataError: there are no samples.
+        EvaluationError: the model's output does not have that shape, or too few classes for `y`.
+    """
+    if len(y) == 0:
+        raise DataError("there are no samples to evaluate on")
+    device = next((p.device for p in model.parameters()), x.device)
+    losses: list[Tensor] = []
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    classes = int(y.max()) + 1
+    with _eval_mode(model), torch.inference_mode():
+        for x_chunk, y_chunk in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            target = y_chunk.to(device)
+            logits = _checked(model(x_chunk.to(device)), len(target), classes, exact=False)
+            losses.append(functional.cross_entropy(logits, target, reduction="none"))
+            correct += (logits.argmax(1) == target).sum()
+    total = float(torch.cat(losses).cpu().double().sum())
+    hits = int(correct)
+    return Evaluation(total / len(y), hits / len(y), hits, len(y))
+
+
+def _epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    batches: Sequence[Tensor],
+    num_classes: int,
+    report: Callable[[int, Tensor], None] | None,
+) -> tuple[Tensor, float]:
+    """One pass over `batches`, indices into x and y: each batch's mean loss, and the accuracy of all."""
+    model.train()
+    learned = [p for group in optimizer.param_groups for p in group["params"]]
+    losses: list[Tensor] = []
+    predicted: list[Tensor] = []
+    for step, batch in enumerate(batches):
+        target = y.index_select(0, batch)
+        logits = _checked(model(x.index_select(0, batch)), len(target), num_classes, exact=True)
+        loss = functional.cross_entropy(logits, target)
+        for parameter in learned:  # what zero_grad() does, without the time it takes
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.detach())
+        predicted.append(logits.detach().argmax(1))
+        if report is not None:
+            report(step, losses[-1])
+    correct = torch.cat(predicted) == y[torch.cat(list(batches))]
+    return torch.stack(losses), int(correct.sum()) / len(correct)
+
+
+def _every(period: int, steps_before: int, on_step: OnStep) -> Callable[[int, Tensor], None]:
+    """Passes on each `period`-th step of the training; `steps_before` of them lie before this epoch."""
+
+    def report(step_of_epoch: int, loss: Tensor) -> None:
+        step = steps_before + step_of_epoch + 1
+        if step % period == 0:
+            on_step(step, partial(float, loss))
+
+    return report
+
+
+def _mean_loss(losses: Tensor, batches: Sequence[Tensor], epoch: int, settings: TrainSettings) -> float:
+    per_batch = losses.cpu().double()
+    bad = (~per_batch.isfinite()).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        raise _diverged(
+            f"the training loss became {float(per_batch[first])} in epoch {epoch}, at step {first + 1} of "
+            f"{len(batches)}",
+            settings,
+        )
+    sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+    return float((per_batch * sizes).sum() / sizes.sum())
+
+
+def _diverged(what: str, settings: TrainSettings) -> EvaluationError:
+    return EvaluationError(
+        f"training diverged: {what}. Try a lower learning rate than {settings.learning_rate:g}, for example "
+        f"{settings.learning_rate / 10:g}; if that does not help, look for NaN or very large values in the "
+        "data."
+    )
+
+
+def _checked(logits: object, samples: int, classes: int, *, exact: bool) -> Tensor:
+    # Without this a wrong output ends in an IndexError on the CPU and in a dead CUDA context on a GPU.
+    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == samples:
+        width = logits.shape[1]
+        if width == classes or (width > classes and not exact):
+            return logits
+    found = (
+        f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    )
+    raise EvaluationError(
+        f"for {samples} samples of {classes} classes the model must return logits of shape ({samples}, "
+        f"{classes}); it returned {found}"
+    )
+
+
+def _resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    x, y = dataset.split(split)
+    if len(y) == 0:
+        raise DataError(f"the {split} split of dataset {dataset.name!r} is empty, and training needs it")
+    return x.to(device), y.to(device)
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError("the model has no parameter to train (none, or all with requires_grad=False)")
+    # One kernel per step instead of several per parameter: half the time of a step of a small model.
+    fused = device.type in ("cpu", "cuda")
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=fused
+        )
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=rate, weight_decay=decay, fused=fused)
+
+
+def _learning_rate(settings: TrainSettings, epoch: int) -> float:
+    floor = min(FINAL_LEARNING_RATE, settings.learning_rate)
+    done = (epoch - 1) / settings.max_epochs
+    return floor + (settings.learning_rate - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _check_batch_norm(model: nn.Module, samples: int, settings: TrainSettings) -> None:
+    if min(samples, settings.batch_size) < 2 and _has_batch_norm(model):
+        raise ConfigError(
+            f"batch_size = {settings.batch_size} on {samples} samples makes batches of one sample, over "
+            "which the model's BatchNorm has no variance; use 2 or more",
+            key=("batch_size",),
+        )
+
+
+def _batches(model: nn.Module, order: Tensor, settings: TrainSettings) -> Sequence[Tensor]:
+    batches = torch.split(order, settings.batch_size)
+    # The rest of one sample is left out for this epoch only: the next order leaves out another.
+    if len(batches[-1]) == 1 and _has_batch_norm(model):
+        return batches[:-1]
+    return batches
+
+
+def _snapshot(model: nn.Module) -> StateDict:
+    return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the generators that dropout draws from, and put them back afterwards."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for gpu in cuda:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _check(valid: bool, key: str, value: object, allowed: str) -> None:
+    if not valid:
+        raise ConfigError(f"{key} = {value!r} is not possible; allowed: {allowed}", key=(key,))

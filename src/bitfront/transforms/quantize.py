@@ -1,0 +1,249 @@
+"""A graph and a format per operand → a new model that computes in these formats (simulated in floating point).
+
+Module sites become quantized twins of their own class, under their own names, so that the state dict keeps its keys;
+functional sites get quantizers in front of their arguments. The model the graph was captured from is never touched.
+``bake=True`` writes the quantized weights into the new model's parameters: quantizing is idempotent, so the model
+computes the same, and its state dict holds what would be deployed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
+from bitfront.graph import Graph, Site
+from bitfront.graph.capture import operand_nodes
+
+#: operand → its format; an operand that is absent stays as it is.
+SiteFormats = Mapping[Operand, Format]
+
+
+class Rounds(Protocol):
+    """What a quantized module applies to an operand: a format, or an observer in its place."""
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """`x` as the operation shall see it."""
+        ...
+
+
+class Quantizer(nn.Module):
+    """A format as a module, put in front of an argument of a functional site."""
+
+    def __init__(self, rounds: Rounds) -> None:
+        super().__init__()
+        self.rounds = rounds
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` in the format."""
+        return self.rounds.quantize(x)
+
+
+class _Operands:
+    """Mixin of the quantized twins: the operand's tensor as its format holds it."""
+
+    formats: Mapping[str, Rounds]
+
+    def operand(self, name: str, x: Tensor) -> Tensor:
+        rounds = self.formats.get(name)
+        return x if rounds is None else rounds.quantize(x)
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        weight: Tensor = self.weight  # type: ignore[attr-defined]
+        bias: Tensor | None = self.bias  # type: ignore[attr-defined]
+        return self.operand("weight", weight), None if bias is None else self.operand("bias", bias)
+
+
+class QuantizedLinear(_Operands, nn.Linear):
+    """nn.Linear whose input, weight and bias are quantized."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shape (..., in_features) → (..., out_features)."""
+        return F.linear(self.operand("data_in", input), *self.weights())
+
+
+class QuantizedConv1d(_Operands, nn.Conv1d):
+    """nn.Conv1d whose input, weight and bias are quantized."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Conv1d."""
+        return self._conv_forward(self.operand("data_in", input), *self.weights())
+
+
+class QuantizedConv2d(_Operands, nn.Conv2d):
+    """nn.Conv2d whose input, weight and bias are quantized."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Conv2d."""
+        return self._conv_forward(self.operand("data_in", input), *self.weights())
+
+
+class QuantizedReLU(_Operands, nn.ReLU):
+    """nn.ReLU whose input is quantized."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.ReLU, never in place."""
+        return F.relu(self.operand("data_in", input))
+
+
+_TWINS: Mapping[str, type[nn.Module]] = {
+    "linear": QuantizedLinear,
+    "conv1d": QuantizedConv1d,
+    "conv2d": QuantizedConv2d,
+    "relu": QuantizedReLU,
+}
+
+
+def quantize(graph: Graph, formats: Mapping[str, SiteFormats], *, bake: bool = False) -> nn.Module:
+    """A new model that computes as `graph.model` does, with the given formats at its sites.
+
+    Args:
+        graph: the captured model.
+        formats: site name → formats by operand, calibrated; sites that are absent stay as they are.
+        bake: write the quantized weights and biases into the parameters.
+
+    Returns:
+        A model in evaluation mode, with parameters of its own. Of the same class as the original unless a
+        functional site, or one of several calls of a shared module, is quantized: then an ``fx.GraphModule``.
+    """
+    return _rebuild(graph, formats, bake)
+
+
+def _rebuild(graph: Graph, rounds: Mapping[str, Mapping[Operand, Rounds]], bake: bool) -> nn.Module:
+    model = copy.deepcopy(graph.model)
+    touched = [site for site in graph.sites if rounds.get(site.name)]
+    calls = [site.path for site in graph.sites if site.path]
+    in_graph: list[Site] = []
+    for site in touched:
+        if site.path and calls.count(site.path) == 1:
+            _replace(model, site.path, _twin(model.get_submodule(site.path), site, rounds[site.name], bake))
+        else:
+            in_graph.append(site)
+    return _rewrite(model, graph, in_graph, rounds, bake) if in_graph else model
+
+
+def _twin(module: nn.Module, site: Site, rounds: Mapping[Operand, Rounds], bake: bool) -> nn.Module:
+    twin = copy.copy(module)
+    twin._parameters = dict(module._parameters)
+    twin.__class__ = _TWINS[site.op]
+    twin.formats = dict(rounds)  # type: ignore[assignment]
+    if bake:
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in rounds:
+                with torch.no_grad():
+                    baked = rounds[name].quantize(parameter)  # type: ignore[index]
+                twin._parameters[name] = nn.Parameter(baked, requires_grad=parameter.requires_grad)
+    return twin
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _rewrite(
+    model: nn.Module,
+    graph: Graph,
+    sites: Iterable[Site],
+    rounds: Mapping[str, Mapping[Operand, Rounds]],
+    bake: bool,
+) -> nn.Module:
+    """The graph itself rewritten: for functional sites, and for one of several calls of a shared module."""
+    assert graph.fx_graph is not None
+    new = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    output = new.graph_copy(graph.fx_graph, mapping)
+    new.output(output)
+    by_name = {old.name: node for old, node in mapping.items()}
+    for site in sites:
+        node = by_name[site.name]
+        if site.path:
+            target = f"{site.name}_quantized"
+            model.add_module(target, _twin(model.get_submodule(site.path), site, rounds[site.name], bake))
+            node.target = target
+            continue
+        for position, (operand, argument) in enumerate(operand_nodes(node, site.op).items()):
+            # The second input of an addition has the format of the first.
+            own = rounds[site.name].get("data_in" if operand == "data_in_2" else operand)  # type: ignore[call-overload]
+            if own is None:
+                continue
+            target = f"{site.name}_{operand}_quantizer"
+            model.add_module(target, Quantizer(own))
+            with new.inserting_before(node):
+                quantizer = new.call_module(target, (argument,))
+            if position < len(node.args):
+                # Both inputs may be one node (x + x): replace by position, not by value.
+                node.update_arg(position, quantizer)
+            else:
+                node.update_kwarg(operand, quantizer)
+    new.lint()
+    return fx.GraphModule(model, new).eval()
+
+
+class _Observer:
+    """Stands in for a format, remembers what flows by, changes nothing."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def quantize(self, x: Tensor) -> Tensor:
+        # Flattened samples would lose the channels that a per-channel format needs.
+        rows = max(1, CALIBRATION_VALUES * 4 // max(1, x[0].numel()))
+        self.seen.append(x.detach()[:rows].clone())
+        return x
+
+
+def observe(graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor) -> dict[tuple[str, Operand], Tensor]:
+    """What the float model feeds into operands of its sites.
+
+    Args:
+        graph: the captured model.
+        wanted: (site name, operand) pairs.
+        x: input samples, shape (samples, *features).
+
+    Returns:
+        Per pair a tensor whose first dimension is samples; for a parameter, the parameter itself.
+    """
+    result: dict[tuple[str, Operand], Tensor] = {}
+    observers: dict[str, dict[Operand, Rounds]] = {}
+    for name, operand in wanted:
+        parameter = graph.site(name).parameter(operand)
+        if parameter is not None:
+            result[name, operand] = _parameter(graph.model, parameter[0])
+        else:
+            observers.setdefault(name, {})[operand] = _Observer()
+    if observers:
+        with torch.no_grad():
+            _rebuild(graph, observers, bake=False)(x)
+        for name, by_operand in observers.items():
+            for operand, observer in by_operand.items():
+                assert isinstance(observer, _Observer)
+                result[name, operand] = torch.cat(observer.seen)
+    return result
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    path, _, key = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), key)
+    assert isinstance(tensor, Tensor)
+    return tensor.detach()
+
+
+def calibrate(
+    graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor
+) -> dict[str, dict[Operand, Format]]:
+    """`formats` with everything learned that calibrates: weights from themselves, inputs from what `x` makes of them.
+
+    Inputs are observed in the float model, so that the result for a site does not depend on the other sites' formats.
+    """
+    wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
+    samples = observe(graph, wanted, x) if wanted else {}
+    return {
+        name: {o: f.calibrated(samples[name, o]) if f.calibrates else f for o, f in by_operand.items()}
+        for name, by_operand in formats.items()
+    }
