@@ -167,9 +167,7 @@ def _read(path: Path) -> object:
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     if not data:
-        raise CheckpointError(
-            f"{path} is empty; was writing it interrupted? Make or copy the checkpoint again."
-        )
+        raise CheckpointError(f"{path} is empty; was writing it interrupted? Make or copy the checkpoint again.")
     try:
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
             (_stand_in(name), name) for name in _objects_named(data)
@@ -192,9 +190,7 @@ def _read(path: Path) -> object:
     return content
 
 
-_RESAVE = (
-    "Save the weights alone, where the model can be loaded: torch.save(model.state_dict(), 'weights.pt')."
-)
+_RESAVE = "Save the weights alone, where the model can be loaded: torch.save(model.state_dict(), 'weights.pt')."
 
 
 def _reason(error: Exception) -> str:
@@ -220,8 +216,7 @@ def _objects_named(data: bytes) -> list[str]:
 def _entries(content: object, path: Path, load_type: LoadType) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, but a state dict (names → tensors) is needed. "
-            f"{_RESAVE}"
+            f"{path} holds a {type(content).__name__}, but a state dict (names → tensors) is needed. {_RESAVE}"
         )
     containers = ("state_dict",) if load_type == "pl" else _CONTAINERS
     inner = next((content[key] for key in containers if isinstance(content.get(key), Mapping)), None)
@@ -291,8 +286,7 @@ def _check_type(load_type: str) -> None:
     if load_type in allowed:
         return
     hint = (
-        " A .mz file is a pickled graph; MASE saved its weights beside it, in state_dict.pt: load that with "
-        "'pt'."
+        " A .mz file is a pickled graph; MASE saved its weights beside it, in state_dict.pt: load that with 'pt'."
         if load_type == "mz"
         else ""
     )

@@ -21,9 +21,9 @@ from bitfront.errors import ConfigError, nearest, one_of
 Direction = Literal["maximize", "minimize"]
 #: Keys of the system we start from that mean nothing here; they are accepted, and named in a note.
 WITHOUT_EFFECT = frozenset(
-    "accumulate_grad_batches auto_requeue cpu_num_workers debug disable_dataset_cache force_cpu github_ci is_pretrained "
-    "is_to_auto_requeue log_level max_token_len no_warnings nodes num_devices num_nodes num_targets num_workers "
-    "pretrained profile report_to strategy target to_debug trainer_precision trainer_strategy".split()
+    "accumulate_grad_batches auto_requeue cpu_num_workers debug disable_dataset_cache force_cpu github_ci "
+    "is_pretrained is_to_auto_requeue log_level max_token_len no_warnings nodes num_devices num_nodes num_targets "
+    "num_workers pretrained profile report_to strategy target to_debug trainer_precision trainer_strategy".split()
 )
 
 
@@ -51,7 +51,8 @@ class SearchSpace(Table):
     name: str = Field("graph/quantize/mixed_precision_ptq", description="kind of space")
     setup: SpaceSetup = SpaceSetup()
     seed: dict[str, SeedEntry] = Field(
-        default={}, description="what may be chosen, per site name, type or pattern; `default` is for all others"
+        default={},
+        description="what may be chosen, per site name, type or pattern; `default` is for all others",
     )
 
 
@@ -60,12 +61,15 @@ class StrategySetup(Table):
 
     n_jobs: int = Field(1, ge=1, le=256, description="worker processes; the numbers are the same for any")
     n_trials: int | None = Field(
-        None, ge=1, description="budget in distinct candidates; none: the whole space for brute force, else 100"
+        None,
+        ge=1,
+        description="budget in distinct candidates; none: the whole space for brute force, else 100",
     )
     timeout: float | None = Field(None, gt=0, description="seconds after which no further candidates are started")
     sampler: str | None = Field(None, description="for strategy `optuna`: which of Optuna's samplers; default tpe")
     sum_scaled_metrics: bool = Field(
-        False, description="true: one objective, the sum of the scaled metrics; false: each its own, and a front"
+        False,
+        description="true: one objective, the sum of the scaled metrics; false: each its own, and a front",
     )
     direction: Direction | None = Field(None, description="of the sum; needed if `sum_scaled_metrics`")
     max_size: int = Field(1_000_000, ge=1, description="brute force refuses larger spaces")
@@ -200,7 +204,8 @@ def _check_passes(config: Config) -> None:
         for name in config.passes:
             if name != "quantize":
                 raise ConfigError(
-                    f"there is no pass {name!r}; allowed: quantize.{nearest(name, ['quantize'])}", key=("passes", name)
+                    f"there is no pass {name!r}; allowed: quantize.{nearest(name, ['quantize'])}",
+                    key=("passes", name),
                 )
 
 

@@ -51,7 +51,7 @@ class Registry(Generic[T]):
             key = canonical(name)
             for spelling in (name, *aliases):
                 taken = self._aliases.get(canonical(spelling))
-                if taken is not None and taken != key or (taken == key and key in self._members):
+                if (taken is not None and taken != key) or (taken == key and key in self._members):
                     raise ValueError(
                         f"two {self.kind}s are called {spelling!r}: in {_file(self._members[taken][1])} "
                         f"and in {_file(member)}"

@@ -89,8 +89,7 @@ class TrainSettings:
         names = get_args(OptimizerName)
         if self.optimizer not in names:
             raise ConfigError(
-                f"there is no optimizer called {self.optimizer!r}; "
-                f"{one_of(names)}.{nearest(self.optimizer, names)}",
+                f"there is no optimizer called {self.optimizer!r}; {one_of(names)}.{nearest(self.optimizer, names)}",
                 key=("optimizer",),
             )
 
@@ -327,9 +326,7 @@ def _checked(logits: object, samples: int, classes: int, *, exact: bool) -> Tens
         width = logits.shape[1]
         if width == classes or (width > classes and not exact):
             return logits
-    found = (
-        f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    )
+    found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     raise EvaluationError(
         f"for {samples} samples of {classes} classes the model must return logits of shape ({samples}, "
         f"{classes}); it returned {found}"
@@ -351,9 +348,7 @@ def _optimizer(model: nn.Module, settings: TrainSettings, device: torch.device) 
     fused = device.type in ("cpu", "cuda")
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=fused
-        )
+        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=fused)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=rate, weight_decay=decay, fused=fused)
 

@@ -3,6 +3,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from bitfront.data.arrays import (
     SHARES,
     apply_scaler,
@@ -17,9 +21,6 @@ from bitfront.data.arrays import (
 from bitfront.data.base import SPLITS
 from bitfront.errors import DataError
 from bitfront.testing.data import check_dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 
 def blobs(n=120, classes=3, features=4, seed=0):
@@ -91,10 +92,8 @@ def test_a_truth_table_is_split_by_row():
 
 
 def test_too_few_samples_name_the_split():
-    with pytest.raises(
-        DataError, match=r"mine: 2 samples are too few to cut val .* at least 3 different samples"
-    ):
-        from_arrays(np.zeros((2, 3)) + [[0], [1]], [0, 1], source="mine")
+    with pytest.raises(DataError, match=r"mine: 2 samples are too few to cut val .* at least 3 different samples"):
+        from_arrays(np.arange(6.0).reshape(2, 3), [0, 1], source="mine")
 
 
 def test_a_negative_seed_is_refused():
@@ -155,9 +154,7 @@ def test_uint8_is_divided_by_255_and_other_numbers_are_kept():
 # -- what is accepted ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", ["numpy", "torch", "lists", "bfloat16", "float labels", "column", "one-hot", "grad"]
-)
+@pytest.mark.parametrize("kind", ["numpy", "torch", "lists", "bfloat16", "float labels", "column", "one-hot", "grad"])
 def test_arrays_of_many_kinds_give_the_same_dataset(kind):
     x, y = blobs()
     x = np.round(x * 4) / 4 + np.arange(len(x))[:, None]  # exact in bfloat16
@@ -187,9 +184,7 @@ def test_class_names_as_labels():
 
 def test_given_splits_are_kept_row_for_row():
     x, y = blobs(90)
-    dataset = from_splits(
-        {"train": (x[:50], y[:50]), "validation": (x[50:70], y[50:70]), "test": (x[70:], y[70:])}
-    )
+    dataset = from_splits({"train": (x[:50], y[:50]), "validation": (x[50:70], y[50:70]), "test": (x[70:], y[70:])})
     check_dataset(dataset)
     assert torch.equal(dataset.x["train"], torch.from_numpy(x[:50]))
     assert torch.equal(dataset.y["val"], torch.from_numpy(y[50:70]))
@@ -251,6 +246,7 @@ def with_value(value, dtype=np.float64):
         (X, np.eye(3)[Y] * 0.5, r"row 0 is not one-hot: \[0.5, 0.0, 0.0\]"),
         (X, np.zeros((120, 3, 2)), r"y has the shape \(120, 3, 2\); needed are class indices"),
         (X, Y.astype(complex), "y has the dtype complex128; needed are integer class indices"),
+        (X, Y * 0, "every label is the same"),
         (X, Y * 10**7, "y goes up to 20000000, as if there were that many classes"),
     ],
 )
@@ -278,6 +274,7 @@ def test_a_value_beyond_float32_is_named():
             r"samples of test have the shape \(3,\), those of train \(4,\)",
         ),
         ({"train": (X, Y), "test": (X, Y)}, "120 of the 120 test rows are training rows"),
+        ({"train": (X, Y), "val": (X, Y)}, "120 of the 120 val rows are training rows"),
         ({"train": (X, Y), "test": (X[::3], Y[::3])}, "40 of the 40 test rows are training rows"),
         ({"train": (X, Y), "test": (X[:0], Y[:0])}, "x of test is empty"),
         ({"train": (X[:60], Y[:60]), "test": (X[60:], Y[60:] + 1)}, "no sample of class 3"),
@@ -302,9 +299,7 @@ def test_names_that_do_not_fit():
 def test_a_few_shared_rows_are_a_note():
     x, y = blobs(200)
     x[190:] = x[:10]
-    dataset = from_splits(
-        {"train": (x[:100], y[:100]), "val": (x[100:150], y[100:150]), "test": (x[150:], y[150:])}
-    )
+    dataset = from_splits({"train": (x[:100], y[:100]), "val": (x[100:150], y[100:150]), "test": (x[150:], y[150:])})
     assert dataset.notes == ("10 of 50 test rows also occur in train",)
 
 
@@ -346,7 +341,7 @@ def test_the_conformance_suite_catches_each_fault():
         return dataclasses.replace(good, x={**good.x, **splits})
 
     n = len(good.x["test"])
-    with pytest.raises(AssertionError, match="rows of test .* also occur in train"):
+    with pytest.raises(AssertionError, match=r"rows of test .* also occur in train"):
         check_dataset(altered(test=good.x["train"][:n].clone()))
     nan = good.x["val"].clone()
     nan[0] = float("nan")
@@ -372,7 +367,7 @@ def test_a_dataset_checks_its_tensors():
 
 def test_a_dataset_travels_to_other_processes():
     good = from_arrays(*blobs(), standardise=True)
-    restored = pickle.loads(pickle.dumps(good))
+    restored = pickle.loads(pickle.dumps(good))  # noqa: S301 (our own bytes)
     assert restored.fingerprint == good.fingerprint
     assert restored.scaler == good.scaler
     with pytest.raises(TypeError):

@@ -2,7 +2,7 @@
 
 To add one, write a file here with a function ``(DataRequest) -> Dataset`` and decorate it with
 ``@DATASETS.register("name")``; its first docstring line is what ``bitfront list datasets`` shows. Add a test
-in ``tests/data`` that runs ``bitfront.testing.check_dataset`` on it. Nothing else changes. Third parties
+in ``tests/data`` that runs ``bitfront.testing.data.check_dataset`` on it. Nothing else changes. Third parties
 register through the entry-point group ``bitfront.data``.
 """
 

@@ -82,7 +82,7 @@ def from_splits(
 
     Raises:
         DataError: as :func:`from_arrays`, or there is no train split, a split has an unknown name, shapes
-            differ between splits, or test consists of training rows.
+            differ between splits, or val or test consists of training rows.
     """
 
     def build() -> Dataset:
@@ -93,9 +93,7 @@ def from_splits(
                 raise DataError(f"the {split} split is given twice: {one_of(splits)}")
             named[split] = pair
         if "train" not in named and not (test_only and set(named) == {"test"}):
-            raise DataError(
-                f"there is no train split among {sorted(map(str, splits))}; give one under 'train'"
-            )
+            raise DataError(f"there is no train split among {sorted(map(str, splits))}; give one under 'train'")
         return _assemble(named, name, class_names, feature_names, standardise, seed, source, notes)
 
     return _guarded(source, build)
@@ -201,13 +199,19 @@ def apply_scaler(scaler: Scaler, x: Array) -> Array:
 
 
 def row_hashes(x: Array) -> Array:
-    """A uint64 per sample of float32 `x`: equal for equal samples, and practically never otherwise."""
-    flat = np.ascontiguousarray(x.reshape(len(x), -1), dtype=np.float32)
-    keys = np.random.default_rng(0).integers(1, 2**63, size=flat.shape[1], dtype=np.uint64) | np.uint64(1)
+    """A uint64 per sample of float `x`: equal for equal samples, and practically never otherwise.
+
+    Comparable between arrays of one dtype: float64 samples are told apart where float32 would not tell them.
+    """
+    flat: Array = np.ascontiguousarray(x.reshape(len(x), -1))
+    if flat.dtype not in (np.float32, np.float64):
+        flat = flat.astype(np.float32)
+    words = flat.shape[1] * flat.itemsize // 4
+    keys = np.random.default_rng(0).integers(1, 2**63, size=words, dtype=np.uint64) | np.uint64(1)
     out = np.empty(len(flat), dtype=np.uint64)
-    step = max(1, (1 << 20) // max(flat.shape[1], 1))
+    step = max(1, (1 << 20) // max(words, 1))
     for start in range(0, len(flat), step):
-        block = flat[start : start + step] + np.float32(0)  # -0.0 becomes 0.0
+        block = flat[start : start + step] + flat.dtype.type(0)  # -0.0 becomes 0.0
         bits = block.view(np.uint32).astype(np.uint64)
         bits ^= bits >> np.uint64(16)  # small whole numbers have all their bits at the top; bring them down
         out[start : start + step] = (bits * keys).sum(axis=1, dtype=np.uint64)
@@ -267,8 +271,7 @@ def _assemble(
         x_of = {cast(Split, split): x for split, x in xs.items()}
         y_of = {cast(Split, split): y for split, y in ys.items()}
         if "train" in x_of:
-            if "test" in x_of:
-                _refuse_training_rows(x_of["train"], x_of["test"], notes)
+            _refuse_training_rows(x_of, notes)
             missing = [split for split in SPLITS if split not in x_of]
             if missing:
                 shares = {"train": 1 - sum(SHARES[s] for s in missing), **{s: SHARES[s] for s in missing}}
@@ -277,9 +280,7 @@ def _assemble(
                     y, cast(Mapping[Split, float], shares), seed=seed, rows=row_hashes(x)
                 ).items():
                     x_of[split], y_of[split] = x[part], y[part]
-                notes.append(
-                    f"{' and '.join(missing)} cut from train: {_sizes(y_of)}, stratified, seed {seed}"
-                )
+                notes.append(f"{' and '.join(missing)} cut from train: {_sizes(y_of)}, stratified, seed {seed}")
 
     if "train" in y_of:
         absent = [names[c] for c in np.flatnonzero(np.bincount(y_of["train"], minlength=len(names)) == 0)]
@@ -290,19 +291,14 @@ def _assemble(
             )
         if absent:
             notes.append(f"no training sample of class {', '.join(absent)}")
-    scaler = (
-        standardise if isinstance(standardise, Scaler) else fit_scaler(x_of["train"]) if standardise else None
-    )
+    scaler = standardise if isinstance(standardise, Scaler) else fit_scaler(x_of["train"]) if standardise else None
     if feature_names and len(feature_names) != int(np.prod(next(iter(x_of.values())).shape[1:])):
         raise DataError(
-            f"there are {len(feature_names)} feature names for samples of shape "
-            f"{next(iter(x_of.values())).shape[1:]}"
+            f"there are {len(feature_names)} feature names for samples of shape {next(iter(x_of.values())).shape[1:]}"
         )
     return Dataset(
         name=name,
-        x={
-            split: torch.from_numpy(_float32(x_of[split], scaler, split)) for split in SPLITS if split in x_of
-        },
+        x={split: torch.from_numpy(_float32(x_of[split], scaler, split)) for split in SPLITS if split in x_of},
         y={split: torch.from_numpy(y_of[split]) for split in SPLITS if split in y_of},
         class_names=names,
         source=source,
@@ -312,18 +308,22 @@ def _assemble(
     )
 
 
-def _refuse_training_rows(train: Array, test: Array, notes: list[str]) -> None:
-    hashes = row_hashes(train)
-    shared = shared_rows(hashes, row_hashes(test))
-    # Where rows repeat anyway (truth tables, categorical features), meeting them again means nothing.
-    if shared > len(test) / 2 and len(np.unique(hashes)) >= len(train) / 2:
-        raise DataError(
-            f"{shared:,} of the {len(test):,} test rows are training rows; a test on them says nothing. "
-            "Give other "
-            "rows as test, or leave test out and it is cut from train"
-        )
-    if shared:
-        notes.append(f"{shared:,} of {len(test):,} test rows also occur in train")
+def _refuse_training_rows(x: Mapping[Split, Array], notes: list[str]) -> None:
+    """Raises where val or test is mostly training rows; a few shared rows, as real data has, become a note."""
+    common = np.result_type(*x.values())  # hashes compare within one dtype
+    hashes = {split: row_hashes(rows.astype(common, copy=False)) for split, rows in x.items()}
+    for split in ("val", "test"):
+        if split not in hashes:
+            continue
+        count, shared = len(hashes[split]), shared_rows(hashes["train"], hashes[split])
+        # Where rows repeat anyway (truth tables, categorical features), meeting them again means nothing.
+        if shared > count / 2 and len(np.unique(hashes["train"])) >= len(hashes["train"]) / 2:
+            raise DataError(
+                f"{shared:,} of the {count:,} {split} rows are training rows, so a score on them says nothing. "
+                f"Give other rows as {split}, or leave {split} out and it is cut from train"
+            )
+        if shared:
+            notes.append(f"{shared:,} of {count:,} {split} rows also occur in train")
 
 
 def _sizes(y: Mapping[Split, Array]) -> str:
@@ -350,29 +350,27 @@ def _features(value: ArrayLike, what: str) -> Array:
         raise DataError(f"{what} has the dtype {x.dtype}; needed are real numbers, as floats or integers")
     if x.ndim < 2:
         raise DataError(
-            f"{what} has the shape {x.shape}; needed is (samples, *features). For one feature: "
-            "x.reshape(-1, 1)"
+            f"{what} has the shape {x.shape}; needed is (samples, *features). For one feature: x.reshape(-1, 1)"
         )
     if 0 in x.shape:
         raise DataError(f"{what} is empty: its shape is {x.shape}; every split needs at least one sample")
     if x.dtype == np.uint8:
         return x.astype(np.float32) / np.float32(255)
-    if x.dtype.kind == "f":
+    if x.dtype.kind != "f":
+        return x.astype(np.float64)
+    _refuse_where(~np.isfinite(x), x, what, "only finite values are allowed; drop the row or fill the value in")
+    if x.dtype.itemsize > 4:
         _refuse_where(
-            ~np.isfinite(x), x, what, "only finite values are allowed; drop the row or fill the value in"
+            np.abs(x) > np.finfo(np.float32).max, x, what, "it does not fit into float32; rescale the feature"
         )
-    return x if x.dtype.kind == "f" else x.astype(np.float64)
+    return x
 
 
 def _float32(x: Array, scaler: Scaler | None, split: Split) -> Array:
-    if scaler is not None:
-        out = apply_scaler(scaler, x)
-    else:
-        with np.errstate(over="ignore", under="ignore"):
-            out = np.array(
-                x, dtype=np.float32, order="C"
-            )  # a copy: later edits of the caller's array stay theirs
-    _refuse_where(~np.isfinite(out), x, f"x of {split}", "it does not fit into float32; rescale the feature")
+    if scaler is None:
+        return np.array(x, dtype=np.float32, order="C")  # a copy: later edits of the caller's array stay theirs
+    out = apply_scaler(scaler, x)
+    _refuse_where(~np.isfinite(out), x, f"x of {split}", "standardised it does not fit into float32; check the scale")
     return out
 
 
@@ -381,8 +379,7 @@ def _refuse_where(bad: Array, x: Array, what: str, advice: str) -> None:
         row, *feature = np.argwhere(bad)[0].tolist()
         place = feature[0] if len(feature) == 1 else tuple(feature)
         raise DataError(
-            f"{what} is {x[(row, *feature)]} in row {row}, feature {place} (the first of "
-            f"{int(bad.sum()):,}); {advice}"
+            f"{what} is {x[(row, *feature)]} in row {row}, feature {place} (the first of {int(bad.sum()):,}); {advice}"
         )
 
 
@@ -393,9 +390,7 @@ def _labels(
     names = tuple(str(n) for n in class_names)
     if len(set(names)) != len(names):
         raise DataError(f"class_names names a class twice: {', '.join(names)}")
-    raw = {
-        split: _one_column(_numpy(v, _called("y", split)), _called("y", split)) for split, v in values.items()
-    }
+    raw = {split: _one_column(_numpy(v, _called("y", split)), _called("y", split)) for split, v in values.items()}
     if any(y.dtype.kind in "US" for y in raw.values()):
         texts = {split: y.astype(str) for split, y in raw.items()}
         names = names or tuple(np.unique(np.concatenate(list(texts.values()))).tolist())
@@ -403,6 +398,8 @@ def _labels(
     indices = {split: _indices(y, len(names), _called("y", split)) for split, y in raw.items()}
     widths = [y.shape[1] for y in map(_numpy, values.values(), map(str, values)) if y.ndim == 2]
     count = len(names) or max([*widths, *(int(y.max()) + 1 for y in indices.values())])
+    if count < 2:
+        raise DataError("every label is the same; a classifier needs at least two classes")
     return indices, names or tuple(str(c) for c in range(count))
 
 
@@ -437,17 +434,14 @@ def _one_column(y: Array, what: str) -> Array:
         return indices
     if y.ndim != 1:
         raise DataError(
-            f"{what} has the shape {y.shape}; needed are class indices (samples,) or one-hot rows (samples, "
-            "classes)"
+            f"{what} has the shape {y.shape}; needed are class indices (samples,) or one-hot rows (samples, classes)"
         )
     return y
 
 
 def _indices(y: Array, classes: int, what: str) -> Array:
     if y.dtype.kind == "O" or y.dtype.kind not in "fiub":
-        raise DataError(
-            f"{what} has the dtype {y.dtype}; needed are integer class indices, or class names as text"
-        )
+        raise DataError(f"{what} has the dtype {y.dtype}; needed are integer class indices, or class names as text")
     if len(y) == 0:
         raise DataError(f"{what} is empty; every split needs at least one sample")
     if y.dtype.kind == "f":
@@ -465,7 +459,5 @@ def _indices(y: Array, classes: int, what: str) -> Array:
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(f"{what} is {y[row]} in row {row}, which is not a class index; {allowed}")
     if not classes and y.max() > 1_000_000:
-        raise DataError(
-            f"{what} goes up to {y.max()}, as if there were that many classes; {allowed}, without gaps"
-        )
+        raise DataError(f"{what} goes up to {y.max()}, as if there were that many classes; {allowed}, without gaps")
     return y.astype(np.int64)

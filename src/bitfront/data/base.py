@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -173,6 +173,8 @@ def load(name: str, request: DataRequest | None = None) -> Dataset:
         DataError: the data cannot be read, found or split.
     """
     request = request or DataRequest()
+    if request.path is not None:
+        request = replace(request, path=request.path.expanduser())
     if ":" in name:
         # Imported late: the factory module needs this one.
         from bitfront.data.factory import load_factory

@@ -122,9 +122,7 @@ def fetch_json(url: str, *, advice: str = "", patience: Patience | None = None) 
     try:
         value = json.loads(body)
     except ValueError as error:
-        raise DownloadError(
-            f"{url} did not answer with JSON but with {bytes(body[:60])!r}. {advice}"
-        ) from error
+        raise DownloadError(f"{url} did not answer with JSON but with {bytes(body[:60])!r}. {advice}") from error
     if not isinstance(value, dict):
         raise DownloadError(f"{url} answered with a {type(value).__name__}; needed is an object. {advice}")
     return value
@@ -174,9 +172,7 @@ def _attempts(
         if start:
             headers["Range"] = f"bytes={start}-"
         try:
-            with opener.open(
-                urllib.request.Request(url, headers=headers), timeout=patience.timeout_s
-            ) as response:
+            with opener.open(urllib.request.Request(url, headers=headers), timeout=patience.timeout_s) as response:
                 return read(response, start)
         except urllib.error.HTTPError as error:
             status, total = error.code, _total(error.headers)
@@ -214,18 +210,14 @@ class _HttpOnly(urllib.request.HTTPRedirectHandler):
 
 def _check_scheme(url: str) -> None:
     if urllib.parse.urlsplit(url).scheme.lower() not in SCHEMES:
-        raise DownloadError(
-            f"{url!r} is not an address to download from; {one_of(f'{s}://' for s in SCHEMES)}"
-        )
+        raise DownloadError(f"{url!r} is not an address to download from; {one_of(f'{s}://' for s in SCHEMES)}")
 
 
 def _extent(response: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
     """(offset of the first byte that follows, size of the whole file)."""
     length = response.headers.get("Content-Length")
     if response.status != 206:
-        return 0, int(
-            length
-        ) if length and length.isdigit() else None  # the server ignores ranges: from the beginning
+        return 0, int(length) if length and length.isdigit() else None  # the server ignores ranges: from the beginning
     sent = response.headers.get("Content-Range", "")
     if not sent.startswith(f"bytes {start}-"):
         raise ConnectionError(f"asked for the bytes from {start}, got {sent!r}")

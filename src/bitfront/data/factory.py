@@ -95,9 +95,7 @@ def _splits(value: object, source: str) -> dict[Split, object] | None:
             except DataError as error:
                 raise DataError(f"{source}: {error}; {RETURNS}") from None
             if split in parts:
-                raise DataError(
-                    f"{source}: the {split} split is given twice, as {', '.join(map(repr, value))}"
-                )
+                raise DataError(f"{source}: the {split} split is given twice, as {', '.join(map(repr, value))}")
             parts[split] = part
         return parts
     if isinstance(value, tuple | list) and value and all(_is_part(part) for part in value):
@@ -154,9 +152,7 @@ class _Reader:
                 if shape is None:
                     shape = own
                     if expected is not None and not batched:
-                        self._check(
-                            expected * x.size * FLOAT32_BYTES, where
-                        )  # before reading what cannot fit
+                        self._check(expected * x.size * FLOAT32_BYTES, where)  # before reading what cannot fit
                 if own != shape:
                     raise DataError(
                         f"{where}: {'samples of batch' if batched else 'sample'} {number} have the shape "
@@ -169,9 +165,7 @@ class _Reader:
         if not xs:
             raise DataError(f"{where} gave no samples; give at least a few of every class")
         x, y = (np.concatenate(xs), np.concatenate(ys)) if batched else (np.stack(xs), np.stack(ys))
-        self.request.report(
-            f"{where}: {len(x):,} samples, {(self.taken - before) / 1e6:.1f} MB read into memory"
-        )
+        self.request.report(f"{where}: {len(x):,} samples, {(self.taken - before) / 1e6:.1f} MB read into memory")
         return x, y
 
     def _guarded(self, source: Iterable[object], where: str) -> Iterator[object]:
@@ -201,9 +195,7 @@ class _Reader:
 
 def _batches(loader: DataLoader[Any], where: str) -> Iterator[object]:
     if loader.batch_size is None and loader.batch_sampler is None:
-        raise DataError(
-            f"{where}: the DataLoader has batch_size=None; give it a batch size, or give its dataset"
-        )
+        raise DataError(f"{where}: the DataLoader has batch_size=None; give it a batch size, or give its dataset")
     yield from loader
 
 
@@ -218,20 +210,14 @@ def _items(dataset: TorchDataset[Any]) -> Iterator[object]:
 
 
 def _length(dataset: TorchDataset[Any]) -> int | None:
-    return (
-        None
-        if isinstance(dataset, torch.utils.data.IterableDataset)
-        else len(cast(Sequence[object], dataset))
-    )
+    return None if isinstance(dataset, torch.utils.data.IterableDataset) else len(cast(Sequence[object], dataset))
 
 
 def _x_and_y(item: object, where: str) -> tuple[Array, Array]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         keys = f" with the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else ""
         many = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        raise DataError(
-            f"{where} is a {type(item).__name__}{many}{keys}; needed is (x, y), features and label"
-        )
+        raise DataError(f"{where} is a {type(item).__name__}{many}{keys}; needed is (x, y), features and label")
     return _array(item[0], f"x of {where}"), _array(item[1], f"y of {where}")
 
 
@@ -266,25 +252,19 @@ def _find(spec: str) -> Callable[[], object]:
     module_name, _, attribute = spec.partition(":")
     parts = [*module_name.split("."), *attribute.split(".")]
     if not all(part.isidentifier() for part in parts):
-        raise _spec_error(
-            f"{spec!r} does not name a factory; needed is package.module:function, e.g. my_data:make"
-        )
+        raise _spec_error(f"{spec!r} does not name a factory; needed is package.module:function, e.g. my_data:make")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise DataError(
-                f"importing {module_name} for dataset = {spec!r} failed: {_one_line(error)}"
-            ) from error
+            raise DataError(f"importing {module_name} for dataset = {spec!r} failed: {_one_line(error)}") from error
         raise _spec_error(
             f"there is no module {error.name!r} (asked for by {spec!r}); looked in {Path.cwd()} and in the "
             "installed "
             f"packages. Put {error.name.split('.')[0]}.py there, or install its package"
         ) from None
     except Exception as error:
-        raise DataError(
-            f"importing {module_name} for dataset = {spec!r} failed: {_one_line(error)}"
-        ) from error
+        raise DataError(f"importing {module_name} for dataset = {spec!r} failed: {_one_line(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             own = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]

@@ -94,9 +94,7 @@ def jsc(request: DataRequest) -> Dataset:
     if table.scaler is not None:
         pairs = list(table.splits.values())
         note = "test only: standardised with the scaler in the file"
-        return from_splits(
-            {"test": pairs[0]}, standardise=table.scaler, test_only=True, notes=[note], **common
-        )
+        return from_splits({"test": pairs[0]}, standardise=table.scaler, test_only=True, notes=[note], **common)
     if None in table.splits:
         return from_arrays(*table.splits[None], standardise=True, seed=request.seed, **common)
     splits = {str(split): pair for split, pair in table.splits.items()}
@@ -123,9 +121,7 @@ def _find(request: DataRequest) -> Path:
     if folder:
         place = Path(folder).expanduser()
         if not place.is_dir():
-            raise DataError(
-                f"BITFRONT_DATA is {folder!r}, which is not a folder; name the folder that holds the data"
-            )
+            raise DataError(f"BITFRONT_DATA is {folder!r}, which is not a folder; name the folder that holds the data")
         found = _first_known(place)
         if found is not None:
             return found
@@ -170,8 +166,11 @@ def _download(request: DataRequest) -> Path:
 
 def _read(path: Path, report: Callable[[str], None]) -> _Table:
     npz_file.check_file(path)
-    with path.open("rb") as file:
-        head = file.read(4096)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror or error}") from error
     if head.startswith(b"PK"):
         return _from_npz(path)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -179,9 +178,7 @@ def _read(path: Path, report: Callable[[str], None]) -> _Table:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text[:1] in (b"%", b"@"):
         return _through_cache(path, _arff_columns, report)
-    hint = (
-        ", it is compressed: unpack it first" if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) else ""
-    )
+    hint = ", it is compressed: unpack it first" if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) else ""
     raise DataError(f"{path} is neither .npz nor HDF5 nor ARFF (it begins with {head[:8]!r}){hint}")
 
 
@@ -193,11 +190,7 @@ def _from_npz(path: Path) -> _Table:
     for split, (x, y) in content.splits.items():
         suffix = "" if split is None else f"_{split}"
         if x.ndim != 2 or x.shape[1] != width:
-            why = (
-                "one column per feature name"
-                if content.feature_names
-                else "the 16 features in the published order"
-            )
+            why = "one column per feature name" if content.feature_names else "the 16 features in the published order"
             raise DataError(f"{path}: X{suffix} has the shape {x.shape}; needed is (samples, {width}), {why}")
         labels = _mapped(y, content.class_names, f"{path}: y{suffix}")
         splits[split] = (x if order == list(range(width)) else x[:, order], labels)
@@ -238,9 +231,7 @@ def _mapped(y: Array, class_names: Sequence[str], what: str) -> Array:
         return _one_hot(y, names, what)
     if y.ndim != 1 or y.dtype.kind not in "iu" or not len(y) or y.min() < 0 or y.max() >= len(names):
         span = f" from {y.min()} to {y.max()}" if y.size and y.dtype.kind in "iuf" else ""
-        raise DataError(
-            f"{what} is {y.dtype} {y.shape}{span}; needed are integers from 0 to 4, or one-hot rows"
-        )
+        raise DataError(f"{what} is {y.dtype} {y.shape}{span}; needed are integers from 0 to 4, or one-hot rows")
     return _positions(names)[y]
 
 
@@ -248,9 +239,7 @@ def _one_hot(rows: Array, names: Sequence[str], what: str) -> Array:
     wrong = ((rows != 0) & (rows != 1)).any(axis=1) | (rows.sum(axis=1) != 1)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"{what}: row {row} is not one-hot: {rows[row].tolist()} for the classes {', '.join(names)}"
-        )
+        raise DataError(f"{what}: row {row} is not one-hot: {rows[row].tolist()} for the classes {', '.join(names)}")
     chosen: Array = np.argmax(rows, axis=1)
     return _positions(names)[chosen]
 
@@ -314,8 +303,7 @@ def _keep(target: Path, report: Callable[[str], None], **arrays: Any) -> None:
             Path(own).unlink(missing_ok=True)
     except OSError as error:
         report(
-            f"what was read cannot be kept in {target.parent} ({error.strerror or error}); "
-            "next time it is read again"
+            f"what was read cannot be kept in {target.parent} ({error.strerror or error}); next time it is read again"
         )
 
 
@@ -331,14 +319,10 @@ def _hdf5_columns(path: Path) -> tuple[Array, Array]:
             spelled = [names[index] for index in _columns(names, path)]
             lacking = [label for label in wanted_labels if label not in names]
             if lacking:
-                raise DataError(
-                    f"{path} lacks the label column {lacking[0]!r}; {one_of(wanted_labels)}, one-hot"
-                )
+                raise DataError(f"{path} lacks the label column {lacking[0]!r}; {one_of(wanted_labels)}, one-hot")
             rows = table.fields([*spelled, *wanted_labels])[()]
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read as HDF5: {error}; the file may be cut short, get it again"
-        ) from error
+        raise DataError(f"{path} cannot be read as HDF5: {error}; the file may be cut short, get it again") from error
     x = np.stack([rows[name] for name in spelled], axis=1).astype(np.float32)
     one_hot = np.stack([rows[label] for label in wanted_labels], axis=1)
     return x, _one_hot(one_hot, CLASSES, str(path))
@@ -362,9 +346,7 @@ def _arff_columns(path: Path) -> tuple[Array, Array]:
             numbers = chunk.translate(translation, b"\r'\" \t").rstrip(b",")
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter(
-                        "error", DeprecationWarning
-                    )  # how numpy reports text that is no number
+                    warnings.simplefilter("error", DeprecationWarning)  # how numpy reports text that is no number
                     flat = np.fromstring(numbers.decode("ascii"), sep=",", dtype=np.float64)
                 values = flat.reshape(rows, len(names))
             except (ValueError, DeprecationWarning) as error:
@@ -437,9 +419,7 @@ def _bad_line(chunk: bytes, first_line: int, names: Sequence[str], label: int, p
     for number, raw in enumerate(chunk.decode("utf-8", errors="replace").splitlines(), start=first_line):
         cells = raw.split(",")
         if len(cells) != len(names):
-            return DataError(
-                f"{path}: about line {number}: {len(cells)} values; needed are {len(names)}: {raw[:80]!r}"
-            )
+            return DataError(f"{path}: about line {number}: {len(cells)} values; needed are {len(names)}: {raw[:80]!r}")
         for index, cell in enumerate(cells):
             if index == label:
                 if _plain(cell) not in CLASSES:

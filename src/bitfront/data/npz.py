@@ -85,14 +85,14 @@ def read(path: Path) -> Content:
     """
     check_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, not by numpy, which leaves a broken archive open.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} is one bare array; {NEEDED}, saved with numpy.savez")
             arrays = {key: _read_array(archive, key, path) for key in archive.files}
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise DataError(
-            f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez"
-        ) from error
+        raise DataError(f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez") from error
 
     found = {key.lower(): key for key in arrays}
     here = "the file has " + (", ".join(f"{k} {v.shape}" for k, v in arrays.items()) or "nothing")
@@ -127,11 +127,7 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} is a folder; name the file in it")
     folder = path.parent
     beside = sorted(p.name for p in folder.iterdir() if p.is_file())[:8] if folder.is_dir() else []
-    there = (
-        f"in {folder.resolve()} there are: {', '.join(beside)}"
-        if beside
-        else f"{folder.resolve()} holds no files"
-    )
+    there = f"in {folder.resolve()} there are: {', '.join(beside)}" if beside else f"{folder.resolve()} holds no files"
     raise DataError(f"there is no file {path}; {there}")
 
 
@@ -139,14 +135,8 @@ def _read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> Array:
     try:
         return np.asarray(archive[key])
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        why = (
-            "it holds Python objects, which are never read"
-            if "pickle" in str(error)
-            else f"it is broken: {error}"
-        )
-        raise DataError(
-            f"{path}: the array {key} cannot be read: {why}; save plain numbers or text"
-        ) from error
+        why = "it holds Python objects, which are never read" if "pickle" in str(error) else f"it is broken: {error}"
+        raise DataError(f"{path}: the array {key} cannot be read: {why}; save plain numbers or text") from error
 
 
 def _texts(array: Array | None) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ floating point depend on how many share them), no state from one batch to the ne
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -179,7 +178,7 @@ class Workbench:
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
         """Loss and correct answers of each candidate on fixed samples of `split`."""
-        x, y = self._samples(split, num_samples)
+        x, y = self.samples(split, num_samples)
         loss = np.full(len(codes), np.nan)
         correct = np.zeros(len(codes), dtype=np.int64)
         errors = [""] * len(codes)
@@ -195,11 +194,8 @@ class Workbench:
                 loss[i], correct[i] = result.loss, result.correct
         return Scores(loss, correct, len(y), tuple(errors))
 
-    def samples(self, split: str, num_samples: int | None) -> int:
-        """How many samples ``scores`` uses."""
-        return len(self._samples(split, num_samples)[1])
-
-    def _samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+    def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+        """The samples (x, y) that ``scores`` uses."""
         key = (split, num_samples)
         if key not in self._resident:
             x, y = self.job.splits[split]
@@ -277,8 +273,7 @@ class Evaluator:
             parts = np.array_split(codes[start : start + self._block * self.n_jobs], self.n_jobs)
             parts = [p for p in parts if len(p)]
             begin = time.perf_counter()
-            for part, measured in zip(parts, self._map(parts), strict=True):
-                yield part, measured
+            yield from zip(parts, self._map(parts), strict=True)
             seconds = time.perf_counter() - begin
             start += sum(map(len, parts))
             if seconds < BLOCK_SECONDS and len(parts) == self.n_jobs:
@@ -323,7 +318,6 @@ def _init_worker(payload: bytes) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # The bytes come from the parent process, which is us.
     _BENCH[:] = [Workbench(pickle.loads(payload))]  # noqa: S301
 

@@ -17,19 +17,20 @@ def non_dominated(losses: Losses) -> NDArray[np.int64]:
     Args:
         losses: shape (candidates, objectives).
     """
-    rows = np.flatnonzero(~np.isnan(losses).any(axis=1))
+    rows: NDArray[np.int64] = np.flatnonzero(~np.isnan(losses).any(axis=1))
     if not len(rows):
         return rows
-    rows = rows[np.lexsort(losses[rows].T[::-1])]
+    rows = rows[np.lexsort(losses[rows].T[::-1])].astype(np.int64)
     values = losses[rows]
     if losses.shape[1] == 1:
-        return rows[values[:, 0] == values[0, 0]]
+        best: NDArray[np.int64] = rows[values[:, 0] == values[0, 0]]
+        return best
     if losses.shape[1] == 2:
         # Sorted by the first objective: a row survives if its second is below all before it, or equals its twin.
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(values[:, 1])[:-1]])
         keep = values[:, 1] < best_before
         twin = np.concatenate([[False], (values[1:] == values[:-1]).all(axis=1)])
-        for i in np.flatnonzero(twin):
+        for i in np.flatnonzero(twin).tolist():
             keep[i] = keep[i - 1]
         return rows[keep]
     kept: list[int] = []

@@ -61,7 +61,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop. `n_trials` counts distinct candidates over all sessions; `timeout` (seconds) counts this session."""
+    """When to stop: `n_trials` counts distinct candidates over all sessions, `timeout` the seconds of this one."""
 
     n_trials: int
     timeout: float | None = None

@@ -53,13 +53,14 @@ class Objectives:
 
     def values(self, values: Mapping[str, Values]) -> Values:
         """The objectives' values, shape (candidates, objectives)."""
-        scaled = np.stack(list(self.scaled(values).values()), axis=1)
+        scaled: Values = np.stack(list(self.scaled(values).values()), axis=1)
         return scaled.sum(axis=1, keepdims=True) if self.summed else scaled
 
     def losses(self, values: Mapping[str, Values]) -> Values:
         """The same with the maximised ones turned round, so that smaller is better everywhere."""
         signs = np.array([-1.0 if d == "maximize" else 1.0 for d in self.directions])
-        return self.values(values) * signs
+        losses: Values = self.values(values) * signs
+        return losses
 
     def described(self) -> list[dict[str, Any]]:
         """As JSON, for the run folder."""

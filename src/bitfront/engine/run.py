@@ -143,13 +143,14 @@ class Run:
 
     @cached_property
     def front(self) -> tuple[Trial, ...]:
-        """The trials that no other dominates, by their objectives; with one objective, the best (all of equals)."""
+        """The trials that no other dominates, by their objectives; with one objective, the first of the best."""
         return tuple(self._trial(int(row)) for row in self.front_rows)
 
     @cached_property
     def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Rows of the front in ``columns``."""
-        return non_dominated(self.objectives.losses(self.columns.metrics))
+        rows = non_dominated(self.objectives.losses(self.columns.metrics))
+        return rows[:1] if len(self.objectives.directions) == 1 else rows
 
     def trial(self, number: int) -> Trial:
         """The trial of that number.
@@ -228,14 +229,15 @@ class Run:
             hardware_metrics={m: v for m, v in values.items() if self.sides[m] == "hw_runner"},
             scaled_metrics={m: float(v[0]) for m, v in self.objectives.scaled(single).items()},
             values=tuple(float(v) for v in self.objectives.values(single)[0]),
-            intervals=self._intervals(values),
+            intervals=self.intervals(values),
             test_metrics=dict(self.test_results.get(number, {})),
             state="complete" if columns.complete[row] else "failed",
             error=columns.error[row],
             duration=float(columns.duration[row]),
         )
 
-    def _intervals(self, values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+        """Metric → 95 % interval, for those of `values` that have one."""
         accuracy = values.get("accuracy", float("nan"))
         if self.samples is None or np.isnan(accuracy):
             return {}

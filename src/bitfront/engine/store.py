@@ -1,9 +1,9 @@
 """Where trials are kept: one SQLite file per run, durable as soon as a trial is told.
 
 Tables: ``meta`` (key, JSON value), ``trials`` (one row per evaluated candidate: number, code as little-endian 64-bit
-integers, state, duration in seconds, error, and one column ``m:<metric>`` per metric), ``test_results`` (number, metric,
-value: what was measured once on the test split). The file carries a format version, and the identity of the run it
-belongs to; another identity is refused.
+integers, state, duration in seconds, error, and one column ``m:<metric>`` per metric), ``test_results`` (number,
+metric, value: what was measured once on the test split). The file carries a format version, and the identity of the
+run it belongs to; another identity is refused.
 """
 
 from __future__ import annotations
@@ -131,7 +131,14 @@ class Store:
         table = np.stack([values[m] for m in self.metrics], axis=1) if self.metrics else np.zeros((len(codes), 0))
         marks = ", ".join("?" * (5 + len(self.metrics)))
         rows = [
-            (int(n), c.tobytes(), "failed" if e else "complete", float(d), e, *(None if np.isnan(v) else float(v) for v in t))
+            (
+                int(n),
+                c.tobytes(),
+                "failed" if e else "complete",
+                float(d),
+                e,
+                *(None if np.isnan(v) else float(v) for v in t),
+            )
             for n, c, e, d, t in zip(numbers, codes, errors, durations, table, strict=True)
         ]
         with self._writing():

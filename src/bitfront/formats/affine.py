@@ -77,7 +77,7 @@ class Affine(Format):
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:
         """A float32 scale per tensor or channel, and a zero point of `width` bits where it is not fixed at 0."""
-        scales = shape[self.axis] if self.granularity == "channel" and shape else 1
+        scales = shape[self.axis] if self.granularity == "channel" and len(shape) > self.axis else 1
         return scales * (FLOAT_BITS + (0 if self.symmetric else self.width))
 
     @property
@@ -100,9 +100,9 @@ class Affine(Format):
         if not self.calibrates:
             return self
         if self.granularity == "channel" and sample.dim() > self.axis:
-            rows = [thinned(row) for row in sample.detach().movedim(self.axis, 0)]
+            rows = list(sample.detach().movedim(self.axis, 0))
         else:
-            rows = [thinned(sample)]
+            rows = [sample.detach()]
         pairs = [self._scale_of(row) for row in rows]
         return replace(self, scale=tuple(s for s, _ in pairs), zero_point=tuple(z for _, z in pairs))
 
@@ -111,6 +111,7 @@ class Affine(Format):
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         if self.range == "minmax":
             return self._cover(low, high)
+        values = thinned(values)
         choices = [self._cover(low * part, high * part) for part in SHRINKS]
         errors = []
         for scale, zero in choices:
@@ -148,7 +149,7 @@ class Affine(Format):
         scale = torch.tensor(self.scale, dtype=x.dtype, device=x.device)
         zero = torch.tensor(self.zero_point, dtype=x.dtype, device=x.device)
         if len(self.scale) == 1:
-            return scale, zero
+            return scale.reshape(()), zero.reshape(())
         shape = [1] * x.dim()
         shape[self.axis] = -1
         return scale.reshape(shape), zero.reshape(shape)

@@ -8,7 +8,6 @@ estimator of Jacob et al. 2018, section 3).
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ Operand = Literal["data_in", "weight", "bias"]
 CHANNEL_AXIS: Mapping[Operand, int] = {"data_in": 1, "weight": 0, "bias": 0}
 #: Bits of a value that is left as it is.
 FLOAT_BITS = 32
-#: More values than this say nothing new about a scale; calibration looks at an evenly spaced part of them.
+#: More values than this say nothing new about a scale; calibration looks at a random part of them.
 CALIBRATION_VALUES = 65_536
 
 
@@ -96,7 +95,8 @@ class Format(ABC):
         for name in settings:
             if name not in cls.parameters:
                 raise FormatError(
-                    f"has no parameter {name!r}; {one_of(cls.parameters)}.{nearest(name, cls.parameters)}", name
+                    f"has no parameter {name!r}; {one_of(cls.parameters)}.{nearest(name, cls.parameters)}",
+                    name,
                 )
         values: dict[str, object] = {}
         for name, parameter in cls.parameters.items():
@@ -151,13 +151,19 @@ class Format(ABC):
         if not (torch.is_grad_enabled() and x.requires_grad):
             return rounded
         low, high = self.bounds(x)
-        inside = torch.clamp(x, low, high)  # type: ignore[arg-type, call-overload]
-        # Adds exact zeros: the value stays the rounded one to the last bit, the gradient is the clamp's.
-        return rounded.detach() + (inside - inside.detach())
+        inside = torch.clamp(x, low, high)  # type: ignore[arg-type]
+        # Subtracts exact zeros (adding them would turn −0 into 0): the value stays the rounded one to the last bit, the
+        # gradient is the clamp's.
+        return rounded.detach() - (inside.detach() - inside)
 
 
 def thinned(sample: Tensor) -> Tensor:
-    """At most CALIBRATION_VALUES values of `sample`, flat, float64, evenly spaced: enough to choose a scale by."""
+    """At most CALIBRATION_VALUES values of `sample`, flat, float64: enough to choose a scale by its squared error.
+
+    Drawn at random under a fixed seed: an even stride would see some features only, wherever it divides their number.
+    """
     flat = sample.detach().flatten()
-    step = max(1, math.ceil(flat.numel() / CALIBRATION_VALUES))
-    return flat[::step].double()
+    if flat.numel() > CALIBRATION_VALUES:
+        generator = torch.Generator().manual_seed(0)
+        flat = flat[torch.randint(flat.numel(), (CALIBRATION_VALUES,), generator=generator).to(flat.device)]
+    return flat.double()

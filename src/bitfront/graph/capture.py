@@ -190,7 +190,14 @@ def _function_node(n: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Node:
     inputs = tuple(shapes[a] for a in n.all_input_nodes if a in shapes)
     output = shapes.get(n, ())
     window = n.kwargs.get("kernel_size", n.args[1] if len(n.args) > 1 else 1)
-    common: dict[str, Any] = {"name": n.name, "path": "", "op": op, "type": name, "inputs": inputs, "output": output}
+    common: dict[str, Any] = {
+        "name": n.name,
+        "path": "",
+        "op": op,
+        "type": name,
+        "inputs": inputs,
+        "output": output,
+    }
     operands = operand_nodes(n, op) if op in SITE_OPERANDS else {}
     tensors = [v for v in operands.values() if v in shapes]
     # x + 1 has no second tensor that could be quantized with the first: plain arithmetic, not a site.

@@ -120,7 +120,7 @@ def module_op(module: nn.Module) -> str:
 def count_module(op: str, module: nn.Module, inputs: tuple[Shape, ...], output: Shape) -> int | None:
     """Operations per sample of a module; None where no rule covers it."""
     if op in ("linear", "conv1d", "conv2d", "conv3d"):
-        return weighted(op, tuple(module.weight.shape), output)  # type: ignore[arg-type, union-attr]
+        return weighted(op, tuple(module.weight.shape), output)  # type: ignore[arg-type]
     window: object = getattr(module, "kernel_size", 1)
     dims = 2 if "2d" in type(module).__name__ else 1
     return _count(op, inputs, output, window, dims)

@@ -22,7 +22,13 @@ class BasicComputation(Runner):
 
     side: ClassVar[Side] = "hw_runner"
     produces = (
-        Metric("total_flops", "operations", "minimize", "modelled", "operations per sample, a multiply-add as one"),
+        Metric(
+            "total_flops",
+            "operations",
+            "minimize",
+            "modelled",
+            "operations per sample, a multiply-add as one",
+        ),
         Metric(
             "total_bitops",
             "bit operations",

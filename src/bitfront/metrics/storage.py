@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.metrics import RUNNERS
@@ -33,7 +33,13 @@ class AverageBitwidth(Runner):
     Settings = BitwidthSettings
     side: ClassVar[Side] = "hw_runner"
     produces = (
-        Metric("average_bitwidth", "bits", "minimize", "modelled", "mean bits per weight over the sites with weights"),
+        Metric(
+            "average_bitwidth",
+            "bits",
+            "minimize",
+            "modelled",
+            "mean bits per weight over the sites with weights",
+        ),
         Metric("memory_density", "", "maximize", "modelled", "compare_to / average_bitwidth"),
     )
 
@@ -45,7 +51,7 @@ class AverageBitwidth(Runner):
         weights: list[NDArray[np.float64]] = []
         for site, own, quantized in zip(space.sites, space.bits("weight"), space.quantized("weight"), strict=True):
             count = float(np.prod(site.weight_shape)) if site.weight else 0.0
-            counted = quantized if settings.over == "quantized" else np.ones(len(own))
+            counted = np.ones(len(own)) if settings.over == "all" else quantized.astype(np.float64)
             bits.append(count * own * counted)
             weights.append(count * counted)
         total, number = table_sum(space, bits, codes), table_sum(space, weights, codes)
@@ -84,6 +90,6 @@ class ModelSize(Runner):
 def fixed_bytes(model: nn.Module, elsewhere: set[str]) -> int:
     """Bytes of the parameters and buffers that are not counted `elsewhere`. BatchNorm's step counter does not count:
     nothing that is deployed holds it."""
-    tensors = [t for name, t in model.named_parameters() if name not in elsewhere]
+    tensors: list[Tensor] = [t for name, t in model.named_parameters() if name not in elsewhere]
     tensors += [t for name, t in model.named_buffers() if not name.endswith("num_batches_tracked")]
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -105,9 +105,7 @@ def import_object(spec: str, what: str) -> object:
                 f"({here}) nor among the installed packages. Run the command from the folder that holds it, "
                 "or install it."
             ) from error
-        raise ConfigError(
-            f"{what} {spec!r}: importing {module_name} raised {type(error).__name__}: {error}"
-        ) from error
+        raise ConfigError(f"{what} {spec!r}: importing {module_name} raised {type(error).__name__}: {error}") from error
 
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -138,8 +136,7 @@ def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
         )
     if not callable(factory):
         raise ConfigError(
-            f"model {spec!r} is a {type(factory).__name__}; name an nn.Module class or a function that "
-            "returns one",
+            f"model {spec!r} is a {type(factory).__name__}; name an nn.Module class or a function that returns one",
             key=("model",),
         )
     call: Callable[..., Any] = factory

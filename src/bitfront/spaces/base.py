@@ -193,7 +193,8 @@ class Space:
 
     def neighbours(self, code: Codes) -> Codes:
         """All candidates that differ from one code in one parameter, ±1 steps first; each once."""
-        near, far = [], []
+        near: list[Codes] = []
+        far: list[Codes] = []
         for column, count in enumerate(self.cardinalities):
             for value in range(int(count)):
                 distance = abs(value - int(code[column]))

@@ -27,7 +27,6 @@ from bitfront.registry import canonical
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
 from bitfront.spaces.request import SpaceRequest
-from bitfront.transforms import SiteFormats
 
 NAMING = ("name", "type", "regex_name")
 OPERANDS: tuple[Operand, ...] = ("data_in", "weight", "bias")
@@ -96,7 +95,10 @@ class SpelledSpace(Space):
         groups = []
         for entry in description:
             branches = [
-                Branch(a["name"], tuple(Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"]))
+                Branch(
+                    a["name"],
+                    tuple(Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"]),
+                )
                 for a in entry["alternatives"]
             ]
             groups.append(Group(entry["site"], tuple(branches)))
@@ -168,7 +170,8 @@ class QuantizationSpace(SpelledSpace):
             else:
                 described = ", ".join(f"{o} {f.label}" for o, f in own.items()) or "float"
                 raise ConfigError(f"this space does not offer {described} at {assignment.site.title}")
-        return self.codes(options)[0]
+        code: NDArray[np.int64] = self.codes(options)[0]
+        return code
 
     def bits(self, operand: Operand) -> list[NDArray[np.int64]]:
         """Bits of `operand` under each option, per group an array of shape (options,). Float and absent: 32."""
@@ -267,7 +270,10 @@ def _described(assignment: Assignment) -> dict[str, Any]:
             {
                 "operand": operand,
                 "settings": [
-                    {"label": s.format.label if s.format else "float", "set": {k: _written(v) for k, v in s.written}}
+                    {
+                        "label": s.format.label if s.format else "float",
+                        "set": {k: _written(v) for k, v in s.written},
+                    }
                     for s in settings
                 ],
             }
@@ -294,7 +300,7 @@ def _nearest_option(assignment: Assignment, name: str, target: Mapping[str, int]
         radices = [len(settings) for _, settings in alternative.operands]
         if alternative.name == name or len(assignment.alternatives) == 1:
             picks = [
-                min(range(len(settings)), key=lambda i: _distance(settings[i], target[operand], i))  # noqa: B023
+                min(range(len(settings)), key=lambda i: _distance(settings[i], target[operand], i))
                 for operand, settings in alternative.operands
             ]
             return offset + int(np.ravel_multi_index(picks, radices) if radices else 0)
@@ -365,7 +371,8 @@ def _check_key(key: str, request: SpaceRequest) -> None:
     other = next((n for n in request.graph.nodes if key in (n.name, n.path)), None)
     if other is not None:
         raise ConfigError(
-            f"{other.title} cannot be configured; {one_of(names)}, or the types {', '.join(SITE_OPERANDS)}", key=where
+            f"{other.title} cannot be configured; {one_of(names)}, or the types {', '.join(SITE_OPERANDS)}",
+            key=where,
         )
     known = names if request.by == "name" else list(SITE_OPERANDS)
     what = "site" if request.by == "name" else "type of site"
@@ -482,7 +489,11 @@ def _check_value(
 
 
 def _settings(
-    site: Site, operand: Operand, format_class: type[Format], values: Mapping[str, list[object]], where: tuple[str, ...]
+    site: Site,
+    operand: Operand,
+    format_class: type[Format],
+    values: Mapping[str, list[object]],
+    where: tuple[str, ...],
 ) -> _Operand:
     own = {name: v for key, v in values.items() if (part := _split(key)) and part[0] == operand for name in [part[1]]}
     if not own:

@@ -86,7 +86,7 @@ class OptunaStrategy(Strategy):
     def _ask(self) -> NDArray[np.int64]:
         trial = self._study.ask(self._distributions)
         asked = np.array([trial.params[name] for name in self._distributions], dtype=np.int64)
-        code = self.space.canonical(asked.reshape(1, -1))[0]
+        code: NDArray[np.int64] = self.space.canonical(asked.reshape(1, -1))[0]
         self._asked[trial.number] = code
         return code
 

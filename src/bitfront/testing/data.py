@@ -48,9 +48,7 @@ def _check_tensors(dataset: Dataset, called: str) -> None:
         x, y = dataset.split(split)
         assert x.dtype == torch.float32, f"{called}: x of {split} is {x.dtype}, needed is float32"
         assert y.dtype == torch.int64, f"{called}: y of {split} is {y.dtype}, needed is int64"
-        assert x.ndim >= 2, (
-            f"{called}: x of {split} has the shape {tuple(x.shape)}, needed is (samples, *features)"
-        )
+        assert x.ndim >= 2, f"{called}: x of {split} has the shape {tuple(x.shape)}, needed is (samples, *features)"
         assert y.shape == x.shape[:1], f"{called}: {split} has {len(x)} samples and labels {tuple(y.shape)}"
         assert tuple(x.shape[1:]) == dataset.sample_shape, f"{called}: samples of {split} have another shape"
         assert len(x) > 0, f"{called}: {split} is empty"
@@ -59,9 +57,7 @@ def _check_tensors(dataset: Dataset, called: str) -> None:
         assert not x.requires_grad, f"{called}: x of {split} requires gradients"
         assert bool(torch.isfinite(x).all()), f"{called}: x of {split} has values that are not finite"
         assert int(y.min()) >= 0, f"{called}: {split} has a negative label"
-        assert int(y.max()) < dataset.num_classes, (
-            f"{called}: {split} has the label {int(y.max())} of no class"
-        )
+        assert int(y.max()) < dataset.num_classes, f"{called}: {split} has the label {int(y.max())} of no class"
     if dataset.scaler is not None:
         assert len(dataset.scaler.mean) == len(dataset.scaler.scale) == count, (
             f"{called}: the scaler has other features"
@@ -78,8 +74,7 @@ def _check_splits(dataset: Dataset, called: str, max_overlap: float) -> None:
         shared = shared_rows(hashes[one], hashes[other])  # type: ignore[index]
         share = shared / len(hashes[other])  # type: ignore[index]
         assert share <= max_overlap, (
-            f"{called}: {shared} rows of {other} ({share:.1%}) also occur in {one}; allowed are "
-            f"{max_overlap:.1%}"
+            f"{called}: {shared} rows of {other} ({share:.1%}) also occur in {one}; allowed are {max_overlap:.1%}"
         )
 
 

@@ -42,16 +42,10 @@ def check_model(
         AssertionError: one cannot; the message says which promise is broken.
     """
     before = torch.get_rng_state()
-    model, twin, other = (
-        initialised(factory, sample_shape, num_classes, seed, "checked") for seed in (0, 0, 1)
-    )
-    assert torch.equal(torch.get_rng_state(), before), (
-        "building the model changes PyTorch's global random state"
-    )
+    model, twin, other = (initialised(factory, sample_shape, num_classes, seed, "checked") for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before), "building the model changes PyTorch's global random state"
     state = _state(model)
-    assert _equal(state, _state(twin)), (
-        "two models of one seed differ: the factory draws from another generator"
-    )
+    assert _equal(state, _state(twin)), "two models of one seed differ: the factory draws from another generator"
     learned = [p for p in model.parameters() if p.requires_grad]
     assert learned, "the model has no parameter to train"
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)), (

@@ -1,7 +1,15 @@
 """(graph, formats) → a new nn.Module: what a user deploys or trains on. Nothing here changes a captured model."""
 
-from bitfront.transforms.quantize import QuantizedConv1d, QuantizedConv2d, QuantizedLinear, QuantizedReLU
-from bitfront.transforms.quantize import Quantizer, SiteFormats, calibrate, quantize
+from bitfront.transforms.quantize import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantizedReLU,
+    Quantizer,
+    SiteFormats,
+    calibrate,
+    quantize,
+)
 
 __all__ = [
     "QuantizedConv1d",

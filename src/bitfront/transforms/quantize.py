@@ -72,7 +72,8 @@ class QuantizedConv1d(_Operands, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Conv1d."""
-        return self._conv_forward(self.operand("data_in", input), *self.weights())
+        result: Tensor = self._conv_forward(self.operand("data_in", input), *self.weights())
+        return result
 
 
 class QuantizedConv2d(_Operands, nn.Conv2d):
@@ -80,7 +81,8 @@ class QuantizedConv2d(_Operands, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Conv2d."""
-        return self._conv_forward(self.operand("data_in", input), *self.weights())
+        result: Tensor = self._conv_forward(self.operand("data_in", input), *self.weights())
+        return result
 
 
 class QuantizedReLU(_Operands, nn.ReLU):
@@ -234,9 +236,7 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
     return tensor.detach()
 
 
-def calibrate(
-    graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor
-) -> dict[str, dict[Operand, Format]]:
+def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> dict[str, dict[Operand, Format]]:
     """`formats` with everything learned that calibrates: weights from themselves, inputs from what `x` makes of them.
 
     Inputs are observed in the float model, so that the result for a site does not depend on the other sites' formats.

@@ -1,0 +1,163 @@
+"""A model rebuilt from what was written down: a trial of a run, or ``[passes.quantize]`` of a file. And saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bitfront import checkpoints
+from bitfront import config as configuration
+from bitfront.config import Config
+from bitfront.data.base import Dataset
+from bitfront.engine import store as stores
+from bitfront.engine.evaluator import Workbench, one_thread
+from bitfront.engine.plan import (
+    CALIBRATION_SAMPLES,
+    chosen_samples,
+    make_plan,
+    open_data,
+    open_model,
+    weights_fingerprint,
+)
+from bitfront.engine.run import STORE, Run, Trial, write_json
+from bitfront.engine.trained import trained_model
+from bitfront.errors import RunError
+from bitfront.events import Events
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import Graph, capture
+from bitfront.spaces.quantize import single
+from bitfront.training import Evaluation, evaluate
+from bitfront.transforms import calibrate, quantize
+
+
+@dataclass(frozen=True, eq=False)
+class Transformed:
+    """A quantized model.
+
+    Attributes:
+        model: in evaluation mode, with the quantized weights in its parameters.
+        formats: site → operand → format, calibrated.
+        graph: the float model it was made from.
+        trial: the trial it rebuilds; None where it came from ``[passes.quantize]``.
+        folder: where it was saved.
+        evaluation: on the trial's own evaluation samples, if asked for.
+    """
+
+    model: nn.Module
+    formats: Mapping[str, Mapping[Operand, Format]]
+    graph: Graph
+    config: Mapping[str, Any]
+    folder: Path
+    trial: Trial | None = None
+    evaluation: Evaluation | None = None
+
+
+def transform_trial(
+    folder: str | Path,
+    number: int,
+    *,
+    check: bool = False,
+    data: Dataset | None = None,
+    model: nn.Module | None = None,
+    events: Events | None = None,
+) -> Transformed:
+    """Rebuild the model of a trial from what the run folder says of it, and save it below the folder.
+
+    Args:
+        check: evaluate it again, on the samples of the search.
+        data, model: where the search was given objects from Python, the same ones (``dataset_of`` makes the first).
+
+    Raises:
+        RunError: there is no such run or trial, or its model or data is not what it was.
+    """
+    events = events or Events()
+    run = Run.load(folder)
+    trial = run.trial(number)
+    config = run.config.model_copy(update={"project": Path(folder).name, "project_dir": str(Path(folder).parent)})
+    layout = make_plan(
+        config,
+        model=model,
+        dataset=data,
+        report=events.note,
+        progress=events.downloading,
+    )
+    if model is None:
+        layout = layout.trained(trained_model(config, layout.model, layout.dataset, events).model)
+    store = stores.read(Path(folder) / STORE)
+    try:
+        kept = store.meta("identity")
+    finally:
+        store.close()
+    now = layout.identity(weights_fingerprint(layout.model))
+    for key, what in (("weights", "the trained weights"), ("data", "the data")):
+        if kept[key] != now[key]:
+            raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
+    space = single(layout.space.graph, trial.config)
+    bench = Workbench(layout.bench.job, space)
+    code = np.zeros(0, dtype=np.int64)
+    formats = bench.formats(code)
+    rebuilt = bench.model(code, bake=True)
+    evaluation = None
+    if check:
+        runner = next((r for r in layout.bench.runners if "accuracy" in (m.name for m in r.produces)), None)
+        if runner is None:
+            raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
+        settings: Any = runner.settings
+        x, y = bench.samples(settings.split, settings.num_samples)
+        with one_thread():
+            evaluation = evaluate(rebuilt, x, y)
+    saved = Path(folder) / "transformed" / f"trial-{number}"
+    result = Transformed(rebuilt, formats, space.graph, trial.config, saved, trial, evaluation)
+    _save(result)
+    return result
+
+
+def transform_config(config: Config, *, check: bool = False, events: Events | None = None) -> Transformed:
+    """Apply ``[passes.quantize]`` to the trained model of `config`, and save the result in the run folder.
+
+    Args:
+        check: evaluate it on the validation split.
+    """
+    events = events or Events()
+    passes = configuration.quantize_pass(config)
+    dataset = open_data(config, events.note, events.downloading)
+    for note in (*config.notes, *dataset.notes):
+        events.note(note)
+    model = open_model(config, dataset)
+    sample = dataset.split("train")[0][:2]
+    with config.locating():
+        single(capture(model, sample), passes, ("passes", "quantize"))
+        trained = trained_model(config, model, dataset, events).model
+        graph = capture(trained, sample)
+        space = single(graph, passes, ("passes", "quantize"))
+    for key in space.unused:
+        events.note(
+            f"{key!r} of [passes.quantize] names nothing here (by = {passes.get('by', 'name')!r}), and is not used"
+        )
+    wanted = space.formats(np.zeros(len(space.groups), dtype=np.int64))
+    formats = calibrate(graph, wanted, chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0])
+    rebuilt = quantize(graph, formats, bake=True)
+    evaluation = evaluate(rebuilt, *dataset.split("val")) if check else None
+    saved = config.run_folder / "transformed" / "quantize"
+    result = Transformed(rebuilt, formats, graph, passes, saved, None, evaluation)
+    _save(result)
+    return result
+
+
+def _save(result: Transformed) -> None:
+    """The state dict, and beside it what each site computes in."""
+    formats = {
+        site: {operand: {"format": type(f).__name__.lower(), **_plain(f)} for operand, f in own.items()}
+        for site, own in result.formats.items()
+    }
+    checkpoints.save(result.model.state_dict(), result.folder / "model.pt")
+    write_json(result.folder / "quantization.json", {"config": dict(result.config), "formats": formats})
+
+
+def _plain(value: Format) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(value).items()}

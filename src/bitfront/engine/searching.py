@@ -1,0 +1,146 @@
+"""A whole search in its run folder: lock, identity, weights, loop, the front on the test split, results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitfront import tomlfile
+from bitfront.engine import loop
+from bitfront.engine import store as stores
+from bitfront.engine.evaluator import Evaluator, Workbench
+from bitfront.engine.plan import Plan, weights_fingerprint
+from bitfront.engine.run import STORE, Run, write_results
+from bitfront.engine.store import Store
+from bitfront.engine.trained import trained_model
+from bitfront.errors import RunError
+from bitfront.events import Events
+
+#: Of a front with very many members, so many are measured on the test split.
+TESTED = 100
+
+
+def run_search(layout: Plan, restart: bool, events: Events) -> Run:
+    """Do what `layout` lays out, or go on with it, in its run folder.
+
+    Args:
+        restart: throw away the trials of an earlier search there.
+
+    Raises:
+        RunError: the folder belongs to another configuration, or to a search that is running.
+        EvaluationError: nothing could be evaluated, or trials could not be written.
+    """
+    for note in layout.notes:
+        events.note(note)
+    folder = layout.config.run_folder
+    try:
+        with stores.locked(folder):
+            return _search(layout, folder, restart, events)
+    except OSError as error:
+        raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
+
+
+def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
+    path = folder / STORE
+    if restart:
+        for old in [path, *folder.glob(f"{STORE}-*"), folder / "best.json", folder / "log.json"]:
+            old.unlink(missing_ok=True)
+    if path.exists():
+        # Before training: a mismatch found after it would have cost the training, and the checkpoint.
+        stores.check_identity(path, layout.identity(None), ignore=["weights"])
+    if not layout.brings_weights:
+        model = trained_model(layout.config, layout.model, layout.dataset, events).model
+        layout = layout.trained(model)
+    bench = layout.bench
+    identity = layout.identity(weights_fingerprint(layout.model))
+    store = Store.open(path, bench.metrics, len(layout.space.parameters), identity)
+    try:
+        (folder / "config.toml").write_text(tomlfile.dumps(layout.config.effective()), encoding="utf-8")
+        _describe(layout, store)
+        resumed = len(store)
+        events.planned(layout, layout.seconds_per_candidate() if resumed < layout.n_trials else 0.0)
+        if resumed:
+            events.note(f"{resumed} trials are there from before")
+        reason = _evaluate(layout, store, events)
+        store.set_meta("stopped", reason)
+        if reason != "interrupted":
+            events.finishing()
+            _test_front(layout, store, folder)
+        run = replace(Run.load(folder), notes=layout.notes)
+        write_results(run)
+        return run
+    finally:
+        store.close()
+
+
+def _describe(layout: Plan, store: Store) -> None:
+    """Everything a reader of the run folder needs beside the trials."""
+    bench = layout.bench
+    empty = np.zeros((1, 0), dtype=np.int64)
+    reference = bench.of_float().measure(empty)
+    accuracy = [s for s in bench.runners if "accuracy" in (m.name for m in s.produces)]
+    samples = None
+    if accuracy:
+        settings: Any = accuracy[0].settings
+        samples = len(bench.samples(settings.split, settings.num_samples)[1])
+    store.set_meta("space", list(layout.space.description))
+    store.set_meta("stopped", "")
+    store.set_meta(
+        "summary",
+        {
+            "objectives": layout.objectives.described(),
+            "summed": layout.objectives.summed,
+            "sides": dict(layout.sides),
+            "samples": samples,
+            "reference": {m: None if np.isnan(v[0]) else float(v[0]) for m, v in reference.values.items()},
+            "sites": len(layout.space.sites),
+            "size": str(layout.space.size),
+        },
+    )
+
+
+def _evaluate(layout: Plan, store: Store, events: Events) -> loop.StopReason:
+    setup = layout.settings.strategy.setup
+    seeds = layout.space.uniform()[: max(1, layout.n_trials // 2)]
+    if layout.exhaustive:
+        seeds = seeds[:0]  # all of them come anyway, in the space's own order
+    with Evaluator(layout.bench, setup.n_jobs) as evaluator:
+        return loop.run(
+            space=layout.space,
+            strategy=layout.make_strategy(),
+            seeds=seeds,
+            objectives=layout.objectives,
+            store=store,
+            evaluator=evaluator,
+            limits=loop.Limits(layout.n_trials, setup.timeout),
+            seed=layout.config.seed,
+            on_progress=lambda progress: events.progress(progress, layout),
+        )
+
+
+def _test_front(layout: Plan, store: Store, folder: Path) -> None:
+    """The front, and the float model, on the test split: each once, however often the search is resumed."""
+    if "test" not in layout.dataset.splits or "accuracy" not in layout.bench.metrics:
+        return
+    job = replace(layout.bench.job, splits={"test": layout.dataset.split("test")})
+    bench = Workbench(job, layout.space)
+    if store.meta("reference_test") is None:
+        scores = bench.of_float().scores(np.zeros((1, 0), dtype=np.int64), "test", None)
+        store.set_meta(
+            "reference_test",
+            {"loss": float(scores.loss[0]), "accuracy": int(scores.correct[0]) / scores.samples},
+        )
+    run = Run.load(folder)
+    known = store.test_results()
+    rows = [r for r in run.front_rows[:TESTED] if int(run.columns.number[r]) not in known]
+    if rows:
+        scores = bench.scores(run.columns.code[rows], "test", None)
+        store.add_test_results(
+            {
+                int(run.columns.number[r]): {"loss": float(loss), "accuracy": int(correct) / scores.samples}
+                for r, loss, correct in zip(rows, scores.loss, scores.correct, strict=True)
+            }
+        )

@@ -1,0 +1,39 @@
+"""What a verb tells while it works, for whoever shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitfront.engine.loop import Progress
+    from bitfront.engine.plan import Plan
+    from bitfront.training import EpochRecord, TrainSettings
+
+
+class Events:
+    """What a verb tells while it works. Override what you want to hear."""
+
+    def note(self, text: str) -> None:
+        """One line that is worth reading."""
+
+    def downloading(self, done: int, total: int | None) -> None:
+        """Bytes of a download."""
+
+    def training(self, settings: TrainSettings, samples: int) -> None:
+        """Training begins."""
+
+    def step(self, step: int, loss: Callable[[], float]) -> None:
+        """A training step; asking for the loss waits for the device."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """A finished epoch of training."""
+
+    def planned(self, plan: Plan, seconds: float) -> None:
+        """The search is about to begin; `seconds` is what a candidate costs, measured."""
+
+    def progress(self, progress: Progress, plan: Plan) -> None:
+        """A block of candidates is done."""
+
+    def finishing(self) -> None:
+        """Everything is evaluated; the front goes through the test split and results are written."""

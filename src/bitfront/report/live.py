@@ -1,0 +1,149 @@
+"""What a verb tells while it works: notes, and bars for downloads, training and search. All on standard error."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from bitfront.events import Events
+from bitfront.report import tables
+
+if TYPE_CHECKING:
+    from bitfront.engine.loop import Progress as Searched
+    from bitfront.engine.plan import Plan
+    from bitfront.training import EpochRecord, TrainSettings
+
+
+class Live(Events):
+    """The events of a verb, shown on a terminal as bars and as single lines elsewhere.
+
+    A context manager: leaving it ends the bar.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._began = 0.0
+        self._settings: TrainSettings | None = None
+        self._loss = ""
+        self._noted: set[str] = set()
+        self._bytes_shown = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def note(self, text: str) -> None:
+        """One line, once."""
+        if not self.quiet and text not in self._noted:
+            self._noted.add(text)
+            self.console.print(escape(text), soft_wrap=True)
+
+    def downloading(self, done: int, total: int | None) -> None:
+        """A bar of megabytes."""
+        if self._bar is None:
+            self._start("downloading", total)
+        self._update(done, f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else ""))
+        if total is not None and done >= total:
+            self._end()
+
+    def training(self, settings: TrainSettings, samples: int) -> None:
+        """A bar of epochs."""
+        self._settings = settings
+        self._began = time.perf_counter()
+        self._start("training", settings.max_epochs)
+        self.note(f"training: {settings.max_epochs} epochs on {samples:,} samples, {settings.optimizer}")
+
+    def step(self, step: int, loss: Callable[[], float]) -> None:  # noqa: ARG002
+        """The loss of a step, beside the bar. Asked for only where somebody sees it."""
+        if self._bar is not None and self.console.is_terminal:
+            self._bar.update(self._task_id, loss=f"step loss {loss():.4f}")
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Loss and accuracy of an epoch."""
+        self._loss = f"val loss {record.val_loss:.4f}, val accuracy {record.val_accuracy:.4f}"
+        self._update(record.epoch, f"loss {record.train_loss:.4f}, {self._loss}")
+        if self._settings is not None and record.epoch == self._settings.max_epochs:
+            self._end()
+            took = tables.duration(time.perf_counter() - self._began)
+            self.note(f"trained: {record.epoch} epochs in {took}, last {self._loss}")
+
+    def planned(self, plan: Plan, seconds: float) -> None:
+        """Size and expected time, before it starts."""
+        self._end()
+        if seconds:
+            for line in tables.plan_summary(plan, seconds):
+                self.note(line)
+        self._began = time.perf_counter()
+
+    def progress(self, progress: Searched, plan: Plan) -> None:
+        """A bar of candidates, with the best so far and the time left of the timeout."""
+        if self._bar is None:
+            self._start("searching", progress.total)
+        best = _best(progress, plan)
+        timeout = plan.settings.strategy.setup.timeout
+        limit = f" of {tables.duration(timeout)}" if timeout else ""
+        failed = f", {progress.failed} failed" if progress.failed else ""
+        text = f"{progress.done}/{progress.total}{failed}  {best}  {tables.duration(progress.seconds)}{limit}"
+        self._update(progress.done, text)
+        self._loss = f"searched: {progress.done} candidates, {tables.duration(progress.seconds)} in this session"
+
+    def finishing(self) -> None:
+        """The search is over."""
+        self._end()
+        if self._loss.startswith("searched"):
+            self.note(self._loss)
+
+    @property
+    def _task_id(self) -> TaskID:
+        assert self._task is not None
+        return self._task
+
+    def _start(self, what: str, total: int | None) -> None:
+        self._end()
+        if self.quiet:
+            return
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]} {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+            refresh_per_second=5,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(what, total=total, text="", loss="")
+
+    def _update(self, done: int, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task_id, completed=done, text=text)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _best(progress: Searched, plan: Plan) -> str:
+    losses = progress.history.losses
+    if not len(losses) or np.isnan(losses).all():
+        return ""
+    best = np.nanmin(losses, axis=0)
+    parts = []
+    for value, name, direction in zip(best, plan.objectives.names, plan.objectives.directions, strict=True):
+        shown = -value if direction == "maximize" else value
+        parts.append(f"{name} {tables.number(float(shown))}" if math.isfinite(value) else "")
+    return "best " + ", ".join(parts)

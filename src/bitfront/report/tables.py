@@ -1,0 +1,233 @@
+"""Tables for the terminal. On a terminal they have frames and fit its width; piped, they are plain Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bitfront.engine.plan import Plan
+    from bitfront.engine.rebuild import Transformed
+    from bitfront.engine.run import Run, Trial
+
+#: Rows of the best trials that a terminal gets to see; best.json has all.
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text.
+
+    Attributes:
+        right: columns that are aligned to the right.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: Sequence[str] = ()
+
+    def show(self, console: Console) -> None:
+        """Print it: framed and fitted on a terminal, as Markdown elsewhere."""
+        if console.is_terminal:
+            framed = Table(box=box.ROUNDED)
+            for column in self.columns:
+                framed.add_column(column, justify="right" if column in self.right else "left", overflow="fold")
+            for row in self.rows:
+                framed.add_row(*map(escape, row))
+            console.print(framed)
+            return
+        lines = [[str(c) for c in row] for row in (self.columns, *self.rows)]
+        widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
+        rule = ["-" * (w - 1) + ":" if c in self.right else "-" * w for c, w in zip(self.columns, widths, strict=True)]
+        for row in [lines[0], rule, *lines[1:]]:
+            cells = [
+                cell.rjust(w) if c in self.right else cell.ljust(w)
+                for cell, w, c in zip(row, widths, self.columns, strict=True)
+            ]
+            console.print(escape("| " + " | ".join(cells) + " |"), soft_wrap=True)
+
+
+def number(value: float) -> str:
+    """Four significant digits, whole numbers whole, thousands apart: for people, not for machines."""
+    if math.isnan(value):
+        return "-"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if value == int(value) and abs(value) < 1000:
+        return f"{int(value)}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """E.g. ``0.3 s``, ``12 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def _metrics(values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
+    parts = []
+    for name, value in values.items():
+        part = f"{name} {number(value)}"
+        if intervals and name in intervals:
+            low, high = intervals[name]
+            part += f" [{low:.3f}, {high:.3f}]"
+        parts.append(part)
+    return ", ".join(parts)
+
+
+def best_trials(run: Run) -> Sheet:
+    """The float model, then the front: metrics on the search's samples, with intervals, and test accuracy."""
+    tested = bool(run.reference_test)
+    columns = ["number", "software_metrics", "hardware_metrics", "scaled_metrics"] + ["test accuracy"] * tested
+    reference = {m: math.nan if v is None else v for m, v in run.reference.items()}
+    sides = {side: {m: v for m, v in reference.items() if run.sides[m] == side} for side in ("sw_runner", "hw_runner")}
+    rows = [
+        [
+            "float",
+            _metrics(sides["sw_runner"], run.intervals(reference)),
+            _metrics(sides["hw_runner"]),
+            "",
+            *([number(run.reference_test["accuracy"])] if tested else []),
+        ]
+    ]
+    for trial in run.front[:SHOWN]:
+        test = trial.test_metrics.get("accuracy", math.nan)
+        rows.append(
+            [
+                str(trial.number),
+                _metrics(trial.software_metrics, trial.intervals),
+                _metrics(trial.hardware_metrics),
+                _metrics(trial.scaled_metrics),
+                *([number(test)] if tested else []),
+            ]
+        )
+    return Sheet(columns, rows, right=["number", "test accuracy"])
+
+
+def summary(run: Run) -> list[str]:
+    """What to know beside the table, a line each."""
+    lines = []
+    shown = run.front[:SHOWN]
+    if shown:
+        lines += ["", "what they chose, bits of data_in/weight/bias:"]
+        lines += [f"  {trial.number}: {chosen(trial)}" for trial in shown]
+    if len(run.front) > SHOWN:
+        lines.append(f"  ... and {len(run.front) - SHOWN} more of the front in {run.folder / 'best.json'}")
+    lines.append("")
+    failed = int((~run.columns.complete).sum())
+    if failed:
+        first = next(e for e in run.columns.error if e)
+        lines.append(f"{failed} candidates failed; the first with: {first}")
+    front = "" if len(run.objectives.directions) == 1 else f"; {len(run.front)} on the front"
+    lines.append(
+        f"{len(run):,} of {run.space.size:,} candidates evaluated ({run.stopped}){front}; saved in {run.folder}"
+    )
+    if shown:
+        lines.append(f"rebuild one: bitfront transform --run {run.folder} --trial {shown[-1].number}")
+    return lines
+
+
+def chosen(trial: Trial) -> str:
+    """What a trial chose, in one line; ``f`` is float."""
+    parts = []
+    for site, entry in trial.config.items():
+        if site in ("by", "default"):
+            continue
+        own = entry["config"]
+        widths = [str(own.get(f"{o}_width", "f")) for o in ("data_in", "weight", "bias")]
+        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {own['name']} {'/'.join(widths)}")
+    return ", ".join(parts)
+
+
+def plan_sites(plan: Plan) -> Sheet:
+    """What each site got, and by which key."""
+    rows = []
+    for assignment, group in zip(plan.space.assignments, plan.space.groups, strict=True):
+        offers = []
+        for alternative in assignment.alternatives:
+            operands = [
+                f"{operand}: {' '.join(s.format.label if s.format else 'float' for s in settings)}"
+                for operand, settings in alternative.operands
+            ]
+            offers.append("float" if alternative.name == "NA" else f"{alternative.name} ({'; '.join(operands)})")
+        if assignment.excluded:
+            offers[-1] += f" ({assignment.excluded} left out, where frac_width > width)"
+        site = assignment.site
+        rows.append([site.name, site.type, assignment.key, " or ".join(offers), f"{group.size:,}"])
+    return Sheet(["site", "type", "rule", "choices", "options"], rows, right=["options"])
+
+
+def plan_summary(plan: Plan, seconds: float) -> list[str]:
+    """Size, strategy and expected time, a line each."""
+    size, n = plan.space.size, min(plan.n_trials, plan.space.size)
+    method = plan.strategy + (f" ({plan.sampler})" if plan.sampler else "")
+    directions = ", ".join(
+        f"{name} ({d})" for name, d in zip(plan.objectives.names, plan.objectives.directions, strict=True)
+    )
+    jobs = plan.settings.strategy.setup.n_jobs
+    lines = [
+        f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters",
+        f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
+        f"objectives: {directions}",
+        f"cost: {1000 * seconds:.2g} ms per candidate (measured), about {duration(seconds * n / jobs)} in all"
+        + (", and the sampler's own time" if plan.sampler else ""),
+    ]
+    timeout = plan.settings.strategy.setup.timeout
+    if timeout is not None and seconds * n / jobs > timeout:
+        lines.append(f"the timeout of {duration(timeout)} ends it before that")
+    return lines
+
+
+def changes(result: Transformed) -> Sheet:
+    """Per type of node how many there are, quantized and unchanged."""
+    counts: dict[str, list[int]] = {}
+    for node in result.graph.nodes:
+        row = counts.setdefault(node.type, [0, 0])
+        row[0] += 1
+        row[1] += node.name in result.formats
+    rows = [[name, str(total), str(done), str(total - done)] for name, (total, done) in counts.items()]
+    columns = ["type", "original", "quantized", "unchanged"]
+    return Sheet(columns, rows, right=columns[1:])
+
+
+def formats(result: Transformed) -> Sheet:
+    """Per quantized site the format of each operand."""
+    rows: list[list[str]] = []
+    for site, own in result.formats.items():
+        rows.append([site, *(own[o].label if o in own else "float" for o in ("data_in", "weight", "bias"))])
+    return Sheet(["site", "data_in", "weight", "bias"], rows)
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """A run for machines: where it is, why it ended, its front."""
+    return {
+        "folder": str(run.folder),
+        "stopped": run.stopped,
+        "trials": len(run),
+        "space_size": int(run.space.size),
+        "reference": dict(run.reference),
+        "reference_test": dict(run.reference_test),
+        "front": [
+            {
+                "number": t.number,
+                "software_metrics": dict(t.software_metrics),
+                "hardware_metrics": dict(t.hardware_metrics),
+                "scaled_metrics": dict(t.scaled_metrics),
+                "test_metrics": dict(t.test_metrics),
+                "sampled_config": t.config,
+            }
+            for t in run.front
+        ],
+    }

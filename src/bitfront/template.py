@@ -1,0 +1,105 @@
+"""The commented TOML that ``bitfront init`` writes, and that a search without a file runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+#: What a search without a file runs.
+DEFAULT_MODEL, DEFAULT_DATASET = "digits-cnn", "digits"
+
+_TOP = """\
+# A search by Bitfront: bitfront search --config {file}
+model = "{model}"
+dataset = "{dataset}"{path}
+project = "{project}"      # results go to runs/{project}
+accelerator = "auto"
+seed = 0
+
+# Training, unless load_name names a checkpoint. Done once; the next search finds it.
+max_epochs = {epochs}
+batch_size = {batch_size}
+learning_rate = 2e-3
+training_optimizer = "adam"
+# load_name = "model.pt"
+
+# What may be chosen. Every value is a list of choices; `default` is for all layers that no other key names.
+[search.search_space]
+name = "graph/quantize/mixed_precision_ptq"
+setup.by = "type"                    # or "name" (one layer), or "regex_name"
+
+[search.search_space.seed.default.config]
+name = ["NA"]                        # left in float
+"""
+_SEED = """
+[search.search_space.seed.{op}.config]
+name = ["integer"]                   # fixed point; `bitfront list formats` shows more
+data_in_width = [4, 8]
+data_in_frac_width = ["auto"]        # bits behind the point: the best for the data; "NA" is half of the width
+weight_width = [2, 4, 8]
+weight_frac_width = ["auto"]
+bias_width = [8]
+bias_frac_width = ["auto"]
+"""
+_STRATEGY = """
+[search.strategy]
+name = "{strategy}"{comment}
+
+[search.strategy.setup]
+n_jobs = 1                           # worker processes
+{budget}timeout = 3600                       # seconds
+
+# What is measured. `bitfront list metrics` shows everything.
+[search.strategy.sw_runner.basic_evaluation]
+data_loader = "val_dataloader"       # never the test split: the front sees that once, at the end
+
+[search.strategy.hw_runner.average_bitwidth]
+compare_to = 32
+
+[search.strategy.hw_runner.model_size]
+
+[search.strategy.hw_runner.basic_computation]
+
+# What is searched for: with several objectives the front of all of them.
+[search.strategy.metrics]
+accuracy.scale = 1.0
+accuracy.direction = "maximize"
+average_bitwidth.scale = 1.0
+average_bitwidth.direction = "minimize"
+"""
+#: With more sites than this, 6 options each are too many to try them all.
+MANY_SITES = 5
+
+
+def template(
+    model: str,
+    dataset: str,
+    ops: Sequence[str] = ("linear", "conv2d"),
+    weight_sites: int = MANY_SITES + 1,
+    samples: int = 10_000,
+    dataset_path: str | None = None,
+    file: str = "FILE.toml",
+) -> str:
+    """The text of a configuration that runs.
+
+    Args:
+        ops: the types of site with weights that the model has.
+        weight_sites: how many there are; few enough, and everything is tried.
+        samples: of the training split, for the size of a batch.
+    """
+    few = weight_sites <= MANY_SITES
+    project = f"{model}-{dataset}".replace(":", "-").replace(".", "-")
+    top = _TOP.format(
+        file=file,
+        model=model,
+        dataset=dataset,
+        path=f'\ndataset_path = "{dataset_path}"' if dataset_path else "",
+        project=project,
+        epochs=40 if samples < 20_000 else 10,
+        batch_size=64 if samples < 20_000 else 512,
+    )
+    strategy = _STRATEGY.format(
+        strategy="brute_force" if few else "optuna",
+        comment=f"                 # every one of the {6**weight_sites:,} candidates" if few else "",
+        budget="" if few else 'n_trials = 200                       # distinct candidates\nsampler = "tpe"\n',
+    )
+    return top + "".join(_SEED.format(op=op) for op in ops) + strategy

@@ -1,0 +1,208 @@
+"""What every number format must do. Run by the tests of each format, also of a stranger's.
+
+from bitfront.testing import check_format
+check_format("integer", {"width": 8, "frac_width": 4})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bitfront.formats import FORMATS
+from bitfront.formats.base import Format, FormatError, Operand
+
+#: Channels of the tensors that are quantized here.
+CHANNELS = 3
+
+
+def check_format(
+    name: str,
+    settings: Mapping[str, object],
+    *,
+    operand: Operand = "weight",
+    signed: bool = True,
+    elementwise: bool = True,
+    spread: float = 1.0,
+    seed: int = 0,
+) -> Format:
+    """Assert that the format called `name`, with `settings`, keeps the contract of ``bitfront.formats.base.Format``.
+
+    Args:
+        settings: as in the TOML, without the operand's prefix.
+        operand: what it stands for; its channels lie along dimension 1 of an input, 0 of a weight.
+        signed: whether the tensor can be negative.
+        elementwise: a value's rounding depends on that value alone once the format is calibrated; false for formats
+            whose values share something within a block.
+        spread: standard deviation of the values that it is calibrated on.
+        seed: of these values.
+
+    Returns:
+        The calibrated format, for tests of its own.
+
+    Raises:
+        AssertionError: a promise is broken; the message says which.
+    """
+    family = FORMATS.get(name)
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(CHANNELS, 257, generator=generator) * spread
+    sample *= torch.tensor([1.0, 0.25, 3.0])[:, None]
+    sample = sample if signed else sample.relu()
+    sample = sample.T.contiguous() if operand == "data_in" else sample
+    parsed = family.parse(settings, operand, signed=signed)
+    _check_value(parsed, family.parse(dict(settings), operand, signed=signed))
+    _check_parameters(family, settings, operand)
+    form = _check_calibration(parsed, sample)
+    _check_facts(parsed, form, settings, tuple(sample.shape))
+    for dtype in (torch.float32, torch.float64):
+        x = _points(form, sample.to(dtype), operand)
+        _check_purity(form, x)
+        _check_gradients(form, x)
+        if elementwise:
+            _check_numbers(form, x.movedim(1, 0) if operand == "data_in" else x, x, operand)
+    return form
+
+
+def _check_value(one: Format, other: Format) -> None:
+    called = repr(one)
+    assert one == other, f"{called}: equal settings give unequal formats"
+    assert hash(one) == hash(other), f"{called}: equal formats have two hashes"
+    assert pickle.loads(pickle.dumps(one)) == one, f"{called}: pickling changes it"  # noqa: S301 (our own bytes)
+    first = dataclasses.fields(one)[0].name
+    try:
+        setattr(one, first, getattr(one, first))
+    except dataclasses.FrozenInstanceError:
+        return
+    raise AssertionError(f"{called} can be changed")
+
+
+def _check_parameters(family: type[Format], settings: Mapping[str, object], operand: Operand) -> None:
+    assert (family.__doc__ or "").strip(), f"{family.__name__} needs a docstring: its first line is what is listed"
+    for name, parameter in family.parameters.items():
+        assert parameter.meaning, f"{family.__name__}: parameter {name} needs a meaning"
+        assert parameter.allowed(), f"{family.__name__}: parameter {name} must say what is allowed"
+    for bad in ({**settings, "no_such": 1}, {n: object() for n in settings}):
+        try:
+            family.parse(bad, operand)
+        except FormatError as error:
+            assert error.parameter in bad, f"{family.__name__}: the error for {bad} does not name the parameter"
+        else:
+            raise AssertionError(f"{family.__name__} accepts {bad}")
+
+
+def _check_calibration(parsed: Format, sample: Tensor) -> Format:
+    before = sample.clone()
+    form = parsed.calibrated(sample)
+    called = repr(parsed)
+    assert torch.equal(sample, before), f"{called}: calibration changes its sample"
+    assert type(form) is type(parsed), f"{called}: calibration gives another type"
+    assert not form.calibrates, f"{called}: still wants to be calibrated after it was"
+    assert form == parsed.calibrated(sample.clone()), f"{called}: two calibrations on one sample differ"
+    assert form.calibrated(sample * 7) == form, f"{called}: a calibrated format learns again"
+    assert parsed.calibrates or form == parsed, f"{called}: has nothing to calibrate, and changes"
+    _check_value(form, parsed.calibrated(sample))
+    return form
+
+
+def _check_facts(parsed: Format, form: Format, settings: Mapping[str, object], shape: tuple[int, ...]) -> None:
+    called = repr(form)
+    assert isinstance(form.bits, int), f"{called}: bits must be an int"
+    assert 1 <= form.bits <= 32, f"{called}: {form.bits} bits"
+    assert form.bits == settings.get("width", form.bits), f"{called}: bits are not its width"
+    assert form.bits == parsed.bits, f"{called}: calibration changes its bits"
+    for own in (parsed, form):
+        assert own.label, f"{called}: needs a label"
+        assert len(own.label) <= 20, f"{called}: the label {own.label!r} is too long for a table"
+        assert not set(own.label) & set(" \t\n"), f"{called}: the label {own.label!r} has blanks"
+    for shape_ in (shape, (1,), (5, 4, 3, 3)):
+        overhead = form.overhead_bits(shape_)
+        assert isinstance(overhead, int), f"{called}: overhead_bits must be an int"
+        assert overhead >= 0, f"{called}: overhead of {overhead} bits"
+        assert overhead == parsed.overhead_bits(shape_), f"{called}: calibration changes its overhead"
+
+
+def _points(form: Format, sample: Tensor, operand: Operand) -> Tensor:
+    """Values to try: typical ones, an even grid over the range and beyond, ties, both zeros, tiny and huge ones."""
+    channels = sample.T if operand == "data_in" else sample
+    low, high = (b.reshape(-1, 1) for b in _bounds(form, sample))
+    low, high = low.expand(CHANNELS, 1), high.expand(CHANNELS, 1)
+    grid = low + (high - low) * torch.linspace(-0.25, 1.25, 301, dtype=sample.dtype)
+    levels = form.round(grid.T if operand == "data_in" else grid)
+    levels = (levels.T if operand == "data_in" else levels).sort(dim=1).values
+    ties = (levels[:, 1:] + levels[:, :-1]) / 2
+    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30], dtype=sample.dtype).expand(CHANNELS, 6)
+    x = torch.cat([channels, grid, levels, ties, special], dim=1)
+    return x.T.contiguous() if operand == "data_in" else x
+
+
+def _bounds(form: Format, x: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = form.bounds(x)
+    return torch.as_tensor(low, dtype=x.dtype), torch.as_tensor(high, dtype=x.dtype)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The bit patterns: unlike ``==``, this tells −0 from 0."""
+    return x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int64)
+
+
+def _check_purity(form: Format, x: Tensor) -> None:
+    called, before = repr(form), x.clone()
+    out = form.quantize(x)
+    assert torch.equal(_bits(x), _bits(before)), f"{called}: changes its input"
+    assert out.data_ptr() != x.data_ptr(), f"{called}: the result shares memory with its input"
+    assert torch.equal(_bits(out), _bits(form.quantize(x))), f"{called}: two calls differ"
+    shapes = [x]
+    if _bounds(form, x)[0].numel() == 1:
+        shapes += [x[0, 0], x[0], x[:, :0], x[None, :, :, None]]
+    for own in shapes:
+        out = form.quantize(own)
+        assert out.shape == own.shape, f"{called}: shape {tuple(own.shape)} becomes {tuple(out.shape)}"
+        assert out.dtype == own.dtype, f"{called}: {own.dtype} becomes {out.dtype}"
+
+
+def _check_gradients(form: Format, x: Tensor) -> None:
+    called, plain = repr(form), form.quantize(x)
+    leaf = x.clone().requires_grad_()
+    out = form.quantize(leaf)
+    assert torch.equal(_bits(out.detach()), _bits(plain)), f"{called}: with gradients on the value is another"
+    weights = torch.arange(1, x.numel() + 1, dtype=x.dtype).reshape(x.shape)
+    (gradient,) = torch.autograd.grad((out * weights).sum(), leaf)
+    low, high = _bounds(form, x)
+    expected = torch.where((x >= low) & (x <= high), weights, torch.zeros_like(weights))
+    assert torch.equal(gradient, expected), f"{called}: the gradient is not 1 inside the range and 0 outside"
+    with torch.no_grad():
+        assert not form.quantize(leaf).requires_grad, f"{called}: a gradient where gradients are off"
+
+
+def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> None:
+    called = repr(form)
+    out = form.round(x)
+    assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding twice is not rounding once"
+    low, high = (b.reshape(-1, 1) for b in _bounds(form, x))
+    rounded = out.movedim(1, 0) if operand == "data_in" else out
+    assert bool((rounded >= low).all() and (rounded <= high).all()), f"{called}: a value is out of its bounds"
+    huge = rows.abs() >= 1e30
+    ends = torch.where(rows > 0, high.expand_as(rows), low.expand_as(rows))
+    assert torch.equal(rounded[huge], ends[huge]), f"{called}: a huge value does not become the largest one"
+    for values, own in zip(rows.contiguous(), rounded, strict=True):
+        order = values.argsort()
+        assert bool((own[order].diff() >= 0).all()), f"{called}: is not monotone"
+        levels = own.unique()
+        assert len(levels) <= 2**form.bits, f"{called}: {len(levels)} values in {form.bits} bits"
+        # Nearest of all values seen: on an even grid, an error of at most half a step.
+        exact = values.double()
+        inside = (exact.abs() < 1e20) & (exact >= levels[0]) & (exact <= levels[-1])
+        place = torch.searchsorted(levels.double(), exact).clamp(1, max(1, len(levels) - 1))
+        below, above = levels.double()[place - 1], levels.double()[place.clamp(max=len(levels) - 1)]
+        near = torch.minimum((exact - below).abs(), (exact - above).abs())
+        slack = torch.finfo(x.dtype).eps * (exact.abs() + levels.abs().max().double()) * 4
+        error = (own.double() - exact).abs()
+        assert bool((error <= near + slack)[inside].all()), f"{called}: a value does not become the nearest one"
+    reach = torch.minimum(-low, high)
+    mirrored = form.round(-x).movedim(1, 0) if operand == "data_in" else form.round(-x)
+    both = rows.abs() <= reach
+    assert torch.equal(mirrored[both], -rounded[both]), f"{called}: −x does not become −y where both can be held"

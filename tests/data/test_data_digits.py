@@ -1,0 +1,47 @@
+import sys
+
+import pytest
+import torch
+
+from bitfront.data import DATASETS
+from bitfront.data.base import DataRequest, load
+from bitfront.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
+from bitfront.testing.data import check_dataset
+
+
+def test_digits_is_a_dataset_of_images_in_0_to_1():
+    digits = load("digits")
+    check_dataset(digits)
+    assert digits.sample_shape == (1, 8, 8)
+    assert digits.num_classes == 10
+    assert sum(len(digits.y[s]) for s in digits.splits) == 1797
+    assert min(float(x.min()) for x in digits.x.values()) == 0
+    assert max(float(x.max()) for x in digits.x.values()) == 1
+    for split in digits.splits:
+        assert torch.bincount(digits.y[split], minlength=10).min() > 0
+
+
+def test_the_seed_sets_the_split():
+    assert load("digits").fingerprint == load("digits", DataRequest(seed=0)).fingerprint
+    assert load("digits").fingerprint != load("digits", DataRequest(seed=1)).fingerprint
+
+
+def test_digits_reads_no_file(tmp_path):
+    with pytest.raises(DataError, match="comes with scikit-learn and reads no file, but dataset_path is"):
+        load("digits", DataRequest(path=tmp_path))
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bitfront\[digits\]'"):
+        load("digits")
+
+
+def test_the_room_lists_its_members():
+    assert {"digits", "jsc", "npz"} <= set(DATASETS.names())
+    assert all(text for _, text in DATASETS.described())
+    with pytest.raises(UnknownNameError, match=r"no dataset called 'digit'; .*Did you mean 'digits'"):
+        load("digit")
+    with pytest.raises(ConfigError):
+        load("no_such_package:make")
