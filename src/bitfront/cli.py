@@ -107,7 +107,9 @@ def _events(quiet: bool) -> Live:
 
 
 def _print_json(document: object) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    # JSON has no NaN: what could not be measured is null.
+    finite = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
+    print(json.dumps(finite, indent=2, ensure_ascii=False))
 
 
 def search(
@@ -122,10 +124,10 @@ def search(
 
     A search that was stopped goes on where it was. Without --config, the embedded default: digits-cnn on digits.
     """
+    loaded = _config(config, overrides)  # before torch is imported: a mistake in the file is told at once
     from bitfront import api
     from bitfront.report import tables
 
-    loaded = _config(config, overrides)
     with _events(quiet) as events:
         events.note(f"configuration: {config or 'the embedded default (bitfront init writes it)'}")
         run = api.search(loaded, restart=restart, events=events)
@@ -149,11 +151,12 @@ def plan(
     overrides: dict[str, Any],
 ) -> None:
     """Show what a search would do: what each site gets, the size of the space, the expected time. Does no work."""
+    loaded = _config(file or config, overrides)
     from bitfront import api
     from bitfront.report import tables
 
     with _events(quiet) as events:
-        made = api.plan(_config(file or config, overrides), events=events)
+        made = api.plan(loaded, events=events)
         seconds = made.seconds_per_candidate()
         for note in made.notes:
             events.note(note)
@@ -187,10 +190,11 @@ def train(
     overrides: dict[str, Any],
 ) -> None:
     """Train the model; best and last weights go to the run folder."""
+    loaded = _config(config, overrides)
     import bitfront as bf
 
     with _events(quiet) as events:
-        trained = bf.train(_config(config, overrides), events=events)
+        trained = bf.train(loaded, events=events)
     result = trained.result
     assert result is not None
     best = result.history[result.best_epoch - 1]
@@ -215,11 +219,12 @@ def test(
     overrides: dict[str, Any],
 ) -> None:
     """Loss and accuracy of the trained model on the test split."""
+    loaded = _config(config, overrides)
     import bitfront as bf
     from bitfront.metrics.evaluation import wilson
 
     with _events(quiet) as events:
-        result = bf.test(_config(config, overrides), split=split, events=events)
+        result = bf.test(loaded, split=split, events=events)
     low, high = wilson(result.accuracy, result.samples)
     if as_json:
         _print_json({**vars(result), "accuracy_interval": [low, high], "split": split})

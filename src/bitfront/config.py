@@ -113,7 +113,7 @@ class Config(Table):
     max_steps: int = Field(-1, ge=-1, description="steps of training at most; -1: no limit")
     batch_size: int = Field(128, ge=1, description="samples per training step")
     learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="as the optimizer defines it")
     training_optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="sgd has Nesterov momentum 0.9")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation loss")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="where to compute")
@@ -123,8 +123,8 @@ class Config(Table):
     log_every_n_steps: int = Field(50, ge=1, description="how often the training bar is updated")
     load_name: str | None = Field(None, description="checkpoint to start from, instead of training")
     load_type: Literal["pt", "pl"] = Field("pt", description="a state dict, or a Lightning checkpoint")
-    passes: dict[str, dict[str, Any]] = Field(default={}, description="what `transform` applies")
-    search: Search | None = None
+    passes: dict[str, dict[str, Any]] = Field(default={}, description="what `transform` applies: `[passes.quantize]`")
+    search: Search | None = Field(None, description="what `search` and `plan` do")
 
     _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
     _notes: tuple[str, ...] = PrivateAttr(())

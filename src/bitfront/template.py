@@ -57,8 +57,6 @@ compare_to = 32
 
 [search.strategy.hw_runner.model_size]
 
-[search.strategy.hw_runner.basic_computation]
-
 # What is searched for: with several objectives the front of all of them.
 [search.strategy.metrics]
 accuracy.scale = 1.0

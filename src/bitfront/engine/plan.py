@@ -244,6 +244,8 @@ def make_plan(
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
     notes += _sum_notes(config)
+    if not config.search.strategy.eval_mode:
+        notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
     return Plan(
         config=config,
         dataset=dataset,

@@ -149,7 +149,9 @@ class Run:
     @cached_property
     def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Rows of the front in ``columns``."""
-        rows = non_dominated(self.objectives.losses(self.columns.metrics))
+        losses = self.objectives.losses(self.columns.metrics)
+        losses[~self.columns.complete] = np.nan  # a failed trial may still have the metrics that count
+        rows = non_dominated(losses)
         return rows[:1] if len(self.objectives.directions) == 1 else rows
 
     def trial(self, number: int) -> Trial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bitfront.engine.plan import Plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, write_results
 from bitfront.engine.store import Store
 from bitfront.engine.trained import trained_model
-from bitfront.errors import RunError
+from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
 
 #: Of a front with very many members, so many are measured on the test split.
@@ -41,6 +42,11 @@ def run_search(layout: Plan, restart: bool, events: Events) -> Run:
             return _search(layout, folder, restart, events)
     except OSError as error:
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
+    except sqlite3.Error as error:
+        raise EvaluationError(
+            f"{folder / STORE}: {error}. Make room or fix the permissions, then give the same command again: it goes "
+            "on where it was"
+        ) from None
 
 
 def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
@@ -71,6 +77,8 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
             _test_front(layout, store, folder)
         run = replace(Run.load(folder), notes=layout.notes)
         write_results(run)
+        if len(run) and not run.columns.complete.any():
+            raise EvaluationError(f"all {len(run)} candidates failed; the first with: {run.columns.error[0]}")
         return run
     finally:
         store.close()

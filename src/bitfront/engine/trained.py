@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,16 @@ from torch import nn
 from bitfront import checkpoints
 from bitfront.config import Config
 from bitfront.data.base import Dataset
+from bitfront.engine.evaluator import one_thread
 from bitfront.engine.plan import choose_device, open_data, open_model, training_settings, weights_fingerprint
-from bitfront.errors import CheckpointError
+from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
+from bitfront.graph import capture
 from bitfront.training import Evaluation, TrainResult, TrainSettings, evaluate
 from bitfront.training import train as run_training
+
+#: Operations of a training step below which a second thread costs more than it brings.
+SMALL_STEP = 10**8
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +66,16 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events) -
         log_every_n_steps=config.log_every_n_steps,
     )
     fingerprint = _training_fingerprint(config, model, dataset)
-    events.training(settings, len(dataset.split("train")[1]))
-    with config.locating():
-        result = run_training(model, dataset, settings, device=device, on_step=events.step, on_epoch=events.epoch)
     folder = config.run_folder / "checkpoints"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # not after the training, which would be lost
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}") from None
+    events.training(settings, len(dataset.split("train")[1]))
+    graph = capture(model, dataset.split("train")[0][:2])
+    small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
+    with config.locating(), one_thread() if small else contextlib.nullcontext():
+        result = run_training(model, dataset, settings, device=device, on_step=events.step, on_epoch=events.epoch)
     if result.stopped == "interrupted":
         # What an interrupt left is worth keeping, but no later search may take it for the whole training.
         fingerprint = {"interrupted": True}

@@ -109,7 +109,7 @@ class Graph:
 
     def site(self, name: str) -> Site:
         """The site of that FX name or module path. Raises KeyError."""
-        for site in self.sites:
-            if name in (site.name, site.path):
-                return site
-        raise KeyError(name)
+        found = [s for s in self.sites if s.name == name] or [s for s in self.sites if s.path == name]
+        if not found:
+            raise KeyError(name)
+        return found[0]

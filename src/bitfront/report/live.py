@@ -62,7 +62,7 @@ class Live(Events):
         self._settings = settings
         self._began = time.perf_counter()
         self._start("training", settings.max_epochs)
-        self.note(f"training: {settings.max_epochs} epochs on {samples:,} samples, {settings.optimizer}")
+        self.note(f"training: {_epochs(settings.max_epochs)} on {samples:,} samples, {settings.optimizer}")
 
     def step(self, step: int, loss: Callable[[], float]) -> None:  # noqa: ARG002
         """The loss of a step, beside the bar. Asked for only where somebody sees it."""
@@ -76,7 +76,7 @@ class Live(Events):
         if self._settings is not None and record.epoch == self._settings.max_epochs:
             self._end()
             took = tables.duration(time.perf_counter() - self._began)
-            self.note(f"trained: {record.epoch} epochs in {took}, last {self._loss}")
+            self.note(f"trained: {_epochs(record.epoch)} in {took}, last {self._loss}")
 
     def planned(self, plan: Plan, seconds: float) -> None:
         """Size and expected time, before it starts."""
@@ -135,6 +135,10 @@ class Live(Events):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 def _best(progress: Searched, plan: Plan) -> str:

@@ -23,7 +23,7 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of text.
+    """A table of text. Cells may have several lines, which Markdown shows as one.
 
     Attributes:
         right: columns that are aligned to the right.
@@ -36,14 +36,15 @@ class Sheet:
     def show(self, console: Console) -> None:
         """Print it: framed and fitted on a terminal, as Markdown elsewhere."""
         if console.is_terminal:
-            framed = Table(box=box.ROUNDED)
+            several = any("\n" in cell for row in self.rows for cell in row)
+            framed = Table(box=box.ROUNDED, show_lines=several)
             for column in self.columns:
                 framed.add_column(column, justify="right" if column in self.right else "left", overflow="fold")
             for row in self.rows:
                 framed.add_row(*map(escape, row))
             console.print(framed)
             return
-        lines = [[str(c) for c in row] for row in (self.columns, *self.rows)]
+        lines = [[str(c).replace("\n", ", ") for c in row] for row in (self.columns, *self.rows)]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
         rule = ["-" * (w - 1) + ":" if c in self.right else "-" * w for c, w in zip(self.columns, widths, strict=True)]
         for row in [lines[0], rule, *lines[1:]]:
@@ -84,7 +85,7 @@ def _metrics(values: Mapping[str, float], intervals: Mapping[str, tuple[float, f
             low, high = intervals[name]
             part += f" [{low:.3f}, {high:.3f}]"
         parts.append(part)
-    return ", ".join(parts)
+    return "\n".join(parts)
 
 
 def best_trials(run: Run) -> Sheet:
@@ -121,8 +122,9 @@ def summary(run: Run) -> list[str]:
     lines = []
     shown = run.front[:SHOWN]
     if shown:
-        lines += ["", "what they chose, bits of data_in/weight/bias:"]
-        lines += [f"  {trial.number}: {chosen(trial)}" for trial in shown]
+        named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
+        lines += ["", f"what they chose, bits of data_in/weight/bias{_in(named)}:"]
+        lines += [f"  {trial.number}: {chosen(trial, named=len(named) > 1)}" for trial in shown]
     if len(run.front) > SHOWN:
         lines.append(f"  ... and {len(run.front) - SHOWN} more of the front in {run.folder / 'best.json'}")
     lines.append("")
@@ -135,19 +137,30 @@ def summary(run: Run) -> list[str]:
         f"{len(run):,} of {run.space.size:,} candidates evaluated ({run.stopped}){front}; saved in {run.folder}"
     )
     if shown:
-        lines.append(f"rebuild one: bitfront transform --run {run.folder} --trial {shown[-1].number}")
+        lines.append(f"rebuild one: bitfront transform --run {run.folder} --trial {shown[0].number}")
     return lines
 
 
-def chosen(trial: Trial) -> str:
-    """What a trial chose, in one line; ``f`` is float."""
+def _sites(trial: Trial) -> dict[str, Any]:
+    return {site: entry for site, entry in trial.config.items() if site not in ("by", "default")}
+
+
+def _in(formats: set[str]) -> str:
+    return f" in {next(iter(formats))}" if len(formats) == 1 else ""
+
+
+def chosen(trial: Trial, *, named: bool = True) -> str:
+    """What a trial chose, in one line: bits of data_in/weight/bias, ``-`` where one stays in float.
+
+    Args:
+        named: say the number format too.
+    """
     parts = []
-    for site, entry in trial.config.items():
-        if site in ("by", "default"):
-            continue
+    for site, entry in _sites(trial).items():
         own = entry["config"]
-        widths = [str(own.get(f"{o}_width", "f")) for o in ("data_in", "weight", "bias")]
-        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {own['name']} {'/'.join(widths)}")
+        widths = [str(own.get(f"{o}_width", "-")) for o in ("data_in", "weight", "bias")]
+        what = f"{own['name']} " if named else ""
+        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{'/'.join(widths)}")
     return ", ".join(parts)
 
 

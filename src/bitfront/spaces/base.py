@@ -180,10 +180,12 @@ class Space:
 
     def numbered(self, start: int, stop: int) -> Codes:
         """Candidates number `start` to `stop` − 1 in the fixed order; any prefix of it is a valid search."""
-        index = np.arange(start, min(stop, self.size), dtype=np.int64)
+        # Numbers beyond 64 bits are Python's own.
+        kind = np.int64 if self.size < 2**63 else object
+        index = np.arange(start, min(stop, self.size), dtype=kind)
         options = np.zeros((len(index), len(self.groups)), dtype=np.int64)
         for g in range(len(self.groups) - 1, -1, -1):
-            index, options[:, g] = np.divmod(index, self.groups[g].size)
+            index, options[:, g] = index // self.groups[g].size, index % self.groups[g].size
         return self.codes(options)
 
     def sample(self, n: int, rng: np.random.Generator) -> Codes:

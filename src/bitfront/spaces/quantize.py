@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -94,13 +94,12 @@ class SpelledSpace(Space):
         self.description = description
         groups = []
         for entry in description:
-            branches = [
-                Branch(
-                    a["name"],
-                    tuple(Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"]),
-                )
-                for a in entry["alternatives"]
-            ]
+            branches: list[Branch] = []
+            for a in entry["alternatives"]:
+                # A format whose settings are no plain product has several branches.
+                before = sum(b.label.split("#")[0] == a["name"] for b in branches)
+                choices = (Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"])
+                branches.append(Branch(f"{a['name']}#{before + 1}" if before else a["name"], tuple(choices)))
             groups.append(Group(entry["site"], tuple(branches)))
         super().__init__(groups)
 
@@ -113,10 +112,12 @@ class SpelledSpace(Space):
             alternative = entry["alternatives"][branch]
             if alternative["name"] == "NA" and group.size == 1:
                 continue
-            written: dict[str, object] = {"name": alternative["name"]}
-            for operand, pick in zip(alternative["operands"], picks, strict=True):
-                for key, value in operand["settings"][pick]["set"].items():
-                    written[f"{operand['operand']}_{key}"] = value
+            written: dict[str, object] = {"name": "NA"}
+            chosen = [(o["operand"], o["settings"][i]) for o, i in zip(alternative["operands"], picks, strict=True)]
+            if any(setting["label"] != "float" for _, setting in chosen):
+                written = {"name": alternative["name"]}
+                for operand, setting in chosen:
+                    written |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
             config[entry["site"]] = {"config": written}
         return config
 
@@ -193,11 +194,17 @@ class QuantizationSpace(SpelledSpace):
         Scales are included, and a tensor ends on a whole byte. A parameter that several sites share comes up once per
         site.
         """
+        first: dict[int, str] = {}
+        # Tied parameters have several names, and are stored once.
+        names = {
+            name: first.setdefault(id(tensor), name)
+            for name, tensor in self.graph.model.named_parameters(remove_duplicate=False)
+        }
         for g, (assignment, own) in enumerate(zip(self.assignments, self._every_option, strict=True)):
             for operand in OPERANDS:
                 parameter = assignment.site.parameter(operand)
                 if parameter is not None:
-                    name, shape = parameter
+                    name, shape = names.get(parameter[0], parameter[0]), parameter[1]
                     sizes = [_stored_bytes(dict(settings).get(operand), shape) for settings in own]
                     yield name, g, np.array(sizes, dtype=np.int64)
 
@@ -246,9 +253,12 @@ def single(graph: Graph, config: Mapping[str, Any], where: tuple[str, ...] = ())
     for key, own in seed.items():
         if not isinstance(own, Mapping):
             raise ConfigError(f"{key!r} must be a table with a config", key=(*where, key))
-    space = QuantizationSpace(
-        SpaceRequest(graph, str(config.get("by", "name")), cast(Mapping[str, Settings], seed), where)
-    )
+    request = SpaceRequest(graph, str(config.get("by", "name")), cast(Mapping[str, Settings], seed), where)
+    space = QuantizationSpace(replace(request, float_only=True))
+    said = set(seed) - {"default", *space.unused}
+    if not any(cast(Settings, seed[key]).get("name") in (None, "NA", ["NA"]) for key in said):
+        # Nothing says that a site shall stay in float, as the candidate that quantizes nothing does.
+        space = QuantizationSpace(request)
     if space.size != 1:
         free = ", ".join(p.name for p in space.parameters)
         raise ConfigError(f"one configuration is needed, and this leaves a choice at {free}", key=where)
@@ -333,7 +343,7 @@ def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, .
     used: set[str] = set()
     assignments = []
     for site in graph.sites:
-        key = next((k for k in keys if _names(k, site, request.by)), "default")
+        key = next((k for k in keys if _names(k, site, request)), "default")
         used.add(key)
         assignments.append(_assignment(site, key, seed.get(key, {"name": "NA"}), (*where, key, "config")))
     unused = tuple(k for k in keys if k not in used)
@@ -347,10 +357,12 @@ def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, .
     return tuple(assignments), unused
 
 
-def _names(key: str, site: Site, by: str) -> bool:
-    if by == "name":
-        return key in (site.name, site.path)
-    if by == "type":
+def _names(key: str, site: Site, request: SpaceRequest) -> bool:
+    if request.by == "name":
+        # The name of a site is that site alone; several calls of a shared module have one path.
+        named = any(key == s.name for s in request.graph.sites)
+        return key == (site.name if named else site.path)
+    if request.by == "type":
         return canonical(key) in (canonical(site.op), canonical(site.type))
     return bool(re.fullmatch(key, site.name) or (site.path and re.fullmatch(key, site.path)))
 
@@ -399,14 +411,35 @@ def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]
             own = _settings(site, operand, format_class, values, where)
             excluded += own.excluded
             operands.append((operand, own.settings))
-        alternatives.append(Alternative(name, tuple(operands)))
-    floats = any(all(any(s.format is None for s in ss) for _, ss in a.operands) for a in alternatives)
+        alternative = Alternative(name, tuple(operands))
+        floats = any(map(_can_be_float, alternatives))
+        # Float is one candidate, whichever format it is spelled in.
+        alternatives += _never_float(alternative) if floats else [alternative]
+    floats = any(map(_can_be_float, alternatives))
     if (None in formats or True in bypass) and not floats:
         alternatives.append(FLOAT)
     if alternatives and all(s.format is None for a in alternatives for _, ss in a.operands for s in ss):
         # A format without a width for any of the site's operands leaves the site as it is.
         alternatives = [FLOAT]
     return Assignment(site, key, tuple(alternatives), excluded)
+
+
+def _can_be_float(alternative: Alternative) -> bool:
+    return all(any(s.format is None for s in settings) for _, settings in alternative.operands)
+
+
+def _never_float(alternative: Alternative) -> list[Alternative]:
+    """`alternative` without the one option that leaves every operand in float, as disjoint products."""
+    parts = []
+    for i, (operand, settings) in enumerate(alternative.operands):
+        formats = tuple(s for s in settings if s.format is not None)
+        if formats:
+            before = [(o, tuple(s for s in ss if s.format is None)) for o, ss in alternative.operands[:i]]
+            operands = (*before, (operand, formats), *alternative.operands[i + 1 :])
+            parts.append(Alternative(alternative.name, operands))
+        if len(formats) == len(settings):
+            break
+    return parts
 
 
 class _Formats(dict["type[Format] | None", str]):

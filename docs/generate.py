@@ -1,0 +1,164 @@
+"""Writes docs/configuration.md from the schema, so that the two cannot disagree. A test compares them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from bitfront import config
+from bitfront.formats import FORMATS
+from bitfront.metrics import RUNNERS
+from bitfront.strategies import STRATEGIES
+from bitfront.strategies.optuna import MEANINGS
+
+TARGET = Path(__file__).parent / "configuration.md"
+HEAD = """\
+# The configuration
+
+*Made from the schema by `docs/generate.py`; do not edit.*
+
+One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
+an error that names the line. `"NA"` is none. Keys at the top and those under `[search.strategy.setup]` have a flag of
+the same name (`max_epochs` → `--max-epochs`), and flags override the file. `bitfront init` writes a commented file that
+runs; `bitfront plan FILE` shows what a file means without doing it. The configuration as it took effect is saved in the
+run folder.
+"""
+TABLES = [
+    ("The top", "", config.Config),
+    ("`[search.search_space]`", "", config.SearchSpace),
+    ("`[search.search_space.setup]`", "", config.SpaceSetup),
+    ("`[search.search_space.seed.KEY]`", "", config.SeedEntry),
+    ("`[search.strategy]`", "", config.Strategy),
+    ("`[search.strategy.setup]`", "", config.StrategySetup),
+    ("`[search.strategy.metrics.METRIC]`", "", config.MetricSetup),
+]
+SEED = """\
+### What may be chosen
+
+`KEY` is `default`, or what `setup.by` says: a site's name (`seq_blocks_2`; the module path `seq_blocks.2` is the same),
+a type of site (`linear`, `conv1d`, `conv2d`, `relu`, `add`, `sub`, `mul`, `matmul`, `bmm`), or a regular expression that
+matches the whole name. With `by = "name"` a key that is a type is allowed, and named as unused; so is a site's name
+with `by = "type"`. Sites that no key names get `default`; without one they stay in float.
+
+In `config`, `name` lists number formats (`"NA"`: stay in float) and `<operand>_<parameter>` their parameters, for the
+operands `data_in`, `weight` and `bias`. An operand without a `width` stays in float. Every value is a list of choices;
+the choices of an operand are all combinations that are valid, so that `width` never meets a `frac_width` larger than
+itself. A list of tables is a choice between whole settings:
+
+```toml
+[search.search_space.seed.linear.config]
+name = ["integer", "NA"]
+data_in = [{width = 8, frac_width = 4}, {width = 4, frac_width = 2}]
+weight_width = [2, 4, 8]
+weight_frac_width = ["NA", "auto"]
+bias_width = [8]
+```
+
+`bypass = true` leaves a site in float, as `name = "NA"` does. `[passes.quantize]` takes the same tables with one value
+each; `bitfront transform --config FILE` applies it.
+"""
+
+
+def main() -> None:
+    """Write the file, or with ``--check`` say whether it is up to date."""
+    text = page()
+    if "--check" in sys.argv:
+        sys.exit(0 if TARGET.read_text(encoding="utf-8") == text else f"{TARGET} is out of date: make docs")
+    TARGET.write_text(text, encoding="utf-8")
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for title, text, table in TABLES:
+        parts.append(f"## {title}\n\n{text}{_table(table.model_fields)}")
+        if table is config.SeedEntry:
+            parts.append(SEED)
+            parts.append(_formats())
+    parts.append(_runners())
+    parts.append("## Strategies and samplers\n\n" + _rows(["strategy", "what it is"], STRATEGIES.described()))
+    parts.append(_rows(["sampler of `optuna`", "what it is"], sorted(MEANINGS.items())))
+    parts.append(
+        "## Accepted without effect\n\nKeys of the system that these files come from, which mean nothing here; each is "
+        "named in a note: " + ", ".join(f"`{k}`" for k in sorted(config.WITHOUT_EFFECT)) + ".\n"
+    )
+    return "\n".join(parts)
+
+
+def _formats() -> str:
+    parts = ["### Parameters of the formats\n"]
+    for name, meaning in FORMATS.described():
+        rows = [
+            (f"`{p}`", v.allowed(), "required" if v.default is ... else f"`{_written(v.default)}`", v.meaning)
+            for p, v in FORMATS.get(name).parameters.items()
+        ]
+        parts.append(f"`{name}`: {meaning}\n\n" + _rows(["parameter", "allowed", "default", "meaning"], rows))
+    return "\n".join(parts)
+
+
+def _runners() -> str:
+    parts = [
+        "## Metric runners: `[search.strategy.sw_runner.NAME]` and `hw_runner`\n\n"
+        "A runner may stand under either table; its metrics are reported as software or hardware metrics accordingly.\n"
+    ]
+    for name in RUNNERS.names():
+        runner = RUNNERS.get(name)
+        metrics = "; ".join(
+            f"`{m.name}`{f' ({m.unit})' if m.unit else ''}, {m.kind}: {m.meaning}" for m in runner.produces
+        )
+        settings = _table(runner.Settings.model_fields) if runner.Settings.model_fields else "No settings.\n"
+        parts.append(f"### `{runner.side}.{name}`\n\n{metrics}.\n\n{settings}")
+    return "\n".join(parts)
+
+
+def _table(fields: dict[str, FieldInfo]) -> str:
+    rows = []
+    for name, field in fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Table):
+            continue
+        if any(isinstance(a, type) and issubclass(a, config.Table) for a in get_args(field.annotation)):
+            default = ""
+        else:
+            default = "required" if field.is_required() else f"`{_written(field.default)}`"
+        rows.append((f"`{name}`", _type(field), default, field.description or ""))
+    return _rows(["key", "type", "default", "meaning"], rows)
+
+
+def _type(field: FieldInfo) -> str:
+    annotation = field.annotation
+    words = [a for part in (annotation, *get_args(annotation)) for a in get_args(part) if isinstance(a, str)]
+    words = list(dict.fromkeys(words or [a for a in get_args(annotation) if isinstance(a, str)]))
+    if words:
+        return ", ".join(f'`"{w}"`' for w in words)
+    if get_origin(annotation) is dict or any(
+        isinstance(a, type) and issubclass(a, config.Table) for a in get_args(annotation)
+    ):
+        return "table"
+    plain = {str: "text", int: "whole number", float: "number", bool: "true, false"}
+    kind = next(plain[t] for t in (annotation, *get_args(annotation)) if t in plain)
+    limits = []
+    for limit in field.metadata:
+        for attribute, symbol in (("ge", "≥"), ("gt", ">"), ("le", "≤")):
+            if getattr(limit, attribute, None) is not None and getattr(limit, attribute) < 2**60:
+                limits.append(f"{symbol} {getattr(limit, attribute)}")
+    return " ".join([kind, *limits])
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "NA"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _rows(columns: list[str], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, ["---"] * len(columns), *map(list, rows)]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

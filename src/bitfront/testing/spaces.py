@@ -1,0 +1,162 @@
+"""What every space must do. Run by the tests of each kind of space, also of a stranger's.
+
+from bitfront.testing import check_space
+check_space(build_my_space(request))
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from bitfront.spaces.base import Codes, Space
+from bitfront.spaces.quantize import QuantizationSpace, single
+
+#: Spaces up to this size are walked whole; of larger ones a stretch at each end, and a random part.
+WHOLE = 4096
+
+
+def check_space(space: Space, *, seed: int = 0) -> None:
+    """Assert that `space` keeps the contract of :class:`bitfront.spaces.base.Space`.
+
+    Args:
+        seed: of the candidates that are drawn.
+
+    Raises:
+        AssertionError: a promise is broken; the message says which.
+    """
+    rng = np.random.default_rng(seed)
+    codes, consecutive = _candidates(space, rng)
+    _check_codes(space, codes)
+    for stretch in consecutive:
+        _check_order(space, stretch)
+    _check_canonical(space, rng)
+    _check_sample(space, rng)
+    _check_unseen(space, codes)
+    for code in codes[:: max(1, len(codes) // 16)]:
+        _check_neighbours(space, code)
+    if isinstance(space, QuantizationSpace):
+        for code in codes[:: max(1, len(codes) // 32)]:
+            _check_spelling(space, code)
+        _check_uniform(space)
+
+
+def _candidates(space: Space, rng: np.random.Generator) -> tuple[Codes, list[Codes]]:
+    if space.size <= WHOLE:
+        everything = space.numbered(0, space.size)
+        assert len(everything) == space.size, f"numbered gives {len(everything)} candidates of {space.size}"
+        assert len(space.numbered(0, space.size + 10)) == space.size, "numbered goes on behind the last candidate"
+        assert len(_distinct(everything)) == space.size, "numbered gives a candidate twice"
+        start = space.size // 3
+        assert np.array_equal(space.numbered(start, space.size), everything[start:]), "numbers depend on the start"
+        return everything, [everything]
+    first, last = space.numbered(0, 300), space.numbered(space.size - 300, space.size)
+    for stretch in (first, last):
+        assert len(_distinct(stretch)) == 300, "numbered gives a candidate twice"
+    return np.concatenate([first, space.sample(300, rng), last]), [first, last]
+
+
+def _distinct(codes: Codes) -> set[bytes]:
+    return {c.tobytes() for c in codes}
+
+
+def _check_codes(space: Space, codes: Codes) -> None:
+    assert len(space.cardinalities) == len(space.parameters), "one cardinality per parameter is needed"
+    for parameter, count in zip(space.parameters, space.cardinalities, strict=True):
+        assert len(parameter.labels) == count >= 2, f"{parameter.name} leaves nothing to choose"
+    names = [p.name for p in space.parameters]
+    assert len(set(names)) == len(names), f"two parameters are called {max(names, key=names.count)}"
+    assert codes.dtype == np.int64, f"codes are {codes.dtype}, not int64"
+    space.check(codes)
+    if len(codes) and len(space.parameters):
+        for value in (-1, int(space.cardinalities[-1])):
+            wrong = codes[:1].copy()
+            wrong[0, -1] = value
+            _refused(space, wrong)
+    _refused(space, np.zeros((1, len(space.parameters) + 1), dtype=np.int64))
+    before = codes.copy()
+    options = space.options(codes)
+    assert options.shape == (len(codes), len(space.groups)), "options must have one column per group"
+    for g, group in enumerate(space.groups):
+        assert options[:, g].min() >= 0, f"an option of {group.name} is negative"
+        assert options[:, g].max() < group.size, f"an option of {group.name} does not exist"
+    assert np.array_equal(space.codes(options), codes), "codes(options(code)) is another code"
+    assert np.array_equal(codes, before), "the codes given were changed"
+    assert len(np.unique(options, axis=0)) == len(_distinct(codes)), "two candidates take the same options"
+
+
+def _refused(space: Space, codes: Codes) -> None:
+    try:
+        space.check(codes)
+    except ValueError:
+        return
+    raise AssertionError(f"check accepts {codes.tolist()}")
+
+
+def _check_order(space: Space, codes: Codes) -> None:
+    options = [tuple(row) for row in space.options(codes).tolist()]
+    assert all(a < b for a, b in itertools.pairwise(options)), (
+        "candidates are not ordered by their options: consecutive ones must agree on the leading groups"
+    )
+
+
+def _check_canonical(space: Space, rng: np.random.Generator) -> None:
+    raw = rng.integers(0, space.cardinalities, (200, len(space.parameters)))
+    canonical = space.canonical(raw)
+    assert np.array_equal(space.canonical(canonical), canonical), "canonical is not idempotent"
+    assert np.array_equal(space.options(canonical), space.options(raw)), "canonical changes what a code means"
+    for column, parameter in enumerate(space.parameters):
+        if parameter.branch is not None:
+            effective = canonical[:, column] == raw[:, column]
+            assert bool((effective | (canonical[:, column] == 0)).all()), f"{parameter.name} has no effect and is not 0"
+
+
+def _check_sample(space: Space, rng: np.random.Generator) -> None:
+    seed = int(rng.integers(2**32))
+    drawn = space.sample(64, np.random.default_rng(seed))
+    assert drawn.shape == (64, len(space.parameters)), "sample gives another number of candidates"
+    assert np.array_equal(drawn, space.canonical(drawn)), "sample gives codes that are not canonical"
+    assert np.array_equal(drawn, space.sample(64, np.random.default_rng(seed))), "sample is not reproducible"
+
+
+def _check_unseen(space: Space, codes: Codes) -> None:
+    if space.size > WHOLE:
+        return
+    left = codes[1::2]
+    found = [code.tolist() for code in space.unseen(_distinct(codes[::2]))]
+    assert found == left.tolist(), "unseen is not everything else, in order"
+
+
+def _check_neighbours(space: Space, code: Codes) -> None:
+    near = space.neighbours(code)
+    assert near.shape[1:] == (len(space.parameters),), f"neighbours have shape {near.shape}"
+    assert np.array_equal(near, space.canonical(near)), "a neighbour is not canonical"
+    keys = _distinct(near)
+    assert len(keys) == len(near), "a neighbour comes up twice"
+    assert code.tobytes() not in keys, "a candidate is its own neighbour"
+    if len(near):
+        options = space.options(near)
+        changed = (options != space.options(code[None])).sum(axis=1)
+        assert bool((changed == 1).all()), "a neighbour differs in more than one group"
+    reachable = sum(
+        int(count) - 1 for column, count in enumerate(space.cardinalities) if space.parameters[column].branch is None
+    )
+    assert len(near) >= reachable, f"{len(near)} neighbours, at least {reachable} are one decision away"
+
+
+def _check_spelling(space: QuantizationSpace, code: Codes) -> None:
+    config = space.decode(code)
+    assert np.array_equal(space.encode(config), code), f"decoded and encoded again it is another candidate: {config}"
+    alone = single(space.graph, config)
+    assert alone.size == 1, f"the spelled-out candidate leaves a choice: {config}"
+    wanted = space.formats(space.options(code[None])[0])
+    found = alone.formats(np.zeros(len(alone.groups), dtype=np.int64))
+    assert found == wanted, f"spelled out it has other formats: {config}"
+
+
+def _check_uniform(space: QuantizationSpace) -> None:
+    codes = space.uniform()
+    space.check(codes)
+    assert np.array_equal(codes, space.canonical(codes)), "a uniform candidate is not canonical"
+    assert len(_distinct(codes)) == len(codes), "a uniform candidate comes up twice"

@@ -1,0 +1,130 @@
+"""Every command and code block of the documents is run, in order, in one folder per document."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitfront import config, tomlfile
+from bitfront.data.arrays import from_arrays
+from bitfront.engine.plan import make_plan
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+KNOWN = {"sh", "python", "toml", "text", ""}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    line: int
+    language: str
+    text: str
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+    return [Block(page, text[: m.start()].count("\n") + 1, m[1], m[2]) for m in found]
+
+
+def runnable(page: str) -> list[Block]:
+    return [b for b in blocks(page) if b.language in ("sh", "python")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_of_a_kind_that_is_tested(page: str) -> None:
+    assert {b.language for b in blocks(page)} <= KNOWN
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)])
+def test_commands_and_code_run(page: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for block in runnable(page):
+        if block.language == "python":
+            commands = [[sys.executable, "-W", "error", "-c", block.text]]
+        else:
+            lines = [line.split("#")[0].strip() for line in block.text.splitlines()]
+            commands = [line.split() for line in lines if line]
+        for command in commands:
+            # Installing again, or starting the tests from a test, would say nothing: the target must exist.
+            if command[0] == "make":
+                command = ["make", "-n", "-C", str(ROOT), *command[1:]]
+            if command[0].startswith(".venv/"):
+                command = [str(Path(sys.executable).parent / Path(command[0]).name), "--version"]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, f"{page}:{block.line}: {command}\n{done.stdout}\n{done.stderr}"
+            for promised in re.findall(r"^# (.*)$", block.text, re.M) if "print(" in block.text else []:
+                assert promised in done.stdout, f"{page}:{block.line}: prints {done.stdout!r}, not {promised!r}"
+
+
+@pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.language == "toml"], ids=str)
+def test_toml_makes_a_plan(block: Block) -> None:
+    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    data = from_arrays(x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long())
+    text = block.text
+    if "sw_runner" not in text:
+        text += "\n[search.strategy.sw_runner.basic_evaluation]\n[search.strategy.metrics]\naccuracy.scale = 1.0\n"
+    if "setup.by" not in text:
+        text += "\n[search.search_space.setup]\nby = 'type'\n"
+    made = make_plan(config.from_document(tomlfile.parse(text, block.page), {"model": "jsc-new"}), dataset=data)
+    assert made.space.size > 1
+    assert not made.space.unused
+
+
+def test_readme_shows_the_table_that_is_printed() -> None:
+    shown = next(b for b in blocks("README.md") if b.language == "text").text.splitlines()
+    assert [c.strip() for c in shown[0].strip("|").split("|")] == [
+        "number",
+        "software_metrics",
+        "hardware_metrics",
+        "scaled_metrics",
+        "test accuracy",
+    ]
+    assert shown[2].split("|")[1].strip() == "float"
+
+
+def test_make_search_is_the_embedded_default() -> None:
+    done = subprocess.run(["make", "-n", "search"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == ".venv/bin/bitfront search"
+
+
+def test_configuration_reference_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_example_scripts_run(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
+def test_example_files_run(example: Path, tmp_path: Path) -> None:
+    if 'dataset = "jsc"' in example.read_text() and "BITFRONT_DATA" not in os.environ:
+        pytest.skip("jet data: BITFRONT_DATA is not set")
+    command = [sys.executable, "-m", "bitfront", "search", "--config", example, "--max-epochs", "1", "--n-trials", "12"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "12 of " in done.stdout
