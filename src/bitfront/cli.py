@@ -89,14 +89,14 @@ def _plain(annotation: Any) -> type | None:
 
 
 def _config(file: Path | None, overrides: dict[str, Any]) -> Config:
-    """The file; without one, what ``bitfront init`` would write for the default model."""
-    from bitfront import config, template, tomlfile
+    """The file; without one, what ``bitfront init`` would write for the model and the dataset."""
+    from bitfront import api, config, template, tomlfile
 
     if file is not None:
         return config.load(file, overrides)
-    if "model" in overrides or "dataset" in overrides:
-        return config.load(None, overrides)
-    text = template.template(template.DEFAULT_MODEL, template.DEFAULT_DATASET, ["conv2d", "linear"], 4, 1000)
+    model = overrides.get("model", template.DEFAULT_MODEL)
+    dataset = overrides.get("dataset", template.DEFAULT_DATASET)
+    text, _ = api.init(model, dataset, overrides.get("dataset_path"))
     return config.from_document(tomlfile.parse(text, "the embedded default"), overrides)
 
 
@@ -253,6 +253,9 @@ def transform(
 
     if (run is None) == (config is None) or (run is None) != (trial is None):
         raise ConfigError("give either --run RUN --trial N, or --config FILE")
+    if run is not None and set(overrides) - {"project_dir"}:
+        given = ", ".join("--" + key.replace("_", "-") for key in overrides)
+        raise ConfigError(f"--run takes its configuration from the run folder; leave out {given}")
     with _events(quiet) as events:
         if run is not None and trial is not None:
             result = bf.transform_trial(_run_folder(run, overrides), trial, check=check, events=events)
@@ -263,6 +266,7 @@ def transform(
         return
     out = _console()
     tables.changes(result).show(out)
+    out.print()
     tables.formats(result).show(out)
     if result.evaluation is not None:
         line = f"accuracy {result.evaluation.accuracy!r}, loss {result.evaluation.loss!r}"

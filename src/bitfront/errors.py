@@ -5,7 +5,7 @@
     │   ├── ConfigError              a key or value of the configuration is wrong: file, key, line, what is allowed
     │   │   └── UnknownNameError     a name nobody registered: model, format, metric, sampler ...
     │   ├── DataError                a dataset cannot be read, found or split
-    │   ├── DownloadError            a download failed; says which file to put where instead
+    │   │   └── DownloadError        a download failed; says which file to put where instead
     │   ├── CheckpointError          a checkpoint does not fit the model, or cannot be read safely
     │   ├── CaptureError             a model cannot be captured at all
     │   ├── RunError                 a run folder is missing, of another configuration, or lacks the trial asked for

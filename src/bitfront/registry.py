@@ -4,7 +4,8 @@ A room (``bitfront.formats``, ``bitfront.models`` ...) holds one file per member
 registers them, and that happens on the first look-up, not on import. Third parties join by an entry point in the
 group of the same name, e.g. ``[project.entry-points."bitfront.formats"] posit = "my_package.posit"``.
 
-Names are forgiving: ``brute_force``, ``brute-force`` and ``BruteForce`` are one name.
+Names are forgiving: ``brute_force``, ``brute-force`` and ``BruteForce`` are one name. What is nobody's name but has a
+colon is the user's own, ``package.module:name``; :func:`import_object` finds it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from bitfront.errors import UnknownNameError, nearest, one_of
+from bitfront.errors import ConfigError, UnknownNameError, nearest, one_of
 
 T = TypeVar("T")
 
@@ -113,3 +117,61 @@ def _file(member: object) -> str:
         return inspect.getfile(member)  # type: ignore[arg-type]
     except TypeError:
         return inspect.getfile(type(member))
+
+
+def import_object(spec: str, what: str, *, key: str) -> object:
+    """The object that `spec`, written ``package.module:name``, refers to. `what` names its role in
+    messages, `key` the key of the configuration it came from.
+
+    The working directory joins ``sys.path`` and stays there, as under ``python -m``: the module may import
+    its neighbours later, when its object is called.
+
+    Raises:
+        ConfigError: the spelling is wrong, the module is not found or fails on import, or lacks the name.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
+        dotted = ".".join(Path(module_name.replace("\\", "/")).with_suffix("").parts).strip("./")
+        raise ConfigError(
+            f"{what} {spec!r} names a file; write it as a module: {f'{dotted}:{attribute}'!r}", key=(key,)
+        )
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise ConfigError(f"{what} {spec!r} is not of the form 'package.module:name'", key=(key,))
+
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        found: object = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and _within(module_name, error.name):
+            raise ConfigError(
+                f"{what} {spec!r}: there is no module {error.name!r}, neither in the working directory "
+                f"({here}) nor among the installed packages. Run the command from the folder that holds it, "
+                "or install it.",
+                key=(key,),
+            ) from error
+        raise ConfigError(f"{what} {spec!r}: importing {module_name} failed: {one_line(error)}", key=(key,)) from error
+
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
+            raise ConfigError(
+                f"{what} {spec!r}: {module_name} has no {attribute!r}; "
+                f"{one_of(names) if names else 'it defines nothing callable'}.{nearest(part, names)}",
+                key=(key,),
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _within(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong in somebody's own code, and in which line of it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

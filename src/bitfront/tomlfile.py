@@ -67,7 +67,8 @@ def _scan(text: str) -> dict[Key, int]:
     lines: dict[Key, int] = {}
     table: Key = ()
     open_brackets, quote = 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines, which knows ends of lines that TOML does not.
+    for number, line in enumerate(text.split("\n"), 1):
         if open_brackets or quote:
             open_brackets, quote = _balance(line, open_brackets, quote)
             continue
@@ -93,7 +94,7 @@ def _parts(text: str) -> tuple[Key, str]:
     parts: list[str] = []
     while match := _KEY_PART.match(text):
         part = match[1]
-        parts.append(json.loads(part) if part[0] == '"' else part.strip("'"))
+        parts.append(next(iter(tomllib.loads(f"{part} = 0"))))
         text = text[match.end() :]
         if not text.startswith("."):
             break
@@ -105,13 +106,13 @@ def _balance(text: str, depth: int, quote: str) -> tuple[int, str]:
     """Brackets still open, and the multi-line quote still open, after `text`."""
     i = 0
     while i < len(text):
-        if quote:
-            end = text.find(quote, i)
-            if end < 0:
-                return depth, quote
-            i, quote = end + len(quote), ""
-            continue
         c = text[i]
+        if quote:
+            if text.startswith(quote, i):
+                i, quote = i + 3, ""
+            else:
+                i += 2 if quote == '"""' and c == "\\" else 1
+            continue
         if c in "\"'":
             if text[i : i + 3] == c * 3:
                 quote, i = c * 3, i + 3
@@ -126,7 +127,7 @@ def _balance(text: str, depth: int, quote: str) -> tuple[int, str]:
         elif c in "]}":
             depth -= 1
         i += 1
-    return depth, ""
+    return depth, quote
 
 
 def dumps(values: Mapping[str, Any]) -> str:
@@ -147,7 +148,12 @@ def _table(values: Mapping[str, Any], path: Key, out: list[str]) -> None:
 
 
 def _name(key: str) -> str:
-    return key if _BARE.match(key) else json.dumps(key)
+    return key if _BARE.match(key) else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    # JSON's escapes are TOML's, except that TOML wants DEL escaped too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _value(value: object) -> str:
@@ -156,7 +162,7 @@ def _value(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return _quoted(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_name(k)} = {_value(v)}" for k, v in value.items() if v is not None) + "}"
     if isinstance(value, (list, tuple)):

@@ -8,12 +8,7 @@ writes a factory has prepared the data for the model.
 
 from __future__ import annotations
 
-import importlib
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +19,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from bitfront.data.arrays import from_arrays, from_splits, split_name
 from bitfront.data.base import GIB, DataRequest, Dataset, Split
-from bitfront.errors import BitfrontError, ConfigError, DataError, nearest
+from bitfront.errors import BitfrontError, ConfigError, DataError
+from bitfront.registry import import_object, one_line
 
 Array = npt.NDArray[Any]
 
@@ -50,15 +46,19 @@ def load_factory(spec: str, request: DataRequest) -> Dataset:
             f"{request.path}; leave "
             "dataset_path out"
         )
-    with _working_directory_importable():
-        factory = _find(spec)
-        try:
-            made = factory()
-        except BitfrontError:
-            raise
-        except Exception as error:
-            raise DataError(f"the factory {spec} failed: {_one_line(error)}") from error
-        return from_object(made, request, name=spec.partition(":")[2], source=spec)
+    factory = import_object(spec, "dataset", key="dataset")
+    if not callable(factory):
+        raise ConfigError(
+            f"dataset {spec!r} is a {type(factory).__name__}; needed is a function that returns the data",
+            key=("dataset",),
+        )
+    try:
+        made = factory()
+    except BitfrontError:
+        raise
+    except Exception as error:
+        raise DataError(f"the factory {spec} failed: {one_line(error)}") from error
+    return from_object(made, request, name=spec.partition(":")[2], source=spec)
 
 
 def from_object(value: object, request: DataRequest | None = None, *, name: str, source: str) -> Dataset:
@@ -175,7 +175,7 @@ class _Reader:
         except BitfrontError:
             raise
         except Exception as error:
-            raise DataError(f"{where}: reading the samples failed: {_one_line(error)}") from error
+            raise DataError(f"{where}: reading the samples failed: {one_line(error)}") from error
 
     def _take(self, size_bytes: int, where: str) -> None:
         self._check(size_bytes, where)
@@ -230,60 +230,3 @@ def _array(value: object, what: str) -> Array:
     if array.dtype.kind not in "fiubUS":
         raise DataError(f"{what} is a {type(value).__name__}, not numbers; convert it in the dataset")
     return array
-
-
-# -- finding the factory
-# ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """As with ``python -m``: my_data.py beside the TOML file is found, also by what it imports later."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()  # the file may be newer than the last look into the folder
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-def _find(spec: str) -> Callable[[], object]:
-    module_name, _, attribute = spec.partition(":")
-    parts = [*module_name.split("."), *attribute.split(".")]
-    if not all(part.isidentifier() for part in parts):
-        raise _spec_error(f"{spec!r} does not name a factory; needed is package.module:function, e.g. my_data:make")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise DataError(f"importing {module_name} for dataset = {spec!r} failed: {_one_line(error)}") from error
-        raise _spec_error(
-            f"there is no module {error.name!r} (asked for by {spec!r}); looked in {Path.cwd()} and in the "
-            "installed "
-            f"packages. Put {error.name.split('.')[0]}.py there, or install its package"
-        ) from None
-    except Exception as error:
-        raise DataError(f"importing {module_name} for dataset = {spec!r} failed: {_one_line(error)}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            own = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
-            raise _spec_error(
-                f"{module_name} has no {attribute!r} (asked for by {spec!r}); it has "
-                f"{', '.join(sorted(own)) or 'no function'}.{nearest(part, own)}"
-            )
-        found = getattr(found, part)
-    if not callable(found):
-        raise _spec_error(f"{spec!r} is a {type(found).__name__}; needed is a function that returns the data")
-    return cast(Callable[[], object], found)
-
-
-def _spec_error(message: str) -> ConfigError:
-    return ConfigError(message, key=("dataset",))
-
-
-def _one_line(error: BaseException) -> str:
-    """What went wrong in the user's code, and in which line of it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"

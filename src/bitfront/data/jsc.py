@@ -72,8 +72,7 @@ READER_VERSION = 1  # raise it when a reader changes, so that what older ones pa
 
 @DATASETS.register("jsc", "jet-substructure")
 def jsc(request: DataRequest) -> Dataset:
-    """LHC jet substructure: 16 features, classes g, q, w, z, t; found by dataset_path, BITFRONT_DATA or
-    download.
+    """LHC jet substructure: 16 features, classes g, q, w, z, t; from a local file, or downloaded once.
 
     x is (samples, 16), standardised. Splits of the file are kept; otherwise 70/15/15, stratified, from the
     seed.

@@ -104,7 +104,7 @@ class Plan:
             "dataset": self.config.dataset,
             "data": self.dataset.fingerprint,
             "seed": self.config.seed,
-            "training": training_settings(self.config) if trains else None,
+            "training": training_settings(self.config) if trains else "none, the weights are given",
             "search_space": search.search_space.model_dump(),
             "sw_runner": dict(search.strategy.sw_runner),
             "hw_runner": dict(search.strategy.hw_runner),

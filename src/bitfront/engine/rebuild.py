@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from bitfront.engine.plan import (
     weights_fingerprint,
 )
 from bitfront.engine.run import STORE, Run, Trial, write_json
+from bitfront.engine.searching import WEIGHTS
 from bitfront.engine.trained import trained_model
 from bitfront.errors import RunError
 from bitfront.events import Events
@@ -87,7 +89,9 @@ def transform_trial(
         progress=events.downloading,
     )
     if model is None:
-        layout = layout.trained(trained_model(config, layout.model, layout.dataset, events).model)
+        searched = copy.deepcopy(layout.model)
+        searched.load_state_dict(checkpoints.load(Path(folder) / WEIGHTS, searched))
+        layout = layout.trained(searched)
     store = stores.read(Path(folder) / STORE)
     try:
         kept = store.meta("identity")

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bitfront import tomlfile
+from bitfront import checkpoints, tomlfile
+from bitfront.config import Config
 from bitfront.engine import loop
 from bitfront.engine import store as stores
 from bitfront.engine.evaluator import Evaluator, Workbench
@@ -20,8 +21,12 @@ from bitfront.engine.trained import trained_model
 from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
 
+#: The weights that a search's trials are made of, in its run folder.
+WEIGHTS = Path("checkpoints") / "searched.pt"
 #: Of a front with very many members, so many are measured on the test split.
 TESTED = 100
+#: So many uniform-precision candidates at most are tried before the strategy is asked.
+UNIFORM = 64
 
 
 def run_search(layout: Plan, restart: bool, events: Events) -> Run:
@@ -60,11 +65,12 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
     if not layout.brings_weights:
         model = trained_model(layout.config, layout.model, layout.dataset, events).model
         layout = layout.trained(model)
-    bench = layout.bench
-    identity = layout.identity(weights_fingerprint(layout.model))
-    store = Store.open(path, bench.metrics, len(layout.space.parameters), identity)
+    weights = weights_fingerprint(layout.model)
+    store = Store.open(path, layout.bench.metrics, len(layout.space.parameters), layout.identity(weights))
     try:
-        (folder / "config.toml").write_text(tomlfile.dumps(layout.config.effective()), encoding="utf-8")
+        # Trials are rebuilt from these, wherever the weights came from and whatever becomes of that file.
+        checkpoints.save(layout.model.state_dict(), folder / WEIGHTS, {"weights": weights})
+        (folder / "config.toml").write_text(tomlfile.dumps(_absolute(layout.config)), encoding="utf-8")
         _describe(layout, store)
         resumed = len(store)
         events.planned(layout, layout.seconds_per_candidate() if resumed < layout.n_trials else 0.0)
@@ -82,6 +88,15 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
         return run
     finally:
         store.close()
+
+
+def _absolute(config: Config) -> dict[str, Any]:
+    """The configuration as it took effect; its files are found from any working directory."""
+    values = config.effective()
+    for key in ("dataset_path", "load_name"):
+        if key in values:
+            values[key] = str(Path(values[key]).expanduser().resolve())
+    return values
 
 
 def _describe(layout: Plan, store: Store) -> None:
@@ -112,7 +127,7 @@ def _describe(layout: Plan, store: Store) -> None:
 
 def _evaluate(layout: Plan, store: Store, events: Events) -> loop.StopReason:
     setup = layout.settings.strategy.setup
-    seeds = layout.space.uniform()[: max(1, layout.n_trials // 2)]
+    seeds = layout.space.uniform()[:UNIFORM]
     if layout.exhaustive:
         seeds = seeds[:0]  # all of them come anyway, in the space's own order
     with Evaluator(layout.bench, setup.n_jobs) as evaluator:

@@ -6,18 +6,16 @@ model change what is drawn after.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bitfront.errors import BitfrontError, ConfigError, nearest, one_of
+from bitfront.errors import BitfrontError, ConfigError
 from bitfront.models import MODELS
+from bitfront.registry import import_object
 
 _OFFERED = ("sample_shape", "num_classes")
 
@@ -76,58 +74,8 @@ def initialised(
     return model.to(device="cpu", dtype=torch.float32)
 
 
-def import_object(spec: str, what: str) -> object:
-    """The object that `spec`, written ``package.module:name``, refers to. `what` names its role in messages.
-
-    The working directory joins ``sys.path`` and stays there, as under ``python -m``: the module may import
-    its neighbours later, when its object is called.
-
-    Raises:
-        ConfigError: the spelling is wrong, the module is not found or fails on import, or lacks the name.
-    """
-    module_name, _, attribute = spec.partition(":")
-    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
-        dotted = ".".join(Path(module_name.replace("\\", "/")).with_suffix("").parts).strip("./")
-        raise ConfigError(f"{what} {spec!r} names a file; write it as a module: {f'{dotted}:{attribute}'!r}")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise ConfigError(f"{what} {spec!r} is not of the form 'package.module:name'")
-
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        found: object = importlib.import_module(module_name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and _within(module_name, error.name):
-            raise ConfigError(
-                f"{what} {spec!r}: there is no module {error.name!r}, neither in the working directory "
-                f"({here}) nor among the installed packages. Run the command from the folder that holds it, "
-                "or install it."
-            ) from error
-        raise ConfigError(f"{what} {spec!r}: importing {module_name} raised {type(error).__name__}: {error}") from error
-
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
-            raise ConfigError(
-                f"{what} {spec!r}: {module_name} has no {attribute!r}; "
-                f"{one_of(names) if names else 'it defines nothing callable'}.{nearest(part, names)}"
-            )
-        found = getattr(found, part)
-    return found
-
-
-def _within(module: str, package: str) -> bool:
-    return f"{module}.".startswith(f"{package}.")
-
-
 def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
-    try:
-        factory = import_object(spec, "model")
-    except ConfigError as error:
-        error.key = error.key or ("model",)
-        raise
+    factory = import_object(spec, "model", key="model")
     if isinstance(factory, nn.Module):
         raise ConfigError(
             f"model {spec!r} is a finished model, so its initial weights cannot follow the seed; name its "

@@ -120,4 +120,4 @@ def unseen_neighbours(
         else:
             # So little is left that chance does not find it.
             take(space.unseen(history.known))
-    return np.array(list(chosen.values()), dtype=np.int64).reshape(-1, len(space.parameters))
+    return np.array(list(chosen.values()), dtype=np.int64).reshape(len(chosen), len(space.parameters))

@@ -81,7 +81,7 @@ class OptunaStrategy(Strategy):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._catch_up(history)
             rows = [self._ask() for _ in range(n)]
-        return np.array(rows, dtype=np.int64).reshape(-1, len(self.space.parameters))
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.space.parameters))
 
     def _ask(self) -> NDArray[np.int64]:
         trial = self._study.ask(self._distributions)
