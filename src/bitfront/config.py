@@ -186,7 +186,10 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
         place = values
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = value
+            if not isinstance(place, dict):
+                break  # no table in the file: an error below
+        else:
+            place[last] = value
     # "NA" at the top is none; inside of a seed it is one of the choices and stays as it is written.
     values = {k: v for k, v in values.items() if v != "NA"}
     try:

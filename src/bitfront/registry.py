@@ -119,9 +119,9 @@ def _file(member: object) -> str:
         return inspect.getfile(type(member))
 
 
-def import_object(spec: str, what: str, *, key: str) -> object:
-    """The object that `spec`, written ``package.module:name``, refers to. `what` names its role in
-    messages, `key` the key of the configuration it came from.
+def import_object(spec: str, key: str) -> object:
+    """The object that `spec`, written ``package.module:name``, refers to. `key` is the key of
+    the configuration it came from.
 
     The working directory joins ``sys.path`` and stays there, as under ``python -m``: the module may import
     its neighbours later, when its object is called.
@@ -132,11 +132,9 @@ def import_object(spec: str, what: str, *, key: str) -> object:
     module_name, _, attribute = spec.partition(":")
     if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
         dotted = ".".join(Path(module_name.replace("\\", "/")).with_suffix("").parts).strip("./")
-        raise ConfigError(
-            f"{what} {spec!r} names a file; write it as a module: {f'{dotted}:{attribute}'!r}", key=(key,)
-        )
+        raise ConfigError(f"{spec!r} names a file; write the module: {f'{dotted}:{attribute}'!r}", key=(key,))
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise ConfigError(f"{what} {spec!r} is not of the form 'package.module:name'", key=(key,))
+        raise ConfigError(f"{spec!r} is not of the form 'package.module:name'", key=(key,))
 
     here = str(Path.cwd())
     if here not in sys.path:
@@ -147,18 +145,18 @@ def import_object(spec: str, what: str, *, key: str) -> object:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and _within(module_name, error.name):
             raise ConfigError(
-                f"{what} {spec!r}: there is no module {error.name!r}, neither in the working directory "
+                f"{spec!r}: there is no module {error.name!r}, neither in the working directory "
                 f"({here}) nor among the installed packages. Run the command from the folder that holds it, "
                 "or install it.",
                 key=(key,),
             ) from error
-        raise ConfigError(f"{what} {spec!r}: importing {module_name} failed: {one_line(error)}", key=(key,)) from error
+        raise ConfigError(f"{spec!r}: importing {module_name} failed: {one_line(error)}", key=(key,)) from error
 
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
             raise ConfigError(
-                f"{what} {spec!r}: {module_name} has no {attribute!r}; "
+                f"{spec!r}: {module_name} has no {attribute!r}; "
                 f"{one_of(names) if names else 'it defines nothing callable'}.{nearest(part, names)}",
                 key=(key,),
             )

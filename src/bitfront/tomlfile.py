@@ -72,9 +72,9 @@ def _scan(text: str) -> dict[Key, int]:
         if open_brackets or quote:
             open_brackets, quote = _balance(line, open_brackets, quote)
             continue
-        header = re.match(r"\s*\[\[?(.*?)\]?\]\s*(#.*)?$", line)
-        if header and "=" not in header[1]:
-            table = _parts(header[1])[0]
+        header = re.match(r"\s*\[\[?", line)
+        if header:
+            table = _parts(line[header.end() :])[0]
             _note(lines, table, number)
             continue
         key, rest = _parts(line)

@@ -191,12 +191,12 @@ def test_factories_that_are_not_there(module):
         (f"{module}:LIMIT", "is a int; needed is a function"),
         (
             "no_such_module:make",
-            r"dataset: there is no module 'no_such_module' .*looked in .*Put no_such_module.py there",
+            r"dataset: 'no_such_module:make': there is no module 'no_such_module', neither in the working directory",
         ),
         ("torch.no_such:make", "there is no module 'torch.no_such'"),
         ("a b:c", "'a b:c' is not of the form 'package.module:name'"),
-        (":make", "does not name a factory"),
-        (f"{module}:", "does not name a factory"),
+        (":make", "is not of the form 'package.module:name'"),
+        (f"{module}:", "is not of the form 'package.module:name'"),
     ]:
         with pytest.raises(ConfigError, match=message):
             load(spec)
@@ -209,11 +209,11 @@ def test_factories_that_fail(module):
         load(f"{module}:broken")
     Path("my_broken_import.py").write_text("import a_package_nobody_has\n")
     with pytest.raises(
-        DataError, match=r"importing my_broken_import .* failed: ModuleNotFoundError: .*a_package_nobody_has"
+        ConfigError, match=r"importing my_broken_import failed: ModuleNotFoundError: .*a_package_nobody_has"
     ):
         load("my_broken_import:make")
     Path("my_syntax.py").write_text("def make(:\n")
-    with pytest.raises(DataError, match=r"importing my_syntax .* failed: SyntaxError"):
+    with pytest.raises(ConfigError, match=r"importing my_syntax failed: SyntaxError"):
         load("my_syntax:make")
     with pytest.raises(DataError, match="is a factory, which finds its own files, but dataset_path is"):
         load(f"{module}:make", DataRequest(path=Path("x.npz")))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from bitfront.errors import ConfigError
-from bitfront.models.base import build, import_object
+from bitfront.models.base import build
+from bitfront.registry import import_object
 
 
 @pytest.fixture
@@ -92,8 +93,8 @@ def test_a_factory_in_a_package_may_import_its_neighbours_late(own, tmp_path):
             r"'no_such_module:make': there is no module 'no_such_module'.*working directory",
         ),
         ("own_model:mkae", r"own_model has no 'mkae'.*Did you mean 'make'"),
-        ("own_model.py:make", r"names a file; write it as a module: 'own_model:make'"),
-        ("./nets/own_model.py:make", r"names a file; write it as a module: 'nets.own_model:make'"),
+        ("own_model.py:make", r"names a file; write the module: 'own_model:make'"),
+        ("./nets/own_model.py:make", r"names a file; write the module: 'nets.own_model:make'"),
         ("own_model:", r"is not of the form 'package.module:name'"),
         (":make", r"is not of the form"),
         ("own_model:number", r"is a int; name an nn.Module class"),
@@ -103,9 +104,9 @@ def test_a_factory_in_a_package_may_import_its_neighbours_late(own, tmp_path):
         ("own_model:broken", r"\(16,\) and 5 classes: it raised ZeroDivisionError"),
         (
             "own_broken:make",
-            r"importing own_broken raised ModuleNotFoundError: No module named 'absent_thing'",
+            r"importing own_broken failed: ModuleNotFoundError: No module named 'absent_thing'",
         ),
-        ("own_syntax:make", r"importing own_syntax raised SyntaxError"),
+        ("own_syntax:make", r"importing own_syntax failed: SyntaxError"),
     ],
 )
 def test_mistakes_are_config_errors_that_quote_the_request(own, spec, message):
@@ -130,4 +131,4 @@ def test_mistakes_are_config_errors_that_quote_the_request(own, spec, message):
 
 def test_import_object_follows_dots(own):
     own("own_nested", "class A:\n    class B:\n        value = 3")
-    assert import_object("own_nested:A.B.value", "thing") == 3
+    assert import_object("own_nested:A.B.value", "model") == 3

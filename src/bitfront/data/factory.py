@@ -46,7 +46,7 @@ def load_factory(spec: str, request: DataRequest) -> Dataset:
             f"{request.path}; leave "
             "dataset_path out"
         )
-    factory = import_object(spec, "dataset", key="dataset")
+    factory = import_object(spec, "dataset")
     if not callable(factory):
         raise ConfigError(
             f"dataset {spec!r} is a {type(factory).__name__}; needed is a function that returns the data",

@@ -75,7 +75,7 @@ def initialised(
 
 
 def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
-    factory = import_object(spec, "model", key="model")
+    factory = import_object(spec, "model")
     if isinstance(factory, nn.Module):
         raise ConfigError(
             f"model {spec!r} is a finished model, so its initial weights cannot follow the seed; name its "

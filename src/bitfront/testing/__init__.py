@@ -1,1 +1,15 @@
-""""""
+"""Conformance suites: what every dataset, format, metric runner, model, space and strategy must do.
+
+Each ``check_...`` takes the member (or its name) and raises an AssertionError that names the broken promise. They test
+the members that Bitfront brings, and are part of the package so that yours can be tested by the same: register it,
+then call its suite in a test.
+"""
+
+from bitfront.testing.data import check_dataset
+from bitfront.testing.formats import check_format
+from bitfront.testing.metrics import check_runner
+from bitfront.testing.models import check_model
+from bitfront.testing.spaces import check_space
+from bitfront.testing.strategies import check_strategy
+
+__all__ = ["check_dataset", "check_format", "check_model", "check_runner", "check_space", "check_strategy"]

@@ -72,7 +72,7 @@ def _check_facts(kind: type[Runner], settings: Mapping[str, Any]) -> None:
         assert metric.kind in get_args(Kind), f"{called}: {metric.name} must say how it comes about"
         assert metric.meaning, f"{called}: {metric.name} needs a meaning"
     try:
-        kind.Settings(**settings, no_such_key=1)
+        kind.Settings(**{**settings, "no_such_key": 1})
     except ValidationError:
         return
     raise AssertionError(f"{called}: an unknown key in its settings is not an error")

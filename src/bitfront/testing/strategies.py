@@ -66,15 +66,20 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
     _check_all_failed(make, n)
 
 
+def _global_numpy() -> NDArray[np.uint32]:
+    state = np.random.get_state(legacy=False)["state"]
+    return np.append(state["key"], np.uint32(state["pos"]))
+
+
 def _propose(strategy: Strategy, history: History, n: int, rng: np.random.Generator) -> Codes:
     """One call, with everything that it must not touch compared before and after."""
     space = strategy.space
     pending = np.zeros((0, len(space.parameters)), dtype=np.int64)
     codes, losses = history.codes.copy(), history.losses.copy()
-    state = (random.getstate(), np.random.get_state()[1], torch.get_rng_state())
+    state = (random.getstate(), _global_numpy(), torch.get_rng_state())
     proposed = strategy.propose(history, pending, n, rng)
     assert random.getstate() == state[0], "propose draws from Python's global generator"
-    assert np.array_equal(np.random.get_state()[1], state[1]), "propose draws from NumPy's global generator"
+    assert np.array_equal(_global_numpy(), state[1]), "propose draws from NumPy's global generator"
     assert torch.equal(torch.get_rng_state(), state[2]), "propose draws from PyTorch's global generator"
     assert np.array_equal(history.codes, codes), "propose changes the history"
     assert np.array_equal(history.losses, losses, equal_nan=True), "propose changes the history"
