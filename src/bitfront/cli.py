@@ -306,19 +306,19 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a commented TOML that runs."""
+    target = output or Path(f"{model}-{dataset}.toml".replace(":", "-"))
+    if str(target) != "-" and target.exists() and not force:
+        from bitfront.errors import ConfigError
+
+        raise ConfigError(f"{target} exists; --force overwrites it, --output names another file")
     from bitfront import api
 
-    target = output or Path(f"{model}-{dataset}.toml".replace(":", "-"))
     text, notes = api.init(model, dataset, dataset_path, str(target) if str(target) != "-" else "FILE.toml")
     for note in notes:
         _console(stderr=True).print(f"note: {note}", soft_wrap=True)
     if str(target) == "-":
         print(text, end="")
         return
-    if target.exists() and not force:
-        from bitfront.errors import ConfigError
-
-        raise ConfigError(f"{target} exists; --force overwrites it, --output names another file")
     target.write_text(text, encoding="utf-8")
     _console().print(f"wrote {target}; now: bitfront search --config {target}", soft_wrap=True)
 

@@ -181,6 +181,10 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     for key in ignored:
         del values[key]
     flags = {k: v for k, v in (overrides or {}).items() if v is not None}
+    below = [key for key in flags if key.startswith("search.")]
+    if below and "search" not in values:
+        flag = "--" + below[0].split(".")[-1].replace("_", "-")
+        raise ConfigError(f"{flag} is about a search, and there is no [search] here", file=document.name)
     for dotted, value in flags.items():
         *parents, last = dotted.split(".")
         place = values

@@ -82,8 +82,9 @@ class Affine(Format):
 
     @property
     def label(self) -> str:
-        """E.g. ``affine8`` (asymmetric, per tensor) or ``affine8sc`` (symmetric, per channel)."""
-        return f"affine{self.width}{'s' if self.symmetric else ''}{'c' if self.granularity == 'channel' else ''}"
+        """E.g. ``affine8`` (asymmetric, per tensor), ``affine8sc`` (symmetric, per channel), ``affine8-mse``."""
+        kind = "s" * self.symmetric + "c" * (self.granularity == "channel") + "-mse" * (self.range == "mse")
+        return f"affine{self.width}{kind}"
 
     @property
     def codes(self) -> tuple[int, int]:

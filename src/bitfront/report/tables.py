@@ -39,7 +39,8 @@ class Sheet:
             several = any("\n" in cell for row in self.rows for cell in row)
             framed = Table(box=box.ROUNDED, show_lines=several)
             for column in self.columns:
-                framed.add_column(column, justify="right" if column in self.right else "left", overflow="fold")
+                header = column.replace(" ", "\n") if column in self.right else column  # narrow columns stay narrow
+                framed.add_column(header, justify="right" if column in self.right else "left", overflow="fold")
             for row in self.rows:
                 framed.add_row(*map(escape, row))
             console.print(framed)

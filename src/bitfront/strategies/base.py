@@ -1,8 +1,9 @@
 """What a strategy is, and what it knows: the space's codes and the objectives of those already told. Never a model.
 
-``propose(history, pending, n, rng)`` is a function of its arguments: the same history gives the same proposals, so
-that a killed search is resumed by replaying it against the store. A strategy may keep a cache of what it derives from
-the history (Optuna's study is one); never anything else.
+The same calls of ``propose(history, pending, n, rng)``, with histories that grow in the same way, give the same
+proposals: a killed search is resumed by replaying it from the start, against the store. Bitfront's own strategies are
+functions of their arguments alone. Optuna's samplers have a random state that moves on with every call; their study is
+otherwise a cache of the history.
 """
 
 from __future__ import annotations

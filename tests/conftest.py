@@ -1,0 +1,51 @@
+"""What the tests of the core share: reproducible hypothesis runs, and a short way to a space."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from bitfront.graph import capture
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.request import SpaceRequest
+
+settings.register_profile(
+    "bitfront",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("bitfront")
+# The tensors here are tiny; threads would only wait for one another.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def space_of():
+    """(model, sample shape, seed table, by) -> the quantization space of the captured model."""
+
+    def build(model, shape, seed, by="name"):
+        sample = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        return QuantizationSpace(SpaceRequest(capture(model, sample), by, seed))
+
+    return build
+
+
+@pytest.fixture
+def tiny_mlp():
+    """Two linear layers, 4-3-2, with seeded weights: the sites fc1, relu, fc2."""
+
+    class Tiny(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = torch.nn.Linear(4, 3)
+            self.relu = torch.nn.ReLU()
+            self.fc2 = torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc2(self.relu(self.fc1(x)))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tiny()

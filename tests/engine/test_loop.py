@@ -1,0 +1,247 @@
+"""The loop, with an evaluator that computes in closed form: budgets, duplicates, failures, and resuming by replaying."""
+
+import numpy as np
+import pytest
+
+from bitfront.engine.evaluator import Measured
+from bitfront.engine.loop import HOPELESS, Limits, run
+from bitfront.engine.store import Store
+from bitfront.errors import EvaluationError
+from bitfront.strategies.base import Strategy
+from bitfront.strategies.brute_force import BruteForce
+from bitfront.strategies.optuna import OptunaStrategy
+from bitfront.testing.strategies import toy_losses, toy_space
+
+SPACE = toy_space(2, 3)  # 10 · 10 candidates
+NONE = SPACE.numbered(0, 0)
+
+
+class Evaluates:
+    """Stands in for ``engine.evaluator.Evaluator``: blocks of `size`, interrupted after `patience` candidates."""
+
+    def __init__(self, size=3, patience=None, failing=0, after_block=lambda: None):
+        self.size, self.patience, self.failing, self.after_block = size, patience, failing, after_block
+        self.evaluated = []
+
+    def blocks(self, codes):
+        for start in range(0, len(codes), self.size):
+            block = codes[start : start + self.size]
+            if self.patience is not None and len(self.evaluated) + len(block) > self.patience:
+                raise KeyboardInterrupt
+            self.evaluated += [c.tobytes() for c in block]
+            losses = toy_losses(SPACE, block, 2, self.failing)
+            errors = tuple("RuntimeError: no" if np.isnan(row).any() else "" for row in losses)
+            yield block, Measured({"a": losses[:, 0], "b": losses[:, 1]}, errors, (0.001,) * len(block))
+            self.after_block()
+
+
+class TwoLosses:
+    def losses(self, values):
+        return np.stack([values["a"], values["b"]], axis=1)
+
+
+class Stubborn(Strategy):
+    """Proposes the same candidate for ever."""
+
+    def propose(self, history, pending, n, rng):
+        return self.space.numbered(7, 8)
+
+
+class Empty(Strategy):
+    """Has nothing to propose."""
+
+    def propose(self, history, pending, n, rng):
+        return self.space.numbered(0, 0)
+
+
+STRATEGIES = {
+    "brute_force": BruteForce,
+    "tpe": lambda s, o, seed: OptunaStrategy(s, o, seed, "tpe"),
+    "nsgaii": lambda s, o, seed: OptunaStrategy(s, o, seed, "nsgaii"),
+    "qmc": lambda s, o, seed: OptunaStrategy(s, o, seed, "qmc"),
+    "stubborn": Stubborn,
+    "empty": Empty,
+}
+
+
+def opened(folder):
+    return Store.open(folder / "trials.sqlite", ("a", "b"), len(SPACE.parameters), {"parameters": ["p"] * 6})
+
+
+def search(folder, name, evaluator, n_trials=40, seeds=NONE, timeout=None, space=SPACE, on_progress=lambda _: None):
+    """(why it stopped, its trials)"""
+    store, strategy = opened(folder), STRATEGIES[name](space, 2, 3)
+    try:
+        reason = run(space, strategy, seeds, TwoLosses(), store, evaluator, Limits(n_trials, timeout), 3, on_progress)
+        return reason, store.trials()
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("n_trials", [1, 17, 40])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_budget_counts_distinct_candidates_and_none_is_evaluated_twice(tmp_path, name, n_trials):
+    evaluator = Evaluates()
+    reason, trials = search(tmp_path, name, evaluator, n_trials)
+    assert reason == "n_trials reached"
+    assert len(trials) == len(set(evaluator.evaluated)) == len(evaluator.evaluated) == n_trials
+    assert [c.tobytes() for c in trials.code] == evaluator.evaluated
+    assert trials.number.tolist() == list(range(n_trials))
+    np.testing.assert_array_equal(trials.metrics["a"], toy_losses(SPACE, trials.code, 2)[:, 0])
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_space_with_nothing_unseen_left_ends_the_search(tmp_path, name):
+    evaluator = Evaluates(size=16)
+    reason, trials = search(tmp_path, name, evaluator, n_trials=10_000)
+    assert reason == "space exhausted"
+    assert len(trials) == len(evaluator.evaluated) == SPACE.size
+
+
+def test_a_space_of_one_candidate_is_searched(tmp_path):
+    space = toy_space(0)
+    for name in ("tpe", "brute_force", "empty"):
+        store = Store.open(tmp_path / f"{name}.sqlite", ("a", "b"), 0, {"parameters": []})
+        strategy = STRATEGIES[name](space, 2, 0)
+
+        class One(Evaluates):
+            def blocks(self, codes):
+                yield codes, Measured({"a": np.zeros(1), "b": np.zeros(1)}, ("",), (0.0,))
+
+        assert run(space, strategy, space.numbered(0, 0), TwoLosses(), store, One(), Limits(5), 0) == "space exhausted"
+        assert len(store) == 1
+        store.close()
+
+
+def test_brute_force_finds_candidates_in_the_order_of_the_space(tmp_path):
+    _, trials = search(tmp_path, "brute_force", Evaluates(), n_trials=SPACE.size)
+    assert np.array_equal(trials.code, SPACE.numbered(0, SPACE.size))
+
+
+def test_seeds_come_first_each_once_and_count(tmp_path):
+    seeds = SPACE.numbered(50, 55)
+    _, trials = search(tmp_path, "tpe", Evaluates(), 12, seeds=np.concatenate([seeds, seeds]))
+    assert np.array_equal(trials.code[:5], seeds)
+    assert len(trials) == 12
+
+
+def test_more_seeds_than_the_budget_are_cut(tmp_path):
+    reason, trials = search(tmp_path, "tpe", Evaluates(), 4, seeds=SPACE.numbered(0, 9))
+    assert (reason, len(trials)) == ("n_trials reached", 4)
+
+
+@pytest.mark.parametrize("failing", [0, 4])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path, name, failing):
+    seeds = SPACE.numbered(90, 95)
+    (tmp_path / "whole").mkdir()
+    _, expected = search(tmp_path / "whole", name, Evaluates(failing=failing), 30, seeds)
+    for patience in (0, 4, 7, 13, 29):
+        folder = tmp_path / str(patience)
+        reason, before = search(folder, name, Evaluates(size=1, patience=patience, failing=failing), 30, seeds)
+        assert reason == "interrupted"
+        assert len(before) <= patience
+        # In other blocks, too: neither the machine nor the number of workers decides what is proposed.
+        reason, trials = search(folder, name, Evaluates(size=5, failing=failing), 30, seeds)
+        assert reason == "n_trials reached"
+        assert {c.tobytes() for c in trials.code} == {c.tobytes() for c in expected.code}
+        # Failed ones are tried again, under new numbers; all others keep their place.
+        kept = before.complete
+        assert np.array_equal(trials.code[: kept.sum()], before.code[kept])
+        if not failing:
+            assert np.array_equal(trials.code, expected.code)
+
+
+@pytest.mark.parametrize("name", ["tpe", "brute_force"])
+def test_a_search_interrupted_again_and_again_arrives_at_the_same_trials(tmp_path, name):
+    (tmp_path / "whole").mkdir()
+    _, expected = search(tmp_path / "whole", name, Evaluates())
+    for _ in range(40):
+        reason, trials = search(tmp_path / "parts", name, Evaluates(size=1, patience=9))
+        if reason != "interrupted":
+            break
+    assert reason == "n_trials reached"
+    assert np.array_equal(trials.code, expected.code)
+
+
+def test_a_finished_search_given_again_evaluates_nothing_and_a_larger_budget_goes_on(tmp_path):
+    _, first = search(tmp_path, "tpe", Evaluates(), 20)
+    again = Evaluates()
+    assert search(tmp_path, "tpe", again, 20)[0] == "n_trials reached"
+    assert again.evaluated == []
+    _, more = search(tmp_path, "tpe", again, 30)
+    assert np.array_equal(more.code[:20], first.code)
+    assert len(again.evaluated) == 10
+
+
+def test_failing_candidates_are_recorded_and_the_others_unaffected(tmp_path):
+    reason, trials = search(tmp_path, "brute_force", Evaluates(failing=3), SPACE.size)
+    assert reason == "space exhausted"
+    losses = toy_losses(SPACE, trials.code, 2, 3)
+    np.testing.assert_array_equal(trials.metrics["a"], losses[:, 0])
+    failed = np.isnan(losses).any(axis=1)
+    assert 0 < failed.sum() < len(trials)
+    assert np.array_equal(trials.complete, ~failed)
+    assert [bool(e) for e in trials.error] == failed.tolist()
+
+
+def test_a_search_in_which_everything_fails_stops_and_says_why(tmp_path):
+    class Broken(Evaluates):
+        def blocks(self, codes):
+            for block, _ in super().blocks(codes):
+                nan = np.full(len(block), np.nan)
+                yield (
+                    block,
+                    Measured({"a": nan, "b": nan}, ("ValueError: wrong shape",) * len(block), (0.0,) * len(block)),
+                )
+
+    broken = Broken(size=1)
+    with pytest.raises(
+        EvaluationError, match=f"the first {HOPELESS} candidates all failed; the last one with: ValueError: wrong shape"
+    ):
+        search(tmp_path, "tpe", broken)
+    assert len(broken.evaluated) == HOPELESS
+    store = opened(tmp_path)  # what fails is tried again
+    assert len(store) == 0
+    store.close()
+
+
+def test_time_that_is_up_stops_after_the_block_at_hand(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("bitfront.engine.loop.time.perf_counter", lambda: clock[0])
+
+    def tick():
+        clock[0] += 1
+
+    evaluator = Evaluates(size=2, after_block=tick)
+    reason, trials = search(tmp_path, "brute_force", evaluator, 40, timeout=2.5)
+    assert reason == "timeout"
+    assert len(trials) in (6, 8)
+    # The time of a session that goes on is its own, and it ends where an uninterrupted search would.
+    clock[0] = 0.0
+    _, trials = search(tmp_path, "brute_force", Evaluates(), 40, timeout=2.5)
+    assert np.array_equal(trials.code, SPACE.numbered(0, 40))
+
+
+def test_progress_is_told_from_start_to_end(tmp_path):
+    seen = []
+    search(tmp_path, "tpe", Evaluates(failing=4), 20, on_progress=lambda p: seen.append((p.done, p.total, p.failed)))
+    done = [d for d, _, _ in seen]
+    assert done == sorted(done)
+    assert (seen[-1][0], seen[-1][1]) == (20, 20)
+    assert seen[-1][2] > 0
+
+
+def test_an_evaluator_that_stops_the_search_leaves_what_was_told(tmp_path):
+    class Dies(Evaluates):
+        def blocks(self, codes):
+            for i, part in enumerate(super().blocks(codes)):
+                if i == 2:
+                    raise EvaluationError("a worker process died")
+                yield part
+
+    with pytest.raises(EvaluationError, match="worker"):
+        search(tmp_path, "brute_force", Dies())
+    store = opened(tmp_path)
+    assert np.array_equal(store.trials().code, SPACE.numbered(0, 6))
+    store.close()

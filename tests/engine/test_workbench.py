@@ -1,0 +1,186 @@
+"""Evaluating candidates: a candidate's numbers depend on nothing but the candidate."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bitfront.engine.evaluator import Evaluator, Job, Workbench, joined
+from bitfront.errors import UserError
+from bitfront.formats.integer import Integer
+from bitfront.models.base import build
+
+INT = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4], "weight_frac_width": ["auto", "NA"]}
+RUNNERS = (
+    ("sw_runner", "basic_evaluation", {}),
+    ("hw_runner", "model_size", {}),
+    ("hw_runner", "average_bitwidth", {}),
+)
+
+
+def job(model, shape, seed=None):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(150, *shape, generator=generator)
+    y = torch.randint(5, (150,), generator=generator)
+    return Job(
+        model=model,
+        sample=x[:2],
+        space="graph/quantize/mixed_precision_ptq",
+        by="name",
+        seed=seed or {"default": INT},
+        runners=RUNNERS,
+        splits={"val": (x, y)},
+        calibration=x[:64],
+    )
+
+
+class Stubborn(nn.Module):
+    """Cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.fc, self.out = nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.out(self.fc(x)) if x.sum() > -1e9 else x
+
+
+MODELS = {
+    "traced": lambda: job(build("jsc-tiny", (16,), 5, seed=0), (16,)),
+    "images": lambda: job(build("digits-cnn", (1, 8, 8), 5, seed=0), (1, 8, 8)),
+    "untraced": lambda: job(Stubborn(), (16,)),
+}
+
+
+def same(one, other):
+    return one.errors == other.errors and all(
+        np.array_equal(one.values[m], other.values[m], equal_nan=True) for m in one.values
+    )
+
+
+def reordered(measured, order):
+    return {m: v[order] for m, v in measured.values.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_numbers_depend_neither_on_order_nor_batch_nor_what_came_before(name):
+    bench = Workbench(MODELS[name]())
+    rng = np.random.default_rng(0)
+    codes = bench.space.sample(12, rng)
+    whole = bench.measure(codes)
+    assert set(whole.values) == {"loss", "accuracy", "model_size", "average_bitwidth", "memory_density"}
+    assert whole.errors == ("",) * 12
+    assert len(set(whole.values["loss"])) > 3
+    order = rng.permutation(12)
+    shuffled = bench.measure(codes[order])
+    for metric, values in reordered(whole, order).items():
+        assert np.array_equal(shuffled.values[metric], values)
+    assert same(joined([bench.measure(codes[i : i + 1]) for i in range(12)]), whole)
+    assert same(Workbench(MODELS[name]()).measure(codes), whole)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_is_not_changed_and_a_candidates_model_is_ones_own(name):
+    own = MODELS[name]()
+    bench = Workbench(own)
+    before, captured = copy.deepcopy(own.model.state_dict()), copy.deepcopy(bench.space.graph.model.state_dict())
+    codes = bench.space.sample(4, np.random.default_rng(0))
+    first = bench.measure(codes)
+    with torch.no_grad():
+        for p in bench.model(codes[0]).parameters():
+            p.zero_()
+    assert same(bench.measure(codes), first)
+    assert all(torch.equal(t, before[k]) for k, t in own.model.state_dict().items())
+    assert all(torch.equal(t, captured[k]) for k, t in bench.space.graph.model.state_dict().items())
+
+
+def test_the_float_model_is_a_candidate_of_its_own():
+    bench = Workbench(MODELS["traced"]())
+    alone = bench.of_float()
+    measured = alone.measure(alone.space.numbered(0, 1))
+    x, y = bench.job.splits["val"]
+    with torch.inference_mode():
+        expected = bench.job.model.eval()(x).argmax(1)
+    assert measured.values["accuracy"][0] == (expected == y).double().mean()
+    assert measured.values["average_bitwidth"].tolist() == [32.0]
+    # The candidate that leaves every site in float is the same thing.
+    code = bench.space.codes(np.array([[g.size - 1 for g in bench.space.groups]]))
+    assert same(bench.measure(code), measured)
+
+
+@pytest.mark.parametrize("how", ["raises", "no number"])
+def test_a_candidate_that_fails_does_not_touch_the_others(how, monkeypatch):
+    bench = Workbench(MODELS["traced"]())
+    codes = bench.space.sample(20, np.random.default_rng(0))
+    fine = bench.measure(codes)
+    narrow = np.array(
+        [
+            any(f.width == 3 for own in bench.space.formats(o).values() for f in own.values())
+            for o in bench.space.options(codes)
+        ]
+    )
+    assert 0 < narrow.sum() < 20
+    whole = Integer.round
+
+    def fragile(self, x):
+        if self.width == 3 and how == "raises":
+            raise RuntimeError("three bits are too few")
+        return whole(self, x) * (np.nan if self.width == 3 else 1)
+
+    monkeypatch.setattr(Integer, "round", fragile)
+    measured = bench.measure(codes)
+    for metric in ("loss", "accuracy"):
+        assert np.array_equal(measured.values[metric][~narrow], fine.values[metric][~narrow])
+    assert np.isnan(measured.values["loss"][narrow]).all()
+    assert [bool(e) for e in measured.errors] == narrow.tolist()
+    expected = "RuntimeError: three bits are too few" if how == "raises" else "loss is nan"
+    assert {e for e in measured.errors if e} == {expected}
+
+
+def test_formats_are_calibrated_once_and_do_not_depend_on_the_other_sites():
+    bench, fresh = Workbench(MODELS["images"]()), Workbench(MODELS["images"]())
+    codes = bench.space.sample(30, np.random.default_rng(1))
+    many = [bench.formats(c) for c in codes]
+    assert many[::-1] == [fresh.formats(c) for c in codes[::-1]]
+    assert not any(f.calibrates for own in many for by in own.values() for f in by.values())
+
+
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_blocks_come_back_in_order_whatever_their_size(n_jobs, monkeypatch):
+    bench = Workbench(MODELS["traced"]())
+    codes = bench.space.sample(23, np.random.default_rng(0))
+    evaluator = Evaluator(bench, n_jobs)
+    if n_jobs > 1:
+        monkeypatch.setattr(evaluator, "_map", lambda parts: (bench.measure(p) for p in parts))
+    with evaluator:
+        blocks, measured = zip(*evaluator.blocks(codes), strict=True)
+        assert list(evaluator.blocks(codes[:0])) == []
+    assert np.array_equal(np.concatenate(blocks), codes)
+    assert same(joined(measured), bench.measure(codes))
+
+
+def test_worker_processes_give_the_same_numbers_to_the_last_bit():
+    bench = Workbench(MODELS["traced"]())
+    codes = bench.space.sample(9, np.random.default_rng(0))
+    with Evaluator(bench, n_jobs=2) as evaluator:
+        blocks, measured = zip(*evaluator.blocks(codes), strict=True)
+    assert np.array_equal(np.concatenate(blocks), codes)
+    assert same(joined(measured), bench.measure(codes))
+
+
+def test_a_model_that_cannot_be_sent_to_workers_says_so():
+    class Local(nn.Linear):
+        pass
+
+    bench = Workbench(job(nn.Sequential(Local(16, 5)), (16,)))
+    with (
+        Evaluator(bench, n_jobs=2) as evaluator,
+        pytest.raises(
+            UserError, match=r"n_jobs = 2 needs a model that can be sent .*top level of a module, or use n_jobs = 1"
+        ),
+    ):
+        list(evaluator.blocks(bench.space.numbered(0, 2)))

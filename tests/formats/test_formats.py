@@ -1,0 +1,281 @@
+"""Number formats: the conformance suite on random settings, and references that share no code with them."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bitfront.formats import FORMATS
+from bitfront.formats.affine import Affine
+from bitfront.formats.base import CALIBRATION_VALUES, FormatError, thinned
+from bitfront.formats.integer import LOWEST_FRAC_WIDTH, Integer
+from bitfront.testing.formats import check_format
+
+operands = st.sampled_from(["data_in", "weight"])
+
+
+@st.composite
+def integer_settings(draw, widest=24):
+    width = draw(st.integers(1, widest))
+    frac = draw(st.one_of(st.sampled_from(["NA", "auto", width]), st.integers(-8, width)))
+    return {"width": width, "frac_width": frac, "signed": draw(st.sampled_from([True, False, "NA"]))}
+
+
+affine_settings = st.fixed_dictionaries(
+    {"width": st.integers(2, 16)},
+    optional={
+        "symmetric": st.sampled_from([True, False, "NA"]),
+        "granularity": st.sampled_from(["tensor", "channel", "NA"]),
+        "range": st.sampled_from(["minmax", "mse", "auto", "NA"]),
+    },
+)
+
+
+@given(integer_settings(), operands, st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
+def test_integer_conforms(settings, operand, signed, spread):
+    check_format("integer", settings, operand=operand, signed=signed, spread=spread)
+
+
+@given(affine_settings, operands, st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
+def test_affine_conforms(settings, operand, signed, spread):
+    check_format("affine", settings, operand=operand, signed=signed, spread=spread)
+
+
+def test_every_registered_format_is_checked_here():
+    assert set(FORMATS.names()) == {"integer", "affine"}
+    assert FORMATS.get("fixed") is FORMATS.get("Int") is Integer
+
+
+class Faulty(Integer):
+    """Breaks one promise at a time, to see the suite notice."""
+
+    fault = ""
+
+    def round(self, x):
+        out = super().round(x)
+        if self.fault == "idempotent":
+            return out / 2
+        if self.fault == "purity":
+            x.zero_()
+        if self.fault == "monotone":
+            return -out
+        if self.fault == "nearest":
+            return super().round(x - 0.3 * 2.0 ** -self._frac())
+        return out
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("idempotent", "rounding twice"),
+        ("purity", "changes its input"),
+        ("monotone", "rounding twice|monotone|gradient"),
+        ("nearest", "nearest|rounding twice|symmetr|huge"),
+    ],
+)
+def test_the_conformance_suite_notices(fault, message, monkeypatch):
+    FORMATS.names()
+    monkeypatch.setitem(FORMATS._members, "integer", ("integer", Faulty))
+    monkeypatch.setattr(Faulty, "fault", fault)
+    with pytest.raises(AssertionError, match=message):
+        check_format("integer", {"width": 6, "frac_width": 3})
+
+
+# --- integer ---------------------------------------------------------------------------------------------------------
+
+
+def fixed_point(x: float, width: int, frac: int, signed: bool) -> float:
+    """The definition in docs/formats.md, in whole numbers: round() of a Fraction is exact, and half to even."""
+    low, high = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if signed else (0, 2**width - 1)
+    code = min(max(round(Fraction(x) * Fraction(2) ** frac), low), high)
+    return float(Fraction(code) / Fraction(2) ** frac)
+
+
+@st.composite
+def widths_and_values(draw, widest, bits):
+    width = draw(st.integers(1, widest))
+    frac = draw(st.integers(LOWEST_FRAC_WIDTH, width))
+    tie = st.integers(-(2**14), 2**14).map(lambda k: (k + 0.5) * 2.0**-frac)
+    value = st.one_of(tie, st.floats(-300, 300, width=bits), st.floats(allow_nan=False, width=bits))
+    return width, frac, draw(st.booleans()), draw(st.lists(value, min_size=1, max_size=20))
+
+
+@pytest.mark.parametrize(("dtype", "widest", "bits"), [(torch.float32, 24, 32), (torch.float64, 32, 64)])
+def test_integer_is_exactly_fixed_point_arithmetic(dtype, widest, bits):
+    @given(widths_and_values(widest, bits))
+    @example((8, 4, True, [0.03125, 0.09375, -0.03125, -0.09375, 7.96875, -8.03125]))
+    def check(case):
+        width, frac, signed, values = case
+        x = torch.tensor(values, dtype=dtype)
+        finite = [v if np.isfinite(v) else np.copysign(1e300, v) for v in x.tolist()]
+        expected = [fixed_point(v, width, frac, signed) for v in finite]
+        assert Integer(width, frac, signed).round(x).tolist() == expected
+
+    check()
+
+
+@pytest.mark.parametrize("width", range(1, 33))
+def test_frac_width_na_is_half_the_width(width):
+    na, given_ = (Integer.parse({"width": width, **f}, "weight") for f in ({"frac_width": "NA"}, {}))
+    assert na == given_ == Integer(width, width // 2, True)
+
+
+@pytest.mark.parametrize(
+    ("signed", "setting", "expected"), [(True, "NA", True), (False, "NA", False), (False, True, True)]
+)
+def test_signed_na_follows_the_tensor(signed, setting, expected):
+    settings = {"width": 8, "signed": setting}
+    assert Integer.parse(settings, "data_in", signed=signed).signed is expected
+
+
+@given(st.integers(2, 12), st.booleans(), st.sampled_from([1e-6, 0.02, 1.0, 500.0, 1e7]), st.integers(0, 99))
+def test_frac_width_auto_has_the_smallest_squared_error_of_all(width, signed, spread, seed):
+    x = np.random.default_rng(seed).normal(0, spread, 300).astype(np.float32).astype(np.float64)
+    low, high = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if signed else (0, 2**width - 1)
+    fracs = range(LOWEST_FRAC_WIDTH, width + 1)
+    errors = [((np.clip(np.rint(x * 2.0**f), low, high) / 2.0**f - x) ** 2).sum() for f in fracs]
+    found = Integer(width, "auto", signed).calibrated(torch.tensor(x, dtype=torch.float32)).frac_width
+    assert found == fracs[int(np.argmin(errors))]
+
+
+# --- affine ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def affine_cases(draw):
+    width = draw(st.integers(2, 16))
+    form = Affine.parse(
+        {
+            "width": width,
+            "symmetric": draw(st.booleans()),
+            "granularity": draw(st.sampled_from(["tensor", "channel"])),
+            "range": draw(st.sampled_from(["minmax", "mse"])),
+        },
+        draw(operands),
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    shift, scale = draw(st.sampled_from([0.0, 2.0, -30.0])), draw(st.sampled_from([1e-3, 1.0, 1e3]))
+    sample = torch.tensor(rng.normal(shift, scale, (5, 4, 6)), dtype=torch.float32)
+    x = torch.tensor(rng.normal(shift, 2 * scale, (5, 4, 6)), dtype=torch.float32)
+    return form.calibrated(sample), sample, x
+
+
+@given(affine_cases())
+def test_affine_is_onnx_quantize_linear_and_dequantize_linear(case):
+    form, _, x = case
+    axis = 1 if form.axis == 1 else 0
+    shape = [-1 if d == axis else 1 for d in range(3)] if form.granularity == "channel" else [1]
+    scale = np.array(form.scale, dtype=np.float32).reshape(shape)
+    zero = np.array(form.zero_point, dtype=np.float32).reshape(shape)
+    low, high = (-(2 ** (form.width - 1)), 2 ** (form.width - 1) - 1) if form.symmetric else (0, 2**form.width - 1)
+    stored = np.clip(np.rint(x.numpy() / scale) + zero, low, high)
+    np.testing.assert_array_equal(form.round(x).numpy(), (stored - zero) * scale)
+
+
+@given(affine_cases())
+def test_affine_agrees_with_torch_fake_quantize(case):
+    form, _, x = case
+    low, high = form.codes
+    if form.granularity == "tensor":
+        theirs = torch.fake_quantize_per_tensor_affine(x, form.scale[0], form.zero_point[0], low, high)
+        scale = torch.tensor(form.scale[0])
+    else:
+        zero = torch.tensor(form.zero_point, dtype=torch.int32)
+        theirs = torch.fake_quantize_per_channel_affine(x, torch.tensor(form.scale), zero, form.axis, low, high)
+        scale = torch.tensor(form.scale).reshape([-1 if d == form.axis else 1 for d in range(3)])
+    ours = form.round(x)
+    # torch multiplies by 1/scale and rounds after adding the zero point: values at a tie may go the other way.
+    code = (x / scale).double()
+    to_tie = ((code - code.floor()) - 0.5).abs()
+    at_tie = to_tie <= 2.0**-20 * (code.abs() + max(map(abs, form.zero_point)) + 1)
+    steps = ((ours - theirs) / scale).abs()
+    assert steps[~at_tie].max() < 1e-2
+    assert steps.max() < 1.01
+
+
+@given(affine_cases())
+def test_affine_represents_zero_and_minmax_reaches_the_whole_sample(case):
+    form, sample, _ = case
+    assert torch.equal(form.round(torch.zeros(5, 4, 6)), torch.zeros(5, 4, 6))
+    if form.range == "minmax":
+        low, high = form.bounds(sample)
+        step = torch.tensor(form.scale).max()
+        slack = step * (0.5 + 1e-3)
+        assert bool(((sample >= low - slack) & (sample <= high + slack)).all())
+
+
+def test_affine_mse_is_never_worse_than_minmax_and_better_with_an_outlier():
+    x = torch.cat([torch.linspace(-1, 1, 1001), torch.tensor([20.0])])
+    errors = {}
+    for rule in ("minmax", "mse"):
+        form = Affine.parse({"width": 4, "range": rule}, "data_in").calibrated(x)
+        errors[rule] = float(((form.round(x) - x) ** 2).sum())
+    assert errors["mse"] < errors["minmax"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 70_001])
+def test_minmax_sees_every_value_of_a_large_tensor(place):
+    x = torch.zeros(3 * CALIBRATION_VALUES + 5)
+    x[place] = 5.0
+    form = Affine.parse({"width": 8, "symmetric": False}, "data_in").calibrated(x)
+    assert form.bounds(x)[1] == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("features", [2, 7, 16])
+def test_large_samples_are_thinned_without_favouring_a_feature(features):
+    # An even stride would see all of a feature, or nothing of it.
+    rows = 4 * CALIBRATION_VALUES // features
+    x = torch.arange(features, dtype=torch.float32).repeat(rows)
+    part = thinned(x)
+    assert len(part) == CALIBRATION_VALUES
+    shares = torch.bincount(part.long(), minlength=features) / len(part)
+    assert (shares * features - 1).abs().max() < 0.1
+    assert torch.equal(part, thinned(x))
+    assert torch.equal(thinned(x[:1000]), x[:1000].double())
+
+
+@pytest.mark.parametrize(
+    ("operand", "symmetric", "granularity", "overhead"),
+    [("weight", True, "channel", 7 * 32), ("data_in", False, "tensor", 32 + 8), ("bias", True, "tensor", 32)],
+)
+def test_affine_na_depends_on_the_operand(operand, symmetric, granularity, overhead):
+    form = Affine.parse({"width": 8, "symmetric": "NA", "granularity": "NA", "range": "NA"}, operand)
+    assert (form.symmetric, form.granularity, form.range) == (symmetric, granularity, "minmax")
+    assert form.overhead_bits((7, 5)) == overhead
+
+
+# --- what cannot be --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "parameter", "message"),
+    [
+        ("integer", {}, "width", r"needs 'width' \(bits of a value, sign included\); allowed: a whole number from 1 to 32"),
+        ("integer", {"width": 0}, "width", r"width = 0 is not possible; allowed: a whole number from 1 to 32"),
+        ("integer", {"width": 33}, "width", r"width = 33 is not possible"),
+        ("integer", {"width": 8.0}, "width", r"width = 8.0 is not possible"),
+        ("integer", {"width": True}, "width", r"width = True is not possible"),
+        ("integer", {"width": "NA"}, "width", r"width = None is not possible"),
+        ("integer", {"width": 4, "frac_width": 5}, None, r"frac_width = 5 is larger than width = 4; frac_width <= width must hold"),
+        ("integer", {"width": 4, "frac_width": "half"}, "frac_width", r"frac_width = 'half' .* or 'NA' or 'auto'"),
+        ("integer", {"width": 4, "fracwidth": 2}, "fracwidth", r"no parameter 'fracwidth'; allowed: width, frac_width, signed. Did you mean 'frac_width'\?"),
+        ("integer", {"width": 4, "signed": 1}, "signed", r"signed = 1 is not possible; allowed: true or false or 'NA'"),
+        ("affine", {"width": 1}, "width", r"width = 1 is not possible; allowed: a whole number from 2 to 16"),
+        ("affine", {"width": 8, "granularity": "row"}, "granularity", r"allowed: 'NA' or 'tensor' or 'channel'"),
+        ("affine", {"width": 8, "range": "max"}, "range", r"range = 'max' is not possible"),
+    ],
+)  # fmt: skip
+def test_wrong_parameters_are_named_with_what_is_allowed(name, settings, parameter, message):
+    with pytest.raises(FormatError, match=message) as caught:
+        FORMATS.get(name).parse(settings, "weight")
+    assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize("form", [Integer(8, "auto"), Affine.parse({"width": 8}, "weight")], ids=["integer", "affine"])
+def test_a_format_that_was_not_calibrated_says_so(form):
+    for use in (form.round, form.quantize, form.bounds):
+        with pytest.raises(FormatError, match="must be calibrated before it is used"):
+            use(torch.ones(3))

@@ -1,0 +1,245 @@
+"""Metrics: figures by hand, and the conformance suite."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import nn
+
+from bitfront.engine.evaluator import Job, Workbench
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Runner
+from bitfront.metrics.evaluation import wilson
+from bitfront.models.base import build
+from bitfront.testing.metrics import check_runner
+
+NAME = "graph/quantize/mixed_precision_ptq"
+
+
+def bench(model, shape, seed, runners=(), by="name", samples=60):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, *shape, generator=generator)
+    y = torch.randint(2, (samples,), generator=generator)
+    return Workbench(
+        Job(
+            model=model.eval(),
+            sample=x[:2],
+            space=NAME,
+            by=by,
+            seed=seed,
+            runners=tuple(runners),
+            splits={"val": (x, y), "train": (x[:20], y[:20])},
+            calibration=x,
+        )
+    )
+
+
+def measure(runner, settings, subject, codes=None):
+    kind = RUNNERS.get(runner)
+    codes = subject.space.numbered(0, subject.space.size) if codes is None else codes
+    return kind(kind.Settings(**settings)).measure(subject, codes)
+
+
+INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "NA"], "bias_width": [6]}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("average_bitwidth", {}),
+        ("average_bitwidth", {"over": "quantized", "compare_to": 8}),
+        ("model_size", {}),
+        ("basic_computation", {}),
+        ("basic_evaluation", {}),
+        ("basic_evaluation", {"num_samples": 7, "data_loader": "train_dataloader"}),
+    ],
+)
+def test_runners_conform(name, settings, tiny_mlp):
+    subject = bench(tiny_mlp, (4,), {"default": INT})
+    codes = subject.space.sample(24, np.random.default_rng(0))
+    check_runner(name, settings, subject, codes)
+
+
+def test_every_registered_runner_is_checked_here():
+    assert set(RUNNERS.names()) == {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation"}
+
+
+class MeansOfAllBefore(RUNNERS.get("basic_evaluation")):
+    """What the system we start from does: a metric that is never reset."""
+
+    seen = ()
+
+    def measure(self, subject, codes):
+        found = super().measure(subject, codes)
+        type(self).seen = (*self.seen, *found["loss"])
+        return {**found, "loss": np.full(len(codes), np.mean(self.seen))}
+
+
+class CountsFailuresAsWrong(RUNNERS.get("basic_evaluation")):
+    """A number where there is none."""
+
+    def measure(self, subject, codes):
+        scores = subject.scores(codes, "val", None)
+        return {"loss": np.nan_to_num(scores.loss), "accuracy": scores.correct / scores.samples}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(MeansOfAllBefore, "loss of the same candidates is another"), (CountsFailuresAsWrong, "not NaN")],
+)
+def test_the_conformance_suite_notices(kind, message, tiny_mlp, monkeypatch):
+    assert issubclass(kind, Runner)
+    monkeypatch.setitem(RUNNERS._members, "basicevaluation", ("basic_evaluation", kind))
+    subject = bench(tiny_mlp, (4,), {"default": INT})
+    with pytest.raises(AssertionError, match=message):
+        check_runner("basic_evaluation", {}, subject, subject.space.numbered(0, 6))
+
+
+# --- bits ------------------------------------------------------------------------------------------------------------
+
+
+def test_average_bitwidth_is_the_mean_over_all_weights_and_float_ones_count_32(tiny_mlp):
+    # fc1 has 12 weights, fc2 has 6; biases and the ReLU's input do not count.
+    seed = {"fc1": {"name": ["integer", "NA"], "weight_width": [4], "bias_width": [2]}}
+    subject = bench(tiny_mlp, (4,), seed)
+    found = measure("average_bitwidth", {}, subject)
+    assert found["average_bitwidth"].tolist() == [(12 * 4 + 6 * 32) / 18, 32.0]
+    assert found["memory_density"].tolist() == [32 / ((12 * 4 + 6 * 32) / 18), 1.0]
+    found = measure("average_bitwidth", {"over": "quantized", "compare_to": 16}, subject)
+    assert found["average_bitwidth"].tolist() == [4.0, 32.0]
+    assert found["memory_density"].tolist() == [4.0, 0.5]
+
+
+def test_average_bitwidth_weighs_sites_by_their_weights(tiny_mlp):
+    seed = {k: {"name": ["integer"], "weight_width": [w]} for k, w in (("fc1", 2), ("fc2", 8))}
+    found = measure("average_bitwidth", {}, bench(tiny_mlp, (4,), seed))
+    assert found["average_bitwidth"].tolist() == [(12 * 2 + 6 * 8) / 18]
+
+
+def test_a_product_of_activations_has_no_weights_to_count():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.bmm(self.fc(x), x.transpose(1, 2)).flatten(1)
+
+    seed = {"default": {"name": ["integer"], "weight_width": [4]}}
+    found = measure("average_bitwidth", {}, bench(Attention(), (3, 4), seed))
+    assert found["average_bitwidth"].tolist() == [4.0]
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+
+def test_operations_of_jsc_tiny_by_hand():
+    seed = {
+        "seq_blocks_2": {"name": ["integer"], "data_in_width": [8], "weight_width": [4], "bias_width": [4]},
+        "seq_blocks_3": {"name": ["integer", "NA"], "data_in_width": [3]},
+    }
+    found = measure("basic_computation", {}, bench(build("jsc-tiny", (16,), 5, seed=0), (16,), seed))
+    # BatchNorm 4·16 and ReLU 16 in float, Linear 16·5 multiply-adds, ReLU 5.
+    assert found["total_flops"].tolist() == [64 + 16 + 80 + 5] * 2
+    float_part = 64 * 32 + 16 * 32
+    assert found["total_bitops"].tolist() == [float_part + 80 * 8 * 4 + 5 * 3, float_part + 80 * 8 * 4 + 5 * 32]
+
+
+def test_bit_operations_of_a_float_site_are_those_of_32_bits(tiny_mlp):
+    seed = {"fc1": {"name": ["integer"], "weight_width": [4]}}
+    found = measure("basic_computation", {}, bench(tiny_mlp, (4,), seed))
+    assert found["total_bitops"].tolist() == [12 * 32 * 4 + 3 * 32 + 6 * 32 * 32]
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def test_model_size_counts_parameters_and_buffers_in_whole_bytes():
+    model = build("jsc-tiny", (16,), 5, seed=0)
+    seed = {"seq_blocks_2": {"name": ["integer", "NA"], "weight_width": [3], "bias_width": [3]}}
+    # BatchNorm: weight, bias, mean and variance of 16 floats each; its step counter is not deployed.
+    norm = 4 * 16 * 4
+    quantized, whole = measure("model_size", {}, bench(model, (16,), seed))["model_size"]
+    assert quantized == norm + 80 * 3 // 8 + 2  # 5 biases of 3 bits end on a whole byte
+    assert whole == norm + (80 + 5) * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "overhead_bits"),
+    [
+        ({}, 3 * 32),
+        ({"granularity": ["tensor"]}, 32),
+        ({"symmetric": [False]}, 3 * (32 + 5)),
+        ({"granularity": ["tensor"], "symmetric": [False]}, 32 + 5),
+    ],
+)
+def test_model_size_includes_the_scales(tiny_mlp, settings, overhead_bits):
+    table = {"name": ["affine"], "weight_width": [5], **{f"weight_{k}": v for k, v in settings.items()}}
+    (size,) = measure("model_size", {}, bench(tiny_mlp, (4,), {"fc1": table}))["model_size"]
+    assert size == -(-(12 * 5 + overhead_bits) // 8) + (3 + 6 + 2) * 4
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.fc(x))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.again = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.again.weight = self.fc.weight
+
+    def forward(self, x):
+        return self.again(self.fc(x))
+
+
+class Functionally(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.scale = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return F.linear(F.linear(x, self.w) * 2, self.w) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("factory", "sites", "rest"),
+    [(Shared, ("fc", "fc_1"), 16), (Tied, ("fc", "again"), 0), (Functionally, ("linear", "linear_1"), 16)],
+)
+def test_a_shared_parameter_is_stored_once_in_its_widest_form(factory, sites, rest):
+    seed = {s: {"name": ["integer"], "weight_width": [w]} for s, w in zip(sites, (4, 8), strict=True)}
+    assert measure("model_size", {}, bench(factory(), (4,), seed))["model_size"].tolist() == [16 + rest]
+
+
+# --- loss and accuracy -----------------------------------------------------------------------------------------------
+
+
+def test_loss_and_accuracy_are_those_of_the_quantized_model_on_the_samples_asked_for(tiny_mlp):
+    subject = bench(tiny_mlp, (4,), {"default": INT})
+    codes = subject.space.numbered(0, 5)
+    for split, num in (("val", None), ("val", 13), ("train", 9)):
+        settings = {"data_loader": f"{split}_dataloader", "num_samples": num}
+        found = measure("basic_evaluation", settings, subject, codes)
+        x, y = (t[:num] for t in subject.job.splits[split])
+        for i, code in enumerate(codes):
+            logits = subject.model(code)(x).detach()
+            assert found["accuracy"][i] == (logits.argmax(1) == y).double().mean()
+            assert found["loss"][i] == pytest.approx(float(F.cross_entropy(logits.double(), y)), rel=1e-6)
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_wilson_interval_is_scipys(samples, share):
+    correct = round(share * samples)
+    theirs = binomtest(correct, samples).proportion_ci(0.95, method="wilson")
+    low, high = wilson(correct / samples, samples)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert 0 <= low <= correct / samples + 1e-12
+    assert correct / samples - 1e-12 <= high <= 1
