@@ -167,7 +167,7 @@ def test_a_relu_quantizes_its_input_without_a_sign():
 
 def test_a_format_ignores_the_parameters_of_the_others_it_stands_beside():
     table = {"name": ["integer", "affine"], "weight_width": [4], "weight_frac_width": [1, 2], "weight_range": ["mse"]}
-    assert labels(space({"head": table}), "head", "weight") == ["int4.1", "int4.2", "affine4sc"]
+    assert labels(space({"head": table}), "head", "weight") == ["int4.1", "int4.2", "affine4sc-mse"]
 
 
 # --- who gets what ---------------------------------------------------------------------------------------------------
