@@ -90,10 +90,12 @@ def _plain(annotation: Any) -> type | None:
 
 def _config(file: Path | None, overrides: dict[str, Any]) -> Config:
     """The file; without one, what ``bitfront init`` would write for the model and the dataset."""
-    from bitfront import api, config, template, tomlfile
+    from bitfront import config, template, tomlfile
 
     if file is not None:
-        return config.load(file, overrides)
+        return config.load(file, overrides)  # without torch: a mistake in the file is told at once
+    from bitfront import api
+
     model = overrides.get("model", template.DEFAULT_MODEL)
     dataset = overrides.get("dataset", template.DEFAULT_DATASET)
     text, _ = api.init(model, dataset, overrides.get("dataset_path"))
@@ -124,7 +126,7 @@ def search(
 
     A search that was stopped goes on where it was. Without --config, the embedded default: digits-cnn on digits.
     """
-    loaded = _config(config, overrides)  # before torch is imported: a mistake in the file is told at once
+    loaded = _config(config, overrides)
     from bitfront import api
     from bitfront.report import tables
 

@@ -32,7 +32,7 @@ from bitfront.spaces.quantize import SpelledSpace
 
 STORE = "trials.sqlite"
 SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
-_CONSTRAINT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*([-+0-9.eE]+)\s*\Z")
+_CONSTRAINT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
 _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
     ">=": operator.ge,

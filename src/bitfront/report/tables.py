@@ -40,7 +40,7 @@ class Sheet:
             framed = Table(box=box.ROUNDED, show_lines=several)
             for column in self.columns:
                 header = column.replace(" ", "\n") if column in self.right else column  # narrow columns stay narrow
-                framed.add_column(header, justify="right" if column in self.right else "left", overflow="fold")
+                framed.add_column(escape(header), justify="right" if column in self.right else "left", overflow="fold")
             for row in self.rows:
                 framed.add_row(*map(escape, row))
             console.print(framed)

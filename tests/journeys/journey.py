@@ -1,0 +1,188 @@
+"""A command line for the journeys, and a small search to type into it.
+
+Nothing here waits forever, and what went wrong is said with everything the command printed.
+"""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+#: Seconds after which a command is taken to hang; far above what any takes on a busy machine.
+PATIENCE = 240
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A finished command."""
+
+    line: str
+    code: int
+    out: str
+    err: str
+
+    def __str__(self):
+        return f"$ {self.line}\n--- exit code {self.code}, standard output:\n{self.out}--- standard error:\n{self.err}"
+
+
+class Shell:
+    """Types commands in a folder, with a home, a cache and no settings of its own."""
+
+    def __init__(self, folder: Path, **env: str):
+        self.folder = folder
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("BITFRONT_", "PYTHON", "COLUMNS"))}
+        own = {"OMP_NUM_THREADS": "1", "BITFRONT_CACHE": str(folder / "cache"), "HOME": str(folder)}
+        self.env = {**kept, **own, **env}
+        self.running: list[subprocess.Popen[str]] = []
+
+    def __call__(self, *words: object, code: int | None = 0, before: str = "") -> Typed:
+        """Type ``bitfront *words`` and wait for it; `before` is what the shell does first, e.g. ``ulimit -f 40``.
+
+        Whatever happens, nobody wants to read a traceback.
+        """
+        process = self.start(*words, before=before)
+        return self.finish(process, code=code)
+
+    def start(self, *words: object, before: str = "") -> "subprocess.Popen[str]":
+        """Type ``bitfront *words`` and leave it running, in a process group of its own."""
+        command = [sys.executable, "-m", "bitfront", *map(str, words)]
+        if before:
+            command = ["bash", "-c", f'{before} && exec "$@"', "bash", *command]
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.running.append(process)
+        return process
+
+    def finish(self, process: "subprocess.Popen[str]", *, code: int | None = 0) -> Typed:
+        """Wait for a command and take its output; `code` is the exit code it must have, None for any."""
+        line = "bitfront " + " ".join(process.args[process.args.index("bitfront") + 1 :])
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"this did not end within {PATIENCE} s:\n{Typed(line, -9, out, err)}")
+        typed = Typed(line, process.returncode, out, err)
+        assert "Traceback" not in err, f"nobody wants to read a traceback:\n{typed}"
+        if code is not None:
+            assert typed.code == code, f"the exit code should be {code}:\n{typed}"
+        return typed
+
+    def python(self, program: str, *words: object) -> str:
+        """Standard output of a Python program in a fresh process."""
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, words)],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file into the folder."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+        return self.folder / name
+
+    def end(self) -> None:
+        """End whatever still runs."""
+        for process in self.running:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def rows(store: Path) -> list[tuple[object, ...]]:
+    """What is in a store of trials, except for how long it took; empty while there is none."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as db:
+            columns = [f'"{r[1]}"' for r in db.execute("PRAGMA table_info(trials)") if r[1] != "duration"]
+            return db.execute(f"SELECT {', '.join(columns)} FROM trials ORDER BY number").fetchall()
+    except sqlite3.Error:
+        return []
+
+
+def wait_for_rows(store: Path, number: int, shell: Shell, process: "subprocess.Popen[str]") -> int:
+    """Wait until `process` has written that many trials; how many there are."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = len(rows(store))
+        if found >= number:
+            return found
+        if process.poll() is not None:
+            pytest.fail(f"it ended before it had written {number} trials:\n{shell.finish(process, code=None)}")
+        time.sleep(0.02)
+    pytest.fail(f"there were not {number} trials in {store} after {PATIENCE} s")
+
+
+def settings(
+    data: Path,
+    *,
+    model: str = "digits-mlp",
+    project: str = "small",
+    by: str = "type",
+    sites: str = "linear",
+    weights: str = "[2, 4, 8]",
+    top: str = "",
+    strategy: str = 'name = "brute_force"',
+) -> str:
+    """The text of a small search: one or two linear layers of a model on `data`."""
+    return f"""\
+model = "{model}"
+dataset = "npz"
+dataset_path = "{data}"
+project = "{project}"
+max_epochs = 2
+batch_size = 64
+learning_rate = 1e-2
+accelerator = "cpu"
+{top}
+
+[search.search_space.setup]
+by = "{by}"
+
+[search.search_space.seed.default.config]
+name = ["NA"]
+
+[search.search_space.seed.{sites}.config]
+name = ["integer"]
+data_in_width = [4, 8]
+data_in_frac_width = ["auto"]
+weight_width = {weights}
+weight_frac_width = ["auto"]
+bias_width = [8]
+bias_frac_width = ["auto"]
+
+[search.strategy]
+{strategy}
+
+[search.strategy.sw_runner.basic_evaluation]
+data_loader = "val_dataloader"
+
+[search.strategy.hw_runner.average_bitwidth]
+compare_to = 32
+
+[search.strategy.metrics]
+accuracy.scale = 1.0
+accuracy.direction = "maximize"
+average_bitwidth.scale = 0.2
+average_bitwidth.direction = "minimize"
+"""

@@ -1,0 +1,134 @@
+"""The verbs around a search, and how the command prints."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+from journey import PATIENCE, settings
+
+pytestmark = pytest.mark.journey
+
+VERBS = ("search", "plan", "train", "test", "transform", "init", "list")
+LISTS = ("models", "datasets", "formats", "metrics", "strategies", "samplers", "spaces")
+
+
+def test_init_writes_a_file_that_runs(shell):
+    typed = shell("init", "--model", "digits-mlp", "--dataset", "digits")
+    assert typed.out == "wrote digits-mlp-digits.toml; now: bitfront search --config digits-mlp-digits.toml\n"
+    typed = shell("search", "--config", "digits-mlp-digits.toml", "--max-epochs", 1, "--n-trials", 5)
+    assert "5 of 36 candidates evaluated (n_trials reached)" in typed.out
+    assert (shell.folder / "runs/digits-mlp-digits/best.json").is_file()
+    shell.write("digits-mlp-digits.toml", "# mine")
+    typed = shell("init", "--model", "digits-mlp", code=2)
+    assert "digits-mlp-digits.toml exists; --force overwrites it, --output names another file" in typed.err
+    assert (shell.folder / "digits-mlp-digits.toml").read_text() == "# mine"
+
+
+def test_without_a_file_the_embedded_default(shell):
+    typed = shell("search", "--max-steps", 5, "--max-epochs", 1, "--n-trials", 3, "--sampler", "random")
+    assert "the embedded default" in typed.err
+    assert "3 of 1,296 candidates evaluated (n_trials reached)" in typed.out
+    assert (shell.folder / "runs/digits-cnn-digits/best.json").is_file()
+
+
+def test_plan_shows_and_does_nothing(shell, data):
+    shell.write("small.toml", settings(data))
+    typed = shell("plan", "small.toml")
+    assert "| fc1   | Linear | linear  | integer (data_in: int4.auto int8.auto; " in typed.out
+    assert "| relu1 | ReLU   | default | float " in typed.out
+    assert "space: 36 distinct candidates, " in typed.out
+    assert re.search(r"cost: .* ms per candidate \(measured\), about .* in all", typed.out)
+    assert not (shell.folder / "runs").exists()
+    found = json.loads(shell("plan", "--config", "small.toml", "--json", "--quiet").out)
+    assert found["space_size"] == found["candidates"] == 36
+    assert [site["options"] for site in found["sites"]] == [6, 1, 6]
+
+
+def test_help_and_version_are_quick(shell):
+    """Neither loads torch."""
+    program = """if True:
+        import contextlib, io, sys
+        from bitfront import cli
+        for words in sys.argv[1:]:
+            sys.argv[1:] = words.split()
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+                cli.main()
+            print(len(out.getvalue()) > 10, "torch" in sys.modules, "optuna" in sys.modules)
+    """
+    asked = ["--version", "--help", *(f"{verb} --help" for verb in VERBS)]
+    assert shell.python(program, *asked).splitlines() == ["True False False"] * len(asked)
+    assert re.fullmatch(r"bitfront \d+\.\d+.*\n", shell("--version").out)
+    typed = shell("search", "--help")
+    assert all(flag in typed.out for flag in ("--config", "--restart", "--n-trials", "--max-epochs", "--project-dir"))
+
+
+def test_list(shell):
+    program = """if True:
+        import sys
+        from bitfront import cli
+        for what in sys.argv[1:]:
+            sys.argv[1:] = ["list", what, "--json"]
+            try:
+                cli.main()
+            except SystemExit as end:
+                print(end.code or 0, flush=True)
+    """
+    parts = re.split(r"^0$", shell.python(program, *LISTS), flags=re.MULTILINE)
+    listed = dict(zip(LISTS, (json.loads(part) for part in parts if part.strip()), strict=True))
+    assert {"jsc-tiny", "digits-cnn"} <= {row["name"] for row in listed["models"]}
+    assert {"integer"} <= {row["name"] for row in listed["formats"]}
+    assert {"accuracy", "average_bitwidth"} <= {row["metric"] for row in listed["metrics"]}
+    assert all(all(isinstance(cell, str) for cell in row.values()) and row for own in listed.values() for row in own)
+    typed = shell("list", "formats")
+    assert typed.out.startswith("| name ")
+    assert typed.err == ""
+
+
+def test_quiet_prints_results_only_and_a_pipe_gets_plain_text(trained):
+    typed = trained("search", "--config", "small.toml", "--quiet")
+    assert typed.err == ""
+    typed_again = trained("search", "--config", "small.toml", "--restart", "--project-dir", "runs")
+    for text in (typed.out, typed_again.out, typed_again.err):
+        assert text
+        assert "\x1b" not in text
+        assert "\r" not in text
+    assert typed.out == typed_again.out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
+def test_on_a_terminal_the_table_fits(searched):
+    main, terminal = pty.openpty()
+    env = {**searched.env, "COLUMNS": "80", "LINES": "40", "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "bitfront", "search", "--config", "small.toml"]
+    process = subprocess.Popen(
+        command, cwd=searched.folder, env=env, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    searched.running.append(process)
+    os.close(terminal)
+    seen, end = b"", time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        ready, _, _ = select.select([main], [], [], 1)
+        try:
+            part = os.read(main, 65536) if ready else b""
+        except OSError:  # that is how a terminal says that its last user has gone
+            break
+        if ready and not part:
+            break
+        seen += part
+    else:
+        pytest.fail(f"this did not end within {PATIENCE} s: {seen!r}")
+    os.close(main)
+    assert process.wait(PATIENCE) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    table = [line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n") if line.lstrip("\r")[:1] in "╭│├╰"]
+    table = [line for line in table if line]
+    assert len(table) > 5, text
+    assert max(map(len, table)) <= 80, text
+    assert "software_metrics" in "".join(table)

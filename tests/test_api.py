@@ -1,0 +1,344 @@
+"""The Python API: the same searches as from a file, with objects; and what a run answers."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitfront as bf
+from bitfront.errors import CheckpointError, ConfigError, RunError
+
+SPACE = {
+    "linear": {
+        "name": ["integer"],
+        "data_in_width": [4, 8],
+        "data_in_frac_width": ["auto"],
+        "weight_width": [2, 4, 8],
+        "weight_frac_width": ["auto"],
+        "bias_width": [8],
+        "bias_frac_width": ["auto"],
+    }
+}
+METRICS = {"accuracy": "maximize", "average_bitwidth": "minimize"}
+FILE = """\
+model = "digits-mlp"
+dataset = "npz"
+dataset_path = "{path}"
+project = "file"
+project_dir = "{runs}"
+max_epochs = 1
+batch_size = 64
+learning_rate = 1e-2
+accelerator = "cpu"
+[search.search_space]
+setup.by = "type"
+[search.search_space.seed.linear.config]
+name = ["integer"]
+data_in_width = [4, 8]
+data_in_frac_width = ["auto"]
+weight_width = [2, 4, 8]
+weight_frac_width = ["auto"]
+bias_width = [8]
+bias_frac_width = ["auto"]
+[search.strategy]
+name = "brute_force"
+[search.strategy.sw_runner.basic_evaluation]
+[search.strategy.hw_runner.average_bitwidth]
+[search.strategy.metrics]
+accuracy.direction = "maximize"
+average_bitwidth.direction = "minimize"
+"""
+
+
+class Net(nn.Module):
+    """8-6-3: the sites fc1, relu, fc2."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.relu, self.fc2 = nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc2(self.relu(self.fc1(x)))
+
+
+class Listener(bf.Events):
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.heard, self.notes = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def planned(self, plan, seconds):
+        self.heard.append("planned")
+
+    def training(self, settings, samples):
+        self.heard.append("training")
+
+    def epoch(self, record):
+        self.heard.append("epoch")
+
+    def step(self, step, loss):
+        assert loss() > 0
+
+    def progress(self, progress, plan):
+        self.heard.append("progress")
+        self.done = progress.done
+
+    def finishing(self):
+        self.heard.append("finishing")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 3
+    return (rng.normal(size=(3, 8))[y] * 1.5 + rng.normal(size=(600, 8))).astype(np.float32), y
+
+
+@pytest.fixture(scope="module")
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net()
+
+
+def search(net, arrays, folder, **more):
+    given = {"space": SPACE, "metrics": METRICS, "strategy": "brute_force", **more}
+    return bf.search(model=net, data=arrays, project="net", project_dir=str(folder), accelerator="cpu", **given)
+
+
+@pytest.fixture(scope="module")
+def run(net, arrays, tmp_path_factory):
+    return search(net, arrays, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def from_file(arrays, tmp_path_factory):
+    """(path of the file, its run, what was heard meanwhile)."""
+    folder = tmp_path_factory.mktemp("file")
+    x, y = arrays
+    parts = {"train": slice(0, 300), "val": slice(300, 450), "test": slice(450, 600)}
+    np.savez(folder / "data.npz", **{f"{n}_{s}": v[rows] for s, rows in parts.items() for n, v in (("X", x), ("y", y))})
+    path = folder / "file.toml"
+    path.write_text(FILE.format(path=folder / "data.npz", runs=folder / "runs"))
+    events = Listener()
+    return path, bf.search(path, events=events), events
+
+
+# --- searching
+
+
+def test_a_search_of_objects(run):
+    assert len(run) == len(run.trials) == run.space.size == 36
+    assert [t.number for t in run.trials] == list(range(36))
+    assert run.stopped == "space exhausted"
+    assert set(run.trials[0].metrics) == {"loss", "accuracy", "average_bitwidth", "memory_density"}
+    values = np.array([t.values for t in run.trials]) * [-1, 1]
+    best = [
+        t.number
+        for t, own in zip(run.trials, values, strict=True)
+        if not ((values <= own).all(axis=1) & (values < own).any(axis=1)).any()
+    ]
+    assert sorted(t.number for t in run.front) == best
+    assert all(t.test_metrics for t in run.front)
+    low, high = run.front[0].intervals["accuracy"]
+    assert low < run.front[0].metrics["accuracy"] < high
+
+
+def test_the_model_that_was_given_is_not_changed(net, arrays, tmp_path):
+    own = copy.deepcopy(net).train()
+    before = copy.deepcopy(own.state_dict())
+    search(own, arrays, tmp_path, strategy="optuna:random", n_trials=5)
+    assert own.training
+    assert type(own.fc1) is nn.Linear
+    assert list(before) == list(own.state_dict())
+    assert all(torch.equal(v, own.state_dict()[k]) for k, v in before.items())
+    assert all(p.grad is None and p.requires_grad for p in own.parameters())
+
+
+def test_a_file_and_python_give_the_same_numbers(from_file, tmp_path):
+    path, run, _ = from_file
+    weights = run.folder / "checkpoints" / "best.pt"
+    own = bf.search(
+        model="digits-mlp",
+        data="npz",
+        dataset_path=str(path.parent / "data.npz"),
+        space=SPACE,
+        metrics=METRICS,
+        strategy="brute_force",
+        load_name=str(weights),
+        project_dir=str(tmp_path),
+        accelerator="cpu",
+    )
+    assert [(t.code, t.metrics) for t in own.trials] == [(t.code, t.metrics) for t in run.trials]
+    data = bf.load_dataset("npz", bf_request(path.parent / "data.npz"))
+    model = bf.build_model("digits-mlp", data.sample_shape, data.num_classes, 0)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    third = bf.search(path, model=model, data=data, project="objects")
+    assert [(t.code, t.metrics) for t in third.trials] == [(t.code, t.metrics) for t in run.trials]
+
+
+def bf_request(path):
+    from bitfront.data.base import DataRequest
+
+    return DataRequest(path=path)
+
+
+def test_a_loaded_configuration_can_be_searched_with_changes(from_file):
+    path, run, _ = from_file
+    config = bf.load_config(path)
+    assert bf.search(config).folder == run.folder
+    again = bf.search(config, seed=0, n_trials=4, strategy="brute_force", project="four", load_name=None)
+    assert len(again) == 4
+    assert again.folder.name == "four"
+
+
+def test_splits_and_datasets_as_data(net, arrays, tmp_path, run):
+    x, y = map(torch.tensor, arrays)
+    splits = {"train": (x[:300], y[:300]), "val": (x[300:450], y[300:450])}
+    found = search(net, splits, tmp_path / "a", n_trials=2)
+    assert len(found) == 2
+    assert found.notes == ("test cut from train: train 255, val 150, test 45, stratified, seed 0",)
+    found = search(net, bf.from_arrays(*arrays), tmp_path / "b")
+    assert [t.metrics for t in found.trials] == [t.metrics for t in run.trials]
+
+
+def test_what_a_search_tells_meanwhile(from_file):
+    _, run, events = from_file
+    heard = events.heard
+    assert heard[:2] == ["training", "epoch"]
+    assert heard[2] == "planned"
+    assert set(heard[3:-1]) == {"progress"}
+    assert heard[-1] == "finishing"
+    assert events.done == 36
+    assert run.stopped == "space exhausted"
+
+
+def test_a_listener_may_interrupt(net, arrays, tmp_path):
+    class Impatient(bf.Events):
+        def progress(self, progress, plan):
+            if progress.done >= 3:
+                raise KeyboardInterrupt
+
+    found = search(net, arrays, tmp_path, events=Impatient())
+    assert found.stopped == "interrupted"
+    assert 3 <= len(found) < 36
+    assert len(search(net, arrays, tmp_path)) == 36
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"metrics": {"accuracy": "maximise"}}, "'maximise' is not possible; allowed: maximize, minimize"),
+        ({"metrics": {"acuracy": "maximize"}}, "no metric runner is configured"),
+        ({"strategy": "genetic"}, "there is no strategy called 'genetic'; allowed: "),
+        ({"strategy": "optuna:tpee"}, "there is no sampler"),
+        ({"space": {"fc1": {"name": ["fixt"]}, "by": "name"}}, "there is no format 'fixt'; allowed: "),
+        ({"space": {"fc3": {"name": ["integer"]}, "by": "name"}}, "the model has no site 'fc3'"),
+        ({"n_trails": 5}, "unknown key"),
+        ({"max_size": 35}, "the space has 36 candidates, and brute force stops at max_size = 35"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(net, arrays, tmp_path, more, message):
+    with pytest.raises(ConfigError) as error:
+        search(net, arrays, tmp_path, **more)
+    assert message in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_a_model_that_was_trained_there_is_nothing_to_test(from_file, tmp_path):
+    config = bf.load_config(from_file[0], {"project_dir": str(tmp_path)})
+    with pytest.raises(CheckpointError, match=r"there is no trained model in .*train one first"):
+        bf.test(config)
+    trained = bf.train(config)
+    assert trained.checkpoint.is_file()
+    assert bf.test(config).samples == 150
+    assert bf.test(config, split="val").accuracy == trained.result.history[trained.result.best_epoch - 1].val_accuracy
+
+
+# --- what a run answers
+
+
+def test_best_under_constraints(run):
+    small = run.best("average_bitwidth <= 4")
+    allowed = [t for t in run.trials if t.metrics["average_bitwidth"] <= 4]
+    assert small.metrics["accuracy"] == max(t.metrics["accuracy"] for t in allowed)
+    same = [t for t in allowed if t.metrics["accuracy"] == small.metrics["accuracy"]]
+    assert small.metrics["average_bitwidth"] == min(t.metrics["average_bitwidth"] for t in same)
+    assert run.best().number == run.best(maximize="accuracy").number
+    floor = small.metrics["accuracy"]
+    cheap = run.best(f"accuracy >= {floor!r}", minimize="average_bitwidth")
+    assert cheap.metrics["average_bitwidth"] <= small.metrics["average_bitwidth"]
+    assert run.best("average_bitwidth < 3", "accuracy > 0", minimize="loss").metrics["average_bitwidth"] < 3
+
+
+@pytest.mark.parametrize(
+    ("constraints", "keywords", "error", "message"),
+    [
+        (["average_bitwidth <= 1"], {}, RunError, "no trial fulfils 'average_bitwidth <= 1' .*its range is 2 to 8"),
+        (["bits <= 4"], {}, ConfigError, "this run has no metric 'bits'; allowed: loss, accuracy, average_bitwidth"),
+        (["averagebitwidth < 4"], {}, ConfigError, "Did you mean 'average_bitwidth'"),
+        (["average_bitwidth"], {}, ConfigError, "cannot read the constraint 'average_bitwidth'; write it like"),
+        (["average_bitwidth <= four"], {}, ConfigError, "cannot read the constraint"),
+        (["average_bitwidth <= 4e"], {}, ConfigError, "cannot read the constraint"),
+        ([], {"minimize": "size"}, ConfigError, "this run has no metric 'size'"),
+        ([], {"minimize": "loss", "maximize": "accuracy"}, ConfigError, "give either minimize or maximize"),
+    ],
+)
+def test_constraints_that_cannot_be_met_or_read(run, constraints, keywords, error, message):
+    with pytest.raises(error, match=message):
+        run.best(*constraints, **keywords)
+
+
+def test_a_run_is_read_again_from_its_folder(run, tmp_path):
+    again = bf.Run.load(run.folder)
+    assert again.trials == run.trials
+    assert again.front == run.front
+    assert again.trial(7) == run.trials[7]
+    with pytest.raises(RunError, match="there is no trial 36; it has 36 trials, 0 to 35"):
+        again.trial(36)
+    with pytest.raises(RunError, match=r"there is no such run folder; runs in .*: net"):
+        bf.Run.load(run.folder.parent / "nett")
+    with pytest.raises(RunError, match=r"this folder has no trials\.sqlite; a search writes it"):
+        bf.Run.load(tmp_path)
+
+
+def test_as_a_data_frame(run):
+    pytest.importorskip("pandas", reason="the extra 'pandas' is not installed")
+    frame = run.to_pandas()
+    assert list(frame.index) == list(range(36))
+    assert frame["accuracy"].tolist() == [t.metrics["accuracy"] for t in run.trials]
+    assert set(frame["state"]) == {"complete"}
+
+
+def test_the_files_say_the_same_as_the_run(run):
+    best = json.loads((run.folder / "best.json").read_text())
+    assert [e["number"] for e in best.values()] == [t.number for t in run.front]
+    assert [e["sampled_config"] for e in best.values()] == [t.config for t in run.front]
+    assert [e["value"] for e in best.values()] == [list(t.values) for t in run.front]
+
+
+# --- rebuilding
+
+
+def test_a_trial_of_objects_is_rebuilt_with_the_same_objects(run, net, arrays):
+    trial = run.front[0]
+    data = bf.from_arrays(*arrays)
+    rebuilt = bf.transform_trial(run.folder, trial.number, check=True, model=net, data=data)
+    assert rebuilt.evaluation.accuracy == trial.metrics["accuracy"]
+    assert rebuilt.evaluation.loss == trial.metrics["loss"]
+    assert set(rebuilt.formats) == {"fc1", "fc2"}
+    state = bf.load_checkpoint(rebuilt.folder / "model.pt", net)
+    assert list(state) == list(net.state_dict())
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.fc1.weight[0, 0] += 1
+    with pytest.raises(RunError, match="the trained weights changed since the search"):
+        bf.transform_trial(run.folder, trial.number, model=other, data=data)
+    with pytest.raises(RunError, match="the data changed since the search"):
+        bf.transform_trial(run.folder, trial.number, model=net, data=bf.from_arrays(arrays[0] + 1, arrays[1]))
