@@ -38,8 +38,8 @@ TABLES = [
 SEED = """\
 ### What may be chosen
 
-`KEY` is `default`, or what `setup.by` says: a site's name (`seq_blocks_2`; the module path `seq_blocks.2` is the same),
-a type of site (`linear`, `conv1d`, `conv2d`, `relu`, `add`, `sub`, `mul`, `matmul`, `bmm`), or a regular expression that
+`KEY` is `default`, or what `setup.by` says: a site's name (`seq_blocks_2`, or the module path `seq_blocks.2`), a type
+of site (`linear`, `conv1d`, `conv2d`, `relu`, `add`, `sub`, `mul`, `matmul`, `bmm`), or a regular expression that
 matches the whole name. With `by = "name"` a key that is a type is allowed, and named as unused; so is a site's name
 with `by = "type"`. Sites that no key names get `default`; without one they stay in float.
 

@@ -52,9 +52,7 @@ def lightning(state, prefix="model.", **more):
         "pytorch-lightning_version": "2.1.4",
         "state_dict": OrderedDict(prefixed(state, prefix)),
         "loops": {"fit_loop": {"state_dict": {}}},
-        "callbacks": {
-            "ModelCheckpoint{'monitor': 'val_loss_epoch'}": {"best_model_score": torch.tensor(0.5)}
-        },
+        "callbacks": {"ModelCheckpoint{'monitor': 'val_loss_epoch'}": {"best_model_score": torch.tensor(0.5)}},
         "optimizer_states": [],
         "lr_schedulers": [],
         **more,
@@ -270,9 +268,7 @@ def test_missing_files_and_directories(model, tmp_path):
         checkpoints.load(tmp_path, model)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello, world\n" * 20, b"PK\x03\x04 not a zip", pickle.dumps({"a": 1})]
-)
+@pytest.mark.parametrize("content", [b"", b"hello, world\n" * 20, b"PK\x03\x04 not a zip", pickle.dumps({"a": 1})])
 @pytest.mark.parametrize("load_type", ["pt", "pl"])
 def test_files_that_are_no_checkpoints(model, file, content, load_type):
     file.write_bytes(content)

@@ -19,9 +19,7 @@ from bitfront.training import TrainSettings, evaluate, train
 def dataset(x, y, val=None, num_classes=None):
     """What training needs of a Dataset."""
     splits = {"train": (x, y), "val": val if val is not None else (x, y)}
-    return SimpleNamespace(
-        name="made up", split=splits.__getitem__, num_classes=num_classes or int(y.max()) + 1
-    )
+    return SimpleNamespace(name="made up", split=splits.__getitem__, num_classes=num_classes or int(y.max()) + 1)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +126,7 @@ def test_early_stopping(blobs, toy):
 
 @pytest.mark.parametrize(("max_steps", "epochs"), [(1, 1), (7, 1), (8, 2), (10, 2), (14, 2)])
 def test_max_steps(blobs, toy, max_steps, epochs):
-    settings = TrainSettings(
-        max_epochs=9, max_steps=max_steps, batch_size=32
-    )  # 200 samples: 7 steps an epoch
+    settings = TrainSettings(max_epochs=9, max_steps=max_steps, batch_size=32)  # 200 samples: 7 steps an epoch
     result = train(toy, blobs, settings)
     assert (result.stopped, result.steps, len(result.history)) == ("max_steps", max_steps, epochs)
     assert result.last_state["seq_blocks.0.num_batches_tracked"] == max_steps
@@ -160,9 +156,7 @@ def test_divergence_names_epoch_step_and_a_remedy(blobs):
     x, y = blobs.split("train")
     poisoned = x.clone()
     poisoned[17] = math.nan
-    with pytest.raises(
-        EvaluationError, match=r"became nan in epoch 1, at step \d of 7\. Try .* 0\.01, .* 0\.001"
-    ):
+    with pytest.raises(EvaluationError, match=r"became nan in epoch 1, at step \d of 7\. Try .* 0\.01, .* 0\.001"):
         train(
             nn.Linear(16, 5),
             dataset(poisoned, y, (x, y)),
@@ -301,9 +295,7 @@ def test_evaluate_restores_flags_after_an_error(blobs, toy):
 def test_training_on_a_gpu(digits):
     model = build("digits-cnn", (1, 8, 8), 10, seed=0)
     before = torch.cuda.get_rng_state()
-    result = train(
-        model, digits, TrainSettings(max_epochs=15, batch_size=32, learning_rate=4e-3), device="cuda"
-    )
+    result = train(model, digits, TrainSettings(max_epochs=15, batch_size=32, learning_rate=4e-3), device="cuda")
     assert result.history[result.best_epoch - 1].val_accuracy >= 0.96
     assert all(value.device.type == "cpu" for value in result.best_state.values())
     assert torch.equal(torch.cuda.get_rng_state(), before)

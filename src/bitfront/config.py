@@ -114,7 +114,9 @@ class Config(Table):
     batch_size: int = Field(128, ge=1, description="samples per training step")
     learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
     weight_decay: float = Field(0.0, ge=0, description="as the optimizer defines it")
-    training_optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="sgd has Nesterov momentum 0.9")
+    training_optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="how to train; sgd has Nesterov momentum 0.9"
+    )
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation loss")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="where to compute")
     project: str | None = Field(None, description="name of the run folder; default: <model>-<dataset>")
@@ -128,6 +130,8 @@ class Config(Table):
 
     _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
     _notes: tuple[str, ...] = PrivateAttr(())
+    #: Dotted keys whose values came from flags, not from the document.
+    _flags: frozenset[str] = PrivateAttr(frozenset())
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -155,7 +159,10 @@ class Config(Table):
             yield
         except ConfigError as error:
             if error.file is None and error.key:
-                error.located(self._document.name, self._document.line(error.key))
+                if ".".join(error.key) in self._flags:
+                    error.key = (_flag(error.key[-1]),)
+                else:
+                    error.located(self._document.name, self._document.line(error.key))
             raise
 
 
@@ -183,8 +190,9 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     flags = {k: v for k, v in (overrides or {}).items() if v is not None}
     below = [key for key in flags if key.startswith("search.")]
     if below and "search" not in values:
-        flag = "--" + below[0].split(".")[-1].replace("_", "-")
-        raise ConfigError(f"{flag} is about a search, and there is no [search] here", file=document.name)
+        raise ConfigError(
+            f"{_flag(below[0].split('.')[-1])} is about a search, and there is no [search] here", file=document.name
+        )
     for dotted, value in flags.items():
         *parents, last = dotted.split(".")
         place = values
@@ -202,6 +210,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
         raise _translated(error, document, flags) from None
     config._document = document
     config._notes = tuple(notes)
+    config._flags = frozenset(flags)
     _check_passes(config)
     return config
 
@@ -244,8 +253,12 @@ def _translated(error: ValidationError, document: tomlfile.Document, flags: Mapp
         case _:
             message = f"{given!r} is not possible: {first['msg'][0].lower() + first['msg'][1:]}"
     if ".".join(key) in flags:
-        return ConfigError(message, key=("--" + key[-1].replace("_", "-"),))
+        return ConfigError(message, key=(_flag(key[-1]),))
     return ConfigError(message, key=key, file=document.name, line=document.line(key))
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
 
 
 def _table_at(path: tuple[str, ...]) -> type[Table] | None:

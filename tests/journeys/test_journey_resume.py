@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import pytest
 from journey import Shell, rows, settings, wait_for_rows
@@ -75,6 +76,21 @@ def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_pat
         whole(*of(name), "--n-jobs", 2, "--restart")
         assert rows(whole.folder / "runs/slow/trials.sqlite") == after
         assert read(whole, "best.json") == read(slow, "best.json")
+
+
+def test_workers_end_with_a_search_that_is_killed(slow):
+    process = slow.start(*of("brute_force"), "--n-jobs", 2)
+    wait_for_rows(slow.folder / "runs/slow/trials.sqlite", 10, slow, process)
+    process.kill()  # it alone, as by the kernel when memory runs out; its workers are in the same group
+    process.wait()
+    for _ in range(200):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail("workers still run 20 s after their coordinator was killed")
 
 
 def test_interrupted_with_ctrl_c(slow):

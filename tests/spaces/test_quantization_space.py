@@ -352,7 +352,7 @@ W4 = {"name": ["integer"], "weight_width": [4]}
         ("name", {"head": {"name": ["integer"], "weight": [{"frac_width": 5}]}}, (*HEAD, "config", "weight"), r"needs 'width'"),
         ("name", {"default": FLOAT}, HEAD[:-1], r"every site stays in float: no key with another name than 'NA' matches one of body_0, body_1, head by = 'name'\.$"),
         ("name", {"linear": INT}, HEAD[:-1], r"every site stays in float.* Unused keys: 'linear'\."),
-        ("name", {"head": {"name": ["integer"]}}, HEAD[:-1], r"every site stays in float"),
+        ("name", {"head": {"name": ["integer"]}}, HEAD, r"every site stays in float: no operand has a width; allowed: data_in_width, weight_width"),
         ("name", {"head": {**W4, "bypass": [True]}}, HEAD[:-1], r"every site stays in float"),
     ],
 )  # fmt: skip

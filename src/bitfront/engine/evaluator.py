@@ -12,12 +12,14 @@ floating point depend on how many share them), no state from one batch to the ne
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -318,8 +320,17 @@ def _init_worker(payload: bytes) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # The bytes come from the parent process, which is us.
     _BENCH[:] = [Workbench(pickle.loads(payload))]  # noqa: S301
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers: they would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _measure_in_worker(codes: Codes) -> Measured:

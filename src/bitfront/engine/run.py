@@ -25,7 +25,7 @@ from bitfront.engine import store as stores
 from bitfront.engine.front import non_dominated
 from bitfront.engine.objectives import Objective, Objectives
 from bitfront.engine.store import Trials
-from bitfront.errors import ConfigError, RunError, nearest, one_of, require
+from bitfront.errors import ConfigError, RunError, nearest, one_of
 from bitfront.metrics.evaluation import wilson
 from bitfront.spaces.quantize import Config as Candidate
 from bitfront.spaces.quantize import SpelledSpace
@@ -80,7 +80,7 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        columns: the trials as columns; quicker than ``trials`` where there are many.
+        columns: the trials as columns; quicker than ``records`` where there are many.
         objectives: what was optimised.
         reference: metric → value of the float model.
         stopped: why the search ended; empty while it runs.
@@ -137,9 +137,33 @@ class Run:
         return len(self.columns)
 
     @cached_property
-    def trials(self) -> tuple[Trial, ...]:
+    def records(self) -> tuple[Trial, ...]:
         """Every evaluated candidate, by number."""
         return tuple(self._trial(row) for row in range(len(self.columns)))
+
+    @cached_property
+    def trials(self) -> Any:
+        """The same as a pandas DataFrame, where pandas is installed (else ``records``).
+
+        Indexed by number; columns ``state``, one per metric, ``scaled:`` metrics, ``duration``, ``error``, ``config``.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            return self.records
+        rows = [
+            {
+                "number": t.number,
+                "state": t.state,
+                **t.metrics,
+                **{f"scaled:{m}": v for m, v in t.scaled_metrics.items()},
+                "duration": t.duration,
+                "error": t.error,
+                "config": t.config,
+            }
+            for t in self.records
+        ]
+        return pandas.DataFrame(rows).set_index("number") if rows else pandas.DataFrame()
 
     @cached_property
     def front(self) -> tuple[Trial, ...]:
@@ -206,12 +230,6 @@ class Run:
         order = np.lexsort([rows, *others[rows].T[::-1], loss[rows]])
         return self._trial(int(rows[order[0]]))
 
-    def to_pandas(self) -> Any:
-        """The trials as a pandas DataFrame: one row per trial, one column per metric. Needs the extra ``pandas``."""
-        pandas = require("pandas", "pandas", "a DataFrame of trials")
-        rows = [{"number": t.number, "state": t.state, **t.metrics, "config": t.config} for t in self.trials]
-        return pandas.DataFrame(rows).set_index("number")
-
     def _column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         if name not in self.columns.metrics:
             known = list(self.columns.metrics)
@@ -249,7 +267,7 @@ class Run:
 def write_results(run: Run) -> None:
     """Write best.json and log.json into the run folder, each whole or not at all."""
     write_json(run.folder / "best.json", indexed(_record(t) for t in run.front))
-    write_json(run.folder / "log.json", indexed(_record(t, timed=True) for t in run.trials))
+    write_json(run.folder / "log.json", indexed(_record(t, timed=True) for t in run.records))
 
 
 def indexed(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

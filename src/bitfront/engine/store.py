@@ -115,7 +115,7 @@ class Store:
         return np.array([c.tobytes() in self._numbers for c in codes], dtype=bool)
 
     def values(self, codes: Codes) -> Mapping[str, Values]:
-        """The metrics of known candidates. Raises KeyError for an unknown one."""
+        """The metrics of known candidates, NaN for failed ones. Raises KeyError for an unknown one."""
         rows = np.array([self._rows[c.tobytes()] for c in codes]).reshape(len(codes), len(self.metrics))
         return {m: rows[:, i] for i, m in enumerate(self.metrics)}
 
@@ -143,9 +143,10 @@ class Store:
         ]
         with self._writing():
             self._db.executemany(f"INSERT INTO trials VALUES ({marks})", rows)
-        for number, code, own in zip(numbers, codes, table, strict=True):
+        for number, code, own, error in zip(numbers, codes, table, errors, strict=True):
             self._numbers[code.tobytes()] = int(number)
-            self._rows[code.tobytes()] = tuple(own)
+            # What a failed candidate has of metrics is kept in the file, but it must not look good to a strategy.
+            self._rows[code.tobytes()] = tuple(np.full(len(own), np.nan) if error else own)
         self._next += len(codes)
         return numbers
 

@@ -348,10 +348,16 @@ def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, .
         assignments.append(_assignment(site, key, seed.get(key, {"name": "NA"}), (*where, key, "config")))
     unused = tuple(k for k in keys if k not in used)
     if not request.float_only and all(a.alternatives == (FLOAT,) for a in assignments):
+        names = ", ".join(s.name for s in graph.sites)
+        for key in dict.fromkeys(a.key for a in assignments):
+            own = seed.get(key, {"name": "NA"})
+            if own["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in own):
+                widths = one_of(f"{o}_width" for o in OPERANDS)
+                raise ConfigError(f"every site stays in float: no operand has a width; {widths}", key=(*where, key))
         hint = f" Unused keys: {', '.join(map(repr, unused))}." if unused else ""
         raise ConfigError(
-            f"every site stays in float: no key with another name than 'NA' matches one of "
-            f"{', '.join(s.name for s in graph.sites)} by = {request.by!r}.{hint}",
+            f"every site stays in float: no key with another name than 'NA' matches one of {names} "
+            f"by = {request.by!r}.{hint}",
             key=where,
         )
     return tuple(assignments), unused
