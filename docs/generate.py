@@ -21,10 +21,10 @@ HEAD = """\
 *Made from the schema by `docs/generate.py`; do not edit.*
 
 One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
-an error that names the line. `"NA"` is none. Keys at the top and those under `[search.strategy.setup]` have a flag of
-the same name (`max_epochs` → `--max-epochs`), and flags override the file. `bitfront init` writes a commented file that
-runs; `bitfront plan FILE` shows what a file means without doing it. The configuration as it took effect is saved in the
-run folder.
+an error that names the line. `"NA"` is none. Keys at the top have a flag of the same name (`max_epochs` →
+`--max-epochs`), and so have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout` and `max_size`; flags override the
+file. `bitfront init` writes a commented file that runs; `bitfront plan FILE` shows what a file means without doing it.
+The configuration as it took effect is saved in the run folder.
 """
 TABLES = [
     ("The top", "", config.Config),

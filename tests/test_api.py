@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +133,58 @@ def from_file(arrays, tmp_path_factory):
 
 
 # --- searching
+
+
+def test_metrics_may_be_names_alone(net, arrays, tmp_path):
+    run = search(net, arrays, tmp_path, metrics=["accuracy", "average_bitwidth"], max_size=36)
+    assert run.objectives.directions == ("maximize", "minimize")
+
+
+def test_what_is_no_model_is_refused(arrays, tmp_path):
+    with pytest.raises(ConfigError, match=r"model is a int; allowed: an nn\.Module, or a name"):
+        search(5, arrays, tmp_path)
+
+
+def test_na_is_none_below_the_top_too(arrays, net, tmp_path):
+    strategy = {"name": "brute_force", "setup": {"timeout": "NA", "n_trials": "NA", "direction": "NA"}}
+    run = search(net, arrays, tmp_path, strategy=strategy)
+    assert run.config.search.strategy.setup.timeout is None
+
+
+def test_weights_that_no_metric_of_bits_sees_are_named(arrays, tmp_path):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(self.lstm(x[:, None])[0][:, 0])
+
+    events = Listener()
+    run = search(Recurrent(), arrays, tmp_path, events=events)
+    note = "192 of 239 parameters are weights of layers that cannot be configured (lstm): they stay in float"
+    assert any(note in n for n in events.notes)
+    assert run.best(minimize="model_size" if "model_size" in run.columns.metrics else "average_bitwidth")
+
+
+def test_what_is_printed_of_a_run_is_short(run):
+    assert repr(run).endswith(f"runs0/net': 36 trials, {len(run.front)} on the front, space exhausted)")
+    assert repr(run.front[0]).startswith(f"Trial({run.front[0].number}, loss=")
+    assert len(repr(run.front[0])) < 200
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch, bitfront as bf\n"
+        "from torch import nn\n"
+        "x = torch.arange(2400.).reshape(300, 8) % 7\n"
+        "bf.search(model=nn.Sequential(nn.Linear(8, 3)), data=(x, torch.arange(300) % 3), n_jobs=2,\n"
+        "          space={'linear': {'name': 'integer', 'weight_width': [2, 4, 8]}}, metrics=['accuracy'])\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert "put the call below `if __name__ == '__main__':`" in done.stderr
 
 
 def test_a_search_of_objects(run):

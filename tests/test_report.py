@@ -128,7 +128,7 @@ def test_progress_tells_the_best_so_far():
         settings=SimpleNamespace(strategy=SimpleNamespace(setup=SimpleNamespace(timeout=60.0))),
     )
     losses = np.array([[-0.9, 1200.0], [np.nan, np.nan], [-0.8, 1000.0]])
-    progress = SimpleNamespace(done=3, total=9, failed=1, seconds=1.5, history=SimpleNamespace(losses=losses))
+    progress = SimpleNamespace(done=3, new=3, total=9, failed=1, seconds=1.5, history=SimpleNamespace(losses=losses))
     with Live(Console(file=out, force_terminal=True, width=150, color_system=None)) as live:
         live.progress(progress, plan)
         live._bar.refresh()

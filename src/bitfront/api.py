@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import multiprocessing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bitfront.data.factory import from_object
 from bitfront.engine.plan import Plan, make_plan, open_data, open_model
 from bitfront.engine.run import Run
 from bitfront.engine.searching import run_search
-from bitfront.errors import ConfigError, DataError, nearest, one_of
+from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
@@ -45,7 +46,7 @@ def search(
     model: nn.Module | str | None = None,
     data: Any = None,
     space: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | Sequence[str] | None = None,
     strategy: str | Mapping[str, Any] | None = None,
     restart: bool = False,
     events: Events | None = None,
@@ -63,7 +64,8 @@ def search(
         model: a trained nn.Module, which is used as it is and not changed; or a name.
         data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name.
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
-        metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``; their runners are found.
+        metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``, or a list of names; their runners are
+            found.
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML.
         restart: throw away the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``.
@@ -73,6 +75,9 @@ def search(
         EvaluationError: nothing could be evaluated, or trials could not be written.
     """
     events = events or Events()
+    _refuse_in_worker()
+    if model is not None and not isinstance(model, (str, nn.Module)):
+        raise ConfigError(f"model is a {type(model).__name__}; allowed: an nn.Module, or a name")
     config = _configured(source, model, data, space, metrics, strategy, overrides)
     own_model = model if isinstance(model, nn.Module) else None
     own_data = dataset_of(data, config.seed, events)
@@ -82,12 +87,20 @@ def search(
     return run_search(layout, restart, events)
 
 
+def _refuse_in_worker() -> None:
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RunError(
+            "search() was called while a worker process imports your script, because n_jobs > 1 starts new processes; "
+            "put the call below `if __name__ == '__main__':`"
+        )
+
+
 def _configured(
     source: str | Path | Config | None,
     model: nn.Module | str | None,
     data: Any,
     space: Mapping[str, Any] | None,
-    metrics: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | Sequence[str] | None,
     strategy: str | Mapping[str, Any] | None,
     overrides: Mapping[str, Any],
 ) -> Config:
@@ -124,7 +137,7 @@ _SHORT = {k: f"search.strategy.setup.{k}" for k in ("n_jobs", "n_trials", "timeo
 
 def _search_table(
     space: Mapping[str, Any] | None,
-    metrics: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | Sequence[str] | None,
     strategy: str | Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     table: dict[str, Any] = {}
@@ -138,6 +151,10 @@ def _search_table(
     elif strategy is not None:
         own = dict(strategy)
     if metrics is not None:
+        if isinstance(metrics, str):
+            metrics = [metrics]
+        if not isinstance(metrics, Mapping):
+            metrics = {name: {} for name in metrics}
         own["metrics"] = {k: {"direction": v} if isinstance(v, str) else dict(v) for k, v in metrics.items()}
         for name in RUNNERS.names():
             runner = RUNNERS.get(name)
@@ -217,4 +234,9 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     }
     if what not in rooms:
         raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
+    if what == "formats":
+        described: list[tuple[str, ...]] = [
+            (n, text, ", ".join(FORMATS.get(n).parameters)) for n, text in FORMATS.described()
+        ]
+        return ["name", "what it is", "parameters of an operand"], described
     return ["name", "what it is"], list(rooms[what].described())

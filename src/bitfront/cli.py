@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="The TOML file. Flags override it.")
 ]
+File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The same as --config.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 #: Keys below the top of the configuration that have a flag too.
@@ -88,6 +89,14 @@ def _plain(annotation: Any) -> type | None:
     return str if all(isinstance(a, str) for a in get_args(annotation)) and get_args(annotation) else None
 
 
+def _one_file(positional: Path | None, option: Path | None) -> Path | None:
+    if positional is not None and option is not None:
+        from bitfront.errors import ConfigError
+
+        raise ConfigError(f"two configurations are named, {positional} and --config {option}; give one")
+    return positional or option
+
+
 def _config(file: Path | None, overrides: dict[str, Any]) -> Config:
     """The file; without one, what ``bitfront init`` would write for the model and the dataset."""
     from bitfront import config, template, tomlfile
@@ -115,6 +124,7 @@ def _print_json(document: object) -> None:
 
 
 def search(
+    file: File = None,
     config: ConfigFile = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away the trials of an earlier search.")] = False,
     as_json: AsJson = False,
@@ -122,10 +132,12 @@ def search(
     *,
     overrides: dict[str, Any],
 ) -> None:
-    """Train if needed, search the space, and save and print the front.
+    """Search the space; save and print the front.
 
-    A search that was stopped goes on where it was. Without --config, the embedded default: digits-cnn on digits.
+    Trains first where there are no weights yet. A search that was stopped goes on where it was. Without a file, the
+    embedded default: digits-cnn on digits.
     """
+    config = _one_file(file, config)
     loaded = _config(config, overrides)
     from bitfront import api
     from bitfront.report import tables
@@ -146,14 +158,17 @@ def search(
 
 def plan(
     config: ConfigFile = None,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The same as --config.")] = None,
+    file: File = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
     overrides: dict[str, Any],
 ) -> None:
-    """Show what a search would do: what each site gets, the size of the space, the expected time. Does no work."""
-    loaded = _config(file or config, overrides)
+    """Show what a search would do, without doing it.
+
+    What each site gets and by which rule, the size of the space, the cost of a candidate, the expected time.
+    """
+    loaded = _config(_one_file(file, config), overrides)
     from bitfront import api
     from bitfront.report import tables
 
@@ -191,7 +206,10 @@ def train(
     *,
     overrides: dict[str, Any],
 ) -> None:
-    """Train the model; best and last weights go to the run folder."""
+    """Train the model.
+
+    Best and last weights go to the run folder's checkpoints.
+    """
     loaded = _config(config, overrides)
     import bitfront as bf
 
@@ -220,7 +238,7 @@ def test(
     *,
     overrides: dict[str, Any],
 ) -> None:
-    """Loss and accuracy of the trained model on the test split."""
+    """Evaluate the trained model on the test split."""
     loaded = _config(config, overrides)
     import bitfront as bf
     from bitfront.metrics.evaluation import wilson
@@ -248,7 +266,10 @@ def transform(
     *,
     overrides: dict[str, Any],
 ) -> None:
-    """Rebuild the model of a trial (--run, --trial), or apply [passes.quantize] of a file (--config), and save it."""
+    """Rebuild the model of a trial, and save it.
+
+    Either --run RUN --trial N, or --config FILE, whose [passes.quantize] is applied to its trained model.
+    """
     import bitfront as bf
     from bitfront.errors import ConfigError
     from bitfront.report import tables
@@ -329,7 +350,10 @@ def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="Which kind.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what there is: models, datasets, formats, metrics, strategies, samplers, spaces."""
+    """Show what there is of a kind.
+
+    Kinds: models, datasets, formats, metrics, strategies, samplers, spaces.
+    """
     from bitfront import api
     from bitfront.report import tables
 
@@ -410,7 +434,10 @@ def main() -> None:
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+            sys.exit(2)
         # Whoever read our output has had enough (head, less).
         sys.stderr.close()
         sys.exit(0)

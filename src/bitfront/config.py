@@ -188,6 +188,9 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     for key in ignored:
         del values[key]
     flags = {k: v for k, v in (overrides or {}).items() if v is not None}
+    if "search.strategy.setup.sampler" in flags:
+        # Whoever names a sampler means the strategy that has samplers, whatever the file says.
+        flags.setdefault("search.strategy.name", "optuna")
     below = [key for key in flags if key.startswith("search.")]
     if below and "search" not in values:
         raise ConfigError(
@@ -202,12 +205,18 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
                 break  # no table in the file: an error below
         else:
             place[last] = value
-    # "NA" at the top is none; inside of a seed it is one of the choices and stays as it is written.
-    values = {k: v for k, v in values.items() if v != "NA"}
+    values = _without_na(values)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise _translated(error, document, flags) from None
+    if config.project is not None and (Path(config.project).name != config.project or config.project == ".."):
+        raise ConfigError(
+            f"{config.project!r} is not the name of a folder; project_dir says where run folders are",
+            key=(_flag("project"),) if "project" in flags else ("project",),
+            file=None if "project" in flags else document.name,
+            line=None if "project" in flags else document.line(("project",)),
+        )
     config._document = document
     config._notes = tuple(notes)
     config._flags = frozenset(flags)
@@ -291,6 +300,15 @@ def _literals(table: type[Table] | None, name: str) -> list[str]:
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _without_na(values: Mapping[str, Any]) -> dict[str, Any]:
+    """ "NA" is none: the default. In a seed, and in a pass, it is one of the choices and stays as it is written."""
+    return {
+        k: _without_na(v) if isinstance(v, Mapping) and k not in ("seed", "passes") else v
+        for k, v in values.items()
+        if not (isinstance(v, str) and v == "NA")
+    }
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 #: What a search without a file runs.
 DEFAULT_MODEL, DEFAULT_DATASET = "digits-cnn", "digits"
@@ -85,7 +86,8 @@ def template(
         samples: of the training split, for the size of a batch.
     """
     few = weight_sites <= MANY_SITES
-    project = f"{model}-{dataset}".replace(":", "-").replace(".", "-")
+    data = Path(dataset_path).stem if dataset == "npz" and dataset_path else dataset
+    project = f"{model}-{data}".replace(":", "-").replace(".", "-")
     top = _TOP.format(
         file=file,
         model=model,

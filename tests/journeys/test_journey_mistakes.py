@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from journey import Shell, Typed, settings
+from journey import Shell, Typed, rows, settings
 
 pytestmark = pytest.mark.journey
 
@@ -106,6 +106,14 @@ MISTAKES = {
     ),
     "a file that is not there": ("clouds.npz", "cloud.npz", "", ["cloud.npz"]),
     "no path": ("dataset_path", "# dataset_path", "", ["needs dataset_path"]),
+    "a scale of nothing": ("scale = 0.2", "scale = 0.0", "search.strategy.metrics.average_bitwidth.scale", ["equal"]),
+    "a sampler for brute force": (
+        NAME,
+        f'{NAME}\nsetup.sampler = "tpe"',
+        "search.strategy.setup.sampler",
+        ["a sampler belongs to strategy 'optuna', and this one is 'brute_force'"],
+    ),
+    "no folder's name": ('project = "small"', 'project = "../small"', "project", ["is not the name of a folder"]),
     "nothing but float": ('name = ["integer"]', 'name = ["NA"]', "search.search_space.seed", ["every site stays in float"]),
 }  # fmt: skip
 
@@ -191,6 +199,36 @@ def test_a_mistake_on_the_command_line(flags, shell, data):
     typed = shell("search", "--config", "small.toml", *flags, code=2)
     assert FLAGS[flags] in typed.err
     assert typed.out == ""
+
+
+def test_a_format_without_widths(shell, data):
+    lines = settings(data).splitlines()
+    shell.write("bare.toml", "\n".join(line for line in lines if "_width = [" not in line))
+    typed = shell("search", "--config", "bare.toml", code=2)
+    assert "search.search_space.seed.linear: every site stays in float: no operand has a width" in typed.err
+
+
+def test_no_mistake_costs_the_trials_of_an_earlier_search(searched):
+    store = searched.folder / "runs/small/trials.sqlite"
+    before, best = rows(store), (searched.folder / "runs/small/best.json").read_bytes()
+    for flags in (["--load-name", "nope.pt"], ["--sampler", "tpee"], ["--max-size", 3]):
+        searched("search", "--config", "small.toml", "--restart", *flags, code=2)
+        assert rows(store) == before
+        assert (searched.folder / "runs/small/best.json").read_bytes() == best
+
+
+def test_places_that_cannot_be_written_to(shell):
+    typed = shell("init", "--output", "nowhere/x.toml", code=2)
+    assert typed.err == "error: nowhere/x.toml: No such file or directory\n"
+    typed = shell("init", "--output", ".", "--force", code=2)
+    assert "Is a directory" in typed.err
+
+
+def test_two_configurations(shell, data):
+    shell.write("small.toml", settings(data))
+    typed = shell("plan", "small.toml", "--config", "other.toml", code=2)
+    assert "two configurations are named, small.toml and --config other.toml; give one" in typed.err
+    assert "36 distinct candidates" in shell("plan", "small.toml").out
 
 
 def test_a_file_without_a_search(shell, data):

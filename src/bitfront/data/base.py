@@ -112,6 +112,10 @@ class Dataset:
                 )
         self._freeze()
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split} {len(y):,}" for split, y in self.y.items())
+        return f"Dataset({self.name!r}: {sizes}; samples {self.sample_shape}, {self.num_classes} classes)"
+
     def _freeze(self) -> None:
         for attribute in ("x", "y"):
             object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))

@@ -48,12 +48,14 @@ class Progress:
     Attributes:
         done: distinct candidates evaluated, earlier sessions included.
         total: how many there will be at most.
-        failed: how many of this session's failed.
+        new: how many of them in this session.
+        failed: how many of these failed.
         seconds: since this session began.
     """
 
     done: int
     total: int
+    new: int
     failed: int
     seconds: float
     history: History
@@ -86,10 +88,13 @@ def run(
     total = min(limits.n_trials, space.size)
     began = time.perf_counter()
     history = History(len(space.parameters), strategy.objectives)
-    failed = 0
+    failed, before = 0, len(store)
 
     def late() -> bool:
         return limits.timeout is not None and time.perf_counter() - began >= limits.timeout
+
+    def progress() -> Progress:
+        return Progress(len(store), total, len(store) - before, failed, time.perf_counter() - began, history)
 
     def settle(codes: Codes) -> None:
         """Answer from the store or evaluate, then tell in the proposed order. Stops early when time is up."""
@@ -103,12 +108,14 @@ def run(
                     raise EvaluationError(
                         f"the first {failed} candidates all failed; the last one with: {measured.errors[-1]}"
                     )
-                on_progress(Progress(len(store), total, failed, time.perf_counter() - began, history))
+                on_progress(
+                    Progress(len(store), total, len(store) - before, failed, time.perf_counter() - began, history)
+                )
                 if late():
                     break
         codes = codes[store.known(codes)]
         history.tell(codes, objectives.losses(store.values(codes)))
-        on_progress(Progress(len(store), total, failed, time.perf_counter() - began, history))
+        on_progress(progress())
 
     try:
         step, stalled = 0, 0

@@ -94,5 +94,7 @@ def choose(
                 key=(*where, name),
             )
         scale, direction = asked[name]
+        if scale == 0:
+            raise ConfigError("a scale of 0 makes every candidate equal", key=(*where, name, "scale"))
         parts.append(Objective(name, scale, direction or produced[name].direction))
     return Objectives(tuple(parts), summed)

@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bitfront import data, models  # noqa: F401  (their registries must exist before anything is looked up)
+from bitfront import checkpoints, data, models  # noqa: F401  (their registries must exist before anything is looked up)
 from bitfront.config import Config, Search
 from bitfront.data.base import DataRequest, Dataset, Split
 from bitfront.data.base import load as load_dataset
@@ -184,6 +184,12 @@ def open_model(config: Config, dataset: Dataset) -> nn.Module:
             raise
 
 
+def load_weights(config: Config, model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that ``load_name`` names, which fits `model`. Raises CheckpointError."""
+    assert config.load_name is not None
+    return checkpoints.load(Path(config.load_name).expanduser(), model, config.load_type)
+
+
 def make_plan(
     config: Config,
     *,
@@ -209,6 +215,8 @@ def make_plan(
         objectives = _objectives(config, metrics)
     dataset = dataset or open_data(config, report, progress)
     own = model if model is not None else open_model(config, dataset)
+    if model is None and config.load_name is not None:
+        load_weights(config, own)  # thrown away: it only must not fail later
     device, warning = choose_device(config.accelerator)
     sample = dataset.split("train")[0][:2]
     graph = capture(own, sample)
@@ -243,7 +251,7 @@ def make_plan(
         )
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
-    notes += _sum_notes(config)
+    notes += [*_objective_notes(config), *_size_notes(dataset, runners), *_weight_notes(space)]
     if not config.search.strategy.eval_mode:
         notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
     return Plan(
@@ -269,13 +277,16 @@ def _strategy(config: Config) -> tuple[str, str | None]:
     except ConfigError as error:
         error.key = ("search", "strategy", "name")
         raise
-    if STRATEGIES.get(name) is not OptunaStrategy:
-        return name, None
+    where = ("search", "strategy", "setup", "sampler")
     try:
         sampler = sampler_name(own.setup.sampler or "tpe")
     except ConfigError as error:
-        error.key = ("search", "strategy", "setup", "sampler")
+        error.key = where
         raise
+    if STRATEGIES.get(name) is not OptunaStrategy:
+        if own.setup.sampler is not None and sampler != name:
+            raise ConfigError(f"a sampler belongs to strategy 'optuna', and this one is {name!r}", key=where)
+        return name, None
     # Optuna's own brute force costs 100 ms per proposal at 3,000 trials, and does not survive batches.
     return ("brute_force", None) if sampler == "brute_force" else (name, sampler)
 
@@ -341,16 +352,45 @@ def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
     return choosing.choose({n: (m.scale, m.direction) for n, m in own.metrics.items()}, metrics, summed)
 
 
-def _sum_notes(config: Config) -> list[str]:
+def _objective_notes(config: Config) -> list[str]:
     assert config.search is not None
     setup = config.search.strategy.setup
     if not setup.sum_scaled_metrics:
-        return []
+        return [
+            f"metrics.{name}.scale is negative, which turns the metric round: {own.direction} means the other way here"
+            for name, own in config.search.strategy.metrics.items()
+            if own.scale < 0 and own.direction is not None
+        ]
     return [
         f"metrics.{name}.direction = {own.direction!r} has no effect: with sum_scaled_metrics the sum is what is "
         f"{setup.direction}d; turn the metric round with a negative scale"
         for name, own in config.search.strategy.metrics.items()
         if own.direction is not None and own.direction != setup.direction and own.scale > 0
+    ]
+
+
+def _size_notes(dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]) -> list[str]:
+    notes = []
+    for _, name, given in runners:
+        settings: Any = RUNNERS.get(name).Settings(**given)
+        asked, split = getattr(settings, "num_samples", None), getattr(settings, "split", None)
+        if asked is not None and split is not None and asked > len(dataset.split(split)[1]):
+            there = len(dataset.split(split)[1])
+            notes.append(f"{name}.num_samples = {asked:,}, and {split} has {there:,} samples: all are used")
+    return notes
+
+
+def _weight_notes(space: QuantizationSpace) -> list[str]:
+    """What average_bitwidth does not see: weights of layers that are no site."""
+    model, seen = space.graph.model, {name for site in space.sites for name in site.parameters}
+    outside = {n: p.numel() for n, p in model.named_parameters() if n not in seen and p.dim() > 1}
+    if not outside:
+        return []
+    layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in outside))
+    total = sum(p.numel() for p in model.parameters())
+    return [
+        f"{sum(outside.values()):,} of {total:,} parameters are weights of layers that cannot be configured "
+        f"({layers}): they stay in float, model_size counts them, average_bitwidth does not"
     ]
 
 

@@ -68,6 +68,11 @@ class Trial:
     error: str = ""
     duration: float = 0.0
 
+    def __repr__(self) -> str:
+        shown = {"test_accuracy": self.test_metrics["accuracy"]} if "accuracy" in self.test_metrics else {}
+        parts = [f"{name}={value:.6g}" for name, value in {**self.metrics, **shown}.items()]
+        return f"Trial({', '.join([str(self.number), *parts])}{', failed' if self.state == 'failed' else ''})"
+
     @property
     def metrics(self) -> dict[str, float]:
         """Software and hardware metrics together."""
@@ -135,6 +140,9 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}: {len(self)} trials, {len(self.front)} on the front, {self.stopped})"
 
     @cached_property
     def records(self) -> tuple[Trial, ...]:

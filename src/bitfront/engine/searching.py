@@ -56,15 +56,16 @@ def run_search(layout: Plan, restart: bool, events: Events) -> Run:
 
 def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
     path = folder / STORE
-    if restart:
-        for old in [path, *folder.glob(f"{STORE}-*"), folder / "best.json", folder / "log.json"]:
-            old.unlink(missing_ok=True)
-    if path.exists():
+    if path.exists() and not restart:
         # Before training: a mismatch found after it would have cost the training, and the checkpoint.
         stores.check_identity(path, layout.identity(None), ignore=["weights"])
     if not layout.brings_weights:
         model = trained_model(layout.config, layout.model, layout.dataset, events).model
         layout = layout.trained(model)
+    if restart:
+        # Now that nothing can be wrong any more: what is thrown away here was hours of somebody's search.
+        for old in [path, *folder.glob(f"{STORE}-*"), folder / "best.json", folder / "log.json"]:
+            old.unlink(missing_ok=True)
     weights = weights_fingerprint(layout.model)
     store = Store.open(path, layout.bench.metrics, len(layout.space.parameters), layout.identity(weights))
     try:

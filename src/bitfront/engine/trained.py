@@ -8,14 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bitfront import checkpoints
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluator import one_thread
-from bitfront.engine.plan import choose_device, open_data, open_model, training_settings, weights_fingerprint
+from bitfront.engine.plan import (
+    choose_device,
+    load_weights,
+    open_data,
+    open_model,
+    training_settings,
+    weights_fingerprint,
+)
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
 from bitfront.graph import capture
@@ -48,7 +54,7 @@ def train(config: Config, *, events: Events | None = None) -> Trained:
         events.note(note)
     model = open_model(config, dataset)
     if config.load_name is not None:
-        model.load_state_dict(_load(config, model))
+        model.load_state_dict(load_weights(config, model))
     return _train(config, model, dataset, events)
 
 
@@ -102,11 +108,6 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) ->
     }
 
 
-def _load(config: Config, model: nn.Module) -> dict[str, torch.Tensor]:
-    assert config.load_name is not None
-    return checkpoints.load(Path(config.load_name).expanduser(), model, config.load_type)
-
-
 def trained_model(config: Config, model: nn.Module, dataset: Dataset, events: Events) -> Trained:
     """`model` with its weights: from ``load_name``, from an earlier training that nothing has changed since, or trained
     now.
@@ -117,7 +118,7 @@ def trained_model(config: Config, model: nn.Module, dataset: Dataset, events: Ev
     """
     if config.load_name is not None:
         own = copy.deepcopy(model)
-        own.load_state_dict(_load(config, model))
+        own.load_state_dict(load_weights(config, model))
         events.note(f"weights from {config.load_name}")
         return Trained(own.eval(), Path(config.load_name), None)
     path = config.run_folder / "checkpoints" / "best.pt"
@@ -133,6 +134,7 @@ def trained_model(config: Config, model: nn.Module, dataset: Dataset, events: Ev
             events.note(f"training again: {error}")
     trained = _train(config, model, dataset, events)
     if trained.result is not None and trained.result.stopped == "interrupted":
+        events.note("interrupted while training, which begins again next time")
         raise KeyboardInterrupt
     return trained
 
@@ -156,7 +158,7 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
             f"there is no trained model in {path.parent}; train one first (bitfront train), or name one with "
             "--load-name"
         )
-    model.load_state_dict(_load(config, model) if config.load_name else checkpoints.load(path, model))
+    model.load_state_dict(load_weights(config, model) if config.load_name else checkpoints.load(path, model))
     events.note(f"weights from {config.load_name or path}")
     device, warning = choose_device(config.accelerator)
     if warning:

@@ -70,7 +70,7 @@ def digits_cnn(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         raise ConfigError(
             "model 'digits-cnn' takes images, of shape (channels, height, width) with at least 4 × 4 pixels; "
             f"the samples of this dataset have shape {tuple(sample_shape)}. Choose a dataset of images, such "
-            "as digits or mnist, or a model for flat samples, such as digits-mlp or jsc-mlp.",
+            "as digits, or a model for flat samples, such as digits-mlp or jsc-mlp.",
             key=("model",),
         )
     channels, height, width = sample_shape

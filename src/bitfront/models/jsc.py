@@ -106,7 +106,7 @@ def _features(name: str, sample_shape: tuple[int, ...]) -> int:
     if len(sample_shape) != 1:
         raise ConfigError(
             f"model {name!r} takes flat samples, of shape (features,); the samples of this dataset have "
-            f"shape {tuple(sample_shape)}. Choose a dataset of features, such as jsc or pendigits, or a "
+            f"shape {tuple(sample_shape)}. Choose a dataset of features, such as jsc, or a "
             "model for images, such as digits-mlp or digits-cnn.",
             key=("model",),
         )

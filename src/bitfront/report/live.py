@@ -96,7 +96,7 @@ class Live(Events):
         failed = f", {progress.failed} failed" if progress.failed else ""
         text = f"{progress.done}/{progress.total}{failed}  {best}  {tables.duration(progress.seconds)}{limit}"
         self._update(progress.done, text)
-        self._loss = f"searched: {progress.done} candidates, {tables.duration(progress.seconds)} in this session"
+        self._loss = f"searched: {progress.new:,} candidates in {tables.duration(progress.seconds)}"
 
     def finishing(self) -> None:
         """The search is over."""

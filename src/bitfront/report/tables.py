@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,7 @@ def best_trials(run: Run) -> Sheet:
                 str(trial.number),
                 _metrics(trial.software_metrics, trial.intervals),
                 _metrics(trial.hardware_metrics),
-                _metrics(trial.scaled_metrics),
+                _metrics({**trial.scaled_metrics, **({"sum": trial.values[0]} if run.objectives.summed else {})}),
                 *([number(test)] if tested else []),
             ]
         )
@@ -138,7 +139,8 @@ def summary(run: Run) -> list[str]:
         f"{len(run):,} of {run.space.size:,} candidates evaluated ({run.stopped}){front}; saved in {run.folder}"
     )
     if shown:
-        lines.append(f"rebuild one: bitfront transform --run {run.folder} --trial {shown[0].number}")
+        folder = shlex.quote(str(run.folder))
+        lines.append(f"rebuild one: bitfront transform --run {folder} --trial {shown[0].number}")
     return lines
 
 

@@ -28,7 +28,7 @@ SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(population_size=24, seed=seed),
     "nsgaiii": lambda seed: optuna.samplers.NSGAIIISampler(population_size=24, seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
 }
 #: One line about each, for ``bitfront list samplers``.
 MEANINGS: Mapping[str, str] = {
@@ -63,6 +63,8 @@ class OptunaStrategy(Strategy):
     def __init__(self, space: Space, objectives: int, seed: int, sampler: str = "tpe") -> None:
         super().__init__(space, objectives, seed)
         self.sampler = sampler_name(sampler)
+        # A Gaussian process is for evaluations that are dearer than asking: each answer is worth waiting for.
+        self.batch = 1 if self.sampler == "gp" else self.batch
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
