@@ -140,6 +140,15 @@ def test_metrics_may_be_names_alone(net, arrays, tmp_path):
     assert run.objectives.directions == ("maximize", "minimize")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("verb", ["train", "search"])
+def test_an_accelerator_that_is_not_there_is_one_warning(verb, from_file, tmp_path):
+    config = bf.load_config(from_file[0], {"project_dir": str(tmp_path), "accelerator": "cuda"})
+    events = Listener()
+    getattr(bf, verb)(config, events=events)
+    assert len([n for n in events.notes if "computing on the CPU" in n]) == 1
+
+
 def test_what_is_no_model_is_refused(arrays, tmp_path):
     with pytest.raises(ConfigError, match=r"model is a int; allowed: an nn\.Module, or a name"):
         search(5, arrays, tmp_path)

@@ -82,8 +82,6 @@ def search(
     own_model = model if isinstance(model, nn.Module) else None
     own_data = dataset_of(data, config.seed, events)
     layout = make_plan(config, model=own_model, dataset=own_data, report=events.note, progress=events.downloading)
-    for note in layout.notes:
-        events.note(note)
     return run_search(layout, restart, events)
 
 

@@ -108,9 +108,7 @@ def run(
                     raise EvaluationError(
                         f"the first {failed} candidates all failed; the last one with: {measured.errors[-1]}"
                     )
-                on_progress(
-                    Progress(len(store), total, len(store) - before, failed, time.perf_counter() - began, history)
-                )
+                on_progress(progress())
                 if late():
                     break
         codes = codes[store.known(codes)]

@@ -21,13 +21,11 @@ from bitfront.engine.plan import (
     CALIBRATION_SAMPLES,
     chosen_samples,
     make_plan,
-    open_data,
-    open_model,
     weights_fingerprint,
 )
 from bitfront.engine.run import STORE, Run, Trial, write_json
 from bitfront.engine.searching import WEIGHTS
-from bitfront.engine.trained import trained_model
+from bitfront.engine.trained import opened, trained_model
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
@@ -129,10 +127,7 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     """
     events = events or Events()
     passes = configuration.quantize_pass(config)
-    dataset = open_data(config, events.note, events.downloading)
-    for note in (*config.notes, *dataset.notes):
-        events.note(note)
-    model = open_model(config, dataset)
+    dataset, model = opened(config, events)
     sample = dataset.split("train")[0][:2]
     with config.locating():
         single(capture(model, sample), passes, ("passes", "quantize"))

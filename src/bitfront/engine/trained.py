@@ -41,6 +41,19 @@ class Trained:
     result: TrainResult | None
 
 
+def opened(config: Config, events: Events) -> tuple[Dataset, nn.Module]:
+    """The dataset and the initialised model of `config`; what the user should know about them is told.
+
+    Raises:
+        UserError: one of them cannot be had.
+    """
+    dataset = open_data(config, events.note, events.downloading)
+    _, warning = choose_device(config.accelerator)
+    for note in (*config.notes, *([warning] if warning else []), *dataset.notes):
+        events.note(note)
+    return dataset, open_model(config, dataset)
+
+
 def train(config: Config, *, events: Events | None = None) -> Trained:
     """Train the model of `config`, and keep its best and last weights in the run folder's ``checkpoints``.
 
@@ -49,17 +62,14 @@ def train(config: Config, *, events: Events | None = None) -> Trained:
         EvaluationError: training diverged.
     """
     events = events or Events()
-    dataset = open_data(config, events.note, events.downloading)
-    for note in (*config.notes, *dataset.notes):
-        events.note(note)
-    model = open_model(config, dataset)
+    dataset, model = opened(config, events)
     if config.load_name is not None:
         model.load_state_dict(load_weights(config, model))
     return _train(config, model, dataset, events)
 
 
 def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events) -> Trained:
-    device, _ = choose_device(config.accelerator)
+    device, _ = choose_device(config.accelerator)  # whoever calls has told what is to be told of it
     settings = TrainSettings(
         max_epochs=config.max_epochs,
         max_steps=config.max_steps,
@@ -148,10 +158,7 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
         CheckpointError: there is no checkpoint, or it does not fit.
     """
     events = events or Events()
-    dataset = open_data(config, events.note, events.downloading)
-    for note in (*config.notes, *dataset.notes):
-        events.note(note)
-    model = open_model(config, dataset)
+    dataset, model = opened(config, events)
     path = config.run_folder / "checkpoints" / "best.pt"
     if config.load_name is None and not path.exists():
         raise CheckpointError(
@@ -160,8 +167,6 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
         )
     model.load_state_dict(load_weights(config, model) if config.load_name else checkpoints.load(path, model))
     events.note(f"weights from {config.load_name or path}")
-    device, warning = choose_device(config.accelerator)
-    if warning:
-        events.note(warning)
+    device, _ = choose_device(config.accelerator)
     x, y = dataset.split(split)  # type: ignore[arg-type]
     return evaluate(model.to(device), x, y)

@@ -2,7 +2,7 @@
 
 The study lives in memory and is a cache of the history: before asking, every trial asked for earlier is told what the
 history says of it, and candidates that came from elsewhere (seeds, neighbours of the front) are added. Choices are
-encoded as ordered integers and TPE is multivariate: both repeat less and find more in such spaces (docs/strategies.md).
+encoded as ordered integers and TPE is multivariate: both repeat less and find more in such spaces.
 """
 
 from __future__ import annotations
