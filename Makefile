@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Real data for the journeys, where it stands beside the checkout; without it they are skipped, by name.
 BITFRONT_DATA ?= $(abspath $(wildcard ../shared/data))
 TEST_ENV := OMP_NUM_THREADS=1 $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
+BENCH_ENV := $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 
-.PHONY: install search test lint format docs clean
+.PHONY: install search test lint format docs bench clean
 
 install: $(VENV)/installed
 
@@ -40,6 +41,13 @@ format: $(VENV)/installed-dev
 
 docs: install
 	$(BIN)/python docs/generate.py
+
+# Takes some ten minutes, and wants a quiet machine.
+BENCHES := trial_cost roofline scaling overhead samplers
+
+bench: $(VENV)/installed-dev
+	set -e; $(foreach name,$(BENCHES),$(BENCH_ENV) $(BIN)/python bench/$(name).py --json bench/results/$(name).json;) :
+	$(BIN)/python bench/plots.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

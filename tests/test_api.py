@@ -299,7 +299,7 @@ def test_a_listener_may_interrupt(net, arrays, tmp_path):
     [
         ({"metrics": {"accuracy": "maximise"}}, "'maximise' is not possible; allowed: maximize, minimize"),
         ({"metrics": {"acuracy": "maximize"}}, "no metric runner is configured"),
-        ({"strategy": "genetic"}, "there is no strategy called 'genetic'; allowed: "),
+        ({"strategy": "annealing"}, "there is no strategy called 'annealing'; allowed: "),
         ({"strategy": "optuna:tpee"}, "there is no sampler"),
         ({"space": {"fc1": {"name": ["fixt"]}, "by": "name"}}, "there is no format 'fixt'; allowed: "),
         ({"space": {"fc3": {"name": ["integer"]}, "by": "name"}}, "the model has no site 'fc3'"),

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bitfront.engine.front import Front
+from bitfront.engine.loop import Progress
 from bitfront.report import tables
 from bitfront.report.live import Live
 from bitfront.report.tables import Sheet, duration, number
@@ -127,8 +129,9 @@ def test_progress_tells_the_best_so_far():
         objectives=SimpleNamespace(names=("accuracy", "size"), directions=("maximize", "minimize")),
         settings=SimpleNamespace(strategy=SimpleNamespace(setup=SimpleNamespace(timeout=60.0))),
     )
-    losses = np.array([[-0.9, 1200.0], [np.nan, np.nan], [-0.8, 1000.0]])
-    progress = SimpleNamespace(done=3, new=3, total=9, failed=1, seconds=1.5, history=SimpleNamespace(losses=losses))
+    front = Front(2)
+    front.add(np.array([[-0.9, 1200.0], [np.nan, np.nan], [-0.8, 1000.0]]))
+    progress = Progress(done=3, new=3, total=9, failed=1, seconds=1.5, front=front)
     with Live(Console(file=out, force_terminal=True, width=150, color_system=None)) as live:
         live.progress(progress, plan)
         live._bar.refresh()

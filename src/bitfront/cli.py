@@ -33,7 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 #: Keys below the top of the configuration that have a flag too.
 SEARCH_FLAGS = {
-    "strategy": ("search.strategy.name", str, "The strategy: brute_force, optuna."),
+    "strategy": ("search.strategy.name", str, "The strategy: brute_force, evolution, optuna."),
     "sampler": ("search.strategy.setup.sampler", str, "Optuna's sampler: tpe, random, nsgaii, nsgaiii, qmc, gp."),
     "n_trials": ("search.strategy.setup.n_trials", int, "Budget in distinct candidates."),
     "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the numbers are the same for any."),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bitfront import kernels
 from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
 
 if TYPE_CHECKING:
@@ -243,16 +244,18 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) 
     if len(y) == 0:
         raise DataError("there are no samples to evaluate on")
     device = next((p.device for p in model.parameters()), x.device)
-    losses: list[Tensor] = []
+    losses = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     classes = int(y.max()) + 1
     with _eval_mode(model), torch.inference_mode():
         for x_chunk, y_chunk in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             target = y_chunk.to(device)
-            logits = _checked(model(x_chunk.to(device)), len(target), classes, exact=False)
-            losses.append(functional.cross_entropy(logits, target, reduction="none"))
-            correct += (logits.argmax(1) == target).sum()
-    total = float(torch.cat(losses).cpu().double().sum())
+            # A model may change its input in place.
+            logits = _checked(model(x_chunk.to(device, copy=True)), len(target), classes, exact=False)
+            loss, right = kernels.score(logits.t().unsqueeze(0), target.int())
+            losses += loss[0]
+            correct += right[0]
+    total = float(losses)
     hits = int(correct)
     return Evaluation(total / len(y), hits / len(y), hits, len(y))
 

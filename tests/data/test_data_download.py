@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bitfront.data.download import Patience, cache_dir, download, fetch_json
+from bitfront.cache import cache_dir
+from bitfront.data.download import Patience, download, fetch_json
 from bitfront.errors import DataError, DownloadError
 
 BODY = bytes(range(256)) * 4000  # 1 MB: several reads

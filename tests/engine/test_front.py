@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bitfront.engine.front import hypervolume, non_dominated
+from bitfront.engine import front as fronts
+from bitfront.engine.front import Front, hypervolume, non_dominated
 from bitfront.engine.objectives import Objective, Objectives, choose
 from bitfront.errors import ConfigError
 from bitfront.metrics.base import Metric
@@ -44,6 +45,25 @@ def test_the_front_does_not_depend_on_the_order_of_its_rows(table, random):
     assert sorted(map(tuple, table[non_dominated(table)])) == sorted(
         map(tuple, table[order][non_dominated(table[order])])
     )
+
+
+@given(losses, st.lists(st.integers(0, 14), max_size=4))
+@example(np.array([[0.0, np.inf], [1.0, np.inf]]), [1])
+def test_a_front_kept_as_it_comes_is_the_front_of_everything(table, cuts):
+    front = Front(table.shape[1])
+    for part in np.split(table, sorted(min(c, len(table)) for c in cuts)):
+        front.add(part)
+    whole = non_dominated(table)
+    assert front.rows.tolist() == whole.tolist()
+    np.testing.assert_array_equal(front.losses, table[whole])
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_the_front_of_many_is_that_of_any_part_of_them(objectives, monkeypatch):
+    table = np.random.default_rng(0).integers(0, 40, (5000, objectives)).astype(float)
+    whole = non_dominated(table)
+    monkeypatch.setattr(fronts, "BLOCK", 64)
+    assert non_dominated(table).tolist() == whole.tolist()
 
 
 points = st.integers(1, 3).flatmap(

@@ -1,11 +1,17 @@
 """The loop, with an evaluator that computes in closed form: budgets, duplicates, failures, and resuming by replaying."""
 
+import contextlib
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from bitfront.engine.evaluator import Measured
+from bitfront.engine.front import non_dominated
 from bitfront.engine.loop import HOPELESS, Limits, run
 from bitfront.engine.store import Store
+from bitfront.engine.workbench import Measured
 from bitfront.errors import EvaluationError
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.brute_force import BruteForce
@@ -182,7 +188,7 @@ def test_failing_candidates_are_recorded_and_the_others_unaffected(tmp_path):
     failed = np.isnan(losses).any(axis=1)
     assert 0 < failed.sum() < len(trials)
     assert np.array_equal(trials.complete, ~failed)
-    assert [bool(e) for e in trials.error] == failed.tolist()
+    assert [bool(trials.errors.get(n)) for n in trials.number.tolist()] == failed.tolist()
 
 
 def test_a_search_in_which_everything_fails_stops_and_says_why(tmp_path):
@@ -245,3 +251,85 @@ def test_an_evaluator_that_stops_the_search_leaves_what_was_told(tmp_path):
     store = opened(tmp_path)
     assert np.array_equal(store.trials().code, SPACE.numbered(0, 6))
     store.close()
+
+
+# --- many candidates -------------------------------------------------------------------------------------------------
+
+#: Brute force over 83,521 candidates, in blocks of 1,500; killed after so many, if any are given.
+MANY = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from bitfront.engine.loop import Limits, run
+from bitfront.engine.store import Store
+from bitfront.spaces.base import Branch, Choice, Group, Space
+from bitfront.strategies.brute_force import BruteForce
+
+folder, patience = Path(sys.argv[1]), int(sys.argv[2])
+branch = Branch("integer", (Choice("data_in", tuple("2468")), Choice("weight", tuple("2468"))))
+space = Space([Group(f"site{g}", (branch, Branch("NA"))) for g in range(4)])
+assert space.size == 83521
+
+def losses(codes):
+    options = space.options(codes).astype(float)
+    return {"a": (options**2).sum(axis=1) + 0.1 * options[:, 0], "b": ((options - 3) ** 2).sum(axis=1)}
+
+class Evaluates:
+    done = 0
+
+    def blocks(self, codes):
+        for start in range(0, len(codes), 1500):
+            block = codes[start : start + 1500]
+            if Evaluates.done % 15000 == 0:
+                time.sleep(0.11)  # long enough for what was evaluated to be written
+            nothing = {"errors": ("",) * len(block), "seconds": (0.0,) * len(block)}
+            yield block, SimpleNamespace(values=losses(block), **nothing)
+            Evaluates.done += len(block)
+            if patience and Evaluates.done >= patience:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+class TwoLosses:
+    def losses(self, values):
+        return np.stack([values["a"], values["b"]], axis=1)
+
+identity = {"parameters": [p.name for p in space.parameters]}
+store = Store.open(folder / "trials.sqlite", ("a", "b"), len(space.parameters), identity, space.keys)
+before, seen = len(store), []
+reason = run(space, BruteForce(space, 2, 0), space.numbered(0, 0), TwoLosses(), store, Evaluates(), Limits(10**6), 0,
+             seen.append)
+print(reason, before, Evaluates.done, *seen[-1].front.rows.tolist())
+"""
+
+
+def test_a_long_search_killed_on_its_way_ends_with_the_same_trials_and_front(tmp_path):
+    def go(folder, patience=0):
+        words = [sys.executable, "-c", MANY, str(tmp_path / folder), str(patience)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        return done.returncode, done.stdout.strip()
+
+    def trials(folder):
+        store = Store.open(tmp_path / folder / "trials.sqlite", ("a", "b"), 12, identity)
+        with contextlib.closing(store):
+            return store.trials()
+
+    space = toy_space(4, 4)
+    identity = {"parameters": [p.name for p in space.parameters]}
+    _, whole = go("whole")
+    assert whole.startswith("space exhausted 0 83521 ")
+    for patience in (20_000, 40_000):
+        assert go("parts", patience) == (-signal.SIGKILL, "")
+    before = len(trials("parts"))
+    assert 40_000 < before < space.size
+    _, parts = go("parts")
+    assert parts.split()[2:4] == [str(before), str(space.size - before)]
+    assert parts.split()[4:] == whole.split()[4:]
+    expected, found = trials("whole"), trials("parts")
+    assert np.array_equal(found.number, np.arange(space.size))
+    assert np.array_equal(found.packed, expected.packed)
+    assert np.array_equal(found.packed, space.numbered(0, space.size))
+    for metric in ("a", "b"):
+        np.testing.assert_array_equal(found.metrics[metric], expected.metrics[metric])
+    front = non_dominated(np.stack([expected.metrics["a"], expected.metrics["b"]], axis=1))
+    assert parts.split()[4:] == list(map(str, front))

@@ -43,7 +43,8 @@ def test_what_was_added_can_be_read_by_others_at_once(tmp_path):
         np.testing.assert_array_equal(own.metrics["accuracy"], [0.5, 0.7, np.nan])
         np.testing.assert_array_equal(own.metrics["model_size"], [5, 7, 6])
         assert own.complete.tolist() == [True, True, False]
-        assert own.error == ("", "", "RuntimeError: no")
+        assert own.errors == {2: "RuntimeError: no"}
+        assert own.first_error == "RuntimeError: no"
         assert own.duration.tolist() == [0.5] * 3
         assert (own.position(2), own.position(3), len(own)) == (2, None, 3)
     other.close()
@@ -59,7 +60,8 @@ def test_what_a_killed_process_added_is_there(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "trials.sqlite")], check=False)
     assert done.returncode == 9
     with_it = opened(tmp_path)
-    assert with_it.values(np.array([[1, 2, 3]]))["accuracy"].tolist() == [0.25]
+    known, values = with_it.recall(np.array([[1, 2, 3]]))
+    assert (known.tolist(), values["accuracy"].tolist()) == ([True], [0.25])
     with_it.close()
 
 
@@ -70,11 +72,10 @@ def test_a_store_opened_again_knows_what_it_knew_and_numbers_on(tmp_path):
     store.close()
     store = opened(tmp_path)
     assert len(store) == 2
-    assert store.known(codes(7, 8, 5)).tolist() == [True, False, True]
-    assert store.values(codes(7, 5))["accuracy"].tolist() == [0.7, 0.5]
-    assert store.values(codes())["accuracy"].shape == (0,)
-    with pytest.raises(KeyError):
-        store.values(codes(8))
+    known, values = store.recall(codes(7, 8, 5))
+    assert known.tolist() == [True, False, True]
+    np.testing.assert_array_equal(values["accuracy"], [0.7, np.nan, 0.5])
+    assert store.recall(codes())[1]["accuracy"].shape == (0,)
     assert store.meta("note") == {"x": [1, "zwei"]}
     assert store.meta("nothing") is None
     assert add(store, 8).tolist() == [2]
@@ -84,26 +85,45 @@ def test_a_store_opened_again_knows_what_it_knew_and_numbers_on(tmp_path):
 def test_failed_trials_are_forgotten_when_a_run_goes_on_and_kept_when_it_is_read(tmp_path):
     store = opened(tmp_path)
     add(store, 1, 2, 3, errors=["", "boom", ""])
-    assert store.known(codes(2)).tolist() == [True]
+    assert len(store) == 3
     store.close()
     kept = read(tmp_path / "trials.sqlite")
-    assert kept.trials().error == ("", "boom", "")
+    assert kept.trials().errors == {1: "boom"}
     kept.close()
     store = opened(tmp_path)
-    assert store.known(codes(1, 2, 3)).tolist() == [True, False, True]
+    assert len(store) == 2
+    assert store.recall(codes(1, 2, 3))[0].tolist() == [True, False, True]
     assert add(store, 2).tolist() == [3]
+    assert store.trials().number.tolist() == [0, 2, 3]
     assert store.trials().complete.all()
     store.close()
 
 
-def test_a_candidate_cannot_be_added_twice_and_the_rest_of_its_batch_is_not_added_either(tmp_path):
+def test_what_was_found_out_is_recalled_in_any_order_and_once(tmp_path):
     store = opened(tmp_path)
-    add(store, 1)
-    with pytest.raises(EvaluationError, match="UNIQUE"):
-        add(store, 2, 1)
-    assert store.trials().number.tolist() == [0]
-    assert store.known(codes(2)).tolist() == [False]
-    add(store, 2)
+    add(store, *range(10), errors=["boom" if n in (3, 7) else "" for n in range(10)])
+    for n in range(10, 20):  # told one by one
+        add(store, n)
+    store.close()
+    for order in (range(20), [*range(4), *range(12, 20), *range(4, 12)], range(19, -1, -1)):
+        store = opened(tmp_path)
+        assert len(store) == 18
+        for part in np.array_split(np.array(order), 5):
+            known, values = store.recall(codes(*part))
+            assert known.tolist() == [n not in (3, 7) for n in part]
+            np.testing.assert_array_equal(values["model_size"], np.where(known, part, np.nan))
+        assert not store.recall(codes(*range(20)))[0].any()
+        assert len(store) == 18
+        store.close()
+
+
+def test_codes_take_as_many_bytes_as_they_need(tmp_path):
+    store = opened(tmp_path)
+    for largest in (1, 255, 256, 2**16, 2**40):
+        store.add(np.array([[0, 1, largest]]), {m: np.zeros(1) for m in METRICS}, [""], [0.0])
+    sizes = [row[0] for row in store._db.execute("SELECT length(codes) FROM blocks ORDER BY first")]
+    assert sizes == [3, 3, 6, 12, 24]
+    assert store.trials().code[:, 2].tolist() == [1, 255, 256, 2**16, 2**40]
     store.close()
 
 
@@ -146,12 +166,11 @@ def test_a_full_disk_keeps_what_was_stored_and_says_what_to_do(tmp_path):
     stored = store.trials()
     # What the store says it knows is what is in the file: the batch that did not fit is in neither.
     assert len(store) == len(stored) == 1
-    assert store.known(stored.code).all()
     store._db.execute("PRAGMA max_page_count = 1000000")
     add(store, 50)
     store.close()
     store = opened(tmp_path)
-    assert store.known(codes(1, 50)).all()
+    assert store.recall(codes(1, 50))[0].all()
     store.close()
 
 

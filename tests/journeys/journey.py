@@ -4,9 +4,9 @@ Nothing here waits forever, and what went wrong is said with everything the comm
 """
 
 import contextlib
+import math
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from bitfront.engine.store import read
+from bitfront.errors import BitfrontError
 
 #: Seconds after which a command is taken to hang; far above what any takes on a busy machine.
 PATIENCE = 240
@@ -111,13 +114,19 @@ class Shell:
 
 
 def rows(store: Path) -> list[tuple[object, ...]]:
-    """What is in a store of trials, except for how long it took; empty while there is none."""
+    """What is in a store of trials, except for how long it took: (number, code, error, *metrics) of each.
+
+    Empty while there is none.
+    """
     try:
-        with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as db:
-            columns = [f'"{r[1]}"' for r in db.execute("PRAGMA table_info(trials)") if r[1] != "duration"]
-            return db.execute(f"SELECT {', '.join(columns)} FROM trials ORDER BY number").fetchall()
-    except sqlite3.Error:
+        opened = read(store)
+    except BitfrontError:
         return []
+    with contextlib.closing(opened):
+        found = opened.trials()
+    metrics = [[None if math.isnan(v) else v for v in column.tolist()] for column in found.metrics.values()]
+    errors = [found.errors.get(n, "") for n in found.number.tolist()]
+    return list(zip(found.number.tolist(), map(tuple, found.code.tolist()), errors, *metrics, strict=True))
 
 
 def wait_for_rows(store: Path, number: int, shell: Shell, process: "subprocess.Popen[str]") -> int:

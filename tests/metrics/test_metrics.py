@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import nn
 
-from bitfront.engine.evaluator import Job, Workbench
+from bitfront.engine.workbench import Job, Workbench
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Runner
 from bitfront.metrics.evaluation import wilson

@@ -128,3 +128,22 @@ def test_sizes_are_exact_beyond_64_bits():
     space = Space([Group(f"g{i}", (group,)) for i in range(30)])
     assert space.size == 10**30
     check_space(space)
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (7, 2, 5), (1,), ()])
+def test_keys_of_a_small_space_are_its_numbers(sizes):
+    space = Space(
+        [Group(f"g{i}", (Branch("b", (Choice("c", tuple(map(str, range(n)))),)),)) for i, n in enumerate(sizes)]
+    )
+    assert space.keys(space.numbered(0, space.size)).tolist() == [[n] for n in range(space.size)]
+
+
+def test_numbers_beyond_64_bits_run_on_over_every_edge():
+    labels = tuple(map(str, range(1000)))
+    space = Space([Group(f"g{i}", (Branch("b", (Choice("c", labels),)),)) for i in range(15)])
+    for edge in (10**18, 7 * 10**18, 10**36, 3 * 10**36 + 10**18, space.size - 5):
+        codes = space.numbered(edge - 5, edge + 5)
+        assert [int("".join(f"{c:03}" for c in row)) for row in codes.tolist()] == list(
+            range(edge - 5, min(edge + 5, space.size))
+        )
+        assert len(np.unique(space.keys(codes), axis=0)) == len(codes)

@@ -30,11 +30,12 @@ def test_gp_conforms():
 
 
 def test_brute_force_conforms():
-    check_strategy(BruteForce, seeded=False)
+    check_strategy(BruteForce, seeded=False, stateless=True)
 
 
 def test_every_registered_strategy_is_checked_here():
-    assert set(STRATEGIES.names()) == {"brute_force", "optuna"}
+    # evolution: in test_evolution.py
+    assert set(STRATEGIES.names()) == {"brute_force", "evolution", "optuna"}
     assert set(MEANINGS) == {*SAMPLERS, "brute_force"}
 
 
@@ -63,6 +64,12 @@ class Careless(Strategy):
 def test_the_conformance_suite_notices(make, message):
     with pytest.raises(AssertionError, match=message):
         check_strategy(make)
+
+
+def test_the_conformance_suite_notices_state_where_none_is_allowed():
+    check_strategy(optuna_with("random"), calls=3)
+    with pytest.raises(AssertionError, match="a new strategy, shown the same history, goes on differently"):
+        check_strategy(optuna_with("random"), calls=3, stateless=True)
 
 
 # --- brute force -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import sys
 import time
 import urllib.error
@@ -47,15 +46,6 @@ class Patience:
     tries: int = 4
     backoff_s: float = 1.0
     timeout_s: float = 30.0
-
-
-def cache_dir() -> Path:
-    """``BITFRONT_CACHE``, else ``XDG_CACHE_HOME/bitfront``, else ``~/.cache/bitfront``."""
-    own = os.environ.get("BITFRONT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "bitfront"
 
 
 def download(

@@ -33,11 +33,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitfront.cache import cache_dir
 from bitfront.data import DATASETS
 from bitfront.data import npz as npz_file
 from bitfront.data.arrays import by_name, from_arrays, from_splits
 from bitfront.data.base import DataRequest, Dataset, Scaler
-from bitfront.data.download import cache_dir, download, fetch_json
+from bitfront.data.download import download, fetch_json
 from bitfront.errors import DataError, DownloadError, one_of, require
 
 Array = npt.NDArray[Any]

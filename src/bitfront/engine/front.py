@@ -7,6 +7,42 @@ from numpy.typing import NDArray
 
 Losses = NDArray[np.float64]
 
+#: Rows compared at a time: what a block leaves is compared with what the others leave.
+BLOCK = 2**12
+#: Rows that all others are compared with in one go.
+STEP = 16
+
+
+class Front:
+    """The front of everything told so far, kept as it comes: the same as ``non_dominated`` of all of it at once.
+
+    Attributes:
+        losses: of its members, shape (members, objectives), in the order of ``non_dominated``.
+        rows: their places among everything told, shape (members,).
+    """
+
+    def __init__(self, objectives: int) -> None:
+        self.losses: Losses = np.zeros((0, objectives))
+        self.rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._told = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, losses: Losses) -> None:
+        """Tell more candidates, shape (candidates, objectives); NaN in rows that failed."""
+        for start in range(0, len(losses), BLOCK):
+            block = losses[start : start + BLOCK]
+            rows = np.flatnonzero(~_beaten(block, self.losses))
+            rows = rows[_survivors(block[rows])]
+            kept = ~_beaten(self.losses, block[rows])
+            # Members stand before newcomers, so that equal rows stay in the order of their places.
+            both = np.concatenate([self.losses[kept], block[rows]])
+            rows = np.concatenate([self.rows[kept], self._told + rows])
+            order = np.lexsort(both.T[::-1])
+            self.losses, self.rows = both[order], rows[order]
+            self._told += len(block)
+
 
 def non_dominated(losses: Losses) -> NDArray[np.int64]:
     """Rows that no other row dominates, sorted by the objectives, equal rows by their place.
@@ -17,6 +53,13 @@ def non_dominated(losses: Losses) -> NDArray[np.int64]:
     Args:
         losses: shape (candidates, objectives).
     """
+    front = Front(losses.shape[1])
+    front.add(losses)
+    return front.rows
+
+
+def _survivors(losses: Losses) -> NDArray[np.int64]:
+    """``non_dominated`` of one block."""
     rows: NDArray[np.int64] = np.flatnonzero(~np.isnan(losses).any(axis=1))
     if not len(rows):
         return rows
@@ -29,17 +72,57 @@ def non_dominated(losses: Losses) -> NDArray[np.int64]:
         # Sorted by the first objective: a row survives if its second is below all before it, or equals its twin.
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(values[:, 1])[:-1]])
         keep = values[:, 1] < best_before
+        keep[0] = True
         twin = np.concatenate([[False], (values[1:] == values[:-1]).all(axis=1)])
-        for i in np.flatnonzero(twin).tolist():
-            keep[i] = keep[i - 1]
-        return rows[keep]
-    kept: list[int] = []
-    for i, value in enumerate(values):
-        # Lexicographic order: only earlier rows can dominate, and only surviving ones need be asked.
-        others = values[kept]
-        if not ((others <= value).all(axis=1) & (others < value).any(axis=1)).any():
-            kept.append(i)
-    return rows[kept]
+        first = np.maximum.accumulate(np.where(twin, 0, np.arange(len(rows))))
+        return rows[keep[first]]
+    # Those that are good in everything come first, and take away the most. No row dominates one with a smaller sum of
+    # ranks: whoever is still there when its turn comes stays.
+    left = np.argsort(_rank_sums(values), kind="stable")
+    at = 0
+    while at < len(left):
+        beaten = _beaten(values[left], values[left[at : at + STEP]])
+        at = min(at + STEP, len(left)) - int(beaten[: at + STEP].sum())
+        left = left[~beaten]
+    return rows[np.sort(left)]
+
+
+def _rank_sums(losses: Losses) -> NDArray[np.int64]:
+    """Per row the sum of its ranks in each column; safe where the sum of the values is not, at infinity."""
+    total = np.zeros(len(losses), dtype=np.int64)
+    for column in losses.T:
+        total += np.unique(column, return_inverse=True)[1]
+    return total
+
+
+def _beaten(losses: Losses, by: Losses) -> NDArray[np.bool_]:
+    """Which rows of `losses` some row of `by` dominates."""
+    beaten = np.zeros(len(losses), dtype=bool)
+    if not len(by):
+        return beaten
+    if losses.shape[1] == 2:
+        # The best second value among those whose first is as good, and among those whose first is better.
+        order = np.lexsort(by.T[::-1])
+        first, best = by[order, 0], np.minimum.accumulate(by[order, 1])
+        best = np.concatenate([[np.inf], best])
+        as_good = best[np.searchsorted(first, losses[:, 0], side="right")]
+        better = best[np.searchsorted(first, losses[:, 0], side="left")]
+        there = np.searchsorted(first, losses[:, 0], side="left") > 0
+        return np.asarray((as_good < losses[:, 1]) | ((better <= losses[:, 1]) & there))
+    by = by[np.argsort(_rank_sums(by), kind="stable")]
+    left = np.arange(len(losses))
+    for start in range(0, len(by), STEP):
+        some, others = by[start : start + STEP], losses[left]
+        nowhere_larger = np.ones((len(left), len(some)), dtype=bool)
+        somewhere_smaller = np.zeros_like(nowhere_larger)
+        for column in range(losses.shape[1]):
+            mine, theirs = others[:, column, None], some[:, column]
+            nowhere_larger &= theirs <= mine
+            somewhere_smaller |= theirs < mine
+        own = (nowhere_larger & somewhere_smaller).any(axis=1)
+        beaten[left[own]] = True
+        left = left[~own]
+    return beaten
 
 
 def hypervolume(losses: Losses, reference: NDArray[np.float64]) -> float:

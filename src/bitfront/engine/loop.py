@@ -7,6 +7,9 @@ arrives where it was stopped.
 Duplicates are the loop's business, never the sampler's: a candidate that is known is not evaluated again and does not
 count; when a strategy only comes up with known ones, unseen neighbours of the front are taken instead; a space with
 nothing unseen left ends the search. Budgets count distinct candidates.
+
+A million candidates go through it as through a pipe: of what was told it keeps the front, and for strategies that look
+back the codes and losses; everything else is in the store.
 """
 
 from __future__ import annotations
@@ -14,23 +17,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.engine.evaluator import Evaluator
-from bitfront.engine.front import Losses, non_dominated
+from bitfront.engine.front import Front, Losses
 from bitfront.engine.store import Store
 from bitfront.errors import EvaluationError
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
+
+if TYPE_CHECKING:
+    from bitfront.engine.evaluator import Evaluator
+    from bitfront.engine.workbench import Measured
 
 StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted"]
 #: Known proposals in a row after which the loop takes neighbours of the front itself.
 PATIENCE = 3
 #: A search whose first so many candidates all fail is broken.
 HOPELESS = 20
+#: Small blocks are written together: what was evaluated waits about so long, at most, until it is durable.
+COMMIT_SECONDS = 0.1
 
 
 class Objectives(Protocol):
@@ -51,6 +59,7 @@ class Progress:
         new: how many of them in this session.
         failed: how many of these failed.
         seconds: since this session began.
+        front: the front of what was told so far. To be read, not to be kept: it changes.
     """
 
     done: int
@@ -58,7 +67,7 @@ class Progress:
     new: int
     failed: int
     seconds: float
-    history: History
+    front: Front
 
 
 @dataclass(frozen=True)
@@ -87,38 +96,54 @@ def run(
     """
     total = min(limits.n_trials, space.size)
     began = time.perf_counter()
-    history = History(len(space.parameters), strategy.objectives)
+    history = History(len(space.parameters), strategy.objectives, space, forgets=not strategy.looks_back)
+    front, writer = Front(strategy.objectives), _Writer(store)
     failed, before = 0, len(store)
 
     def late() -> bool:
         return limits.timeout is not None and time.perf_counter() - began >= limits.timeout
 
-    def progress() -> Progress:
-        return Progress(len(store), total, len(store) - before, failed, time.perf_counter() - began, history)
+    def progress() -> None:
+        done = len(store) + writer.waiting
+        on_progress(Progress(done, total, done - before, failed, time.perf_counter() - began, front))
 
     def settle(codes: Codes) -> None:
         """Answer from the store or evaluate, then tell in the proposed order. Stops early when time is up."""
         nonlocal failed
-        new = codes[~store.known(codes)][: max(0, total - len(store))]
-        if len(new):
-            for block, measured in evaluator.blocks(new):
-                store.add(block, measured.values, measured.errors, measured.seconds)
-                failed += sum(map(bool, measured.errors))
-                if failed >= HOPELESS and failed == len(store):
+        known, values = store.recall(codes)
+        new = np.flatnonzero(~known)[: max(0, total - len(store))]
+        place = 0
+        try:
+            for block, measured in evaluator.blocks(codes[new]) if len(new) else ():
+                rows = new[place : place + len(block)]
+                place += len(block)
+                writer.add(block, measured)
+                known[rows] = True
+                fine = np.array([not e for e in measured.errors]) if any(measured.errors) else np.bool_(True)
+                for name, column in values.items():
+                    # What a failed candidate has of metrics is in the file, but must not look good to a strategy.
+                    column[rows] = np.where(fine, measured.values[name], np.nan)
+                failed += sum(map(bool, measured.errors)) if not fine.all() else 0
+                if failed >= HOPELESS and failed == len(store) + writer.waiting:
                     raise EvaluationError(
                         f"the first {failed} candidates all failed; the last one with: {measured.errors[-1]}"
                     )
-                on_progress(progress())
+                progress()
                 if late():
                     break
-        codes = codes[store.known(codes)]
-        history.tell(codes, objectives.losses(store.values(codes)))
-        on_progress(progress())
+        finally:
+            writer.write()
+        if not known.all():
+            codes, values = codes[known], {m: v[known] for m, v in values.items()}
+        losses = objectives.losses(values)
+        history.tell(codes, losses)
+        front.add(losses)
+        progress()
 
     try:
         step, stalled = 0, 0
         if len(seeds) and len(store) < total:
-            settle(_fresh(seeds, history))
+            settle(history.fresh(seeds))
         while True:
             if len(store) >= space.size:
                 return "space exhausted"
@@ -129,13 +154,14 @@ def run(
             rng = np.random.default_rng([seed, 1, step])
             step += 1
             pending = np.zeros((0, len(space.parameters)), dtype=np.int64)
-            wanted = min(strategy.batch, space.size - len(history))
+            # The budget must not decide what a strategy proposes, but for one that does not look back it cannot.
+            wanted = min(strategy.batch, (space.size if strategy.looks_back else total) - len(history))
             proposed = strategy.propose(history, pending, wanted, rng)
-            fresh = _fresh(proposed, history)
+            fresh = history.fresh(proposed)
             stalled = 0 if len(fresh) else stalled + max(1, len(proposed))
             if not len(fresh) and (stalled >= PATIENCE or not len(proposed)):
-                front = non_dominated(history.losses)
-                fresh = unseen_neighbours(space, history, front, wanted, rng)
+                rows = front.rows if strategy.looks_back else front.rows[:0]
+                fresh = unseen_neighbours(space, history, rows, wanted, rng)
                 stalled = 0
             if len(fresh):
                 settle(fresh)
@@ -143,7 +169,33 @@ def run(
         return "interrupted"
 
 
-def _fresh(codes: Codes, history: History) -> Codes:
-    """`codes` without those that are known and without repeats, in their order."""
-    first = {c.tobytes(): i for i, c in reversed(list(enumerate(codes)))}
-    return codes[sorted(i for key, i in first.items() if key not in history.known)]
+class _Writer:
+    """Gathers small blocks on their way into the store, so that a quick search does not wait for the disk."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._blocks: list[tuple[Codes, Measured]] = []
+        self._written = time.perf_counter()
+
+    @property
+    def waiting(self) -> int:
+        """How many candidates are not written yet."""
+        return sum(len(codes) for codes, _ in self._blocks)
+
+    def add(self, codes: Codes, measured: Measured) -> None:
+        """Take a block, and write what there is if the last time is long enough ago."""
+        self._blocks.append((codes, measured))
+        if time.perf_counter() - self._written >= COMMIT_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Make everything durable. Raises EvaluationError if it cannot be written."""
+        blocks, self._blocks = self._blocks, []  # never twice, whatever interrupts it
+        if blocks:
+            self._store.add(
+                np.concatenate([codes for codes, _ in blocks]),
+                {m: np.concatenate([own.values[m] for _, own in blocks]) for m in self._store.metrics},
+                [error for _, own in blocks for error in own.errors],
+                np.concatenate([own.seconds for _, own in blocks]),
+            )
+        self._written = time.perf_counter()

@@ -24,8 +24,8 @@ from bitfront.config import Config, Search
 from bitfront.data.base import DataRequest, Dataset, Split
 from bitfront.data.base import load as load_dataset
 from bitfront.engine import objectives as choosing
-from bitfront.engine.evaluator import Job, Workbench
 from bitfront.engine.objectives import Objectives
+from bitfront.engine.workbench import Job, Workbench
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS

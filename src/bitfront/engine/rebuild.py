@@ -16,7 +16,6 @@ from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
-from bitfront.engine.evaluator import Workbench, one_thread
 from bitfront.engine.plan import (
     CALIBRATION_SAMPLES,
     chosen_samples,
@@ -26,6 +25,7 @@ from bitfront.engine.plan import (
 from bitfront.engine.run import STORE, Run, Trial, write_json
 from bitfront.engine.searching import WEIGHTS
 from bitfront.engine.trained import opened, trained_model
+from bitfront.engine.workbench import Workbench, one_thread
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
@@ -112,7 +112,7 @@ def transform_trial(
         settings: Any = runner.settings
         x, y = bench.samples(settings.split, settings.num_samples)
         with one_thread():
-            evaluation = evaluate(rebuilt, x, y)
+            evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
     saved = Path(folder) / "transformed" / f"trial-{number}"
     result = Transformed(rebuilt, formats, space.graph, trial.config, saved, trial, evaluation)
     _save(result)

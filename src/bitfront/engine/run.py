@@ -1,17 +1,18 @@
 """A search's result: its trials, its front, its best, read from the run folder. Nothing is measured here.
 
 The folder holds ``config.toml`` (as it took effect), ``trials.sqlite``, ``best.json`` (the front, or the single best),
-``log.json`` (every trial) and ``checkpoints/``. The JSON files are objects keyed "0", "1", ... like pandas writes with
-``orient="index"``.
+``log.json`` (every trial; of more than 10,000 the first ones, and the front) and ``checkpoints/``. The JSON files are
+objects keyed "0", "1", ... like pandas writes with ``orient="index"``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,13 +25,16 @@ from bitfront.config import Config
 from bitfront.engine import store as stores
 from bitfront.engine.front import non_dominated
 from bitfront.engine.objectives import Objective, Objectives
-from bitfront.engine.store import Trials
+from bitfront.engine.trials import Trials
 from bitfront.errors import ConfigError, RunError, nearest, one_of
 from bitfront.metrics.evaluation import wilson
 from bitfront.spaces.quantize import Config as Candidate
 from bitfront.spaces.quantize import SpelledSpace
 
 STORE = "trials.sqlite"
+#: Of longer runs log.json has the first so many trials and the front, and a table of all trials leaves out configs: a
+#: million of either spelled out takes gigabytes. The store has all.
+LOGGED = 10_000
 SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
 _CONSTRAINT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
 _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -146,37 +150,38 @@ class Run:
 
     @cached_property
     def records(self) -> tuple[Trial, ...]:
-        """Every evaluated candidate, by number."""
-        return tuple(self._trial(row) for row in range(len(self.columns)))
+        """Every evaluated candidate, by number. Of a million, ``columns`` or ``trials`` are quicker and smaller."""
+        return tuple(self.row(row) for row in range(len(self.columns)))
 
     @cached_property
     def trials(self) -> Any:
         """The same as a pandas DataFrame, where pandas is installed (else ``records``).
 
-        Indexed by number; columns ``state``, one per metric, ``scaled:`` metrics, ``duration``, ``error``, ``config``.
+        Indexed by number; columns ``state``, one per metric, ``scaled:`` metrics, ``duration``, ``error``, and
+        ``config``, which is left out for more than 10,000 trials: ``run.trial(number).config`` spells one out.
         """
         try:
             import pandas
         except ModuleNotFoundError:
             return self.records
-        rows = [
-            {
-                "number": t.number,
-                "state": t.state,
-                **t.metrics,
-                **{f"scaled:{m}": v for m, v in t.scaled_metrics.items()},
-                "duration": t.duration,
-                "error": t.error,
-                "config": t.config,
-            }
-            for t in self.records
-        ]
-        return pandas.DataFrame(rows).set_index("number") if rows else pandas.DataFrame()
+        own = self.columns
+        if not len(own):
+            return pandas.DataFrame()
+        table = {
+            "state": np.where(own.complete, "complete", "failed").astype(object),
+            **own.metrics,
+            **{f"scaled:{m}": v for m, v in self.objectives.scaled(own.metrics).items()},
+            "duration": own.duration,
+            "error": [own.errors.get(n, "") for n in own.number.tolist()],
+        }
+        if len(own) <= LOGGED:
+            table["config"] = [self.space.decode(code) for code in own.code]
+        return pandas.DataFrame(table, index=pandas.Index(own.number, name="number"))
 
     @cached_property
     def front(self) -> tuple[Trial, ...]:
         """The trials that no other dominates, by their objectives; with one objective, the first of the best."""
-        return tuple(self._trial(int(row)) for row in self.front_rows)
+        return tuple(self.row(int(row)) for row in self.front_rows)
 
     @cached_property
     def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -197,7 +202,7 @@ class Run:
             count = len(self)
             span = f"it has {count} trials, 0 to {int(self.columns.number[-1])}" if count else "it has no trials yet"
             raise RunError(f"{self.folder}: there is no trial {number}; {span}")
-        return self._trial(row)
+        return self.row(row)
 
     def best(self, *constraints: str, minimize: str | None = None, maximize: str | None = None) -> Trial:
         """The best trial under constraints, from what is stored; nothing is evaluated.
@@ -236,7 +241,7 @@ class Run:
         # Among equals the one that is better in the other objectives, then the first.
         others = self.objectives.losses(metrics)
         order = np.lexsort([rows, *others[rows].T[::-1], loss[rows]])
-        return self._trial(int(rows[order[0]]))
+        return self.row(int(rows[order[0]]))
 
     def _column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         if name not in self.columns.metrics:
@@ -244,15 +249,17 @@ class Run:
             raise ConfigError(f"this run has no metric {name!r}; {one_of(known)}.{nearest(name, known)}")
         return self.columns.metrics[name]
 
-    def _trial(self, row: int) -> Trial:
+    def row(self, row: int) -> Trial:
+        """The trial in a row of ``columns``."""
         columns = self.columns
         values = {m: float(v[row]) for m, v in columns.metrics.items()}
+        code = columns.codes([row])[0]
         single = {m: v[row : row + 1] for m, v in columns.metrics.items()}
         number = int(columns.number[row])
         return Trial(
             number=number,
-            code=tuple(int(c) for c in columns.code[row]),
-            config=self.space.decode(columns.code[row]),
+            code=tuple(code.tolist()),
+            config=self.space.decode(code),
             software_metrics={m: v for m, v in values.items() if self.sides[m] == "sw_runner"},
             hardware_metrics={m: v for m, v in values.items() if self.sides[m] == "hw_runner"},
             scaled_metrics={m: float(v[0]) for m, v in self.objectives.scaled(single).items()},
@@ -260,7 +267,7 @@ class Run:
             intervals=self.intervals(values),
             test_metrics=dict(self.test_results.get(number, {})),
             state="complete" if columns.complete[row] else "failed",
-            error=columns.error[row],
+            error=columns.errors.get(number, ""),
             duration=float(columns.duration[row]),
         )
 
@@ -274,13 +281,15 @@ class Run:
 
 def write_results(run: Run) -> None:
     """Write best.json and log.json into the run folder, each whole or not at all."""
-    write_json(run.folder / "best.json", indexed(_record(t) for t in run.front))
-    write_json(run.folder / "log.json", indexed(_record(t, timed=True) for t in run.records))
+    write_records(run.folder / "best.json", (_record(t) for t in run.front))
+    write_records(run.folder / "log.json", (_record(run.row(r), timed=True) for r in _logged(run)))
 
 
-def indexed(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Records keyed "0", "1", ... as pandas reads and writes them with ``orient="index"``."""
-    return {str(i): record for i, record in enumerate(records)}
+def _logged(run: Run) -> list[int]:
+    """Rows of the trials in log.json: all, or of a very long run the first ones and the front."""
+    if len(run) <= LOGGED:
+        return list(range(len(run)))
+    return sorted({*range(LOGGED), *run.front_rows.tolist()})
 
 
 def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
@@ -309,11 +318,39 @@ def write_json(path: Path, document: object) -> None:
     Raises:
         RunError: the file cannot be written.
     """
+    _write(path, [json.dumps(_finite(document), indent=2, ensure_ascii=False)])
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records keyed "0", "1", ... as pandas reads and writes them with ``orient="index"``, one after the other.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    _write(path, _texts(records))
+
+
+def _texts(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The text that ``json.dumps`` would give for all of them together."""
+    end = "{}"
+    for i, record in enumerate(records):
+        text = json.dumps({str(i): _finite(record)}, indent=2, ensure_ascii=False)
+        yield ("," if i else "{") + text[1:-2]
+        end = "\n}"
+    yield end
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
+    """Write a file that is there whole, or as it was before."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(_finite(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(texts)
+            file.write("\n")
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
 

@@ -13,11 +13,12 @@ from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
 from bitfront.engine import loop
 from bitfront.engine import store as stores
-from bitfront.engine.evaluator import Evaluator, Workbench
+from bitfront.engine.evaluator import Evaluator
 from bitfront.engine.plan import Plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, write_results
 from bitfront.engine.store import Store
 from bitfront.engine.trained import trained_model
+from bitfront.engine.workbench import Workbench
 from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
 
@@ -67,7 +68,8 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
         for old in [path, *folder.glob(f"{STORE}-*"), folder / "best.json", folder / "log.json"]:
             old.unlink(missing_ok=True)
     weights = weights_fingerprint(layout.model)
-    store = Store.open(path, layout.bench.metrics, len(layout.space.parameters), layout.identity(weights))
+    space = layout.space
+    store = Store.open(path, layout.bench.metrics, len(space.parameters), layout.identity(weights), space.keys)
     try:
         # Trials are rebuilt from these, wherever the weights came from and whatever becomes of that file.
         checkpoints.save(layout.model.state_dict(), folder / WEIGHTS, {"weights": weights})
@@ -85,7 +87,7 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
         run = replace(Run.load(folder), notes=layout.notes)
         write_results(run)
         if len(run) and not run.columns.complete.any():
-            raise EvaluationError(f"all {len(run)} candidates failed; the first with: {run.columns.error[0]}")
+            raise EvaluationError(f"all {len(run)} candidates failed; the first with: {run.columns.first_error}")
         return run
     finally:
         store.close()
@@ -161,7 +163,7 @@ def _test_front(layout: Plan, store: Store, folder: Path) -> None:
     known = store.test_results()
     rows = [r for r in run.front_rows[:TESTED] if int(run.columns.number[r]) not in known]
     if rows:
-        scores = bench.scores(run.columns.code[rows], "test", None)
+        scores = bench.scores(run.columns.codes(rows), "test", None)
         store.add_test_results(
             {
                 int(run.columns.number[r]): {"loss": float(loss), "accuracy": int(correct) / scores.samples}

@@ -1,9 +1,17 @@
 """Where trials are kept: one SQLite file per run, durable as soon as a trial is told.
 
-Tables: ``meta`` (key, JSON value), ``trials`` (one row per evaluated candidate: number, code as little-endian 64-bit
-integers, state, duration in seconds, error, and one column ``m:<metric>`` per metric), ``test_results`` (number,
-metric, value: what was measured once on the test split). The file carries a format version, and the identity of the
-run it belongs to; another identity is refused.
+Trials are written in blocks, as they are evaluated: one row per block, so that a million candidates cost seconds less
+than a row each would, and are read again as arrays. Tables:
+
+- ``meta``: key, JSON value. Among them the format's version, the names of the metrics, and the identity of the run
+  the file belongs to; another identity is refused.
+- ``blocks``: the number of its ``first`` trial, how many trials (``count``), and as little-endian arrays the ``codes``
+  (count × parameters, unsigned integers of 1, 2, 4 or 8 bytes: ``length / count / parameters`` says which), the
+  ``metrics`` (metrics × count, float64, NaN where one could not be measured) and the ``durations`` in seconds (count,
+  float64).
+- ``failures``: ``number`` of a failed trial, its ``error``, and whether it is ``forgotten``: tried again when the run
+  went on, under a new number.
+- ``test_results``: number, metric, value: what was measured once on the test split.
 """
 
 from __future__ import annotations
@@ -12,47 +20,22 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.engine.replay import Earlier
+from bitfront.engine.trials import Chunk, Trials, Values, packed
 from bitfront.errors import EvaluationError, RunError
 from bitfront.spaces.base import Codes
+from bitfront.spaces.index import Keys
 
-FORMAT = 1
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Trials:
-    """Evaluated candidates, by number. Columns of equal length.
-
-    Attributes:
-        code: shape (trials, parameters).
-        metrics: metric name → values; NaN where it could not be measured.
-        complete: whether the trial has all its metrics.
-        duration: seconds.
-        error: why it failed, else empty.
-    """
-
-    number: NDArray[np.int64]
-    code: Codes
-    metrics: Mapping[str, Values]
-    complete: NDArray[np.bool_]
-    duration: Values
-    error: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.number)
-
-    def position(self, number: int) -> int | None:
-        """Row of the trial of that number."""
-        at = np.flatnonzero(self.number == number)
-        return int(at[0]) if len(at) else None
+FORMAT = 2
+#: Trials read at a time.
+CHUNK = 2**15
 
 
 class Store:
@@ -60,114 +43,155 @@ class Store:
 
     Args:
         path: the file; made if it does not exist.
-        metrics: names of the metrics, which become columns.
+        metrics: names of the metrics.
         parameters: number of columns of a code.
+        keys: from codes to what tells candidates apart (``Space.keys``); without it, the codes themselves.
     """
 
-    def __init__(self, path: Path, metrics: Sequence[str], parameters: int) -> None:
+    def __init__(
+        self, path: Path, metrics: Sequence[str], parameters: int, keys: Callable[[Codes], Keys] | None = None
+    ) -> None:
         self.path, self.metrics, self.parameters = path, tuple(metrics), parameters
+        self._keys = keys or _codes_themselves
         self._db = _connect(path)
-        columns = ", ".join(f'"m:{m}" REAL' for m in self.metrics)
         with self._writing():
-            self._db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS trials (number INTEGER PRIMARY KEY, code BLOB UNIQUE NOT NULL, "
-                f"state TEXT NOT NULL, duration REAL NOT NULL, error TEXT NOT NULL{', ' if columns else ''}{columns})"
-            )
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS test_results (number INTEGER, metric TEXT, value REAL, "
-                "PRIMARY KEY (number, metric))"
-            )
+            for table in (
+                "meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+                "blocks (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, codes BLOB NOT NULL, "
+                "metrics BLOB NOT NULL, durations BLOB NOT NULL)",
+                "failures (number INTEGER PRIMARY KEY, error TEXT NOT NULL, forgotten INTEGER NOT NULL DEFAULT 0)",
+                "test_results (number INTEGER, metric TEXT, value REAL, PRIMARY KEY (number, metric))",
+            ):
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
             if self.meta("format") is None:
                 self.set_meta("format", FORMAT)
-        self._numbers: dict[bytes, int] = {}
-        self._rows: dict[bytes, tuple[float, ...]] = {}
-        self._next = 0
+                self.set_meta("metrics", self.metrics)
+        self._next = self._added = 0
+        self._earlier: Earlier | None = None
 
     @classmethod
-    def open(cls, path: Path, metrics: Sequence[str], parameters: int, identity: Mapping[str, Any]) -> Self:
+    def open(
+        cls,
+        path: Path,
+        metrics: Sequence[str],
+        parameters: int,
+        identity: Mapping[str, Any],
+        keys: Callable[[Codes], Keys] | None = None,
+    ) -> Self:
         """The store of a run that is about to start or go on.
 
         Candidates that failed in an earlier session are forgotten, so that they are tried again.
 
         Raises:
-            RunError: the file belongs to another configuration; the differences are listed.
+            RunError: the file belongs to another configuration, and the differences are listed; or to another version.
         """
         if path.exists():
             check_identity(path, identity)
         path.parent.mkdir(parents=True, exist_ok=True)
-        store = cls(path, metrics, parameters)
+        store = cls(path, metrics, parameters, keys)
         with store._writing():
             store.set_meta("identity", identity)
-            store._db.execute("DELETE FROM trials WHERE state = 'failed'")
-        columns = "".join(f', "m:{m}"' for m in store.metrics)
-        for number, code, *values in store._db.execute(f"SELECT number, code{columns} FROM trials"):
-            store._numbers[code] = number
-            store._rows[code] = tuple(np.nan if v is None else v for v in values)
-            store._next = max(store._next, number + 1)
+            store._db.execute("UPDATE failures SET forgotten = 1")
+        store._next = store.next_number
+        failed = store._db.execute("SELECT count(*) FROM failures").fetchone()[0]
+        count = store._db.execute("SELECT coalesce(sum(count), 0) FROM blocks").fetchone()[0] - failed
+        store._earlier = Earlier(store._chunks(), count, len(store.metrics), store._keys)
         return store
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self._added + (len(self._earlier) if self._earlier else 0)
 
-    def known(self, codes: Codes) -> NDArray[np.bool_]:
-        """Which of `codes` have been evaluated."""
-        return np.array([c.tobytes() in self._numbers for c in codes], dtype=bool)
+    def recall(self, codes: Codes) -> tuple[NDArray[np.bool_], Mapping[str, Values]]:
+        """What earlier sessions found out about `codes`: (which of them are known, metrics with NaN for the others).
 
-    def values(self, codes: Codes) -> Mapping[str, Values]:
-        """The metrics of known candidates, NaN for failed ones. Raises KeyError for an unknown one."""
-        rows = np.array([self._rows[c.tobytes()] for c in codes]).reshape(len(codes), len(self.metrics))
-        return {m: rows[:, i] for i, m in enumerate(self.metrics)}
+        Quick where candidates are asked for in the order in which they were stored, as a run that goes on does.
+        """
+        if self._earlier is None:
+            return np.zeros(len(codes), dtype=bool), {m: np.full(len(codes), np.nan) for m in self.metrics}
+        known, table = self._earlier.recall(codes)
+        return known, dict(zip(self.metrics, table, strict=True))
 
     def add(
-        self, codes: Codes, values: Mapping[str, Values], errors: Sequence[str], durations: Sequence[float]
+        self, codes: Codes, values: Mapping[str, Values], errors: Sequence[str], durations: Sequence[float] | Values
     ) -> NDArray[np.int64]:
-        """Write evaluated candidates, in one durable transaction; gives their numbers.
+        """Write evaluated candidates, none of which is in the store, in one durable transaction; gives their numbers.
 
         Raises:
             EvaluationError: the file cannot be written (disk full, permissions). What was written before stays.
         """
-        numbers = np.arange(self._next, self._next + len(codes), dtype=np.int64)
-        table = np.stack([values[m] for m in self.metrics], axis=1) if self.metrics else np.zeros((len(codes), 0))
-        marks = ", ".join("?" * (5 + len(self.metrics)))
-        rows = [
-            (
-                int(n),
-                c.tobytes(),
-                "failed" if e else "complete",
-                float(d),
-                e,
-                *(None if np.isnan(v) else float(v) for v in t),
-            )
-            for n, c, e, d, t in zip(numbers, codes, errors, durations, table, strict=True)
-        ]
+        first, count = self._next, len(codes)
+        if not count:
+            return np.zeros(0, dtype=np.int64)
+        table = np.stack([values[m] for m in self.metrics]) if self.metrics else np.zeros((0, count))
+        block = (
+            first,
+            count,
+            packed(codes).tobytes(),
+            table.astype("<f8", copy=False).tobytes(),
+            np.asarray(durations, dtype="<f8").tobytes(),
+        )
+        failures = [(first + i, error) for i, error in enumerate(errors) if error] if any(errors) else []
         with self._writing():
-            self._db.executemany(f"INSERT INTO trials VALUES ({marks})", rows)
-        for number, code, own, error in zip(numbers, codes, table, errors, strict=True):
-            self._numbers[code.tobytes()] = int(number)
-            # What a failed candidate has of metrics is kept in the file, but it must not look good to a strategy.
-            self._rows[code.tobytes()] = tuple(np.full(len(own), np.nan) if error else own)
-        self._next += len(codes)
-        return numbers
+            self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", block)
+            if failures:
+                self._db.executemany("INSERT INTO failures (number, error) VALUES (?, ?)", failures)
+        self._next += count
+        self._added += count
+        return np.arange(first, first + count, dtype=np.int64)
 
     def trials(self) -> Trials:
-        """Everything in the file, by number."""
-        columns = "".join(f', "m:{m}"' for m in self.metrics)
-        rows = self._db.execute(
-            f"SELECT number, code, state, duration, error{columns} FROM trials ORDER BY number"
-        ).fetchall()
-        codes = np.frombuffer(b"".join(r[1] for r in rows), dtype="<i8").reshape(len(rows), self.parameters)
+        """Everything in the file that is not forgotten, by number."""
+        self._db.execute("BEGIN")  # one state of the file, whoever writes into it meanwhile
+        try:
+            errors = dict(self._db.execute("SELECT number, error FROM failures WHERE NOT forgotten ORDER BY number"))
+            parts = list(self._chunks())
+        finally:
+            self._db.execute("COMMIT")
+        number = np.concatenate([np.zeros(0, dtype=np.int64), *(p.number for p in parts)])
+        table = np.concatenate([np.zeros((len(self.metrics), 0)), *(p.table for p in parts)], axis=1)
+        complete = np.ones(len(number), dtype=bool)
+        complete[np.searchsorted(number, list(errors))] = False
         return Trials(
-            number=np.array([r[0] for r in rows], dtype=np.int64),
-            code=codes.astype(np.int64),
-            metrics={
-                m: np.array([np.nan if r[5 + i] is None else r[5 + i] for r in rows], dtype=np.float64)
-                for i, m in enumerate(self.metrics)
-            },
-            complete=np.array([r[2] == "complete" for r in rows], dtype=bool),
-            duration=np.array([r[3] for r in rows], dtype=np.float64),
-            error=tuple(r[4] for r in rows),
+            number=number,
+            packed=np.concatenate([np.zeros((0, self.parameters), dtype="<u1"), *(p.packed for p in parts)]),
+            metrics=dict(zip(self.metrics, table, strict=True)),
+            complete=complete,
+            duration=np.concatenate([np.zeros(0), *(p.duration for p in parts)]),
+            errors=errors,
         )
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next trial: how many have ever been written, failed ones that were tried again included."""
+        last = self._db.execute("SELECT first + count FROM blocks ORDER BY first DESC LIMIT 1").fetchone()
+        return int(last[0]) if last else 0
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """What is there now and not forgotten, by number, some tens of thousands at a time."""
+        failures = self._db.execute("SELECT number FROM failures WHERE forgotten ORDER BY number").fetchall()
+        return self._read(0, self.next_number, np.array(failures, dtype=np.int64).ravel())
+
+    def _read(self, start: int, stop: int, forgotten: NDArray[np.int64]) -> Iterator[Chunk]:
+        while start < stop:
+            begin, read = start, []
+            blocks = self._db.execute(
+                "SELECT * FROM blocks WHERE first >= ? AND first < ? ORDER BY first", (start, stop)
+            )
+            for first, count, codes, metrics, durations in blocks:
+                width = len(codes) // (count * self.parameters) if self.parameters else 1
+                chunk = Chunk(
+                    number=np.arange(first, first + count, dtype=np.int64),
+                    packed=np.frombuffer(codes, dtype=f"<u{width}").reshape(count, self.parameters),
+                    table=np.frombuffer(metrics, dtype="<f8").reshape(len(self.metrics), count),
+                    duration=np.frombuffer(durations, dtype="<f8"),
+                )
+                low, high = np.searchsorted(forgotten, (first, first + count))
+                read.append(chunk.without(forgotten[low:high] - first) if high > low else chunk)
+                start = first + count
+                if start - begin >= CHUNK:
+                    break
+            blocks.close()  # left open it would keep the write-ahead log from being folded into the file
+            yield Chunk.joined(read)
 
     def meta(self, key: str) -> Any:
         """A value by key; None if it is not there."""
@@ -203,13 +227,19 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.Error):
+                raise
             raise EvaluationError(
                 f"{self.path}: cannot be written: {error}. All trials told so far are safe; make room or fix the "
                 "permissions, then give the same command again"
             ) from None
+
+
+def _codes_themselves(codes: Codes) -> Keys:
+    return codes if codes.shape[1] else np.zeros((len(codes), 1), dtype=np.int64)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -231,32 +261,36 @@ def read(path: Path) -> Store:
     """
     if not path.exists():
         raise RunError(f"{path}: there is no such file; a search writes it into its run folder")
-    db = _connect(path)
-    try:
-        columns = [row[1] for row in db.execute("PRAGMA table_info(trials)")]
-        metrics = [c.removeprefix("m:") for c in columns if c.startswith("m:")]
-        version = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        identity = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
-    except sqlite3.Error as error:
-        raise RunError(f"{path}: not a store of trials: {error}") from None
-    finally:
-        db.close()
-    if version is None or identity is None or int(version[0]) != FORMAT:
-        found = version[0] if version else "none"
-        raise RunError(f"{path}: its format is {found}, and this version of Bitfront reads {FORMAT}")
-    return Store(path, metrics, len(json.loads(identity[0])["parameters"]))
+    with contextlib.closing(_connect(path)) as db:
+        try:
+            meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
+        except sqlite3.Error as error:
+            raise RunError(f"{path}: not a store of trials: {error}") from None
+    _check_format(path, meta.get("format"))
+    if "identity" not in meta:
+        raise RunError(f"{path}: the search that made it had not begun; start it again")
+    return Store(path, meta["metrics"], len(meta["identity"]["parameters"]))
+
+
+def _check_format(path: Path, found: Any) -> None:
+    if found != FORMAT:
+        raise RunError(
+            f"{path}: its format is {found or 'none'}, and this version of Bitfront reads {FORMAT}. Read it with the "
+            "version that wrote it, or give --restart to throw it away"
+        )
 
 
 def check_identity(path: Path, identity: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> None:
-    """Raises RunError if the store at `path` belongs to a run of another identity, and lists what differs."""
+    """Raises RunError if the store at `path` is of another format, or belongs to another run; lists differences."""
     with contextlib.closing(_connect(path)) as db:
         try:
-            row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+            meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
         except sqlite3.Error:
-            row = None
-    if row is None:
+            return
+    if "identity" not in meta:
         return
-    before, now = json.loads(row[0]), json.loads(json.dumps(identity))
+    _check_format(path, meta.get("format"))
+    before, now = meta["identity"], json.loads(json.dumps(identity))
     differences = [line for key in now if key not in ignore for line in _differences(key, before.get(key), now[key])]
     if differences:
         shown = "\n  ".join(differences[:6] + (["..."] if len(differences) > 6 else []))

@@ -13,7 +13,6 @@ from torch import nn
 from bitfront import checkpoints
 from bitfront.config import Config
 from bitfront.data.base import Dataset
-from bitfront.engine.evaluator import one_thread
 from bitfront.engine.plan import (
     choose_device,
     load_weights,
@@ -22,6 +21,7 @@ from bitfront.engine.plan import (
     training_settings,
     weights_fingerprint,
 )
+from bitfront.engine.workbench import one_thread
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
 from bitfront.graph import capture

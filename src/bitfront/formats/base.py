@@ -132,6 +132,12 @@ class Format(ABC):
         """The same format with whatever it learns from `sample` (the tensor itself, or typical values of it)."""
         return self
 
+    @property
+    def grid(self) -> tuple[float, int, int] | None:
+        """(step, low, high) of a format whose values are step · k for whole k from low to high, with a step that is a
+        power of two: sums and products of such values can be exact. None for any other."""
+        return None
+
     @abstractmethod
     def round(self, x: Tensor) -> Tensor:
         """`x` mapped to the nearest representable values, without gradients. Same shape and dtype."""

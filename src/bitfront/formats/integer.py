@@ -93,6 +93,11 @@ class Integer(Format):
         scale = math.ldexp(1.0, self._frac())
         return torch.clamp(torch.round(x * scale), low, high) / scale
 
+    @property
+    def grid(self) -> tuple[float, int, int]:
+        """Step and range of integers."""
+        return (math.ldexp(1.0, -self._frac()), *self.codes)
+
     def bounds(self, x: Tensor) -> tuple[float, float]:  # noqa: ARG002
         """The smallest and the largest representable value."""
         low, high = self.codes

@@ -51,6 +51,7 @@ def capture(model: nn.Module, sample: Tensor) -> Graph:
         without_inplace = _disable_inplace(copy.deepcopy(own))
         if torch.equal(_run(without_inplace, sample), expected):
             own = without_inplace
+        fx_graph = _functional(own, fx_graph, sample, expected)
         traced = fx.GraphModule(own, fx_graph)
         if not torch.allclose(_run(traced, sample), expected, rtol=1e-4, atol=1e-5, equal_nan=True):
             fx_graph, untraced = None, "the traced graph computes something else than the model"
@@ -63,7 +64,7 @@ def capture(model: nn.Module, sample: Tensor) -> Graph:
 def _run(model: nn.Module, sample: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            out = model(sample)
+            out = model(sample.clone())  # a model may change its input
     except Exception as error:
         raise CaptureError(
             f"the model fails on an input of shape {tuple(sample.shape)} (batch first): {type(error).__name__}: {error}"
@@ -100,6 +101,39 @@ def _disable_inplace(model: nn.Module) -> nn.Module:
     return model
 
 
+def _functional(model: nn.Module, graph: fx.Graph, sample: Tensor, expected: Tensor) -> fx.Graph:
+    """The same graph without ``inplace=True``, unless the model relies on it."""
+    new = copy.deepcopy(graph)
+    for node in new.nodes:
+        if node.op == "call_function" and node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
+    same = torch.equal(_run(fx.GraphModule(model, new), sample), expected)
+    return new if same else graph
+
+
+class _Versions(fx.Interpreter):
+    """Runs the graph and looks whether a node changes a tensor that it was given."""
+
+    culprit = ""
+
+    def run_node(self, n: fx.Node) -> Any:
+        given = [self.env[a] for a in n.all_input_nodes]
+        before = [t._version for t in given if isinstance(t, Tensor)]
+        out = super().run_node(n)
+        if before != [t._version for t in given if isinstance(t, Tensor)]:
+            self.culprit = self.culprit or n.name
+        return out
+
+
+def changes_in_place(graph: Graph, sample: Tensor) -> str:
+    """The name of a node that changes one of its inputs, so that nobody else may use it; empty if there is none."""
+    assert graph.fx_graph is not None
+    runner = _Versions(fx.GraphModule(graph.model, graph.fx_graph))
+    with torch.no_grad():
+        runner.run(sample.clone())
+    return runner.culprit
+
+
 class _Shapes(fx.Interpreter):
     """Runs the graph and remembers the shape of every tensor, per sample."""
 
@@ -123,7 +157,7 @@ def _per_sample(tensor: Tensor, batch: int, constant: bool = False) -> Shape:
 def _traced_nodes(model: nn.Module, graph: fx.Graph, sample: Tensor) -> tuple[Node, ...]:
     interpreter = _Shapes(fx.GraphModule(model, graph), sample.shape[0])
     with torch.no_grad():
-        interpreter.run(sample)
+        interpreter.run(sample.clone())
     nodes = []
     for n in graph.nodes:
         if n.op == "call_module":

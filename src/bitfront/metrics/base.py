@@ -108,8 +108,13 @@ def table_sum(space: QuantizationSpace, tables: list[NDArray[np.float64]], codes
 
     This is what makes closed-form metrics table look-ups, vectorised over all candidates at once.
     """
-    options = space.options(codes)
-    total = np.zeros(len(codes))
+    return option_sum(tables, space.options(codes))
+
+
+def option_sum(tables: list[NDArray[np.float64]], options: Codes) -> Values:
+    """The same for candidates given by their options, shape (candidates, groups)."""
+    total = np.zeros(len(options))
     for g, table in enumerate(tables):
-        total += table[options[:, g]]
+        # Where every option costs the same there is nothing to look up.
+        total += table[0] if (table == table[0]).all() else table[options[:, g]]
     return total

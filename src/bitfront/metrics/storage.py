@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values, table_sum
+from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values, option_sum
 from bitfront.spaces.base import Codes
 
 
@@ -54,7 +54,8 @@ class AverageBitwidth(Runner):
             counted = np.ones(len(own)) if settings.over == "all" else quantized.astype(np.float64)
             bits.append(count * own * counted)
             weights.append(count * counted)
-        total, number = table_sum(space, bits, codes), table_sum(space, weights, codes)
+        options = space.options(codes)
+        total, number = option_sum(bits, options), option_sum(weights, options)
         average = np.divide(total, number, out=np.full(len(codes), float(FLOAT_BITS)), where=number > 0)
         return {"average_bitwidth": average, "memory_density": settings.compare_to / average}
 
@@ -78,12 +79,17 @@ class ModelSize(Runner):
         """Bytes of each candidate. A parameter shared by several sites is stored once, in its widest form."""
         space = subject.space
         options = space.options(codes)
-        sizes: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+        uses: dict[str, list[tuple[int, NDArray[np.int64]]]] = defaultdict(list)
         for name, group, table in space.storage():
-            sizes[name].append(table[options[:, group]])
-        total = np.full(len(codes), float(fixed_bytes(space.graph.model, set(sizes))))
-        for uses in sizes.values():
-            total += np.maximum.reduce(uses)
+            uses[name].append((group, table))
+        # What one site alone uses is summed per option, before any candidate is looked at.
+        alone = [np.zeros(group.size) for group in space.groups]
+        for group, table in (own[0] for own in uses.values() if len(own) == 1):
+            alone[group] += table
+        total = option_sum(alone, options) + float(fixed_bytes(space.graph.model, set(uses)))
+        for own in uses.values():
+            if len(own) > 1:
+                total += np.maximum.reduce([table[options[:, group]] for group, table in own])
         return {"model_size": total}
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -94,7 +93,7 @@ class Live(Events):
         timeout = plan.settings.strategy.setup.timeout
         limit = f" of {tables.duration(timeout)}" if timeout else ""
         failed = f", {progress.failed} failed" if progress.failed else ""
-        text = f"{progress.done}/{progress.total}{failed}  {best}  {tables.duration(progress.seconds)}{limit}"
+        text = f"{progress.done:,}/{progress.total:,}{failed}  {best}  {tables.duration(progress.seconds)}{limit}"
         self._update(progress.done, text)
         self._loss = f"searched: {progress.new:,} candidates in {tables.duration(progress.seconds)}"
 
@@ -142,10 +141,10 @@ def _epochs(number: int) -> str:
 
 
 def _best(progress: Searched, plan: Plan) -> str:
-    losses = progress.history.losses
-    if not len(losses) or np.isnan(losses).all():
+    if not len(progress.front):
         return ""
-    best = np.nanmin(losses, axis=0)
+    # The best in each objective is on the front, which is short.
+    best = progress.front.losses.min(axis=0)
     parts = []
     for value, name, direction in zip(best, plan.objectives.names, plan.objectives.directions, strict=True):
         shown = -value if direction == "maximize" else value

@@ -127,14 +127,13 @@ def summary(run: Run) -> list[str]:
         named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
         lines += ["", f"what they chose, bits of data_in/weight/bias{_in(named)}:"]
         lines += [f"  {trial.number}: {chosen(trial, named=len(named) > 1)}" for trial in shown]
-    if len(run.front) > SHOWN:
-        lines.append(f"  ... and {len(run.front) - SHOWN} more of the front in {run.folder / 'best.json'}")
+    if len(run.front_rows) > SHOWN:
+        lines.append(f"  ... and {len(run.front_rows) - SHOWN:,} more of the front in {run.folder / 'best.json'}")
     lines.append("")
     failed = int((~run.columns.complete).sum())
     if failed:
-        first = next(e for e in run.columns.error if e)
-        lines.append(f"{failed} candidates failed; the first with: {first}")
-    front = "" if len(run.objectives.directions) == 1 else f"; {len(run.front)} on the front"
+        lines.append(f"{failed:,} candidates failed; the first with: {run.columns.first_error}")
+    front = "" if len(run.objectives.directions) == 1 else f"; {len(run.front_rows):,} on the front"
     lines.append(
         f"{len(run):,} of {run.space.size:,} candidates evaluated ({run.stopped}){front}; saved in {run.folder}"
     )

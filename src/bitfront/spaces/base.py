@@ -129,18 +129,23 @@ class Space:
 
     def options(self, codes: Codes) -> Codes:
         """Which option each candidate takes at each group, shape (candidates, groups)."""
-        out = np.zeros((len(codes), len(self.groups)), dtype=np.int64)
+        # One group after the other lies together in memory: a column is read and written many times more often than
+        # a row.
+        out = np.empty((len(codes), len(self.groups)), dtype=np.int64, order="F")
         for g, group in enumerate(self.groups):
             selector = self._selector[g]
             offset = 0
             for b, branch in enumerate(group.branches):
-                index = np.full(len(codes), offset, dtype=np.int64)
+                index: Codes = np.full(len(codes), offset, dtype=np.int64)
                 stride = branch.size
                 for choice, column in zip(branch.choices, self._columns[g][b], strict=True):
                     stride //= len(choice.labels)
                     if column is not None:
-                        index += codes[:, column] * stride
-                out[:, g] = index if selector is None else np.where(codes[:, selector] == b, index, out[:, g])
+                        index += codes[:, column] if stride == 1 else codes[:, column] * stride
+                if selector is None or b == 0:
+                    out[:, g] = index
+                else:
+                    np.copyto(out[:, g], index, where=codes[:, selector] == b)
                 offset += branch.size
         return out
 
@@ -151,16 +156,43 @@ class Space:
             selector = self._selector[g]
             offset = 0
             for b, branch in enumerate(group.branches):
-                local = options[:, g] - offset
-                here = (local >= 0) & (local < branch.size)
-                if selector is not None:
-                    out[here, selector] = b
-                stride = branch.size
-                for choice, column in zip(branch.choices, self._columns[g][b], strict=True):
-                    stride //= len(choice.labels)
+                rest = options[:, g] - offset
+                here = None if selector is None else (rest >= 0) & (rest < branch.size)
+                if here is not None and b:
+                    out[:, selector] += here * b
+                for choice, column in reversed(list(zip(branch.choices, self._columns[g][b], strict=True))):
                     if column is not None:
-                        out[here, column] = (local[here] // stride) % len(choice.labels)
+                        rest, pick = _divided(rest, len(choice.labels))
+                        out[:, column] = pick if here is None else pick * here
                 offset += branch.size
+        return out
+
+    @cached_property
+    def _words(self) -> tuple[tuple[range, int], ...]:
+        """The groups, cut into stretches whose options can be numbered in 62 bits: (groups, how many numbers)."""
+        words: list[tuple[range, int]] = []
+        start, count = 0, 1
+        for g, group in enumerate(self.groups):
+            if count * group.size >= 2**62:
+                words.append((range(start, g), count))
+                start, count = g, 1
+            count *= group.size
+        return (*words, (range(start, len(self.groups)), count))
+
+    def keys(self, codes: Codes) -> Codes:
+        """What tells candidates apart, compactly: their numbers in the fixed order, shape (candidates, words).
+
+        One word of 64 bits is enough for spaces of up to 2⁶² candidates; of larger ones each word numbers a stretch of
+        the groups, the last one running fastest.
+        """
+        options = self.options(codes)
+        out = np.zeros((len(codes), len(self._words)), dtype=np.int64)
+        for w, (groups, _) in enumerate(self._words):
+            number = np.zeros(len(codes), dtype=np.int64)
+            for g in groups:
+                number *= self.groups[g].size
+                number += options[:, g]
+            out[:, w] = number
         return out
 
     def canonical(self, codes: Codes) -> Codes:
@@ -180,12 +212,16 @@ class Space:
 
     def numbered(self, start: int, stop: int) -> Codes:
         """Candidates number `start` to `stop` − 1 in the fixed order; any prefix of it is a valid search."""
-        # Numbers beyond 64 bits are Python's own.
-        kind = np.int64 if self.size < 2**63 else object
-        index = np.arange(start, min(stop, self.size), dtype=kind)
-        options = np.zeros((len(index), len(self.groups)), dtype=np.int64)
-        for g in range(len(self.groups) - 1, -1, -1):
-            index, options[:, g] = index // self.groups[g].size, index % self.groups[g].size
+        stop = min(stop, self.size)
+        count = max(0, stop - start)
+        options = np.empty((count, len(self.groups)), dtype=np.int64, order="F")
+        #: What is added to the word at hand: the place in the stretch, then what is carried over.
+        more = np.arange(count, dtype=np.int64)
+        for groups, size in reversed(self._words):
+            more, rest = _divided(start % size + more, size)
+            start //= size
+            for g in reversed(groups):
+                rest, options[:, g] = _divided(rest, self.groups[g].size)
         return self.codes(options)
 
     def sample(self, n: int, rng: np.random.Generator) -> Codes:
@@ -218,3 +254,9 @@ class Space:
             for row in self.numbered(start, start + 4096):
                 if row.tobytes() not in known:
                     yield row
+
+
+def _divided(numbers: Codes, by: int) -> tuple[Codes, Codes]:
+    """(quotient, remainder), both rounded down; NumPy divides by one number quickly, and takes remainders slowly."""
+    quotient = numbers // by
+    return quotient, numbers - quotient * by

@@ -106,20 +106,31 @@ class SpelledSpace(Space):
     def decode(self, code: NDArray[np.int64]) -> Config:
         """The candidate spelled out, as ``[passes.quantize]`` takes it. Sites that can only be float are left out."""
         config: Config = {"by": "name", "default": {"config": {"name": "NA"}}}
-        options = self.options(code[None])[0]
-        for group, entry, option in zip(self.groups, self.description, options, strict=True):
-            branch, picks = group.picks(int(option))
-            alternative = entry["alternatives"][branch]
-            if alternative["name"] == "NA" and group.size == 1:
-                continue
-            written: dict[str, object] = {"name": "NA"}
-            chosen = [(o["operand"], o["settings"][i]) for o, i in zip(alternative["operands"], picks, strict=True)]
-            if any(setting["label"] != "float" for _, setting in chosen):
-                written = {"name": alternative["name"]}
-                for operand, setting in chosen:
-                    written |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
-            config[entry["site"]] = {"config": written}
+        options = self.options(code[None])[0].tolist()
+        for g, (group, entry) in enumerate(zip(self.groups, self.description, strict=True)):
+            written = self._written(g, options[g])
+            if group.size > 1 or entry["alternatives"][0]["name"] != "NA":
+                config[entry["site"]] = {"config": dict(written)}
         return config
+
+    def _written(self, g: int, option: int) -> Mapping[str, object]:
+        """What the TOML says of one option of a site."""
+        known = self._spelled.get((g, option))
+        if known is None:
+            branch, picks = self.groups[g].picks(option)
+            alternative = self.description[g]["alternatives"][branch]
+            chosen = [(o["operand"], o["settings"][i]) for o, i in zip(alternative["operands"], picks, strict=True)]
+            known = {"name": "NA"}
+            if any(setting["label"] != "float" for _, setting in chosen):
+                known = {"name": alternative["name"]}
+                for operand, setting in chosen:
+                    known |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
+            self._spelled[g, option] = known
+        return known
+
+    @cached_property
+    def _spelled(self) -> dict[tuple[int, int], dict[str, object]]:
+        return {}
 
 
 @SPACES.register("graph/quantize/mixed_precision_ptq", "mixed_precision_ptq")
@@ -173,6 +184,14 @@ class QuantizationSpace(SpelledSpace):
                 raise ConfigError(f"this space does not offer {described} at {assignment.site.title}")
         code: NDArray[np.int64] = self.codes(options)[0]
         return code
+
+    @cached_property
+    def site_formats(self) -> tuple[tuple[Mapping[Operand, Format], ...], ...]:
+        """Per group and option: operand → format (not calibrated); an operand left in float is absent."""
+        return tuple(
+            tuple({o: s.format for o, s in settings if s.format is not None} for settings in own)
+            for own in self._every_option
+        )
 
     def bits(self, operand: Operand) -> list[NDArray[np.int64]]:
         """Bits of `operand` under each option, per group an array of shape (options,). Float and absent: 32."""

@@ -9,26 +9,35 @@ otherwise a cache of the history.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.spaces.base import Codes, Space
+from bitfront.spaces.index import Index, Keys
+
+#: Candidates looked through at a time for the last unknown ones of a space.
+SCANNED = 4096
 
 
 class History:
     """Candidates told so far, in order, each once. Grows; what is in it never changes.
 
-    Attributes:
+    Args:
+        parameters: number of columns of a code.
         objectives: number of objectives.
+        space: where the codes live. With it, what tells them apart is kept as their numbers, 8 bytes each, and nothing
+            at all for stretches of consecutive ones; without, as whole codes.
+        forgets: keep neither codes nor losses, for strategies that do not look at them: any number of candidates then
+            takes no memory but what the index needs.
     """
 
-    def __init__(self, parameters: int, objectives: int) -> None:
-        self.objectives = objectives
-        self._codes = np.zeros((64, parameters), dtype=np.int64)
-        self._losses = np.zeros((64, objectives))
-        self._row: dict[bytes, int] = {}
+    def __init__(self, parameters: int, objectives: int, space: Space | None = None, *, forgets: bool = False) -> None:
+        self.objectives, self.forgets = objectives, forgets
+        self._space = space
+        self._codes = np.zeros((0 if forgets else 64, parameters), dtype=np.int64)
+        self._losses = np.zeros((len(self._codes), objectives))
+        self._index: Index | None = None
 
     def tell(self, codes: Codes, losses: NDArray[np.float64]) -> None:
         """Append candidates with their objectives, all to be minimised; a row of NaN is a failed candidate.
@@ -37,35 +46,61 @@ class History:
             ValueError: a candidate is known already.
         """
         start, stop = len(self), len(self) + len(codes)
+        keys = self._keys(codes)
+        if self._index is None:
+            self._index = Index(keys.shape[1])
+        try:
+            self._index.add(keys)
+        except ValueError as error:
+            raise ValueError(f"candidate {codes[error.args[0]].tolist()} was told before") from None
+        if self.forgets:
+            return
         while stop > len(self._codes):
             self._codes = np.concatenate([self._codes, np.zeros_like(self._codes)])
             self._losses = np.concatenate([self._losses, np.zeros_like(self._losses)])
         self._codes[start:stop], self._losses[start:stop] = codes, losses
-        for offset, code in enumerate(codes):
-            if self._row.setdefault(code.tobytes(), start + offset) != start + offset:
-                raise ValueError(f"candidate {code.tolist()} was told before")
 
     def __len__(self) -> int:
-        return len(self._row)
+        return 0 if self._index is None else len(self._index)
 
     @property
     def codes(self) -> Codes:
         """Shape (candidates, parameters)."""
+        assert not self.forgets, "this strategy said that it does not look back"
         return self._codes[: len(self)]
 
     @property
     def losses(self) -> NDArray[np.float64]:
         """Shape (candidates, objectives), smaller is better; NaN where a candidate failed."""
+        assert not self.forgets, "this strategy said that it does not look back"
         return self._losses[: len(self)]
 
     def row(self, code: NDArray[np.int64]) -> int | None:
         """Where a canonical code stands; None if it is not known."""
-        return self._row.get(code.tobytes())
+        row = int(self.rows(code[None])[0])
+        return None if row < 0 else row
 
-    @property
-    def known(self) -> dict[bytes, int]:
-        """The bytes of every known canonical code, with its row."""
-        return self._row
+    def rows(self, codes: Codes) -> NDArray[np.int64]:
+        """Where canonical codes stand, shape (codes,); −1 for those that are not known."""
+        if self._index is None:
+            return np.full(len(codes), -1, dtype=np.int64)
+        return self._index.find(self._keys(codes))
+
+    def fresh(self, codes: Codes) -> Codes:
+        """`codes` without those that are known and without repeats, in their order."""
+        keys = self._keys(codes)
+        unknown = np.ones(len(codes), dtype=bool) if self._index is None else self._index.find(keys) < 0
+        if not (keys.shape[1] == 1 and (np.diff(keys[:, 0]) > 0).all()):
+            first = np.zeros(len(codes), dtype=bool)
+            axis = 0 if keys.shape[1] > 1 else None
+            first[np.unique(keys, axis=axis, return_index=True)[1]] = True
+            unknown &= first
+        return codes if unknown.all() else codes[unknown]
+
+    def _keys(self, codes: Codes) -> Keys:
+        if self._space is not None:
+            return self._space.keys(codes)
+        return codes if codes.shape[1] else np.zeros((len(codes), 1), dtype=np.int64)
 
 
 class Strategy(ABC):
@@ -80,6 +115,9 @@ class Strategy(ABC):
     #: How many candidates to ask for at a time. A constant of the strategy, never of the machine: the sequence of
     #: candidates must not depend on the number of workers.
     batch: int = 8
+    #: Whether `propose` looks at the codes and losses of the history. Those that do not (they may ask whether a
+    #: candidate is known: ``history.rows``, ``history.fresh``) get a history without them, of any length.
+    looks_back: bool = True
 
     def __init__(self, space: Space, objectives: int, seed: int) -> None:
         self.space, self.objectives, self.seed = space, objectives, seed
@@ -101,24 +139,21 @@ def unseen_neighbours(
     Args:
         front: rows of `history` to start from.
     """
-    chosen: dict[bytes, NDArray[np.int64]] = {}
+    chosen = np.zeros((0, len(space.parameters)), dtype=np.int64)
 
-    def take(codes: Iterator[NDArray[np.int64]]) -> bool:
-        for code in codes:
-            if history.row(code) is None:
-                chosen.setdefault(code.tobytes(), code)
-            if len(chosen) == n:
-                return True
-        return False
+    def take(codes: Codes) -> bool:
+        nonlocal chosen
+        chosen = History(len(space.parameters), 0).fresh(np.concatenate([chosen, history.fresh(codes)]))[:n]
+        return len(chosen) == n
 
     for member in rng.permutation(front):
-        if take(iter(space.neighbours(history.codes[member]))):
+        if take(space.neighbours(history.codes[member])):
+            return chosen
+    for _ in range(8):
+        if take(space.sample(4 * n, rng)):
+            return chosen
+    # So little is left that chance does not find it.
+    for start in range(0, space.size, SCANNED):
+        if take(space.numbered(start, start + SCANNED)):
             break
-    else:
-        for _ in range(8):
-            if take(iter(space.sample(4 * n, rng))):
-                break
-        else:
-            # So little is left that chance does not find it.
-            take(space.unseen(history.known))
-    return np.array(list(chosen.values()), dtype=np.int64).reshape(len(chosen), len(space.parameters))
+    return chosen

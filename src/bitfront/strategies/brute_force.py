@@ -8,12 +8,17 @@ from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy
 
+#: Numbers looked at in one go at least: where nearly everything is known, going one by one would take for ever.
+STRIDE = 256
+
 
 @STRATEGIES.register("brute_force", "brute", "bruteforce", "exhaustive", "grid")
 class BruteForce(Strategy):
     """Enumerates the whole space in a fixed order."""
 
-    batch = 1024
+    #: Large, so that a block holds whole subtrees of the tree of shared prefixes.
+    batch = 2**16
+    looks_back = False
 
     def __init__(self, space: Space, objectives: int, seed: int) -> None:
         super().__init__(space, objectives, seed)
@@ -22,16 +27,17 @@ class BruteForce(Strategy):
 
     def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
         """The next `n` candidates that are not known; empty at the end of the space."""
-        skip = {code.tobytes() for code in pending}
         found: list[Codes] = []
         missing, cursor = n, self._cursor
         while missing > 0 and cursor < self.space.size:
-            block = self.space.numbered(cursor, cursor + max(missing, 256))
-            new = np.array([r.tobytes() not in history.known and r.tobytes() not in skip for r in block], dtype=bool)
-            if not found and not new.any():
-                self._cursor = cursor + len(block)
-            rows = np.flatnonzero(new)[:missing]
-            found.append(block[rows])
-            missing -= len(rows)
+            block = self.space.numbered(cursor, cursor + max(missing, STRIDE))
             cursor += len(block)
+            new = history.rows(block) < 0
+            if not found and not new.any():
+                self._cursor = cursor
+            if len(pending):
+                new &= (block[:, None] != pending).any(axis=2).all(axis=1)
+            own = block[:missing] if new[:missing].all() else block[new][:missing]
+            found.append(own)
+            missing -= len(own)
         return np.concatenate(found) if found else np.zeros((0, len(self.space.parameters)), dtype=np.int64)

@@ -1,8 +1,11 @@
 """Optuna's samplers behind ``propose``, driven by ask and tell.
 
-The study lives in memory and is a cache of the history: before asking, every trial asked for earlier is told what the
-history says of it, and candidates that came from elsewhere (seeds, neighbours of the front) are added. Choices are
-encoded as ordered integers and TPE is multivariate: both repeat less and find more in such spaces.
+The study lives in memory and is a cache of the history: before asking, everything the history has learned is added to
+it, also candidates that came from elsewhere (seeds, neighbours of the front). Choices are encoded as ordered integers
+and TPE is multivariate: both repeat less and find more in such spaces.
+
+Asking is done in batches, of which only the first is a trial of Optuna's (a trial's ``suggest`` copies all values for
+every parameter); of the others the sampler is asked itself. TPE needs its trials, see ``_ask_with_lies``.
 """
 
 from __future__ import annotations
@@ -22,11 +25,26 @@ from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy
 from bitfront.strategies.brute_force import BruteForce
 
+POPULATION = 24
+#: How many are asked for at a time: of TPE as many as leave the front as good, of NSGA-II and III a generation.
+BATCHES = {"tpe": 8, "random": 64, "nsgaii": POPULATION, "nsgaiii": POPULATION, "qmc": 64, "gp": 1}
+
+
+class Places(optuna.distributions.IntDistribution):
+    """The places of a choice, 0 to `count` − 1. Never changes, so the storage's deep copies of trials may share it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(0, count - 1)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Places:
+        return self
+
+
 SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(population_size=24, seed=seed),
-    "nsgaiii": lambda seed: optuna.samplers.NSGAIIISampler(population_size=24, seed=seed),
+    "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed),
+    "nsgaiii": lambda seed: optuna.samplers.NSGAIIISampler(population_size=POPULATION, seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
 }
@@ -64,17 +82,17 @@ class OptunaStrategy(Strategy):
         super().__init__(space, objectives, seed)
         self.sampler = sampler_name(sampler)
         # A Gaussian process is for evaluations that are dearer than asking: each answer is worth waiting for.
-        self.batch = 1 if self.sampler == "gp" else self.batch
+        self.batch = BATCHES[self.sampler]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            own = SAMPLERS[self.sampler](seed)
-        self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=own)
+            self._own = SAMPLERS[self.sampler](seed)
+        self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=self._own)
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            f"p{i}": optuna.distributions.IntDistribution(0, int(c) - 1) for i, c in enumerate(space.cardinalities)
+            f"p{i}": Places(int(c)) for i, c in enumerate(space.cardinalities)
         }
-        self._asked: dict[int, NDArray[np.int64]] = {}
-        self._told: set[bytes] = set()
+        # What was asked for and not told yet, with what the sampler remembers of it (NSGA-II: its generation).
+        self._asked: list[tuple[NDArray[np.int64], dict[str, Any]]] = []
         self._seen = 0
 
     def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
@@ -82,33 +100,62 @@ class OptunaStrategy(Strategy):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._catch_up(history)
-            rows = [self._ask() for _ in range(n)]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.space.parameters))
+            return self._ask_with_lies(n) if self.sampler == "tpe" else self._ask(n)
 
-    def _ask(self) -> NDArray[np.int64]:
-        trial = self._study.ask(self._distributions)
-        asked = np.array([trial.params[name] for name in self._distributions], dtype=np.int64)
-        code: NDArray[np.int64] = self.space.canonical(asked.reshape(1, -1))[0]
-        self._asked[trial.number] = code
-        return code
+    def _ask_with_lies(self, n: int) -> Codes:
+        """One trial after the other, those before still open: TPE takes them for bad, and asks for others.
+
+        A whole batch from one fit of its model is six times as fast, and finds much less (0.87 of the front instead of
+        0.98, after 200 candidates of digits-mlp).
+        """
+        trials = [self._study.ask(self._distributions) for _ in range(n)]
+        asked = np.array([list(trial.params.values()) for trial in trials], dtype=np.int64)
+        codes = self.space.canonical(asked.reshape(n, len(self._distributions)))
+        for trial in trials:
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._asked += [(code, {}) for code in codes]
+        return codes
+
+    def _ask(self, n: int) -> Codes:
+        """What `n` calls of ``study.ask`` would give; only the first is one, the others ask the sampler itself."""
+        trial = self._study.ask()
+        found = [trial.relative_params]
+        # What comes of it is told as another trial; this one, left open, would count as one without parameters. What
+        # it remembers (NSGA-II: its generation) holds for the whole batch, as nothing is told in between.
+        attributes = self._study.tell(trial, state=optuna.trial.TrialState.FAIL).system_attrs
+        like = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, system_attrs=attributes)
+        searched = self._own.infer_relative_search_space(self._study, like)
+        found += [self._own.sample_relative(self._study, like, searched) for _ in range(n - 1)]
+        codes = np.zeros((n, len(self.space.parameters)), dtype=np.int64)
+        for row, values in zip(codes, found, strict=True):
+            for i, (name, choices) in enumerate(self._distributions.items()):
+                known = name in values
+                row[i] = values[name] if known else self._own.sample_independent(self._study, like, name, choices)
+        codes = self.space.canonical(codes)
+        self._asked += [(code, attributes) for code in codes]
+        return codes
 
     def _catch_up(self, history: History) -> None:
-        for number, code in list(self._asked.items()):
-            row = history.row(code)
-            if row is not None:
-                losses = history.losses[row]
-                if np.isnan(losses).any():
-                    self._study.tell(number, state=optuna.trial.TrialState.FAIL)
-                else:
-                    self._study.tell(number, losses.tolist())
-                self._told.add(code.tobytes())
-                del self._asked[number]
+        codes = np.array([code for code, _ in self._asked], dtype=np.int64)
+        rows = history.rows(codes.reshape(len(self._asked), len(self.space.parameters))).tolist()
+        for row, (_, attributes) in zip(rows, self._asked, strict=True):
+            if row >= 0:
+                self._add(history, row, attributes)
+        self._asked = [asked for row, asked in zip(rows, self._asked, strict=True) if row < 0]
+        asked_for = set(rows)
         for row in range(self._seen, len(history)):
-            code = history.codes[row]
-            if code.tobytes() not in self._told and not np.isnan(history.losses[row]).any():
-                self._study.add_trial(self._trial(code, history.losses[row]))
+            if row not in asked_for:
+                self._add(history, row, {})
         self._seen = len(history)
 
-    def _trial(self, code: NDArray[np.int64], losses: NDArray[np.float64]) -> optuna.trial.FrozenTrial:
-        values: dict[str, Any] = {name: int(v) for name, v in zip(self._distributions, code, strict=True)}
-        return optuna.trial.create_trial(params=values, distributions=self._distributions, values=losses.tolist())
+    def _add(self, history: History, row: int, attributes: dict[str, Any]) -> None:
+        """Tell the study of a candidate, unless it failed: samplers look at complete trials only."""
+        losses = history.losses[row]
+        if np.isnan(losses).any():
+            return
+        values = dict(zip(self._distributions, history.codes[row].tolist(), strict=True))
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                params=values, distributions=self._distributions, values=losses.tolist(), system_attrs=attributes
+            )
+        )

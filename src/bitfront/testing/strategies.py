@@ -36,7 +36,7 @@ def toy_losses(space: Space, codes: Codes, objectives: int, failing: int = 0) ->
     return losses
 
 
-def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = True) -> None:
+def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = True, stateless: bool = False) -> None:
     """Assert that the strategies `make` gives keep the contract of :class:`bitfront.strategies.base.Strategy`.
 
     Args:
@@ -44,6 +44,8 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
         calls: how often to ask in each check; few for what is slow.
         n: how many candidates to ask for at a time.
         seeded: whether another seed must give other proposals.
+        stateless: whether ``propose`` is a function of its arguments alone, so that a new strategy goes on where an
+            earlier one stopped; Bitfront's own are.
 
     Raises:
         AssertionError: a promise is broken; the message says which.
@@ -55,6 +57,12 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
         assert len(first) == len(again) == calls, "a strategy gives up long before its space is exhausted"
         for step, (one, two) in enumerate(zip(first, again, strict=True)):
             assert np.array_equal(one, two), f"call {step}: the same history and seed give other proposals"
+        if stateless:
+            renewed = _asked(make(space, objectives, 0), space, objectives, calls, n, failing, renew=make)
+            for step, (one, two) in enumerate(zip(first, renewed, strict=True)):
+                assert np.array_equal(one, two), (
+                    f"call {step}: a new strategy, shown the same history, goes on differently"
+                )
         if seeded:
             other = _asked(make(space, objectives, 1), space, objectives, calls, n, failing)
             assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=False)), (
@@ -97,9 +105,13 @@ def _tell(space: Space, history: History, codes: Codes, failing: int) -> None:
         history.tell(new, toy_losses(space, new, history.objectives, failing))
 
 
-def _asked(strategy: Strategy, space: Space, objectives: int, calls: int, n: int, failing: int) -> list[Codes]:
+def _asked(
+    strategy: Strategy, space: Space, objectives: int, calls: int, n: int, failing: int, renew: Make | None = None
+) -> list[Codes]:
     history, found = History(len(space.parameters), objectives), []
     for step in range(calls):
+        if renew is not None:
+            strategy = renew(space, objectives, strategy.seed)
         proposed = _propose(strategy, history, n, np.random.default_rng([strategy.seed, step]))
         if not len(proposed):
             break

@@ -195,9 +195,16 @@ class _Observer:
 
     def quantize(self, x: Tensor) -> Tensor:
         # Flattened samples would lose the channels that a per-channel format needs.
-        rows = max(1, CALIBRATION_VALUES * 4 // max(1, x[0].numel()))
-        self.seen.append(x.detach()[:rows].clone())
+        seen = x.detach().reshape(-1) if x.dim() < 2 else x.detach()
+        rows = max(1, CALIBRATION_VALUES * 4 // max(1, seen[0].numel()))
+        self.seen.append(seen[:rows].clone())
         return x
+
+    @property
+    def sample(self) -> Tensor:
+        """Everything seen; flat where the shapes differ: the two sides of an addition may."""
+        shapes = {s.shape[1:] for s in self.seen}
+        return torch.cat(self.seen if len(shapes) == 1 else [s.flatten() for s in self.seen])
 
 
 def observe(graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor) -> dict[tuple[str, Operand], Tensor]:
@@ -225,7 +232,7 @@ def observe(graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor) -> d
         for name, by_operand in observers.items():
             for operand, observer in by_operand.items():
                 assert isinstance(observer, _Observer)
-                result[name, operand] = torch.cat(observer.seen)
+                result[name, operand] = observer.sample
     return result
 
 

@@ -1,0 +1,200 @@
+"""From ``bench/results/*.json`` to the tables, pictures and verdicts of ``docs/benchmarks.md``.
+
+Whatever stands between ``<!-- begin:NAME -->`` and ``<!-- end -->`` is written here: the machine, each target with what
+was measured and whether it is met, the table, and a picture in ``docs/benchmarks/``. The prose around it is typed by
+hand and holds no number. A benchmark without results keeps what the page says about it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from common import ROOT, cell, table
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PICTURES = ROOT / "docs" / "benchmarks"
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise about one number of a summary. `at_most` or else at least."""
+
+    key: str
+    value: float
+    unit: str
+    meaning: str
+    at_most: bool = False
+
+    def met(self, measured: float) -> bool:
+        return measured <= self.value if self.at_most else measured >= self.value
+
+    @property
+    def text(self) -> str:
+        return f"{'≤' if self.at_most else '≥'} {cell(self.value)} {self.unit}"
+
+
+TARGETS: Mapping[str, Sequence[Target]] = {
+    "trial_cost": (
+        Target("ms_per_candidate_512", 0.02, "ms", "a candidate of jsc-mlp, 512 samples", at_most=True),
+        Target("vs_plain_512", 30, "times", "faster than the plain loop, 512 samples"),
+        Target("vs_dataloader_512", 1000, "times", "faster than the loop with a DataLoader, 512 samples"),
+        Target("vs_plain_16384", 5, "times", "faster than the plain loop, 16,384 samples"),
+        Target("max_accuracy_difference", 1e-6, "", "difference of accuracy to the plain loop", at_most=True),
+    ),
+    "roofline": (
+        Target("nsga_ii_forwards", 1.0, "forwards", "a candidate of a genetic search, the worse model", at_most=True),
+        Target("max_difference", 1e-6, "", "difference of loss or accuracy to candidates run whole", at_most=True),
+        Target("brute_force_forwards", 0.5, "forwards", "a candidate of brute force, the worse model", at_most=True),
+    ),
+    "scaling": (),
+    "overhead": (),
+    "samplers": (),
+}
+
+
+# -- pictures
+
+
+def draw_trial_cost(axes: Axes, result: Result) -> None:
+    rows = result["rows"]
+    groups = list(dict.fromkeys((r["model"], r["samples"]) for r in rows))
+    loops = ["bitfront", "plain", "dataloader, 0 workers", "dataloader, 2 workers"]
+    for i, loop in enumerate(loops):
+        own = [next(r for r in rows if (r["model"], r["samples"]) == g and r["loop"].startswith(loop)) for g in groups]
+        places = [g + (i - 1.5) * 0.2 for g in range(len(groups))]
+        bars = axes.bar(places, [r["ms/candidate"] for r in own], 0.19, label=loop)
+        axes.bar_label(bars, [cell(r["ms/candidate"]) for r in own], fontsize=7)
+    axes.set_xticks(range(len(groups)), [f"{m}, {n:,} samples" for m, n in groups])
+    axes.set_ylabel("time per candidate, ms")
+    axes.set_yscale("log")
+    axes.plot([-0.5, 0.5], [0.02, 0.02], "k--", linewidth=1, label="target for bitfront")
+
+
+def draw_roofline(axes: Axes, result: Result) -> None:
+    rows = [r for r in result["rows"] if r["candidates"]]
+    streams = list(dict.fromkeys(r["what"] for r in rows))
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    targets = {"nsga-ii": 1.0, "brute-force": 0.5}
+    for i, model in enumerate(models):
+        own = [next(r for r in rows if r["model"] == model and r["what"] == s) for s in streams]
+        places = [s + (i - 0.5) * 0.3 for s in range(len(streams))]
+        bars = axes.bar(places, [r["float forwards"] for r in own], 0.28, label=f"{model}, {own[0]['samples']} samples")
+        axes.bar_label(bars, [cell(r["float forwards"]) for r in own], fontsize=8)
+    for s, name in enumerate(streams):
+        label = "target" if not s else None
+        axes.plot([s - 0.4, s + 0.4], [targets[name]] * 2, "k--", linewidth=1, label=label)
+    axes.set_xticks(range(len(streams)), streams)
+    axes.set_ylabel("time per candidate, float forward passes")
+
+
+def draw_summary(name: str) -> Callable[[Axes, Result], None]:
+    """The picture of a benchmark that has none of its own: each promised number as a share of its target."""
+
+    def draw(axes: Axes, result: Result) -> None:
+        targets = [t for t in TARGETS[name] if t.key in result["summary"]]
+        shares = [result["summary"][t.key] / t.value for t in targets]
+        bars = axes.barh([t.key for t in targets], shares)
+        axes.bar_label(bars, [f"{cell(result['summary'][t.key])} {t.unit} ({t.text})" for t in targets], fontsize=8)
+        axes.axvline(1, color="k", linestyle="--", linewidth=1, label="target")
+        axes.set_xlabel("measured / target")
+
+    return draw
+
+
+DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {"trial_cost": draw_trial_cost, "roofline": draw_roofline}
+
+
+def picture(name: str, result: Result) -> Path | None:
+    """Draws ``docs/benchmarks/NAME.svg``; nothing where there is neither a picture of its own nor a target."""
+    draw = DRAWN.get(name) or (draw_summary(name) if TARGETS.get(name) else None)
+    if draw is None:
+        return None
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    draw(axes, result)
+    axes.grid(axis="x" if name not in DRAWN else "y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.margins(y=0.12)
+    axes.legend(fontsize=8)
+    PICTURES.mkdir(exist_ok=True)
+    file = PICTURES / f"{name}.svg"
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+    return file
+
+
+# -- the page
+
+
+def region(name: str, result: Result) -> str:
+    """What the page says about one benchmark."""
+    machine, summary = result["machine"], result["summary"]
+    parts = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; Python {machine['python']}, "
+        f"torch {machine['torch']}, NumPy {machine['numpy']}, Bitfront {machine['bitfront']} "
+        f"({machine.get('commit', 'unknown')}, source {machine.get('source', 'unknown')}), "
+        f"{machine['compiler']}; load {machine['load_at_start']} at the start."
+    ]
+    if machine.get("source_changed"):
+        parts.append("**Bitfront's source changed during this run: measure again.**")
+    if machine.get("data"):
+        parts.append(f"Data: {machine['data']}.")
+    verdicts = []
+    for target in TARGETS.get(name, ()):
+        measured = summary.get(target.key)
+        verdict = "not measured" if measured is None else "met" if target.met(measured) else "**missed**"
+        verdicts.append({"what": target.meaning, "target": target.text, "measured": cell(measured), "verdict": verdict})
+    if verdicts:
+        parts.append(table(verdicts, markdown=True))
+    file = picture(name, result)
+    if file is not None:
+        parts.append(f"![{name}]({file.parent.name}/{file.name})")
+    parts.append(table(result["rows"], markdown=True))
+    return "\n\n".join(parts)
+
+
+def rewritten(page: str, results: Mapping[str, str]) -> str:
+    """`page` with the region of each name replaced. Raises KeyError for a name that has no region."""
+    for name, text in results.items():
+        pattern = re.compile(rf"(<!-- begin:{re.escape(name)} -->\n).*?(\n<!-- end -->)", re.S)
+        if not pattern.search(page):
+            raise KeyError(f"the page has no region <!-- begin:{name} --> ... <!-- end -->")
+        page = pattern.sub(lambda m, text=text: f"{m[1]}\n{text}\n{m[2]}", page)
+    return page
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a target is missed")
+    asked = options.parse_args()
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bitfront", "font.size": 9})
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+    if not asked.check:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(rewritten(page, {n: region(n, r) for n, r in results.items()}), encoding="utf-8")
+    missed = 0
+    for name, result in results.items():
+        for target in TARGETS.get(name, ()):
+            measured = result["summary"].get(target.key)
+            met = measured is not None and target.met(measured)
+            missed += not met
+            print(f"{'met   ' if met else 'MISSED'} {name}: {target.meaning}: {cell(measured)}, target {target.text}")
+    if asked.check and missed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""From a batch of codes to arrays of metrics.
+
+``Workbench`` is what every evaluation needs, built from a plain, picklable ``Job``: the captured model, the space, the
+samples and the runners. Its interface (a batch of codes in, arrays out) is what the loop knows; how a batch is
+evaluated inside is nobody else's business. A traced model's candidates go through ``engine.tree`` together. Those of a
+model that cannot be traced, and any that the tree fails on, are rebuilt one by one through ``transforms.quantize`` and
+run whole: the plain path, which is also the one that the tree must agree with.
+
+One candidate's numbers depend on nothing but the candidate: the same samples in the same chunks, each product on one
+thread (sums in floating point depend on how many share them), no state from one batch to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront.engine.program import Program
+from bitfront.engine.tree import Effort, Tree
+from bitfront.errors import UserError
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import capture
+from bitfront.graph.capture import changes_in_place
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Runner, Scores, Side, Values
+from bitfront.spaces import SPACES
+from bitfront.spaces.base import Codes
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.request import SpaceRequest
+from bitfront.training import evaluate
+from bitfront.transforms import quantize
+from bitfront.transforms.quantize import observe
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything an evaluation depends on. Picklable.
+
+    Attributes:
+        model: the trained float model.
+        sample: two input samples, for capture.
+        space: name of the space, and what it is built from.
+        runners: (side, name, settings) of each metric runner.
+        splits: split → (x, y): the samples to evaluate on, already chosen and in order.
+        calibration: samples of the training split that formats learn their scales from.
+        device: where to compute.
+        threads: how many may share the work of this process; None: as many as torch would take.
+    """
+
+    model: nn.Module
+    sample: Tensor
+    space: str
+    by: str
+    seed: Mapping[str, Mapping[str, object]]
+    runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]
+    splits: Mapping[str, tuple[Tensor, Tensor]]
+    calibration: Tensor
+    device: str = "cpu"
+    threads: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The metrics of some candidates, in their order.
+
+    Attributes:
+        values: metric → values of shape (candidates,); NaN where it could not be measured.
+        errors: why a candidate failed; empty where it did not.
+        seconds: time per candidate.
+    """
+
+    values: Mapping[str, Values]
+    errors: tuple[str, ...]
+    seconds: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread: on small work that is faster, and sums come out the same on every machine. On a GPU,
+    convolutions keep to float32: the 10 bits of TF32 are no place for exact sums."""
+    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+class Workbench:
+    """Evaluates candidates of one job. The model in it is never changed.
+
+    Args:
+        space: where the job's space is built already.
+        effort: how work is cut; default: fitting the model and the machine.
+    """
+
+    def __init__(self, job: Job, space: QuantizationSpace | None = None, effort: Effort | None = None) -> None:
+        self.job = job
+        if space is None:
+            graph = capture(job.model, job.sample)
+            built = SPACES.get(job.space)(SpaceRequest(graph, job.by, job.seed))
+            assert isinstance(built, QuantizationSpace)
+            space = built
+        self._space = space
+        threads = job.threads or torch.get_num_threads()
+        self.effort = effort or Effort.fitting(space.graph, threads, job.device)
+        self.runners: tuple[Runner, ...] = tuple(
+            RUNNERS.get(name)(RUNNERS.get(name).Settings(**settings)) for _, name, settings in job.runners
+        )
+        self.metrics = tuple(m.name for runner in self.runners for m in runner.produces)
+        self._observed: dict[tuple[str, Operand], Tensor] = {}
+        self._calibrated: dict[tuple[str, Operand, Format], Format] = {}
+        self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = {}
+        self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = {}
+        #: Why candidates go the plain way, where they do.
+        self.plain = ""
+
+    @property
+    def space(self) -> QuantizationSpace:
+        """The space the codes belong to."""
+        return self._space
+
+    def of_float(self) -> Workbench:
+        """A workbench whose only candidate, the empty code, is the float model."""
+        return Workbench(self.job, QuantizationSpace.of_float(self.space.graph), self.effort)
+
+    def measure(self, codes: Codes) -> Measured:
+        """All metrics of a batch of candidates.
+
+        A candidate that fails is an entry in ``errors``, and does not touch the others.
+        """
+        start = time.perf_counter()
+        try:
+            values, errors = self._measure(codes)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if len(codes) == 1:
+                nothing = {m: np.full(1, np.nan) for m in self.metrics}
+                return Measured(nothing, (described(error),), (time.perf_counter() - start,))
+            # Whoever is to blame is found one by one.
+            return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
+        seconds = (time.perf_counter() - start) / max(1, len(codes))
+        return Measured(values, errors, (seconds,) * len(codes))
+
+    def _measure(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
+        values: dict[str, Values] = {}
+        subject = _Subject(self)
+        with one_thread():
+            for runner in self.runners:
+                values.update(runner.measure(subject, codes))
+        errors = list(subject.errors) or [""] * len(codes)
+        for name, column in values.items():
+            for i in np.flatnonzero(~np.isfinite(column)):
+                errors[i] = errors[i] or f"{name} is {column[i]}"
+                column[i] = np.nan
+        return values, tuple(errors)
+
+    def formats(self, code: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
+        """Site → operand → calibrated format of one candidate."""
+        options = self.space.options(code[None])
+        self._calibrate(options)
+        wanted = self.space.formats(options[0])
+        return {name: {o: self._ready(name, o, f) for o, f in own.items()} for name, own in wanted.items()}
+
+    def _ready(self, site: str, operand: Operand, own: Format) -> Format:
+        return self._calibrated[site, operand, own] if own.calibrates else own
+
+    def _calibrate(self, options: Codes) -> None:
+        """Learn what the formats of some candidates need to know, each format once."""
+        missing = [
+            (site.name, operand, own)
+            for g, site in enumerate(self.space.sites)
+            for option in np.unique(options[:, g]).tolist()
+            for operand, own in self.space.site_formats[g][option].items()
+            if own.calibrates and (site.name, operand, own) not in self._calibrated
+        ]
+        unseen = {(site, operand) for site, operand, _ in missing} - set(self._observed)
+        if unseen:
+            self._observed.update(observe(self.space.graph, sorted(unseen), self.job.calibration))
+        for site, operand, own in missing:
+            self._calibrated[site, operand, own] = own.calibrated(self._observed[site, operand])
+
+    def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
+        """The model of one candidate, in evaluation mode, with parameters of its own."""
+        return quantize(self.space.graph, self.formats(code), bake=bake).to(self.job.device)
+
+    @cached_property
+    def _tree(self) -> Tree | None:
+        """None where the model cannot be taken apart."""
+        graph = self.space.graph
+        if graph.fx_graph is None:
+            self.plain = f"the model cannot be traced: {graph.untraced}"
+            return None
+        culprit = changes_in_place(graph, self.job.sample.to(self.job.device))
+        if culprit:
+            self.plain = f"{culprit} changes its input in place"
+            return None
+        return Tree(Program(graph, self.space, self._ready, self.job.device), self.effort)
+
+    @property
+    def inexact(self) -> Mapping[str, str]:
+        """Site → why its products are made one by one, where they are; of the candidates seen so far."""
+        return {} if self._tree is None else self._tree.program.inexact
+
+    @property
+    def chunk(self) -> int:
+        """How many samples go through the model at a time. Sums in floating point may depend on it in the last bit."""
+        return self.effort.samples
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        """Loss and correct answers of each candidate on fixed samples of `split`."""
+        x, y = self.samples(split, num_samples)
+        tree = self._tree
+        if tree is not None and len(codes):
+            labels, classes = self._int_labels(split, num_samples)
+            if tree.program.steps[tree.program.output].shape[:1] >= (classes,) and len(y):
+                self._calibrate(self.space.options(codes))
+                return self._tree_scores(tree, codes, (x, y, labels))
+        return self._plain_scores(codes, x, y)
+
+    def _tree_scores(self, tree: Tree, codes: Codes, samples: tuple[Tensor, Tensor, Tensor]) -> Scores:
+        x, y, labels = samples
+        try:
+            with one_thread():
+                loss, correct = tree.scores(self.space.options(codes), x, labels)
+            return Scores(loss / len(y), correct, len(y), ("",) * len(codes))
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if len(codes) == 1:
+                # The plain path is the reference: it says whether the candidate fails, and why.
+                self.plain = f"the tree evaluator failed with {described(error)}"
+                return self._plain_scores(codes, x, y)
+        half = len(codes) // 2
+        first, second = (self._tree_scores(tree, part, samples) for part in (codes[:half], codes[half:]))
+        return Scores(
+            np.concatenate([first.loss, second.loss]),
+            np.concatenate([first.correct, second.correct]),
+            len(y),
+            first.errors + second.errors,
+        )
+
+    def _plain_scores(self, codes: Codes, x: Tensor, y: Tensor) -> Scores:
+        loss = np.full(len(codes), np.nan)
+        correct = np.zeros(len(codes), dtype=np.int64)
+        errors = [""] * len(codes)
+        for i, code in enumerate(codes):
+            try:
+                with one_thread():
+                    result = evaluate(self.model(code), x, y, batch_size=self.chunk)
+            except UserError:
+                raise
+            except Exception as error:
+                errors[i] = described(error)
+            else:
+                loss[i], correct[i] = result.loss, result.correct
+        return Scores(loss, correct, len(y), tuple(errors))
+
+    def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+        """The samples (x, y) that ``scores`` uses."""
+        key = (split, num_samples)
+        if key not in self._resident:
+            x, y = self.job.splits[split]
+            self._resident[key] = (x[:num_samples].to(self.job.device), y[:num_samples].to(self.job.device))
+        return self._resident[key]
+
+    def _int_labels(self, split: str, num_samples: int | None) -> tuple[Tensor, int]:
+        """The labels as int32, and how many classes they speak of."""
+        key = (split, num_samples)
+        if key not in self._labels:
+            y = self.samples(split, num_samples)[1]
+            self._labels[key] = (y.int().contiguous(), int(y.max()) + 1 if len(y) else 0)
+        return self._labels[key]
+
+
+class _Subject:
+    """What the runners see of a workbench during one batch; forward passes asked for twice are made once."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._scores: dict[tuple[str, int | None], Scores] = {}
+
+    @property
+    def space(self) -> QuantizationSpace:
+        return self._bench.space
+
+    @property
+    def errors(self) -> Sequence[str]:
+        """Per candidate the first error of any forward pass."""
+        columns = [s.errors for s in self._scores.values()]
+        return [next((e for e in row if e), "") for row in zip(*columns, strict=True)]
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        key = (split, num_samples)
+        if key not in self._scores:
+            self._scores[key] = self._bench.scores(codes, split, num_samples)
+        return self._scores[key]
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """Several batches as one."""
+    return Measured(
+        values={m: np.concatenate([p.values[m] for p in parts]) for m in (parts[0].values if parts else ())},
+        errors=tuple(e for p in parts for e in p.errors),
+        seconds=tuple(s for p in parts for s in p.seconds),
+    )
+
+
+def described(error: Exception) -> str:
+    """One line about an error."""
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]

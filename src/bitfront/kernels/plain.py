@@ -1,0 +1,64 @@
+"""The kernels in torch alone: for machines without a C++ compiler, and for GPUs. The same operations in the same order
+as ``kernels.cpp``, so the same results to the last bit; each operation is a pass over memory, so slower."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_EXP = (1.0, 5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
+_LOG = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
+
+
+def score(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor, Tensor]:
+    """See :func:`bitfront.kernels.score`."""
+    z = logits.clamp(min=0.0) if rectify else logits
+    best, arg = z.max(dim=1)
+    # `max` promises no order among equals, `argmax` does.
+    arg = z.argmax(dim=1)
+    own = z.gather(1, labels.long().expand(len(z), 1, -1)).squeeze(1)
+    total = torch.zeros_like(best)
+    for c in range(z.shape[1]):
+        total += _exp_nonpositive(z[:, c] - best)
+    loss = _log_from_one(total) + (best - own)
+    loss = torch.where(total == total, loss, total)
+    loss = torch.round(loss * 2.0**20) * 2.0**-20
+    return loss.double().sum(dim=1), (arg == labels).sum(dim=1)
+
+
+def _exp_nonpositive(x: Tensor) -> Tensor:
+    x = torch.where(x < -87.0, -87.0, x)
+    n = torch.round(x * 1.44269504088896341)
+    r = (x - n * 0.693359375) - n * -2.12194440e-4
+    r2 = r * r
+    low = _EXP[1] + r * _EXP[2]
+    middle = _EXP[3] + r * _EXP[4]
+    high = _EXP[5] + r * _EXP[6]
+    p = _EXP[0] + (r + r2 * (low + r2 * (middle + r2 * high)))
+    exponent = (torch.nan_to_num(n, nan=0.0).to(torch.int32) + 127) << 23
+    return p * exponent.view(torch.float32)
+
+
+def _log_from_one(x: Tensor) -> Tensor:
+    bits = torch.nan_to_num(x, nan=1.0).view(torch.int32)
+    m = ((bits & 0x7FFFFF) | 0x3F800000).view(torch.float32)
+    high = m > 1.41421356237
+    m = torch.where(high, m * 0.5, m)
+    e = ((bits >> 23) - 127 + high.to(torch.int32)).float()
+    f = m - 1.0
+    z = f * f
+    p = _LOG[0] * f + _LOG[1]
+    for coefficient in _LOG[2:]:
+        p = p * f + coefficient
+    y = p * z * f + e * -2.12194440e-4
+    return (f + (y - 0.5 * z)) + e * 0.693359375

@@ -1,0 +1,508 @@
+"""The promise of every evaluation: whatever the space, the order, the batch, the chunks and the threads, a candidate has
+the numbers that its deployed model has when it is evaluated alone."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, assume, example, given, settings
+from hypothesis import strategies as st
+from networks import CLASSES, NETWORKS, Chain, Images, Logits, Overflowing, Siteless, Smooth, Stubborn, made
+from torch import nn
+
+from bitfront.engine.tree import Effort, _Pass
+from bitfront.engine.workbench import Job, Workbench, joined
+from bitfront.errors import ConfigError
+from bitfront.graph import capture
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.request import SpaceRequest
+from bitfront.training import evaluate
+
+#: So many that chunks of 2, 7 and 14 samples leave a last chunk of one, which is a product of another shape.
+SAMPLES = 15
+WIDTHS = (2, 3, 4, 8)
+#: An example takes a tenth of a second: to shrink one takes minutes, and what is drawn is small.
+PHASES = (Phase.explicit, Phase.generate)
+
+per_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.__name__)
+
+
+# --- jobs, benches, the truth ----------------------------------------------------------------------------------------
+
+
+def job_of(model, shape, seed, by="name", samples=SAMPLES, settings=None, y=None, x=None):
+    generator = torch.Generator().manual_seed(0)
+    calibration = 1.5 * torch.randn(64, *shape, generator=generator)
+    if x is None:
+        x = 1.5 * torch.randn(samples, *shape, generator=generator)
+    if y is None:
+        y = torch.randint(CLASSES, (len(x),), generator=generator)
+    dtype = next((t.dtype for t in model.state_dict().values() if t.is_floating_point()), torch.float32)
+    x, calibration = x.to(dtype), calibration.to(dtype)
+    return Job(
+        model=model,
+        sample=calibration[:2],
+        space="graph/quantize/mixed_precision_ptq",
+        by=by,
+        seed=seed,
+        runners=(("sw_runner", "basic_evaluation", settings or {}),),
+        splits={"val": (x, y), "train": (calibration, torch.arange(64) % CLASSES)},
+        calibration=calibration,
+    )
+
+
+def bench_of(job, effort=None):
+    """A workbench, with that effort."""
+    return Workbench(job, effort=None if effort is None else Effort(**effort))
+
+
+def alone(bench, codes):
+    """(losses, accuracies, errors) of the deployed models, one after the other; each distinct candidate once."""
+    x, y = bench.job.splits["val"]
+    known = {}
+    for code in codes:
+        if code.tobytes() not in known:
+            try:
+                found = evaluate(bench.model(code), x, y, batch_size=bench.chunk)
+            except Exception:
+                known[code.tobytes()] = (np.nan, np.nan, True)
+            else:
+                fine = np.isfinite(found.loss)
+                known[code.tobytes()] = (found.loss if fine else np.nan, found.accuracy, not fine)
+    return [known[c.tobytes()] for c in codes]
+
+
+def assert_as_alone(bench, codes, measured=None):
+    measured = bench.measure(codes) if measured is None else measured
+    expected = alone(bench, codes)
+    assert [bool(e) for e in measured.errors] == [failed for *_, failed in expected]
+    for i, (loss, accuracy, failed) in enumerate(expected):
+        if failed:
+            assert np.isnan(measured.values["loss"][i])
+        else:
+            assert measured.values["loss"][i] == loss
+            assert measured.values["accuracy"][i] == accuracy
+    return measured
+
+
+def same(one, other):
+    return [bool(e) for e in one.errors] == [bool(e) for e in other.errors] and all(
+        np.array_equal(one.values[m], other.values[m], equal_nan=True) for m in one.values
+    )
+
+
+def part(measured, rows):
+    """Those rows of a result, in that order."""
+    return type(measured)(
+        {m: v[rows] for m, v in measured.values.items()},
+        tuple(measured.errors[i] for i in rows),
+        tuple(measured.seconds[i] for i in rows),
+    )
+
+
+def bitwise(state):
+    return {k: (t.dtype, tuple(t.shape), t.detach().contiguous().numpy().tobytes()) for k, t in state.items()}
+
+
+# --- what hypothesis draws -------------------------------------------------------------------------------------------
+
+
+@st.composite
+def operands(draw, operand, names, wide):
+    """Settings of one operand, as in the TOML, that fit the formats called `names`."""
+    if "integer" in names and names.isdisjoint({"affine"}) and draw(st.integers(0, 4)) == 0:
+        pairs = st.tuples(st.sampled_from(WIDTHS), st.integers(-1, 2) | st.just("auto"))
+        tables = [{"width": w, "frac_width": f} for w, f in draw(st.lists(pairs, min_size=1, max_size=2, unique=True))]
+        return {operand: tables}
+    widths = draw(st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=1 + wide, unique=True))
+    own = {f"{operand}_width": widths + ["NA"] * (draw(st.integers(0, 4)) == 0)}
+    if "integer" in names:
+        # More than one width may make some of the pairs contradict each other.
+        fracs = st.lists(st.integers(-1, min(widths)), min_size=1, max_size=2, unique=True)
+        frac = draw(st.none() | st.just("NA") | st.just("auto") | fracs | st.just(["auto", "NA"]))
+        own |= {} if frac is None else {f"{operand}_frac_width": frac}
+    if "affine" in names:
+        own |= draw(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    f"{operand}_symmetric": st.sampled_from([True, False, [True, False]]),
+                    f"{operand}_granularity": st.sampled_from(["tensor", "channel", "NA", "tensor"]),
+                    f"{operand}_range": st.sampled_from(["minmax", "mse"]),
+                },
+            )
+        )
+    return own
+
+
+@st.composite
+def configs(draw):
+    """What stands under one key of the seed."""
+    names = draw(
+        st.sampled_from(
+            [["integer"], ["integer"], ["integer", "NA"], ["affine"], ["affine", "NA"], ["integer", "affine", "NA"]]
+        )
+    )
+    wide = draw(st.booleans())
+    own = {"name": names} | draw(operands("data_in", set(names), wide))
+    if draw(st.integers(0, 3)):
+        own |= draw(operands("weight", set(names), True))
+    if draw(st.booleans()):
+        own |= draw(operands("bias", set(names), False))
+    return own
+
+
+@st.composite
+def spaces(draw, graph):
+    """(seed, by) of a space over `graph`."""
+    by = draw(st.sampled_from(["name", "name", "type", "regex_name"]))
+    keys = {
+        "name": [s.name for s in graph.sites],
+        "type": sorted({s.op for s in graph.sites}),
+        "regex_name": [".*[12].*", "(a|b|fc|heads?_.*)", ".*relu.*"],
+    }[by]
+    seed = {k: draw(configs() | st.just({"name": "NA"})) for k in draw(st.sets(st.sampled_from(keys), max_size=2))}
+    seed["default"] = draw(configs())
+    try:
+        QuantizationSpace(SpaceRequest(graph, by, seed))
+    except ConfigError:
+        assume(False)
+    return seed, by
+
+
+@st.composite
+def candidates(draw, space, most=7):
+    """Codes in any order, with repeats; some agree on the first sites, some on the last."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(1, most))
+    sizes = np.array([g.size for g in space.groups])
+    rows = [rng.integers(0, sizes)]
+    while len(rows) < count:
+        row, fresh, cut = rows[rng.integers(len(rows))].copy(), rng.integers(0, sizes), rng.integers(0, len(sizes) + 1)
+        rows.append(np.concatenate([row[:cut], fresh[cut:]] if rng.integers(3) else [fresh[:cut], row[cut:]]))
+    return space.codes(np.stack(rows)[rng.permutation(count)])
+
+
+efforts = st.fixed_dictionaries(
+    {
+        "samples": st.sampled_from([2, 4, 7, 14, SAMPLES, 1000]),
+        "bytes": st.sampled_from([1, 400, 4_000, 10**8]),
+        "threads": st.integers(1, 3),
+    }
+)
+
+
+def drawn(data, network, most=7):
+    """A job over `network` and codes of its space."""
+    model = made(network, data.draw(st.integers(0, 3), "weights"))
+    seed, by = data.draw(spaces(capture(model, torch.zeros(2, *network.shape))), "space")
+    job = job_of(model, network.shape, seed, by)
+    space = Workbench(job).space
+    return job, data.draw(candidates(space, most), "codes")
+
+
+# --- the properties --------------------------------------------------------------------------------------------------
+
+
+@per_network
+@settings(phases=PHASES, max_examples=4)
+@given(st.data())
+def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
+    job, codes = drawn(data, network)
+    assert_as_alone(bench_of(job, data.draw(efforts, "effort")), codes)
+
+
+@per_network
+@settings(phases=PHASES, max_examples=2)
+@given(st.data())
+def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(network, data):
+    job, codes = drawn(data, network)
+    bench = bench_of(job)
+    whole = bench.measure(codes)
+    order = data.draw(st.permutations(range(len(codes))), "order")
+    assert same(bench.measure(codes[order]), part(whole, order))
+    # How many samples go through together is fixed by the model: float sums may depend on it in the last bit.
+    other = bench_of(job, data.draw(efforts, "effort") | {"samples": bench.chunk})
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(codes))), "cuts"))
+    batches = [c for c in np.split(codes, cuts) if len(c)]
+    assert same(joined([other.measure(c) for c in batches]), whole)
+    assert same(other.measure(codes), whole)
+    assert same(bench.measure(codes), whole)
+
+
+@per_network
+@settings(phases=PHASES, max_examples=1)
+@given(st.data())
+def test_nothing_is_changed_by_measuring(network, data):
+    job, codes = drawn(data, network, most=5)
+    bench = bench_of(job, data.draw(efforts, "effort"))
+    # A candidate whose formats cannot be calibrated has no model.
+    models = [bench.model(c) for c, (*_, failed) in zip(codes, alone(bench, codes), strict=True) if not failed]
+    tensors = {"x": job.splits["val"][0], "y": job.splits["val"][1], "c": job.calibration, "s": job.sample}
+    watched = [tensors, job.model.state_dict(), bench.space.graph.model.state_dict(), *(m.state_dict() for m in models)]
+    before = [bitwise(w) for w in watched]
+    given_codes, training = codes.copy(), [m.training for m in job.model.modules()]
+    random, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = bench.measure(codes)
+    assert same(bench.measure(codes), first)
+    assert [bitwise(w) for w in watched] == before
+    assert np.array_equal(codes, given_codes)
+    assert [m.training for m in job.model.modules()] == training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.get_num_threads() == threads
+    # Nor does what is done to a candidate's own model come back.
+    with torch.no_grad():
+        for model in models:
+            for tensor in model.state_dict().values():
+                tensor.zero_()
+    assert same(bench.measure(codes), first)
+
+
+@per_network
+@settings(phases=PHASES, max_examples=1)
+@given(st.data())
+def test_a_pickled_job_is_the_same_job(network, data):
+    job, codes = drawn(data, network)
+    effort = data.draw(efforts, "effort")
+    first = bench_of(job, effort).measure(codes)
+    fresh = bench_of(pickle.loads(pickle.dumps(job)), effort)  # noqa: S301
+    assert same(fresh.measure(codes[::-1]), part(first, range(len(codes))[::-1]))
+
+
+@per_network
+def test_the_float_model_is_as_it_was_given(network):
+    model = made(network)
+    job = job_of(model, network.shape, {"default": {"name": "integer", "data_in_width": 4}})
+    floating = bench_of(job).of_float()
+    measured = floating.measure(floating.space.numbered(0, 1))
+    found = evaluate(copy.deepcopy(model), *job.splits["val"], batch_size=floating.chunk)
+    assert (measured.values["loss"][0], measured.values["accuracy"][0]) == (found.loss, found.accuracy)
+    assert measured.errors == ("",)
+
+
+@per_network
+@pytest.mark.parametrize("samples", [1, 5])
+def test_the_smallest_memory_is_enough(network, samples):
+    seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4, "NA"]}}
+    job = job_of(made(network), network.shape, seed, samples=samples)
+    chunk = Workbench(job).chunk
+    bench = bench_of(job, {"samples": chunk, "bytes": 1, "threads": 1})
+    codes = bench.space.sample(3, np.random.default_rng(0))
+    assert same(assert_as_alone(bench, codes), bench_of(job).measure(codes))
+
+
+@pytest.mark.parametrize("network", [Chain, Smooth, Stubborn])
+@pytest.mark.parametrize("effort", [None, {"samples": 4096, "bytes": 10**6, "threads": 2}])
+def test_more_samples_than_any_chunk(network, effort):
+    seed = {"default": {"name": ["integer", "affine", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
+    job = job_of(made(network), network.shape, seed, samples=8192 + 1)
+    bench = bench_of(job, effort)
+    assert_as_alone(bench, bench.space.sample(8, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_outside_are_no_matter_and_stay_as_they_are(threads):
+    seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
+    job = job_of(made(Smooth), Smooth.shape, seed, samples=2000)
+    bench = bench_of(job, {"samples": 500, "bytes": 10**6, "threads": threads})
+    codes = bench.space.sample(8, np.random.default_rng(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        measured = bench.measure(codes)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert_as_alone(bench, codes, measured)
+
+
+def test_every_candidate_of_a_space_in_the_order_of_brute_force():
+    seed = {"default": {"name": "integer", "data_in_width": [3, 8], "weight_width": [2, 4]}, "[13]": {"name": "NA"}}
+    bench = bench_of(job_of(made(Chain), Chain.shape, seed, by="regex_name"))
+    assert bench.space.size == 4**3
+    codes = bench.space.numbered(0, bench.space.size)
+    assert_as_alone(bench, codes)
+
+
+def test_no_candidates_and_no_choice():
+    seed = {"default": {"name": "integer", "data_in_width": 4, "weight_width": 4}}
+    bench = bench_of(job_of(made(Chain), Chain.shape, seed))
+    assert bench.space.size == 1
+    nothing = bench.measure(bench.space.numbered(0, 0))
+    assert len(nothing) == 0
+    assert {m: v.shape for m, v in nothing.values.items()} == {"loss": (0,), "accuracy": (0,)}
+    assert_as_alone(bench, np.zeros((3, 0), dtype=np.int64))
+
+
+def test_a_model_without_sites_is_refused():
+    with pytest.raises(ConfigError, match="nothing that could be configured"):
+        bench_of(job_of(Siteless(), (CLASSES,), {"default": {"name": "integer", "data_in_width": 4}}))
+
+
+@pytest.mark.parametrize("network", [Chain, Smooth])
+def test_a_model_in_double_precision(network):
+    seed = {"default": {"name": ["integer", "affine", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
+    bench = bench_of(job_of(made(network).double(), network.shape, seed), {"samples": 7, "bytes": 2000, "threads": 2})
+    assert_as_alone(bench, bench.space.sample(12, np.random.default_rng(0)))
+
+
+def test_the_samples_asked_for_are_the_samples_used():
+    seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
+    model = made(Chain)
+    few = bench_of(job_of(model, Chain.shape, seed, settings={"num_samples": 13}))
+    job = job_of(model, Chain.shape, seed)
+    x, y = (t[:13] for t in job.splits["val"])
+    codes = few.space.sample(8, np.random.default_rng(0))
+    assert same(few.measure(codes), assert_as_alone(bench_of(job_of(model, Chain.shape, seed, x=x, y=y)), codes))
+    assert few.scores(codes, "val", 13).samples == 13
+    # Another split in between does not matter.
+    few.scores(codes, "train", None)
+    assert np.array_equal(few.scores(codes, "val", 13).loss, few.measure(codes).values["loss"])
+
+
+@pytest.mark.parametrize("strided", ["every second", "transposed", "expanded"])
+def test_samples_may_lie_in_memory_as_they_like(strided):
+    x = torch.randn(2 * SAMPLES, 6, generator=torch.Generator().manual_seed(1))
+    views = {"every second": x[::2], "transposed": x[:SAMPLES].t().contiguous().t(), "expanded": x[:1].expand(9, 6)}
+    seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
+    bench = bench_of(job_of(made(Chain), (6,), seed, x=views[strided]), {"samples": 7, "bytes": 2000, "threads": 2})
+    assert_as_alone(bench, bench.space.sample(8, np.random.default_rng(0)))
+
+
+# --- what is no number -----------------------------------------------------------------------------------------------
+
+
+@settings(phases=PHASES, max_examples=10)
+@given(st.data())
+def test_a_candidate_that_overflows_is_an_error_and_leaves_the_others_alone(data):
+    own = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, 8, "NA"]}
+    job = job_of(made(Overflowing), Overflowing.shape, {"default": own})
+    bench = bench_of(job, data.draw(efforts, "effort"))
+    codes = data.draw(candidates(bench.space, 14), "codes")
+    measured = assert_as_alone(bench, codes)
+    for error, loss, accuracy in zip(measured.errors, *measured.values.values(), strict=True):
+        assert (error == "") == bool(np.isfinite(loss))
+        assert error == "" or (error in ("loss is nan", "loss is inf") and np.isfinite(accuracy))
+    for i, code in enumerate(codes):
+        assert same(bench.measure(code[None]), part(measured, [i]))
+
+
+def test_some_overflow_and_some_do_not():
+    own = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, "NA"]}
+    bench = bench_of(job_of(made(Overflowing), Overflowing.shape, {"default": own}))
+    measured = assert_as_alone(bench, bench.space.sample(60, np.random.default_rng(0)))
+    assert 10 < sum(map(bool, measured.errors)) < 50
+
+
+#: Ties, differences that leave nothing of the others, and what has no exponential.
+VALUES = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-40, 15.5, 88.0, -88.0, 104.0, 1e4, -1e4, 3e38, -3e38)
+
+
+@settings(phases=PHASES, max_examples=30)
+@given(
+    st.lists(st.lists(st.sampled_from(VALUES), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=12),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+    efforts,
+)
+@example([[0.0] * CLASSES] * 5, 0, False, {"samples": 2, "bytes": 1, "threads": 1})
+@example([[3e38, -3e38, 0.0, 1.0]] * 3, 0, True, {"samples": 2, "bytes": 1, "threads": 1})
+@example([[0.0, -np.inf, 1.0, -np.inf]] * 3, 0, True, {"samples": 2, "bytes": 1, "threads": 1})
+@example([[0.0, -np.inf, 1.0, -np.inf]] * 9, 0, False, {"samples": 2, "bytes": 1, "threads": 1})
+@example([[np.inf, 0.0, 1.0, 2.0]], 0, False, {"samples": 2, "bytes": 1, "threads": 1})
+@example([[-np.inf] * CLASSES], 0, False, {"samples": 2, "bytes": 1, "threads": 1})
+@example([[1.0, 2.0, 3.0, 4.0], [np.nan, 0.0, 1.0, 2.0]], 0, False, {"samples": 2, "bytes": 1, "threads": 1})
+def test_extreme_logits_and_ties(rows, seed, right, effort):
+    x = torch.tensor(rows, dtype=torch.float32)
+    best = np.argmax(x.numpy(), axis=1)  # the lowest index among equals
+    y = best if right else np.random.default_rng(seed).integers(0, CLASSES, len(x))
+    own = {"name": ["integer", "NA"], "data_in_width": [2, 8], "data_in_frac_width": [0, 2]}
+    job = job_of(Logits(), Logits.shape, {"default": own}, x=x, y=torch.from_numpy(y.astype(np.int64)))
+    bench = bench_of(job, effort)
+    codes = bench.space.numbered(0, bench.space.size)[::-1]
+    measured = assert_as_alone(bench, np.concatenate([codes, codes[:2]]))
+    floating = int(np.flatnonzero([not bench.formats(c) for c in codes])[0])
+    if not measured.errors[floating]:
+        assert measured.values["accuracy"][floating] == np.mean(best == y)
+
+
+@pytest.mark.parametrize("label", range(CLASSES))
+def test_all_samples_of_one_class(label):
+    seed = {"default": {"name": ["integer", "NA"], "data_in_width": [2, 8], "weight_width": [2, 4]}}
+    bench = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), label)))
+    assert_as_alone(bench, bench.space.sample(10, np.random.default_rng(0)))
+
+
+def test_labels_that_the_model_has_no_output_for_are_an_error_of_every_candidate():
+    seed = {"default": {"name": ["integer", "NA"], "data_in_width": [2, 8], "weight_width": [2, 4]}}
+    bench = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), CLASSES)))
+    measured = assert_as_alone(bench, bench.space.sample(3, np.random.default_rng(0)))
+    assert all("logits of shape" in e for e in measured.errors)
+
+
+EXACT = "Chain EndsInReLU Images Grouped Residual ResidualImages Dense DenseImages Heads Shared Leaking".split()
+
+
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n.__name__ in EXACT], ids=lambda n: n.__name__)
+@settings(phases=PHASES, max_examples=2)
+@given(st.data())
+def test_what_is_exact_depends_on_no_number_of_samples(network, data):
+    """Every product of fixed-point numbers, every sum within 24 bits: nothing that happens matters."""
+    weights = {"weight_width": [2, 4, 6], "bias_width": [6]}
+    seed = {"default": {"name": ["integer"], "data_in_width": [3, 5, 8]} | weights}
+    job = job_of(made(network, data.draw(st.integers(0, 3), "weights")), network.shape, seed)
+    bench = bench_of(job)
+    codes = data.draw(candidates(bench.space), "codes")
+    other = bench_of(job, data.draw(efforts, "effort"))
+    assert same(other.measure(codes), bench.measure(codes))
+    assert not bench.inexact
+
+
+class InPlace(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x.add_(1)
+        return self.fc(x)
+
+
+def test_a_model_that_changes_its_input_goes_the_plain_way():
+    job = job_of(InPlace(), (6,), {"default": {"name": "integer", "data_in_width": [2, 4, 8], "weight_width": 6}})
+    x = job.splits["val"][0].clone()
+    bench = bench_of(job)
+    codes = bench.space.numbered(0, bench.space.size)
+    first = assert_as_alone(bench, codes)
+    assert same(part(first, [2, 1, 0]), bench.measure(codes[::-1]))
+    assert "in place" in bench.plain
+    assert torch.equal(job.splits["val"][0], x)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
+    seed = {"default": {"name": ["integer"], "data_in_width": [3, 5], "weight_width": [2, 4], "bias_width": [6]}}
+    job = job_of(made(Images), Images.shape, seed)
+    codes = Workbench(job).space.sample(20, np.random.default_rng(0))
+    fine = bench_of(job).measure(codes)
+    real = _Pass._step
+    refused = []
+
+    def scarce(self, i, needed, live):
+        if len(needed) * self.samples > 12:
+            refused.append(len(needed) * self.samples)
+            raise error
+        return real(self, i, needed, live)
+
+    monkeypatch.setattr(_Pass, "_step", scarce)
+    assert same(bench_of(job, {"samples": 64, "bytes": 10**6, "threads": 1}).measure(codes), fine)
+    assert refused
+    monkeypatch.setattr(_Pass, "_step", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(_Pass, "run", lambda *_: (_ for _ in ()).throw(error))
+    bench = bench_of(job)
+    assert same(bench.measure(codes), fine), "the plain path is left"
+    assert "no room" in bench.plain or "allocate" in bench.plain or "fit" in bench.plain

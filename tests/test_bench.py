@@ -1,0 +1,102 @@
+"""Every benchmark runs, in sizes that mean nothing, and keeps the promised shape. No timing is looked at here."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCH = ROOT / "bench"
+SHARED = {"common", "models", "plots"}
+SCRIPTS = sorted(p for p in BENCH.glob("*.py") if p.stem not in SHARED)
+PROMISED = {
+    "trial_cost": {
+        *("ms_per_candidate_512", "vs_plain_512", "vs_dataloader_512", "vs_plain_16384"),
+        *("tiny_ms_per_candidate_512", "tiny_vs_plain_512", "tiny_vs_dataloader_512", "tiny_vs_plain_16384"),
+        *("max_accuracy_difference", "max_loss_difference"),
+    },
+    "roofline": {"max_difference", "nsga_ii_forwards", "brute_force_forwards", "gemm_gflops_1", "copy_gbs_1"},
+}
+
+
+@pytest.fixture(scope="module")
+def plots():
+    """bench/plots.py as a module; it finds its neighbour as it does when it is run."""
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(BENCH))
+    try:
+        spec = importlib.util.spec_from_file_location("bench_plots", BENCH / "plots.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCH))
+        sys.modules.pop("bench_plots", None)
+        sys.modules.pop("common", None)
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_runs_and_keeps_the_promised_shape(script: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    command = [sys.executable, script, "--quick", "--json", file]
+    environment = {k: v for k, v in os.environ.items() if k != "BITFRONT_DATA"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(file.read_text())
+    assert set(written) == {"machine", "rows", "summary"}
+    assert {"cpu", "cores", "torch", "numpy", "python", "bitfront", "load_at_start"} <= set(written["machine"])
+    assert written["rows"]
+    assert all(set(row) == set(written["rows"][0]) for row in written["rows"])
+    assert all(isinstance(v, (int, float)) for v in written["summary"].values())
+    assert PROMISED.get(script.stem, set()) <= set(written["summary"])
+    for key, value in written["summary"].items():
+        assert f"{key} = " in done.stdout, value
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_says_what_it_measures(script: Path) -> None:
+    assert len(ast.get_docstring(ast.parse(script.read_text())) or "") > 200
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_has_its_place_on_the_page_and_in_make_bench(script: Path) -> None:
+    assert f"<!-- begin:{script.stem} -->" in (ROOT / "docs" / "benchmarks.md").read_text()
+    done = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"bench/results/{script.stem}.json" in done.stdout
+
+
+def result(**summary: float) -> dict:
+    machine = dict.fromkeys(("cpu", "cores", "memory_gib", "python", "torch", "numpy", "bitfront", "compiler"), "x")
+    return {"machine": {**machine, "load_at_start": 0.1}, "rows": [{"a": 1, "b": "text"}], "summary": summary}
+
+
+def test_verdicts_are_computed(plots, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(plots, "TARGETS", {"it": (plots.Target("ms", 2, "ms", "cost", at_most=True),)})
+    monkeypatch.setattr(plots, "PICTURES", tmp_path)
+    assert "| ≤ 2 ms | 1.00     | met     |" in plots.region("it", result(ms=1.0))
+    assert "**missed**" in plots.region("it", result(ms=3.0))
+    assert "not measured" in plots.region("it", result(other=3.0))
+    assert (tmp_path / "it.svg").stat().st_size < 100_000
+
+
+def test_a_region_is_replaced_and_nothing_else(plots) -> None:
+    page = "before\n<!-- begin:one -->\nold\n<!-- end -->\nbetween\n<!-- begin:two -->\nkept\n<!-- end -->\n"
+    once = plots.rewritten(page, {"one": "new"})
+    assert once.replace("\nnew\n", "old") == page
+    assert plots.rewritten(once, {"one": "new"}) == once
+    with pytest.raises(KeyError, match="begin:three"):
+        plots.rewritten(page, {"three": "new"})
+
+
+def test_targets_name_promised_numbers(plots) -> None:
+    for name, keys in PROMISED.items():
+        assert {t.key for t in plots.TARGETS[name]} <= keys
