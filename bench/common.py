@@ -172,11 +172,15 @@ def _said(command: Sequence[str]) -> str:
 
 
 def measured(bench: Workbench, codes: Codes) -> Measured:
-    """``bench.measure(codes)``; raises where a candidate failed, because failing is fast."""
-    found = bench.measure(codes)
+    """``bench.measure(codes)``; raises where a candidate failed."""
+    return succeeded(bench.measure(codes))
+
+
+def succeeded(found: Measured) -> Measured:
+    """Raises where a candidate failed, because failing is fast."""
     failed = [error for error in found.errors if error]
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(codes)} candidates failed, the first with: {failed[0]}")
+        raise RuntimeError(f"{len(failed)} of {len(found)} candidates failed, the first with: {failed[0]}")
     return found
 
 

@@ -4,9 +4,9 @@ Two jet classifiers, on 512 and on 16,384 samples: ``jsc-mlp`` (16-64-32-32-5; 1
 50,625 candidates) and ``jsc-tiny`` (16-5 with batch norm and two ReLUs; 375 candidates). Four ways to the loss and
 accuracy of a candidate:
 
-bitfront       A new ``Workbench`` per round, so capture, calibration and tables are paid for in every round; then
-               ``measure`` in blocks, the whole space where the time allows it, else its first candidates. As shipped:
-               Bitfront decides how many threads it uses.
+bitfront       A new ``Workbench`` per round, so capture, calibration and tables are paid for in every round; then the
+               search's own ``Evaluator`` in its own blocks: the whole space where the time allows it, else its first
+               candidates. As shipped: Bitfront decides how many threads it uses.
 plain          The loop of a good PyTorch user: a deepcopy of the model, its layers swapped for fake-quantized ones with
                torch's fused fake-quantize, resident tensors, inference mode. On 1 or 2 threads, whichever is faster.
 dataloader     The loop of a framework: the model traced and rebuilt as a graph module for each candidate, a new
@@ -31,10 +31,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import clusters, jets, make_job, measured, paired, parser, ratio, report, spread, timed, trained
+from common import clusters, jets, make_job, measured, paired, parser, ratio, report, spread, succeeded, timed, trained
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from bitfront.engine.evaluator import Evaluator
 from bitfront.engine.workbench import Job, Workbench
 from bitfront.formats.integer import Integer
 from bitfront.models.base import build
@@ -51,8 +52,6 @@ LINEAR = {
 }
 RELU = {"name": ["integer"], "data_in_width": [2, 3, 4, 6, 8], "data_in_frac_width": ["auto"]}
 SPACES = {"jsc-mlp": {"linear": LINEAR}, "jsc-tiny": {"linear": LINEAR, "relu": RELU}}
-#: Candidates handed to ``measure`` at a time, as the search does.
-BLOCK = 1024
 #: Candidates that tell how long the others will take.
 PROBE = 128
 
@@ -167,9 +166,8 @@ def formats_of(bench: Workbench, code: np.ndarray) -> Formats:
 
 
 def run_bitfront(job: Job, codes: Codes) -> None:
-    bench = Workbench(job)
-    for start in range(0, len(codes), BLOCK):
-        measured(bench, codes[start : start + BLOCK])
+    for _, found in Evaluator(Workbench(job)).blocks(codes):
+        succeeded(found)
 
 
 def on_threads(threads: int, function: Callable[[], object]) -> None:

@@ -15,7 +15,7 @@ last     (rows, samples, height, width, columns, depth)  two-dimensional convolu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -32,8 +32,6 @@ from bitfront.formats.base import Format
 Ints = NDArray[np.int64]
 Layout = Literal["samples", "first", "last"]
 COLUMNS = {"samples": 2, "first": 1, "last": 4}
-#: Gives memory for a purpose, a shape and a dtype, which may be what an earlier call gave for that purpose.
-Take = Callable[[str, Sequence[int], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +243,6 @@ def rounded(
     formats: Ints,
     rounding: Rounding,
     layout: Layout,
-    take: Take,
     *,
     extra: int = 0,
     rectify: bool = False,
@@ -264,18 +261,18 @@ def rounded(
     """
     rectify = rectify or x.rectify
     if layout != x.layout:
-        own = rounded(x, at, formats, rounding, x.layout, lambda p, *a: take(p + "'", *a), rectify=rectify)
+        own = rounded(x, at, formats, rounding, x.layout, rectify=rectify)
         plain = to_plain(own.unsqueeze(COLUMNS[x.layout]), x.layout)
         if layout != "first":
             return from_plain(plain, layout).squeeze(COLUMNS[layout])
-        out = take("rounded", (len(at), own.shape[-1] + extra, own.shape[1]), torch.float32)
+        out = torch.empty((len(at), own.shape[-1] + extra, own.shape[1]), device=own.device)
         out[:, : own.shape[-1]] = own.transpose(1, 2)
         return out
     shape = list(x.parts[0].shape[1:])
     del shape[COLUMNS[layout] - 1]
     if layout == "first":
         shape[0] += extra
-    out = take("rounded", (len(at), *shape), torch.float32)
+    out = torch.empty((len(at), *shape), device=x.parts[0].device)
     bulk = np.flatnonzero(rounding.covered[formats])
     if len(bulk):
         grids = rounding.grids[formats[bulk]]
@@ -299,7 +296,7 @@ def rounded(
     return out
 
 
-def rounded_bytes(x: Stack, at: Ints, grids: NDArray[np.float32], take: Take) -> Tensor | None:
+def rounded_bytes(x: Stack, at: Ints, grids: NDArray[np.float32]) -> Tensor | None:
     """States in layout ``last``, each as whole numbers of its grid, shifted so that they fit a byte.
 
     Args:
@@ -309,7 +306,7 @@ def rounded_bytes(x: Stack, at: Ints, grids: NDArray[np.float32], take: Take) ->
         Shape (states, samples, height, width, depth), uint8; None if a value is no number.
     """
     _, samples, height, width, _, depth = x.parts[0].shape
-    out = take("bytes", (len(at), samples, height, width, depth), torch.uint8)
+    out = torch.empty((len(at), samples, height, width, depth), dtype=torch.uint8)
     none = _round_native(x, at, grids, out, np.arange(len(at)) * out[0].numel())
     return None if none else out
 
@@ -361,14 +358,14 @@ def _round_plain(x: Stack, at: Ints, grids: NDArray[np.float32], out: Tensor, ta
         out[torch.from_numpy(target).to(out.device), : values.shape[1]] = values
 
 
-def added(a: Stack, b: Stack, at: tuple[Ints, Ints], take: Take) -> Tensor:
+def added(a: Stack, b: Stack, at: tuple[Ints, Ints]) -> Tensor:
     """Sums of states of two stacks of one layout, with whatever is pending in either.
 
     Returns:
         Shape (states, ...), as in the layout, without columns.
     """
     first = a.block(int(at[0][0]))
-    out = take("sum", (len(at[0]), *first.shape), torch.float32)
+    out = torch.empty((len(at[0]), *first.shape), device=first.device)
     native = out.device.type == "cpu" and kernels.compiled() and (norm_mode() or (a.norm is None and b.norm is None))
     if not native:
         a, b = a.settled(), b.settled()

@@ -10,11 +10,9 @@ Either way each candidate gets, to the last bit, the numbers that it gets alone.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,10 +35,11 @@ from bitfront.spaces.base import Codes
 CACHE_BYTES = 1 << 20
 #: Activations that one step makes at a time: enough that calling it costs little beside them.
 STACK_BYTES = 16 << 20
-#: Small work is done by one thread: starting others costs more than they save.
-THREAD_SECONDS = 3e-3
-#: What a core does with small matrices, for the estimate of the work.
-OPERATIONS_PER_SECOND = 2e10
+#: Less work than this is done by one thread: threads take turns at running Python, and lose more than they save.
+THREAD_SECONDS = 0.1
+#: What a core does with small matrices, and with one value in a pass over memory, for the estimate of the work.
+OPERATIONS_PER_SECOND = 3e10
+PASS_SECONDS = 1e-9
 
 
 @dataclass(frozen=True)
@@ -89,35 +88,12 @@ Live = dict[int, Stack | Loose]
 Scored = tuple[Ints, Tensor, Tensor]
 
 
-class _Buffers(threading.local):
-    """Memory per thread, step and purpose that is used again and again: fresh memory costs a page fault per 4 kB.
-
-    A step's result is needed only until the same thread comes to the same step again.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, str], Tensor] = {}
-
-    def take(
-        self, step: int, device: str, purpose: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        size = int(np.prod(shape))
-        held = self._held.get((step, purpose))
-        if held is None or held.numel() < size:
-            self._held.pop((step, purpose), None)
-            held = self._held[step, purpose] = torch.empty(size, dtype=dtype, device=device)
-        return held[:size].view(tuple(shape))
-
-    def drop(self) -> None:
-        self._held.clear()
-
-
 class Tree:
     """Scores batches of candidates."""
 
     def __init__(self, program: Program, effort: Effort) -> None:
         self.program, self.effort = program, effort
-        self._buffers = _Buffers()
+        self._pool: ThreadPoolExecutor | None = None
 
     def scores(self, options: Codes, x: Tensor, y: Tensor) -> tuple[NDArray[np.float64], Ints]:
         """Sum of losses, and number of right answers, of each candidate.
@@ -132,7 +108,7 @@ class Tree:
         loss, correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
         chunks = list(zip(torch.split(x, self.effort.samples), torch.split(y, self.effort.samples), strict=True))
         threads = self._threads(schedule, len(y))
-        pieces = _even(len(schedule), 2 * threads if threads > 1 else 1)
+        pieces = _even(len(schedule), threads)
         tasks = [(xs, ys, piece) for xs, ys in chunks for piece in pieces]
         done = self._map(schedule, tasks, threads)
         for _ in chunks:
@@ -151,26 +127,27 @@ class Tree:
         if threads == 1 or len(tasks) == 1:
             yield from (self._task(schedule, *t) for t in tasks)
             return
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(lambda t: self._task(schedule, *t), tasks)
+        if self._pool is None:
+            # Kept: a thread's first tensor operation costs milliseconds.
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bitfront")
+        yield from self._pool.map(lambda t: self._task(schedule, *t), tasks)
 
     def _threads(self, schedule: Schedule, samples: int) -> int:
-        work = sum(
-            states.count * step.operations * samples
+        seconds = sum(
+            states.count * samples * (step.operations / OPERATIONS_PER_SECOND + int(np.prod(step.shape)) * PASS_SECONDS)
             for step, states in zip(self.program.steps, schedule.states, strict=True)
         )
-        return self.effort.threads if work / OPERATIONS_PER_SECOND > THREAD_SECONDS else 1
+        return self.effort.threads if seconds > THREAD_SECONDS else 1
 
     def _task(self, schedule: Schedule, x: Tensor, y: Tensor, piece: tuple[int, int]) -> list[Scored]:
         effort = self.effort
         while True:
             try:
                 with torch.inference_mode():
-                    return _Pass(self.program, schedule, self._buffers, effort, x, y).run(piece)
+                    return _Pass(self.program, schedule, effort, x, y).run(piece)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                self._buffers.drop()
                 if effort.bytes > 4096:
                     effort = replace(effort, bytes=effort.bytes // 2)
                     continue
@@ -206,10 +183,8 @@ def _even(count: int, parts: int) -> list[tuple[int, int]]:
 class _Pass:
     """Some samples through the graph, for ranges of the schedule's candidates."""
 
-    def __init__(
-        self, program: Program, schedule: Schedule, buffers: _Buffers, effort: Effort, x: Tensor, y: Tensor
-    ) -> None:
-        self.program, self.schedule, self.buffers, self.effort = program, schedule, buffers, effort
+    def __init__(self, program: Program, schedule: Schedule, effort: Effort, x: Tensor, y: Tensor) -> None:
+        self.program, self.schedule, self.effort = program, schedule, effort
         self.x, self.y, self.samples = x, y, len(y)
         self.scored: list[Scored] = []
 
@@ -292,10 +267,6 @@ class _Pass:
             return Stack([v.unsqueeze(0).unsqueeze(2) for v in value.values], "samples", value.have, where)
         return None
 
-    def _take(self, i: int, purpose: str = "") -> stacks.Take:
-        take = partial(self.buffers.take, i, self.program.device)
-        return lambda p, shape, dtype: take(purpose + p, shape, dtype)
-
     def _layout(self, step: Step, x: Stack) -> Layout:
         """In which a product is made."""
         if step.kind == "linear" and len(x.features) == 1:
@@ -317,7 +288,7 @@ class _Pass:
                 subset = tuple(chosen.tolist())
                 formats = np.unique(states.rounded_data[members]).tolist()
                 if all(self.program.exact(step, d, p) for d in formats for p in subset):
-                    return Stack([self._merged(i, 0, subset, members, states, x, layout)], layout, needed)
+                    return Stack([self._merged(i, subset, members, states, x, layout)], layout, needed)
         return self._scattered(i, states, needed, x, layout)
 
     def _scattered(self, i: int, states: States, needed: Ints, x: Stack, layout: Layout) -> Stack:
@@ -342,7 +313,7 @@ class _Pass:
         parts: list[Tensor] = []
         where = np.zeros((len(needed), 3), dtype=np.int64)
         for number, ((subset, _), members) in enumerate(groups.items()):
-            parts.append(self._merged(i, number, subset, np.array(members), states, x, layout))
+            parts.append(self._merged(i, subset, np.array(members), states, x, layout))
             for row, r in enumerate(members):
                 for column, p in enumerate(subset):
                     where[place[r, p]] = (number, row, column)
@@ -361,33 +332,30 @@ class _Pass:
         return Stack(parts, layout, needed, where)
 
     def _merged(
-        self, i: int, number: int, subset: tuple[int, ...], members: Ints, states: States, x: Stack, layout: Layout
+        self, i: int, subset: tuple[int, ...], members: Ints, states: States, x: Stack, layout: Layout
     ) -> Tensor:
         """One product for some rounded inputs and parameter options, all exact: a part of the result."""
         step, program = self.program.steps[i], self.program
         at, formats = x.positions(states.rounded_parent[members]), states.rounded_data[members]
-        take = self._take(i, f"{number}/")
         if layout == "last":
-            done = self._bytes(i, subset, at, formats, x, take)
+            done = self._bytes(i, subset, at, formats, x)
             if done is not None:
                 return done
             weight, bias = program.merged(step, subset)
-            inputs = stacks.rounded(x, at, formats, program.rounding(step), "last", take)
+            inputs = stacks.rounded(x, at, formats, program.rounding(step), "last")
             out = self._apply(step, inputs.flatten(0, 1).permute(0, 3, 1, 2), weight, bias)
             return self._table(out, len(members), len(subset))
         weight, bias = program.merged(step, subset)
         features = x.features[0]
         ones = weight.shape[1] - features
-        inputs = stacks.rounded(x, at, formats, program.rounding(step), "first", take, extra=ones)
+        inputs = stacks.rounded(x, at, formats, program.rounding(step), "first", extra=ones)
         if ones:
             inputs[:, features:] = 1.0
-        out = take("product", (len(members), len(weight), self.samples), torch.float32)
+        out = torch.empty((len(members), len(weight), self.samples), device=program.device)
         torch.bmm(weight.expand(len(members), *weight.shape), inputs, out=out)
         return out.view(len(members), len(subset), -1, self.samples)
 
-    def _bytes(
-        self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: Stack, take: stacks.Take
-    ) -> Tensor | None:
+    def _bytes(self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: Stack) -> Tensor | None:
         """A merged convolution whose operands fit bytes; None if they do not."""
         step, program = self.program.steps[i], self.program
         parts: list[tuple[Ints, Tensor]] = []
@@ -397,14 +365,14 @@ class _Pass:
             if convolution is None:
                 return None
             grids = np.repeat(convolution.grid[None], len(rows), axis=0)
-            inputs = stacks.rounded_bytes(x, at[rows], grids, partial(_renamed, take, f"{own}/"))
+            inputs = stacks.rounded_bytes(x, at[rows], grids)
             if inputs is None:
                 return None
             parts.append((rows, convolution(inputs.flatten(0, 1).permute(0, 3, 1, 2))))
         if len(parts) == 1:
             return self._table(parts[0][1], len(at), len(subset))
         tables = [self._table(out, len(rows), len(subset)) for rows, out in parts]
-        whole = take("table", (len(at), *tables[0].shape[1:]), torch.float32)
+        whole = torch.empty((len(at), *tables[0].shape[1:]))
         for (rows, _), table in zip(parts, tables, strict=True):
             whole[torch.from_numpy(rows)] = table
         return whole
@@ -437,7 +405,7 @@ class _Pass:
         if self.program.unformatted(step, formats) and len(needed) == len(x.have):
             return replace(x, rectify=True, have=needed)
         at = x.positions(states.parents[needed, 0])
-        out = stacks.rounded(x, at, formats, self.program.rounding(step), x.layout, self._take(i), rectify=True)
+        out = stacks.rounded(x, at, formats, self.program.rounding(step), x.layout, rectify=True)
         return Stack([out.unsqueeze(stacks.COLUMNS[x.layout])], x.layout, needed)
 
     def _sum(self, i: int, states: States, needed: Ints, inputs: list[Stack]) -> Stack | None:
@@ -454,11 +422,11 @@ class _Pass:
         formats = states.data[needed]
         assert step.site is not None
         if step.site.op == "add" and self.program.unformatted(step, formats):
-            out = stacks.added(a, b, at, self._take(i))
+            out = stacks.added(a, b, at)
         else:
             rounding = self.program.rounding(step)
-            out = stacks.rounded(a, at[0], formats, rounding, layout, self._take(i, "left"))
-            right = stacks.rounded(b, at[1], formats, rounding, layout, self._take(i, "right"))
+            out = stacks.rounded(a, at[0], formats, rounding, layout)
+            right = stacks.rounded(b, at[1], formats, rounding, layout)
             function: Any = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}[step.site.op]
             function(out, right, out=out)
         return Stack([out.unsqueeze(stacks.COLUMNS[layout])], layout, needed)
@@ -561,10 +529,6 @@ class _Pass:
         part, row, column = stack.where.T
         index = torch.from_numpy(offsets[part] + row * widths[part] + column).to(loss.device)
         self.scored.append((stack.have, loss[index], correct[index]))
-
-
-def _renamed(take: stacks.Take, prefix: str, purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return take(prefix + purpose, shape, dtype)
 
 
 def _mapped(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:

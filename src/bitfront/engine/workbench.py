@@ -302,7 +302,9 @@ class _Subject:
     @property
     def errors(self) -> Sequence[str]:
         """Per candidate the first error of any forward pass."""
-        columns = [s.errors for s in self._scores.values()]
+        columns = [s.errors for s in self._scores.values() if any(s.errors)]
+        if not columns:
+            return []
         return [next((e for e in row if e), "") for row in zip(*columns, strict=True)]
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:

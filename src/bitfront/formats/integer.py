@@ -83,9 +83,34 @@ class Integer(Format):
         if not self.calibrates:
             return self
         values = thinned(sample)
-        candidates = [replace(self, frac_width=f) for f in range(LOWEST_FRAC_WIDTH, self.width + 1)]
-        errors = [float(((c.round(values) - values) ** 2).sum()) for c in candidates]
-        return candidates[errors.index(min(errors))]
+        low, high = self.codes
+        if not len(values) or not values.isfinite().all():
+            return replace(self, frac_width=LOWEST_FRAC_WIDTH)
+        smallest, largest = float(values.min()), float(values.max())
+
+        def error(frac: int) -> float:
+            return float(((replace(self, frac_width=frac).round(values) - values) ** 2).sum())
+
+        def clipped(frac: int) -> float:
+            """What saturation alone costs: it only grows with the frac width."""
+            scale = math.ldexp(1.0, frac)
+            return float(((values.clamp(low / scale, high / scale) - values) ** 2).sum())
+
+        # As long as nothing saturates, a finer grid contains the coarser one and is no worse anywhere.
+        frac = self.width
+        while frac > LOWEST_FRAC_WIDTH and not (
+            low <= round(smallest * 2.0**frac) and round(largest * 2.0**frac) <= high
+        ):
+            frac -= 1
+        best, least = frac, error(frac)
+        while best > LOWEST_FRAC_WIDTH and error(best - 1) == least:
+            best -= 1
+        while frac < self.width and clipped(frac + 1) < least:
+            frac += 1
+            found = error(frac)
+            if found < least:
+                best, least = frac, found
+        return replace(self, frac_width=best)
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded half to even to the grid of step 2^−frac_width, saturating."""
