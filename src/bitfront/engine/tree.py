@@ -31,8 +31,8 @@ from bitfront.graph import Graph
 from bitfront.graph.capture import operand_nodes
 from bitfront.spaces.base import Codes
 
-#: The largest activation of so many samples fits into half of a core's second-level cache.
-CACHE_BYTES = 1 << 20
+#: The largest activation of the samples that go through together: small enough for a cache, large enough for a call.
+ACTIVATION_BYTES = 2 << 20
 #: Activations that one step makes at a time: enough that calling it costs little beside them.
 STACK_BYTES = 16 << 20
 #: Less work than this is done by one thread: threads take turns at running Python, and lose more than they save.
@@ -63,7 +63,7 @@ class Effort:
         largest = max([int(np.prod(s)) for n in graph.nodes for s in (*n.inputs, n.output)], default=1) * 4
         if device != "cpu":
             return cls(8192, 1 << 30, 1)
-        samples = 1 << max(4, min(11, int(np.log2(max(1, CACHE_BYTES // 2 // max(1, largest))))))
+        samples = 1 << max(4, min(11, int(np.log2(max(1, ACTIVATION_BYTES // max(1, largest))))))
         return cls(samples, STACK_BYTES, threads)
 
 
@@ -108,7 +108,8 @@ class Tree:
         loss, correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
         chunks = list(zip(torch.split(x, self.effort.samples), torch.split(y, self.effort.samples), strict=True))
         threads = self._threads(schedule, len(y))
-        pieces = _even(len(schedule), threads)
+        # Threads that share out samples lose nothing; those that share out candidates do some of the work twice.
+        pieces = _even(len(schedule), 1 if len(chunks) >= threads else threads)
         tasks = [(xs, ys, piece) for xs, ys in chunks for piece in pieces]
         done = self._map(schedule, tasks, threads)
         for _ in chunks:
