@@ -15,7 +15,8 @@ last     (rows, samples, height, width, columns, depth)  two-dimensional convolu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -31,6 +32,8 @@ from bitfront.formats.base import Format
 
 Ints = NDArray[np.int64]
 Layout = Literal["samples", "first", "last"]
+#: Of memory, in bytes: a cache line.
+ALIGNMENT = 64
 COLUMNS = {"samples": 2, "first": 1, "last": 4}
 
 
@@ -193,6 +196,18 @@ class Stack:
         return replace(own, parts=[from_plain(to_plain(p, own.layout), layout) for p in own.parts], layout=layout)
 
 
+def room(shape: Sequence[int], device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised memory. On the CPU it is numpy's: torch asks for aligned memory, and what is freed of that the C
+    library often does not give again (glibc bug 14581), until the heap is many times larger than what is in use."""
+    size = math.prod(shape)
+    if torch.device(device).type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    width = dtype.itemsize
+    raw = np.empty(size * width + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return torch.from_numpy(raw[start : start + size * width]).view(dtype).view(tuple(shape))
+
+
 def filled(blocks: Tensor, layout: Layout, like: Stack) -> Stack:
     """A stack of blocks, shape (states, ...), for the states of `like`, with its pending operations."""
     return replace(like, parts=[blocks.unsqueeze(COLUMNS[layout])], layout=layout, irregular=None)
@@ -265,14 +280,14 @@ def rounded(
         plain = to_plain(own.unsqueeze(COLUMNS[x.layout]), x.layout)
         if layout != "first":
             return from_plain(plain, layout).squeeze(COLUMNS[layout])
-        out = torch.empty((len(at), own.shape[-1] + extra, own.shape[1]), device=own.device)
+        out = room((len(at), own.shape[-1] + extra, own.shape[1]), own.device)
         out[:, : own.shape[-1]] = own.transpose(1, 2)
         return out
     shape = list(x.parts[0].shape[1:])
     del shape[COLUMNS[layout] - 1]
     if layout == "first":
         shape[0] += extra
-    out = torch.empty((len(at), *shape), device=x.parts[0].device)
+    out = room((len(at), *shape), x.parts[0].device)
     bulk = np.flatnonzero(rounding.covered[formats])
     if len(bulk):
         grids = rounding.grids[formats[bulk]]
@@ -306,7 +321,7 @@ def rounded_bytes(x: Stack, at: Ints, grids: NDArray[np.float32]) -> Tensor | No
         Shape (states, samples, height, width, depth), uint8; None if a value is no number.
     """
     _, samples, height, width, _, depth = x.parts[0].shape
-    out = torch.empty((len(at), samples, height, width, depth), dtype=torch.uint8)
+    out = room((len(at), samples, height, width, depth), "cpu", torch.uint8)
     none = _round_native(x, at, grids, out, np.arange(len(at)) * out[0].numel())
     return None if none else out
 
@@ -365,7 +380,7 @@ def added(a: Stack, b: Stack, at: tuple[Ints, Ints]) -> Tensor:
         Shape (states, ...), as in the layout, without columns.
     """
     first = a.block(int(at[0][0]))
-    out = torch.empty((len(at[0]), *first.shape), device=first.device)
+    out = room((len(at[0]), *first.shape), first.device)
     native = out.device.type == "cpu" and kernels.compiled() and (norm_mode() or (a.norm is None and b.norm is None))
     if not native:
         a, b = a.settled(), b.settled()

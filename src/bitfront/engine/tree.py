@@ -352,7 +352,7 @@ class _Pass:
         inputs = stacks.rounded(x, at, formats, program.rounding(step), "first", extra=ones)
         if ones:
             inputs[:, features:] = 1.0
-        out = torch.empty((len(members), len(weight), self.samples), device=program.device)
+        out = stacks.room((len(members), len(weight), self.samples), program.device)
         torch.bmm(weight.expand(len(members), *weight.shape), inputs, out=out)
         return out.view(len(members), len(subset), -1, self.samples)
 
@@ -373,7 +373,7 @@ class _Pass:
         if len(parts) == 1:
             return self._table(parts[0][1], len(at), len(subset))
         tables = [self._table(out, len(rows), len(subset)) for rows, out in parts]
-        whole = torch.empty((len(at), *tables[0].shape[1:]))
+        whole = stacks.room((len(at), *tables[0].shape[1:]), "cpu")
         for (rows, _), table in zip(parts, tables, strict=True):
             whole[torch.from_numpy(rows)] = table
         return whole
