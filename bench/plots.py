@@ -60,8 +60,20 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("max_difference", 1e-6, "", "difference of loss or accuracy to candidates run whole", at_most=True),
         Target("brute_force_forwards", 0.5, "forwards", "a candidate of brute force, the worse model", at_most=True),
     ),
-    "scaling": (),
-    "overhead": (),
+    "scaling": (
+        Target("target_seconds", 30, "s", "810,000 candidates of jsc-mlp on 2,000 samples, all included", at_most=True),
+        Target("cost_ratio", 1.0, "times", "a candidate among 10⁶ against one among 10⁴", at_most=True),
+        Target("memory_ratio", 1.25, "times", "peak memory with 10⁶ candidates against 10⁴", at_most=True),
+        Target("same_front_after_kill", 1, "", "10⁶ candidates, killed half-way and resumed: the same front"),
+    ),
+    "overhead": (
+        Target("command_seconds", 4, "s", "the whole command, 18 candidates", at_most=True),
+        Target("search_seconds", 0.1, "s", "of which the search", at_most=True),
+        Target("durable_trial_alone_ms", 3, "ms", "a durable trial, told alone", at_most=True),
+        Target("durable_trial_batched_ms", 0.2, "ms", "a durable trial, in blocks of 1,024", at_most=True),
+        Target("brute_force_proposal_ms", 0.01, "ms", "a proposal of brute force", at_most=True),
+        Target("analytic_million_seconds", 1, "s", "bits, bit operations and bytes of 10⁶ candidates", at_most=True),
+    ),
     "samplers": (),
 }
 
@@ -101,6 +113,20 @@ def draw_roofline(axes: Axes, result: Result) -> None:
     axes.set_ylabel("time per candidate, float forward passes")
 
 
+def draw_scaling(axes: Axes, result: Result) -> None:
+    rows = [r for r in result["rows"] if r["what"] == "candidates"]
+    counts = [r["candidates"] for r in rows]
+    axes.plot(counts, [r["us each"] for r in rows], "o-", color="C0", label="time per candidate, µs")
+    axes.plot(counts, [r["loop us"] for r in rows], "s--", color="C0", label="of which loop and store, µs")
+    axes.set(xscale="log", yscale="log", xlabel="candidates of jsc-mlp, 2,000 samples", ylabel="µs per candidate")
+    memory = axes.twinx()
+    memory.plot(counts, [r["peak MB"] for r in rows], "^:", color="C1", label="peak memory, MB (right)")
+    memory.set_ylabel("MB")
+    memory.set_ylim(0, 1.3 * max(r["peak MB"] for r in rows))
+    lines = [*axes.get_lines(), *memory.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc="center right")
+
+
 def draw_summary(name: str) -> Callable[[Axes, Result], None]:
     """The picture of a benchmark that has none of its own: each promised number as a share of its target."""
 
@@ -115,7 +141,11 @@ def draw_summary(name: str) -> Callable[[Axes, Result], None]:
     return draw
 
 
-DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {"trial_cost": draw_trial_cost, "roofline": draw_roofline}
+DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
+    "trial_cost": draw_trial_cost,
+    "roofline": draw_roofline,
+    "scaling": draw_scaling,
+}
 
 
 def picture(name: str, result: Result) -> Path | None:
@@ -128,7 +158,8 @@ def picture(name: str, result: Result) -> Path | None:
     axes.grid(axis="x" if name not in DRAWN else "y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.margins(y=0.12)
-    axes.legend(fontsize=8)
+    if axes.get_legend() is None:
+        axes.legend(fontsize=8)
     PICTURES.mkdir(exist_ok=True)
     file = PICTURES / f"{name}.svg"
     figure.savefig(file, metadata={"Date": None})

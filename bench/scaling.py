@@ -199,6 +199,7 @@ def main() -> None:
         1,
     )
     million = next(r for r in rows if r["candidates"] == many and r["what"] == "candidates")
+    base = next(r for r in rows if r["what"] == "candidates" and r["candidates"] in (10_000, 100))
     goal = next(r for r in rows if r["what"] == "target")
     summary = {
         "target_candidates": goal["candidates"],
@@ -207,6 +208,8 @@ def main() -> None:
         "million_us_each": million["us each"],
         "million_loop_us": million["loop us"],
         "million_peak_mb": million["peak MB"],
+        "cost_ratio": million["us each"] / base["us each"],
+        "memory_ratio": million["peak MB"] / base["peak MB"],
         "bytes_per_candidate_in_memory": max(0.0, float(fitted[0]) * 1e6),
         "bytes_per_candidate_in_store": million["store MB"] * 1e6 / many,
         "killed_after": kept,

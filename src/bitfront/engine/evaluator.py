@@ -31,12 +31,32 @@ class Evaluator:
     """Hands out blocks of candidates, to this process or to `n_jobs` worker processes, and gives results in order.
 
     A context manager: leaving it ends the workers.
+
+    Attributes:
+        inexact, plain: as in ``Measured``, of everything so far.
     """
 
     def __init__(self, bench: Workbench, n_jobs: int = 1) -> None:
         self.bench, self.n_jobs = bench, n_jobs
         self._pool: Executor | None = None
         self._block = FIRST_BLOCK
+        self.inexact: dict[str, str] = {}
+        self.plain = ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of how candidates were evaluated."""
+        remarks = []
+        if self.plain:
+            remarks.append(f"candidates were evaluated whole, one by one, which is slow: {self.plain}")
+        if self.inexact:
+            site, why = next(iter(self.inexact.items()))
+            which = site if len(self.inexact) == 1 else f"{len(self.inexact)} sites, first {site}"
+            remarks.append(
+                f"not every sum is exact in float32 ({which}: {why}): these were made one by one, as the deployed "
+                "model makes them; on other machines the last digits may differ"
+            )
+        return remarks
 
     def __enter__(self) -> Evaluator:
         return self
@@ -57,7 +77,10 @@ class Evaluator:
             parts = np.array_split(codes[start : start + self._block * self.n_jobs], self.n_jobs)
             parts = [p for p in parts if len(p)]
             begin = time.perf_counter()
-            yield from zip(parts, self._map(parts), strict=True)
+            for part, found in zip(parts, self._map(parts), strict=True):
+                self.inexact.update(found.inexact)
+                self.plain = self.plain or found.plain
+                yield part, found
             seconds = time.perf_counter() - begin
             start += sum(map(len, parts))
             if seconds < BLOCK_SECONDS and len(parts) == self.n_jobs:

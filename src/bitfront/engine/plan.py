@@ -43,8 +43,10 @@ from bitfront.strategies.optuna import OptunaStrategy, sampler_name
 #: Training samples that formats learn their scales from.
 CALIBRATION_SAMPLES = 512
 DEFAULT_TRIALS = 100
-#: A candidate that takes longer is not evaluated again just to know its cost better.
-DEAR_SECONDS = 0.5
+#: More than that is not spent on knowing better what a candidate costs.
+PROBE_SECONDS = 0.1
+#: Candidates that tell it; many share work where all of the space will be evaluated, few where a strategy picks.
+CONSECUTIVE, RANDOM = 1024, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,20 +122,25 @@ class Plan:
         }
 
     def seconds_per_candidate(self) -> float:
-        """Measured on a few candidates, in this process."""
-        codes = self.space.sample(3, np.random.default_rng(0))
+        """Measured on a few candidates, in this process: consecutive ones, which share most of the work, where every
+        one of the space will be evaluated; else random ones."""
+        count = CONSECUTIVE if self.exhaustive else RANDOM
 
         def timed(some: Codes) -> float:
             begin = time.perf_counter()
             self.bench.measure(some)
             return (time.perf_counter() - begin) / len(some)
 
-        # The first one pays for what happens once, such as calibration; where it is dear, it must do all the same.
-        first = timed(codes[:1])
-        if first > DEAR_SECONDS:
-            return first
-        self.bench.measure(codes)
-        return timed(codes)
+        few = self.space.numbered(0, count) if self.exhaustive else self.space.sample(count, np.random.default_rng(0))
+        # The first one pays for what happens once, such as calibration.
+        known, each = 1, timed(few[:1])
+        if each < PROBE_SECONDS:
+            each = timed(few[:1])
+        # Eight times as many take less than eight times as long.
+        while known < len(few) and 2 * known * each < PROBE_SECONDS:
+            known *= 8
+            each = timed(few[:known])
+        return each
 
 
 def training_settings(config: Config) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _evaluate(layout: Plan, store: Store, events: Events) -> loop.StopReason:
     if layout.exhaustive:
         seeds = seeds[:0]  # all of them come anyway, in the space's own order
     with Evaluator(layout.bench, setup.n_jobs) as evaluator:
-        return loop.run(
+        reason = loop.run(
             space=layout.space,
             strategy=layout.make_strategy(),
             seeds=seeds,
@@ -145,6 +145,9 @@ def _evaluate(layout: Plan, store: Store, events: Events) -> loop.StopReason:
             seed=layout.config.seed,
             on_progress=lambda progress: events.progress(progress, layout),
         )
+        for remark in evaluator.remarks:
+            events.note(remark)
+        return reason
 
 
 def _test_front(layout: Plan, store: Store, folder: Path) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -76,11 +76,15 @@ class Measured:
         values: metric → values of shape (candidates,); NaN where it could not be measured.
         errors: why a candidate failed; empty where it did not.
         seconds: time per candidate.
+        inexact: site → why products of it were made one by one, as far as it is known by then.
+        plain: why candidates were evaluated whole, one by one; empty where they were not.
     """
 
     values: Mapping[str, Values]
     errors: tuple[str, ...]
     seconds: tuple[float, ...]
+    inexact: Mapping[str, str] = field(default_factory=dict)
+    plain: str = ""
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -155,7 +159,7 @@ class Workbench:
             # Whoever is to blame is found one by one.
             return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
-        return Measured(values, errors, (seconds,) * len(codes))
+        return Measured(values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain)
 
     def _measure(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
         values: dict[str, Values] = {}
@@ -320,6 +324,8 @@ def joined(parts: Sequence[Measured]) -> Measured:
         values={m: np.concatenate([p.values[m] for p in parts]) for m in (parts[0].values if parts else ())},
         errors=tuple(e for p in parts for e in p.errors),
         seconds=tuple(s for p in parts for s in p.seconds),
+        inexact={site: why for p in parts for site, why in p.inexact.items()},
+        plain=next((p.plain for p in parts if p.plain), ""),
     )
 
 
