@@ -74,7 +74,18 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("brute_force_proposal_ms", 0.01, "ms", "a proposal of brute force", at_most=True),
         Target("analytic_million_seconds", 1, "s", "bits, bit operations and bytes of 10⁶ candidates", at_most=True),
     ),
-    "samplers": (),
+    "samplers": (
+        Target(
+            "evolution_30_at_3000_ms", 0.1, "ms", "a proposal of evolution, 30 parameters, 3,000 trials", at_most=True
+        ),
+        Target("brute_force_60_ms", 0.01, "ms", "a proposal of brute force, 60 parameters", at_most=True),
+        Target("jsc-toy_gain", 0, "", "hypervolume of evolution over the better of TPE and NSGA-II, jsc-toy"),
+        Target("digits-mlp_gain", 0, "", "the same, digits-mlp"),
+        Target("jsc-mlp_gain", 0, "", "the same, jsc-mlp"),
+        Target("evolution_batch_speedup", 5, "times", "evolution in generations against one by one"),
+        Target("nsgaii_batch_speedup", 5, "times", "Optuna's NSGA-II in generations against one by one"),
+        Target("tpe_batch_speedup", 5, "times", "Optuna's TPE in batches against one by one"),
+    ),
 }
 
 
@@ -127,6 +138,24 @@ def draw_scaling(axes: Axes, result: Result) -> None:
     axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc="center right")
 
 
+def draw_samplers(axes: Axes, result: Result) -> None:
+    wanted = [r for r in result["rows"] if r["measure"].startswith("hypervolume at") and "uniform" in r["measure"]]
+    problems = list(dict.fromkeys(r["problem"] for r in wanted))
+    strategies = list(dict.fromkeys(r["strategy"] for r in wanted))
+    for i, strategy in enumerate(strategies):
+        for p, problem in enumerate(problems):
+            own = [r for r in wanted if r["strategy"] == strategy and r["problem"] == problem]
+            budgets = [int(r["measure"].split()[2].rstrip(",")) for r in own]
+            places = [p + 0.2 * b / max(budgets) * 3 + 0.03 * i for b in budgets]
+            values = [r["median"] for r in own]
+            spread = [[r["median"] - r["least"] for r in own], [r["most"] - r["median"] for r in own]]
+            label = strategy if not p else None
+            axes.errorbar(places, values, yerr=spread, fmt="o-", color=f"C{i}", capsize=2, markersize=4, label=label)
+    axes.set_xticks([p + 0.3 for p in range(len(problems))], [f"{p} candidates" for p in problems])
+    axes.set_xlabel("each with 100, 200 and 400 evaluations; median of five seeds, bars from the least to the most")
+    axes.set_ylabel("part of the exact hypervolume")
+
+
 def draw_summary(name: str) -> Callable[[Axes, Result], None]:
     """The picture of a benchmark that has none of its own: each promised number as a share of its target."""
 
@@ -145,6 +174,7 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
     "trial_cost": draw_trial_cost,
     "roofline": draw_roofline,
     "scaling": draw_scaling,
+    "samplers": draw_samplers,
 }
 
 

@@ -102,6 +102,12 @@ class OneByOne(Strategy):
         return code
 
 
+class SingleEvolution(Evolution):
+    """Evolution that is asked for one at a time."""
+
+    batch = 1
+
+
 def search(
     problem: Problem, strategy: Strategy, budget: int, seed: int, *, seeded: bool = True
 ) -> tuple[Losses, float, int]:
@@ -176,12 +182,14 @@ def bench_space(name: str, quick: bool) -> Problem:
         "conv2d": both,
         **({} if jets or "cnn" in name else {"relu": only}),
     }
-    bench = Workbench(common.make_job(model, x[:1024], y[:1024], seed, calibration=data.split("train")[0][:512]))
+    runners = (("sw_runner", "basic_evaluation", {}), ("hw_runner", "basic_computation", {}))
+    calibration = data.split("train")[0][:512]
+    bench = Workbench(common.make_job(model, x[:1024], y[:1024], seed, calibration=calibration, runners=runners))
     space = bench.space
     parts = []
     for start in range(0, space.size, 1024):
         values = bench.measure(space.numbered(start, start + 1024)).values
-        parts.append(np.stack([-values["accuracy"], values["average_bitwidth"]], axis=1))
+        parts.append(np.stack([-values["accuracy"], values["total_bitops"]], axis=1))
     every = np.concatenate(parts)
     sizes = [g.size for g in space.groups]
     strides = np.array([int(np.prod(sizes[g + 1 :])) for g in range(len(sizes))], dtype=np.int64)
@@ -269,11 +277,14 @@ def batches(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] 
     """Rows about batches against one by one."""
     problem = synthetic(6)
     trials, seeds = (60, 2) if quick else (400, 3)
-    for sampler in ("tpe", "nsgaii"):
+    for sampler in ("tpe", "nsgaii", "evolution"):
         pairs = []
         for seed in range(seeds):
-            one = search(problem, OneByOne(problem.space, 2, seed, sampler), trials, seed)
-            many = search(problem, OptunaStrategy(problem.space, 2, seed, sampler), trials, seed)
+            own = sampler == "evolution"
+            single = SingleEvolution(problem.space, 2, seed) if own else OneByOne(problem.space, 2, seed, sampler)
+            several = (Evolution if own else partial(OptunaStrategy, sampler=sampler))(problem.space, 2, seed)
+            one = search(problem, single, trials, seed)
+            many = search(problem, several, trials, seed)
             pairs.append((one[1], many[1], found(problem, one[0], trials), found(problem, many[0], trials)))
         for name, i in (("one by one", 0), ("in batches", 1)):
             yield row("batches", problem.name, f"{sampler} {name}", f"s for {trials}", *(p[i] for p in pairs)), None
@@ -310,6 +321,16 @@ def fronts(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
                     measure = f"hypervolume at {budget}, {start}"
                     yield row("fronts", problem.name, strategy, measure, *values), None
             others = [max(m) for m in zip(*(medians[s] for s in COMPARED[1:]), strict=True)]
+            if seeded:
+                each = [[*medians[s]] for s in COMPARED]
+                mean = [statistics.mean(m) for m in each]
+                gain = mean[0] - max(mean[1:])
+                yield (
+                    row(
+                        "fronts", problem.name, "evolution", "gain on the better, mean of budgets, uniform first", gain
+                    ),
+                    (f"{name}_gain", gain),
+                )
             for budget, own, other in zip(budgets, medians["evolution"], others, strict=True):
                 key = f"{name}_{budget}_{'uniform' if seeded else 'bare'}_gain"
                 yield (
