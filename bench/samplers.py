@@ -326,9 +326,7 @@ def fronts(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
                 mean = [statistics.mean(m) for m in each]
                 gain = mean[0] - max(mean[1:])
                 yield (
-                    row(
-                        "fronts", problem.name, "evolution", "gain on the better, mean of budgets, uniform first", gain
-                    ),
+                    row("fronts", problem.name, "evolution", "gain on the better, mean of budgets", gain),
                     (f"{name}_gain", gain),
                 )
             for budget, own, other in zip(budgets, medians["evolution"], others, strict=True):

@@ -1,6 +1,7 @@
 """Evaluating candidates: a candidate's numbers depend on nothing but the candidate."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -188,3 +189,37 @@ def test_a_model_that_cannot_be_sent_to_workers_says_so():
         ),
     ):
         list(evaluator.blocks(bench.space.numbered(0, 2)))
+
+
+EXACT = {"name": ["integer"], "data_in_width": [3, 8], "weight_width": [2, 4], "bias_width": [8]}
+
+
+@pytest.mark.parametrize(
+    ("model", "seed", "said"),
+    [
+        (lambda: build("digits-mlp", (1, 8, 8), 5, seed=0), {"default": EXACT}, None),
+        (
+            lambda: build("digits-mlp", (1, 8, 8), 5, seed=0),
+            {"default": EXACT, "fc2": {"name": "affine", "data_in_width": 8}},
+            r"not every sum is exact in float32 \(fc2 \(Linear\): an operand is left in float\)",
+        ),
+        (
+            lambda: build("digits-mlp", (1, 8, 8), 5, seed=0),
+            {"default": {**EXACT, "data_in_width": [16], "weight_width": [16]}},
+            r"\(2 sites, first fc1 \(Linear\): sums of up to .* bits, more than the 24 that float32 holds\)",
+        ),
+        (Stubborn, {"default": EXACT}, r"evaluated whole, one by one, which is slow: the model cannot be traced"),
+    ],
+)
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_is_not_exact_or_slow_is_said(model, seed, said, n_jobs):
+    shape = (16,) if model is Stubborn else (1, 8, 8)
+    with Evaluator(Workbench(job(model(), shape, seed)), n_jobs) as evaluator:
+        for _ in evaluator.blocks(evaluator.bench.space.numbered(0, 4)):
+            pass
+        remarks = evaluator.remarks
+    if said is None:
+        assert remarks == []
+    else:
+        (remark,) = remarks
+        assert re.search(said, remark)

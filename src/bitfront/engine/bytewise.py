@@ -30,6 +30,7 @@ class ByteConvolution:
     grid: NDArray[np.float32]
     _packed: Tensor
     _steps: Tensor
+    _zeros: Tensor
     _bias: Tensor | None
     _size: float
     _geometry: tuple[list[int], list[int], list[int]]
@@ -47,18 +48,18 @@ class ByteConvolution:
         """
         geometry = (list(module.stride), list(module.padding), list(module.dilation))
         packed = torch.ops.onednn.qconv_prepack(weight, steps, size, int(grid[3]), *geometry, 1, None)
-        return cls(grid, packed, steps, bias, size, geometry)
+        zeros = torch.zeros(len(steps), dtype=torch.int32)
+        return cls(grid, packed, steps, zeros, bias, size, geometry)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Bytes of shape (samples, channels in, height, width), channels last in memory → float32, likewise."""
-        zeros = torch.zeros(len(self._steps), dtype=torch.int32)
         result: Tensor = torch.ops.onednn.qconv2d_pointwise(
             x,
             self._size,
             int(self.grid[3]),
             self._packed,
             self._steps,
-            zeros,
+            self._zeros,
             self._bias,
             *self._geometry,
             1,

@@ -16,8 +16,9 @@ last     (rows, samples, height, width, columns, depth)  two-dimensional convolu
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -32,6 +33,9 @@ from bitfront.formats.base import Format
 
 Ints = NDArray[np.int64]
 Layout = Literal["samples", "first", "last"]
+#: Elements of a row that a kernel does not notice the ends of.
+LONG_ROW = 1024
+_TILING = threading.Lock()
 #: Of memory, in bytes: a cache line.
 ALIGNMENT = 64
 COLUMNS = {"samples": 2, "first": 1, "last": 4}
@@ -44,6 +48,7 @@ class Norm:
     module: nn.Module
     alpha: Tensor
     beta: Tensor
+    _tiled: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, module: Any) -> Norm:
@@ -53,6 +58,21 @@ class Norm:
         with torch.no_grad():
             beta, large = module(x.to(module.running_mean.device)).flatten(1).clone()
         return cls(module, large * 2.0**-60, beta)
+
+    def affine(self, repeats: int = 1) -> kernels.Affine:
+        """For the kernels, on rows of so many pixels each: long rows are faster."""
+        with _TILING:
+            if repeats not in self._tiled:
+                self._tiled[repeats] = (self.alpha.repeat(repeats), self.beta.repeat(repeats))
+            return (*self._tiled[repeats], norm_mode() or 0)
+
+
+def _repeats(rows: int, length: int) -> int:
+    """How many rows that follow each other may be taken as one."""
+    repeats = 1
+    while rows % (2 * repeats) == 0 and 2 * repeats * length <= LONG_ROW:
+        repeats *= 2
+    return repeats
 
 
 @cache
@@ -328,18 +348,23 @@ def rounded_bytes(x: Stack, at: Ints, grids: NDArray[np.float32]) -> Tensor | No
 
 def _round_native(x: Stack, at: Ints, grids: NDArray[np.float32], out: Tensor, target: Ints) -> bool:
     where, axis = x.where[at], COLUMNS[x.layout]
-    affine = None if x.norm is None else (x.norm.alpha, x.norm.beta, norm_mode() or 0)
     none = False
     for index, part in enumerate(x.parts):
         own: Any = slice(None) if len(x.parts) == 1 else where[:, 0] == index
         rows, columns = where[own, 1], where[own, 2]
         if not len(rows):
             continue
-        shape = _rows(part, x.layout, dense=affine is None)
+        shape = _rows(part, x.layout, dense=x.norm is None)
         if shape is None:
             part = part.contiguous()
-            shape = _rows(part, x.layout, dense=affine is None)
+            shape = _rows(part, x.layout, dense=x.norm is None)
             assert shape is not None
+        affine = None
+        if x.norm is not None:
+            count, length, step = shape
+            repeats = _repeats(count, length) if step == length else 1
+            shape = (count // repeats, length * repeats, step * repeats)
+            affine = x.norm.affine(repeats)
         places = rows * part.stride(0) + columns * part.stride(axis)
         none |= kernels.round_blocks(part, out, places, target[own], shape, grids[own], affine)
     return none
@@ -389,6 +414,11 @@ def added(a: Stack, b: Stack, at: tuple[Ints, Ints]) -> Tensor:
         if not native:
             torch.add(left, right, out=out[k])
             continue
-        norms = [None if s.norm is None else (s.norm.alpha, s.norm.beta, norm_mode() or 0) for s in (a, b)]
+        length = left.shape[-1]
+        dense = left.is_contiguous() and right.is_contiguous()
+        repeats = _repeats(left.numel() // length, length) if dense else 1
+        if repeats > 1:
+            left, right = left.view(-1, length * repeats), right.view(-1, length * repeats)
+        norms = [None if s.norm is None else s.norm.affine(repeats) for s in (a, b)]
         kernels.added(left, right, *norms, rectify=(a.rectify, b.rectify), out=out[k])
     return out
