@@ -32,9 +32,9 @@ from bitfront.graph.capture import operand_nodes
 from bitfront.spaces.base import Codes
 
 #: The largest activation of the samples that go through together: small enough for a cache, large enough for a call.
-ACTIVATION_BYTES = 2 << 20
+ACTIVATION_BYTES = 4 << 20
 #: Activations that one step makes at a time: enough that calling it costs little beside them.
-STACK_BYTES = 16 << 20
+STACK_BYTES = 32 << 20
 #: Less work than this is done by one thread: threads take turns at running Python, and lose more than they save.
 THREAD_SECONDS = 0.1
 #: What a core does with small matrices, and with one value in a pass over memory, for the estimate of the work.
