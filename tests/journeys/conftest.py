@@ -29,12 +29,6 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def large_data(tmp_path_factory):
-    """The same with 40,000 validation rows, on which a candidate takes long enough to be interrupted."""
-    return _blobs(tmp_path_factory.mktemp("data") / "many.npz", 40_000)
-
-
-@pytest.fixture(scope="session")
 def trained_once(tmp_path_factory, data):
     """(folder, train's output): ``small.toml`` there, and ``runs/small`` after ``bitfront train``. To be copied."""
     folder = tmp_path_factory.mktemp("trained")

@@ -19,11 +19,29 @@ SEARCHES = {
 }
 
 
+#: Cannot be traced, so its candidates are evaluated one by one; and each of them takes its time on any machine.
+SLOW_NET = """
+import time
+from bitfront.models.digits import DigitsMLP
+
+class Slow(DigitsMLP):
+    def forward(self, x):
+        if not self.training and float(x.sum()) > -1e30:
+            time.sleep(0.02)
+        return super().forward(x)
+
+def net(sample_shape, num_classes):
+    return Slow(*sample_shape, num_classes)
+"""
+
+
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory, large_data):
+def prepared(tmp_path_factory, data):
     """A folder with ``slow.toml`` and trained weights for it."""
     shell = Shell(tmp_path_factory.mktemp("slow"))
-    shell.write("slow.toml", settings(large_data, project="slow", weights="[2, 3, 4, 6, 8]", top="max_steps = 200"))
+    shell.write("slow_net.py", SLOW_NET)
+    own = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 200"}
+    shell.write("slow.toml", settings(data, **own))
     shell("train", "--config", "slow.toml")
     return shell.folder
 
