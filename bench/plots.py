@@ -103,6 +103,7 @@ def draw_trial_cost(axes: Axes, result: Result) -> None:
     axes.set_ylabel("time per candidate, ms")
     axes.set_yscale("log")
     axes.plot([-0.5, 0.5], [0.02, 0.02], "k--", linewidth=1, label="target for bitfront")
+    axes.set_ylim(top=2e4)  # room for the legend
 
 
 def draw_roofline(axes: Axes, result: Result) -> None:
