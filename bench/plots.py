@@ -77,9 +77,16 @@ TARGETS: Mapping[str, Sequence[Target]] = {
     "samplers": (
         Target("evolution_30_at_3000_ms", 0.1, "ms", "a proposal of evolution, 30 parameters, 3,000 trials", True),
         Target("brute_force_60_ms", 0.01, "ms", "a proposal of brute force, 60 parameters", at_most=True),
-        Target("jsc-toy_gain", 0, "", "hypervolume of evolution over the better of TPE and NSGA-II, jsc-toy"),
-        Target("digits-mlp_gain", 0, "", "the same, digits-mlp"),
-        Target("jsc-mlp_gain", 0, "", "the same, jsc-mlp"),
+        *(
+            Target(
+                f"{space}_{budget}_uniform_gain",
+                0,
+                "",
+                f"hypervolume of evolution minus the better of TPE and NSGA-II, {space}, {budget} evaluations",
+            )
+            for space in ("jsc-toy", "digits-mlp", "jsc-mlp")
+            for budget in (100, 200, 400)
+        ),
         Target("evolution_batch_speedup", 5, "times", "evolution in generations against one by one"),
         Target("nsgaii_batch_speedup", 5, "times", "Optuna's NSGA-II in generations against one by one"),
         Target("tpe_batch_speedup", 5, "times", "Optuna's TPE in batches against one by one"),

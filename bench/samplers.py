@@ -321,14 +321,6 @@ def fronts(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
                     measure = f"hypervolume at {budget}, {start}"
                     yield row("fronts", problem.name, strategy, measure, *values), None
             others = [max(m) for m in zip(*(medians[s] for s in COMPARED[1:]), strict=True)]
-            if seeded:
-                each = [[*medians[s]] for s in COMPARED]
-                mean = [statistics.mean(m) for m in each]
-                gain = mean[0] - max(mean[1:])
-                yield (
-                    row("fronts", problem.name, "evolution", "gain on the better, mean of budgets", gain),
-                    (f"{name}_gain", gain),
-                )
             for budget, own, other in zip(budgets, medians["evolution"], others, strict=True):
                 key = f"{name}_{budget}_{'uniform' if seeded else 'bare'}_gain"
                 yield (
