@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from bitfront.engine.program import Program
 from bitfront.engine.tree import Effort, Tree
 from bitfront.errors import UserError
 from bitfront.formats.base import Format, Operand
-from bitfront.graph import capture
+from bitfront.graph import Site, capture
 from bitfront.graph.capture import changes_in_place
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Runner, Scores, Side, Values
@@ -38,7 +38,7 @@ from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.training import evaluate
 from bitfront.transforms import quantize
-from bitfront.transforms.quantize import observe
+from bitfront.transforms.quantize import observe, parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +138,16 @@ class Workbench:
         """The space the codes belong to."""
         return self._space
 
+    @property
+    def sample(self) -> Tensor:
+        """Two input samples, on the CPU."""
+        return self.job.sample.cpu()
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.job.device
+
     def of_float(self) -> Workbench:
         """A workbench whose only candidate, the empty code, is the float model."""
         return Workbench(self.job, QuantizationSpace.of_float(self.space.graph), self.effort)
@@ -186,18 +196,46 @@ class Workbench:
 
     def _calibrate(self, options: Codes) -> None:
         """Learn what the formats of some candidates need to know, each format once."""
-        missing = [
+        self._learn(
             (site.name, operand, own)
             for g, site in enumerate(self.space.sites)
             for option in np.unique(options[:, g]).tolist()
             for operand, own in self.space.site_formats[g][option].items()
-            if own.calibrates and (site.name, operand, own) not in self._calibrated
-        ]
+        )
+
+    def _learn(self, wanted: Iterable[tuple[str, Operand, Format]]) -> None:
+        missing = [key for key in wanted if key[2].calibrates and key not in self._calibrated]
         unseen = {(site, operand) for site, operand, _ in missing} - set(self._observed)
         if unseen:
             self._observed.update(observe(self.space.graph, sorted(unseen), self.job.calibration))
         for site, operand, own in missing:
             self._calibrated[site, operand, own] = own.calibrated(self._observed[site, operand])
+
+    def nonzero(self) -> tuple[NDArray[np.int64], ...]:
+        """Per group, how many weights of the site are not zero once quantized, under each option."""
+        return self._nonzero
+
+    @cached_property
+    def _nonzero(self) -> tuple[NDArray[np.int64], ...]:
+        """Counted once per format, not per option."""
+        tables = []
+        for site, options in zip(self.space.sites, self.space.site_formats, strict=True):
+            own: dict[Format | None, int] = {}
+            for formats in options:
+                wanted = formats.get("weight")
+                if wanted not in own:
+                    own[wanted] = self._nonzero_weights(site, wanted)
+            tables.append(np.array([own[f.get("weight")] for f in options], dtype=np.int64))
+        return tuple(tables)
+
+    def _nonzero_weights(self, site: Site, wanted: Format | None) -> int:
+        if not site.weight:
+            return 0
+        weight = parameter(self.space.graph.model, site.weight)
+        if wanted is not None:
+            self._learn([(site.name, "weight", wanted)])
+            weight = self._ready(site.name, "weight", wanted).quantize(weight)
+        return int((weight != 0).sum())
 
     def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
         """The model of one candidate, in evaluation mode, with parameters of its own."""
@@ -302,6 +340,23 @@ class _Subject:
     @property
     def space(self) -> QuantizationSpace:
         return self._bench.space
+
+    @property
+    def sample(self) -> Tensor:
+        return self._bench.sample
+
+    @property
+    def device(self) -> str:
+        return self._bench.device
+
+    def formats(self, code: NDArray[np.int64]) -> Mapping[str, Mapping[Operand, Format]]:
+        return self._bench.formats(code)
+
+    def model(self, code: NDArray[np.int64]) -> nn.Module:
+        return self._bench.model(code)
+
+    def nonzero(self) -> Sequence[NDArray[np.int64]]:
+        return self._bench.nonzero()
 
     @property
     def errors(self) -> Sequence[str]:

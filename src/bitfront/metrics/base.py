@@ -8,14 +8,16 @@ result for a candidate never depends on which came before it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from bitfront.config import Table
+from bitfront.formats.base import Format, Operand
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 
@@ -68,12 +70,35 @@ class Subject(Protocol):
         """The space the codes belong to; its ``graph`` is the captured model."""
         ...
 
+    @property
+    def sample(self) -> Tensor:
+        """Two input samples, shape (2, *features), on the CPU."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where the search computes: ``cpu``, ``cuda``, ``mps``."""
+        ...
+
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
         """Forward passes of candidates over fixed samples of a split: the same ones for every candidate.
 
         Args:
             num_samples: how many; None for the whole split.
         """
+        ...
+
+    def formats(self, code: NDArray[np.int64]) -> Mapping[str, Mapping[Operand, Format]]:
+        """Site → operand → calibrated format of one candidate; an operand left in float is absent."""
+        ...
+
+    def model(self, code: NDArray[np.int64]) -> nn.Module:
+        """One candidate as a model in evaluation mode on ``device``: it computes what the candidate computes, simulated
+        in floating point. Its time says nothing about the time of what would be deployed."""
+        ...
+
+    def nonzero(self) -> Sequence[NDArray[np.int64]]:
+        """Per group, how many weights of the site are not zero once quantized, under each option; shape (options,)."""
         ...
 
 
@@ -89,14 +114,24 @@ class Runner(ABC):
         produces: the metrics it measures.
         side: the table it belongs in, ``sw_runner`` (needs data or a clock) or ``hw_runner`` (closed form). Files that
             put it under the other one are accepted; its metrics are then reported there.
+        closed_form: whether it needs neither data nor a clock, so that a constraint on it is checked before a
+            candidate is evaluated.
     """
 
     Settings: ClassVar[type[RunnerSettings]] = RunnerSettings
     produces: ClassVar[tuple[Metric, ...]]
     side: ClassVar[Side]
+    closed_form: ClassVar[bool] = False
 
     def __init__(self, settings: RunnerSettings) -> None:
         self.settings = settings
+
+    def kinds(self, subject: Subject) -> Mapping[str, tuple[Kind, str]]:  # noqa: ARG002
+        """Metric → (how its values come about in this search, why if that is not what ``produces`` says).
+
+        The same for every candidate of a search, so that a column never mixes what was measured with what was not.
+        """
+        return {m.name: (m.kind, "") for m in self.produces}
 
     @abstractmethod
     def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:

@@ -21,6 +21,7 @@ class BasicComputation(Runner):
     """Operations and bit operations per sample."""
 
     side: ClassVar[Side] = "hw_runner"
+    closed_form: ClassVar[bool] = True
     produces = (
         Metric(
             "total_flops",

@@ -32,6 +32,7 @@ class AverageBitwidth(Runner):
 
     Settings = BitwidthSettings
     side: ClassVar[Side] = "hw_runner"
+    closed_form: ClassVar[bool] = True
     produces = (
         Metric(
             "average_bitwidth",
@@ -65,6 +66,7 @@ class ModelSize(Runner):
     """Bytes of all parameters and buffers as deployed."""
 
     side: ClassVar[Side] = "hw_runner"
+    closed_form: ClassVar[bool] = True
     produces = (
         Metric(
             "model_size",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Direction, Kind, Runner, Scores, Side, Subject, Values
 from bitfront.spaces.base import Codes
-from bitfront.spaces.quantize import QuantizationSpace
 
 
 def check_runner(name: str, settings: Mapping[str, Any], subject: Subject, codes: Codes) -> Mapping[str, Values]:
@@ -100,9 +99,8 @@ class _OneFails:
         self._subject, self._failing = subject, failing
         self.asked = False
 
-    @property
-    def space(self) -> QuantizationSpace:
-        return self._subject.space
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subject, name)
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
         self.asked = True
@@ -121,7 +119,7 @@ def _check_failure(
 ) -> None:
     failing = codes[1]
     wounded = _OneFails(subject, failing)
-    measured = _measured(kind, settings, wounded, codes)
+    measured = _measured(kind, settings, cast(Subject, wounded), codes)
     hit = (codes == failing).all(axis=1) & wounded.asked
     for metric, values in measured.items():
         assert bool(np.isnan(values[hit]).all()), f"{metric} of a failed candidate is {values[hit]}, not NaN"

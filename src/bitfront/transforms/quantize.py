@@ -221,9 +221,9 @@ def observe(graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor) -> d
     result: dict[tuple[str, Operand], Tensor] = {}
     observers: dict[str, dict[Operand, Rounds]] = {}
     for name, operand in wanted:
-        parameter = graph.site(name).parameter(operand)
-        if parameter is not None:
-            result[name, operand] = _parameter(graph.model, parameter[0])
+        owned = graph.site(name).parameter(operand)
+        if owned is not None:
+            result[name, operand] = parameter(graph.model, owned[0])
         else:
             observers.setdefault(name, {})[operand] = _Observer()
     if observers:
@@ -236,7 +236,8 @@ def observe(graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor) -> d
     return result
 
 
-def _parameter(model: nn.Module, name: str) -> Tensor:
+def parameter(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer of `model` by its full name, detached."""
     path, _, key = name.rpartition(".")
     tensor = getattr(model.get_submodule(path), key)
     assert isinstance(tensor, Tensor)
