@@ -10,13 +10,19 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from bitfront.formats.base import Operand
-from bitfront.graph.base import Shape
+from bitfront.graph.base import Shape, Site
+
+#: A number, or an array of them, one per option or candidate.
+Numbers = float | NDArray[Any]
 
 SITE_OPERANDS: Mapping[str, tuple[Operand, ...]] = {
     "linear": ("data_in", "weight", "bias"),
@@ -167,3 +173,48 @@ def _count(op: str, inputs: tuple[Shape, ...], output: Shape, window: object, di
         "move": lambda: 0,
     }
     return rules[op]() if op in rules else None
+
+
+def fan_in(site: Site) -> int:
+    """Products that are summed into one output value of a site; 0 where it multiplies by no weight."""
+    if site.op in ("matmul", "bmm"):
+        return site.inputs[0][-1]
+    return math.prod(site.weight_shape[1:]) if site.macs else 0
+
+
+def bops(site: Site, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
+    """Bit operations per sample after Baskin et al. (2021), as Hawks et al. (2021) use them for jet tagging.
+
+    m·n·(p·b_a·b_w + b_a + b_w + log2 n): m output values (of a convolution: channels · positions; of a linear layer on
+    several rows: those of all rows), each the sum of n products (the fan-in; of a convolution C_in/groups · window,
+    with padding counted like any other input). Pruning saves products, not the additive terms, as published. Biases
+    are ignored. 0 for sites that multiply by no weight.
+
+    Args:
+        data_bits: bits of the site's input. What feeds the first layer is the model's input: 32 bits in Hawks et al.,
+            16 in Campos et al. (2023).
+        weight_bits: bits of its weights.
+        density: share of the weights that are not zero, 0 to 1.
+    """
+    if not site.macs:
+        return np.zeros(np.broadcast(data_bits, weight_bits, density).shape)
+    return site.macs * (density * data_bits * weight_bits + data_bits + weight_bits + math.log2(fan_in(site)))
+
+
+def ebops(site: Site, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers) -> Numbers:
+    """Effective bit operations per sample (HGQ, Sun et al. 2024) with one width for all weights of a site.
+
+    nonzero · b_w · b_a · positions: every weight that is not zero is multiplied once per position where it is used, 1
+    in a linear layer on one row, height · width of the output in a convolution (padding counted like any other
+    input). HGQ's own figure takes the bits of each weight apart and adds those of the bias; biases are ignored here.
+    0 for sites that multiply by no weight.
+
+    Args:
+        data_bits: bits of the site's input.
+        weight_bits: bits of its weights.
+        nonzero: how many weights are not zero.
+    """
+    if not site.macs:
+        return np.zeros(np.broadcast(data_bits, weight_bits, nonzero).shape)
+    # Exact: a site's multiply-accumulates are a multiple of its weights.
+    return site.macs // math.prod(site.weight_shape) * nonzero * weight_bits * data_bits
