@@ -116,12 +116,14 @@ class Runner(ABC):
             put it under the other one are accepted; its metrics are then reported there.
         closed_form: whether it needs neither data nor a clock, so that a constraint on it is checked before a
             candidate is evaluated.
+        of_weights: whether it looks at the values of the weights, so that before training it is not known.
     """
 
     Settings: ClassVar[type[RunnerSettings]] = RunnerSettings
     produces: ClassVar[tuple[Metric, ...]]
     side: ClassVar[Side]
     closed_form: ClassVar[bool] = False
+    of_weights: ClassVar[bool] = False
 
     def __init__(self, settings: RunnerSettings) -> None:
         self.settings = settings

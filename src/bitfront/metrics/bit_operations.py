@@ -1,0 +1,120 @@
+"""What the multiplications of a network cost in logic: BOPs and EBOPs, and how many of its weights are zero.
+
+Both are of the trained weights: a weight that is zero in its format needs no multiplier. The formulas stand with the
+other rules of ``graph.operations``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from bitfront.graph import Graph
+from bitfront.graph.operations import bops, ebops
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values, option_sum
+from bitfront.spaces.base import Codes
+
+
+class InputSettings(RunnerSettings):
+    """``[search.strategy.hw_runner.bops]`` and ``ebops``."""
+
+    input_bits: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="bits of the model's input at the first layers with weights; default: as their data_in format says",
+    )
+
+
+class _Multiplications(Runner):
+    """Σ over the sites of what their multiplications cost under each option."""
+
+    Settings = InputSettings
+    side: ClassVar[Side] = "hw_runner"
+    closed_form: ClassVar[bool] = True
+    of_weights: ClassVar[bool] = True
+
+    def _tables(self, subject: Subject) -> list[NDArray[np.float64]]:
+        settings = cast(InputSettings, self.settings)
+        space = subject.space
+        first = first_weighted(space.graph) if settings.input_bits else frozenset()
+        tables = []
+        bits = zip(space.sites, space.bits("data_in"), space.bits("weight"), subject.nonzero(), strict=True)
+        for site, data, weight, nonzero in bits:
+            own = np.full_like(data, settings.input_bits) if site.name in first else data
+            # What is no parameter (the product of two activations) is not known to be zero anywhere.
+            count = nonzero if site.weight else np.full_like(nonzero, math.prod(site.weight_shape))
+            total = max(1, math.prod(site.weight_shape))
+            if self.produces[0].name == "bops":
+                cost = bops(site, own, weight, count / total)
+            else:
+                cost = ebops(site, own, weight, count)
+            tables.append(np.broadcast_to(np.asarray(cost, dtype=np.float64), data.shape))
+        return tables
+
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """The sum for each candidate."""
+        return {self.produces[0].name: option_sum(self._tables(subject), subject.space.options(codes))}
+
+
+@RUNNERS.register("bops")
+class Bops(_Multiplications):
+    """Bit operations with their additions, as published for jet tagging (Baskin et al. 2021, Hawks et al. 2021)."""
+
+    produces = (
+        Metric(
+            "bops",
+            "bit operations",
+            "minimize",
+            "modelled",
+            "Σ m·n·(p·b_a·b_w + b_a + b_w + log2 n), p the share of non-zero weights, per sample",
+        ),
+    )
+
+
+@RUNNERS.register("ebops")
+class Ebops(_Multiplications):
+    """Effective bit operations: bits times bits of every multiplication by a weight that is not zero (HGQ, 2024)."""
+
+    produces = (
+        Metric("ebops", "bit operations", "minimize", "modelled", "Σ non-zero weights · b_w · b_a, per sample"),
+    )
+
+
+@RUNNERS.register("sparsity")
+class Sparsity(Runner):
+    """Share of the weights that are zero in their formats."""
+
+    side: ClassVar[Side] = "hw_runner"
+    closed_form: ClassVar[bool] = True
+    of_weights: ClassVar[bool] = True
+    produces = (Metric("sparsity", "", "maximize", "modelled", "share of weights that are zero once quantized"),)
+
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """0 to 1 for each candidate; 0 for a model without weights."""
+        space = subject.space
+        counts = [math.prod(s.weight_shape) if s.weight else 0 for s in space.sites]
+        nonzero = [table.astype(np.float64) for table in subject.nonzero()]
+        left = option_sum(nonzero, space.options(codes))
+        return {"sparsity": 1.0 - left / sum(counts) if sum(counts) else np.zeros(len(codes))}
+
+
+def first_weighted(graph: Graph) -> frozenset[str]:
+    """Sites with weights that see the model's input with no other such site between; what is between (batch norm,
+    ReLU, flatten) belongs to them. Of a model that cannot be traced: its first one."""
+    weighted = [s.name for s in graph.sites if s.macs]
+    if graph.fx_graph is None:
+        return frozenset(weighted[:1])
+    fresh, found = set(), set()
+    for node in graph.fx_graph.nodes:
+        if node.op == "placeholder":
+            fresh.add(node)
+        elif any(n in fresh for n in node.all_input_nodes):
+            (found if node.name in weighted else fresh).add(node.name if node.name in weighted else node)
+    return frozenset(found)
