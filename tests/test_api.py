@@ -343,12 +343,17 @@ def test_best_under_constraints(run):
 @pytest.mark.parametrize(
     ("constraints", "keywords", "error", "message"),
     [
-        (["average_bitwidth <= 1"], {}, RunError, "no trial fulfils 'average_bitwidth <= 1' .*its range is 2 to 8"),
-        (["bits <= 4"], {}, ConfigError, "this run has no metric 'bits'; allowed: loss, accuracy, average_bitwidth"),
+        (
+            ["average_bitwidth <= 1"],
+            {},
+            RunError,
+            "no trial fulfils 'average_bitwidth <= 1' .*the range of average_bitwidth is 2 to 8",
+        ),
+        (["bits <= 4"], {}, ConfigError, "there is no metric 'bits' here; allowed: loss, accuracy, average_bitwidth"),
         (["averagebitwidth < 4"], {}, ConfigError, "Did you mean 'average_bitwidth'"),
         (["average_bitwidth"], {}, ConfigError, "cannot read the constraint 'average_bitwidth'; write it like"),
         (["average_bitwidth <= four"], {}, ConfigError, "cannot read the constraint"),
-        (["average_bitwidth <= 4e"], {}, ConfigError, "cannot read the constraint"),
+        (["average_bitwidth <= 4e"], {}, ConfigError, "'e' is no unit of this metric; allowed: bit, bits"),
         ([], {"minimize": "size"}, ConfigError, "this run has no metric 'size'"),
         ([], {"minimize": "loss", "maximize": "accuracy"}, ConfigError, "give either minimize or maximize"),
     ],

@@ -131,7 +131,7 @@ def test_progress_tells_the_best_so_far():
     )
     front = Front(2)
     front.add(np.array([[-0.9, 1200.0], [np.nan, np.nan], [-0.8, 1000.0]]))
-    progress = Progress(done=3, new=3, total=9, failed=1, seconds=1.5, front=front)
+    progress = Progress(done=3, new=3, total=9, failed=1, skipped=0, seconds=1.5, front=front)
     with Live(Console(file=out, force_terminal=True, width=150, color_system=None)) as live:
         live.progress(progress, plan)
         live._bar.refresh()

@@ -241,7 +241,7 @@ def test(
     """Evaluate the trained model on the test split."""
     loaded = _config(config, overrides)
     import bitfront as bf
-    from bitfront.metrics.evaluation import wilson
+    from bitfront.metrics.intervals import wilson
 
     with _events(quiet) as events:
         result = bf.test(loaded, split=split, events=events)

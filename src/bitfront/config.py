@@ -100,6 +100,10 @@ class Search(Table):
 
     search_space: SearchSpace
     strategy: Strategy
+    constraints: dict[str, str] = Field(
+        default={},
+        description='what every result must fulfil: metric = "<= 2 kB"; `accuracy_drop` is against the float model',
+    )
 
 
 class Config(Table):

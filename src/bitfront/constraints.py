@@ -8,7 +8,7 @@ the same samples minus the candidate's, in points of a share (1 % is 0.01).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -113,6 +113,22 @@ class Constraint:
         scale = abs(self.bound) if self.bound else 1.0
         result: Values = np.where(missed, np.maximum(over / scale, 1e-12), 0.0)
         return np.where(np.isnan(values), np.nan, result)
+
+
+def total(constraints: Sequence[Constraint], values: Mapping[str, Values]) -> Values:
+    """Sum of what the constraints are missed by; a value that is not known adds nothing."""
+    excess = np.stack([c.excess(values[c.metric]) for c in constraints])
+    summed: Values = np.nan_to_num(excess, nan=0.0).sum(axis=0)
+    return summed
+
+
+def fulfilled(constraints: Sequence[Constraint], values: Mapping[str, Values]) -> NDArray[np.bool_]:
+    """Which candidates fulfil all constraints; one whose value is not known does not."""
+    count = len(next(iter(values.values())))
+    good = np.ones(count, dtype=bool)
+    for own in constraints:
+        good &= own.excess(values[own.metric]) == 0
+    return good
 
 
 def parse(text: str, metrics: Mapping[str, Measure]) -> Constraint:

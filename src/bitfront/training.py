@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -246,18 +248,31 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) 
     device = next((p.device for p in model.parameters()), x.device)
     losses = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
+    for logits, target in _outputs(model, x, y, batch_size):
+        loss, right = kernels.score(logits.t().unsqueeze(0), target.int())
+        losses += loss[0]
+        correct += right[0]
+    total = float(losses)
+    hits = int(correct)
+    return Evaluation(total / len(y), hits / len(y), hits, len(y))
+
+
+def right_answers(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> NDArray[np.bool_]:
+    """Which samples the model answers rightly, shape (samples,): those that ``evaluate`` counts. Arguments and errors
+    as there."""
+    found = [(logits.argmax(dim=1) == target).cpu() for logits, target in _outputs(model, x, y, batch_size)]
+    return torch.cat(found).numpy() if found else np.zeros(0, dtype=bool)
+
+
+def _outputs(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, labels) chunk by chunk, on the model's device, in eval mode and without gradients."""
+    device = next((p.device for p in model.parameters()), x.device)
     classes = int(y.max()) + 1
     with _eval_mode(model), torch.inference_mode():
         for x_chunk, y_chunk in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             target = y_chunk.to(device)
             # A model may change its input in place.
-            logits = _checked(model(x_chunk.to(device, copy=True)), len(target), classes, exact=False)
-            loss, right = kernels.score(logits.t().unsqueeze(0), target.int())
-            losses += loss[0]
-            correct += right[0]
-    total = float(losses)
-    hits = int(correct)
-    return Evaluation(total / len(y), hits / len(y), hits, len(y))
+            yield _checked(model(x_chunk.to(device, copy=True)), len(target), classes, exact=False), target
 
 
 def _epoch(

@@ -15,6 +15,7 @@ from bitfront.engine.workbench import Measured
 from bitfront.errors import EvaluationError
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.brute_force import BruteForce
+from bitfront.strategies.evolution import Evolution
 from bitfront.strategies.optuna import OptunaStrategy
 from bitfront.testing.strategies import toy_losses, toy_space
 
@@ -65,6 +66,7 @@ STRATEGIES = {
     "tpe": lambda s, o, seed: OptunaStrategy(s, o, seed, "tpe"),
     "nsgaii": lambda s, o, seed: OptunaStrategy(s, o, seed, "nsgaii"),
     "qmc": lambda s, o, seed: OptunaStrategy(s, o, seed, "qmc"),
+    "evolution": Evolution,
     "stubborn": Stubborn,
     "empty": Empty,
 }
@@ -74,11 +76,14 @@ def opened(folder):
     return Store.open(folder / "trials.sqlite", ("a", "b"), len(SPACE.parameters), {"parameters": ["p"] * 6})
 
 
-def search(folder, name, evaluator, n_trials=40, seeds=NONE, timeout=None, space=SPACE, on_progress=lambda _: None):
+def search(
+    folder, name, evaluator, n_trials=40, seeds=NONE, timeout=None, space=SPACE, on_progress=lambda _: None, bounds=None
+):
     """(why it stopped, its trials)"""
     store, strategy = opened(folder), STRATEGIES[name](space, 2, 3)
+    limits = Limits(n_trials, timeout)
     try:
-        reason = run(space, strategy, seeds, TwoLosses(), store, evaluator, Limits(n_trials, timeout), 3, on_progress)
+        reason = run(space, strategy, seeds, TwoLosses(), store, evaluator, limits, 3, on_progress, bounds)
         return reason, store.trials()
     finally:
         store.close()
@@ -265,6 +270,7 @@ from bitfront.engine.loop import Limits, run
 from bitfront.engine.store import Store
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.brute_force import BruteForce
+from bitfront.strategies.evolution import Evolution
 
 folder, patience = Path(sys.argv[1]), int(sys.argv[2])
 branch = Branch("integer", (Choice("data_in", tuple("2468")), Choice("weight", tuple("2468"))))
@@ -333,3 +339,84 @@ def test_a_long_search_killed_on_its_way_ends_with_the_same_trials_and_front(tmp
         np.testing.assert_array_equal(found.metrics[metric], expected.metrics[metric])
     front = non_dominated(np.stack([expected.metrics["a"], expected.metrics["b"]], axis=1))
     assert parts.split()[4:] == list(map(str, front))
+
+
+# --- constraints
+
+
+class Small:
+    """The sum of the options may be `most` (known before), and the first loss `worst` (known after)."""
+
+    def __init__(self, most=8.0, worst=np.inf):
+        self.most, self.worst = most, worst
+
+    def __bool__(self):
+        return True
+
+    def before(self, codes):
+        return np.maximum(0.0, SPACE.options(codes).sum(axis=1) - self.most)
+
+    def after(self, values):
+        return np.nan_to_num(np.maximum(0.0, values["a"] - self.worst), nan=0.0)
+
+
+def allowed(trials, bounds):
+    losses = np.stack([trials.metrics["a"], trials.metrics["b"]], axis=1)
+    losses[bounds.after(trials.metrics) > 0] = np.nan
+    return trials.code[non_dominated(losses)]
+
+
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if n not in ("stubborn", "empty")])
+def test_what_cannot_fulfil_the_constraints_is_never_evaluated(tmp_path, name):
+    bounds = Small(most=5)
+    fine = int((bounds.before(SPACE.numbered(0, SPACE.size)) == 0).sum())
+    seen = []
+    reason, trials = search(tmp_path, name, Evaluates(), 10_000, bounds=bounds, on_progress=seen.append)
+    assert reason == "space exhausted"
+    assert len(trials) == fine < SPACE.size
+    assert (bounds.before(trials.code) == 0).all()
+    assert seen[-1].skipped == SPACE.size - fine
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsgaii", "evolution"])
+def test_strategies_look_where_the_constraints_allow(tmp_path, name):
+    """Under a constraint that one candidate in twelve fulfils, and that only an evaluation can tell, a strategy that
+    is told of violations finds more of the allowed candidates than chance does."""
+    bounds = Small(most=np.inf, worst=6.0)
+    codes = SPACE.numbered(0, SPACE.size)
+    share = (bounds.after({"a": toy_losses(SPACE, codes, 2)[:, 0]}) == 0).mean()
+    _, trials = search(tmp_path, name, Evaluates(size=8), 50, bounds=bounds)
+    hits = int((bounds.after(trials.metrics) == 0).sum())
+    assert hits > 1.2 * share * 50, f"{hits} of 50, and chance finds {share * 50:.1f}"
+
+
+@pytest.mark.parametrize("name", ["brute_force", "tpe", "evolution"])
+def test_the_front_of_a_search_is_made_of_what_is_allowed(tmp_path, name):
+    bounds, fronts = Small(most=12, worst=9.0), []
+    _, trials = search(tmp_path, name, Evaluates(), 10_000, bounds=bounds, on_progress=lambda p: fronts.append(p.front))
+    assert len(allowed(trials, bounds)) == len(fronts[-1])
+    assert 0 < len(fronts[-1]) < len(trials)
+
+
+@pytest.mark.parametrize("name", ["brute_force", "tpe", "nsgaii", "evolution"])
+@pytest.mark.parametrize("patience", [0, 7, 25])
+def test_a_constrained_search_goes_on_exactly(tmp_path, name, patience):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    bounds = Small(most=7, worst=12.0)
+    _, whole = search(tmp_path / "whole", name, Evaluates(), 30, bounds=bounds)
+    with contextlib.suppress(KeyboardInterrupt):
+        search(tmp_path / "parts", name, Evaluates(patience=patience), 30, bounds=bounds)
+    _, parts = search(tmp_path / "parts", name, Evaluates(), 30, bounds=bounds)
+    np.testing.assert_array_equal(whole.code, parts.code)
+
+
+def test_a_search_that_finds_nothing_allowed_ends(tmp_path, monkeypatch):
+    from bitfront.engine import loop
+
+    monkeypatch.setattr(loop, "FRUITLESS", 20)
+    for name, expected in (("tpe", "nothing feasible found"), ("brute_force", "space exhausted")):
+        (tmp_path / name).mkdir()
+        evaluator = Evaluates()
+        reason, trials = search(tmp_path / name, name, evaluator, 40, bounds=Small(most=-1))
+        assert (reason, len(trials), evaluator.evaluated) == (expected, 0, [])

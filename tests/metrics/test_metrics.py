@@ -1,18 +1,16 @@
 """Metrics: figures by hand, and the conformance suite."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 from torch import nn
 
 from bitfront.engine.workbench import Job, Workbench
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Runner
-from bitfront.metrics.evaluation import wilson
 from bitfront.models.base import build
 from bitfront.testing.metrics import check_runner
 
@@ -53,6 +51,11 @@ INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "
         ("average_bitwidth", {"over": "quantized", "compare_to": 8}),
         ("model_size", {}),
         ("basic_computation", {}),
+        ("bops", {}),
+        ("bops", {"input_bits": 16}),
+        ("ebops", {}),
+        ("sparsity", {}),
+        ("peak_memory", {}),
         ("basic_evaluation", {}),
         ("basic_evaluation", {"num_samples": 7, "data_loader": "train_dataloader"}),
     ],
@@ -64,7 +67,8 @@ def test_runners_conform(name, settings, tiny_mlp):
 
 
 def test_every_registered_runner_is_checked_here():
-    assert set(RUNNERS.names()) == {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation"}
+    here = {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation"}
+    assert set(RUNNERS.names()) == here | {"bops", "ebops", "sparsity", "peak_memory"}
 
 
 class MeansOfAllBefore(RUNNERS.get("basic_evaluation")):
@@ -235,11 +239,97 @@ def test_loss_and_accuracy_are_those_of_the_quantized_model_on_the_samples_asked
             assert found["loss"][i] == pytest.approx(float(F.cross_entropy(logits.double(), y)), rel=1e-6)
 
 
-@given(st.integers(1, 5000), st.floats(0, 1))
-def test_wilson_interval_is_scipys(samples, share):
-    correct = round(share * samples)
-    theirs = binomtest(correct, samples).proportion_ci(0.95, method="wilson")
-    low, high = wilson(correct / samples, samples)
-    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
-    assert 0 <= low <= correct / samples + 1e-12
-    assert correct / samples - 1e-12 <= high <= 1
+# --- bit operations
+
+
+class Jets(nn.Sequential):
+    """16-64-32-32-5, the network of Hawks et al. 2021, with weights that no format rounds to zero."""
+
+    def __init__(self):
+        widths = [16, 64, 32, 32, 5]
+        layers = [m for i, o in itertools.pairwise(widths) for m in (nn.Linear(i, o), nn.ReLU())]
+        super().__init__(*layers[:-1])
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, 0.5)
+
+
+def jets(bits):
+    own = {"name": ["integer"], "data_in_width": [bits], "weight_width": [bits], "weight_frac_width": ["auto"]}
+    return bench(Jets(), (16,), {"linear": own}, by="type")
+
+
+@pytest.mark.parametrize(
+    ("bits", "input_bits", "published"), [(8, 32, 583_968), (6, 32, 412_960), (6, 16, 298_272), (4, 32, 267_808)]
+)
+def test_bops_are_the_published_ones(bits, input_bits, published):
+    assert measure("bops", {"input_bits": input_bits}, jets(bits))["bops"].tolist() == [published]
+
+
+def test_bops_of_the_float_network_are_the_published_ones():
+    float_one = jets(8).of_float()
+    codes = np.zeros((1, 0), dtype=np.int64)
+    assert measure("bops", {}, float_one, codes)["bops"].tolist() == [4_652_832]
+
+
+def test_ebops_of_dense_uniform_networks_are_the_published_ones():
+    # published_jsc: 64-32-32, 4 bits everywhere, 8 at the input: 84,480.
+    assert measure("ebops", {"input_bits": 8}, jets(4))["ebops"].tolist() == [84_480]
+    assert measure("ebops", {"input_bits": 16}, jets(6))["ebops"].tolist() == [214_656]
+
+
+def test_weights_that_round_to_zero_cost_nothing(tiny_mlp):
+    subject = bench(
+        tiny_mlp, (4,), {"linear": {"name": ["integer"], "data_in_width": [8], "weight_width": [2, 8]}}, by="type"
+    )
+    codes = subject.space.numbered(0, subject.space.size)
+    sparsity = measure("sparsity", {}, subject)["sparsity"]
+    ebops = measure("ebops", {}, subject)["ebops"]
+    choosing = [g for g, group in enumerate(subject.space.groups) if group.size > 1]
+    for i, (code, options) in enumerate(zip(codes, subject.space.options(codes), strict=True)):
+        linears = [m for m in subject.model(code, bake=True).modules() if isinstance(m, nn.Linear)]
+        zeros = sum(int((m.weight == 0).sum()) for m in linears)
+        assert sparsity[i] == pytest.approx(zeros / sum(m.weight.numel() for m in linears))
+        bits = [int(subject.space.bits("weight")[g][options[g]]) for g in choosing]
+        assert ebops[i] == sum(int((m.weight != 0).sum()) * 8 * b for m, b in zip(linears, bits, strict=True))
+
+
+# --- peak memory
+
+
+class Residual(nn.Module):
+    """8 values in, 8 to 32 to 8, added to the input, 4 out."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.out = nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.out(x + self.down(torch.relu(self.up(x))))
+
+
+def test_peak_memory_is_the_largest_set_of_live_activations():
+    subject = bench(Residual(), (8,), {"default": INT})
+    # relu holds what it takes (32) and gives (32), while the input (8) waits for the addition: 72 values of 4 bytes.
+    code = np.zeros((1, 0), dtype=np.int64)
+    assert measure("peak_memory", {}, subject.of_float(), code)["peak_memory"].tolist() == [72 * 4]
+
+
+def test_activations_are_held_in_the_widest_format_that_takes_them():
+    seed = {
+        "up": {"name": ["integer"], "data_in_width": [4]},
+        "down": {"name": ["integer"], "data_in_width": [8]},
+        "relu": {"name": ["integer"], "data_in_width": [16]},
+        "add": {"name": ["integer"], "data_in_width": [6]},
+        "out": {"name": ["integer"], "data_in_width": [8]},
+    }
+    subject = bench(Residual(), (8,), seed)
+    # At the relu: 32 values of 16 bits in, 32 of 8 out, and the input, which the addition takes in 6 bits: 6 bytes.
+    assert measure("peak_memory", {}, subject)["peak_memory"].tolist() == [64 + 32 + 6]
+
+
+def test_views_make_no_second_copy():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 2))
+    subject = bench(net, (1, 4, 4), {"default": INT})
+    code = np.zeros((1, 0), dtype=np.int64)
+    # Convolution: 16 in, 32 out. Flatten: the same 32. Linear: 32 in, 2 out.
+    assert measure("peak_memory", {}, subject.of_float(), code)["peak_memory"].tolist() == [48 * 4]

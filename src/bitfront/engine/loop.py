@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from bitfront.engine.evaluator import Evaluator
     from bitfront.engine.workbench import Measured
 
-StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted"]
+StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted", "nothing feasible found"]
 #: Known proposals in a row after which the loop takes neighbours of the front itself.
 PATIENCE = 3
 #: A search whose first so many candidates all fail is broken.
 HOPELESS = 20
+#: So many candidates in a row that violate the constraints end a search.
+FRUITLESS = 50_000
 #: Small blocks are written together: what was evaluated waits about so long, at most, until it is durable.
 COMMIT_SECONDS = 0.1
 
@@ -49,6 +51,22 @@ class Objectives(Protocol):
         ...
 
 
+class Bounds(Protocol):
+    """What candidates must fulfil."""
+
+    def __bool__(self) -> bool:
+        """Whether there are constraints at all."""
+        ...
+
+    def before(self, codes: Codes) -> NDArray[np.float64]:
+        """By how much candidates violate what is known without evaluating them; 0: they do not."""
+        ...
+
+    def after(self, values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """By how much evaluated candidates violate the constraints."""
+        ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where the search is, for whoever shows it.
@@ -58,6 +76,7 @@ class Progress:
         total: how many there will be at most.
         new: how many of them in this session.
         failed: how many of these failed.
+        skipped: candidates that were not evaluated, because they cannot fulfil the constraints.
         seconds: since this session began.
         front: the front of what was told so far. To be read, not to be kept: it changes.
     """
@@ -66,6 +85,7 @@ class Progress:
     total: int
     new: int
     failed: int
+    skipped: int
     seconds: float
     front: Front
 
@@ -88,8 +108,12 @@ def run(
     limits: Limits,
     seed: int,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    bounds: Bounds | None = None,
 ) -> StopReason:
     """Search until a stop rule applies; every trial is in the store as soon as it is told.
+
+    Candidates that are known to violate the constraints are told without being evaluated: they are no trials, and do
+    not count against the budget.
 
     Raises:
         EvaluationError: the store cannot be written, a worker died, or nothing but failures comes out.
@@ -98,19 +122,32 @@ def run(
     began = time.perf_counter()
     history = History(len(space.parameters), strategy.objectives, space, forgets=not strategy.looks_back)
     front, writer = Front(strategy.objectives), _Writer(store)
-    failed, before = 0, len(store)
+    failed, before, skipped, fruitless = 0, len(store), 0, 0
+    bounds = bounds or None
 
     def late() -> bool:
         return limits.timeout is not None and time.perf_counter() - began >= limits.timeout
 
     def progress() -> None:
         done = len(store) + writer.waiting
-        on_progress(Progress(done, total, done - before, failed, time.perf_counter() - began, front))
+        on_progress(Progress(done, total, done - before, failed, skipped, time.perf_counter() - began, front))
 
     def settle(codes: Codes) -> None:
         """Answer from the store or evaluate, then tell in the proposed order. Stops early when time is up."""
-        nonlocal failed
-        known, values = store.recall(codes)
+        nonlocal failed, skipped, fruitless
+        violation = bounds.before(codes) if bounds else None
+        if violation is None or not violation.any():
+            known, recalled = store.recall(codes)
+            values = dict(recalled)
+        else:
+            inside = np.flatnonzero(violation == 0)
+            known = violation > 0
+            values = {m: np.full(len(codes), np.nan) for m in store.metrics}
+            known[inside], recalled = store.recall(codes[inside])
+            for name, column in recalled.items():
+                values[name][inside] = column
+            skipped += len(codes) - len(inside)
+            fruitless = 0 if len(inside) else fruitless + len(codes)
         new = np.flatnonzero(~known)[: max(0, total - len(store))]
         place = 0
         try:
@@ -135,9 +172,15 @@ def run(
             writer.write()
         if not known.all():
             codes, values = codes[known], {m: v[known] for m, v in values.items()}
+            violation = None if violation is None else violation[known]
         losses = objectives.losses(values)
-        history.tell(codes, losses)
-        front.add(losses)
+        if bounds and violation is not None:
+            violation = np.where(violation > 0, violation, bounds.after(values))
+            history.tell(codes, losses, violation)
+            front.add(np.where((violation > 0)[:, None], np.nan, losses))
+        else:
+            history.tell(codes, losses)
+            front.add(losses)
         progress()
 
     try:
@@ -145,17 +188,20 @@ def run(
         if len(seeds) and len(store) < total:
             settle(history.fresh(seeds))
         while True:
-            if len(store) >= space.size:
+            if max(len(store), len(history)) >= space.size:
                 return "space exhausted"
             if len(store) >= total:
                 return "n_trials reached"
             if late():
                 return "timeout"
+            if fruitless >= FRUITLESS and strategy.looks_back:
+                return "nothing feasible found"
             rng = np.random.default_rng([seed, 1, step])
             step += 1
             pending = np.zeros((0, len(space.parameters)), dtype=np.int64)
             # The budget must not decide what a strategy proposes, but for one that does not look back it cannot.
-            wanted = min(strategy.batch, (space.size if strategy.looks_back else total) - len(history))
+            limited = not strategy.looks_back and not bounds
+            wanted = min(strategy.batch, (total if limited else space.size) - len(history))
             proposed = strategy.propose(history, pending, wanted, rng)
             fresh = history.fresh(proposed)
             stalled = 0 if len(fresh) else stalled + max(1, len(proposed))

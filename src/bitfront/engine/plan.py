@@ -21,9 +21,12 @@ from torch import Tensor, nn
 
 from bitfront import checkpoints, data, models  # noqa: F401  (their registries must exist before anything is looked up)
 from bitfront.config import Config, Search
+from bitfront.constraints import DROP, Constraint
 from bitfront.data.base import DataRequest, Dataset, Split
 from bitfront.data.base import load as load_dataset
 from bitfront.engine import objectives as choosing
+from bitfront.engine.bounds import check, read
+from bitfront.engine.comparing import FIRST
 from bitfront.engine.objectives import Objectives
 from bitfront.engine.workbench import Job, Workbench
 from bitfront.errors import ConfigError, nearest, one_of
@@ -44,7 +47,9 @@ from bitfront.strategies.optuna import OptunaStrategy, sampler_name
 CALIBRATION_SAMPLES = 512
 DEFAULT_TRIALS = 100
 #: More than that is not spent on knowing better what a candidate costs.
-PROBE_SECONDS = 0.1
+PROBE_SECONDS = 0.25
+#: What a runner's ``num_samples`` may say instead of a number.
+AUTO = "auto"
 #: Candidates that tell it; many share work where all of the space will be evaluated, few where a strategy picks.
 CONSECUTIVE, RANDOM = 1024, 32
 
@@ -71,6 +76,7 @@ class Plan:
     sampler: str | None
     n_trials: int
     notes: tuple[str, ...]
+    constraints: tuple[Constraint, ...] = ()
 
     @property
     def space(self) -> QuantizationSpace:
@@ -92,6 +98,30 @@ class Plan:
         """The same plan with the trained model in it."""
         job = replace(self.bench.job, model=model)
         return replace(self, model=model, bench=Workbench(job))
+
+    @property
+    def auto_split(self) -> str | None:
+        """The split of which a runner shall take as many samples as it needs; None where none asks for that."""
+        assert self.config.search is not None
+        for _, name, settings in _given_runners(self.config.search.strategy):
+            if settings.get("num_samples") == AUTO:
+                split: str = RUNNERS.get(name).Settings(**settings).split  # type: ignore[attr-defined]
+                return split
+        return None
+
+    def sampled(self, number: int) -> Plan:
+        """The same plan with `number` samples where a runner shall take as many as it needs."""
+        assert self.config.search is not None
+        asked = {
+            RUNNERS.official(name)
+            for _, name, settings in _given_runners(self.config.search.strategy)
+            if settings.get("num_samples") == AUTO
+        }
+        runners = tuple(
+            (side, name, {**settings, "num_samples": number} if name in asked else settings)
+            for side, name, settings in self.bench.job.runners
+        )
+        return replace(self, bench=Workbench(replace(self.bench.job, runners=runners), self.space))
 
     def make_strategy(self) -> Strategy:
         """A fresh strategy."""
@@ -115,6 +145,7 @@ class Plan:
             "hw_runner": dict(search.strategy.hw_runner),
             "objectives": self.objectives.described(),
             "summed": self.objectives.summed,
+            "constraints": [c.text for c in self.constraints],
             "strategy": self.strategy,
             "sampler": self.sampler,
             "parameters": [p.name for p in self.space.parameters],
@@ -134,12 +165,14 @@ class Plan:
         few = self.space.numbered(0, count) if self.exhaustive else self.space.sample(count, np.random.default_rng(0))
         # The first one pays for what happens once, such as calibration.
         known, each = 1, timed(few[:1])
+        spent = each
         if each < PROBE_SECONDS:
             each = timed(few[:1])
         # Eight times as many take less than eight times as long.
-        while known < len(few) and 2 * known * each < PROBE_SECONDS:
+        while known < len(few) and spent < PROBE_SECONDS:
             known *= 8
             each = timed(few[:known])
+            spent += each * known
         return each
 
 
@@ -229,7 +262,7 @@ def make_plan(
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
     with config.locating():
         strategy, sampler = _strategy(config)
-        runners, metrics, sides = _runners(config)
+        runners, metrics, sides, added = _runners(config)
         objectives = _objectives(config, metrics)
     dataset = dataset or open_data(config, report, progress)
     own = model if model is not None else open_model(config, dataset)
@@ -260,7 +293,12 @@ def make_plan(
         calibration=chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0],
         device=device,
     )
+    bench = Workbench(job, space)
+    with config.locating():
+        constraints = read(config.search.constraints, bench)
+        check(bench, constraints, trained=False)
     notes = [*config.notes, *([warning] if warning else []), *dataset.notes]
+    notes += [f"[search.constraints] needs runner {name}: it was added with its defaults" for name in added]
     notes += [f"{k!r} of the seed names nothing here (by = {by!r}), and is not used" for k in space.unused]
     if graph.untraced:
         notes.append(
@@ -272,19 +310,22 @@ def make_plan(
     notes += [*_objective_notes(config), *_size_notes(dataset, runners), *_weight_notes(space)]
     if not config.search.strategy.eval_mode:
         notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
-    return Plan(
+    layout = Plan(
         config=config,
         dataset=dataset,
         model=own,
         brings_weights=model is not None,
-        bench=Workbench(job, space),
+        bench=bench,
         objectives=objectives,
         sides=sides,
         strategy=strategy,
         sampler=sampler,
         n_trials=n_trials,
         notes=tuple(notes),
+        constraints=constraints,
     )
+    # How many samples "auto" means is known once there are weights; until then it is a guess.
+    return layout if layout.auto_split is None else layout.sampled(FIRST)
 
 
 def _strategy(config: Config) -> tuple[str, str | None]:
@@ -311,40 +352,54 @@ def _strategy(config: Config) -> tuple[str, str | None]:
 
 def _runners(
     config: Config,
-) -> tuple[tuple[tuple[Side, str, Mapping[str, Any]], ...], list[Metric], dict[str, Side]]:
+) -> tuple[tuple[tuple[Side, str, Mapping[str, Any]], ...], list[Metric], dict[str, Side], list[str]]:
+    """The runners with their settings, the metrics they produce, where these are reported, and which runners were
+    added because a constraint needs them."""
     assert config.search is not None
     runners: list[tuple[Side, str, Mapping[str, Any]]] = []
     metrics: list[Metric] = []
     sides: dict[str, Side] = {}
-    tables: tuple[tuple[Side, dict[str, dict[str, Any]]], ...] = (
-        ("sw_runner", config.search.strategy.sw_runner),
-        ("hw_runner", config.search.strategy.hw_runner),
-    )
-    for side, table in tables:
-        for name, settings in table.items():
-            where = ("search", "strategy", side, name)
-            try:
-                runner, official = RUNNERS.get(name), RUNNERS.official(name)
-            except ConfigError as error:
-                error.key = where
-                raise
-            settings = {k: (None if v == "NA" else v) for k, v in settings.items()}
-            try:
-                runner.Settings(**settings)
-            except ValidationError as error:
-                raise _runner_error(error, runner.Settings.model_fields, where) from None
-            for metric in runner.produces:
-                if metric.name in sides:
-                    raise ConfigError(f"two runners produce {metric.name}; leave one of them out", key=where)
-                sides[metric.name] = side
-                metrics.append(metric)
-            runners.append((side, official, settings))
+    given = _given_runners(config.search.strategy)
+    there = {RUNNERS.official(name) for _, name, _ in given if name in RUNNERS}
+    added = []
+    for name in RUNNERS.names():
+        produced = {m.name for m in RUNNERS.get(name).produces}
+        if name not in there and produced & {c.removesuffix(DROP) for c in config.search.constraints}:
+            given.append((RUNNERS.get(name).side, name, {}))
+            added.append(name)
+    for side, name, settings in given:
+        where = ("search", "strategy", side, name)
+        try:
+            runner, official = RUNNERS.get(name), RUNNERS.official(name)
+        except ConfigError as error:
+            error.key = where
+            raise
+        settings = {k: (None if v == "NA" else v) for k, v in settings.items()}
+        try:
+            runner.Settings(**settings)
+        except ValidationError as error:
+            raise _runner_error(error, runner.Settings.model_fields, where) from None
+        for metric in runner.produces:
+            if metric.name in sides:
+                raise ConfigError(f"two runners produce {metric.name}; leave one of them out", key=where)
+            sides[metric.name] = side
+            metrics.append(metric)
+        runners.append((side, official, settings))
     if not runners:
         raise ConfigError(
             f"no metric runner is configured; known ones: {', '.join(RUNNERS.names())}",
             key=("search", "strategy", "sw_runner"),
         )
-    return tuple(runners), metrics, sides
+    return tuple(runners), metrics, sides, added
+
+
+def _given_runners(own: Any) -> list[tuple[Side, str, dict[str, Any]]]:
+    """(table, name, settings) of each runner as the user gave it."""
+    tables: tuple[tuple[Side, dict[str, dict[str, Any]]], ...] = (
+        ("sw_runner", own.sw_runner),
+        ("hw_runner", own.hw_runner),
+    )
+    return [(side, name, settings) for side, table in tables for name, settings in table.items()]
 
 
 def _runner_error(error: ValidationError, fields: Mapping[str, Any], where: tuple[str, ...]) -> ConfigError:
@@ -392,7 +447,7 @@ def _size_notes(dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, A
     for _, name, given in runners:
         settings: Any = RUNNERS.get(name).Settings(**given)
         asked, split = getattr(settings, "num_samples", None), getattr(settings, "split", None)
-        if asked is not None and split is not None and asked > len(dataset.split(split)[1]):
+        if isinstance(asked, int) and split is not None and asked > len(dataset.split(split)[1]):
             there = len(dataset.split(split)[1])
             notes.append(f"{name}.num_samples = {asked:,}, and {split} has {there:,} samples: all are used")
     return notes
@@ -437,6 +492,7 @@ def _samples(
         if split is None:
             continue
         number = getattr(settings, "num_samples", None)
+        number = len(dataset.split(split)[1]) if number == AUTO else number
         before = wanted.get(split, 0)
         wanted[split] = None if number is None or before is None else max(before, number)
     return {split: chosen_samples(dataset, split, number, seed) for split, number in wanted.items()}
@@ -445,7 +501,7 @@ def _samples(
 def chosen_samples(dataset: Dataset, split: Split, number: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """Fixed samples of a split, in the order in which ``num_samples`` takes them; None for all, as they stand."""
     x, y = dataset.split(split)
-    if number is None or number >= len(y):
+    if number is None or number > len(y):
         return x, y
     # The first rows of a file may be sorted by class; these are drawn once, the same for every candidate.
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:number]

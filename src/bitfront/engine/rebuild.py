@@ -92,13 +92,15 @@ def transform_trial(
         layout = layout.trained(searched)
     store = stores.read(Path(folder) / STORE)
     try:
-        kept = store.meta("identity")
+        kept, number = store.meta("identity"), store.meta("num_samples")
     finally:
         store.close()
     now = layout.identity(weights_fingerprint(layout.model))
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
         if kept[key] != now[key]:
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
+    if number is not None:
+        layout = layout.sampled(number)
     space = single(layout.space.graph, trial.config)
     bench = Workbench(layout.bench.job, space)
     code = np.zeros(0, dtype=np.int64)
@@ -106,7 +108,7 @@ def transform_trial(
     rebuilt = bench.model(code, bake=True)
     evaluation = None
     if check:
-        runner = next((r for r in layout.bench.runners if "accuracy" in (m.name for m in r.produces)), None)
+        runner = layout.bench.runner_of("accuracy")
         if runner is None:
             raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
         settings: Any = runner.settings

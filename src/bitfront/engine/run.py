@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import operator
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +20,14 @@ import numpy as np
 
 from bitfront import config as configuration
 from bitfront.config import Config
+from bitfront.constraints import Constraint, fulfilled, parse
 from bitfront.engine import store as stores
+from bitfront.engine.comparing import Compared
 from bitfront.engine.front import non_dominated
 from bitfront.engine.objectives import Objective, Objectives
 from bitfront.engine.trials import Trials
 from bitfront.errors import ConfigError, RunError, nearest, one_of
-from bitfront.metrics.evaluation import wilson
+from bitfront.metrics.intervals import wilson
 from bitfront.spaces.quantize import Config as Candidate
 from bitfront.spaces.quantize import SpelledSpace
 
@@ -36,14 +36,6 @@ STORE = "trials.sqlite"
 #: million of either spelled out takes gigabytes. The store has all.
 LOGGED = 10_000
 SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
-_CONSTRAINT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
-_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-    "==": operator.eq,
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,11 @@ class Run:
         columns: the trials as columns; quicker than ``records`` where there are many.
         objectives: what was optimised.
         reference: metric → value of the float model.
+        units: metric → unit.
+        kinds: metric → (measured, modelled or estimated; why, if that is not what the metric usually is).
         stopped: why the search ended; empty while it runs.
+        constraints: what the front fulfils, those against the float model with its numbers in them.
+        compared: the front's members with each other, on the same samples, most accurate first.
     """
 
     folder: Path
@@ -101,11 +97,15 @@ class Run:
     objectives: Objectives
     space: SpelledSpace
     sides: Mapping[str, str]
+    units: Mapping[str, str]
+    kinds: Mapping[str, tuple[str, str]]
     samples: int | None
     reference: Mapping[str, float]
     reference_test: Mapping[str, float]
     test_results: Mapping[int, Mapping[str, float]]
     stopped: str
+    constraints: tuple[Constraint, ...] = ()
+    compared: tuple[Compared, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -133,11 +133,15 @@ class Run:
                 objectives=objectives,
                 space=SpelledSpace(store.meta("space")),
                 sides=summary["sides"],
+                units=summary.get("units", {}),
+                kinds={m: (kind, why) for m, (kind, why) in summary.get("kinds", {}).items()},
                 samples=summary["samples"],
                 reference=summary["reference"],
                 reference_test=store.meta("reference_test") or {},
                 test_results=store.test_results(),
                 stopped=store.meta("stopped") or "",
+                constraints=tuple(Constraint(**c) for c in summary.get("constraints", ())),
+                compared=tuple(Compared(**c) for c in store.meta("compared") or ()),
             )
         finally:
             store.close()
@@ -180,7 +184,8 @@ class Run:
 
     @cached_property
     def front(self) -> tuple[Trial, ...]:
-        """The trials that no other dominates, by their objectives; with one objective, the first of the best."""
+        """The trials that fulfil the constraints and that no other such trial dominates, by their objectives; with one
+        objective, the first of the best."""
         return tuple(self.row(int(row)) for row in self.front_rows)
 
     @cached_property
@@ -188,6 +193,8 @@ class Run:
         """Rows of the front in ``columns``."""
         losses = self.objectives.losses(self.columns.metrics)
         losses[~self.columns.complete] = np.nan  # a failed trial may still have the metrics that count
+        if self.constraints and len(self):
+            losses[~fulfilled(self.constraints, self.columns.metrics)] = np.nan
         rows = non_dominated(losses)
         return rows[:1] if len(self.objectives.directions) == 1 else rows
 
@@ -208,7 +215,8 @@ class Run:
         """The best trial under constraints, from what is stored; nothing is evaluated.
 
         Args:
-            constraints: e.g. ``"average_bitwidth <= 4"``; any metric of the run.
+            constraints: e.g. ``"average_bitwidth <= 4"``, ``"accuracy_drop <= 1 %"``, ``"model_size <= 2 kB"``; any
+                metric of the run, units as in ``[search.constraints]``. They come on top of those of the search.
             minimize, maximize: the metric to choose by; default: the objective, or the first of them.
 
         Raises:
@@ -219,18 +227,20 @@ class Run:
             raise ConfigError("give either minimize or maximize, not both")
         metrics = self.columns.metrics
         allowed = self.columns.complete.copy()
-        for text in constraints:
-            match = _CONSTRAINT.match(text)
-            if not match:
-                raise ConfigError(f"cannot read the constraint {text!r}; write it like 'average_bitwidth <= 4'")
-            name, symbol, bound = match[1], match[2], float(match[3])
-            column = self._column(name)
-            fulfilled = _COMPARE[symbol](column, bound)
-            if not (allowed & fulfilled).any():
-                near = column[allowed]
-                reached = f"its range is {np.nanmin(near):g} to {np.nanmax(near):g}" if len(near) else "none is left"
-                raise RunError(f"no trial fulfils {text!r} (with the constraints before it {reached})")
-            allowed &= fulfilled
+        known = {name: _Measured(name, self.units.get(name, "")) for name in metrics}
+        own = [parse(text, known).resolved(self.reference) for text in constraints]
+        for constraint in (*self.constraints, *own):
+            fine = constraint.excess(metrics[constraint.metric]) == 0
+            if not (allowed & fine).any():
+                near = metrics[constraint.metric][allowed]
+                span = (
+                    f"the range of {constraint.metric} is {np.nanmin(near):g} to {np.nanmax(near):g}"
+                    if len(near)
+                    else ""
+                )
+                reached = span or "none is left"
+                raise RunError(f"no trial fulfils {constraint.text!r} (with the constraints before it {reached})")
+            allowed &= fine
         if not allowed.any():
             raise RunError(f"{self.folder}: no trial is complete")
         if minimize or maximize:
@@ -273,10 +283,23 @@ class Run:
 
     def intervals(self, values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
         """Metric → 95 % interval, for those of `values` that have one."""
+        found = {
+            name: (values[f"{name}_low"], values[f"{name}_high"])
+            for name in values
+            if f"{name}_low" in values and f"{name}_high" in values
+        }
         accuracy = values.get("accuracy", float("nan"))
-        if self.samples is None or np.isnan(accuracy):
-            return {}
-        return {"accuracy": wilson(accuracy, self.samples)}
+        if self.samples is not None and not np.isnan(accuracy):
+            found["accuracy"] = wilson(accuracy, self.samples)
+        return found
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A metric as the run knows it."""
+
+    name: str
+    unit: str
 
 
 def write_results(run: Run) -> None:

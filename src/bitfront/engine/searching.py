@@ -13,6 +13,8 @@ from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
 from bitfront.engine import loop
 from bitfront.engine import store as stores
+from bitfront.engine.bounds import Bounds, check
+from bitfront.engine.comparing import compare, enough_samples
 from bitfront.engine.evaluator import Evaluator
 from bitfront.engine.plan import Plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, write_results
@@ -21,6 +23,7 @@ from bitfront.engine.trained import trained_model
 from bitfront.engine.workbench import Workbench
 from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
+from bitfront.spaces.base import Codes
 
 #: The weights that a search's trials are made of, in its run folder.
 WEIGHTS = Path("checkpoints") / "searched.pt"
@@ -69,21 +72,26 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
             old.unlink(missing_ok=True)
     weights = weights_fingerprint(layout.model)
     space = layout.space
+    with layout.config.locating():
+        starts = check(layout.bench, layout.constraints, trained=True)
     store = Store.open(path, layout.bench.metrics, len(space.parameters), layout.identity(weights), space.keys)
     try:
         # Trials are rebuilt from these, wherever the weights came from and whatever becomes of that file.
         checkpoints.save(layout.model.state_dict(), folder / WEIGHTS, {"weights": weights})
         (folder / "config.toml").write_text(tomlfile.dumps(_absolute(layout.config)), encoding="utf-8")
+        layout = _with_samples(layout, store, events)
         _describe(layout, store)
         resumed = len(store)
         events.planned(layout, layout.seconds_per_candidate() if resumed < layout.n_trials else 0.0)
         if resumed:
             events.note(f"{resumed} trials are there from before")
-        reason = _evaluate(layout, store, events)
+        bounds = _bounds(layout, store)
+        reason = _evaluate(layout, store, bounds, starts, events)
         store.set_meta("stopped", reason)
         if reason != "interrupted":
             events.finishing()
             _test_front(layout, store, folder)
+            _compare_front(layout, store, folder)
         run = replace(Run.load(folder), notes=layout.notes)
         write_results(run)
         if len(run) and not run.columns.complete.any():
@@ -102,15 +110,31 @@ def _absolute(config: Config) -> dict[str, Any]:
     return values
 
 
+def _with_samples(layout: Plan, store: Store, events: Events) -> Plan:
+    """With as many samples as settle the order of candidates, where that is what was asked for; found out once."""
+    split = layout.auto_split
+    if split is None:
+        return layout
+    found = store.meta("num_samples")
+    if found is None:
+        found, candidates = enough_samples(layout.bench, split, layout.config.seed)
+        store.set_meta("num_samples", found)
+        there = len(layout.bench.samples(split, None)[1])
+        events.note(
+            f"num_samples = 'auto': {found:,} of {there:,} samples"
+            + (" (all there are)" if found == there else f" settle the order of {candidates} candidates")
+        )
+    return layout.sampled(found)
+
+
 def _describe(layout: Plan, store: Store) -> None:
     """Everything a reader of the run folder needs beside the trials."""
     bench = layout.bench
     empty = np.zeros((1, 0), dtype=np.int64)
     reference = bench.of_float().measure(empty)
-    accuracy = [s for s in bench.runners if "accuracy" in (m.name for m in s.produces)]
-    samples = None
-    if accuracy:
-        settings: Any = accuracy[0].settings
+    samples, runner = None, bench.runner_of("accuracy")
+    if runner is not None:
+        settings: Any = runner.settings
         samples = len(bench.samples(settings.split, settings.num_samples)[1])
     store.set_meta("space", list(layout.space.description))
     store.set_meta("stopped", "")
@@ -120,6 +144,8 @@ def _describe(layout: Plan, store: Store) -> None:
             "objectives": layout.objectives.described(),
             "summed": layout.objectives.summed,
             "sides": dict(layout.sides),
+            "units": {m.name: m.unit for runner in bench.runners for m in runner.produces},
+            "kinds": bench.kinds(),
             "samples": samples,
             "reference": {m: None if np.isnan(v[0]) else float(v[0]) for m, v in reference.values.items()},
             "sites": len(layout.space.sites),
@@ -128,9 +154,18 @@ def _describe(layout: Plan, store: Store) -> None:
     )
 
 
-def _evaluate(layout: Plan, store: Store, events: Events) -> loop.StopReason:
+def _bounds(layout: Plan, store: Store) -> Bounds:
+    """The constraints, those against the float model with its numbers in them; kept for readers of the run folder."""
+    summary = store.meta("summary")
+    with layout.config.locating():
+        resolved = tuple(c.resolved(summary["reference"]) for c in layout.constraints)
+    store.set_meta("summary", {**summary, "constraints": [vars(c) for c in resolved]})
+    return Bounds(layout.bench, resolved)
+
+
+def _evaluate(layout: Plan, store: Store, bounds: Bounds, starts: Codes, events: Events) -> loop.StopReason:
     setup = layout.settings.strategy.setup
-    seeds = layout.space.uniform()[:UNIFORM]
+    seeds = np.concatenate([starts, layout.space.uniform()[:UNIFORM]])
     if layout.exhaustive:
         seeds = seeds[:0]  # all of them come anyway, in the space's own order
     with Evaluator(layout.bench, setup.n_jobs) as evaluator:
@@ -144,6 +179,7 @@ def _evaluate(layout: Plan, store: Store, events: Events) -> loop.StopReason:
             limits=loop.Limits(layout.n_trials, setup.timeout),
             seed=layout.config.seed,
             on_progress=lambda progress: events.progress(progress, layout),
+            bounds=bounds,
         )
         for remark in evaluator.remarks:
             events.note(remark)
@@ -173,3 +209,16 @@ def _test_front(layout: Plan, store: Store, folder: Path) -> None:
                 for r, loss, correct in zip(rows, scores.loss, scores.correct, strict=True)
             }
         )
+
+
+def _compare_front(layout: Plan, store: Store, folder: Path) -> None:
+    """The front's members with each other, on the samples of the search."""
+    runner = layout.bench.runner_of("accuracy")
+    run = Run.load(folder)
+    rows = run.front_rows[:TESTED]
+    if runner is None or len(rows) < 2:
+        store.set_meta("compared", [])
+        return
+    settings: Any = runner.settings
+    answers = layout.bench.answers(run.columns.codes(rows), settings.split, 0, settings.num_samples)
+    store.set_meta("compared", [vars(c) for c in compare(run.columns.number[rows].tolist(), answers)])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,12 +31,12 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Site, capture
 from bitfront.graph.capture import changes_in_place
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Runner, Scores, Side, Values
+from bitfront.metrics.base import Kind, Runner, Scores, Side, Values
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
-from bitfront.training import evaluate
+from bitfront.training import evaluate, right_answers
 from bitfront.transforms import quantize
 from bitfront.transforms.quantize import observe, parameter
 
@@ -170,6 +170,35 @@ class Workbench:
             return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
         return Measured(values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain)
+
+    @cached_property
+    def closed_form(self) -> frozenset[str]:
+        """Metrics that need neither data nor a clock."""
+        return frozenset(m.name for runner in self.runners if runner.closed_form for m in runner.produces)
+
+    @cached_property
+    def of_weights(self) -> frozenset[str]:
+        """Metrics that look at the values of the weights."""
+        return frozenset(m.name for runner in self.runners if runner.of_weights for m in runner.produces)
+
+    def runner_of(self, metric: str) -> Runner | None:
+        """The runner that produces a metric; None if none does."""
+        return next((r for r in self.runners if metric in (m.name for m in r.produces)), None)
+
+    def kinds(self) -> dict[str, tuple[Kind, str]]:
+        """Metric → how its values come about in this search, and why if that is not the usual way."""
+        found: dict[str, tuple[Kind, str]] = {}
+        for runner in self.runners:
+            found.update(runner.kinds(_Subject(self)))
+        return found
+
+    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+        """Some closed-form metrics of a batch of candidates, and nothing else: no candidate is evaluated."""
+        values: dict[str, Values] = {}
+        for runner in self.runners:
+            if runner.closed_form and any(m.name in metrics for m in runner.produces):
+                values.update(runner.measure(_Subject(self), codes))
+        return {m: values[m] for m in metrics}
 
     def _measure(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
         values: dict[str, Values] = {}
@@ -312,6 +341,23 @@ class Workbench:
             else:
                 loss[i], correct[i] = result.loss, result.correct
         return Scores(loss, correct, len(y), tuple(errors))
+
+    def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Which of the samples each candidate answers rightly, shape (candidates, samples).
+
+        Candidates are run whole, one by one: meant for the few that are compared in the end. A candidate that fails
+        answers nothing.
+
+        Args:
+            start, stop: which of the samples of the split, in the order in which ``num_samples`` takes them.
+        """
+        x, y = (t[start:stop] for t in self.samples(split, None))
+        found = np.zeros((len(codes), len(y)), dtype=bool)
+        with one_thread():
+            for row, code in zip(found, codes, strict=True):
+                with contextlib.suppress(RuntimeError):
+                    row[:] = right_answers(self.model(code), x, y, batch_size=self.chunk)
+        return found
 
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""

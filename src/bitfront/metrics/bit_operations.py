@@ -13,6 +13,7 @@ from typing import ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import fx
 
 from bitfront.graph import Graph
 from bitfront.graph.operations import bops, ebops
@@ -111,10 +112,14 @@ def first_weighted(graph: Graph) -> frozenset[str]:
     weighted = [s.name for s in graph.sites if s.macs]
     if graph.fx_graph is None:
         return frozenset(weighted[:1])
-    fresh, found = set(), set()
+    unseen: set[fx.Node] = set()
+    found = []
     for node in graph.fx_graph.nodes:
         if node.op == "placeholder":
-            fresh.add(node)
-        elif any(n in fresh for n in node.all_input_nodes):
-            (found if node.name in weighted else fresh).add(node.name if node.name in weighted else node)
+            unseen.add(node)
+        elif any(n in unseen for n in node.all_input_nodes):
+            if node.name in weighted:
+                found.append(node.name)
+            else:
+                unseen.add(node)
     return frozenset(found)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -12,9 +11,6 @@ from pydantic import Field
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values
 from bitfront.spaces.base import Codes
-
-#: Two-sided 95 % quantile of the normal distribution.
-Z95 = 1.959963984540054
 
 
 class EvaluationSettings(RunnerSettings):
@@ -24,8 +20,10 @@ class EvaluationSettings(RunnerSettings):
     data_loader: Literal["val_dataloader", "train_dataloader", "val", "train"] = Field(
         "val_dataloader", description="the split to evaluate on"
     )
-    num_samples: int | None = Field(
-        None, ge=1, description="how many samples of it, the same for all; default: all of them"
+    num_samples: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description="how many samples of it, the same for all; `auto`: as many as settle the order of typical "
+        "candidates; default: all of them",
     )
 
     @property
@@ -48,19 +46,8 @@ class BasicEvaluation(Runner):
     def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
         """Loss and accuracy of each candidate; NaN where its evaluation failed."""
         settings = cast(EvaluationSettings, self.settings)
+        assert settings.num_samples != "auto", "the search says how many that is, before it begins"
         scores = subject.scores(codes, settings.split, settings.num_samples)
         failed = np.array([bool(e) for e in scores.errors], dtype=bool)
         accuracy = np.where(failed, np.nan, scores.correct / scores.samples)
         return {"loss": np.where(failed, np.nan, scores.loss), "accuracy": accuracy}
-
-
-def wilson(accuracy: float, samples: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share observed on `samples` samples (Wilson 1927).
-
-    Returns:
-        (low, high), both within 0 to 1.
-    """
-    z2 = Z95**2
-    centre = (accuracy + z2 / (2 * samples)) / (1 + z2 / samples)
-    half = Z95 / (1 + z2 / samples) * math.sqrt(accuracy * (1 - accuracy) / samples + z2 / (4 * samples**2))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from bitfront.constraints import fulfilled, total
+from bitfront.metrics.intervals import SIGNIFICANT
 
 if TYPE_CHECKING:
     from bitfront.engine.plan import Plan
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Rows of the best trials that a terminal gets to see; best.json has all.
 SHOWN = 20
+#: Units that a number makes no sense without.
+PHYSICAL = ("ms", "mJ", "W")
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,24 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
-def _metrics(values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
+def _metrics(
+    values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None, run: Run | None = None
+) -> str:
+    """One metric per line; times, energies and powers with their units, and whatever is not what the metric usually is
+    with what it is instead."""
     parts = []
+    ends = {f"{name}{end}" for name in intervals or {} for end in ("_low", "_high")}
     for name, value in values.items():
+        if name in ends:
+            continue
         part = f"{name} {number(value)}"
+        unit = run.units.get(name, "") if run else ""
+        part += f" {unit}" if unit in PHYSICAL else ""
         if intervals and name in intervals:
             low, high = intervals[name]
-            part += f" [{low:.3f}, {high:.3f}]"
+            part += f" [{number(low)}, {number(high)}]" if unit in PHYSICAL else f" [{low:.3f}, {high:.3f}]"
+        kind, why = run.kinds.get(name, ("", "")) if run else ("", "")
+        part += f" ({kind})" if why else ""
         parts.append(part)
     return "\n".join(parts)
 
@@ -99,8 +116,8 @@ def best_trials(run: Run) -> Sheet:
     rows = [
         [
             "float",
-            _metrics(sides["sw_runner"], run.intervals(reference)),
-            _metrics(sides["hw_runner"]),
+            _metrics(sides["sw_runner"], run.intervals(reference), run),
+            _metrics(sides["hw_runner"], run.intervals(reference), run),
             "",
             *([number(run.reference_test["accuracy"])] if tested else []),
         ]
@@ -110,8 +127,8 @@ def best_trials(run: Run) -> Sheet:
         rows.append(
             [
                 str(trial.number),
-                _metrics(trial.software_metrics, trial.intervals),
-                _metrics(trial.hardware_metrics),
+                _metrics(trial.software_metrics, trial.intervals, run),
+                _metrics(trial.hardware_metrics, trial.intervals, run),
                 _metrics({**trial.scaled_metrics, **({"sum": trial.values[0]} if run.objectives.summed else {})}),
                 *([number(test)] if tested else []),
             ]
@@ -130,6 +147,10 @@ def summary(run: Run) -> list[str]:
     if len(run.front_rows) > SHOWN:
         lines.append(f"  ... and {len(run.front_rows) - SHOWN:,} more of the front in {run.folder / 'best.json'}")
     lines.append("")
+    lines += compared(run)
+    lines += [f"{name} is {kind}: {why}" for name, (kind, why) in _reasons(run).items()]
+    if run.constraints:
+        lines.append(_constrained(run))
     failed = int((~run.columns.complete).sum())
     if failed:
         lines.append(f"{failed:,} candidates failed; the first with: {run.columns.first_error}")
@@ -141,6 +162,60 @@ def summary(run: Run) -> list[str]:
         folder = shlex.quote(str(run.folder))
         lines.append(f"rebuild one: bitfront transform --run {folder} --trial {shown[0].number}")
     return lines
+
+
+def compared(run: Run) -> list[str]:
+    """What the samples can tell of the front's members, a line each."""
+    if len(run.compared) < 2:
+        return []
+    best, *others = run.compared
+    lines = []
+    same = [c.number for c in others if c.p_best >= SIGNIFICANT]
+    where = f"on the same {run.samples:,} samples, paired" if run.samples else "paired"
+    cost = next((p for p in run.objectives.parts if p.metric != "accuracy"), None)
+    if same and cost is not None:
+        trials = [run.trial(n) for n in same]
+        sign = 1 if (cost.direction == "minimize") == (cost.scale > 0) else -1
+        cheapest = min(trials, key=lambda t: sign * t.metrics[cost.metric])
+        own, least = run.trial(best.number).metrics[cost.metric], cheapest.metrics[cost.metric]
+        if sign * least < sign * own:
+            word = "smaller" if sign > 0 else "larger"
+            p = next(c.p_best for c in others if c.number == cheapest.number)
+            lines.append(
+                f"{cheapest.number} is {word} than {best.number}, the most accurate ({cost.metric} {number(least)} "
+                f"against {number(own)}), and not distinguishably worse (McNemar p = {p:.2g}, {where})"
+            )
+    near = [f"{c.number} from {c.above} (p = {c.p_above:.2g})" for c in others if c.p_above >= SIGNIFICANT]
+    if near:
+        more = f" and {len(near) - 5} more" if len(near) > 5 else ""
+        lines.append(f"neighbours that these samples do not tell apart: {', '.join(near[:5])}{more}")
+    return lines
+
+
+def _reasons(run: Run) -> dict[str, tuple[str, str]]:
+    """Metric → (kind, why), where it is not what the metric usually is; one of those with the same reason."""
+    found: dict[tuple[str, str], str] = {}
+    for name, own in run.kinds.items():
+        if own[1]:
+            found.setdefault(own, name)
+    return {name: own for own, name in found.items()}
+
+
+def _constrained(run: Run) -> str:
+    texts = ", ".join(c.text for c in run.constraints)
+    count = int((fulfilled(run.constraints, run.columns.metrics) & run.columns.complete).sum()) if len(run) else 0
+    if count:
+        return f"constraints: {texts}; {count:,} of the evaluated candidates fulfil them"
+    if not run.columns.complete.any():
+        return f"no candidate was evaluated that fulfils {texts}"
+    missed = np.where(run.columns.complete, total(run.constraints, run.columns.metrics), np.inf)
+    row = int(np.argmin(missed))
+    own = ", ".join(
+        f"{c.metric} {number(run.columns.metrics[c.metric][row])} ({c.comparison} {number(c.bound)} is asked)"
+        for c in run.constraints
+        if c.excess(run.columns.metrics[c.metric][row : row + 1])[0] != 0
+    )
+    return f"no evaluated candidate fulfils {texts}; the nearest is trial {run.columns.number[row]} with {own}"
 
 
 def _sites(trial: Trial) -> dict[str, Any]:
@@ -196,8 +271,8 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
         f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters",
         f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
         f"objectives: {directions}",
-        f"cost: {1000 * seconds:.2g} ms per candidate (measured), about {duration(seconds * n / jobs)} in all"
-        + (", and the sampler's own time" if plan.sampler else ""),
+        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "
+        f"about {duration(seconds * n / jobs)} in all" + (", and the sampler's own time" if plan.sampler else ""),
     ]
     timeout = plan.settings.strategy.setup.timeout
     if timeout is not None and seconds * n / jobs > timeout:

@@ -37,10 +37,17 @@ class History:
         self._space = space
         self._codes = np.zeros((0 if forgets else 64, parameters), dtype=np.int64)
         self._losses = np.zeros((len(self._codes), objectives))
+        self._violation = np.zeros(len(self._codes))
         self._index: Index | None = None
+        #: Whether there are constraints.
+        self.constrained = False
 
-    def tell(self, codes: Codes, losses: NDArray[np.float64]) -> None:
-        """Append candidates with their objectives, all to be minimised; a row of NaN is a failed candidate.
+    def tell(self, codes: Codes, losses: NDArray[np.float64], violation: NDArray[np.float64] | None = None) -> None:
+        """Append candidates with their objectives, all to be minimised; a row of NaN is a candidate that failed, or,
+        if it violates a constraint, one that was never evaluated.
+
+        Args:
+            violation: by how much each misses the constraints, 0 where it fulfils them; None: there are none.
 
         Raises:
             ValueError: a candidate is known already.
@@ -58,7 +65,10 @@ class History:
         while stop > len(self._codes):
             self._codes = np.concatenate([self._codes, np.zeros_like(self._codes)])
             self._losses = np.concatenate([self._losses, np.zeros_like(self._losses)])
+            self._violation = np.concatenate([self._violation, np.zeros_like(self._violation)])
         self._codes[start:stop], self._losses[start:stop] = codes, losses
+        self.constrained |= violation is not None
+        self._violation[start:stop] = 0.0 if violation is None else violation
 
     def __len__(self) -> int:
         return 0 if self._index is None else len(self._index)
@@ -71,9 +81,15 @@ class History:
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """Shape (candidates, objectives), smaller is better; NaN where a candidate failed."""
+        """Shape (candidates, objectives), smaller is better; NaN where a candidate failed or was not evaluated."""
         assert not self.forgets, "this strategy said that it does not look back"
         return self._losses[: len(self)]
+
+    @property
+    def violation(self) -> NDArray[np.float64]:
+        """Shape (candidates,): by how much each misses the constraints; 0 where it fulfils them."""
+        assert not self.forgets, "this strategy said that it does not look back"
+        return self._violation[: len(self)]
 
     def row(self, code: NDArray[np.int64]) -> int | None:
         """Where a canonical code stands; None if it is not known."""

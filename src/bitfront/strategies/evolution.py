@@ -50,6 +50,8 @@ LENGTH = 0.5
 #: Part of a generation that goes on without asking the model, after so many trials: in the end it only repeats itself.
 UNASKED = 0.25
 RIPE = 400
+#: A predicted violation below this part of the spread of the known ones is taken for none.
+SLIGHT = 0.1
 #: Columns that are eliminated before all others are updated.
 PANEL = 16
 #: Of a space no larger than this every unseen candidate is looked at.
@@ -84,7 +86,7 @@ class Evolution(Strategy):
             Shape (candidates, parameters); the most promising first. Empty only if nothing is left.
         """
         seen = len(history) + len(pending)
-        best, rank = select(history.losses, FITTED)
+        best, rank = select(history.losses, FITTED, history.violation)
         starting = seen < START or len(best) < 2
         n = min(n, max(SMALLEST, START - seen if starting else int(seen * SHARE)))
         if starting:
@@ -168,16 +170,30 @@ class Evolution(Strategy):
 
     def _promising(self, history: History, best: Rows, rank: Rows, pool: Codes, n: int) -> Codes:
         """The `n` of `pool` that are selected among their own predicted objectives and those of the front."""
-        losses = history.losses[best]
-        failed = np.flatnonzero(np.isnan(history.losses).any(axis=1))[-FAILURES:]
-        # What failed is taken for as bad as the worst: its surroundings are avoided as far as nothing speaks for them.
-        known = np.concatenate([losses, np.broadcast_to(losses.max(axis=0), (len(failed), losses.shape[1]))])
+        failed = np.flatnonzero(np.isnan(history.losses).any(axis=1) & (history.violation == 0))[-FAILURES:]
+        rows = np.concatenate([best, failed])
+        known = history.losses[rows]
+        # What failed, or was never evaluated, is taken for as bad as the worst: its surroundings are avoided as far as
+        # nothing speaks for them.
+        known = np.where(np.isnan(known), np.nan_to_num(known, nan=-np.inf).max(axis=0), known)
+        known = np.where(np.isfinite(known), known, 0.0)
+        violation = history.violation[rows]
+        constrained = bool(violation.any())
+        if constrained:
+            known = np.concatenate([known, np.log1p(violation)[:, None]], axis=1)
         centre, spread = known.mean(axis=0), known.std(axis=0)
         known = (known - centre) / np.where(spread > 0, spread, 1.0)
         front = known[: len(best)][rank == 0]
-        guess = self._predicted(history.codes[np.concatenate([best, failed])], known, pool)
-        rows, _ = select(np.concatenate([front, guess]), len(front) + n)
-        return pool[rows[rows >= len(front)][:n] - len(front)]
+        guess = self._predicted(history.codes[rows], known, pool)
+        both = np.concatenate([front, guess])
+        outside = None
+        if constrained:
+            # The last column is the violation; near nothing of it, the model's error is larger than what it says.
+            outside = both[:, -1] * spread[-1] + centre[-1]
+            outside = np.where(outside > SLIGHT * spread[-1], outside, 0.0)
+            both = both[:, :-1]
+        chosen, _ = select(both, len(front) + n, outside)
+        return pool[chosen[chosen >= len(front)][:n] - len(front)]
 
     def _predicted(self, codes: Codes, losses: Floats, pool: Codes) -> Floats:
         """Mean of a Gaussian process at `pool`, shape (pool, objectives), given `losses` at `codes`."""
@@ -201,17 +217,27 @@ class Evolution(Strategy):
 # -- selection
 
 
-def select(losses: Floats, n: int) -> tuple[Rows, Rows]:
+def select(losses: Floats, n: int, violation: Floats | None = None) -> tuple[Rows, Rows]:
     """The `n` best candidates, best first: front by front, within a front the less crowded first (NSGA-II).
 
-    The first `k` of `n` are what ``select(losses, k)`` gives. Fronts are peeled off only as far as they are needed.
+    Whoever violates a constraint comes after all who do not, the slightest violation first (constrained domination,
+    Deb et al. 2002, section VI). The first `k` of `n` are what ``select(losses, k)`` gives. Fronts are peeled off only
+    as far as they are needed.
 
     Args:
-        losses: shape (candidates, objectives), to be minimised; rows with NaN (failed) are left out.
+        losses: shape (candidates, objectives), to be minimised; rows with NaN (failed) are left out, unless they
+            violate a constraint.
+        violation: shape (candidates,), 0 where there is none.
 
     Returns:
         Their rows and the number of the front that each is on, 0 for what nobody dominates.
     """
+    if violation is not None and violation.any():
+        fine, ranks_of_fine = select(np.where((violation > 0)[:, None], np.nan, losses), n)
+        outside = np.flatnonzero(violation > 0)
+        outside = outside[np.argsort(violation[outside], kind="stable")][: n - len(fine)]
+        behind = ranks_of_fine.max(initial=-1) + 1 + np.arange(len(outside))
+        return np.concatenate([fine, outside]), np.concatenate([ranks_of_fine, behind])
     left: Rows = np.flatnonzero(~np.isnan(losses).any(axis=1))
     # From here on sorted by the first objective, then the second ...: who dominates stands before who is dominated.
     left = left[np.lexsort(losses[left].T[::-1])]

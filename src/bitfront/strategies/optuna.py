@@ -40,6 +40,8 @@ class Places(optuna.distributions.IntDistribution):
         return self
 
 
+#: Where Optuna's samplers look for the constraints of a trial: values above 0 are violations.
+CONSTRAINTS = "constraints"
 SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -150,7 +152,13 @@ class OptunaStrategy(Strategy):
 
     def _add(self, history: History, row: int, attributes: dict[str, Any]) -> None:
         """Tell the study of a candidate, unless it failed: samplers look at complete trials only."""
-        losses = history.losses[row]
+        losses, violation = history.losses[row], float(history.violation[row])
+        if history.constrained:
+            attributes = {**attributes, CONSTRAINTS: [violation]}
+            if violation and np.isnan(losses).any():
+                # Never evaluated: as bad as the worst so far. Samplers compare such trials by their violation alone.
+                worst = np.nan_to_num(history.losses[:row], nan=-np.inf).max(axis=0, initial=-np.inf)
+                losses = np.where(np.isfinite(worst), worst, 0.0)
         if np.isnan(losses).any():
             return
         values = dict(zip(self._distributions, history.codes[row].tolist(), strict=True))

@@ -1,0 +1,75 @@
+"""Wilson intervals and McNemar's test against independent implementations."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from bitfront.engine.comparing import RESOLUTION, compare, settled
+from bitfront.metrics.intervals import Paired, wilson
+
+
+@given(st.integers(0, 200), st.integers(1, 200))
+def test_wilson_is_scipys(hits, more):
+    samples = hits + more
+    low, high = binomtest(hits, samples).proportion_ci(method="wilson")
+    assert wilson(hits / samples, samples) == pytest.approx((low, high), abs=1e-12)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(first, second):
+    own = Paired(first, second, 1000)
+    expected = binomtest(first, first + second).pvalue if first + second else 1.0
+    assert own.p == pytest.approx(expected, abs=1e-9)
+    assert own.p == Paired(second, first, 1000).p
+
+
+def test_mcnemars_published_example():
+    # Agresti, Categorical Data Analysis: 150 against 86 of 236 discordant pairs, chi-square 17.36, p about 3e-5.
+    assert Paired(150, 86, 1600).p == pytest.approx(3.7e-5, rel=0.2)
+
+
+def test_pairs_are_counted_from_answers():
+    first = np.array([1, 1, 0, 0, 1], dtype=bool)
+    second = np.array([1, 0, 1, 0, 0], dtype=bool)
+    own = Paired.of(first, second)
+    assert (own.only_first, own.only_second, own.samples) == (2, 1, 5)
+    assert own.difference == pytest.approx(0.2)
+
+
+def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits, rounds = 0, 400
+    for _ in range(rounds):
+        draws = rng.choice(3, size=500, p=[0.85, 0.10, 0.05])
+        own = Paired(int((draws == 1).sum()), int((draws == 2).sum()), 500)
+        hits += abs(own.difference - 0.05) <= own.half_width
+    assert 0.92 <= hits / rounds <= 0.98
+
+
+def test_a_front_is_compared_from_the_most_accurate_down():
+    answers = np.zeros((3, 100), dtype=bool)
+    answers[0, :60], answers[1, :90], answers[2, :89] = True, True, True
+    best, second, last = compare([7, 8, 9], answers)
+    assert (best.number, best.above, best.p_best) == (8, None, 1.0)
+    assert (second.number, second.above) == (9, 8)
+    assert second.p_above == 1.0
+    assert (last.number, last.above) == (7, 9)
+    assert last.p_best < 1e-6
+
+
+def test_an_order_is_settled_when_neighbours_differ_clearly_or_hardly():
+    rng = np.random.default_rng(0)
+
+    def candidates(samples):
+        good = rng.random(samples) < 0.9
+        return np.stack([good, good & (rng.random(samples) > 0.02), rng.random(samples) < 0.5])
+
+    assert not settled(candidates(100))
+    assert settled(candidates(20_000))
+    # Two that are equally good and independent are settled once the difference is known to half a percent.
+    coin = rng.random((2, 100_000)) < 0.9
+    assert Paired.of(*coin).half_width < RESOLUTION
+    assert settled(coin)
+    assert not settled(coin[:, :1000])

@@ -1,0 +1,119 @@
+"""Constraints in plain words: what they mean, and what is refused."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitfront.constraints import Constraint, fulfilled, parse, total
+from bitfront.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Known:
+    name: str
+    unit: str
+
+
+METRICS = {
+    name: Known(name, unit)
+    for name, unit in {
+        "accuracy": "",
+        "model_size": "bytes",
+        "average_bitwidth": "bits",
+        "latency": "ms",
+        "latency_p90": "ms",
+        "latency_per_sample": "ms",
+        "energy": "mJ",
+        "total_flops": "operations",
+        "bops": "bit operations",
+    }.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "comparison", "bound", "drop"),
+    [
+        ("model_size <= 2 kB", "model_size", "<=", 2000, False),
+        ("model_size<=2KiB", "model_size", "<=", 2048, False),
+        ("model_size < 1.5 MB", "model_size", "<", 1.5e6, False),
+        ("model_size <= 700", "model_size", "<=", 700, False),
+        ("accuracy_drop <= 1 %", "accuracy", "<=", 0.01, True),
+        ("accuracy_drop <= 0.01", "accuracy", "<=", 0.01, True),
+        ("accuracy >= 75%", "accuracy", ">=", 0.75, False),
+        ("latency p90 <= 2 ms", "latency_p90", "<=", 2, False),
+        ("latency <= 300 us", "latency", "<=", 0.3, False),
+        ("latency per_sample <= 0.1 s", "latency_per_sample", "<=", 100, False),
+        ("latency median <= 5", "latency", "<=", 5, False),
+        ("energy <= 3 J", "energy", "<=", 3000, False),
+        ("average_bitwidth <= 4 bits", "average_bitwidth", "<=", 4, False),
+        ("total_flops <= 2 MFLOPs", "total_flops", "<=", 2e6, False),
+        ("total_flops <= 2M", "total_flops", "<=", 2e6, False),
+        ("bops <= 300 kBOPs", "bops", "<=", 3e5, False),
+        ("bops <= 1_000", "bops", "<=", 1000, False),
+    ],
+)
+def test_what_a_statement_means(text, metric, comparison, bound, drop):
+    own = parse(text, METRICS)
+    assert (own.metric, own.comparison, own.drop) == (metric, comparison, drop)
+    assert own.bound == pytest.approx(bound, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model_size", "cannot read the constraint 'model_size'; write it like"),
+        ("model_size <= two kB", "cannot read"),
+        ("modelsize <= 2 kB", "there is no metric 'modelsize' here; .*Did you mean 'model_size'"),
+        ("model_size <= 2 kg", "'kg' is no unit of this metric; allowed: B, kB"),
+        ("latency <= 2 kB", "'kB' is no unit of this metric; allowed: s, ms"),
+        ("latency p95 <= 2 ms", "there is no metric 'latency_p95'"),
+        ("loss_drop <= 1 %", "only accuracy_drop is known"),
+        ("total_flops <= 2 ms", "'ms' is no unit"),
+    ],
+)
+def test_what_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(text, METRICS)
+
+
+def test_a_drop_is_in_points_of_the_float_models_accuracy():
+    own = parse("accuracy_drop <= 1 %", METRICS).resolved({"accuracy": 0.77})
+    assert (own.comparison, own.bound) == (">=", pytest.approx(0.76))
+    # 0.77 - 0.76 is 0.010000000000000009 in floating point; one percent worse is allowed all the same.
+    assert own.excess(np.array([0.76, 0.7599, np.nan])).tolist()[0] == 0
+    assert own.excess(np.array([0.7599]))[0] > 0
+    assert np.isnan(own.excess(np.array([np.nan]))[0])
+    with pytest.raises(ConfigError, match="not known"):
+        parse("accuracy_drop <= 1 %", METRICS).resolved({})
+
+
+@given(
+    st.sampled_from(["<=", "<", ">=", ">", "=="]),
+    st.floats(-1e6, 1e6),
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20),
+)
+def test_excess_is_zero_exactly_where_the_comparison_holds(comparison, bound, values):
+    own = Constraint("x", "x", comparison, bound)
+    array = np.array(values)
+    clear = np.abs(array - bound) > 1e-6 * max(1.0, abs(bound))
+    holds = {
+        "<=": array <= bound,
+        "<": array < bound,
+        ">=": array >= bound,
+        ">": array > bound,
+        "==": array == bound,
+    }[comparison]
+    assert ((own.excess(array) == 0) == holds)[clear].all()
+    assert (own.excess(array) >= 0).all()
+    # Equal counts as equal for <=, >= and ==, and not for the strict ones.
+    assert (own.excess(np.array([bound]))[0] == 0) == (comparison in ("<=", ">=", "=="))
+
+
+def test_a_candidate_must_fulfil_all_of_them_and_an_unknown_value_fulfils_none():
+    both = [Constraint("a", "a", "<=", 1.0), Constraint("b", "b", ">=", 2.0)]
+    values = {"a": np.array([0.5, 0.5, 2.0, np.nan]), "b": np.array([3.0, 1.0, 1.0, 3.0])}
+    assert fulfilled(both, values).tolist() == [True, False, False, False]
+    assert total(both, values).tolist() == [0.0, 0.5, 1.5, 0.0]
