@@ -112,12 +112,14 @@ class Norms(nn.Module):
         super().__init__()
         self.a, self.b, self.head = nn.Linear(6, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, CLASSES)
         self.one, self.other, self.twice, self.sum = (nn.BatchNorm1d(5) for _ in range(4))
-        self.query, self.embed, self.still = nn.Parameter(torch.randn(1, 3)), nn.Linear(3, 5), nn.BatchNorm1d(5)
+        self.query, self.matrix = nn.Parameter(torch.randn(1, 3)), nn.Parameter(torch.randn(5, 3))
+        self.offset, self.still = nn.Parameter(torch.randn(5)), nn.BatchNorm1d(5)
 
     def forward(self, x):
         h = self.a(x)
         h = self.twice(self.b(F.relu(self.one(h)))) + self.other(h)
-        return self.head(self.sum(h + self.twice(h)) + self.still(self.embed(self.query)))
+        constant = self.still(F.linear(self.query, self.matrix, self.offset))
+        return self.head(self.sum(h + self.twice(h)) + constant)
 
 
 @network(1, 6, 6)
