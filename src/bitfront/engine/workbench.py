@@ -228,8 +228,7 @@ class Workbench:
             return 0
         weight = parameter(self.space.graph.model, site.weight)
         if wanted is not None:
-            self._calibration.learn([(site, {"weight": wanted})])
-            weight = self._calibration.format(site, "weight", wanted).quantize(weight)
+            weight = wanted.calibrated(weight).quantize(weight)
         return int((weight != 0).sum())
 
     def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
