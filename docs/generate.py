@@ -34,6 +34,11 @@ TABLES = [
     ("`[search.strategy]`", "", config.Strategy),
     ("`[search.strategy.setup]`", "", config.StrategySetup),
     ("`[search.strategy.metrics.METRIC]`", "", config.MetricSetup),
+    (
+        "`[search.calibration]`",
+        "See [number formats](formats.md#calibration).\n\n",
+        config.Calibration,
+    ),
 ]
 SEED = """\
 ### What may be chosen

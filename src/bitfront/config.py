@@ -95,6 +95,20 @@ class Strategy(Table):
     metrics: dict[str, MetricSetup] = Field(default={}, description="which metrics are objectives")
 
 
+class Calibration(Table):
+    """``[search.calibration]``."""
+
+    num_samples: int = Field(
+        512, ge=1, description="samples of the training split that formats and corrections are learned from"
+    )
+    bias_correction: bool = Field(
+        False, description="take from each bias what the error of the quantized weights adds to the output on average"
+    )
+    batch_norm: bool = Field(
+        False, description="estimate the statistics of batch norms right behind a site again, for each of its options"
+    )
+
+
 class Search(Table):
     """``[search]``."""
 
@@ -104,6 +118,7 @@ class Search(Table):
         default={},
         description='what every result must fulfil: metric = "<= 2 kB"; `accuracy_drop` is against the float model',
     )
+    calibration: Calibration = Calibration()
 
 
 class Config(Table):

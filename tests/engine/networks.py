@@ -104,6 +104,24 @@ class Nested(nn.Module):
         return self.heads["one"](torch.relu(self.body(x)))
 
 
+@network(6)
+class Norms(nn.Module):
+    """Two batch norms behind one Linear, one that is called twice, one behind a sum, one that sees no sample at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, CLASSES)
+        self.one, self.other, self.twice, self.sum = (nn.BatchNorm1d(5) for _ in range(4))
+        self.query, self.matrix = nn.Parameter(torch.randn(1, 3)), nn.Parameter(torch.randn(5, 3))
+        self.offset, self.still = nn.Parameter(torch.randn(5)), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        h = self.a(x)
+        h = self.twice(self.b(F.relu(self.one(h)))) + self.other(h)
+        constant = self.still(F.linear(self.query, self.matrix, self.offset))
+        return self.head(self.sum(h + self.twice(h)) + constant)
+
+
 @network(1, 6, 6)
 class Images(nn.Sequential):
     """Conv2d, BatchNorm2d, ReLU, MaxPool, Flatten, Linear."""

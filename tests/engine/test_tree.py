@@ -9,9 +9,29 @@ import pytest
 import torch
 from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from networks import CLASSES, NETWORKS, Chain, Images, Logits, Overflowing, Siteless, Smooth, Stubborn, made
+from networks import (
+    CLASSES,
+    NETWORKS,
+    Chain,
+    Functional,
+    FunctionalConv,
+    Images,
+    Logits,
+    Normalised,
+    Norms,
+    Overflowing,
+    ResidualImages,
+    Shared,
+    Signals,
+    Siteless,
+    Smooth,
+    Stubborn,
+    StubbornAndShared,
+    made,
+)
 from torch import nn
 
+from bitfront.engine.calibration import Corrections
 from bitfront.engine.tree import Effort, _Pass
 from bitfront.engine.workbench import Job, Workbench, joined
 from bitfront.errors import ConfigError
@@ -19,6 +39,7 @@ from bitfront.graph import capture
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.training import evaluate
+from bitfront.transforms.correct import has_bias, norms_behind
 
 #: So many that chunks of 2, 7 and 14 samples leave a last chunk of one, which is a product of another shape.
 SAMPLES = 15
@@ -32,7 +53,17 @@ per_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.__nam
 # --- jobs, benches, the truth ----------------------------------------------------------------------------------------
 
 
-def job_of(model, shape, seed, by="name", samples=SAMPLES, settings=None, y=None, x=None):
+def job_of(
+    model,
+    shape,
+    seed,
+    by="name",
+    samples=SAMPLES,
+    settings=None,
+    y=None,
+    x=None,
+    corrections=Corrections(),  # noqa: B008
+):
     generator = torch.Generator().manual_seed(0)
     calibration = 1.5 * torch.randn(64, *shape, generator=generator)
     if x is None:
@@ -50,6 +81,7 @@ def job_of(model, shape, seed, by="name", samples=SAMPLES, settings=None, y=None
         runners=(("sw_runner", "basic_evaluation", settings or {}),),
         splits={"val": (x, y), "train": (calibration, torch.arange(64) % CLASSES)},
         calibration=calibration,
+        corrections=corrections,
     )
 
 
@@ -194,11 +226,14 @@ efforts = st.fixed_dictionaries(
 )
 
 
+corrections = st.builds(Corrections, bias=st.booleans(), batch_norm=st.booleans())
+
+
 def drawn(data, network, most=7):
     """A job over `network` and codes of its space."""
     model = made(network, data.draw(st.integers(0, 3), "weights"))
     seed, by = data.draw(spaces(capture(model, torch.zeros(2, *network.shape))), "space")
-    job = job_of(model, network.shape, seed, by)
+    job = job_of(model, network.shape, seed, by, corrections=data.draw(corrections, "corrections"))
     space = Workbench(job).space
     return job, data.draw(candidates(space, most), "codes")
 
@@ -274,7 +309,8 @@ def test_a_pickled_job_is_the_same_job(network, data):
 @per_network
 def test_the_float_model_is_as_it_was_given(network):
     model = made(network)
-    job = job_of(model, network.shape, {"default": {"name": "integer", "data_in_width": 4}})
+    seed = {"default": {"name": "integer", "data_in_width": 4}}
+    job = job_of(model, network.shape, seed, corrections=Corrections(True, True))
     floating = bench_of(job).of_float()
     measured = floating.measure(floating.space.numbered(0, 1))
     found = evaluate(copy.deepcopy(model), *job.splits["val"], batch_size=floating.chunk)
@@ -452,12 +488,47 @@ def test_what_is_exact_depends_on_no_number_of_samples(network, data):
     """Every product of fixed-point numbers, every sum within 24 bits: nothing that happens matters."""
     weights = {"weight_width": [2, 4, 6], "bias_width": [6]}
     seed = {"default": {"name": ["integer"], "data_in_width": [3, 5, 8]} | weights}
-    job = job_of(made(network, data.draw(st.integers(0, 3), "weights")), network.shape, seed)
+    model = made(network, data.draw(st.integers(0, 3), "weights"))
+    job = job_of(model, network.shape, seed, corrections=data.draw(corrections, "corrections"))
     bench = bench_of(job)
     codes = data.draw(candidates(bench.space), "codes")
     other = bench_of(job, data.draw(efforts, "effort"))
     assert same(other.measure(codes), bench.measure(codes))
     assert not bench.inexact
+
+
+WIDE = {"data_in_width": [2, 3, 8], "weight_width": [2, 4, "NA"], "weight_frac_width": "auto"}
+BOTH = {"name": ["integer", "NA"], **WIDE, "bias_width": [4, "NA"], "bias_frac_width": ["auto", "NA"]}
+CORRECTED = {
+    # network: how many sites have a bias that is corrected, how many batch norms are re-estimated.
+    Normalised: (2, 2),
+    Images: (2, 1),
+    Signals: (3, 1),
+    ResidualImages: (3, 1),
+    Norms: (3, 3),
+    Functional: (1, 0),
+    FunctionalConv: (2, 0),
+    Shared: (3, 0),
+    StubbornAndShared: (2, 0),
+}
+
+
+@pytest.mark.parametrize("network", CORRECTED, ids=lambda n: n.__name__)
+@pytest.mark.parametrize("which", [(True, False), (False, True), (True, True)], ids=["bias", "norm", "both"])
+def test_corrected_candidates_have_the_numbers_of_their_corrected_models(network, which):
+    own = Corrections(*which)
+    job = job_of(made(network), network.shape, {"default": BOTH}, corrections=own)
+    bench, plain = bench_of(job), bench_of(job_of(made(network), network.shape, {"default": BOTH}))
+    codes = bench.space.sample(24, np.random.default_rng(0))
+    measured = assert_as_alone(bench, codes)
+    graph = bench.space.graph
+    found = sum(has_bias(graph, s) for s in graph.sites), sum(len(norms_behind(graph, s)) for s in graph.sites)
+    assert found == CORRECTED[network]
+    # It makes a difference, wherever there is something to correct.
+    expected = (own.bias and found[0] > 0) or (own.batch_norm and found[1] > 0)
+    assert same(measured, plain.measure(codes)) is not expected
+    tiny = bench_of(job, {"samples": bench.chunk, "bytes": 1, "threads": 2})
+    assert same(joined([tiny.measure(c) for c in np.split(codes[::-1], 6)]), part(measured, range(len(codes))[::-1]))
 
 
 class InPlace(nn.Module):

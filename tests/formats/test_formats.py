@@ -1,5 +1,6 @@
 """Number formats: the conformance suite on random settings, and references that share no code with them."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
-from bitfront.formats.base import CALIBRATION_VALUES, FormatError, thinned
+from bitfront.formats.base import CALIBRATION_VALUES, FormatError, percentile_range, thinned
 from bitfront.formats.integer import LOWEST_FRAC_WIDTH, Integer
 from bitfront.testing.formats import check_format
 
@@ -20,7 +21,7 @@ operands = st.sampled_from(["data_in", "weight"])
 @st.composite
 def integer_settings(draw, widest=24):
     width = draw(st.integers(1, widest))
-    frac = draw(st.one_of(st.sampled_from(["NA", "auto", width]), st.integers(-8, width)))
+    frac = draw(st.one_of(st.sampled_from(["NA", "auto", "minmax", "percentile", width]), st.integers(-8, width)))
     return {"width": width, "frac_width": frac, "signed": draw(st.sampled_from([True, False, "NA"]))}
 
 
@@ -29,7 +30,7 @@ affine_settings = st.fixed_dictionaries(
     optional={
         "symmetric": st.sampled_from([True, False, "NA"]),
         "granularity": st.sampled_from(["tensor", "channel", "NA"]),
-        "range": st.sampled_from(["minmax", "mse", "auto", "NA"]),
+        "range": st.sampled_from(["minmax", "percentile", "mse", "auto", "NA"]),
     },
 )
 
@@ -141,6 +142,66 @@ def test_frac_width_auto_has_the_smallest_squared_error_of_all(width, signed, sp
     assert found == fracs[int(np.argmin(errors))]
 
 
+def squared_error(form, x):
+    return float(((form.round(x.double()) - x.double()) ** 2).sum())
+
+
+@given(st.integers(2, 12), st.booleans(), st.sampled_from([1e-6, 0.02, 1.0, 500.0, 1e7]), st.integers(0, 99))
+def test_frac_widths_by_rule_are_what_the_rule_says(width, signed, spread, seed):
+    x = torch.tensor(np.random.default_rng(seed).standard_t(2, 5000) * spread, dtype=torch.float32)
+    auto, minmax, percentile = (Integer(width, r, signed).calibrated(x) for r in ("auto", "minmax", "percentile"))
+    low, high = minmax.codes
+    # An unsigned format is there for what is not negative.
+    seen = (x if signed else x.relu()).double()
+
+    def saturating(frac):
+        codes = torch.round(seen * 2.0**frac)
+        return float(((codes < low) | (codes > high)).double().mean())
+
+    assert saturating(minmax.frac_width) == 0
+    assert minmax.frac_width == width or saturating(minmax.frac_width + 1) > 0
+    assert saturating(percentile.frac_width) <= 0.001
+    assert percentile.frac_width >= minmax.frac_width
+    # To both sides alike: where the next frac width saturates no more than one in a thousand, one end alone is full.
+    if percentile.frac_width < width:
+        reach = seen.abs().kthvalue(4995).values
+        ends = torch.stack([seen.min().clamp(min=-reach), seen.max().clamp(max=reach)]) * 2.0 ** (
+            percentile.frac_width + 1
+        )
+        assert torch.round(ends[0]) < low or torch.round(ends[1]) > high
+    assert squared_error(auto, x) <= min(squared_error(minmax, x), squared_error(percentile, x))
+
+
+def test_an_outlier_takes_bits_from_minmax_and_not_from_percentile():
+    x = torch.cat([torch.linspace(-0.9, 0.9, 5000), torch.tensor([100.0])])
+    fracs = {rule: Integer(8, rule).calibrated(x).frac_width for rule in ("minmax", "percentile")}
+    assert fracs == {"minmax": 0, "percentile": 7}
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000])
+def test_a_percentile_cuts_one_in_a_thousand_and_nothing_off_fewer(count):
+    if not count:
+        assert Integer(8, "percentile").calibrated(torch.zeros(0)).frac_width == LOWEST_FRAC_WIDTH
+        return
+    x = -torch.arange(1.0, count + 1)
+    assert percentile_range(x) == (-float(count - count // 1000), -1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", ["auto", "minmax", "percentile"])
+def test_what_is_no_number_has_the_lowest_frac_width(rule, bad):
+    assert Integer(8, rule).calibrated(torch.tensor([1.0, bad, 2.0])).frac_width == LOWEST_FRAC_WIDTH
+
+
+def test_rules_can_be_told_apart_in_tables():
+    labels = [Integer(8, rule).label for rule in (4, "auto", "minmax", "percentile")]
+    labels += [Affine.parse({"width": 8, "range": r}, "weight").label for r in ("minmax", "percentile", "mse")]
+    assert labels == [
+        *("int8.4", "int8.auto", "int8.minmax", "int8.percentile"),
+        *("affine8sc", "affine8sc-p99.9", "affine8sc-mse"),
+    ]
+
+
 # --- affine ----------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +213,7 @@ def affine_cases(draw):
             "width": width,
             "symmetric": draw(st.booleans()),
             "granularity": draw(st.sampled_from(["tensor", "channel"])),
-            "range": draw(st.sampled_from(["minmax", "mse"])),
+            "range": draw(st.sampled_from(["minmax", "percentile", "mse"])),
         },
         draw(operands),
     )
@@ -216,12 +277,28 @@ def test_affine_mse_is_never_worse_than_minmax_and_better_with_an_outlier():
     assert errors["mse"] < errors["minmax"]
 
 
+@given(affine_cases(), st.integers(0, 99))
+def test_affine_percentile_covers_less_than_minmax_and_all_but_one_in_a_thousand(case, seed):
+    form, *_ = case
+    x = torch.tensor(np.random.default_rng(seed).standard_t(2, (3000, 3)) + 0.5, dtype=torch.float32)
+    x = x if form.axis == 1 else x.T
+    empty = replace(form, scale=None, zero_point=None)
+    whole, part = (replace(empty, range=r).calibrated(x) for r in ("minmax", "percentile"))
+    assert all(b <= a for a, b in zip(whole.scale, part.scale, strict=True))
+    assert max(part.scale) < max(whole.scale)
+    low, high = part.bounds(x)
+    slack = torch.tensor(part.scale).max() * 0.51
+    cut = ((x < low - slack) | (x > high + slack)).double().mean()
+    assert cut <= 0.001
+
+
 @pytest.mark.parametrize("place", [0, 1, 2, 3, 70_001])
 def test_minmax_sees_every_value_of_a_large_tensor(place):
     x = torch.zeros(3 * CALIBRATION_VALUES + 5)
     x[place] = 5.0
     form = Affine.parse({"width": 8, "symmetric": False}, "data_in").calibrated(x)
     assert form.bounds(x)[1] == pytest.approx(5.0)
+    assert Integer(8, "minmax").calibrated(x).frac_width == 4
 
 
 @pytest.mark.parametrize("features", [2, 7, 16])
@@ -274,7 +351,9 @@ def test_wrong_parameters_are_named_with_what_is_allowed(name, settings, paramet
     assert caught.value.parameter == parameter
 
 
-@pytest.mark.parametrize("form", [Integer(8, "auto"), Affine.parse({"width": 8}, "weight")], ids=["integer", "affine"])
+@pytest.mark.parametrize(
+    "form", [Integer(8, "minmax"), Affine.parse({"width": 8}, "weight")], ids=["integer", "affine"]
+)
 def test_a_format_that_was_not_calibrated_says_so(form):
     for use in (form.round, form.quantize, form.bounds):
         with pytest.raises(FormatError, match="must be calibrated before it is used"):

@@ -26,6 +26,7 @@ from bitfront.data.base import DataRequest, Dataset, Split
 from bitfront.data.base import load as load_dataset
 from bitfront.engine import objectives as choosing
 from bitfront.engine.bounds import check, read
+from bitfront.engine.calibration import Corrections
 from bitfront.engine.comparing import FIRST
 from bitfront.engine.objectives import Objectives
 from bitfront.engine.workbench import Job, Workbench
@@ -42,9 +43,8 @@ from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.brute_force import BruteForce
 from bitfront.strategies.optuna import OptunaStrategy, sampler_name
+from bitfront.transforms.correct import has_bias, norms_behind
 
-#: Training samples that formats learn their scales from.
-CALIBRATION_SAMPLES = 512
 DEFAULT_TRIALS = 100
 #: More than that is not spent on knowing better what a candidate costs.
 PROBE_SECONDS = 0.25
@@ -141,6 +141,7 @@ class Plan:
             "seed": self.config.seed,
             "training": training_settings(self.config) if trains else "none, the weights are given",
             "search_space": search.search_space.model_dump(),
+            "calibration": search.calibration.model_dump(),
             "sw_runner": dict(search.strategy.sw_runner),
             "hw_runner": dict(search.strategy.hw_runner),
             "objectives": self.objectives.described(),
@@ -290,8 +291,9 @@ def make_plan(
         seed=seed,
         runners=runners,
         splits=_samples(dataset, runners, config.seed),
-        calibration=chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0],
+        calibration=chosen_samples(dataset, "train", config.search.calibration.num_samples, config.seed)[0],
         device=device,
+        corrections=Corrections(config.search.calibration.bias_correction, config.search.calibration.batch_norm),
     )
     bench = Workbench(job, space)
     with config.locating():
@@ -308,6 +310,7 @@ def make_plan(
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
     notes += [*_objective_notes(config), *_size_notes(dataset, runners), *_weight_notes(space)]
+    notes += _correction_notes(space, job.corrections)
     if not config.search.strategy.eval_mode:
         notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
     layout = Plan(
@@ -465,6 +468,17 @@ def _weight_notes(space: QuantizationSpace) -> list[str]:
         f"{sum(outside.values()):,} of {total:,} parameters are weights of layers that cannot be configured "
         f"({layers}): they stay in float, model_size counts them, average_bitwidth does not"
     ]
+
+
+def _correction_notes(space: QuantizationSpace, asked: Corrections) -> list[str]:
+    """Corrections that are asked for and find nothing to correct."""
+    graph, notes = space.graph, []
+    if asked.bias and not any(has_bias(graph, s) for s in space.sites):
+        notes.append("bias_correction = true has no effect: no layer that can be configured has a bias")
+    if asked.batch_norm and not any(norms_behind(graph, s) for s in space.sites):
+        why = "the model cannot be traced" if graph.untraced else "no batch norm is right behind a layer with weights"
+        notes.append(f"batch_norm = true has no effect: {why}")
+    return notes
 
 
 def _budget(config: Config, strategy: str, space: QuantizationSpace) -> int:

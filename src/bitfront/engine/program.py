@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront import kernels
 from bitfront.engine.bytewise import ByteConvolution, byte_sized, exact_bytes
+from bitfront.engine.calibration import Calibration
 from bitfront.engine.stack import Ints, Norm, Rounding
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import operand_nodes
+from bitfront.graph.capture import owns_parameters
 from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.transforms.correct import NORMS
 
 #: Sums up to here are exact in float32.
 EXACT = 2**24
@@ -34,7 +37,7 @@ Kind = Literal["input", "constant", "linear", "conv", "relu", "sum", "module", "
 #: Modules that treat every value, or every window of every channel, alone, so that it does not matter how many
 #: samples they see at a time. The first ones also commute with a ReLU.
 SELECTING = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d)
-PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d)
+PER_CHANNEL = NORMS
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class Step:
         shape: of its value, per sample; only of sites and modules.
         operations: per sample.
         groups: of a convolution.
+        corrected: a batch norm whose statistics depend on the option of the site before it.
     """
 
     node: fx.Node
@@ -57,6 +61,7 @@ class Step:
     shape: tuple[int, ...] = ()
     operations: int = 0
     groups: int = 1
+    corrected: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,23 +79,19 @@ class Options:
     parameter_formats: tuple[tuple[Format | None, Format | None], ...]
 
 
-#: What a format becomes once it knows the tensors of its site and operand.
-Calibrate = Callable[[str, Operand, Format], Format]
-
-
 class Program:
     """The steps of a captured graph, and everything that hangs off options: quantized weights, made once.
 
     Args:
         graph: a traced graph.
         space: what may be chosen at its sites.
-        calibrate: formats as the space spells them → formats that can be applied.
+        calibration: knows whatever the options that are asked for need to know.
     """
 
-    def __init__(self, graph: Graph, space: QuantizationSpace, calibrate: Calibrate, device: str = "cpu") -> None:
+    def __init__(self, graph: Graph, space: QuantizationSpace, calibration: Calibration, device: str = "cpu") -> None:
         assert graph.fx_graph is not None
         self.graph, self.device = graph, device
-        self._calibrate = calibrate
+        self._calibration = calibration
         self.model = graph.model if device == "cpu" else _moved(graph.model, device)
         self.options = tuple(_taken_apart(o) for o in space.site_formats)
         self._parameters: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
@@ -102,7 +103,7 @@ class Program:
         self._lock = threading.Lock()
         #: Site → why some of its products are not merged. Grows as candidates are met.
         self.inexact: dict[str, str] = {}
-        self.steps, self.output = _steps(graph, self.model)
+        self.steps, self.output = _steps(graph, self.model, calibration)
         self.last_use = [max((j for j, s in enumerate(self.steps) if i in s.inputs), default=i) for i in self._all]
         self.last_use[self.output] = len(self.steps)
 
@@ -110,17 +111,22 @@ class Program:
     def _all(self) -> range:
         return range(len(self.steps))
 
-    def calibrated(self, step: Step, operand: Operand, own: Format) -> Format:
-        """A format of one of the step's operands, ready to be applied."""
-        assert step.site is not None
-        return self._calibrate(step.site.name, operand, own)
-
     def data_format(self, step: Step, index: int) -> Format | None:
         """The format of the step's input, number `index` of its options."""
         assert step.group is not None
         assert step.site is not None
         own = self.options[step.group].data_formats[index]
-        return None if own is None else self.calibrated(step, "data_in", own)
+        return None if own is None else self._calibration.format(step.site, "data_in", own)
+
+    def parameter_formats(self, step: Step, index: int) -> tuple[Format | None, Format | None]:
+        """The formats of the step's weight and bias, number `index` of its parameter options."""
+        assert step.group is not None
+        assert step.site is not None
+        weight, bias = self.options[step.group].parameter_formats[index]
+        return (
+            None if weight is None else self._calibration.format(step.site, "weight", weight),
+            None if bias is None else self._calibration.format(step.site, "bias", bias, weight),
+        )
 
     def unformatted(self, step: Step, data: Ints) -> bool:
         """Whether the step's input stays as it is under all of some data options."""
@@ -169,10 +175,9 @@ class Program:
         if low + offset < 0 or high + offset > 255:
             return None
         weights, steps = [], []
-        assert step.site is not None
         for index in indices:
-            written = self.options[step.group or 0].parameter_formats[index][0]
-            w = None if written is None else self.calibrated(step, "weight", written).grid
+            form = self.parameter_formats(step, index)[0]
+            w = None if form is None else form.grid
             if w is None or w[1] < -128 or w[2] > 127:
                 return None
             weight = self.parameters(step, index)[0]
@@ -202,13 +207,33 @@ class Program:
         with self._lock:
             if key not in self._parameters:
                 weight, bias = self._float_parameters(step)
-                formats = self.options[step.group].parameter_formats[index]
+                corrected = self._calibration.bias(step.site, self.options[step.group].parameter_formats[index][0])
+                bias = bias if corrected is None else corrected.to(self.device)
+                formats = self.parameter_formats(step, index)
                 if formats[0] is not None:
-                    weight = self.calibrated(step, "weight", formats[0]).quantize(weight)
+                    weight = formats[0].quantize(weight)
                 if formats[1] is not None and bias is not None:
-                    bias = self.calibrated(step, "bias", formats[1]).quantize(bias)
+                    bias = formats[1].quantize(bias)
                 self._parameters[key] = (weight, bias)
             return self._parameters[key]
+
+    def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
+        """The step, a batch norm, on what the site before it sends under these options.
+
+        Args:
+            x: shape (samples, channels, ...).
+        """
+        assert before.group is not None
+        assert before.site is not None
+        options = self.options[before.group]
+        weight, bias = options.parameter_formats[parameters]
+        formats: dict[Operand, Format | None] = {"data_in": options.data_formats[data], "weight": weight, "bias": bias}
+        own = self._calibration.statistics(before.site, {o: f for o, f in formats.items() if f is not None})
+        path = str(step.node.target)
+        module: Any = self.model.get_submodule(path)
+        mean, variance = own.get(path, (module.running_mean, module.running_var))
+        mean, variance = mean.to(self.device), variance.to(self.device)
+        return F.batch_norm(x, mean, variance, module.weight, module.bias, False, 0.0, module.eps)
 
     def merged(self, step: Step, indices: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Weights and biases of several parameter options, one under the other. A linear step's bias, if any option
@@ -248,10 +273,8 @@ class Program:
         assert step.group is not None
         assert step.site is not None
         weight, bias = self.parameters(step, parameters)
-        formats = self.options[step.group].parameter_formats[parameters]
         x = self.data_format(step, data)
-        w = None if formats[0] is None else self.calibrated(step, "weight", formats[0])
-        b = None if formats[1] is None else self.calibrated(step, "bias", formats[1])
+        w, b = self.parameter_formats(step, parameters)
         if x is None or w is None or (bias is not None and b is None):
             return "an operand is left in float"
         grids = [x.grid, w.grid] + ([b.grid] if b is not None and bias is not None else [])
@@ -280,11 +303,12 @@ def _taken_apart(options: Sequence[Mapping[Operand, Format]]) -> Options:
     return Options(np.array(data_of), tuple(data), np.array(parameters_of), tuple(parameters))
 
 
-def _steps(graph: Graph, model: nn.Module) -> tuple[tuple[Step, ...], int]:
+def _steps(graph: Graph, model: nn.Module, calibration: Calibration) -> tuple[tuple[Step, ...], int]:
     """The nodes that the output depends on, in order; and which of them is the output."""
     assert graph.fx_graph is not None
     nodes = {n.name: n for n in graph.nodes}
     groups = {s.name: g for g, s in enumerate(graph.sites)}
+    corrected = {path for site in graph.sites for path in calibration.norms(site)}
     (result,) = [n for n in graph.fx_graph.nodes if n.op == "output"]
     needed: set[fx.Node] = set()
     todo = list(result.all_input_nodes)
@@ -310,6 +334,7 @@ def _steps(graph: Graph, model: nn.Module) -> tuple[tuple[Step, ...], int]:
                 info.output if info else graph.sample_shape if node.op == "placeholder" else (),
                 (info.operations or 0) if info else 0,
                 _groups(node, site, model),
+                node.op == "call_module" and str(node.target) in corrected,
             )
         )
         index[node] = len(steps) - 1
@@ -334,10 +359,8 @@ def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> Kind:
             return "relu"
         if site.op in ("add", "sub", "mul") and len(node.args) == 2 and not node.kwargs:
             return "sum"
-        if site.op in ("linear", "conv1d", "conv2d") and site.weight and len(node.all_input_nodes) >= 1:
-            has_bias = node.op == "call_module" or "bias" not in operand_nodes(node, site.op)
-            if has_bias or site.bias:
-                return "linear" if site.op == "linear" else "conv"
+        if owns_parameters(site, node):
+            return "linear" if site.op == "linear" else "conv"
         return "call"
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))

@@ -16,12 +16,7 @@ from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
-from bitfront.engine.plan import (
-    CALIBRATION_SAMPLES,
-    chosen_samples,
-    make_plan,
-    weights_fingerprint,
-)
+from bitfront.engine.plan import chosen_samples, make_plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, Trial, write_json
 from bitfront.engine.searching import WEIGHTS
 from bitfront.engine.trained import opened, trained_model
@@ -33,6 +28,9 @@ from bitfront.graph import Graph, capture
 from bitfront.spaces.quantize import single
 from bitfront.training import Evaluation, evaluate
 from bitfront.transforms import calibrate, quantize
+
+#: Of the training split, for ``[passes.quantize]``: what a search takes unless it is told otherwise.
+CALIBRATION_SAMPLES = configuration.Calibration().num_samples
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,9 @@ from bitfront.engine import stack as stacks
 from bitfront.engine.program import PER_CHANNEL, Program, Step
 from bitfront.engine.schedule import Schedule, States
 from bitfront.engine.stack import Ints, Layout, Stack
-from bitfront.formats.base import Format, Operand
+from bitfront.formats.base import Format
 from bitfront.graph import Graph
-from bitfront.graph.capture import operand_nodes
+from bitfront.graph.capture import apply_site, operand_nodes
 from bitfront.spaces.base import Codes
 
 #: The largest activation of the samples that go through together: small enough for a cache, large enough for a call.
@@ -254,9 +254,11 @@ class _Pass:
                 result = self._relu(i, states, needed, x)
             elif step.kind == "sum" and all(t is not None for t in tensors):
                 result = self._sum(i, states, needed, [t for t in tensors if t is not None])
+            elif step.corrected:
+                result = self._corrected(i, states, needed, x)
             elif step.kind == "module":
                 result = self._module(step, needed, x)
-        return self._call(step, states, needed, inputs) if result is None else result
+        return self._call(i, states, needed, inputs) if result is None else result
 
     def _stacked(self, value: Stack | Loose) -> Stack | None:
         """As a stack, where it can be one: one tensor per sample and state."""
@@ -384,21 +386,8 @@ class _Pass:
         return last.view(rows, self.samples, *last.shape[1:3], columns, -1)
 
     def _apply(self, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        node = step.node
-        if node.op == "call_module":
-            module: Any = self.program.model.get_submodule(str(node.target))
-            if step.kind == "linear":
-                return F.linear(x, weight, bias)
-            result: Tensor = module._conv_forward(x, weight, bias)
-            return result
         assert step.site is not None
-        named = operand_nodes(node, step.site.op)
-        values = {"data_in": x, "weight": weight, "bias": bias}
-        replaced = {n: values[o] for o, n in named.items()}
-        function: Any = node.target
-        args, kwargs = _mapped(node, replaced)
-        out: Tensor = function(*args, **kwargs)
-        return out
+        return apply_site(self.program.model, step.site, step.node, x, weight, bias)
 
     def _relu(self, i: int, states: States, needed: Ints, x: Stack) -> Stack:
         step = self.program.steps[i]
@@ -461,21 +450,47 @@ class _Pass:
             parts.append(out.view(*part.shape[:3], *out.shape[1:]))
         return Stack(parts, "samples", needed, plain.irregular, rectify=rectify)
 
-    def _call(self, step: Step, states: States, needed: Ints, inputs: Sequence[Stack | Loose]) -> Loose:
+    def _corrected(self, i: int, states: States, needed: Ints, x: Stack) -> Stack:
+        """A batch norm whose statistics depend on the option of the site before it: states of an option together."""
+        step = self.program.steps[i]
+        x = x.turned("samples").settled()
+        at = x.positions(states.parents[needed, 0])
+        pairs, group = np.unique(self._options_before(i, states, needed), axis=0, return_inverse=True)
+        parts, where = [], np.zeros((len(needed), 3), dtype=np.int64)
+        for number, (data, parameters) in enumerate(pairs.tolist()):
+            rows = np.flatnonzero(group.reshape(-1) == number)
+            blocks = torch.stack([x.block(int(k)) for k in at[rows]])
+            before = self.program.steps[step.inputs[0]]
+            out = self.program.normalise(step, before, data, parameters, blocks.flatten(0, 1))
+            parts.append(out.view(blocks.shape).unsqueeze(2))
+            where[rows, 0], where[rows, 1] = number, np.arange(len(rows))
+        return Stack(parts, "samples", needed, where)
+
+    def _options_before(self, i: int, states: States, needed: Ints) -> Ints:
+        """Per state of a corrected batch norm the data and the parameter option of the site before it."""
+        site = self.schedule.states[self.program.steps[i].inputs[0]]
+        parents = states.parents[needed, 0]
+        return np.stack([site.data[parents], site.parameters[parents]], axis=1)
+
+    def _call(self, i: int, states: States, needed: Ints, inputs: Sequence[Stack | Loose]) -> Loose:
         """Anything else: state by state, as the deployed model does it."""
-        node, program = step.node, self.program
+        step, program = self.program.steps[i], self.program
+        node = step.node
         function: Any = node.target
-        values = []
+        values: list[Any] = []
         for state in needed.tolist():
             own: dict[fx.Node, Any] = {}
             for n, value, parent in zip(node.all_input_nodes, inputs, states.parents[state], strict=True):
                 k = int(value.positions(np.array([parent]))[0])
                 own[n] = value.tensor(k) if isinstance(value, Stack) else value.values[k]
             args, kwargs = self._quantized(step, states, state, own)
-            if node.op == "call_module" and step.site is not None:
-                weighted = step.kind in ("linear", "conv")
-                pair = program.parameters(step, int(states.parameters[state])) if weighted else None
-                values.append(self._apply(step, args[0], *pair) if pair else F.relu(args[0]))
+            if step.kind in ("linear", "conv"):
+                values.append(self._apply(step, args[0], *program.parameters(step, int(states.parameters[state]))))
+            elif step.corrected:
+                ((data, parameters),) = self._options_before(i, states, np.array([state])).tolist()
+                values.append(program.normalise(step, program.steps[step.inputs[0]], data, parameters, args[0]))
+            elif node.op == "call_module" and step.site is not None:
+                values.append(F.relu(args[0]))
             elif node.op == "call_module":
                 values.append(program.model.get_submodule(str(node.target))(*args, **kwargs))
             elif node.op == "call_method":
@@ -492,11 +507,9 @@ class _Pass:
         args, kwargs = _mapped(node, own)
         if step.site is None or step.group is None:
             return args, kwargs
-        weight, bias = self.program.options[step.group].parameter_formats[int(states.parameters[state])]
-        formats: dict[str, Format | None] = {"data_in": self.program.data_format(step, int(states.data[state]))}
-        named: list[tuple[Operand, Format | None]] = [("weight", weight), ("bias", bias)]
-        for name, raw in named:
-            formats[name] = None if raw is None else self.program.calibrated(step, name, raw)
+        weight, bias = self.program.parameter_formats(step, int(states.parameters[state]))
+        data = self.program.data_format(step, int(states.data[state]))
+        formats: dict[str, Format | None] = {"data_in": data, "weight": weight, "bias": bias}
         operands = ("data_in",) if step.site.path else tuple(operand_nodes(node, step.site.op))
         for position, operand in enumerate(operands):
             rounds = formats.get("data_in" if operand == "data_in_2" else operand)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,12 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitfront.engine.calibration import Calibration, Corrections
 from bitfront.engine.program import Program
 from bitfront.engine.tree import Effort, Tree
 from bitfront.errors import UserError
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Site, capture
-from bitfront.graph.capture import changes_in_place
+from bitfront.graph.capture import changes_in_place, parameter
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Kind, Runner, Scores, Side, Values
 from bitfront.spaces import SPACES
@@ -37,8 +38,7 @@ from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.training import evaluate, right_answers
-from bitfront.transforms import quantize
-from bitfront.transforms.quantize import observe, parameter
+from bitfront.transforms import SiteFormats, quantize
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,8 @@ class Job:
         space: name of the space, and what it is built from.
         runners: (side, name, settings) of each metric runner.
         splits: split → (x, y): the samples to evaluate on, already chosen and in order.
-        calibration: samples of the training split that formats learn their scales from.
+        calibration: samples of the training split that formats learn their scales from, and sites their corrections.
+        corrections: what is corrected where a site is quantized.
         device: where to compute.
         threads: how many may share the work of this process; None: as many as torch would take.
     """
@@ -66,6 +67,7 @@ class Job:
     calibration: Tensor
     device: str = "cpu"
     threads: int | None = None
+    corrections: Corrections = field(default_factory=Corrections)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +128,7 @@ class Workbench:
             RUNNERS.get(name)(RUNNERS.get(name).Settings(**settings)) for _, name, settings in job.runners
         )
         self.metrics = tuple(m.name for runner in self.runners for m in runner.produces)
-        self._observed: dict[tuple[str, Operand], Tensor] = {}
-        self._calibrated: dict[tuple[str, Operand, Format], Format] = {}
+        self._calibration = Calibration(space.graph, job.calibration, job.corrections)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = {}
         #: Why candidates go the plain way, where they do.
@@ -216,29 +217,23 @@ class Workbench:
     def formats(self, code: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
         """Site → operand → calibrated format of one candidate."""
         options = self.space.options(code[None])
-        self._calibrate(options)
-        wanted = self.space.formats(options[0])
-        return {name: {o: self._ready(name, o, f) for o, f in own.items()} for name, own in wanted.items()}
+        self._learn(options)
+        return {site.name: self._calibration.formats(site, own) for site, own in self._chosen(options[0]) if own}
 
-    def _ready(self, site: str, operand: Operand, own: Format) -> Format:
-        return self._calibrated[site, operand, own] if own.calibrates else own
+    def _chosen(self, options: Codes) -> Iterator[tuple[Site, SiteFormats]]:
+        """Each site with the formats that one candidate has there, shape (groups,), as the space spells them."""
+        for site, own, option in zip(self.space.sites, self.space.site_formats, options.tolist(), strict=True):
+            yield site, own[option]
 
-    def _calibrate(self, options: Codes) -> None:
-        """Learn what the formats of some candidates need to know, each format once."""
-        self._learn(
-            (site.name, operand, own)
-            for g, site in enumerate(self.space.sites)
-            for option in np.unique(options[:, g]).tolist()
-            for operand, own in self.space.site_formats[g][option].items()
-        )
-
-    def _learn(self, wanted: Iterable[tuple[str, Operand, Format]]) -> None:
-        missing = [key for key in wanted if key[2].calibrates and key not in self._calibrated]
-        unseen = {(site, operand) for site, operand, _ in missing} - set(self._observed)
-        if unseen:
-            self._observed.update(observe(self.space.graph, sorted(unseen), self.job.calibration))
-        for site, operand, own in missing:
-            self._calibrated[site, operand, own] = own.calibrated(self._observed[site, operand])
+    def _learn(self, options: Codes) -> None:
+        """Learn what the sites need to know under the options of some candidates, each thing once. On one thread: a
+        correction is a mean of floats, which must be the same wherever a model is rebuilt."""
+        with one_thread():
+            self._calibration.learn(
+                (site, self.space.site_formats[g][option])
+                for g, site in enumerate(self.space.sites)
+                for option in np.unique(options[:, g]).tolist()
+            )
 
     def nonzero(self) -> tuple[NDArray[np.int64], ...]:
         """Per group, how many weights of the site are not zero once quantized, under each option."""
@@ -262,13 +257,15 @@ class Workbench:
             return 0
         weight = parameter(self.space.graph.model, site.weight)
         if wanted is not None:
-            self._learn([(site.name, "weight", wanted)])
-            weight = self._ready(site.name, "weight", wanted).quantize(weight)
+            weight = wanted.calibrated(weight).quantize(weight)
         return int((weight != 0).sum())
 
     def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
         """The model of one candidate, in evaluation mode, with parameters of its own."""
-        return quantize(self.space.graph, self.formats(code), bake=bake).to(self.job.device)
+        formats = self.formats(code)
+        chosen = self._chosen(self.space.options(code[None])[0])
+        corrections = {site.name: self._calibration.correction(site, own) for site, own in chosen if own}
+        return quantize(self.space.graph, formats, corrections=corrections, bake=bake).to(self.job.device)
 
     @cached_property
     def _tree(self) -> Tree | None:
@@ -281,7 +278,7 @@ class Workbench:
         if culprit:
             self.plain = f"{culprit} changes its input in place"
             return None
-        return Tree(Program(graph, self.space, self._ready, self.job.device), self.effort)
+        return Tree(Program(graph, self.space, self._calibration, self.job.device), self.effort)
 
     @property
     def inexact(self) -> Mapping[str, str]:
@@ -300,7 +297,7 @@ class Workbench:
         if tree is not None and len(codes):
             labels, classes = self._int_labels(split, num_samples)
             if tree.program.steps[tree.program.output].shape[:1] >= (classes,) and len(y):
-                self._calibrate(self.space.options(codes))
+                self._learn(self.space.options(codes))
                 return self._tree_scores(tree, codes, (x, y, labels))
         return self._plain_scores(codes, x, y)
 

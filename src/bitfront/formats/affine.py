@@ -2,7 +2,7 @@
 
 The value of x is ``(saturate(round(x / scale) + zero_point) − zero_point) · scale``, rounding half to even (ONNX
 operator QuantizeLinear, opset 21). The scale comes from the calibration samples: the full range (``minmax``), or the
-part of it that minimises the squared error (``mse``).
+part of it that covers 99.9 % of the absolute values (``percentile``) or minimises the squared error (``mse``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,27 @@ import torch
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import CHANNEL_AXIS, FLOAT_BITS, Format, FormatError, Operand, Parameter, thinned
+from bitfront.formats.base import (
+    CHANNEL_AXIS,
+    FLOAT_BITS,
+    Format,
+    FormatError,
+    Operand,
+    Parameter,
+    percentile_range,
+    thinned,
+)
 
 #: Parts of the full range that ``range = "mse"`` tries.
 SHRINKS = tuple(i / 64 for i in range(64, 7, -1))
 SMALLEST_SCALE = 2.0**-100
+_RANGES: Mapping[object, Literal["minmax", "percentile", "mse"]] = {
+    None: "minmax",
+    "minmax": "minmax",
+    "percentile": "percentile",
+    "mse": "mse",
+    "auto": "mse",
+}
 
 
 @FORMATS.register("affine")
@@ -30,7 +46,7 @@ class Affine(Format):
     width: int
     symmetric: bool
     granularity: Literal["tensor", "channel"]
-    range: Literal["minmax", "mse"]
+    range: Literal["minmax", "percentile", "mse"]
     axis: int
     scale: tuple[float, ...] | None = None
     zero_point: tuple[int, ...] | None = None
@@ -49,10 +65,10 @@ class Affine(Format):
             words=("NA", "tensor", "channel"),
         ),
         "range": Parameter(
-            "the scale covers the whole range of the calibration samples ('minmax', 'NA'), or the part of it with "
-            "the smallest squared error ('mse', 'auto')",
+            "the scale covers the whole range of the calibration samples ('minmax', 'NA'), the part of it that holds "
+            "99.9 % of the absolute values ('percentile'), or that with the smallest squared error ('mse', 'auto')",
             default=None,
-            words=("NA", "minmax", "mse", "auto"),
+            words=("NA", "minmax", "percentile", "mse", "auto"),
         ),
     }
 
@@ -66,7 +82,7 @@ class Affine(Format):
                 "Literal['tensor', 'channel']",
                 granularity or ("channel" if operand == "weight" else "tensor"),
             ),
-            range="mse" if values["range"] in ("mse", "auto") else "minmax",
+            range=_RANGES[values["range"]],
             axis=CHANNEL_AXIS[operand],
         )
 
@@ -82,9 +98,10 @@ class Affine(Format):
 
     @property
     def label(self) -> str:
-        """E.g. ``affine8`` (asymmetric, per tensor), ``affine8sc`` (symmetric, per channel), ``affine8-mse``."""
-        kind = "s" * self.symmetric + "c" * (self.granularity == "channel") + "-mse" * (self.range == "mse")
-        return f"affine{self.width}{kind}"
+        """E.g. ``affine8`` (asymmetric, per tensor), ``affine8sc`` (symmetric, per channel), ``affine8-mse``,
+        ``affine8-p99.9``."""
+        rule = {"minmax": "", "percentile": "-p99.9", "mse": "-mse"}[self.range]
+        return f"affine{self.width}{'s' * self.symmetric}{'c' * (self.granularity == 'channel')}{rule}"
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -109,8 +126,9 @@ class Affine(Format):
 
     def _scale_of(self, values: Tensor) -> tuple[float, int]:
         # Zero must be representable, or padding and ReLU would shift.
-        low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        if self.range == "minmax":
+        ends = percentile_range(values) if self.range == "percentile" else (float(values.min()), float(values.max()))
+        low, high = min(0.0, ends[0]), max(0.0, ends[1])
+        if self.range != "mse":
             return self._cover(low, high)
         values = thinned(values)
         choices = [self._cover(low * part, high * part) for part in SHRINKS]

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, cast
+from typing import ClassVar, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, Operand, Parameter, thinned
+from bitfront.formats.base import Format, FormatError, Operand, Parameter, percentile_range, thinned
 
 LOWEST_FRAC_WIDTH = -32
+#: How a frac width is learned.
+Rule = Literal["auto", "minmax", "percentile"]
 
 
 @FORMATS.register("integer", "fixed", "int")
@@ -27,18 +29,19 @@ class Integer(Format):
     """Fixed point: `width` bits in all, `frac_width` of them behind the binary point."""
 
     width: int
-    frac_width: int | Literal["auto"]
+    frac_width: int | Rule
     signed: bool = True
 
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "width": Parameter("bits of a value, sign included", low=1, high=32),
         "frac_width": Parameter(
-            "bits behind the binary point, at most `width`; 'NA' is width // 2, 'auto' is the one with the smallest "
-            "squared error on the calibration samples",
+            "bits behind the binary point, at most `width`; 'NA' is width // 2; learned from the calibration samples: "
+            "'auto' is the one with the smallest squared error, 'minmax' the largest at which nothing is cut off, "
+            "'percentile' the largest at which 99.9 % of the absolute values are not",
             default=None,
             low=LOWEST_FRAC_WIDTH,
             high=32,
-            words=("NA", "auto"),
+            words=("NA", *get_args(Rule)),
         ),
         "signed": Parameter(
             "whether negative values exist; 'NA' is true, except for the input of a ReLU",
@@ -56,7 +59,7 @@ class Integer(Format):
         if isinstance(frac, int) and frac > width:
             raise FormatError(f"frac_width = {frac} is larger than width = {width}; frac_width <= width must hold")
         own = values["signed"]
-        return cls(width, cast("int | Literal['auto']", frac), signed if own is None else bool(own))
+        return cls(width, cast("int | Rule", frac), signed if own is None else bool(own))
 
     @property
     def bits(self) -> int:
@@ -65,7 +68,7 @@ class Integer(Format):
 
     @property
     def label(self) -> str:
-        """E.g. ``int8.4`` or ``uint8.4``."""
+        """E.g. ``int8.4`` or ``uint8.4``; until it is learned ``int8.auto``."""
         return f"{'' if self.signed else 'u'}int{self.width}.{self.frac_width}"
 
     @property
@@ -75,18 +78,39 @@ class Integer(Format):
 
     @property
     def calibrates(self) -> bool:
-        """True while the frac width is 'auto'."""
-        return self.frac_width == "auto"
+        """True while the frac width is a word."""
+        return not isinstance(self.frac_width, int)
 
     def calibrated(self, sample: Tensor) -> Self:
-        """With the frac width whose squared error on `sample` is smallest; the smaller one among equals."""
+        """With the frac width that the rule finds in `sample`; the lowest there is where that holds no or infinite
+        values."""
         if not self.calibrates:
             return self
         values = thinned(sample)
-        low, high = self.codes
         if not len(values) or not values.isfinite().all():
             return replace(self, frac_width=LOWEST_FRAC_WIDTH)
-        smallest, largest = float(values.min()), float(values.max())
+        if self.frac_width == "auto":
+            return replace(self, frac_width=self._least_error(values))
+        # What an unsigned format cuts off below is meant to be; it says nothing about the frac width.
+        seen = sample.detach() if self.signed else sample.detach().clamp(min=0)
+        low, high = percentile_range(seen) if self.frac_width == "percentile" else _ends(seen)
+        return replace(self, frac_width=self._covering(low, high))
+
+    def _covering(self, smallest: float, largest: float) -> int:
+        """The largest frac width under which both ends round to a value without saturating."""
+        if not (math.isfinite(smallest) and math.isfinite(largest)):
+            return LOWEST_FRAC_WIDTH
+        low, high = self.codes
+        frac = self.width
+        while frac > LOWEST_FRAC_WIDTH and not (
+            low <= round(smallest * 2.0**frac) and round(largest * 2.0**frac) <= high
+        ):
+            frac -= 1
+        return frac
+
+    def _least_error(self, values: Tensor) -> int:
+        """The frac width with the smallest squared error on `values`; the smaller one among equals."""
+        low, high = self.codes
 
         def error(frac: int) -> float:
             return float(((replace(self, frac_width=frac).round(values) - values) ** 2).sum())
@@ -97,11 +121,7 @@ class Integer(Format):
             return float(((values.clamp(low / scale, high / scale) - values) ** 2).sum())
 
         # As long as nothing saturates, a finer grid contains the coarser one and is no worse anywhere.
-        frac = self.width
-        while frac > LOWEST_FRAC_WIDTH and not (
-            low <= round(smallest * 2.0**frac) and round(largest * 2.0**frac) <= high
-        ):
-            frac -= 1
+        frac = self._covering(*_ends(values))
         best, least = frac, error(frac)
         while best > LOWEST_FRAC_WIDTH and error(best - 1) == least:
             best -= 1
@@ -110,7 +130,7 @@ class Integer(Format):
             found = error(frac)
             if found < least:
                 best, least = frac, found
-        return replace(self, frac_width=best)
+        return best
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded half to even to the grid of step 2^−frac_width, saturating."""
@@ -130,6 +150,10 @@ class Integer(Format):
         return low / scale, high / scale
 
     def _frac(self) -> int:
-        if self.frac_width == "auto":
-            raise FormatError("frac_width = 'auto' must be calibrated before it is used", "frac_width")
+        if not isinstance(self.frac_width, int):
+            raise FormatError(f"frac_width = {self.frac_width!r} must be calibrated before it is used", "frac_width")
         return self.frac_width
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    return float(values.min()), float(values.max())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.errors import CaptureError
@@ -213,6 +214,54 @@ def operand_nodes(node: fx.Node, op: str) -> Mapping[str, fx.Node]:
         if isinstance(value, fx.Node):
             found[name] = value
     return found
+
+
+def node_of(graph: Graph, site: Site) -> fx.Node | None:
+    """The site's node of the traced graph; None where there is no such graph."""
+    nodes = [] if graph.fx_graph is None else [n for n in graph.fx_graph.nodes if n.name == site.name]
+    return nodes[0] if nodes else None
+
+
+def owns_parameters(site: Site, node: fx.Node | None) -> bool:
+    """Whether the site is a linear layer or a convolution whose weight, and bias if it has one, are parameters.
+
+    Args:
+        node: the site's; None for a module of a model that could not be traced.
+    """
+    if site.op not in ("linear", "conv1d", "conv2d") or not site.weight or "data_in" not in site.operands:
+        return False
+    return bool(site.path) or node is None or bool(site.bias) or "bias" not in operand_nodes(node, site.op)
+
+
+def apply_site(
+    model: nn.Module, site: Site, node: fx.Node | None, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """What a site that owns its parameters computes, with other operands in their place.
+
+    Args:
+        model: whose site it is: it holds stride, padding and the like.
+        node: the site's; needed for a function.
+    """
+    if site.path:
+        module: Any = model.get_submodule(site.path)
+        out: Tensor = F.linear(x, weight, bias) if site.op == "linear" else module._conv_forward(x, weight, bias)
+        return out
+    assert node is not None
+    values = {"data_in": x, "weight": weight, "bias": bias}
+    replaced = {n: values[operand] for operand, n in operand_nodes(node, site.op).items()}
+    args: Any = fx.map_arg(node.args, lambda n: replaced[n])
+    kwargs: Any = fx.map_arg(node.kwargs, lambda n: replaced[n])
+    function: Any = node.target
+    result: Tensor = function(*args, **kwargs)
+    return result
+
+
+def parameter(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer of `model` by its full name, detached."""
+    path, _, key = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), key)
+    assert isinstance(tensor, Tensor)
+    return tensor.detach()
 
 
 def _function_node(n: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Node:

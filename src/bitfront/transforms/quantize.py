@@ -9,8 +9,8 @@ computes the same, and its state dict holds what would be deployed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import operand_nodes
+from bitfront.graph.capture import operand_nodes, parameter
+from bitfront.transforms.correct import Correction
 
 #: operand → its format; an operand that is absent stays as it is.
 SiteFormats = Mapping[Operand, Format]
@@ -101,46 +102,77 @@ _TWINS: Mapping[str, type[nn.Module]] = {
 }
 
 
-def quantize(graph: Graph, formats: Mapping[str, SiteFormats], *, bake: bool = False) -> nn.Module:
+def quantize(
+    graph: Graph,
+    formats: Mapping[str, SiteFormats],
+    *,
+    corrections: Mapping[str, Correction] | None = None,
+    bake: bool = False,
+) -> nn.Module:
     """A new model that computes as `graph.model` does, with the given formats at its sites.
 
     Args:
         graph: the captured model.
         formats: site name → formats by operand, calibrated; sites that are absent stay as they are.
+        corrections: site name → what else changes because of its formats; only of sites that have formats.
         bake: write the quantized weights and biases into the parameters.
 
     Returns:
         A model in evaluation mode, with parameters of its own. Of the same class as the original unless a
         functional site, or one of several calls of a shared module, is quantized: then an ``fx.GraphModule``.
     """
-    return _rebuild(graph, formats, bake)
+    return _rebuild(graph, formats, corrections or {}, bake)
 
 
-def _rebuild(graph: Graph, rounds: Mapping[str, Mapping[Operand, Rounds]], bake: bool) -> nn.Module:
+def _rebuild(
+    graph: Graph,
+    rounds: Mapping[str, Mapping[Operand, Rounds]],
+    corrections: Mapping[str, Correction],
+    bake: bool,
+) -> nn.Module:
     model = copy.deepcopy(graph.model)
+    for correction in corrections.values():
+        for path, (mean, variance) in correction.norms.items():
+            norm = model.get_submodule(path)
+            norm.running_mean, norm.running_var = mean.clone(), variance.clone()
+    biases = {name: own.bias for name, own in corrections.items() if own.bias is not None}
     touched = [site for site in graph.sites if rounds.get(site.name)]
     calls = [site.path for site in graph.sites if site.path]
     in_graph: list[Site] = []
     for site in touched:
         if site.path and calls.count(site.path) == 1:
-            _replace(model, site.path, _twin(model.get_submodule(site.path), site, rounds[site.name], bake))
+            twin = _twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), bake)
+            _replace(model, site.path, twin)
         else:
             in_graph.append(site)
-    return _rewrite(model, graph, in_graph, rounds, bake) if in_graph else model
+    return _rewrite(model, graph, in_graph, rounds, biases, bake) if in_graph else model
 
 
-def _twin(module: nn.Module, site: Site, rounds: Mapping[Operand, Rounds], bake: bool) -> nn.Module:
+def _twin(
+    module: nn.Module, site: Site, rounds: Mapping[Operand, Rounds], bias: Tensor | None, bake: bool
+) -> nn.Module:
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
     twin.__class__ = _TWINS[site.op]
     twin.formats = dict(rounds)  # type: ignore[assignment]
+    if bias is not None:
+        twin._parameters["bias"] = _in_place_of(module.bias, bias)
     if bake:
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, own in list(twin.named_parameters(recurse=False)):
             if name in rounds:
                 with torch.no_grad():
-                    baked = rounds[name].quantize(parameter)  # type: ignore[index]
-                twin._parameters[name] = nn.Parameter(baked, requires_grad=parameter.requires_grad)
+                    baked = rounds[name].quantize(own)  # type: ignore[index]
+                twin._parameters[name] = _in_place_of(own, baked)
     return twin
+
+
+def _attribute(model: nn.Module, target: str) -> Any:
+    path, _, name = target.rpartition(".")
+    return getattr(model.get_submodule(path), name)
+
+
+def _in_place_of(original: Any, value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.clone(), requires_grad=original.requires_grad)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -153,6 +185,7 @@ def _rewrite(
     graph: Graph,
     sites: Iterable[Site],
     rounds: Mapping[str, Mapping[Operand, Rounds]],
+    biases: Mapping[str, Tensor],
     bake: bool,
 ) -> nn.Module:
     """The graph itself rewritten: for functional sites, and for one of several calls of a shared module."""
@@ -166,23 +199,33 @@ def _rewrite(
         node = by_name[site.name]
         if site.path:
             target = f"{site.name}_quantized"
-            model.add_module(target, _twin(model.get_submodule(site.path), site, rounds[site.name], bake))
+            module, bias = model.get_submodule(site.path), biases.get(site.name)
+            model.add_module(target, _twin(module, site, rounds[site.name], bias, bake))
             node.target = target
             continue
         for position, (operand, argument) in enumerate(operand_nodes(node, site.op).items()):
             # The second input of an addition has the format of the first.
             own = rounds[site.name].get("data_in" if operand == "data_in_2" else operand)  # type: ignore[call-overload]
-            if own is None:
+            given = argument
+            if operand == "bias" and site.name in biases:
+                target = f"{site.name}_bias_corrected"
+                model.register_parameter(
+                    target, _in_place_of(_attribute(model, str(argument.target)), biases[site.name])
+                )
+                with new.inserting_before(node):
+                    given = new.get_attr(target)
+            if own is not None:
+                target = f"{site.name}_{operand}_quantizer"
+                model.add_module(target, Quantizer(own))
+                with new.inserting_before(node):
+                    given = new.call_module(target, (given,))
+            if given is argument:
                 continue
-            target = f"{site.name}_{operand}_quantizer"
-            model.add_module(target, Quantizer(own))
-            with new.inserting_before(node):
-                quantizer = new.call_module(target, (argument,))
             if position < len(node.args):
                 # Both inputs may be one node (x + x): replace by position, not by value.
-                node.update_arg(position, quantizer)
+                node.update_arg(position, given)
             else:
-                node.update_kwarg(operand, quantizer)
+                node.update_kwarg(operand, given)
     new.lint()
     return fx.GraphModule(model, new).eval()
 
@@ -200,14 +243,16 @@ class _Observer:
         self.seen.append(seen[:rows].clone())
         return x
 
-    @property
-    def sample(self) -> Tensor:
-        """Everything seen; flat where the shapes differ: the two sides of an addition may."""
-        shapes = {s.shape[1:] for s in self.seen}
-        return torch.cat(self.seen if len(shapes) == 1 else [s.flatten() for s in self.seen])
+
+def joined(seen: Sequence[Tensor]) -> Tensor:
+    """Everything observed at an operand as one sample; flat where shapes differ: the two sides of an addition may."""
+    shapes = {s.shape[1:] for s in seen}
+    return torch.cat(list(seen) if len(shapes) == 1 else [s.flatten() for s in seen])
 
 
-def observe(graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor) -> dict[tuple[str, Operand], Tensor]:
+def observe(
+    graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor
+) -> dict[tuple[str, Operand], tuple[Tensor, ...]]:
     """What the float model feeds into operands of its sites.
 
     Args:
@@ -216,32 +261,25 @@ def observe(graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor) -> d
         x: input samples, shape (samples, *features).
 
     Returns:
-        Per pair a tensor whose first dimension is samples; for a parameter, the parameter itself.
+        Per pair what each call brings, first dimension samples, of large tensors the first ones; for a parameter, the
+        parameter itself.
     """
-    result: dict[tuple[str, Operand], Tensor] = {}
+    result: dict[tuple[str, Operand], tuple[Tensor, ...]] = {}
     observers: dict[str, dict[Operand, Rounds]] = {}
     for name, operand in wanted:
         owned = graph.site(name).parameter(operand)
         if owned is not None:
-            result[name, operand] = parameter(graph.model, owned[0])
+            result[name, operand] = (parameter(graph.model, owned[0]),)
         else:
             observers.setdefault(name, {})[operand] = _Observer()
     if observers:
         with torch.no_grad():
-            _rebuild(graph, observers, bake=False)(x)
+            _rebuild(graph, observers, {}, bake=False)(x)
         for name, by_operand in observers.items():
             for operand, observer in by_operand.items():
                 assert isinstance(observer, _Observer)
-                result[name, operand] = observer.sample
+                result[name, operand] = tuple(observer.seen)
     return result
-
-
-def parameter(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer of `model` by its full name, detached."""
-    path, _, key = name.rpartition(".")
-    tensor = getattr(model.get_submodule(path), key)
-    assert isinstance(tensor, Tensor)
-    return tensor.detach()
 
 
 def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> dict[str, dict[Operand, Format]]:
@@ -252,6 +290,6 @@ def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> di
     wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
     samples = observe(graph, wanted, x) if wanted else {}
     return {
-        name: {o: f.calibrated(samples[name, o]) if f.calibrates else f for o, f in by_operand.items()}
+        name: {o: f.calibrated(joined(samples[name, o])) if f.calibrates else f for o, f in by_operand.items()}
         for name, by_operand in formats.items()
     }
