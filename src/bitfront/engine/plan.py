@@ -236,6 +236,8 @@ def make_plan(
     if model is None and config.load_name is not None:
         load_weights(config, own)  # thrown away: it only must not fail later
     device, warning = choose_device(config.accelerator)
+    with config.locating():
+        _check_runners(runners, device)
     sample = dataset.split("train")[0][:2]
     graph = capture(own, sample)
     seed = {k: v.config for k, v in config.search.search_space.seed.items()}
@@ -345,6 +347,17 @@ def _runners(
             key=("search", "strategy", "sw_runner"),
         )
     return tuple(runners), metrics, sides
+
+
+def _check_runners(runners: tuple[tuple[Side, str, Mapping[str, Any]], ...], device: str) -> None:
+    """What a runner needs and does not have is found here, before any work."""
+    for side, name, given in runners:
+        runner = RUNNERS.get(name)
+        try:
+            runner.ready(runner.Settings(**given), device)
+        except ConfigError as error:
+            error.key = ("search", "strategy", side, name, *error.key)
+            raise
 
 
 def _runner_error(error: ValidationError, fields: Mapping[str, Any], where: tuple[str, ...]) -> ConfigError:

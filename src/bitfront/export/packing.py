@@ -57,12 +57,6 @@ class Packing:
         zero = int(self.zero)
         return np.float32((self.low - zero) * self.scale), np.float32((self.high - zero) * self.scale)
 
-    @property
-    def shape(self) -> tuple[object, ...]:
-        """What a runtime may choose its kernel by: everything but the scale and where exactly the zero point is."""
-        lowest = bool((self.zero == (-128 if self.signed else 0)).all())
-        return self.signed, self.narrow, self.axis is not None, self.symmetric, lowest
-
     def pack(self, x: Tensor) -> NDArray[np.uint8] | NDArray[np.int8]:
         """A tensor as bytes: same shape."""
         shape = [1] * x.dim()
