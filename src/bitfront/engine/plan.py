@@ -272,6 +272,8 @@ def make_plan(
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
     notes += [*_objective_notes(config), *_size_notes(dataset, runners), *_weight_notes(space)]
+    bench = Workbench(job, space)
+    notes += _kind_notes(bench)
     if not config.search.strategy.eval_mode:
         notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
     return Plan(
@@ -279,7 +281,7 @@ def make_plan(
         dataset=dataset,
         model=own,
         brings_weights=model is not None,
-        bench=Workbench(job, space),
+        bench=bench,
         objectives=objectives,
         sides=sides,
         strategy=strategy,
@@ -398,6 +400,17 @@ def _objective_notes(config: Config) -> list[str]:
         for name, own in config.search.strategy.metrics.items()
         if own.direction is not None and own.direction != setup.direction and own.scale > 0
     ]
+
+
+def _kind_notes(bench: Workbench) -> list[str]:
+    """Metrics whose values come about in another way in this search than they usually do."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for runner in bench.runners:
+        usual = {m.name: m.kind for m in runner.produces}
+        for name, (kind, why) in runner.kinds(bench).items():
+            if kind != usual[name]:
+                found.setdefault((kind, why), []).append(name)
+    return [f"{', '.join(names)}: {kind}, not measured ({why})" for (kind, why), names in found.items()]
 
 
 def _size_notes(dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]) -> list[str]:
