@@ -112,3 +112,46 @@ def test_signed_activations_are_unsigned_bytes_of_the_same_values():
         assert held.pack(x).dtype == "uint8"
         assert torch.equal(values.float(), own.round(x))
         assert held.narrow == (own.bits < 8)
+
+
+class Projected(nn.Module):
+    """A parameter as the second factor of a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_product_with_a_parameter(granularity, symmetric):
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    graph = capture(Projected(), x[:2])
+    (site,) = graph.sites
+    settings = {"width": 8, "granularity": granularity, "symmetric": symmetric}
+    own = {"data_in": Affine.parse({"width": 8}, "data_in"), "weight": Affine.parse(settings, "weight")}
+    formats = calibrate(graph, {site.name: own}, x)
+    integer = [] if obstacle(site, formats[site.name]) else [site.name]
+    assert bool(integer) == (granularity == "tensor")
+    found = run(onnx_model(graph, formats, integer), x, optimized=bool(integer))
+    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+
+
+def test_asymmetric_weights():
+    x = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(108, 4))
+    graph = capture(model, x[:2])
+    wanted = {
+        "_0": {
+            "data_in": Affine.parse({"width": 8}, "data_in"),
+            "weight": Affine.parse({"width": 7, "symmetric": False, "granularity": "tensor"}, "weight"),
+        },
+        "_2": {"data_in": Integer(8, 4), "weight": Affine.parse({"width": 8, "symmetric": False}, "weight")},
+    }
+    formats = calibrate(graph, wanted, x)
+    assert not any(obstacle(s, formats[s.name]) for s in graph.sites)
+    found = run(onnx_model(graph, formats, ["_0", "_2"]), x)
+    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)

@@ -83,6 +83,8 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
     weight = packed.get("weight")
     if site.op.startswith("conv") and weight is not None and len(np.unique(weight.zero)) > 1:
         return "its weights have a zero point per channel"
+    if site.op in ("matmul", "bmm") and weight is not None and weight.axis is not None:
+        return "its weight has a scale per row, and sums run over the rows"
     if site.op == "relu" and packed["data_in"].zero != (128 if _signed(formats["data_in"]) else 0):
         return "its input has a zero point other than 0"
     return ""
