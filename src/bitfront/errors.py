@@ -8,6 +8,7 @@
     │   │   └── DownloadError        a download failed; says which file to put where instead
     │   ├── CheckpointError          a checkpoint does not fit the model, or cannot be read safely
     │   ├── CaptureError             a model cannot be captured at all
+    │   ├── ExportError              a model, or a number format, cannot be written for another runtime; names the node
     │   ├── RunError                 a run folder is missing, of another configuration, or lacks the trial asked for
     │   └── MissingExtraError        an optional dependency is needed; says what to install
     └── EvaluationError              a candidate, or every candidate, could not be evaluated; the command exits with 1
@@ -80,6 +81,10 @@ class CheckpointError(UserError):
 
 class CaptureError(UserError):
     """A model cannot be captured as a graph of sites."""
+
+
+class ExportError(UserError):
+    """A model, or a number format in it, cannot be written for another runtime. The message names the node."""
 
 
 class RunError(UserError):

@@ -48,3 +48,37 @@ def test_unified_metric(shell, shared_examples):
     for entry in log.values():
         assert entry["value"] == sum(entry["scaled_metrics"].values())
         assert entry["scaled_metrics"]["total_bitops"] == entry["software_metrics"]["total_bitops"] * -0.0000000005
+
+
+def test_brute_force_native(shell, shared_examples):
+    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    config = shared_examples / "brute_force_native.toml"
+    modelled = "latency_high: modelled, not measured (seq_blocks_2 (Linear): weight is int16.8, which no kernel"
+    assert modelled in shell("plan", "--config", config).err.replace("\n", " ")
+    typed = shell("search", "--config", config, "--max-epochs", 1, "--project-dir", "runs")
+    assert modelled in typed.err.replace("\n", " ")
+    assert "16 of 16 candidates evaluated (space exhausted)" in typed.out
+    log = json.loads((shell.folder / "runs/jsc-sixteen/log.json").read_text()).values()
+    assert len(log) == 16
+    for entry in log:
+        found = entry["software_metrics"]
+        assert 0 < found["latency"] == found["latency_p90"] == found["latency_low"] == found["latency_high"]
+    # Wider operands are never faster in the model.
+    by_bits = sorted((entry["software_metrics"]["total_bitops"], entry["software_metrics"]["latency"]) for entry in log)
+    assert by_bits[0][1] < by_bits[-1][1]
+
+
+def test_a_search_for_latency_in_bytes(shell, shared_examples):
+    """The same file with the settings that have a kernel, and energy."""
+    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    text = (shared_examples / "brute_force_native.toml").read_text()
+    text = text.replace("{width = 16, frac_width = 8}, ", "")
+    text = text.replace("[search.strategy.sw_runner.latency]", "[search.strategy.sw_runner.latency]\nseconds = 0.02")
+    text += "latency.scale = 1.0\n[search.strategy.sw_runner.energy]\nwindow = 0.05\nsource = 'estimated'\n"
+    config = shell.write("bytes.toml", text)
+    typed = shell("search", "--config", config, "--max-epochs", 1, "--project-dir", "runs")
+    assert "9 of 9 candidates evaluated (space exhausted)" in typed.out
+    assert "energy, power: estimated, not measured (share of the processors' time" in typed.err.replace("\n", " ")
+    log = json.loads((shell.folder / "runs/jsc-sixteen/log.json").read_text()).values()
+    assert len({entry["software_metrics"]["latency"] for entry in log}) == 1, "one network in bytes, timed once"
+    assert all(entry["software_metrics"]["energy"] > 0 for entry in log)

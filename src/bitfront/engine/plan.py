@@ -270,6 +270,8 @@ def make_plan(
     if model is None and config.load_name is not None:
         load_weights(config, own)  # thrown away: it only must not fail later
     device, warning = choose_device(config.accelerator)
+    with config.locating():
+        _check_runners(runners, device)
     sample = dataset.split("train")[0][:2]
     graph = capture(own, sample)
     seed = {k: v.config for k, v in config.search.search_space.seed.items()}
@@ -311,6 +313,7 @@ def make_plan(
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
     notes += [*_objective_notes(config), *_size_notes(dataset, runners), *_weight_notes(space)]
     notes += _correction_notes(space, job.corrections)
+    notes += _kind_notes(bench)
     if not config.search.strategy.eval_mode:
         notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
     layout = Plan(
@@ -405,6 +408,17 @@ def _given_runners(own: Any) -> list[tuple[Side, str, dict[str, Any]]]:
     return [(side, name, settings) for side, table in tables for name, settings in table.items()]
 
 
+def _check_runners(runners: tuple[tuple[Side, str, Mapping[str, Any]], ...], device: str) -> None:
+    """What a runner needs and does not have is found here, before any work."""
+    for side, name, given in runners:
+        runner = RUNNERS.get(name)
+        try:
+            runner.ready(runner.Settings(**given), device)
+        except ConfigError as error:
+            error.key = ("search", "strategy", side, name, *error.key)
+            raise
+
+
 def _runner_error(error: ValidationError, fields: Mapping[str, Any], where: tuple[str, ...]) -> ConfigError:
     first = error.errors()[0]
     key = tuple(str(part) for part in first["loc"][:1])
@@ -443,6 +457,17 @@ def _objective_notes(config: Config) -> list[str]:
         for name, own in config.search.strategy.metrics.items()
         if own.direction is not None and own.direction != setup.direction and own.scale > 0
     ]
+
+
+def _kind_notes(bench: Workbench) -> list[str]:
+    """Metrics whose values come about in another way in this search than they usually do."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for runner in bench.runners:
+        usual = {m.name: m.kind for m in runner.produces}
+        for name, (kind, why) in runner.kinds(bench).items():
+            if kind != usual[name]:
+                found.setdefault((kind, why), []).append(name)
+    return [f"{', '.join(names)}: {kind}, not measured ({why})" for (kind, why), names in found.items()]
 
 
 def _size_notes(dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]) -> list[str]:

@@ -112,9 +112,16 @@ class Workbench:
     Args:
         space: where the job's space is built already.
         effort: how work is cut; default: fitting the model and the machine.
+        beside: the workbench of the search, where this one measures the float model beside its candidates.
     """
 
-    def __init__(self, job: Job, space: QuantizationSpace | None = None, effort: Effort | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        space: QuantizationSpace | None = None,
+        effort: Effort | None = None,
+        beside: Workbench | None = None,
+    ) -> None:
         self.job = job
         if space is None:
             graph = capture(job.model, job.sample)
@@ -122,10 +129,14 @@ class Workbench:
             assert isinstance(built, QuantizationSpace)
             space = built
         self._space = space
+        self._searched = beside.searched if beside else space
         threads = job.threads or torch.get_num_threads()
         self.effort = effort or Effort.fitting(space.graph, threads, job.device)
-        self.runners: tuple[Runner, ...] = tuple(
-            RUNNERS.get(name)(RUNNERS.get(name).Settings(**settings)) for _, name, settings in job.runners
+        # The same runners: what one of them timed is not timed again.
+        self.runners: tuple[Runner, ...] = (
+            beside.runners
+            if beside
+            else tuple(RUNNERS.get(name)(RUNNERS.get(name).Settings(**settings)) for _, name, settings in job.runners)
         )
         self.metrics = tuple(m.name for runner in self.runners for m in runner.produces)
         self._calibration = Calibration(space.graph, job.calibration, job.corrections)
@@ -140,6 +151,11 @@ class Workbench:
         return self._space
 
     @property
+    def searched(self) -> QuantizationSpace:
+        """The space of the search, also where the codes belong to the float model alone."""
+        return self._searched
+
+    @property
     def sample(self) -> Tensor:
         """Two input samples, on the CPU."""
         return self.job.sample.cpu()
@@ -151,7 +167,7 @@ class Workbench:
 
     def of_float(self) -> Workbench:
         """A workbench whose only candidate, the empty code, is the float model."""
-        return Workbench(self.job, QuantizationSpace.of_float(self.space.graph), self.effort)
+        return Workbench(self.job, QuantizationSpace.of_float(self.space.graph), self.effort, self)
 
     def measure(self, codes: Codes) -> Measured:
         """All metrics of a batch of candidates.
@@ -383,6 +399,10 @@ class _Subject:
     @property
     def space(self) -> QuantizationSpace:
         return self._bench.space
+
+    @property
+    def searched(self) -> QuantizationSpace:
+        return self._bench.searched
 
     @property
     def sample(self) -> Tensor:

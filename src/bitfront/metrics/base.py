@@ -2,7 +2,8 @@
 
 A runner is a configured thing under ``[search.strategy.sw_runner.<name>]`` or ``hw_runner``; it produces one or more
 metrics. It measures a whole batch of candidates at once and keeps nothing from one batch to the next, so that the
-result for a candidate never depends on which came before it.
+result for a candidate never depends on which came before it. (One that reads a clock or a power meter may keep what it
+read: measured again, the same network would give another number.)
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ class Subject(Protocol):
         ...
 
     @property
+    def searched(self) -> QuantizationSpace:
+        """The space of the search. It is ``space``, except where the float model is measured beside a search: its
+        metrics come about as those of the candidates do."""
+        ...
+
+    @property
     def sample(self) -> Tensor:
         """Two input samples, shape (2, *features), on the CPU."""
         ...
@@ -127,6 +134,18 @@ class Runner(ABC):
 
     def __init__(self, settings: RunnerSettings) -> None:
         self.settings = settings
+
+    @classmethod
+    def ready(cls, settings: RunnerSettings, device: str) -> None:  # noqa: ARG003
+        """Whether it can work here, asked before any work.
+
+        Args:
+            device: where the search computes.
+
+        Raises:
+            ConfigError: something it needs is not there: a package, a counter. ``key`` names the setting to change.
+        """
+        return
 
     def kinds(self, subject: Subject) -> Mapping[str, tuple[Kind, str]]:  # noqa: ARG002
         """Metric → (how its values come about in this search, why if that is not what ``produces`` says).

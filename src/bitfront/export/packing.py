@@ -1,0 +1,96 @@
+"""Formats of at most 8 bits as bytes with a scale and a zero point, the way runtimes hold them.
+
+Activations are always unsigned bytes: oneDNN and ONNX Runtime multiply unsigned activations by signed weights several
+times faster than signed by signed. A signed format becomes unsigned by moving its zero point by 128, which changes no
+value. Formats narrower than 8 bits use a part of the byte's range, and whoever rounds must clip to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitfront.formats.affine import Affine
+from bitfront.formats.base import Format
+from bitfront.formats.integer import Integer
+
+#: A byte holds no more.
+WIDEST = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """A value is ``(byte − zero) · scale``.
+
+    Attributes:
+        scale: float32, shape () or (channels,).
+        zero: int64, same shape; within the range of the byte.
+        low, high: the smallest and the largest byte in use.
+        signed: int8, else uint8.
+        axis: the dimension that the channels lie along; None where there is one scale for all.
+    """
+
+    scale: NDArray[np.float32]
+    zero: NDArray[np.int64]
+    low: int
+    high: int
+    signed: bool
+    axis: int | None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a byte could hold more values than the format has."""
+        return self.high - self.low < 255
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the byte 0 is the value 0."""
+        return not self.zero.any()
+
+    @property
+    def range(self) -> tuple[np.float32, np.float32]:
+        """The smallest and the largest value; for one scale."""
+        zero = int(self.zero)
+        return np.float32((self.low - zero) * self.scale), np.float32((self.high - zero) * self.scale)
+
+    def pack(self, x: Tensor) -> NDArray[np.uint8] | NDArray[np.int8]:
+        """A tensor as bytes: same shape."""
+        shape = [1] * x.dim()
+        if self.axis is not None:
+            shape[self.axis] = -1
+        scale = torch.from_numpy(np.atleast_1d(self.scale)).reshape(shape)
+        zero = torch.from_numpy(np.atleast_1d(self.zero)).reshape(shape)
+        codes = torch.clamp(torch.round(x.detach().cpu().float() / scale) + zero, self.low, self.high)
+        values: NDArray[np.float32] = codes.numpy()
+        return values.astype(np.int8) if self.signed else values.astype(np.uint8)
+
+
+def packing(own: Format, *, activation: bool) -> Packing | None:
+    """How a calibrated format is held in bytes; None where it cannot be.
+
+    Args:
+        activation: always unsigned; else as the format is.
+    """
+    if own.bits > WIDEST:
+        return None
+    if isinstance(own, Integer):
+        step, low, high = own.grid
+        scale, zero, axis = np.array(step, np.float32), np.zeros((), np.int64), None
+    elif isinstance(own, Affine):
+        assert own.scale is not None
+        assert own.zero_point is not None
+        low, high = own.codes
+        shape = () if len(own.scale) == 1 else (len(own.scale),)
+        scale = np.array(own.scale, np.float32).reshape(shape)
+        zero = np.array(own.zero_point, np.int64).reshape(shape)
+        axis = own.axis if len(own.scale) > 1 else None
+    else:
+        return None
+    signed = low < 0
+    if activation and signed:
+        return Packing(scale, zero + 128, low + 128, high + 128, False, axis)
+    return Packing(scale, zero, low, high, signed, axis)

@@ -1,0 +1,170 @@
+"""What the deployed network uses: energy per sample and power above idle, by a counter where there is one.
+
+A network runs for a whole window, over and over: counters are coarse (RAPL's moves every millisecond, NVML's every 20
+to 100 ms), and the machine does other things too. What it used in a window in which this process did nothing is
+subtracted, and reported. Like latency, a number is kept for the whole search by signature.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from bitfront.errors import ConfigError
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Kind, Metric, Runner, RunnerSettings, Side, Subject, Values
+from bitfront.metrics.deployed import DeployedSettings, Deployment, Signature, check_backend, torch_threads
+from bitfront.metrics.power import Counter, NoCounterError, counter
+from bitfront.metrics.timing import warm_up
+from bitfront.spaces.base import Codes
+
+
+class EnergySettings(DeployedSettings):
+    """``[search.strategy.sw_runner.energy]``."""
+
+    source: Literal["auto", "nvml", "rapl", "estimated"] = Field(
+        "auto", description="the counter; `auto`: the GPU's or the processor's, estimated without one"
+    )
+    window: float = Field(
+        1.0, gt=0, description="seconds that each distinct network runs for, and idle is measured for"
+    )
+    tdp: float = Field(15.0, gt=0, description="watts of the processor at full load, for estimates")
+
+
+@dataclass(frozen=True)
+class Window:
+    """What happened while something ran.
+
+    Attributes:
+        seconds: how long it took.
+        joules: what the counter counted.
+        busy: processor time of this process, in seconds.
+        runs: how often it ran.
+    """
+
+    seconds: float
+    joules: float
+    busy: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The clocks of a window: wall time and this process's processor time, in seconds; and how to wait."""
+
+    wall: Callable[[], float] = time.perf_counter
+    busy: Callable[[], float] = time.process_time
+    sleep: Callable[[float], None] = time.sleep
+
+
+def observed(meter: Counter, seconds: float, run: Callable[[], object] | None, clocks: Clocks) -> Window:
+    """Run again and again for `seconds`, at least once; without `run`, wait."""
+    joules, begin, busy = meter.read(), clocks.wall(), clocks.busy()
+    runs = 0
+    if run is None:
+        clocks.sleep(seconds)
+    else:
+        while runs == 0 or clocks.wall() - begin < seconds:
+            run()
+            runs += 1
+    return Window(clocks.wall() - begin, meter.read() - joules, clocks.busy() - busy, runs)
+
+
+@RUNNERS.register("energy")
+class Energy(Runner):
+    """Energy per sample and power above idle of the deployed network; measured, or estimated and labelled so."""
+
+    Settings = EnergySettings
+    side: ClassVar[Side] = "sw_runner"
+    produces = (
+        Metric("energy", "mJ", "minimize", "measured", "energy per sample above idle"),
+        Metric("power", "W", "minimize", "measured", "mean power above idle while the network runs"),
+        Metric("idle_power", "W", "minimize", "measured", "what was subtracted, measured once per search"),
+        Metric("cpu_utilization", "", "minimize", "measured", "share of the processors' time that this process used"),
+        Metric("gpu_utilization", "", "minimize", "measured", "share of time in which the GPU was busy"),
+    )
+
+    def __init__(self, settings: RunnerSettings, meter: Counter | None = None, clocks: Clocks | None = None) -> None:
+        super().__init__(settings)
+        assert isinstance(settings, EnergySettings)
+        self._own, self._meter, self._clocks = settings, meter, clocks or Clocks()
+        self._why = ""
+        self._deployment: Deployment | None = None
+        self._idle: float | None = None
+        self._known: dict[Signature, tuple[float, ...]] = {}
+
+    @classmethod
+    def ready(cls, settings: RunnerSettings, device: str) -> None:
+        """Raises ConfigError where the backend is not installed, or a counter asked for by name cannot be used."""
+        assert isinstance(settings, EnergySettings)
+        check_backend(settings)
+        try:
+            counter(settings.source, device, settings.tdp)
+        except NoCounterError as error:
+            raise ConfigError(
+                f"{error}. source = 'auto' estimates where there is no counter", key=("source",)
+            ) from None
+
+    def kinds(self, subject: Subject) -> Mapping[str, tuple[Kind, str]]:
+        """Measured with a counter, if every option of the space can be run on the backend; else estimated, and why."""
+        deployment, meter = self._prepared(subject)
+        if deployment.reason:
+            why = f"modelled latency × {self._own.tdp:g} W, the processor fully busy: {deployment.reason}"
+            return {m.name: ("estimated", why) for m in self.produces}
+        kinds: dict[str, tuple[Kind, str]] = {m.name: (m.kind, "") for m in self.produces}
+        if meter.source == "estimated":
+            why = f"share of the processors' time × {self._own.tdp:g} W: {self._why}"
+            kinds["energy"] = kinds["power"] = ("estimated", why)
+            kinds["idle_power"] = ("estimated", "unknown without a counter, and counted as 0")
+        if meter.source != "nvml":
+            on_cpu = subject.device == "cpu"
+            kinds["gpu_utilization"] = ("estimated", "the network uses no GPU" if on_cpu else "unknown without NVML: 0")
+        return kinds
+
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """All five of each candidate."""
+        deployment, meter = self._prepared(subject)
+        names = [m.name for m in self.produces]
+        if deployment.reason:
+            seconds = deployment.modelled(subject.space, codes)
+            ones = np.ones(len(codes))
+            energy = seconds * self._own.tdp / self._own.batch_size * 1e3
+            return dict(zip(names, (energy, ones * self._own.tdp, ones * 0, ones, ones * 0), strict=True))
+        if self._idle is None:
+            idle = observed(meter, self._own.window, None, self._clocks)
+            self._idle = 0.0 if meter.source == "estimated" else idle.joules / idle.seconds
+        rows = []
+        for code in codes:
+            signature = deployment.signature(subject.formats(code))
+            if signature not in self._known:
+                with torch_threads(self._own.threads):
+                    running = deployment.running(subject, code)
+                    warm_up(running.timed, self._own.window)
+                    window = observed(meter, self._own.window, running.once, self._clocks)
+                self._known[signature] = self._figures(window, self._idle, meter)
+            rows.append(self._known[signature])
+        table: Any = np.array(rows, dtype=np.float64).reshape(len(codes), len(names))
+        return {name: table[:, i].copy() for i, name in enumerate(names)}
+
+    def _figures(self, window: Window, idle: float, meter: Counter) -> tuple[float, ...]:
+        above = window.joules - idle * window.seconds
+        return (
+            above / (window.runs * self._own.batch_size) * 1e3,
+            above / window.seconds,
+            idle,
+            window.busy / window.seconds / (os.cpu_count() or 1),
+            meter.gpu_utilization(),
+        )
+
+    def _prepared(self, subject: Subject) -> tuple[Deployment, Counter]:
+        if self._deployment is None:
+            self._deployment = Deployment(self._own, subject)
+        if self._meter is None:
+            self._meter, self._why = counter(self._own.source, subject.device, self._own.tdp)
+        return self._deployment, self._meter

@@ -1,0 +1,100 @@
+"""How long the deployed network takes for a batch: measured where it can be run, modelled where it cannot.
+
+The rule is all or none per search (``metrics.deployed``), so that a column never compares a measured network with a
+modelled one. A measurement is kept for the whole search, by signature: candidates of one signature get one number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Kind, Metric, Runner, RunnerSettings, Side, Subject, Values
+from bitfront.metrics.deployed import DeployedSettings, Deployment, Signature, check_backend, torch_threads
+from bitfront.metrics.timing import Summary, interleaved, summarise
+from bitfront.spaces.base import Codes
+
+
+class LatencySettings(DeployedSettings):
+    """``[search.strategy.sw_runner.latency]``."""
+
+    seconds: float = Field(0.2, gt=0, description="time to spend on each distinct network, after warm-up")
+    repeats: int = Field(20, ge=2, description="timed runs of each, at least")
+
+
+@RUNNERS.register("latency")
+class Latency(Runner):
+    """Time of the deployed network per batch: median, 90th percentile, 95 % interval of the median."""
+
+    Settings = LatencySettings
+    side: ClassVar[Side] = "sw_runner"
+    produces = (
+        Metric("latency", "ms", "minimize", "measured", "median time per batch of the deployed network"),
+        Metric("latency_p90", "ms", "minimize", "measured", "90th percentile of the time per batch"),
+        Metric("latency_per_sample", "ms", "minimize", "measured", "latency / batch_size"),
+        Metric("latency_low", "ms", "minimize", "measured", "lower end of the median's 95 % bootstrap interval"),
+        Metric("latency_high", "ms", "minimize", "measured", "upper end of the median's 95 % bootstrap interval"),
+    )
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        super().__init__(settings)
+        assert isinstance(settings, LatencySettings)
+        self._own = settings
+        self._deployment: Deployment | None = None
+        self._known: dict[Signature, Summary] = {}
+
+    @classmethod
+    def ready(cls, settings: RunnerSettings, device: str) -> None:  # noqa: ARG003
+        """Raises ConfigError where the backend is not installed."""
+        assert isinstance(settings, LatencySettings)
+        check_backend(settings)
+
+    def deployment(self, subject: Subject) -> Deployment:
+        """How candidates are deployed: the same for the whole search."""
+        if self._deployment is None:
+            self._deployment = Deployment(self._own, subject)
+        return self._deployment
+
+    def kinds(self, subject: Subject) -> Mapping[str, tuple[Kind, str]]:
+        """Measured if every option of the space can be run on the backend, else modelled, and why."""
+        reason = self.deployment(subject).reason
+        kind: Kind = "modelled" if reason else "measured"
+        return {m.name: (kind, reason) for m in self.produces}
+
+    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+        """All five, in milliseconds. A modelled latency is one number: percentile and interval are equal to it."""
+        deployment = self.deployment(subject)
+        if deployment.reason:
+            seconds = deployment.modelled(subject.space, codes)
+            return self._named(seconds, seconds, seconds, seconds)
+        signatures = [deployment.signature(subject.formats(code)) for code in codes]
+        self._time(subject, codes, signatures)
+        found = [self._known[s] for s in signatures]
+        median, p90, low, high = (
+            np.array([getattr(f, name) for f in found], dtype=np.float64) for name in ("median", "p90", "low", "high")
+        )
+        return self._named(median, p90, low, high)
+
+    def _time(self, subject: Subject, codes: Codes, signatures: list[Signature]) -> None:
+        """Measure the networks among `codes` that are not known yet, all of them in turns."""
+        new = {s: i for i, s in reversed(list(enumerate(signatures))) if s not in self._known}
+        if not new:
+            return
+        deployment = self.deployment(subject)
+        with torch_threads(self._own.threads):
+            networks = [deployment.running(subject, codes[i]) for i in new.values()]
+            samples = interleaved([n.timed for n in networks], self._own.seconds, self._own.repeats)
+        self._known.update(zip(new, map(summarise, samples), strict=True))
+
+    def _named(self, median: Values, p90: Values, low: Values, high: Values) -> dict[str, Values]:
+        return {
+            "latency": median * 1e3,
+            "latency_p90": p90 * 1e3,
+            "latency_per_sample": median * 1e3 / self._own.batch_size,
+            "latency_low": low * 1e3,
+            "latency_high": high * 1e3,
+        }

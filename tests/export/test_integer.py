@@ -1,0 +1,60 @@
+"""The module of byte kernels computes what the simulated model computes."""
+
+import pytest
+import torch
+from exported import EVERY, case
+from torch import nn
+
+from bitfront.errors import ExportError
+from bitfront.export.integer import exact, integer_model, obstacle
+from bitfront.formats.affine import Affine
+from bitfront.formats.integer import Integer
+from bitfront.graph import capture
+from bitfront.transforms import quantize
+
+pytestmark = pytest.mark.skipif(not exact(), reason="no exact kernels of bytes on this machine")
+
+
+@pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
+@pytest.mark.parametrize(("family", "width"), [("integer", 8), ("integer", 5), ("affine", 8), ("affine", 4)])
+def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, width):
+    graph, formats, x = case(name, shape, family, width)
+    # What has no kernel stays in float, in both.
+    formats = {s.name: formats[s.name] for s in graph.sites if not obstacle(graph, s, formats[s.name])}
+    assert formats
+    before = {k: v.clone() for k, v in graph.model.state_dict().items()}
+    model = integer_model(graph, formats)
+    with torch.inference_mode():
+        found = model(x)
+    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+    assert sum("integer" in n for n, _ in model.named_children()) == len(formats)
+    assert all(torch.equal(v, before[k]) for k, v in graph.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("formats", "why"),
+    [
+        ({}, ""),
+        ({"data_in": Integer(8, 4), "weight": Integer(3, 2)}, ""),
+        ({"data_in": Integer(16, 8), "weight": Integer(8, 4)}, "data_in is int16.8"),
+        ({"data_in": Integer(8, 4), "weight": Integer(8, 4, signed=False)}, "its weight is uint8.4"),
+        ({"weight": Integer(8, 4)}, "data_in stays in float"),
+    ],
+)
+def test_where_there_is_a_kernel(formats, why):
+    graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    found = obstacle(graph, graph.sites[0], formats)
+    assert found.startswith(why)
+    assert bool(found) == bool(why)
+
+
+def test_a_site_without_a_kernel_is_named():
+    graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    with pytest.raises(ExportError, match=r"^_0 \(Linear\): data_in is int16.8"):
+        integer_model(graph, {"_0": {"data_in": Integer(16, 8), "weight": Integer(8, 4)}})
+
+
+def test_a_relu_of_asymmetric_bytes_has_none():
+    graph = capture(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
+    own = Affine.parse({"width": 8}, "data_in").calibrated(torch.linspace(-1, 1, 9))
+    assert obstacle(graph, graph.sites[0], {"data_in": own}) == "its input has a zero point other than 0"

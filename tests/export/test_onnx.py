@@ -1,0 +1,157 @@
+"""The ONNX model computes what the simulated model computes, whatever the formats."""
+
+import pytest
+import torch
+from exported import EVERY, case, formats_of
+from torch import nn
+
+from bitfront.errors import ExportError
+from bitfront.export.onnx import INPUT, obstacle, onnx_model
+from bitfront.export.packing import packing
+from bitfront.formats.affine import Affine
+from bitfront.formats.integer import Integer
+from bitfront.graph import capture
+from bitfront.models.base import build
+from bitfront.transforms import calibrate, quantize
+
+ort = pytest.importorskip("onnxruntime")
+
+
+def run(model, x, optimized=True):
+    options = ort.SessionOptions()
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
+
+
+@pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
+@pytest.mark.parametrize(("family", "width"), [("integer", 8), ("integer", 5), ("affine", 8), ("affine", 4)])
+@pytest.mark.parametrize("form", ["qdq", "integer"])
+def test_onnx_runtime_computes_what_the_simulated_model_computes(name, shape, family, width, form):
+    graph, formats, x = case(name, shape, family, width)
+    integer = [s.name for s in graph.sites if form == "integer" and not obstacle(s, formats[s.name])]
+    assert form == "qdq" or integer
+    expected = quantize(graph, formats)(x).detach()
+    # Optimized, ONNX Runtime rounds the biases of a QDQ graph to multiples of its own.
+    found = run(onnx_model(graph, formats, integer), x, optimized=form == "integer")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
+def test_the_float_model_too(name, shape):
+    graph, _, x = case(name, shape, "integer", 8)
+    torch.testing.assert_close(run(onnx_model(graph, {}), x), graph.model(x).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["integer", "affine"])
+def test_every_candidate_is_as_accurate_on_digits(family):
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = torch.from_numpy(digits.data / 16).float().reshape(-1, 1, 8, 8)
+    y = torch.from_numpy(digits.target)
+    model = build("digits-cnn", (1, 8, 8), 10, seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(25):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[:1000]), y[:1000]).backward()
+        optimizer.step()
+    graph = capture(model, x[:2])
+    for width in (8, 3):
+        formats = calibrate(graph, formats_of(graph, family, width), x[:256])
+        expected = quantize(graph, formats)(x).argmax(1)
+        integer = [s.name for s in graph.sites]
+        found = run(onnx_model(graph, formats, integer), x).argmax(1)
+        assert (found == y).sum() == (expected == y).sum()
+        assert (expected == y).double().mean() > (0.7 if width == 8 else 0.1)
+
+
+def test_an_operation_without_a_counterpart_is_named():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.cumsum(x, 1)
+
+    graph = capture(Odd(), torch.randn(2, 4))
+    with pytest.raises(ExportError, match=r"^cumsum \(cumsum\) has no counterpart in ONNX"):
+        onnx_model(graph, {})
+
+
+def test_a_wide_format_is_named():
+    graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    with pytest.raises(ExportError, match=r"^_0: weight is int16.8, and at most 8 bits"):
+        onnx_model(graph, {"_0": {"weight": Integer(16, 8)}})
+
+
+@pytest.mark.parametrize(
+    ("formats", "why"),
+    [
+        ({}, ""),
+        ({"bias": Integer(16, 4)}, ""),
+        ({"data_in": Integer(8, 4), "weight": Integer(8, 4)}, ""),
+        ({"data_in": Integer(9, 4), "weight": Integer(8, 4)}, "data_in is int9.4"),
+        ({"weight": Integer(8, 4)}, "data_in stays in float"),
+        ({"data_in": Integer(8, 4)}, "weight stays in float"),
+    ],
+)
+def test_where_there_is_a_kernel_of_bytes(formats, why):
+    (site,) = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)).sites
+    found = obstacle(site, formats)
+    assert found.startswith(why)
+    assert bool(found) == bool(why)
+
+
+def test_signed_activations_are_unsigned_bytes_of_the_same_values():
+    x = torch.linspace(-9, 9, 99)
+    for own in (Integer(8, 4), Integer(5, 2), Affine.parse({"width": 6, "symmetric": True}, "data_in").calibrated(x)):
+        held = packing(own, activation=True)
+        values = (torch.from_numpy(held.pack(x).astype("int64")) - int(held.zero)) * float(held.scale)
+        assert held.pack(x).dtype == "uint8"
+        assert torch.equal(values.float(), own.round(x))
+        assert held.narrow == (own.bits < 8)
+
+
+class Projected(nn.Module):
+    """A parameter as the second factor of a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_product_with_a_parameter(granularity, symmetric):
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    graph = capture(Projected(), x[:2])
+    (site,) = graph.sites
+    settings = {"width": 8, "granularity": granularity, "symmetric": symmetric}
+    own = {"data_in": Affine.parse({"width": 8}, "data_in"), "weight": Affine.parse(settings, "weight")}
+    formats = calibrate(graph, {site.name: own}, x)
+    integer = [] if obstacle(site, formats[site.name]) else [site.name]
+    assert bool(integer) == (granularity == "tensor")
+    found = run(onnx_model(graph, formats, integer), x, optimized=bool(integer))
+    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+
+
+def test_asymmetric_weights():
+    x = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(108, 4))
+    graph = capture(model, x[:2])
+    wanted = {
+        "_0": {
+            "data_in": Affine.parse({"width": 8}, "data_in"),
+            "weight": Affine.parse({"width": 7, "symmetric": False, "granularity": "tensor"}, "weight"),
+        },
+        "_2": {"data_in": Integer(8, 4), "weight": Affine.parse({"width": 8, "symmetric": False}, "weight")},
+    }
+    formats = calibrate(graph, wanted, x)
+    assert not any(obstacle(s, formats[s.name]) for s in graph.sites)
+    found = run(onnx_model(graph, formats, ["_0", "_2"]), x)
+    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
