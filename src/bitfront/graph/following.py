@@ -463,8 +463,8 @@ class _Follower(fx.Interpreter):
                 merged = self._merged(block)
                 claim = claims.get(len(dims), -1)
                 if isinstance(claim, Extent):
-                    if not self.vars.same(claim.dim, merged):
-                        self._fix_all((claim, Extent(merged)), f"{self._title} reads its size off another tensor")
+                    # What takes its size from something else must go on having the same.
+                    self.vars.unify(merged, claim.dim, self._title)
                 elif claim != -1:
                     self.vars.fix(merged, f"{self._title} names its size")
                 dims += [merged, *self._new(sizes[1:])]
