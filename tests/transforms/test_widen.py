@@ -186,6 +186,11 @@ def test_ties_keep_the_first_channels_in_their_order():
         model[0].weight.copy_(torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, -2]]))
     narrow = widen(captured(model, (2,)), {"0": 3})
     assert narrow[0].weight.tolist() == [[1, 0], [2, 0], [0, -2]]
+    # Short lists may be sorted stably by chance.
+    model = nn.Sequential(nn.Linear(1, 3000, bias=False), nn.Linear(3000, 1))
+    nn.init.ones_(model[0].weight)
+    graph = captured(model, (1,))
+    assert torch.equal(widen(graph, {"0": 1000})[1].weight, graph.model[1].weight[:, :1000])
 
 
 # --- what stays ------------------------------------------------------------------------------------------------------
