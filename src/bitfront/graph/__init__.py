@@ -2,5 +2,6 @@
 
 from bitfront.graph.base import Graph, Node, Site
 from bitfront.graph.capture import capture
+from bitfront.graph.channels import Channels, channels
 
-__all__ = ["Graph", "Node", "Site", "capture"]
+__all__ = ["Channels", "Graph", "Node", "Site", "capture", "channels"]

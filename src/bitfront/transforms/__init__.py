@@ -10,6 +10,7 @@ from bitfront.transforms.quantize import (
     calibrate,
     quantize,
 )
+from bitfront.transforms.widen import group_widths, multiplied, widen
 
 __all__ = [
     "QuantizedConv1d",
@@ -19,5 +20,8 @@ __all__ = [
     "Quantizer",
     "SiteFormats",
     "calibrate",
+    "group_widths",
+    "multiplied",
     "quantize",
+    "widen",
 ]

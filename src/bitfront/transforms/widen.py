@@ -1,0 +1,364 @@
+"""A graph and new layer widths → a new model, wider or narrower, that starts from what the captured one has learned.
+
+Wider layers compute what they computed before: each new channel is a copy of an old one, and whoever sums over the
+copies weighs each by its share (Net2WiderNet; Chen, Goodfellow, Shlens: Net2Net, 2016, arXiv:1511.05641). Narrower
+layers keep their most important channels, those whose filters have the largest L1 norm (Li et al.: Pruning Filters for
+Efficient ConvNets, 2017, arXiv:1608.08710). Widths belong to groups of channels (``bitfront.graph.channels``), so
+layers that share one change together, and their consumers follow.
+
+Every call starts from the captured model, which is never changed: multipliers do not compound. What a new width costs
+is seen by capturing the result: ``capture(widen(graph, widths), sample)``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bitfront.errors import ConfigError
+from bitfront.graph import Channels, Graph, channels
+from bitfront.graph.channels import Axis, ChannelGroup, TensorChannels
+
+#: Group index, or the node name or module path of a layer whose output it is → width in channels.
+Widths = Mapping[int | str, int]
+
+
+def widen(
+    graph: Graph,
+    widths: Widths,
+    *,
+    init: Literal["inherit", "fresh"] = "inherit",
+    seed: int = 0,
+    noise: float = 0.0,
+) -> nn.Module:
+    """A new model of the same class as `graph.model`, in evaluation mode, with other layer widths.
+
+    With ``init="inherit"`` a wider model computes the same as the original, up to rounding. A group that goes through a
+    LayerNorm or GroupNorm (``ChannelGroup.mixed_by``) must grow by a whole number of times for that, together with
+    every other group under that norm; otherwise the result is near the original only. A narrower model computes what
+    the original does with all weights at 0 that take in removed channels (but for such norms, again).
+
+    Args:
+        graph: the captured model; it must be traced.
+        widths: the new widths; groups that are absent keep theirs. A layer's name stands for the number of its output
+            channels. {} gives a copy.
+        init: ``inherit`` (as above), or ``fresh``: every module's own ``reset_parameters``. Parameters of modules that
+            have no such method are inherited.
+        seed: of the noise and of fresh parameters. Global random states are left alone.
+        noise: standard deviation of what is added to the filters of copied channels, as a share of the standard
+            deviation of the layer's weights. Copies that are exactly equal stay so as long as they get equal gradients:
+            about 0.01 lets training tell them apart, at the price of an output that is no longer quite equal.
+
+    Raises:
+        CaptureError: the model is not traced.
+        ConfigError: a width is not possible; the message says why and which layers are behind it.
+    """
+    if init not in ("inherit", "fresh"):
+        raise ConfigError(f"init is {init!r}; allowed: inherit, fresh")
+    structure = channels(graph)
+    wanted = group_widths(structure, widths)
+    picks = {g: _pick(structure, g, width, graph.model) for g, width in wanted.items()}
+    model = copy.deepcopy(graph.model)
+    _replace_tensors(model, structure, picks, noise, torch.Generator().manual_seed(seed))
+    _update_sizes(model, structure, wanted)
+    if init == "fresh":
+        _reset(model, seed)
+    return model
+
+
+def group_widths(structure: Channels, widths: Widths) -> dict[int, int]:
+    """Group index → new width, for the groups whose width changes.
+
+    Raises:
+        ConfigError: a name or index that does not exist, a width below 1, one that the group cannot have, or two
+            different ones for the same group.
+    """
+    found: dict[int, int] = {}
+    said_by: dict[int, int | str] = {}
+    for key, width in widths.items():
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ConfigError(f"the width of {key!r} is {width!r}; allowed: whole numbers from 1")
+        index, channels_wanted = _group_of(structure, key, width)
+        if found.setdefault(index, channels_wanted) != channels_wanted:
+            raise ConfigError(
+                f"{said_by[index]!r} and {key!r} share their channels, but are given different widths: "
+                f"{widths[said_by[index]]} and {width}"
+            )
+        said_by.setdefault(index, key)
+        _check_possible(structure.groups[index], key, channels_wanted)
+    return {g: width for g, width in found.items() if width != structure.groups[g].width}
+
+
+def multiplied(graph: Graph, multipliers: Mapping[str, float], divisor: int = 1) -> dict[int, int]:
+    """Widths of groups from multipliers of layers; what ``widen`` takes.
+
+    A group follows those of its producers whose multiplier is not 1; the producers that are absent, or have 1, follow.
+    A width is rounded to the nearest multiple of `divisor` (and of the group's own ``multiple``), half up, and is one
+    such multiple at least.
+
+    Args:
+        graph: the captured model.
+        multipliers: layer (node name or module path) → by what its number of output channels is multiplied. A layer
+            whose output is made of several groups multiplies them all.
+        divisor: what widths should be a multiple of, 8 for example, for hardware that likes it.
+
+    Returns:
+        Group index → width, for the groups that have a multiplier other than 1.
+
+    Raises:
+        ConfigError: no such layer; a multiplier that is not above 0, or of a layer whose width is fixed; two different
+            multipliers for one group.
+    """
+    if divisor < 1:
+        raise ConfigError(f"divisor is {divisor}; allowed: whole numbers from 1")
+    structure = channels(graph)
+    factors: dict[int, tuple[str, float]] = {}
+    for name, factor in multipliers.items():
+        if not (factor > 0 and math.isfinite(factor)):
+            raise ConfigError(f"the multiplier of {name!r} is {factor!r}; allowed: numbers above 0")
+        layer = structure.layer(name)
+        for segment in layer.outputs if factor != 1 else ():
+            group = structure.groups[segment.group]
+            if group.fixed:
+                raise ConfigError(
+                    f"the width of {name!r} cannot be multiplied by {factor}: it is fixed ({group.fixed})"
+                )
+            other, before = factors.setdefault(group.index, (name, factor))
+            if before != factor:
+                raise ConfigError(
+                    f"{other!r} and {name!r} share their channels, but have different multipliers: "
+                    f"{before} and {factor}"
+                )
+    result = {}
+    for index, (_, factor) in factors.items():
+        group = structure.groups[index]
+        step = math.lcm(divisor, group.multiple)
+        result[index] = max(step, math.floor(group.width * factor / step + 0.5) * step)
+    return result
+
+
+def _group_of(structure: Channels, key: int | str, width: int) -> tuple[int, int]:
+    """(group, its width) where `key` is to be `width` wide."""
+    if isinstance(key, int):
+        if not 0 <= key < len(structure.groups):
+            raise ConfigError(f"there is no group {key} of channels; allowed: 0 to {len(structure.groups) - 1}")
+        return key, width
+    outputs = structure.layer(key).outputs
+    if len(outputs) != 1:
+        indices = ", ".join(str(s.group) for s in outputs)
+        raise ConfigError(
+            f"the output of {key!r} meets a concatenation, so its width is that of several groups: {indices}. Give the "
+            "widths of these, by their indices."
+        )
+    (segment,) = outputs
+    if width % segment.repeat:
+        raise ConfigError(f"the width of {key!r} is {width}, but must be a multiple of {segment.repeat}")
+    return segment.group, width // segment.repeat
+
+
+def _check_possible(group: ChannelGroup, key: int | str, width: int) -> None:
+    if width == group.width:
+        return
+    if group.fixed:
+        raise ConfigError(f"the width of {key!r} is {group.width} and cannot be {width}: it is fixed ({group.fixed})")
+    if width % group.multiple:
+        raise ConfigError(
+            f"the width of {key!r} cannot be {width}: {', '.join(group.blocked_by)} must cut it into equal groups, so "
+            f"it must be a multiple of {group.multiple}"
+        )
+
+
+# --- which channels ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """Of each new channel (or element of an axis): which old one it is, its share of that one, whether it is a copy."""
+
+    source: Tensor
+    share: Tensor
+    copied: Tensor
+
+
+def _pick(structure: Channels, index: int, width: int, model: nn.Module) -> _Pick:
+    """The new channels of a group, block by block: a grouped convolution must find each block's where it was."""
+    group = structure.groups[index]
+    old, new = group.width // group.multiple, width // group.multiple
+    starts = torch.arange(0, group.width, old)[:, None]
+    if new > old:
+        # First the originals, then copies of all of them in turn: as evenly as can be, which is what norms ask for.
+        within = torch.arange(new) % old
+        source = (starts + within).flatten()
+        share = 1 / torch.bincount(within)[within].double()
+        copied = torch.arange(new) >= old
+        return _Pick(source, share.repeat(group.multiple), copied.repeat(group.multiple))
+    importance = _importance(structure, group, model).view(group.multiple, old)
+    # A stable sort: of equally important channels the first ones stay.
+    kept = importance.sort(dim=1, descending=True, stable=True).indices[:, :new].sort(dim=1).values
+    return _Pick((starts + kept).flatten(), torch.ones(width).double(), torch.zeros(width, dtype=torch.bool))
+
+
+def _importance(structure: Channels, group: ChannelGroup, model: nn.Module) -> Tensor:
+    """L1 norm of each channel's filters, summed over all layers that make it; shape (width,).
+
+    Channels that no layer makes are a parameter: then it is the norm of that.
+    """
+    state = _state(model)
+    made = [layer.weight for layer in structure.layers if layer.name in group.producers]
+    total = torch.zeros(group.width, dtype=torch.float64)
+    seen: set[int] = set()
+    for name in made or structure.tensors:
+        tensor, described = state[name], structure.tensors[name]
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for d, axis in enumerate(described.axes):
+            if d == described.contracted:
+                continue
+            norms = tensor.detach().cpu().double().abs().movedim(d, 0).reshape(tensor.shape[d], -1).sum(1)
+            position = 0
+            for segment in axis:
+                length = structure.size((segment,))
+                if segment.group == group.index:
+                    total += norms[position : position + length].view(group.width, segment.repeat).sum(1)
+                position += length
+    return total
+
+
+def _along(structure: Channels, axis: Axis, picks: Mapping[int, _Pick]) -> _Pick:
+    """The elements of an axis whose groups are picked from."""
+    parts: list[_Pick] = []
+    position = 0
+    for segment in axis:
+        width, repeat = structure.groups[segment.group].width, segment.repeat
+        pick = picks.get(segment.group)
+        if pick is None:
+            pick = _Pick(torch.arange(width), torch.ones(width).double(), torch.zeros(width, dtype=torch.bool))
+        source = pick.source[:, None] * repeat + torch.arange(repeat)
+        parts.append(
+            _Pick(
+                position + source.flatten(), pick.share.repeat_interleave(repeat), pick.copied.repeat_interleave(repeat)
+            )
+        )
+        position += width * repeat
+    return _Pick(*(torch.cat([getattr(p, f) for p in parts]) for f in ("source", "share", "copied")))
+
+
+# --- the new model -----------------------------------------------------------------------------------------------
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, under each of its names."""
+    return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
+
+
+def _replace_tensors(
+    model: nn.Module, structure: Channels, picks: Mapping[int, _Pick], noise: float, generator: torch.Generator
+) -> None:
+    weights = {layer.weight for layer in structure.layers}
+    made: dict[int, Tensor] = {}
+    for name, tensor in _state(model).items():
+        described = structure.tensors.get(name)
+        if described is None or not any(s.group in picks for axis in described.axes for s in axis):
+            continue
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        # A tensor with two names stays one tensor.
+        if id(tensor) not in made:
+            resized = _resized(tensor.detach(), structure, described, picks)
+            if noise and name in weights:
+                resized = _with_noise(resized, structure, described, picks, noise * tensor.detach().std(), generator)
+            parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(resized, tensor.requires_grad) if parameter else resized
+        if isinstance(tensor, nn.Parameter):
+            module._parameters[key] = made[id(tensor)]  # type: ignore[assignment]
+        else:
+            module._buffers[key] = made[id(tensor)]
+
+
+def _resized(tensor: Tensor, structure: Channels, described: TensorChannels, picks: Mapping[int, _Pick]) -> Tensor:
+    for d, axis in enumerate(described.axes):
+        if not any(s.group in picks for s in axis):
+            continue
+        pick = _along(structure, axis, picks)
+        if d != described.contracted:
+            tensor = tensor.index_select(d, pick.source.to(tensor.device))
+        elif described.blocks == 1:
+            tensor = _summed(tensor, d, pick)
+        else:
+            # Dimension 0 is resized by now; each block of outputs takes its own block of inputs.
+            outputs, sources, shares = (t.chunk(described.blocks) for t in (tensor, pick.source, pick.share))
+            tensor = torch.cat(
+                [
+                    _summed(rows, d, _Pick(source - block * tensor.shape[d], share, share))
+                    for block, (rows, source, share) in enumerate(zip(outputs, sources, shares, strict=True))
+                ]
+            )
+    return tensor.contiguous()
+
+
+def _summed(tensor: Tensor, d: int, pick: _Pick) -> Tensor:
+    """Weights whose dimension `d` is summed over: copies share what their original had."""
+    share = pick.share.to(tensor).view(-1, *[1] * (tensor.dim() - d - 1))
+    return tensor.index_select(d, pick.source.to(tensor.device)) * share
+
+
+def _with_noise(
+    tensor: Tensor,
+    structure: Channels,
+    described: TensorChannels,
+    picks: Mapping[int, _Pick],
+    scale: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    d = 1 if described.contracted == 0 else 0
+    copied = _along(structure, described.axes[d], picks).copied.to(tensor.device)
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+    return torch.where(copied.view(-1, *[1] * (tensor.dim() - d - 1)), tensor + scale * drawn, tensor)
+
+
+def _update_sizes(model: nn.Module, structure: Channels, widths: Mapping[int, int]) -> None:
+    """Modules that remember their sizes beside their tensors: for their own use, and for whoever prints them."""
+    owners = {layer.path: layer for layer in structure.layers}
+    for name, described in structure.tensors.items():
+        if not any(s.group in widths for axis in described.axes for s in axis):
+            continue
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        weight = module._parameters.get("weight") if key == "weight" else None
+        if weight is None:
+            continue
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            module.out_channels = weight.shape[0]
+            if described.contracted is None:  # depthwise
+                module.groups = structure.size(owners[path].inputs, widths)
+            module.in_channels = weight.shape[1] * module.groups
+    for path, axes in structure.norms.items():
+        module = model.get_submodule(path)
+        if not any(s.group in widths for axis in axes for s in axis):
+            continue
+        sizes = [structure.size(axis, widths) for axis in axes]
+        if isinstance(module, nn.LayerNorm):
+            known = module.normalized_shape
+            module.normalized_shape = tuple(new or old for new, old in zip(sizes, known, strict=True))
+        else:
+            known_as = ("num_features", "num_channels", "num_parameters")
+            setattr(module, next(name for name in known_as if hasattr(module, name)), sizes[0])
+
+
+def _reset(model: nn.Module, seed: int) -> None:
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
