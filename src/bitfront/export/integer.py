@@ -19,8 +19,7 @@ from bitfront.errors import ExportError
 from bitfront.export.packing import Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import operand_nodes
-from bitfront.transforms.quantize import parameter
+from bitfront.graph.capture import operand_nodes, parameter
 
 SiteFormats = Mapping[Operand, Format]
 OPS = ("linear", "conv1d", "conv2d", "relu")

@@ -27,8 +27,7 @@ from bitfront.errors import ExportError, require
 from bitfront.export.packing import Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import operand_nodes
-from bitfront.transforms.quantize import parameter
+from bitfront.graph.capture import operand_nodes, parameter
 
 OPSET, IR_VERSION = 21, 10
 INPUT, OUTPUT = "input", "output"

@@ -46,6 +46,11 @@ class DeployedSettings(RunnerSettings):
         description="what runs the network: PyTorch (8-bit sites with oneDNN's kernels), ONNX Runtime (with its "
         "integer operators), or nothing: a roofline model",
     )
+    onnx_form: Literal["integer", "qdq"] = Field(
+        "integer",
+        description="of a quantized site in ONNX Runtime: its integer operators, which compute what the search "
+        "computed; or QuantizeLinear and DequantizeLinear, which ONNX Runtime may fuse, and round differently",
+    )
     batch_size: int = Field(1, ge=1, description="samples per run")
     threads: int = Field(1, ge=1, description="threads that may share a run on the CPU")
     operations_per_second: float = Field(
@@ -105,7 +110,7 @@ class Deployment:
         batch = self.settings.batch_size
         x = subject.sample[torch.arange(batch) % len(subject.sample)].contiguous()
         if self.settings.backend == "onnxruntime":
-            return _on_onnxruntime(graph, formats, x, self.settings.threads)
+            return _on_onnxruntime(graph, formats, x, self.settings)
         return _on_torch(graph, formats, x, subject.device)
 
     def modelled(self, space: QuantizationSpace, codes: Codes) -> Values:
@@ -196,12 +201,12 @@ def _on_torch(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, devic
     return Running(once, timed)
 
 
-def _on_onnxruntime(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, threads: int) -> Running:
+def _on_onnxruntime(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, settings: DeployedSettings) -> Running:
     runtime: Any = require("onnxruntime", "onnx", "backend = 'onnxruntime'")
     sites = [s.name for s in graph.sites if "data_in" in formats.get(s.name, {})]
-    model = onnx.onnx_model(graph, formats, integer=sites)
+    model = onnx.onnx_model(graph, formats, integer=sites if settings.onnx_form == "integer" else ())
     options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
     options.log_severity_level = 3
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     given = {onnx.INPUT: x.numpy()}
