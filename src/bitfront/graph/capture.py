@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import linecache
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from bitfront.graph.operations import (
     module_op,
     shapes_in,
 )
-from bitfront.graph.recording import Observed, observed, record
+from bitfront.graph.recording import Observed, Recorded, feed, observed, record, record_function
 
 
 def capture(model: nn.Module, sample: Tensor) -> Graph:
@@ -153,31 +153,33 @@ class _Observer(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         tensors = shapes_in((args, kwargs))  # before the call, which may change a tensor in place
         inputs = tuple(self.shapes[a] for a in n.all_input_nodes if a in self.shapes and a.op != "get_attr")
+        for value in (self.env[a] for a in self.fed.intersection(n.all_input_nodes)):
+            feed(value)
         out = super().run_node(n)
         found = shapes_in(out)
         counted: Count | None = Count(0)
         if n.op == "call_module":
             module = self.module.get_submodule(str(n.target))
             call = Call(module_op(module), tensors, found[0] if found else (), args, kwargs, module)
-            counted = count(call) if has_rule(module) else self._inside(module, args, kwargs)
+            counted = count(call) if has_rule(module) else self._inside(record(module, args, kwargs, self.batch))
         elif n.op in ("call_function", "call_method") and found:
             op, _ = _function(n)
             counted = count(Call(op, tensors, found[0], args, kwargs))
+            if counted is None and callable(n.target):
+                counted = self._inside(record_function(n.target, args, kwargs, self.batch))
         seen = observed((), found[0] if found else (), counted, self.batch, n in self.fed)
         self.seen[n] = dataclasses.replace(seen, inputs=inputs)
         if isinstance(out, Tensor):
             self.shapes[n] = seen.output
         return out
 
-    def _inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Count | None:
-        """A library's block that the tracer does not enter: the sum of what happens inside, if all of it has rules."""
-        calls = record(module, args, kwargs, self.batch)
-        # One that does nothing that could be seen is unknown, not free.
+    def _inside(self, calls: Sequence[Recorded]) -> Count | None:
+        """What a library's block or function does that the tracer does not enter; None unless all of it has rules."""
+        # One in which nothing could be seen is unknown, not free.
         if not calls or any(c.seen.operations is None for c in calls):
             return None
-        return Count(
-            self.batch * sum(c.seen.operations or 0 for c in calls), self.batch * sum(c.seen.macs for c in calls)
-        )
+        operations, macs = (sum(v) for v in zip(*((c.seen.operations or 0, c.seen.macs) for c in calls), strict=True))
+        return Count(self.batch * operations, self.batch * macs)
 
 
 def _traced_nodes(model: nn.Module, graph: fx.Graph, sample: Tensor) -> tuple[Node, ...]:
@@ -279,8 +281,9 @@ def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     """The nodes of a model found by running it: modules that have a rule, and what happens between them.
 
     Modules are sites where they can be, each once, however often it is called. Functions are never sites: nothing
-    could put a format in front of their operands.
+    could put a format in front of their operands; those that only move data are left out.
     """
+    feed((args, kwargs))
     nodes: dict[str, Node] = {}
     own = {id(p): name for name, p in model.named_parameters()}
     for call in record(model, args, kwargs, batch):
@@ -292,6 +295,8 @@ def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
                 unknown = before.operations is None or node.operations is None
                 operations = None if unknown else (before.operations or 0) + (node.operations or 0)
                 node = dataclasses.replace(node, operations=operations, macs=before.macs + node.macs)
+        elif call.seen.operations == 0:
+            continue
         else:
             stem = "_".join(part for part in (call.path.replace(".", "_"), call.op) if part)
             name, number = stem, 0

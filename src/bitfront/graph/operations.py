@@ -172,19 +172,26 @@ _NAMES: Mapping[str, str] = {
     name: op
     for op, names in {
         "move": """
-            getitem getattr get size dropout dropout1d dropout2d dropout3d alpha_dropout expand expand_as
-            identity movedim moveaxis swapaxes swapdims unbind clone detach to float type type_as half long
-            repeat_interleave roll flip pad unfold im2col t unflatten view_as reshape_as tensor_split
-            embedding one_hot pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle arange
-            zeros ones full empty eye linspace tensor as_tensor zeros_like ones_like full_like empty_like
-            new_zeros new_ones new_full new_empty new_tensor rand randn rand_like randn_like copy fill zero
-            setitem requires_grad cpu cuda as_strided diagonal tril triu real imag scatter index_put
-            masked_select nonzero lift_fresh set_data data stochastic_depth
+            flatten view reshape transpose permute contiguous squeeze unsqueeze cat concat stack chunk split int
+            bool double bfloat16 alias narrow select index_select gather take take_along_dim tile repeat hsplit
+            vsplit hstack vstack concatenate meshgrid broadcast_to broadcast_tensors split_with_sizes getitem
+            getattr get size dropout dropout1d dropout2d dropout3d alpha_dropout expand expand_as identity
+            movedim moveaxis swapaxes swapdims unbind clone detach to float type type_as half long
+            repeat_interleave roll flip pad unfold im2col t unflatten view_as reshape_as tensor_split embedding
+            one_hot pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle arange zeros ones full
+            empty eye linspace tensor as_tensor zeros_like ones_like full_like empty_like new_zeros new_ones
+            new_full new_empty new_tensor rand randn rand_like randn_like copy fill zero setitem requires_grad
+            cpu cuda as_strided diagonal tril triu real imag scatter index_put masked_select nonzero lift_fresh
+            set_data data stochastic_depth
         """,
         "elementwise": """
-            abs neg exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan atan erf floor lt le
-            gt ge eq ne isnan isinf isfinite logical_and logical_or logical_not logical_xor and or xor
-            invert rand ror bitwise_and bitwise_or bitwise_not bitwise_xor outer lerp
+            sigmoid tanh gelu silu relu relu6 leaky_relu prelu rrelu elu selu celu mish hardtanh hardswish
+            hardsigmoid logsigmoid softplus softsign tanhshrink threshold clamp clamp_min clamp_max clip ceil
+            round trunc sign div truediv true_divide floordiv floor_divide rdiv rtruediv mod remainder fmod pow
+            rpow add radd iadd sub rsub isub mul rmul imul itruediv maximum minimum where masked_fill abs neg
+            exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan atan erf floor lt le gt ge eq ne
+            isnan isinf isfinite logical_and logical_or logical_not logical_xor and or xor invert rand ror
+            bitwise_and bitwise_or bitwise_not bitwise_xor outer lerp
         """,
         "twice": "addcmul addcdiv",
         "layer_norm": "layer_norm group_norm instance_norm",

@@ -8,7 +8,7 @@ torch.fx uses too. So nothing that computes goes unseen, whatever types of modul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,8 @@ def _is_fed(value: object) -> bool:
     return any(getattr(t, _FED, False) for t in tensors_in(value))
 
 
-def _feed(value: object) -> None:
+def feed(value: object) -> None:
+    """Say that the tensors in `value` come from the model's input."""
     for tensor in tensors_in(value):
         setattr(tensor, _FED, True)
 
@@ -104,7 +105,6 @@ class _Mode(TorchFunctionMode):
         self.calls: list[Recorded] = []
         self.paths: list[str] = []
         self.within = 0  # how many modules that are taken as a whole we are in
-        self.functions = 0  # how many functions were seen, free ones included
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -116,27 +116,25 @@ class _Mode(TorchFunctionMode):
         out = func(*args, **kwargs)
         found = list(tensors_in(out))
         if fed:
-            _feed(found)
+            feed(found)
             if getattr(func, "__name__", "") in ("__setitem__", "copy_"):
-                _feed(args[0])
+                feed(args[0])
         if found and not self.within:
-            self.functions += 1
             op, name = function_op(func)
             counted = count(Call(op, shapes, tuple(found[0].shape), args, kwargs))
-            if counted is None or counted.operations:
-                flowing = tuple(s for t, s in zip(given, shapes, strict=True) if not isinstance(t, nn.Parameter))
-                seen = observed(flowing, tuple(found[0].shape), counted, self.batch, fed)
-                own = tuple(t for t in given if isinstance(t, nn.Parameter))
-                self.calls.append(Recorded(self.paths[-1], op, name, seen, None, own))
+            flowing = tuple(s for t, s in zip(given, shapes, strict=True) if not isinstance(t, nn.Parameter))
+            seen = observed(flowing, tuple(found[0].shape), counted, self.batch, fed)
+            own = tuple(t for t in given if isinstance(t, nn.Parameter))
+            self.calls.append(Recorded(self.paths[-1], op, name, seen, None, own))
         return out
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> list[Recorded]:
-    """Run `model` on inputs and give what it called, in order; calls that only move data are left out, of functions.
+    """Run `model` on inputs and give what it called, in order.
 
     Args:
         model: in evaluation mode; it gets hooks, which are removed again.
-        args, kwargs: what it is called with, `batch` samples in every tensor that is fed.
+        args, kwargs: what it is called with: of what is fed (:func:`feed`), `batch` samples.
     """
     mode = _Mode(batch)
     before: list[int] = []
@@ -149,13 +147,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
         def hook(module: nn.Module, *_: Any) -> None:
             mode.paths.append(path)
             mode.within += whole(path, module)
-            before.append(mode.functions)
+            before.append(len(mode.calls))
 
         return hook
 
     def leave(path: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
-            seen_inside = mode.functions - before.pop()
+            seen_inside = len(mode.calls) - before.pop()
             mode.paths.pop()
             mode.within -= whole(path, module)
             # A module without parts in which nothing of torch was seen computes with something else.
@@ -178,11 +176,21 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
     for path, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
         handles.append(module.register_forward_hook(leave(path), with_kwargs=True))
-    _feed((args, kwargs))
     try:
         with torch.no_grad(), mode:
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
+    return mode.calls
+
+
+def record_function(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int
+) -> list[Recorded]:
+    """The same for what a function calls; the function itself, if it is one of torch's own."""
+    mode = _Mode(batch)
+    mode.paths.append("")
+    with torch.no_grad(), mode:
+        function(*args, **kwargs)
     return mode.calls
