@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bitfront import checkpoints
+from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.engine.plan import load_weights, open_data, open_model
 from bitfront.engine.run import Run
@@ -113,20 +114,23 @@ class Analysis:
     Attributes:
         batch: samples in it.
         untraced: why torch.fx did not trace the model, which was then looked at while it ran; empty if it did.
+        unused: keys of the configuration that name nothing in this model.
     """
 
     batch: int
     rows: tuple[Row, ...]
     total: Total
     untraced: str = ""
+    unused: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"batch": ..., "modules": [...], "total": {...}, "untraced": ...}``, for JSON."""
+        """``{"batch": ..., "modules": [...], "total": {...}, "untraced": ..., "unused": [...]}``, for JSON."""
         return {
             "batch": self.batch,
             "modules": [dataclasses.asdict(row) for row in self.rows],
             "total": dataclasses.asdict(self.total),
             "untraced": self.untraced,
+            "unused": list(self.unused),
         }
 
     def to_csv(self) -> str:
@@ -147,18 +151,15 @@ class Analysis:
         cells = []
         for row in self.rows:
             bits = [row.data_in_bits, row.weight_bits, row.bias_bits]
-            cells.append(
-                [row.name, row.type, " ".join(map(_shape, row.inputs)), _shape(row.output), _number(row.parameters)]
-                + ["/".join("-" if b is None else str(b) for b in bits)]
-                + [_number(row.operations), _number(row.backward_operations)]
-                + [_number(row.input_bytes), _number(row.output_bytes), _number(row.parameter_bytes)]
-                + [_number(row.bitops), _number(row.bops), _number(row.ebops)]
-            )
+            numbers: list[float | None] = [row.operations, row.backward_operations, row.input_bytes, row.output_bytes]
+            numbers += [row.parameter_bytes, row.bitops, row.bops, row.ebops]
+            widths = "/".join("-" if b is None else str(b) for b in bits)
+            shapes = (" ".join(map(_shape, row.inputs)), _shape(row.output))
+            cells.append([row.name, row.type, *shapes, _number(row.parameters), widths, *map(_number, numbers)])
         t = self.total
-        cells.append(
-            ["total", "", "", "", _number(t.parameters), "", _number(t.operations), _number(t.backward_operations)]
-            + ["", "", _number(t.parameter_bytes), _number(t.bitops), _number(t.bops), _number(t.ebops)]
-        )
+        sums = [_number(t.operations), _number(t.backward_operations), "", "", _number(t.parameter_bytes)]
+        sums += [_number(t.bitops), _number(t.bops), _number(t.ebops)]
+        cells.append(["total", "", "", "", _number(t.parameters), "", *sums])
         return columns, cells
 
     def remarks(self) -> list[str]:
@@ -166,6 +167,8 @@ class Analysis:
         lines = [f"batch of {self.batch:,}; {self.total.operation_bits:,} operation bits (operations · input bits)"]
         if self.untraced:
             lines.append(f"torch.fx did not trace this model, which was looked at while it ran: {self.untraced}")
+        if self.unused:
+            lines.append("not used, because they name nothing here: " + ", ".join(map(repr, self.unused)))
         if self.total.not_counted:
             lines.append("operations not counted: " + ", ".join(self.total.not_counted))
         if self.total.without_bops:
@@ -190,9 +193,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def analyze(
-    model: nn.Module, sample: object, batch: int = 1, config: Mapping[str, Any] | None = None
-) -> Analysis:
+def analyze(model: nn.Module, sample: object, batch: int = 1, config: Mapping[str, Any] | None = None) -> Analysis:
     """What `model` does on a batch, module by module.
 
     Args:
@@ -206,9 +207,13 @@ def analyze(
         CaptureError: the model cannot be copied, or fails on `sample`.
         ConfigError: `batch` or `config` makes no sense.
     """
+    return describe(graph_of(model, sample), _positive(batch), config)
+
+
+def _positive(batch: int) -> int:
     if batch < 1:
         raise ConfigError(f"a batch of {batch} samples is not possible; allowed: 1 or more")
-    return describe(graph_of(model, sample), batch, config)
+    return batch
 
 
 def analyze_config(config: Config, batch: int = 1, events: Events | None = None) -> Analysis:
@@ -219,10 +224,10 @@ def analyze_config(config: Config, batch: int = 1, events: Events | None = None)
     model = open_model(config, dataset)
     if config.load_name is not None:
         model.load_state_dict(load_weights(config, model))
-    own = config.passes.get("quantize")
-    passes = None if own is None else {k: v for k, v in own.items() if k != "report"}
+    passes = configuration.quantize_pass(config) if "quantize" in config.passes else None
+    graph = graph_of(model, dataset.split("train")[0])
     with config.locating():
-        return analyze(model, dataset.split("train")[0][:SAMPLES], batch, passes)
+        return describe(graph, _positive(batch), passes, ("passes", "quantize"))
 
 
 def analyze_trial(folder: str | Path, number: int, batch: int = 1, events: Events | None = None) -> Analysis:
@@ -233,7 +238,7 @@ def analyze_trial(folder: str | Path, number: int, batch: int = 1, events: Event
     dataset = open_data(run.config, events.note, events.downloading)
     model = open_model(run.config, dataset)
     model.load_state_dict(checkpoints.load(Path(folder) / WEIGHTS, model))
-    return analyze(model, dataset.split("train")[0][:SAMPLES], batch, trial.config)
+    return describe(graph_of(model, dataset.split("train")[0]), _positive(batch), trial.config)
 
 
 def graph_of(model: nn.Module, sample: object) -> Graph:
@@ -269,7 +274,7 @@ def _pair(value: object) -> Any:
     if isinstance(value, Tensor):
         if value.dim() == 0 or not len(value):
             raise CaptureError(f"a sample needs a batch dimension of at least 1; it has shape {tuple(value.shape)}")
-        return (value if len(value) >= SAMPLES else torch.cat([value] * SAMPLES))[:SAMPLES].clone()
+        return (value if len(value) >= SAMPLES else torch.cat([value] * SAMPLES))[:SAMPLES].detach().clone()
     if isinstance(value, Mapping):
         return {str(k): _pair(v) if isinstance(v, Tensor) else v for k, v in value.items()}
     if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
@@ -277,9 +282,11 @@ def _pair(value: object) -> Any:
     raise CaptureError(f"the sample is a {type(value).__name__}; allowed: a tensor, or a tuple or mapping of tensors")
 
 
-def describe(graph: Graph, batch: int = 1, config: Mapping[str, Any] | None = None) -> Analysis:
-    """A captured model on a batch, in the formats of `config`. Raises ConfigError."""
-    space = QuantizationSpace.of_float(graph) if config is None else single(graph, config)
+def describe(
+    graph: Graph, batch: int = 1, config: Mapping[str, Any] | None = None, where: tuple[str, ...] = ()
+) -> Analysis:
+    """A captured model on a batch, in the formats of `config`. Raises ConfigError, whose keys are below `where`."""
+    space = QuantizationSpace.of_float(graph) if config is None else single(graph, config, where)
     formats = space.formats(np.zeros(len(space.groups), dtype=np.int64))
     stored: dict[str, int] = {}
     for name, _, sizes in space.storage():
@@ -305,7 +312,7 @@ def describe(graph: Graph, batch: int = 1, config: Mapping[str, Any] | None = No
         not_counted=tuple(f"{r.name} ({r.type})" for r in rows if r.operations is None),
         without_bops=tuple(f"{r.name} ({r.type})" for r in rows if r.operations is not None and r.bops is None),
     )
-    return Analysis(batch, rows, total, graph.untraced)
+    return Analysis(batch, rows, total, graph.untraced, tuple(space.unused))
 
 
 def _row(
@@ -325,9 +332,7 @@ def _row(
     widths = [data] + [weight if node.op in ("matmul", "bmm") else data] * (len(sizes) - 1)
     operations = None if node.operations is None else batch * node.operations
     macs = batch * node.macs
-    site = node if isinstance(node, Site) else None
-    alone = operations is not None and (site is not None or not macs)
-    kept = None if site is None or not macs else _nonzero(graph, site, formats)
+    effective = _effective(node, graph, batch, formats, data, weight)
     return Row(
         name=node.name,
         path=node.path,
@@ -348,21 +353,24 @@ def _row(
         parameter_bytes=sum(stored[n] for n in own),
         bitops=None if operations is None else int(batch * bit_operations(node, data, weight)),
         operation_bits=None if operations is None else operations * data,
-        bops=_plain(batch * bops(site, data, weight, kept / math.prod(site.weight_shape)))
-        if site is not None and kept is not None
-        else 0.0
-        if alone
-        else None,
-        ebops=_plain(batch * ebops(site, data, weight, kept))
-        if site is not None and kept is not None
-        else 0.0
-        if alone
-        else None,
+        bops=effective[0],
+        ebops=effective[1],
     )
 
 
-def _plain(value: Any) -> float:
-    return float(value)
+def _effective(
+    node: Node, graph: Graph, batch: int, formats: Mapping[Operand, Format], data: int, weight: int
+) -> tuple[float | None, float | None]:
+    """(BOPs, EBOPs) with the weights as they are; 0 without products, None for products of nodes that are no sites."""
+    if node.operations is None:
+        return None, None
+    if not node.macs:
+        return 0.0, 0.0
+    if not isinstance(node, Site):
+        return None, None
+    nonzero = _nonzero(graph, node, formats)
+    density = nonzero / math.prod(node.weight_shape)
+    return float(batch * bops(node, data, weight, density)), float(batch * ebops(node, data, weight, nonzero))
 
 
 def _nonzero(graph: Graph, site: Site, formats: Mapping[Operand, Format]) -> int:
