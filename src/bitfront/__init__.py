@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bitfront.data.arrays import from_arrays, from_splits
     from bitfront.data.base import Dataset
     from bitfront.data.base import load as load_dataset
-    from bitfront.engine.analysis import Analysis, analyze
+    from bitfront.engine.analysis import analyze
     from bitfront.engine.front import hypervolume, non_dominated
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
     from bitfront.engine.run import Run, Trial
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from bitfront.transforms import calibrate, quantize
 
 _HOMES = {
-    "Analysis": "bitfront.engine.analysis",
     "analyze": "bitfront.engine.analysis",
     "Events": "bitfront.events",
     "Transformed": "bitfront.engine.rebuild",
@@ -77,7 +76,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "Analysis",
     "BitfrontError",
     "Config",
     "Dataset",
