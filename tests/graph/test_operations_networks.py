@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 
-import networks
+import libraries
 import pytest
 import torch
 from torch import nn
@@ -59,12 +59,12 @@ def images(size: int = SIZE) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_networks_of_torchvision(name):
-    models = networks.torchvision().models
+    models = libraries.torchvision().models
     agree(getattr(models, name)(weights=None), images())
 
 
 def test_vision_transformer_of_torchvision():
-    models = networks.torchvision().models
+    models = libraries.torchvision().models
     # vit_b_16 with fewer and smaller blocks, of the same types.
     model = models.VisionTransformer(
         image_size=SIZE, patch_size=16, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128
@@ -75,7 +75,7 @@ def test_vision_transformer_of_torchvision():
 @pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm(name):
     pytest.importorskip("timm", exc_type=ModuleNotFoundError)
-    networks.torchvision()
+    libraries.torchvision()
     agree(importlib.import_module("timm").create_model(name, pretrained=False, **TIMM[name]), images())
 
 
@@ -97,7 +97,7 @@ TRANSFORMERS = {
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_networks_of_transformers(name, attention):
     """They return more than a tensor and branch on data: seen by running them."""
-    networks.torchvision()  # transformers asks for it
+    libraries.torchvision()  # transformers asks for it
     transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
     config, settings = TRANSFORMERS[name]
     model = getattr(transformers, name)(getattr(transformers, config)(**settings, attn_implementation=attention))
