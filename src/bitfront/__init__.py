@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bitfront.data.arrays import from_arrays, from_splits
     from bitfront.data.base import Dataset
     from bitfront.data.base import load as load_dataset
+    from bitfront.engine.analysis import analyze
     from bitfront.engine.front import hypervolume, non_dominated
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
     from bitfront.engine.run import Run, Trial
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from bitfront.transforms import calibrate, quantize
 
 _HOMES = {
+    "analyze": "bitfront.engine.analysis",
     "Events": "bitfront.events",
     "Transformed": "bitfront.engine.rebuild",
     "plan": "bitfront.api",
@@ -86,6 +88,7 @@ __all__ = [
     "Transformed",
     "Trial",
     "UserError",
+    "analyze",
     "build_model",
     "calibrate",
     "capture",

@@ -276,9 +276,8 @@ def transform(
 
     if (run is None) == (config is None) or (run is None) != (trial is None):
         raise ConfigError("give either --run RUN --trial N, or --config FILE")
-    if run is not None and set(overrides) - {"project_dir"}:
-        given = ", ".join("--" + key.replace("_", "-") for key in overrides)
-        raise ConfigError(f"--run takes its configuration from the run folder; leave out {given}")
+    if run is not None:
+        _refuse_flags(overrides)
     with _events(quiet) as events:
         if run is not None and trial is not None:
             result = bf.transform_trial(_run_folder(run, overrides), trial, check=check, events=events)
@@ -299,6 +298,14 @@ def transform(
     out.print(f"saved to {result.folder}", soft_wrap=True)
 
 
+def _refuse_flags(overrides: dict[str, Any]) -> None:
+    if set(overrides) - {"project_dir"}:
+        from bitfront.errors import ConfigError
+
+        given = ", ".join("--" + key.replace("_", "-") for key in overrides)
+        raise ConfigError(f"--run takes its configuration from the run folder; leave out {given}")
+
+
 def _run_folder(run: Path, overrides: dict[str, Any]) -> Path:
     """A path, or the name of a run below the project folder."""
     named = Path(overrides.get("project_dir", "runs")) / run
@@ -317,6 +324,52 @@ def _transformed(result: Transformed) -> dict[str, Any]:
     if result.evaluation is not None:
         document |= vars(result.evaluation)
     return document
+
+
+def analyze(
+    config: ConfigFile = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.")] = None,
+    trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="One of its trials.")] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Samples that the numbers are for.")] = 1,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Show what a model does, module by module: operations, buffers, parameters, bits.
+
+    Of --model and --dataset, or of --config FILE in the formats of its [passes.quantize], or of --run RUN --trial N.
+    Nothing is trained.
+    """
+    from bitfront.errors import ConfigError
+
+    if (run is None) != (trial is None) or (run is not None and config is not None):
+        raise ConfigError("give --run RUN --trial N, or --config FILE, or neither")
+    if as_csv and as_json:
+        raise ConfigError("give --csv or --json, not both")
+    if run is not None:
+        _refuse_flags(overrides)
+    loaded = None if run is not None else _config(config, overrides)
+    from bitfront.engine import analysis
+    from bitfront.report import tables
+
+    with _events(quiet) as events:
+        if loaded is not None:
+            result = analysis.analyze_config(loaded, batch, events)
+        else:
+            assert run is not None
+            assert trial is not None
+            result = analysis.analyze_trial(_run_folder(run, overrides), trial, batch, events)
+    if as_json:
+        _print_json(result.to_dict())
+    elif as_csv:
+        print(result.to_csv(), end="")
+    else:
+        out = _console()
+        tables.analysis(result).show(out)
+        for line in result.remarks():
+            out.print(line, soft_wrap=True, markup=False)
 
 
 def init(
@@ -386,10 +439,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "test": test,
     "transform": transform,
+    "analyze": analyze,
     "init": init,
     "list": list_,
 }
-CONFIGURED = (search, plan, train, test, transform)
+CONFIGURED = (search, plan, train, test, transform, analyze)
 SEARCHING = (search, plan)
 
 

@@ -245,3 +245,18 @@ def test_a_verb_that_does_not_exist(shell):
     assert "Did you mean 'models'?" in typed.err
     typed = shell("transform", code=2)
     assert typed.err == "error: give either --run RUN --trial N, or --config FILE\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--run", "x"], "error: give --run RUN --trial N, or --config FILE, or neither\n"),
+        (["--csv", "--json"], "error: give --csv or --json, not both\n"),
+        (["--batch", "0"], "error: a batch of 0 samples is not possible; allowed: 1 or more\n"),
+        (["--run", "x", "--trial", "1"], "error: x: there is no such run folder\n"),
+        (["--run", "x", "--trial", "1", "--seed", "1"], "leave out --seed\n"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_what_analyze_refuses(shell, words, message):
+    assert shell("analyze", *words, code=2).err.endswith(message)

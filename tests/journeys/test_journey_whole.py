@@ -109,3 +109,23 @@ def test_transform_applies_the_passes_of_a_file(trained):
     assert found["formats"]["fc1"] == {"data_in": "int8.4", "weight": "int8.5", "bias": "int8.4"}
     assert found["samples"] == 1000
     assert "trained earlier with these settings" in typed.err
+
+
+def test_analyze_shows_a_model_a_file_and_a_trial(trained, searched):
+    typed = trained("analyze", "--model", "digits-mlp", "--dataset", "digits", "--batch", "8", "--json")
+    found = json.loads(typed.out)
+    assert {m["type"] for m in found["modules"]} == {"Flatten", "Linear", "ReLU"}
+    assert found["total"]["operations"] == sum(m["operations"] for m in found["modules"])
+
+    typed = searched("analyze", "--run", "runs/small", "--trial", "0")
+    [line] = [line for line in typed.out.splitlines() if line.startswith("| fc1 ")]
+    chosen = json.loads((searched.folder / "runs/small/log.json").read_text())["0"]["sampled_config"]["fc1"]["config"]
+    bits = "/".join(str(chosen[f"{o}_width"]) for o in ("data_in", "weight", "bias"))
+    assert line.split("|")[6].strip() == bits
+
+    text = (trained.folder / "small.toml").read_text()
+    text += '\n[passes.quantize]\nby = "type"\n[passes.quantize.linear.config]\nname = "integer"\nweight_width = 3\n'
+    trained.write("passes.toml", text + "weight_frac_width = 2\n")
+    header, *rows = trained("analyze", "--config", "passes.toml", "--csv").out.splitlines()
+    place = header.split(",").index("weight_bits")
+    assert {row.split(",")[place] for row in rows if ",Linear," in row} == {"3"}

@@ -22,10 +22,12 @@ class Node:
 
     Attributes:
         name: the FX node's name; unique.
-        path: the module's path, empty for a function.
+        path: the module's path; for a function empty, or, where the model was not traced, the path of the module it
+            was called in.
         op: what it is, in lower case: ``linear``, ``conv2d``, ``relu``, ``batch_norm``, ``flatten`` ...
         type: the module's class or the function's name, for tables.
-        inputs: shapes of the tensors that flow in, per sample (without the batch dimension).
+        inputs: shapes of the tensors that flow in, per sample (without the batch dimension); parameters and buffers
+            do not flow.
         output: shape of the tensor that flows out, per sample.
         operations: operations per sample (a multiply-accumulate counts once); None where no rule covers the type.
         macs: the multiply-accumulates among them.

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import linecache
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ from torch import Tensor, fx, nn
 from bitfront.errors import CaptureError
 from bitfront.graph.base import Graph, Node, Shape, Site
 from bitfront.graph.operations import (
-    FUNCTIONS,
-    METHODS,
     SITE_OPERANDS,
-    count_function,
-    count_module,
+    Call,
+    Count,
+    count,
+    function_op,
+    has_rule,
     module_op,
-    weighted,
+    shapes_in,
 )
+from bitfront.graph.recording import Observed, Recorded, feed, observed, record, record_function
 
 
 def capture(model: nn.Module, sample: Tensor) -> Graph:
@@ -58,7 +60,7 @@ def capture(model: nn.Module, sample: Tensor) -> Graph:
             fx_graph, untraced = None, "the traced graph computes something else than the model"
     shape = tuple(sample.shape[1:])
     if fx_graph is None:
-        return Graph(own, None, _module_nodes(own, sample), shape, untraced)
+        return Graph(own, None, recorded_nodes(own, (sample.clone(),), {}, sample.shape[0]), shape, untraced)
     return Graph(own, fx_graph, _traced_nodes(own, fx_graph, sample), shape)
 
 
@@ -135,57 +137,81 @@ def changes_in_place(graph: Graph, sample: Tensor) -> str:
     return runner.culprit
 
 
-class _Shapes(fx.Interpreter):
-    """Runs the graph and remembers the shape of every tensor, per sample."""
+class _Observer(fx.Interpreter):
+    """Runs the graph and remembers what every node was given, gave, and did."""
 
     def __init__(self, module: fx.GraphModule, batch: int) -> None:
         super().__init__(module)
         self.batch = batch
         self.shapes: dict[fx.Node, Shape] = {}
+        self.seen: dict[fx.Node, Observed] = {}
+        #: Nodes whose value depends on the input, and therefore has one part per sample.
+        self.fed: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "placeholder" or any(a in self.fed for a in n.all_input_nodes):
+            self.fed.add(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        tensors = shapes_in((args, kwargs))  # before the call, which may change a tensor in place
+        inputs = tuple(self.shapes[a] for a in n.all_input_nodes if a in self.shapes and a.op != "get_attr")
+        for value in (self.env[a] for a in self.fed.intersection(n.all_input_nodes)):
+            feed(value)
         out = super().run_node(n)
+        found = shapes_in(out)
+        counted: Count | None = Count(0)
+        if n.op == "call_module":
+            module = self.module.get_submodule(str(n.target))
+            call = Call(module_op(module), tensors, found[0] if found else (), args, kwargs, module)
+            counted = count(call) if has_rule(module) else self._inside(record(module, args, kwargs, self.batch))
+        elif n.op in ("call_function", "call_method") and found:
+            op, _ = _function(n)
+            counted = count(Call(op, tensors, found[0], args, kwargs))
+            if counted is None and callable(n.target):
+                counted = self._inside(record_function(n.target, args, kwargs, self.batch))
+        seen = observed((), found[0] if found else (), counted, self.batch, n in self.fed)
+        self.seen[n] = dataclasses.replace(seen, inputs=inputs)
         if isinstance(out, Tensor):
-            self.shapes[n] = _per_sample(out, self.batch, n.op == "get_attr")
+            self.shapes[n] = seen.output
         return out
 
-
-def _per_sample(tensor: Tensor, batch: int, constant: bool = False) -> Shape:
-    shape = tuple(tensor.shape)
-    return shape if constant or not shape or shape[0] != batch else shape[1:]
+    def _inside(self, calls: Sequence[Recorded]) -> Count | None:
+        """What a library's block or function does that the tracer does not enter; None unless all of it has rules."""
+        # One in which nothing could be seen is unknown, not free.
+        if not calls or any(c.seen.operations is None for c in calls):
+            return None
+        operations, macs = (sum(v) for v in zip(*((c.seen.operations or 0, c.seen.macs) for c in calls), strict=True))
+        return Count(self.batch * operations, self.batch * macs)
 
 
 def _traced_nodes(model: nn.Module, graph: fx.Graph, sample: Tensor) -> tuple[Node, ...]:
-    interpreter = _Shapes(fx.GraphModule(model, graph), sample.shape[0])
+    observer = _Observer(fx.GraphModule(model, graph), sample.shape[0])
     with torch.no_grad():
-        interpreter.run(sample.clone())
+        observer.run(sample.clone())
     nodes = []
     for n in graph.nodes:
         if n.op == "call_module":
             module = model.get_submodule(str(n.target))
-            inputs = tuple(interpreter.shapes[a] for a in n.all_input_nodes if a in interpreter.shapes)
-            nodes.append(_module_node(n.name, str(n.target), module, inputs, interpreter.shapes.get(n, ())))
+            nodes.append(_module_node(n.name, str(n.target), module, observer.seen[n]))
         elif n.op in ("call_function", "call_method"):
-            nodes.append(_function_node(n, interpreter.shapes))
+            nodes.append(_function_node(n, observer))
     return tuple(nodes)
 
 
-def _module_node(name: str, path: str, module: nn.Module, inputs: tuple[Shape, ...], output: Shape) -> Node:
+def _module_node(name: str, path: str, module: nn.Module, seen: Observed) -> Node:
     op = module_op(module)
-    operations = count_module(op, module, inputs, output)
-    named = {key: f"{path}.{key}" for key, _ in module.named_parameters()}
+    named = {key: f"{path}.{key}" if path else key for key, _ in module.named_parameters()}
     common: dict[str, Any] = {
         "name": name,
         "path": path,
         "op": op,
         "type": type(module).__name__,
-        "inputs": inputs,
-        "output": output,
-        "operations": operations,
-        "macs": operations or 0 if "weight" in SITE_OPERANDS.get(op, ()) else 0,
+        "inputs": seen.inputs,
+        "output": seen.output,
+        "operations": seen.operations,
+        "macs": seen.macs,
         "parameters": tuple(named.values()),
     }
-    if op not in SITE_OPERANDS:
+    if op not in SITE_OPERANDS or not has_rule(module):
         return Node(**common)
     has = dict(module.named_parameters(recurse=False))
     return Site(
@@ -264,43 +290,34 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     return tensor.detach()
 
 
-def _function_node(n: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Node:
-    if n.op == "call_method":
-        name, op = str(n.target), METHODS.get(str(n.target), str(n.target))
-    else:
-        name = getattr(n.target, "__name__", str(n.target))
-        op = FUNCTIONS.get(n.target, name)
-    inputs = tuple(shapes[a] for a in n.all_input_nodes if a in shapes)
-    output = shapes.get(n, ())
-    window = n.kwargs.get("kernel_size", n.args[1] if len(n.args) > 1 else 1)
+def _function(n: fx.Node) -> tuple[str, str]:
+    return function_op(str(n.target) if n.op == "call_method" else n.target)
+
+
+def _function_node(n: fx.Node, observer: _Observer) -> Node:
+    op, name = _function(n)
+    seen, shapes = observer.seen[n], observer.shapes
+    held = tuple(str(a.target) for a in n.all_input_nodes if a.op == "get_attr")
     common: dict[str, Any] = {
         "name": n.name,
         "path": "",
         "op": op,
         "type": name,
-        "inputs": inputs,
-        "output": output,
+        "inputs": seen.inputs,
+        "output": seen.output,
+        "operations": seen.operations,
+        "macs": seen.macs,
+        "parameters": held,
     }
     operands = operand_nodes(n, op) if op in SITE_OPERANDS else {}
     tensors = [v for v in operands.values() if v in shapes]
     # x + 1 has no second tensor that could be quantized with the first: plain arithmetic, not a site.
     two = op not in ("relu", "linear", "conv1d", "conv2d")
     if op not in SITE_OPERANDS or not tensors or (two and len(tensors) < 2):
-        elementwise = op in ("add", "sub", "mul")
-        operations = count_function(op, name, inputs or ((),), output, window) if inputs or not elementwise else 0
-        return Node(**common, operations=operations, macs=0)
+        return Node(**common)
     parameter = {key: v for key, v in operands.items() if v.op == "get_attr"}
-    if op in ("linear", "conv1d", "conv2d"):
-        operations = weighted(op, shapes[operands["weight"]], output)
-        macs = operations
-    else:
-        operations = count_function(op, name, inputs, output, window) or 0
-        macs = operations if op in ("matmul", "bmm") else 0
     return Site(
         **common,
-        operations=operations,
-        macs=macs,
-        parameters=tuple(str(v.target) for v in parameter.values()),
         operands=tuple(o for o in SITE_OPERANDS[op] if o in operands),
         weight=str(parameter["weight"].target) if "weight" in parameter else None,
         bias=str(parameter["bias"].target) if "bias" in parameter else None,
@@ -309,30 +326,33 @@ def _function_node(n: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Node:
     )
 
 
-def _module_nodes(model: nn.Module, sample: Tensor) -> tuple[Node, ...]:
-    """Leaf modules in the order in which the model calls them on `sample`; each once, however often it is called."""
-    batch = sample.shape[0]
-    calls: dict[str, tuple[nn.Module, tuple[Shape, ...], Shape, int]] = {}
+def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> tuple[Node, ...]:
+    """The nodes of a model found by running it: modules that have a rule, and what happens between them.
 
-    def record(path: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            times = calls[path][3] if path in calls else 0
-            ins = tuple(_per_sample(t, batch) for t in inputs if isinstance(t, Tensor))
-            out = _per_sample(output, batch) if isinstance(output, Tensor) else ()
-            calls[path] = (module, ins, out, times + 1)
-
-        return hook
-
-    leaves = [(p, m) for p, m in model.named_modules() if p and not list(m.children())]
-    handles = [m.register_forward_hook(record(p)) for p, m in leaves]
-    try:
-        _run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
-    nodes = []
-    for path, (module, inputs, output, times) in calls.items():
-        node = _module_node(path.replace(".", "_"), path, module, inputs, output)
-        counted = None if node.operations is None else node.operations * times
-        nodes.append(dataclasses.replace(node, operations=counted, macs=node.macs * times))
-    return tuple(nodes)
+    Modules are sites where they can be, each once, however often it is called. Functions are never sites: nothing
+    could put a format in front of their operands; those that only move data are left out.
+    """
+    feed((args, kwargs))
+    nodes: dict[str, Node] = {}
+    own = {id(p): name for name, p in model.named_parameters()}
+    for call in record(model, args, kwargs, batch):
+        if call.module is not None:
+            name = call.path.replace(".", "_") or type(call.module).__name__.lower()
+            node = _module_node(name, call.path, call.module, call.seen)
+            before = nodes.get(name)
+            if before is not None:
+                unknown = before.operations is None or node.operations is None
+                operations = None if unknown else (before.operations or 0) + (node.operations or 0)
+                node = dataclasses.replace(node, operations=operations, macs=before.macs + node.macs)
+        elif call.seen.operations == 0:
+            continue
+        else:
+            stem = "_".join(part for part in (call.path.replace(".", "_"), call.op) if part)
+            name, number = stem, 0
+            while name in nodes:
+                number += 1
+                name = f"{stem}_{number}"
+            seen, held = call.seen, tuple(own[id(p)] for p in call.parameters if id(p) in own)
+            node = Node(name, call.path, call.op, call.type, seen.inputs, seen.output, seen.operations, seen.macs, held)
+        nodes[name] = node
+    return tuple(nodes.values())

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.graph import Site
+from bitfront.graph.operations import bit_operations
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Metric, Runner, Side, Subject, Values, table_sum
 from bitfront.spaces.base import Codes
@@ -44,7 +45,8 @@ class BasicComputation(Runner):
         space = subject.space
         flops = sum(n.operations or 0 for n in space.graph.nodes)
         bitops = table_sum(space, site_bitops(space), codes)
-        rest = sum((n.operations or 0) * FLOAT_BITS for n in space.graph.nodes if not isinstance(n, Site))
+        others = [n for n in space.graph.nodes if not isinstance(n, Site)]
+        rest = sum(bit_operations(n, FLOAT_BITS, FLOAT_BITS) for n in others)
         return {"total_flops": np.full(len(codes), float(flops)), "total_bitops": bitops + rest}
 
 
@@ -52,7 +54,5 @@ def site_bitops(space: QuantizationSpace) -> list[NDArray[np.float64]]:
     """Bit operations per sample of each site under each of its options; per group an array of shape (options,)."""
     tables = []
     for site, data, weight in zip(space.sites, space.bits("data_in"), space.bits("weight"), strict=True):
-        products = site.macs * data * weight
-        others = ((site.operations or 0) - site.macs) * data
-        tables.append((products + others).astype(np.float64))
+        tables.append(np.asarray(bit_operations(site, data, weight), dtype=np.float64))
     return tables

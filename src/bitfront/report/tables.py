@@ -18,6 +18,7 @@ from bitfront.constraints import fulfilled, total
 from bitfront.metrics.intervals import SIGNIFICANT
 
 if TYPE_CHECKING:
+    from bitfront.engine.analysis import Analysis
     from bitfront.engine.plan import Plan
     from bitfront.engine.rebuild import Transformed
     from bitfront.engine.run import Run, Trial
@@ -278,6 +279,12 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
     if timeout is not None and seconds * n / jobs > timeout:
         lines.append(f"the timeout of {duration(timeout)} ends it before that")
     return lines
+
+
+def analysis(result: Analysis) -> Sheet:
+    """What a model does, module by module, the total last."""
+    columns, rows = result.table()
+    return Sheet(columns, rows, right=columns[4:])
 
 
 def changes(result: Transformed) -> Sheet:

@@ -1,0 +1,384 @@
+"""What a model does, module by module, in closed form: operations, buffers, parameters, bits, and their totals.
+
+Operations come from the rules of ``graph/operations.py``, bits from a space of one candidate, so that the totals are
+those the metrics of a search give. All numbers are of one batch; nothing is trained or measured.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitfront import checkpoints
+from bitfront import config as configuration
+from bitfront.config import Config
+from bitfront.engine.plan import load_weights, open_data, open_model
+from bitfront.engine.run import Run
+from bitfront.engine.searching import WEIGHTS
+from bitfront.errors import CaptureError, ConfigError
+from bitfront.events import Events
+from bitfront.formats.base import FLOAT_BITS, Format, Operand
+from bitfront.graph import Graph, Node, Site, capture
+from bitfront.graph.capture import parameter, recorded_nodes
+from bitfront.graph.operations import bit_operations, bops, ebops, tensors_in
+from bitfront.spaces.quantize import QuantizationSpace, single
+
+#: Samples a model is looked at with; one alone could not be told from a constant.
+SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One node of the model, in the order of execution.
+
+    Attributes:
+        name, path, type: as in ``Node``.
+        inputs, output: shapes per sample.
+        parameters: how many it uses. A parameter used by several rows is in each of them, and once in the total.
+        operations: on the batch, a multiply-accumulate as one; None where no rule counts them.
+        backward_operations: of the backward pass: twice the multiply-accumulates (gradients of input and weights), and
+            once every other operation.
+        macs: the multiply-accumulates among the operations.
+        input_buffer, output_buffer: elements of the batch that flow in and out.
+        input_bytes: of these, at the bits of the operands. output_bytes: at 32 bits, in which results are computed.
+        data_in_bits, weight_bits, bias_bits: of the operands; None where there is no such operand.
+        parameter_bytes: of the parameters in their formats.
+        bitops: macs · weight bits · input bits + other operations · input bits.
+        operation_bits: operations · input bits.
+        bops, ebops: after Baskin et al. and HGQ (``graph/operations.py``), with the weights as they are; None where
+            there are products that these are not defined for.
+    """
+
+    name: str
+    path: str
+    type: str
+    inputs: tuple[tuple[int, ...], ...]
+    output: tuple[int, ...]
+    parameters: int
+    operations: int | None
+    backward_operations: int | None
+    macs: int
+    input_buffer: int
+    output_buffer: int
+    input_bytes: int
+    output_bytes: int
+    data_in_bits: int
+    weight_bits: int | None
+    bias_bits: int | None
+    parameter_bytes: int
+    bitops: int | None
+    operation_bits: int | None
+    bops: float | None
+    ebops: float | None
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over the rows, of what is counted.
+
+    Attributes:
+        parameters, parameter_bytes: of the whole model, each parameter once, those that no row uses included.
+        not_counted: ``name (type)`` of the rows whose operations no rule counts.
+        without_bops: those with products that are not in `bops` and `ebops`.
+    """
+
+    operations: int
+    backward_operations: int
+    macs: int
+    parameters: int
+    parameter_bytes: int
+    bitops: int
+    operation_bits: int
+    bops: float
+    ebops: float
+    not_counted: tuple[str, ...]
+    without_bops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a model does on one batch.
+
+    Attributes:
+        batch: samples in it.
+        untraced: why torch.fx did not trace the model, which was then looked at while it ran; empty if it did.
+        unused: keys of the configuration that name nothing in this model.
+    """
+
+    batch: int
+    rows: tuple[Row, ...]
+    total: Total
+    untraced: str = ""
+    unused: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"batch": ..., "modules": [...], "total": {...}, "untraced": ..., "unused": [...]}``, for JSON."""
+        return {
+            "batch": self.batch,
+            "modules": [dataclasses.asdict(row) for row in self.rows],
+            "total": dataclasses.asdict(self.total),
+            "untraced": self.untraced,
+            "unused": list(self.unused),
+        }
+
+    def to_csv(self) -> str:
+        """A line per row under a line of names; shapes as ``3x32x32``, several apart by spaces; None is empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        names = [f.name for f in dataclasses.fields(Row)]
+        writer.writerow(names)
+        for row in self.rows:
+            values = {**vars(row), "inputs": " ".join(map(_shape, row.inputs)), "output": _shape(row.output)}
+            writer.writerow([values[name] for name in names])
+        return text.getvalue()
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows of text), the total last: for people."""
+        columns = ["name", "type", "input", "output", "parameters", "bits d/w/b", "operations", "backward"]
+        columns += ["in bytes", "out bytes", "parameter bytes", "bitops", "bops", "ebops"]
+        cells = []
+        for row in self.rows:
+            bits = [row.data_in_bits, row.weight_bits, row.bias_bits]
+            numbers: list[float | None] = [row.operations, row.backward_operations, row.input_bytes, row.output_bytes]
+            numbers += [row.parameter_bytes, row.bitops, row.bops, row.ebops]
+            widths = "/".join("-" if b is None else str(b) for b in bits)
+            shapes = (" ".join(map(_shape, row.inputs)), _shape(row.output))
+            cells.append([row.name, row.type, *shapes, _number(row.parameters), widths, *map(_number, numbers)])
+        t = self.total
+        sums = [_number(t.operations), _number(t.backward_operations), "", "", _number(t.parameter_bytes)]
+        sums += [_number(t.bitops), _number(t.bops), _number(t.ebops)]
+        cells.append(["total", "", "", "", _number(t.parameters), "", *sums])
+        return columns, cells
+
+    def remarks(self) -> list[str]:
+        """What to know beside the table, a line each."""
+        lines = [f"batch of {self.batch:,}; {self.total.operation_bits:,} operation bits (operations · input bits)"]
+        if self.untraced:
+            lines.append(f"torch.fx did not trace this model, which was looked at while it ran: {self.untraced}")
+        if self.unused:
+            lines.append("not used, because they name nothing here: " + ", ".join(map(repr, self.unused)))
+        if self.total.not_counted:
+            lines.append("operations not counted: " + ", ".join(self.total.not_counted))
+        if self.total.without_bops:
+            lines.append("products that are not in bops and ebops: " + ", ".join(self.total.without_bops))
+        return lines
+
+    def __str__(self) -> str:
+        columns, rows = self.table()
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        lines = [
+            "  ".join(c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in (columns, *rows)
+        ]
+        return "\n".join(line.rstrip() for line in (*lines, *self.remarks()))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "1"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def analyze(model: nn.Module, sample: object, batch: int = 1, config: Mapping[str, Any] | None = None) -> Analysis:
+    """What `model` does on a batch, module by module.
+
+    Args:
+        model: any nn.Module; it is not changed.
+        sample: a tensor with a batch dimension, of any size; or a tuple of them (positional arguments) or a mapping
+            (keyword arguments), as transformers take.
+        batch: samples that the numbers are for.
+        config: a candidate spelled out, as ``[passes.quantize]`` or a trial's ``config``; without one, all is float.
+
+    Raises:
+        CaptureError: the model cannot be copied, or fails on `sample`.
+        ConfigError: `batch` or `config` makes no sense.
+    """
+    return describe(graph_of(model, sample), _positive(batch), config)
+
+
+def _positive(batch: int) -> int:
+    if batch < 1:
+        raise ConfigError(f"a batch of {batch} samples is not possible; allowed: 1 or more")
+    return batch
+
+
+def analyze_config(config: Config, batch: int = 1, events: Events | None = None) -> Analysis:
+    """The model of a configuration, in the formats of its ``[passes.quantize]`` if it has one. Nothing is trained: its
+    weights are those of ``load_name``, or fresh ones. Raises UserError."""
+    events = events or Events()
+    dataset = open_data(config, events.note, events.downloading)
+    model = open_model(config, dataset)
+    if config.load_name is not None:
+        model.load_state_dict(load_weights(config, model))
+    passes = configuration.quantize_pass(config) if "quantize" in config.passes else None
+    graph = graph_of(model, dataset.split("train")[0])
+    with config.locating():
+        return describe(graph, _positive(batch), passes, ("passes", "quantize"))
+
+
+def analyze_trial(folder: str | Path, number: int, batch: int = 1, events: Events | None = None) -> Analysis:
+    """A trial of a run, with the weights of the search. Raises RunError, and whatever its configuration does."""
+    events = events or Events()
+    run = Run.load(folder)
+    trial = run.trial(number)
+    dataset = open_data(run.config, events.note, events.downloading)
+    model = open_model(run.config, dataset)
+    model.load_state_dict(checkpoints.load(Path(folder) / WEIGHTS, model))
+    return describe(graph_of(model, dataset.split("train")[0]), _positive(batch), trial.config)
+
+
+def graph_of(model: nn.Module, sample: object) -> Graph:
+    """The model captured; where ``capture`` refuses it (token ids, several inputs or outputs), seen while it runs.
+
+    Raises:
+        CaptureError: the model cannot be copied, or fails on `sample`.
+    """
+    pair = _pair(sample)
+    refused = "it takes more than one tensor"
+    if isinstance(pair, Tensor):
+        try:
+            return capture(model, pair)
+        except CaptureError as error:
+            refused = str(error)
+    try:
+        own = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
+    args, kwargs = ((), pair) if isinstance(pair, Mapping) else (pair if isinstance(pair, tuple) else (pair,), {})
+    try:
+        nodes = recorded_nodes(own, args, kwargs, SAMPLES)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(pair))
+        raise CaptureError(
+            f"the model fails on an input of shape {shapes} (batch first): {type(error).__name__}: {error}"
+        ) from error
+    return Graph(own, None, nodes, next(tuple(t.shape[1:]) for t in tensors_in(pair)), refused)
+
+
+def _pair(value: object) -> Any:
+    """Two samples: the first ones, or the only one twice."""
+    if isinstance(value, Tensor):
+        if value.dim() == 0 or not len(value):
+            raise CaptureError(f"a sample needs a batch dimension of at least 1; it has shape {tuple(value.shape)}")
+        return (value if len(value) >= SAMPLES else torch.cat([value] * SAMPLES))[:SAMPLES].detach().clone()
+    if isinstance(value, Mapping):
+        return {str(k): _pair(v) if isinstance(v, Tensor) else v for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
+        return tuple(_pair(v) if isinstance(v, Tensor) else v for v in value)
+    raise CaptureError(f"the sample is a {type(value).__name__}; allowed: a tensor, or a tuple or mapping of tensors")
+
+
+def describe(
+    graph: Graph, batch: int = 1, config: Mapping[str, Any] | None = None, where: tuple[str, ...] = ()
+) -> Analysis:
+    """A captured model on a batch, in the formats of `config`. Raises ConfigError, whose keys are below `where`."""
+    space = QuantizationSpace.of_float(graph) if config is None else single(graph, config, where)
+    formats = space.formats(np.zeros(len(space.groups), dtype=np.int64))
+    stored: dict[str, int] = {}
+    for name, _, sizes in space.storage():
+        # One that several sites share is stored once, in its widest form.
+        stored[name] = max(stored.get(name, 0), int(sizes[0]))
+    first: dict[int, str] = {}
+    # Tied parameters have several names, and are one.
+    names = {n: first.setdefault(id(p), n) for n, p in graph.model.named_parameters(remove_duplicate=False)}
+    tensors = dict(graph.model.named_parameters())
+    for name, tensor in tensors.items():
+        stored.setdefault(name, tensor.numel() * tensor.element_size())
+    rows = tuple(_row(node, graph, batch, formats.get(node.name, {}), names, stored) for node in graph.nodes)
+    total = Total(
+        operations=sum(r.operations or 0 for r in rows),
+        backward_operations=sum(r.backward_operations or 0 for r in rows),
+        macs=sum(r.macs for r in rows),
+        parameters=sum(p.numel() for p in tensors.values()),
+        parameter_bytes=sum(stored.values()),
+        bitops=sum(r.bitops or 0 for r in rows),
+        operation_bits=sum(r.operation_bits or 0 for r in rows),
+        bops=sum(r.bops or 0 for r in rows),
+        ebops=sum(r.ebops or 0 for r in rows),
+        not_counted=tuple(f"{r.name} ({r.type})" for r in rows if r.operations is None),
+        without_bops=tuple(f"{r.name} ({r.type})" for r in rows if r.operations is not None and r.bops is None),
+    )
+    return Analysis(batch, rows, total, graph.untraced, tuple(space.unused))
+
+
+def _row(
+    node: Node,
+    graph: Graph,
+    batch: int,
+    formats: Mapping[Operand, Format],
+    names: Mapping[str, str],
+    stored: Mapping[str, int],
+) -> Row:
+    operands = node.operands if isinstance(node, Site) else ()
+    bits = {o: formats[o].bits if o in formats else FLOAT_BITS for o in ("data_in", *operands)}
+    data, weight = bits["data_in"], bits.get("weight", FLOAT_BITS)
+    own = dict.fromkeys(names[n] for n in node.parameters if n in names)
+    sizes = [batch * math.prod(shape) for shape in node.inputs]
+    # The second input of a product of activations is its weight.
+    widths = [data] + [weight if node.op in ("matmul", "bmm") else data] * (len(sizes) - 1)
+    operations = None if node.operations is None else batch * node.operations
+    macs = batch * node.macs
+    effective = _effective(node, graph, batch, formats, data, weight)
+    return Row(
+        name=node.name,
+        path=node.path,
+        type=node.type,
+        inputs=node.inputs,
+        output=node.output,
+        parameters=sum(parameter(graph.model, n).numel() for n in own),
+        operations=operations,
+        backward_operations=None if operations is None else operations + macs,
+        macs=macs,
+        input_buffer=sum(sizes),
+        output_buffer=batch * math.prod(node.output),
+        input_bytes=sum(-(-size * width // 8) for size, width in zip(sizes, widths, strict=False)),
+        output_bytes=batch * math.prod(node.output) * FLOAT_BITS // 8,
+        data_in_bits=data,
+        weight_bits=bits.get("weight"),
+        bias_bits=bits.get("bias"),
+        parameter_bytes=sum(stored[n] for n in own),
+        bitops=None if operations is None else int(batch * bit_operations(node, data, weight)),
+        operation_bits=None if operations is None else operations * data,
+        bops=effective[0],
+        ebops=effective[1],
+    )
+
+
+def _effective(
+    node: Node, graph: Graph, batch: int, formats: Mapping[Operand, Format], data: int, weight: int
+) -> tuple[float | None, float | None]:
+    """(BOPs, EBOPs) with the weights as they are; 0 without products, None for products of nodes that are no sites."""
+    if node.operations is None:
+        return None, None
+    if not node.macs:
+        return 0.0, 0.0
+    if not isinstance(node, Site):
+        return None, None
+    nonzero = _nonzero(graph, node, formats)
+    density = nonzero / math.prod(node.weight_shape)
+    return float(batch * bops(node, data, weight, density)), float(batch * ebops(node, data, weight, nonzero))
+
+
+def _nonzero(graph: Graph, site: Site, formats: Mapping[Operand, Format]) -> int:
+    """Weights of a site that are not zero, once quantized; of a product of activations all."""
+    if site.weight is None:
+        return math.prod(site.weight_shape)
+    weight = parameter(graph.model, site.weight)
+    own = formats.get("weight")
+    if own is not None:
+        with torch.no_grad():
+            weight = (own.calibrated(weight) if own.calibrates else own).quantize(weight)
+    return int(torch.count_nonzero(weight))
