@@ -286,7 +286,8 @@ class Run:
         found = {
             name: (values[f"{name}_low"], values[f"{name}_high"])
             for name in values
-            if f"{name}_low" in values and f"{name}_high" in values
+            # What is modelled has no spread.
+            if values.get(f"{name}_low", 0.0) < values.get(f"{name}_high", 0.0)
         }
         accuracy = values.get("accuracy", float("nan"))
         if self.samples is not None and not np.isnan(accuracy):

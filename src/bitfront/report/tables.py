@@ -92,7 +92,7 @@ def _metrics(
     """One metric per line; times, energies and powers with their units, and whatever is not what the metric usually is
     with what it is instead."""
     parts = []
-    ends = {f"{name}{end}" for name in intervals or {} for end in ("_low", "_high")}
+    ends = {f"{name}{end}" for name in values for end in ("_low", "_high")}
     for name, value in values.items():
         if name in ends:
             continue
@@ -316,6 +316,9 @@ def as_json(run: Run) -> dict[str, Any]:
         "space_size": int(run.space.size),
         "reference": dict(run.reference),
         "reference_test": dict(run.reference_test),
+        "kinds": {name: kind for name, (kind, _) in run.kinds.items()},
+        "constraints": [c.text for c in run.constraints],
+        "compared": [vars(c) for c in run.compared],
         "front": [
             {
                 "number": t.number,
