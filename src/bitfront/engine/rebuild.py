@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from bitfront import checkpoints
@@ -16,6 +17,7 @@ from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
+from bitfront.engine.finetuning import path_of, trained_bench
 from bitfront.engine.plan import chosen_samples, make_plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, Trial, write_json
 from bitfront.engine.searching import WEIGHTS
@@ -24,6 +26,7 @@ from bitfront.engine.workbench import Workbench, one_thread
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
+from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.spaces.quantize import single
 from bitfront.training import Evaluation, evaluate
@@ -90,18 +93,20 @@ def transform_trial(
         layout = layout.trained(searched)
     store = stores.read(Path(folder) / STORE)
     try:
-        kept, number = store.meta("identity"), store.meta("num_samples")
+        kept, samples = store.meta("identity"), store.meta("num_samples")
     finally:
         store.close()
     now = layout.identity(weights_fingerprint(layout.model))
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
         if kept[key] != now[key]:
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
-    if number is not None:
-        layout = layout.sampled(number)
+    if samples is not None:
+        layout = layout.sampled(samples)
     space = single(layout.space.graph, trial.config)
     bench = Workbench(layout.bench.job, space)
     code = np.zeros(0, dtype=np.int64)
+    if trial.finetuned is not None and trial.finetuned.kept:
+        bench = _finetuned(bench, code, Path(folder), number)
     formats = bench.formats(code)
     rebuilt = bench.model(code, bake=True)
     evaluation = None
@@ -114,9 +119,17 @@ def transform_trial(
         with one_thread():
             evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
     saved = Path(folder) / "transformed" / f"trial-{number}"
-    result = Transformed(rebuilt, formats, space.graph, trial.config, saved, trial, evaluation)
+    result = Transformed(rebuilt, formats, bench.space.graph, trial.config, saved, trial, evaluation)
     _save(result)
     return result
+
+
+def _finetuned(bench: Workbench, code: NDArray[np.int64], folder: Path, number: int) -> Workbench:
+    """The candidate as it was trained on, from the run folder's checkpoint."""
+    path = path_of(folder, number)
+    graph = bench.parts(code)[0]
+    state, meta = checkpoints.load(path, graph.model), checkpoints.read_meta(path)
+    return trained_bench(bench, graph, state, read(meta["formats"]))
 
 
 def transform_config(config: Config, *, check: bool = False, events: Events | None = None) -> Transformed:
@@ -150,13 +163,6 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
 
 def _save(result: Transformed) -> None:
     """The state dict, and beside it what each site computes in."""
-    formats = {
-        site: {operand: {"format": type(f).__name__.lower(), **_plain(f)} for operand, f in own.items()}
-        for site, own in result.formats.items()
-    }
     checkpoints.save(result.model.state_dict(), result.folder / "model.pt")
-    write_json(result.folder / "quantization.json", {"config": dict(result.config), "formats": formats})
-
-
-def _plain(value: Format) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(value).items()}
+    document = {"config": dict(result.config), "formats": spelled(result.formats)}
+    write_json(result.folder / "quantization.json", document)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,7 @@ from bitfront.engine.program import Program
 from bitfront.engine.tree import Effort, Tree
 from bitfront.errors import UserError
 from bitfront.formats.base import Format, Operand
-from bitfront.graph import Site, capture
+from bitfront.graph import Graph, Site, capture
 from bitfront.graph.capture import changes_in_place, parameter
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Kind, Runner, Scores, Side, Values
@@ -39,6 +39,7 @@ from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.training import evaluate, right_answers
 from bitfront.transforms import SiteFormats, quantize
+from bitfront.transforms.correct import Correction
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,10 @@ class Job:
     device: str = "cpu"
     threads: int | None = None
     corrections: Corrections = field(default_factory=Corrections)
+
+    def without_corrections(self, model: nn.Module) -> Job:
+        """The same with another model, whose weights need no corrections."""
+        return replace(self, model=model, corrections=Corrections())
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,12 +281,17 @@ class Workbench:
             weight = wanted.calibrated(weight).quantize(weight)
         return int((weight != 0).sum())
 
-    def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
-        """The model of one candidate, in evaluation mode, with parameters of its own."""
+    def parts(self, code: NDArray[np.int64]) -> tuple[Graph, dict[str, dict[Operand, Format]], dict[str, Correction]]:
+        """What one candidate is made of: the float model, formats and corrections by site."""
         formats = self.formats(code)
         chosen = self._chosen(self.space.options(code[None])[0])
         corrections = {site.name: self._calibration.correction(site, own) for site, own in chosen if own}
-        return quantize(self.space.graph, formats, corrections=corrections, bake=bake).to(self.job.device)
+        return self.space.graph, formats, corrections
+
+    def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
+        """The model of one candidate, in evaluation mode, with parameters of its own."""
+        graph, formats, corrections = self.parts(code)
+        return quantize(graph, formats, corrections=corrections, bake=bake).to(self.job.device)
 
     @cached_property
     def _tree(self) -> Tree | None:

@@ -137,15 +137,27 @@ class SpelledSpace(Space):
 class QuantizationSpace(SpelledSpace):
     """Number formats and bit-widths of every operand of every site."""
 
-    def __init__(self, request: SpaceRequest) -> None:
+    def __init__(self, request: SpaceRequest, assignments: tuple[Assignment, ...] | None = None) -> None:
         self.graph = request.graph
-        self.assignments, self.unused = _assign(request)
+        self.assignments, self.unused = _assign(request) if assignments is None else (assignments, ())
         super().__init__([_described(a) for a in self.assignments])
 
     @classmethod
     def of_float(cls, graph: Graph) -> QuantizationSpace:
         """The space whose only candidate is the float model itself, for its row in the table."""
         return cls(SpaceRequest(graph, seed={}, float_only=True))
+
+    @classmethod
+    def of_formats(cls, graph: Graph, formats: Mapping[str, Mapping[Operand, Format]]) -> QuantizationSpace:
+        """The space whose only candidate has the given formats, calibrated ones as they are: site name → operand →
+        format."""
+        assignments = []
+        for site in graph.sites:
+            own = formats.get(site.name, {})
+            name = type(next(iter(own.values()))).__name__.lower() if own else "NA"
+            operands = tuple((operand, (Setting((), form),)) for operand, form in own.items())
+            assignments.append(Assignment(site, "default", (Alternative(name, operands),)))
+        return cls(SpaceRequest(graph, float_only=True), tuple(assignments))
 
     @property
     def sites(self) -> tuple[Site, ...]:
