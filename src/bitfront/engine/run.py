@@ -197,12 +197,24 @@ class Run:
     @cached_property
     def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Rows of the front in ``columns``."""
+        rows = non_dominated(self._losses)
+        return rows[:1] if len(self.objectives.directions) == 1 else rows
+
+    @property
+    def ranked_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows that fulfil the constraints, by the first objective, best first."""
+        first = self._losses[:, 0]
+        order: np.ndarray[Any, np.dtype[np.int64]] = np.argsort(first, kind="stable")
+        return order[: int((~np.isnan(first)).sum())]
+
+    @property
+    def _losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Objectives to be minimised; NaN for what failed or violates a constraint."""
         losses = self.objectives.losses(self.columns.metrics)
         losses[~self.columns.complete] = np.nan  # a failed trial may still have the metrics that count
         if self.constraints and len(self):
             losses[~fulfilled(self.constraints, self.columns.metrics)] = np.nan
-        rows = non_dominated(losses)
-        return rows[:1] if len(self.objectives.directions) == 1 else rows
+        return losses
 
     def trial(self, number: int) -> Trial:
         """The trial of that number.

@@ -235,8 +235,12 @@ def _finetune(layout: Plan, store: Store, folder: Path, events: Events) -> None:
     kept = store.meta("finetuned") or {}
     done = kept.get("trials", []) if kept.get("settings") == vars(settings) else []
     run = Run.load(folder)
-    order = sorted(run.front_rows.tolist(), key=lambda row: -run.columns.metrics["accuracy"][row])
-    for row in chosen(order, own.trials):
+    if len(run.objectives.directions) == 1:
+        rows = run.ranked_rows[: own.trials].tolist()
+    else:
+        order = sorted(run.front_rows.tolist(), key=lambda row: -run.columns.metrics["accuracy"][row])
+        rows = chosen(order, own.trials)
+    for row in rows:
         number = int(run.columns.number[row])
         if any(entry["number"] == number for entry in done):
             continue

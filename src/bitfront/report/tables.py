@@ -142,11 +142,9 @@ def best_trials(run: Run) -> Sheet:
 
 def _shown(run: Run) -> list[Trial]:
     """The first of the front, and what was trained on."""
-    rows = run.front_rows
-    numbers = run.columns.number[rows].tolist()
-    return [
-        run.row(int(r)) for i, (r, n) in enumerate(zip(rows, numbers, strict=True)) if i < SHOWN or n in run.finetuned
-    ]
+    front = run.front_rows[:SHOWN].tolist()
+    others = [n for n in run.finetuned if run.columns.position(n) not in front]
+    return [*map(run.row, front), *map(run.trial, others)]
 
 
 def _finetuned(run: Run, trial: Trial) -> str:
