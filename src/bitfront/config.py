@@ -115,7 +115,7 @@ class Finetune(Table):
     trials: int = Field(
         0,
         ge=0,
-        description="so many trials of the front are trained on, from end to end of it; the best ones, if there is one objective",
+        description="so many trials of the front are trained on, from end to end of it; of one objective the best",
     )
     max_epochs: int = Field(10, ge=1, description="epochs of each; the best one on the validation split counts")
     learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
