@@ -33,7 +33,7 @@ from bitfront.training import TrainSettings, train
 YARDSTICKS = {70_700: 0.770, 27_200: 0.764, 16_800: 0.7565}
 NETWORKS = ((64, 32, 32), (32, 16, 16), (16, 8, 8))
 #: A budget of less than so many bit products per multiplication, or of more, is not tried with that network.
-SENSIBLE = (8, 72)
+SENSIBLE = (14, 72)
 
 
 def network(widths: tuple[int, ...]) -> nn.Module:
@@ -52,7 +52,7 @@ def in_float(widths: tuple[int, ...], data: Dataset, epochs: int, seed: int) -> 
         torch.manual_seed(seed)
         model = network(widths)
     with one_thread():
-        settings = TrainSettings(max_epochs=epochs, batch_size=1024, learning_rate=3e-3, seed=seed)
+        settings = TrainSettings(max_epochs=epochs, batch_size=256, learning_rate=2e-3, seed=seed)
         result = train(model, data, settings)
     model.load_state_dict(result.best_state)
     return model.eval()
@@ -60,36 +60,34 @@ def in_float(widths: tuple[int, ...], data: Dataset, epochs: int, seed: int) -> 
 
 def searched(model: nn.Module, data: Dataset, budget: int, seed: int, quick: bool, folder: Path) -> bf.Run:
     own = {
-        "name": ["integer"],
-        "data_in_width": [4, 5, 6, 7, 8],
-        "data_in_frac_width": ["auto"],
-        "weight_width": [2, 3, 4, 5, 6],
-        "weight_frac_width": ["auto"],
-        "bias_width": [8],
-        "bias_frac_width": ["auto"],
+        "name": ["affine"],
+        "data_in_width": [4, 5, 6, 7, 8, 10],
+        "data_in_range": ["mse"],
+        "weight_width": [2, 3, 4, 5, 6, 7, 8],
+        "weight_range": ["mse"],
+        "bias_width": [12],
     }
-    # What comes out of a ReLU is not negative: its format needs no sign.
-    seeds = {site: own if site == "_0" else {**own, "data_in_signed": [False]} for site in ("_0", "_2", "_4", "_6")}
+    seeds = {site: own for site in ("_0", "_2", "_4", "_6")}
     values: dict[str, Any] = {
         "accelerator": "cpu",
         "seed": seed,
-        "batch_size": 1024,
+        "batch_size": 256,
         "project_dir": str(folder),
         "project": f"seed-{seed}-{budget}-{id(model)}",
         "search": {
             "search_space": {"seed": {site: {"config": config} for site, config in seeds.items()}},
             "strategy": {
                 "name": "evolution",
-                "setup": {"n_trials": 40 if quick else 600},
-                "sw_runner": {"basic_evaluation": {}},
+                "setup": {"n_trials": 40 if quick else 400},
+                "sw_runner": {"basic_evaluation": {"num_samples": 8192}},
                 "hw_runner": {"ebops": {}},
                 "metrics": {"accuracy": {"direction": "maximize"}},
             },
             "constraints": {"ebops": f"<= {budget}"},
             "finetune": {
-                "trials": 1 if quick else 3,
-                "max_epochs": 1 if quick else 20,
-                "learning_rate": 3e-3,
+                "trials": 1 if quick else 2,
+                "max_epochs": 1 if quick else 15,
+                "learning_rate": 1e-3,
             },
         },
     }
@@ -108,7 +106,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for widths in NETWORKS:
-            model = in_float(widths, data, 1 if args.quick else 25, args.seed)
+            model = in_float(widths, data, 1 if args.quick else 30, args.seed)
             for budget in YARDSTICKS:
                 if not SENSIBLE[0] <= budget / multiplications(widths) <= SENSIBLE[1]:
                     continue
