@@ -67,7 +67,7 @@ def searched(model: nn.Module, data: Dataset, budget: int, seed: int, quick: boo
         "weight_range": ["mse"],
         "bias_width": [12],
     }
-    seeds = {site: own for site in ("_0", "_2", "_4", "_6")}
+    seeds = dict.fromkeys(("_0", "_2", "_4", "_6"), own)
     values: dict[str, Any] = {
         "accelerator": "cpu",
         "seed": seed,
