@@ -228,23 +228,28 @@ Packed packed_of(const Operation& op, float* scratch) {
     return {forward, bias, bias + outs};
 }
 
+// to[row / MR][block][j][row % MR] = from[row * row_step + j * step + block], rounded; zeros behind the last row.
+template <bool grid>
+void pack_rows(const float* from, int64_t rows, int64_t row_step, int64_t depth, int64_t step, int64_t blocks,
+               const Grid& g, float* to) {
+    for (int64_t first = 0; first < rows; first += MR, from += MR * row_step)
+        for (int64_t k = 0; k < blocks; k++)
+            for (int64_t j = 0; j < depth; j++, to += MR)
+                for (int64_t r = 0; r < MR; r++) {
+                    const float w = first + r < rows ? from[r * row_step + j * step + k] : 0.0f;
+                    to[r] = grid ? on_grid(w, g) : w;
+                }
+}
+
 void pack(const Operation& op, const float* values, float* scratch, bool train) {
     const Packed to = packed_of(op, scratch);
     const int64_t outs = op.channels, ins = op.channels_in, blocks = op.blocks;
     const float* w = values + op.weight;
-    for (int64_t o = 0; o < ceil_div(outs, MR) * MR; o++) {
+    for (int64_t o = 0; o < ceil_div(outs, MR) * MR; o++)
         to.bias[o] = o < outs && op.bias >= 0 ? rounded(values[op.bias + o], op.second) : 0.0f;
-        for (int64_t i = 0; i < ins; i++)
-            for (int64_t k = 0; k < blocks; k++)
-                to.forward[(o / MR * MR * blocks + k * MR) * ins + i * MR + o % MR] =
-                    o < outs ? rounded(w[(o * ins + i) * blocks + k], op.first) : 0.0f;
-    }
-    if (!train || op.adds < 0) return;
-    for (int64_t i = 0; i < ceil_div(ins, MR) * MR; i++)
-        for (int64_t o = 0; o < outs; o++)
-            for (int64_t k = 0; k < blocks; k++)
-                to.backward[(i / MR * MR * blocks + k * MR) * outs + o * MR + i % MR] =
-                    i < ins ? rounded(w[(o * ins + i) * blocks + k], op.first) : 0.0f;
+    auto run = op.first.scale ? pack_rows<true> : pack_rows<false>;
+    run(w, outs, ins * blocks, ins, blocks, blocks, op.first, to.forward);
+    if (train && op.adds >= 0) run(w, ins, blocks, outs, ins * blocks, blocks, op.first, to.backward);
 }
 
 // -- elementwise operations and norms

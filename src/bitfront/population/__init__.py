@@ -22,7 +22,7 @@ from torch import nn
 from bitfront.errors import ConfigError, EvaluationError
 from bitfront.kernels import training as steps
 from bitfront.population.compiled import CompiledMember, train_epoch
-from bitfront.population.programs import Program, UnsupportedError, program
+from bitfront.population.programs import Program, Traced, UnsupportedError, program
 from bitfront.training import (
     EpochRecord,
     StateDict,
@@ -66,7 +66,7 @@ class TrainedMember:
 
 def why_alone(model: nn.Module, sample_shape: tuple[int, ...], device: torch.device | str = "cpu") -> str:
     """Why ``train_population`` trains `model` by itself, in words; "" where it does not have to."""
-    found = _program(model, sample_shape, torch.device(device))
+    found = _program(model, sample_shape, torch.device(device), {})
     return found if isinstance(found, str) else ""
 
 
@@ -107,7 +107,8 @@ def train_population(
             raise ConfigError("the model has no parameter to train (none, or all with requires_grad=False)")
         check_batch_norm(model, len(labels), settings)
     shape, classes = tuple(samples.shape[1:]), dataset.num_classes
-    members = [_Member(model, _program(model, shape, device, classes)) for model in models]
+    traced: Traced = {}
+    members = [_Member(model, _program(model, shape, device, traced, classes)) for model in models]
     companies: list[_Together | _Alone] = []
     # Batch norms change which samples make a batch, so members with and without them go apart.
     for normed in (False, True):
@@ -130,7 +131,7 @@ def train_population(
 
 
 def _program(
-    model: nn.Module, sample_shape: tuple[int, ...], device: torch.device, classes: int | None = None
+    model: nn.Module, sample_shape: tuple[int, ...], device: torch.device, traced: Traced, classes: int | None = None
 ) -> Program | str:
     """The steps of `model`, or why it is trained alone."""
     if device.type != "cpu":
@@ -138,7 +139,7 @@ def _program(
     if not steps.available():
         return "there are no compiled training steps: no C++ compiler, or BITFRONT_NATIVE=0"
     try:
-        found = program(model, sample_shape)
+        found = program(model, sample_shape, traced)
     except UnsupportedError as reason:
         return str(reason)
     if classes is not None and found.shapes[found.logits] != (classes,):

@@ -11,10 +11,9 @@ import ctypes
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -152,44 +151,53 @@ def train_epoch(
     losses: list[list[Tensor]] = [[] for _ in members]
     correct = [0] * len(members)
     val_x = _side_by_side(val[0].flatten(1).numpy()[None])
-    workers = max(1, min(torch.get_num_threads(), len(members)))
-    largest = max([len(b) for b in batches] + [1])
-    free: SimpleQueue[_Memory] = SimpleQueue()
-    for _ in range(workers):
-        free.put(_Memory(members, largest))
+    memories = [_Memory(members, max(len(b) for b in batches)) for _ in range(_threads(len(members)))]
+    scores = [(0.0, 0.0)] * len(members)
 
-    def learn(i: int, part: tuple[Tensor, Tensor, int]) -> None:
+    def learn(i: int, memory: _Memory, part: tuple[Tensor, Tensor, int]) -> None:
         member = members[i]
-        memory = free.get()
-        found, right = steps.train(
-            member.structure,
-            memory.scratch(member.tile(part[2])),
-            steps.Optimizer(steps.OPTIMIZERS.index(settings.optimizer), member.taken, rate, settings.weight_decay),
-            *part,
-            memory.seconds if parts is not None else None,
-        )
+        kind = steps.OPTIMIZERS.index(settings.optimizer)
+        optimizer = steps.Optimizer(kind, member.taken, rate, settings.weight_decay)
+        seconds = memory.seconds if parts is not None else None
+        found, right = steps.train(member.structure, memory.scratch(member.tile(part[2])), optimizer, *part, seconds)
         member.taken += len(found)
         losses[i].append(found)
         correct[i] += right
-        free.put(memory)
 
-    def judge(i: int) -> tuple[float, float]:
-        member = members[i]
-        memory = free.get()
-        logits = steps.logits(member.structure, memory.scratch(memory.tile), val_x[0], len(val_labels))
-        free.put(memory)
+    def judge(i: int, memory: _Memory) -> None:
+        logits = steps.logits(members[i].structure, memory.scratch(memory.tile), val_x[0], len(val_labels))
         loss, right = kernels.score(logits.unsqueeze(0), val_labels)
-        return float(loss) / len(val_labels), int(right) / len(val_labels)
+        scores[i] = float(loss) / len(val_labels), int(right) / len(val_labels)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(len(memories)) as pool:
         for part in _gathered(x, labels, batches):
-            list(pool.map(learn, range(len(members)), [part] * len(members)))
-        scores = list(pool.map(judge, range(len(members))))
+            _share_out(functools.partial(learn, part=part), len(members), memories, pool)
+        _share_out(judge, len(members), memories, pool)
     if parts is not None:
-        while not free.empty():
-            for name, seconds in zip(steps.PARTS, free.get().seconds.tolist(), strict=True):
+        for memory in memories:
+            for name, seconds in zip(steps.PARTS, memory.seconds.tolist(), strict=True):
                 parts[name] = parts.get(name, 0.0) + seconds
     return [Found(torch.cat(own), right, *score) for own, right, score in zip(losses, correct, scores, strict=True)]
+
+
+def _threads(members: int) -> int:
+    return max(1, min(torch.get_num_threads(), members))
+
+
+def _share_out(
+    work: Callable[[int, _Memory], None], count: int, memories: Sequence[_Memory], pool: ThreadPoolExecutor
+) -> None:
+    """work(i, memory) for every i below `count`, a thread per memory; who is done with one takes the next."""
+    turns = iter(range(count))
+
+    def run(memory: _Memory) -> None:
+        for i in turns:
+            work(i, memory)
+
+    others = [pool.submit(run, memory) for memory in memories[1:]]
+    run(memories[0])
+    for other in others:
+        other.result()
 
 
 class _Memory:

@@ -8,7 +8,7 @@ no such list, ``program`` says in words why; it is trained alone.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -86,24 +86,59 @@ class _Tracer(fx.Tracer):
         return own or super().is_leaf_module(m, module_qualified_name)
 
 
-def program(model: nn.Module, sample_shape: Shape) -> Program:
+#: Graphs that were traced before, by all that tracing can depend on.
+Traced = dict[Hashable, fx.Graph]
+
+
+def program(model: nn.Module, sample_shape: Shape, traced: Traced) -> Program:
     """The steps of `model` in training.
+
+    Args:
+        traced: of other models of the same call; is added to. Tracing takes longer than all the rest.
 
     Raises:
         UnsupportedError: it has none, for the reason in the message.
     """
     _check_modules(model)
+    key = _traced_by(model)
+    graph = traced.get(key)
+    if graph is None:
+        graph = _graph(model)
+        if key is not None:
+            traced[key] = graph
+    return _Reader(model, sample_shape).read(graph)
+
+
+def _traced_by(model: nn.Module) -> Hashable:
+    """What tracing depends on: the classes of all modules, and the attributes of those that are looked into. None where
+    an attribute is more than a plain value."""
+    parts: list[Hashable] = []
+    for path, module in model.named_modules():
+        parts.append((path, type(module)))
+        if path and _LEAVES.is_leaf_module(module, path):
+            continue
+        own = {name: value for name, value in vars(module).items() if name not in _OF_ANY_MODULE}
+        if not all(value is None or isinstance(value, (bool, int, float, str)) for value in own.values()):
+            return None
+        parts.append(tuple(sorted((name, type(value), value) for name, value in own.items())))
+    return tuple(parts)
+
+
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+_LEAVES = _Tracer()
+
+
+def _graph(model: nn.Module) -> fx.Graph:
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:
             module.training = True  # a model may compute something else in training
-        graph = _Tracer().trace(model)
+        return _Tracer().trace(model)
     except Exception as error:
         raise UnsupportedError(f"it cannot be traced: {error}") from error
     finally:
         for module, flag in flags:
             module.training = flag
-    return _Reader(model, sample_shape).read(graph)
 
 
 def _check_modules(model: nn.Module) -> None:
