@@ -2,8 +2,8 @@
 
 jsc-mlp (16-64-32-32-5) on 65,536 jets of the train split, one epoch of Adam, then loss and accuracy on 8,192 jets of
 the val split: 1, 8, 32 and 128 candidates with weights of their own, in batches of 1,024 and of 128 samples. ``float``
-are plain models, ``8 and 4 bits`` quantized ones, trained through straight-through gradients: weights, inputs and biases
-of each layer have 8 or 4 bits, drawn per candidate.
+are plain models, ``8 and 4 bits`` quantized ones, trained through straight-through gradients: weights, inputs and
+biases of each layer have 8 or 4 bits, drawn per candidate.
 
 population     ``train_population``, everything included: reading the models, gathering batches, state dicts at the end.
                It uses both cores.

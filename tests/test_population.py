@@ -17,7 +17,9 @@ from bitfront.graph import capture
 from bitfront.kernels import training as steps
 from bitfront.models.base import build
 from bitfront.population import train_population, why_alone
-from bitfront.training import TrainSettings, evaluate, train
+from bitfront.population.batched import Stack, structure
+from bitfront.population.programs import program
+from bitfront.training import TrainSettings, evaluate, learning_rate, train
 from bitfront.transforms import quantize
 
 compiled = pytest.mark.skipif(not steps.available(), reason="no compiled training steps")
@@ -378,3 +380,66 @@ def test_seconds_are_told_by_part():
     train_population([mlp(16, 8, 5, norm=True)], JETS, SETTINGS, parts=parts)
     assert set(parts) == set(steps.PARTS)
     assert all(seconds > 0 for seconds in parts.values())
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "one layer"])
+def test_a_stack_trains_as_if_alone(name):
+    """The way of GPUs, on this machine's CPU."""
+    make, data = CASES[name]
+    torch.manual_seed(0)
+    models = [make() for _ in range(3)]
+    for model in models[1:]:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    settings = TrainSettings(max_epochs=2, batch_size=100, learning_rate=3e-3, optimizer="adamw", weight_decay=0.01)
+    shape = tuple(data.split("train")[0].shape[1:])
+    programs = [program(model, shape, {}) for model in models]
+    assert len({structure(m, p) for m, p in zip(models, programs, strict=True)}) == 1
+    stack = Stack(models, programs, settings, torch.device("cpu"))
+    order = torch.Generator().manual_seed(settings.seed)
+    (x, y), val = data.split("train"), data.split("val")
+    # One goes on for two epochs and one for one; the last is let go in between.
+    for epoch, going in ((1, [0, 1, 2]), (2, [0, 1])):
+        batches = torch.randperm(len(y), generator=order).split(settings.batch_size)
+        found = stack.epoch(going, x, y, val, batches, learning_rate(settings, epoch))
+        assert len(found) == len(going)
+    for i, model in enumerate(models):
+        alone = train(model, data, settings)
+        record = alone.history[0 if i == 2 else 1]
+        if i < 2:
+            assert found[i].val_loss == pytest.approx(record.val_loss, abs=5e-3)
+            assert found[i].correct / len(y) == pytest.approx(record.train_accuracy, abs=0.01)
+            assert float(found[i].losses[0]) < 10
+        state = stack.state(i)
+        assert state.keys() == alone.last_state.keys()
+        if i < 2:
+            for key, value in alone.last_state.items():
+                assert state[key].shape == value.shape
+                if not any(key.endswith(free) for free in FREE.get(name, ())):
+                    torch.testing.assert_close(
+                        state[key], value, rtol=0.02, atol=0.02, msg=lambda m, k=key: f"{k}: {m}"
+                    )
+
+
+def test_stacks_are_of_one_structure():
+    def of(model):
+        return structure(model, program(model, (16,), {}))
+
+    assert of(mlp(16, 8, 5, seed=1)) == of(mlp(16, 8, 5, seed=2))
+    assert of(quantized(mlp(16, 8, 5), 4)) == of(quantized(mlp(16, 8, 5), 8, 6))
+    assert of(mlp(16, 8, 5)) != of(mlp(16, 9, 5))
+    assert of(mlp(16, 8, 5)) != of(mlp(16, 8, 5, norm=True))
+    assert of(mlp(16, 8, 5)) != of(quantized(mlp(16, 8, 5), 4))
+    slower = mlp(16, 8, 5, norm=True)
+    slower[1].momentum = 0.2
+    assert of(slower) != of(mlp(16, 8, 5, norm=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_members_are_trained_as_if_alone():
+    models = company()
+    members = train_population(models, JETS, SETTINGS, device="cuda")
+    for model, member in zip(models, members, strict=True):
+        alone = train(model, JETS, SETTINGS, device="cuda")
+        assert member.alone == ""
+        assert member.history[-1].val_loss == pytest.approx(alone.history[-1].val_loss, abs=0.03)

@@ -207,7 +207,7 @@ def epochs(
     x, y = resident(dataset, "train", device)
     x_val, y_val = resident(dataset, "val", device)
     trained = copy.deepcopy(model).to(device)
-    optimizer = _optimizer(trained, settings, device)
+    optimizer = optimizer_of([p for p in trained.parameters() if p.requires_grad], settings, device)
     check_batch_norm(trained, len(y), settings)
     order = torch.Generator().manual_seed(settings.seed)
     start = snapshot(trained)
@@ -390,8 +390,10 @@ def resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tens
     return x.to(device), y.to(device)
 
 
-def _optimizer(model: nn.Module, settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def optimizer_of(
+    parameters: Sequence[nn.Parameter], settings: TrainSettings, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer of these settings. Raises ConfigError where there is nothing to train."""
     if not parameters:
         raise ConfigError("the model has no parameter to train (none, or all with requires_grad=False)")
     # One kernel per step instead of several per parameter: half the time of a step of a small model.

@@ -2,8 +2,8 @@
 
 ``train_population`` gives every model what ``training.train`` would, to within float error: the same order of samples,
 schedule, batch norms and optimizer. It reads each model as a list of steps (``programs``) and carries these out for all
-members with code made for small networks: on the CPU compiled (``compiled``). A model that is no such list is trained
-by ``training.epochs``, beside the others; ``why_alone`` says why.
+members with code made for small networks: compiled on the CPU (``compiled``), batched products on a GPU (``batched``).
+A model that is no such list is trained by ``training.epochs``, beside the others; ``why_alone`` says why.
 
 A member's result never depends on the other members: on the CPU it is the same to the last bit whoever they are, in
 whatever order they are given, and on however many threads.
@@ -12,16 +12,17 @@ whatever order they are given, and on however many threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitfront.errors import ConfigError, EvaluationError
 from bitfront.kernels import training as steps
-from bitfront.population.compiled import CompiledMember, train_epoch
+from bitfront.population.batched import Stack, structure
+from bitfront.population.compiled import Crew, Found
 from bitfront.population.programs import Program, Traced, UnsupportedError, program
 from bitfront.training import (
     EpochRecord,
@@ -110,17 +111,21 @@ def train_population(
     traced: Traced = {}
     members = [_Member(model, _program(model, shape, device, traced, classes)) for model in models]
     companies: list[_Together | _Alone] = []
-    # Batch norms change which samples make a batch, so members with and without them go apart.
-    for normed in (False, True):
-        alike = [m for m in members if isinstance(m.program, Program) and m.program.normed == normed]
-        companies.append(_Together(alike, dataset, settings))
+    for alike in _companies(members, device):
+        programs = [cast(Program, m.program) for m in alike]
+        trainer: Trainer
+        if device.type == "cpu":
+            trainer = Crew([m.model for m in alike], programs, settings, parts)
+        else:
+            trainer = Stack([m.model for m in alike], programs, settings, device)
+        companies.append(_Together(alike, trainer, dataset, settings, device))
     companies += [_Alone(m, dataset, settings, device) for m in members if isinstance(m.program, str)]
     for epoch in range(1, settings.max_epochs + 1):
         going = [member for member in members if member.stopped is None]
         if not going:
             break
         for company in companies:
-            company.epoch(epoch, parts)
+            company.epoch(epoch)
         for member in going:
             member.judge(epoch, settings)
         if keep is not None:
@@ -134,9 +139,7 @@ def _program(
     model: nn.Module, sample_shape: tuple[int, ...], device: torch.device, traced: Traced, classes: int | None = None
 ) -> Program | str:
     """The steps of `model`, or why it is trained alone."""
-    if device.type != "cpu":
-        return f"populations are not trained together on {device.type}"
-    if not steps.available():
+    if device.type == "cpu" and not steps.available():
         return "there are no compiled training steps: no C++ compiler, or BITFRONT_NATIVE=0"
     try:
         found = program(model, sample_shape, traced)
@@ -145,6 +148,16 @@ def _program(
     if classes is not None and found.shapes[found.logits] != (classes,):
         return "its output has another number of classes than the data"
     return found
+
+
+def _companies(members: Sequence[_Member], device: torch.device) -> list[list[_Member]]:
+    """Members that can be trained together. On the CPU all can, but batch norms change which samples make a batch."""
+    found: dict[Hashable, list[_Member]] = {}
+    for member in members:
+        if isinstance(member.program, Program):
+            key = member.program.normed if device.type == "cpu" else structure(member.model, member.program)
+            found.setdefault(key, []).append(member)
+    return list(found.values())
 
 
 class _Member:
@@ -176,26 +189,56 @@ class _Member:
         return TrainedMember(self.state, tuple(self.history), self.stopped or "max_epochs", alone, self.error)
 
 
+class Trainer(Protocol):
+    """What trains the members of a company, by their numbers in it."""
+
+    def epoch(
+        self,
+        going: Sequence[int],
+        x: Tensor,
+        y: Tensor,
+        val: tuple[Tensor, Tensor],
+        batches: Sequence[Tensor],
+        rate: float,
+    ) -> list[Found]:
+        """One pass of the members `going`; the others have been let go for good."""
+        ...
+
+    def state(self, member: int) -> StateDict:
+        """A member's state dict, on the CPU."""
+        ...
+
+
 class _Together:
-    """Members that the compiled steps train."""
+    """Members that learn from the same batches, and what trains them."""
 
-    def __init__(self, members: Sequence[_Member], dataset: Dataset, settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        members: Sequence[_Member],
+        trainer: Trainer,
+        dataset: Dataset,
+        settings: TrainSettings,
+        device: torch.device,
+    ) -> None:
+        self.members = members
+        self.trainer = trainer
         self.settings = settings
-        self.train, self.val = dataset.split("train"), dataset.split("val")
+        self.device = device
+        self.train, self.val = resident(dataset, "train", device), resident(dataset, "val", device)
         self.order = torch.Generator().manual_seed(settings.seed)
-        self.members = [(m, CompiledMember.of(m.model, cast(Program, m.program))) for m in members]
 
-    def epoch(self, number: int, parts: dict[str, float] | None) -> None:
-        going = [(m, c) for m, c in self.members if m.stopped is None]
-        if not going:
+    def epoch(self, number: int) -> None:
+        numbers = [i for i, member in enumerate(self.members) if member.stopped is None]
+        if not numbers:
             return
+        going = [self.members[i] for i in numbers]
         rate = learning_rate(self.settings, number)
-        batches = batches_of(going[0][0].model, torch.randperm(len(self.train[1]), generator=self.order), self.settings)
+        order = torch.randperm(len(self.train[1]), generator=self.order).to(self.device)
+        batches = batches_of(going[0].model, order, self.settings)
         if self.settings.max_steps > 0:
-            batches = batches[: self.settings.max_steps - going[0][0].steps]
-        found = train_epoch([c for _, c in going], *self.train, self.val, batches, self.settings, rate, parts)
+            batches = batches[: self.settings.max_steps - going[0].steps]
         samples = sum(len(batch) for batch in batches)
-        for (member, _), own in zip(going, found, strict=True):
+        for member, own in zip(going, self.trainer.epoch(numbers, *self.train, self.val, batches, rate), strict=True):
             member.steps += len(batches)
             try:
                 loss = mean_loss(own.losses, batches, number, self.settings)
@@ -207,8 +250,8 @@ class _Together:
                 member.record(number, (loss, own.correct / samples), (own.val_loss, own.val_accuracy), rate)
 
     def finish(self) -> None:
-        for member, compiled in self.members:
-            member.state = compiled.state()
+        for i, member in enumerate(self.members):
+            member.state = self.trainer.state(i)
 
 
 class _Alone:
@@ -219,7 +262,7 @@ class _Alone:
         member.state = snapshot(member.model)
         self.results = epochs(member.model, dataset, settings, device=device)
 
-    def epoch(self, number: int, parts: dict[str, float] | None) -> None:  # noqa: ARG002
+    def epoch(self, number: int) -> None:  # noqa: ARG002
         member = self.member
         if member.stopped is not None:
             return

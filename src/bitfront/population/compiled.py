@@ -132,6 +132,38 @@ class CompiledMember:
         return min(whole, max(SMALLEST_TILE, fitting))
 
 
+class Crew:
+    """Models in training, by their numbers. `parts`: see ``train_population``."""
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        programs: Sequence[Program],
+        settings: TrainSettings,
+        parts: dict[str, float] | None,
+    ) -> None:
+        self.members = [CompiledMember.of(m, p) for m, p in zip(models, programs, strict=True)]
+        self.settings = settings
+        self.parts = parts
+
+    def epoch(
+        self,
+        going: Sequence[int],
+        x: Tensor,
+        y: Tensor,
+        val: tuple[Tensor, Tensor],
+        batches: Sequence[Tensor],
+        rate: float,
+    ) -> list[Found]:
+        """One pass of the members `going` over `batches`, indices into x and y, and their scores on `val`."""
+        members = [self.members[i] for i in going]
+        return train_epoch(members, x, y, val, batches, self.settings, rate, self.parts)
+
+    def state(self, member: int) -> StateDict:
+        """The state dict of a model as it is now, on the CPU."""
+        return self.members[member].state()
+
+
 def train_epoch(
     members: Sequence[CompiledMember],
     x: Tensor,
