@@ -59,12 +59,13 @@ def quantized(model, *widths, shape=(16,)):
     for site in graph.sites:
         if site.op not in ("linear", "conv2d", "relu"):
             continue
-        operands = ["data_in"] if site.op == "relu" else ["data_in", "weight", "bias"]
+        operands = ["data_in", *(o for o in ("weight", "bias") if site.parameter(o) is not None)]
         formats[site.name] = {}
         for operand in operands:
             width = widths[turn % len(widths)]
             signed = site.op != "relu"
-            frac = width - 2 if operand != "data_in" else width // 2
+            # Some of everything is cut off: inputs beyond ±2, weights and biases beyond ±1/8.
+            frac = width - 2 if operand == "data_in" else width + 2
             formats[site.name][operand] = Integer(width, frac, signed)
             turn += 1
     return quantize(graph, formats)
@@ -76,9 +77,9 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 6, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(6)
+        self.bn1 = nn.BatchNorm2d(6, momentum=0.3)
         self.conv2 = nn.Conv2d(6, 6, (3, 1), padding=(1, 0))
-        self.bn2 = nn.BatchNorm2d(6, affine=False, momentum=0.3)
+        self.bn2 = nn.BatchNorm2d(6, affine=False)
         self.down = nn.AvgPool2d(2)
         self.last = nn.Conv2d(6, 5, 3, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -90,6 +91,22 @@ class Residual(nn.Module):
         return self.fc(torch.flatten(self.pool(self.last(self.down(both))), 1))
 
 
+class Branches(nn.Module):
+    """Values that two others read, one of them through a batch norm or a rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(16, 12, bias=False)
+        self.norm = nn.BatchNorm1d(12)
+        self.relu = nn.ReLU()
+        self.fc2, self.fc3 = nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.fc1(x)
+        x = self.relu(x + self.norm(x))
+        return self.fc3(self.fc2(x) + x)
+
+
 CASES = {
     "jsc-mlp": (lambda: build("jsc-mlp", (16,), 5, seed=0), JETS),
     "jsc-toy": (lambda: build("jsc-toy", (16,), 5, seed=0), JETS),
@@ -98,6 +115,8 @@ CASES = {
     "digits-mlp": (lambda: build("digits-mlp", (1, 8, 8), 10, seed=0), IMAGES),
     "digits-cnn": (lambda: build("digits-cnn", (1, 8, 8), 10, seed=0), IMAGES),
     "residual": (Residual, IMAGES),
+    "branches": (Branches, JETS),
+    "quantized branches": (lambda: quantized(Branches(), 8, 4), JETS),
     "quantized": (lambda: quantized(mlp(16, 24, 12, 5), 8, 6, 7), JETS),
     "quantized, norms": (lambda: quantized(mlp(16, 24, 12, 5, norm=True), 8, 8, 12), JETS),
     "quantized cnn": (lambda: quantized(build("digits-cnn", (1, 8, 8), 10, seed=0), 8, shape=(1, 8, 8)), IMAGES),
@@ -106,7 +125,7 @@ CASES = {
 #: before a batch norm, and the running means that follow them.
 FREE = {
     "jsc-toy": ("2.bias", "5.bias", "8.bias", "running_mean"),
-    "residual": ("conv2.bias", "running_mean"),
+    "residual": ("conv2.bias", "bn2.running_mean"),
     "quantized, norms": (".bias", "running_mean"),
 }
 
