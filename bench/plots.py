@@ -91,6 +91,10 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("nsgaii_batch_speedup", 5, "times", "Optuna's NSGA-II in generations against one by one"),
         Target("tpe_batch_speedup", 5, "times", "Optuna's TPE in batches against one by one"),
     ),
+    "population": (
+        Target("speedup_32", 2.5, "times", "32 candidates trained together against one by one, batches of 1,024"),
+        Target("max_val_loss_difference", 0.01, "", "difference of val loss to training alone", at_most=True),
+    ),
 }
 
 
