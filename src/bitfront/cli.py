@@ -183,8 +183,7 @@ def plan(
                 "space_size": made.space.size,
                 "parameters": [{"name": p.name, "choices": p.labels} for p in made.space.parameters],
                 "sites": [
-                    {"site": a.site.name, "type": a.site.type, "rule": a.key, "options": g.size}
-                    for a, g in zip(made.space.assignments, made.space.groups, strict=True)
+                    {"site": o.site, "type": o.type, "rule": o.rule, "options": o.options} for o in made.space.offers()
                 ],
                 "strategy": made.strategy,
                 "sampler": made.sampler,

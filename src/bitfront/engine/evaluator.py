@@ -16,7 +16,9 @@ from multiprocessing import get_context, parent_process
 
 import numpy as np
 
-from bitfront.engine.workbench import Job, Measured, Workbench, described
+from bitfront.engine.bench import Bench, Job, Measured
+from bitfront.engine.training_bench import open_bench
+from bitfront.engine.workbench import described
 from bitfront.errors import EvaluationError, UserError
 from bitfront.spaces.base import Codes
 
@@ -36,10 +38,11 @@ class Evaluator:
         inexact, plain: as in ``Measured``, of everything so far.
     """
 
-    def __init__(self, bench: Workbench, n_jobs: int = 1) -> None:
+    def __init__(self, bench: Bench, n_jobs: int = 1) -> None:
         self.bench, self.n_jobs = bench, n_jobs
         self._pool: Executor | None = None
-        self._block = FIRST_BLOCK
+        # A training may take long: how long, the first one says.
+        self._block = FIRST_BLOCK if bench.job.training is None else 1
         self.inexact: dict[str, str] = {}
         self.plain = ""
 
@@ -105,7 +108,7 @@ class Evaluator:
             ) from None
 
 
-_BENCH: list[Workbench] = []
+_BENCH: list[Bench] = []
 
 
 def _start_pool(job: Job, n_jobs: int) -> Executor:
@@ -130,7 +133,7 @@ def _init_worker(payload: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The bytes come from the parent process, which is us.
-    _BENCH[:] = [Workbench(pickle.loads(payload))]  # noqa: S301
+    _BENCH[:] = [open_bench(pickle.loads(payload))]  # noqa: S301
 
 
 def _end_with_parent() -> None:

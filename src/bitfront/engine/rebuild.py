@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from bitfront import checkpoints
@@ -16,10 +17,11 @@ from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
-from bitfront.engine.plan import chosen_samples, make_plan, weights_fingerprint
+from bitfront.engine.plan import Plan, chosen_samples, make_plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, Trial, write_json
-from bitfront.engine.searching import WEIGHTS
+from bitfront.engine.searching import WEIGHTS, kept_state
 from bitfront.engine.trained import opened, trained_model
+from bitfront.engine.training_bench import TrainingBench
 from bitfront.engine.workbench import Workbench, one_thread
 from bitfront.errors import RunError
 from bitfront.events import Events
@@ -73,6 +75,48 @@ def transform_trial(
     Raises:
         RunError: there is no such run or trial, or its model or data is not what it was.
     """
+    found = candidate_of(folder, number, data=data, model=model, events=events)
+    bench, code, trial = found.bench, found.code, found.trial
+    formats = bench.formats(code)
+    rebuilt = bench.model(code, bake=True)
+    evaluation = None
+    if check:
+        runner = found.layout.bench.runner_of("accuracy")
+        if runner is None:
+            raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
+        settings: Any = runner.settings
+        x, y = bench.samples(settings.split, settings.num_samples)
+        with one_thread():
+            evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
+    saved = Path(folder) / "transformed" / f"trial-{trial.number}"
+    result = Transformed(rebuilt, formats, bench.space.graph, trial.config, saved, trial, evaluation)
+    _save(result)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A trial, ready to be looked at: `code` is its own in `bench`, the model of which has its weights."""
+
+    trial: Trial
+    layout: Plan
+    bench: Workbench
+    code: NDArray[np.int64]
+
+
+def candidate_of(
+    folder: str | Path,
+    number: int,
+    *,
+    data: Dataset | None = None,
+    model: nn.Module | None = None,
+    events: Events | None = None,
+) -> Found:
+    """A trial of a run with its weights; trained again, the same way, where they were not kept.
+
+    Raises:
+        RunError: there is no such run or trial, or its model or data is not what it was.
+    """
     events = events or Events()
     run = Run.load(folder)
     trial = run.trial(number)
@@ -90,33 +134,21 @@ def transform_trial(
         layout = layout.trained(searched)
     store = stores.read(Path(folder) / STORE)
     try:
-        kept, number = store.meta("identity"), store.meta("num_samples")
+        kept, samples = store.meta("identity"), store.meta("num_samples")
     finally:
         store.close()
     now = layout.identity(weights_fingerprint(layout.model))
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
         if kept[key] != now[key]:
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
-    if number is not None:
-        layout = layout.sampled(number)
-    space = single(layout.space.graph, trial.config)
-    bench = Workbench(layout.bench.job, space)
-    code = np.zeros(0, dtype=np.int64)
-    formats = bench.formats(code)
-    rebuilt = bench.model(code, bake=True)
-    evaluation = None
-    if check:
-        runner = layout.bench.runner_of("accuracy")
-        if runner is None:
-            raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
-        settings: Any = runner.settings
-        x, y = bench.samples(settings.split, settings.num_samples)
-        with one_thread():
-            evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
-    saved = Path(folder) / "transformed" / f"trial-{number}"
-    result = Transformed(rebuilt, formats, space.graph, trial.config, saved, trial, evaluation)
-    _save(result)
-    return result
+    if samples is not None:
+        layout = layout.sampled(samples)
+    own = np.array(trial.code, dtype=np.int64)
+    place = kept_state(Path(folder), number)
+    if isinstance(layout.bench, TrainingBench) and place.exists():
+        layout.bench.recall(own, checkpoints.load(place, layout.bench.untrained(own)))
+    bench, code = layout.bench.alone(own)
+    return Found(trial, layout, bench, code)
 
 
 def transform_config(config: Config, *, check: bool = False, events: Events | None = None) -> Transformed:

@@ -244,19 +244,7 @@ def chosen(trial: Trial, *, named: bool = True) -> str:
 
 def plan_sites(plan: Plan) -> Sheet:
     """What each site got, and by which key."""
-    rows = []
-    for assignment, group in zip(plan.space.assignments, plan.space.groups, strict=True):
-        offers = []
-        for alternative in assignment.alternatives:
-            operands = [
-                f"{operand}: {' '.join(s.format.label if s.format else 'float' for s in settings)}"
-                for operand, settings in alternative.operands
-            ]
-            offers.append("float" if alternative.name == "NA" else f"{alternative.name} ({'; '.join(operands)})")
-        if assignment.excluded:
-            offers[-1] += f" ({assignment.excluded} left out, where frac_width > width)"
-        site = assignment.site
-        rows.append([site.name, site.type, assignment.key, " or ".join(offers), f"{group.size:,}"])
+    rows = [[o.site, o.type, o.rule, o.choices, f"{o.options:,}"] for o in plan.space.offers()]
     return Sheet(["site", "type", "rule", "choices", "options"], rows, right=["options"])
 
 
@@ -268,8 +256,11 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
         f"{name} ({d})" for name, d in zip(plan.objectives.names, plan.objectives.directions, strict=True)
     )
     jobs = plan.settings.strategy.setup.n_jobs
+    spelled = plan.space.spelled_size
     lines = [
-        f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters",
+        f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters"
+        if spelled == size
+        else f"space: {spelled:,} settings, {size:,} distinct networks, {len(plan.space.parameters)} parameters",
         f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
         f"objectives: {directions}",
         f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "

@@ -1,0 +1,293 @@
+"""Candidates that are networks of their own: of other widths than the model, or each trained before it is evaluated.
+
+A candidate begins with the float model's weights, widened or cut to its widths (``transforms.widen``); its costs are
+those of that network, so they follow the shapes. Where the search trains its candidates, each is then trained with its
+formats in place and straight-through gradients, and evaluated, in evaluation mode, with the weights that come out:
+formats learn their scales from these again. Whatever happens to a candidate hangs on its code and the settings alone;
+it is trained on one thread, from the same seed, on the same samples in the same order. So it does not matter which
+others are trained, in which order, or in which process.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Generic, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront.data.base import Dataset
+from bitfront.engine.bench import Bench, Job, Measured, Training, joined
+from bitfront.engine.workbench import Workbench, described, one_thread
+from bitfront.errors import UserError
+from bitfront.graph import Graph, capture
+from bitfront.metrics.base import Kind, Scores, Values
+from bitfront.spaces.base import Codes
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.spelled import ModelSpace
+from bitfront.training import StateDict, train
+from bitfront.transforms.widen import Widths, widen
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+#: What is added to copies of channels before training, as a share of the weights' standard deviation: copies that are
+#: equal would get equal gradients, and stay equal for ever.
+NOISE = 0.01
+#: Networks, and trained states, that are kept for the next question, in bytes of their weights.
+KEPT_BYTES = 2**28
+#: Samples on which training looks for a loss that is no number.
+WATCHED = 64
+
+
+def open_bench(job: Job, space: ModelSpace | None = None) -> Bench:
+    """The bench that a job needs.
+
+    Args:
+        space: where it is built already.
+    """
+    space = space or job.build_space()
+    if job.training is None and isinstance(space, QuantizationSpace):
+        return Workbench(job, space)
+    return TrainingBench(job, space)
+
+
+class TrainingBench(Bench):
+    """Evaluates candidates each of which has weights of its own.
+
+    Attributes:
+        states: code → trained weights of the candidates that were trained last.
+    """
+
+    def __init__(self, job: Job, space: ModelSpace) -> None:
+        self.job = job
+        self._space = space
+        #: Everything that the candidates' own workbenches take from the job.
+        self._plain = replace(job, training=None)
+        self._float = Workbench(self._plain, space.quantization(space.graph))
+        self.runners = self._float.runners
+        size = sum(t.numel() * t.element_size() for t in job.model.state_dict().values())
+        kept = max(8, KEPT_BYTES // max(1, size))
+        self.states: _Recent[bytes, StateDict] = _Recent(kept)
+        self._networks: _Recent[tuple[tuple[int, int], ...], Workbench] = _Recent(kept)
+
+    @property
+    def space(self) -> ModelSpace:
+        """The space of the search."""
+        return self._space
+
+    @property
+    def closed_form(self) -> frozenset[str]:
+        """Of candidates that are trained, what depends on the weights is not known before."""
+        return super().closed_form - (self.of_weights if self.job.training else frozenset())
+
+    def kinds(self) -> dict[str, tuple[Kind, str]]:
+        """As of a search among the formats of the model as it is."""
+        return self._float.kinds()
+
+    def of_float(self) -> Workbench:
+        """The float model, which candidates inherit from."""
+        return self._float.of_float()
+
+    def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> TrainingBench:
+        """The same candidates on other samples. Those that are trained are not trained again."""
+        other = TrainingBench(replace(self.job, splits=splits), self._space)
+        other.states = self.states
+        return other
+
+    def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+        """The samples (x, y) that ``scores`` uses."""
+        return self._float.samples(split, num_samples)
+
+    def alone(self, code: NDArray[np.int64]) -> tuple[Workbench, NDArray[np.int64]]:
+        """(the workbench of one candidate's network, in its weights; its code there)."""
+        (_, bench, codes), *_ = self._networks_of(code[None])
+        return bench, codes[0]
+
+    def state(self, code: NDArray[np.int64]) -> StateDict:
+        """The weights of one candidate, before they are quantized."""
+        return {k: v.cpu() for k, v in self.alone(code)[0].space.graph.model.state_dict().items()}
+
+    def untrained(self, code: NDArray[np.int64]) -> nn.Module:
+        """The network of one candidate, in the weights that it begins with. To be read, not to be changed."""
+        (_, bench, _), *_ = self._untrained(code[None])
+        return bench.space.graph.model
+
+    def recall(self, code: NDArray[np.int64], state: StateDict) -> None:
+        """Take `state` for what training one candidate gives, without training it."""
+        self.states.put(code.tobytes(), state)
+
+    def measure(self, codes: Codes) -> Measured:
+        """All metrics of a batch of candidates, each trained first where the search trains."""
+        start = time.perf_counter()
+        try:
+            parts = [(rows, bench.measure(own)) for rows, bench, own in self._networks_of(codes)]
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            seconds = time.perf_counter() - start
+            if len(codes) == 1:
+                nothing = {m: np.full(1, np.nan) for m in self.metrics}
+                return Measured(nothing, (described(error),), (seconds,))
+            # Training failed, and whose it was is found one by one.
+            return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
+        seconds = (time.perf_counter() - start) / max(1, len(codes))
+        found = joined([measured for _, measured in parts])
+        back = np.argsort(np.concatenate([rows for rows, _ in parts])) if parts else np.zeros(0, dtype=np.int64)
+        return replace(
+            found,
+            values={m: v[back] for m, v in found.values.items()},
+            errors=tuple(found.errors[i] for i in back),
+            seconds=(seconds,) * len(codes),
+        )
+
+    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+        """Costs of the networks, without training them."""
+        values = {m: np.full(len(codes), np.nan) for m in metrics}
+        for rows, bench, own in self._untrained(codes):
+            for name, column in bench.price(own, metrics).items():
+                values[name][rows] = column
+        return values
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        """Loss and correct answers of each candidate on fixed samples of `split`."""
+        loss, correct = np.full(len(codes), np.nan), np.zeros(len(codes), dtype=np.int64)
+        errors = [""] * len(codes)
+        for rows, bench, own in self._networks_of(codes):
+            found = bench.scores(own, split, num_samples)
+            loss[rows], correct[rows] = found.loss, found.correct
+            for row, error in zip(rows.tolist(), found.errors, strict=True):
+                errors[row] = error
+        return Scores(loss, correct, len(self.samples(split, num_samples)[1]), tuple(errors))
+
+    def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Which of the samples each candidate answers rightly, shape (candidates, samples)."""
+        there = len(self.samples(split, None)[1][start:stop])
+        found = np.zeros((len(codes), there), dtype=bool)
+        for rows, bench, own in self._networks_of(codes):
+            found[rows] = bench.answers(own, split, start, stop)
+        return found
+
+    # --- networks ----------------------------------------------------------------------------------------------------
+
+    def _networks_of(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
+        """(rows of `codes`, the workbench of their network in its weights, their codes there)."""
+        training = self.job.training
+        if training is None:
+            yield from self._untrained(codes)
+            return
+        untrained = [
+            (int(row), bench, code)
+            for rows, bench, own in self._untrained(codes)
+            for row, code in zip(rows, own, strict=True)
+        ]
+        # Held here: a batch may be larger than what is kept.
+        states = {row: self.states.get(codes[row].tobytes()) for row, _, _ in untrained}
+        missing = [(row, bench, code) for row, bench, code in untrained if states[row] is None]
+        with one_thread():
+            trained = _train([bench.model(code) for _, bench, code in missing], training, self.job.device)
+        for (row, bench, _), found in zip(missing, trained, strict=True):
+            states[row] = _shadow(bench.space.graph, found)
+        for row, bench, code in sorted(untrained, key=lambda u: u[0]):
+            state = states[row]
+            assert state is not None
+            self.states.put(codes[row].tobytes(), state)
+            yield np.array([row]), self._in_weights(bench, state, training), code[None]
+
+    def _in_weights(self, bench: Workbench, state: StateDict, training: Training) -> Workbench:
+        """The workbench of a network, with trained weights in it."""
+        model = copy.deepcopy(bench.space.graph.model)
+        model.load_state_dict(state)
+        graph = replace(bench.space.graph, model=model.eval())
+        job, epochs = replace(bench.job, model=model), training.settings.max_epochs
+        return Workbench(job, bench.space.with_weights(graph), bench.effort, self._float, epochs)
+
+    def _untrained(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
+        """(rows of `codes` of the same widths, the workbench of the network they begin as, their codes there)."""
+        widths, formats = self._space.split(codes)
+        if not len(codes):
+            return
+        distinct, which = np.unique(widths, axis=0, return_inverse=True)
+        for index, options in enumerate(distinct):
+            rows = np.flatnonzero(which.reshape(-1) == index)
+            yield rows, self._network(self._space.widths(options)), formats[rows]
+
+    def _network(self, widths: Mapping[int, int]) -> Workbench:
+        """The workbench of the network of these widths, in the weights that it begins with."""
+        training = self.job.training
+        key = tuple(sorted(widths.items()))
+        known = self._networks.get(key)
+        fresh = training is not None and training.init == "fresh"
+        if known is not None or (not widths and not fresh):
+            return known or self._float
+        with one_thread():
+            model = widen(
+                self._space.graph,
+                cast(Widths, widths),
+                init="fresh" if fresh else "inherit",
+                seed=training.settings.seed if training else 0,
+                noise=NOISE if training else 0.0,
+            )
+            graph = capture(model, self.job.sample)
+        job = replace(self._plain, model=graph.model)
+        network = Workbench(job, self._space.quantization(graph), beside=self._float)
+        self._networks.put(key, network)
+        return network
+
+
+class _Recent(Generic[Key, Value]):
+    """A mapping that forgets what was not asked for longest."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        """The value; None where there is none."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep a value."""
+        self._kept[key] = value
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
+def _train(models: Sequence[nn.Module], training: Training, device: str) -> list[StateDict]:
+    """The weights of each model after training, each as if it were the only one.
+
+    Raises:
+        EvaluationError: one of them diverged.
+    """
+    # The last weights are taken, whatever the epochs between were worth: a choice among them would need samples that
+    # neither they were trained on nor will be evaluated on. So the loop has few to look at.
+    x, y = training.x, training.y
+    few = Dataset(
+        name="candidates",
+        x={"train": x, "val": x[:WATCHED]},
+        y={"train": y, "val": y[:WATCHED]},
+        class_names=tuple(map(str, range(training.classes))),
+        source="the training split",
+    )
+    return [train(model, few, training.settings, device=device).last_state for model in models]
+
+
+def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:
+    """The weights of a network in float, from the state of its quantized twin.
+
+    Twins keep the names of what they stand for. Where the graph was rewritten, one of several calls of a shared module
+    has a name of its own, and what nobody calls is not in it.
+    """
+    names = {f"{site.name}_quantized": site.path for site in graph.sites if site.path}
+    renamed = {}
+    for name, tensor in trained.items():
+        path, dot, key = name.rpartition(".")
+        renamed[f"{names.get(path, path)}{dot}{key}"] = tensor
+    return {name: renamed.get(name, own.cpu()) for name, own in graph.model.state_dict().items()}
