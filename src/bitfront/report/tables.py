@@ -142,9 +142,7 @@ def summary(run: Run) -> list[str]:
     lines = []
     shown = run.front[:SHOWN]
     if shown:
-        named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
-        lines += ["", f"what they chose, bits of data_in/weight/bias{_in(named)}:"]
-        lines += [f"  {trial.number}: {chosen(trial, named=len(named) > 1)}" for trial in shown]
+        lines += ["", *_choices(run, shown)]
     if len(run.front_rows) > SHOWN:
         lines.append(f"  ... and {len(run.front_rows) - SHOWN:,} more of the front in {run.folder / 'best.json'}")
     lines.append("")
@@ -219,26 +217,42 @@ def _constrained(run: Run) -> str:
     return f"no evaluated candidate fulfils {texts}; the nearest is trial {run.columns.number[row]} with {own}"
 
 
+def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
+    """What trials chose, a line each below a line that says what is shown."""
+    named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
+    what = [f"bits of data_in/weight/bias{_in(named)}"] if any(_sites(t) for t in shown) else []
+    widths = {t.number: run.space.layer_widths(np.array(t.code, dtype=np.int64)) for t in shown}
+    what += ["widths"] if any(widths.values()) else []
+    lines = [f"what they chose, {' and '.join(what)}:"]
+    for trial in shown:
+        lines.append(f"  {trial.number}: {chosen(trial, named=len(named) > 1, widths=widths[trial.number])}")
+    return lines
+
+
 def _sites(trial: Trial) -> dict[str, Any]:
-    return {site: entry for site, entry in trial.config.items() if site not in ("by", "default")}
+    """The sites whose formats the trial says, with their tables."""
+    formats = trial.config if "by" in trial.config else trial.config["quantize"]
+    sites = {site: entry for site, entry in formats.items() if site not in ("by", "default")}
+    return {site: entry for site, entry in sites.items() if "channel_multiplier" not in entry["config"]}
 
 
 def _in(formats: set[str]) -> str:
     return f" in {next(iter(formats))}" if len(formats) == 1 else ""
 
 
-def chosen(trial: Trial, *, named: bool = True) -> str:
+def chosen(trial: Trial, *, named: bool = True, widths: Mapping[str, tuple[str, int]] | None = None) -> str:
     """What a trial chose, in one line: bits of data_in/weight/bias, ``-`` where one stays in float.
 
     Args:
         named: say the number format too.
+        widths: layer → (its multiplier, its width), where these are chosen.
     """
-    parts = []
+    parts = [f"{layer} {label} ({width})" for layer, (label, width) in (widths or {}).items()]
     for site, entry in _sites(trial).items():
         own = entry["config"]
-        widths = [str(own.get(f"{o}_width", "-")) for o in ("data_in", "weight", "bias")]
+        bits = [str(own.get(f"{o}_width", "-")) for o in ("data_in", "weight", "bias")]
         what = f"{own['name']} " if named else ""
-        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{'/'.join(widths)}")
+        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{'/'.join(bits)}")
     return ", ".join(parts)
 
 
