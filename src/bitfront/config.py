@@ -101,7 +101,7 @@ class Strategy(Table):
     """``[search.strategy]``."""
 
     name: str = Field("optuna", description="strategy")
-    eval_mode: bool = Field(True, description="evaluate in eval mode; false only where candidates are trained")
+    eval_mode: bool = Field(True, description="false where candidates are trained; all are evaluated in eval mode")
     sw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics that need data or a clock")
     hw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics in closed form")
     setup: StrategySetup = StrategySetup()

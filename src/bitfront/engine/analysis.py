@@ -231,7 +231,9 @@ def analyze_trial(folder: str | Path, number: int, batch: int = 1, events: Event
     """A trial of a run, with the weights of the search. Raises RunError, and whatever its configuration does."""
     batch = _positive(batch)
     found = candidate_of(folder, number, events=events)
-    return describe(found.bench.space.graph, batch, found.bench.space.decode(found.code))
+    space = found.bench.space
+    config = space.decode(found.code) if found.bench.formats(found.code) else None
+    return describe(space.graph, batch, config)
 
 
 def graph_of(model: nn.Module, sample: object) -> Graph:
