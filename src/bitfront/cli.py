@@ -289,6 +289,8 @@ def transform(
     tables.changes(result).show(out)
     out.print()
     tables.formats(result).show(out)
+    if result.widths:
+        out.print(f"widths: {', '.join(f'{layer} {x} ({w})' for layer, (x, w) in result.widths.items())}")
     if result.evaluation is not None:
         line = f"accuracy {result.evaluation.accuracy!r}, loss {result.evaluation.loss!r}"
         if result.trial is not None:
@@ -317,6 +319,8 @@ def _transformed(result: Transformed) -> dict[str, Any]:
         "formats": {s: {o: f.label for o, f in own.items()} for s, own in result.formats.items()},
         "config": dict(result.config),
     }
+    if result.widths:
+        document["widths"] = {layer: width for layer, (_, width) in result.widths.items()}
     if result.trial is not None:
         document["number"] = result.trial.number
         document["trial_metrics"] = result.trial.metrics

@@ -391,3 +391,54 @@ def test_the_summary_says_which_widths_were_chosen(dataset, tmp_path):
     label, width = run.space.layer_widths(np.array(run.front[0].code))["seq_blocks_4"]
     (line,) = [line for line in lines if line.startswith(f"  {number}: ")]
     assert line.startswith(f"  {number}: seq_blocks_4 {label} ({width}), seq_blocks_2 8/")
+
+
+def test_latency_is_measured_per_widths(dataset):
+    """What a time is remembered by includes the shapes: a network twice as wide is another one."""
+    runner = "[search.strategy.sw_runner.latency]\nseconds = 0.01\n"
+    made = plan(dataset, WIDTHS.replace("[0.5, 1, 4]", "[1, 64]"), runner)
+    codes = everything(made)
+    found = made.bench.measure(codes).values["latency"]
+    assert len(set(found)) == len(codes)
+    np.testing.assert_array_equal(made.bench.measure(codes).values["latency"], found)
+
+
+def test_a_search_goes_on_where_it_stopped(dataset, tmp_path):
+    class Stopping(bf.Events):
+        def progress(self, progress, plan):
+            if progress.done >= 3:
+                raise KeyboardInterrupt
+
+    def searched(folder, **more):
+        return bf.search(configured(JOINT, TRAIN, project_dir=str(tmp_path / folder)), data=dataset, **more)
+
+    whole = searched("whole")
+    assert len(searched("parts", events=Stopping())) == 3
+    assert (searched("parts").folder / "best.json").read_bytes() == (whole.folder / "best.json").read_bytes()
+
+
+def test_beginning_again_throws_the_weights_of_trials_away(dataset, tmp_path):
+    run = bf.search(configured(WIDTHS, TRAIN, project_dir=str(tmp_path)), data=dataset)
+    stale = run.folder / "checkpoints" / "trial-5.pt"
+    stale.write_bytes((run.folder / "checkpoints" / f"trial-{run.front[0].number}.pt").read_bytes())
+    again = bf.search(configured(WIDTHS, TRAIN, project_dir=str(tmp_path)), data=dataset, n_trials=2, restart=True)
+    assert len(again) == 2
+    assert not stale.exists()
+
+
+def test_a_joint_search_from_python(dataset, tmp_path):
+    space = {
+        "name": "joint",
+        "widths": {"by": "name", "0": {"name": "both", "channel_multiplier": [1, 2]}},
+        "quantize": {"linear": {"name": "integer", "weight_width": [2, 8]}},
+    }
+    run = bf.search(
+        model=nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5)),
+        data=dataset,
+        space=space,
+        metrics={"accuracy": "maximize", "total_bitops": "minimize", "trained_epochs": "maximize"},
+        strategy="brute_force",
+        project_dir=str(tmp_path),
+    )
+    assert len(run) == 2 * 4
+    assert set(run.front[0].config) == {"widths", "quantize"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Transformed:
         trial: the trial it rebuilds; None where it came from ``[passes.quantize]``.
         folder: where it was saved.
         evaluation: on the trial's own evaluation samples, if asked for.
+        widths: layer → (its multiplier, its output width), where these were chosen.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Transformed:
     folder: Path
     trial: Trial | None = None
     evaluation: Evaluation | None = None
+    widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def transform_trial(
@@ -89,7 +91,8 @@ def transform_trial(
         with one_thread():
             evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
     saved = Path(folder) / "transformed" / f"trial-{trial.number}"
-    result = Transformed(rebuilt, formats, bench.space.graph, trial.config, saved, trial, evaluation)
+    widths = found.layout.space.layer_widths(np.array(trial.code, dtype=np.int64))
+    result = Transformed(rebuilt, formats, bench.space.graph, trial.config, saved, trial, evaluation, widths)
     _save(result)
     return result
 
