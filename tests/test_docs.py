@@ -73,6 +73,8 @@ def test_toml_makes_a_plan(block: Block) -> None:
     text = block.text
     if "sw_runner" not in text:
         text += "\n[search.strategy.sw_runner.basic_evaluation]\n[search.strategy.metrics]\naccuracy.scale = 1.0\n"
+    if "search_space" not in text:
+        text += "\n[search.search_space.seed.linear.config]\nname = ['integer']\ndata_in_width = [4, 8]\nweight_width = [4]\n"
     if "setup.by" not in text:
         text += "\n[search.search_space.setup]\nby = 'type'\n"
     made = make_plan(config.from_document(tomlfile.parse(text, block.page), {"model": "jsc-new"}), dataset=data)

@@ -38,6 +38,7 @@ SEARCH_FLAGS = {
     "n_trials": ("search.strategy.setup.n_trials", int, "Budget in distinct candidates."),
     "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the numbers are the same for any."),
     "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no further candidates are started."),
+    "finetune": ("search.finetune.trials", int, "So many trials of the front are trained on, quantized."),
     "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
 }
 
@@ -294,7 +295,10 @@ def transform(
     if result.evaluation is not None:
         line = f"accuracy {result.evaluation.accuracy!r}, loss {result.evaluation.loss!r}"
         if result.trial is not None:
-            line += f" (the search found {result.trial.software_metrics['accuracy']!r})"
+            own = result.trial.finetuned
+            kept = own is not None and own.kept
+            found = own.metrics["accuracy"] if own and kept else result.trial.metrics["accuracy"]
+            line += f" ({'training it on' if kept else 'the search'} found {found!r})"
         out.print(line, soft_wrap=True)
     out.print(f"saved to {result.folder}", soft_wrap=True)
 

@@ -122,6 +122,20 @@ class Calibration(Table):
     )
 
 
+class Finetune(Table):
+    """``[search.finetune]``."""
+
+    trials: int = Field(
+        0,
+        ge=0,
+        description="so many trials of the front are trained on, from end to end of it; of one objective the best",
+    )
+    max_epochs: int = Field(10, ge=1, description="epochs of each; the best one on the validation split counts")
+    learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
+    batch_size: int | None = Field(None, ge=1, description="samples per training step; default: that of the training")
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation loss")
+
+
 class Search(Table):
     """``[search]``."""
 
@@ -132,6 +146,7 @@ class Search(Table):
         description='what every result must fulfil: metric = "<= 2 kB"; `accuracy_drop` is against the float model',
     )
     calibration: Calibration = Calibration()
+    finetune: Finetune = Finetune()
 
 
 class Config(Table):

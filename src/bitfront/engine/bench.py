@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,6 +80,10 @@ class Job:
     corrections: Corrections = field(default_factory=Corrections)
     parts: Mapping[str, Part] = field(default_factory=dict)
     training: Training | None = None
+
+    def without_corrections(self, model: nn.Module) -> Job:
+        """The same with another model, whose weights need no corrections."""
+        return replace(self, model=model, corrections=Corrections())
 
     def build_space(self) -> ModelSpace:
         """The space, of the captured model."""

@@ -310,6 +310,12 @@ def make_plan(
     )
     bench = open_bench(job, space)
     with config.locating():
+        if config.search.finetune.trials and "accuracy" not in bench.metrics:
+            raise ConfigError(
+                "what is trained on is judged by its accuracy, and no runner measures it; add "
+                "[search.strategy.sw_runner.basic_evaluation]",
+                key=("search", "finetune", "trials"),
+            )
         constraints = read(config.search.constraints, bench)
         check(bench, constraints, trained=False)
     notes = [*config.notes, *([warning] if warning else []), *dataset.notes]

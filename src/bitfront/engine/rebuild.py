@@ -17,6 +17,7 @@ from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
+from bitfront.engine.finetuning import path_of, trained_bench
 from bitfront.engine.plan import Plan, chosen_samples, make_plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, Trial, write_json
 from bitfront.engine.searching import WEIGHTS, kept_state
@@ -26,6 +27,7 @@ from bitfront.engine.workbench import Workbench, one_thread
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
+from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.spaces.quantize import single
 from bitfront.training import Evaluation, evaluate
@@ -151,7 +153,17 @@ def candidate_of(
     if isinstance(layout.bench, TrainingBench) and place.exists():
         layout.bench.recall(own, checkpoints.load(place, layout.bench.untrained(own)))
     bench, code = layout.bench.alone(own)
+    if trial.finetuned is not None and trial.finetuned.kept:
+        bench, code = _finetuned(bench, code, Path(folder), number), np.zeros(0, dtype=np.int64)
     return Found(trial, layout, bench, code)
+
+
+def _finetuned(bench: Workbench, code: NDArray[np.int64], folder: Path, number: int) -> Workbench:
+    """The candidate as it was trained on, from the run folder's checkpoint."""
+    path = path_of(folder, number)
+    graph = bench.parts(code)[0]
+    state, meta = checkpoints.load(path, graph.model), checkpoints.read_meta(path)
+    return trained_bench(bench, graph, state, read(meta["formats"]))
 
 
 def transform_config(config: Config, *, check: bool = False, events: Events | None = None) -> Transformed:
@@ -185,13 +197,6 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
 
 def _save(result: Transformed) -> None:
     """The state dict, and beside it what each site computes in."""
-    formats = {
-        site: {operand: {"format": type(f).__name__.lower(), **_plain(f)} for operand, f in own.items()}
-        for site, own in result.formats.items()
-    }
     checkpoints.save(result.model.state_dict(), result.folder / "model.pt")
-    write_json(result.folder / "quantization.json", {"config": dict(result.config), "formats": formats})
-
-
-def _plain(value: Format) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(value).items()}
+    document = {"config": dict(result.config), "formats": spelled(result.formats)}
+    write_json(result.folder / "quantization.json", document)

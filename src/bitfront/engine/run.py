@@ -23,6 +23,7 @@ from bitfront.config import Config
 from bitfront.constraints import Constraint, fulfilled, parse
 from bitfront.engine import store as stores
 from bitfront.engine.comparing import Compared
+from bitfront.engine.finetuning import Finetuned
 from bitfront.engine.front import non_dominated
 from bitfront.engine.objectives import Objective, Objectives
 from bitfront.engine.trials import Trials
@@ -47,6 +48,7 @@ class Trial:
         values: the objectives' values (scaled), in the order of ``Run.objectives``.
         intervals: metric → 95 % interval, where there is one.
         test_metrics: what was measured on the test split; empty for all but the front.
+        finetuned: what training it on made of it; None where that was not done.
         state: ``complete`` or ``failed``; `error` says why.
         duration: seconds.
     """
@@ -60,6 +62,7 @@ class Trial:
     values: tuple[float, ...]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     test_metrics: Mapping[str, float] = field(default_factory=dict)
+    finetuned: Finetuned | None = None
     state: str = "complete"
     error: str = ""
     duration: float = 0.0
@@ -88,6 +91,7 @@ class Run:
         kinds: metric → (measured, modelled or estimated; why, if that is not what the metric usually is).
         stopped: why the search ended; empty while it runs.
         constraints: what the front fulfils, those against the float model with its numbers in them.
+        finetuned: trial number → what training it on made of it.
         compared: the front's members with each other, on the same samples, most accurate first.
     """
 
@@ -106,6 +110,7 @@ class Run:
     stopped: str
     constraints: tuple[Constraint, ...] = ()
     compared: tuple[Compared, ...] = ()
+    finetuned: Mapping[int, Finetuned] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -142,6 +147,7 @@ class Run:
                 stopped=store.meta("stopped") or "",
                 constraints=tuple(Constraint(**c) for c in summary.get("constraints", ())),
                 compared=tuple(Compared(**c) for c in store.meta("compared") or ()),
+                finetuned={f["number"]: Finetuned(**f) for f in (store.meta("finetuned") or {}).get("trials", ())},
             )
         finally:
             store.close()
@@ -191,12 +197,24 @@ class Run:
     @cached_property
     def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Rows of the front in ``columns``."""
+        rows = non_dominated(self._losses)
+        return rows[:1] if len(self.objectives.directions) == 1 else rows
+
+    @property
+    def ranked_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows that fulfil the constraints, by the first objective, best first."""
+        first = self._losses[:, 0]
+        order: np.ndarray[Any, np.dtype[np.int64]] = np.argsort(first, kind="stable")
+        return order[: int((~np.isnan(first)).sum())]
+
+    @property
+    def _losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Objectives to be minimised; NaN for what failed or violates a constraint."""
         losses = self.objectives.losses(self.columns.metrics)
         losses[~self.columns.complete] = np.nan  # a failed trial may still have the metrics that count
         if self.constraints and len(self):
             losses[~fulfilled(self.constraints, self.columns.metrics)] = np.nan
-        rows = non_dominated(losses)
-        return rows[:1] if len(self.objectives.directions) == 1 else rows
+        return losses
 
     def trial(self, number: int) -> Trial:
         """The trial of that number.
@@ -276,6 +294,7 @@ class Run:
             values=tuple(float(v) for v in self.objectives.values(single)[0]),
             intervals=self.intervals(values),
             test_metrics=dict(self.test_results.get(number, {})),
+            finetuned=self.finetuned.get(number),
             state="complete" if columns.complete[row] else "failed",
             error=columns.errors.get(number, ""),
             duration=float(columns.duration[row]),
@@ -286,7 +305,8 @@ class Run:
         found = {
             name: (values[f"{name}_low"], values[f"{name}_high"])
             for name in values
-            if f"{name}_low" in values and f"{name}_high" in values
+            # What is modelled has no spread.
+            if values.get(f"{name}_low", 0.0) < values.get(f"{name}_high", 0.0)
         }
         accuracy = values.get("accuracy", float("nan"))
         if self.samples is not None and not np.isnan(accuracy):
@@ -328,6 +348,8 @@ def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
     }
     if trial.test_metrics:
         record["test_metrics"] = dict(trial.test_metrics)
+    if trial.finetuned is not None:
+        record["finetuned"] = {k: v for k, v in vars(trial.finetuned).items() if k != "number"}
     if timed:
         record |= {"state": trial.state.upper(), "duration": trial.duration}
         if trial.error:

@@ -16,6 +16,7 @@ from bitfront.engine import store as stores
 from bitfront.engine.bounds import Bounds, check
 from bitfront.engine.comparing import compare, enough_samples
 from bitfront.engine.evaluator import Evaluator
+from bitfront.engine.finetuning import chosen, finetune, settings_of
 from bitfront.engine.plan import Plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, write_results
 from bitfront.engine.store import Store
@@ -94,6 +95,7 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
             _keep_front(layout, folder)
             _test_front(layout, store, folder)
             _compare_front(layout, store, folder)
+            _finetune(layout, store, folder, events)
         run = replace(Run.load(folder), notes=layout.notes)
         write_results(run)
         if len(run) and not run.columns.complete.any():
@@ -242,3 +244,30 @@ def _compare_front(layout: Plan, store: Store, folder: Path) -> None:
     settings: Any = runner.settings
     answers = layout.bench.answers(run.columns.codes(rows), settings.split, 0, settings.num_samples)
     store.set_meta("compared", [vars(c) for c in compare(run.columns.number[rows].tolist(), answers)])
+
+
+def _finetune(layout: Plan, store: Store, folder: Path, events: Events) -> None:
+    """Some of the front trained on; what was done earlier with the same settings is not done again."""
+    own, config = layout.settings.finetune, layout.config
+    if not own.trials:
+        return
+    settings = settings_of(own, config.batch_size, config.training_optimizer, config.weight_decay, config.seed)
+    kept = store.meta("finetuned") or {}
+    done = kept.get("trials", []) if kept.get("settings") == vars(settings) else []
+    run = Run.load(folder)
+    if len(run.objectives.directions) == 1:
+        rows = run.ranked_rows[: own.trials].tolist()
+    else:
+        order = sorted(run.front_rows.tolist(), key=lambda row: -run.columns.metrics["accuracy"][row])
+        rows = chosen(order, own.trials)
+    for row in rows:
+        number = int(run.columns.number[row])
+        if any(entry["number"] == number for entry in done):
+            continue
+        before = float(run.columns.metrics["accuracy"][row])
+        events.note(f"training trial {number} on")
+        events.training(settings, len(layout.dataset.split("train")[1]))
+        bench, code = layout.bench.alone(run.columns.codes([row])[0])
+        found = finetune(bench, code, number, before, layout.dataset, settings, folder, events)
+        done.append(vars(found))
+        store.set_meta("finetuned", {"settings": vars(settings), "trials": done})

@@ -29,13 +29,14 @@ from bitfront.engine.program import Program
 from bitfront.engine.tree import Effort, Tree
 from bitfront.errors import UserError
 from bitfront.formats.base import Format, Operand
-from bitfront.graph import Site
+from bitfront.graph import Graph, Site
 from bitfront.graph.capture import changes_in_place, parameter
 from bitfront.metrics.base import Kind, Runner, Scores, Values
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import evaluate, right_answers
 from bitfront.transforms import SiteFormats, quantize
+from bitfront.transforms.correct import Correction
 
 
 @contextlib.contextmanager
@@ -204,12 +205,17 @@ class Workbench(Bench):
             weight = wanted.calibrated(weight).quantize(weight)
         return int((weight != 0).sum())
 
-    def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
-        """The model of one candidate, in evaluation mode, with parameters of its own."""
+    def parts(self, code: NDArray[np.int64]) -> tuple[Graph, dict[str, dict[Operand, Format]], dict[str, Correction]]:
+        """What one candidate is made of: the float model, formats and corrections by site."""
         formats = self.formats(code)
         chosen = self._chosen(self.space.options(code[None])[0])
         corrections = {site.name: self._calibration.correction(site, own) for site, own in chosen if own}
-        return quantize(self.space.graph, formats, corrections=corrections, bake=bake).to(self.job.device)
+        return self.space.graph, formats, corrections
+
+    def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
+        """The model of one candidate, in evaluation mode, with parameters of its own."""
+        graph, formats, corrections = self.parts(code)
+        return quantize(graph, formats, corrections=corrections, bake=bake).to(self.job.device)
 
     @cached_property
     def _tree(self) -> Tree | None:

@@ -92,7 +92,7 @@ def _metrics(
     """One metric per line; times, energies and powers with their units, and whatever is not what the metric usually is
     with what it is instead."""
     parts = []
-    ends = {f"{name}{end}" for name in intervals or {} for end in ("_low", "_high")}
+    ends = {f"{name}{end}" for name in values for end in ("_low", "_high")}
     for name, value in values.items():
         if name in ends:
             continue
@@ -112,6 +112,7 @@ def best_trials(run: Run) -> Sheet:
     """The float model, then the front: metrics on the search's samples, with intervals, and test accuracy."""
     tested = bool(run.reference_test)
     columns = ["number", "software_metrics", "hardware_metrics", "scaled_metrics"] + ["test accuracy"] * tested
+    columns += ["fine-tuned"] * bool(run.finetuned)
     reference = {m: math.nan if v is None else v for m, v in run.reference.items()}
     sides = {side: {m: v for m, v in reference.items() if run.sides[m] == side} for side in ("sw_runner", "hw_runner")}
     rows = [
@@ -121,9 +122,10 @@ def best_trials(run: Run) -> Sheet:
             _metrics(sides["hw_runner"], run.intervals(reference), run),
             "",
             *([number(run.reference_test["accuracy"])] if tested else []),
+            *([""] if run.finetuned else []),
         ]
     ]
-    for trial in run.front[:SHOWN]:
+    for trial in _shown(run):
         test = trial.test_metrics.get("accuracy", math.nan)
         rows.append(
             [
@@ -132,19 +134,43 @@ def best_trials(run: Run) -> Sheet:
                 _metrics(trial.hardware_metrics, trial.intervals, run),
                 _metrics({**trial.scaled_metrics, **({"sum": trial.values[0]} if run.objectives.summed else {})}),
                 *([number(test)] if tested else []),
+                *([_finetuned(run, trial)] if run.finetuned else []),
             ]
         )
     return Sheet(columns, rows, right=["number", "test accuracy"])
 
 
+def _shown(run: Run) -> list[Trial]:
+    """The first of the front, and what was trained on."""
+    front = run.front_rows[:SHOWN].tolist()
+    others = [n for n in run.finetuned if run.columns.position(n) not in front]
+    return [*map(run.row, front), *map(run.trial, others)]
+
+
+def _finetuned(run: Run, trial: Trial) -> str:
+    """What training on made of a trial: the metrics that changed, and what became of the test accuracy."""
+    own = trial.finetuned
+    if own is None:
+        return ""
+    if own.failed:
+        return f"failed: {own.failed}"
+    before = trial.metrics
+    names = [m for m in run.objectives.parts if own.metrics[m.metric] != before[m.metric]]
+    shown = {m.metric: math.nan if (v := own.metrics[m.metric]) is None else v for m in names}
+    parts = [_metrics(shown, run.intervals(shown), run)] if shown else ["nothing changed"]
+    if "accuracy" in own.test:
+        parts.append(f"test accuracy {number(own.test['accuracy'])}")
+    return "\n".join([*parts, "kept" if own.kept else "no better: the trial stays as found"])
+
+
 def summary(run: Run) -> list[str]:
     """What to know beside the table, a line each."""
     lines = []
-    shown = run.front[:SHOWN]
+    shown = _shown(run)
     if shown:
         lines += ["", *_choices(run, shown)]
-    if len(run.front_rows) > SHOWN:
-        lines.append(f"  ... and {len(run.front_rows) - SHOWN:,} more of the front in {run.folder / 'best.json'}")
+    if len(run.front_rows) > len(shown):
+        lines.append(f"  ... and {len(run.front_rows) - len(shown):,} more of the front in {run.folder / 'best.json'}")
     lines.append("")
     lines += compared(run)
     lines += [f"{name} is {kind}: {why}" for name, (kind, why) in _reasons(run).items()]
@@ -321,6 +347,9 @@ def as_json(run: Run) -> dict[str, Any]:
         "space_size": int(run.space.size),
         "reference": dict(run.reference),
         "reference_test": dict(run.reference_test),
+        "kinds": {name: kind for name, (kind, _) in run.kinds.items()},
+        "constraints": [c.text for c in run.constraints],
+        "compared": [vars(c) for c in run.compared],
         "front": [
             {
                 "number": t.number,

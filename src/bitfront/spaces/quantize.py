@@ -86,10 +86,10 @@ class _Operand:
 class QuantizationSpace(ModelSpace):
     """Number formats and bit-widths of every operand of every site."""
 
-    def __init__(self, request: SpaceRequest) -> None:
+    def __init__(self, request: SpaceRequest, assignments: tuple[Assignment, ...] | None = None) -> None:
         self.graph = request.graph
         self._request = request
-        self.assignments, self.unused = _assign(request)
+        self.assignments, self.unused = _assign(request) if assignments is None else (assignments, ())
         super().__init__([_described(a) for a in self.assignments])
 
     @classmethod
@@ -131,6 +131,18 @@ class QuantizationSpace(ModelSpace):
             site = assignment.site
             found.append(Offer(site.name, site.type, assignment.key, " or ".join(choices), group.size))
         return tuple(found)
+
+    @classmethod
+    def of_formats(cls, graph: Graph, formats: Mapping[str, Mapping[Operand, Format]]) -> QuantizationSpace:
+        """The space whose only candidate has the given formats, calibrated ones as they are: site name → operand →
+        format."""
+        assignments = []
+        for site in graph.sites:
+            own = formats.get(site.name, {})
+            name = type(next(iter(own.values()))).__name__.lower() if own else "NA"
+            operands = tuple((operand, (Setting((), form),)) for operand, form in own.items())
+            assignments.append(Assignment(site, "default", (Alternative(name, operands),)))
+        return cls(SpaceRequest(graph, float_only=True), tuple(assignments))
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -72,6 +72,7 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
     _check_exhausted(make, n)
     _check_single_candidate(make)
     _check_all_failed(make, n)
+    _check_constrained(make, n)
 
 
 def _global_numpy() -> NDArray[np.uint32]:
@@ -158,3 +159,16 @@ def _check_all_failed(make: Make, n: int) -> None:
         fresh = np.array(list({c.tobytes(): c for c in codes if history.row(c) is None}.values()))
         history.tell(fresh, np.full((len(fresh), 2), np.nan))
         assert len(_propose(strategy, history, n, rng)), "nothing is proposed where everything failed so far"
+
+
+def _check_constrained(make: Make, n: int) -> None:
+    """Candidates that violate a constraint are told like others, those never evaluated without losses."""
+    space, rng = toy_space(), np.random.default_rng(0)
+    for evaluated in (True, False):
+        strategy, history = make(space, 2, 0), History(len(space.parameters), 2)
+        for _ in range(4):
+            fresh = history.fresh(_propose(strategy, history, n, rng))
+            losses, violation = toy_losses(space, fresh, 2), np.maximum(0.0, space.options(fresh).sum(axis=1) - 20.0)
+            losses[(violation > 0) & (not evaluated)] = np.nan
+            history.tell(fresh, losses, violation)
+        assert len(_propose(strategy, history, n, rng)), "nothing is proposed where some violate a constraint"

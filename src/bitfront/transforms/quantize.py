@@ -121,15 +121,16 @@ def quantize(
         A model in evaluation mode, with parameters of its own. Of the same class as the original unless a
         functional site, or one of several calls of a shared module, is quantized: then an ``fx.GraphModule``.
     """
-    return _rebuild(graph, formats, corrections or {}, bake)
+    return rebuilt(graph, formats, corrections or {}, bake)
 
 
-def _rebuild(
+def rebuilt(
     graph: Graph,
     rounds: Mapping[str, Mapping[Operand, Rounds]],
     corrections: Mapping[str, Correction],
-    bake: bool,
+    bake: bool = False,
 ) -> nn.Module:
+    """``quantize`` with anything that rounds in place of formats: observers, ranges that are learned."""
     model = copy.deepcopy(graph.model)
     for correction in corrections.values():
         for path, (mean, variance) in correction.norms.items():
@@ -274,7 +275,7 @@ def observe(
             observers.setdefault(name, {})[operand] = _Observer()
     if observers:
         with torch.no_grad():
-            _rebuild(graph, observers, {}, bake=False)(x)
+            rebuilt(graph, observers, {}, bake=False)(x)
         for name, by_operand in observers.items():
             for operand, observer in by_operand.items():
                 assert isinstance(observer, _Observer)
