@@ -249,6 +249,21 @@ def test_a_candidate_whose_training_diverges_fails_alone(dataset, monkeypatch):
     np.testing.assert_array_equal(found.values["accuracy"][:3], whole.values["accuracy"][:3])
 
 
+def test_an_interrupted_training_is_no_result(dataset, monkeypatch):
+    made = plan(dataset, WIDTHS, TRAIN)
+    own = training_bench.train
+
+    def interrupted(model, few, settings, **more):
+        def stop(record):
+            raise KeyboardInterrupt
+
+        return own(model, few, settings, on_epoch=stop, **more)
+
+    monkeypatch.setattr(training_bench, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.bench.measure(everything(made))
+
+
 @pytest.mark.parametrize("network", [Functional, Shared, Residual])
 def test_functional_and_shared_sites_are_trained_too(network):
     """Their twins have other names than what they stand for."""
@@ -370,6 +385,18 @@ def test_any_trial_is_rebuilt_exactly(dataset, tmp_path, parts):
         bf.transform_trial(run.folder, number, data=dataset)
         again = torch.load(run.folder / "transformed" / f"trial-{number}" / "model.pt")
         assert states_equal(state, again)
+
+
+def test_a_trained_trial_is_trained_on(dataset, tmp_path):
+    """``finetune`` begins with the candidate's own weights, in its own widths."""
+    more = {"search.finetune.trials": 1, "search.finetune.max_epochs": 2, "project_dir": str(tmp_path)}
+    run = bf.search(configured(JOINT, TRAIN, **more), data=dataset)
+    (number,) = [t.number for t in run.records if t.finetuned]
+    tuned = run.trial(number).finetuned
+    found = bf.transform_trial(run.folder, number, check=True, data=dataset)
+    expected = tuned.metrics if tuned.kept else run.trial(number).metrics
+    assert found.evaluation.accuracy == expected["accuracy"]
+    assert tuned.metrics["total_bitops"] == run.trial(number).metrics["total_bitops"]
 
 
 def test_any_number_of_processes_gives_the_same_run(dataset, tmp_path):

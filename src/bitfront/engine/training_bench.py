@@ -276,7 +276,13 @@ def _train(models: Sequence[nn.Module], training: Training, device: str) -> list
         class_names=tuple(map(str, range(training.classes))),
         source="the training split",
     )
-    return [train(model, few, training.settings, device=device).last_state for model in models]
+    states = []
+    for model in models:
+        result = train(model, few, training.settings, device=device)
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt
+        states.append(result.last_state)
+    return states
 
 
 def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:
