@@ -11,6 +11,7 @@ import bitfront as bf
 from bitfront import config, tomlfile
 from bitfront.data.arrays import from_arrays
 from bitfront.engine import training_bench
+from bitfront.engine.halving import going_on
 from bitfront.engine.plan import make_plan
 from bitfront.engine.training_bench import open_bench
 from bitfront.engine.workbench import Workbench
@@ -165,9 +166,9 @@ def test_a_quantized_candidate_is_trained_in_its_formats(dataset, monkeypatch):
     seen = []
     own = training_bench._train
 
-    def watched(models, training, device):
+    def watched(models, *more):
         seen.extend(models)
-        return own(models, training, device)
+        return own(models, *more)
 
     monkeypatch.setattr(training_bench, "_train", watched)
     made = plan(dataset, QUANTIZE, TRAIN)
@@ -187,11 +188,10 @@ def test_a_quantized_candidate_is_trained_in_its_formats(dataset, monkeypatch):
 
 
 def test_training_in_the_formats_is_better_than_rounding_afterwards(dataset):
-    trained = bf.train  # the float model first, so that both begin with the same good weights
-    assert trained is not None
+    # The float model first, so that both begin with the same good weights.
     model = plan(dataset, QUANTIZE).model
     settings = training_bench.Training(*dataset.split("train"), 5, bf_settings(20))
-    (state,) = training_bench._train([model], settings, "cpu")
+    ((state, _),) = training_bench._train([model], settings, "cpu", [20])
     model.load_state_dict(state)
     rounded = plan(dataset, QUANTIZE, model=model)
     learned = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"), model=model)
@@ -281,6 +281,57 @@ def test_functional_and_shared_sites_are_trained_too(network):
     assert not any(laid.bench.measure(code[None]).errors)
 
 
+# --- halving ---------------------------------------------------------------------------------------------------------
+
+HALVING = TRAIN.replace("max_epochs = 2", "max_epochs = 3") + "halving = {rungs = [1, 2], keep = 0.4, cohort = 5}\n"
+
+
+def test_of_a_cohort_the_front_goes_on_and_the_best_of_the_others():
+    losses = np.array([[-9.0, 5], [-8, 5], [-7, 1], [-6, 4], [-5, 2], [np.nan, 0]])
+    assert going_on(losses, 0.1).tolist() == [True, False, True, False, False, False]
+    assert going_on(losses, 0.5).tolist() == [True, True, True, False, False, False]
+    assert going_on(losses[:1], 0.5).tolist() == [True]
+
+
+def test_halving_stops_who_is_hopeless_and_changes_nothing_for_the_others(dataset, tmp_path):
+    whole = bf.search(
+        configured(JOINT, HALVING[: HALVING.index("halving")], project_dir=str(tmp_path / "whole")), data=dataset
+    )
+    runs = [
+        bf.search(configured(JOINT, HALVING, project_dir=str(tmp_path / str(n))), data=dataset, n_jobs=n)
+        for n in (1, 2)
+    ]
+    epochs = runs[0].columns.metrics["trained_epochs"]
+    assert set(epochs) == {1, 2, 3}
+    for start in range(0, len(epochs), 5):
+        cohort = epochs[start : start + 5]
+        assert (cohort >= 2).sum() >= 0.4 * len(cohort)
+    to_the_end = epochs == 3
+    for name, column in runs[0].columns.metrics.items():
+        np.testing.assert_array_equal(column, runs[1].columns.metrics[name], err_msg=name)
+        np.testing.assert_array_equal(column[to_the_end], whole.columns.metrics[name][to_the_end], err_msg=name)
+    for wanted in (1, 2, 3):
+        number = int(np.flatnonzero(epochs == wanted)[0])
+        found = bf.transform_trial(runs[0].folder, number, check=True, data=dataset)
+        assert found.evaluation.accuracy == runs[0].trial(number).metrics["accuracy"]
+
+
+def test_a_search_with_halving_goes_on_where_it_stopped(dataset, tmp_path):
+    class Stopping(bf.Events):
+        def progress(self, progress, plan):
+            if progress.done >= 6:
+                raise KeyboardInterrupt
+
+    def searched(folder, **more):
+        return bf.search(configured(JOINT, HALVING, project_dir=str(tmp_path / folder)), data=dataset, **more)
+
+    whole = searched("whole")
+    assert len(searched("parts", events=Stopping())) == 10
+    parts = searched("parts")
+    for name, column in whole.columns.metrics.items():
+        np.testing.assert_array_equal(column, parts.columns.metrics[name], err_msg=name)
+
+
 # --- costs -----------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +386,9 @@ def test_without_training_wider_networks_compute_what_the_model_does(dataset):
         ),
         ((WIDTHS, TRAIN.replace("200", "0")), {}, "search.strategy.sw_runner.basic_train.num_samples"),
         ((WIDTHS, TRAIN + "epochs = 3\n"), {}, "search.strategy.sw_runner.basic_train.epochs"),
+        ((WIDTHS, TRAIN + "halving.rungs = [2]\n"), {}, "search.strategy.sw_runner.basic_train.halving.rungs"),
+        ((WIDTHS, TRAIN + "halving.rungs = [1, 1]\n"), {}, "search.strategy.sw_runner.basic_train.halving.rungs"),
+        ((WIDTHS, TRAIN + "halving.keep = 1.0\n"), {}, "search.strategy.sw_runner.basic_train.halving"),
         ((JOINT.replace("joint", "channel_size"),), {}, "search.search_space.quantize"),
         ((JOINT, QUANTIZE.replace("[search.search_space.setup]\nby = \"type\"", "")), {}, "search.search_space.seed"),
     ],

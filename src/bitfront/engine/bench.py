@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront.engine.calibration import Corrections
+from bitfront.engine.halving import Halving
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Kind, Runner, Scores, Side, Values
@@ -40,6 +41,7 @@ class Training:
         classes: how many classes there are.
         settings: of the training; its seed is that of new weights too.
         init: whether a candidate begins with weights inherited from the float model, or with fresh ones.
+        halving: which candidates are not trained to the end; None: all are.
     """
 
     x: Tensor
@@ -47,6 +49,7 @@ class Training:
     classes: int
     settings: TrainSettings
     init: Literal["inherit", "fresh"] = "inherit"
+    halving: Halving | None = None
 
 
 @dataclass(frozen=True, eq=False)

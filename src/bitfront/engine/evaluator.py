@@ -41,8 +41,11 @@ class Evaluator:
     def __init__(self, bench: Bench, n_jobs: int = 1) -> None:
         self.bench, self.n_jobs = bench, n_jobs
         self._pool: Executor | None = None
+        training = bench.job.training
+        #: Candidates that are compared while they are trained come in blocks that depend on nothing else.
+        self._cohort = training.halving.cohort if training and training.halving else 0
         # A training may take long: how long, the first one says.
-        self._block = FIRST_BLOCK if bench.job.training is None else 1
+        self._block = self._cohort or (1 if training else FIRST_BLOCK)
         self.inexact: dict[str, str] = {}
         self.plain = ""
 
@@ -77,8 +80,11 @@ class Evaluator:
         """
         start = 0
         while start < len(codes):
-            parts = np.array_split(codes[start : start + self._block * self.n_jobs], self.n_jobs)
-            parts = [p for p in parts if len(p)]
+            ahead = codes[start : start + self._block * self.n_jobs]
+            if self._cohort:
+                parts = [ahead[i : i + self._cohort] for i in range(0, len(ahead), self._cohort)]
+            else:
+                parts = [p for p in np.array_split(ahead, self.n_jobs) if len(p)]
             begin = time.perf_counter()
             for part, found in zip(parts, self._map(parts), strict=True):
                 self.inexact.update(found.inexact)
@@ -86,6 +92,8 @@ class Evaluator:
                 yield part, found
             seconds = time.perf_counter() - begin
             start += sum(map(len, parts))
+            if self._cohort:
+                continue
             if seconds < BLOCK_SECONDS and len(parts) == self.n_jobs:
                 # Larger blocks share more: what took very little time may grow by more than its double.
                 factor = 8 if seconds < BLOCK_SECONDS / 16 else 2

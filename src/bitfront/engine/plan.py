@@ -29,13 +29,14 @@ from bitfront.engine.bench import Bench, Job, Training
 from bitfront.engine.bounds import check, read
 from bitfront.engine.calibration import Corrections
 from bitfront.engine.comparing import FIRST
+from bitfront.engine.halving import Halving
 from bitfront.engine.objectives import Objectives
 from bitfront.engine.training_bench import open_bench
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Metric, Side
-from bitfront.metrics.training import BasicTrain, BasicTrainSettings
+from bitfront.metrics.training import BasicTrain, BasicTrainSettings, HalvingSettings
 from bitfront.models.base import build
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
@@ -293,7 +294,7 @@ def make_plan(
         space = build_space(SpaceRequest(graph, by, seed, parts=parts))
         assert isinstance(space, ModelSpace)
         n_trials = _budget(config, strategy, space)
-        training = _training(config, dataset)
+        training = _training(config, dataset, objectives)
     job = Job(
         model=graph.model,
         sample=sample,
@@ -461,7 +462,7 @@ def _parts(config: Config) -> dict[str, Part]:
     return {name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}) for name, p in own.parts.items()}
 
 
-def _training(config: Config, dataset: Dataset) -> Training | None:
+def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Training | None:
     """How candidates are trained; None where no runner asks for it."""
     assert config.search is not None
     given = [(s, n, g) for s, n, g in _given_runners(config.search.strategy) if RUNNERS.get(n) is BasicTrain]
@@ -482,7 +483,7 @@ def _training(config: Config, dataset: Dataset) -> Training | None:
                 "candidates are trained on the training split, so they must be evaluated on another: val_dataloader",
                 key=("search", "strategy", side, name, "data_loader"),
             )
-    _, _, table = given[0]
+    side, name, table = given[0]
     own = BasicTrainSettings.model_validate({k: (None if v == "NA" else v) for k, v in table.items()})
     x, y = chosen_samples(dataset, "train", own.num_samples, config.seed)
     settings = TrainSettings(
@@ -493,7 +494,38 @@ def _training(config: Config, dataset: Dataset) -> Training | None:
         optimizer=own.optimizer or config.training_optimizer,
         seed=config.seed,
     )
-    return Training(x, y, dataset.num_classes, settings, own.init)
+    halving = None
+    if own.halving is not None:
+        halving = _halving(
+            config, own.halving, own.max_epochs, objectives, ("search", "strategy", side, name, "halving")
+        )
+    return Training(x, y, dataset.num_classes, settings, own.init, halving)
+
+
+def _halving(
+    config: Config, own: HalvingSettings, epochs: int, objectives: Objectives, where: tuple[str, ...]
+) -> Halving:
+    """How candidates are compared while they are trained."""
+    assert config.search is not None
+    produced = {
+        m.name: RUNNERS.get(name)
+        for _, name, _ in _given_runners(config.search.strategy)
+        for m in RUNNERS.get(name).produces
+    }
+    if "accuracy" not in produced:
+        raise ConfigError("candidates are compared by their accuracy; add sw_runner.basic_evaluation", key=where)
+    if own.rungs != sorted(set(own.rungs)) or not 0 < own.rungs[0] <= own.rungs[-1] < epochs:
+        raise ConfigError(
+            f"{own.rungs} is not possible; allowed: ascending whole numbers from 1 to {epochs - 1}, before max_epochs",
+            key=(*where, "rungs"),
+        )
+    # A negative scale turns a metric round.
+    costs = tuple(
+        (p.metric, (1.0 if (objectives.summed or p.direction) == "minimize" else -1.0) * np.sign(p.scale))
+        for p in objectives.parts
+        if produced[p.metric].closed_form and not produced[p.metric].of_weights
+    )
+    return Halving(tuple(own.rungs), own.keep, own.cohort, costs)
 
 
 def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, training: Training | None) -> list[str]:

@@ -150,8 +150,9 @@ def candidate_of(
         layout = layout.sampled(samples)
     own = np.array(trial.code, dtype=np.int64)
     place = kept_state(Path(folder), number)
-    if isinstance(layout.bench, TrainingBench) and place.exists():
-        layout.bench.recall(own, checkpoints.load(place, layout.bench.untrained(own)))
+    if isinstance(layout.bench, TrainingBench) and layout.bench.job.training is not None:
+        state = checkpoints.load(place, layout.bench.untrained(own)) if place.exists() else None
+        layout.bench.recall(own, int(trial.metrics["trained_epochs"]), state)
     bench, code = layout.bench.alone(own)
     if trial.finetuned is not None and trial.finetuned.kept:
         bench, code = _finetuned(bench, code, Path(folder), number), np.zeros(0, dtype=np.int64)

@@ -3,7 +3,8 @@
 A candidate begins with the float model's weights, widened or cut to its widths (``transforms.widen``); its costs are
 those of that network, so they follow the shapes. Where the search trains its candidates, each is then trained with its
 formats in place and straight-through gradients, and evaluated, in evaluation mode, with the weights that come out:
-formats learn their scales from these again. Whatever happens to a candidate hangs on its code and the settings alone;
+formats learn their scales from these again. Whatever happens to a candidate hangs on its code and the settings alone
+(with halving: how long it is trained also on its cohort, see ``halving.py``);
 it is trained on one thread, from the same seed, on the same samples in the same order. So it does not matter which
 others are trained, in which order, or in which process.
 """
@@ -13,16 +14,18 @@ from __future__ import annotations
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront.data.base import Dataset
 from bitfront.engine.bench import Bench, Job, Measured, Training, joined
+from bitfront.engine.halving import Halving, going_on
 from bitfront.engine.workbench import Workbench, described, one_thread
 from bitfront.errors import UserError
 from bitfront.graph import Graph, capture
@@ -35,6 +38,8 @@ from bitfront.transforms.widen import Widths, widen
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+#: (members of a cohort by their places, their weights at a rung) → which of them go on.
+Judge = Callable[[Sequence[int], Sequence[StateDict]], NDArray[np.bool_]]
 #: What is added to copies of channels before training, as a share of the weights' standard deviation: copies that are
 #: equal would get equal gradients, and stay equal for ever.
 NOISE = 0.01
@@ -60,7 +65,7 @@ class TrainingBench(Bench):
     """Evaluates candidates each of which has weights of its own.
 
     Attributes:
-        states: code → trained weights of the candidates that were trained last.
+        states: code → (trained weights, epochs) of the candidates that were trained last.
     """
 
     def __init__(self, job: Job, space: ModelSpace) -> None:
@@ -72,7 +77,9 @@ class TrainingBench(Bench):
         self.runners = self._float.runners
         size = sum(t.numel() * t.element_size() for t in job.model.state_dict().values())
         kept = max(8, KEPT_BYTES // max(1, size))
-        self.states: _Recent[bytes, StateDict] = _Recent(kept)
+        self.states: _Recent[bytes, tuple[StateDict, int]] = _Recent(kept)
+        #: Code → epochs of candidates that are known to have been stopped early.
+        self.stopped: dict[bytes, int] = {}
         self._networks: _Recent[tuple[tuple[int, int], ...], Workbench] = _Recent(kept)
 
     @property
@@ -96,7 +103,7 @@ class TrainingBench(Bench):
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> TrainingBench:
         """The same candidates on other samples. Those that are trained are not trained again."""
         other = TrainingBench(replace(self.job, splits=splits), self._space)
-        other.states = self.states
+        other.states, other.stopped = self.states, self.stopped
         return other
 
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
@@ -117,15 +124,17 @@ class TrainingBench(Bench):
         (_, bench, _), *_ = self._untrained(code[None])
         return bench.space.graph.model
 
-    def recall(self, code: NDArray[np.int64], state: StateDict) -> None:
-        """Take `state` for what training one candidate gives, without training it."""
-        self.states.put(code.tobytes(), state)
+    def recall(self, code: NDArray[np.int64], epochs: int, state: StateDict | None = None) -> None:
+        """Take for known how long one candidate was trained, and with `state` also what that gave."""
+        self.stopped[code.tobytes()] = epochs
+        if state is not None:
+            self.states.put(code.tobytes(), (state, epochs))
 
     def measure(self, codes: Codes) -> Measured:
         """All metrics of a batch of candidates, each trained first where the search trains."""
         start = time.perf_counter()
         try:
-            parts = [(rows, bench.measure(own)) for rows, bench, own in self._networks_of(codes)]
+            parts = [(rows, bench.measure(own)) for rows, bench, own in self._networks_of(codes, judged=True)]
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -174,8 +183,15 @@ class TrainingBench(Bench):
 
     # --- networks ----------------------------------------------------------------------------------------------------
 
-    def _networks_of(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
-        """(rows of `codes`, the workbench of their network in its weights, their codes there)."""
+    def _networks_of(
+        self, codes: Codes, *, judged: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
+        """(rows of `codes`, the workbench of their network in its weights, their codes there).
+
+        Args:
+            judged: `codes` are a cohort, in which who is hopeless is not trained to the end; else how long a candidate
+                was trained is known.
+        """
         training = self.job.training
         if training is None:
             yield from self._untrained(codes)
@@ -185,25 +201,63 @@ class TrainingBench(Bench):
             for rows, bench, own in self._untrained(codes)
             for row, code in zip(rows, own, strict=True)
         ]
+        keys = [code.tobytes() for code in codes]
+        halving = training.halving if judged else None
         # Held here: a batch may be larger than what is kept.
-        states = {row: self.states.get(codes[row].tobytes()) for row, _, _ in untrained}
-        missing = [(row, bench, code) for row, bench, code in untrained if states[row] is None]
-        with one_thread():
-            trained = _train([bench.model(code) for _, bench, code in missing], training, self.job.device)
-        for (row, bench, _), found in zip(missing, trained, strict=True):
-            states[row] = _shadow(bench.space.graph, found)
-        for row, bench, code in sorted(untrained, key=lambda u: u[0]):
-            state = states[row]
-            assert state is not None
-            self.states.put(codes[row].tobytes(), state)
-            yield np.array([row]), self._in_weights(bench, state, training), code[None]
+        known = {row: None if halving else self.states.get(keys[row]) for row, _, _ in untrained}
+        missing = [(row, bench, code) for row, bench, code in untrained if not self._fits(keys[row], known[row])]
+        most = [training.settings.max_epochs if halving else self._epochs(keys[row]) for row, _, _ in missing]
 
-    def _in_weights(self, bench: Workbench, state: StateDict, training: Training) -> Workbench:
+        def judge(members: Sequence[int], states: Sequence[StateDict]) -> NDArray[np.bool_]:
+            assert halving is not None
+            there = [missing[i] for i in members]
+            return going_on(self._at_rung(there, states, halving), halving.keep)
+
+        with one_thread():
+            twins = [bench.model(code) for _, bench, code in missing]
+            trained = _train(twins, training, self.job.device, most, judge if halving else None)
+        for (row, bench, _), (state, epochs) in zip(missing, trained, strict=True):
+            known[row] = _shadow(bench.space.graph, state), epochs
+        for row, bench, code in sorted(untrained, key=lambda u: u[0]):
+            found = known[row]
+            assert found is not None
+            self.states.put(keys[row], found)
+            if halving:
+                self.stopped[keys[row]] = found[1]
+            yield np.array([row]), self._in_weights(bench, *found), code[None]
+
+    def _epochs(self, key: bytes) -> int:
+        """How long a candidate is trained where nobody judges it."""
+        assert self.job.training is not None
+        return self.stopped.get(key, self.job.training.settings.max_epochs)
+
+    def _fits(self, key: bytes, known: tuple[StateDict, int] | None) -> bool:
+        return known is not None and known[1] == self._epochs(key)
+
+    def _at_rung(
+        self,
+        members: Sequence[tuple[int, Workbench, NDArray[np.int64]]],
+        states: Sequence[StateDict],
+        halving: Halving,
+    ) -> NDArray[np.float64]:
+        """What a cohort is judged by at a rung, shape (candidates, 1 + costs), smaller is better."""
+        runner = self.runner_of("accuracy")
+        assert runner is not None, "the plan checks that"
+        settings: Any = runner.settings
+        rows = []
+        for (_, bench, code), state in zip(members, states, strict=True):
+            own = self._in_weights(bench, _shadow(bench.space.graph, state), 0)
+            scores = own.scores(code[None], settings.split, settings.num_samples)
+            costs = own.price(code[None], [name for name, _ in halving.costs])
+            rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
+        return np.array(rows)
+
+    def _in_weights(self, bench: Workbench, state: StateDict, epochs: int) -> Workbench:
         """The workbench of a network, with trained weights in it."""
         model = copy.deepcopy(bench.space.graph.model)
         model.load_state_dict(state)
         graph = replace(bench.space.graph, model=model.eval())
-        job, epochs = replace(bench.job, model=model), training.settings.max_epochs
+        job = replace(bench.job, model=model)
         return Workbench(job, bench.space.with_weights(graph), bench.effort, self._float, epochs)
 
     def _untrained(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
@@ -260,8 +314,18 @@ class _Recent(Generic[Key, Value]):
             self._kept.popitem(last=False)
 
 
-def _train(models: Sequence[nn.Module], training: Training, device: str) -> list[StateDict]:
-    """The weights of each model after training, each as if it were the only one.
+def _train(
+    models: Sequence[nn.Module],
+    training: Training,
+    device: str,
+    epochs: Sequence[int],
+    judge: Judge | None = None,
+) -> list[tuple[StateDict, int]]:
+    """(weights, epochs) of each model after training, each as if it were the only one.
+
+    Args:
+        epochs: of each model; the schedule of the learning rate is that of all epochs in any case.
+        judge: with it, models that it does not let go on stop at a rung.
 
     Raises:
         EvaluationError: one of them diverged.
@@ -276,13 +340,30 @@ def _train(models: Sequence[nn.Module], training: Training, device: str) -> list
         class_names=tuple(map(str, range(training.classes))),
         source="the training split",
     )
-    states = []
-    for model in models:
-        result = train(model, few, training.settings, device=device)
-        if result.stopped == "interrupted":
-            raise KeyboardInterrupt
-        states.append(result.last_state)
-    return states
+    if judge is None or training.halving is None:
+        return [(_trained(model, few, training, device, n), n) for model, n in zip(models, epochs, strict=True)]
+    going = list(range(len(models)))
+    found: dict[int, tuple[StateDict, int]] = {}
+    for rung in (*training.halving.rungs, training.settings.max_epochs):
+        # Begun anew each time, which gives the same weights as going on.
+        found.update({i: (_trained(models[i], few, training, device, rung), rung) for i in going})
+        if rung < training.settings.max_epochs:
+            going = [going[k] for k in np.flatnonzero(judge(going, [found[i][0] for i in going]))]
+    return [found[i] for i in range(len(models))]
+
+
+def _trained(model: nn.Module, data: Dataset, training: Training, device: str, epochs: int) -> StateDict:
+    """The weights after some of the epochs."""
+    settings = training.settings
+    whole, rest = divmod(len(training.y), settings.batch_size)
+    # A batch norm has no variance over a last batch of one sample, which is left out then.
+    normed = any(isinstance(m, _BatchNorm) for m in model.modules())
+    steps = whole + (rest > 1 or (rest == 1 and not normed))
+    stopped_early = replace(settings, max_steps=epochs * steps) if epochs < settings.max_epochs else settings
+    result = train(model, data, stopped_early, device=device)
+    if result.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return result.last_state
 
 
 def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:

@@ -17,6 +17,14 @@ from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject,
 from bitfront.spaces.base import Codes
 
 
+class HalvingSettings(RunnerSettings):
+    """``halving`` of ``basic_train``."""
+
+    rungs: list[int] = Field([1], min_length=1, description="epochs after which candidates are compared")
+    keep: float = Field(0.5, gt=0, lt=1, description="the share that goes on at each of them, at least")
+    cohort: int = Field(16, ge=2, description="how many candidates are compared with each other")
+
+
 class BasicTrainSettings(RunnerSettings):
     """``[search.strategy.sw_runner.basic_train]``."""
 
@@ -30,6 +38,10 @@ class BasicTrainSettings(RunnerSettings):
     weight_decay: float | None = Field(None, ge=0, description="default: that of the top")
     init: Literal["inherit", "fresh"] = Field(
         "inherit", description="begin with the float model's weights, widened or cut, or with `fresh` ones"
+    )
+    halving: HalvingSettings | None = Field(
+        None,
+        description="stop hopeless candidates early: `{rungs = [1], keep = 0.5, cohort = 16}`; default: train all",
     )
 
 
