@@ -101,10 +101,10 @@ from which scales are learned again, in eval mode (also with `eval_mode = false`
 Its result depends on no other candidate, nor on `n_jobs`. `bias_correction` and `batch_norm` of the calibration have no
 place beside it.
 
-With `halving = {rungs = [1], keep = 0.5, cohort = 16}` so many candidates at a time are compared after each of the epochs
-in `rungs`, and those that others are better than, in accuracy and in the costs among the objectives, stop there. They are
-trials like any other, with a smaller `trained_epochs`. How long a candidate is trained then depends on its cohort, which
-is cut from what is proposed: still on neither `n_jobs` nor interruptions. What the others come to does not change.
+With `halving = {rungs = [1], keep = 0.5, cohort = 16}` so many candidates at a time are compared after each of the
+epochs in `rungs`, and those that others dominate, in accuracy and in the costs among the objectives, stop there. They
+are trials like any other, with a smaller `trained_epochs`. How long a candidate is trained then depends on its cohort,
+which is cut from what is proposed: still on neither `n_jobs` nor interruptions. What the others come to does not change.
 
 """
 }
