@@ -104,7 +104,7 @@ place beside it.
 With `halving = {rungs = [1], keep = 0.5, cohort = 16}` so many candidates at a time are compared after each of the
 epochs in `rungs`, and those that others dominate, in accuracy and in the costs among the objectives, stop there. They
 are trials like any other, with a smaller `trained_epochs`. How long a candidate is trained then depends on its cohort,
-which is cut from what is proposed: still on neither `n_jobs` nor interruptions. What the others come to does not change.
+which is cut from what is proposed: still on neither `n_jobs` nor interruptions. The others' results do not change.
 
 """
 }

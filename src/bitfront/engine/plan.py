@@ -53,6 +53,8 @@ from bitfront.transforms.correct import has_bias, norms_behind
 DEFAULT_TRIALS = 100
 #: More than that is not spent on knowing better what a candidate costs.
 PROBE_SECONDS = 0.25
+#: A first training that takes longer than that is not repeated to know better.
+WARM_SECONDS = 5.0
 #: What a runner's ``num_samples`` may say instead of a number.
 AUTO = "auto"
 #: Candidates that tell it; many share work where all of the space will be evaluated, few where a strategy picks.
@@ -169,8 +171,12 @@ class Plan:
             return (time.perf_counter() - begin) / len(some)
 
         if self.bench.job.training is not None:
-            # Measured again it would not be trained again; and its results are kept for the search.
-            return timed(self.space.sample(1, np.random.default_rng(0)))
+            # Measured again a candidate would not be trained again, so another one says what it takes without what
+            # happens once; unless that would take long itself.
+            middle = self.space.size // 2
+            first = timed(self.space.numbered(middle, middle + 1))
+            other = self.space.numbered(middle + 1, middle + 2)
+            return timed(other) if len(other) and first < WARM_SECONDS else first
         few = self.space.numbered(0, count) if self.exhaustive else self.space.sample(count, np.random.default_rng(0))
         # The first one pays for what happens once, such as calibration.
         known, each = 1, timed(few[:1])
