@@ -26,6 +26,8 @@ from bitfront.spaces.base import Codes
 #: timeout and the store; long enough that none of them is what takes the time.
 BLOCK_SECONDS = 0.25
 FIRST_BLOCK = 16
+#: Candidates that are trained together: a few are enough to train each of them much faster than alone.
+TRAINED_BLOCK = 8
 LARGEST_BLOCK = 1 << 16
 
 
@@ -44,8 +46,8 @@ class Evaluator:
         training = bench.job.training
         #: Candidates that are compared while they are trained come in blocks that depend on nothing else.
         self._cohort = training.halving.cohort if training and training.halving else 0
-        # A training may take long: how long, the first one says.
-        self._block = self._cohort or (1 if training else FIRST_BLOCK)
+        self._block = self._cohort or (TRAINED_BLOCK if training else FIRST_BLOCK)
+        self._least = TRAINED_BLOCK if training else 1
         self.inexact: dict[str, str] = {}
         self.plain = ""
 
@@ -99,7 +101,7 @@ class Evaluator:
                 factor = 8 if seconds < BLOCK_SECONDS / 16 else 2
                 self._block = min(LARGEST_BLOCK, self._block * factor)
             elif seconds > 2 * BLOCK_SECONDS:
-                self._block = max(1, self._block // 2)
+                self._block = max(self._least, self._block // 2)
 
     def _map(self, parts: Sequence[Codes]) -> Iterator[Measured]:
         if self.n_jobs == 1:

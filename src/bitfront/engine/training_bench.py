@@ -5,8 +5,9 @@ those of that network, so they follow the shapes. Where the search trains its ca
 formats in place and straight-through gradients, and evaluated, in evaluation mode, with the weights that come out:
 formats learn their scales from these again. Whatever happens to a candidate hangs on its code and the settings alone
 (with halving: how long it is trained also on its cohort, see ``halving.py``);
-it is trained on one thread, from the same seed, on the same samples in the same order. So it does not matter which
-others are trained, in which order, or in which process.
+it is trained from the same seed, on the same samples in the same order, together with others (``bitfront.population``)
+but as if alone, to the last bit. So it does not matter which others are trained, in which order,
+or in which process.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bitfront.data.base import Dataset
 from bitfront.engine.bench import Bench, Job, Measured, Training, joined
 from bitfront.engine.halving import Halving, going_on
-from bitfront.engine.workbench import Workbench, described, one_thread
-from bitfront.errors import UserError
+from bitfront.engine.workbench import Workbench, described, one_thread, threads
+from bitfront.errors import EvaluationError, UserError
 from bitfront.graph import Graph, capture
 from bitfront.metrics.base import Kind, Scores, Values
+from bitfront.population import train_population
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.spelled import ModelSpace
-from bitfront.training import StateDict, train
+from bitfront.training import StateDict
 from bitfront.transforms.widen import Widths, widen
 
 Key = TypeVar("Key", bound=Hashable)
@@ -215,6 +217,7 @@ class TrainingBench(Bench):
 
         with one_thread():
             twins = [bench.model(code) for _, bench, code in missing]
+        with threads(self.job.threads):
             trained = _train(twins, training, self.job.device, most, judge if halving else None)
         for (row, bench, _), (state, epochs) in zip(missing, trained, strict=True):
             known[row] = _shadow(bench.space.graph, state), epochs
@@ -341,29 +344,38 @@ def _train(
         source="the training split",
     )
     if judge is None or training.halving is None:
-        return [(_trained(model, few, training, device, n), n) for model, n in zip(models, epochs, strict=True)]
+        return _trained(models, few, training, device, epochs)
     going = list(range(len(models)))
     found: dict[int, tuple[StateDict, int]] = {}
     for rung in (*training.halving.rungs, training.settings.max_epochs):
         # Begun anew each time, which gives the same weights as going on.
-        found.update({i: (_trained(models[i], few, training, device, rung), rung) for i in going})
+        states = _trained([models[i] for i in going], few, training, device, [rung] * len(going))
+        found.update(zip(going, states, strict=True))
         if rung < training.settings.max_epochs:
             going = [going[k] for k in np.flatnonzero(judge(going, [found[i][0] for i in going]))]
     return [found[i] for i in range(len(models))]
 
 
-def _trained(model: nn.Module, data: Dataset, training: Training, device: str, epochs: int) -> StateDict:
-    """The weights after some of the epochs."""
+def _trained(
+    models: Sequence[nn.Module], data: Dataset, training: Training, device: str, epochs: Sequence[int]
+) -> list[tuple[StateDict, int]]:
+    """(weights, epochs) of each model after some of the epochs; those of as many epochs are trained together."""
     settings = training.settings
     whole, rest = divmod(len(training.y), settings.batch_size)
-    # A batch norm has no variance over a last batch of one sample, which is left out then.
-    normed = any(isinstance(m, _BatchNorm) for m in model.modules())
-    steps = whole + (rest > 1 or (rest == 1 and not normed))
-    stopped_early = replace(settings, max_steps=epochs * steps) if epochs < settings.max_epochs else settings
-    result = train(model, data, stopped_early, device=device)
-    if result.stopped == "interrupted":
-        raise KeyboardInterrupt
-    return result.last_state
+    found: dict[int, StateDict] = {}
+    for number in sorted(set(epochs)):
+        chosen = [i for i, own in enumerate(epochs) if own == number]
+        for normed in (True, False):
+            # A batch norm has no variance over a last batch of one sample, which is left out then.
+            alike = [i for i in chosen if any(isinstance(m, _BatchNorm) for m in models[i].modules()) is normed]
+            steps = whole + (rest > 1 or (rest == 1 and not normed))
+            stops = replace(settings, max_steps=number * steps) if number < settings.max_epochs else settings
+            members = train_population([models[i] for i in alike], data, stops, device=device) if alike else ()
+            for i, member in zip(alike, members, strict=True):
+                if member.error:
+                    raise EvaluationError(member.error)
+                found[i] = member.state
+    return [(found[i], epochs[i]) for i in range(len(models))]
 
 
 def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:

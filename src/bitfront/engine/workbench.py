@@ -40,16 +40,26 @@ from bitfront.transforms.correct import Correction
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes on one thread: on small work that is faster, and sums come out the same on every machine. On a GPU,
-    convolutions keep to float32: the 10 bits of TF32 are no place for exact sums."""
-    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False
+def threads(number: int | None) -> Iterator[None]:
+    """Lets torch use that many threads; None: as many as it would."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread: on small work that is faster, and sums come out the same on every machine. On a GPU,
+    convolutions keep to float32: the 10 bits of TF32 are no place for exact sums."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with threads(1):
+            yield
+    finally:
         torch.backends.cudnn.allow_tf32 = tf32
 
 

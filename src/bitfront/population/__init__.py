@@ -266,6 +266,9 @@ class _Alone:
         member = self.member
         if member.stopped is not None:
             return
+        # On one thread, as the others: sums of floats depend on how many share them.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             result = next(self.results)
         except EvaluationError as error:
@@ -273,6 +276,8 @@ class _Alone:
         else:
             member.state, member.steps = result.last_state, result.steps
             member.history.append(result.history[-1])
+        finally:
+            torch.set_num_threads(threads)
 
     def finish(self) -> None:
         self.results.close()
