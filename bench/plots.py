@@ -74,6 +74,17 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("brute_force_proposal_ms", 0.01, "ms", "a proposal of brute force", at_most=True),
         Target("analytic_million_seconds", 1, "s", "bits, bit operations and bytes of 10⁶ candidates", at_most=True),
     ),
+    "joint": (
+        Target(
+            "gain_on_bits", 0, "", "hypervolume of the joint search minus that of bits alone, the least of three seeds"
+        ),
+        Target("gain_on_widths", 0, "", "the same, minus that of widths alone"),
+        Target("gain_on_widths_8_bits", 0, "", "the same, minus that of widths at 8 bits"),
+        *(
+            Target(f"gain_at_{budget}", 0, "", f"test accuracy within {budget:,} EBOPs minus {yardstick}")
+            for budget, yardstick in ((70_700, "0.770"), (27_200, "0.764"), (16_800, "0.7565"))
+        ),
+    ),
     "samplers": (
         Target("evolution_30_at_3000_ms", 0.1, "ms", "a proposal of evolution, 30 parameters, 3,000 trials", True),
         Target("brute_force_60_ms", 0.01, "ms", "a proposal of brute force, 60 parameters", at_most=True),
