@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bitfront import checkpoints, data, models  # noqa: F401  (their registries must exist before anything is looked up)
 from bitfront.config import Config, Search
-from bitfront.constraints import DROP, Constraint
-from bitfront.data.base import DataRequest, Dataset, Split
+from bitfront.constraints import Constraint
+from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.base import load as load_dataset
 from bitfront.engine import objectives as choosing
 from bitfront.engine.bench import Bench, Job, Training
@@ -31,8 +30,17 @@ from bitfront.engine.calibration import Corrections
 from bitfront.engine.comparing import FIRST
 from bitfront.engine.halving import Halving
 from bitfront.engine.objectives import Objectives
+from bitfront.engine.runners import (
+    AUTO,
+    asked_for,
+    check_ready,
+    chosen_samples,
+    configured,
+    evaluation_samples,
+    size_notes,
+)
 from bitfront.engine.training_bench import open_bench
-from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Metric, Side
@@ -55,8 +63,6 @@ DEFAULT_TRIALS = 100
 PROBE_SECONDS = 0.25
 #: A first training that takes longer than that is not repeated to know better.
 WARM_SECONDS = 5.0
-#: What a runner's ``num_samples`` may say instead of a number.
-AUTO = "auto"
 #: Candidates that tell it; many share work where all of the space will be evaluated, few where a strategy picks.
 CONSECUTIVE, RANDOM = 1024, 32
 
@@ -110,7 +116,7 @@ class Plan:
     def auto_split(self) -> str | None:
         """The split of which a runner shall take as many samples as it needs; None where none asks for that."""
         assert self.config.search is not None
-        for _, name, settings in _given_runners(self.config.search.strategy):
+        for _, name, settings in asked_for(self.config.search.strategy):
             if settings.get("num_samples") == AUTO:
                 split: str = RUNNERS.get(name).Settings(**settings).split  # type: ignore[attr-defined]
                 return split
@@ -121,7 +127,7 @@ class Plan:
         assert self.config.search is not None
         asked = {
             RUNNERS.official(name)
-            for _, name, settings in _given_runners(self.config.search.strategy)
+            for _, name, settings in asked_for(self.config.search.strategy)
             if settings.get("num_samples") == AUTO
         }
         runners = tuple(
@@ -277,7 +283,7 @@ def make_plan(
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
     with config.locating():
         strategy, sampler = _strategy(config)
-        runners, metrics, sides, added = _runners(config)
+        runners, metrics, sides, added = configured(config)
         objectives = _objectives(config, metrics)
     dataset = dataset or open_data(config, report, progress)
     own = model if model is not None else open_model(config, dataset)
@@ -285,7 +291,7 @@ def make_plan(
         load_weights(config, own)  # thrown away: it only must not fail later
     device, warning = choose_device(config.accelerator)
     with config.locating():
-        _check_runners(runners, device)
+        check_ready(runners, device)
     sample = dataset.split("train")[0][:2]
     graph = capture(own, sample)
     seed = {k: v.config for k, v in config.search.search_space.seed.items()}
@@ -308,7 +314,7 @@ def make_plan(
         by=by,
         seed=seed,
         runners=runners,
-        splits=_samples(dataset, runners, config.seed),
+        splits=evaluation_samples(dataset, runners, config.seed),
         calibration=chosen_samples(dataset, "train", config.search.calibration.num_samples, config.seed)[0],
         device=device,
         corrections=Corrections(config.search.calibration.bias_correction, config.search.calibration.batch_norm),
@@ -335,7 +341,7 @@ def make_plan(
         )
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
-    notes += [*_objective_notes(config), *_size_notes(dataset, runners), *_weight_notes(space)]
+    notes += [*_objective_notes(config), *size_notes(dataset, runners), *_weight_notes(space)]
     notes += _correction_notes(space, job.corrections)
     notes += _kind_notes(bench)
     notes += [*space.notes, *_training_notes(config, dataset, space, training)]
@@ -379,80 +385,6 @@ def _strategy(config: Config) -> tuple[str, str | None]:
     return ("brute_force", None) if sampler == "brute_force" else (name, sampler)
 
 
-def _runners(
-    config: Config,
-) -> tuple[tuple[tuple[Side, str, Mapping[str, Any]], ...], list[Metric], dict[str, Side], list[str]]:
-    """The runners with their settings, the metrics they produce, where these are reported, and which runners were
-    added because a constraint needs them."""
-    assert config.search is not None
-    runners: list[tuple[Side, str, Mapping[str, Any]]] = []
-    metrics: list[Metric] = []
-    sides: dict[str, Side] = {}
-    given = _given_runners(config.search.strategy)
-    there = {RUNNERS.official(name) for _, name, _ in given if name in RUNNERS}
-    added = []
-    for name in RUNNERS.names():
-        produced = {m.name for m in RUNNERS.get(name).produces}
-        if name not in there and produced & {c.removesuffix(DROP) for c in config.search.constraints}:
-            given.append((RUNNERS.get(name).side, name, {}))
-            added.append(name)
-    for side, name, settings in given:
-        where = ("search", "strategy", side, name)
-        try:
-            runner, official = RUNNERS.get(name), RUNNERS.official(name)
-        except ConfigError as error:
-            error.key = where
-            raise
-        settings = {k: (None if v == "NA" else v) for k, v in settings.items()}
-        try:
-            runner.Settings(**settings)
-        except ValidationError as error:
-            raise _runner_error(error, runner.Settings.model_fields, where) from None
-        for metric in runner.produces:
-            if metric.name in sides:
-                raise ConfigError(f"two runners produce {metric.name}; leave one of them out", key=where)
-            sides[metric.name] = side
-            metrics.append(metric)
-        runners.append((side, official, settings))
-    if not runners:
-        raise ConfigError(
-            f"no metric runner is configured; known ones: {', '.join(RUNNERS.names())}",
-            key=("search", "strategy", "sw_runner"),
-        )
-    return tuple(runners), metrics, sides, added
-
-
-def _given_runners(own: Any) -> list[tuple[Side, str, dict[str, Any]]]:
-    """(table, name, settings) of each runner as the user gave it."""
-    tables: tuple[tuple[Side, dict[str, dict[str, Any]]], ...] = (
-        ("sw_runner", own.sw_runner),
-        ("hw_runner", own.hw_runner),
-    )
-    return [(side, name, settings) for side, table in tables for name, settings in table.items()]
-
-
-def _check_runners(runners: tuple[tuple[Side, str, Mapping[str, Any]], ...], device: str) -> None:
-    """What a runner needs and does not have is found here, before any work."""
-    for side, name, given in runners:
-        runner = RUNNERS.get(name)
-        try:
-            runner.ready(runner.Settings(**given), device)
-        except ConfigError as error:
-            error.key = ("search", "strategy", side, name, *error.key)
-            raise
-
-
-def _runner_error(error: ValidationError, fields: Mapping[str, Any], where: tuple[str, ...]) -> ConfigError:
-    first = error.errors()[0]
-    key = tuple(str(part) for part in first["loc"][:1])
-    if first["type"] == "extra_forbidden":
-        allowed = list(fields)
-        hint = one_of(allowed) if allowed else "this runner has no settings"
-        return ConfigError(f"unknown key; {hint}.{nearest(key[0], allowed)}", key=(*where, *key))
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return ConfigError(f"{first.get('input')!r} is not possible: {message}", key=(*where, *key))
-
-
 def _parts(config: Config) -> dict[str, Part]:
     """The tables of a space that is made of others."""
     assert config.search is not None
@@ -471,7 +403,7 @@ def _parts(config: Config) -> dict[str, Part]:
 def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Training | None:
     """How candidates are trained; None where no runner asks for it."""
     assert config.search is not None
-    given = [(s, n, g) for s, n, g in _given_runners(config.search.strategy) if RUNNERS.get(n) is BasicTrain]
+    given = [(s, n, g) for s, n, g in asked_for(config.search.strategy) if RUNNERS.get(n) is BasicTrain]
     if not given:
         return None
     calibration = config.search.calibration
@@ -482,7 +414,7 @@ def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Train
                 "it out, or basic_train",
                 key=("search", "calibration", key),
             )
-    for side, name, table in _given_runners(config.search.strategy):
+    for side, name, table in asked_for(config.search.strategy):
         split = getattr(RUNNERS.get(name).Settings(**table), "split", None)
         if split == "train":
             raise ConfigError(
@@ -515,7 +447,7 @@ def _halving(
     assert config.search is not None
     produced = {
         m.name: RUNNERS.get(name)
-        for _, name, _ in _given_runners(config.search.strategy)
+        for _, name, _ in asked_for(config.search.strategy)
         for m in RUNNERS.get(name).produces
     }
     if "accuracy" not in produced:
@@ -547,7 +479,7 @@ def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, trainin
                 "sw_runner.basic_train trains each candidate"
             )
         return notes
-    for _, name, own in _given_runners(config.search.strategy):
+    for _, name, own in asked_for(config.search.strategy):
         asked, there = own.get("num_samples"), len(dataset.split("train")[1])
         if RUNNERS.get(name) is BasicTrain and isinstance(asked, int) and asked > there:
             return [f"{name}.num_samples = {asked:,}, and train has {there:,} samples: all are used"]
@@ -593,17 +525,6 @@ def _kind_notes(bench: Bench) -> list[str]:
     return [f"{', '.join(names)}: {kind}, not measured ({why})" for (kind, why), names in found.items()]
 
 
-def _size_notes(dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]) -> list[str]:
-    notes = []
-    for _, name, given in runners:
-        settings: Any = RUNNERS.get(name).Settings(**given)
-        asked, split = getattr(settings, "num_samples", None), getattr(settings, "split", None)
-        if isinstance(asked, int) and split is not None and asked > len(dataset.split(split)[1]):
-            there = len(dataset.split(split)[1])
-            notes.append(f"{name}.num_samples = {asked:,}, and {split} has {there:,} samples: all are used")
-    return notes
-
-
 def _weight_notes(space: ModelSpace) -> list[str]:
     """What average_bitwidth does not see: weights of layers that are no site."""
     model, seen = space.graph.model, {name for site in space.graph.sites for name in site.parameters}
@@ -641,30 +562,3 @@ def _budget(config: Config, strategy: str, space: ModelSpace) -> int:
             key=("search", "strategy", "setup", "max_size"),
         )
     return setup.n_trials or space.size
-
-
-def _samples(
-    dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, Any]], ...], seed: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Per split, the evaluation samples in the order in which ``num_samples`` takes them."""
-    wanted: dict[Split, int | None] = {}
-    for _, name, given in runners:
-        settings = RUNNERS.get(name).Settings(**given)
-        split = getattr(settings, "split", None)
-        if split is None:
-            continue
-        number = getattr(settings, "num_samples", None)
-        number = len(dataset.split(split)[1]) if number == AUTO else number
-        before = wanted.get(split, 0)
-        wanted[split] = None if number is None or before is None else max(before, number)
-    return {split: chosen_samples(dataset, split, number, seed) for split, number in wanted.items()}
-
-
-def chosen_samples(dataset: Dataset, split: Split, number: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Fixed samples of a split, in the order in which ``num_samples`` takes them; None for all, as they stand."""
-    x, y = dataset.split(split)
-    if number is None or number > len(y):
-        return x, y
-    # The first rows of a file may be sorted by class; these are drawn once, the same for every candidate.
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:number]
-    return x[order], y[order]

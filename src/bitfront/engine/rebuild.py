@@ -18,8 +18,9 @@ from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
 from bitfront.engine.finetuning import path_of, trained_bench
-from bitfront.engine.plan import Plan, chosen_samples, make_plan, weights_fingerprint
+from bitfront.engine.plan import Plan, make_plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, Trial, write_json
+from bitfront.engine.runners import chosen_samples
 from bitfront.engine.searching import WEIGHTS, kept_state
 from bitfront.engine.trained import opened, trained_model
 from bitfront.engine.training_bench import TrainingBench
