@@ -302,7 +302,12 @@ def _volumes(losses: Values, seconds: Values) -> tuple[Rows, Values, Values, str
     ends = np.unique(np.linspace(1, len(losses), min(len(losses), MOMENTS)).round().astype(np.int64))
     front, start, volume = Front(objectives), 0, []
     for end in ends.tolist():
+        before = front.rows
         front.add(scaled[start:end])
+        if volume and np.array_equal(before, front.rows):
+            start = end
+            volume.append(volume[-1])
+            continue
         if objectives > 3 and len(front) > SLICED:
             return *nothing, f"the volume of {len(front)} trials in {objectives} dimensions takes too long"
         start = end

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.report.data import Cloud, Failure, History, LayerMap, Parallel, shortened, title
-from bitfront.report.importance import Importance
+from bitfront.report.data import Cloud, Failure, History, LayerMap, Parallel, heights, shortened, title
+from bitfront.report.grid import COLOURS, readable
+from bitfront.report.importance import Importance, Influence
+from bitfront.report.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 #: Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999", "#000000"
-#: Rows and columns of a table of cells that stay readable.
-CELLS = 60
+#: Rows and columns of a table of cells that stay readable, and the cells with text in them that are drawn in a second.
+CELLS, WRITTEN = 60, 1500
 #: How many times the smallest value the largest is on a logarithmic axis.
 WIDE = 8
 #: Text of an error that a figure has room for.
@@ -73,7 +75,12 @@ def front(run: Run, own: Cloud) -> Figure:
         if reference[0] is not None and reference[1] is not None:
             axes.plot([reference[0]], [reference[1]], "*", color=RED, ms=11, label="float model", zorder=4)
         if wide(np.append(x[own.rows], np.nan if reference[0] is None else reference[0])):
+            from matplotlib.ticker import LogLocator, NullFormatter
+
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, _: number(value))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(title(run, cost))
         axes.set_ylabel(title(run, own.quality) + (", 95 % intervals" if np.isfinite(own.low).any() else ""))
         axes.legend(fontsize=8)
@@ -91,18 +98,16 @@ def layers(own: LayerMap) -> Figure:
     """A cell per place and trial of the front: the lighter, the more bits, or the wider."""
     from matplotlib import colormaps
 
-    from bitfront.report.grid import COLOURS, readable
-
     count = min(CELLS, len(own.numbers))
     figure, (axes,) = _panels(1, max(4.0, 1.8 + 0.42 * count), 1.2 + 0.3 * max(1, len(own.places)))
     shades = np.ma.masked_invalid(own.shades[:, :count])
     texts = [shortened(row) for row in own.labels]
     if shades.size:
         image = axes.imshow(shades, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-        for (i, j), _ in np.ndenumerate(own.shades[:, :count]):
+        for (i, j), _ in np.ndenumerate(shades) if shades.size <= WRITTEN else ():
             shade = own.shades[i, j]
             colour = readable(colormaps[COLOURS](shade)) if np.isfinite(shade) else BLACK
-            axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=7, color=colour)
+            axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=7, color=colour, in_layout=False)
         figure.colorbar(image, ax=axes).set_label("share of the\nlargest on offer", fontsize=8)
     axes.set_xticks(range(count), [str(n) for n in own.numbers[:count]], rotation=90, fontsize=7)
     axes.set_yticks(range(len(own.places)), own.places, fontsize=8)
@@ -143,23 +148,33 @@ def effects(run: Run, own: Sequence[Importance]) -> Figure:
             _say(axes, one.missing)
             continue
         shown = one.parameters[:CELLS]
+        span = np.ptp([e.mean for i in shown for e in i.effects])
         for place, influence in enumerate(shown):
             means = [e.mean for e in influence.effects]
             axes.plot([min(means), max(means)], [place, place], "-", color=GREY, lw=1)
             axes.plot(means, [place] * len(means), "o", color=BLUE, ms=5)
-            for effect, label in zip(influence.effects, shortened([e.label for e in influence.effects]), strict=True):
-                axes.annotate(
-                    label,
-                    (effect.mean, place),
-                    (0, 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                )
+            for mean, label in spaced(influence, 0.05 * span):
+                axes.annotate(label, (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes.set_yticks(range(len(shown)), [i.parameter for i in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.5, -0.7)
         axes.set_xlabel(f"mean {title(run, one.metric)} with that option")
     return figure
+
+
+def spaced(influence: Influence, room: float) -> list[tuple[float, str]]:
+    """(where, text) of the labels above a parameter's options; those nearer to each other than `room` share one."""
+    order = sorted(range(len(influence.effects)), key=lambda i: influence.effects[i].mean)
+    brief = shortened([e.label for e in influence.effects])
+    found: list[tuple[float, str]] = []
+    last = -np.inf
+    for i in order:
+        mean = influence.effects[i].mean
+        if mean - last < room:
+            found[-1] = (mean, f"{found[-1][1]} {brief[i]}")
+        else:
+            found.append((mean, brief[i]))
+        last = mean
+    return found
 
 
 def history(own: History) -> Figure:
@@ -189,8 +204,6 @@ def history(own: History) -> Figure:
 
 def parallel(own: Parallel) -> Figure:
     """Trials as lines over the choices and the objectives; the front in colour."""
-    from bitfront.report.data import heights
-
     figure, (axes,) = _panels(1, max(6.0, 1.3 * len(own.axes)), 4.6)
     up = heights(own)
     places = np.arange(len(own.axes))
@@ -220,8 +233,6 @@ def parallel(own: Parallel) -> Figure:
 
 def ticks(own: Parallel, axis: int) -> list[tuple[float, str]]:
     """(height, text) of what is written beside an axis: every label, or the ends of a metric."""
-    from bitfront.report.tables import number
-
     labels = own.axes[axis].labels
     if labels:
         return [((i + 0.5) / len(labels), label) for i, label in enumerate(shortened(labels))]

@@ -80,8 +80,9 @@ def importance(space: Space, metric: str, codes: Codes, values: Values) -> Impor
     effects = int(sum(len(p.labels) - 1 for p in space.parameters))
     if not space.parameters:
         return Importance(metric, trials=len(values), missing="nothing was to be chosen")
-    if len(values) < TRIALS_PER_EFFECT * (effects + 1):
-        needed = TRIALS_PER_EFFECT * (effects + 1)
+    # Of a whole space nothing is estimated: the means are what they are.
+    needed = min(TRIALS_PER_EFFECT * (effects + 1), space.size)
+    if len(values) < needed:
         why = f"{effects} effects need {needed} trials with {metric}, and there are {len(values)}"
         return Importance(metric, trials=len(values), missing=why)
     if np.ptp(values) == 0:

@@ -78,6 +78,18 @@ function hover(place) {
 
 // ---- the front
 
+// 1, 2 and 5 times powers of ten, those that `values` span.
+function ticks(values) {
+  const known = values.filter((v) => typeof v === "number" && v > 0);
+  const [low, high] = [Math.min(...known), Math.max(...known)];
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+    found.push(...[1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+  }
+  const inside = found.filter((v) => v >= low * 0.7 && v <= high * 1.4);
+  return inside.length > 12 ? inside.filter((v) => Number.isInteger(Math.log10(v))) : inside;
+}
+
 function front() {
   const x = byId("front-x").value, y = byId("front-y").value;
   const onFront = new Set(data.front);
@@ -110,11 +122,13 @@ function front() {
     });
   }
   if (chosen !== null) {
-    traces.push({ ...trace([chosen], { name: "chosen", hoverinfo: "skip", marker: { size: 18, symbol: "circle-open", color: colour("ink"), line: { width: 2, color: colour("ink") } } }), hovertemplate: null });
+    traces.push({ ...trace([chosen], { name: "chosen", hoverinfo: "skip", marker: { size: 18, symbol: "circle-open", color: colour("ink"), line: { width: 2, color: colour("ink") } } }), hovertemplate: null, showlegend: false });
   }
   const type = byId("front-log").checked ? "log" : "linear";
+  const tickvals = ticks(traces.flatMap((t) => t.x));
+  const logarithmic = type === "log" ? { tickvals, ticktext: tickvals.map(number) } : { tickmode: "auto" };
   return draw("front-plot", traces, {
-    xaxis: { title: { text: text(data.metrics[x]) }, type }, yaxis: { title: { text: text(data.metrics[y]) } },
+    xaxis: { title: { text: text(data.metrics[x]) }, type, ...logarithmic }, yaxis: { title: { text: text(data.metrics[y]) } },
   });
 }
 
@@ -182,25 +196,32 @@ function importance(one, i) {
   const own = [...one.parameters].reverse();
   const names = ["interactions and noise", ...own.map((p) => p.name)];
   const shares = [one.rest, ...own.map((p) => p.share)];
-  draw(box("importance", `importance-${i}`, 90 + 26 * names.length), [{
+  draw(box("importance", `importance-${i}`, 110 + 26 * names.length), [{
     type: "bar", orientation: "h", x: shares, y: names.map(text), text: shares.map((s) => `${(100 * s).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, marker: { color: names.map((_, j) => colour(j ? "front" : "cloud")) },
     hovertemplate: "%{y}: %{text}<extra></extra>",
-  }], { xaxis: { title: { text: `share of the variance of ${text(one.metric)}` }, range: [0, 1.12], tickformat: ".0%", tickvals: [0, 0.25, 0.5, 0.75, 1] }, yaxis: { ticksuffix: " " } });
+  }], { xaxis: { title: { text: `share of the variance of<br>${text(one.metric)}` }, range: [0, 1.12], tickformat: ".0%", tickvals: [0, 0.25, 0.5, 0.75, 1] }, yaxis: { ticksuffix: " " } });
 }
 
 function effects(one, i) {
   if (one.missing) return;
   const own = [...one.parameters].reverse();
   const lines = { x: [], y: [] }, dots = { x: [], y: [], label: [], about: [] };
+  const every = own.flatMap((parameter) => parameter.effects.map((e) => e.mean));
+  const room = (Math.max(...every) - Math.min(...every)) * (narrow() ? 0.1 : 0.035);
   own.forEach((parameter) => {
     const means = parameter.effects.map((e) => e.mean);
     lines.x.push(Math.min(...means), Math.max(...means), null);
     lines.y.push(text(parameter.name), text(parameter.name), null);
-    parameter.effects.forEach((e) => {
+    const sorted = [...parameter.effects].sort((a, b) => a.mean - b.mean);
+    sorted.forEach((e, j) => {
       dots.x.push(e.mean);
       dots.y.push(text(parameter.name));
-      dots.label.push(text(e.label));
+      // Options too near to each other for two labels share one, above the last of them.
+      const near = (k) => k + 1 < sorted.length && sorted[k + 1].mean - sorted[k].mean < room;
+      let first = j;
+      while (first > 0 && near(first - 1)) first -= 1;
+      dots.label.push(near(j) ? "" : text(sorted.slice(first, j + 1).map((o) => o.short).join(" ")));
       dots.about.push(`${text(parameter.name)} ${text(e.label)}<br>mean ${number(e.mean)} (${e.effect >= 0 ? "+" : ""}${number(e.effect)})<br>${e.trials.toLocaleString("en")} trials<extra></extra>`);
     });
   });

@@ -25,7 +25,7 @@ from bitfront import tomlfile
 from bitfront.errors import require
 from bitfront.report import data, figures
 from bitfront.report.grid import COLOURS, Grid, bars, readable
-from bitfront.report.importance import Importance, active
+from bitfront.report.importance import Effect, Importance, active
 from bitfront.report.tables import compared, constrained, number, reasons
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def content(run: Run, influences: Sequence[Importance], limit: int = data.SHOWN)
                 "rest": i.rest,
                 "trials": i.trials,
                 "parameters": [
-                    {"name": p.parameter, "share": p.share, "effects": [vars(e) for e in p.effects]}
+                    {"name": p.parameter, "share": p.share, "effects": _effects(p.effects)}
                     for p in i.parameters[: figures.CELLS]
                 ],
             }
@@ -146,6 +146,11 @@ def content(run: Run, influences: Sequence[Importance], limit: int = data.SHOWN)
             "left_out": lines.left_out,
         },
     }
+
+
+def _effects(own: Sequence[Effect]) -> list[dict[str, Any]]:
+    brief = data.shortened([e.label for e in own])
+    return [{**vars(e), "short": text} for e, text in zip(own, brief, strict=True)]
 
 
 def _part(name: str) -> str:
@@ -246,7 +251,7 @@ def _best(run: Run) -> str:
         return out
 
     reference = {m: math.nan if v is None else v for m, v in run.reference.items()}
-    last = f"<td>{number(run.reference_test['accuracy'])}</td>" * tested + "<td></td>" * trained
+    last = f"<td>{number(run.reference_test.get('accuracy', math.nan))}</td>" * tested + "<td></td>" * trained
     rows = [f'<tr><th scope="row">float model</th>{cells(reference, run.intervals(reference))}{last}</tr>']
     shown = [run.row(int(r)) for r in run.front_rows[:ROWS]]
     shown += [run.trial(n) for n in run.finetuned if n not in {t.number for t in shown}]
@@ -327,7 +332,7 @@ def _grids(grids: Sequence[Grid]) -> str:
         alt = f"{own.title} as bars over {own.x} and {own.y}; the values are in the table"
         parts.append(
             f'<div class="grid">{_table(caption, head, rows, "map")}'
-            f'<img src="{_picture(own)}" alt="{html.escape(alt)}" loading="lazy"></div>'
+            f'<img src="{_picture(own)}" alt="{html.escape(alt)}"></div>'
         )
     return "".join(parts)
 
