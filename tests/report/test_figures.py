@@ -8,6 +8,7 @@ import pytest
 from made import TWO, choice, full_grid, site, write
 
 from bitfront.engine.front import hypervolume
+from bitfront.errors import ConfigError
 from bitfront.report import data, figures, grid
 
 TRIALS = 100_000
@@ -283,6 +284,30 @@ def test_other_parameters_are_averaged(long_run):
     assert own.trials.sum() == long_run.columns.complete.sum()
     assert own.failed.sum() == 10
     assert "mean of up to" in own.note
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "metrics", "message"),
+    [
+        (
+            "fc1/wieght", "fc1/data_in", [],
+            "--x: this run has no parameter that varies 'fc1/wieght'; allowed: fc1/data_in, fc1/weight. "
+            "Did you mean 'fc1/weight'?",
+        ),
+        (
+            "fc1/weight", "fc1/data_in", ["acuracy"],
+            "--metric: this run has no metric with a value 'acuracy'; allowed: accuracy, average_bitwidth. "
+            "Did you mean 'accuracy'?",
+        ),
+        ("fc1/weight", None, [], "give --x and --y together; allowed: fc1/data_in, fc1/weight"),
+        ("fc1/weight", "fc1/weight", [], "--x and --y are both 'fc1/weight'; a grid needs two parameters"),
+        (None, None, ["accuracy"], "--metric needs --x and --y, the parameters of the grid; allowed: fc1/data_in, fc1/weight"),
+    ],
+)  # fmt: skip
+def test_what_no_grid_can_be_drawn_of(six, x, y, metrics, message):
+    with pytest.raises(ConfigError) as raised:
+        grid.grids(six, x, y, metrics)
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (12, 3), (3, 15)])

@@ -1,5 +1,6 @@
 """The page: what is in it, and that a browser shows it, by mouse, keyboard, in the dark and on a phone."""
 
+import contextlib
 import json
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from made import choice, full_grid, site, write
 
+from bitfront.engine import store as stores
 from bitfront.report import writing
 from bitfront.report.page import LIMIT
 from bitfront.report.writing import write_report
@@ -102,6 +104,13 @@ def test_a_long_run_makes_a_page_that_can_be_mailed(tmp_path):
     assert own["parallel"]["left_out"] == 2 * layers - 10
 
 
+def test_where_there_is_no_room_the_page_says_so(six, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitfront.report.page.LIMIT", 1)
+    text = page_of(six, tmp_path / "out").read_text(encoding="utf-8")
+    assert "For bars there is no room in this page; they stand in the folder figures." in text
+    assert "<img" not in text[text.index('<section id="grids">') : text.index('<section id="failures">')]
+
+
 def test_failures_and_nan_are_told(tmp_path):
     codes = full_grid()
     accuracy = np.array([0.5, np.nan, 0.7, 0.5, np.nan, 0.72])
@@ -116,8 +125,11 @@ def test_failures_and_nan_are_told(tmp_path):
 
 
 def test_a_run_that_goes_on_is_shown_as_that(tmp_path):
-    run = write(tmp_path / "on", full_grid()[:1], {"accuracy": [0.5], "average_bitwidth": [2]}, stopped="")
-    text = page_of(run, tmp_path / "out").read_text(encoding="utf-8")
+    """While its store is open for writing, with what has been written since it was made."""
+    run = write(tmp_path / "on", full_grid()[:0], {"accuracy": [], "average_bitwidth": []}, stopped="")
+    with contextlib.closing(stores.read(run.folder / "trials.sqlite")) as writing:
+        writing.add(full_grid()[:1], {"accuracy": np.array([0.5]), "average_bitwidth": np.array([2.0])}, [""], [0.1])
+        text = page_of(run.folder, tmp_path / "out").read_text(encoding="utf-8")
     assert "the search was still running when this page was made" in text
     assert "3 effects need 6 trials with accuracy, and there are 1" in text
 

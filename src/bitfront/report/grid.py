@@ -165,7 +165,7 @@ def bars(own: Grid) -> Figure:
     from matplotlib.patheffects import withStroke
 
     rows, columns = own.values.shape
-    figure = _figure(7.2, 5.6)
+    figure = _figure(7.0, 5.2)
     axes: Any = figure.add_subplot(projection="3d")
     known = own.values[np.isfinite(own.values)]
     floor, low, high = base(known)
@@ -207,15 +207,16 @@ def bars(own: Grid) -> Figure:
                 axes.text(c, r, floor + lift, own.text(r, c), ha="center", fontsize=size, color="#555555", zorder=1000)
     axes.set_xticks(range(columns), own.columns, fontsize=8)
     axes.set_yticks(range(rows), own.rows, fontsize=8)
+    axes.tick_params(axis="z", pad=6)
     axes.zaxis.set_major_formatter(lambda value, _: number(value))
     axes.set_zlim(floor, high + 0.1 * (high - floor))
     axes.set_xlabel(own.x, labelpad=8)
     axes.set_ylabel(own.y, labelpad=8)
-    axes.set_zlabel(own.title, labelpad=8)
+    axes.set_zlabel(own.title, labelpad=13)
     cut = f"the upright axis begins at {number(floor)}" if floor else ""
     axes.set_title("\n".join(filter(None, [own.title, own.note, cut])), fontsize=10)
     axes.view_init(elev=28, azim=-58)
-    axes.set_box_aspect((1, 1, 0.75), zoom=0.86)
+    axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
     return figure
 
 

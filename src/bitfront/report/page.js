@@ -14,6 +14,7 @@ const text = (value) => String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;
 function number(value) {
   if (value === null || value === undefined) return "–";
   if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en");
+  if (value !== 0 && Math.abs(value) < 1e-4) return value.toExponential(2);
   return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
 }
 
@@ -225,10 +226,10 @@ function effects(one, i) {
       dots.about.push(`${text(parameter.name)} ${text(e.label)}<br>mean ${number(e.mean)} (${e.effect >= 0 ? "+" : ""}${number(e.effect)})<br>${e.trials.toLocaleString("en")} trials<extra></extra>`);
     });
   });
-  draw(box("effects", `effects-${i}`, 90 + 44 * own.length), [
+  draw(box("effects", `effects-${i}`, 110 + 44 * own.length), [
     { type: "scatter", mode: "lines", ...lines, line: { color: colour("cloud"), width: 1 }, hoverinfo: "skip" },
     { type: "scatter", mode: "markers+text", x: dots.x, y: dots.y, text: dots.label, textposition: "top center", hovertemplate: dots.about, marker: { color: colour("front"), size: 9 }, textfont: { size: 11 }, cliponaxis: false },
-  ], { showlegend: false, xaxis: { title: { text: `mean ${text(one.title)}` } }, yaxis: { ticksuffix: " ", range: [-0.5, own.length - 0.2] } });
+  ], { showlegend: false, xaxis: { title: { text: `mean<br>${text(one.title)}` } }, yaxis: { ticksuffix: " ", range: [-0.5, own.length - 0.2] } });
 }
 
 // ---- how the search went
@@ -272,12 +273,12 @@ function parallel() {
   const line = { type: "scatter", mode: "lines", hovertemplate: "trial %{customdata}<extra></extra>" };
   byId("lines").style.minWidth = `${Math.max(320, 90 * own.axes.length)}px`;
   draw("lines", [
-    { ...line, ...joined(pick(false)), name: "trials", opacity: 0.35, line: { color: colour("cloud"), width: 1 } },
+    { ...line, ...joined(pick(false)), name: "trials", opacity: 0.5, line: { color: colour("cloud"), width: 1 } },
     { ...line, ...joined(pick(true)), name: "front", line: { color: colour("front"), width: 2 } },
   ], {
     annotations: ticks, margin: { l: 20, r: 55, t: 10, b: 90 }, dragmode: false,
     shapes: across.map((i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: colour("ink"), width: 1 } })),
-    xaxis: { tickvals: across, ticktext: own.axes.map((a) => text(a.title)), tickangle: 25, showgrid: false, zeroline: false, range: [-0.1, across.length - 0.8] },
+    xaxis: { tickvals: across, ticktext: own.axes.map((a) => text(a.title)), tickangle: 25, ticklabeloverflow: "allow", showgrid: false, zeroline: false, range: [-0.1, across.length - 0.8] },
     yaxis: { visible: false, range: [-0.02, 1.02] },
   });
 }

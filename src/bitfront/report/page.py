@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 #: Bytes that the page stays below, so that it can be mailed.
 LIMIT = 5_900_000
-#: Trials drawn, most first; the next one is taken where the page would become too large.
-DRAWN = (data.SHOWN, 1000, 500, 200, 50)
+#: (trials drawn, whether bars stand beside the tables of grids); the next one is taken where the page becomes too large.
+DRAWN = ((data.SHOWN, True), (1000, True), (500, True), (200, True), (50, False))
 #: Rows of the tables of the front and of failures.
 ROWS = 50
 #: Characters of an error in the page.
@@ -57,14 +57,15 @@ def page(run: Run, grids: Sequence[Grid], influences: Sequence[Importance]) -> s
         "summary": _summary(run),
         "best": _best(run),
         "layers": _layers(run),
-        "grids": _grids(grids),
         "influences": _influences(run, influences),
         "failures": _failures(run),
         "config": html.escape(tomlfile.dumps(run.config.effective())),
     }
     template = Template(_part("page.html"))
-    for limit in DRAWN:
-        text = template.substitute(fixed, data=_json(content(run, influences, limit)))
+    pictures = [_picture(own) for own in grids]
+    for limit, pictured in DRAWN:
+        drawn = _grids(grids, pictures if pictured else [])
+        text = template.substitute(fixed, grids=drawn, data=_json(content(run, influences, limit)))
         if len(text.encode()) < LIMIT:
             break
     return text
@@ -307,14 +308,15 @@ def _paint(shade: float) -> str:
     return f"background:{to_hex(colour)};color:{readable(colour)}"
 
 
-def _grids(grids: Sequence[Grid]) -> str:
+def _grids(grids: Sequence[Grid], pictures: Sequence[str]) -> str:
+    """Heatmaps as tables, with bars beside them where there are `pictures`."""
     if not grids:
         return (
             "<p>Give two parameters to see every metric over them: "
             "<code>bitfront report RUN --x PARAMETER --y PARAMETER</code>.</p>"
         )
-    parts = []
-    for own in grids:
+    parts = [] if pictures else ["<p>For bars there is no room in this page; they stand in the folder figures.</p>"]
+    for own, picture in zip(grids, pictures or [""] * len(grids), strict=True):
         known = own.values[np.isfinite(own.values)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         rows = []
@@ -327,19 +329,21 @@ def _grids(grids: Sequence[Grid]) -> str:
                 tip = f"{own.trials[r, c]:,} trials" if own.trials[r, c] else kind.replace("empty", "never evaluated")
                 cells += f'<td class="{kind}" style="{style}" title="{tip}"><span>{own.text(r, c)}</span></td>'
             rows.append(f'<tr><th scope="row">{html.escape(own.rows[r])}</th>{cells}</tr>')
-        head = [f"{html.escape(own.y)} ↓ / {html.escape(own.x)} →", *map(html.escape, own.columns)]
-        caption = own.title + (f", {own.note}" if own.note else "")
+        head = ["", *map(html.escape, own.columns)]
+        caption = ", ".join(filter(None, [own.title, own.note])) + f"; {own.x} across, {own.y} up"
         alt = f"{own.title} as bars over {own.x} and {own.y}; the values are in the table"
-        parts.append(
-            f'<div class="grid">{_table(caption, head, rows, "map")}'
-            f'<img src="{_picture(own)}" alt="{html.escape(alt)}"></div>'
-        )
+        image = f'<img src="{picture}" alt="{html.escape(alt)}">' if picture else ""
+        parts.append(f'<div class="grid">{_table(caption, head, rows, "map")}{image}</div>')
     return "".join(parts)
 
 
 def _picture(own: Grid) -> str:
-    out = io.BytesIO()
-    bars(own).savefig(out, format="png", dpi=75, metadata={"Software": None})
+    """The bars as an image in a palette of 128 colours: a third of the bytes."""
+    from PIL import Image
+
+    drawn, out = io.BytesIO(), io.BytesIO()
+    bars(own).savefig(drawn, format="png", dpi=90)
+    Image.open(drawn).convert("RGB").quantize(128).save(out, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
