@@ -300,7 +300,8 @@ def _volumes(losses: Values, seconds: Values) -> tuple[Rows, Values, Values, str
         return *nothing, "an objective is infinite, or the same for all trials"
     scaled = (losses - low) / (high - low)
     ends = np.unique(np.linspace(1, len(losses), min(len(losses), MOMENTS)).round().astype(np.int64))
-    front, start, volume = Front(objectives), 0, []
+    front, start = Front(objectives), 0
+    volume: list[float] = []
     for end in ends.tolist():
         before = front.rows
         front.add(scaled[start:end])

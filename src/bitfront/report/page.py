@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: Bytes that the page stays below, so that it can be mailed.
 LIMIT = 5_900_000
-#: (trials drawn, whether bars stand beside the tables of grids); the next one is taken where the page becomes too large.
+#: (trials drawn, whether bars stand beside the tables of grids); the next one is taken where the page is too large.
 DRAWN = ((data.SHOWN, True), (1000, True), (500, True), (200, True), (50, False))
 #: Rows of the tables of the front and of failures.
 ROWS = 50
