@@ -74,6 +74,17 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("brute_force_proposal_ms", 0.01, "ms", "a proposal of brute force", at_most=True),
         Target("analytic_million_seconds", 1, "s", "bits, bit operations and bytes of 10⁶ candidates", at_most=True),
     ),
+    "joint": (
+        Target(
+            "gain_on_bits", 0, "", "hypervolume of the joint search minus that of bits alone, least of 3 seeds"
+        ),
+        Target("gain_on_widths", 0, "", "the same, minus that of widths alone"),
+        Target("gain_on_widths_8_bits", 0, "", "the same, minus that of widths at 8 bits"),
+        *(
+            Target(f"gain_at_{budget}", 0, "", f"test accuracy within {budget:,} EBOPs minus {yardstick}")
+            for budget, yardstick in ((70_700, "0.770"), (27_200, "0.764"), (16_800, "0.7565"))
+        ),
+    ),
     "samplers": (
         Target("evolution_30_at_3000_ms", 0.1, "ms", "a proposal of evolution, 30 parameters, 3,000 trials", True),
         Target("brute_force_60_ms", 0.01, "ms", "a proposal of brute force, 60 parameters", at_most=True),
@@ -90,6 +101,10 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("evolution_batch_speedup", 5, "times", "evolution in generations against one by one"),
         Target("nsgaii_batch_speedup", 5, "times", "Optuna's NSGA-II in generations against one by one"),
         Target("tpe_batch_speedup", 5, "times", "Optuna's TPE in batches against one by one"),
+    ),
+    "population": (
+        Target("speedup_32", 2.5, "times", "32 candidates trained together against one by one, batches of 1,024"),
+        Target("max_val_loss_difference", 0.01, "", "difference of val loss to training alone", at_most=True),
     ),
 }
 

@@ -31,6 +31,12 @@ TABLES = [
     ("`[search.search_space]`", "", config.SearchSpace),
     ("`[search.search_space.setup]`", "", config.SpaceSetup),
     ("`[search.search_space.seed.KEY]`", "", config.SeedEntry),
+    (
+        "`[search.search_space.quantize]` and `[search.search_space.widths]`",
+        'The two parts of `name = "joint"`: `mixed_precision_ptq` and `channel_size`, each with its own setup and '
+        "seed.\n\n",
+        config.SpacePart,
+    ),
     ("`[search.strategy]`", "", config.Strategy),
     ("`[search.strategy.setup]`", "", config.StrategySetup),
     ("`[search.strategy.metrics.METRIC]`", "", config.MetricSetup),
@@ -65,7 +71,43 @@ bias_width = [8]
 
 `bypass = true` leaves a site in float, as `name = "NA"` does. `[passes.quantize]` takes the same tables with one value
 each; `bitfront transform --config FILE` applies it.
+
+### What widths may be chosen
+
+With `name = "channel_size"` (`graph/quantize/channel_size_modifier`) `KEY` names layers: what has weights and output
+channels. In `config`:
+
+| key | allowed | default | meaning |
+| --- | --- | --- | --- |
+| `channel_multiplier` | numbers above 0 | `1` | by what the layer's output width is multiplied |
+| `name` | `"output_only"`, `"both"`, `"input_only"`, `"NA"` | `"NA"` | the layer keeps its width with the last two |
+| `divisor` | one whole number ≥ 1 | `1` | a new width is rounded to the nearest multiple of it |
+| `parent_block_name` | a node | | what makes the layer's input. Not needed; another one than in the model is an error |
+
+Input widths always follow from the model, through whatever lies between, and so do layers that share their channels, as
+the two sides of an addition: they take the same choices, or one of them takes none. Multipliers that come to the same
+width are one candidate, and the multiplier of an `input_only` layer has no effect. The model's output keeps its width:
+to multiply it by its name is an error, by `default`, a type or a pattern it is left out, with a note.
+
+A wider layer begins with what it computed before, a narrower one with its channels of the largest filters. Without
+[`basic_train`](#sw_runnerbasic_train) candidates are evaluated like that, which says little about what they can learn.
 """
+#: What there is to say of a runner beside its metrics and settings.
+MORE = {
+    "basic_train": """\
+That it is there is what asks for it: each candidate begins with the float model's weights, in its own widths, and is
+trained with its formats in place and straight-through gradients. It is evaluated with the weights after the last epoch,
+from which scales are learned again, in eval mode (also with `eval_mode = false`), on another split than the training's.
+Its result depends on no other candidate, nor on `n_jobs`. `bias_correction` and `batch_norm` of the calibration have no
+place beside it.
+
+With `halving = {rungs = [1], keep = 0.5, cohort = 16}` so many candidates at a time are compared after each of the
+epochs in `rungs`, and those that others dominate, in accuracy and in the costs among the objectives, stop there. They
+are trials like any other, with a smaller `trained_epochs`. How long a candidate is trained then depends on its cohort,
+which is cut from what is proposed: still on neither `n_jobs` nor interruptions. The others' results do not change.
+
+"""
+}
 
 
 def main() -> None:
@@ -115,7 +157,8 @@ def _runners() -> str:
         metrics = "; ".join(
             f"`{m.name}`{f' ({m.unit})' if m.unit else ''}, {m.kind}: {m.meaning}" for m in runner.produces
         )
-        settings = _table(runner.Settings.model_fields) if runner.Settings.model_fields else "No settings.\n"
+        settings = MORE.get(name, "")
+        settings += _table(runner.Settings.model_fields) if runner.Settings.model_fields else "No settings.\n"
         parts.append(f"### `{runner.side}.{name}`\n\n{metrics}.\n\n{settings}")
     return "\n".join(parts)
 

@@ -26,6 +26,7 @@ from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.registry import Registry
 from bitfront.spaces import SPACES
+from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.optuna import MEANINGS
 from bitfront.template import template
@@ -64,6 +65,8 @@ def search(
         model: a trained nn.Module, which is used as it is and not changed; or a name.
         data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name.
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
+            With ``"name": "channel_size"`` it is of widths; ``{"name": "joint", "widths": {...}, "quantize": {...}}``
+            is of both.
         metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``, or a list of names; their runners are
             found.
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML.
@@ -140,8 +143,7 @@ def _search_table(
 ) -> dict[str, Any]:
     table: dict[str, Any] = {}
     if space is not None:
-        seed = {k: v if "config" in v else {"config": dict(v)} for k, v in space.items() if k != "by"}
-        table["search_space"] = {"setup": {"by": space.get("by", "type")}, "seed": seed}
+        table["search_space"] = _space_table(space)
     own: dict[str, Any] = {}
     if isinstance(strategy, str):
         name, _, sampler = strategy.partition(":")
@@ -164,6 +166,15 @@ def _search_table(
         table.setdefault("search_space", {})
         table.setdefault("strategy", {})
     return table
+
+
+def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {name: _space_table(space[name]) for name in PARTS if space.get("name") == "joint" and name in space}
+    if parts:
+        return {"name": "joint", **parts}
+    seed = {k: v if "config" in v else {"config": dict(v)} for k, v in space.items() if k not in ("by", "name")}
+    named = {"name": space["name"]} if isinstance(space.get("name"), str) else {}
+    return {**named, "setup": {"by": space.get("by", "type")}, "seed": seed}
 
 
 def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dataset | None:

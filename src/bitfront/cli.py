@@ -184,8 +184,7 @@ def plan(
                 "space_size": made.space.size,
                 "parameters": [{"name": p.name, "choices": p.labels} for p in made.space.parameters],
                 "sites": [
-                    {"site": a.site.name, "type": a.site.type, "rule": a.key, "options": g.size}
-                    for a, g in zip(made.space.assignments, made.space.groups, strict=True)
+                    {"site": o.site, "type": o.type, "rule": o.rule, "options": o.options} for o in made.space.offers()
                 ],
                 "strategy": made.strategy,
                 "sampler": made.sampler,
@@ -291,6 +290,8 @@ def transform(
     tables.changes(result).show(out)
     out.print()
     tables.formats(result).show(out)
+    if result.widths:
+        out.print(f"widths: {', '.join(f'{layer} {x} ({w})' for layer, (x, w) in result.widths.items())}")
     if result.evaluation is not None:
         line = f"accuracy {result.evaluation.accuracy!r}, loss {result.evaluation.loss!r}"
         if result.trial is not None:
@@ -322,6 +323,8 @@ def _transformed(result: Transformed) -> dict[str, Any]:
         "formats": {s: {o: f.label for o, f in own.items()} for s, own in result.formats.items()},
         "config": dict(result.config),
     }
+    if result.widths:
+        document["widths"] = {layer: width for layer, (_, width) in result.widths.items()}
     if result.trial is not None:
         document["number"] = result.trial.number
         document["trial_metrics"] = result.trial.metrics

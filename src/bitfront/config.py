@@ -45,15 +45,28 @@ class SeedEntry(Table):
     config: dict[str, Any] = Field(description="format and parameters; in a search every value is a list of choices")
 
 
-class SearchSpace(Table):
-    """``[search.search_space]``."""
+class SpacePart(Table):
+    """``[search.search_space.quantize]`` and ``widths``."""
 
-    name: str = Field("graph/quantize/mixed_precision_ptq", description="kind of space")
     setup: SpaceSetup = SpaceSetup()
     seed: dict[str, SeedEntry] = Field(
         default={},
         description="what may be chosen, per site name, type or pattern; `default` is for all others",
     )
+
+
+class SearchSpace(SpacePart):
+    """``[search.search_space]``."""
+
+    name: str = Field("graph/quantize/mixed_precision_ptq", description="kind of space")
+    quantize: SpacePart | None = Field(None, description="for `joint`: its formats, with a setup and a seed")
+    widths: SpacePart | None = Field(None, description="for `joint`: its widths, with a setup and a seed")
+
+    @property
+    def parts(self) -> dict[str, SpacePart]:
+        """The parts that are there, by name."""
+        both = {"quantize": self.quantize, "widths": self.widths}
+        return {name: part for name, part in both.items() if part is not None}
 
 
 class StrategySetup(Table):
@@ -88,7 +101,7 @@ class Strategy(Table):
     """``[search.strategy]``."""
 
     name: str = Field("optuna", description="strategy")
-    eval_mode: bool = Field(True, description="evaluate in eval mode; false only where candidates are trained")
+    eval_mode: bool = Field(True, description="false where candidates are trained; all are evaluated in eval mode")
     sw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics that need data or a clock")
     hw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics in closed form")
     setup: StrategySetup = StrategySetup()

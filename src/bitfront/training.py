@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -179,52 +179,81 @@ def train(
         EvaluationError: the loss became infinite or NaN, or the model's output has the wrong shape.
     """
     device = torch.device(device)
-    x, y = _resident(dataset, "train", device)
-    x_val, y_val = _resident(dataset, "val", device)
-    trained = copy.deepcopy(model).to(device)
-    optimizer = _optimizer(trained, settings, device)
-    _check_batch_norm(trained, len(y), settings)
-    order = torch.Generator().manual_seed(settings.seed)
-    start = _snapshot(trained)
+    start = snapshot(model)
     result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
-    best_loss = math.inf
     try:
-        with _seeded(device, settings.seed):
-            for epoch in range(1, settings.max_epochs + 1):
-                rate = _learning_rate(settings, epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                batches = _batches(trained, torch.randperm(len(y), generator=order).to(device), settings)
-                if settings.max_steps > 0:
-                    batches = batches[: settings.max_steps - result.steps]
-                report = on_step and _every(settings.log_every_n_steps, result.steps, on_step)
-                losses, accuracy = _epoch(trained, optimizer, x, y, batches, dataset.num_classes, report)
-                loss = _mean_loss(losses, batches, epoch, settings)
-                val = evaluate(trained, x_val, y_val)
-                if not math.isfinite(val.loss):
-                    raise _diverged(f"the validation loss is {val.loss} after epoch {epoch}", settings)
-                better = val.loss < best_loss
-                best_loss = min(val.loss, best_loss)
-                record = EpochRecord(epoch, loss, accuracy, val.loss, val.accuracy, rate, better)
-                state = _snapshot(trained)
-                # A single assignment: an interrupt finds this epoch's result or the one before, whole.
-                result = replace(
-                    result,
-                    best_state=state if better else result.best_state,
-                    last_state=state,
-                    best_epoch=epoch if better else result.best_epoch,
-                    history=(*result.history, record),
-                    steps=result.steps + len(batches),
-                )
-                if on_epoch is not None:
-                    on_epoch(record)
-                if 0 < settings.max_steps <= result.steps:
-                    return replace(result, stopped="max_steps")
-                if settings.patience is not None and epoch - result.best_epoch >= settings.patience:
-                    return replace(result, stopped="patience")
+        # A single assignment: an interrupt finds this epoch's result or the one before, whole.
+        for result in epochs(model, dataset, settings, device=device, on_step=on_step):
+            if on_epoch is not None:
+                on_epoch(result.history[-1])
     except KeyboardInterrupt:
         return replace(result, stopped="interrupted")
     return result
+
+
+def epochs(
+    model: nn.Module,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    device: torch.device,
+    on_step: OnStep | None = None,
+) -> Generator[TrainResult]:
+    """What ``train`` does, epoch by epoch: gives the result so far after each, the last one being the whole.
+
+    Several of these may take turns: each carries the state of its random numbers along. Arguments and errors as for
+    ``train``.
+    """
+    x, y = resident(dataset, "train", device)
+    x_val, y_val = resident(dataset, "val", device)
+    trained = copy.deepcopy(model).to(device)
+    optimizer = optimizer_of([p for p in trained.parameters() if p.requires_grad], settings, device)
+    check_batch_norm(trained, len(y), settings)
+    order = torch.Generator().manual_seed(settings.seed)
+    start = snapshot(trained)
+    result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
+    best_loss = math.inf
+    random = _Random(device, settings.seed)
+    for epoch in range(1, settings.max_epochs + 1):
+        rate = learning_rate(settings, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batches = batches_of(trained, torch.randperm(len(y), generator=order).to(device), settings)
+        if settings.max_steps > 0:
+            batches = batches[: settings.max_steps - result.steps]
+        report = on_step and _every(settings.log_every_n_steps, result.steps, on_step)
+        with random.drawn():
+            losses, accuracy = _epoch(trained, optimizer, x, y, batches, dataset.num_classes, report)
+            loss = mean_loss(losses, batches, epoch, settings)
+            val = evaluate(trained, x_val, y_val)
+        if not math.isfinite(val.loss):
+            raise diverged(f"the validation loss is {val.loss} after epoch {epoch}", settings)
+        better = val.loss < best_loss
+        best_loss = min(val.loss, best_loss)
+        record = EpochRecord(epoch, loss, accuracy, val.loss, val.accuracy, rate, better)
+        state = snapshot(trained)
+        result = replace(
+            result,
+            best_state=state if better else result.best_state,
+            last_state=state,
+            best_epoch=epoch if better else result.best_epoch,
+            history=(*result.history, record),
+            steps=result.steps + len(batches),
+        )
+        stopped = stopped_by(settings, result.steps, epoch, result.best_epoch)
+        result = replace(result, stopped=stopped or "max_epochs")
+        yield result
+        if stopped is not None:
+            return
+
+
+def stopped_by(settings: TrainSettings, steps: int, epoch: int, best_epoch: int) -> Stopped | None:
+    """What ends a training after `epoch`, other than the number of epochs."""
+    if 0 < settings.max_steps <= steps:
+        return "max_steps"
+    if settings.patience is not None and epoch - best_epoch >= settings.patience:
+        return "patience"
+    return None
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> Evaluation:
@@ -316,12 +345,13 @@ def _every(period: int, steps_before: int, on_step: OnStep) -> Callable[[int, Te
     return report
 
 
-def _mean_loss(losses: Tensor, batches: Sequence[Tensor], epoch: int, settings: TrainSettings) -> float:
+def mean_loss(losses: Tensor, batches: Sequence[Tensor], epoch: int, settings: TrainSettings) -> float:
+    """The mean over an epoch's samples of its batches' mean losses. Raises EvaluationError where one is not finite."""
     per_batch = losses.cpu().double()
     bad = (~per_batch.isfinite()).nonzero()
     if len(bad):
         first = int(bad[0])
-        raise _diverged(
+        raise diverged(
             f"the training loss became {float(per_batch[first])} in epoch {epoch}, at step {first + 1} of "
             f"{len(batches)}",
             settings,
@@ -330,7 +360,8 @@ def _mean_loss(losses: Tensor, batches: Sequence[Tensor], epoch: int, settings: 
     return float((per_batch * sizes).sum() / sizes.sum())
 
 
-def _diverged(what: str, settings: TrainSettings) -> EvaluationError:
+def diverged(what: str, settings: TrainSettings) -> EvaluationError:
+    """The error for a training that ran away, with advice."""
     return EvaluationError(
         f"training diverged: {what}. Try a lower learning rate than {settings.learning_rate:g}, for example "
         f"{settings.learning_rate / 10:g}; if that does not help, look for NaN or very large values in the "
@@ -351,15 +382,18 @@ def _checked(logits: object, samples: int, classes: int, *, exact: bool) -> Tens
     )
 
 
-def _resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+def resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(x, y) of a split, whole, on the device. Raises DataError where it is empty."""
     x, y = dataset.split(split)
     if len(y) == 0:
         raise DataError(f"the {split} split of dataset {dataset.name!r} is empty, and training needs it")
     return x.to(device), y.to(device)
 
 
-def _optimizer(model: nn.Module, settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def optimizer_of(
+    parameters: Sequence[nn.Parameter], settings: TrainSettings, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer of these settings. Raises ConfigError where there is nothing to train."""
     if not parameters:
         raise ConfigError("the model has no parameter to train (none, or all with requires_grad=False)")
     # One kernel per step instead of several per parameter: half the time of a step of a small model.
@@ -371,7 +405,8 @@ def _optimizer(model: nn.Module, settings: TrainSettings, device: torch.device) 
     return kind(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
-def _learning_rate(settings: TrainSettings, epoch: int) -> float:
+def learning_rate(settings: TrainSettings, epoch: int) -> float:
+    """In force during `epoch`, counted from 1: a cosine over all epochs."""
     floor = min(FINAL_LEARNING_RATE, settings.learning_rate)
     done = (epoch - 1) / settings.max_epochs
     return floor + (settings.learning_rate - floor) * (1 + math.cos(math.pi * done)) / 2
@@ -381,7 +416,8 @@ def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def _check_batch_norm(model: nn.Module, samples: int, settings: TrainSettings) -> None:
+def check_batch_norm(model: nn.Module, samples: int, settings: TrainSettings) -> None:
+    """Raises ConfigError where batch norms would see batches of one sample."""
     if min(samples, settings.batch_size) < 2 and _has_batch_norm(model):
         raise ConfigError(
             f"batch_size = {settings.batch_size} on {samples} samples makes batches of one sample, over "
@@ -390,7 +426,8 @@ def _check_batch_norm(model: nn.Module, samples: int, settings: TrainSettings) -
         )
 
 
-def _batches(model: nn.Module, order: Tensor, settings: TrainSettings) -> Sequence[Tensor]:
+def batches_of(model: nn.Module, order: Tensor, settings: TrainSettings) -> Sequence[Tensor]:
+    """An epoch's batches, of samples in this order."""
     batches = torch.split(order, settings.batch_size)
     # The rest of one sample is left out for this epoch only: the next order leaves out another.
     if len(batches[-1]) == 1 and _has_batch_norm(model):
@@ -398,7 +435,8 @@ def _batches(model: nn.Module, order: Tensor, settings: TrainSettings) -> Sequen
     return batches
 
 
-def _snapshot(model: nn.Module) -> StateDict:
+def snapshot(model: nn.Module) -> StateDict:
+    """A copy of the state dict, on the CPU."""
     return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
 
 
@@ -413,16 +451,29 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextlib.contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the generators that dropout draws from, and put them back afterwards."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for gpu in cuda:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield
+class _Random:
+    """The random numbers that dropout draws: a stream of its own, beside PyTorch's global one."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._cuda = [device] if device.type == "cuda" else []
+        self._states: list[Tensor] = []
+        self._seed = seed
+
+    @contextlib.contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Within this, the global generators go on where this stream stopped; afterwards they are put back."""
+        with torch.random.fork_rng(devices=self._cuda):
+            if self._states:
+                torch.set_rng_state(self._states[0])
+                for gpu, state in zip(self._cuda, self._states[1:], strict=True):
+                    torch.cuda.set_rng_state(state, gpu)
+            else:
+                torch.default_generator.manual_seed(self._seed)
+                for gpu in self._cuda:
+                    with torch.cuda.device(gpu):
+                        torch.cuda.manual_seed(self._seed)
+            yield
+            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._cuda)]
 
 
 def _check(valid: bool, key: str, value: object, allowed: str) -> None:

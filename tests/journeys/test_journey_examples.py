@@ -82,3 +82,37 @@ def test_a_search_for_latency_in_bytes(shell, shared_examples):
     log = json.loads((shell.folder / "runs/jsc-sixteen/log.json").read_text()).values()
     assert len({entry["software_metrics"]["latency"] for entry in log}) == 1, "one network in bytes, timed once"
     assert all(entry["software_metrics"]["energy"] > 0 for entry in log)
+
+
+def test_channel_multiplier(shell, shared_examples):
+    """Twelve settings are six networks, each trained once; the trained networks come back exactly."""
+    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    config = shared_examples / "channel_multiplier.toml"
+    typed = shell("search", "--config", config, "--max-epochs", 1, "--project-dir", "runs")
+    assert "space: 12 settings, 6 distinct networks, 2 parameters" in typed.err
+    assert "eval_mode" not in typed.err
+    assert "6 of 6 candidates evaluated (space exhausted)" in typed.out
+    folder = shell.folder / "runs/jsc-widths"
+    log = list(json.loads((folder / "log.json").read_text()).values())
+    widths = [
+        tuple(
+            entry["sampled_config"][site]["config"]["channel_multiplier"] for site in ("seq_blocks_2", "seq_blocks_4")
+        )
+        for entry in log
+    ]
+    assert widths == [(a, b) for a in (1, 2) for b in (1, 2, 3)]
+    for (a, b), entry in zip(widths, log, strict=True):
+        assert entry["software_metrics"]["trained_epochs"] == 5
+        assert entry["software_metrics"]["accuracy"] > 0.6
+        first, second = 16 * a, 16 * b
+        products = 16 * first + first * second + second * 5
+        assert entry["hardware_metrics"]["total_flops"] == 4 * 16 + 16 + first + second + 5 + products
+    best = json.loads((folder / "best.json").read_text())
+    front = [entry["number"] for entry in best.values()]
+    assert {p.name for p in (folder / "checkpoints").glob("trial-*.pt")} == {f"trial-{n}.pt" for n in front}
+    for number in (front[0], next(n for n in range(6) if n not in front)):
+        typed = shell("transform", "--run", "runs/jsc-widths", "--trial", number, "--check", "--json")
+        alone, found = json.loads(typed.out), log[number]["software_metrics"]
+        assert (alone["accuracy"], alone["loss"]) == (found["accuracy"], found["loss"])
+    rows = shell("analyze", "--run", "runs/jsc-widths", "--trial", 5, "--csv").out.splitlines()
+    assert [row.split(",")[0] for row in rows if "Linear" in row] == ["seq_blocks_2", "seq_blocks_4", "seq_blocks_6"]

@@ -56,6 +56,7 @@ INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "
         ("ebops", {}),
         ("sparsity", {}),
         ("peak_memory", {}),
+        ("basic_train", {"max_epochs": 3}),
         ("basic_evaluation", {}),
         ("basic_evaluation", {"num_samples": 7, "data_loader": "train_dataloader"}),
     ],
@@ -67,7 +68,7 @@ def test_runners_conform(name, settings, tiny_mlp):
 
 
 def test_every_registered_runner_is_checked_here_or_in_a_file_of_its_own():
-    here = {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation"}
+    here = {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation", "basic_train"}
     assert set(RUNNERS.names()) == here | {"bops", "ebops", "sparsity", "peak_memory", "latency", "energy"}
 
 

@@ -13,8 +13,9 @@ from bitfront.errors import ConfigError
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.spaces import SPACES
-from bitfront.spaces.quantize import QuantizationSpace, SpelledSpace, single
+from bitfront.spaces.quantize import QuantizationSpace, single
 from bitfront.spaces.request import SpaceRequest
+from bitfront.spaces.spelled import SpelledSpace
 from bitfront.testing.spaces import check_space
 
 FLOAT = {"name": ["NA"]}

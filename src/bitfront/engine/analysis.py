@@ -20,12 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitfront import checkpoints
 from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.engine.plan import load_weights, open_data, open_model
-from bitfront.engine.run import Run
-from bitfront.engine.searching import WEIGHTS
+from bitfront.engine.rebuild import candidate_of
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.events import Events
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
@@ -231,13 +229,11 @@ def analyze_config(config: Config, batch: int = 1, events: Events | None = None)
 
 def analyze_trial(folder: str | Path, number: int, batch: int = 1, events: Events | None = None) -> Analysis:
     """A trial of a run, with the weights of the search. Raises RunError, and whatever its configuration does."""
-    events = events or Events()
-    run = Run.load(folder)
-    trial = run.trial(number)
-    dataset = open_data(run.config, events.note, events.downloading)
-    model = open_model(run.config, dataset)
-    model.load_state_dict(checkpoints.load(Path(folder) / WEIGHTS, model))
-    return describe(graph_of(model, dataset.split("train")[0]), _positive(batch), trial.config)
+    batch = _positive(batch)
+    found = candidate_of(folder, number, events=events)
+    space = found.bench.space
+    config = space.decode(found.code) if found.bench.formats(found.code) else None
+    return describe(space.graph, batch, config)
 
 
 def graph_of(model: nn.Module, sample: object) -> Graph:

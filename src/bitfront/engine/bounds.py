@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bitfront import constraints as words
 from bitfront.constraints import Constraint, total
-from bitfront.engine.workbench import Workbench
+from bitfront.engine.bench import Bench
 from bitfront.errors import ConfigError
 from bitfront.spaces.base import Codes, Space
 
@@ -32,7 +32,7 @@ class Bounds:
         constraints: resolved: none of them is relative to the float model.
     """
 
-    bench: Workbench
+    bench: Bench
     constraints: tuple[Constraint, ...] = ()
 
     def __bool__(self) -> bool:
@@ -52,7 +52,7 @@ class Bounds:
         return total(self.constraints, values)
 
 
-def read(asked: Mapping[str, str], bench: Workbench) -> tuple[Constraint, ...]:
+def read(asked: Mapping[str, str], bench: Bench) -> tuple[Constraint, ...]:
     """The constraints of ``[search.constraints]``.
 
     Raises:
@@ -69,7 +69,7 @@ def read(asked: Mapping[str, str], bench: Workbench) -> tuple[Constraint, ...]:
     return tuple(found)
 
 
-def check(bench: Workbench, constraints: Sequence[Constraint], *, trained: bool) -> Codes:
+def check(bench: Bench, constraints: Sequence[Constraint], *, trained: bool) -> Codes:
     """Refuse what nothing in the space can fulfil.
 
     Args:
@@ -102,7 +102,7 @@ def check(bench: Workbench, constraints: Sequence[Constraint], *, trained: bool)
     return np.array(found, dtype=np.int64).reshape(len(found), len(bench.space.parameters))
 
 
-def nearest(bench: Workbench, constraints: Sequence[Constraint]) -> NDArray[np.int64]:
+def nearest(bench: Bench, constraints: Sequence[Constraint]) -> NDArray[np.int64]:
     """The candidate that goes furthest towards constraints on closed-form metrics.
 
     One group after the other takes its best option, until nothing changes: exact for metrics that are sums over sites,

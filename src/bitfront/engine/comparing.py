@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.engine.workbench import Workbench
+from bitfront.engine.bench import Bench
 from bitfront.metrics.intervals import Paired
 from bitfront.spaces.base import Codes
 
@@ -78,7 +78,7 @@ def settled(answers: NDArray[np.bool_]) -> bool:
     return all(pair.distinguishable or pair.half_width <= RESOLUTION for pair in pairs)
 
 
-def enough_samples(bench: Workbench, split: str, seed: int) -> tuple[int, int]:
+def enough_samples(bench: Bench, split: str, seed: int) -> tuple[int, int]:
     """(how many samples of a split settle the order of typical candidates, how many candidates were looked at).
 
     The candidates are uniform ones and random ones of the space; the samples are doubled until their order is settled,

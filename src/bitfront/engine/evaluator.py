@@ -16,7 +16,9 @@ from multiprocessing import get_context, parent_process
 
 import numpy as np
 
-from bitfront.engine.workbench import Job, Measured, Workbench, described
+from bitfront.engine.bench import Bench, Job, Measured
+from bitfront.engine.training_bench import open_bench
+from bitfront.engine.workbench import described
 from bitfront.errors import EvaluationError, UserError
 from bitfront.spaces.base import Codes
 
@@ -24,6 +26,8 @@ from bitfront.spaces.base import Codes
 #: timeout and the store; long enough that none of them is what takes the time.
 BLOCK_SECONDS = 0.25
 FIRST_BLOCK = 16
+#: Candidates that are trained together: a few are enough to train each of them much faster than alone.
+TRAINED_BLOCK = 8
 LARGEST_BLOCK = 1 << 16
 
 
@@ -36,10 +40,14 @@ class Evaluator:
         inexact, plain: as in ``Measured``, of everything so far.
     """
 
-    def __init__(self, bench: Workbench, n_jobs: int = 1) -> None:
+    def __init__(self, bench: Bench, n_jobs: int = 1) -> None:
         self.bench, self.n_jobs = bench, n_jobs
         self._pool: Executor | None = None
-        self._block = FIRST_BLOCK
+        training = bench.job.training
+        #: Candidates that are compared while they are trained come in blocks that depend on nothing else.
+        self._cohort = training.halving.cohort if training and training.halving else 0
+        self._block = self._cohort or (TRAINED_BLOCK if training else FIRST_BLOCK)
+        self._least = TRAINED_BLOCK if training else 1
         self.inexact: dict[str, str] = {}
         self.plain = ""
 
@@ -74,8 +82,11 @@ class Evaluator:
         """
         start = 0
         while start < len(codes):
-            parts = np.array_split(codes[start : start + self._block * self.n_jobs], self.n_jobs)
-            parts = [p for p in parts if len(p)]
+            ahead = codes[start : start + self._block * self.n_jobs]
+            if self._cohort:
+                parts = [ahead[i : i + self._cohort] for i in range(0, len(ahead), self._cohort)]
+            else:
+                parts = [p for p in np.array_split(ahead, self.n_jobs) if len(p)]
             begin = time.perf_counter()
             for part, found in zip(parts, self._map(parts), strict=True):
                 self.inexact.update(found.inexact)
@@ -83,12 +94,14 @@ class Evaluator:
                 yield part, found
             seconds = time.perf_counter() - begin
             start += sum(map(len, parts))
+            if self._cohort:
+                continue
             if seconds < BLOCK_SECONDS and len(parts) == self.n_jobs:
                 # Larger blocks share more: what took very little time may grow by more than its double.
                 factor = 8 if seconds < BLOCK_SECONDS / 16 else 2
                 self._block = min(LARGEST_BLOCK, self._block * factor)
             elif seconds > 2 * BLOCK_SECONDS:
-                self._block = max(1, self._block // 2)
+                self._block = max(self._least, self._block // 2)
 
     def _map(self, parts: Sequence[Codes]) -> Iterator[Measured]:
         if self.n_jobs == 1:
@@ -105,7 +118,7 @@ class Evaluator:
             ) from None
 
 
-_BENCH: list[Workbench] = []
+_BENCH: list[Bench] = []
 
 
 def _start_pool(job: Job, n_jobs: int) -> Executor:
@@ -130,7 +143,7 @@ def _init_worker(payload: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The bytes come from the parent process, which is us.
-    _BENCH[:] = [Workbench(pickle.loads(payload))]  # noqa: S301
+    _BENCH[:] = [open_bench(pickle.loads(payload))]  # noqa: S301
 
 
 def _end_with_parent() -> None:

@@ -29,8 +29,8 @@ from bitfront.spaces.base import Codes, Space
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
 
 if TYPE_CHECKING:
+    from bitfront.engine.bench import Measured
     from bitfront.engine.evaluator import Evaluator
-    from bitfront.engine.workbench import Measured
 
 StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted", "nothing feasible found"]
 #: Known proposals in a row after which the loop takes neighbours of the front itself.

@@ -25,29 +25,36 @@ from bitfront.constraints import DROP, Constraint
 from bitfront.data.base import DataRequest, Dataset, Split
 from bitfront.data.base import load as load_dataset
 from bitfront.engine import objectives as choosing
+from bitfront.engine.bench import Bench, Job, Training
 from bitfront.engine.bounds import check, read
 from bitfront.engine.calibration import Corrections
 from bitfront.engine.comparing import FIRST
+from bitfront.engine.halving import Halving
 from bitfront.engine.objectives import Objectives
-from bitfront.engine.workbench import Job, Workbench
+from bitfront.engine.training_bench import open_bench
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Metric, Side
+from bitfront.metrics.training import BasicTrain, BasicTrainSettings, HalvingSettings
 from bitfront.models.base import build
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.spaces.request import SpaceRequest
+from bitfront.spaces.request import Part, SpaceRequest
+from bitfront.spaces.spelled import ModelSpace
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.brute_force import BruteForce
 from bitfront.strategies.optuna import OptunaStrategy, sampler_name
+from bitfront.training import TrainSettings
 from bitfront.transforms.correct import has_bias, norms_behind
 
 DEFAULT_TRIALS = 100
 #: More than that is not spent on knowing better what a candidate costs.
 PROBE_SECONDS = 0.25
+#: A first training that takes longer than that is not repeated to know better.
+WARM_SECONDS = 5.0
 #: What a runner's ``num_samples`` may say instead of a number.
 AUTO = "auto"
 #: Candidates that tell it; many share work where all of the space will be evaluated, few where a strategy picks.
@@ -69,7 +76,7 @@ class Plan:
     dataset: Dataset
     model: nn.Module
     brings_weights: bool
-    bench: Workbench
+    bench: Bench
     objectives: Objectives
     sides: Mapping[str, Side]
     strategy: str
@@ -79,7 +86,7 @@ class Plan:
     constraints: tuple[Constraint, ...] = ()
 
     @property
-    def space(self) -> QuantizationSpace:
+    def space(self) -> ModelSpace:
         """The space of the search."""
         return self.bench.space
 
@@ -97,7 +104,7 @@ class Plan:
     def trained(self, model: nn.Module) -> Plan:
         """The same plan with the trained model in it."""
         job = replace(self.bench.job, model=model)
-        return replace(self, model=model, bench=Workbench(job))
+        return replace(self, model=model, bench=open_bench(job))
 
     @property
     def auto_split(self) -> str | None:
@@ -121,7 +128,7 @@ class Plan:
             (side, name, {**settings, "num_samples": number} if name in asked else settings)
             for side, name, settings in self.bench.job.runners
         )
-        return replace(self, bench=Workbench(replace(self.bench.job, runners=runners), self.space))
+        return replace(self, bench=open_bench(replace(self.bench.job, runners=runners), self.space))
 
     def make_strategy(self) -> Strategy:
         """A fresh strategy."""
@@ -140,7 +147,7 @@ class Plan:
             "data": self.dataset.fingerprint,
             "seed": self.config.seed,
             "training": training_settings(self.config) if trains else "none, the weights are given",
-            "search_space": search.search_space.model_dump(),
+            "search_space": search.search_space.model_dump(exclude_none=True),
             "calibration": search.calibration.model_dump(),
             "sw_runner": dict(search.strategy.sw_runner),
             "hw_runner": dict(search.strategy.hw_runner),
@@ -163,6 +170,13 @@ class Plan:
             self.bench.measure(some)
             return (time.perf_counter() - begin) / len(some)
 
+        if self.bench.job.training is not None:
+            # Measured again a candidate would not be trained again, so another one says what it takes without what
+            # happens once; unless that would take long itself.
+            middle = self.space.size // 2
+            first = timed(self.space.numbered(middle, middle + 1))
+            other = self.space.numbered(middle + 1, middle + 2)
+            return timed(other) if len(other) and first < WARM_SECONDS else first
         few = self.space.numbered(0, count) if self.exhaustive else self.space.sample(count, np.random.default_rng(0))
         # The first one pays for what happens once, such as calibration.
         known, each = 1, timed(few[:1])
@@ -282,9 +296,11 @@ def make_plan(
         except ConfigError as error:
             error.key = ("search", "search_space", "name")
             raise
-        space = build_space(SpaceRequest(graph, by, seed))
-        assert isinstance(space, QuantizationSpace)
+        parts = _parts(config)
+        space = build_space(SpaceRequest(graph, by, seed, parts=parts))
+        assert isinstance(space, ModelSpace)
         n_trials = _budget(config, strategy, space)
+        training = _training(config, dataset, objectives)
     job = Job(
         model=graph.model,
         sample=sample,
@@ -296,8 +312,10 @@ def make_plan(
         calibration=chosen_samples(dataset, "train", config.search.calibration.num_samples, config.seed)[0],
         device=device,
         corrections=Corrections(config.search.calibration.bias_correction, config.search.calibration.batch_norm),
+        parts=parts,
+        training=training,
     )
-    bench = Workbench(job, space)
+    bench = open_bench(job, space)
     with config.locating():
         if config.search.finetune.trials and "accuracy" not in bench.metrics:
             raise ConfigError(
@@ -320,8 +338,7 @@ def make_plan(
     notes += [*_objective_notes(config), *_size_notes(dataset, runners), *_weight_notes(space)]
     notes += _correction_notes(space, job.corrections)
     notes += _kind_notes(bench)
-    if not config.search.strategy.eval_mode:
-        notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
+    notes += [*space.notes, *_training_notes(config, dataset, space, training)]
     layout = Plan(
         config=config,
         dataset=dataset,
@@ -436,6 +453,107 @@ def _runner_error(error: ValidationError, fields: Mapping[str, Any], where: tupl
     return ConfigError(f"{first.get('input')!r} is not possible: {message}", key=(*where, *key))
 
 
+def _parts(config: Config) -> dict[str, Part]:
+    """The tables of a space that is made of others."""
+    assert config.search is not None
+    own = config.search.search_space
+    where = ("search", "search_space")
+    if SPACES.official(own.name) != "joint":
+        for name in own.parts:
+            raise ConfigError(
+                f"only a space with name = 'joint' has parts, and this one is {own.name!r}", key=(*where, name)
+            )
+    elif own.seed:
+        raise ConfigError("a joint space has its seeds in the tables quantize and widths", key=(*where, "seed"))
+    return {name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}) for name, p in own.parts.items()}
+
+
+def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Training | None:
+    """How candidates are trained; None where no runner asks for it."""
+    assert config.search is not None
+    given = [(s, n, g) for s, n, g in _given_runners(config.search.strategy) if RUNNERS.get(n) is BasicTrain]
+    if not given:
+        return None
+    calibration = config.search.calibration
+    for key in ("bias_correction", "batch_norm"):
+        if getattr(calibration, key):
+            raise ConfigError(
+                f"{key} has no place where candidates are trained: what it corrects is learned in training; leave "
+                "it out, or basic_train",
+                key=("search", "calibration", key),
+            )
+    for side, name, table in _given_runners(config.search.strategy):
+        split = getattr(RUNNERS.get(name).Settings(**table), "split", None)
+        if split == "train":
+            raise ConfigError(
+                "candidates are trained on the training split, so they must be evaluated on another: val_dataloader",
+                key=("search", "strategy", side, name, "data_loader"),
+            )
+    side, name, table = given[0]
+    own = BasicTrainSettings.model_validate({k: (None if v == "NA" else v) for k, v in table.items()})
+    x, y = chosen_samples(dataset, "train", own.num_samples, config.seed)
+    settings = TrainSettings(
+        max_epochs=own.max_epochs,
+        batch_size=own.batch_size or config.batch_size,
+        learning_rate=own.learning_rate or config.learning_rate,
+        weight_decay=config.weight_decay if own.weight_decay is None else own.weight_decay,
+        optimizer=own.optimizer or config.training_optimizer,
+        seed=config.seed,
+    )
+    halving = None
+    if own.halving is not None:
+        halving = _halving(
+            config, own.halving, own.max_epochs, objectives, ("search", "strategy", side, name, "halving")
+        )
+    return Training(x, y, dataset.num_classes, settings, own.init, halving)
+
+
+def _halving(
+    config: Config, own: HalvingSettings, epochs: int, objectives: Objectives, where: tuple[str, ...]
+) -> Halving:
+    """How candidates are compared while they are trained."""
+    assert config.search is not None
+    produced = {
+        m.name: RUNNERS.get(name)
+        for _, name, _ in _given_runners(config.search.strategy)
+        for m in RUNNERS.get(name).produces
+    }
+    if "accuracy" not in produced:
+        raise ConfigError("candidates are compared by their accuracy; add sw_runner.basic_evaluation", key=where)
+    if own.rungs != sorted(set(own.rungs)) or not 0 < own.rungs[0] <= own.rungs[-1] < epochs:
+        raise ConfigError(
+            f"{own.rungs} is not possible; allowed: ascending whole numbers from 1 to {epochs - 1}, before max_epochs",
+            key=(*where, "rungs"),
+        )
+    # A negative scale turns a metric round.
+    costs = tuple(
+        (p.metric, (1.0 if (objectives.summed or p.direction) == "minimize" else -1.0) * np.sign(p.scale))
+        for p in objectives.parts
+        if produced[p.metric].closed_form and not produced[p.metric].of_weights
+    )
+    return Halving(tuple(own.rungs), own.keep, own.cohort, costs)
+
+
+def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, training: Training | None) -> list[str]:
+    """What the user should know about what is trained, and what is not."""
+    assert config.search is not None
+    if training is None:
+        notes = []
+        if not config.search.strategy.eval_mode:
+            notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
+        if not isinstance(space, QuantizationSpace):
+            notes.append(
+                "networks of other widths are not trained, they have the float model's weights, widened or cut; "
+                "sw_runner.basic_train trains each candidate"
+            )
+        return notes
+    for _, name, own in _given_runners(config.search.strategy):
+        asked, there = own.get("num_samples"), len(dataset.split("train")[1])
+        if RUNNERS.get(name) is BasicTrain and isinstance(asked, int) and asked > there:
+            return [f"{name}.num_samples = {asked:,}, and train has {there:,} samples: all are used"]
+    return []
+
+
 def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
     assert config.search is not None
     own = config.search.strategy
@@ -465,14 +583,13 @@ def _objective_notes(config: Config) -> list[str]:
     ]
 
 
-def _kind_notes(bench: Workbench) -> list[str]:
+def _kind_notes(bench: Bench) -> list[str]:
     """Metrics whose values come about in another way in this search than they usually do."""
     found: dict[tuple[str, str], list[str]] = {}
-    for runner in bench.runners:
-        usual = {m.name: m.kind for m in runner.produces}
-        for name, (kind, why) in runner.kinds(bench).items():
-            if kind != usual[name]:
-                found.setdefault((kind, why), []).append(name)
+    usual = {m.name: m.kind for runner in bench.runners for m in runner.produces}
+    for name, (kind, why) in bench.kinds().items():
+        if kind != usual[name]:
+            found.setdefault((kind, why), []).append(name)
     return [f"{', '.join(names)}: {kind}, not measured ({why})" for (kind, why), names in found.items()]
 
 
@@ -487,9 +604,9 @@ def _size_notes(dataset: Dataset, runners: tuple[tuple[Side, str, Mapping[str, A
     return notes
 
 
-def _weight_notes(space: QuantizationSpace) -> list[str]:
+def _weight_notes(space: ModelSpace) -> list[str]:
     """What average_bitwidth does not see: weights of layers that are no site."""
-    model, seen = space.graph.model, {name for site in space.sites for name in site.parameters}
+    model, seen = space.graph.model, {name for site in space.graph.sites for name in site.parameters}
     outside = {n: p.numel() for n, p in model.named_parameters() if n not in seen and p.dim() > 1}
     if not outside:
         return []
@@ -501,18 +618,18 @@ def _weight_notes(space: QuantizationSpace) -> list[str]:
     ]
 
 
-def _correction_notes(space: QuantizationSpace, asked: Corrections) -> list[str]:
+def _correction_notes(space: ModelSpace, asked: Corrections) -> list[str]:
     """Corrections that are asked for and find nothing to correct."""
     graph, notes = space.graph, []
-    if asked.bias and not any(has_bias(graph, s) for s in space.sites):
+    if asked.bias and not any(has_bias(graph, s) for s in graph.sites):
         notes.append("bias_correction = true has no effect: no layer that can be configured has a bias")
-    if asked.batch_norm and not any(norms_behind(graph, s) for s in space.sites):
+    if asked.batch_norm and not any(norms_behind(graph, s) for s in graph.sites):
         why = "the model cannot be traced" if graph.untraced else "no batch norm is right behind a layer with weights"
         notes.append(f"batch_norm = true has no effect: {why}")
     return notes
 
 
-def _budget(config: Config, strategy: str, space: QuantizationSpace) -> int:
+def _budget(config: Config, strategy: str, space: ModelSpace) -> int:
     assert config.search is not None
     setup = config.search.strategy.setup
     if STRATEGIES.get(strategy) is not BruteForce:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
 from bitfront.engine.finetuning import path_of, trained_bench
-from bitfront.engine.plan import chosen_samples, make_plan, weights_fingerprint
+from bitfront.engine.plan import Plan, chosen_samples, make_plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, Trial, write_json
-from bitfront.engine.searching import WEIGHTS
+from bitfront.engine.searching import WEIGHTS, kept_state
 from bitfront.engine.trained import opened, trained_model
+from bitfront.engine.training_bench import TrainingBench
 from bitfront.engine.workbench import Workbench, one_thread
 from bitfront.errors import RunError
 from bitfront.events import Events
@@ -47,6 +48,7 @@ class Transformed:
         trial: the trial it rebuilds; None where it came from ``[passes.quantize]``.
         folder: where it was saved.
         evaluation: on the trial's own evaluation samples, if asked for.
+        widths: layer → (its multiplier, its output width), where these were chosen.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Transformed:
     folder: Path
     trial: Trial | None = None
     evaluation: Evaluation | None = None
+    widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def transform_trial(
@@ -72,6 +75,49 @@ def transform_trial(
     Args:
         check: evaluate it again, on the samples of the search.
         data, model: where the search was given objects from Python, the same ones (``dataset_of`` makes the first).
+
+    Raises:
+        RunError: there is no such run or trial, or its model or data is not what it was.
+    """
+    found = candidate_of(folder, number, data=data, model=model, events=events)
+    bench, code, trial = found.bench, found.code, found.trial
+    formats = bench.formats(code)
+    rebuilt = bench.model(code, bake=True)
+    evaluation = None
+    if check:
+        runner = found.layout.bench.runner_of("accuracy")
+        if runner is None:
+            raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
+        settings: Any = runner.settings
+        x, y = bench.samples(settings.split, settings.num_samples)
+        with one_thread():
+            evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
+    saved = Path(folder) / "transformed" / f"trial-{trial.number}"
+    widths = found.layout.space.layer_widths(np.array(trial.code, dtype=np.int64))
+    result = Transformed(rebuilt, formats, bench.space.graph, trial.config, saved, trial, evaluation, widths)
+    _save(result)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A trial, ready to be looked at: `code` is its own in `bench`, the model of which has its weights."""
+
+    trial: Trial
+    layout: Plan
+    bench: Workbench
+    code: NDArray[np.int64]
+
+
+def candidate_of(
+    folder: str | Path,
+    number: int,
+    *,
+    data: Dataset | None = None,
+    model: nn.Module | None = None,
+    events: Events | None = None,
+) -> Found:
+    """A trial of a run with its weights; trained again, the same way, where they were not kept.
 
     Raises:
         RunError: there is no such run or trial, or its model or data is not what it was.
@@ -102,26 +148,15 @@ def transform_trial(
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
     if samples is not None:
         layout = layout.sampled(samples)
-    space = single(layout.space.graph, trial.config)
-    bench = Workbench(layout.bench.job, space)
-    code = np.zeros(0, dtype=np.int64)
+    own = np.array(trial.code, dtype=np.int64)
+    place = kept_state(Path(folder), number)
+    if isinstance(layout.bench, TrainingBench) and layout.bench.job.training is not None:
+        state = checkpoints.load(place, layout.bench.untrained(own)) if place.exists() else None
+        layout.bench.recall(own, int(trial.metrics["trained_epochs"]), state)
+    bench, code = layout.bench.alone(own)
     if trial.finetuned is not None and trial.finetuned.kept:
-        bench = _finetuned(bench, code, Path(folder), number)
-    formats = bench.formats(code)
-    rebuilt = bench.model(code, bake=True)
-    evaluation = None
-    if check:
-        runner = layout.bench.runner_of("accuracy")
-        if runner is None:
-            raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
-        settings: Any = runner.settings
-        x, y = bench.samples(settings.split, settings.num_samples)
-        with one_thread():
-            evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
-    saved = Path(folder) / "transformed" / f"trial-{number}"
-    result = Transformed(rebuilt, formats, bench.space.graph, trial.config, saved, trial, evaluation)
-    _save(result)
-    return result
+        bench, code = _finetuned(bench, code, Path(folder), number), np.zeros(0, dtype=np.int64)
+    return Found(trial, layout, bench, code)
 
 
 def _finetuned(bench: Workbench, code: NDArray[np.int64], folder: Path, number: int) -> Workbench:

@@ -29,8 +29,8 @@ from bitfront.engine.objectives import Objective, Objectives
 from bitfront.engine.trials import Trials
 from bitfront.errors import ConfigError, RunError, nearest, one_of
 from bitfront.metrics.intervals import wilson
-from bitfront.spaces.quantize import Config as Candidate
-from bitfront.spaces.quantize import SpelledSpace
+from bitfront.spaces.spelled import Config as Candidate
+from bitfront.spaces.spelled import SpelledSpace
 
 STORE = "trials.sqlite"
 #: Of longer runs log.json has the first so many trials and the front, and a table of all trials leaves out configs: a

@@ -21,7 +21,7 @@ from bitfront.engine.plan import Plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, write_results
 from bitfront.engine.store import Store
 from bitfront.engine.trained import trained_model
-from bitfront.engine.workbench import Workbench
+from bitfront.engine.training_bench import TrainingBench
 from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
 from bitfront.spaces.base import Codes
@@ -69,7 +69,8 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
         layout = layout.trained(model)
     if restart:
         # Now that nothing can be wrong any more: what is thrown away here was hours of somebody's search.
-        for old in [path, *folder.glob(f"{STORE}-*"), folder / "best.json", folder / "log.json"]:
+        made = [*folder.glob(f"{STORE}-*"), *(folder / "checkpoints").glob("trial-*.pt")]
+        for old in [path, *made, folder / "best.json", folder / "log.json"]:
             old.unlink(missing_ok=True)
     weights = weights_fingerprint(layout.model)
     space = layout.space
@@ -91,6 +92,7 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
         store.set_meta("stopped", reason)
         if reason != "interrupted":
             events.finishing()
+            _keep_front(layout, folder)
             _test_front(layout, store, folder)
             _compare_front(layout, store, folder)
             _finetune(layout, store, folder, events)
@@ -150,7 +152,7 @@ def _describe(layout: Plan, store: Store) -> None:
             "kinds": bench.kinds(),
             "samples": samples,
             "reference": {m: None if np.isnan(v[0]) else float(v[0]) for m, v in reference.values.items()},
-            "sites": len(layout.space.sites),
+            "sites": len(layout.space.graph.sites),
             "size": str(layout.space.size),
         },
     )
@@ -188,12 +190,31 @@ def _evaluate(layout: Plan, store: Store, bounds: Bounds, starts: Codes, events:
         return reason
 
 
+def _keep_front(layout: Plan, folder: Path) -> None:
+    """The trained weights of the front, where each candidate has its own; those kept before are not trained again."""
+    if not isinstance(layout.bench, TrainingBench) or layout.bench.job.training is None:
+        return
+    run = Run.load(folder)
+    for row in run.front_rows[:TESTED]:
+        code, epochs = run.columns.codes([row])[0], int(run.columns.metrics["trained_epochs"][row])
+        layout.bench.recall(code, epochs)
+        place = kept_state(folder, int(run.columns.number[row]))
+        if place.exists():
+            layout.bench.recall(code, epochs, checkpoints.load(place, layout.bench.untrained(code)))
+        else:
+            checkpoints.save(layout.bench.state(code), place, {"trial": int(run.columns.number[row])})
+
+
+def kept_state(folder: Path, number: int) -> Path:
+    """Where the trained weights of a trial are, if it was on the front at the end of a search."""
+    return folder / "checkpoints" / f"trial-{number}.pt"
+
+
 def _test_front(layout: Plan, store: Store, folder: Path) -> None:
     """The front, and the float model, on the test split: each once, however often the search is resumed."""
     if "test" not in layout.dataset.splits or "accuracy" not in layout.bench.metrics:
         return
-    job = replace(layout.bench.job, splits={"test": layout.dataset.split("test")})
-    bench = Workbench(job, layout.space)
+    bench = layout.bench.with_splits({"test": layout.dataset.split("test")})
     if store.meta("reference_test") is None:
         scores = bench.of_float().scores(np.zeros((1, 0), dtype=np.int64), "test", None)
         store.set_meta(
@@ -247,7 +268,7 @@ def _finetune(layout: Plan, store: Store, folder: Path, events: Events) -> None:
         before = float(run.columns.metrics["accuracy"][row])
         events.note(f"training trial {number} on")
         events.training(settings, len(layout.dataset.split("train")[1]))
-        code = run.columns.codes([row])[0]
-        found = finetune(layout.bench, code, number, before, layout.dataset, settings, folder, events)
+        bench, code = layout.bench.alone(run.columns.codes([row])[0])
+        found = finetune(bench, code, number, before, layout.dataset, settings, folder, events)
         done.append(vars(found))
         store.set_meta("finetuned", {"settings": vars(settings), "trials": done})

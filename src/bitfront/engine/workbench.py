@@ -15,109 +15,63 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitfront.engine.calibration import Calibration, Corrections
+from bitfront.engine.bench import Bench, Job, Measured, joined
+from bitfront.engine.calibration import Calibration
 from bitfront.engine.program import Program
 from bitfront.engine.tree import Effort, Tree
 from bitfront.errors import UserError
 from bitfront.formats.base import Format, Operand
-from bitfront.graph import Graph, Site, capture
+from bitfront.graph import Graph, Site
 from bitfront.graph.capture import changes_in_place, parameter
-from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Kind, Runner, Scores, Side, Values
-from bitfront.spaces import SPACES
+from bitfront.metrics.base import Kind, Runner, Scores, Values
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.spaces.request import SpaceRequest
 from bitfront.training import evaluate, right_answers
 from bitfront.transforms import SiteFormats, quantize
 from bitfront.transforms.correct import Correction
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Everything an evaluation depends on. Picklable.
-
-    Attributes:
-        model: the trained float model.
-        sample: two input samples, for capture.
-        space: name of the space, and what it is built from.
-        runners: (side, name, settings) of each metric runner.
-        splits: split → (x, y): the samples to evaluate on, already chosen and in order.
-        calibration: samples of the training split that formats learn their scales from, and sites their corrections.
-        corrections: what is corrected where a site is quantized.
-        device: where to compute.
-        threads: how many may share the work of this process; None: as many as torch would take.
-    """
-
-    model: nn.Module
-    sample: Tensor
-    space: str
-    by: str
-    seed: Mapping[str, Mapping[str, object]]
-    runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]
-    splits: Mapping[str, tuple[Tensor, Tensor]]
-    calibration: Tensor
-    device: str = "cpu"
-    threads: int | None = None
-    corrections: Corrections = field(default_factory=Corrections)
-
-    def without_corrections(self, model: nn.Module) -> Job:
-        """The same with another model, whose weights need no corrections."""
-        return replace(self, model=model, corrections=Corrections())
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """The metrics of some candidates, in their order.
-
-    Attributes:
-        values: metric → values of shape (candidates,); NaN where it could not be measured.
-        errors: why a candidate failed; empty where it did not.
-        seconds: time per candidate.
-        inexact: site → why products of it were made one by one, as far as it is known by then.
-        plain: why candidates were evaluated whole, one by one; empty where they were not.
-    """
-
-    values: Mapping[str, Values]
-    errors: tuple[str, ...]
-    seconds: tuple[float, ...]
-    inexact: Mapping[str, str] = field(default_factory=dict)
-    plain: str = ""
-
-    def __len__(self) -> int:
-        return len(self.errors)
+@contextlib.contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Lets torch use that many threads; None: as many as it would."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Computes on one thread: on small work that is faster, and sums come out the same on every machine. On a GPU,
     convolutions keep to float32: the 10 bits of TF32 are no place for exact sums."""
-    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(1)
+    tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with threads(1):
+            yield
     finally:
-        torch.set_num_threads(before)
         torch.backends.cudnn.allow_tf32 = tf32
 
 
-class Workbench:
-    """Evaluates candidates of one job. The model in it is never changed.
+class Workbench(Bench):
+    """Evaluates candidates of one job that have the weights of its model. The model in it is never changed.
 
     Args:
         space: where the job's space is built already.
         effort: how work is cut; default: fitting the model and the machine.
-        beside: the workbench of the search, where this one measures the float model beside its candidates.
+        beside: the workbench of the search, where this one measures something beside its candidates (the float model),
+            or some of its candidates in their own weights.
+        epochs: how long these weights were trained in the search.
     """
 
     def __init__(
@@ -126,27 +80,23 @@ class Workbench:
         space: QuantizationSpace | None = None,
         effort: Effort | None = None,
         beside: Workbench | None = None,
+        epochs: int = 0,
     ) -> None:
         self.job = job
         if space is None:
-            graph = capture(job.model, job.sample)
-            built = SPACES.get(job.space)(SpaceRequest(graph, job.by, job.seed))
-            assert isinstance(built, QuantizationSpace)
+            built = job.build_space()
+            assert isinstance(built, QuantizationSpace), "a search over widths has a bench of its own"
             space = built
         self._space = space
+        self.epochs = epochs
         self._searched = beside.searched if beside else space
         threads = job.threads or torch.get_num_threads()
         self.effort = effort or Effort.fitting(space.graph, threads, job.device)
         # The same runners: what one of them timed is not timed again.
-        self.runners: tuple[Runner, ...] = (
-            beside.runners
-            if beside
-            else tuple(RUNNERS.get(name)(RUNNERS.get(name).Settings(**settings)) for _, name, settings in job.runners)
-        )
-        self.metrics = tuple(m.name for runner in self.runners for m in runner.produces)
+        self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
         self._calibration = Calibration(space.graph, job.calibration, job.corrections)
-        self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = {}
-        self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = {}
+        self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
+        self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
         #: Why candidates go the plain way, where they do.
         self.plain = ""
 
@@ -160,19 +110,17 @@ class Workbench:
         """The space of the search, also where the codes belong to the float model alone."""
         return self._searched
 
-    @property
-    def sample(self) -> Tensor:
-        """Two input samples, on the CPU."""
-        return self.job.sample.cpu()
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-        return self.job.device
-
     def of_float(self) -> Workbench:
         """A workbench whose only candidate, the empty code, is the float model."""
         return Workbench(self.job, QuantizationSpace.of_float(self.space.graph), self.effort, self)
+
+    def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> Workbench:
+        """The same candidates on other samples."""
+        return Workbench(replace(self.job, splits=splits), self._space)
+
+    def alone(self, code: NDArray[np.int64]) -> tuple[Workbench, NDArray[np.int64]]:
+        """This workbench, and the code."""
+        return self, code
 
     def measure(self, codes: Codes) -> Measured:
         """All metrics of a batch of candidates.
@@ -192,20 +140,6 @@ class Workbench:
             return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
         return Measured(values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain)
-
-    @cached_property
-    def closed_form(self) -> frozenset[str]:
-        """Metrics that need neither data nor a clock."""
-        return frozenset(m.name for runner in self.runners if runner.closed_form for m in runner.produces)
-
-    @cached_property
-    def of_weights(self) -> frozenset[str]:
-        """Metrics that look at the values of the weights."""
-        return frozenset(m.name for runner in self.runners if runner.of_weights for m in runner.produces)
-
-    def runner_of(self, metric: str) -> Runner | None:
-        """The runner that produces a metric; None if none does."""
-        return next((r for r in self.runners if metric in (m.name for m in r.produces)), None)
 
     def kinds(self) -> dict[str, tuple[Kind, str]]:
         """Metric → how its values come about in this search, and why if that is not the usual way."""
@@ -422,6 +356,10 @@ class _Subject:
     def device(self) -> str:
         return self._bench.device
 
+    @property
+    def epochs(self) -> int:
+        return self._bench.epochs
+
     def formats(self, code: NDArray[np.int64]) -> Mapping[str, Mapping[Operand, Format]]:
         return self._bench.formats(code)
 
@@ -444,17 +382,6 @@ class _Subject:
         if key not in self._scores:
             self._scores[key] = self._bench.scores(codes, split, num_samples)
         return self._scores[key]
-
-
-def joined(parts: Sequence[Measured]) -> Measured:
-    """Several batches as one."""
-    return Measured(
-        values={m: np.concatenate([p.values[m] for p in parts]) for m in (parts[0].values if parts else ())},
-        errors=tuple(e for p in parts for e in p.errors),
-        seconds=tuple(s for p in parts for s in p.seconds),
-        inexact={site: why for p in parts for site, why in p.inexact.items()},
-        plain=next((p.plain for p in parts if p.plain), ""),
-    )
 
 
 def described(error: Exception) -> str:

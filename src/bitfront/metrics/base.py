@@ -87,6 +87,11 @@ class Subject(Protocol):
         """Where the search computes: ``cpu``, ``cuda``, ``mps``."""
         ...
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs the candidates were trained in the search; 0 where they are not."""
+        ...
+
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
         """Forward passes of candidates over fixed samples of a split: the same ones for every candidate.
 

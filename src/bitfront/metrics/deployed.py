@@ -94,15 +94,16 @@ class Deployment:
         self.settings = settings
         self.reason = _reason(settings, subject)
 
-    def signature(self, formats: Mapping[str, SiteFormats]) -> Signature:
-        """What the time of a candidate in these formats depends on."""
+    def signature(self, graph: Graph, formats: Mapping[str, SiteFormats]) -> Signature:
+        """What the time of a network in these formats depends on. Networks of other widths have other shapes."""
         narrow = self.settings.backend == "onnxruntime"  # one more operator; torch clamps in any case
-        return tuple(
+        kernels = tuple(
             (name, operand, held.signed, held.symmetric, held.axis is not None, narrow and held.narrow)
             for name, own in sorted(formats.items())
             for operand, f in sorted(own.items())
             if operand != "bias" and (held := packing(f, activation=operand == "data_in")) is not None
         )
+        return tuple(node.output for node in graph.nodes), kernels
 
     def running(self, subject: Subject, code: NDArray[np.int64]) -> Running:
         """The candidate on the backend, with a batch of inputs."""

@@ -141,7 +141,7 @@ class Energy(Runner):
             self._idle = 0.0 if meter.source == "estimated" else idle.joules / idle.seconds
         rows = []
         for code in codes:
-            signature = deployment.signature(subject.formats(code))
+            signature = deployment.signature(subject.space.graph, subject.formats(code))
             if signature not in self._known:
                 with torch_threads(self._own.threads):
                     running = deployment.running(subject, code)

@@ -71,7 +71,7 @@ class Latency(Runner):
         if deployment.reason:
             seconds = deployment.modelled(subject.space, codes)
             return self._named(seconds, seconds, seconds, seconds)
-        signatures = [deployment.signature(subject.formats(code)) for code in codes]
+        signatures = [deployment.signature(subject.space.graph, subject.formats(code)) for code in codes]
         self._time(subject, codes, signatures)
         found = [self._known[s] for s in signatures]
         median, p90, low, high = (

@@ -168,9 +168,7 @@ def summary(run: Run) -> list[str]:
     lines = []
     shown = _shown(run)
     if shown:
-        named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
-        lines += ["", f"what they chose, bits of data_in/weight/bias{_in(named)}:"]
-        lines += [f"  {trial.number}: {chosen(trial, named=len(named) > 1)}" for trial in shown]
+        lines += ["", *_choices(run, shown)]
     if len(run.front_rows) > len(shown):
         lines.append(f"  ... and {len(run.front_rows) - len(shown):,} more of the front in {run.folder / 'best.json'}")
     lines.append("")
@@ -247,44 +245,48 @@ def constrained(run: Run) -> str:
     return f"no evaluated candidate fulfils {texts}; the nearest is trial {run.columns.number[row]} with {own}"
 
 
+def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
+    """What trials chose, a line each below a line that says what is shown."""
+    named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
+    what = [f"bits of data_in/weight/bias{_in(named)}"] if any(_sites(t) for t in shown) else []
+    widths = {t.number: run.space.layer_widths(np.array(t.code, dtype=np.int64)) for t in shown}
+    what += ["widths"] if any(widths.values()) else []
+    lines = [f"what they chose, {' and '.join(what)}:"]
+    for trial in shown:
+        lines.append(f"  {trial.number}: {chosen(trial, named=len(named) > 1, widths=widths[trial.number])}")
+    return lines
+
+
 def _sites(trial: Trial) -> dict[str, Any]:
-    return {site: entry for site, entry in trial.config.items() if site not in ("by", "default")}
+    """The sites whose formats the trial says, with their tables."""
+    formats = trial.config if "by" in trial.config else trial.config["quantize"]
+    sites = {site: entry for site, entry in formats.items() if site not in ("by", "default")}
+    return {site: entry for site, entry in sites.items() if "channel_multiplier" not in entry["config"]}
 
 
 def _in(formats: set[str]) -> str:
     return f" in {next(iter(formats))}" if len(formats) == 1 else ""
 
 
-def chosen(trial: Trial, *, named: bool = True) -> str:
+def chosen(trial: Trial, *, named: bool = True, widths: Mapping[str, tuple[str, int]] | None = None) -> str:
     """What a trial chose, in one line: bits of data_in/weight/bias, ``-`` where one stays in float.
 
     Args:
         named: say the number format too.
+        widths: layer → (its multiplier, its width), where these are chosen.
     """
-    parts = []
+    parts = [f"{layer} {label} ({width})" for layer, (label, width) in (widths or {}).items()]
     for site, entry in _sites(trial).items():
         own = entry["config"]
-        widths = [str(own.get(f"{o}_width", "-")) for o in ("data_in", "weight", "bias")]
+        bits = [str(own.get(f"{o}_width", "-")) for o in ("data_in", "weight", "bias")]
         what = f"{own['name']} " if named else ""
-        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{'/'.join(widths)}")
+        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{'/'.join(bits)}")
     return ", ".join(parts)
 
 
 def plan_sites(plan: Plan) -> Sheet:
     """What each site got, and by which key."""
-    rows = []
-    for assignment, group in zip(plan.space.assignments, plan.space.groups, strict=True):
-        offers = []
-        for alternative in assignment.alternatives:
-            operands = [
-                f"{operand}: {' '.join(s.format.label if s.format else 'float' for s in settings)}"
-                for operand, settings in alternative.operands
-            ]
-            offers.append("float" if alternative.name == "NA" else f"{alternative.name} ({'; '.join(operands)})")
-        if assignment.excluded:
-            offers[-1] += f" ({assignment.excluded} left out, where frac_width > width)"
-        site = assignment.site
-        rows.append([site.name, site.type, assignment.key, " or ".join(offers), f"{group.size:,}"])
+    rows = [[o.site, o.type, o.rule, o.choices, f"{o.options:,}"] for o in plan.space.offers()]
     return Sheet(["site", "type", "rule", "choices", "options"], rows, right=["options"])
 
 
@@ -296,8 +298,11 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
         f"{name} ({d})" for name, d in zip(plan.objectives.names, plan.objectives.directions, strict=True)
     )
     jobs = plan.settings.strategy.setup.n_jobs
+    spelled = plan.space.spelled_size
     lines = [
-        f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters",
+        f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters"
+        if spelled == size
+        else f"space: {spelled:,} settings, {size:,} distinct networks, {len(plan.space.parameters)} parameters",
         f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
         f"objectives: {directions}",
         f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "

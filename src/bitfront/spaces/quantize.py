@@ -8,6 +8,7 @@ A single configuration (``[passes.quantize]``, a trial's ``sampled_config``) is 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,13 +26,12 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.operations import SITE_OPERANDS
 from bitfront.registry import canonical
 from bitfront.spaces import SPACES
-from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
+from bitfront.spaces.base import Codes
 from bitfront.spaces.request import SpaceRequest
+from bitfront.spaces.spelled import ModelSpace, Offer
 
 NAMING = ("name", "type", "regex_name")
 OPERANDS: tuple[Operand, ...] = ("data_in", "weight", "bias")
-#: A candidate spelled out as in the TOML: {"by": "name", "default": {...}, site: {"config": {...}}}.
-Config = dict[str, Any]
 Settings = Mapping[str, object]
 
 
@@ -82,63 +82,13 @@ class _Operand:
     why: str = field(default="")
 
 
-class SpelledSpace(Space):
-    """A quantization space as text: enough to spell candidates out, without the model. What a run folder keeps.
-
-    Args:
-        description: per site ``{"site": name, "alternatives": [{"name": format, "operands": [{"operand": name,
-            "settings": [{"label": text, "set": {parameter: value}}]}]}]}``; JSON.
-    """
-
-    def __init__(self, description: Sequence[Mapping[str, Any]]) -> None:
-        self.description = description
-        groups = []
-        for entry in description:
-            branches: list[Branch] = []
-            for a in entry["alternatives"]:
-                # A format whose settings are no plain product has several branches.
-                before = sum(b.label.split("#")[0] == a["name"] for b in branches)
-                choices = (Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"])
-                branches.append(Branch(f"{a['name']}#{before + 1}" if before else a["name"], tuple(choices)))
-            groups.append(Group(entry["site"], tuple(branches)))
-        super().__init__(groups)
-
-    def decode(self, code: NDArray[np.int64]) -> Config:
-        """The candidate spelled out, as ``[passes.quantize]`` takes it. Sites that can only be float are left out."""
-        config: Config = {"by": "name", "default": {"config": {"name": "NA"}}}
-        options = self.options(code[None])[0].tolist()
-        for g, (group, entry) in enumerate(zip(self.groups, self.description, strict=True)):
-            written = self._written(g, options[g])
-            if group.size > 1 or entry["alternatives"][0]["name"] != "NA":
-                config[entry["site"]] = {"config": dict(written)}
-        return config
-
-    def _written(self, g: int, option: int) -> Mapping[str, object]:
-        """What the TOML says of one option of a site."""
-        known = self._spelled.get((g, option))
-        if known is None:
-            branch, picks = self.groups[g].picks(option)
-            alternative = self.description[g]["alternatives"][branch]
-            chosen = [(o["operand"], o["settings"][i]) for o, i in zip(alternative["operands"], picks, strict=True)]
-            known = {"name": "NA"}
-            if any(setting["label"] != "float" for _, setting in chosen):
-                known = {"name": alternative["name"]}
-                for operand, setting in chosen:
-                    known |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
-            self._spelled[g, option] = known
-        return known
-
-    @cached_property
-    def _spelled(self) -> dict[tuple[int, int], dict[str, object]]:
-        return {}
-
-
 @SPACES.register("graph/quantize/mixed_precision_ptq", "mixed_precision_ptq")
-class QuantizationSpace(SpelledSpace):
+class QuantizationSpace(ModelSpace):
     """Number formats and bit-widths of every operand of every site."""
 
     def __init__(self, request: SpaceRequest, assignments: tuple[Assignment, ...] | None = None) -> None:
         self.graph = request.graph
+        self._request = request
         self.assignments, self.unused = _assign(request) if assignments is None else (assignments, ())
         super().__init__([_described(a) for a in self.assignments])
 
@@ -146,6 +96,41 @@ class QuantizationSpace(SpelledSpace):
     def of_float(cls, graph: Graph) -> QuantizationSpace:
         """The space whose only candidate is the float model itself, for its row in the table."""
         return cls(SpaceRequest(graph, seed={}, float_only=True))
+
+    def split(self, codes: Codes) -> tuple[Codes, Codes]:
+        """No candidate changes a width."""
+        return np.zeros((len(codes), 0), dtype=np.int64), codes
+
+    def widths(self, options: NDArray[np.int64]) -> dict[int, int]:  # noqa: ARG002
+        """None."""
+        return {}
+
+    def quantization(self, graph: Graph) -> QuantizationSpace:
+        """The same choices at the sites of `graph`."""
+        return self if graph is self.graph else QuantizationSpace(replace(self._request, graph=graph))
+
+    def with_weights(self, graph: Graph) -> QuantizationSpace:
+        """The same space of the same model with other weights in it; cheaper than to build it again."""
+        other = copy.copy(self)
+        other.graph, other._request = graph, replace(self._request, graph=graph)
+        return other
+
+    def offers(self) -> tuple[Offer, ...]:
+        """Formats by operand, and how many pairs of parameters were left out."""
+        found = []
+        for assignment, group in zip(self.assignments, self.groups, strict=True):
+            choices = []
+            for alternative in assignment.alternatives:
+                operands = [
+                    f"{operand}: {' '.join(s.format.label if s.format else 'float' for s in settings)}"
+                    for operand, settings in alternative.operands
+                ]
+                choices.append("float" if alternative.name == "NA" else f"{alternative.name} ({'; '.join(operands)})")
+            if assignment.excluded:
+                choices[-1] += f" ({assignment.excluded} left out, where frac_width > width)"
+            site = assignment.site
+            found.append(Offer(site.name, site.type, assignment.key, " or ".join(choices), group.size))
+        return tuple(found)
 
     @classmethod
     def of_formats(cls, graph: Graph, formats: Mapping[str, Mapping[Operand, Format]]) -> QuantizationSpace:

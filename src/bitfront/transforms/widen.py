@@ -115,9 +115,13 @@ def multiplied(graph: Graph, multipliers: Mapping[str, float], divisor: int = 1)
         ConfigError: no such layer; a multiplier that is not above 0, or of a layer whose width is fixed; two different
             multipliers for one group.
     """
+    return multiplied_groups(channels(graph), multipliers, divisor)
+
+
+def multiplied_groups(structure: Channels, multipliers: Mapping[str, float], divisor: int = 1) -> dict[int, int]:
+    """``multiplied``, for whoever has the groups already."""
     if divisor < 1:
         raise ConfigError(f"divisor is {divisor}; allowed: whole numbers from 1")
-    structure = channels(graph)
     factors: dict[int, tuple[str, float]] = {}
     for name, factor in multipliers.items():
         if not (factor > 0 and math.isfinite(factor)):

@@ -1,0 +1,266 @@
+"""Widths and bit-widths in one search, against each of them alone; and its winners, trained on, against yardsticks.
+
+fronts      jsc-mlp on the jets: accuracy against ``bops``, by ``evolution``, as many candidates of each space, each
+            trained with its formats in place. *bits*: formats of all four layers, widths as they are. *widths*:
+            multipliers of the three hidden layers, in float. *widths, 8 bits*: the same, all operands in 8 bits.
+            *joint*: both choices together. Hypervolume of accuracy against log10 of ``bops``, of the area from half
+            of the answers right, and from the float network, on; differences are between runs of one seed. ``cost``
+            is the least ``bops`` of a candidate at most 1 % worse than the float network, on the search's samples.
+yardsticks  a joint search for accuracy against ``ebops``, whose trials within each budget are trained on with learned
+            ranges (``[search.finetune]``). Of these the one most accurate on the validation split is chosen; its
+            accuracy on the test split decides nothing, and is what is reported. The yardsticks are uniform
+            quantization-aware training of networks of three sizes on the same data: a plain trainer, one seed.
+            ``cost`` is ``ebops`` after training.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import jets, parser, report
+from numpy.typing import NDArray
+
+import bitfront as bf
+from bitfront import config as configuration
+from bitfront import tomlfile
+from bitfront.data.base import Dataset
+from bitfront.models.base import build
+from bitfront.training import TrainSettings, train
+
+SEEDS = (0, 1, 2)
+#: EBOPs → test accuracy of uniform quantization-aware training on the re-simulated jets.
+YARDSTICKS = {70_700: 0.770, 27_200: 0.764, 16_800: 0.7565}
+MULTIPLIERS = [0.25, 0.375, 0.5, 0.75, 1]
+#: Corner of the hypervolume: accuracy, and bops of jsc-mlp in float.
+CORNER = (0.5, math.log10(4_652_832))
+
+Row = dict[str, object]
+
+
+def widths(multipliers: list[float]) -> dict[str, Any]:
+    return {"seed": {"default": {"config": {"name": "output_only", "channel_multiplier": multipliers}}}}
+
+
+def bits(data: list[int], weight: list[int]) -> dict[str, Any]:
+    own = {
+        "name": "integer",
+        "data_in_width": data,
+        "data_in_frac_width": "auto",
+        "weight_width": weight,
+        "weight_frac_width": "auto",
+        "bias_width": 8,
+        "bias_frac_width": "auto",
+    }
+    # What comes out of a ReLU is not negative: its format needs no sign.
+    seeds = {f"seq_blocks_{i}": {"config": {**own, **({"data_in_signed": False} if i else {})}} for i in (0, 2, 4, 6)}
+    return {"seed": seeds}
+
+
+def joint(multipliers: list[float], data: list[int], weight: list[int]) -> dict[str, Any]:
+    return {"name": "joint", "widths": widths(multipliers), "quantize": bits(data, weight)}
+
+
+SPACES: Mapping[str, Mapping[str, Any]] = {
+    "joint": joint(MULTIPLIERS, [4, 6, 8], [2, 3, 4, 6, 8]),
+    "bits": bits([4, 6, 8], [2, 3, 4, 6, 8]),
+    "widths": {"name": "channel_size", **widths(MULTIPLIERS)},
+    "widths, 8 bits": joint(MULTIPLIERS, [8], [8]),
+}
+
+
+def searched(
+    model: Any,
+    data: Dataset,
+    space: Mapping[str, Any],
+    cost: str,
+    trials: int,
+    seed: int,
+    folder: Path,
+    basic_train: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+) -> bf.Run:
+    strategy: dict[str, Any] = {
+        "name": "evolution",
+        "setup": {"n_trials": trials},
+        "sw_runner": {"basic_train": dict(basic_train), "basic_evaluation": {"num_samples": 8192}},
+        "hw_runner": {"bops": {}, "ebops": {}},
+        "metrics": {"accuracy": {"direction": "maximize"}, cost: {"direction": "minimize"}},
+    }
+    values = {
+        "accelerator": "cpu",
+        "seed": seed,
+        "batch_size": 256,
+        "project_dir": str(folder),
+        "search": {"search_space": dict(space), "strategy": strategy, **(more or {})},
+    }
+    loaded = configuration.from_document(tomlfile.Document("joint.py", values))
+    return bf.search(loaded, model=model, data=data)
+
+
+def in_float(data: Dataset, epochs: int, seed: int) -> Any:
+    model = build("jsc-mlp", data.sample_shape, data.num_classes, seed)
+    settings = TrainSettings(max_epochs=epochs, batch_size=256, learning_rate=2e-3, seed=seed)
+    model.load_state_dict(train(model, data, settings).best_state)
+    return model.eval()
+
+
+def volume(run: bf.Run, cost: str) -> float:
+    """Of the front's area, as a share of all there is."""
+    metrics = run.columns.metrics
+    losses: NDArray[np.float64] = np.stack([-metrics["accuracy"], np.log10(metrics[cost])], axis=1)
+    return bf.hypervolume(losses, np.array([-CORNER[0], CORNER[1]]))
+
+
+def fronts(data: Dataset, quick: bool) -> Iterator[tuple[Row, tuple[str, float] | None]]:
+    trials, samples, epochs = (12, 1024, 1) if quick else (160, 32_768, 3)
+    volumes: dict[str, list[float]] = {name: [] for name in SPACES}
+    for seed in SEEDS[: 1 if quick else None]:
+        model = in_float(data, 1 if quick else 10, seed)
+        for name, space in SPACES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                begin = time.perf_counter()
+                training = {"max_epochs": epochs, "num_samples": samples, "learning_rate": 2e-3}
+                run = searched(model, data, space, "bops", trials, seed, Path(folder), training)
+                seconds = time.perf_counter() - begin
+                volumes[name].append(volume(run, "bops"))
+                best = run.best()
+                cheap = [t for t in run.records if t.metrics["accuracy"] >= run.reference["accuracy"] - 0.01]
+                least = min((t.metrics["bops"] for t in cheap), default=math.nan)
+                yield (
+                    {
+                        "part": "fronts",
+                        "space": name,
+                        "seed": seed,
+                        "trials": len(run),
+                        "hypervolume": volumes[name][-1],
+                        "val before": "",
+                        "best val": best.metrics["accuracy"],
+                        "test": best.test_metrics["accuracy"],
+                        "cost": "" if math.isnan(least) else int(least),
+                        "s": seconds,
+                    },
+                    None,
+                )
+    for name in list(SPACES)[1:]:
+        gains = [a - b for a, b in zip(volumes["joint"], volumes[name], strict=True)]
+        key = name.replace(", ", "_").replace(" ", "_")
+        yield (
+            {
+                "part": "fronts",
+                "space": f"joint - {name}",
+                "seed": "least of all",
+                "trials": "",
+                "hypervolume": min(gains),
+                "val before": "",
+                "best val": "",
+                "test": "",
+                "cost": "",
+                "s": "",
+            },
+            (f"gain_on_{key}", min(gains)),
+        )
+    yield (
+        {
+            "part": "fronts",
+            "space": "joint",
+            "seed": "median",
+            "trials": "",
+            "hypervolume": statistics.median(volumes["joint"]),
+            "val before": "",
+            "best val": "",
+            "test": "",
+            "cost": "",
+            "s": "",
+        },
+        None,
+    )
+
+
+def yardsticks(data: Dataset, quick: bool) -> Iterator[tuple[Row, tuple[str, float] | None]]:
+    trials, samples, epochs = (12, 1024, 1) if quick else (400, 65_536, 4)
+    tuned_epochs = 1 if quick else 20
+    model = in_float(data, 1 if quick else 20, 0)
+    found: list[Row] = []
+    for budget in YARDSTICKS:
+        # The space is that of networks which can be near the budget.
+        most = {70_700: 1, 27_200: 0.75, 16_800: 0.5}[budget]
+        space = joint([m for m in MULTIPLIERS if m <= most], [5, 6, 7, 8, 10], [2, 3, 4, 5, 6, 8])
+        training = {"max_epochs": epochs, "num_samples": samples, "learning_rate": 2e-3}
+        more = {
+            "constraints": {"ebops": f"<= {budget}"},
+            "finetune": {"trials": 2, "max_epochs": tuned_epochs, "learning_rate": 2e-3},
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            run = searched(model, data, space, "ebops", trials, 0, Path(folder), training, more)
+            seconds = time.perf_counter() - begin
+            for number, own in run.finetuned.items():
+                if own.failed:
+                    continue
+                trial = run.trial(number)
+                found.append(
+                    {
+                        "part": "yardsticks",
+                        "space": f"budget {budget:,}",
+                        "seed": number,
+                        "trials": len(run),
+                        "hypervolume": "",
+                        "val before": trial.metrics["accuracy"],
+                        "best val": own.metrics["accuracy"],
+                        "test": own.test["accuracy"],
+                        "cost": int(own.metrics["ebops"] or 0),
+                        "s": seconds,
+                    }
+                )
+                yield found[-1], None
+    for budget, yardstick in YARDSTICKS.items():
+        within = [row for row in found if row["cost"] <= budget]  # type: ignore[operator]
+        if not within:
+            continue
+        best = max(within, key=lambda row: row["best val"])  # type: ignore[arg-type, return-value]
+        gain = best["test"] - yardstick  # type: ignore[operator]
+        yield (
+            {
+                "part": "yardsticks",
+                "space": f"chosen for {budget:,}",
+                "seed": best["seed"],
+                "trials": "",
+                "hypervolume": "",
+                "val before": "",
+                "best val": best["best val"],
+                "test": best["test"],
+                "cost": best["cost"],
+                "s": "",
+            },
+            (f"gain_at_{budget}", gain),
+        )
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--only", choices=("fronts", "yardsticks"), help="one part of it")
+    args = options.parse_args()
+    data, what = jets()
+    if args.quick:
+        x, y = data.split("train")
+        data = bf.from_splits({"train": (x[:2000], y[:2000]), "val": data.split("val"), "test": data.split("test")})
+    rows: list[Row] = []
+    summary: dict[str, float] = {}
+    for part in (fronts, yardsticks):
+        if args.only in (None, part.__name__):
+            for row, promise in part(data, args.quick):
+                rows.append(row)
+                summary.update([promise] if promise else [])
+                print(row, flush=True)
+    report("Widths and bits in one search, and its winners trained on", rows, summary, args.json, data=what)
+
+
+if __name__ == "__main__":
+    main()

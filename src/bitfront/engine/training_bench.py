@@ -1,0 +1,392 @@
+"""Candidates that are networks of their own: of other widths than the model, or each trained before it is evaluated.
+
+A candidate begins with the float model's weights, widened or cut to its widths (``transforms.widen``); its costs are
+those of that network, so they follow the shapes. Where the search trains its candidates, each is then trained with its
+formats in place and straight-through gradients, and evaluated, in evaluation mode, with the weights that come out:
+formats learn their scales from these again. Whatever happens to a candidate hangs on its code and the settings alone
+(with halving: how long it is trained also on its cohort, see ``halving.py``);
+it is trained from the same seed, on the same samples in the same order, together with others (``bitfront.population``)
+but as if alone, to the last bit. So it does not matter which others are trained, in which order,
+or in which process.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bitfront.data.base import Dataset
+from bitfront.engine.bench import Bench, Job, Measured, Training, joined
+from bitfront.engine.halving import Halving, going_on
+from bitfront.engine.workbench import Workbench, described, one_thread, threads
+from bitfront.errors import EvaluationError, UserError
+from bitfront.graph import Graph, capture
+from bitfront.metrics.base import Kind, Scores, Values
+from bitfront.population import train_population
+from bitfront.spaces.base import Codes
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.spelled import ModelSpace
+from bitfront.training import StateDict
+from bitfront.transforms.widen import Widths, widen
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+#: (members of a cohort by their places, their weights at a rung) → which of them go on.
+Judge = Callable[[Sequence[int], Sequence[StateDict]], NDArray[np.bool_]]
+#: What is added to copies of channels before training, as a share of the weights' standard deviation: copies that are
+#: equal would get equal gradients, and stay equal for ever.
+NOISE = 0.01
+#: Networks, and trained states, that are kept for the next question, in bytes of their weights.
+KEPT_BYTES = 2**28
+#: Samples on which training looks for a loss that is no number.
+WATCHED = 64
+
+
+def open_bench(job: Job, space: ModelSpace | None = None) -> Bench:
+    """The bench that a job needs.
+
+    Args:
+        space: where it is built already.
+    """
+    space = space or job.build_space()
+    if job.training is None and isinstance(space, QuantizationSpace):
+        return Workbench(job, space)
+    return TrainingBench(job, space)
+
+
+class TrainingBench(Bench):
+    """Evaluates candidates each of which has weights of its own.
+
+    Attributes:
+        states: code → (trained weights, epochs) of the candidates that were trained last.
+    """
+
+    def __init__(self, job: Job, space: ModelSpace) -> None:
+        self.job = job
+        self._space = space
+        #: Everything that the candidates' own workbenches take from the job.
+        self._plain = replace(job, training=None)
+        self._float = Workbench(self._plain, space.quantization(space.graph))
+        self.runners = self._float.runners
+        size = sum(t.numel() * t.element_size() for t in job.model.state_dict().values())
+        kept = max(8, KEPT_BYTES // max(1, size))
+        self.states: _Recent[bytes, tuple[StateDict, int]] = _Recent(kept)
+        #: Code → epochs of candidates that are known to have been stopped early.
+        self.stopped: dict[bytes, int] = {}
+        self._networks: _Recent[tuple[tuple[int, int], ...], Workbench] = _Recent(kept)
+
+    @property
+    def space(self) -> ModelSpace:
+        """The space of the search."""
+        return self._space
+
+    @property
+    def closed_form(self) -> frozenset[str]:
+        """Of candidates that are trained, what depends on the weights is not known before."""
+        return super().closed_form - (self.of_weights if self.job.training else frozenset())
+
+    def kinds(self) -> dict[str, tuple[Kind, str]]:
+        """As of a search among the formats of the model as it is."""
+        return self._float.kinds()
+
+    def of_float(self) -> Workbench:
+        """The float model, which candidates inherit from."""
+        return self._float.of_float()
+
+    def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> TrainingBench:
+        """The same candidates on other samples. Those that are trained are not trained again."""
+        other = TrainingBench(replace(self.job, splits=splits), self._space)
+        other.states, other.stopped = self.states, self.stopped
+        return other
+
+    def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+        """The samples (x, y) that ``scores`` uses."""
+        return self._float.samples(split, num_samples)
+
+    def alone(self, code: NDArray[np.int64]) -> tuple[Workbench, NDArray[np.int64]]:
+        """(the workbench of one candidate's network, in its weights; its code there)."""
+        (_, bench, codes), *_ = self._networks_of(code[None])
+        return bench, codes[0]
+
+    def state(self, code: NDArray[np.int64]) -> StateDict:
+        """The weights of one candidate, before they are quantized."""
+        return {k: v.cpu() for k, v in self.alone(code)[0].space.graph.model.state_dict().items()}
+
+    def untrained(self, code: NDArray[np.int64]) -> nn.Module:
+        """The network of one candidate, in the weights that it begins with. To be read, not to be changed."""
+        (_, bench, _), *_ = self._untrained(code[None])
+        return bench.space.graph.model
+
+    def recall(self, code: NDArray[np.int64], epochs: int, state: StateDict | None = None) -> None:
+        """Take for known how long one candidate was trained, and with `state` also what that gave."""
+        self.stopped[code.tobytes()] = epochs
+        if state is not None:
+            self.states.put(code.tobytes(), (state, epochs))
+
+    def measure(self, codes: Codes) -> Measured:
+        """All metrics of a batch of candidates, each trained first where the search trains."""
+        start = time.perf_counter()
+        try:
+            parts = [(rows, bench.measure(own)) for rows, bench, own in self._networks_of(codes, judged=True)]
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            seconds = time.perf_counter() - start
+            if len(codes) == 1:
+                nothing = {m: np.full(1, np.nan) for m in self.metrics}
+                return Measured(nothing, (described(error),), (seconds,))
+            # Training failed, and whose it was is found one by one.
+            return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
+        seconds = (time.perf_counter() - start) / max(1, len(codes))
+        found = joined([measured for _, measured in parts])
+        back = np.argsort(np.concatenate([rows for rows, _ in parts])) if parts else np.zeros(0, dtype=np.int64)
+        return replace(
+            found,
+            values={m: v[back] for m, v in found.values.items()},
+            errors=tuple(found.errors[i] for i in back),
+            seconds=(seconds,) * len(codes),
+        )
+
+    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+        """Costs of the networks, without training them."""
+        values = {m: np.full(len(codes), np.nan) for m in metrics}
+        for rows, bench, own in self._untrained(codes):
+            for name, column in bench.price(own, metrics).items():
+                values[name][rows] = column
+        return values
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        """Loss and correct answers of each candidate on fixed samples of `split`."""
+        loss, correct = np.full(len(codes), np.nan), np.zeros(len(codes), dtype=np.int64)
+        errors = [""] * len(codes)
+        for rows, bench, own in self._networks_of(codes):
+            found = bench.scores(own, split, num_samples)
+            loss[rows], correct[rows] = found.loss, found.correct
+            for row, error in zip(rows.tolist(), found.errors, strict=True):
+                errors[row] = error
+        return Scores(loss, correct, len(self.samples(split, num_samples)[1]), tuple(errors))
+
+    def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Which of the samples each candidate answers rightly, shape (candidates, samples)."""
+        there = len(self.samples(split, None)[1][start:stop])
+        found = np.zeros((len(codes), there), dtype=bool)
+        for rows, bench, own in self._networks_of(codes):
+            found[rows] = bench.answers(own, split, start, stop)
+        return found
+
+    # --- networks ----------------------------------------------------------------------------------------------------
+
+    def _networks_of(
+        self, codes: Codes, *, judged: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
+        """(rows of `codes`, the workbench of their network in its weights, their codes there).
+
+        Args:
+            judged: `codes` are a cohort, in which who is hopeless is not trained to the end; else how long a candidate
+                was trained is known.
+        """
+        training = self.job.training
+        if training is None:
+            yield from self._untrained(codes)
+            return
+        untrained = [
+            (int(row), bench, code)
+            for rows, bench, own in self._untrained(codes)
+            for row, code in zip(rows, own, strict=True)
+        ]
+        keys = [code.tobytes() for code in codes]
+        halving = training.halving if judged else None
+        # Held here: a batch may be larger than what is kept.
+        known = {row: None if halving else self.states.get(keys[row]) for row, _, _ in untrained}
+        missing = [(row, bench, code) for row, bench, code in untrained if not self._fits(keys[row], known[row])]
+        most = [training.settings.max_epochs if halving else self._epochs(keys[row]) for row, _, _ in missing]
+
+        def judge(members: Sequence[int], states: Sequence[StateDict]) -> NDArray[np.bool_]:
+            assert halving is not None
+            there = [missing[i] for i in members]
+            return going_on(self._at_rung(there, states, halving), halving.keep)
+
+        with one_thread():
+            twins = [bench.model(code) for _, bench, code in missing]
+        with threads(self.job.threads):
+            trained = _train(twins, training, self.job.device, most, judge if halving else None)
+        for (row, bench, _), (state, epochs) in zip(missing, trained, strict=True):
+            known[row] = _shadow(bench.space.graph, state), epochs
+        for row, bench, code in sorted(untrained, key=lambda u: u[0]):
+            found = known[row]
+            assert found is not None
+            self.states.put(keys[row], found)
+            if halving:
+                self.stopped[keys[row]] = found[1]
+            yield np.array([row]), self._in_weights(bench, *found), code[None]
+
+    def _epochs(self, key: bytes) -> int:
+        """How long a candidate is trained where nobody judges it."""
+        assert self.job.training is not None
+        return self.stopped.get(key, self.job.training.settings.max_epochs)
+
+    def _fits(self, key: bytes, known: tuple[StateDict, int] | None) -> bool:
+        return known is not None and known[1] == self._epochs(key)
+
+    def _at_rung(
+        self,
+        members: Sequence[tuple[int, Workbench, NDArray[np.int64]]],
+        states: Sequence[StateDict],
+        halving: Halving,
+    ) -> NDArray[np.float64]:
+        """What a cohort is judged by at a rung, shape (candidates, 1 + costs), smaller is better."""
+        runner = self.runner_of("accuracy")
+        assert runner is not None, "the plan checks that"
+        settings: Any = runner.settings
+        rows = []
+        for (_, bench, code), state in zip(members, states, strict=True):
+            own = self._in_weights(bench, _shadow(bench.space.graph, state), 0)
+            scores = own.scores(code[None], settings.split, settings.num_samples)
+            costs = own.price(code[None], [name for name, _ in halving.costs])
+            rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
+        return np.array(rows)
+
+    def _in_weights(self, bench: Workbench, state: StateDict, epochs: int) -> Workbench:
+        """The workbench of a network, with trained weights in it."""
+        model = copy.deepcopy(bench.space.graph.model)
+        model.load_state_dict(state)
+        graph = replace(bench.space.graph, model=model.eval())
+        job = replace(bench.job, model=model)
+        return Workbench(job, bench.space.with_weights(graph), bench.effort, self._float, epochs)
+
+    def _untrained(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
+        """(rows of `codes` of the same widths, the workbench of the network they begin as, their codes there)."""
+        widths, formats = self._space.split(codes)
+        if not len(codes):
+            return
+        distinct, which = np.unique(widths, axis=0, return_inverse=True)
+        for index, options in enumerate(distinct):
+            rows = np.flatnonzero(which.reshape(-1) == index)
+            yield rows, self._network(self._space.widths(options)), formats[rows]
+
+    def _network(self, widths: Mapping[int, int]) -> Workbench:
+        """The workbench of the network of these widths, in the weights that it begins with."""
+        training = self.job.training
+        key = tuple(sorted(widths.items()))
+        known = self._networks.get(key)
+        fresh = training is not None and training.init == "fresh"
+        if known is not None or (not widths and not fresh):
+            return known or self._float
+        with one_thread():
+            model = widen(
+                self._space.graph,
+                cast(Widths, widths),
+                init="fresh" if fresh else "inherit",
+                seed=training.settings.seed if training else 0,
+                noise=NOISE if training else 0.0,
+            )
+            graph = capture(model, self.job.sample)
+        job = replace(self._plain, model=graph.model)
+        network = Workbench(job, self._space.quantization(graph), beside=self._float)
+        self._networks.put(key, network)
+        return network
+
+
+class _Recent(Generic[Key, Value]):
+    """A mapping that forgets what was not asked for longest."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        """The value; None where there is none."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep a value."""
+        self._kept[key] = value
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
+def _train(
+    models: Sequence[nn.Module],
+    training: Training,
+    device: str,
+    epochs: Sequence[int],
+    judge: Judge | None = None,
+) -> list[tuple[StateDict, int]]:
+    """(weights, epochs) of each model after training, each as if it were the only one.
+
+    Args:
+        epochs: of each model; the schedule of the learning rate is that of all epochs in any case.
+        judge: with it, models that it does not let go on stop at a rung.
+
+    Raises:
+        EvaluationError: one of them diverged.
+    """
+    # The last weights are taken, whatever the epochs between were worth: a choice among them would need samples that
+    # neither they were trained on nor will be evaluated on. So the loop has few to look at.
+    x, y = training.x, training.y
+    few = Dataset(
+        name="candidates",
+        x={"train": x, "val": x[:WATCHED]},
+        y={"train": y, "val": y[:WATCHED]},
+        class_names=tuple(map(str, range(training.classes))),
+        source="the training split",
+    )
+    if judge is None or training.halving is None:
+        return _trained(models, few, training, device, epochs)
+    going = list(range(len(models)))
+    found: dict[int, tuple[StateDict, int]] = {}
+    for rung in (*training.halving.rungs, training.settings.max_epochs):
+        # Begun anew each time, which gives the same weights as going on.
+        states = _trained([models[i] for i in going], few, training, device, [rung] * len(going))
+        found.update(zip(going, states, strict=True))
+        if rung < training.settings.max_epochs:
+            going = [going[k] for k in np.flatnonzero(judge(going, [found[i][0] for i in going]))]
+    return [found[i] for i in range(len(models))]
+
+
+def _trained(
+    models: Sequence[nn.Module], data: Dataset, training: Training, device: str, epochs: Sequence[int]
+) -> list[tuple[StateDict, int]]:
+    """(weights, epochs) of each model after some of the epochs; those of as many epochs are trained together."""
+    settings = training.settings
+    whole, rest = divmod(len(training.y), settings.batch_size)
+    found: dict[int, StateDict] = {}
+    for number in sorted(set(epochs)):
+        chosen = [i for i, own in enumerate(epochs) if own == number]
+        for normed in (True, False):
+            # A batch norm has no variance over a last batch of one sample, which is left out then.
+            alike = [i for i in chosen if any(isinstance(m, _BatchNorm) for m in models[i].modules()) is normed]
+            steps = whole + (rest > 1 or (rest == 1 and not normed))
+            stops = replace(settings, max_steps=number * steps) if number < settings.max_epochs else settings
+            members = train_population([models[i] for i in alike], data, stops, device=device) if alike else ()
+            for i, member in zip(alike, members, strict=True):
+                if member.error:
+                    raise EvaluationError(member.error)
+                found[i] = member.state
+    return [(found[i], epochs[i]) for i in range(len(models))]
+
+
+def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:
+    """The weights of a network in float, from the state of its quantized twin.
+
+    Twins keep the names of what they stand for. Where the graph was rewritten, one of several calls of a shared module
+    has a name of its own, and what nobody calls is not in it.
+    """
+    names = {f"{site.name}_quantized": site.path for site in graph.sites if site.path}
+    renamed = {}
+    for name, tensor in trained.items():
+        path, dot, key = name.rpartition(".")
+        renamed[f"{names.get(path, path)}{dot}{key}"] = tensor
+    return {name: renamed.get(name, own.cpu()) for name, own in graph.model.state_dict().items()}
