@@ -34,4 +34,4 @@ def test_the_import_is_quick():
     for module in ("", ", bitfront.config", ", bitfront.cli", ", bitfront.errors, bitfront.events, bitfront.template"):
         command = [sys.executable, "-c", program.format(module)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n", module
-    assert len(bf.__all__) <= 30, "about 25 names are what one can keep in mind"
+    assert len(bf.__all__) <= 36, "some 30 names are what one can keep in mind; a new verb may bring one"

@@ -4,7 +4,7 @@ The map of the house, from the door inwards::
 
     cli          the command: parses, calls the API, prints
     api          the verbs: plan, search, init, list
-    report       tables; reads results
+    report       tables, figures, the page; reads results
     engine       plan, train, evaluate, loop, store, front, run, rebuild
     training     one training loop;  checkpoints: weights on disk
     strategies   what to try next             metrics     what a candidate is worth
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
     from bitfront.models.base import build as build_model
+    from bitfront.report.writing import Report, write_report
     from bitfront.transforms import calibrate, quantize
 
 _HOMES = {
@@ -71,6 +72,8 @@ _HOMES = {
     "Site": "bitfront.graph",
     "capture": "bitfront.graph",
     "build_model": "bitfront.models.base:build",
+    "Report": "bitfront.report.writing",
+    "write_report": "bitfront.report.writing",
     "calibrate": "bitfront.transforms",
     "quantize": "bitfront.transforms",
 }
@@ -83,6 +86,7 @@ __all__ = [
     "Events",
     "Format",
     "Graph",
+    "Report",
     "Run",
     "Site",
     "Transformed",
@@ -106,6 +110,7 @@ __all__ = [
     "train",
     "transform_config",
     "transform_trial",
+    "write_report",
 ]
 
 

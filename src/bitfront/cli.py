@@ -379,6 +379,32 @@ def analyze(
             out.print(line, soft_wrap=True, markup=False)
 
 
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run below runs.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; default: the run folder.")
+    ] = None,
+    x: Annotated[str | None, typer.Option("--x", metavar="PARAM", help="Parameter across, of grid pictures.")] = None,
+    y: Annotated[str | None, typer.Option("--y", metavar="PARAM", help="Parameter upwards.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="NAME", help="Metric of the grids; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a run: figures, and one page that works offline.
+
+    Writes report.html and figures/. Nothing is measured again; the run may still be going on.
+    """
+    from bitfront.report.writing import write_report
+
+    written = write_report(_run_folder(run, {}), output, x=x, y=y, metrics=metric or [])
+    if as_json:
+        _print_json({"page": str(written.page), "figures": [str(path) for path in written.figures]})
+        return
+    for path in (written.page, *written.figures):
+        print(path)
+
+
 def init(
     model: Annotated[str, typer.Option("--model", help="A model's name, or package.module:factory.")] = "digits-cnn",
     dataset: Annotated[str, typer.Option("--dataset", help="A dataset's name, or package.module:factory.")] = "digits",
@@ -447,6 +473,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "test": test,
     "transform": transform,
     "analyze": analyze,
+    "report": report,
     "init": init,
     "list": list_,
 }

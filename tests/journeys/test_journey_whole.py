@@ -52,8 +52,9 @@ def test_from_training_to_a_rebuilt_model(searched, trained_once, searched_once)
     assert [row.split("|")[1].strip() for row in table] == ["float", *(str(e["number"]) for e in best.values())]
     assert log[str(best["0"]["number"])]["software_metrics"] == best["0"]["software_metrics"]
 
-    advice = typed.out.splitlines()[-1]
-    assert advice.startswith("rebuild one: bitfront transform --run runs/small --trial ")
+    rebuild, see = typed.out.splitlines()[-2:]
+    assert see == "see it: bitfront report runs/small"
+    assert rebuild.startswith("rebuild one: bitfront transform --run runs/small --trial ")
     for entry in [best[str(len(best) // 2)]]:
         typed = searched("transform", "--run", "runs/small", "--trial", entry["number"], "--check", "--json")
         rebuilt = json.loads(typed.out)

@@ -137,6 +137,8 @@ def hypervolume(losses: Losses, reference: NDArray[np.float64]) -> float:
     if front.shape[1] == 1:
         return float(reference[0] - front.min())
     edges = np.append(front[1:, 0], reference[0])
+    if front.shape[1] == 2:  # a staircase
+        return float((edges - front[:, 0]) @ (reference[1] - front[:, 1]))
     total = 0.0
     for i, edge in enumerate(edges):
         if edge > front[i, 0]:

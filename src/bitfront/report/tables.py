@@ -173,9 +173,9 @@ def summary(run: Run) -> list[str]:
         lines.append(f"  ... and {len(run.front_rows) - len(shown):,} more of the front in {run.folder / 'best.json'}")
     lines.append("")
     lines += compared(run)
-    lines += [f"{name} is {kind}: {why}" for name, (kind, why) in _reasons(run).items()]
+    lines += [f"{name} is {kind}: {why}" for name, (kind, why) in reasons(run).items()]
     if run.constraints:
-        lines.append(_constrained(run))
+        lines.append(constrained(run))
     failed = int((~run.columns.complete).sum())
     if failed:
         lines.append(f"{failed:,} candidates failed; the first with: {run.columns.first_error}")
@@ -186,6 +186,7 @@ def summary(run: Run) -> list[str]:
     if shown:
         folder = shlex.quote(str(run.folder))
         lines.append(f"rebuild one: bitfront transform --run {folder} --trial {shown[0].number}")
+        lines.append(f"see it: bitfront report {folder}")
     return lines
 
 
@@ -217,7 +218,7 @@ def compared(run: Run) -> list[str]:
     return lines
 
 
-def _reasons(run: Run) -> dict[str, tuple[str, str]]:
+def reasons(run: Run) -> dict[str, tuple[str, str]]:
     """Metric → (kind, why), where it is not what the metric usually is; one of those with the same reason."""
     found: dict[tuple[str, str], str] = {}
     for name, own in run.kinds.items():
@@ -226,7 +227,8 @@ def _reasons(run: Run) -> dict[str, tuple[str, str]]:
     return {name: own for own, name in found.items()}
 
 
-def _constrained(run: Run) -> str:
+def constrained(run: Run) -> str:
+    """How many trials fulfil the constraints of the search; if none does, how near the nearest comes."""
     texts = ", ".join(c.text for c in run.constraints)
     count = int((fulfilled(run.constraints, run.columns.metrics) & run.columns.complete).sum()) if len(run) else 0
     if count:

@@ -1,0 +1,414 @@
+"""What the report shows, as tables: a run in, frozen arrays out. Nothing is drawn or measured here.
+
+The static figures and the page draw the same tables, and the tests look at these rather than at pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.engine.front import Front, hypervolume
+from bitfront.report.importance import Importance, active, importance
+from bitfront.spaces.base import Space
+
+if TYPE_CHECKING:
+    from bitfront.engine.run import Run
+
+Values = NDArray[np.float64]
+Rows = NDArray[np.int64]
+#: Trials of a cloud that are drawn one by one; of more, one per cell of a grid laid over the picture.
+SHOWN = 2000
+#: Trials of the front that pictures and tables have room for; best.json has all.
+FRONT = 200
+#: Moments at which the hypervolume is taken.
+MOMENTS = 200
+#: Parameters that parallel coordinates have room for.
+COORDINATES = 10
+#: Of more than three objectives the exact hypervolume is taken of fronts up to this size: it grows like a power of it.
+SLICED = 40
+
+
+def metric_names(run: Run) -> tuple[str, ...]:
+    """The run's metrics that have a value at all, without the ends of intervals."""
+    metrics = run.columns.metrics
+    ends = {f"{name}{end}" for name in metrics for end in ("_low", "_high")}
+    return tuple(m for m, v in metrics.items() if m not in ends and np.isfinite(v).any())
+
+
+def title(run: Run, metric: str) -> str:
+    """A metric with its unit, for an axis."""
+    unit = run.units.get(metric, "")
+    kind, why = run.kinds.get(metric, ("", ""))
+    return metric + (f" [{unit}]" if unit else "") + (f" ({kind})" if why else "")
+
+
+def quality(run: Run) -> str:
+    """The metric along the upright axis of the front: accuracy, or else the first objective."""
+    return "accuracy" if "accuracy" in run.columns.metrics else run.objectives.parts[0].metric
+
+
+def costs(run: Run) -> tuple[str, ...]:
+    """What the quality is drawn against: the other objectives; where there are none, the hardware metrics."""
+    own = [p.metric for p in run.objectives.parts if p.metric != quality(run)]
+    return tuple(own or [m for m in metric_names(run) if run.sides[m] == "hw_runner"])
+
+
+def better(run: Run, metric: str) -> str:
+    """Which way an objective is better, ``maximize`` or ``minimize``, its scale's sign counted; empty for others."""
+    for part in run.objectives.parts:
+        if part.metric == metric:
+            direction = run.objectives.summed or part.direction
+            if part.scale > 0:
+                return direction
+            return "minimize" if direction == "maximize" else "maximize"
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """The trials as points.
+
+    Attributes:
+        rows: of ``run.columns`` that are drawn, the front's among them.
+        front: rows of the front that are drawn, best first.
+        on_front: how many the front has.
+        complete: how many trials have all their metrics.
+        low, high: per row of `front`, the ends of the quality's 95 % interval; NaN where it has none.
+    """
+
+    quality: str
+    costs: tuple[str, ...]
+    rows: Rows
+    front: Rows
+    on_front: int
+    complete: int
+    low: Values
+    high: Values
+
+    @property
+    def note(self) -> str:
+        """How many of how many are drawn."""
+        if len(self.rows) == self.complete:
+            return f"{self.complete:,} trials, {self.on_front:,} on the front"
+        shown = "all" if len(self.front) == self.on_front else f"{len(self.front):,}"
+        return (
+            f"{len(self.rows):,} of {self.complete:,} trials are drawn, spread over where there are any; "
+            f"{shown} of {self.on_front:,} on the front"
+        )
+
+
+def cloud(run: Run, limit: int = SHOWN) -> Cloud:
+    """The trials that are drawn: all, or the front and one per cell of a grid over the first cost and the quality."""
+    upright, against = quality(run), costs(run)
+    own = run.columns
+    front = run.front_rows[:: max(1, -(-len(run.front_rows) // FRONT))]
+    complete = np.flatnonzero(own.complete)
+    drawn = complete
+    if len(complete) > limit:
+        flat = [own.metrics[m][complete] for m in (*against[:1], upright)]
+        drawn = np.union1d(complete[_spread(flat, limit - min(len(front), limit // 2))], front)
+    ends = [run.intervals({m: float(v[r]) for m, v in own.metrics.items()}).get(upright) for r in front]
+    low, high = (np.array([e[i] if e else np.nan for e in ends], dtype=np.float64) for i in (0, 1))
+    return Cloud(upright, against, drawn, front, len(run.front_rows), len(complete), low, high)
+
+
+def _spread(columns: Sequence[Values], limit: int) -> Rows:
+    """The first row in each cell of a grid that has about `limit` cells, filled up with evenly spaced rows."""
+    count = len(columns[0])
+    side = max(1, int(limit ** (1 / len(columns)) * 0.9))
+    cell = np.zeros(count, dtype=np.int64)
+    for column in columns:
+        rank = np.nan_to_num((column - np.nanmin(column)) / max(float(np.nanmax(column) - np.nanmin(column)), 1e-300))
+        cell = cell * (side + 1) + (rank * side).astype(np.int64)
+    first = np.unique(cell, return_index=True)[1]
+    rest = np.linspace(0, count - 1, max(0, limit - len(first))).astype(np.int64)
+    found: Rows = np.union1d(first[:limit], rest)
+    return found
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """What the front's trials chose, site by site.
+
+    Attributes:
+        places: ``site/operand``, in the order of the model; those where there was something to choose.
+        numbers: of the trials, in the order of the front.
+        labels: per place and trial what was chosen; empty where it does not count.
+        shades: per place and trial the bits, or the width, as a share of the largest in the whole space; NaN without a
+            number.
+    """
+
+    places: tuple[str, ...]
+    numbers: tuple[int, ...]
+    labels: tuple[tuple[str, ...], ...]
+    shades: Values
+
+
+def layer_map(run: Run, rows: Rows) -> LayerMap:
+    """The choices of some trials."""
+    space, codes = run.space, run.columns.codes(rows)
+    options = space.options(codes)
+    places: list[str] = []
+    labels: list[tuple[str, ...]] = []
+    for g, group in enumerate(space.groups):
+        if group.size == 1:
+            continue
+        for name in dict.fromkeys(c.name for b in group.branches for c in b.choices) or ["name"]:
+            offered = {_chosen(space, g, o, name) for o in range(group.size)} if group.size <= 4096 else {"", "-"}
+            if len(offered) > 1:
+                places.append(f"{group.name}/{name}")
+                labels.append(tuple(_chosen(space, g, o, name) for o in options[:, g].tolist()))
+    largest: dict[str, float] = {}
+    for p in space.parameters:
+        for kind, size in (magnitude(label) for label in p.labels):
+            largest[kind] = max(size, largest.get(kind, 0.0))
+    shades = np.full((len(places), len(rows)), np.nan)
+    for i, own in enumerate(labels):
+        for j, label in enumerate(own):
+            kind, size = magnitude(label)
+            shades[i, j] = min(1.0, size / largest[kind]) if largest.get(kind) else np.nan
+    numbers = tuple(run.columns.number[rows].tolist())
+    return LayerMap(tuple(places), numbers, tuple(labels), shades)
+
+
+def _chosen(space: Space, group: int, option: int, name: str) -> str:
+    """The label of what an option of a group chooses for an operand; that of the branch where it chooses none."""
+    branch, picks = space.groups[group].picks(option)
+    own = space.groups[group].branches[branch]
+    for choice, pick in zip(own.choices, picks, strict=True):
+        if choice.name == name:
+            return choice.labels[pick]
+    return "float" if own.label == "NA" else own.label
+
+
+def magnitude(label: str) -> tuple[str, float]:
+    """(what kind of size a label tells, how large): ``int8.4`` 8 bits, ``float`` 32 bits, ``x0.5`` half a width.
+
+    A label without a number is of the kind ``""`` and has the size NaN.
+    """
+    if label == "float":
+        return "bits", 32.0
+    if match := re.fullmatch(r"[x×](\d+(?:\.\d+)?)", label):
+        return "width", float(match[1])
+    if match := re.match(r"[A-Za-z_]+(\d+)", label):
+        return "bits", float(match[1])
+    return "", float("nan")
+
+
+def shortened(labels: Sequence[str]) -> list[str]:
+    """Labels for small cells: the bits of formats alone, where that tells them apart."""
+    sizes = {label: magnitude(label) for label in labels}
+    brief = {
+        label: f"{size:.0f}" if kind == "bits" and label != "float" else label for label, (kind, size) in sizes.items()
+    }
+    return [brief[label] if len(set(brief.values())) == len(brief) else label for label in labels]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """One objective over the trials, in the order in which they were evaluated.
+
+    Attributes:
+        rows: trials drawn as points.
+        steps: rows at which the best so far changed.
+        best: the best so far from there on.
+    """
+
+    name: str
+    title: str
+    direction: str
+    rows: Rows
+    values: Values
+    steps: Rows
+    best: Values
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """How the search went.
+
+    Attributes:
+        trials: how many had been evaluated, at each moment of `volume`.
+        seconds: the sum of their durations.
+        volume: share of the box between the best and the worst value of every objective that the front dominates.
+        missing: why there is no volume; empty if there is.
+        end_seconds: per row of ``run.columns``, the sum of the durations up to it.
+    """
+
+    courses: tuple[Course, ...]
+    trials: Rows
+    seconds: Values
+    volume: Values
+    missing: str
+    end_seconds: Values
+
+
+def history(run: Run, limit: int = SHOWN) -> History:
+    """Objectives and hypervolume over trials and seconds; trials that break a constraint do not count."""
+    own = run.columns
+    values = run.objectives.values(own.metrics)
+    losses = counted(run)
+    names, directions = run.objectives.names, run.objectives.directions
+    courses = []
+    for column, (name, direction) in enumerate(zip(names, directions, strict=True)):
+        known = np.flatnonzero(np.isfinite(values[:, column]) & own.complete)
+        rows = known[_spread([known.astype(np.float64), values[known, column]], limit)] if len(known) > limit else known
+        best = np.fmin.accumulate(losses[:, column]) if len(own) else losses[:, column]
+        before = np.concatenate([[np.nan], best[:-1]])
+        steps = np.flatnonzero(~np.isnan(best) & (np.isnan(before) | (best < before)))
+        label = title(run, name) if name in own.metrics and _scale(run, name) == 1 else _scaled(run, name)
+        sign = -1 if direction == "maximize" else 1
+        course = Course(name, label, direction, rows, values[rows, column], steps, sign * best[steps])
+        courses.append(course)
+    end = np.cumsum(np.nan_to_num(own.duration))
+    return History(tuple(courses), *_volumes(losses, end), end)
+
+
+def counted(run: Run) -> Values:
+    """Losses of the trials, NaN in those that failed or break a constraint: they are not ranked."""
+    losses = np.full((len(run), len(run.objectives.directions)), np.nan)
+    ranked = run.ranked_rows
+    losses[ranked] = run.objectives.losses(run.columns.metrics)[ranked]
+    return losses
+
+
+def _scale(run: Run, metric: str) -> float:
+    return next(p.scale for p in run.objectives.parts if p.metric == metric)
+
+
+def _scaled(run: Run, name: str) -> str:
+    return f"{name} × {_scale(run, name):g}" if name in run.columns.metrics else name
+
+
+def _volumes(losses: Values, seconds: Values) -> tuple[Rows, Values, Values, str]:
+    nothing = np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
+    fine = ~np.isnan(losses).any(axis=1)
+    objectives = losses.shape[1]
+    if objectives == 1:
+        return *nothing, "one objective has no volume; its course says the same"
+    if fine.sum() < 2:
+        return *nothing, "fewer than two trials count"
+    low, high = losses[fine].min(axis=0), losses[fine].max(axis=0)
+    if not np.isfinite([low, high]).all() or (high == low).any():
+        return *nothing, "an objective is infinite, or the same for all trials"
+    scaled = (losses - low) / (high - low)
+    ends = np.unique(np.linspace(1, len(losses), min(len(losses), MOMENTS)).round().astype(np.int64))
+    front, start = Front(objectives), 0
+    volume: list[float] = []
+    for end in ends.tolist():
+        before = front.rows
+        front.add(scaled[start:end])
+        if volume and np.array_equal(before, front.rows):
+            start = end
+            volume.append(volume[-1])
+            continue
+        if objectives > 3 and len(front) > SLICED:
+            return *nothing, f"the volume of {len(front)} trials in {objectives} dimensions takes too long"
+        start = end
+        volume.append(hypervolume(front.losses, np.ones(objectives)))
+    return ends, seconds[ends - 1], np.array(volume), ""
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One axis of the parallel coordinates: a parameter with its labels, or an objective with none."""
+
+    name: str
+    title: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Parallel:
+    """Trials as lines over axes.
+
+    Attributes:
+        rows: that are drawn; `front` says which of them are on it.
+        values: per axis and row, the index of the label or the metric; NaN where a parameter has no effect.
+        left_out: parameters there was no room for: those that matter least for the first objective.
+    """
+
+    axes: tuple[Coordinate, ...]
+    rows: Rows
+    front: NDArray[np.bool_]
+    values: Values
+    left_out: int
+
+
+def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Parallel:
+    """Lines of the front and of trials spread over the first objective."""
+    space, metrics = run.space, run.columns.metrics
+    order = [i.parameter for i in mattering[0].parameters] if mattering else []
+    names = order or [p.name for p in space.parameters]
+    kept = set(names[:COORDINATES])
+    columns = [c for c, p in enumerate(space.parameters) if p.name in kept]
+    drawn = cloud(run, limit)
+    codes = run.columns.codes(drawn.rows)
+    axes = [Coordinate(space.parameters[c].name, space.parameters[c].name, space.parameters[c].labels) for c in columns]
+    values = []
+    for c in columns:
+        own = codes[:, c].astype(np.float64)
+        own[~active(space, c, codes)] = np.nan
+        values.append(own)
+    for part in run.objectives.parts:
+        axes.append(Coordinate(part.metric, title(run, part.metric)))
+        values.append(metrics[part.metric][drawn.rows])
+    table = np.array(values).reshape(len(axes), len(drawn.rows))
+    return Parallel(
+        tuple(axes), drawn.rows, np.isin(drawn.rows, drawn.front), table, len(space.parameters) - len(columns)
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why candidates failed: the error, how many there were, the number of the first."""
+
+    error: str
+    count: int
+    first: int
+
+
+def failures(run: Run) -> tuple[Failure, ...]:
+    """Errors with how many trials had them, the commonest first."""
+    first: dict[str, int] = {}
+    for number, error in run.columns.errors.items():
+        first.setdefault(error, number)
+    return tuple(Failure(e, n, first[e]) for e, n in Counter(run.columns.errors.values()).most_common())
+
+
+def influences(run: Run) -> tuple[Importance, ...]:
+    """What mattered, for each metric that counts."""
+    own = run.columns
+    codes = own.code
+    finite: Iterable[tuple[str, Values]] = ((p.metric, own.metrics[p.metric]) for p in run.objectives.parts)
+    return tuple(importance(run.space, m, codes, np.where(own.complete, v, np.nan)) for m, v in finite)
+
+
+def undefined(run: Run) -> Mapping[str, int]:
+    """Metric → how many complete trials have no value of it."""
+    own = run.columns
+    counts = {m: int((np.isnan(v) & own.complete).sum()) for m, v in own.metrics.items()}
+    return {m: n for m, n in counts.items() if n}
+
+
+def heights(own: Parallel) -> Values:
+    """Per axis and line how far up it crosses, 0 to 1: labels in the middle of equal parts, metrics from their least to
+    their largest."""
+    up = np.full(own.values.shape, np.nan)
+    for i, (axis, values) in enumerate(zip(own.axes, own.values, strict=True)):
+        known = values[np.isfinite(values)]
+        if axis.labels:
+            up[i] = (values + 0.5) / len(axis.labels)
+        elif len(known):
+            low, high = known.min(), known.max()
+            up[i] = (
+                0.02 + 0.96 * (values - low) / (high - low) if high > low else np.where(np.isnan(values), np.nan, 0.5)
+            )
+    return up

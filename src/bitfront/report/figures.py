@@ -1,0 +1,280 @@
+"""The static figures: tables of ``report.data`` drawn with matplotlib, for papers and slides.
+
+Colours are Okabe and Ito's and cividis, which colour-blind readers tell apart; the front is also told by its marker and
+its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.report.data import Cloud, Failure, History, LayerMap, Parallel, heights, shortened, title
+from bitfront.report.grid import COLOURS, readable
+from bitfront.report.importance import Importance, Influence
+from bitfront.report.tables import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bitfront.engine.run import Run
+
+Values = NDArray[np.float64]
+#: Okabe and Ito's palette.
+BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999", "#000000"
+#: Rows and columns of a table of cells that stay readable, and the cells with text in them that are drawn in a second.
+CELLS, WRITTEN = 60, 1500
+#: How many times the smallest value the largest is on a logarithmic axis.
+WIDE = 8
+#: Text of an error that a figure has room for.
+ERROR = 90
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write PNG (150 dots per inch) and SVG; the same figure makes the same bytes."""
+    import matplotlib
+
+    written = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        path = folder / f"{name}.{kind}"
+        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+            figure.savefig(path, dpi=150, metadata=metadata)
+        written.append(path)
+    return written
+
+
+def front(run: Run, own: Cloud) -> Figure:
+    """The quality against each cost: all trials, the front with its intervals, and the float model."""
+    metrics = run.columns.metrics
+    figure, panels = _panels(max(1, len(own.costs)))
+    for axes, cost in zip(panels, own.costs, strict=False):
+        x, y = metrics[cost], metrics[own.quality]
+        axes.plot(x[own.rows], y[own.rows], ".", color=GREY, ms=4, alpha=0.6, label="trials", zorder=1)
+        order = own.front[np.argsort(x[own.front], kind="stable")]
+        at = np.argsort(x[own.front], kind="stable")
+        axes.plot(x[order], y[order], "-", color=BLUE, lw=1, alpha=0.6, zorder=2)
+        spread = np.abs(np.array([own.low, own.high])[:, at] - y[order])
+        axes.errorbar(
+            x[order],
+            y[order],
+            np.nan_to_num(spread),
+            fmt="o",
+            color=BLUE,
+            ms=5,
+            lw=1,
+            capsize=2,
+            label="front",
+            zorder=3,
+        )
+        reference = run.reference.get(cost), run.reference.get(own.quality)
+        if reference[0] is not None and reference[1] is not None:
+            axes.plot([reference[0]], [reference[1]], "*", color=RED, ms=11, label="float model", zorder=4)
+        if wide(np.append(x[own.rows], np.nan if reference[0] is None else reference[0])):
+            from matplotlib.ticker import LogLocator, NullFormatter
+
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, _: number(value))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(title(run, cost))
+        axes.set_ylabel(title(run, own.quality) + (", 95 % intervals" if np.isfinite(own.low).any() else ""))
+        axes.legend(fontsize=8)
+    figure.suptitle(own.note, fontsize=9)
+    return figure
+
+
+def wide(values: Values) -> bool:
+    """Whether positive values span so much that their logarithms are drawn."""
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and known.min() > 0 and bool(known.max() > WIDE * known.min())
+
+
+def layers(own: LayerMap) -> Figure:
+    """A cell per place and trial of the front: the lighter, the more bits, or the wider."""
+    from matplotlib import colormaps
+
+    count = min(CELLS, len(own.numbers))
+    figure, (axes,) = _panels(1, max(4.0, 1.8 + 0.42 * count), 1.2 + 0.3 * max(1, len(own.places)))
+    shades = np.ma.masked_invalid(own.shades[:, :count])
+    texts = [shortened(row) for row in own.labels]
+    if shades.size:
+        image = axes.imshow(shades, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+        for (i, j), _ in np.ndenumerate(shades) if shades.size <= WRITTEN else ():
+            shade = own.shades[i, j]
+            colour = readable(colormaps[COLOURS](shade)) if np.isfinite(shade) else BLACK
+            axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=7, color=colour, in_layout=False)
+        figure.colorbar(image, ax=axes).set_label("share of the\nlargest on offer", fontsize=8)
+    axes.set_xticks(range(count), [str(n) for n in own.numbers[:count]], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(own.places)), own.places, fontsize=8)
+    axes.set_xlabel("trial of the front, best first objective first")
+    return figure
+
+
+def importances(own: Sequence[Importance]) -> Figure:
+    """Per metric that counts, the share of its variance that each parameter explains on its own."""
+    most = max([len(i.parameters) for i in own], default=1)
+    figure, panels = _panels(max(1, len(own)), 5.2, 1.4 + 0.28 * min(CELLS, max(4, most)))
+    for axes, one in zip(panels, own, strict=False):
+        axes.set_title(f"{one.metric}, {one.trials:,} trials", fontsize=10)
+        if one.missing:
+            _say(axes, one.missing)
+            continue
+        shown = one.parameters[: CELLS - 1]
+        names = [*(i.parameter for i in shown), "interactions and noise"]
+        shares = [*(i.share for i in shown), one.rest]
+        axes.barh(range(len(names)), shares, color=[BLUE] * len(shown) + [GREY])
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        for place, share in enumerate(shares):
+            inside = share > 0.8
+            x, align, colour = (share - 0.01, "right", "white") if inside else (share + 0.01, "left", BLACK)
+            axes.text(x, place, f"{share:.1%}", va="center", ha=align, color=colour, fontsize=8)
+        axes.set_xlabel("share of the variance")
+    return figure
+
+
+def effects(run: Run, own: Sequence[Importance]) -> Figure:
+    """Per metric that counts, the mean that each option makes; parameters that matter most above."""
+    most = max([len(i.parameters) for i in own], default=1)
+    figure, panels = _panels(max(1, len(own)), 5.2, 1.4 + 0.4 * min(CELLS, max(3, most)))
+    for axes, one in zip(panels, own, strict=False):
+        if one.missing:
+            _say(axes, one.missing)
+            continue
+        shown = one.parameters[:CELLS]
+        span = np.ptp([e.mean for i in shown for e in i.effects])
+        for place, influence in enumerate(shown):
+            means = [e.mean for e in influence.effects]
+            axes.plot([min(means), max(means)], [place, place], "-", color=GREY, lw=1)
+            axes.plot(means, [place] * len(means), "o", color=BLUE, ms=5)
+            for mean, label in spaced(influence, 0.05 * span):
+                axes.annotate(label, (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+        axes.set_yticks(range(len(shown)), [i.parameter for i in shown], fontsize=8)
+        axes.set_ylim(len(shown) - 0.5, -0.7)
+        axes.set_xlabel(f"mean {title(run, one.metric)} with that option")
+    return figure
+
+
+def spaced(influence: Influence, room: float) -> list[tuple[float, str]]:
+    """(where, text) of the labels above a parameter's options; those nearer to each other than `room` share one."""
+    order = sorted(range(len(influence.effects)), key=lambda i: influence.effects[i].mean)
+    brief = shortened([e.label for e in influence.effects])
+    found: list[tuple[float, str]] = []
+    last = -np.inf
+    for i in order:
+        mean = influence.effects[i].mean
+        if mean - last < room:
+            found[-1] = (mean, f"{found[-1][1]} {brief[i]}")
+        else:
+            found.append((mean, brief[i]))
+        last = mean
+    return found
+
+
+def history(own: History) -> Figure:
+    """Each objective over the trials with the best so far, then the hypervolume over trials and over seconds."""
+    figure, panels = _panels(len(own.courses) + 2, 4.4)
+    for axes, course in zip(panels, own.courses, strict=False):
+        axes.plot(course.rows + 1, course.values, ".", color=GREY, ms=4, alpha=0.6)
+        if len(course.steps):
+            last = max(int(course.steps[-1]), int(course.rows[-1]) if len(course.rows) else 0)
+            at = np.append(course.steps, last) + 1
+            axes.step(at, np.append(course.best, course.best[-1]), where="post", color=BLUE, label="best so far")
+            axes.legend(fontsize=8)
+        axes.set_xlabel("trials")
+        axes.set_ylabel(course.title)
+    for axes, x, label in zip(
+        panels[-2:], (own.trials, own.seconds), ("trials", "seconds of evaluation, summed over trials"), strict=True
+    ):
+        if own.missing:
+            _say(axes, own.missing)
+        else:
+            axes.step(x, own.volume, where="post", color=GREEN)
+            axes.set_ylim(0, 1)
+            axes.set_xlabel(label)
+        axes.set_ylabel("hypervolume, share of the box")
+    return figure
+
+
+def parallel(own: Parallel) -> Figure:
+    """Trials as lines over the choices and the objectives; the front in colour."""
+    figure, (axes,) = _panels(1, max(6.0, 1.3 * len(own.axes)), 4.6)
+    up = heights(own)
+    places = np.arange(len(own.axes))
+    for line in (False, True):
+        for column in np.flatnonzero(own.front == line):
+            colour, alpha, width = (BLUE, 0.9, 1.3) if line else (GREY, 0.25, 0.7)
+            axes.plot(places, up[:, column], color=colour, alpha=alpha, lw=width, zorder=2 if line else 1)
+    for place in range(len(own.axes)):
+        axes.axvline(place, color=BLACK, lw=0.6)
+        for height, label in ticks(own, place):
+            axes.text(
+                place + 0.04,
+                height,
+                label,
+                fontsize=7,
+                va="center",
+                bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8},
+                zorder=3,
+            )
+    axes.set_xticks(places, [a.title for a in own.axes], rotation=30, ha="right", fontsize=8)
+    axes.set_yticks([])
+    axes.set_xlim(-0.2, len(own.axes) - 0.4)
+    left = f"; {own.left_out} parameters that matter less are left out" if own.left_out else ""
+    axes.set_title(f"{len(own.rows):,} trials, the front in blue{left}", fontsize=10)
+    return figure
+
+
+def ticks(own: Parallel, axis: int) -> list[tuple[float, str]]:
+    """(height, text) of what is written beside an axis: every label, or the ends of a metric."""
+    labels = own.axes[axis].labels
+    if labels:
+        return [((i + 0.5) / len(labels), label) for i, label in enumerate(shortened(labels))]
+    known = own.values[axis][np.isfinite(own.values[axis])]
+    if not len(known):
+        return []
+    low, high = float(known.min()), float(known.max())
+    return [(0.5, number(low))] if low == high else [(0.02, number(low)), (0.98, number(high))]
+
+
+def failures(own: Sequence[Failure]) -> Figure:
+    """How many trials failed for which reason."""
+    shown = own[:20]
+    figure, (axes,) = _panels(1, 8.0, 1.2 + 0.4 * max(2, len(shown)))
+    axes.barh(range(len(shown)), [f.count for f in shown], color=RED)
+    axes.set_yticks([])
+    for place, one in enumerate(shown):
+        text = one.error if len(one.error) <= ERROR else one.error[: ERROR - 1] + "…"
+        # A dollar sign would begin a formula.
+        axes.text(
+            0, place - 0.42, f" {one.count:,} × {' '.join(text.split())}".replace("$", r"\$"), fontsize=8, va="bottom"
+        )
+    axes.set_ylim(max(1, len(shown)) - 0.4, -1.1)
+    axes.set_xlabel("trials that failed")
+    return figure
+
+
+def _panels(count: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, at most three in a row, four as a square."""
+    from matplotlib.figure import Figure
+
+    across = 2 if count == 4 else min(3, count)
+    down = -(-count // across)
+    figure = Figure(figsize=(min(40.0, width * across), min(40.0, height * down)), layout="constrained")
+    drawn: Any = figure.subplots(down, across, squeeze=False)
+    panels = list(drawn.ravel())
+    for unused in panels[count:]:
+        unused.set_visible(False)
+    return figure, panels[:count]
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", wrap=True, fontsize=9, transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])

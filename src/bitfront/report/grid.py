@@ -1,0 +1,246 @@
+"""Two parameters against a metric, as a grid: a heatmap with the values in the cells, and bars in space.
+
+Where other parameters vary too, a cell is the mean of its trials. A cell without a trial, and one whose trials all
+failed, look different from every value, zero included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.report.data import metric_names, title
+from bitfront.report.importance import active
+from bitfront.report.tables import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bitfront.engine.run import Run
+
+Values = NDArray[np.float64]
+COLOURS = "cividis"
+#: Upright axes begin at zero unless all values are above this share of the largest; then differences would not be seen.
+FLAT = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A metric over two parameters.
+
+    Attributes:
+        title: of the metric, with its unit.
+        columns, rows: labels of `x` and of `y`.
+        values: shape (rows, columns); NaN where nothing is known.
+        trials: complete trials with a value, per cell.
+        failed: trials without one, per cell.
+    """
+
+    metric: str
+    title: str
+    x: str
+    y: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: Values
+    trials: NDArray[np.int64]
+    failed: NDArray[np.int64]
+
+    @property
+    def note(self) -> str:
+        """What a cell is."""
+        most = int(self.trials.max(initial=0))
+        return "" if most <= 1 else f"mean of up to {most:,} trials per cell"
+
+    def text(self, row: int, column: int) -> str:
+        """What stands in a cell."""
+        if self.trials[row, column]:
+            return number(float(self.values[row, column]))
+        return "failed" if self.failed[row, column] else "–"
+
+
+def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequence[str] = ()) -> tuple[Grid, ...]:
+    """One grid per metric.
+
+    Args:
+        x, y: names of parameters; without them, the two of a space that has only two.
+        metrics: names; none: all that have values.
+
+    Raises:
+        ConfigError: no such parameter or metric, one parameter is given without the other, or both are one.
+    """
+    parameters = [p.name for p in run.space.parameters]
+    if x is None and y is None:
+        if metrics:
+            raise ConfigError(f"--metric needs --x and --y, the parameters of the grid; {one_of(parameters)}")
+        if len(parameters) != 2:
+            return ()
+        x, y = parameters
+    if x is None or y is None:
+        raise ConfigError(f"give --x and --y together; {one_of(parameters)}")
+    known = metric_names(run)
+    for flag, name, allowed in (
+        ("--x", x, parameters),
+        ("--y", y, parameters),
+        *(("--metric", m, known) for m in metrics),
+    ):
+        if name not in allowed:
+            what = "metric with a value" if flag == "--metric" else "parameter that varies"
+            raise ConfigError(f"{flag}: this run has no {what} {name!r}; {one_of(allowed)}.{nearest(name, allowed)}")
+    if x == y:
+        raise ConfigError(f"--x and --y are both {x!r}; a grid needs two parameters")
+    return tuple(grid(run, x, y, metric) for metric in metrics or known)
+
+
+def grid(run: Run, x: str, y: str, metric: str) -> Grid:
+    """One metric over two parameters of the run's space."""
+    space, own = run.space, run.columns
+    columns = [next(c for c, p in enumerate(space.parameters) if p.name == name) for name in (x, y)]
+    across, up = (space.parameters[c] for c in columns)
+    shape = len(up.labels), len(across.labels)
+    codes, values = own.code, own.metrics[metric]
+    counts = active(space, columns[0], codes) & active(space, columns[1], codes)
+    fine = counts & own.complete & np.isfinite(values)
+
+    def per_cell(rows: NDArray[np.bool_], weights: Values | None = None) -> Values:
+        cell = codes[rows, columns[1]] * shape[1] + codes[rows, columns[0]]
+        return np.bincount(cell, weights, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+
+    trials = per_cell(fine)
+    means = np.where(trials > 0, per_cell(fine, values[fine]) / np.maximum(trials, 1), np.nan)
+    return Grid(
+        metric,
+        title(run, metric),
+        x,
+        y,
+        across.labels,
+        up.labels,
+        means,
+        trials.astype(np.int64),
+        per_cell(counts & ~fine).astype(np.int64),
+    )
+
+
+def heatmap(own: Grid) -> Figure:
+    """Cells in colour with the values written in them; without a value, hatched."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    rows, columns = own.values.shape
+    figure = _figure(1.6 + 0.95 * columns, 1.4 + 0.55 * rows)
+    axes = figure.add_subplot()
+    image = axes.imshow(np.ma.masked_invalid(own.values), cmap=COLOURS, origin="lower", aspect="auto")
+    size = 9 if max(rows, columns) <= 10 else 7
+    span = colormaps[COLOURS]
+    for r in range(rows):
+        for c in range(columns):
+            there = bool(own.trials[r, c])
+            if not there:
+                hatch = "xx" if own.failed[r, c] else "///"
+                axes.add_patch(
+                    Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#b0b0b0", hatch=hatch, lw=0)
+                )
+            colour = readable(span(image.norm(own.values[r, c]))) if there else "#333333"
+            box = None if there else {"facecolor": "#f4f4f4", "edgecolor": "none", "pad": 1.5}
+            axes.text(c, r, own.text(r, c), ha="center", va="center", fontsize=size, color=colour, bbox=box)
+    axes.set_xticks(range(columns), own.columns, rotation=45 if columns > 6 else 0)
+    axes.set_yticks(range(rows), own.rows)
+    axes.set_xlabel(own.x)
+    axes.set_ylabel(own.y)
+    axes.set_title("\n".join(filter(None, [own.title, own.note])), fontsize=10)
+    if own.trials.any():
+        figure.colorbar(image, ax=axes, label=own.title)
+    return figure
+
+
+def bars(own: Grid) -> Figure:
+    """The same as bars in space; cells without a value are crossed out on the floor."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+    from matplotlib.patheffects import withStroke
+
+    rows, columns = own.values.shape
+    figure = _figure(7.0, 5.2)
+    axes: Any = figure.add_subplot(projection="3d")
+    known = own.values[np.isfinite(own.values)]
+    floor, low, high = base(known)
+    norm = Normalize(low, high if high > low else low + 1)
+    colours = colormaps[COLOURS]
+    size = 8 if rows * columns <= 36 else 6
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    lift = 0.03 * (high - floor)
+    # Far bars first, so that near ones stand before them.
+    for r in range(rows - 1, -1, -1):
+        for c in range(columns):
+            value = own.values[r, c]
+            if own.trials[r, c]:
+                axes.bar3d(
+                    c - 0.35,
+                    r - 0.35,
+                    floor,
+                    0.7,
+                    0.7,
+                    value - floor,
+                    color=colours(norm(value)),
+                    edgecolor="#222222",
+                    linewidth=0.3,
+                    shade=True,
+                )
+                axes.text(
+                    c,
+                    r,
+                    max(value, floor) + lift,
+                    own.text(r, c),
+                    ha="center",
+                    fontsize=size,
+                    zorder=1000,
+                    path_effects=halo,
+                )
+            else:
+                for xs, ys in (((-0.35, 0.35), (-0.35, 0.35)), ((-0.35, 0.35), (0.35, -0.35))):
+                    axes.plot([c + v for v in xs], [r + v for v in ys], [floor, floor], color="#888888", lw=0.8)
+                axes.text(c, r, floor + lift, own.text(r, c), ha="center", fontsize=size, color="#555555", zorder=1000)
+    axes.set_xticks(range(columns), own.columns, fontsize=8)
+    axes.set_yticks(range(rows), own.rows, fontsize=8)
+    axes.tick_params(axis="z", pad=6)
+    axes.zaxis.set_major_formatter(lambda value, _: number(value))
+    axes.set_zlim(floor, high + 0.1 * (high - floor))
+    axes.set_xlabel(own.x, labelpad=8)
+    axes.set_ylabel(own.y, labelpad=8)
+    axes.set_zlabel(own.title, labelpad=13)
+    cut = f"the upright axis begins at {number(floor)}" if floor else ""
+    axes.set_title("\n".join(filter(None, [own.title, own.note, cut])), fontsize=10)
+    axes.view_init(elev=28, azim=-58)
+    axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
+    return figure
+
+
+def base(known: Values) -> tuple[float, float, float]:
+    """(where the upright axis begins, the smallest value, the largest) for some finite values."""
+    if not len(known):
+        return 0.0, 0.0, 1.0
+    low, high = float(known.min()), float(known.max())
+    if high <= 0:
+        return low, low, 0.0
+    if low == high or low < FLAT * high:
+        return min(0.0, low), low, high
+    step = 10 ** np.floor(np.log10(high - low))
+    return float(max(0.0, np.floor((low - 0.25 * (high - low)) / step) * step)), low, high
+
+
+def readable(colour: Any) -> str:
+    """Black or white, whichever is told better from a colour: by the relative luminance of WCAG 2.1."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,313 @@
+// Draws the pictures of the page from the JSON in it. One function per picture; every colour comes from the style.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const places = new Map(data.number.map((number, place) => [number, place]));
+const narrow = () => window.innerWidth < 600;
+let chosen = null;
+
+// Text for a picture: plotly reads some HTML in it, so what is the user's is escaped.
+const text = (value) => String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+function number(value) {
+  if (value === null || value === undefined) return "–";
+  if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en");
+  if (value !== 0 && Math.abs(value) < 1e-4) return value.toExponential(2);
+  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
+}
+
+function element(tag, content, attributes = {}) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (typeof content === "string") made.textContent = content;
+  else made.append(...(content || []));
+  return made;
+}
+
+function layout(more) {
+  const axis = { gridcolor: colour("line"), linecolor: colour("line"), zerolinecolor: colour("line"), automargin: true };
+  const { xaxis = {}, yaxis = {}, ...rest } = more;
+  return {
+    paper_bgcolor: colour("paper"), plot_bgcolor: colour("paper"),
+    font: { color: colour("ink"), family: "system-ui, sans-serif", size: narrow() ? 11 : 13 },
+    hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("ink") }, align: "left" },
+    margin: { l: 50, r: 15, t: 10, b: 45 }, hovermode: "closest", dragmode: narrow() ? false : "zoom",
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
+  };
+}
+const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+
+function draw(target, traces, more) {
+  return Plotly.react(target, traces, layout(more), settings);
+}
+
+// A box for one picture inside `parent`, made once.
+function box(parent, name, height) {
+  let found = byId(name);
+  if (!found) {
+    found = element("div", [], { id: name, class: "plot", role: "img" });
+    byId(parent).append(found);
+  }
+  found.style.height = `${height}px`;
+  return found;
+}
+
+function spelled(place) {
+  const { nodes, keys, roots } = data.config;
+  const value = (i) => {
+    const node = nodes[i];
+    return node.length === 1 ? node[0] : Object.fromEntries(keys[node[0]].map((key, j) => [key, value(node[1][j])]));
+  };
+  return value(roots[place]);
+}
+
+function choices(place) {
+  return data.parameters
+    .map((parameter, i) => [parameter.name, parameter.labels[data.choices[i][place]]])
+    .filter(([, label]) => label !== undefined);
+}
+
+function hover(place) {
+  const shown = [...new Set([data.quality, ...data.costs])].map((m) => `${text(data.metrics[m])}: ${number(data.values[m][place])}`);
+  const own = choices(place).map(([name, label]) => `${text(name)} ${text(label)}`);
+  const more = own.length > 12 ? [`… and ${own.length - 12} more`] : [];
+  return [`<b>trial ${data.number[place]}</b>`, ...shown, ...own.slice(0, 12), ...more].join("<br>") + "<extra></extra>";
+}
+
+// ---- the front
+
+// 1, 2 and 5 times powers of ten, those that `values` span.
+function ticks(values) {
+  const known = values.filter((v) => typeof v === "number" && v > 0);
+  const [low, high] = [Math.min(...known), Math.max(...known)];
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+    found.push(...[1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+  }
+  const inside = found.filter((v) => v >= low * 0.7 && v <= high * 1.4);
+  return inside.length > 12 ? inside.filter((v) => Number.isInteger(Math.log10(v))) : inside;
+}
+
+function front() {
+  const x = byId("front-x").value, y = byId("front-y").value;
+  const onFront = new Set(data.front);
+  const others = data.drawn.filter((place) => !onFront.has(place));
+  const sorted = data.front.map((place, i) => [place, i]).sort((a, b) => data.values[x][a[0]] - data.values[x][b[0]]);
+  const points = sorted.map(([place]) => place);
+  const trace = (own, more) => ({
+    type: "scatter", mode: "markers", x: own.map((p) => data.values[x][p]), y: own.map((p) => data.values[y][p]),
+    customdata: own.map((p) => data.number[p]), hovertemplate: own.map(hover), ...more,
+  });
+  const traces = [trace(others, { name: "trials", marker: { color: colour("cloud"), size: 6, opacity: 0.6 } })];
+  const own = trace(points, {
+    name: "front", mode: y === data.quality && data.costs.includes(x) ? "lines+markers" : "markers",
+    line: { color: colour("front"), width: 1 }, marker: { color: colour("front"), size: 10, symbol: "diamond" },
+  });
+  if (y === data.quality && data.low.some((v) => v !== null)) {
+    own.error_y = {
+      type: "data", symmetric: false, color: colour("front"), thickness: 1, width: 3,
+      array: sorted.map(([p, i]) => (data.high[i] === null ? 0 : data.high[i] - data.values[y][p])),
+      arrayminus: sorted.map(([p, i]) => (data.low[i] === null ? 0 : data.values[y][p] - data.low[i])),
+    };
+  }
+  traces.push(own);
+  const reference = [data.reference[x], data.reference[y]];
+  if (reference.every((v) => v !== null && v !== undefined)) {
+    traces.push({
+      type: "scatter", mode: "markers", name: "float model", x: [reference[0]], y: [reference[1]],
+      marker: { color: colour("float"), size: 14, symbol: "star" },
+      hovertemplate: `<b>float model</b><br>${text(data.metrics[x])}: ${number(reference[0])}<br>${text(data.metrics[y])}: ${number(reference[1])}<extra></extra>`,
+    });
+  }
+  if (chosen !== null) {
+    traces.push({ ...trace([chosen], { name: "chosen", hoverinfo: "skip", marker: { size: 18, symbol: "circle-open", color: colour("ink"), line: { width: 2, color: colour("ink") } } }), hovertemplate: null, showlegend: false });
+  }
+  const type = byId("front-log").checked ? "log" : "linear";
+  const tickvals = ticks(traces.flatMap((t) => t.x));
+  const logarithmic = type === "log" ? { tickvals, ticktext: tickvals.map(number) } : { tickmode: "auto" };
+  return draw("front-plot", traces, {
+    xaxis: { title: { text: text(data.metrics[x]) }, type, ...logarithmic }, yaxis: { title: { text: text(data.metrics[y]) } },
+  });
+}
+
+function choose(trial, focus) {
+  chosen = places.get(trial);
+  const here = chosen;
+  for (const button of document.querySelectorAll("button.trial")) {
+    button.setAttribute("aria-pressed", String(Number(button.dataset.trial) === trial));
+  }
+  const row = (cells) => element("tr", [element("th", cells[0], { scope: "row" }), element("td", cells[1])]);
+  const table = (caption, rows) => element("div", [
+    element("table", [element("caption", caption), element("tbody", rows.map(row))]),
+  ], { class: "scroll" });
+  const metrics = Object.entries(data.metrics).map(([m, title]) => [title, number(data.values[m][here])]);
+  const inFront = data.front.indexOf(here);
+  if (inFront >= 0 && data.test[inFront] !== null) metrics.push(["test accuracy", number(data.test[inFront])]);
+  const command = data.command + trial;
+  const copy = element("button", "Copy the command", { type: "button" });
+  copy.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(command);
+    copy.textContent = "Copied";
+  });
+  byId("details").replaceChildren(
+    element("h3", `Trial ${trial}${inFront >= 0 ? ", on the front" : ""}`),
+    element("p", "Rebuilt by"), element("pre", command, { class: "command", tabindex: "0" }), copy,
+    table("What it is worth", metrics), table("What it chose", choices(here)),
+    element("details", [element("summary", "The configuration"), element("pre", JSON.stringify(spelled(here), null, 2), { class: "spelled", tabindex: "0" })], { open: "" }),
+  );
+  if (focus) {
+    byId("details").focus({ preventScroll: true });
+    byId("details").scrollIntoView({ block: "nearest" });
+  }
+  front();
+}
+
+function fillFront() {
+  byId("front-note").textContent = `${data.note}. Hover shows a trial, a click what it is and how to rebuild it.`;
+  const first = data.costs.filter((m) => m in data.metrics);
+  const names = Object.keys(data.metrics);
+  const option = (m) => element("option", data.metrics[m], { value: m });
+  byId("front-x").append(...[...first, ...names.filter((m) => !first.includes(m))].map(option));
+  byId("front-y").append(...[data.quality, ...names.filter((m) => m !== data.quality)].filter((m) => m in data.metrics).map(option));
+  const spread = () => {
+    const all = [...data.drawn.map((p) => data.values[byId("front-x").value]?.[p]), data.reference[byId("front-x").value]].filter((v) => typeof v === "number");
+    byId("front-log").checked = all.length > 0 && Math.min(...all) > 0 && Math.max(...all) / Math.min(...all) > 8;
+  };
+  spread();
+  byId("front-x").addEventListener("change", () => { spread(); front(); });
+  byId("front-y").addEventListener("change", front);
+  byId("front-log").addEventListener("change", front);
+  byId("front-list").append(...data.front.map((place) => {
+    const about = `trial ${data.number[place]}: ${data.quality} ${number(data.values[data.quality]?.[place])}`;
+    return element("button", String(data.number[place]), { type: "button", class: "trial", "data-trial": data.number[place], title: about, "aria-label": about });
+  }));
+  for (const button of document.querySelectorAll("button.trial")) {
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => places.has(Number(button.dataset.trial)) && choose(Number(button.dataset.trial), true));
+  }
+}
+
+// ---- what mattered
+
+function importance(one, i) {
+  if (one.missing) return;
+  const own = [...one.parameters].reverse();
+  const names = ["interactions and noise", ...own.map((p) => p.name)];
+  const shares = [one.rest, ...own.map((p) => p.share)];
+  draw(box("importance", `importance-${i}`, 110 + 26 * names.length), [{
+    type: "bar", orientation: "h", x: shares, y: names.map(text), text: shares.map((s) => `${(100 * s).toFixed(1)} %`),
+    textposition: "outside", cliponaxis: false, marker: { color: names.map((_, j) => colour(j ? "front" : "cloud")) },
+    hovertemplate: "%{y}: %{text}<extra></extra>",
+  }], { xaxis: { title: { text: `share of the variance of<br>${text(one.metric)}` }, range: [0, 1.12], tickformat: ".0%", tickvals: [0, 0.25, 0.5, 0.75, 1] }, yaxis: { ticksuffix: " " } });
+}
+
+function effects(one, i) {
+  if (one.missing) return;
+  const own = [...one.parameters].reverse();
+  const lines = { x: [], y: [] }, dots = { x: [], y: [], label: [], about: [] };
+  const every = own.flatMap((parameter) => parameter.effects.map((e) => e.mean));
+  const room = (Math.max(...every) - Math.min(...every)) * (narrow() ? 0.1 : 0.035);
+  own.forEach((parameter) => {
+    const means = parameter.effects.map((e) => e.mean);
+    lines.x.push(Math.min(...means), Math.max(...means), null);
+    lines.y.push(text(parameter.name), text(parameter.name), null);
+    const sorted = [...parameter.effects].sort((a, b) => a.mean - b.mean);
+    sorted.forEach((e, j) => {
+      dots.x.push(e.mean);
+      dots.y.push(text(parameter.name));
+      // Options too near to each other for two labels share one, above the last of them.
+      const near = (k) => k + 1 < sorted.length && sorted[k + 1].mean - sorted[k].mean < room;
+      let first = j;
+      while (first > 0 && near(first - 1)) first -= 1;
+      dots.label.push(near(j) ? "" : text(sorted.slice(first, j + 1).map((o) => o.short).join(" ")));
+      dots.about.push(`${text(parameter.name)} ${text(e.label)}<br>mean ${number(e.mean)} (${e.effect >= 0 ? "+" : ""}${number(e.effect)})<br>${e.trials.toLocaleString("en")} trials<extra></extra>`);
+    });
+  });
+  draw(box("effects", `effects-${i}`, 110 + 44 * own.length), [
+    { type: "scatter", mode: "lines", ...lines, line: { color: colour("cloud"), width: 1 }, hoverinfo: "skip" },
+    { type: "scatter", mode: "markers+text", x: dots.x, y: dots.y, text: dots.label, textposition: "top center", hovertemplate: dots.about, marker: { color: colour("front"), size: 9 }, textfont: { size: 11 }, cliponaxis: false },
+  ], { showlegend: false, xaxis: { title: { text: `mean<br>${text(one.title)}` } }, yaxis: { ticksuffix: " ", range: [-0.5, own.length - 0.2] } });
+}
+
+// ---- how the search went
+
+function history() {
+  const over = byId("history-x").value, own = data.history;
+  const title = byId("history-x").selectedOptions[0].textContent;
+  const end = own.end[over === "trials" ? 0 : 1];
+  own.courses.forEach((course, i) => {
+    const best = [...course.best], steps = [...(over === "trials" ? course.steps : course.step_seconds)];
+    if (best.length) { best.push(best.at(-1)); steps.push(end); }
+    draw(box("courses", `course-${i}`, 300), [
+      { type: "scatter", mode: "markers", name: "trials", x: over === "trials" ? course.trials : course.seconds, y: course.values, customdata: course.numbers, hovertemplate: "trial %{customdata}: %{y}<extra></extra>", marker: { color: colour("cloud"), size: 5, opacity: 0.6 } },
+      { type: "scatter", mode: "lines", name: "best so far", x: steps, y: best, line: { shape: "hv", color: colour("front"), width: 2 } },
+    ], { xaxis: { title: { text: title } }, yaxis: { title: { text: text(course.title) } } });
+  });
+  if (own.missing) {
+    byId("volume").textContent = `Not shown: ${own.missing}.`;
+  } else {
+    draw(box("volume", "volume-plot", 300), [
+      { type: "scatter", mode: "lines", x: own[over], y: own.volume, line: { shape: "hv", color: colour("volume"), width: 2 }, hovertemplate: "%{x}: %{y:.4f}<extra></extra>" },
+    ], { xaxis: { title: { text: title } }, yaxis: { title: { text: "hypervolume" }, range: [0, 1.02] } });
+  }
+}
+
+// ---- parallel coordinates
+
+function parallel() {
+  const own = data.parallel;
+  const left = own.left_out ? ` ${own.left_out} parameters that matter less are left out.` : "";
+  byId("parallel-note").textContent = `${own.rows.length.toLocaleString("en")} trials as lines, the front in colour; a click shows one.${left}`;
+  const across = own.axes.map((_, i) => i);
+  const pick = (line) => own.rows.map((_, i) => i).filter((i) => own.front[i] === line);
+  const joined = (rows) => ({
+    x: rows.flatMap(() => [...across, null]), y: rows.flatMap((i) => [...own.heights.map((h) => h[i]), null]),
+    customdata: rows.flatMap((i) => Array(across.length + 1).fill(data.number[own.rows[i]])),
+  });
+  const ticks = own.axes.flatMap((axis, i) => axis.ticks.map(([height, label]) => ({
+    x: i, y: height, text: text(label), showarrow: false, xanchor: "left", xshift: 4, font: { size: 11 }, bgcolor: colour("paper"), borderpad: 1, opacity: 0.9,
+  })));
+  const line = { type: "scatter", mode: "lines", hovertemplate: "trial %{customdata}<extra></extra>" };
+  byId("lines").style.minWidth = `${Math.max(320, 90 * own.axes.length)}px`;
+  draw("lines", [
+    { ...line, ...joined(pick(false)), name: "trials", opacity: 0.5, line: { color: colour("cloud"), width: 1 } },
+    { ...line, ...joined(pick(true)), name: "front", line: { color: colour("front"), width: 2 } },
+  ], {
+    annotations: ticks, margin: { l: 20, r: 55, t: 10, b: 90 }, dragmode: false,
+    shapes: across.map((i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: colour("ink"), width: 1 } })),
+    xaxis: { tickvals: across, ticktext: own.axes.map((a) => text(a.title)), tickangle: 25, ticklabeloverflow: "allow", showgrid: false, zeroline: false, range: [-0.1, across.length - 0.8] },
+    yaxis: { visible: false, range: [-0.02, 1.02] },
+  });
+}
+
+function everything() {
+  front();
+  data.influences.forEach(importance);
+  data.influences.forEach(effects);
+  history();
+  parallel();
+}
+
+function theme(dark) {
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  byId("theme").setAttribute("aria-pressed", String(dark));
+  byId("theme").textContent = dark ? "Light" : "Dark";
+}
+
+const prefers = window.matchMedia("(prefers-color-scheme: dark)");
+theme(prefers.matches);
+prefers.addEventListener("change", (event) => { theme(event.matches); everything(); });
+byId("theme").addEventListener("click", () => { theme(document.documentElement.dataset.theme !== "dark"); everything(); });
+byId("history-x").addEventListener("change", history);
+fillFront();
+everything();
+for (const id of ["front-plot", "lines"]) {
+  byId(id).on("plotly_click", ({ points }) => {
+    const trial = points[0].customdata;
+    if (places.has(trial)) choose(trial, false);
+  });
+}
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,69 @@
+"""A run folder becomes a report: ``report.html`` and ``figures/``. Reads what is stored; nothing is measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitfront.engine.run import Run
+from bitfront.errors import RunError, require
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the page, and the figures, each as PNG and SVG."""
+
+    page: Path
+    figures: tuple[Path, ...]
+
+
+def write_report(
+    run: Run | str | Path,
+    output: str | Path | None = None,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    metrics: Sequence[str] = (),
+) -> Report:
+    """Write the report of a run, finished or still running.
+
+    Args:
+        run: the run, or its folder.
+        output: where to write; default: the run folder.
+        x, y: parameters of the grid pictures, e.g. ``"fc1/weight"``; a run with two parameters has them by itself.
+        metrics: of the grid pictures; none: all.
+
+    Raises:
+        MissingExtraError: matplotlib or plotly is not installed.
+        RunError: there is no such run, or nothing can be written there.
+        ConfigError: no such parameter or metric.
+    """
+    for module in ("matplotlib", "plotly"):
+        require(module, "report", "the report")
+    from bitfront.report import data, figures, grid, page
+
+    own = run if isinstance(run, Run) else Run.load(run)
+    grids = grid.grids(own, x, y, metrics)
+    influences = data.influences(own)
+    cloud, failed = data.cloud(own), data.failures(own)
+    target = Path(output) if output is not None else own.folder
+    try:
+        (target / "figures").mkdir(parents=True, exist_ok=True)
+        path = target / "report.html"
+        path.write_text(page.page(own, grids, influences), encoding="utf-8")
+        drawn = [
+            ("front", figures.front(own, cloud)),
+            ("layers", figures.layers(data.layer_map(own, cloud.front))),
+            ("importance", figures.importances(influences)),
+            ("effects", figures.effects(own, influences)),
+            ("history", figures.history(data.history(own))),
+            ("parallel", figures.parallel(data.parallel(own, influences))),
+            *([("failures", figures.failures(failed))] if failed else []),
+            *((f"grid-{g.metric}", grid.heatmap(g)) for g in grids),
+            *((f"bars-{g.metric}", grid.bars(g)) for g in grids),
+        ]
+        written = [p for name, figure in drawn for p in figures.save(figure, target / "figures", name)]
+    except OSError as error:
+        raise RunError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
+    return Report(path, tuple(written))

@@ -1,0 +1,95 @@
+"""Runs of any shape, written through the store as a search writes them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bitfront.engine.run import STORE, Run
+from bitfront.engine.store import Store
+
+CONFIG = """\
+model = "digits-mlp"
+dataset = "digits"
+project = '{project}'
+
+[search.search_space.seed.default.config]
+name = ["NA"]
+
+[search.strategy]
+name = "brute_force"
+"""
+UNITS = {"accuracy": "", "average_bitwidth": "bits", "loss": "nats", "model_size": "bytes"}
+
+
+def choice(operand, *widths):
+    """An operand with these widths to choose from; a width of None is float, one of text a multiplier."""
+    settings = []
+    for width in widths:
+        if width is None:
+            settings.append({"label": "float", "set": {}})
+        elif isinstance(width, str):
+            settings.append({"label": width, "set": {"multiplier": float(width[1:])}})
+        else:
+            settings.append({"label": f"int{width}.auto", "set": {"width": width, "frac_width": "auto"}})
+    return {"operand": operand, "settings": settings}
+
+
+def site(name, *operands, optional=False):
+    """A site with one format, and the choice to stay in float if `optional`."""
+    alternatives = [{"name": "integer", "operands": list(operands)}]
+    return {"site": name, "alternatives": ([{"name": "NA", "operands": []}] if optional else []) + alternatives}
+
+
+TWO = (site("fc1", choice("data_in", 4, 8), choice("weight", 2, 4, 8)),)
+
+
+def write(
+    folder: Path,
+    codes,
+    metrics,
+    *,
+    space=TWO,
+    objectives=(("accuracy", "maximize"), ("average_bitwidth", "minimize")),
+    errors=None,
+    samples=1000,
+    summed=None,
+    project="made",
+    stopped="space exhausted",
+    durations=None,
+    reference=None,
+    constraints=(),
+) -> Run:
+    """The run folder of a search that found this; codes of shape (trials, parameters)."""
+    codes = np.asarray(codes, dtype=np.int64)
+    values = {m: np.asarray(v, dtype=np.float64) for m, v in metrics.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(CONFIG.format(project=project), encoding="utf-8")
+    store = Store.open(folder / STORE, list(values), codes.shape[1], {"parameters": list(range(codes.shape[1]))})
+    store.set_meta("space", list(space))
+    store.set_meta("stopped", stopped)
+    hardware = {"average_bitwidth", "model_size"}
+    store.set_meta(
+        "summary",
+        {
+            "objectives": [{"metric": m, "scale": 1.0, "direction": d} for m, d in objectives],
+            "summed": summed,
+            "sides": {m: "hw_runner" if m in hardware else "sw_runner" for m in values},
+            "units": {m: UNITS.get(m, "") for m in values},
+            "kinds": {m: ["measured", ""] for m in values},
+            "samples": samples,
+            "reference": {"accuracy": 0.97, "average_bitwidth": 32.0} if reference is None else reference,
+            "sites": len(space),
+            "size": "0",
+            "constraints": list(constraints),
+        },
+    )
+    own = errors or [""] * len(codes)
+    store.add(codes, values, own, np.full(len(codes), 0.001) if durations is None else durations)
+    store.close()
+    return Run.load(folder)
+
+
+def full_grid(space=TWO):
+    """Every code of a space of one format per site."""
+    counts = [len(o["settings"]) for s in space for o in s["alternatives"][0]["operands"] if len(o["settings"]) > 1]
+    return np.stack(np.meshgrid(*(np.arange(c) for c in counts), indexing="ij"), axis=-1).reshape(-1, len(counts))

@@ -1,0 +1,387 @@
+"""What the figures show: the tables they are drawn from, and that what is drawn is what is in the tables."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from made import TWO, choice, full_grid, site, write
+
+from bitfront.engine.front import hypervolume
+from bitfront.errors import ConfigError
+from bitfront.report import data, figures, grid
+
+TRIALS = 100_000
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """10⁵ trials, with a few failures and NaN."""
+    rng = np.random.default_rng(0)
+    space = tuple(site(f"fc{i}", choice("data_in", 2, 3, 4, 8), choice("weight", 2, 3, 4, 6, 8)) for i in range(4))
+    codes = np.stack([rng.integers(0, 4 + i % 2, TRIALS) for i in range(8)], axis=1)
+    bits = codes[:, 1::2].sum(axis=1) + 1.0
+    accuracy = 1 - 1 / (bits + codes[:, 0] + rng.random(TRIALS))
+    errors = [""] * TRIALS
+    for row in range(0, TRIALS, 10_000):
+        accuracy[row], errors[row] = np.nan, "it blew up"
+    run = write(
+        tmp_path_factory.mktemp("long") / "long", codes, {"accuracy": accuracy, "average_bitwidth": bits}, space=space,
+        errors=errors,
+    )  # fmt: skip
+    assert len(run) == TRIALS
+    return run
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Runs that are not as one expects: by name."""
+
+    def of(name):
+        codes, folder = full_grid(), tmp_path / name
+        bits = 2.0 ** (1 + codes[:, 1])
+        accuracy = np.array([0.5, 0.6, 0.7, 0.5, 0.65, 0.72])
+        errors = [""] * 6
+        if name == "one trial":
+            return write(folder, codes[:1], {"accuracy": accuracy[:1], "average_bitwidth": bits[:1]}, stopped="")
+        if name == "no trial":
+            return write(folder, codes[:0], {"accuracy": [], "average_bitwidth": []}, stopped="")
+        if name == "nothing to choose":
+            space = (site("fc1", choice("weight", 4)),)
+            return write(folder, codes[:1, :0], {"accuracy": [0.5], "average_bitwidth": [4]}, space=space)
+        if name == "failures":
+            accuracy[[1, 4]], errors[1], errors[4] = np.nan, "boom $x$ <b>", "boom $x$ <b>"
+        if name == "all failed":
+            accuracy[:], bits[:], errors = np.nan, np.nan, ["no"] * 6
+        if name == "NaN":
+            accuracy[2] = np.nan
+            return write(folder, codes, {"accuracy": accuracy, "average_bitwidth": bits, "loss": np.full(6, np.nan)})
+        if name == "infinite":
+            accuracy[0] = -np.inf
+        if name == "one objective":
+            return write(
+                folder, codes, {"accuracy": accuracy, "model_size": bits}, objectives=[("accuracy", "maximize")], samples=None
+            )  # fmt: skip
+        if name == "summed":
+            return write(folder, codes, {"accuracy": accuracy, "average_bitwidth": bits}, summed="maximize")
+        if name == "no accuracy":
+            own = {"loss": 1 - accuracy, "model_size": bits}
+            return write(
+                folder, codes, own, objectives=[("loss", "minimize"), ("model_size", "minimize")], reference={}
+            )
+        if name == "nothing fulfils":
+            bound = {"text": "accuracy >= 2", "metric": "accuracy", "comparison": ">=", "bound": 2.0, "drop": False}
+            return write(folder, codes, {"accuracy": accuracy, "average_bitwidth": bits}, constraints=[bound])
+        return write(folder, codes, {"accuracy": accuracy, "average_bitwidth": bits}, errors=errors)
+
+    return of
+
+
+ODD = [
+    "one trial", "no trial", "nothing to choose", "failures", "all failed", "NaN", "infinite", "one objective", "summed",
+    "no accuracy", "nothing fulfils",
+]  # fmt: skip
+
+
+def all_figures(run):
+    cloud, influences = data.cloud(run), data.influences(run)
+    return {
+        "front": figures.front(run, cloud),
+        "layers": figures.layers(data.layer_map(run, cloud.front)),
+        "importance": figures.importances(influences),
+        "effects": figures.effects(run, influences),
+        "history": figures.history(data.history(run)),
+        "parallel": figures.parallel(data.parallel(run, influences)),
+        "failures": figures.failures(data.failures(run)),
+        **{f"grid-{g.metric}": grid.heatmap(g) for g in grid.grids(run)},
+        **{f"bars-{g.metric}": grid.bars(g) for g in grid.grids(run)},
+    }
+
+
+def line(axes, label):
+    (found,) = [own for own in axes.get_lines() if own.get_label() == label]
+    return found
+
+
+# ---- the front
+
+
+def test_every_trial_is_a_point_and_the_front_has_its_intervals(six):
+    own = data.cloud(six)
+    assert own.rows.tolist() == list(range(6))
+    assert six.columns.number[own.front].tolist() == [5, 4, 3]
+    for place, row in enumerate(own.front):
+        assert (own.low[place], own.high[place]) == six.row(int(row)).intervals["accuracy"]
+    assert own.note == "6 trials, 3 on the front"
+    (axes,) = figures.front(six, own).axes
+    points = line(axes, "trials").get_xydata()
+    assert sorted(map(tuple, points)) == sorted(
+        zip(six.columns.metrics["average_bitwidth"], six.columns.metrics["accuracy"], strict=True)
+    )
+    assert axes.containers[0].lines[0].get_xydata() == pytest.approx(np.array([[2, 0.82], [4, 0.86], [8, 0.9]]))
+    low = [segment[0][1] for segment in axes.containers[0].lines[2][0].get_segments()]
+    assert low == pytest.approx(own.low[::-1].tolist())
+    assert line(axes, "float model").get_xydata().tolist() == [[32, 0.97]]
+    assert axes.get_xlabel() == "average_bitwidth [bits]"
+    assert axes.get_ylabel() == "accuracy, 95 % intervals"
+    assert axes.get_xscale() == "log"
+
+
+def test_one_panel_per_cost(tmp_path):
+    codes = full_grid()
+    metrics = {"accuracy": codes[:, 0] * 0.1, "average_bitwidth": codes[:, 1] + 1.0, "model_size": codes[:, 1] * 3.0}
+    objectives = [("accuracy", "maximize"), ("average_bitwidth", "minimize"), ("model_size", "minimize")]
+    run = write(tmp_path / "three", codes, metrics, objectives=objectives)
+    drawn = figures.front(run, data.cloud(run))
+    assert [axes.get_xlabel() for axes in drawn.axes] == ["average_bitwidth [bits]", "model_size [bytes]"]
+
+
+def test_of_many_trials_the_front_and_some_of_the_others_are_drawn(long_run):
+    own = data.cloud(long_run)
+    assert len(own.rows) <= data.SHOWN + data.FRONT
+    assert set(own.front) <= set(own.rows)
+    assert own.on_front == len(long_run.front_rows)
+    assert f"{len(own.rows):,} of 99,990 trials are drawn" in own.note
+    shown, every = long_run.columns.metrics["accuracy"][own.rows], long_run.columns.metrics["accuracy"]
+    assert np.isfinite(shown).all()
+    # The cloud's outline is kept, not only where it is dense.
+    assert shown.min() == np.nanmin(every)
+    assert shown.max() == np.nanmax(every)
+    assert set(long_run.columns.metrics["average_bitwidth"][own.rows]) == set(
+        long_run.columns.metrics["average_bitwidth"][long_run.columns.complete]
+    )
+
+
+# ---- what the layers chose
+
+
+def test_the_map_says_what_each_trial_of_the_front_chose(tmp_path):
+    space = (
+        site("fc1", choice("weight", 2, 8), optional=True),
+        site("fc2", choice("data_in", 4), choice("weight", 4, 8)),
+        site("wide", choice("width", "x0.5", "x2")),
+    )
+    # fc1/name, fc1/weight, fc2/weight, wide/width
+    codes = [[0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 1]]
+    run = write(tmp_path / "map", codes, {"accuracy": [0.9, 0.8, 0.7], "average_bitwidth": [9, 8, 7]}, space=space)
+    own = data.layer_map(run, run.front_rows)
+    assert own.numbers == (0, 1, 2)
+    assert own.places == ("fc1/weight", "fc2/weight", "wide/width")  # fc2/data_in is the same everywhere
+    assert own.labels == (
+        ("float", "int8.auto", "int2.auto"),
+        ("int4.auto", "int8.auto", "int4.auto"),
+        ("x0.5", "x2", "x2"),
+    )
+    assert own.shades.tolist() == [[1.0, 1.0, 0.25], [0.5, 1.0, 0.5], [0.25, 1.0, 1.0]]
+    written = [t.get_text() for t in figures.layers(own).axes[0].texts]
+    assert written == ["float", "8", "2", "4", "8", "4", "x0.5", "x2", "x2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (["int8.auto", "int4.auto"], ["8", "4"]),
+        (["int8.6", "int8.4", "int16.8"], ["int8.6", "int8.4", "int16.8"]),
+        (["affine8sc", "float", "x1.5"], ["8", "float", "x1.5"]),
+    ],
+)
+def test_labels_are_shortened_where_that_tells_them_apart(labels, shown):
+    assert data.shortened(labels) == shown
+
+
+# ---- how it went
+
+
+def test_history_is_the_best_so_far_and_the_volume(six):
+    own = data.history(six)
+    accuracy, bits = own.courses
+    assert accuracy.values.tolist() == six.columns.metrics["accuracy"].tolist()
+    assert accuracy.best.tolist() == pytest.approx([0.8, 0.84, 0.88, 0.9])
+    assert accuracy.steps.tolist() == [0, 1, 2, 5]
+    assert (bits.steps.tolist(), bits.best.tolist(), bits.direction) == ([0], [2.0], "minimize")
+    assert own.trials.tolist() == [1, 2, 3, 4, 5, 6]
+    assert own.seconds.tolist() == pytest.approx([0.001 * i for i in range(1, 7)])
+    losses = six.objectives.losses(six.columns.metrics)
+    scaled = (losses - losses.min(axis=0)) / (losses.max(axis=0) - losses.min(axis=0))
+    assert own.volume.tolist() == pytest.approx([hypervolume(scaled[:n], np.ones(2)) for n in range(1, 7)])
+    panels = figures.history(own).axes
+    assert panels[0].get_lines()[1].get_xydata().tolist()[-1] == [6, 0.9]
+    assert panels[2].get_lines()[0].get_ydata().tolist() == own.volume.tolist()
+    assert panels[3].get_lines()[0].get_xdata().tolist() == own.seconds.tolist()
+
+
+def test_history_of_many_trials_keeps_every_improvement(long_run):
+    own = data.history(long_run)
+    best = np.fmax.accumulate(np.nan_to_num(long_run.columns.metrics["accuracy"], nan=-1))
+    assert own.courses[0].best.tolist() == np.unique(best)[-len(own.courses[0].best) :].tolist()
+    assert len(own.courses[0].rows) <= data.SHOWN
+    assert len(own.volume) == data.MOMENTS
+    assert (np.diff(own.volume) >= 0).all()
+
+
+# ---- parallel coordinates, failures
+
+
+def test_parallel_coordinates_have_a_line_per_trial(six):
+    own = data.parallel(six, data.influences(six))
+    assert [a.name for a in own.axes] == ["fc1/data_in", "fc1/weight", "accuracy", "average_bitwidth"]
+    assert own.values[:2].T.tolist() == six.columns.code.tolist()
+    assert own.front.sum() == 3
+    up = data.heights(own)
+    assert up[0].tolist() == [0.25, 0.25, 0.25, 0.75, 0.75, 0.75]
+    assert up[2, 5] == pytest.approx(0.98)
+    axes = figures.parallel(own).axes[0]
+    assert sum(len(drawn.get_xdata()) == 4 for drawn in axes.get_lines()) == 6
+
+
+def test_failures_are_counted_by_what_they_say(odd):
+    run = odd("failures")
+    assert data.failures(run) == (data.Failure("boom $x$ <b>", 2, 1),)
+    assert len(data.cloud(run).rows) == 4
+    (axes,) = figures.failures(data.failures(run)).axes
+    assert axes.patches[0].get_width() == 2
+    assert data.undefined(odd("NaN")) == {"accuracy": 1, "loss": 6}
+
+
+# ---- grids
+
+
+def test_a_grid_has_the_trials_values_in_its_cells(six):
+    own = grid.grid(six, "fc1/weight", "fc1/data_in", "accuracy")
+    assert (own.columns, own.rows) == (("int2.auto", "int4.auto", "int8.auto"), ("int4.auto", "int8.auto"))
+    assert own.values.tolist() == [pytest.approx([0.8, 0.84, 0.88]), pytest.approx([0.82, 0.86, 0.9])]
+    axes, bar = grid.heatmap(own).axes
+    assert [t.get_text() for t in axes.texts] == ["0.8", "0.84", "0.88", "0.82", "0.86", "0.9"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("fc1/weight", "fc1/data_in", "accuracy")
+    (space,) = grid.bars(own).axes
+    assert len(space.collections) == 6
+    assert sorted(t.get_text() for t in space.texts) == sorted(own.text(r, c) for r in range(2) for c in range(3))
+    assert space.get_zlim()[0] == pytest.approx(0.7)
+    assert "the upright axis begins at 0.7" in space.get_title()
+
+
+def test_cells_never_evaluated_differ_from_zero_and_from_failed_ones(tmp_path):
+    run = write(
+        tmp_path / "holes", [[0, 0], [0, 1], [1, 0]],
+        {"accuracy": [0.0, np.nan, 0.5], "average_bitwidth": [1, np.nan, 2]}, errors=["", "boom", ""],
+    )  # fmt: skip
+    own = grid.grid(run, "fc1/weight", "fc1/data_in", "accuracy")
+    texts = [[own.text(r, c) for c in range(3)] for r in range(2)]
+    assert texts == [["0", "failed", "–"], ["0.5", "–", "–"]]
+    axes = grid.heatmap(own).axes[0]
+    assert sorted(p.get_hatch() for p in axes.patches) == ["///", "///", "///", "xx"]
+    (space,) = grid.bars(own).axes
+    assert len(space.get_lines()) == 8  # four crosses on the floor
+    assert space.get_zlim()[0] == 0
+
+
+def test_other_parameters_are_averaged(long_run):
+    own = grid.grid(long_run, "fc0/data_in", "fc3/weight", "accuracy")
+    codes, values = long_run.columns.code, long_run.columns.metrics["accuracy"]
+    inside = (codes[:, 0] == 1) & (codes[:, 7] == 2) & np.isfinite(values)
+    assert own.values[2, 1] == pytest.approx(values[inside].mean())
+    assert own.trials[2, 1] == inside.sum()
+    assert own.trials.sum() == long_run.columns.complete.sum()
+    assert own.failed.sum() == 10
+    assert "mean of up to" in own.note
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "metrics", "message"),
+    [
+        (
+            "fc1/wieght", "fc1/data_in", [],
+            "--x: this run has no parameter that varies 'fc1/wieght'; allowed: fc1/data_in, fc1/weight. "
+            "Did you mean 'fc1/weight'?",
+        ),
+        (
+            "fc1/weight", "fc1/data_in", ["acuracy"],
+            "--metric: this run has no metric with a value 'acuracy'; allowed: accuracy, average_bitwidth. "
+            "Did you mean 'accuracy'?",
+        ),
+        ("fc1/weight", None, [], "give --x and --y together; allowed: fc1/data_in, fc1/weight"),
+        ("fc1/weight", "fc1/weight", [], "--x and --y are both 'fc1/weight'; a grid needs two parameters"),
+        (None, None, ["accuracy"], "--metric needs --x and --y, the parameters of the grid; allowed: fc1/data_in, fc1/weight"),
+    ],
+)  # fmt: skip
+def test_what_no_grid_can_be_drawn_of(six, x, y, metrics, message):
+    with pytest.raises(ConfigError) as raised:
+        grid.grids(six, x, y, metrics)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (12, 3), (3, 15)])
+def test_grids_of_any_shape(tmp_path, shape):
+    space = (site("fc1", choice("data_in", *range(2, 2 + shape[0])), choice("weight", *range(2, 2 + shape[1]))),)
+    codes = full_grid(space)
+    values = np.arange(float(len(codes)))
+    run = write(tmp_path / "shape", codes, {"accuracy": values, "average_bitwidth": values}, space=space)
+    if len(run.space.parameters) == 1:
+        assert grid.grids(run) == ()
+        return
+    own = grid.grids(run)[0]
+    assert own.values.shape == shape[::-1]
+    for figure in (grid.heatmap(own), grid.bars(own)):
+        figure.savefig(io.BytesIO(), dpi=30)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ([0.2, 0.9], (0.0, 0.2, 0.9)),
+        ([0.8, 0.9], (0.7, 0.8, 0.9)),
+        ([0.0, 0.0], (0.0, 0.0, 0.0)),
+        ([-3.0, -1.0], (-3.0, -3.0, 0.0)),
+        ([5.0], (0.0, 5.0, 5.0)),
+        ([], (0.0, 0.0, 1.0)),
+    ],
+)
+def test_where_the_upright_axis_begins(known, expected):
+    assert grid.base(np.array(known)) == pytest.approx(expected)
+
+
+# ---- odd runs
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_runs_are_drawn(odd, name):
+    run = odd(name)
+    for title, figure in all_figures(run).items():
+        out = io.BytesIO()
+        figure.savefig(out, dpi=30)
+        assert len(out.getvalue()) > 500, title
+
+
+def test_a_long_run_is_drawn(long_run):
+    drawn = all_figures(long_run)
+    axes = drawn["front"].axes[0]
+    assert len(line(axes, "trials").get_xdata()) == len(data.cloud(long_run).rows)
+    drawn["front"].savefig(io.BytesIO(), dpi=30)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("one objective", "one objective has no volume; its course says the same"),
+        ("one trial", "fewer than two trials count"),
+        ("nothing fulfils", "fewer than two trials count"),
+    ],
+)
+def test_without_a_volume_the_reason_is_given(odd, name, missing):
+    own = data.history(odd(name))
+    assert (own.missing, len(own.volume)) == (missing, 0)
+
+
+def test_the_same_figure_makes_the_same_bytes(six, tmp_path):
+    def written(folder):
+        folder.mkdir()
+        saved = figures.save(figures.front(six, data.cloud(six)), folder, "front")
+        assert [p.name for p in saved] == ["front.png", "front.svg"]
+        return [p.read_bytes() for p in saved]
+
+    assert written(tmp_path / "a") == written(tmp_path / "b")
+
+
+def test_two_parameters_are_two():
+    assert len(TWO[0]["alternatives"][0]["operands"]) == 2
+    assert math.isnan(data.magnitude("powers")[1])

@@ -1,0 +1,101 @@
+"""Which choice mattered: against variances computed by hand, and what it says where it can say nothing."""
+
+import numpy as np
+import pytest
+from made import full_grid
+
+from bitfront.report.importance import active, importance
+from bitfront.spaces.base import Branch, Choice, Group, Space
+
+
+def product(*counts):
+    return Space(
+        [Group(f"g{i}", (Branch("f", (Choice("w", tuple(map(str, range(n)))),)),)) for i, n in enumerate(counts)]
+    )
+
+
+def grid(space):
+    return space.numbered(0, space.size)
+
+
+def by_hand(codes, values, column):
+    """Sobol's first-order index on a full grid: variance of the conditional means over the variance."""
+    means = np.array([values[codes[:, column] == v].mean() for v in np.unique(codes[:, column])])
+    return means.var() / values.var()
+
+
+def test_on_a_full_grid_the_shares_are_the_variances_of_the_options_means():
+    space = product(2, 3, 4)
+    codes = grid(space)
+    values = np.random.default_rng(0).normal(size=len(codes)) + codes[:, 1] * 3 + codes[:, 0] * codes[:, 2]
+    found = importance(space, "accuracy", codes, values)
+    assert found.missing == ""
+    for own in found.parameters:
+        column = [p.name for p in space.parameters].index(own.parameter)
+        assert own.share == pytest.approx(by_hand(codes, values, column))
+        for i, effect in enumerate(own.effects):
+            rows = codes[:, column] == i
+            assert effect.mean == pytest.approx(values[rows].mean())
+            assert effect.effect == pytest.approx(values[rows].mean() - values.mean())
+            assert effect.trials == rows.sum()
+    assert found.rest == pytest.approx(1 - sum(i.share for i in found.parameters))
+    assert [i.share for i in found.parameters] == sorted((i.share for i in found.parameters), reverse=True)
+
+
+def test_parameters_that_are_chosen_together_are_told_apart():
+    """A sampler that likes (1, 1) and (0, 0): only the first does anything, though the second's means differ."""
+    space = product(2, 2)
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 2, 400)
+    second = np.where(rng.random(400) < 0.9, first, 1 - first)
+    codes = np.stack([first, second], axis=1)
+    found = importance(space, "m", codes, first * 1.0)
+    assert by_hand(codes, first * 1.0, 1) > 0.5
+    assert [(i.parameter, round(i.share, 6)) for i in found.parameters] == [("g0/w", 1.0), ("g1/w", 0.0)]
+
+
+def test_a_parameter_without_effect_elsewhere_counts_where_its_branch_is_taken():
+    space = Space([Group("fc", (Branch("NA"), Branch("integer", (Choice("weight", ("2", "4", "8")),))))])
+    codes = np.repeat(space.numbered(0, space.size), 5, axis=0)
+    width = np.where(codes[:, 0] == 1, codes[:, 1], np.nan)
+    values = np.where(np.isnan(width), 10.0, 0.6 + 0.1 * np.nan_to_num(width))
+    found = {i.parameter: i for i in importance(space, "m", codes, values).parameters}
+    assert active(space, 1, codes).sum() == 15
+    assert [e.trials for e in found["fc/weight"].effects] == [5, 5, 5]
+    assert [e.trials for e in found["fc/name"].effects] == [5, 15]
+    assert [round(e.effect, 9) for e in found["fc/weight"].effects] == [-0.1, 0.0, 0.1]
+    # Three of four candidates are integer; within them the width's variance is 0.02/3.
+    between, within = 0.75 * 0.25 * (10 - 0.7) ** 2, 0.75 * 0.02 / 3
+    assert found["fc/weight"].share == pytest.approx(within / (within + between))
+    assert found["fc/name"].share == pytest.approx(between / (within + between))
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ([0.5, np.nan, np.inf, np.nan, np.nan, np.nan], "3 effects need 6 trials with accuracy, and there are 1"),
+        ([0.5] * 12, "accuracy is the same for all trials"),
+    ],
+)
+def test_where_nothing_can_be_said_it_says_why(values, why):
+    space = product(2, 3)
+    codes = np.resize(grid(space), (len(values), 2))
+    found = importance(space, "accuracy", codes, np.array(values))
+    assert (found.parameters, found.missing) == ((), why)
+
+
+def test_nothing_to_choose():
+    assert (
+        importance(product(1), "m", np.zeros((3, 0), dtype=np.int64), np.ones(3)).missing == "nothing was to be chosen"
+    )
+
+
+def test_many_trials_take_one_block_after_the_other():
+    space = product(3, 3)
+    codes = space.sample(40_000, np.random.default_rng(0))
+    found = importance(space, "m", codes, codes[:, 0] * 2.0 + codes[:, 1])
+    assert [(i.parameter, round(i.share, 9)) for i in found.parameters] == [("g0/w", 0.8), ("g1/w", 0.2)]
+
+
+def test_the_grid_used_elsewhere_is_whole():
+    assert full_grid().tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
