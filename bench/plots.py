@@ -75,9 +75,7 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("analytic_million_seconds", 1, "s", "bits, bit operations and bytes of 10⁶ candidates", at_most=True),
     ),
     "joint": (
-        Target(
-            "gain_on_bits", 0, "", "hypervolume of the joint search minus that of bits alone, least of 3 seeds"
-        ),
+        Target("gain_on_bits", 0, "", "hypervolume of the joint search minus that of bits alone, least of 3 seeds"),
         Target("gain_on_widths", 0, "", "the same, minus that of widths alone"),
         Target("gain_on_widths_8_bits", 0, "", "the same, minus that of widths at 8 bits"),
         *(
