@@ -57,9 +57,9 @@ def opened(browser):
     assert len([r for r in requests if r.startswith("file:")]) == len(contexts)
 
 
-@pytest.fixture
-def six_page(six, tmp_path):
-    return page_of(six, tmp_path / "out")
+@pytest.fixture(scope="module")
+def six_page(six, tmp_path_factory):
+    return page_of(six, tmp_path_factory.mktemp("six"))
 
 
 # ---- what is in it
