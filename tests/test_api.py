@@ -177,7 +177,7 @@ def test_weights_that_no_metric_of_bits_sees_are_named(arrays, tmp_path):
 
 
 def test_what_is_printed_of_a_run_is_short(run):
-    assert repr(run).endswith(f"runs0/net': 36 trials, {len(run.front)} on the front, space exhausted)")
+    assert repr(run) == f"Run({str(run.folder)!r}: 36 trials, {len(run.front)} on the front, space exhausted)"
     assert repr(run.front[0]).startswith(f"Trial({run.front[0].number}, loss=")
     assert len(repr(run.front[0])) < 200
 
