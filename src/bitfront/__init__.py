@@ -5,11 +5,13 @@ The map of the house, from the door inwards::
     cli          the command: parses, calls the API, prints
     api          the verbs: plan, search, init, list
     report       tables, figures, the page; reads results
-    engine       plan, train, evaluate, loop, store, front, run, rebuild
+    engine       plan, train, evaluate, loop, store, front, run, rebuild, analyze
+    population   many candidates trained together
     training     one training loop;  checkpoints: weights on disk
     strategies   what to try next             metrics     what a candidate is worth
     spaces       what may be chosen           transforms  (graph, formats) → a new model
-    graph        a captured model             formats     number formats
+    export       what runs without Bitfront   graph       a captured model
+    formats      number formats               constraints conditions in plain words
     data         datasets                     models      reference models
     config       the TOML schema              registry    name → implementation
     errors       every error, in one tree
