@@ -175,6 +175,18 @@ def draw_samplers(axes: Axes, result: Result) -> None:
     axes.set_ylabel("part of the exact hypervolume")
 
 
+def draw_joint(axes: Axes, result: Result) -> None:
+    """Hypervolume of each space, a point per seed."""
+    rows = [r for r in result["rows"] if r["part"] == "fronts" and isinstance(r["seed"], int)]
+    spaces = list(dict.fromkeys(r["space"] for r in rows))
+    for seed in dict.fromkeys(r["seed"] for r in rows):
+        own = [r for r in rows if r["seed"] == seed]
+        axes.plot([spaces.index(r["space"]) for r in own], [r["hypervolume"] for r in own], "o", label=f"seed {seed}")
+    axes.set_xticks(range(len(spaces)), spaces)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("hypervolume: accuracy, log10 bops")
+
+
 def draw_summary(name: str) -> Callable[[Axes, Result], None]:
     """The picture of a benchmark that has none of its own: each promised number as a share of its target."""
 
@@ -194,6 +206,7 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
     "roofline": draw_roofline,
     "scaling": draw_scaling,
     "samplers": draw_samplers,
+    "joint": draw_joint,
 }
 
 
