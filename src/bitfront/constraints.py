@@ -163,12 +163,6 @@ def statement(name: str, condition: str) -> str:
     return f"{name} {condition}"
 
 
-def named(text: str) -> str:
-    """The metric that a statement is about, for finding who measures it; empty if it cannot be read."""
-    match = _STATEMENT.match(text)
-    return match["name"] if match else ""
-
-
 def _factor(own: str, written: str, text: str) -> float:
     """How many of a metric's unit one of the written unit is."""
     if not written:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bitfront.constraints import Constraint
+from bitfront.engine.bounds import nearest
 from bitfront.engine.workbench import Job, Workbench
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Runner
@@ -334,3 +336,14 @@ def test_views_make_no_second_copy():
     code = np.zeros((1, 0), dtype=np.int64)
     # Convolution: 16 in, 32 out. Flatten: the same 32. Linear: 32 in, 2 out.
     assert measure("peak_memory", {}, subject.of_float(), code)["peak_memory"].tolist() == [48 * 4]
+
+
+def test_the_least_peak_is_that_of_all_candidates():
+    """A maximum over sites, which no single site may move."""
+    own = {"name": ["NA", "integer"], "data_in_width": [8, 4]}
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    subject = bench(net, (8,), {"default": own}, runners=[("hw_runner", "peak_memory", {})])
+    limit = Constraint("peak_memory <= 1 B", "peak_memory", "<=", 1.0)
+    found = subject.price(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
+    everything = subject.space.numbered(0, subject.space.size)
+    assert found == subject.price(everything, {"peak_memory"})["peak_memory"].min()

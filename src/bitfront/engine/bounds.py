@@ -17,7 +17,7 @@ from bitfront import constraints as words
 from bitfront.constraints import Constraint, total
 from bitfront.engine.bench import Bench
 from bitfront.errors import ConfigError
-from bitfront.spaces.base import Codes, Space
+from bitfront.spaces.base import Codes
 
 Values = NDArray[np.float64]
 #: Rounds of trying every option of every group; sums and maxima over sites need two.
@@ -105,12 +105,16 @@ def check(bench: Bench, constraints: Sequence[Constraint], *, trained: bool) -> 
 def nearest(bench: Bench, constraints: Sequence[Constraint]) -> NDArray[np.int64]:
     """The candidate that goes furthest towards constraints on closed-form metrics.
 
-    One group after the other takes its best option, until nothing changes: exact for metrics that are sums over sites,
-    or grow with every site's bits, as all of Bitfront's closed-form metrics are.
+    From the best of the uniform candidates, one group after the other takes its best option, until nothing changes:
+    exact for sums over sites. A maximum over sites (``peak_memory``, a parameter that sites share) does not move as
+    long as another site holds it up, which is why the descent begins where all sites are narrow.
     """
-    space: Space = bench.space
-    options = space.options(np.zeros((1, len(space.parameters)), dtype=np.int64))[0]
+    space = bench.space
     names = {c.metric for c in constraints}
+    last = np.array([[group.size - 1 for group in space.groups]], dtype=np.int64)
+    starts = np.concatenate([space.numbered(0, 1), space.codes(last), space.uniform()])
+    values = bench.price(starts, names)
+    options = space.options(starts)[int(np.argmin(sum(_height(c, values[c.metric]) for c in constraints)))]
     for _ in range(ROUNDS):
         before = options.copy()
         for g, group in enumerate(space.groups):
