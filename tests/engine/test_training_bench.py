@@ -257,10 +257,10 @@ def test_an_interrupted_training_is_no_result(dataset, monkeypatch):
     own = training_bench.train_population
 
     def interrupted(models, few, settings, **more):
-        def stop(epoch, records):
+        def stop(epoch, records, state):
             raise KeyboardInterrupt
 
-        return own(models, few, settings, keep=stop, **more)
+        return own(models, few, settings, **{**more, "keep": stop})
 
     monkeypatch.setattr(training_bench, "train_population", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -461,7 +461,7 @@ def _halving(
     costs = tuple(
         (p.metric, (1.0 if (objectives.summed or p.direction) == "minimize" else -1.0) * np.sign(p.scale))
         for p in objectives.parts
-        if produced[p.metric].closed_form and not produced[p.metric].of_weights
+        if produced[p.metric].closed_form
     )
     return Halving(tuple(own.rungs), own.keep, own.cohort, costs)
 

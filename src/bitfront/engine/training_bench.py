@@ -22,7 +22,6 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront.data.base import Dataset
 from bitfront.engine.bench import Bench, Job, Measured, Training, joined
@@ -343,39 +342,21 @@ def _train(
         class_names=tuple(map(str, range(training.classes))),
         source="the training split",
     )
-    if judge is None or training.halving is None:
-        return _trained(models, few, training, device, epochs)
-    going = list(range(len(models)))
-    found: dict[int, tuple[StateDict, int]] = {}
-    for rung in (*training.halving.rungs, training.settings.max_epochs):
-        # Begun anew each time, which gives the same weights as going on.
-        states = _trained([models[i] for i in going], few, training, device, [rung] * len(going))
-        found.update(zip(going, states, strict=True))
-        if rung < training.settings.max_epochs:
-            going = [going[k] for k in np.flatnonzero(judge(going, [found[i][0] for i in going]))]
-    return [found[i] for i in range(len(models))]
+    rungs = training.halving.rungs if judge and training.halving else ()
+    stops = list(epochs)
 
+    def keep(epoch: int, _: object, state: Callable[[int], StateDict]) -> list[bool]:
+        going = [i for i, stop in enumerate(stops) if stop > epoch]
+        if judge and epoch in rungs:
+            for i, goes_on in zip(going, judge(going, [state(i) for i in going]), strict=True):
+                stops[i] = stops[i] if goes_on else epoch
+        return [stop > epoch for stop in stops]
 
-def _trained(
-    models: Sequence[nn.Module], data: Dataset, training: Training, device: str, epochs: Sequence[int]
-) -> list[tuple[StateDict, int]]:
-    """(weights, epochs) of each model after some of the epochs; those of as many epochs are trained together."""
-    settings = training.settings
-    whole, rest = divmod(len(training.y), settings.batch_size)
-    found: dict[int, StateDict] = {}
-    for number in sorted(set(epochs)):
-        chosen = [i for i, own in enumerate(epochs) if own == number]
-        for normed in (True, False):
-            # A batch norm has no variance over a last batch of one sample, which is left out then.
-            alike = [i for i in chosen if any(isinstance(m, _BatchNorm) for m in models[i].modules()) is normed]
-            steps = whole + (rest > 1 or (rest == 1 and not normed))
-            stops = replace(settings, max_steps=number * steps) if number < settings.max_epochs else settings
-            members = train_population([models[i] for i in alike], data, stops, device=device) if alike else ()
-            for i, member in zip(alike, members, strict=True):
-                if member.error:
-                    raise EvaluationError(member.error)
-                found[i] = member.state
-    return [(found[i], epochs[i]) for i in range(len(models))]
+    members = train_population(models, few, training.settings, device=device, keep=keep)
+    for member in members:
+        if member.error:
+            raise EvaluationError(member.error)
+    return [(member.state, stop) for member, stop in zip(members, stops, strict=True)]
 
 
 def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:
