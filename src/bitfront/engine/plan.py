@@ -437,7 +437,7 @@ def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Train
         halving = _halving(
             config, own.halving, own.max_epochs, objectives, ("search", "strategy", side, name, "halving")
         )
-    return Training(x, y, dataset.num_classes, settings, own.init, halving)
+    return Training(x, y, dataset.num_classes, settings, own.init, own.float_epochs, halving)
 
 
 def _halving(

@@ -197,12 +197,9 @@ def _keep_front(layout: Plan, folder: Path) -> None:
     run = Run.load(folder)
     for row in run.front_rows[:TESTED]:
         code, epochs = run.columns.codes([row])[0], int(run.columns.metrics["trained_epochs"][row])
-        layout.bench.recall(code, epochs)
         place = kept_state(folder, int(run.columns.number[row]))
-        if place.exists():
-            layout.bench.recall(code, epochs, checkpoints.load(place, layout.bench.untrained(code)))
-        else:
-            checkpoints.save(layout.bench.state(code), place, {"trial": int(run.columns.number[row])})
+        layout.bench.recall(code, epochs, place)
+        layout.bench.keep(code, place)
 
 
 def kept_state(folder: Path, number: int) -> Path:
