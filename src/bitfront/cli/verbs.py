@@ -1,29 +1,23 @@
-"""The command line: parses, calls the API, prints. No logic.
+"""The verbs: each parses nothing, calls the API, and prints what came of it. No logic.
 
-Flags for the keys of the configuration are made from its schema, so that every key has one and they cannot disagree.
-Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 what was
-asked cannot be done, 130 interrupted.
+What a verb needs is imported in it: ``--help`` must not wait for torch.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from bitfront.errors import BitfrontError
+from bitfront.cli.printing import console as _console
+from bitfront.cli.printing import events as _events
+from bitfront.cli.printing import print_json as _print_json
 
 if TYPE_CHECKING:
     from bitfront.config import Config
     from bitfront.engine.rebuild import Transformed
-    from bitfront.report.live import Live
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="The TOML file. Flags override it.")
@@ -31,63 +25,6 @@ ConfigFile = Annotated[
 File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The same as --config.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
-#: Keys below the top of the configuration that have a flag too.
-SEARCH_FLAGS = {
-    "strategy": ("search.strategy.name", str, "The strategy: brute_force, evolution, optuna."),
-    "sampler": ("search.strategy.setup.sampler", str, "Optuna's sampler: tpe, random, nsgaii, nsgaiii, qmc, gp."),
-    "n_trials": ("search.strategy.setup.n_trials", int, "Budget in distinct candidates."),
-    "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the numbers are the same for any."),
-    "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no further candidates are started."),
-    "finetune": ("search.finetune.trials", int, "So many trials of the front are trained on, quantized."),
-    "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
-}
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe has no width; folding would only break what reads it
-    return console
-
-
-def _with_flags(verb: Callable[..., None]) -> Callable[..., None]:
-    """`verb` with a flag for every key of the configuration's top level; one that searches also for its budget.
-
-    The verb receives them as ``overrides``, dotted key → value, without those not given.
-    """
-    from bitfront.config import Config
-
-    flags = [(n, n, _plain(f.annotation), f.description or "") for n, f in Config.model_fields.items()]
-    if verb in SEARCHING:
-        flags += [(name, key, kind, text) for name, (key, kind, text) in SEARCH_FLAGS.items()]
-    flags = [flag for flag in flags if flag[2] is not None]
-    parameters = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "overrides"]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    for name, _, kind, text in flags:
-        option = typer.Option("--" + name.replace("_", "-"), help=text[:1].upper() + text[1:], show_default=False)
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-
-    def wrapper(**given: Any) -> None:
-        overrides = {key: given.pop(name) for name, key, _, _ in flags}
-        verb(**given, overrides={k: v for k, v in overrides.items() if v is not None})
-
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    wrapper.__doc__ = verb.__doc__
-    return wrapper
-
-
-def _plain(annotation: Any) -> type | None:
-    """The type a flag of that field parses; None for tables. Words are checked by the schema, for its messages."""
-    if get_origin(annotation) is dict:
-        return None
-    for part in (annotation, *get_args(annotation)):
-        if part in (str, int, float):
-            return part  # type: ignore[no-any-return]
-    return str if all(isinstance(a, str) for a in get_args(annotation)) and get_args(annotation) else None
 
 
 def _one_file(positional: Path | None, option: Path | None) -> Path | None:
@@ -110,18 +47,6 @@ def _config(file: Path | None, overrides: dict[str, Any]) -> Config:
     dataset = overrides.get("dataset", template.DEFAULT_DATASET)
     text, _ = api.init(model, dataset, overrides.get("dataset_path"))
     return config.from_document(tomlfile.parse(text, "the embedded default"), overrides)
-
-
-def _events(quiet: bool) -> Live:
-    from bitfront.report.live import Live
-
-    return Live(_console(stderr=True), quiet=quiet)
-
-
-def _print_json(document: object) -> None:
-    # JSON has no NaN: what could not be measured is null.
-    finite = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
-    print(json.dumps(finite, indent=2, ensure_ascii=False))
 
 
 def search(
@@ -450,22 +375,6 @@ def list_(
     tables.Sheet(columns, rows).show(_console())
 
 
-def _version(show: bool) -> None:
-    if show:
-        from importlib.metadata import version
-
-        print(f"bitfront {version('bitfront')}")
-        raise typer.Exit
-
-
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", "-V", help="Show the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Finds the whole accuracy-against-cost front of a PyTorch model."""
-
-
 VERBS: dict[str, Callable[..., None]] = {
     "search": search,
     "plan": plan,
@@ -479,60 +388,3 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 CONFIGURED = (search, plan, train, test, transform, analyze)
 SEARCHING = (search, plan)
-
-
-def build(argv: list[str]) -> typer.Typer:
-    """The command, as it is needed for `argv`.
-
-    Only the verb that is asked for gets the flags of the configuration: reading the schema takes longer than
-    everything else that ``--help`` does. Completion needs them all.
-    """
-    app = typer.Typer(
-        name="bitfront",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_main)
-    for name, verb in VERBS.items():
-        needed = name in argv or "_BITFRONT_COMPLETE" in os.environ
-        if verb in CONFIGURED:
-            app.command(name=name)(_with_flags(verb) if needed else _described_only(verb))
-        else:
-            app.command(name=name)(verb)
-    return app
-
-
-def _described_only(verb: Callable[..., None]) -> Callable[..., None]:
-    def nothing() -> None:
-        raise AssertionError("a verb that is run has its flags")
-
-    nothing.__doc__ = verb.__doc__
-    return nothing
-
-
-def main() -> None:
-    """The command ``bitfront``: runs a verb, and turns errors into one message and an exit code."""
-    try:
-        build(sys.argv[1:])()
-    except BitfrontError as error:
-        _complain(f"error: {error}")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        sys.exit(130)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            _complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
-            sys.exit(2)
-        # Whoever read our output has had enough (head, less).
-        sys.stderr.close()
-        sys.exit(0)
-
-
-def _complain(text: str) -> None:
-    from rich.markup import escape
-
-    head, colon, rest = text.partition(":")
-    _console(stderr=True).print(f"[bold red]{head}{colon}[/bold red]{escape(rest)}", soft_wrap=True)
