@@ -14,6 +14,7 @@ import typer
 from bitfront.cli.printing import console as _console
 from bitfront.cli.printing import events as _events
 from bitfront.cli.printing import print_json as _print_json
+from bitfront.cli.showing import convert, dashboard, run_folder
 
 if TYPE_CHECKING:
     from bitfront.config import Config
@@ -205,7 +206,9 @@ def transform(
         _refuse_flags(overrides)
     with _events(quiet) as events:
         if run is not None and trial is not None:
-            result = bf.transform_trial(_run_folder(run, overrides), trial, check=check, events=events)
+            result = bf.transform_trial(
+                run_folder(run, overrides.get("project_dir", "runs")), trial, check=check, events=events
+            )
         else:
             result = bf.transform_config(_config(config, overrides), check=check, events=events)
     if as_json:
@@ -234,12 +237,6 @@ def _refuse_flags(overrides: dict[str, Any]) -> None:
 
         given = ", ".join("--" + key.replace("_", "-") for key in overrides)
         raise ConfigError(f"--run takes its configuration from the run folder; leave out {given}")
-
-
-def _run_folder(run: Path, overrides: dict[str, Any]) -> Path:
-    """A path, or the name of a run below the project folder."""
-    named = Path(overrides.get("project_dir", "runs")) / run
-    return named if not run.exists() and named.exists() else run
 
 
 def _transformed(result: Transformed) -> dict[str, Any]:
@@ -292,7 +289,7 @@ def analyze(
         else:
             assert run is not None
             assert trial is not None
-            result = analysis.analyze_trial(_run_folder(run, overrides), trial, batch, events)
+            result = analysis.analyze_trial(run_folder(run, overrides.get("project_dir", "runs")), trial, batch, events)
     if as_json:
         _print_json(result.to_dict())
     elif as_csv:
@@ -322,7 +319,7 @@ def report(
     """
     from bitfront.report.writing import write_report
 
-    written = write_report(_run_folder(run, {}), output, x=x, y=y, metrics=metric or [])
+    written = write_report(run_folder(run), output, x=x, y=y, metrics=metric or [])
     if as_json:
         _print_json({"page": str(written.page), "figures": [str(path) for path in written.figures]})
         return
@@ -383,6 +380,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "transform": transform,
     "analyze": analyze,
     "report": report,
+    "convert": convert,
+    "dashboard": dashboard,
     "init": init,
     "list": list_,
 }
