@@ -16,6 +16,7 @@ SEARCH_FLAGS = {
     "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the numbers are the same for any."),
     "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no further candidates are started."),
     "finetune": ("search.finetune.trials", int, "So many trials of the front are trained on, quantized."),
+    "tensorboard": ("search.tensorboard", bool, "Log to tensorboard/ in the run folder."),
     "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
 }
 

@@ -136,10 +136,9 @@ def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Ite
 
 def _attributes(run: Run, rows: Rows, ids: Rows, unknown: NDArray[np.bool_]) -> Iterator[tuple[int, str, str]]:
     """(trial, key, JSON): whatever was measured and is no objective as it is, and why a trial failed."""
-    objectives = {p.metric for p in run.objectives.parts if p.scale == 1 and not run.objectives.summed}
     for name, column in measured(run, rows).items():
         known = ~np.isnan(column)
-        if name not in objectives:
+        if name not in run.objectives.unscaled:
             for i, value in zip(ids[known].tolist(), column[known].tolist(), strict=True):
                 yield i, name, json.dumps(value)
     for i, number, missing in zip(ids.tolist(), run.columns.number[rows].tolist(), unknown.tolist(), strict=True):
