@@ -1,8 +1,9 @@
 """The command line: parses, calls the API, prints. No logic.
 
-``verbs.py`` has the verbs, ``flags.py`` makes flags of the configuration's keys, ``printing.py`` says how results and
-errors are shown. Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the work
-failed, 2 what was asked cannot be done, 130 interrupted.
+``verbs.py`` and ``showing.py`` have the verbs, ``flags.py`` makes flags of the configuration's keys, ``completing.py``
+knows what the shell completes, ``printing.py`` how results and errors are shown. Results go to standard output,
+everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 what was asked cannot be done, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from bitfront.cli.flags import with_flags
 from bitfront.cli.printing import complain
 from bitfront.cli.verbs import CONFIGURED, SEARCHING, VERBS
 from bitfront.errors import BitfrontError
+
+#: Where bash, and where zsh and fish say what is being completed.
+COMPLETED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 
 
 def _version(show: bool) -> None:
@@ -40,8 +44,9 @@ def build(argv: list[str]) -> typer.Typer:
     """The command, as it is needed for `argv`.
 
     Only the verb that is asked for gets the flags of the configuration: reading the schema takes longer than
-    everything else that ``--help`` does. Completion needs them all.
+    everything else that ``--help`` does. While the shell completes, the words are in the environment.
     """
+    typed = {*argv, *" ".join(os.environ.get(name, "") for name in COMPLETED).split()}
     app = typer.Typer(
         name="bitfront",
         no_args_is_help=True,
@@ -51,9 +56,10 @@ def build(argv: list[str]) -> typer.Typer:
     )
     app.callback()(_main)
     for name, verb in VERBS.items():
-        needed = name in argv or "_BITFRONT_COMPLETE" in os.environ
         if verb in CONFIGURED:
-            app.command(name=name)(with_flags(verb, searches=verb in SEARCHING) if needed else _described_only(verb))
+            app.command(name=name)(
+                with_flags(verb, searches=verb in SEARCHING) if name in typed else _described_only(verb)
+            )
         else:
             app.command(name=name)(verb)
     return app

@@ -8,6 +8,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from bitfront.cli.completing import of_key
+
 #: Keys below the top of the configuration that have a flag too.
 SEARCH_FLAGS = {
     "strategy": ("search.strategy.name", str, "The strategy: brute_force, evolution, optuna."),
@@ -28,19 +30,25 @@ def with_flags(verb: Callable[..., None], *, searches: bool) -> Callable[..., No
     """
     from bitfront.config import Config
 
-    flags = [(n, n, _plain(f.annotation), f.description or "") for n, f in Config.model_fields.items()]
+    keys = Config.model_fields.items()
+    flags = [(n, n, _plain(f.annotation), f.description or "", of_key(n, f.annotation)) for n, f in keys]
     if searches:
-        flags += [(name, key, kind, text) for name, (key, kind, text) in SEARCH_FLAGS.items()]
+        flags += [(name, key, kind, text, of_key(name, kind)) for name, (key, kind, text) in SEARCH_FLAGS.items()]
     flags = [flag for flag in flags if flag[2] is not None]
     parameters = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "overrides"]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    for name, _, kind, text in flags:
-        option = typer.Option("--" + name.replace("_", "-"), help=text[:1].upper() + text[1:], show_default=False)
+    for name, _, kind, text, complete in flags:
+        option = typer.Option(
+            "--" + name.replace("_", "-"),
+            help=text[:1].upper() + text[1:],
+            show_default=False,
+            autocompletion=complete,
+        )
         annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
 
     def wrapper(**given: Any) -> None:
-        overrides = {key: given.pop(name) for name, key, _, _ in flags}
+        overrides = {key: given.pop(name) for name, key, *_ in flags}
         verb(**given, overrides={k: v for k, v in overrides.items() if v is not None})
 
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bitfront.cli.completing import FORMATS, runs, words
 from bitfront.cli.printing import console, print_json
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run below runs.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run below runs.", autocompletion=runs)
+]
 Trials = Annotated[
     int | None,
     typer.Option("--trials", metavar="N", help="Of a longer run the front and every n-th trial, about so many."),
@@ -30,7 +32,9 @@ def run_folder(run: Path, project_dir: str = "runs") -> Path:
 
 def convert(
     run: RunFolder,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="csv, parquet or optuna.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="csv, parquet or optuna.", autocompletion=words(FORMATS))
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +96,8 @@ def dashboard(
             told = console(stderr=True)
             told.print(f"{found.trials:,} trials{part}; new ones appear as they arrive; Ctrl-C ends it", soft_wrap=True)
         if browser and _has_windows():
+            import webbrowser
+
             webbrowser.open(found.address)
         try:
             found.wait()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitfront.cli.completing import ROOMS, SPLITS, members, runs, words
 from bitfront.cli.printing import console as _console
 from bitfront.cli.printing import events as _events
 from bitfront.cli.printing import print_json as _print_json
-from bitfront.cli.showing import convert, dashboard, run_folder
+from bitfront.cli.showing import RunFolder, convert, dashboard, run_folder
 
 if TYPE_CHECKING:
     from bitfront.config import Config
@@ -158,7 +159,7 @@ def train(
 
 def test(
     config: ConfigFile = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val or test.", autocompletion=words(SPLITS))] = "test",
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -184,7 +185,7 @@ def test(
 
 def transform(
     config: ConfigFile = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.", autocompletion=runs)] = None,
     trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="The trial to rebuild.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Evaluate the rebuilt model.")] = False,
     as_json: AsJson = False,
@@ -257,7 +258,7 @@ def _transformed(result: Transformed) -> dict[str, Any]:
 
 def analyze(
     config: ConfigFile = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.", autocompletion=runs)] = None,
     trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="One of its trials.")] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Samples that the numbers are for.")] = 1,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
@@ -302,7 +303,7 @@ def analyze(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run below runs.")],
+    run: RunFolder,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; default: the run folder.")
     ] = None,
@@ -328,8 +329,14 @@ def report(
 
 
 def init(
-    model: Annotated[str, typer.Option("--model", help="A model's name, or package.module:factory.")] = "digits-cnn",
-    dataset: Annotated[str, typer.Option("--dataset", help="A dataset's name, or package.module:factory.")] = "digits",
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A model's name, or package.module:factory.", autocompletion=members("models")),
+    ] = "digits-cnn",
+    dataset: Annotated[
+        str,
+        typer.Option("--dataset", help="A dataset's name, or package.module:factory.", autocompletion=members("data")),
+    ] = "digits",
     dataset_path: Annotated[str | None, typer.Option("--dataset-path", help="File or folder of the data.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml; - for stdout.")
@@ -355,7 +362,7 @@ def init(
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="Which kind.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="Which kind.", autocompletion=words(ROOMS))],
     as_json: AsJson = False,
 ) -> None:
     """Show what there is of a kind.
