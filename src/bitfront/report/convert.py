@@ -69,6 +69,8 @@ def convert(
     path = Path(output) if output is not None else folder / wanted.file
     if path.name in OWN and path.parent.resolve() == folder.resolve():
         raise RunError(f"{path}: this belongs to the run; --output names another file")
+    if folder.is_dir() and not path.parent.is_dir():
+        raise RunError(f"{path}: there is no folder {path.parent} to write it in")
     if path.exists() and not force:
         raise RunError(f"{path} exists; --force overwrites it, --output names another file")
     own = run if isinstance(run, Run) else Run.load(folder)

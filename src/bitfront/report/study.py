@@ -79,14 +79,21 @@ def began(run: Run) -> datetime:
 
 
 def append(path: Path, name: str, run: Run, rows: Rows, began: datetime) -> None:
-    """Write some trials of a run, under their own numbers, into its study."""
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        study = db.execute("SELECT study_id FROM studies WHERE study_name = ?", (name,)).fetchone()[0]
-        first = db.execute("SELECT coalesce(max(trial_id), 0) + 1 FROM trials").fetchone()[0]
-        ids = np.arange(first, first + len(rows))
-        for columns, values in _tables(run, rows, ids, study, began):
-            places = ", ".join("?" * (columns.count(",") + 1))
-            db.executemany(f"INSERT INTO {columns} VALUES ({places})", values)
+    """Write some trials of a run, under their own numbers, into its study.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            study = db.execute("SELECT study_id FROM studies WHERE study_name = ?", (name,)).fetchone()[0]
+            first = db.execute("SELECT coalesce(max(trial_id), 0) + 1 FROM trials").fetchone()[0]
+            ids = np.arange(first, first + len(rows))
+            for columns, values in _tables(run, rows, ids, study, began):
+                places = ", ".join("?" * (columns.count(",") + 1))
+                db.executemany(f"INSERT INTO {columns} VALUES ({places})", values)
+    except sqlite3.Error as error:
+        raise RunError(f"{path}: cannot be written: {error}") from None
 
 
 def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Iterator[tuple[str, Iterable[Any]]]:

@@ -108,9 +108,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    large, small, units = (seconds, 60, ("min", "s")) if seconds < 7200 else (seconds / 60, 60, ("h", "min"))
+    whole, rest = divmod(int(large), small)
+    return f"{whole} {units[0]}" + (f" {rest} {units[1]}" if rest else "")
 
 
 def _metrics(
