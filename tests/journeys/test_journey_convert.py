@@ -9,40 +9,63 @@ import time
 import urllib.request
 
 import pytest
-from journey import PATIENCE, Typed, rows, wait_for_rows
+from journey import PATIENCE, rows, wait_for_rows
 
 pytestmark = pytest.mark.journey
 
 
+#: Types several lines in one process, as most of the time of each would be its imports.
+TYPING = """if True:
+    import contextlib, io, json, sys
+    from bitfront import cli
+    typed = []
+    for line in sys.argv[1:]:
+        sys.argv[1:] = line.split()
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code or 0
+        typed.append((code, out.getvalue(), err.getvalue()))
+    print(json.dumps(typed))
+"""
+
+
 def test_convert_writes_what_it_says(searched):
-    typed = searched("convert", "small", "--to", "csv")
-    assert typed.out == "runs/small/trials.csv\n"
-    assert typed.err == "36 trials\n"
+    lines = {
+        "convert small --to csv": (0, "runs/small/trials.csv\n", "36 trials\n"),
+        "convert runs/small --to csv": (
+            2,
+            "",
+            "error: runs/small/trials.csv exists; --force overwrites it, --output names another file\n",
+        ),
+        "convert small --to csv --force --quiet --trials 5": (0, "runs/small/trials.csv\n", ""),
+        "convert small --to optuna -o mine.db": (
+            0,
+            "mine.db\n",
+            "36 trials\nsee it: optuna-dashboard sqlite:///mine.db\n",
+        ),
+        "convert small --to excel": (
+            2,
+            "",
+            "error: there is no format 'excel' to convert to; allowed: csv, parquet, optuna.\n",
+        ),
+    }
+    more = ["convert small --to parquet --json", "convert smal --to csv", "convert small"]
+    typed = json.loads(searched.python(TYPING, *lines, *more))
+    for line, found in zip(lines, typed, strict=False):
+        assert tuple(found) == lines[line], line
+    written, unknown, unsaid = typed[len(lines) :]
+    expected = {"file": "runs/small/trials.parquet", "format": "parquet", "trials": 36, "total": 36}
+    assert json.loads(written[1]) == expected
+    assert written[2] == ""
+    assert unknown[0] == unsaid[0] == 2
+    assert "smal: there is no such run folder" in unknown[2]
+    assert "Missing option '--to'" in unsaid[2]
     with (searched.folder / "runs/small/trials.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 36
-    typed = searched("convert", "runs/small", "--to", "csv", code=2)
-    assert typed.err == "error: runs/small/trials.csv exists; --force overwrites it, --output names another file\n"
-    assert typed.out == ""
-    typed = searched("convert", "small", "--to", "optuna", "-o", "mine.db", "--json")
-    assert json.loads(typed.out) == {"file": "mine.db", "format": "optuna", "trials": 36, "total": 36}
-    assert typed.err == ""
-    program = (
-        "import optuna, sys; s = optuna.load_study(study_name='small', storage='sqlite:///mine.db'); "
-        "print(len(s.trials), len(s.best_trials) > 0, sorted(s.trials[0].params))"
-    )
-    assert searched.python(program) == (
-        "36 True ['fc1/data_in', 'fc1/weight', 'fc2/data_in', 'fc2/weight']\n"  # as `bitfront plan --json` names them
-    )
-    typed = searched("convert", "small", "--to", "csv", "--force", "--quiet", "--trials", 5)
-    assert (typed.out, typed.err) == ("runs/small/trials.csv\n", "")
-
-
-def test_mistakes_of_convert(searched):
-    typed = searched("convert", "small", "--to", "excel", code=2)
-    assert typed.err == "error: there is no format 'excel' to convert to; allowed: csv, parquet, optuna.\n"
-    typed = searched("convert", "smal", "--to", "csv", code=2)
-    assert "smal: there is no such run folder" in typed.err
-    assert "Missing option '--to'" in searched("convert", "small", code=2).err
+        numbers = [int(row["number"]) for row in csv.DictReader(file)]
+    assert set(range(0, 36, 8)) <= set(numbers)  # 36 / 5, rounded up; and the front
 
 
 def get(address, path=""):
@@ -50,43 +73,31 @@ def get(address, path=""):
         return json.loads(answer.read())
 
 
-def test_the_dashboard_until_it_is_interrupted(searched):
-    temp = searched.folder / "temp"
+def test_the_dashboard_while_a_search_goes_on_until_it_is_interrupted(trained):
+    temp = trained.folder / "temp"
     temp.mkdir()
-    searched.env |= {"TMPDIR": str(temp)}
-    process = searched.start("dashboard", "small", "--port", 0, "--no-browser")
+    trained.env |= {"TMPDIR": str(temp)}
+    search = ("search", "--config", "small.toml", "--quiet")
+    trained(*search, "--n-trials", 10)
+    process = trained.start("dashboard", "small", "--port", 0, "--no-browser")
     address = process.stdout.readline().strip()
     assert address.startswith("http://127.0.0.1:")
-    assert len(get(address, "/api/studies/1")["trials"]) == 36
-    assert list(temp.iterdir())
-    port = address.split(":")[2].split("/")[0]
-    typed = searched("dashboard", "small", "--port", port, "--no-browser", code=2)
-    assert typed.err == f"error: port {port} is in use; --port names another, --port 0 takes any that is free\n"
-    process.send_signal(signal.SIGINT)
-    typed = searched.finish(process, code=0)
-    assert typed.err == "36 trials; new ones appear as they arrive; Ctrl-C ends it\n"
-    assert not list(temp.iterdir())
-    with socket.socket() as nobody:
-        assert nobody.connect_ex(("127.0.0.1", int(port))) != 0
-
-
-def test_the_dashboard_of_a_search_that_goes_on(trained):
-    """Trials that are found while it is shown appear; a search that is killed does not matter to it."""
-    search = ("search", "--config", "small.toml", "--sampler", "tpe")
-    trained(*search, "--n-trials", 10)
-    process = trained.start("dashboard", "small", "--port", 0, "--json", "--no-browser")
-    text = ""
-    while not text.endswith("}\n"):
-        text += process.stdout.readline()
-    address = json.loads(text)["address"]
     assert len(get(address, "/api/studies/1")["trials"]) == 10
-    trained(*search, "--n-trials", 30, "--quiet")
+    assert list(temp.glob("bitfront-dashboard-*"))
+    port = address.split(":")[2].split("/")[0]
+    typed = trained("dashboard", "small", "--port", port, "--no-browser", code=2)
+    assert typed.err == f"error: port {port} is in use; --port names another, --port 0 takes any that is free\n"
+    trained(*search, "--n-trials", 30)
     end = time.monotonic() + PATIENCE
     while len(get(address, "/api/studies/1")["trials"]) < 30 and time.monotonic() < end:
         time.sleep(0.2)
     assert [t["number"] for t in get(address, "/api/studies/1")["trials"]] == list(range(30))
-    process.send_signal(signal.SIGTERM)
-    trained.finish(process, code=0)
+    process.send_signal(signal.SIGINT)
+    typed = trained.finish(process, code=0)
+    assert typed.err == "10 trials; new ones appear as they arrive; Ctrl-C ends it\n"
+    assert not list(temp.glob("bitfront-dashboard-*"))
+    with socket.socket() as nobody:
+        assert nobody.connect_ex(("127.0.0.1", int(port))) != 0
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -97,7 +108,7 @@ def test_a_killed_search_logs_every_trial_once(trained):
     wait_for_rows(trained.folder / "runs/small/trials.sqlite", 5, trained, process)
     os.killpg(process.pid, signal.SIGKILL)
     trained.finish(process, code=None)
-    typed: Typed = trained(*search, "--json")
+    typed = trained(*search, "--json")
     assert json.loads(typed.out)["trials"] == 36
     found = accumulator.EventAccumulator(str(trained.folder / "runs/small/tensorboard"), {"scalars": 0})
     found.Reload()
