@@ -14,24 +14,6 @@ from journey import PATIENCE, rows, wait_for_rows
 pytestmark = pytest.mark.journey
 
 
-#: Types several lines in one process, as most of the time of each would be its imports.
-TYPING = """if True:
-    import contextlib, io, json, sys
-    from bitfront import cli
-    typed = []
-    for line in sys.argv[1:]:
-        sys.argv[1:] = line.split()
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                cli.main()
-            except SystemExit as end:
-                code = end.code or 0
-        typed.append((code, out.getvalue(), err.getvalue()))
-    print(json.dumps(typed))
-"""
-
-
 def test_convert_writes_what_it_says(searched):
     lines = {
         "convert small --to csv": (0, "runs/small/trials.csv\n", "36 trials\n"),
@@ -53,9 +35,9 @@ def test_convert_writes_what_it_says(searched):
         ),
     }
     more = ["convert small --to parquet --json", "convert smal --to csv", "convert small"]
-    typed = json.loads(searched.python(TYPING, *lines, *more))
+    typed = searched.together(*lines, *more)
     for line, found in zip(lines, typed, strict=False):
-        assert tuple(found) == lines[line], line
+        assert found == lines[line], line
     written, unknown, unsaid = typed[len(lines) :]
     expected = {"file": "runs/small/trials.parquet", "format": "parquet", "trials": 36, "total": 36}
     assert json.loads(written[1]) == expected

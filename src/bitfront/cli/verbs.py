@@ -342,6 +342,7 @@ def init(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml; - for stdout.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a commented TOML that runs."""
     target = output or Path(f"{model}-{dataset}.toml".replace(":", "-"))
@@ -352,13 +353,14 @@ def init(
     from bitfront import api
 
     text, notes = api.init(model, dataset, dataset_path, str(target) if str(target) != "-" else "FILE.toml")
-    for note in notes:
+    for note in () if quiet else notes:
         _console(stderr=True).print(f"note: {note}", soft_wrap=True)
     if str(target) == "-":
         print(text, end="")
         return
     target.write_text(text, encoding="utf-8")
-    _console().print(f"wrote {target}; now: bitfront search --config {target}", soft_wrap=True)
+    hint = "" if quiet else f"; now: bitfront search --config {target}"
+    _console().print(f"wrote {target}{hint}", soft_wrap=True)
 
 
 def list_(
