@@ -34,16 +34,29 @@ def test_convert_writes_what_it_says(searched):
             "error: there is no format 'excel' to convert to; allowed: csv, parquet, optuna.\n",
         ),
     }
-    more = ["convert small --to parquet --json", "convert smal --to csv", "convert small"]
+    lines["convert small --to parquet -o -"] = (
+        2,
+        "",
+        "error: --output - is for --to csv without --json; --output names a file for the rest\n",
+    )
+    more = [
+        "convert small --to parquet --json",
+        "convert smal --to csv",
+        "convert small",
+        "convert small --to csv -o -",
+    ]
     typed = searched.together(*lines, *more)
     for line, found in zip(lines, typed, strict=False):
         assert found == lines[line], line
-    written, unknown, unsaid = typed[len(lines) :]
+    written, unknown, unsaid, printed = typed[len(lines) :]
     expected = {"file": "runs/small/trials.parquet", "format": "parquet", "trials": 36, "total": 36}
     assert json.loads(written[1]) == expected
     assert written[2] == ""
     assert unknown[0] == unsaid[0] == 2
-    assert "smal: there is no such run folder" in unknown[2]
+    assert unknown[2] == "error: runs/smal: there is no such run folder; runs in runs: small\n"
+    assert printed[2] == ""
+    assert [int(row["number"]) for row in csv.DictReader(printed[1].splitlines())] == list(range(36))
+    assert not (searched.folder / "-").exists()
     assert "Missing option '--to'" in unsaid[2]
     with (searched.folder / "runs/small/trials.csv").open(newline="") as file:
         numbers = [int(row["number"]) for row in csv.DictReader(file)]

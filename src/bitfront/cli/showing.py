@@ -25,9 +25,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and er
 
 
 def run_folder(run: Path, project_dir: str = "runs") -> Path:
-    """A path, or the name of a run below the project folder."""
+    """A path, or the name of a run below the project folder; whatever is wrong with a name is said of the latter."""
     named = Path(project_dir) / run
-    return named if not run.exists() and named.exists() else run
+    meant = named.exists() or (len(run.parts) == 1 and named.parent.is_dir())
+    return named if not run.exists() and meant else run
 
 
 def convert(
@@ -41,7 +42,7 @@ def convert(
             "--output",
             "-o",
             metavar="FILE",
-            help="Default: trials.csv, trials.parquet or optuna.db in the run folder.",
+            help="Default: trials.csv, trials.parquet or optuna.db in the run folder; - for CSV to standard output.",
         ),
     ] = None,
     trials: Trials = None,
@@ -53,9 +54,16 @@ def convert(
 
     The run may still be going on. A study holds 10,000 trials at most unless --trials says more.
     """
+    from bitfront.errors import ConfigError
     from bitfront.report import study
     from bitfront.report.convert import convert as written
+    from bitfront.report.convert import write_csv
 
+    if str(output) == "-":
+        if to != "csv" or as_json:
+            raise ConfigError("--output - is for --to csv without --json; --output names a file for the rest")
+        write_csv(sys.stdout, run_folder(run), trials)
+        return
     done = written(run_folder(run), to, output, force=force, trials=trials)
     if as_json:
         print_json({"file": str(done.path), "format": done.format, "trials": done.trials, "total": done.total})
@@ -80,7 +88,7 @@ def dashboard(
 ) -> None:
     """Show a run in optuna-dashboard, also while it goes on.
 
-    Only this computer can see it. Ctrl-C ends it.
+    Only this computer can see it. Ctrl-C ends it. Of more than 2,000 trials it has a part unless --trials says more.
     """
     from bitfront.report.dashboard import SHOWN, served
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from numpy.typing import NDArray
 
@@ -60,9 +60,8 @@ def convert(
     """
     if to not in FORMATS:
         raise ConfigError(f"there is no format {to!r} to convert to; {one_of(FORMATS)}.{nearest(to, FORMATS)}")
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials {trials} is not possible: at least 1")
     wanted = FORMATS[to]
+    limit = _allowed(trials) or wanted.limit
     if wanted.module:
         require(wanted.module, to, f"--to {to}")
     folder = run.folder if isinstance(run, Run) else Path(run)
@@ -74,19 +73,43 @@ def convert(
     if path.exists() and not force:
         raise RunError(f"{path} exists; --force overwrites it, --output names another file")
     own = run if isinstance(run, Run) else Run.load(folder)
-    rows = kept(own, trials or wanted.limit)
+    rows = kept(own, limit)
     with whole(path) as part:
         wanted.write(part, own, rows)
     return Converted(path, to, len(rows), len(own))
 
 
+def write_csv(file: TextIO, run: Run | str | Path, trials: int | None = None) -> None:
+    """Write a run as CSV into an open file: a header, then a row per trial. Cells without a value are empty, numbers
+    have all their digits.
+
+    Args:
+        trials: as ``convert`` takes it.
+
+    Raises:
+        ConfigError: `trials` is not positive.
+        RunError: there is no such run.
+    """
+    own = run if isinstance(run, Run) else Run.load(run)
+    _csv(file, own, kept(own, _allowed(trials)))
+
+
+def _allowed(trials: int | None) -> int | None:
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials {trials} is not possible: at least 1")
+    return trials
+
+
 def _write_csv(path: Path, run: Run, rows: Rows) -> None:
-    """A header, then a row per trial; cells without a value are empty, numbers have all their digits."""
-    columns = table(run, rows)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*(_cells(column) for column in columns.values()), strict=True))
+        _csv(file, run, rows)
+
+
+def _csv(file: TextIO, run: Run, rows: Rows) -> None:
+    columns = table(run, rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(_cells(column) for column in columns.values()), strict=True))
 
 
 def _cells(column: NDArray[Any]) -> list[Any]:
