@@ -22,12 +22,14 @@ HEAD = """\
 
 One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
 an error that names the line. `"NA"` is none. Keys at the top have a flag of the same name (`max_epochs` →
-`--max-epochs`), and so have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout` and `max_size`; flags override the
-file. `bitfront init` writes a commented file that runs; `bitfront plan FILE` shows what a file means without doing it.
+`--max-epochs`), and so have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `max_size`, `tensorboard` and, for
+`search.finetune.trials`, `finetune`; flags override the file. `bitfront init` writes a commented file that runs;
+`bitfront plan FILE` shows what a file means without doing it.
 The configuration as it took effect is saved in the run folder.
 """
 TABLES = [
     ("The top", "", config.Config),
+    ("`[search]`", "Beside the tables below.\n\n", config.Search),
     ("`[search.search_space]`", "", config.SearchSpace),
     ("`[search.search_space.setup]`", "", config.SpaceSetup),
     ("`[search.search_space.seed.KEY]`", "", config.SeedEntry),

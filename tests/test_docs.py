@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from bitfront.data.arrays import from_arrays
 from bitfront.engine.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 KNOWN = {"sh", "python", "toml", "text", ""}
 
 
@@ -60,10 +62,27 @@ def test_commands_and_code_run(page: str, tmp_path: Path) -> None:
                 command = ["make", "-n", "-C", str(ROOT), *command[1:]]
             if command[0].startswith(".venv/"):
                 command = [str(Path(sys.executable).parent / Path(command[0]).name), "--version"]
+            if command[:2] == ["bitfront", "dashboard"]:
+                serves_until_interrupted(command, tmp_path, environment)
+                continue
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, f"{page}:{block.line}: {command}\n{done.stdout}\n{done.stderr}"
             for promised in re.findall(r"^# (.*)$", block.text, re.M) if "print(" in block.text else []:
                 assert promised in done.stdout, f"{page}:{block.line}: prints {done.stdout!r}, not {promised!r}"
+
+
+def serves_until_interrupted(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """What serves forever: on any port that is free, without a browser, until it has answered."""
+    command = [*command, "--port", "0", "--no-browser"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            with urllib.request.urlopen(address, timeout=60) as page:
+                assert page.status == 200
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.language == "toml"], ids=str)

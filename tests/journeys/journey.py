@@ -4,6 +4,7 @@ Nothing here waits forever, and what went wrong is said with everything the comm
 """
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -40,6 +41,24 @@ class Typed:
 
     def __str__(self):
         return f"$ {self.line}\n--- exit code {self.code}, standard output:\n{self.out}--- standard error:\n{self.err}"
+
+
+#: Types several lines in one process.
+TYPING = """if True:
+    import contextlib, io, json, sys
+    from bitfront import cli
+    typed = []
+    for line in sys.argv[1:]:
+        sys.argv[1:] = line.split()
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code or 0
+        typed.append((code, out.getvalue(), err.getvalue()))
+    print(json.dumps(typed))
+"""
 
 
 class Shell:
@@ -111,6 +130,11 @@ class Shell:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def together(self, *lines: str) -> list[tuple[int, str, str]]:
+        """Type several lines in one process, as most of the time of each would be its imports: (exit code, standard
+        output, standard error) of each."""
+        return [tuple(found) for found in json.loads(self.python(TYPING, *lines))]
 
     def write(self, name: str, text: str) -> Path:
         """Write a file into the folder."""

@@ -14,7 +14,7 @@ from journey import PATIENCE, settings
 
 pytestmark = pytest.mark.journey
 
-VERBS = ("search", "plan", "train", "test", "transform", "analyze", "init", "list")
+VERBS = ("search", "plan", "train", "test", "transform", "analyze", "report", "convert", "dashboard", "init", "list")
 LISTS = ("models", "datasets", "formats", "metrics", "strategies", "samplers", "spaces")
 
 

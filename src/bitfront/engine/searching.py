@@ -70,6 +70,7 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
     if restart:
         # Now that nothing can be wrong any more: what is thrown away here was hours of somebody's search.
         made = [*folder.glob(f"{STORE}-*"), *(folder / "checkpoints").glob("trial-*.pt")]
+        made += (folder / "tensorboard").glob("events.out.tfevents.*")
         for old in [path, *made, folder / "best.json", folder / "log.json"]:
             old.unlink(missing_ok=True)
     weights = weights_fingerprint(layout.model)
