@@ -41,6 +41,8 @@ SEARCH_FLAGS = {
     "finetune": ("search.finetune.trials", int, "So many trials of the front are trained on, quantized."),
     "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
 }
+#: Those of them that are about a comparison too.
+COMPARED = ("n_trials", "n_jobs", "max_size")
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -60,8 +62,8 @@ def _with_flags(verb: Callable[..., None]) -> Callable[..., None]:
     from bitfront.config import Config
 
     flags = [(n, n, _plain(f.annotation), f.description or "") for n, f in Config.model_fields.items()]
-    if verb in SEARCHING:
-        flags += [(name, key, kind, text) for name, (key, kind, text) in SEARCH_FLAGS.items()]
+    own = SEARCH_FLAGS if verb in SEARCHING else COMPARED if verb is compare else ()
+    flags += [(name, *SEARCH_FLAGS[name]) for name in own]
     flags = [flag for flag in flags if flag[2] is not None]
     parameters = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "overrides"]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
@@ -155,6 +157,42 @@ def search(
             out.print(line, soft_wrap=True)
     if run.stopped == "interrupted":
         raise typer.Exit(130)
+
+
+def compare(
+    file: File = None,
+    config: ConfigFile = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", metavar="NAME", help="E.g. brute_force, evolution, optuna:tpe; may be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each strategy.")] = 5,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what was evaluated earlier.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Compare strategies on one space: same budget, same seeds.
+
+    Every candidate is evaluated once, for all of them. --n-trials is the budget of each run (400); brute force goes
+    through the whole space. Writes compare.json and figures into the folder compare of the run folder.
+    """
+    config = _one_file(file, config)
+    loaded = _config(config, overrides)
+    from bitfront import api
+    from bitfront.report import contest
+
+    with _events(quiet) as events:
+        events.note(f"configuration: {config or 'the embedded default (bitfront init writes it)'}")
+        found = api.compare(loaded, strategies=strategy, seeds=seeds, restart=restart, events=events)
+    if as_json:
+        _print_json(contest.as_json(found))
+        return
+    out = _console()
+    contest.sheet(found).show(out)
+    for line in contest.lines(found):
+        out.print(line, soft_wrap=True, markup=False)
 
 
 def plan(
@@ -468,6 +506,7 @@ def _main(
 
 VERBS: dict[str, Callable[..., None]] = {
     "search": search,
+    "compare": compare,
     "plan": plan,
     "train": train,
     "test": test,
@@ -477,7 +516,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "init": init,
     "list": list_,
 }
-CONFIGURED = (search, plan, train, test, transform, analyze)
+CONFIGURED = (search, compare, plan, train, test, transform, analyze)
 SEARCHING = (search, plan)
 
 
