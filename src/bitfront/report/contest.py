@@ -126,7 +126,8 @@ def lines(own: Comparison) -> list[str]:
         )
         said.append(f"regret: the part {of_volume(own)} that is missing at the end of the budget")
     leading = own.objectives.names[own.leading]
-    said.append(f"shortfall: by how much the best {leading} found is worse than the {best_there_is(own)} best")
+    best = "true best" if own.truth else "best known"
+    said.append(f"shortfall: by how much the best {leading} found is worse than the {best}")
     said.append(
         "seconds: the strategy's own, measured now, and those that evaluating its candidates took when each was "
         "evaluated first" + (", in brute force's large blocks, which is as cheap as it gets" if own.truth else "")
@@ -189,7 +190,7 @@ def panels(own: Comparison) -> tuple[Panel, ...]:
                 levels = ((1.0, f"{best_there_is(own)} front"), *((level, f"{100 * level:.0f} %") for level in LEVELS))
             else:
                 shift, turn, y_title = offset, factor, f"best {title} so far"
-                levels = ((offset + factor * own.best, f"{best_there_is(own)} best"),)
+                levels = ((offset + factor * own.best, "true best" if own.truth else "best known"),)
             curves = tuple(_line(s, own.curve(s, what, over), shift, turn) for s in own.strategies)
             found.append(Panel(what, over, x_title, y_title, curves, levels))
     return tuple(found)
@@ -202,7 +203,7 @@ def _line(strategy: str, band: Band, offset: float, factor: float) -> Line:
     kept = np.concatenate([[True], moves])[: len(band.x)]
     kept[-1:] = True
     shown = offset + factor * np.where(np.isfinite(table), table, np.nan)[:, kept]
-    low, high = np.minimum(shown[1], shown[2]), np.maximum(shown[1], shown[2])
+    low, high = (shown[1], shown[2]) if factor > 0 else (shown[2], shown[1])
     return Line(strategy, band.x[kept], shown[0], low, high)
 
 

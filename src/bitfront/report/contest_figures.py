@@ -7,7 +7,7 @@ all pictures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ SHOWN = 4000
 def courses(own: Sequence[Panel]) -> Figure:
     """Curves over evaluations and seconds: median and quartiles over seeds."""
     figure, panels = panels_of(len(own), 5.6, 4.2)
+    at_the_edge: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     for axes, panel in zip(panels, own, strict=True):
         for place, line in enumerate(panel.lines):
             colour, dashes = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
@@ -35,16 +36,13 @@ def courses(own: Sequence[Panel]) -> Figure:
             axes.fill_between(line.x, line.low, line.high, step="post", color=colour, alpha=0.18, lw=0)
         for height, text in panel.levels:
             axes.axhline(height, color=GREY, lw=0.8, ls=(0, (1, 2)))
-            axes.annotate(
-                text, (1, height), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-                fontsize=7, color="#555555",
-            )  # fmt: skip
+            axes.annotate(text, (0, height), (3, 2), fontsize=7, color="#555555", **at_the_edge)
         logarithmic(axes)
         # The same height in both, so that they can be read across.
         axes.set_ylim(*limits(next(p for p in own if p.what == panel.what and p.over == "evaluations")))
         axes.set_xlabel(panel.x_title)
         axes.set_ylabel(panel.y_title)
-    panels[0].legend(fontsize=8, loc="lower right" if own[0].what == "volume" else "upper right")
+    panels[0].legend(fontsize=8, loc="center left")
     return figure
 
 
