@@ -57,48 +57,50 @@ def sheet(own: Comparison) -> Sheet:
     levels = [f"{100 * level:.0f} %" for level in LEVELS]
     columns = ["strategy"]
     if several:
-        columns += [f"evaluations to {level}" for level in levels] + [f"seconds to {level}" for level in levels]
+        columns += [f"evals to {level}" for level in levels] + [f"seconds to {levels[0]}"]
     else:
-        columns += ["evaluations to the best"]
+        columns += ["evals to the best"]
     at = f"at {own.budget:,}"
     columns += [f"regret {at}"] if several else []
-    columns += [f"shortfall {at}", "seconds in all: own + evaluating", "repeats of proposals"]
+    columns += [f"shortfall {at}", "seconds own + evaluating", "repeats"]
     rows = []
     for one in own.standings:
         spent = int(one.spent.median)
         cells = [one.strategy]
         if several:
             cells += [reached(s, spent) for s in one.evaluations]
-            cells += [reached(s, one.asking.median + one.evaluating.median) for s in one.seconds]
+            totals = [a + e for a, e in zip(one.asking.values, one.evaluating.values, strict=True)]
+            cells += [reached(s, max(totals)) for s in one.seconds[:1]]
         else:
             cells += [reached(one.to_best, spent)]
         cells += [spread(one.regret)] if one.regret is not None else []
         cells += [spread(one.shortfall), f"{_one(one.asking.median)} + {_one(one.evaluating.median)}"]
         cells += [f"{_one(one.repeats.median)} of {_one(one.proposals.median)}"]
         rows.append(cells)
-    return Sheet(columns, rows, right=columns[1:])
+    return Sheet(columns, rows, right=columns[1:], whole=columns[:1])
 
 
 def spread(own: Spread) -> str:
     """``median [lower quartile, upper quartile]``; what is the same for all seeds stands alone."""
-    if own.low == own.high:
-        return _one(own.median)
-    return f"{_one(own.median)} [{_one(own.low)}, {_one(own.high)}]"
+    return _bracketed(*map(_one, (own.median, own.low, own.high)))
 
 
 def reached(own: Spread, limit: float) -> str:
     """The same where something may not have been reached: ``> 400``, and by how many of the seeds it was."""
-    text = f"> {number(float(f'{limit:.3g}') if limit < 1000 else limit)}"
+    text = f"> {_one(limit)}"
     cells = [text if math.isinf(v) else _one(v) for v in (own.median, own.low, own.high)]
-    shown = cells[0] if own.low == own.high else f"{cells[0]} [{cells[1]}, {cells[2]}]"
-    count = len(own.values)
+    shown, count = _bracketed(*cells), len(own.values)
     return shown if own.reached == count else f"{shown}, {own.reached} of {count}"
+
+
+def _bracketed(median: str, low: str, high: str) -> str:
+    return median if low == high else f"{median} [{low}, {high}]"
 
 
 def _one(value: float) -> str:
     if math.isinf(value):
         return "nothing found"
-    return number(value if abs(value) >= 1000 or value == int(value) else float(f"{value:.3g}"))
+    return number(value if value == int(value) else float(f"{value:.{max(2, len(str(int(abs(value)))))}g}"))
 
 
 def lines(own: Comparison) -> list[str]:
@@ -121,8 +123,8 @@ def lines(own: Comparison) -> list[str]:
         signs = np.array([-1.0 if d == "maximize" else 1.0 for d in own.objectives.directions])
         point = ", ".join(f"{n} {number(v)}" for n, v in zip(own.objectives.names, own.reference * signs, strict=True))
         said.append(
-            f"evaluations, seconds: until 95 % or 99 % {of_volume(own)} were found; reference point {point} (the worst "
-            f"of the {best_there_is(own)} front, and {100 * MARGIN:.0f} % of its extent beyond)"
+            f"evals, seconds: evaluations and time until 95 % or 99 % {of_volume(own)} were found; reference point "
+            f"{point} (the worst of the {best_there_is(own)} front, and {100 * MARGIN:.0f} % of its extent beyond)"
         )
         said.append(f"regret: the part {of_volume(own)} that is missing at the end of the budget")
     leading = own.objectives.names[own.leading]
@@ -132,6 +134,7 @@ def lines(own: Comparison) -> list[str]:
         "seconds: the strategy's own, measured now, and those that evaluating its candidates took when each was "
         "evaluated first" + (", in brute force's large blocks, which is as cheap as it gets" if own.truth else "")
     )
+    said.append("repeats: proposals that the run knew already, of all it made; they cost no evaluation")
     if EXHAUSTIVE in own.strategies:
         said.append(
             f"brute_force goes through all {own.size:,}, in the space's own order, which is arbitrary; optuna:random "

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich import box
@@ -35,11 +35,13 @@ class Sheet:
 
     Attributes:
         right: columns that are aligned to the right.
+        whole: columns whose cells stay in one line, however narrow the terminal.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: Sequence[str] = ()
+    whole: Sequence[str] = ()
 
     def show(self, console: Console) -> None:
         """Print it: framed and fitted on a terminal, as Markdown elsewhere."""
@@ -48,7 +50,8 @@ class Sheet:
             framed = Table(box=box.ROUNDED, show_lines=several)
             for column in self.columns:
                 header = column.replace(" ", "\n") if column in self.right else column  # narrow columns stay narrow
-                framed.add_column(escape(header), justify="right" if column in self.right else "left", overflow="fold")
+                side: Literal["left", "right"] = "right" if column in self.right else "left"
+                framed.add_column(escape(header), justify=side, overflow="fold", no_wrap=column in self.whole)
             for row in self.rows:
                 framed.add_row(*map(escape, row))
             console.print(framed)
