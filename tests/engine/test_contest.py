@@ -186,6 +186,7 @@ def test_a_candidate_that_failed_fails_for_all_and_is_tried_again_later(given, t
         broken = compare(given, tmp_path, **asked)
     for course in broken.courses:
         assert np.array_equal(np.isnan(course.losses).any(axis=1), course.codes.sum(axis=1) == 5)
+        assert course.failed == (course.codes.sum(axis=1) == 5).sum()
     failed = int((broken.courses[0].codes.sum(axis=1) == 5).sum())
     assert failed > 0
     whole = compare(given, tmp_path, **asked)

@@ -52,6 +52,7 @@ class Course:
         asked: seconds spent in the strategy in all.
         proposals: how many candidates the strategy proposed in all.
         repeats: how many of these it knew already.
+        failed: how many candidates failed.
         stopped: why the run ended.
         volume: part of the best hypervolume there is after each evaluation; empty for a single objective.
         best: the leading objective's least loss after each evaluation; infinity before there is any.
@@ -66,6 +67,7 @@ class Course:
     asked: float
     proposals: int
     repeats: int
+    failed: int
     stopped: str
     volume: Values
     best: Values

@@ -134,6 +134,9 @@ def lines(own: Comparison) -> list[str]:
         "seconds: the strategy's own, measured now, and those that evaluating its candidates took when each was "
         "evaluated first" + (", in brute force's large blocks, which is as cheap as it gets" if own.truth else "")
     )
+    failed = sum(c.failed for c in own.courses)
+    if failed:
+        said.append(f"failed: {failed:,} of the candidates of all runs, which count for nothing; a search says why")
     said.append("repeats: proposals that the run knew already, of all it made; they cost no evaluation")
     if EXHAUSTIVE in own.strategies:
         said.append(
@@ -287,6 +290,7 @@ def as_json(own: Comparison) -> dict[str, Any]:
                 "evaluations": len(c),
                 "proposals": c.proposals,
                 "repeats": c.repeats,
+                "failed": c.failed,
                 "strategy_seconds": c.asked,
                 "evaluating_seconds": float(c.evaluating.sum()),
                 **({"volume": _steps(c.volume, c.seconds)} if several else {}),

@@ -42,7 +42,8 @@ def courses(own: Sequence[Panel]) -> Figure:
         axes.set_ylim(*limits(next(p for p in own if p.what == panel.what and p.over == "evaluations")))
         axes.set_xlabel(panel.x_title)
         axes.set_ylabel(panel.y_title)
-    panels[0].legend(fontsize=8, loc="center left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, ncols=min(5, len(labels)), loc="outside upper center")
     return figure
 
 
@@ -57,7 +58,7 @@ def limits(own: Panel) -> tuple[float, float]:
     for line in lines:
         late = np.concatenate([values[line.x >= start] for values in (line.low, line.median, line.high)])
         heights += late[np.isfinite(late)].tolist()
-    room = 0.06 * (max(heights) - min(heights) or 1.0)
+    room = 0.06 * (max(heights) - min(heights) or 0.1)
     return min(heights) - room, max(heights) + room
 
 

@@ -28,7 +28,7 @@ def comparison(folder, objectives=TWO, *, truth=True, seeds=5, budget=30, whole=
         asking = np.cumsum(rng.random(len(rows))) / 100
         nothing = np.zeros(0)
         return Course(
-            strategy, seed, rows[:, None], every[rows], asking, evaluating, float(asking[-1]) + 1, len(rows) + 7, 7,
+            strategy, seed, rows[:, None], every[rows], asking, evaluating, float(asking[-1]) + 1, len(rows) + 7, 7, 2,
             "n_trials reached", nothing, nothing,
         )  # fmt: skip
 
@@ -64,6 +64,7 @@ def test_lines_are_the_curves_and_bands_their_quartiles(objectives, truth, tmp_p
     whats = ["best"] if objectives is SUM else ["volume", "best"]
     assert [(p.what, p.over) for p in panels] == [(w, o) for w in whats for o in ("evaluations", "seconds")]
     figure = contest_figures.courses(panels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(own.strategies)
     for axes, panel in zip(figure.axes, panels, strict=True):
         assert (axes.get_xlabel(), axes.get_ylabel()) == (panel.x_title, panel.y_title)
         assert axes.get_xscale() == "log"
@@ -236,6 +237,7 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
     assert "the true front is known: brute force evaluated every candidate" in text
     assert "of the true hypervolume" in text
     assert "best known" not in text
+    assert "failed: 22 of the candidates of all runs" in text
     assert "seeds 0 to 4: median [quartiles] over seeds" in text
     assert "brute_force goes through all 120, in the space's own order" in text
     assert "17 candidates evaluated now, 3 known from before" in text
