@@ -102,8 +102,8 @@ def test_rows_of_several_situations_are_tables_of_their_own(plots) -> None:
     rows = [{"where": w, "a": a, "b": b} for w, a, b in (("one: x", 1, ""), ("one: x", 2, ""), ("two", 3, 4))]
     heading, first, other, second = plots.split(rows, "where")
     assert (heading, other) == ("**one: x**", "**two**")
-    assert first.splitlines()[0] == "|   a |"
-    assert second.splitlines()[-1] == "|   3 |   4 |"
+    assert first.splitlines()[0] == "| a |"
+    assert second.splitlines()[-1] == "| 3 | 4 |"
 
 
 def test_targets_name_promised_numbers(plots) -> None:
