@@ -293,6 +293,8 @@ def test_a_budget_beyond_the_space_is_the_space(given, tmp_path):
     assert {len(c) for c in own.courses} == {36}
     assert own.standings[1].regret.median == 0.0
     assert {c.stopped for c in own.courses} == {"space exhausted"}
+    # Then the truth is known without brute force.
+    assert compare(given, tmp_path, strategies=["evolution"], seeds=1).truth
 
 
 def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch):

@@ -59,16 +59,16 @@ def test_a_killed_comparison_goes_on(shell, data):
     own = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 100"}
     shell.write("slow.toml", settings(data, **own))
     asked = ["compare", "slow.toml", "--strategy", "evolution", "--strategy", "optuna:random", "--seeds", 1]
-    process = shell.start(*asked, "--n-trials", 30)
+    process = shell.start(*asked, "--n-trials", 20)
     wait_for_rows(shell.folder / "runs/slow/compare/cache.sqlite", 8, shell, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = rows(shell.folder / "runs/slow/compare/cache.sqlite")
-    typed = shell(*asked, "--n-trials", 30)
+    typed = shell(*asked, "--n-trials", 20)
     assert f"{len(before)} candidates are known from before" in typed.err
     after = rows(shell.folder / "runs/slow/compare/cache.sqlite")
     assert after[: len(before)] == before
-    assert len({row[1] for row in after}) == len(after) < 60
+    assert len({row[1] for row in after}) == len(after) < 40
     assert "the true front is not known: everything is relative to the best that these runs found together" in typed.out
 
 

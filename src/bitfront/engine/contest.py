@@ -174,7 +174,7 @@ def _contest(layout: Plan, names: Sequence[str] | None, seeds: int, restart: boo
         size=space.size,
         objectives=layout.objectives,
         constraints=tuple(c.text for c in layout.constraints),
-        truth=any(c.strategy == EXHAUSTIVE for c in courses),
+        truth=any(c.stopped == "space exhausted" for c in courses),
         front=front,
         reference=reference,
         whole=whole,

@@ -1,7 +1,7 @@
 """What a comparison of strategies found: its runs as arrays, and how each strategy stands.
 
-*The best there is* is what brute force found, where it went through the whole space; else it is the best of all runs
-together, and `truth` is false. Everything is measured against it:
+*The best there is* is the best of all runs together: the truth, where one of them went through the whole space, as
+brute force always does; else `truth` is false. Everything is measured against it:
 
 - hypervolume: what a run's front dominates, up to one reference point for all runs, as a part of what the best front
   there is dominates;
@@ -136,7 +136,7 @@ class Comparison:
         size: candidates of the space.
         objectives: what was optimised.
         constraints: what results had to fulfil, as it was asked for.
-        truth: whether brute force went through the whole space.
+        truth: whether a run went through the whole space, as that of brute force always does.
         front: losses of the best front there is, shape (members, objectives).
         reference: up to where volumes are taken, as losses, shape (objectives,).
         whole: hypervolume of the best front there is; NaN for a single objective.

@@ -116,7 +116,7 @@ def lines(own: Comparison) -> list[str]:
     if own.constraints:
         said.append(f"constraints: {', '.join(own.constraints)}; nothing else counts")
     if own.truth:
-        said.append("the true front is known: brute force evaluated every candidate that can count")
+        said.append("the true front is known: every candidate that can count was evaluated")
     else:
         said.append("the true front is not known: everything is relative to the best that these runs found together")
     if several:
@@ -132,7 +132,8 @@ def lines(own: Comparison) -> list[str]:
     said.append(f"shortfall: by how much the best {leading} found is worse than the {best}")
     said.append(
         "seconds: the strategy's own, measured now, and those that evaluating its candidates took when each was "
-        "evaluated first" + (", in brute force's large blocks, which is as cheap as it gets" if own.truth else "")
+        "evaluated first"
+        + (", in brute force's large blocks, which is as cheap as it gets" if EXHAUSTIVE in own.strategies else "")
     )
     failed = sum(c.failed for c in own.courses)
     if failed:
