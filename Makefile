@@ -42,8 +42,8 @@ format: $(VENV)/installed-dev
 docs: install
 	$(BIN)/python docs/generate.py
 
-# Takes some fifteen minutes, and wants a quiet machine.
-BENCHES := trial_cost roofline scaling overhead samplers population joint
+# Takes some twenty minutes, and wants a quiet machine.
+BENCHES := trial_cost roofline scaling overhead samplers population joint strategies
 
 bench: $(VENV)/installed-dev
 	set -e; $(foreach name,$(BENCHES),$(BENCH_ENV) $(BIN)/python bench/$(name).py --json bench/results/$(name).json;) :

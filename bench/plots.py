@@ -1,8 +1,9 @@
 """From ``bench/results/*.json`` to the tables, pictures and verdicts of ``docs/benchmarks.md``.
 
-Whatever stands between ``<!-- begin:NAME -->`` and ``<!-- end -->`` is written here: the machine, each target with what
-was measured and whether it is met, the table, and a picture in ``docs/benchmarks/``. The prose around it is typed by
-hand and holds no number. A benchmark without results keeps what the page says about it.
+What has a page of its own (``PAGES``) goes there. Whatever stands between ``<!-- begin:NAME -->`` and ``<!-- end
+-->`` is written here: the machine, each target with what was measured and whether it is met, the table, and a picture
+in ``docs/benchmarks/``. The prose around it is typed by hand and holds no number. A benchmark without results keeps
+what the page says about it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from matplotlib.axes import Axes
 
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+#: Benchmarks that have a page of their own.
+PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md"}
+#: Benchmarks whose rows are tables of their own: the column that says which, and is left out.
+SPLIT = {"strategies": "situation"}
 PICTURES = ROOT / "docs" / "benchmarks"
 
 Result = Mapping[str, Any]
@@ -255,8 +260,21 @@ def region(name: str, result: Result) -> str:
     file = picture(name, result)
     if file is not None:
         parts.append(f"![{name}]({file.parent.name}/{file.name})")
-    parts.append(table(result["rows"], markdown=True))
+    parts += split(result["rows"], SPLIT[name]) if name in SPLIT else [table(result["rows"], markdown=True)]
     return "\n\n".join(parts)
+
+
+def split(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """A heading, a table and, where there are any, pictures for each value of a column; without empty columns."""
+    parts: list[str] = []
+    for which in dict.fromkeys(row[column] for row in rows):
+        own = [row for row in rows if row[column] == which]
+        filled = [c for c in own[0] if c != column and any(row[c] != "" for row in own)]
+        parts += [f"**{which}**", table([{c: row[c] for c in filled} for row in own], markdown=True)]
+        folder = ROOT / "docs" / "strategies"
+        pictures = sorted(folder.glob(f"{which.partition(':')[0]}-*.png"))
+        parts += [f"![{p.stem.replace('-', ', ')}]({folder.name}/{p.name})" for p in pictures]
+    return parts
 
 
 def rewritten(page: str, results: Mapping[str, str]) -> str:
@@ -276,8 +294,9 @@ def main() -> None:
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bitfront", "font.size": 9})
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
     if not asked.check:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(rewritten(page, {n: region(n, r) for n, r in results.items()}), encoding="utf-8")
+        for page in (PAGE, *PAGES.values()):
+            own = {n: region(n, r) for n, r in results.items() if PAGES.get(n, PAGE) == page}
+            page.write_text(rewritten(page.read_text(encoding="utf-8"), own), encoding="utf-8")
     missed = 0
     for name, result in results.items():
         for target in TARGETS.get(name, ()):

@@ -69,7 +69,8 @@ def test_says_what_it_measures(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_has_its_place_on_the_page_and_in_make_bench(script: Path) -> None:
-    assert f"<!-- begin:{script.stem} -->" in (ROOT / "docs" / "benchmarks.md").read_text()
+    pages = [page.read_text() for page in (ROOT / "docs").glob("*.md")]
+    assert sum(f"<!-- begin:{script.stem} -->" in page for page in pages) == 1
     done = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"bench/results/{script.stem}.json" in done.stdout
 
@@ -95,6 +96,14 @@ def test_a_region_is_replaced_and_nothing_else(plots) -> None:
     assert plots.rewritten(once, {"one": "new"}) == once
     with pytest.raises(KeyError, match="begin:three"):
         plots.rewritten(page, {"three": "new"})
+
+
+def test_rows_of_several_situations_are_tables_of_their_own(plots) -> None:
+    rows = [{"where": w, "a": a, "b": b} for w, a, b in (("one: x", 1, ""), ("one: x", 2, ""), ("two", 3, 4))]
+    heading, first, other, second = plots.split(rows, "where")
+    assert (heading, other) == ("**one: x**", "**two**")
+    assert first.splitlines()[0] == "| a |"
+    assert second.splitlines()[-1] == "| 3 | 4 |"
 
 
 def test_targets_name_promised_numbers(plots) -> None:

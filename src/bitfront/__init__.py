@@ -3,9 +3,9 @@
 The map of the house, from the door inwards::
 
     cli          the command: parses, calls the API, prints
-    api          the verbs: plan, search, init, list
+    api          the verbs: plan, search, compare, init, list
     report       tables, figures, the page; reads results
-    engine       plan, train, evaluate, loop, store, front, run, rebuild, analyze
+    engine       plan, train, evaluate, loop, store, front, run, rebuild, analyze, compare
     population   many candidates trained together
     training     one training loop;  checkpoints: weights on disk
     strategies   what to try next             metrics     what a candidate is worth
@@ -25,7 +25,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitfront.api import plan, search
+    from bitfront.api import compare, plan, search
     from bitfront.checkpoints import load as load_checkpoint
     from bitfront.config import Config
     from bitfront.config import load as load_config
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bitfront.engine.front import hypervolume, non_dominated
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
     from bitfront.engine.run import Run, Trial
+    from bitfront.engine.standings import Comparison
     from bitfront.engine.trained import test, train
     from bitfront.errors import BitfrontError, EvaluationError, UserError
     from bitfront.events import Events
@@ -50,6 +51,8 @@ _HOMES = {
     "analyze": "bitfront.engine.analysis",
     "Events": "bitfront.events",
     "Transformed": "bitfront.engine.rebuild",
+    "Comparison": "bitfront.engine.standings",
+    "compare": "bitfront.api",
     "plan": "bitfront.api",
     "search": "bitfront.api",
     "test": "bitfront.engine.trained",
@@ -84,6 +87,7 @@ _HOMES = {
 
 __all__ = [
     "BitfrontError",
+    "Comparison",
     "Config",
     "Dataset",
     "EvaluationError",
@@ -100,6 +104,7 @@ __all__ = [
     "build_model",
     "calibrate",
     "capture",
+    "compare",
     "convert",
     "from_arrays",
     "from_splits",

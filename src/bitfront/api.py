@@ -1,4 +1,7 @@
-"""The verbs of the Python API that are more than one call: plan, search, init, list. The command uses them too."""
+"""The verbs of the Python API that are more than one call: plan, search, compare, init, list.
+
+The command uses them too.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,11 @@ from bitfront.config import Config
 from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import from_object
+from bitfront.engine.contest import prepared, run_contest
 from bitfront.engine.plan import Plan, make_plan, open_data, open_model
 from bitfront.engine.run import Run
 from bitfront.engine.searching import run_search
+from bitfront.engine.standings import Comparison
 from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
 from bitfront.formats import FORMATS
@@ -27,6 +32,7 @@ from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.registry import Registry
 from bitfront.report import tensorboard
+from bitfront.report.contest import can_draw, write_comparison
 from bitfront.spaces import SPACES
 from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
@@ -81,21 +87,72 @@ def search(
         EvaluationError: nothing could be evaluated, or trials could not be written.
     """
     events = events or Events()
-    _refuse_in_worker()
-    if model is not None and not isinstance(model, (str, nn.Module)):
-        raise ConfigError(f"model is a {type(model).__name__}; allowed: an nn.Module, or a name")
+    _refuse_in_worker("search")
     config = _configured(source, model, data, space, metrics, strategy, overrides)
-    own_model = model if isinstance(model, nn.Module) else None
-    own_data = dataset_of(data, config.seed, events)
-    layout = make_plan(config, model=own_model, dataset=own_data, report=events.note, progress=events.downloading)
+    layout = _laid_out(config, model, data, events)
     with tensorboard.logged(config.run_folder, events) if layout.settings.tensorboard else nullcontext(events) as heard:
         return run_search(layout, restart, heard)
 
 
-def _refuse_in_worker() -> None:
+def compare(
+    source: str | Path | Config | None = None,
+    *,
+    strategies: Sequence[str] | None = None,
+    seeds: int = 5,
+    model: nn.Module | str | None = None,
+    data: Any = None,
+    space: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | Sequence[str] | None = None,
+    restart: bool = False,
+    events: Events | None = None,
+    **overrides: Any,
+) -> Comparison:
+    """Run several strategies on one space, with the same budget and the same seeds, and say how each stands.
+
+    Every candidate is evaluated once, whoever asks for it first. What was found is kept in the folder ``compare`` of
+    the run folder, with ``compare.json`` and, where matplotlib is installed, ``figures/``.
+
+    Args:
+        strategies: e.g. ``["brute_force", "optuna:tpe"]``; None: evolution, three of Optuna's samplers, and brute force
+            where that takes no more than two minutes. Brute force goes through the whole space, whatever the budget,
+            and what it finds is the truth that all are measured against.
+        seeds: runs of each strategy: with the seed of the configuration and those after it. Model, data and samples
+            are those of the first.
+        restart: throw away what an earlier comparison in this run folder has evaluated.
+        source, model, data, space, metrics, overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 if
+            it is not given. Strategy and timeout of the configuration have no say.
+
+    Returns:
+        Its ``standings`` are the table, ``curve(strategy, what, over)`` the curves, ``courses`` the single runs.
+
+    Raises:
+        UserError: what was asked cannot be done; nothing has been evaluated.
+        EvaluationError: nothing could be evaluated, or results could not be written.
+    """
+    events = events or Events()
+    _refuse_in_worker("compare")
+    if isinstance(strategies, str):
+        strategies = [strategies]
+    config = prepared(_configured(source, model, data, space, metrics, None, overrides))
+    layout = _laid_out(config, model, data, events)
+    if not can_draw():
+        events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
+    found = run_contest(layout, strategies, seeds, restart, events)
+    write_comparison(found)
+    return found
+
+
+def _laid_out(config: Config, model: Any, data: Any, events: Events) -> Plan:
+    """The plan of a search, of what the configuration names or of the user's own objects."""
+    own_model = model if isinstance(model, nn.Module) else None
+    own_data = dataset_of(data, config.seed, events)
+    return make_plan(config, model=own_model, dataset=own_data, report=events.note, progress=events.downloading)
+
+
+def _refuse_in_worker(verb: str) -> None:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RunError(
-            "search() was called while a worker process imports your script, because n_jobs > 1 starts new processes; "
+            f"{verb}() was called while a worker process imports your script, because n_jobs > 1 starts new processes; "
             "put the call below `if __name__ == '__main__':`"
         )
 
@@ -109,6 +166,8 @@ def _configured(
     strategy: str | Mapping[str, Any] | None,
     overrides: Mapping[str, Any],
 ) -> Config:
+    if model is not None and not isinstance(model, (str, nn.Module)):
+        raise ConfigError(f"model is a {type(model).__name__}; allowed: an nn.Module, or a name")
     if isinstance(source, Config):
         values = source.effective()
         name = source._document.name

@@ -33,6 +33,12 @@ class Events:
     def planned(self, plan: Plan, seconds: float) -> None:
         """The search is about to begin; `seconds` is what a candidate costs, measured."""
 
+    def running(self, what: str) -> None:
+        """One run of a comparison begins: its strategy and its seed."""
+
+    def ran(self, strategy: str, runs: int, evaluations: int, seconds: float) -> None:
+        """All runs of a strategy in a comparison are done; `seconds` were spent in the strategy itself."""
+
     def progress(self, progress: Progress, plan: Plan) -> None:
         """A block of candidates is done."""
 

@@ -74,7 +74,7 @@ def test_the_dashboard_while_a_search_goes_on_until_it_is_interrupted(trained):
     trained.env |= {"TMPDIR": str(temp)}
     search = ("search", "--config", "small.toml", "--quiet")
     trained(*search, "--n-trials", 10)
-    process = trained.start("dashboard", "small", "--port", 0, "--no-browser")
+    process = trained.start("dashboard", "small", "--port", 0, "--no-browser", cold=True)
     address = process.stdout.readline().strip()
     assert address.startswith("http://127.0.0.1:")
     assert len(get(address, "/api/studies/1")["trials"]) == 10

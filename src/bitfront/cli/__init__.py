@@ -17,7 +17,7 @@ import typer
 
 from bitfront.cli.flags import with_flags
 from bitfront.cli.printing import complain
-from bitfront.cli.verbs import CONFIGURED, SEARCHING, VERBS
+from bitfront.cli.verbs import BUDGET, CONFIGURED, VERBS
 from bitfront.errors import BitfrontError
 
 #: Where bash, and where zsh and fish say what is being completed.
@@ -57,9 +57,7 @@ def build(argv: list[str]) -> typer.Typer:
     app.callback()(_main)
     for name, verb in VERBS.items():
         if verb in CONFIGURED:
-            app.command(name=name)(
-                with_flags(verb, searches=verb in SEARCHING) if name in typed else _described_only(verb)
-            )
+            app.command(name=name)(with_flags(verb, BUDGET.get(verb, ())) if name in typed else _described_only(verb))
         else:
             app.command(name=name)(verb)
     return app

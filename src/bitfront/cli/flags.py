@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -23,8 +23,8 @@ SEARCH_FLAGS = {
 }
 
 
-def with_flags(verb: Callable[..., None], *, searches: bool) -> Callable[..., None]:
-    """`verb` with a flag for every key of the configuration's top level; one that searches also for its budget.
+def with_flags(verb: Callable[..., None], more: Collection[str]) -> Callable[..., None]:
+    """`verb` with a flag for every key of the configuration's top level, and `more` of SEARCH_FLAGS.
 
     The verb receives them as ``overrides``, dotted key → value, without those not given.
     """
@@ -32,8 +32,7 @@ def with_flags(verb: Callable[..., None], *, searches: bool) -> Callable[..., No
 
     keys = Config.model_fields.items()
     flags = [(n, n, _plain(f.annotation), f.description or "", of_key(n, f.annotation)) for n, f in keys]
-    if searches:
-        flags += [(name, key, kind, text, of_key(name, kind)) for name, (key, kind, text) in SEARCH_FLAGS.items()]
+    flags += [(name, *SEARCH_FLAGS[name], of_key(name, SEARCH_FLAGS[name][1])) for name in more]
     flags = [flag for flag in flags if flag[2] is not None]
     parameters = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "overrides"]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]

@@ -5,16 +5,15 @@ What a verb needs is imported in it: ``--help`` must not wait for torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitfront.cli import printing
 from bitfront.cli.completing import ROOMS, SPLITS, members, runs, words
-from bitfront.cli.printing import console as _console
-from bitfront.cli.printing import events as _events
-from bitfront.cli.printing import print_json as _print_json
+from bitfront.cli.flags import SEARCH_FLAGS
 from bitfront.cli.showing import RunFolder, convert, dashboard, run_folder
 
 if TYPE_CHECKING:
@@ -70,18 +69,54 @@ def search(
     from bitfront import api
     from bitfront.report import tables
 
-    with _events(quiet) as events:
+    with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the embedded default (bitfront init writes it)'}")
         run = api.search(loaded, restart=restart, events=events)
     if as_json:
-        _print_json(tables.as_json(run))
+        printing.print_json(tables.as_json(run))
     else:
-        out = _console()
+        out = printing.console()
         tables.best_trials(run).show(out)
         for line in tables.summary(run):
             out.print(line, soft_wrap=True)
     if run.stopped == "interrupted":
         raise typer.Exit(130)
+
+
+def compare(
+    file: File = None,
+    config: ConfigFile = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", metavar="NAME", help="E.g. brute_force, evolution, optuna:tpe; may be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each strategy.")] = 5,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what was evaluated earlier.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Compare strategies on one space: same budget, same seeds.
+
+    Every candidate is evaluated once, for all of them. --n-trials is the budget of each run (400); brute force goes
+    through the whole space. Writes compare.json and figures into the folder compare of the run folder.
+    """
+    config = _one_file(file, config)
+    loaded = _config(config, overrides)
+    from bitfront import api
+    from bitfront.report import contest
+
+    with printing.events(quiet) as events:
+        events.note(f"configuration: {config or 'the embedded default (bitfront init writes it)'}")
+        found = api.compare(loaded, strategies=strategy, seeds=seeds, restart=restart, events=events)
+    if as_json:
+        printing.print_json(contest.as_json(found))
+        return
+    out = printing.console()
+    contest.sheet(found).show(out)
+    for line in contest.lines(found):
+        out.print(line, soft_wrap=True, markup=False)
 
 
 def plan(
@@ -100,13 +135,13 @@ def plan(
     from bitfront import api
     from bitfront.report import tables
 
-    with _events(quiet) as events:
+    with printing.events(quiet) as events:
         made = api.plan(loaded, events=events)
         seconds = made.seconds_per_candidate()
         for note in made.notes:
             events.note(note)
     if as_json:
-        _print_json(
+        printing.print_json(
             {
                 "space_size": made.space.size,
                 "parameters": [{"name": p.name, "choices": p.labels} for p in made.space.parameters],
@@ -120,7 +155,7 @@ def plan(
             }
         )
         return
-    out = _console()
+    out = printing.console()
     tables.plan_sites(made).show(out)
     for line in tables.plan_summary(made, seconds):
         out.print(line, soft_wrap=True)
@@ -140,15 +175,15 @@ def train(
     loaded = _config(config, overrides)
     import bitfront as bf
 
-    with _events(quiet) as events:
+    with printing.events(quiet) as events:
         trained = bf.train(loaded, events=events)
     result = trained.result
     assert result is not None
     best = result.history[result.best_epoch - 1]
     if as_json:
-        _print_json({"checkpoint": str(trained.checkpoint), "stopped": result.stopped, **vars(best)})
+        printing.print_json({"checkpoint": str(trained.checkpoint), "stopped": result.stopped, **vars(best)})
     else:
-        _console().print(
+        printing.console().print(
             f"{trained.checkpoint}: epoch {best.epoch} of {len(result.history)} ({result.stopped}), "
             f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.4f}",
             soft_wrap=True,
@@ -170,13 +205,13 @@ def test(
     import bitfront as bf
     from bitfront.metrics.intervals import wilson
 
-    with _events(quiet) as events:
+    with printing.events(quiet) as events:
         result = bf.test(loaded, split=split, events=events)
     low, high = wilson(result.accuracy, result.samples)
     if as_json:
-        _print_json({**vars(result), "accuracy_interval": [low, high], "split": split})
+        printing.print_json({**vars(result), "accuracy_interval": [low, high], "split": split})
     else:
-        _console().print(
+        printing.console().print(
             f"{split}: loss {result.loss:.4f}, accuracy {result.accuracy:.4f} [{low:.4f}, {high:.4f}] "
             f"({result.correct:,} of {result.samples:,})",
             soft_wrap=True,
@@ -205,7 +240,7 @@ def transform(
         raise ConfigError("give either --run RUN --trial N, or --config FILE")
     if run is not None:
         _refuse_flags(overrides)
-    with _events(quiet) as events:
+    with printing.events(quiet) as events:
         if run is not None and trial is not None:
             result = bf.transform_trial(
                 run_folder(run, overrides.get("project_dir", "runs")), trial, check=check, events=events
@@ -213,9 +248,9 @@ def transform(
         else:
             result = bf.transform_config(_config(config, overrides), check=check, events=events)
     if as_json:
-        _print_json(_transformed(result))
+        printing.print_json(_transformed(result))
         return
-    out = _console()
+    out = printing.console()
     tables.changes(result).show(out)
     out.print()
     tables.formats(result).show(out)
@@ -284,7 +319,7 @@ def analyze(
     from bitfront.engine import analysis
     from bitfront.report import tables
 
-    with _events(quiet) as events:
+    with printing.events(quiet) as events:
         if loaded is not None:
             result = analysis.analyze_config(loaded, batch, events)
         else:
@@ -292,11 +327,11 @@ def analyze(
             assert trial is not None
             result = analysis.analyze_trial(run_folder(run, overrides.get("project_dir", "runs")), trial, batch, events)
     if as_json:
-        _print_json(result.to_dict())
+        printing.print_json(result.to_dict())
     elif as_csv:
         print(result.to_csv(), end="")
     else:
-        out = _console()
+        out = printing.console()
         tables.analysis(result).show(out)
         for line in result.remarks():
             out.print(line, soft_wrap=True, markup=False)
@@ -322,7 +357,7 @@ def report(
 
     written = write_report(run_folder(run), output, x=x, y=y, metrics=metric or [])
     if as_json:
-        _print_json({"page": str(written.page), "figures": [str(path) for path in written.figures]})
+        printing.print_json({"page": str(written.page), "figures": [str(path) for path in written.figures]})
         return
     for path in (written.page, *written.figures):
         print(path)
@@ -354,13 +389,13 @@ def init(
 
     text, notes = api.init(model, dataset, dataset_path, str(target) if str(target) != "-" else "FILE.toml")
     for note in () if quiet else notes:
-        _console(stderr=True).print(f"note: {note}", soft_wrap=True)
+        printing.console(stderr=True).print(f"note: {note}", soft_wrap=True)
     if str(target) == "-":
         print(text, end="")
         return
     target.write_text(text, encoding="utf-8")
     hint = "" if quiet else f"; now: bitfront search --config {target}"
-    _console().print(f"wrote {target}{hint}", soft_wrap=True)
+    printing.console().print(f"wrote {target}{hint}", soft_wrap=True)
 
 
 def list_(
@@ -376,13 +411,14 @@ def list_(
 
     columns, rows = api.listing(what)
     if as_json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        printing.print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
-    tables.Sheet(columns, rows).show(_console())
+    tables.Sheet(columns, rows).show(printing.console())
 
 
 VERBS: dict[str, Callable[..., None]] = {
     "search": search,
+    "compare": compare,
     "plan": plan,
     "train": train,
     "test": test,
@@ -394,5 +430,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "init": init,
     "list": list_,
 }
-CONFIGURED = (search, plan, train, test, transform, analyze)
-SEARCHING = (search, plan)
+CONFIGURED = (search, compare, plan, train, test, transform, analyze)
+#: Which flags beside those of the top a verb has.
+BUDGET: dict[Callable[..., None], Collection[str]] = {
+    search: SEARCH_FLAGS,
+    plan: SEARCH_FLAGS,
+    compare: ("n_trials", "n_jobs", "max_size"),
+}

@@ -34,9 +34,9 @@ class Front:
         """Tell more candidates, shape (candidates, objectives); NaN in rows that failed."""
         for start in range(0, len(losses), BLOCK):
             block = losses[start : start + BLOCK]
-            rows = np.flatnonzero(~_beaten(block, self.losses))
+            rows = np.flatnonzero(~dominated(block, self.losses))
             rows = rows[_survivors(block[rows])]
-            kept = ~_beaten(self.losses, block[rows])
+            kept = ~dominated(self.losses, block[rows])
             # Members stand before newcomers, so that equal rows stay in the order of their places.
             both = np.concatenate([self.losses[kept], block[rows]])
             rows = np.concatenate([self.rows[kept], self.told + rows])
@@ -82,7 +82,7 @@ def _survivors(losses: Losses) -> NDArray[np.int64]:
     left = np.argsort(_rank_sums(values), kind="stable")
     at = 0
     while at < len(left):
-        beaten = _beaten(values[left], values[left[at : at + STEP]])
+        beaten = dominated(values[left], values[left[at : at + STEP]])
         at = min(at + STEP, len(left)) - int(beaten[: at + STEP].sum())
         left = left[~beaten]
     return rows[np.sort(left)]
@@ -96,8 +96,8 @@ def _rank_sums(losses: Losses) -> NDArray[np.int64]:
     return total
 
 
-def _beaten(losses: Losses, by: Losses) -> NDArray[np.bool_]:
-    """Which rows of `losses` some row of `by` dominates."""
+def dominated(losses: Losses, by: Losses) -> NDArray[np.bool_]:
+    """Which rows of `losses` some row of `by` dominates, shape (rows of `losses`,)."""
     beaten = np.zeros(len(losses), dtype=bool)
     if not len(by):
         return beaten
@@ -109,7 +109,8 @@ def _beaten(losses: Losses, by: Losses) -> NDArray[np.bool_]:
         as_good = best[np.searchsorted(first, losses[:, 0], side="right")]
         better = best[np.searchsorted(first, losses[:, 0], side="left")]
         there = np.searchsorted(first, losses[:, 0], side="left") > 0
-        return np.asarray((as_good < losses[:, 1]) | ((better <= losses[:, 1]) & there))
+        found: NDArray[np.bool_] = (as_good < losses[:, 1]) | ((better <= losses[:, 1]) & there)
+        return found
     by = by[np.argsort(_rank_sums(by), kind="stable")]
     left = np.arange(len(losses))
     for start in range(0, len(by), STEP):

@@ -15,7 +15,7 @@ back the codes and losses; everything else is in the store.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -23,14 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.engine.front import Front, Losses
-from bitfront.engine.store import Store
 from bitfront.errors import EvaluationError
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
 
 if TYPE_CHECKING:
     from bitfront.engine.bench import Measured
-    from bitfront.engine.evaluator import Evaluator
 
 StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted", "nothing feasible found"]
 #: Known proposals in a row after which the loop takes neighbours of the front itself.
@@ -64,6 +62,41 @@ class Bounds(Protocol):
 
     def after(self, values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """By how much evaluated candidates violate the constraints."""
+        ...
+
+
+class Kept(Protocol):
+    """Where trials go as they are told: the file of a run, or memory."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics."""
+        ...
+
+    def __len__(self) -> int:
+        """How many trials there are, those of earlier sessions included."""
+        ...
+
+    def recall(self, codes: Codes) -> tuple[NDArray[np.bool_], Mapping[str, NDArray[np.float64]]]:
+        """What earlier sessions found out about `codes`: (which of them are known, metrics with NaN for the others)."""
+        ...
+
+    def add(
+        self,
+        codes: Codes,
+        values: Mapping[str, NDArray[np.float64]],
+        errors: Sequence[str],
+        durations: NDArray[np.float64],
+    ) -> object:
+        """Keep evaluated candidates, none of which is there yet."""
+        ...
+
+
+class Evaluates(Protocol):
+    """What evaluates candidates."""
+
+    def blocks(self, codes: Codes) -> Iterator[tuple[Codes, Measured]]:
+        """Evaluate `codes` block by block, in order."""
         ...
 
 
@@ -103,8 +136,8 @@ def run(
     strategy: Strategy,
     seeds: Codes,
     objectives: Objectives,
-    store: Store,
-    evaluator: Evaluator,
+    store: Kept,
+    evaluator: Evaluates,
     limits: Limits,
     seed: int,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -121,7 +154,7 @@ def run(
     total = min(limits.n_trials, space.size)
     began = time.perf_counter()
     history = History(len(space.parameters), strategy.objectives, space, forgets=not strategy.looks_back)
-    front, writer = Front(strategy.objectives), _Writer(store)
+    front, writer = Front(strategy.objectives), Writer(store)
     failed, before, skipped, fruitless = 0, len(store), 0, 0
     bounds = bounds or None
 
@@ -215,10 +248,10 @@ def run(
         return "interrupted"
 
 
-class _Writer:
+class Writer:
     """Gathers small blocks on their way into the store, so that a quick search does not wait for the disk."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Kept) -> None:
         self._store = store
         self._blocks: list[tuple[Codes, Measured]] = []
         self._written = time.perf_counter()

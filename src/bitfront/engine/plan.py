@@ -136,12 +136,13 @@ class Plan:
         )
         return replace(self, bench=open_bench(replace(self.bench.job, runners=runners), self.space))
 
-    def make_strategy(self) -> Strategy:
-        """A fresh strategy."""
+    def make_strategy(self, seed: int | None = None) -> Strategy:
+        """A fresh strategy; without `seed`, with that of the configuration."""
         kind, objectives = STRATEGIES.get(self.strategy), len(self.objectives.directions)
+        seed = self.config.seed if seed is None else seed
         if kind is OptunaStrategy:
-            return OptunaStrategy(self.space, objectives, self.config.seed, self.sampler or "tpe")
-        return kind(self.space, objectives, self.config.seed)
+            return OptunaStrategy(self.space, objectives, seed, self.sampler or "tpe")
+        return kind(self.space, objectives, seed)
 
     def identity(self, weights: str | None) -> dict[str, Any]:
         """What trials of this search depend on; a run folder holds trials of one identity only."""
@@ -282,7 +283,8 @@ def make_plan(
     if config.search is None:
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
     with config.locating():
-        strategy, sampler = _strategy(config)
+        own_strategy = config.search.strategy
+        strategy, sampler = named_strategy(own_strategy.name, own_strategy.setup.sampler)
         runners, metrics, sides, added = configured(config)
         objectives = _objectives(config, metrics)
     dataset = dataset or open_data(config, report, progress)
@@ -363,22 +365,21 @@ def make_plan(
     return layout if layout.auto_split is None else layout.sampled(FIRST)
 
 
-def _strategy(config: Config) -> tuple[str, str | None]:
-    assert config.search is not None
-    own = config.search.strategy
+def named_strategy(name: str, asked: str | None) -> tuple[str, str | None]:
+    """(official name of a strategy, that of its sampler if it has one). Raises ConfigError."""
     try:
-        name = STRATEGIES.official(own.name)
+        name = STRATEGIES.official(name)
     except ConfigError as error:
         error.key = ("search", "strategy", "name")
         raise
     where = ("search", "strategy", "setup", "sampler")
     try:
-        sampler = sampler_name(own.setup.sampler or "tpe")
+        sampler = sampler_name(asked or "tpe")
     except ConfigError as error:
         error.key = where
         raise
     if STRATEGIES.get(name) is not OptunaStrategy:
-        if own.setup.sampler is not None and sampler != name:
+        if asked is not None and sampler != name:
             raise ConfigError(f"a sampler belongs to strategy 'optuna', and this one is {name!r}", key=where)
         return name, None
     # Optuna's own brute force costs 100 ms per proposal at 3,000 trials, and does not survive batches.

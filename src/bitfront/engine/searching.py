@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,17 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
         # Trials are rebuilt from these, wherever the weights came from and whatever becomes of that file.
         checkpoints.save(layout.model.state_dict(), folder / WEIGHTS, {"weights": weights})
         (folder / "config.toml").write_text(tomlfile.dumps(_absolute(layout.config)), encoding="utf-8")
-        layout = _with_samples(layout, store, events)
+        layout = with_samples(layout, store, events)
         _describe(layout, store)
         resumed = len(store)
         events.planned(layout, layout.seconds_per_candidate() if resumed < layout.n_trials else 0.0)
         if resumed:
             events.note(f"{resumed} trials are there from before")
-        bounds = _bounds(layout, store)
-        reason = _evaluate(layout, store, bounds, starts, events)
+        summary = store.meta("summary")
+        limits = bounds(layout, summary["reference"])
+        # Readers of the run folder want them too.
+        store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
+        reason = _evaluate(layout, store, limits, starts, events)
         store.set_meta("stopped", reason)
         if reason != "interrupted":
             events.finishing()
@@ -115,7 +119,7 @@ def _absolute(config: Config) -> dict[str, Any]:
     return values
 
 
-def _with_samples(layout: Plan, store: Store, events: Events) -> Plan:
+def with_samples(layout: Plan, store: Store, events: Events) -> Plan:
     """With as many samples as settle the order of candidates, where that is what was asked for; found out once."""
     split = layout.auto_split
     if split is None:
@@ -135,8 +139,6 @@ def _with_samples(layout: Plan, store: Store, events: Events) -> Plan:
 def _describe(layout: Plan, store: Store) -> None:
     """Everything a reader of the run folder needs beside the trials."""
     bench = layout.bench
-    empty = np.zeros((1, 0), dtype=np.int64)
-    reference = bench.of_float().measure(empty)
     samples, runner = None, bench.runner_of("accuracy")
     if runner is not None:
         settings: Any = runner.settings
@@ -152,32 +154,38 @@ def _describe(layout: Plan, store: Store) -> None:
             "units": {m.name: m.unit for runner in bench.runners for m in runner.produces},
             "kinds": bench.kinds(),
             "samples": samples,
-            "reference": {m: None if np.isnan(v[0]) else float(v[0]) for m, v in reference.values.items()},
+            "reference": float_metrics(layout),
             "sites": len(layout.space.graph.sites),
             "size": str(layout.space.size),
         },
     )
 
 
-def _bounds(layout: Plan, store: Store) -> Bounds:
-    """The constraints, those against the float model with its numbers in them; kept for readers of the run folder."""
-    summary = store.meta("summary")
+def float_metrics(layout: Plan) -> dict[str, float | None]:
+    """Metric → value of the float model; None where it has none."""
+    found = layout.bench.of_float().measure(np.zeros((1, 0), dtype=np.int64))
+    return {m: None if np.isnan(v[0]) else float(v[0]) for m, v in found.values.items()}
+
+
+def bounds(layout: Plan, reference: Mapping[str, float | None]) -> Bounds:
+    """The constraints, those against the float model with its numbers in them."""
     with layout.config.locating():
-        resolved = tuple(c.resolved(summary["reference"]) for c in layout.constraints)
-    store.set_meta("summary", {**summary, "constraints": [vars(c) for c in resolved]})
-    return Bounds(layout.bench, resolved)
+        return Bounds(layout.bench, tuple(c.resolved(reference) for c in layout.constraints))
+
+
+def first_candidates(layout: Plan, starts: Codes) -> Codes:
+    """What is tried before the strategy is asked: where constraints point to, and uniform-precision candidates."""
+    seeds = np.concatenate([starts, layout.space.uniform()[:UNIFORM]])
+    return seeds[:0] if layout.exhaustive else seeds  # all of them come anyway, in the space's own order
 
 
 def _evaluate(layout: Plan, store: Store, bounds: Bounds, starts: Codes, events: Events) -> loop.StopReason:
     setup = layout.settings.strategy.setup
-    seeds = np.concatenate([starts, layout.space.uniform()[:UNIFORM]])
-    if layout.exhaustive:
-        seeds = seeds[:0]  # all of them come anyway, in the space's own order
     with Evaluator(layout.bench, setup.n_jobs) as evaluator:
         reason = loop.run(
             space=layout.space,
             strategy=layout.make_strategy(),
-            seeds=seeds,
+            seeds=first_candidates(layout, starts),
             objectives=layout.objectives,
             store=store,
             evaluator=evaluator,

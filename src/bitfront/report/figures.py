@@ -31,6 +31,8 @@ BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E0
 CELLS, WRITTEN = 60, 1500
 #: How many times the smallest value the largest is on a logarithmic axis.
 WIDE = 8
+#: From how many times the smallest value on there is no room for numbers at 2 and 5.
+CROWDED = 500
 #: Text of an error that a figure has room for.
 ERROR = 90
 
@@ -51,7 +53,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 def front(run: Run, own: Cloud) -> Figure:
     """The quality against each cost: all trials, the front with its intervals, and the float model."""
     metrics = run.columns.metrics
-    figure, panels = _panels(max(1, len(own.costs)))
+    figure, panels = panels_of(max(1, len(own.costs)))
     for axes, cost in zip(panels, own.costs, strict=False):
         x, y = metrics[cost], metrics[own.quality]
         axes.plot(x[own.rows], y[own.rows], ".", color=GREY, ms=4, alpha=0.6, label="trials", zorder=1)
@@ -75,12 +77,7 @@ def front(run: Run, own: Cloud) -> Figure:
         if reference[0] is not None and reference[1] is not None:
             axes.plot([reference[0]], [reference[1]], "*", color=RED, ms=11, label="float model", zorder=4)
         if wide(np.append(x[own.rows], np.nan if reference[0] is None else reference[0])):
-            from matplotlib.ticker import LogLocator, NullFormatter
-
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(lambda value, _: number(value))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            logarithmic(axes)
         axes.set_xlabel(title(run, cost))
         axes.set_ylabel(title(run, own.quality) + (", 95 % intervals" if np.isfinite(own.low).any() else ""))
         axes.legend(fontsize=8)
@@ -94,12 +91,23 @@ def wide(values: Values) -> bool:
     return len(known) > 0 and known.min() > 0 and bool(known.max() > WIDE * known.min())
 
 
+def logarithmic(axes: Axes) -> None:
+    """Let the axis across be logarithmic, with plain numbers at 1, 2 and 5, or, where there is no room, at 1."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axes.dataLim.intervalx
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < CROWDED * low else (1,)))
+    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def layers(own: LayerMap) -> Figure:
     """A cell per place and trial of the front: the lighter, the more bits, or the wider."""
     from matplotlib import colormaps
 
     count = min(CELLS, len(own.numbers))
-    figure, (axes,) = _panels(1, max(4.0, 1.8 + 0.42 * count), 1.2 + 0.3 * max(1, len(own.places)))
+    figure, (axes,) = panels_of(1, max(4.0, 1.8 + 0.42 * count), 1.2 + 0.3 * max(1, len(own.places)))
     shades = np.ma.masked_invalid(own.shades[:, :count])
     texts = [shortened(row) for row in own.labels]
     if shades.size:
@@ -118,7 +126,7 @@ def layers(own: LayerMap) -> Figure:
 def importances(own: Sequence[Importance]) -> Figure:
     """Per metric that counts, the share of its variance that each parameter explains on its own."""
     most = max([len(i.parameters) for i in own], default=1)
-    figure, panels = _panels(max(1, len(own)), 5.2, 1.4 + 0.28 * min(CELLS, max(4, most)))
+    figure, panels = panels_of(max(1, len(own)), 5.2, 1.4 + 0.28 * min(CELLS, max(4, most)))
     for axes, one in zip(panels, own, strict=False):
         axes.set_title(f"{one.metric}, {one.trials:,} trials", fontsize=10)
         if one.missing:
@@ -142,7 +150,7 @@ def importances(own: Sequence[Importance]) -> Figure:
 def effects(run: Run, own: Sequence[Importance]) -> Figure:
     """Per metric that counts, the mean that each option makes; parameters that matter most above."""
     most = max([len(i.parameters) for i in own], default=1)
-    figure, panels = _panels(max(1, len(own)), 5.2, 1.4 + 0.4 * min(CELLS, max(3, most)))
+    figure, panels = panels_of(max(1, len(own)), 5.2, 1.4 + 0.4 * min(CELLS, max(3, most)))
     for axes, one in zip(panels, own, strict=False):
         if one.missing:
             _say(axes, one.missing)
@@ -179,7 +187,7 @@ def spaced(influence: Influence, room: float) -> list[tuple[float, str]]:
 
 def history(own: History) -> Figure:
     """Each objective over the trials with the best so far, then the hypervolume over trials and over seconds."""
-    figure, panels = _panels(len(own.courses) + 2, 4.4)
+    figure, panels = panels_of(len(own.courses) + 2, 4.4)
     for axes, course in zip(panels, own.courses, strict=False):
         axes.plot(course.rows + 1, course.values, ".", color=GREY, ms=4, alpha=0.6)
         if len(course.steps):
@@ -204,7 +212,7 @@ def history(own: History) -> Figure:
 
 def parallel(own: Parallel) -> Figure:
     """Trials as lines over the choices and the objectives; the front in colour."""
-    figure, (axes,) = _panels(1, max(6.0, 1.3 * len(own.axes)), 4.6)
+    figure, (axes,) = panels_of(1, max(6.0, 1.3 * len(own.axes)), 4.6)
     up = heights(own)
     places = np.arange(len(own.axes))
     for line in (False, True):
@@ -246,7 +254,7 @@ def ticks(own: Parallel, axis: int) -> list[tuple[float, str]]:
 def failures(own: Sequence[Failure]) -> Figure:
     """How many trials failed for which reason."""
     shown = own[:20]
-    figure, (axes,) = _panels(1, 8.0, 1.2 + 0.4 * max(2, len(shown)))
+    figure, (axes,) = panels_of(1, 8.0, 1.2 + 0.4 * max(2, len(shown)))
     axes.barh(range(len(shown)), [f.count for f in shown], color=RED)
     axes.set_yticks([])
     for place, one in enumerate(shown):
@@ -260,7 +268,7 @@ def failures(own: Sequence[Failure]) -> Figure:
     return figure
 
 
-def _panels(count: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+def panels_of(count: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     """A figure of panels side by side, at most three in a row, four as a square."""
     from matplotlib.figure import Figure
 

@@ -38,6 +38,7 @@ class Live(Events):
         self._loss = ""
         self._noted: set[str] = set()
         self._bytes_shown = 0.0
+        self._searching = "searching"
 
     def __enter__(self) -> Self:
         return self
@@ -88,10 +89,21 @@ class Live(Events):
                 self.note(line)
         self._began = time.perf_counter()
 
+    def running(self, what: str) -> None:
+        """A bar for each run."""
+        self._end()
+        self._searching = what
+
+    def ran(self, strategy: str, runs: int, evaluations: int, seconds: float) -> None:
+        """A line for each strategy."""
+        self._end()
+        own = tables.duration(seconds)
+        self.note(f"{strategy}: {runs} {'run' if runs == 1 else 'runs'}, {evaluations:,} evaluations, {own} of its own")
+
     def progress(self, progress: Searched, plan: Plan) -> None:
         """A bar of candidates, with the best so far and the time left of the timeout."""
         if self._bar is None:
-            self._start("searching", progress.total)
+            self._start(self._searching, progress.total)
         best = _best(progress, plan)
         timeout = plan.settings.strategy.setup.timeout
         limit = f"  timeout {tables.duration(timeout)}" if timeout and self.console.width >= ROOM else ""

@@ -35,11 +35,13 @@ class Sheet:
 
     Attributes:
         right: columns that are aligned to the right.
+        whole: columns whose cells stay in one line, however narrow the terminal.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: Sequence[str] = ()
+    whole: Sequence[str] = ()
 
     def show(self, console: Console) -> None:
         """Print it: framed and fitted on a terminal, as Markdown elsewhere."""
@@ -53,6 +55,7 @@ class Sheet:
                         escape(self._header(c)),
                         justify="right" if right else "left",
                         overflow="fold",
+                        no_wrap=self.columns[c] in self.whole,
                         min_width=min(self._need(c), console.width // 2),
                     )
                 for row in self.rows:
@@ -81,9 +84,13 @@ class Sheet:
         return parts
 
     def _need(self, column: int) -> int:
-        """The longest word of a column."""
-        cells = [self._header(column), *(row[column] for row in self.rows)]
-        return max((len(word) for cell in cells for word in cell.split()), default=1)
+        """The longest word of a column; of one that stays whole, the longest line."""
+        cells = [row[column] for row in self.rows]
+        pieces = self._header(column).split()
+        pieces += [
+            s for cell in cells for s in (cell.split("\n") if self.columns[column] in self.whole else cell.split())
+        ]
+        return max(map(len, pieces), default=1)
 
     def _header(self, column: int) -> str:
         """Headers over numbers have a word per line, so that narrow columns stay narrow."""

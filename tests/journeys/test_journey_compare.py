@@ -1,0 +1,109 @@
+"""``bitfront compare`` as a user types it."""
+
+import json
+import os
+import signal
+
+import pytest
+from journey import rows, settings, wait_for_rows
+
+pytestmark = pytest.mark.journey
+
+STRATEGIES = ["--strategy", "brute_force", "--strategy", "optuna:tpe", "--strategy", "evolution"]
+
+
+def test_strategies_are_compared(trained):
+    typed = trained("compare", "--config", "small.toml", *STRATEGIES, "--seeds", 2, "--n-trials", 12)
+    assert (
+        "compared: brute_force, optuna:tpe, evolution; 2 seeds, 12 distinct evaluations each, brute force all 36"
+        in typed.err
+    )
+    assert "brute_force: 1 run, 36 evaluations, " in typed.err
+    assert "optuna:tpe: 2 runs, 24 evaluations, " in typed.err
+    table = [line for line in typed.out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["brute_force", "optuna:tpe", "evolution"]
+    assert "median [quartiles] over seeds" in typed.out
+    assert "36 candidates evaluated now, 0 known from before; saved in runs/small/compare" in typed.out
+    said = json.loads((trained.folder / "runs/small/compare/compare.json").read_text())
+    assert [c["evaluations"] for c in said["courses"]] == [36, 12, 12, 12, 12]
+    figures = trained.folder / "runs/small/compare/figures"
+    assert {p.name for p in figures.iterdir()} == {"courses.png", "courses.svg", "fronts.png", "fronts.svg"}
+
+    # Given again it evaluates nothing, and says the same but for the time.
+    again = trained("compare", "small.toml", *STRATEGIES, "--seeds", 2, "--n-trials", 12, "--json", "--quiet")
+    assert again.err == ""
+    told = json.loads(again.out)
+    assert (told["evaluated"], told["known"]) == (0, 36)
+    assert [c["repeats"] for c in told["courses"]] == [c["repeats"] for c in said["courses"]]
+    assert [c["volume"]["value"] for c in told["courses"]] == [c["volume"]["value"] for c in said["courses"]]
+
+
+#: Cannot be traced, so its candidates are evaluated one by one; and each of them takes its time on any machine.
+SLOW_NET = """
+import time
+from bitfront.models.digits import DigitsMLP
+
+class Slow(DigitsMLP):
+    def forward(self, x):
+        if not self.training and float(x.sum()) > -1e30:
+            time.sleep(0.02)
+        return super().forward(x)
+
+def net(sample_shape, num_classes):
+    return Slow(*sample_shape, num_classes)
+"""
+
+
+def test_a_killed_comparison_goes_on(shell, data):
+    shell.write("slow_net.py", SLOW_NET)
+    own = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 100"}
+    shell.write("slow.toml", settings(data, **own))
+    asked = ["compare", "slow.toml", "--strategy", "evolution", "--strategy", "optuna:random", "--seeds", 1]
+    process = shell.start(*asked, "--n-trials", 20)
+    wait_for_rows(shell.folder / "runs/slow/compare/cache.sqlite", 8, shell, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = rows(shell.folder / "runs/slow/compare/cache.sqlite")
+    typed = shell(*asked, "--n-trials", 20)
+    assert f"{len(before)} candidates are known from before" in typed.err
+    after = rows(shell.folder / "runs/slow/compare/cache.sqlite")
+    assert after[: len(before)] == before
+    assert len({row[1] for row in after}) == len(after) < 40
+    assert "the true front is not known: everything is relative to the best that these runs found together" in typed.out
+
+
+MISTAKES = {
+    ("--strategy", "optuna:tpee"): "error: --strategy optuna:tpee: there is no sampler 'tpee'; allowed: tpe, random",
+    ("--strategy", "brutal"): "error: --strategy brutal: there is no strategy called 'brutal'; allowed: brute_force, ",
+    ("--strategy", "evolution:tpe"): "a sampler belongs to strategy 'optuna', and this one is 'evolution'",
+    ("--strategy", "tpe"): "error: --strategy tpe: there is no strategy called 'tpe'",
+    ("--seeds", "0"): "error: --seeds: 0 is not possible; allowed: 1 or more",
+    ("--seeds", "two"): "Invalid value for '--seeds'",
+    ("--n-trials", "0"): "error: --n-trials: 0 is not possible",
+    ("--sampler", "tpe"): "No such option: --sampler",
+    ("--strategy", "brute", "--max-size", "10"): "the space has 36 candidates, and brute force, which goes through all",
+}
+
+
+def test_mistakes(shell, data):
+    shell.write("small.toml", settings(data))
+    program = """
+import contextlib, io, json, sys
+from bitfront import cli
+answers = []
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = ["compare", "small.toml", *words]
+    err, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(err), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+    answers.append([code, err.getvalue()])
+print(json.dumps(answers))
+"""
+    answers = json.loads(shell.python(program, json.dumps(list(MISTAKES))))
+    for (words, message), (code, said) in zip(MISTAKES.items(), answers, strict=True):
+        assert code == 2, (words, said)
+        assert message in said, (words, said)
+    assert not (shell.folder / "runs").exists()
