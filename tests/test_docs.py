@@ -17,7 +17,7 @@ from bitfront.data.arrays import from_arrays
 from bitfront.engine.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 KNOWN = {"sh", "python", "toml", "text", ""}
 
 
