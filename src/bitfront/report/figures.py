@@ -74,13 +74,19 @@ def front(run: Run, own: Cloud) -> Figure:
         reference = run.reference.get(cost), run.reference.get(own.quality)
         if reference[0] is not None and reference[1] is not None:
             axes.plot([reference[0]], [reference[1]], "*", color=RED, ms=11, label="float model", zorder=4)
-        if wide(np.append(x[own.rows], np.nan if reference[0] is None else reference[0])):
+        shown = np.append(x[own.rows], np.nan if reference[0] is None else reference[0])
+        if wide(shown):
             from matplotlib.ticker import LogLocator, NullFormatter
 
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            decades = float(np.log10(np.nanmax(shown) / np.nanmin(shown)))
+            # Numbers are written out, so that a few of them fill the axis.
+            axes.xaxis.set_major_locator(
+                LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.2 else (1,))
+            )
             axes.xaxis.set_major_formatter(lambda value, _: number(value))
             axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.tick_params(axis="x", labelsize=8)
         axes.set_xlabel(title(run, cost))
         axes.set_ylabel(title(run, own.quality) + (", 95 % intervals" if np.isfinite(own.low).any() else ""))
         axes.legend(fontsize=8)
