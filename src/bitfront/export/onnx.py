@@ -38,7 +38,7 @@ SiteFormats = Mapping[Operand, Format]
 
 
 def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], integer: Collection[str] = ()) -> Any:
-    """An ``onnx.ModelProto``: input ``input``, shape (batch, *features), output ``output``, both float32.
+    """An ``onnx.ModelProto``: input ``input``, shape ``(batch, *features)``, output ``output``, both float32.
 
     Args:
         graph: the captured model; on the CPU.
