@@ -69,6 +69,8 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 html_use_index = False
+# A summary would be fetched, which a browser refuses to pages that are opened as files.
+html_show_search_summary = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 
