@@ -6,11 +6,15 @@ the repository shows: README is the start page, and its table of contents is add
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
+
+from bitfront.config import Table
 
 #: Part of the navigation → its pages, in order.
 NAVIGATION = {
@@ -44,7 +48,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!bitfront\.).*")]
 #: Types that stand in signatures, but that users neither make nor look into.
 INNER = """
 config.Search engine.bench.Bench registry.T spaces.quantize.Assignment spaces.spelled.ModelSpace
-spaces.spelled.Offer transforms.correct.Correction
+spaces.spelled.Offer spaces.spelled.SpelledSpace transforms.correct.Correction
 """
 nitpick_ignore = [("py:class", f"bitfront.{name}") for name in INNER.split()]
 show_warning_types = True
@@ -82,6 +86,16 @@ def with_contents(_: Sphinx, name: str, source: list[str]) -> None:
         source[0] += "".join(f"\n```{{toctree}}\n{part}\n```\n" for part in parts)
 
 
+def readable(
+    _: Sphinx, kind: str, name: str, member: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """Signatures without what cannot be parsed, and none of tables, whose keys the configuration reference has."""
+    del name, options
+    if kind == "class" and issubclass(member, Table):
+        return "", None
+    return (re.sub(r"<[\w .]+>", "...", signature), returned) if signature else None
+
+
 def started(app: Sphinx, error: Exception | None) -> None:
     """The start page is also what a folder shows."""
     if error is None:
@@ -91,4 +105,5 @@ def started(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", with_contents)
+    app.connect("autodoc-process-signature", readable)
     app.connect("build-finished", started)
