@@ -15,6 +15,8 @@ Both take turns in one process; ``times`` is the median over rounds of one by on
 candidates: seconds that the threads spend on each part of the compiled steps, as shares of all the time that the
 threads had; the rest is reading models, gathering batches, scores, and waiting for one another. The largest difference
 of the val loss to training alone is printed; above 0.01 after one epoch the exit status is 1.
+
+With ``--device cuda`` both train on a GPU; there is no profile then.
 """
 
 from __future__ import annotations
@@ -76,43 +78,47 @@ def quantized_models(count: int, x: torch.Tensor) -> list[nn.Module]:
     return made
 
 
-def alone(models: Sequence[nn.Module], data: Dataset, settings: TrainSettings, threads: int) -> list[float]:
+def alone(
+    models: Sequence[nn.Module], data: Dataset, settings: TrainSettings, threads: int, device: str
+) -> list[float]:
     """Val losses of models that are trained one by one."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return [train(model, data, settings).history[-1].val_loss for model in models]
+        return [train(model, data, settings, device=device).history[-1].val_loss for model in models]
     finally:
         torch.set_num_threads(before)
 
 
-def better_threads(model: nn.Module, data: Dataset, settings: TrainSettings) -> int:
+def better_threads(model: nn.Module, data: Dataset, settings: TrainSettings, device: str) -> int:
+    if device != "cpu":
+        return 1
     short = TrainSettings(max_epochs=1, batch_size=settings.batch_size, max_steps=20)
-    times = paired({str(n): partial(alone, [model], data, short, n) for n in (1, 2)}, 4)
+    times = paired({str(n): partial(alone, [model], data, short, n, device) for n in (1, 2)}, 4)
     return min((1, 2), key=lambda n: statistics.median(times[str(n)][1:]))
 
 
 def compare(
-    name: str, models: Sequence[nn.Module], data: Dataset, batch: int, by_hand: int, rounds: int
+    name: str, models: Sequence[nn.Module], data: Dataset, batch: int, by_hand: int, rounds: int, device: str
 ) -> tuple[list[Row], dict[str, float], float]:
     """(rows, times as fast by number of candidates, largest difference of the val loss)."""
     settings = TrainSettings(max_epochs=1, batch_size=batch)
-    reason = why_alone(models[0], data.sample_shape)
+    reason = why_alone(models[0], data.sample_shape, device)
     if reason:
         print(f"populations are trained one by one here: {reason}", file=sys.stderr)
-    threads = better_threads(models[0], data, settings)
+    threads = better_threads(models[0], data, settings, device)
     counts = [k for k in COUNTS if k <= len(models)]
     losses: list[float] = []
     members: Sequence[TrainedMember] = ()
 
     def one_by_one() -> None:
-        losses[:] = alone(models[:by_hand], data, settings, threads)
+        losses[:] = alone(models[:by_hand], data, settings, threads, device)
 
     def together(count: int) -> None:
         nonlocal members
-        members = train_population(models[:count], data, settings)
+        members = train_population(models[:count], data, settings, device=device)
 
-    train_population(models[:1], data, settings)  # compiles, where nobody has yet
+    train_population(models[:1], data, settings, device=device)  # compiles, where nobody has yet
     functions: Mapping[str, Callable[[], object]] = {
         "one by one": one_by_one,
         **{str(k): partial(together, k) for k in counts},
@@ -139,7 +145,9 @@ def compare(
                 "q3": own["q3"],
             }
         )
-    return rows + profile(name, models[: min(TARGET, len(models))], data, settings), speedups, difference
+    # The compiled steps alone know what they spend their time on.
+    parts = profile(name, models[: min(TARGET, len(models))], data, settings) if device == "cpu" else []
+    return rows + parts, speedups, difference
 
 
 def profile(name: str, models: Sequence[nn.Module], data: Dataset, settings: TrainSettings) -> list[Row]:
@@ -162,7 +170,9 @@ def profile(name: str, models: Sequence[nn.Module], data: Dataset, settings: Tra
 
 
 def main() -> int:
-    options = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
+    options = arguments.parse_args()
     quick = options.quick
     data, described = (clusters(3000), "synthetic clusters, 3,000") if quick else jets()
     data = part_of(data, 65_536, 8192)
@@ -179,7 +189,7 @@ def main() -> int:
         ("8 and 4 bits", "quantized_batch_128_", low, 128, 2),
     ):
         found, speedups, difference = compare(
-            name, models, data, batch, min(by_hand, count), 1 if quick else 5 if by_hand > 2 else 3
+            name, models, data, batch, min(by_hand, count), 1 if quick else 5 if by_hand > 2 else 3, options.device
         )
         rows += found
         summary |= {f"{key}speedup_{k}": value for k, value in speedups.items()}

@@ -254,7 +254,7 @@ def asking(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
     for layers in (6, 30):
         problem = synthetic(layers)
         for name, make in ASKED.items():
-            trials = 60 if quick else 1000
+            trials = 30 if quick else 1000
             if name == "optuna tpe" and layers == 30:
                 trials = min(trials, 300)  # it grows with the trials, and all of it takes a minute
             each, _ = cost(problem, make, trials)
@@ -276,7 +276,7 @@ def asking(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
 def batches(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] | None]]:
     """Rows about batches against one by one."""
     problem = synthetic(6)
-    trials, seeds = (60, 2) if quick else (400, 3)
+    trials, seeds = (30, 2) if quick else (400, 3)
     for sampler in ("tpe", "nsgaii", "evolution"):
         pairs = []
         for seed in range(seeds):
@@ -306,13 +306,13 @@ def fronts(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
         problem = bench_space(name, quick)
         for seeded in (True, False):
             # Without the uniform ones, as far as TPE's time allows.
-            budgets = (20, 40) if quick else BUDGETS if seeded else BUDGETS[:2]
+            budgets = (10, 20) if quick else BUDGETS if seeded else BUDGETS[:2]
             start = "uniform first" if seeded else "from nothing"
             medians: dict[str, list[float]] = {}
             for strategy in COMPARED:
                 runs = [
                     search(problem, ASKED[strategy](problem.space, 2, s), budgets[-1], s, seeded=seeded)[0]
-                    for s in range(2 if quick else SEEDS)
+                    for s in range(1 if quick else SEEDS)
                 ]
                 medians[strategy] = []
                 for budget in budgets:

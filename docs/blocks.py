@@ -13,8 +13,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +81,9 @@ def run(block: Block, folder: Path) -> str:
     }
     printed = ""
     for command in _commands(block):
+        if command[:2] == ["bitfront", "dashboard"]:
+            _serves_until_interrupted(command, folder, environment)
+            continue
         done = subprocess.run(
             command,
             cwd=folder,
@@ -91,6 +96,20 @@ def run(block: Block, folder: Path) -> str:
         assert done.returncode == 0, f"{block.page}:{block.line}: {command}\n{done.stdout}"
         printed += done.stdout
     return printed
+
+
+def _serves_until_interrupted(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """What serves forever: on any port that is free, without a browser, until it has answered."""
+    command = [*command, "--port", "0", "--no-browser"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            with urllib.request.urlopen(address, timeout=60) as page:
+                assert page.status == 200
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 def _commands(block: Block) -> list[list[str]]:

@@ -28,6 +28,7 @@ NAVIGATION = {
         "docs/howto/finetune",
         "docs/howto/measure",
         "docs/howto/results",
+        "docs/howto/other-tools",
         "docs/howto/extend",
     ],
     "Reference": ["docs/configuration", "docs/formats", "docs/metrics", "docs/report"],

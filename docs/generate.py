@@ -22,12 +22,14 @@ HEAD = """\
 
 One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
 an error that names the line. `"NA"` is none. Keys at the top have a flag of the same name (`max_epochs` →
-`--max-epochs`), and so have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout` and `max_size`; flags override the
-file. `bitfront init` writes a commented file that runs; `bitfront plan FILE` shows what a file means without doing it.
+`--max-epochs`), and so have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `max_size`, `tensorboard` and, for
+`search.finetune.trials`, `finetune`; flags override the file. `bitfront init` writes a commented file that runs;
+`bitfront plan FILE` shows what a file means without doing it.
 The configuration as it took effect is saved in the run folder.
 """
 TABLES = [
     ("The top", "", config.Config),
+    ("`[search]`", "Beside the tables below.\n\n", config.Search),
     ("`[search.search_space]`", "", config.SearchSpace),
     ("`[search.search_space.setup]`", "", config.SpaceSetup),
     ("`[search.search_space.seed.KEY]`", "", config.SeedEntry),
@@ -97,9 +99,12 @@ MORE = {
     "basic_train": """\
 That it is there is what asks for it: each candidate begins with the float model's weights, in its own widths, and is
 trained with its formats in place and straight-through gradients. It is evaluated with the weights after the last epoch,
-from which scales are learned again, in eval mode (also with `eval_mode = false`), on another split than the training's.
-Its result depends on no other candidate, nor on `n_jobs`. `bias_correction` and `batch_norm` of the calibration have no
-place beside it.
+in the formats that it was trained in, in eval mode (also with `eval_mode = false`), on another split than the
+training's. Its result depends on no other candidate, nor on `n_jobs`. `bias_correction` and `batch_norm` of the
+calibration have no place beside it.
+
+Formats learn their scales before that, from the network as it is then. One that was just cut to other widths is hardly
+a network; with `float_epochs` it is trained in float first, once for all candidates of its widths.
 
 With `halving = {rungs = [1], keep = 0.5, cohort = 16}` so many candidates at a time are compared after each of the
 epochs in `rungs`, and those that others dominate, in accuracy and in the costs among the objectives, stop there. They

@@ -49,7 +49,7 @@ def test_runs_and_keeps_the_promised_shape(script: Path, tmp_path: Path) -> None
     file = tmp_path / "out.json"
     command = [sys.executable, script, "--quick", "--json", file]
     environment = {k: v for k, v in os.environ.items() if k != "BITFRONT_DATA"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     written = json.loads(file.read_text())
     assert set(written) == {"machine", "rows", "summary"}

@@ -236,7 +236,7 @@ def test_halving_lets_members_go_and_changes_nothing_for_the_rest():
     settings = TrainSettings(max_epochs=3, batch_size=128, learning_rate=3e-3)
     asked = []
 
-    def keep(epoch, records):
+    def keep(epoch, records, state):
         asked.append(records)
         losses = [r.val_loss if r else float("inf") for r in records]
         limit = sorted(losses)[1]
@@ -253,13 +253,13 @@ def test_halving_lets_members_go_and_changes_nothing_for_the_rest():
         if kept == 3:
             assert equal(ours.state, theirs.state)
     # Nobody is left: nothing more is trained.
-    ended = train_population(models, JETS, settings, keep=lambda epoch, records: [False] * len(records))
+    ended = train_population(models, JETS, settings, keep=lambda epoch, records, state: [False] * len(records))
     assert [len(m.history) for m in ended] == [1] * 5
 
 
 def test_keep_answers_for_every_model():
     with pytest.raises(ValueError, match="2 models"):
-        train_population([mlp(16, 5), mlp(16, 5)], JETS, SETTINGS, keep=lambda epoch, records: [True])
+        train_population([mlp(16, 5), mlp(16, 5)], JETS, SETTINGS, keep=lambda epoch, records, state: [True])
 
 
 def test_patience_and_steps_end_each_member_as_alone():

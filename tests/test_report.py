@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,7 +46,15 @@ def test_numbers_are_written_for_people(value, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.3, "12 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (20000, "5 h 33 min")],
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (12.3, "12 s"),
+        (250, "4 min 10 s"),
+        (7500, "2 h 5 min"),
+        (3600, "60 min"),
+        (20000, "5 h 33 min"),
+    ],
 )
 def test_durations_are_written_for_people(seconds, text):
     assert duration(seconds) == text
@@ -66,6 +75,16 @@ def test_a_frame_on_a_terminal():
     assert "[red]not markup[/red]" in text
     assert "what [it] is" in text
     assert "first, second" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_table_too_wide_goes_on_below(width):
+    words = [f"column{i}" for i in range(9)]
+    sheet = Sheet(["name", *words], [["first", *(f"long_value_{i}" for i in range(9))], ["second", *"abcdefghi"]])
+    text = shown(sheet, terminal=True, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(text.count(f"long_value_{i} ") == 1 for i in range(9))
+    assert text.count("first") == text.count("second") == text.count("╭") > 1
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
@@ -123,7 +142,8 @@ def test_notes_come_once_and_quiet_says_nothing():
     assert second.endswith("s, last val loss 0.4000, val accuracy 0.9000")
 
 
-def test_progress_tells_the_best_so_far():
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_progress_tells_the_best_so_far(width):
     out = io.StringIO()
     plan = SimpleNamespace(
         objectives=SimpleNamespace(names=("accuracy", "size"), directions=("maximize", "minimize")),
@@ -132,8 +152,11 @@ def test_progress_tells_the_best_so_far():
     front = Front(2)
     front.add(np.array([[-0.9, 1200.0], [np.nan, np.nan], [-0.8, 1000.0]]))
     progress = Progress(done=3, new=3, total=9, failed=1, skipped=0, seconds=1.5, front=front)
-    with Live(Console(file=out, force_terminal=True, width=150, color_system=None)) as live:
+    with Live(Console(file=out, force_terminal=True, width=width, color_system=None)) as live:
         live.progress(progress, plan)
         live._bar.refresh()
-    assert "searching" in out.getvalue()
-    assert "3/9, 1 failed  best accuracy 0.9, size 1,000  1.5 s of 60 s" in out.getvalue()
+    assert "3/9, 1 failed  best accuracy 0.9, size 1,000 " in out.getvalue()
+    wide = width >= 100
+    assert ("searching" in out.getvalue()) == ("━" in out.getvalue()) == ("timeout 60 s" in out.getvalue()) == wide
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue()).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= width

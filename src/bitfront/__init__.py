@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
     from bitfront.models.base import build as build_model
+    from bitfront.report.convert import convert
     from bitfront.report.writing import Report, write_report
     from bitfront.transforms import calibrate, quantize
 
@@ -74,6 +75,7 @@ _HOMES = {
     "Site": "bitfront.graph",
     "capture": "bitfront.graph",
     "build_model": "bitfront.models.base:build",
+    "convert": "bitfront.report.convert",
     "Report": "bitfront.report.writing",
     "write_report": "bitfront.report.writing",
     "calibrate": "bitfront.transforms",
@@ -98,6 +100,7 @@ __all__ = [
     "build_model",
     "calibrate",
     "capture",
+    "convert",
     "from_arrays",
     "from_splits",
     "hypervolume",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.registry import Registry
+from bitfront.report import tensorboard
 from bitfront.spaces import SPACES
 from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
@@ -71,7 +73,8 @@ def search(
             found.
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML.
         restart: throw away the trials of an earlier search in this run folder.
-        overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``.
+        overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``,
+            ``tensorboard=True``.
 
     Raises:
         UserError: what was asked cannot be done; nothing has been evaluated.
@@ -85,7 +88,8 @@ def search(
     own_model = model if isinstance(model, nn.Module) else None
     own_data = dataset_of(data, config.seed, events)
     layout = make_plan(config, model=own_model, dataset=own_data, report=events.note, progress=events.downloading)
-    return run_search(layout, restart, events)
+    with tensorboard.logged(config.run_folder, events) if layout.settings.tensorboard else nullcontext(events) as heard:
+        return run_search(layout, restart, heard)
 
 
 def _refuse_in_worker() -> None:
@@ -133,7 +137,10 @@ def _configured(
     return configuration.from_document(tomlfile.Document(name, values, lines), flat)
 
 
-_SHORT = {k: f"search.strategy.setup.{k}" for k in ("n_jobs", "n_trials", "timeout", "sampler", "max_size")}
+_SHORT = {
+    **{k: f"search.strategy.setup.{k}" for k in ("n_jobs", "n_trials", "timeout", "sampler", "max_size")},
+    "tensorboard": "search.tensorboard",
+}
 
 
 def _search_table(

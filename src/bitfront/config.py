@@ -147,6 +147,7 @@ class Search(Table):
     )
     calibration: Calibration = Calibration()
     finetune: Finetune = Finetune()
+    tensorboard: bool = Field(False, description="log trials and progress to `tensorboard/` in the run folder")
 
 
 class Config(Table):

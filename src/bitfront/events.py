@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,3 +38,16 @@ class Events:
 
     def finishing(self) -> None:
         """Everything is evaluated; the front goes through the test split and results are written."""
+
+
+def several(*listeners: Events) -> Events:
+    """Events that several listeners hear, one after the other."""
+    heard = Events()
+    for name in (name for name in vars(Events) if not name.startswith("_")):
+        setattr(heard, name, partial(_tell, [getattr(listener, name) for listener in listeners]))
+    return heard
+
+
+def _tell(all_of_them: Sequence[Callable[..., None]], *what: object) -> None:
+    for listen in all_of_them:
+        listen(*what)

@@ -1,9 +1,12 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from bitfront.data import DATASETS
+from bitfront.data import digits as module
 from bitfront.data.base import DataRequest, load
 from bitfront.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
 from bitfront.testing.data import check_dataset
@@ -19,6 +22,21 @@ def test_digits_is_a_dataset_of_images_in_0_to_1():
     assert max(float(x.max()) for x in digits.x.values()) == 1
     for split in digits.splits:
         assert torch.bincount(digits.y[split], minlength=10).min() > 0
+
+
+@pytest.mark.parametrize("table", [module.TABLE, "elsewhere.csv.gz"])
+def test_it_is_what_scikit_learn_loads(table, monkeypatch):
+    monkeypatch.setattr(module, "TABLE", table)
+    read = []
+    monkeypatch.setattr(module, "from_arrays", lambda *a, **k: read.append((a, k)))
+    module.digits(DataRequest())
+    [((images, labels), more)] = read
+    bunch = load_digits()
+    assert images.dtype == np.float32
+    assert np.array_equal(images[:, 0] * 16, bunch.images)
+    assert labels.dtype == np.int64
+    assert np.array_equal(labels, bunch.target)
+    assert more["feature_names"] == bunch.feature_names
 
 
 def test_the_seed_sets_the_split():

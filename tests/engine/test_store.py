@@ -51,6 +51,26 @@ def test_what_was_added_can_be_read_by_others_at_once(tmp_path):
     store.close()
 
 
+def test_trials_from_a_number_on(tmp_path):
+    """Whether it is the first of a block, lies within one or between two, was forgotten, or is yet to come."""
+    store = opened(tmp_path)
+    add(store, 0, 1, 2, errors=["", "lost", ""])
+    add(store, 3, 4)
+    store.close()
+    store = opened(tmp_path)  # what failed is forgotten
+    add(store, 1, 5, errors=["", "RuntimeError: no"])
+    for start in range(9):
+        found, everything = store.trials(start), store.trials()
+        kept = everything.number >= start
+        assert found.number.tolist() == everything.number[kept].tolist()
+        assert np.array_equal(found.code, everything.code[kept])
+        np.testing.assert_array_equal(found.metrics["model_size"], everything.metrics["model_size"][kept])
+        assert found.complete.tolist() == everything.complete[kept].tolist()
+        assert found.errors == {n: e for n, e in everything.errors.items() if n >= start}
+    assert store.trials().number.tolist() == [0, 2, 3, 4, 5, 6]
+    store.close()
+
+
 def test_what_a_killed_process_added_is_there(tmp_path):
     script = (
         "import os, sys, numpy as np; from pathlib import Path; from bitfront.engine.store import Store\n"

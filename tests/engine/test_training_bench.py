@@ -18,6 +18,7 @@ from bitfront.engine.training_bench import open_bench
 from bitfront.engine.workbench import Workbench
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
+from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import evaluate
 from engine.networks import Functional, Residual, Shared, made
 
@@ -153,6 +154,11 @@ class Reversed:
         )
 
 
+def weights(made, code):
+    """What a candidate was trained to, in float."""
+    return made.bench.alone(code)[0].space.graph.model.state_dict()
+
+
 def test_training_changes_the_weights_and_learns(dataset):
     made = plan(dataset, WIDTHS, TRAIN)
     untrained = plan(dataset, WIDTHS)
@@ -174,7 +180,7 @@ def test_a_quantized_candidate_is_trained_in_its_formats(dataset, monkeypatch):
     monkeypatch.setattr(training_bench, "_train", watched)
     made = plan(dataset, QUANTIZE, TRAIN)
     code = made.space.numbered(0, 1)[0]
-    state = made.bench.state(code)
+    state = weights(made, code)
     (twin,) = seen
     assert [f.bits for f in twin.seq_blocks[2].formats.values()] == [8, 2, 8]
     assert state.keys() == made.model.state_dict().keys()
@@ -198,6 +204,46 @@ def test_training_in_the_formats_is_better_than_rounding_afterwards(dataset):
     learned = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"), model=model)
     coarsest = rounded.space.numbered(0, 1)  # 2 bits everywhere
     assert learned.bench.measure(coarsest).values["loss"][0] < rounded.bench.measure(coarsest).values["loss"][0]
+
+
+def test_a_candidate_is_judged_in_the_formats_it_was_trained_in(dataset):
+    """Formats that were learned again from the trained weights would be others."""
+    made = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"))
+    relearned = 0
+    for code in everything(made):
+        (_, begun, own), *_ = made.bench._untrained(code[None])
+        trained, only = made.bench.alone(code)
+        assert trained.formats(only) == begun.formats(own[0])
+        again = plan(dataset, QUANTIZE, model=trained.space.graph.model).bench
+        relearned += again.formats(code) != trained.formats(only)
+    assert relearned, "this test sees nothing"
+
+
+FIRST = "float_epochs = 3\n"
+
+
+def test_other_widths_are_trained_in_float_first_once_for_all_their_candidates(dataset, monkeypatch):
+    seen = []
+    own = training_bench.train_population
+
+    def watched(models, few, settings, **more):
+        seen.extend((model.seq_blocks[4].out_features, settings.max_epochs) for model in models)
+        return own(models, few, settings, **more)
+
+    monkeypatch.setattr(training_bench, "train_population", watched)
+    made = plan(dataset, JOINT, TRAIN + FIRST)
+    codes = everything(made)
+    measured = made.bench.measure(codes)
+    first = [width for width, epochs in seen if epochs == 3]
+    as_it_is = made.model.seq_blocks[4].out_features
+    assert len(first) == len(set(first))
+    assert set(first) == {width for width, _ in seen} - {as_it_is}
+    # Formats are learned from what that gave; a candidate alone is the same; without it, it is another.
+    code = next(c for c in codes if made.bench.alone(c)[0].space.graph.model.seq_blocks[4].out_features != as_it_is)
+    row = [c.tobytes() for c in codes].index(code.tobytes())
+    alone = plan(dataset, JOINT, TRAIN + FIRST).bench.measure(code[None])
+    without = plan(dataset, JOINT, TRAIN).bench.measure(code[None])
+    assert alone.values["loss"][0] == measured.values["loss"][row] != without.values["loss"][0]
 
 
 def bf_settings(epochs):
@@ -257,10 +303,10 @@ def test_an_interrupted_training_is_no_result(dataset, monkeypatch):
     own = training_bench.train_population
 
     def interrupted(models, few, settings, **more):
-        def stop(epoch, records):
+        def stop(epoch, records, state):
             raise KeyboardInterrupt
 
-        return own(models, few, settings, keep=stop, **more)
+        return own(models, few, settings, **{**more, "keep": stop})
 
     monkeypatch.setattr(training_bench, "train_population", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -277,7 +323,7 @@ def test_functional_and_shared_sites_are_trained_too(network):
     formats = QUANTIZE.replace('by = "type"', 'by = "regex_name"').replace("seed.linear.", "seed.'.*'.")
     laid = plan(data, formats, TRAIN, model=model)
     code = laid.space.numbered(0, 1)[0]
-    state, before = laid.bench.state(code), model.state_dict()
+    state, before = weights(laid, code), model.state_dict()
     assert state.keys() == before.keys()
     moved = [k for k in state if not torch.equal(state[k], before[k])]
     assert moved == [k for k in state if k in dict(model.named_parameters())]
@@ -347,7 +393,8 @@ def test_costs_follow_the_widened_shapes(dataset):
     for row in (0, 3, len(codes) - 1):
         bench, code = made.bench.alone(codes[row])
         graph = capture(bench.space.graph.model, bench.job.sample)
-        alone = Workbench(training_bench.replace(bench.job, model=graph.model), bench.space.quantization(graph))
+        space = QuantizationSpace.of_formats(graph, bench.formats(code))
+        alone = Workbench(training_bench.replace(bench.job, model=graph.model), space)
         own = alone.measure(code[None]).values
         for name in ("total_flops", "total_bitops", "model_size", "peak_memory", "ebops", "loss", "accuracy"):
             assert found[name][row] == own[name][0], name

@@ -1,13 +1,18 @@
 """What the journeys share: an empty command line, a small dataset, a trained run folder to copy."""
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from journey import Shell, settings
+from warm import Warm
 
-SHARED = Path(__file__).parents[3] / "shared"
+from bitfront.kernels import native
+
+#: Beside the checkout, or where the tests' data is said to be.
+SHARED = Path(os.environ.get("BITFRONT_DATA", Path(__file__).parents[3] / "shared" / "data")).parent
 
 
 def _blobs(path: Path, val: int) -> Path:
@@ -45,10 +50,27 @@ def searched_once(tmp_path_factory, trained_once):
     return folder, Shell(folder)("search", "--config", "small.toml")
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """What forks commands, in place of starting each anew."""
+    warm = Warm(Shell(tmp_path_factory.mktemp("warm")).env)
+    yield warm
+    warm.end()
+
+
+@pytest.fixture(scope="session")
+def kernels():
+    """The compiled kernels; a training and the tests of the kernels compile them anew."""
+    return [Path(library._name) for library in (native.library(),) if library is not None]
+
+
 @pytest.fixture
-def shell(tmp_path):
-    """A command line in an empty folder."""
-    shell = Shell(tmp_path)
+def shell(tmp_path, warm, kernels):
+    """A command line in an empty folder, with the kernels compiled."""
+    shell = Shell(tmp_path, warm)
+    (tmp_path / "cache").mkdir()
+    for library in kernels:
+        shutil.copy(library, tmp_path / "cache")
     yield shell
     shell.end()
 

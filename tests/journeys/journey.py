@@ -4,22 +4,30 @@ Nothing here waits forever, and what went wrong is said with everything the comm
 """
 
 import contextlib
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from warm import Started, Warm
 
+import bitfront
 from bitfront.engine.store import read
 from bitfront.errors import BitfrontError
 
 #: Seconds after which a command is taken to hang; far above what any takes on a busy machine.
 PATIENCE = 240
+#: Where the package stands that the tests import: the commands run that one, also from a second checkout.
+SOURCE = Path(bitfront.__file__).parents[1]
+#: Where Matplotlib keeps its list of fonts, which takes longer to make than any figure.
+FONTS = Path(tempfile.gettempdir()) / f"bitfront-fonts-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -35,26 +43,50 @@ class Typed:
         return f"$ {self.line}\n--- exit code {self.code}, standard output:\n{self.out}--- standard error:\n{self.err}"
 
 
+#: Types several lines in one process.
+TYPING = """if True:
+    import contextlib, io, json, sys
+    from bitfront import cli
+    typed = []
+    for line in sys.argv[1:]:
+        sys.argv[1:] = line.split()
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code or 0
+        typed.append((code, out.getvalue(), err.getvalue()))
+    print(json.dumps(typed))
+"""
+
+
 class Shell:
     """Types commands in a folder, with a home, a cache and no settings of its own."""
 
-    def __init__(self, folder: Path, **env: str):
-        self.folder = folder
+    def __init__(self, folder: Path, warm: Warm | None = None, **env: str):
+        """With `warm`, commands are forked from a process that has torch imported, unless a cold start is asked for."""
+        self.folder, self.warm = folder, warm
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BITFRONT_", "PYTHON", "COLUMNS"))}
         own = {"OMP_NUM_THREADS": "1", "BITFRONT_CACHE": str(folder / "cache"), "HOME": str(folder)}
+        own |= {"PYTHONPATH": str(SOURCE), "MPLCONFIGDIR": str(FONTS)}
         self.env = {**kept, **own, **env}
-        self.running: list[subprocess.Popen[str]] = []
+        self.running: list[subprocess.Popen[str] | Started] = []
 
-    def __call__(self, *words: object, code: int | None = 0, before: str = "") -> Typed:
+    def __call__(self, *words: object, code: int | None = 0, before: str = "", cold: bool = False) -> Typed:
         """Type ``bitfront *words`` and wait for it; `before` is what the shell does first, e.g. ``ulimit -f 40``.
 
         Whatever happens, nobody wants to read a traceback.
         """
-        process = self.start(*words, before=before)
+        process = self.start(*words, before=before, cold=cold)
         return self.finish(process, code=code)
 
-    def start(self, *words: object, before: str = "") -> "subprocess.Popen[str]":
+    def start(self, *words: object, before: str = "", cold: bool = False) -> "subprocess.Popen[str] | Started":
         """Type ``bitfront *words`` and leave it running, in a process group of its own."""
+        if self.warm is not None and not before and not cold:
+            process = self.warm.start([str(word) for word in words], self.folder, self.env)
+            self.running.append(process)
+            return process
         command = [sys.executable, "-m", "bitfront", *map(str, words)]
         if before:
             command = ["bash", "-c", f'{before} && exec "$@"', "bash", *command]
@@ -70,7 +102,7 @@ class Shell:
         self.running.append(process)
         return process
 
-    def finish(self, process: "subprocess.Popen[str]", *, code: int | None = 0) -> Typed:
+    def finish(self, process: "subprocess.Popen[str] | Started", *, code: int | None = 0) -> Typed:
         """Wait for a command and take its output; `code` is the exit code it must have, None for any."""
         line = "bitfront " + " ".join(process.args[process.args.index("bitfront") + 1 :])
         try:
@@ -98,6 +130,11 @@ class Shell:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def together(self, *lines: str) -> list[tuple[int, str, str]]:
+        """Type several lines in one process, as most of the time of each would be its imports: (exit code, standard
+        output, standard error) of each."""
+        return [tuple(found) for found in json.loads(self.python(TYPING, *lines))]
 
     def write(self, name: str, text: str) -> Path:
         """Write a file into the folder."""
@@ -129,7 +166,7 @@ def rows(store: Path) -> list[tuple[object, ...]]:
     return list(zip(found.number.tolist(), map(tuple, found.code.tolist()), errors, *metrics, strict=True))
 
 
-def wait_for_rows(store: Path, number: int, shell: Shell, process: "subprocess.Popen[str]") -> int:
+def wait_for_rows(store: Path, number: int, shell: Shell, process: "subprocess.Popen[str] | Started") -> int:
     """Wait until `process` has written that many trials; how many there are."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:

@@ -36,9 +36,9 @@ def net(sample_shape, num_classes):
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory, data):
+def prepared(tmp_path_factory, data, warm):
     """A folder with ``slow.toml`` and trained weights for it."""
-    shell = Shell(tmp_path_factory.mktemp("slow"))
+    shell = Shell(tmp_path_factory.mktemp("slow"), warm)
     shell.write("slow_net.py", SLOW_NET)
     own = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 200"}
     shell.write("slow.toml", settings(data, **own))
@@ -83,9 +83,10 @@ def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_pat
     codes = [row[1] for row in after]
     assert len(set(codes)) == len(codes) == SEARCHES[name][-1]
 
-    whole = Shell(tmp_path_factory.mktemp("whole"))
+    whole = Shell(tmp_path_factory.mktemp("whole"), slow.warm)
     shutil.copytree(prepared, whole.folder, dirs_exist_ok=True)
-    whole(*of(name), *(["--n-jobs", 2] if name == "brute_force" else []))  # and two processes find the same as one
+    # In a process of other hashes; and two processes find the same as one.
+    whole(*of(name), *(["--n-jobs", 2] if name == "brute_force" else []), cold=True)
     assert rows(whole.folder / "runs/slow/trials.sqlite") == after
     assert told(whole) == told(slow)
     assert read(whole, "best.json") == read(slow, "best.json")

@@ -15,7 +15,7 @@ def test_from_training_to_a_rebuilt_model(searched, trained_once, searched_once)
     assert "training: 2 epochs on 2,000 samples, adam" in typed.err
     assert (searched.folder / "runs/small/checkpoints/last.pt").is_file()
 
-    typed = searched("test", "--config", "small.toml", "--json")
+    typed = searched("test", "--config", "small.toml", "--json", cold=True)
     tested = json.loads(typed.out)
     assert tested["samples"] == 1000
     assert tested["split"] == "test"

@@ -1,6 +1,6 @@
 """The kernels: the compiled ones against torch to the last bit, both against float64."""
 
-import os
+import json
 import subprocess
 import sys
 
@@ -114,30 +114,38 @@ def test_addition_takes_what_is_pending_with_it(channels, left, right, seed):
     assert torch.equal(strided, wide[..., channels:] + b)
 
 
-SEARCH = """
+#: Forks for every search, before anything is loaded or computed: that imports torch once.
+SEARCHES = """
+import json, os, sys
 import torch, bitfront as bf
-from bitfront import kernels
-torch.manual_seed(0)
-data = bf.load_dataset("digits")
-model = bf.build_model("digits-cnn", data.sample_shape, data.num_classes, seed=0)
-space = {"default": {"name": "integer", "data_in_width": [3, 6], "weight_width": 4, "bias_width": 8}}
-run = bf.search(model=model, data=data, space=space, metrics={"loss": "minimize"}, strategy="brute_force", project="p")
-print(kernels.compiled(), [t.metrics["loss"] for t in run.records])
+from bitfront import api, kernels
+
+for folder, environment in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        continue
+    os.chdir(folder)
+    os.environ.update(environment)
+    torch.manual_seed(0)
+    data = bf.load_dataset("digits")
+    model = bf.build_model("digits-cnn", data.sample_shape, data.num_classes, seed=0)
+    space = {"default": {"name": "integer", "data_in_width": [3, 6], "weight_width": 4, "bias_width": 8}}
+    run = bf.search(
+        model=model, data=data, space=space, metrics={"loss": "minimize"}, strategy="brute_force", project="p"
+    )
+    print(kernels.compiled(), [t.metrics["loss"] for t in run.records], flush=True)
+    os._exit(0)
 """
 
 
-def searched(folder, **environment):
-    """(whether the kernels are compiled, the losses) of a search in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", SEARCH],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    compiled, losses = done.stdout.splitlines()[-1].split(" ", 1)
-    return compiled == "True", losses
+def searched(searches):
+    """(whether the kernels are compiled, the losses) of searches in a folder and with an environment of their own."""
+    words = json.dumps([(str(folder), environment) for folder, environment in searches])
+    command = [sys.executable, "-c", SEARCHES, words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("True", "False"))]
+    return [(compiled == "True", losses) for compiled, losses in found]
 
 
 def test_a_machine_without_a_compiler_finds_the_same(tmp_path):
@@ -149,13 +157,12 @@ def test_a_machine_without_a_compiler_finds_the_same(tmp_path):
     broken.write_text("#!/bin/sh\necho no >&2; exit 1\n")
     broken.chmod(0o755)
     own = {"BITFRONT_CACHE": str(tmp_path / "cache")}
-    _, wanted = searched(folders[0])
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert searched(folders[1], PATH=str(empty), CXX="", **own) == (False, wanted)
-    assert searched(folders[2], CXX=str(broken), **own) == (False, wanted)
+    machines = [{}, {"PATH": str(empty), "CXX": "", **own}, {"CXX": str(broken), **own}, {"BITFRONT_NATIVE": "0"}]
+    (_, wanted), *others = searched(zip(folders, machines, strict=True))
+    assert others == [(False, wanted)] * 3
     assert not list((tmp_path / "cache").glob("*"))
-    assert searched(folders[3], BITFRONT_NATIVE="0") == (False, wanted)
 
 
 def test_a_library_that_computes_something_else_is_not_used(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from bitfront.engine.comparing import RESOLUTION, compare, settled
 from bitfront.metrics.intervals import Paired, wilson
@@ -23,6 +23,13 @@ def test_mcnemar_is_the_exact_binomial_test(first, second):
     expected = binomtest(first, first + second).pvalue if first + second else 1.0
     assert own.p == pytest.approx(expected, abs=1e-9)
     assert own.p == Paired(second, first, 1000).p
+
+
+@given(st.integers(0, 40_000), st.integers(-2_000, 2_000))
+def test_mcnemar_of_very_many_samples(first, more):
+    second = max(0, first + more)
+    expected = min(1.0, 2 * binom.cdf(min(first, second), first + second, 0.5))
+    assert Paired(first, second, 100_000).p == pytest.approx(expected, rel=1e-7, abs=1e-300)
 
 
 def test_mcnemars_published_example():

@@ -174,6 +174,7 @@ def test_a_rule_for_many_layers_leaves_those_that_cannot_change():
             "no node 'seq_blocks_9'",
         ),
         ({"seq_blocks_2": out(1)}, "", "there is no choice of widths"),
+        ({"linear": out(2)}, "", "'linear' is the name of none"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_an_error_that_names_the_key(seed, key, message):
@@ -181,6 +182,12 @@ def test_what_cannot_be_is_an_error_that_names_the_key(seed, key, message):
         space(seed)
     assert caught.value.key == ("search", "search_space", "seed", *filter(None, key.split(".")))
     assert message in str(caught.value)
+
+
+def test_one_other_width_is_a_space_of_one_candidate():
+    only = space({"seq_blocks_2": out(2)})
+    assert only.size == 1
+    assert list(only.widths(only.options(only.uniform())[0]).values()) == [32]
 
 
 @pytest.mark.parametrize("parent", ["seq_blocks_2", "seq_blocks.2", "seq_blocks_3", ["seq_blocks_3"], "NA"])

@@ -11,7 +11,7 @@ from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import capture
-from bitfront.transforms.learned import LearnedAffine, LearnedInteger, frozen, learning_model, shadow
+from bitfront.transforms.learned import LearnedAffine, LearnedInteger, frozen, learning_model, settle, shadow
 from bitfront.transforms.quantize import quantize
 
 
@@ -101,6 +101,36 @@ def test_a_model_with_learned_ranges_computes_what_the_quantized_one_does():
     again.load_state_dict(own)
     deployed = quantize(capture(again, x[:2]), frozen(rounds))
     torch.testing.assert_close(deployed(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_settled_range_stays_whatever_its_exponent_does():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    graph = capture(net, x[:2])
+    formats = {"_0": {"weight": Integer(4, 3)}, "_2": {"weight": affine().calibrated(net[2].weight.detach())}}
+    model, rounds = learning_model(graph, formats, {})
+    exponent, scale = model[0].weight_range.exponent, model[2].weight_range.exponent
+    with torch.no_grad():
+        exponent.add_(0.6)
+    assert frozen(rounds)["_0"]["weight"].frac_width == 2
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    settle(rounds)
+    before = model(x)
+    with torch.no_grad():
+        exponent.add_(2.0)
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+    assert frozen(rounds)["_0"]["weight"].frac_width == 2
+    model(x).square().sum().backward()
+    assert exponent.grad == 0
+    assert scale.grad.abs().sum() > 0, "scales that are no powers of two are learned to the end"
+    # What was best before goes back to what it was then.
+    settled = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    with torch.no_grad():
+        exponent.add_(1.0)
+    assert frozen(rounds)["_0"]["weight"].frac_width == 1
+    model.load_state_dict(settled)
+    assert frozen(rounds)["_0"]["weight"].frac_width == 2
 
 
 def test_formats_survive_being_written():

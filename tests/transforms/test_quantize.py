@@ -216,6 +216,31 @@ def test_module_sites_keep_their_class_and_the_keys_of_the_state_dict(name):
     assert torch.equal(WEIGHT.round(model.state_dict()[weight.weight]), stored)
 
 
+class FunctionalLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(2, 1))
+
+    def forward(self, x):
+        return F.linear(x, self.own)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_weight_that_is_cut_off_can_come_back(functional):
+    model = FunctionalLayer() if functional else nn.Sequential(nn.Linear(1, 2, bias=False))
+    (weight,) = model.parameters()
+    weight.data = torch.tensor([[9.0], [0.25]])
+    graph = captured(model, 1)
+    (site,) = (s for s in graph.sites if s.op == "linear")
+    twin = quantize(graph, {site.name: {"weight": Integer(4, 2)}})  # up to 1.75
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.25)
+    for _ in range(40):
+        optimizer.zero_grad()
+        (twin(torch.ones(1, 1)) - 0.5).square().sum().backward()
+        optimizer.step()
+    assert twin(torch.ones(1, 1)).flatten().tolist() == [0.5, 0.5]
+
+
 def test_gradients_reach_the_float_weights_of_a_quantized_model(tiny_mlp):
     twin = quantize(captured(tiny_mlp, 4), {"fc1": ALL, "fc2": ALL})
     twin(inputs(16, 4)).square().sum().backward()

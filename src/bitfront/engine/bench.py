@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from bitfront.engine.workbench import Workbench
 
 
+#: The only candidate of a space with one option everywhere.
+ONLY = np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Training:
     """How each candidate of a search is trained before it is evaluated. Picklable.
@@ -41,6 +45,7 @@ class Training:
         classes: how many classes there are.
         settings: of the training; its seed is that of new weights too.
         init: whether a candidate begins with weights inherited from the float model, or with fresh ones.
+        float_epochs: how long a network that is not the float model is trained in float first.
         halving: which candidates are not trained to the end; None: all are.
     """
 
@@ -49,6 +54,7 @@ class Training:
     classes: int
     settings: TrainSettings
     init: Literal["inherit", "fresh"] = "inherit"
+    float_epochs: int = 0
     halving: Halving | None = None
 
 

@@ -9,33 +9,29 @@ folder's ``checkpoints``: float weights, and the formats as they became.
 from __future__ import annotations
 
 import contextlib
-import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import nn
 
 from bitfront import checkpoints
 from bitfront.config import Finetune
 from bitfront.data.base import Dataset
+from bitfront.engine.bench import ONLY
 from bitfront.engine.trained import SMALL_STEP
 from bitfront.engine.workbench import Workbench, one_thread
 from bitfront.errors import EvaluationError
 from bitfront.events import Events
-from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import spelled
-from bitfront.graph import Graph, capture
 from bitfront.spaces.base import Codes
-from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.training import TrainSettings
+from bitfront.training import EpochRecord, TrainSettings
 from bitfront.training import train as run_training
-from bitfront.transforms.learned import frozen, learning_model, shadow
+from bitfront.transforms.learned import frozen, learning_model, settle, shadow
 
-#: The only candidate of a space with one option everywhere.
-ONLY = np.zeros(0, dtype=np.int64)
+#: The share of the epochs in which powers of two are learned; after them grids stay where they are.
+LEARNED = 0.3
 
 
 @dataclass(frozen=True)
@@ -99,10 +95,16 @@ def finetune(
     """
     graph, formats, corrections = bench.parts(code)
     model, rounds = learning_model(graph, formats, corrections)
+
+    def after(record: EpochRecord) -> None:
+        events.epoch(record)
+        if record.epoch == math.ceil(settings.max_epochs * LEARNED):
+            settle(rounds)
+
     small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
     try:
         with one_thread() if small else contextlib.nullcontext():
-            result = run_training(model, dataset, settings, device=bench.device, on_epoch=events.epoch)
+            result = run_training(model, dataset, settings, device=bench.device, on_epoch=after)
     except EvaluationError as error:
         return Finetuned(number, {}, {}, False, 0, str(error))
     if result.stopped == "interrupted":
@@ -110,7 +112,7 @@ def finetune(
     model.load_state_dict(result.best_state)
     learned = frozen(rounds)
     state = shadow(graph, result.best_state)
-    trained = trained_bench(bench, graph, state, learned)
+    trained = bench.trained(state, learned)
     values = {m: float(v[0]) for m, v in trained.measure(ONLY[None]).values.items()}
     test: dict[str, float] = {}
     if "test" in dataset.splits:
@@ -126,26 +128,3 @@ def finetune(
 def path_of(folder: Path, number: int) -> Path:
     """The checkpoint of a trial that was trained on, in a run folder."""
     return folder / "checkpoints" / f"finetuned-{number}.pt"
-
-
-def trained_bench(
-    bench: Workbench, graph: Graph, state: Mapping[str, Any], formats: Mapping[str, Mapping[Operand, Format]]
-) -> Workbench:
-    """A workbench whose only candidate is a trained one.
-
-    Args:
-        graph: of the model that the candidate was made from.
-        state: its float weights.
-        formats: site name → the formats as they were learned.
-    """
-    model = _with(graph.model, state)
-    captured = capture(model, bench.job.sample)
-    space = QuantizationSpace.of_formats(captured, formats)
-    # Corrections are in the weights by now; nothing is left to calibrate.
-    return Workbench(bench.job.without_corrections(captured.model), space)
-
-
-def _with(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
-    own = copy.deepcopy(model)
-    own.load_state_dict(dict(state))
-    return own

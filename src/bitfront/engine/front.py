@@ -19,12 +19,13 @@ class Front:
     Attributes:
         losses: of its members, shape (members, objectives), in the order of ``non_dominated``.
         rows: their places among everything told, shape (members,).
+        told: how many were told.
     """
 
     def __init__(self, objectives: int) -> None:
         self.losses: Losses = np.zeros((0, objectives))
         self.rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._told = 0
+        self.told = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -38,10 +39,10 @@ class Front:
             kept = ~_beaten(self.losses, block[rows])
             # Members stand before newcomers, so that equal rows stay in the order of their places.
             both = np.concatenate([self.losses[kept], block[rows]])
-            rows = np.concatenate([self.rows[kept], self._told + rows])
+            rows = np.concatenate([self.rows[kept], self.told + rows])
             order = np.lexsort(both.T[::-1])
             self.losses, self.rows = both[order], rows[order]
-            self._told += len(block)
+            self.told += len(block)
 
 
 def non_dominated(losses: Losses) -> NDArray[np.int64]:

@@ -1,9 +1,10 @@
 """Which candidates are not worth training on: successive halving (Jamieson, Talwalkar 2016), for fronts.
 
 A cohort of candidates is trained to a rung. Those that others of the cohort dominate there, in accuracy and in every
-cost that is known beforehand, stop, the least accurate first, until so many are left as are to be kept; whoever is on
-the cohort's own front goes on. Cohorts are cut from what is proposed, in order, and their size is a setting: whether a
-candidate stops depends on its cohort, and on neither the clock nor the number of processes.
+cost that needs no data (by the weights they have there), stop, the least accurate first, until so many are left as are
+to be kept; whoever is on the cohort's own front goes on. Cohorts are cut from what is proposed, in order, and their
+size is a setting: whether a candidate stops depends on its cohort, and on neither the clock nor the number of
+processes.
 """
 
 from __future__ import annotations

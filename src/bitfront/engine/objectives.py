@@ -47,6 +47,11 @@ class Objectives:
         """Of each objective."""
         return ("sum of scaled metrics",) if self.summed else tuple(p.metric for p in self.parts)
 
+    @property
+    def unscaled(self) -> frozenset[str]:
+        """Metrics that are objectives as they were measured."""
+        return frozenset(p.metric for p in self.parts if p.scale == 1 and not self.summed)
+
     def scaled(self, values: Mapping[str, Values]) -> dict[str, Values]:
         """Metric → scaled metric."""
         return {p.metric: p.scale * values[p.metric] for p in self.parts}

@@ -437,7 +437,7 @@ def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Train
         halving = _halving(
             config, own.halving, own.max_epochs, objectives, ("search", "strategy", side, name, "halving")
         )
-    return Training(x, y, dataset.num_classes, settings, own.init, halving)
+    return Training(x, y, dataset.num_classes, settings, own.init, own.float_epochs, halving)
 
 
 def _halving(
@@ -461,7 +461,7 @@ def _halving(
     costs = tuple(
         (p.metric, (1.0 if (objectives.summed or p.direction) == "minimize" else -1.0) * np.sign(p.scale))
         for p in objectives.parts
-        if produced[p.metric].closed_form and not produced[p.metric].of_weights
+        if produced[p.metric].closed_form
     )
     return Halving(tuple(own.rungs), own.keep, own.cohort, costs)
 

@@ -17,7 +17,8 @@ from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine import store as stores
-from bitfront.engine.finetuning import path_of, trained_bench
+from bitfront.engine.bench import ONLY
+from bitfront.engine.finetuning import path_of
 from bitfront.engine.plan import Plan, make_plan, weights_fingerprint
 from bitfront.engine.run import STORE, Run, Trial, write_json
 from bitfront.engine.runners import chosen_samples
@@ -152,20 +153,18 @@ def candidate_of(
     own = np.array(trial.code, dtype=np.int64)
     place = kept_state(Path(folder), number)
     if isinstance(layout.bench, TrainingBench) and layout.bench.job.training is not None:
-        state = checkpoints.load(place, layout.bench.untrained(own)) if place.exists() else None
-        layout.bench.recall(own, int(trial.metrics["trained_epochs"]), state)
+        layout.bench.recall(own, int(trial.metrics["trained_epochs"]), place)
     bench, code = layout.bench.alone(own)
     if trial.finetuned is not None and trial.finetuned.kept:
-        bench, code = _finetuned(bench, code, Path(folder), number), np.zeros(0, dtype=np.int64)
+        bench, code = _finetuned(bench, Path(folder), number), ONLY
     return Found(trial, layout, bench, code)
 
 
-def _finetuned(bench: Workbench, code: NDArray[np.int64], folder: Path, number: int) -> Workbench:
+def _finetuned(bench: Workbench, folder: Path, number: int) -> Workbench:
     """The candidate as it was trained on, from the run folder's checkpoint."""
     path = path_of(folder, number)
-    graph = bench.parts(code)[0]
-    state, meta = checkpoints.load(path, graph.model), checkpoints.read_meta(path)
-    return trained_bench(bench, graph, state, read(meta["formats"]))
+    state, meta = checkpoints.load(path, bench.space.graph.model), checkpoints.read_meta(path)
+    return bench.trained(state, read(meta["formats"]))
 
 
 def transform_config(config: Config, *, check: bool = False, events: Events | None = None) -> Transformed:

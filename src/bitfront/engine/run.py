@@ -386,17 +386,27 @@ def _texts(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _write(path: Path, texts: Iterable[str]) -> None:
-    """Write a file that is there whole, or as it was before."""
+    with whole(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(texts)
+        file.write("\n")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be there whole, or as it was before: it becomes `path` if nothing goes wrong.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(texts)
-            file.write("\n")
+        yield part
         part.replace(path)
     except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _finite(value: object) -> object:

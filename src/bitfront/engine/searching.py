@@ -70,6 +70,7 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
     if restart:
         # Now that nothing can be wrong any more: what is thrown away here was hours of somebody's search.
         made = [*folder.glob(f"{STORE}-*"), *(folder / "checkpoints").glob("trial-*.pt")]
+        made += (folder / "tensorboard").glob("events.out.tfevents.*")
         for old in [path, *made, folder / "best.json", folder / "log.json"]:
             old.unlink(missing_ok=True)
     weights = weights_fingerprint(layout.model)
@@ -197,12 +198,9 @@ def _keep_front(layout: Plan, folder: Path) -> None:
     run = Run.load(folder)
     for row in run.front_rows[:TESTED]:
         code, epochs = run.columns.codes([row])[0], int(run.columns.metrics["trained_epochs"][row])
-        layout.bench.recall(code, epochs)
         place = kept_state(folder, int(run.columns.number[row]))
-        if place.exists():
-            layout.bench.recall(code, epochs, checkpoints.load(place, layout.bench.untrained(code)))
-        else:
-            checkpoints.save(layout.bench.state(code), place, {"trial": int(run.columns.number[row])})
+        layout.bench.recall(code, epochs, place)
+        layout.bench.keep(code, place)
 
 
 def kept_state(folder: Path, number: int) -> Path:

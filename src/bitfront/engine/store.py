@@ -139,12 +139,13 @@ class Store:
         self._added += count
         return np.arange(first, first + count, dtype=np.int64)
 
-    def trials(self) -> Trials:
-        """Everything in the file that is not forgotten, by number."""
+    def trials(self, start: int = 0) -> Trials:
+        """Everything in the file that is not forgotten, by number; from trial number `start` on."""
         self._db.execute("BEGIN")  # one state of the file, whoever writes into it meanwhile
         try:
-            errors = dict(self._db.execute("SELECT number, error FROM failures WHERE NOT forgotten ORDER BY number"))
-            parts = list(self._chunks())
+            failed = "SELECT number, error FROM failures WHERE NOT forgotten AND number >= ? ORDER BY number"
+            errors = dict(self._db.execute(failed, (start,)))
+            parts = [part.after(int(np.searchsorted(part.number, start))) for part in self._chunks(start)]
         finally:
             self._db.execute("COMMIT")
         number = np.concatenate([np.zeros(0, dtype=np.int64), *(p.number for p in parts)])
@@ -166,10 +167,12 @@ class Store:
         last = self._db.execute("SELECT first + count FROM blocks ORDER BY first DESC LIMIT 1").fetchone()
         return int(last[0]) if last else 0
 
-    def _chunks(self) -> Iterator[Chunk]:
-        """What is there now and not forgotten, by number, some tens of thousands at a time."""
+    def _chunks(self, start: int = 0) -> Iterator[Chunk]:
+        """What is there now and not forgotten, by number, some tens of thousands at a time; from the block on that
+        trial number `start` is in."""
         failures = self._db.execute("SELECT number FROM failures WHERE forgotten ORDER BY number").fetchall()
-        return self._read(0, self.next_number, np.array(failures, dtype=np.int64).ravel())
+        block = self._db.execute("SELECT max(first) FROM blocks WHERE first <= ?", (start,)).fetchone()[0]
+        return self._read(block or 0, self.next_number, np.array(failures, dtype=np.int64).ravel())
 
     def _read(self, start: int, stop: int, forgotten: NDArray[np.int64]) -> Iterator[Chunk]:
         while start < stop:

@@ -1,9 +1,11 @@
 """Candidates that are networks of their own: of other widths than the model, or each trained before it is evaluated.
 
 A candidate begins with the float model's weights, widened or cut to its widths (``transforms.widen``); its costs are
-those of that network, so they follow the shapes. Where the search trains its candidates, each is then trained with its
-formats in place and straight-through gradients, and evaluated, in evaluation mode, with the weights that come out:
-formats learn their scales from these again. Whatever happens to a candidate hangs on its code and the settings alone
+those of that network, so they follow the shapes. Where the search trains its candidates, a network of other widths may
+be trained in float first, once for all its candidates; formats learn their scales from what it is then. Each candidate
+is trained with its formats in place and straight-through gradients, and evaluated, in evaluation mode, in the same
+formats: learned anew from the weights that come out, they would be others than those that the weights have adapted to.
+Whatever happens to a candidate hangs on its code and the settings alone
 (with halving: how long it is trained also on its cohort, see ``halving.py``);
 it is trained from the same seed, on the same samples in the same order, together with others (``bitfront.population``)
 but as if alone, to the last bit. So it does not matter which others are trained, in which order,
@@ -16,19 +18,23 @@ import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from bitfront import checkpoints
 from bitfront.data.base import Dataset
-from bitfront.engine.bench import Bench, Job, Measured, Training, joined
+from bitfront.engine.bench import ONLY, Bench, Job, Measured, Training, joined
 from bitfront.engine.halving import Halving, going_on
 from bitfront.engine.workbench import Workbench, described, one_thread, threads
 from bitfront.errors import EvaluationError, UserError
+from bitfront.formats.base import Format, Operand
+from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
@@ -63,11 +69,20 @@ def open_bench(job: Job, space: ModelSpace | None = None) -> Bench:
     return TrainingBench(job, space)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainedCandidate:
+    """What training made of a candidate: float weights, for how long, and the formats it was trained in."""
+
+    state: StateDict
+    epochs: int
+    formats: Mapping[str, Mapping[Operand, Format]]
+
+
 class TrainingBench(Bench):
     """Evaluates candidates each of which has weights of its own.
 
     Attributes:
-        states: code → (trained weights, epochs) of the candidates that were trained last.
+        candidates: code → what training made of it, of those that were trained last.
     """
 
     def __init__(self, job: Job, space: ModelSpace) -> None:
@@ -79,10 +94,12 @@ class TrainingBench(Bench):
         self.runners = self._float.runners
         size = sum(t.numel() * t.element_size() for t in job.model.state_dict().values())
         kept = max(8, KEPT_BYTES // max(1, size))
-        self.states: _Recent[bytes, tuple[StateDict, int]] = _Recent(kept)
+        self.candidates: _Recent[bytes, TrainedCandidate] = _Recent(kept)
         #: Code → epochs of candidates that are known to have been stopped early.
         self.stopped: dict[bytes, int] = {}
         self._networks: _Recent[tuple[tuple[int, int], ...], Workbench] = _Recent(kept)
+        #: The workbench of a network → the same after it was trained in float; as long as the first is there.
+        self._begun: WeakKeyDictionary[Workbench, Workbench] = WeakKeyDictionary()
 
     @property
     def space(self) -> ModelSpace:
@@ -105,7 +122,7 @@ class TrainingBench(Bench):
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> TrainingBench:
         """The same candidates on other samples. Those that are trained are not trained again."""
         other = TrainingBench(replace(self.job, splits=splits), self._space)
-        other.states, other.stopped = self.states, self.stopped
+        other.candidates, other.stopped = self.candidates, self.stopped
         return other
 
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
@@ -117,20 +134,23 @@ class TrainingBench(Bench):
         (_, bench, codes), *_ = self._networks_of(code[None])
         return bench, codes[0]
 
-    def state(self, code: NDArray[np.int64]) -> StateDict:
-        """The weights of one candidate, before they are quantized."""
-        return {k: v.cpu() for k, v in self.alone(code)[0].space.graph.model.state_dict().items()}
+    def recall(self, code: NDArray[np.int64], epochs: int, path: Path) -> None:
+        """Take for known how long one candidate was trained, and what that gave, where ``keep`` wrote it to `path`.
 
-    def untrained(self, code: NDArray[np.int64]) -> nn.Module:
-        """The network of one candidate, in the weights that it begins with. To be read, not to be changed."""
-        (_, bench, _), *_ = self._untrained(code[None])
-        return bench.space.graph.model
-
-    def recall(self, code: NDArray[np.int64], epochs: int, state: StateDict | None = None) -> None:
-        """Take for known how long one candidate was trained, and with `state` also what that gave."""
+        Raises:
+            CheckpointError: what is there is damaged, or of another network.
+        """
         self.stopped[code.tobytes()] = epochs
-        if state is not None:
-            self.states.put(code.tobytes(), (state, epochs))
+        if path.exists():
+            (_, bench, _), *_ = self._untrained(code[None])
+            state, meta = checkpoints.load(path, bench.space.graph.model), checkpoints.read_meta(path)
+            self.candidates.put(code.tobytes(), TrainedCandidate(state, epochs, read(meta["formats"])))
+
+    def keep(self, code: NDArray[np.int64], path: Path) -> None:
+        """Write what training made of one candidate to `path`, where it is not there yet."""
+        if not path.exists():
+            bench, own = self.alone(code)
+            checkpoints.save(bench.space.graph.model.state_dict(), path, {"formats": spelled(bench.formats(own))})
 
     def measure(self, codes: Codes) -> Measured:
         """All metrics of a batch of candidates, each trained first where the search trains."""
@@ -198,70 +218,60 @@ class TrainingBench(Bench):
         if training is None:
             yield from self._untrained(codes)
             return
-        untrained = [
+        begun = [
             (int(row), bench, code)
-            for rows, bench, own in self._untrained(codes)
+            for rows, bench, own in self._beginnings(codes, training)
             for row, code in zip(rows, own, strict=True)
         ]
         keys = [code.tobytes() for code in codes]
         halving = training.halving if judged else None
         # Held here: a batch may be larger than what is kept.
-        known = {row: None if halving else self.states.get(keys[row]) for row, _, _ in untrained}
-        missing = [(row, bench, code) for row, bench, code in untrained if not self._fits(keys[row], known[row])]
+        known = {row: None if halving else self.candidates.get(keys[row]) for row, _, _ in begun}
+        missing = [(row, bench, code) for row, bench, code in begun if not self._fits(keys[row], known[row])]
         most = [training.settings.max_epochs if halving else self._epochs(keys[row]) for row, _, _ in missing]
+        with one_thread():
+            twins = [bench.model(code) for _, bench, code in missing]
+            formats = [bench.formats(code) for _, bench, code in missing]
 
         def judge(members: Sequence[int], states: Sequence[StateDict]) -> NDArray[np.bool_]:
             assert halving is not None
-            there = [missing[i] for i in members]
-            return going_on(self._at_rung(there, states, halving), halving.keep)
+            there = [
+                missing[i][1].trained(_shadow(missing[i][1].space.graph, state), formats[i])
+                for i, state in zip(members, states, strict=True)
+            ]
+            return going_on(self._at_rung(there, halving), halving.keep)
 
-        with one_thread():
-            twins = [bench.model(code) for _, bench, code in missing]
         with threads(self.job.threads):
             trained = _train(twins, training, self.job.device, most, judge if halving else None)
-        for (row, bench, _), (state, epochs) in zip(missing, trained, strict=True):
-            known[row] = _shadow(bench.space.graph, state), epochs
-        for row, bench, code in sorted(untrained, key=lambda u: u[0]):
+        for (row, bench, _), own, (state, epochs) in zip(missing, formats, trained, strict=True):
+            known[row] = TrainedCandidate(_shadow(bench.space.graph, state), epochs, own)
+        for row, bench, _ in sorted(begun, key=lambda u: u[0]):
             found = known[row]
             assert found is not None
-            self.states.put(keys[row], found)
+            self.candidates.put(keys[row], found)
             if halving:
-                self.stopped[keys[row]] = found[1]
-            yield np.array([row]), self._in_weights(bench, *found), code[None]
+                self.stopped[keys[row]] = found.epochs
+            yield np.array([row]), bench.trained(found.state, found.formats, found.epochs), ONLY[None]
 
     def _epochs(self, key: bytes) -> int:
         """How long a candidate is trained where nobody judges it."""
         assert self.job.training is not None
         return self.stopped.get(key, self.job.training.settings.max_epochs)
 
-    def _fits(self, key: bytes, known: tuple[StateDict, int] | None) -> bool:
-        return known is not None and known[1] == self._epochs(key)
+    def _fits(self, key: bytes, known: TrainedCandidate | None) -> bool:
+        return known is not None and known.epochs == self._epochs(key)
 
-    def _at_rung(
-        self,
-        members: Sequence[tuple[int, Workbench, NDArray[np.int64]]],
-        states: Sequence[StateDict],
-        halving: Halving,
-    ) -> NDArray[np.float64]:
+    def _at_rung(self, members: Sequence[Workbench], halving: Halving) -> NDArray[np.float64]:
         """What a cohort is judged by at a rung, shape (candidates, 1 + costs), smaller is better."""
         runner = self.runner_of("accuracy")
         assert runner is not None, "the plan checks that"
         settings: Any = runner.settings
         rows = []
-        for (_, bench, code), state in zip(members, states, strict=True):
-            own = self._in_weights(bench, _shadow(bench.space.graph, state), 0)
-            scores = own.scores(code[None], settings.split, settings.num_samples)
-            costs = own.price(code[None], [name for name, _ in halving.costs])
+        for own in members:
+            scores = own.scores(ONLY[None], settings.split, settings.num_samples)
+            costs = own.price(ONLY[None], [name for name, _ in halving.costs])
             rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
         return np.array(rows)
-
-    def _in_weights(self, bench: Workbench, state: StateDict, epochs: int) -> Workbench:
-        """The workbench of a network, with trained weights in it."""
-        model = copy.deepcopy(bench.space.graph.model)
-        model.load_state_dict(state)
-        graph = replace(bench.space.graph, model=model.eval())
-        job = replace(bench.job, model=model)
-        return Workbench(job, bench.space.with_weights(graph), bench.effort, self._float, epochs)
 
     def _untrained(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
         """(rows of `codes` of the same widths, the workbench of the network they begin as, their codes there)."""
@@ -272,6 +282,26 @@ class TrainingBench(Bench):
         for index, options in enumerate(distinct):
             rows = np.flatnonzero(which.reshape(-1) == index)
             yield rows, self._network(self._space.widths(options)), formats[rows]
+
+    def _beginnings(self, codes: Codes, training: Training) -> Iterator[tuple[NDArray[np.int64], Workbench, Codes]]:
+        """As ``_untrained``, after the networks were trained in float, where they are; those of a batch together."""
+        parts = list(self._untrained(codes))
+        other = [bench for _, bench, _ in parts if bench is not self._float] if training.float_epochs else []
+        missing = [bench for bench in other if bench not in self._begun]
+        if missing:
+            settings = replace(training.settings, max_epochs=training.float_epochs)
+            with threads(self.job.threads):
+                models = [bench.space.graph.model for bench in missing]
+                epochs = [training.float_epochs] * len(models)
+                trained = _train(models, replace(training, settings=settings), self.job.device, epochs)
+            for bench, (state, _) in zip(missing, trained, strict=True):
+                model = copy.deepcopy(bench.space.graph.model)
+                model.load_state_dict(state)
+                graph = replace(bench.space.graph, model=model.eval())
+                job, space = replace(self._plain, model=model), self._space.quantization(graph)
+                self._begun[bench] = Workbench(job, space, bench.effort, self._float)
+        for rows, bench, own in parts:
+            yield rows, self._begun.get(bench, bench), own
 
     def _network(self, widths: Mapping[int, int]) -> Workbench:
         """The workbench of the network of these widths, in the weights that it begins with."""
@@ -343,39 +373,21 @@ def _train(
         class_names=tuple(map(str, range(training.classes))),
         source="the training split",
     )
-    if judge is None or training.halving is None:
-        return _trained(models, few, training, device, epochs)
-    going = list(range(len(models)))
-    found: dict[int, tuple[StateDict, int]] = {}
-    for rung in (*training.halving.rungs, training.settings.max_epochs):
-        # Begun anew each time, which gives the same weights as going on.
-        states = _trained([models[i] for i in going], few, training, device, [rung] * len(going))
-        found.update(zip(going, states, strict=True))
-        if rung < training.settings.max_epochs:
-            going = [going[k] for k in np.flatnonzero(judge(going, [found[i][0] for i in going]))]
-    return [found[i] for i in range(len(models))]
+    rungs = training.halving.rungs if judge and training.halving else ()
+    stops = list(epochs)
 
+    def keep(epoch: int, _: object, state: Callable[[int], StateDict]) -> list[bool]:
+        going = [i for i, stop in enumerate(stops) if stop > epoch]
+        if judge and epoch in rungs:
+            for i, goes_on in zip(going, judge(going, [state(i) for i in going]), strict=True):
+                stops[i] = stops[i] if goes_on else epoch
+        return [stop > epoch for stop in stops]
 
-def _trained(
-    models: Sequence[nn.Module], data: Dataset, training: Training, device: str, epochs: Sequence[int]
-) -> list[tuple[StateDict, int]]:
-    """(weights, epochs) of each model after some of the epochs; those of as many epochs are trained together."""
-    settings = training.settings
-    whole, rest = divmod(len(training.y), settings.batch_size)
-    found: dict[int, StateDict] = {}
-    for number in sorted(set(epochs)):
-        chosen = [i for i, own in enumerate(epochs) if own == number]
-        for normed in (True, False):
-            # A batch norm has no variance over a last batch of one sample, which is left out then.
-            alike = [i for i in chosen if any(isinstance(m, _BatchNorm) for m in models[i].modules()) is normed]
-            steps = whole + (rest > 1 or (rest == 1 and not normed))
-            stops = replace(settings, max_steps=number * steps) if number < settings.max_epochs else settings
-            members = train_population([models[i] for i in alike], data, stops, device=device) if alike else ()
-            for i, member in zip(alike, members, strict=True):
-                if member.error:
-                    raise EvaluationError(member.error)
-                found[i] = member.state
-    return [(found[i], epochs[i]) for i in range(len(models))]
+    members = train_population(models, few, training.settings, device=device, keep=keep)
+    for member in members:
+        if member.error:
+            raise EvaluationError(member.error)
+    return [(member.state, stop) for member, stop in zip(members, stops, strict=True)]
 
 
 def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:

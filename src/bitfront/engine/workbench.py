@@ -13,6 +13,7 @@ thread (sums in floating point depend on how many share them), no state from one
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ from bitfront.graph.capture import changes_in_place, parameter
 from bitfront.metrics.base import Kind, Runner, Scores, Values
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.training import evaluate, right_answers
+from bitfront.training import StateDict, evaluate, right_answers
 from bitfront.transforms import SiteFormats, quantize
 from bitfront.transforms.correct import Correction
 
@@ -221,6 +222,21 @@ class Workbench(Bench):
         chosen = self._chosen(self.space.options(code[None])[0])
         corrections = {site.name: self._calibration.correction(site, own) for site, own in chosen if own}
         return self.space.graph, formats, corrections
+
+    def trained(self, state: StateDict, formats: Mapping[str, Mapping[Operand, Format]], epochs: int = 0) -> Workbench:
+        """A workbench whose only candidate, the empty code, is this network in other weights and in formats that were
+        learned already: those it was trained in. Corrections are in the weights by then.
+
+        Args:
+            state: float weights, a state dict of the captured model.
+            formats: site name → operand → format; sites that are absent stay in float.
+            epochs: how long it was trained in the search.
+        """
+        model = copy.deepcopy(self.space.graph.model)
+        model.load_state_dict(state)
+        graph = replace(self.space.graph, model=model.eval())
+        space = QuantizationSpace.of_formats(graph, formats)
+        return Workbench(self.job.without_corrections(model), space, self.effort, self, epochs)
 
     def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
         """The model of one candidate, in evaluation mode, with parameters of its own."""

@@ -594,15 +594,7 @@ int64_t bitfront_train(const Member* member, const Scratch* scratch, const Optim
             backward(m, x + s, batch_stride, n, t, clock);
         }
         losses[k] = loss / batch;
-        for (int64_t i = 0; i < m.count; i++) {
-            const Operation& op = m.operations[i];
-            if (op.kind != PRODUCT) continue;
-            const int64_t size = op.channels * op.channels_in * op.blocks;
-            for (int64_t j = 0; op.first.scale && j < size; j++)
-                if (!inside(m.values[op.weight + j], op.first)) t.learned[op.weight + j] = 0;
-            for (int64_t j = 0; op.bias >= 0 && op.second.scale && j < op.channels; j++)
-                if (!inside(m.values[op.bias + j], op.second)) t.learned[op.bias + j] = 0;
-        }
+        // Weights get their gradients also where they are cut off: see `transforms.quantize.through`.
         update(m, t.learned, *optimizer, optimizer->steps + k + 1);
         clock.stop(OPTIMIZER);
     }

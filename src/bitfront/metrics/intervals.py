@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 #: Two-sided 95 % quantile of the normal distribution.
 Z95 = 1.959963984540054
@@ -25,6 +24,15 @@ def wilson(accuracy: float, samples: int) -> tuple[float, float]:
     centre = (accuracy + z2 / (2 * samples)) / (1 + z2 / samples)
     half = Z95 / (1 + z2 / samples) * math.sqrt(accuracy * (1 - accuracy) / samples + z2 / (4 * samples**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _at_most(heads: int, tosses: int) -> float:
+    """Probability of at most `heads` heads when a coin is tossed: the binomial distribution, without the second that
+    importing SciPy's takes."""
+    number = np.arange(heads, 0, -1, dtype=np.float64)
+    below = np.cumprod(number / (tosses - number + 1)).sum()  # fewer heads, relative to exactly so many
+    binomial = math.lgamma(tosses + 1) - math.lgamma(heads + 1) - math.lgamma(tosses - heads + 1)
+    return float(math.exp(binomial - tosses * math.log(2)) * (1 + below))
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Paired:
         discordant = self.only_first + self.only_second
         if not discordant:
             return 1.0
-        return min(1.0, 2.0 * float(binom.cdf(min(self.only_first, self.only_second), discordant, 0.5)))
+        return min(1.0, 2.0 * _at_most(min(self.only_first, self.only_second), discordant))
 
     @property
     def distinguishable(self) -> bool:

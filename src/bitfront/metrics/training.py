@@ -39,6 +39,12 @@ class BasicTrainSettings(RunnerSettings):
     init: Literal["inherit", "fresh"] = Field(
         "inherit", description="begin with the float model's weights, widened or cut, or with `fresh` ones"
     )
+    float_epochs: int = Field(
+        0,
+        ge=0,
+        description="epochs in which a network of other widths than the model's, or with `fresh` weights, is trained "
+        "in float first, once for all candidates of these widths; their formats are learned from what that gives",
+    )
     halving: HalvingSettings | None = Field(
         None,
         description="stop hopeless candidates early: `{rungs = [1], keep = 0.5, cohort = 16}`; default: train all",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from bitfront.data.base import Dataset
 
 Ended = Literal["max_epochs", "max_steps", "patience", "dropped", "failed"]
-Keep = Callable[[int, Sequence[EpochRecord | None]], Sequence[bool]]
+#: (epoch, what each model did in it, state dict of a model) → which of them go on.
+Keep = Callable[[int, Sequence[EpochRecord | None], Callable[[int], StateDict]], Sequence[bool]]
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ def train_population(
             `bake`), of any widths, formats and structures. Not changed.
         dataset: its val split is scored after each epoch by every member; give a small one where that matters.
         settings: of every member alone; `seed` too, so that all see the same order of samples.
-        keep: for successive halving. Called as ``keep(epoch, records)`` after each epoch with the record that each
-            model has of it, None for those that are no longer trained; says for each whether it goes on. What it says
-            of the others is not looked at.
+        keep: for successive halving. Called as ``keep(epoch, records, state)`` after each epoch with the record that
+            each model has of it, None for those that are no longer trained, and a function that gives the state dict
+            of one by its place; says for each whether it goes on. What it says of the others is not looked at.
         parts: the seconds that compiled steps spend on each of ``kernels.training.PARTS`` are added here.
 
     Returns:
@@ -130,8 +132,6 @@ def train_population(
             member.judge(epoch, settings)
         if keep is not None:
             _ask(keep, epoch, members, going)
-    for company in companies:
-        company.finish()
     return tuple(member.result() for member in members)
 
 
@@ -166,7 +166,8 @@ class _Member:
     def __init__(self, model: nn.Module, program: Program | str) -> None:
         self.model = model
         self.program = program
-        self.state: StateDict = {}
+        #: The state dict as it is now; set by the company.
+        self.state: Callable[[], StateDict] = dict
         self.history: list[EpochRecord] = []
         self.steps = 0
         self.stopped: Ended | None = None
@@ -186,7 +187,7 @@ class _Member:
 
     def result(self) -> TrainedMember:
         alone = self.program if isinstance(self.program, str) else ""
-        return TrainedMember(self.state, tuple(self.history), self.stopped or "max_epochs", alone, self.error)
+        return TrainedMember(self.state(), tuple(self.history), self.stopped or "max_epochs", alone, self.error)
 
 
 class Trainer(Protocol):
@@ -226,6 +227,8 @@ class _Together:
         self.device = device
         self.train, self.val = resident(dataset, "train", device), resident(dataset, "val", device)
         self.order = torch.Generator().manual_seed(settings.seed)
+        for i, member in enumerate(members):
+            member.state = partial(trainer.state, i)
 
     def epoch(self, number: int) -> None:
         numbers = [i for i, member in enumerate(self.members) if member.stopped is None]
@@ -249,17 +252,13 @@ class _Together:
             else:
                 member.record(number, (loss, own.correct / samples), (own.val_loss, own.val_accuracy), rate)
 
-    def finish(self) -> None:
-        for i, member in enumerate(self.members):
-            member.state = self.trainer.state(i)
-
 
 class _Alone:
     """A member that the ordinary loop trains, taking turns with the others."""
 
     def __init__(self, member: _Member, dataset: Dataset, settings: TrainSettings, device: torch.device) -> None:
         self.member = member
-        member.state = snapshot(member.model)
+        member.state = partial(snapshot, member.model)
         self.results = epochs(member.model, dataset, settings, device=device)
 
     def epoch(self, number: int) -> None:  # noqa: ARG002
@@ -274,19 +273,16 @@ class _Alone:
         except EvaluationError as error:
             member.fail(error)
         else:
-            member.state, member.steps = result.last_state, result.steps
+            member.state, member.steps = partial(StateDict, result.last_state), result.steps
             member.history.append(result.history[-1])
         finally:
             torch.set_num_threads(threads)
-
-    def finish(self) -> None:
-        self.results.close()
 
 
 def _ask(keep: Keep, epoch: int, members: Sequence[_Member], going: Sequence[_Member]) -> None:
     """Stops those that `keep` lets go."""
     records = [m.history[-1] if m in going and not m.error else None for m in members]
-    answers = keep(epoch, records)
+    answers = keep(epoch, records, lambda place: members[place].state())
     if len(answers) != len(members):
         raise ValueError(f"keep must say of each of {len(members)} models whether it goes on; it said {len(answers)}")
     for member, goes_on in zip(members, answers, strict=True):

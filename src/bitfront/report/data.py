@@ -263,7 +263,7 @@ def history(run: Run, limit: int = SHOWN) -> History:
         best = np.fmin.accumulate(losses[:, column]) if len(own) else losses[:, column]
         before = np.concatenate([[np.nan], best[:-1]])
         steps = np.flatnonzero(~np.isnan(best) & (np.isnan(before) | (best < before)))
-        label = title(run, name) if name in own.metrics and _scale(run, name) == 1 else _scaled(run, name)
+        label = objective_title(run, name)
         sign = -1 if direction == "maximize" else 1
         course = Course(name, label, direction, rows, values[rows, column], steps, sign * best[steps])
         courses.append(course)
@@ -279,12 +279,12 @@ def counted(run: Run) -> Values:
     return losses
 
 
-def _scale(run: Run, metric: str) -> float:
-    return next(p.scale for p in run.objectives.parts if p.metric == metric)
-
-
-def _scaled(run: Run, name: str) -> str:
-    return f"{name} × {_scale(run, name):g}" if name in run.columns.metrics else name
+def objective_title(run: Run, name: str) -> str:
+    """An objective for an axis: the metric with its unit, or with the factor it is scaled by."""
+    scale = next((p.scale for p in run.objectives.parts if p.metric == name), None)
+    if scale is None:
+        return name  # the sum of all
+    return title(run, name) if scale == 1 else f"{name} × {scale:g}"
 
 
 def _volumes(losses: Values, seconds: Values) -> tuple[Rows, Values, Values, str]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bitfront.engine.plan import Plan
     from bitfront.training import EpochRecord, TrainSettings
 
+#: Columns of a terminal from which on there is room for more than numbers.
+ROOM = 100
+
 
 class Live(Events):
     """The events of a verb, shown on a terminal as bars and as single lines elsewhere.
@@ -91,9 +94,9 @@ class Live(Events):
             self._start("searching", progress.total)
         best = _best(progress, plan)
         timeout = plan.settings.strategy.setup.timeout
-        limit = f" of {tables.duration(timeout)}" if timeout else ""
+        limit = f"  timeout {tables.duration(timeout)}" if timeout and self.console.width >= ROOM else ""
         failed = f", {progress.failed} failed" if progress.failed else ""
-        text = f"{progress.done:,}/{progress.total:,}{failed}  {best}  {tables.duration(progress.seconds)}{limit}"
+        text = f"{progress.done:,}/{progress.total:,}{failed}  {best}{limit}"
         self._update(progress.done, text)
         self._loss = f"searched: {progress.new:,} candidates in {tables.duration(progress.seconds)}"
 
@@ -112,10 +115,11 @@ class Live(Events):
         self._end()
         if self.quiet:
             return
+        # Where there is little room the words beside the bar say more than the bar.
+        bar = (TextColumn("{task.description}"), BarColumn(20)) if self.console.width >= ROOM else ()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
+            *bar,
             TextColumn("{task.fields[text]} {task.fields[loss]}"),
             TimeElapsedColumn(),
             console=self.console,

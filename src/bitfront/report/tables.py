@@ -45,13 +45,19 @@ class Sheet:
         """Print it: framed and fitted on a terminal, as Markdown elsewhere."""
         if console.is_terminal:
             several = any("\n" in cell for row in self.rows for cell in row)
-            framed = Table(box=box.ROUNDED, show_lines=several)
-            for column in self.columns:
-                header = column.replace(" ", "\n") if column in self.right else column  # narrow columns stay narrow
-                framed.add_column(escape(header), justify="right" if column in self.right else "left", overflow="fold")
-            for row in self.rows:
-                framed.add_row(*map(escape, row))
-            console.print(framed)
+            for part in self._parts(console.width):
+                framed = Table(box=box.ROUNDED, show_lines=several)
+                for c in part:
+                    right = self.columns[c] in self.right
+                    framed.add_column(
+                        escape(self._header(c)),
+                        justify="right" if right else "left",
+                        overflow="fold",
+                        min_width=min(self._need(c), console.width // 2),
+                    )
+                for row in self.rows:
+                    framed.add_row(*(escape(row[c]) for c in part))
+                console.print(framed)
             return
         lines = [[str(c).replace("\n", ", ") for c in row] for row in (self.columns, *self.rows)]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
@@ -62,6 +68,27 @@ class Sheet:
                 for cell, w, c in zip(row, widths, self.columns, strict=True)
             ]
             console.print(escape("| " + " | ".join(cells) + " |"), soft_wrap=True)
+
+    def _parts(self, width: int) -> list[list[int]]:
+        """Which columns stand in one frame. Those for which there is no room without breaking words stand in another
+        one below, beside the first column."""
+        parts = [[0]]
+        for c in range(1, len(self.columns)):
+            room = sum(self._need(other) + 3 for other in [*parts[-1], c]) + 1
+            if room > width and len(parts[-1]) > 1:
+                parts.append([0])
+            parts[-1].append(c)
+        return parts
+
+    def _need(self, column: int) -> int:
+        """The longest word of a column."""
+        cells = [self._header(column), *(row[column] for row in self.rows)]
+        return max((len(word) for cell in cells for word in cell.split()), default=1)
+
+    def _header(self, column: int) -> str:
+        """Headers over numbers have a word per line, so that narrow columns stay narrow."""
+        name = self.columns[column]
+        return name.replace(" ", "\n") if name in self.right else name
 
 
 def number(value: float) -> str:
@@ -81,9 +108,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    large, small, units = (seconds, 60, ("min", "s")) if seconds < 7200 else (seconds / 60, 60, ("h", "min"))
+    whole, rest = divmod(int(large), small)
+    return f"{whole} {units[0]}" + (f" {rest} {units[1]}" if rest else "")
 
 
 def _metrics(

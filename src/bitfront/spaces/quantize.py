@@ -8,7 +8,6 @@ A single configuration (``[passes.quantize]``, a trial's ``sampled_config``) is 
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,12 +107,6 @@ class QuantizationSpace(ModelSpace):
     def quantization(self, graph: Graph) -> QuantizationSpace:
         """The same choices at the sites of `graph`."""
         return self if graph is self.graph else QuantizationSpace(replace(self._request, graph=graph))
-
-    def with_weights(self, graph: Graph) -> QuantizationSpace:
-        """The same space of the same model with other weights in it; cheaper than to build it again."""
-        other = copy.copy(self)
-        other.graph, other._request = graph, replace(self._request, graph=graph)
-        return other
 
     def offers(self) -> tuple[Offer, ...]:
         """Formats by operand, and how many pairs of parameters were left out."""

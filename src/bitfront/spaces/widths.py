@@ -85,11 +85,12 @@ class WidthSpace(ModelSpace):
         self._request = request
         self.layers, self.unused, self.notes = _Reader(request).read()
         self._chosen_at = tuple(w for w in self.layers if not w.follows)
-        if not request.float_only and all(len(w.widths) == 1 for w in self._chosen_at):
-            layers = "; ".join(f"{w.layer.name} ({w.follows or 'one width'})" for w in self.layers)
+        if not request.float_only and all(not width.groups for w in self._chosen_at for width in w.widths):
+            layers = "; ".join(f"{w.layer.name} ({w.follows or 'as it is'})" for w in self.layers)
+            unused = "".join(f"{key!r} is the {request.by} of none. " for key in self.unused)
             raise ConfigError(
                 "there is no choice of widths: no layer with a free width has a channel_multiplier that makes another "
-                f"one. Layers: {layers}",
+                f"one. {unused}Layers: {layers}",
                 key=request.where,
             )
         super().__init__([_described(w) for w in self._chosen_at])

@@ -3,11 +3,14 @@
 A step 2^e is trained through its exponent: rounding passes gradients straight through, so the exponent gets the sum of
 what rounding and saturation cost (TQT, Jain et al. 2019, arXiv:1903.08066, eq. 5 to 8; for steps that are no powers of
 two LSQ, Esser et al. 2019, arXiv:1902.08153, in the logarithm). A format of powers of two stays one: its exponent is
-rounded in the forward pass. What was learned is frozen into a plain format again.
+rounded in the forward pass, and each time that rounding flips, all values on the grid jump by a factor of two. So such
+exponents are settled at some time, and the weights then adapt to grids that stay (TQT, section 5.2, freezes them one by
+one). What was learned is frozen into a plain format again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -33,18 +36,27 @@ class LearnedInteger(nn.Module):
         super().__init__()
         self.start = start
         self.exponent = nn.Parameter(torch.tensor(-float(start.frac_width)))
+        #: The exponent once it is settled; NaN before. In the state dict, as it belongs to what was trained.
+        self.settled: Tensor
+        self.register_buffer("settled", torch.tensor(math.nan))
+
+    def _used(self) -> Tensor:
+        limited = self.exponent.clamp(-self.start.width, -LOWEST_FRAC_WIDTH)
+        return torch.where(self.settled.isnan(), _straight_through(torch.round(limited), limited), self.settled)
 
     def quantize(self, x: Tensor) -> Tensor:
         """`x` on the grid of the exponent at hand."""
         low, high = self.start.codes
-        limited = self.exponent.clamp(-self.start.width, -LOWEST_FRAC_WIDTH)
-        step = torch.exp2(_straight_through(torch.round(limited), limited))
+        step = torch.exp2(self._used())
         return _rounded(x / step, low, high) * step
+
+    def settle(self) -> None:
+        """Learn the exponent no further."""
+        self.settled.copy_(self._used().detach())
 
     def frozen(self) -> Integer:
         """What was learned, as a format."""
-        exponent = min(max(float(self.exponent.detach()), -self.start.width), -LOWEST_FRAC_WIDTH)
-        return replace(self.start, frac_width=-round(exponent))
+        return replace(self.start, frac_width=-round(float(self._used().detach())))
 
 
 class LearnedAffine(nn.Module):
@@ -113,6 +125,14 @@ def learning_model(
             if isinstance(own, nn.Module):
                 module.add_module(f"{operand}_range", own)
     return model, rounds
+
+
+def settle(rounds: Mapping[str, Mapping[Operand, Rounds]]) -> None:
+    """Formats of powers of two stay as they are from now on; whatever else is learned goes on."""
+    for own in rounds.values():
+        for each in own.values():
+            if isinstance(each, LearnedInteger):
+                each.settle()
 
 
 def frozen(rounds: Mapping[str, Mapping[Operand, Rounds]]) -> dict[str, dict[Operand, Format]]:

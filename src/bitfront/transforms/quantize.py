@@ -33,16 +33,29 @@ class Rounds(Protocol):
         ...
 
 
-class Quantizer(nn.Module):
-    """A format as a module, put in front of an argument of a functional site."""
+def through(rounds: Rounds, x: Tensor) -> Tensor:
+    """A weight in its format, with gradients as if it were not (the plain straight-through estimator, Bengio et al.
+    2013, arXiv:1308.3432): clipped ones would never move a weight again that is cut off. Ranges that are learned have
+    gradients of their own."""
+    rounded = rounds.quantize(x)
+    return rounded.detach() - (x.detach() - x) if isinstance(rounds, Format) else rounded
 
-    def __init__(self, rounds: Rounds) -> None:
+
+class Quantizer(nn.Module):
+    """A format as a module, put in front of an argument of a functional site.
+
+    Args:
+        owned: the argument is a parameter.
+    """
+
+    def __init__(self, rounds: Rounds, owned: bool = False) -> None:
         super().__init__()
         self.rounds = rounds
+        self.owned = owned
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` in the format."""
-        return self.rounds.quantize(x)
+        return through(self.rounds, x) if self.owned else self.rounds.quantize(x)
 
 
 class _Operands:
@@ -57,7 +70,11 @@ class _Operands:
     def weights(self) -> tuple[Tensor, Tensor | None]:
         weight: Tensor = self.weight  # type: ignore[attr-defined]
         bias: Tensor | None = self.bias  # type: ignore[attr-defined]
-        return self.operand("weight", weight), None if bias is None else self.operand("bias", bias)
+        return self._parameter("weight", weight), None if bias is None else self._parameter("bias", bias)
+
+    def _parameter(self, name: str, x: Tensor) -> Tensor:
+        rounds = self.formats.get(name)
+        return x if rounds is None else through(rounds, x)
 
 
 class QuantizedLinear(_Operands, nn.Linear):
@@ -217,7 +234,7 @@ def _rewrite(
                     given = new.get_attr(target)
             if own is not None:
                 target = f"{site.name}_{operand}_quantizer"
-                model.add_module(target, Quantizer(own))
+                model.add_module(target, Quantizer(own, argument.op == "get_attr"))
                 with new.inserting_before(node):
                     given = new.call_module(target, (given,))
             if given is argument:

@@ -1,29 +1,25 @@
-"""The command line: parses, calls the API, prints. No logic.
+"""The verbs: each parses nothing, calls the API, and prints what came of it. No logic.
 
-Flags for the keys of the configuration are made from its schema, so that every key has one and they cannot disagree.
-Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 what was
-asked cannot be done, 130 interrupted.
+What a verb needs is imported in it: ``--help`` must not wait for torch.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from bitfront.errors import BitfrontError
+from bitfront.cli.completing import ROOMS, SPLITS, members, runs, words
+from bitfront.cli.printing import console as _console
+from bitfront.cli.printing import events as _events
+from bitfront.cli.printing import print_json as _print_json
+from bitfront.cli.showing import RunFolder, convert, dashboard, run_folder
 
 if TYPE_CHECKING:
     from bitfront.config import Config
     from bitfront.engine.rebuild import Transformed
-    from bitfront.report.live import Live
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="The TOML file. Flags override it.")
@@ -31,63 +27,6 @@ ConfigFile = Annotated[
 File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The same as --config.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
-#: Keys below the top of the configuration that have a flag too.
-SEARCH_FLAGS = {
-    "strategy": ("search.strategy.name", str, "The strategy: brute_force, evolution, optuna."),
-    "sampler": ("search.strategy.setup.sampler", str, "Optuna's sampler: tpe, random, nsgaii, nsgaiii, qmc, gp."),
-    "n_trials": ("search.strategy.setup.n_trials", int, "Budget in distinct candidates."),
-    "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the numbers are the same for any."),
-    "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no further candidates are started."),
-    "finetune": ("search.finetune.trials", int, "So many trials of the front are trained on, quantized."),
-    "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
-}
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe has no width; folding would only break what reads it
-    return console
-
-
-def _with_flags(verb: Callable[..., None]) -> Callable[..., None]:
-    """`verb` with a flag for every key of the configuration's top level; one that searches also for its budget.
-
-    The verb receives them as ``overrides``, dotted key → value, without those not given.
-    """
-    from bitfront.config import Config
-
-    flags = [(n, n, _plain(f.annotation), f.description or "") for n, f in Config.model_fields.items()]
-    if verb in SEARCHING:
-        flags += [(name, key, kind, text) for name, (key, kind, text) in SEARCH_FLAGS.items()]
-    flags = [flag for flag in flags if flag[2] is not None]
-    parameters = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "overrides"]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    for name, _, kind, text in flags:
-        option = typer.Option("--" + name.replace("_", "-"), help=text[:1].upper() + text[1:], show_default=False)
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-
-    def wrapper(**given: Any) -> None:
-        overrides = {key: given.pop(name) for name, key, _, _ in flags}
-        verb(**given, overrides={k: v for k, v in overrides.items() if v is not None})
-
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    wrapper.__doc__ = verb.__doc__
-    return wrapper
-
-
-def _plain(annotation: Any) -> type | None:
-    """The type a flag of that field parses; None for tables. Words are checked by the schema, for its messages."""
-    if get_origin(annotation) is dict:
-        return None
-    for part in (annotation, *get_args(annotation)):
-        if part in (str, int, float):
-            return part  # type: ignore[no-any-return]
-    return str if all(isinstance(a, str) for a in get_args(annotation)) and get_args(annotation) else None
 
 
 def _one_file(positional: Path | None, option: Path | None) -> Path | None:
@@ -110,18 +49,6 @@ def _config(file: Path | None, overrides: dict[str, Any]) -> Config:
     dataset = overrides.get("dataset", template.DEFAULT_DATASET)
     text, _ = api.init(model, dataset, overrides.get("dataset_path"))
     return config.from_document(tomlfile.parse(text, "the embedded default"), overrides)
-
-
-def _events(quiet: bool) -> Live:
-    from bitfront.report.live import Live
-
-    return Live(_console(stderr=True), quiet=quiet)
-
-
-def _print_json(document: object) -> None:
-    # JSON has no NaN: what could not be measured is null.
-    finite = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
-    print(json.dumps(finite, indent=2, ensure_ascii=False))
 
 
 def search(
@@ -232,7 +159,7 @@ def train(
 
 def test(
     config: ConfigFile = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val or test.", autocompletion=words(SPLITS))] = "test",
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -258,7 +185,7 @@ def test(
 
 def transform(
     config: ConfigFile = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.", autocompletion=runs)] = None,
     trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="The trial to rebuild.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Evaluate the rebuilt model.")] = False,
     as_json: AsJson = False,
@@ -280,7 +207,9 @@ def transform(
         _refuse_flags(overrides)
     with _events(quiet) as events:
         if run is not None and trial is not None:
-            result = bf.transform_trial(_run_folder(run, overrides), trial, check=check, events=events)
+            result = bf.transform_trial(
+                run_folder(run, overrides.get("project_dir", "runs")), trial, check=check, events=events
+            )
         else:
             result = bf.transform_config(_config(config, overrides), check=check, events=events)
     if as_json:
@@ -311,12 +240,6 @@ def _refuse_flags(overrides: dict[str, Any]) -> None:
         raise ConfigError(f"--run takes its configuration from the run folder; leave out {given}")
 
 
-def _run_folder(run: Path, overrides: dict[str, Any]) -> Path:
-    """A path, or the name of a run below the project folder."""
-    named = Path(overrides.get("project_dir", "runs")) / run
-    return named if not run.exists() and named.exists() else run
-
-
 def _transformed(result: Transformed) -> dict[str, Any]:
     document: dict[str, Any] = {
         "folder": str(result.folder),
@@ -335,7 +258,7 @@ def _transformed(result: Transformed) -> dict[str, Any]:
 
 def analyze(
     config: ConfigFile = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.", autocompletion=runs)] = None,
     trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="One of its trials.")] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Samples that the numbers are for.")] = 1,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
@@ -367,7 +290,7 @@ def analyze(
         else:
             assert run is not None
             assert trial is not None
-            result = analysis.analyze_trial(_run_folder(run, overrides), trial, batch, events)
+            result = analysis.analyze_trial(run_folder(run, overrides.get("project_dir", "runs")), trial, batch, events)
     if as_json:
         _print_json(result.to_dict())
     elif as_csv:
@@ -380,7 +303,7 @@ def analyze(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run below runs.")],
+    run: RunFolder,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; default: the run folder.")
     ] = None,
@@ -397,7 +320,7 @@ def report(
     """
     from bitfront.report.writing import write_report
 
-    written = write_report(_run_folder(run, {}), output, x=x, y=y, metrics=metric or [])
+    written = write_report(run_folder(run), output, x=x, y=y, metrics=metric or [])
     if as_json:
         _print_json({"page": str(written.page), "figures": [str(path) for path in written.figures]})
         return
@@ -406,13 +329,20 @@ def report(
 
 
 def init(
-    model: Annotated[str, typer.Option("--model", help="A model's name, or package.module:factory.")] = "digits-cnn",
-    dataset: Annotated[str, typer.Option("--dataset", help="A dataset's name, or package.module:factory.")] = "digits",
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A model's name, or package.module:factory.", autocompletion=members("models")),
+    ] = "digits-cnn",
+    dataset: Annotated[
+        str,
+        typer.Option("--dataset", help="A dataset's name, or package.module:factory.", autocompletion=members("data")),
+    ] = "digits",
     dataset_path: Annotated[str | None, typer.Option("--dataset-path", help="File or folder of the data.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml; - for stdout.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a commented TOML that runs."""
     target = output or Path(f"{model}-{dataset}.toml".replace(":", "-"))
@@ -423,17 +353,18 @@ def init(
     from bitfront import api
 
     text, notes = api.init(model, dataset, dataset_path, str(target) if str(target) != "-" else "FILE.toml")
-    for note in notes:
+    for note in () if quiet else notes:
         _console(stderr=True).print(f"note: {note}", soft_wrap=True)
     if str(target) == "-":
         print(text, end="")
         return
     target.write_text(text, encoding="utf-8")
-    _console().print(f"wrote {target}; now: bitfront search --config {target}", soft_wrap=True)
+    hint = "" if quiet else f"; now: bitfront search --config {target}"
+    _console().print(f"wrote {target}{hint}", soft_wrap=True)
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="Which kind.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="Which kind.", autocompletion=words(ROOMS))],
     as_json: AsJson = False,
 ) -> None:
     """Show what there is of a kind.
@@ -450,22 +381,6 @@ def list_(
     tables.Sheet(columns, rows).show(_console())
 
 
-def _version(show: bool) -> None:
-    if show:
-        from importlib.metadata import version
-
-        print(f"bitfront {version('bitfront')}")
-        raise typer.Exit
-
-
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", "-V", help="Show the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Finds the whole accuracy-against-cost front of a PyTorch model."""
-
-
 VERBS: dict[str, Callable[..., None]] = {
     "search": search,
     "plan": plan,
@@ -474,65 +389,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "transform": transform,
     "analyze": analyze,
     "report": report,
+    "convert": convert,
+    "dashboard": dashboard,
     "init": init,
     "list": list_,
 }
 CONFIGURED = (search, plan, train, test, transform, analyze)
 SEARCHING = (search, plan)
-
-
-def build(argv: list[str]) -> typer.Typer:
-    """The command, as it is needed for `argv`.
-
-    Only the verb that is asked for gets the flags of the configuration: reading the schema takes longer than
-    everything else that ``--help`` does. Completion needs them all.
-    """
-    app = typer.Typer(
-        name="bitfront",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_main)
-    for name, verb in VERBS.items():
-        needed = name in argv or "_BITFRONT_COMPLETE" in os.environ
-        if verb in CONFIGURED:
-            app.command(name=name)(_with_flags(verb) if needed else _described_only(verb))
-        else:
-            app.command(name=name)(verb)
-    return app
-
-
-def _described_only(verb: Callable[..., None]) -> Callable[..., None]:
-    def nothing() -> None:
-        raise AssertionError("a verb that is run has its flags")
-
-    nothing.__doc__ = verb.__doc__
-    return nothing
-
-
-def main() -> None:
-    """The command ``bitfront``: runs a verb, and turns errors into one message and an exit code."""
-    try:
-        build(sys.argv[1:])()
-    except BitfrontError as error:
-        _complain(f"error: {error}")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        sys.exit(130)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            _complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
-            sys.exit(2)
-        # Whoever read our output has had enough (head, less).
-        sys.stderr.close()
-        sys.exit(0)
-
-
-def _complain(text: str) -> None:
-    from rich.markup import escape
-
-    head, colon, rest = text.partition(":")
-    _console(stderr=True).print(f"[bold red]{head}{colon}[/bold red]{escape(rest)}", soft_wrap=True)

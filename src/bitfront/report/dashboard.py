@@ -1,0 +1,161 @@
+"""A run in optuna-dashboard, also while it goes on. Only this computer can see it.
+
+The dashboard reads a temporary study (``study.py``), into which new trials are written as they arrive. The run folder
+is only read, so whatever is clicked there is gone when serving ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from bitfront.engine.run import STORE, Run
+from bitfront.errors import BitfrontError, ConfigError, UserError, require
+from bitfront.report import study
+from bitfront.report.columns import kept
+
+HOST = "127.0.0.1"
+PORT = 8080
+#: Seconds between looks at the run folder.
+REFRESH = 1.0
+#: Of longer runs so many trials are shown: Optuna takes some milliseconds to read each, and the browser to draw it.
+SHOWN = 2000
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Answers each request in a thread of its own, none of which holds up the end."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Without asking the network what this computer is called, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    """Says nothing about each request."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Served:
+    """A run that is being served.
+
+    Attributes:
+        address: where, for a browser.
+        trials: how many of its trials are shown, to begin with.
+        total: how many it has.
+        wait: answers requests until it is interrupted.
+    """
+
+    address: str
+    trials: int
+    total: int
+    wait: Callable[[], None]
+
+
+@contextmanager
+def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[Served]:
+    """Serve a run folder on this computer until the block ends.
+
+    Args:
+        port: where; 0 takes any that is free.
+        trials: of a longer run the front and every n-th trial, about so many in all.
+
+    Raises:
+        MissingExtraError: optuna-dashboard is not installed.
+        ConfigError: there is no such port, or `trials` is not positive.
+        RunError: there is no such run.
+        UserError: the port is taken.
+    """
+    dashboard = require("optuna_dashboard", "dashboard", "the dashboard")
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port {port} is not possible: 0 (any that is free) to {2**16 - 1}")
+    if trials < 1:
+        raise ConfigError(f"--trials {trials} is not possible: at least 1")
+    first = Run.load(run)
+    import optuna
+
+    try:
+        server = _Server((HOST, port), _Handler)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        why = "is in use" if error.errno == errno.EADDRINUSE else "may not be used by you"
+        raise UserError(f"port {port} {why}; --port names another, --port 0 takes any that is free") from None
+    stop = threading.Event()
+    with server, tempfile.TemporaryDirectory(prefix="bitfront-dashboard-") as folder:
+        followed = _Followed(first, Path(folder) / "optuna.db", trials)
+        server.set_app(dashboard.wsgi(optuna.storages.get_storage(study.address(followed.path))))
+        follower = threading.Thread(target=followed.follow, args=(stop,), daemon=True)
+        follower.start()
+        try:
+            address = f"http://{HOST}:{server.server_port}/dashboard/studies/1"
+            yield Served(address, followed.trials, len(first), server.serve_forever)
+        finally:
+            stop.set()
+            follower.join()
+
+
+class _Followed:
+    """A run whose new trials are written into a study as they arrive."""
+
+    def __init__(self, run: Run, path: Path, limit: int) -> None:
+        self.folder, self.path, self.limit = run.folder, path, limit
+        self.trials = self._names = 0
+        self._seen = self._state()
+        self._begin(run)
+
+    def follow(self, stop: threading.Event) -> None:
+        """Look for new trials every now and then, until told to stop."""
+        while not stop.wait(REFRESH):
+            state = self._state()
+            if state == self._seen:
+                continue
+            try:
+                run = Run.load(self.folder)
+            except BitfrontError:
+                continue  # it is being thrown away, or has just been: what is shown stays
+            self._seen = state
+            if len(run) and run.columns.number[-1] < self._last:
+                self._begin(run)  # begun again: its numbers mean other candidates
+            else:
+                self._add(run)
+
+    def _begin(self, run: Run) -> None:
+        self._names += 1
+        own = run.folder.resolve().name
+        self._name = study.create(self.path, run, own if self._names == 1 else f"{own} ({self._names})")
+        self._began: datetime = study.began(run)
+        self._last = -1
+        self._add(run)
+
+    def _add(self, run: Run) -> None:
+        rows = kept(run, self.limit)
+        rows = rows[run.columns.number[rows] > self._last]
+        if len(rows):
+            study.append(self.path, self._name, run, rows, self._began)
+            self._last = int(run.columns.number[-1])
+            self.trials += len(rows)
+
+    def _state(self) -> tuple[Any, ...]:
+        """What changes whenever trials are written."""
+        found: list[tuple[int, int]] = []
+        for name in (STORE, f"{STORE}-wal"):
+            with suppress(OSError):
+                known = (self.folder / name).stat()
+                found.append((known.st_mtime_ns, known.st_size))
+        return tuple(found)
