@@ -8,7 +8,7 @@ BITFRONT_DATA ?= $(abspath $(wildcard ../shared/data))
 TEST_ENV := OMP_NUM_THREADS=1 $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 BENCH_ENV := $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 
-.PHONY: install search test lint format docs bench clean
+.PHONY: install search test lint format docs site bench clean
 
 install: $(VENV)/installed
 
@@ -39,8 +39,14 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What stands in docs/ and is made: the configuration reference, the outputs and pictures of the tutorial.
 docs: install
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/record.py
+
+# The pages in docs/ as a site that works offline: open site/index.html.
+site: $(VENV)/installed-dev
+	$(BIN)/sphinx-build --builder html --conf-dir docs --doctree-dir build/doctrees --fail-on-warning --keep-going --quiet . site
 
 # Takes some twenty minutes, and wants a quiet machine.
 BENCHES := trial_cost roofline scaling overhead samplers population joint strategies
@@ -50,4 +56,4 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python bench/plots.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -47,7 +47,7 @@ TABLES = [
         "See [number formats](formats.md#calibration).\n\n",
         config.Calibration,
     ),
-    ("`[search.finetune]`", "See [recipes](recipes.md#train-the-winners-on).\n\n", config.Finetune),
+    ("`[search.finetune]`", "See [training the winners on](howto/finetune.md).\n\n", config.Finetune),
 ]
 SEED = """\
 ### What may be chosen

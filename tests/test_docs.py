@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,27 +15,17 @@ from bitfront import config, tomlfile
 from bitfront.data.arrays import from_arrays
 from bitfront.engine.plan import make_plan
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+from blocks import ROOT, Block, blocks, outputs, renewed, run, shape, unprinted
+
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 KNOWN = {"sh", "python", "toml", "text", ""}
-
-
-@dataclass(frozen=True)
-class Block:
-    page: str
-    line: int
-    language: str
-    text: str
-
-
-def blocks(page: str) -> list[Block]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
-    return [Block(page, text[: m.start()].count("\n") + 1, m[1], m[2]) for m in found]
+#: Those that are written to files are tested by the commands that take them.
+TOML = [b for p in PAGES for b in blocks(p) if b.language == "toml" and b.file is None]
 
 
 def runnable(page: str) -> list[Block]:
-    return [b for b in blocks(page) if b.language in ("sh", "python")]
+    return [b for b in blocks(page) if b.runs]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -49,43 +36,17 @@ def test_blocks_are_of_a_kind_that_is_tested(page: str) -> None:
 @pytest.mark.journey
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)])
 def test_commands_and_code_run(page: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for block in runnable(page):
-        if block.language == "python":
-            commands = [[sys.executable, "-W", "error", "-c", block.text]]
-        else:
-            lines = [line.split("#")[0].strip() for line in block.text.splitlines()]
-            commands = [line.split() for line in lines if line]
-        for command in commands:
-            # Installing again, or starting the tests from a test, would say nothing: the target must exist.
-            if command[0] == "make":
-                command = ["make", "-n", "-C", str(ROOT), *command[1:]]
-            if command[0].startswith(".venv/"):
-                command = [str(Path(sys.executable).parent / Path(command[0]).name), "--version"]
-            if command[:2] == ["bitfront", "dashboard"]:
-                serves_until_interrupted(command, tmp_path, environment)
-                continue
-            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-            assert done.returncode == 0, f"{page}:{block.line}: {command}\n{done.stdout}\n{done.stderr}"
-            for promised in re.findall(r"^# (.*)$", block.text, re.M) if "print(" in block.text else []:
-                assert promised in done.stdout, f"{page}:{block.line}: prints {done.stdout!r}, not {promised!r}"
+    found = blocks(page)
+    shown = outputs(found)
+    for block in found:
+        printed = run(block, tmp_path)
+        for promised in re.findall(r"^# (.*)$", block.text, re.M) if "print(" in block.text else []:
+            assert promised in printed, f"{page}:{block.line}: prints {printed!r}, not {promised!r}"
+        if block in shown:
+            assert unprinted(shown[block].text, printed) == [], f"{page}:{shown[block].line}: make docs"
 
 
-def serves_until_interrupted(command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """What serves forever: on any port that is free, without a browser, until it has answered."""
-    command = [*command, "--port", "0", "--no-browser"]
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            with urllib.request.urlopen(address, timeout=60) as page:
-                assert page.status == 200
-        finally:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-
-
-@pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.language == "toml"], ids=str)
+@pytest.mark.parametrize("block", TOML, ids=lambda b: f"{b.page}:{b.line}")
 def test_toml_makes_a_plan(block: Block) -> None:
     x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     data = from_arrays(x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long())
@@ -99,6 +60,17 @@ def test_toml_makes_a_plan(block: Block) -> None:
     made = make_plan(config.from_document(tomlfile.parse(text, block.page), {"model": "jsc-new"}), dataset=data)
     assert made.space.size > 1
     assert not made.space.unused
+
+
+def test_outputs_are_compared_by_their_shape() -> None:
+    printed = "| 1,025 | loss 0.07 |\nneighbours: 8 from 46 (p = 0.77), 7 from 8 (p = 0.3) and 1 more\n"
+    assert unprinted("|  7 | loss 1.5e-3 |\n...\nneighbours: 1 from 2 (p = 1)\n", printed) == []
+    assert unprinted("| 7 | accuracy 0.9 |\n", printed) == ["| 7 | accuracy 0.9 |"]
+    assert shape("a  1   b") == "a # b"
+    assert renewed("old\n", "new\n") == "new\n"
+    assert renewed("row 2 of 3\n...\n", "row 1 of 5\nrow 2 of 5\nend\n") == "row 2 of 5\n...\n"
+    with pytest.raises(ValueError, match="not printed any more: gone"):
+        renewed("gone\n...\n", "here\n")
 
 
 def test_readme_shows_the_table_that_is_printed() -> None:

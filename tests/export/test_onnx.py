@@ -36,8 +36,11 @@ def test_onnx_runtime_computes_what_the_simulated_model_computes(name, shape, fa
     assert form == "qdq" or integer
     expected = quantize(graph, formats)(x).detach()
     # Optimized, ONNX Runtime rounds the biases of a QDQ graph to multiples of its own.
-    found = run(onnx_model(graph, formats, integer), x, optimized=form == "integer")
+    model = onnx_model(graph, formats, integer)
+    found = run(model, x, optimized=form == "integer")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    used = {name for node in model.graph.node for name in node.input}
+    assert {i.name for i in model.graph.initializer} <= used, "ONNX Runtime warns of what nothing uses"
 
 
 @pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])

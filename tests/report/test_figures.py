@@ -1,6 +1,7 @@
 """What the figures show: the tables they are drawn from, and that what is drawn is what is in the tables."""
 
 import io
+import itertools
 import math
 
 import numpy as np
@@ -125,6 +126,25 @@ def test_every_trial_is_a_point_and_the_front_has_its_intervals(six):
     assert axes.get_xlabel() == "average_bitwidth [bits]"
     assert axes.get_ylabel() == "accuracy, 95 % intervals"
     assert axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("most", [30, 300, 3_000, 300_000])
+def test_numbers_on_a_logarithmic_axis_do_not_meet(tmp_path, most):
+    codes = full_grid()
+    metrics = {"accuracy": codes[:, 1] * 0.1, "average_bitwidth": np.geomspace(32, 32 * most, len(codes))}
+    run = write(tmp_path / "run", codes, metrics)
+    drawn = figures.front(run, data.cloud(run))
+    (axes,) = drawn.axes
+    drawn.canvas.draw()
+    low, high = axes.get_xlim()
+    boxes = [
+        label.get_window_extent()
+        for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        if low <= place <= high
+    ]
+    assert axes.get_xscale() == "log"
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_one_panel_per_cost(tmp_path):

@@ -47,7 +47,7 @@ def from_arrays(
     `seed`.
 
     Args:
-        x: (samples, *features), any real dtype; uint8 is divided by 255.
+        x: ``(samples, *features)``, any real dtype; uint8 is divided by 255.
         y: (samples,) integers from 0 or class names, or (samples, classes) one-hot.
         class_names: by index; empty for "0", "1", ... or the names found in `y`, sorted.
         standardise: standardise the features with the training split's statistics.

@@ -70,7 +70,7 @@ class Dataset:
 
     Attributes:
         name: what it is called in tables and reports.
-        x: per split, float32, shape (samples, *features).
+        x: per split, float32, shape ``(samples, *features)``.
         y: per split, int64 class indices, shape (samples,).
         class_names: the name of each class, by index.
         source: where the data came from, for the run folder ("scikit-learn's load_digits", a path ...).

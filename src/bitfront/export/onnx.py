@@ -38,7 +38,7 @@ SiteFormats = Mapping[Operand, Format]
 
 
 def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], integer: Collection[str] = ()) -> Any:
-    """An ``onnx.ModelProto``: input ``input``, shape (batch, *features), output ``output``, both float32.
+    """An ``onnx.ModelProto``: input ``input``, shape ``(batch, *features)``, output ``output``, both float32.
 
     Args:
         graph: the captured model; on the CPU.
@@ -151,12 +151,14 @@ class _Writer(fx.Interpreter):
     def model(self) -> Any:
         """What was written, checked."""
         h, kinds = self.onnx.helper, self.onnx.TensorProto
+        # Of a weight that goes into integer operators the scale is merged with the input's; runtimes warn of leftovers.
+        used = {name for node in self.nodes for name in node.input}
         graph = h.make_graph(
             self.nodes,
             "bitfront",
             [h.make_tensor_value_info(INPUT, kinds.FLOAT, ["batch", *self.captured.sample_shape])],
             [h.make_tensor_value_info(OUTPUT, kinds.FLOAT, ["batch", *self.result])],
-            [self.onnx.numpy_helper.from_array(v, k) for k, v in self.initializers.items()],
+            [self.onnx.numpy_helper.from_array(v, k) for k, v in self.initializers.items() if k in used],
         )
         made = h.make_model(
             graph, producer_name="bitfront", opset_imports=[h.make_opsetid("", OPSET)], ir_version=IR_VERSION

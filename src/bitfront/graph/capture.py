@@ -38,7 +38,7 @@ def capture(model: nn.Module, sample: Tensor) -> Graph:
     """Capture `model`, which is not changed.
 
     Args:
-        model: any nn.Module that takes one tensor, shape (batch, *features).
+        model: any nn.Module that takes one tensor, shape ``(batch, *features)``.
         sample: two or more input samples, on the model's device.
 
     Raises:

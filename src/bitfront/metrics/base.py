@@ -79,7 +79,7 @@ class Subject(Protocol):
 
     @property
     def sample(self) -> Tensor:
-        """Two input samples, shape (2, *features), on the CPU."""
+        """Two input samples, shape ``(2, *features)``, on the CPU."""
         ...
 
     @property

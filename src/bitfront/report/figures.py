@@ -31,8 +31,6 @@ BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E0
 CELLS, WRITTEN = 60, 1500
 #: How many times the smallest value the largest is on a logarithmic axis.
 WIDE = 8
-#: From how many times the smallest value on there is no room for numbers at 2 and 5.
-CROWDED = 500
 #: Text of an error that a figure has room for.
 ERROR = 90
 
@@ -92,14 +90,17 @@ def wide(values: Values) -> bool:
 
 
 def logarithmic(axes: Axes) -> None:
-    """Let the axis across be logarithmic, with plain numbers at 1, 2 and 5, or, where there is no room, at 1."""
+    """Let the axis across be logarithmic, with plain numbers, as many as there is room for."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axes.dataLim.intervalx
+    decades = float(np.log10(high / low))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < CROWDED * low else (1,)))
+    # Numbers are written out, so that a few of them fill the axis.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.2 else (1,)))
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=8)
 
 
 def layers(own: LayerMap) -> Figure:

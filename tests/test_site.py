@@ -1,0 +1,177 @@
+"""The site: it is built without a warning, every page is in it, every link leads somewhere, nothing is loaded from afar."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import bitfront as bf
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OPTIONS = ["--builder", "html", "--conf-dir", "docs", "--fail-on-warning", "--keep-going", "--quiet"]
+#: What a browser loads of a page by itself; `a` is for the reader to follow.
+LOADING = {
+    ("link", "href"),
+    ("script", "src"),
+    ("img", "src"),
+    ("source", "src"),
+    ("iframe", "src"),
+    ("object", "data"),
+}
+
+
+def build(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sphinx", *OPTIONS, "--doctree-dir", folder / "doctrees", ".", folder / "site"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=300)
+
+
+class Page(HTMLParser):
+    """What a page loads, where it leads, and where in it one can be led."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.places: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if (tag, name) in LOADING and value:
+                self.loads.append(value)
+            elif (tag, name) == ("a", "href") and value:
+                self.links.append(value)
+            elif name == "id" and value:
+                self.places.add(value)
+
+
+def check_nothing_is_loaded(site: Path, pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        for load in page.loads:
+            found = urlsplit(load)
+            assert not found.scheme or found.scheme == "data", f"{path.relative_to(site)} loads {load}"
+            assert not found.netloc, f"{path.relative_to(site)} loads {load}"
+    for style in site.rglob("*.css"):
+        text = style.read_text(encoding="utf-8")
+        assert not re.findall(r"(?:url\(\s*|@import\s+)['\"]?(?:https?:)?//", text), style
+
+
+def check_links(site: Path, pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        for link in page.links:
+            found = urlsplit(link)
+            if found.scheme or found.netloc:
+                continue
+            target = (path.parent / unquote(found.path)).resolve() if found.path else path
+            assert target.is_file(), f"{path.relative_to(site)}: {link} is nowhere"
+            if found.fragment and target in pages:
+                assert unquote(found.fragment) in pages[target].places, (
+                    f"{path.relative_to(site)}: {link} is no heading"
+                )
+
+
+def check_in_chromium(site: Path) -> None:
+    """No page asks for anything but files, complains, or is wider than its window, down to a phone's."""
+    from playwright.sync_api import sync_playwright
+
+    asked, trouble = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None)
+        for name in ("index", "docs/tutorial", "docs/configuration", "docs/metrics", "docs/api/search"):
+            page.goto((site / f"{name}.html").as_uri())
+            for width in (360, 1280, 1560):
+                page.set_viewport_size({"width": width, "height": 800})
+                wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                assert wide <= 0, f"{name} is {wide} pixels wider than a window of {width}"
+        page.goto((site / "search.html").as_uri() + "?q=fine-tuning")
+        page.wait_for_selector("#search-results li a")
+        browser.close()
+    assert trouble == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.journey
+def test_the_site(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    done = build(ROOT, tmp_path)
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    assert (site / "index.html").read_bytes() == (site / "README.html").read_bytes()
+    pages = {path: Page(path) for path in site.rglob("*.html")}
+    assert len(pages) > 20
+    check_nothing_is_loaded(site, pages)
+    check_links(site, pages)
+    if CHROMIUM is not None:
+        check_in_chromium(site)
+
+
+@pytest.mark.journey
+def test_what_is_wrong_fails_the_build(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("api", "*.png", "*.svg"))
+    conf = source / "docs" / "conf.py"
+    kept = conf.read_text(encoding="utf-8")
+    start = kept.index("NAVIGATION = {")
+    end = kept.index("\n}\n", start) + 3
+    conf.write_text(kept[:start] + 'NAVIGATION = {"All": ["docs/found"]}\n' + kept[end:], encoding="utf-8")
+    shutil.rmtree(source / "docs" / "howto")
+    for page in (source / "docs").glob("*.md"):
+        page.unlink()
+    (source / "README.md").write_text("# Start\n\n[a](docs/found.md#there) [b](docs/found.md#gone) [c](docs/lost.md)\n")
+    (source / "docs" / "found.md").write_text("# Found\n\n## There\n")
+    (source / "docs" / "forgotten.md").write_text("# Forgotten\n")
+    done = build(source, tmp_path / "built")
+    assert done.returncode != 0
+    assert "gone" in done.stderr
+    assert "docs/lost.md" in done.stderr
+    assert re.search(r"forgotten\.md.*isn't included in any toctree", done.stderr)
+    assert "there" not in done.stderr
+
+
+def navigation() -> dict[str, list[str]]:
+    pytest.importorskip("sphinx")
+    spec = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+    assert spec is not None
+    assert spec.loader is not None
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    return conf.NAVIGATION
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    named = [page for part in navigation().values() for page in part]
+    there = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "docs").rglob("*") if p.suffix in (".md", ".rst")]
+    missing = sorted({str(p) for p in there} - set(named))
+    assert not missing, f"{', '.join(missing)}: add to NAVIGATION in docs/conf.py, below the part it belongs to"
+    assert len(named) == len(set(named))
+    assert all((ROOT / f"{page}.md").is_file() or (ROOT / f"{page}.rst").is_file() for page in named)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "api").glob("*.rst"))
+    described = set(re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.M))
+    assert set(bf.__all__) - described == set(), "add them to a page of docs/api"
+    assert described <= set(bf.__all__)
+
+
+def test_links_of_the_readme_to_folders_and_files() -> None:
+    """What the site does not show, a repository's browser does."""
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{page}: {target}"
