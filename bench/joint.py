@@ -209,17 +209,17 @@ def fronts(data: Dataset, quick: bool) -> Iterator[tuple[Row, tuple[str, float] 
 
 
 def yardsticks(data: Dataset, quick: bool) -> Iterator[tuple[Row, tuple[str, float] | None]]:
-    trials, samples, epochs = (4, 512, 1) if quick else (384, 270_000, 15)
+    trials, samples, epochs = (4, 512, 1) if quick else (384, 270_000, 30)
     model = in_float(data, 1 if quick else 25, 0, True)
     # The features have long tails: the first layer needs more bits than those behind a batch norm.
     formats = [([8, 9, 10], [3, 4, 5, 6]), *[([4, 5, 6], [2, 3, 4, 5, 6])] * 3]
     space = joint(MULTIPLIERS, formats, NORMED)
-    training = {"max_epochs": epochs, "num_samples": samples, "learning_rate": 1e-2, "float_epochs": epochs}
+    training = {"max_epochs": epochs, "num_samples": samples, "learning_rate": 1e-2, "float_epochs": 1 if quick else 15}
     if not quick:
-        training["halving"] = {"rungs": [1, 4], "keep": 0.34}
+        training["halving"] = {"rungs": [1, 4, 12], "keep": 0.34}
     more = {
         "constraints": {"ebops": f"<= {max(YARDSTICKS)}"},
-        "finetune": {"trials": 1 if quick else 8, "max_epochs": 1 if quick else 10, "learning_rate": 1e-3},
+        "finetune": {"trials": 1 if quick else 8, "max_epochs": 1 if quick else 10, "learning_rate": 3e-3},
     }
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
