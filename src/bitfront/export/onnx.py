@@ -40,6 +40,10 @@ SiteFormats = Mapping[Operand, Format]
 def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], integer: Collection[str] = ()) -> Any:
     """An ``onnx.ModelProto``: input ``input``, shape ``(batch, *features)``, output ``output``, both float32.
 
+    ONNX Runtime's default optimizations fuse QuantizeLinear and DequantizeLinear into kernels that round biases again:
+    a few answers are then others than those that were evaluated. Sites in `integer` are free of that, and so is a
+    session with ``graph_optimization_level = ORT_DISABLE_ALL``.
+
     Args:
         graph: the captured model; on the CPU.
         formats: site name → formats by operand, calibrated; sites that are absent stay in float.
