@@ -32,6 +32,7 @@ from bitfront.engine.halving import Halving
 from bitfront.engine.objectives import Objectives
 from bitfront.engine.runners import (
     AUTO,
+    Runners,
     asked_for,
     check_ready,
     chosen_samples,
@@ -308,7 +309,7 @@ def make_plan(
         space = build_space(SpaceRequest(graph, by, seed, parts=parts))
         assert isinstance(space, ModelSpace)
         n_trials = _budget(config, strategy, space)
-        training = _training(config, dataset, objectives)
+        training = _training(config, runners, dataset, objectives)
     job = Job(
         model=graph.model,
         sample=sample,
@@ -401,10 +402,10 @@ def _parts(config: Config) -> dict[str, Part]:
     return {name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}) for name, p in own.parts.items()}
 
 
-def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Training | None:
+def _training(config: Config, runners: Runners, dataset: Dataset, objectives: Objectives) -> Training | None:
     """How candidates are trained; None where no runner asks for it."""
     assert config.search is not None
-    given = [(s, n, g) for s, n, g in asked_for(config.search.strategy) if RUNNERS.get(n) is BasicTrain]
+    given = [(s, n, g) for s, n, g in runners if RUNNERS.get(n) is BasicTrain]
     if not given:
         return None
     calibration = config.search.calibration
@@ -415,7 +416,7 @@ def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Train
                 "it out, or basic_train",
                 key=("search", "calibration", key),
             )
-    for side, name, table in asked_for(config.search.strategy):
+    for side, name, table in runners:
         split = getattr(RUNNERS.get(name).Settings(**table), "split", None)
         if split == "train":
             raise ConfigError(
@@ -436,21 +437,16 @@ def _training(config: Config, dataset: Dataset, objectives: Objectives) -> Train
     halving = None
     if own.halving is not None:
         halving = _halving(
-            config, own.halving, own.max_epochs, objectives, ("search", "strategy", side, name, "halving")
+            runners, own.halving, own.max_epochs, objectives, ("search", "strategy", side, name, "halving")
         )
     return Training(x, y, dataset.num_classes, settings, own.init, own.float_epochs, halving)
 
 
 def _halving(
-    config: Config, own: HalvingSettings, epochs: int, objectives: Objectives, where: tuple[str, ...]
+    runners: Runners, own: HalvingSettings, epochs: int, objectives: Objectives, where: tuple[str, ...]
 ) -> Halving:
     """How candidates are compared while they are trained."""
-    assert config.search is not None
-    produced = {
-        m.name: RUNNERS.get(name)
-        for _, name, _ in asked_for(config.search.strategy)
-        for m in RUNNERS.get(name).produces
-    }
+    produced = {m.name: RUNNERS.get(name) for _, name, _ in runners for m in RUNNERS.get(name).produces}
     if "accuracy" not in produced:
         raise ConfigError("candidates are compared by their accuracy; add sw_runner.basic_evaluation", key=where)
     if own.rungs != sorted(set(own.rungs)) or not 0 < own.rungs[0] <= own.rungs[-1] < epochs:
