@@ -1,4 +1,6 @@
-"""What the tests of the core share: reproducible hypothesis runs, and a short way to a space."""
+"""What the tests of the core share: reproducible hypothesis runs, a browser, and a short way to a space."""
+
+import shutil
 
 import pytest
 import torch
@@ -19,6 +21,21 @@ settings.register_profile(
 settings.load_profile("bitfront")
 # The tensors here are tiny; threads would only wait for one another.
 torch.set_num_threads(1)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine; .ci/run installs it where apt can")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -17,7 +18,6 @@ import pytest
 import bitfront as bf
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = ["--builder", "html", "--conf-dir", "docs", "--fail-on-warning", "--keep-going", "--quiet"]
 #: What a browser loads of a page by itself; `a` is for the reader to follow.
 LOADING = {
@@ -34,6 +34,16 @@ def build(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sphinx", *OPTIONS, "--doctree-dir", folder / "doctrees", ".", folder / "site"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     return subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, built without a warning."""
+    pytest.importorskip("sphinx")
+    folder = tmp_path_factory.mktemp("built")
+    done = build(ROOT, folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "site"
 
 
 class Page(HTMLParser):
@@ -81,14 +91,11 @@ def check_links(site: Path, pages: dict[Path, Page]) -> None:
                 )
 
 
-def check_in_chromium(site: Path) -> None:
-    """No page asks for anything but files, complains, or is wider than its window, down to a phone's."""
-    from playwright.sync_api import sync_playwright
-
+@pytest.mark.journey
+def test_its_pages_in_a_browser(site: Path, browser: Any) -> None:
+    """None asks for anything but files, complains, or is wider than its window, down to a phone's."""
     asked, trouble = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
+    with browser.new_page() as page:
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("console", lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None)
@@ -100,24 +107,17 @@ def check_in_chromium(site: Path) -> None:
                 assert wide <= 0, f"{name} is {wide} pixels wider than a window of {width}"
         page.goto((site / "search.html").as_uri() + "?q=fine-tuning")
         page.wait_for_selector("#search-results li a")
-        browser.close()
     assert trouble == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.mark.journey
-def test_the_site(tmp_path: Path) -> None:
-    pytest.importorskip("sphinx")
-    done = build(ROOT, tmp_path)
-    assert done.returncode == 0, done.stderr
-    site = tmp_path / "site"
+def test_the_site(site: Path) -> None:
     assert (site / "index.html").read_bytes() == (site / "README.html").read_bytes()
     pages = {path: Page(path) for path in site.rglob("*.html")}
     assert len(pages) > 20
     check_nothing_is_loaded(site, pages)
     check_links(site, pages)
-    if CHROMIUM is not None:
-        check_in_chromium(site)
 
 
 @pytest.mark.journey

@@ -208,7 +208,7 @@ class Config(Table):
         except ConfigError as error:
             if error.file is None and error.key:
                 if ".".join(error.key) in self._flags:
-                    error.key = (_flag(error.key[-1]),)
+                    error.key = (_flag(error.key),)
                 else:
                     error.located(self._document.name, self._document.line(error.key))
             raise
@@ -242,7 +242,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     below = [key for key in flags if key.startswith("search.")]
     if below and "search" not in values:
         raise ConfigError(
-            f"{_flag(below[0].split('.')[-1])} is about a search, and there is no [search] here", file=document.name
+            f"{_flag(tuple(below[0].split('.')))} is about a search, and there is no [search] here", file=document.name
         )
     for dotted, value in flags.items():
         *parents, last = dotted.split(".")
@@ -261,7 +261,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     if config.project is not None and (Path(config.project).name != config.project or config.project == ".."):
         raise ConfigError(
             f"{config.project!r} is not the name of a folder; project_dir says where run folders are",
-            key=(_flag("project"),) if "project" in flags else ("project",),
+            key=(_flag(("project",)),) if "project" in flags else ("project",),
             file=None if "project" in flags else document.name,
             line=None if "project" in flags else document.line(("project",)),
         )
@@ -310,12 +310,14 @@ def _translated(error: ValidationError, document: tomlfile.Document, flags: Mapp
         case _:
             message = f"{given!r} is not possible: {first['msg'][0].lower() + first['msg'][1:]}"
     if ".".join(key) in flags:
-        return ConfigError(message, key=(_flag(key[-1]),))
+        return ConfigError(message, key=(_flag(key),))
     return ConfigError(message, key=key, file=document.name, line=document.line(key))
 
 
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
+def _flag(key: tuple[str, ...]) -> str:
+    """The flag of a key, which is named as the key is, but for two."""
+    named = {"search.strategy.name": "strategy", "search.finetune.trials": "finetune"}
+    return "--" + named.get(".".join(key), key[-1]).replace("_", "-")
 
 
 def _table_at(path: tuple[str, ...]) -> type[Table] | None:

@@ -29,6 +29,25 @@ def test_strategies_are_compared(trained):
     figures = trained.folder / "runs/small/compare/figures"
     assert {p.name for p in figures.iterdir()} == {"courses.png", "courses.svg", "fronts.png", "fronts.svg"}
 
+    # Other settings of training, too: the weights of the search stay what they are.
+    best = trained.folder / "runs/small/checkpoints/best.pt"
+    before = best.read_bytes()
+    trained(
+        "compare",
+        "small.toml",
+        "--max-epochs",
+        1,
+        "--strategy",
+        "optuna:random",
+        "--n-trials",
+        8,
+        "--restart",
+        "--quiet",
+    )
+    assert best.read_bytes() == before
+    assert (trained.folder / "runs/small/compare/checkpoints/best.pt").read_bytes() != before
+    trained("compare", "small.toml", *STRATEGIES, "--seeds", 2, "--n-trials", 12, "--restart", "--quiet")
+
     # Given again it evaluates nothing, and says the same but for the time.
     again = trained("compare", "small.toml", *STRATEGIES, "--seeds", 2, "--n-trials", 12, "--json", "--quiet")
     assert again.err == ""
@@ -76,7 +95,7 @@ MISTAKES = {
     ("--strategy", "optuna:tpee"): "error: --strategy optuna:tpee: there is no sampler 'tpee'; allowed: tpe, random",
     ("--strategy", "brutal"): "error: --strategy brutal: there is no strategy called 'brutal'; allowed: brute_force, ",
     ("--strategy", "evolution:tpe"): "a sampler belongs to strategy 'optuna', and this one is 'evolution'",
-    ("--strategy", "tpe"): "error: --strategy tpe: there is no strategy called 'tpe'",
+    ("--strategy", "tpe"): "error: --strategy tpe: 'tpe' is a sampler; write optuna:tpe",
     ("--seeds", "0"): "error: --seeds: 0 is not possible; allowed: 1 or more",
     ("--seeds", "two"): "Invalid value for '--seeds'",
     ("--n-trials", "0"): "error: --n-trials: 0 is not possible",

@@ -42,11 +42,13 @@ def test_verbs_options_and_names(complete, shell):
     (shell.folder / "runs" / "mine").mkdir(parents=True)
     (shell.folder / "runs" / "mine" / "trials.sqlite").touch()
     (shell.folder / "runs" / "nothing").mkdir()
-    assert complete("bitfront ")[:3] == ["search", "plan", "train"]
+    assert complete("bitfront ")[:3] == ["search", "compare", "plan"]
     assert complete("bitfront search --tens") == ["--tensorboard"]
     assert complete("bitfront search --model jsc-t") == ["jsc-three-linear-layers", "jsc-tiny", "jsc-toy"]
     assert complete("bitfront plan --accelerator c") == ["cpu", "cuda"]
     assert complete("bitfront init --dataset ") == DATASETS.names()
+    assert complete("bitfront compare --strategy optuna:n") == ["optuna:nsgaii", "optuna:nsgaiii"]
+    assert complete("bitfront compare --strategy e") == ["evolution"]
     assert complete("bitfront convert ") == ["mine"]
     assert complete("bitfront convert mine --to p") == ["parquet"]
     assert complete("bitfront list sa") == ["samplers"]

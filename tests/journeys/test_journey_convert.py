@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -28,6 +30,7 @@ def test_convert_writes_what_it_says(searched):
             "mine.db\n",
             "36 trials\nsee it: optuna-dashboard sqlite:///mine.db\n",
         ),
+        "convert small --to csv -o runs --force": (2, "", "error: runs is a folder; --output names a file\n"),
         "convert small --to excel": (
             2,
             "",
@@ -61,6 +64,20 @@ def test_convert_writes_what_it_says(searched):
     with (searched.folder / "runs/small/trials.csv").open(newline="") as file:
         numbers = [int(row["number"]) for row in csv.DictReader(file)]
     assert set(range(0, 36, 8)) <= set(numbers)  # 36 / 5, rounded up; and the front
+
+
+def test_whoever_reads_a_table_may_have_enough(searched):
+    words = f"{sys.executable} -m bitfront convert small --to csv --output -"
+    done = subprocess.run(
+        # The reader is gone before a word is written.
+        ["bash", "-c", f"set -o pipefail; (sleep 0.3; exec {words}) | true"],
+        cwd=searched.folder,
+        env=searched.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def get(address, path=""):

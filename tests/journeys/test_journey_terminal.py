@@ -50,7 +50,7 @@ def test_errors_are_red_on_a_terminal_and_results_are_not_mixed_with_them(shell)
 def test_exit_codes(shell, data):
     """0 and 2 in most journeys; here what fails while it works, and what is interrupted."""
     shell.write("small.toml", settings(data, strategy='name = "optuna"\nsetup.sampler = "tpe"'))
-    process = shell.start("search", "--config", "small.toml", "--json")
+    process = shell.start("search", "--config", "small.toml", "--json", cold=True)
     wait_for_rows(shell.folder / "runs/small/trials.sqlite", 3, shell, process)
     process.send_signal(signal.SIGINT)
     typed = shell.finish(process, code=130)

@@ -8,7 +8,6 @@ from hypothesis.extra.numpy import arrays
 
 from bitfront.engine.front import hypervolume
 from bitfront.spaces.base import Branch, Choice, Group, Space
-from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History
 from bitfront.strategies.evolution import Evolution, crowding, select, solve
 from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
@@ -17,10 +16,6 @@ from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
 def test_evolution_conforms():
     check_strategy(Evolution, stateless=True)
     check_strategy(Evolution, calls=10, n=16, stateless=True)
-
-
-def test_its_names():
-    assert all(STRATEGIES.get(name) is Evolution for name in ("evolution", "Evolutionary", "genetic"))
 
 
 # --- spaces and histories to ask about ---------------------------------------------------------------------------------

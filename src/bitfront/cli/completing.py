@@ -34,6 +34,12 @@ def members(room: str) -> Complete:
     return complete
 
 
+def competitors(incomplete: str) -> list[str]:
+    """Strategies as ``compare`` takes them: ``evolution``, ``optuna:tpe``."""
+    plain = [name for name in members("strategies")("") if name != "optuna"]
+    return words([*plain, *(f"optuna:{name}" for name in SAMPLERS)])(incomplete)
+
+
 def runs(incomplete: str) -> list[str]:
     """The runs below ``runs``; of paths the shell knows more."""
     return words(sorted(path.parent.name for path in Path("runs").glob("*/trials.sqlite")))(incomplete)

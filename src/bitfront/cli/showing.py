@@ -62,7 +62,12 @@ def convert(
     if str(output) == "-":
         if to != "csv" or as_json:
             raise ConfigError("--output - is for --to csv without --json; --output names a file for the rest")
-        write_csv(sys.stdout, run_folder(run), trials)
+        try:
+            write_csv(sys.stdout, run_folder(run), trials)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever reads has had enough (head, less); nothing is left to be flushed at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     done = written(run_folder(run), to, output, force=force, trials=trials)
     if as_json:

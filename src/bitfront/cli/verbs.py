@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitfront.cli import printing
-from bitfront.cli.completing import ROOMS, SPLITS, members, runs, words
+from bitfront.cli.completing import ROOMS, SPLITS, competitors, members, runs, words
 from bitfront.cli.flags import SEARCH_FLAGS
 from bitfront.cli.showing import RunFolder, convert, dashboard, run_folder
 
@@ -88,7 +88,12 @@ def compare(
     config: ConfigFile = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option("--strategy", metavar="NAME", help="E.g. brute_force, evolution, optuna:tpe; may be repeated."),
+        typer.Option(
+            "--strategy",
+            metavar="NAME",
+            help="E.g. brute_force, evolution, optuna:tpe; may be repeated.",
+            autocompletion=competitors,
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each strategy.")] = 5,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what was evaluated earlier.")] = False,

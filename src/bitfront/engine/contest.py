@@ -32,6 +32,7 @@ from bitfront.engine.trained import trained_model
 from bitfront.errors import ConfigError, EvaluationError, RunError
 from bitfront.events import Events
 from bitfront.spaces.base import Codes
+from bitfront.strategies.optuna import SAMPLERS
 
 #: Below the run folder.
 FOLDER, CACHE = "compare", "cache.sqlite"
@@ -80,6 +81,8 @@ def competitors(layout: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
             strategy, chosen = named_strategy(name, sampler or None)
         except ConfigError as error:
             error.key = (f"--strategy {text}",)
+            if name in SAMPLERS:
+                raise ConfigError(f"{name!r} is a sampler; write optuna:{name}", key=error.key) from None
             raise
         own = replace(layout, strategy=strategy, sampler=chosen)
         if title(own) in map(title, found):
@@ -140,7 +143,7 @@ def _contest(layout: Plan, names: Sequence[str] | None, seeds: int, restart: boo
     if path.exists() and not restart:
         stores.check_identity(path, _identity(layout, None), ignore=["weights"])
     if not layout.brings_weights:
-        layout = layout.trained(trained_model(layout.config, layout.model, layout.dataset, events).model)
+        layout = layout.trained(trained_model(layout.config, layout.model, layout.dataset, events, folder).model)
     if restart:
         for old in (path, *folder.glob(f"{CACHE}-*")):
             old.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ from bitfront.spaces.spelled import ModelSpace
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.brute_force import BruteForce
-from bitfront.strategies.optuna import OptunaStrategy, sampler_name
+from bitfront.strategies.optuna import SAMPLERS, OptunaStrategy, sampler_name
 from bitfront.training import TrainSettings
 from bitfront.transforms.correct import has_bias, norms_behind
 
@@ -372,6 +372,11 @@ def named_strategy(name: str, asked: str | None) -> tuple[str, str | None]:
         name = STRATEGIES.official(name)
     except ConfigError as error:
         error.key = ("search", "strategy", "name")
+        if name in SAMPLERS:
+            raise ConfigError(
+                f"{name!r} is a sampler of strategy 'optuna': name that one, and setup.sampler (--sampler) {name!r}",
+                key=error.key,
+            ) from None
         raise
     where = ("search", "strategy", "setup", "sampler")
     try:

@@ -225,7 +225,7 @@ class Run:
         row = self.columns.position(number)
         if row is None:
             count = len(self)
-            span = f"it has {count} trials, 0 to {int(self.columns.number[-1])}" if count else "it has no trials yet"
+            span = f"it has {count:,} trials, 0 to {int(self.columns.number[-1])}" if count else "it has no trials yet"
             raise RunError(f"{self.folder}: there is no trial {number}; {span}")
         return self.row(row)
 

@@ -88,7 +88,7 @@ def _search(layout: Plan, folder: Path, restart: bool, events: Events) -> Run:
         resumed = len(store)
         events.planned(layout, layout.seconds_per_candidate() if resumed < layout.n_trials else 0.0)
         if resumed:
-            events.note(f"{resumed} trials are there from before")
+            events.note(f"{resumed:,} trials are there from before")
         summary = store.meta("summary")
         limits = bounds(layout, summary["reference"])
         # Readers of the run folder want them too.

@@ -68,7 +68,7 @@ def train(config: Config, *, events: Events | None = None) -> Trained:
     return _train(config, model, dataset, events)
 
 
-def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events) -> Trained:
+def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None) -> Trained:
     device, _ = choose_device(config.accelerator)  # whoever calls has told what is to be told of it
     settings = TrainSettings(
         max_epochs=config.max_epochs,
@@ -82,7 +82,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events) -
         log_every_n_steps=config.log_every_n_steps,
     )
     fingerprint = _training_fingerprint(config, model, dataset)
-    folder = config.run_folder / "checkpoints"
+    folder = (below or config.run_folder) / "checkpoints"
     try:
         folder.mkdir(parents=True, exist_ok=True)  # not after the training, which would be lost
     except OSError as error:
@@ -118,9 +118,14 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) ->
     }
 
 
-def trained_model(config: Config, model: nn.Module, dataset: Dataset, events: Events) -> Trained:
+def trained_model(
+    config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None
+) -> Trained:
     """`model` with its weights: from ``load_name``, from an earlier training that nothing has changed since, or trained
     now.
+
+    Args:
+        below: a folder of its own for what is trained now, so that the run folder's weights stay what they are.
 
     Raises:
         CheckpointError: ``load_name`` cannot be read or does not fit.
@@ -131,18 +136,21 @@ def trained_model(config: Config, model: nn.Module, dataset: Dataset, events: Ev
         own.load_state_dict(load_weights(config, model))
         events.note(f"weights from {config.load_name}")
         return Trained(own.eval(), Path(config.load_name), None)
-    path = config.run_folder / "checkpoints" / "best.pt"
-    if path.exists():
+    fingerprint = _training_fingerprint(config, model, dataset)
+    folders = [config.run_folder] + ([below] if below else [])
+    for path in (folder / "checkpoints" / "best.pt" for folder in folders):
+        if not path.exists():
+            continue
         try:
             kept = checkpoints.read_meta(path).get("training")
-            if kept == _training_fingerprint(config, model, dataset):
+            if kept == fingerprint:
                 own = copy.deepcopy(model)
                 own.load_state_dict(checkpoints.load(path, model))
                 events.note(f"weights from {path}, trained earlier with these settings")
                 return Trained(own.eval(), path, None)
         except CheckpointError as error:
             events.note(f"training again: {error}")
-    trained = _train(config, model, dataset, events)
+    trained = _train(config, model, dataset, events, below)
     if trained.result is not None and trained.result.stopped == "interrupted":
         events.note("interrupted while training, which begins again next time")
         raise KeyboardInterrupt

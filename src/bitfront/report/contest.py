@@ -116,7 +116,11 @@ def lines(own: Comparison) -> list[str]:
     if own.constraints:
         said.append(f"constraints: {', '.join(own.constraints)}; nothing else counts")
     if own.truth:
-        said.append("the true front is known: every candidate that can count was evaluated")
+        said.append(
+            "the true front is known: every candidate was evaluated, or cannot fulfil the constraints"
+            if own.constraints
+            else "the true front is known: every candidate was evaluated"
+        )
     else:
         said.append("the true front is not known: everything is relative to the best that these runs found together")
     if several:

@@ -70,6 +70,8 @@ def convert(
         raise RunError(f"{path}: this belongs to the run; --output names another file")
     if folder.is_dir() and not path.parent.is_dir():
         raise RunError(f"{path}: there is no folder {path.parent} to write it in")
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; --output names a file")
     if path.exists() and not force:
         raise RunError(f"{path} exists; --force overwrites it, --output names another file")
     own = run if isinstance(run, Run) else Run.load(folder)

@@ -58,7 +58,7 @@ PANEL = 16
 SMALL = 1024
 
 
-@STRATEGIES.register("evolution", "evolutionary", "genetic")
+@STRATEGIES.register("evolution")
 class Evolution(Strategy):
     """Evolution of the front, helped by a small model: any budget, exact resuming; a good first choice."""
 

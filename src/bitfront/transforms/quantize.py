@@ -38,7 +38,9 @@ def through(rounds: Rounds, x: Tensor) -> Tensor:
     2013, arXiv:1308.3432): clipped ones would never move a weight again that is cut off. Ranges that are learned have
     gradients of their own."""
     rounded = rounds.quantize(x)
-    return rounded.detach() - (x.detach() - x) if isinstance(rounds, Format) else rounded
+    if not (isinstance(rounds, Format) and torch.is_grad_enabled() and x.requires_grad):
+        return rounded
+    return rounded.detach() - (x.detach() - x)
 
 
 class Quantizer(nn.Module):
