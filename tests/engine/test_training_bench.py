@@ -246,6 +246,26 @@ def test_other_widths_are_trained_in_float_first_once_for_all_their_candidates(d
     assert alone.values["loss"][0] == measured.values["loss"][row] != without.values["loss"][0]
 
 
+def test_what_is_known_needs_no_training_not_even_in_float(dataset, monkeypatch, tmp_path):
+    made = plan(dataset, JOINT, TRAIN + FIRST)
+    codes = everything(made)
+    measured = made.bench.measure(codes)
+    made.bench.keep(codes[-1], tmp_path / "kept.pt")
+    elsewhere = plan(dataset, JOINT, TRAIN + FIRST).bench
+    elsewhere.recall(codes[-1], 2, tmp_path / "kept.pt")
+
+    def nobody(*more, **others):
+        raise AssertionError("nothing is to be trained")
+
+    monkeypatch.setattr(training_bench, "train_population", nobody)
+    again = elsewhere.measure(codes[-1:])
+    assert again.errors == ("",)
+    assert again.values["loss"][0] == measured.values["loss"][-1]
+    x, y = made.bench.samples("val", None)
+    moved = made.bench.with_splits({"val": (x, y)})
+    np.testing.assert_array_equal(moved.scores(codes, "val", None).loss, measured.values["loss"])
+
+
 def bf_settings(epochs):
     from bitfront.training import TrainSettings
 

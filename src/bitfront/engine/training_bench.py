@@ -218,16 +218,16 @@ class TrainingBench(Bench):
         if training is None:
             yield from self._untrained(codes)
             return
-        begun = [
-            (int(row), bench, code)
-            for rows, bench, own in self._beginnings(codes, training)
-            for row, code in zip(rows, own, strict=True)
-        ]
         keys = [code.tobytes() for code in codes]
         halving = training.halving if judged else None
         # Held here: a batch may be larger than what is kept.
-        known = {row: None if halving else self.candidates.get(keys[row]) for row, _, _ in begun}
-        missing = [(row, bench, code) for row, bench, code in begun if not self._fits(keys[row], known[row])]
+        known = {row: None if halving else self.candidates.get(key) for row, key in enumerate(keys)}
+        unknown = np.array([row for row, found in known.items() if not self._fits(keys[row], found)], dtype=np.int64)
+        missing = [
+            (int(unknown[i]), bench, code)
+            for rows, bench, own in self._beginnings(codes[unknown], training)
+            for i, code in zip(rows, own, strict=True)
+        ]
         most = [training.settings.max_epochs if halving else self._epochs(keys[row]) for row, _, _ in missing]
         with one_thread():
             twins = [bench.model(code) for _, bench, code in missing]
@@ -242,10 +242,11 @@ class TrainingBench(Bench):
             return going_on(self._at_rung(there, halving), halving.keep)
 
         with threads(self.job.threads):
-            trained = _train(twins, training, self.job.device, most, judge if halving else None)
+            trained = _train(twins, training, self.job.device, most, judge if halving else None) if twins else []
         for (row, bench, _), own, (state, epochs) in zip(missing, formats, trained, strict=True):
             known[row] = TrainedCandidate(_shadow(bench.space.graph, state), epochs, own)
-        for row, bench, _ in sorted(begun, key=lambda u: u[0]):
+        networks = {int(row): bench for rows, bench, _ in self._untrained(codes) for row in rows}
+        for row, bench in sorted(networks.items()):
             found = known[row]
             assert found is not None
             self.candidates.put(keys[row], found)
