@@ -29,6 +29,21 @@ SOURCE = Path(bitfront.__file__).parents[1]
 #: Where Matplotlib keeps its list of fonts, which takes longer to make than any figure.
 FONTS = Path(tempfile.gettempdir()) / f"bitfront-fonts-{os.getuid()}"
 
+#: Cannot be traced, so its candidates are evaluated one by one; and each of them takes its time on any machine.
+SLOW_NET = """
+import time
+from bitfront.models.digits import DigitsMLP
+
+class Slow(DigitsMLP):
+    def forward(self, x):
+        if not self.training and float(x.sum()) > -1e30:
+            time.sleep(0.02)
+        return super().forward(x)
+
+def net(sample_shape, num_classes):
+    return Slow(*sample_shape, num_classes)
+"""
+
 
 @dataclass(frozen=True)
 class Typed:

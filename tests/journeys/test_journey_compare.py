@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from journey import rows, settings, wait_for_rows
+from journey import SLOW_NET, rows, settings, wait_for_rows
 
 pytestmark = pytest.mark.journey
 
@@ -44,22 +44,6 @@ def test_strategies_are_compared(trained):
     trained("compare", "small.toml", *briefly, "--restart", "--quiet")
     assert best.read_bytes() == before
     assert (trained.folder / "runs/small/compare/checkpoints/best.pt").read_bytes() != before
-
-
-#: Cannot be traced, so its candidates are evaluated one by one; and each of them takes its time on any machine.
-SLOW_NET = """
-import time
-from bitfront.models.digits import DigitsMLP
-
-class Slow(DigitsMLP):
-    def forward(self, x):
-        if not self.training and float(x.sum()) > -1e30:
-            time.sleep(0.02)
-        return super().forward(x)
-
-def net(sample_shape, num_classes):
-    return Slow(*sample_shape, num_classes)
-"""
 
 
 def test_a_killed_comparison_goes_on(shell, data):

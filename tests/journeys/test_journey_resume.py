@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from journey import Shell, rows, settings, wait_for_rows
+from journey import SLOW_NET, Shell, rows, settings, wait_for_rows
 
 pytestmark = pytest.mark.journey
 
@@ -17,22 +17,6 @@ SEARCHES = {
     "tpe": ["--strategy", "optuna", "--sampler", "tpe", "--n-trials", 60],
     "nsgaii": ["--strategy", "optuna", "--sampler", "nsgaii", "--n-trials", 60],
 }
-
-
-#: Cannot be traced, so its candidates are evaluated one by one; and each of them takes its time on any machine.
-SLOW_NET = """
-import time
-from bitfront.models.digits import DigitsMLP
-
-class Slow(DigitsMLP):
-    def forward(self, x):
-        if not self.training and float(x.sum()) > -1e30:
-            time.sleep(0.02)
-        return super().forward(x)
-
-def net(sample_shape, num_classes):
-    return Slow(*sample_shape, num_classes)
-"""
 
 
 @pytest.fixture(scope="session")
