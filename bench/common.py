@@ -3,7 +3,7 @@
 Timings of this project are ratios of things measured in turns (a, b, a, b, ...) in one process, because machines are
 shared and clocks move; the median of the paired ratios is what is reported, and ``spread`` says how far to trust it.
 A script ends by calling ``report``, which prints a plain table and, with ``--json FILE``, writes
-``{"machine", "rows", "summary"}`` for ``bench/plots.py``.
+``{"machine", "rows", "summary"}`` for ``evaluator/plots.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from bitfront.data import jsc  # noqa: F401  (registers the dataset)
 from bitfront.data.arrays import from_arrays
 from bitfront.data.base import DataRequest, Dataset, load
-from bitfront.engine.workbench import Job, Measured, Workbench
+from bitfront.engine.evaluation.fixed import BatchMetrics, EvaluationJob, FixedEvaluator
 from bitfront.errors import DataError
 from bitfront.spaces.base import Codes
 from bitfront.training import TrainSettings, train
@@ -171,12 +171,12 @@ def _said(command: Sequence[str]) -> str:
 # -- measuring, and not believing it too soon
 
 
-def measured(bench: Workbench, codes: Codes) -> Measured:
-    """``bench.measure(codes)``; raises where a candidate failed."""
-    return succeeded(bench.measure(codes))
+def measured(evaluator: FixedEvaluator, codes: Codes) -> BatchMetrics:
+    """``evaluator.measure(codes)``; raises where a candidate failed."""
+    return succeeded(evaluator.measure(codes))
 
 
-def succeeded(found: Measured) -> Measured:
+def succeeded(found: BatchMetrics) -> BatchMetrics:
     """Raises where a candidate failed, because failing is fast."""
     failed = [error for error in found.errors if error]
     if failed:
@@ -287,14 +287,14 @@ def make_job(
     by: str = "type",
     calibration: Tensor | None = None,
     runners: tuple[tuple[Any, str, Mapping[str, Any]], ...] = RUNNERS,
-) -> Job:
+) -> EvaluationJob:
     """The job of evaluating candidates of `model` on exactly these samples.
 
     Args:
         seed: site, type or "default" → choices, as below ``[search.search_space.seed]`` in the TOML.
         calibration: what formats learn from; default: the first 512 of the samples.
     """
-    return Job(
+    return EvaluationJob(
         model=model,
         sample=x[:2],
         space=SPACE,

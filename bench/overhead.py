@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from common import ROOT, make_job, parser, report, timed
 
-from bitfront.engine.store import Store
-from bitfront.engine.workbench import Workbench
+from bitfront.engine.evaluation.fixed import FixedEvaluator
+from bitfront.engine.storage.store import Store
 from bitfront.models.base import build
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.base import History
@@ -44,7 +44,8 @@ began = time.time()
 import json, sys
 from bitfront import cli
 import bitfront.api
-from bitfront.engine import loop, plan, run, searching
+from bitfront.engine.planning import plan
+from bitfront.engine.search import loop, session
 from bitfront.report import tables
 
 times = {"start": time.time() - float(sys.argv.pop(1))}
@@ -61,11 +62,11 @@ def clocked(module, name, part):
 
 clocked(plan, "open_data", "data")
 clocked(bitfront.api, "make_plan", "capture")  # the data is within it
-clocked(searching, "trained_model", "weights")
-clocked(searching.checkpoints, "save", "weights")
+clocked(session, "trained_model", "weights")
+clocked(session.checkpoints, "save", "weights")
 clocked(loop, "run", "search")
-clocked(searching, "_test_front", "test")
-clocked(searching, "write_results", "report")
+clocked(session, "_test_front", "test")
+clocked(session, "write_results", "report")
 clocked(tables, "best_trials", "report")
 clocked(tables, "summary", "report")
 try:
@@ -146,13 +147,13 @@ def analytic(count: int) -> list[dict[str, Any]]:
     linear |= {"bias_frac_width": ["NA"]}
     x, y = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
     runners = tuple(("hw_runner", name, {}) for name in names)
-    bench = Workbench(make_job(build("jsc-mlp", (16,), 5, 0), x, y, {"linear": linear}, runners=runners))
-    codes = bench.space.sample(count, np.random.default_rng(0))
+    evaluator = FixedEvaluator(make_job(build("jsc-mlp", (16,), 5, 0), x, y, {"linear": linear}, runners=runners))
+    codes = evaluator.space.sample(count, np.random.default_rng(0))
 
     def each(runner: Any) -> Callable[[], object]:
-        return lambda: runner.measure(bench, codes)
+        return lambda: runner.measure(evaluator, codes)
 
-    own = {name: min(timed(each(r)) for _ in range(3)) for name, r in zip(names, bench.runners, strict=True)}
+    own = {name: min(timed(each(r)) for _ in range(3)) for name, r in zip(names, evaluator.runners, strict=True)}
     own["all three"] = sum(own.values())
     return [_row("metrics", f"{name}, {count:,} candidates", s * 1e3, "ms") for name, s in own.items()]
 

@@ -1,4 +1,4 @@
-"""From ``bench/results/*.json`` to the tables, pictures and verdicts of ``docs/benchmarks.md``.
+"""From ``evaluator/results/*.json`` to the tables, pictures and verdicts of ``docs/benchmarks.md``.
 
 What has a page of its own (``PAGES``) goes there. Whatever stands between ``<!-- begin:NAME -->`` and ``<!-- end
 -->`` is written here: the machine, each target with what was measured and whether it is met, the table, and a picture

@@ -4,7 +4,7 @@ The unit is one forward pass of the float model on the same samples, compiled by
 not counted; without a C++ compiler the model runs eagerly, and the table says so), on 1 or 2 threads, whichever is
 faster. Two models, ``digits-cnn`` and a ResNet-20 on 32 × 32 × 3; integers of 3, 4, 6 or 8 bits for the input and the
 weights of every convolution and linear layer, so 16 options at each. Two streams of candidates through
-``Workbench.measure``, loss and accuracy for each:
+``FixedEvaluator.measure``, loss and accuracy for each:
 
 nsga-ii        Generations of 50 new candidates, as a genetic search proposes them (tournaments, crossover, mutation on
                the codes, here against a cheap formula instead of an accuracy, so that the stream is always the same).
@@ -34,7 +34,7 @@ from common import make_job, measured, paired, parser, report, spread, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitfront.engine.workbench import Measured, Workbench
+from bitfront.engine.evaluation.fixed import BatchMetrics, FixedEvaluator
 from bitfront.models.base import build
 from bitfront.spaces.base import Codes, Space
 from bitfront.training import evaluate
@@ -203,32 +203,34 @@ class Forward:
 # -- the comparison
 
 
-def stream(bench: Workbench, blocks: Iterator[Codes], forward: Forward, limit: float) -> tuple[int, float, float]:
+def stream(
+    evaluator: FixedEvaluator, blocks: Iterator[Codes], forward: Forward, limit: float
+) -> tuple[int, float, float]:
     """(candidates, their seconds in all, largest difference to running whole); a forward pass between blocks."""
     count, seconds, worst = 0, 0.0, 0.0
-    found: list[Measured] = []
+    found: list[BatchMetrics] = []
     for codes in blocks:
-        measured_in = timed(lambda codes=codes: found.append(measured(bench, codes)))
+        measured_in = timed(lambda codes=codes: found.append(measured(evaluator, codes)))
         count, seconds = count + len(codes), seconds + measured_in
         forward()
-        worst = max(worst, difference(bench, codes[-1], found[-1]))  # finite: whatever is not has failed
+        worst = max(worst, difference(evaluator, codes[-1], found[-1]))  # finite: whatever is not has failed
         if seconds > limit:
             break
     return count, seconds, worst
 
 
-def difference(bench: Workbench, code: np.ndarray, block: Measured) -> float:
+def difference(evaluator: FixedEvaluator, code: np.ndarray, block: BatchMetrics) -> float:
     """Between the last candidate of a block and the same one rebuilt and run whole; loss or accuracy, the larger."""
-    whole = evaluate(bench.model(code), *bench.job.splits["val"])
+    whole = evaluate(evaluator.model(code), *evaluator.job.splits["val"])
     return max(abs(whole.loss - block.values["loss"][-1]), abs(whole.accuracy - block.values["accuracy"][-1]))
 
 
-def calibrated(bench: Workbench) -> None:
+def calibrated(evaluator: FixedEvaluator) -> None:
     """Builds one candidate per option, so that every format has learned its scale."""
-    options = max(g.size for g in bench.space.groups)
-    rows = np.array([[min(i, g.size - 1) for g in bench.space.groups] for i in range(options)], dtype=np.int64)
-    for code in bench.space.codes(rows):
-        bench.model(code)
+    options = max(g.size for g in evaluator.space.groups)
+    rows = np.array([[min(i, g.size - 1) for g in evaluator.space.groups] for i in range(options)], dtype=np.int64)
+    for code in evaluator.space.codes(rows):
+        evaluator.model(code)
 
 
 def compare(
@@ -264,11 +266,11 @@ def compare(
             "of 2-thread GEMM": work / each / 1e9 / ceiling["gemm_gflops_2"],
         }
 
-    bench = Workbench(job)
-    set_up = timed(lambda: calibrated(bench))
+    evaluator = FixedEvaluator(job)
+    set_up = timed(lambda: calibrated(evaluator))
     for what, make in streams.items():
         forward.seconds.clear()
-        count, seconds, worst = stream(bench, make(bench.space), forward, limit)
+        count, seconds, worst = stream(evaluator, make(evaluator.space), forward, limit)
         unit = spread(forward.seconds)["median"]
         if not rows:
             threads = f"{forward.threads} thread{'s' * (forward.threads > 1)}"

@@ -26,9 +26,9 @@ import optuna
 from numpy.typing import NDArray
 
 from bitfront.data.base import DataRequest, load
-from bitfront.engine.front import hypervolume, non_dominated
-from bitfront.engine.workbench import Workbench
+from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.models.base import build
+from bitfront.pareto import hypervolume, non_dominated
 from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
 from bitfront.strategies.brute_force import BruteForce
@@ -184,11 +184,13 @@ def bench_space(name: str, quick: bool) -> Problem:
     }
     runners = (("sw_runner", "basic_evaluation", {}), ("hw_runner", "basic_computation", {}))
     calibration = data.split("train")[0][:512]
-    bench = Workbench(common.make_job(model, x[:1024], y[:1024], seed, calibration=calibration, runners=runners))
-    space = bench.space
+    evaluator = FixedEvaluator(
+        common.make_job(model, x[:1024], y[:1024], seed, calibration=calibration, runners=runners)
+    )
+    space = evaluator.space
     parts = []
     for start in range(0, space.size, 1024):
-        values = bench.measure(space.numbered(start, start + 1024)).values
+        values = evaluator.measure(space.numbered(start, start + 1024)).values
         parts.append(np.stack([-values["accuracy"], values["total_bitops"]], axis=1))
     every = np.concatenate(parts)
     sizes = [g.size for g in space.groups]

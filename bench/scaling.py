@@ -32,14 +32,14 @@ import torch
 from common import clusters, jets, make_job, parser, report, trained
 from torch import nn
 
-from bitfront.engine import loop
-from bitfront.engine import store as stores
-from bitfront.engine.evaluator import Evaluator
-from bitfront.engine.front import non_dominated
-from bitfront.engine.objectives import Objective, Objectives
-from bitfront.engine.store import Store
-from bitfront.engine.workbench import Measured, Workbench
+from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.evaluation.fixed import BatchMetrics, FixedEvaluator
+from bitfront.engine.planning.objectives import Objective, Objectives
+from bitfront.engine.search import loop
+from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.store import Store
 from bitfront.models.base import build
+from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
 from bitfront.strategies.brute_force import BruteForce
 
@@ -55,12 +55,12 @@ def chain(sites: int) -> nn.Module:
     return nn.Sequential(layers)
 
 
-class Timed(Evaluator):
+class Timed(Dispatcher):
     """An evaluator that knows how long it took."""
 
     seconds = 0.0
 
-    def blocks(self, codes: Codes) -> Iterator[tuple[Codes, Measured]]:
+    def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
         own = super().blocks(codes)
         while True:
             begin = time.perf_counter()
@@ -83,22 +83,22 @@ def search(folder: Path, model: str, sites: int, settings: int, candidates: int,
     data, weight = WIDTHS[settings]
     linear = {"name": ["integer"], "data_in_width": data, "data_in_frac_width": ["auto"], "bias_width": [16]}
     linear |= {"weight_width": weight, "weight_frac_width": ["auto"], "bias_frac_width": ["auto"]}
-    bench = Workbench(make_job(net.eval(), x, y, {"linear": linear}, calibration=given["x"][:512]))
-    space = bench.space
+    evaluator = FixedEvaluator(make_job(net.eval(), x, y, {"linear": linear}, calibration=given["x"][:512]))
+    space = evaluator.space
     identity = {"parameters": [p.name for p in space.parameters]}
-    bench.measure(space.numbered(0, 1))  # calibration, once
+    evaluator.measure(space.numbered(0, 1))  # calibration, once
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    store = Store.open(folder / "trials.sqlite", bench.metrics, len(space.parameters), identity, space.keys)
+    store = Store.open(folder / "trials.sqlite", evaluator.metrics, len(space.parameters), identity, space.keys)
     earlier = len(store)
     begin = time.perf_counter()
-    with Timed(bench) as evaluator:
+    with Timed(evaluator) as dispatcher:
         loop.run(
             space=space,
             strategy=BruteForce(space, 2, 0),
             seeds=space.numbered(0, 0),
             objectives=OBJECTIVES,
             store=store,
-            evaluator=evaluator,
+            dispatcher=dispatcher,
             limits=loop.Limits(candidates),
             seed=0,
         )
@@ -114,7 +114,7 @@ def search(folder: Path, model: str, sites: int, settings: int, candidates: int,
         "samples": samples,
         "seconds": seconds,
         "us each": seconds / new * 1e6,
-        "loop us": (seconds - evaluator.seconds) / new * 1e6,
+        "loop us": (seconds - dispatcher.seconds) / new * 1e6,
         "peak MB": peak,
         "grown MB": peak - before,
         "store MB": (folder / "trials.sqlite").stat().st_size / 1e6,

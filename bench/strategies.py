@@ -31,9 +31,10 @@ import bitfront as bf
 from bitfront import config as configuration
 from bitfront import tomlfile
 from bitfront.data.base import Dataset
-from bitfront.engine import curves
-from bitfront.engine.standings import EXHAUSTIVE, Standing
-from bitfront.report import contest, contest_figures
+from bitfront.engine.comparison import curves
+from bitfront.engine.comparison.results import EXHAUSTIVE, StrategyResult
+from bitfront.report import comparison as comparison_report
+from bitfront.report import comparison_figures
 
 EXAMPLE = ROOT / "examples" / "jsc_toy_strategies.toml"
 PICTURES = ROOT / "docs" / "strategies"
@@ -88,10 +89,10 @@ class Said(bf.Events):
 
 def rows_of(title: str, own: bf.Comparison) -> Iterator[Row]:
     """The table of a comparison, with what an evaluation must cost."""
-    sheet = contest.sheet(own)
+    sheet = comparison_report.sheet(own)
     for cells, standing in zip(sheet.rows, own.standings, strict=True):
         price = pays_from(own, standing)
-        shown = "" if price is None else contest.spread(curves.spread([price]))
+        shown = "" if price is None else comparison_report.spread(curves.spread([price]))
         yield _row(title, [*cells, shown])
 
 
@@ -101,7 +102,7 @@ def _row(title: str, cells: Sequence[str], **more: str) -> Row:
     return {**dict.fromkeys(columns, ""), **dict(zip(columns, (title, *cells), strict=False)), **more}
 
 
-def pays_from(own: bf.Comparison, standing: Standing) -> float | None:
+def pays_from(own: bf.Comparison, standing: StrategyResult) -> float | None:
     """Milliseconds per evaluation from which a strategy has 95 % before brute force is through; None: it has not."""
     needed = standing.evaluations[0]
     if standing.strategy == EXHAUSTIVE or not np.isfinite(needed.median):
@@ -116,7 +117,7 @@ def earlier(own: bf.Comparison) -> Iterator[Row]:
         found = {}
         for count in EARLIER:
             left = [max(0.0, 1.0 - float(c.volume[:count][-1])) for c in own.of(strategy)]
-            found[f"after {count}"] = contest.spread(curves.spread(left))
+            found[f"after {count}"] = comparison_report.spread(curves.spread(left))
         yield _row(
             "less: the part of the true hypervolume that is missing after fewer evaluations", [strategy], **found
         )
@@ -134,9 +135,9 @@ def draw(name: str, own: bf.Comparison) -> None:
     """The picture of a situation, for the page."""
     matplotlib.use("agg")
     PICTURES.mkdir(exist_ok=True)
-    drawn = {"courses": contest_figures.courses(contest.panels(own))}
+    drawn = {"courses": comparison_figures.courses(comparison_report.panels(own))}
     if name == "large":
-        drawn["fronts"] = contest_figures.fronts(contest.planes(own), own)
+        drawn["fronts"] = comparison_figures.fronts(comparison_report.planes(own), own)
     for kind, figure in drawn.items():
         figure.savefig(PICTURES / f"{name}-{kind}.png", dpi=100, metadata={"Software": None})
 

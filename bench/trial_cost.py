@@ -4,8 +4,8 @@ Two jet classifiers, on 512 and on 16,384 samples: ``jsc-mlp`` (16-64-32-32-5; 1
 50,625 candidates) and ``jsc-tiny`` (16-5 with batch norm and two ReLUs; 375 candidates). Four ways to the loss and
 accuracy of a candidate:
 
-bitfront       A new ``Workbench`` per round, so capture, calibration and tables are paid for in every round; then the
-               search's own ``Evaluator`` in its own blocks: the whole space where the time allows it, else its first
+bitfront       A new ``FixedEvaluator`` per round, so capture, calibration and tables are paid for in every round; then
+               the search's ``Dispatcher`` in its blocks: the whole space where the time allows it, else its first
                candidates. As shipped: Bitfront decides how many threads it uses.
 plain          The loop of a good PyTorch user: a deepcopy of the model, its layers swapped for fake-quantized ones with
                torch's fused fake-quantize, resident tensors, inference mode. On 1 or 2 threads, whichever is faster.
@@ -35,8 +35,8 @@ from common import clusters, jets, make_job, measured, paired, parser, ratio, re
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bitfront.engine.evaluator import Evaluator
-from bitfront.engine.workbench import Job, Workbench
+from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.formats.integer import Integer
 from bitfront.models.base import build
 from bitfront.spaces.base import Codes
@@ -151,7 +151,7 @@ class Case:
 
     name: str
     model: nn.Module
-    job: Job
+    job: EvaluationJob
     split: TensorDataset
     samples: int
     seconds: float
@@ -161,12 +161,14 @@ class Case:
     rounds: int
 
 
-def formats_of(bench: Workbench, code: np.ndarray) -> Formats:
-    return {path: dict(own) for path, m in bench.model(code).named_modules() if (own := getattr(m, "formats", None))}
+def formats_of(evaluator: FixedEvaluator, code: np.ndarray) -> Formats:
+    return {
+        path: dict(own) for path, m in evaluator.model(code).named_modules() if (own := getattr(m, "formats", None))
+    }
 
 
-def run_bitfront(job: Job, codes: Codes) -> None:
-    for _, found in Evaluator(Workbench(job)).blocks(codes):
+def run_bitfront(job: EvaluationJob, codes: Codes) -> None:
+    for _, found in Dispatcher(FixedEvaluator(job)).blocks(codes):
         succeeded(found)
 
 
@@ -187,11 +189,11 @@ def best_threads(function: Callable[[], object]) -> int:
 
 def compare(case: Case) -> tuple[list[dict[str, object]], dict[str, float], tuple[float, float]]:
     """(rows, figure → value, largest difference of accuracy and loss between Bitfront and the plain loop)."""
-    bench = Workbench(case.job)
-    space = bench.space
+    evaluator = FixedEvaluator(case.job)
+    space = evaluator.space
     picked = np.random.default_rng(0).choice(space.size, min(case.plain, space.size), replace=False)
     codes = np.concatenate([space.numbered(int(i), int(i) + 1) for i in picked])
-    candidates = [formats_of(bench, code) for code in codes]
+    candidates = [formats_of(evaluator, code) for code in codes]
     x, y = case.job.splits["val"]
 
     def plain_loop() -> list[Metrics]:
@@ -201,7 +203,7 @@ def compare(case: Case) -> tuple[list[dict[str, object]], dict[str, float], tupl
         wanted = candidates[: case.loader]
         return [through_loader(case.model, formats, case.split, case.samples, workers) for formats in wanted]
 
-    ours, theirs = measured(bench, codes), np.array(plain_loop())
+    ours, theirs = measured(evaluator, codes), np.array(plain_loop())
     differences = (
         float(np.abs(ours.values["accuracy"] - theirs[:, 1]).max()),
         float(np.abs(ours.values["loss"] - theirs[:, 0]).max()),
@@ -210,7 +212,7 @@ def compare(case: Case) -> tuple[list[dict[str, object]], dict[str, float], tupl
 
     # As much of the space as fits into half of the time; all of it where Bitfront is as fast as it should be.
     probe = space.numbered(0, min(PROBE, case.bitfront))
-    each = timed(lambda: measured(bench, probe)) / len(probe)
+    each = timed(lambda: measured(evaluator, probe)) / len(probe)
     wanted = min(case.bitfront, space.size)
     if each * wanted > case.seconds / 2:
         wanted = min(wanted, max(len(probe), int(case.seconds / 2 / each)))

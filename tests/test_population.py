@@ -17,7 +17,7 @@ from bitfront.graph import capture
 from bitfront.kernels import training as steps
 from bitfront.models.base import build
 from bitfront.population import train_population, why_alone
-from bitfront.population.batched import Stack, structure
+from bitfront.population.batched import GpuTrainer, structure
 from bitfront.population.programs import program
 from bitfront.training import TrainSettings, evaluate, learning_rate, train
 from bitfront.transforms import quantize
@@ -417,7 +417,7 @@ def test_a_stack_trains_as_if_alone(name):
     shape = tuple(data.split("train")[0].shape[1:])
     programs = [program(model, shape, {}) for model in models]
     assert len({structure(m, p) for m, p in zip(models, programs, strict=True)}) == 1
-    stack = Stack(models, programs, settings, torch.device("cpu"))
+    stack = GpuTrainer(models, programs, settings, torch.device("cpu"))
     order = torch.Generator().manual_seed(settings.seed)
     (x, y), val = data.split("train"), data.split("val")
     # One goes on for two epochs and one for one; the last is let go in between.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bitfront.engine.front import Front
-from bitfront.engine.loop import Progress
+from bitfront.engine.search.loop import Progress
+from bitfront.pareto import Front
 from bitfront.report import tables
 from bitfront.report.live import Live
 from bitfront.report.tables import Sheet, duration, number

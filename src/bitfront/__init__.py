@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from bitfront.data.base import Dataset
     from bitfront.data.base import load as load_dataset
     from bitfront.engine.analysis import analyze
-    from bitfront.engine.front import hypervolume, non_dominated
+    from bitfront.engine.comparison.results import Comparison
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
-    from bitfront.engine.run import Run, Trial
-    from bitfront.engine.standings import Comparison
-    from bitfront.engine.trained import test, train
+    from bitfront.engine.search.weights import test, train
+    from bitfront.engine.storage.run import Run, Trial
     from bitfront.errors import BitfrontError, EvaluationError, UserError
     from bitfront.events import Events
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
     from bitfront.models.base import build as build_model
+    from bitfront.pareto import hypervolume, non_dominated
     from bitfront.report.convert import convert
     from bitfront.report.writing import Report, write_report
     from bitfront.transforms import calibrate, quantize
@@ -51,12 +51,12 @@ _HOMES = {
     "analyze": "bitfront.engine.analysis",
     "Events": "bitfront.events",
     "Transformed": "bitfront.engine.rebuild",
-    "Comparison": "bitfront.engine.standings",
+    "Comparison": "bitfront.engine.comparison.results",
     "compare": "bitfront.api",
     "plan": "bitfront.api",
     "search": "bitfront.api",
-    "test": "bitfront.engine.trained",
-    "train": "bitfront.engine.trained",
+    "test": "bitfront.engine.search.weights",
+    "train": "bitfront.engine.search.weights",
     "transform_config": "bitfront.engine.rebuild",
     "transform_trial": "bitfront.engine.rebuild",
     "load_checkpoint": "bitfront.checkpoints:load",
@@ -66,10 +66,10 @@ _HOMES = {
     "from_splits": "bitfront.data.arrays",
     "Dataset": "bitfront.data.base",
     "load_dataset": "bitfront.data.base:load",
-    "hypervolume": "bitfront.engine.front",
-    "non_dominated": "bitfront.engine.front",
-    "Run": "bitfront.engine.run",
-    "Trial": "bitfront.engine.run",
+    "hypervolume": "bitfront.pareto",
+    "non_dominated": "bitfront.pareto",
+    "Run": "bitfront.engine.storage.run",
+    "Trial": "bitfront.engine.storage.run",
     "BitfrontError": "bitfront.errors",
     "EvaluationError": "bitfront.errors",
     "UserError": "bitfront.errors",

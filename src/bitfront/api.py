@@ -19,11 +19,11 @@ from bitfront.config import Config
 from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import from_object
-from bitfront.engine.contest import prepared, run_contest
-from bitfront.engine.plan import Plan, make_plan, open_data, open_model
-from bitfront.engine.run import Run
-from bitfront.engine.searching import run_search
-from bitfront.engine.standings import Comparison
+from bitfront.engine.comparison.compare import prepared, run_comparison
+from bitfront.engine.comparison.results import Comparison
+from bitfront.engine.planning.plan import Plan, make_plan, open_data, open_model
+from bitfront.engine.search.session import run_search
+from bitfront.engine.storage.run import Run
 from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
 from bitfront.formats import FORMATS
@@ -32,7 +32,7 @@ from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.registry import Registry
 from bitfront.report import tensorboard
-from bitfront.report.contest import can_draw, write_comparison
+from bitfront.report.comparison import can_draw, write_comparison
 from bitfront.spaces import SPACES
 from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
@@ -137,7 +137,7 @@ def compare(
     layout = _laid_out(config, model, data, events)
     if not can_draw():
         events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
-    found = run_contest(layout, strategies, seeds, restart, events)
+    found = run_comparison(layout, strategies, seeds, restart, events)
     write_comparison(found)
     return found
 

@@ -97,7 +97,7 @@ class MetricSetup(Table):
     direction: Direction | None = Field(None, description="which way is better; default: the metric's own")
 
 
-class Strategy(Table):
+class StrategyTable(Table):
     """``[search.strategy]``."""
 
     name: str = Field("optuna", description="strategy")
@@ -108,7 +108,7 @@ class Strategy(Table):
     metrics: dict[str, MetricSetup] = Field(default={}, description="which metrics are objectives")
 
 
-class Calibration(Table):
+class CalibrationTable(Table):
     """``[search.calibration]``."""
 
     num_samples: int = Field(
@@ -122,7 +122,7 @@ class Calibration(Table):
     )
 
 
-class Finetune(Table):
+class FinetuneTable(Table):
     """``[search.finetune]``."""
 
     trials: int = Field(
@@ -136,17 +136,17 @@ class Finetune(Table):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation loss")
 
 
-class Search(Table):
+class SearchTable(Table):
     """``[search]``."""
 
     search_space: SearchSpace
-    strategy: Strategy
+    strategy: StrategyTable
     constraints: dict[str, str] = Field(
         default={},
         description='what every result must fulfil: metric = "<= 2 kB"; `accuracy_drop` is against the float model',
     )
-    calibration: Calibration = Calibration()
-    finetune: Finetune = Finetune()
+    calibration: CalibrationTable = CalibrationTable()
+    finetune: FinetuneTable = FinetuneTable()
     tensorboard: bool = Field(False, description="log trials and progress to `tensorboard/` in the run folder")
 
 
@@ -174,7 +174,7 @@ class Config(Table):
     load_name: str | None = Field(None, description="checkpoint to start from, instead of training")
     load_type: Literal["pt", "pl"] = Field("pt", description="a state dict, or a Lightning checkpoint")
     passes: dict[str, dict[str, Any]] = Field(default={}, description="what `transform` applies: `[passes.quantize]`")
-    search: Search | None = Field(None, description="what `search` and `plan` do")
+    search: SearchTable | None = Field(None, description="what `search` and `plan` do")
 
     _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
     _notes: tuple[str, ...] = PrivateAttr(())

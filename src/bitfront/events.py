@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bitfront.engine.loop import Progress
-    from bitfront.engine.plan import Plan
+    from bitfront.engine.planning.plan import Plan
+    from bitfront.engine.search.loop import Progress
     from bitfront.training import EpochRecord, TrainSettings
 
 

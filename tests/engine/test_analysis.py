@@ -14,7 +14,7 @@ from torch import nn
 
 import bitfront as bf
 from bitfront.engine.analysis import describe
-from bitfront.engine.workbench import Job, Workbench
+from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.graph import capture
 from bitfront.models.base import build
@@ -76,12 +76,12 @@ def test_the_totals_are_those_of_the_metrics(name, shape, classes, seed):
     x = torch.randn(20, *shape)
     config = {"by": "type", **{k: {"config": v} for k, v in seed.items()}}
     runners = (("hw_runner", "basic_computation", {}), ("hw_runner", "model_size", {}))
-    job = Job(
+    job = EvaluationJob(
         model=model, sample=x[:2], space="graph/quantize/mixed_precision_ptq", by="type", seed=seed, runners=runners,
         splits={"val": (x, torch.zeros(20, dtype=torch.int64))}, calibration=x,
     )  # fmt: skip
-    bench = Workbench(job, single(capture(model, x[:2]), config))
-    measured = bench.measure(np.zeros((1, 0), dtype=np.int64)).values
+    evaluator = FixedEvaluator(job, single(capture(model, x[:2]), config))
+    measured = evaluator.measure(np.zeros((1, 0), dtype=np.int64)).values
     total = bf.analyze(model, x, config=config).total
     buffers = sum(b.numel() * 4 for n, b in model.named_buffers() if not n.endswith("num_batches_tracked"))
     assert measured["total_flops"].tolist() == [total.operations]
@@ -98,7 +98,7 @@ def test_a_batch_multiplies_work_and_not_parameters():
     assert (many.parameters, many.parameter_bytes) == (one.parameters, one.parameter_bytes)
 
 
-class Shared(nn.Module):
+class CachedEvaluator(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc, self.tied, self.unused = nn.Linear(6, 6), nn.Linear(6, 6), nn.Parameter(torch.zeros(3))
@@ -109,12 +109,12 @@ class Shared(nn.Module):
 
 
 def test_shared_parameters_count_once_in_the_total():
-    found = bf.analyze(Shared(), torch.randn(2, 6))
+    found = bf.analyze(CachedEvaluator(), torch.randn(2, 6))
     assert [r.parameters for r in found.rows] == [42, 42, 42]
     assert found.total.parameters == 36 + 6 + 6 + 3
     assert found.total.parameter_bytes == 4 * 51
     config = {"fc": {"config": EIGHT}, "fc_1": {"config": {**EIGHT, "weight_width": 8, "weight_frac_width": 4}}}
-    quantized = bf.analyze(Shared(), torch.randn(2, 6), config=config)
+    quantized = bf.analyze(CachedEvaluator(), torch.randn(2, 6), config=config)
     # In the widest form that anybody needs, which is the float one here: `tied` stays in float.
     assert quantized.total.parameter_bytes == 4 * 36 + 5 + 4 * 6 + 4 * 3
     assert [r.weight_bits for r in quantized.rows] == [4, 8, 32]

@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import bitfront as bf
-import bitfront.engine.calibration as calibrations
-from bitfront.engine.calibration import Corrections
-from bitfront.engine.evaluator import Evaluator
-from bitfront.engine.workbench import Job, Workbench, joined
+import bitfront.engine.evaluation.calibration as calibrations
+from bitfront.engine.evaluation.calibration import Corrections
+from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
 from bitfront.errors import RunError
 from bitfront.formats.integer import Integer
 from bitfront.models.base import build
@@ -26,7 +26,7 @@ AUTO = {f"{o}_frac_width": ["auto"] for o in ("data_in", "weight", "bias")}
 
 
 def job(model, x, y, calibration, seed, corrections):
-    return Job(
+    return EvaluationJob(
         model=model,
         sample=x[:2],
         space="graph/quantize/mixed_precision_ptq",
@@ -52,11 +52,11 @@ def test_each_bias_is_learned_once_per_weight_format_and_each_norm_once_per_opti
     for name, seen in calls.items():
         real = getattr(calibrations, name)
         monkeypatch.setattr(calibrations, name, lambda *a, _r=real, _s=seen: _s.append(a[1].name) or _r(*a))
-    bench = Workbench(normalised())
-    codes = bench.space.sample(200, np.random.default_rng(0))
-    bench.measure(codes)
+    evaluator = FixedEvaluator(normalised())
+    codes = evaluator.space.sample(200, np.random.default_rng(0))
+    evaluator.measure(codes)
     for code in codes[:20]:
-        bench.model(code)
+        evaluator.model(code)
     # Two of the three linear layers have a bias, in two weight formats; two have a batch norm behind them, in four
     # options, and in float.
     assert sorted(calls["corrected_bias"]) == ["_1"] * 2 + ["_7"] * 2
@@ -64,13 +64,13 @@ def test_each_bias_is_learned_once_per_weight_format_and_each_norm_once_per_opti
 
 
 def test_a_correction_does_not_depend_on_the_other_sites():
-    bench = Workbench(normalised())
-    space, site = bench.space, [s.name for s in bench.space.sites].index("_1")
+    evaluator = FixedEvaluator(normalised())
+    space, site = evaluator.space, [s.name for s in evaluator.space.sites].index("_1")
     codes = space.sample(60, np.random.default_rng(1))
     options = space.options(codes)
     states = {}
     for code, option in zip(codes, options[:, site].tolist(), strict=True):
-        model = Workbench(normalised()).model(code) if option not in states else bench.model(code)
+        model = FixedEvaluator(normalised()).model(code) if option not in states else evaluator.model(code)
         own = (model[1].bias.detach(), model[2].running_mean, model[2].running_var)
         assert all(map(torch.equal, own, states.setdefault(option, own)))
     assert len(states) == 5
@@ -79,9 +79,9 @@ def test_a_correction_does_not_depend_on_the_other_sites():
 
 
 def test_a_site_in_float_is_not_corrected():
-    bench = Workbench(normalised())
-    floating = bench.space.codes(np.array([[g.size - 1 for g in bench.space.groups]]))
-    model, own = bench.model(floating[0]), made(Normalised)
+    evaluator = FixedEvaluator(normalised())
+    floating = evaluator.space.codes(np.array([[g.size - 1 for g in evaluator.space.groups]]))
+    model, own = evaluator.model(floating[0]), made(Normalised)
     assert all(torch.equal(t, own.state_dict()[k]) for k, t in model.state_dict().items())
 
 
@@ -89,26 +89,26 @@ def test_the_format_of_a_bias_is_learned_from_the_corrected_bias():
     x = 40 + torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     seed = {"linear": {"name": "integer", "weight_width": [2, 8], "bias_width": 8, "bias_frac_width": "minmax"}}
     own = job(build("digits-mlp", (6,), 5, seed=0), x, torch.arange(64) % 5, x, seed, Corrections(bias=True))
-    bench = Workbench(own)
-    codes = bench.space.numbered(0, bench.space.size)
+    evaluator = FixedEvaluator(own)
+    codes = evaluator.space.numbered(0, evaluator.space.size)
     found = set()
     for code in codes:
-        bias, form = bench.model(code).fc1.bias.detach(), bench.formats(code)["fc1"]["bias"]
+        bias, form = evaluator.model(code).fc1.bias.detach(), evaluator.formats(code)["fc1"]["bias"]
         assert form == Integer(8, "minmax").calibrated(bias)
         found.add(form)
     assert len(found) == 2
-    plain = Workbench(replace(own, corrections=Corrections()))
+    plain = FixedEvaluator(replace(own, corrections=Corrections()))
     assert len({plain.formats(code)["fc1"]["bias"] for code in codes}) == 1
 
 
 def test_worker_processes_correct_to_the_same_bits():
-    bench = Workbench(normalised())
-    codes = bench.space.sample(9, np.random.default_rng(0))
-    with Evaluator(bench, n_jobs=2) as evaluator:
-        measured = joined([m for _, m in evaluator.blocks(codes)])
-    assert np.array_equal(measured.values["loss"], bench.measure(codes).values["loss"])
+    evaluator = FixedEvaluator(normalised())
+    codes = evaluator.space.sample(9, np.random.default_rng(0))
+    with Dispatcher(evaluator, n_jobs=2) as dispatcher:
+        measured = joined([m for _, m in dispatcher.blocks(codes)])
+    assert np.array_equal(measured.values["loss"], evaluator.measure(codes).values["loss"])
     assert not np.array_equal(
-        measured.values["loss"], Workbench(normalised(Corrections())).measure(codes).values["loss"]
+        measured.values["loss"], FixedEvaluator(normalised(Corrections())).measure(codes).values["loss"]
     )
 
 
@@ -246,8 +246,8 @@ def test_corrections_give_back_accuracy_at_low_precision(digits, make, which, ga
     accuracy, loss = {}, {}
     for name in ("", which):
         corrections = Corrections(**{name: True} if name else {})
-        bench = Workbench(job(model, x[1200:], y[1200:], x[:512], {"default": own}, corrections))
-        values = bench.measure(bench.space.uniform()).values
+        evaluator = FixedEvaluator(job(model, x[1200:], y[1200:], x[:512], {"default": own}, corrections))
+        values = evaluator.measure(evaluator.space.uniform()).values
         accuracy[name], loss[name] = values["accuracy"], values["loss"]
     assert accuracy[which].mean() > accuracy[""].mean() + gained
     assert loss[which].mean() < 0.9 * loss[""].mean()

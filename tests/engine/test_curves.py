@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitfront.engine import curves
-from bitfront.engine.front import hypervolume
+from bitfront.engine.comparison import curves
+from bitfront.pareto import hypervolume
 
 
 def losses(seed, count, objectives, failing=0.2):

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from bitfront.engine.front import non_dominated
-from bitfront.engine.loop import HOPELESS, Limits, run
-from bitfront.engine.store import Store
-from bitfront.engine.workbench import Measured
+from bitfront.engine.evaluation.fixed import BatchMetrics
+from bitfront.engine.search.loop import HOPELESS, Limits, run
+from bitfront.engine.storage.store import Store
 from bitfront.errors import EvaluationError
+from bitfront.pareto import non_dominated
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.brute_force import BruteForce
 from bitfront.strategies.evolution import Evolution
@@ -23,8 +23,8 @@ SPACE = toy_space(2, 3)  # 10 · 10 candidates
 NONE = SPACE.numbered(0, 0)
 
 
-class Evaluates:
-    """Stands in for ``engine.evaluator.Evaluator``: blocks of `size`, interrupted after `patience` candidates."""
+class BlockEvaluator:
+    """Stands in for ``engine.evaluator.Dispatcher``: blocks of `size`, interrupted after `patience` candidates."""
 
     def __init__(self, size=3, patience=None, failing=0, after_block=lambda: None):
         self.size, self.patience, self.failing, self.after_block = size, patience, failing, after_block
@@ -38,7 +38,7 @@ class Evaluates:
             self.evaluated += [c.tobytes() for c in block]
             losses = toy_losses(SPACE, block, 2, self.failing)
             errors = tuple("RuntimeError: no" if np.isnan(row).any() else "" for row in losses)
-            yield block, Measured({"a": losses[:, 0], "b": losses[:, 1]}, errors, (0.001,) * len(block))
+            yield block, BatchMetrics({"a": losses[:, 0], "b": losses[:, 1]}, errors, (0.001,) * len(block))
             self.after_block()
 
 
@@ -77,13 +77,21 @@ def opened(folder):
 
 
 def search(
-    folder, name, evaluator, n_trials=40, seeds=NONE, timeout=None, space=SPACE, on_progress=lambda _: None, bounds=None
+    folder,
+    name,
+    dispatcher,
+    n_trials=40,
+    seeds=NONE,
+    timeout=None,
+    space=SPACE,
+    on_progress=lambda _: None,
+    bounds=None,
 ):
     """(why it stopped, its trials)"""
     store, strategy = opened(folder), STRATEGIES[name](space, 2, 3)
     limits = Limits(n_trials, timeout)
     try:
-        reason = run(space, strategy, seeds, TwoLosses(), store, evaluator, limits, 3, on_progress, bounds)
+        reason = run(space, strategy, seeds, TwoLosses(), store, dispatcher, limits, 3, on_progress, bounds)
         return reason, store.trials()
     finally:
         store.close()
@@ -92,21 +100,21 @@ def search(
 @pytest.mark.parametrize("n_trials", [1, 17, 40])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_budget_counts_distinct_candidates_and_none_is_evaluated_twice(tmp_path, name, n_trials):
-    evaluator = Evaluates()
-    reason, trials = search(tmp_path, name, evaluator, n_trials)
+    dispatcher = BlockEvaluator()
+    reason, trials = search(tmp_path, name, dispatcher, n_trials)
     assert reason == "n_trials reached"
-    assert len(trials) == len(set(evaluator.evaluated)) == len(evaluator.evaluated) == n_trials
-    assert [c.tobytes() for c in trials.code] == evaluator.evaluated
+    assert len(trials) == len(set(dispatcher.evaluated)) == len(dispatcher.evaluated) == n_trials
+    assert [c.tobytes() for c in trials.code] == dispatcher.evaluated
     assert trials.number.tolist() == list(range(n_trials))
     np.testing.assert_array_equal(trials.metrics["a"], toy_losses(SPACE, trials.code, 2)[:, 0])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_space_with_nothing_unseen_left_ends_the_search(tmp_path, name):
-    evaluator = Evaluates(size=16)
-    reason, trials = search(tmp_path, name, evaluator, n_trials=10_000)
+    dispatcher = BlockEvaluator(size=16)
+    reason, trials = search(tmp_path, name, dispatcher, n_trials=10_000)
     assert reason == "space exhausted"
-    assert len(trials) == len(evaluator.evaluated) == SPACE.size
+    assert len(trials) == len(dispatcher.evaluated) == SPACE.size
 
 
 def test_a_space_of_one_candidate_is_searched(tmp_path):
@@ -115,9 +123,9 @@ def test_a_space_of_one_candidate_is_searched(tmp_path):
         store = Store.open(tmp_path / f"{name}.sqlite", ("a", "b"), 0, {"parameters": []})
         strategy = STRATEGIES[name](space, 2, 0)
 
-        class One(Evaluates):
+        class One(BlockEvaluator):
             def blocks(self, codes):
-                yield codes, Measured({"a": np.zeros(1), "b": np.zeros(1)}, ("",), (0.0,))
+                yield codes, BatchMetrics({"a": np.zeros(1), "b": np.zeros(1)}, ("",), (0.0,))
 
         assert run(space, strategy, space.numbered(0, 0), TwoLosses(), store, One(), Limits(5), 0) == "space exhausted"
         assert len(store) == 1
@@ -125,19 +133,19 @@ def test_a_space_of_one_candidate_is_searched(tmp_path):
 
 
 def test_brute_force_finds_candidates_in_the_order_of_the_space(tmp_path):
-    _, trials = search(tmp_path, "brute_force", Evaluates(), n_trials=SPACE.size)
+    _, trials = search(tmp_path, "brute_force", BlockEvaluator(), n_trials=SPACE.size)
     assert np.array_equal(trials.code, SPACE.numbered(0, SPACE.size))
 
 
 def test_seeds_come_first_each_once_and_count(tmp_path):
     seeds = SPACE.numbered(50, 55)
-    _, trials = search(tmp_path, "tpe", Evaluates(), 12, seeds=np.concatenate([seeds, seeds]))
+    _, trials = search(tmp_path, "tpe", BlockEvaluator(), 12, seeds=np.concatenate([seeds, seeds]))
     assert np.array_equal(trials.code[:5], seeds)
     assert len(trials) == 12
 
 
 def test_more_seeds_than_the_budget_are_cut(tmp_path):
-    reason, trials = search(tmp_path, "tpe", Evaluates(), 4, seeds=SPACE.numbered(0, 9))
+    reason, trials = search(tmp_path, "tpe", BlockEvaluator(), 4, seeds=SPACE.numbered(0, 9))
     assert (reason, len(trials)) == ("n_trials reached", 4)
 
 
@@ -146,14 +154,14 @@ def test_more_seeds_than_the_budget_are_cut(tmp_path):
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path, name, failing):
     seeds = SPACE.numbered(90, 95)
     (tmp_path / "whole").mkdir()
-    _, expected = search(tmp_path / "whole", name, Evaluates(failing=failing), 30, seeds)
+    _, expected = search(tmp_path / "whole", name, BlockEvaluator(failing=failing), 30, seeds)
     for patience in (0, 4, 7, 13, 29):
         folder = tmp_path / str(patience)
-        reason, before = search(folder, name, Evaluates(size=1, patience=patience, failing=failing), 30, seeds)
+        reason, before = search(folder, name, BlockEvaluator(size=1, patience=patience, failing=failing), 30, seeds)
         assert reason == "interrupted"
         assert len(before) <= patience
         # In other blocks, too: neither the machine nor the number of workers decides what is proposed.
-        reason, trials = search(folder, name, Evaluates(size=5, failing=failing), 30, seeds)
+        reason, trials = search(folder, name, BlockEvaluator(size=5, failing=failing), 30, seeds)
         assert reason == "n_trials reached"
         assert {c.tobytes() for c in trials.code} == {c.tobytes() for c in expected.code}
         # Failed ones are tried again, under new numbers; all others keep their place.
@@ -166,9 +174,9 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path, name
 @pytest.mark.parametrize("name", ["tpe", "brute_force"])
 def test_a_search_interrupted_again_and_again_arrives_at_the_same_trials(tmp_path, name):
     (tmp_path / "whole").mkdir()
-    _, expected = search(tmp_path / "whole", name, Evaluates())
+    _, expected = search(tmp_path / "whole", name, BlockEvaluator())
     for _ in range(40):
-        reason, trials = search(tmp_path / "parts", name, Evaluates(size=1, patience=9))
+        reason, trials = search(tmp_path / "parts", name, BlockEvaluator(size=1, patience=9))
         if reason != "interrupted":
             break
     assert reason == "n_trials reached"
@@ -176,8 +184,8 @@ def test_a_search_interrupted_again_and_again_arrives_at_the_same_trials(tmp_pat
 
 
 def test_a_finished_search_given_again_evaluates_nothing_and_a_larger_budget_goes_on(tmp_path):
-    _, first = search(tmp_path, "tpe", Evaluates(), 20)
-    again = Evaluates()
+    _, first = search(tmp_path, "tpe", BlockEvaluator(), 20)
+    again = BlockEvaluator()
     assert search(tmp_path, "tpe", again, 20)[0] == "n_trials reached"
     assert again.evaluated == []
     _, more = search(tmp_path, "tpe", again, 30)
@@ -186,7 +194,7 @@ def test_a_finished_search_given_again_evaluates_nothing_and_a_larger_budget_goe
 
 
 def test_failing_candidates_are_recorded_and_the_others_unaffected(tmp_path):
-    reason, trials = search(tmp_path, "brute_force", Evaluates(failing=3), SPACE.size)
+    reason, trials = search(tmp_path, "brute_force", BlockEvaluator(failing=3), SPACE.size)
     assert reason == "space exhausted"
     losses = toy_losses(SPACE, trials.code, 2, 3)
     np.testing.assert_array_equal(trials.metrics["a"], losses[:, 0])
@@ -197,13 +205,13 @@ def test_failing_candidates_are_recorded_and_the_others_unaffected(tmp_path):
 
 
 def test_a_search_in_which_everything_fails_stops_and_says_why(tmp_path):
-    class Broken(Evaluates):
+    class Broken(BlockEvaluator):
         def blocks(self, codes):
             for block, _ in super().blocks(codes):
                 nan = np.full(len(block), np.nan)
                 yield (
                     block,
-                    Measured({"a": nan, "b": nan}, ("ValueError: wrong shape",) * len(block), (0.0,) * len(block)),
+                    BatchMetrics({"a": nan, "b": nan}, ("ValueError: wrong shape",) * len(block), (0.0,) * len(block)),
                 )
 
     broken = Broken(size=1)
@@ -219,24 +227,26 @@ def test_a_search_in_which_everything_fails_stops_and_says_why(tmp_path):
 
 def test_time_that_is_up_stops_after_the_block_at_hand(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("bitfront.engine.loop.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("bitfront.engine.search.loop.time.perf_counter", lambda: clock[0])
 
     def tick():
         clock[0] += 1
 
-    evaluator = Evaluates(size=2, after_block=tick)
-    reason, trials = search(tmp_path, "brute_force", evaluator, 40, timeout=2.5)
+    dispatcher = BlockEvaluator(size=2, after_block=tick)
+    reason, trials = search(tmp_path, "brute_force", dispatcher, 40, timeout=2.5)
     assert reason == "timeout"
     assert len(trials) in (6, 8)
     # The time of a session that goes on is its own, and it ends where an uninterrupted search would.
     clock[0] = 0.0
-    _, trials = search(tmp_path, "brute_force", Evaluates(), 40, timeout=2.5)
+    _, trials = search(tmp_path, "brute_force", BlockEvaluator(), 40, timeout=2.5)
     assert np.array_equal(trials.code, SPACE.numbered(0, 40))
 
 
 def test_progress_is_told_from_start_to_end(tmp_path):
     seen = []
-    search(tmp_path, "tpe", Evaluates(failing=4), 20, on_progress=lambda p: seen.append((p.done, p.total, p.failed)))
+    search(
+        tmp_path, "tpe", BlockEvaluator(failing=4), 20, on_progress=lambda p: seen.append((p.done, p.total, p.failed))
+    )
     done = [d for d, _, _ in seen]
     assert done == sorted(done)
     assert (seen[-1][0], seen[-1][1]) == (20, 20)
@@ -244,7 +254,7 @@ def test_progress_is_told_from_start_to_end(tmp_path):
 
 
 def test_an_evaluator_that_stops_the_search_leaves_what_was_told(tmp_path):
-    class Dies(Evaluates):
+    class Dies(BlockEvaluator):
         def blocks(self, codes):
             for i, part in enumerate(super().blocks(codes)):
                 if i == 2:
@@ -266,8 +276,8 @@ import os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from bitfront.engine.loop import Limits, run
-from bitfront.engine.store import Store
+from bitfront.engine.search.loop import Limits, run
+from bitfront.engine.storage.store import Store
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.brute_force import BruteForce
 from bitfront.strategies.evolution import Evolution
@@ -371,7 +381,7 @@ def test_what_cannot_fulfil_the_constraints_is_never_evaluated(tmp_path, name):
     bounds = Small(most=5)
     fine = int((bounds.before(SPACE.numbered(0, SPACE.size)) == 0).sum())
     seen = []
-    reason, trials = search(tmp_path, name, Evaluates(), 10_000, bounds=bounds, on_progress=seen.append)
+    reason, trials = search(tmp_path, name, BlockEvaluator(), 10_000, bounds=bounds, on_progress=seen.append)
     assert reason == "space exhausted"
     assert len(trials) == fine < SPACE.size
     assert (bounds.before(trials.code) == 0).all()
@@ -385,7 +395,7 @@ def test_strategies_look_where_the_constraints_allow(tmp_path, name):
     bounds = Small(most=np.inf, worst=6.0)
     codes = SPACE.numbered(0, SPACE.size)
     share = (bounds.after({"a": toy_losses(SPACE, codes, 2)[:, 0]}) == 0).mean()
-    _, trials = search(tmp_path, name, Evaluates(size=8), 50, bounds=bounds)
+    _, trials = search(tmp_path, name, BlockEvaluator(size=8), 50, bounds=bounds)
     hits = int((bounds.after(trials.metrics) == 0).sum())
     assert hits > 1.2 * share * 50, f"{hits} of 50, and chance finds {share * 50:.1f}"
 
@@ -393,7 +403,9 @@ def test_strategies_look_where_the_constraints_allow(tmp_path, name):
 @pytest.mark.parametrize("name", ["brute_force", "tpe", "evolution"])
 def test_the_front_of_a_search_is_made_of_what_is_allowed(tmp_path, name):
     bounds, fronts = Small(most=12, worst=9.0), []
-    _, trials = search(tmp_path, name, Evaluates(), 10_000, bounds=bounds, on_progress=lambda p: fronts.append(p.front))
+    _, trials = search(
+        tmp_path, name, BlockEvaluator(), 10_000, bounds=bounds, on_progress=lambda p: fronts.append(p.front)
+    )
     assert len(allowed(trials, bounds)) == len(fronts[-1])
     assert 0 < len(fronts[-1]) < len(trials)
 
@@ -404,19 +416,19 @@ def test_a_constrained_search_goes_on_exactly(tmp_path, name, patience):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     bounds = Small(most=7, worst=12.0)
-    _, whole = search(tmp_path / "whole", name, Evaluates(), 30, bounds=bounds)
+    _, whole = search(tmp_path / "whole", name, BlockEvaluator(), 30, bounds=bounds)
     with contextlib.suppress(KeyboardInterrupt):
-        search(tmp_path / "parts", name, Evaluates(patience=patience), 30, bounds=bounds)
-    _, parts = search(tmp_path / "parts", name, Evaluates(), 30, bounds=bounds)
+        search(tmp_path / "parts", name, BlockEvaluator(patience=patience), 30, bounds=bounds)
+    _, parts = search(tmp_path / "parts", name, BlockEvaluator(), 30, bounds=bounds)
     np.testing.assert_array_equal(whole.code, parts.code)
 
 
 def test_a_search_that_finds_nothing_allowed_ends(tmp_path, monkeypatch):
-    from bitfront.engine import loop
+    from bitfront.engine.search import loop
 
     monkeypatch.setattr(loop, "FRUITLESS", 20)
     for name, expected in (("tpe", "nothing feasible found"), ("brute_force", "space exhausted")):
         (tmp_path / name).mkdir()
-        evaluator = Evaluates()
-        reason, trials = search(tmp_path / name, name, evaluator, 40, bounds=Small(most=-1))
-        assert (reason, len(trials), evaluator.evaluated) == (expected, 0, [])
+        dispatcher = BlockEvaluator()
+        reason, trials = search(tmp_path / name, name, dispatcher, 40, bounds=Small(most=-1))
+        assert (reason, len(trials), dispatcher.evaluated) == (expected, 0, [])

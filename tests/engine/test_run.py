@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bitfront.engine import run as runs
-from bitfront.engine.run import write_records
+from bitfront.engine.storage import run as runs
+from bitfront.engine.storage.run import write_records
 from bitfront.errors import RunError
 
 RECORDS = [{"number": 3, "value": [1.5, float("nan")], "sampled_config": {"by": "näme"}}, {}, {"error": "a\nb"}]

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from bitfront.engine.store import FORMAT, Store, check_identity, locked, read
+from bitfront.engine.storage.store import FORMAT, Store, check_identity, locked, read
 from bitfront.errors import EvaluationError, RunError
 
 METRICS = ("accuracy", "model_size")
@@ -73,7 +73,7 @@ def test_trials_from_a_number_on(tmp_path):
 
 def test_what_a_killed_process_added_is_there(tmp_path):
     script = (
-        "import os, sys, numpy as np; from pathlib import Path; from bitfront.engine.store import Store\n"
+        "import os, sys, numpy as np; from pathlib import Path; from bitfront.engine.storage.store import Store\n"
         f"s = Store.open(Path(sys.argv[1]), {METRICS!r}, 3, {IDENTITY!r})\n"
         "s.add(np.array([[1, 2, 3]]), {m: np.array([0.25]) for m in s.metrics}, [''], [0.1]); os._exit(9)"
     )
@@ -257,7 +257,7 @@ def of_format(path, number):
 
 def test_a_run_folder_is_held_by_one_process_at_a_time(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from bitfront.engine.store import locked\n"
+        "import sys; from pathlib import Path; from bitfront.engine.storage.store import locked\n"
         "from bitfront.errors import RunError\n"
         "try:\n"
         "    with locked(Path(sys.argv[1])): print('held')\n"

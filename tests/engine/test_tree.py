@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from networks import (
     CLASSES,
     NETWORKS,
+    CachedEvaluator,
     Chain,
     Functional,
     FunctionalConv,
@@ -21,7 +22,6 @@ from networks import (
     Norms,
     Overflowing,
     ResidualImages,
-    Shared,
     Signals,
     Siteless,
     Smooth,
@@ -31,9 +31,9 @@ from networks import (
 )
 from torch import nn
 
-from bitfront.engine.calibration import Corrections
-from bitfront.engine.tree import Effort, _Pass
-from bitfront.engine.workbench import Job, Workbench, joined
+from bitfront.engine.evaluation.calibration import Corrections
+from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
+from bitfront.engine.evaluation.tree.scorer import WorkLimits, _Pass
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.spaces.quantize import QuantizationSpace
@@ -72,7 +72,7 @@ def job_of(
         y = torch.randint(CLASSES, (len(x),), generator=generator)
     dtype = next((t.dtype for t in model.state_dict().values() if t.is_floating_point()), torch.float32)
     x, calibration = x.to(dtype), calibration.to(dtype)
-    return Job(
+    return EvaluationJob(
         model=model,
         sample=calibration[:2],
         space="graph/quantize/mixed_precision_ptq",
@@ -86,18 +86,18 @@ def job_of(
 
 
 def bench_of(job, effort=None):
-    """A workbench, with that effort."""
-    return Workbench(job, effort=None if effort is None else Effort(**effort))
+    """An evaluator, with that effort."""
+    return FixedEvaluator(job, effort=None if effort is None else WorkLimits(**effort))
 
 
-def alone(bench, codes):
+def alone(evaluator, codes):
     """(losses, accuracies, errors) of the deployed models, one after the other; each distinct candidate once."""
-    x, y = bench.job.splits["val"]
+    x, y = evaluator.job.splits["val"]
     known = {}
     for code in codes:
         if code.tobytes() not in known:
             try:
-                found = evaluate(bench.model(code), x, y, batch_size=bench.chunk)
+                found = evaluate(evaluator.model(code), x, y, batch_size=evaluator.chunk)
             except Exception:
                 known[code.tobytes()] = (np.nan, np.nan, True)
             else:
@@ -106,9 +106,9 @@ def alone(bench, codes):
     return [known[c.tobytes()] for c in codes]
 
 
-def assert_as_alone(bench, codes, measured=None):
-    measured = bench.measure(codes) if measured is None else measured
-    expected = alone(bench, codes)
+def assert_as_alone(evaluator, codes, measured=None):
+    measured = evaluator.measure(codes) if measured is None else measured
+    expected = alone(evaluator, codes)
     assert [bool(e) for e in measured.errors] == [failed for *_, failed in expected]
     for i, (loss, accuracy, failed) in enumerate(expected):
         if failed:
@@ -234,7 +234,7 @@ def drawn(data, network, most=7):
     model = made(network, data.draw(st.integers(0, 3), "weights"))
     seed, by = data.draw(spaces(capture(model, torch.zeros(2, *network.shape))), "space")
     job = job_of(model, network.shape, seed, by, corrections=data.draw(corrections, "corrections"))
-    space = Workbench(job).space
+    space = FixedEvaluator(job).space
     return job, data.draw(candidates(space, most), "codes")
 
 
@@ -254,17 +254,17 @@ def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
 @given(st.data())
 def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(network, data):
     job, codes = drawn(data, network)
-    bench = bench_of(job)
-    whole = bench.measure(codes)
+    evaluator = bench_of(job)
+    whole = evaluator.measure(codes)
     order = data.draw(st.permutations(range(len(codes))), "order")
-    assert same(bench.measure(codes[order]), part(whole, order))
+    assert same(evaluator.measure(codes[order]), part(whole, order))
     # How many samples go through together is fixed by the model: float sums may depend on it in the last bit.
-    other = bench_of(job, data.draw(efforts, "effort") | {"samples": bench.chunk})
+    other = bench_of(job, data.draw(efforts, "effort") | {"samples": evaluator.chunk})
     cuts = sorted(data.draw(st.sets(st.integers(1, len(codes))), "cuts"))
     batches = [c for c in np.split(codes, cuts) if len(c)]
     assert same(joined([other.measure(c) for c in batches]), whole)
     assert same(other.measure(codes), whole)
-    assert same(bench.measure(codes), whole)
+    assert same(evaluator.measure(codes), whole)
 
 
 @per_network
@@ -272,16 +272,21 @@ def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(networ
 @given(st.data())
 def test_nothing_is_changed_by_measuring(network, data):
     job, codes = drawn(data, network, most=5)
-    bench = bench_of(job, data.draw(efforts, "effort"))
+    evaluator = bench_of(job, data.draw(efforts, "effort"))
     # A candidate whose formats cannot be calibrated has no model.
-    models = [bench.model(c) for c, (*_, failed) in zip(codes, alone(bench, codes), strict=True) if not failed]
+    models = [evaluator.model(c) for c, (*_, failed) in zip(codes, alone(evaluator, codes), strict=True) if not failed]
     tensors = {"x": job.splits["val"][0], "y": job.splits["val"][1], "c": job.calibration, "s": job.sample}
-    watched = [tensors, job.model.state_dict(), bench.space.graph.model.state_dict(), *(m.state_dict() for m in models)]
+    watched = [
+        tensors,
+        job.model.state_dict(),
+        evaluator.space.graph.model.state_dict(),
+        *(m.state_dict() for m in models),
+    ]
     before = [bitwise(w) for w in watched]
     given_codes, training = codes.copy(), [m.training for m in job.model.modules()]
     random, threads = torch.get_rng_state(), torch.get_num_threads()
-    first = bench.measure(codes)
-    assert same(bench.measure(codes), first)
+    first = evaluator.measure(codes)
+    assert same(evaluator.measure(codes), first)
     assert [bitwise(w) for w in watched] == before
     assert np.array_equal(codes, given_codes)
     assert [m.training for m in job.model.modules()] == training
@@ -292,7 +297,7 @@ def test_nothing_is_changed_by_measuring(network, data):
         for model in models:
             for tensor in model.state_dict().values():
                 tensor.zero_()
-    assert same(bench.measure(codes), first)
+    assert same(evaluator.measure(codes), first)
 
 
 @per_network
@@ -323,10 +328,10 @@ def test_the_float_model_is_as_it_was_given(network):
 def test_the_smallest_memory_is_enough(network, samples):
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4, "NA"]}}
     job = job_of(made(network), network.shape, seed, samples=samples)
-    chunk = Workbench(job).chunk
-    bench = bench_of(job, {"samples": chunk, "bytes": 1, "threads": 1})
-    codes = bench.space.sample(3, np.random.default_rng(0))
-    assert same(assert_as_alone(bench, codes), bench_of(job).measure(codes))
+    chunk = FixedEvaluator(job).chunk
+    evaluator = bench_of(job, {"samples": chunk, "bytes": 1, "threads": 1})
+    codes = evaluator.space.sample(3, np.random.default_rng(0))
+    assert same(assert_as_alone(evaluator, codes), bench_of(job).measure(codes))
 
 
 @pytest.mark.parametrize("network", [Chain, Smooth, Stubborn])
@@ -334,42 +339,42 @@ def test_the_smallest_memory_is_enough(network, samples):
 def test_more_samples_than_any_chunk(network, effort):
     seed = {"default": {"name": ["integer", "affine", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
     job = job_of(made(network), network.shape, seed, samples=8192 + 1)
-    bench = bench_of(job, effort)
-    assert_as_alone(bench, bench.space.sample(8, np.random.default_rng(0)))
+    evaluator = bench_of(job, effort)
+    assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_outside_are_no_matter_and_stay_as_they_are(threads):
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
     job = job_of(made(Smooth), Smooth.shape, seed, samples=2000)
-    bench = bench_of(job, {"samples": 500, "bytes": 10**6, "threads": threads})
-    codes = bench.space.sample(8, np.random.default_rng(0))
+    evaluator = bench_of(job, {"samples": 500, "bytes": 10**6, "threads": threads})
+    codes = evaluator.space.sample(8, np.random.default_rng(0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        measured = bench.measure(codes)
+        measured = evaluator.measure(codes)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert_as_alone(bench, codes, measured)
+    assert_as_alone(evaluator, codes, measured)
 
 
 def test_every_candidate_of_a_space_in_the_order_of_brute_force():
     seed = {"default": {"name": "integer", "data_in_width": [3, 8], "weight_width": [2, 4]}, "[13]": {"name": "NA"}}
-    bench = bench_of(job_of(made(Chain), Chain.shape, seed, by="regex_name"))
-    assert bench.space.size == 4**3
-    codes = bench.space.numbered(0, bench.space.size)
-    assert_as_alone(bench, codes)
+    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed, by="regex_name"))
+    assert evaluator.space.size == 4**3
+    codes = evaluator.space.numbered(0, evaluator.space.size)
+    assert_as_alone(evaluator, codes)
 
 
 def test_no_candidates_and_no_choice():
     seed = {"default": {"name": "integer", "data_in_width": 4, "weight_width": 4}}
-    bench = bench_of(job_of(made(Chain), Chain.shape, seed))
-    assert bench.space.size == 1
-    nothing = bench.measure(bench.space.numbered(0, 0))
+    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed))
+    assert evaluator.space.size == 1
+    nothing = evaluator.measure(evaluator.space.numbered(0, 0))
     assert len(nothing) == 0
     assert {m: v.shape for m, v in nothing.values.items()} == {"loss": (0,), "accuracy": (0,)}
-    assert_as_alone(bench, np.zeros((3, 0), dtype=np.int64))
+    assert_as_alone(evaluator, np.zeros((3, 0), dtype=np.int64))
 
 
 def test_a_model_without_sites_is_refused():
@@ -380,8 +385,10 @@ def test_a_model_without_sites_is_refused():
 @pytest.mark.parametrize("network", [Chain, Smooth])
 def test_a_model_in_double_precision(network):
     seed = {"default": {"name": ["integer", "affine", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
-    bench = bench_of(job_of(made(network).double(), network.shape, seed), {"samples": 7, "bytes": 2000, "threads": 2})
-    assert_as_alone(bench, bench.space.sample(12, np.random.default_rng(0)))
+    evaluator = bench_of(
+        job_of(made(network).double(), network.shape, seed), {"samples": 7, "bytes": 2000, "threads": 2}
+    )
+    assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))
 
 
 def test_the_samples_asked_for_are_the_samples_used():
@@ -403,8 +410,8 @@ def test_samples_may_lie_in_memory_as_they_like(strided):
     x = torch.randn(2 * SAMPLES, 6, generator=torch.Generator().manual_seed(1))
     views = {"every second": x[::2], "transposed": x[:SAMPLES].t().contiguous().t(), "expanded": x[:1].expand(9, 6)}
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
-    bench = bench_of(job_of(made(Chain), (6,), seed, x=views[strided]), {"samples": 7, "bytes": 2000, "threads": 2})
-    assert_as_alone(bench, bench.space.sample(8, np.random.default_rng(0)))
+    evaluator = bench_of(job_of(made(Chain), (6,), seed, x=views[strided]), {"samples": 7, "bytes": 2000, "threads": 2})
+    assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
 # --- what is no number -----------------------------------------------------------------------------------------------
@@ -415,20 +422,20 @@ def test_samples_may_lie_in_memory_as_they_like(strided):
 def test_a_candidate_that_overflows_is_an_error_and_leaves_the_others_alone(data):
     own = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, 8, "NA"]}
     job = job_of(made(Overflowing), Overflowing.shape, {"default": own})
-    bench = bench_of(job, data.draw(efforts, "effort"))
-    codes = data.draw(candidates(bench.space, 14), "codes")
-    measured = assert_as_alone(bench, codes)
+    evaluator = bench_of(job, data.draw(efforts, "effort"))
+    codes = data.draw(candidates(evaluator.space, 14), "codes")
+    measured = assert_as_alone(evaluator, codes)
     for error, loss, accuracy in zip(measured.errors, *measured.values.values(), strict=True):
         assert (error == "") == bool(np.isfinite(loss))
         assert error == "" or (error in ("loss is nan", "loss is inf") and np.isfinite(accuracy))
     for i, code in enumerate(codes):
-        assert same(bench.measure(code[None]), part(measured, [i]))
+        assert same(evaluator.measure(code[None]), part(measured, [i]))
 
 
 def test_some_overflow_and_some_do_not():
     own = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, "NA"]}
-    bench = bench_of(job_of(made(Overflowing), Overflowing.shape, {"default": own}))
-    measured = assert_as_alone(bench, bench.space.sample(60, np.random.default_rng(0)))
+    evaluator = bench_of(job_of(made(Overflowing), Overflowing.shape, {"default": own}))
+    measured = assert_as_alone(evaluator, evaluator.space.sample(60, np.random.default_rng(0)))
     assert 10 < sum(map(bool, measured.errors)) < 50
 
 
@@ -456,10 +463,10 @@ def test_extreme_logits_and_ties(rows, seed, right, effort):
     y = best if right else np.random.default_rng(seed).integers(0, CLASSES, len(x))
     own = {"name": ["integer", "NA"], "data_in_width": [2, 8], "data_in_frac_width": [0, 2]}
     job = job_of(Logits(), Logits.shape, {"default": own}, x=x, y=torch.from_numpy(y.astype(np.int64)))
-    bench = bench_of(job, effort)
-    codes = bench.space.numbered(0, bench.space.size)[::-1]
-    measured = assert_as_alone(bench, np.concatenate([codes, codes[:2]]))
-    floating = int(np.flatnonzero([not bench.formats(c) for c in codes])[0])
+    evaluator = bench_of(job, effort)
+    codes = evaluator.space.numbered(0, evaluator.space.size)[::-1]
+    measured = assert_as_alone(evaluator, np.concatenate([codes, codes[:2]]))
+    floating = int(np.flatnonzero([not evaluator.formats(c) for c in codes])[0])
     if not measured.errors[floating]:
         assert measured.values["accuracy"][floating] == np.mean(best == y)
 
@@ -467,14 +474,14 @@ def test_extreme_logits_and_ties(rows, seed, right, effort):
 @pytest.mark.parametrize("label", range(CLASSES))
 def test_all_samples_of_one_class(label):
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [2, 8], "weight_width": [2, 4]}}
-    bench = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), label)))
-    assert_as_alone(bench, bench.space.sample(10, np.random.default_rng(0)))
+    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), label)))
+    assert_as_alone(evaluator, evaluator.space.sample(10, np.random.default_rng(0)))
 
 
 def test_labels_that_the_model_has_no_output_for_are_an_error_of_every_candidate():
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [2, 8], "weight_width": [2, 4]}}
-    bench = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), CLASSES)))
-    measured = assert_as_alone(bench, bench.space.sample(3, np.random.default_rng(0)))
+    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), CLASSES)))
+    measured = assert_as_alone(evaluator, evaluator.space.sample(3, np.random.default_rng(0)))
     assert all("logits of shape" in e for e in measured.errors)
 
 
@@ -490,11 +497,11 @@ def test_what_is_exact_depends_on_no_number_of_samples(network, data):
     seed = {"default": {"name": ["integer"], "data_in_width": [3, 5, 8]} | weights}
     model = made(network, data.draw(st.integers(0, 3), "weights"))
     job = job_of(model, network.shape, seed, corrections=data.draw(corrections, "corrections"))
-    bench = bench_of(job)
-    codes = data.draw(candidates(bench.space), "codes")
+    evaluator = bench_of(job)
+    codes = data.draw(candidates(evaluator.space), "codes")
     other = bench_of(job, data.draw(efforts, "effort"))
-    assert same(other.measure(codes), bench.measure(codes))
-    assert not bench.inexact
+    assert same(other.measure(codes), evaluator.measure(codes))
+    assert not evaluator.inexact
 
 
 WIDE = {"data_in_width": [2, 3, 8], "weight_width": [2, 4, "NA"], "weight_frac_width": "auto"}
@@ -508,7 +515,7 @@ CORRECTED = {
     Norms: (3, 3),
     Functional: (1, 0),
     FunctionalConv: (2, 0),
-    Shared: (3, 0),
+    CachedEvaluator: (3, 0),
     StubbornAndShared: (2, 0),
 }
 
@@ -518,16 +525,16 @@ CORRECTED = {
 def test_corrected_candidates_have_the_numbers_of_their_corrected_models(network, which):
     own = Corrections(*which)
     job = job_of(made(network), network.shape, {"default": BOTH}, corrections=own)
-    bench, plain = bench_of(job), bench_of(job_of(made(network), network.shape, {"default": BOTH}))
-    codes = bench.space.sample(24, np.random.default_rng(0))
-    measured = assert_as_alone(bench, codes)
-    graph = bench.space.graph
+    evaluator, plain = bench_of(job), bench_of(job_of(made(network), network.shape, {"default": BOTH}))
+    codes = evaluator.space.sample(24, np.random.default_rng(0))
+    measured = assert_as_alone(evaluator, codes)
+    graph = evaluator.space.graph
     found = sum(has_bias(graph, s) for s in graph.sites), sum(len(norms_behind(graph, s)) for s in graph.sites)
     assert found == CORRECTED[network]
     # It makes a difference, wherever there is something to correct.
     expected = (own.bias and found[0] > 0) or (own.batch_norm and found[1] > 0)
     assert same(measured, plain.measure(codes)) is not expected
-    tiny = bench_of(job, {"samples": bench.chunk, "bytes": 1, "threads": 2})
+    tiny = bench_of(job, {"samples": evaluator.chunk, "bytes": 1, "threads": 2})
     assert same(joined([tiny.measure(c) for c in np.split(codes[::-1], 6)]), part(measured, range(len(codes))[::-1]))
 
 
@@ -546,11 +553,11 @@ class InPlace(nn.Module):
 def test_a_model_that_changes_its_input_goes_the_plain_way():
     job = job_of(InPlace(), (6,), {"default": {"name": "integer", "data_in_width": [2, 4, 8], "weight_width": 6}})
     x = job.splits["val"][0].clone()
-    bench = bench_of(job)
-    codes = bench.space.numbered(0, bench.space.size)
-    first = assert_as_alone(bench, codes)
-    assert same(part(first, [2, 1, 0]), bench.measure(codes[::-1]))
-    assert "in place" in bench.plain
+    evaluator = bench_of(job)
+    codes = evaluator.space.numbered(0, evaluator.space.size)
+    first = assert_as_alone(evaluator, codes)
+    assert same(part(first, [2, 1, 0]), evaluator.measure(codes[::-1]))
+    assert "in place" in evaluator.plain
     assert torch.equal(job.splits["val"][0], x)
 
 
@@ -558,7 +565,7 @@ def test_a_model_that_changes_its_input_goes_the_plain_way():
 def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
     seed = {"default": {"name": ["integer"], "data_in_width": [3, 5], "weight_width": [2, 4], "bias_width": [6]}}
     job = job_of(made(Images), Images.shape, seed)
-    codes = Workbench(job).space.sample(20, np.random.default_rng(0))
+    codes = FixedEvaluator(job).space.sample(20, np.random.default_rng(0))
     fine = bench_of(job).measure(codes)
     real = _Pass._step
     refused = []
@@ -574,6 +581,6 @@ def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
     assert refused
     monkeypatch.setattr(_Pass, "_step", lambda *_: (_ for _ in ()).throw(error))
     monkeypatch.setattr(_Pass, "run", lambda *_: (_ for _ in ()).throw(error))
-    bench = bench_of(job)
-    assert same(bench.measure(codes), fine), "the plain path is left"
-    assert "no room" in bench.plain or "allocate" in bench.plain or "fit" in bench.plain
+    evaluator = bench_of(job)
+    assert same(evaluator.measure(codes), fine), "the plain path is left"
+    assert "no room" in evaluator.plain or "allocate" in evaluator.plain or "fit" in evaluator.plain

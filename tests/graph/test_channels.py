@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from bitfront.errors import CaptureError
 from bitfront.graph import capture, channels
 from bitfront.graph.segments import Variables, repeated
-from engine.networks import Dense, Functional, Images, Shared, made
+from engine.networks import CachedEvaluator, Dense, Functional, Images, made
 from random_networks import (
     BLOCKS,
     Concatenating,
@@ -83,7 +83,7 @@ def test_functions_of_parameters_are_layers_too():
 
 
 def test_two_calls_of_a_module_tie_its_dimensions():
-    structure = of(made(Shared), *Shared.shape)
+    structure = of(made(CachedEvaluator), *CachedEvaluator.shape)
     assert table(structure)[0] == (6, ("fc", "fc_1"), ("fc", "fc_1", "head"), INPUT)
 
 

@@ -19,7 +19,7 @@ import pytest
 from warm import Started, Warm
 
 import bitfront
-from bitfront.engine.store import read
+from bitfront.engine.storage.store import read
 from bitfront.errors import BitfrontError
 
 #: Seconds after which a command is taken to hang; far above what any takes on a busy machine.

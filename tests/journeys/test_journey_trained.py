@@ -9,7 +9,7 @@ import signal
 import pytest
 from journey import Shell, rows, settings, wait_for_rows
 
-from bitfront.engine.store import read
+from bitfront.engine.storage.store import read
 
 pytestmark = pytest.mark.journey
 

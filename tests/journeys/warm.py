@@ -154,7 +154,8 @@ def as_typed(words: list[str], folder: str, env: dict[str, str]) -> list[str]:
 def main() -> Any:
     import bitfront.__main__ as program
     from bitfront import api, cli, config, template, tomlfile  # noqa: F401
-    from bitfront.engine import analysis, rebuild, trained  # noqa: F401
+    from bitfront.engine import analysis, rebuild  # noqa: F401
+    from bitfront.engine.search import weights  # noqa: F401
     from bitfront.report import live, tables  # noqa: F401
 
     channel = socket.socket(fileno=int(sys.argv[1]))

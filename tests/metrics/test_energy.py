@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from test_metrics import bench
+from test_metrics import evaluator
 
 from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS, power
@@ -177,7 +177,7 @@ def test_a_window_by_a_fake_clock():
 def test_energy_above_idle_by_a_fake_clock(tiny_mlp, monkeypatch):
     machine = Machine()
     monkeypatch.setattr("bitfront.metrics.energy.os.cpu_count", lambda: 4)
-    subject = bench(tiny_mlp, (4,), {"default": FLOAT})
+    subject = evaluator(tiny_mlp, (4,), {"default": FLOAT})
     runner = Energy(EnergySettings(window=2.0, batch_size=5), machine, machine.clocks())
     own = type(runner._prepared(subject)[0]).running
 
@@ -204,7 +204,7 @@ def test_energy_above_idle_by_a_fake_clock(tiny_mlp, monkeypatch):
 
 
 def test_without_a_counter_it_is_an_estimate_and_says_so(tiny_mlp):
-    subject = bench(tiny_mlp, (4,), {"default": FLOAT})
+    subject = evaluator(tiny_mlp, (4,), {"default": FLOAT})
     runner = Energy(EnergySettings(window=0.05, tdp=30.0, source="estimated"))
     kind, why = runner.kinds(subject)["energy"]
     assert kind == "estimated"
@@ -219,7 +219,7 @@ def test_without_a_counter_it_is_an_estimate_and_says_so(tiny_mlp):
 
 def test_where_nothing_can_be_run_it_is_the_modelled_latency_times_watts(tiny_mlp):
     seed = {"fc1": {"name": ["integer"], "data_in_width": [16], "weight_width": [4, 16]}}
-    subject = bench(tiny_mlp, (4,), seed)
+    subject = evaluator(tiny_mlp, (4,), seed)
     codes = subject.space.numbered(0, 2)
     runner = Energy(EnergySettings(tdp=10.0, batch_size=2))
     kind, why = runner.kinds(subject)["energy"]
@@ -231,6 +231,8 @@ def test_where_nothing_can_be_run_it_is_the_modelled_latency_times_watts(tiny_ml
 
 
 def test_the_estimated_energy_conforms(tiny_mlp):
-    subject = bench(tiny_mlp, (4,), {"default": {"name": ["integer"], "data_in_width": [4, 8], "weight_width": [4, 8]}})
+    subject = evaluator(
+        tiny_mlp, (4,), {"default": {"name": ["integer"], "data_in_width": [4, 8], "weight_width": [4, 8]}}
+    )
     settings = {"backend": "modelled", "source": "estimated"}
     check_runner("energy", settings, subject, subject.space.sample(12, np.random.default_rng(0)))

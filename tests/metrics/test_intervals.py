@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from bitfront.engine.comparing import RESOLUTION, compare, settled
+from bitfront.engine.search.paired import RESOLUTION, compare, settled
 from bitfront.metrics.intervals import Paired, wilson
 
 

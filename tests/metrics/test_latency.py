@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_metrics import bench
+from test_metrics import evaluator
 from torch import nn
 
 from bitfront.errors import ConfigError
@@ -55,7 +55,7 @@ def test_networks_in_bytes_are_measured_once_per_signature(backend, tiny_mlp, mo
     if backend == "onnxruntime":
         pytest.importorskip("onnxruntime")
     counts = Counts(monkeypatch)
-    subject = bench(tiny_mlp, (4,), {"linear": BYTES}, by="type")
+    subject = evaluator(tiny_mlp, (4,), {"linear": BYTES}, by="type")
     runner = latency(backend=backend, batch_size=3)
     assert set(runner.kinds(subject).values()) == {("measured", "")}
     found = runner.measure(subject, every(subject))
@@ -81,7 +81,7 @@ def test_a_larger_network_loses_on_any_machine(backend):
     networks = []
     for width in (1500, 32):
         model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
-        subject = bench(model, (8,), {"default": FLOAT})
+        subject = evaluator(model, (8,), {"default": FLOAT})
         networks.append(Deployment(runner.settings, subject).running(subject, every(subject)[0]))
     large, small = (summarise(s) for s in interleaved([n.timed for n in networks], 0.05, 20))
     assert large.low > small.high
@@ -98,7 +98,7 @@ def test_a_larger_network_loses_on_any_machine(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_option_without_a_kernel_and_nothing_is_measured(backend, entry, why, tiny_mlp, monkeypatch):
     counts = Counts(monkeypatch)
-    subject = bench(tiny_mlp, (4,), {"fc2": {"name": ["integer", "NA"], **entry}, "fc1": BYTES})
+    subject = evaluator(tiny_mlp, (4,), {"fc2": {"name": ["integer", "NA"], **entry}, "fc1": BYTES})
     runner = latency(backend=backend)
     assert set(runner.kinds(subject).values()) == {("modelled", f"fc2 (Linear): {why}")}
     found = runner.measure(subject, every(subject))
@@ -109,21 +109,21 @@ def test_one_option_without_a_kernel_and_nothing_is_measured(backend, entry, why
 
 def test_the_float_model_beside_a_search_comes_about_as_its_candidates_do(tiny_mlp):
     wide = {"name": ["integer"], "data_in_width": [16], "weight_width": [16]}
-    subject = bench(tiny_mlp, (4,), {"fc1": wide}, runners=[("sw_runner", "latency", QUICK)])
+    subject = evaluator(tiny_mlp, (4,), {"fc1": wide}, runners=[("sw_runner", "latency", QUICK)])
     (kind,) = {k for k, _ in subject.of_float().runners[0].kinds(subject.of_float()).values()}
     assert kind == "modelled"
     floating = subject.of_float().measure(np.zeros((1, 0), dtype=np.int64)).values["latency"][0]
     wider = subject.measure(every(subject)).values["latency"][0]
     assert floating > wider > 0
     # And shares what was measured.
-    subject = bench(tiny_mlp, (4,), {"fc1": FLOAT}, runners=[("sw_runner", "latency", QUICK)])
+    subject = evaluator(tiny_mlp, (4,), {"fc1": FLOAT}, runners=[("sw_runner", "latency", QUICK)])
     first = subject.measure(every(subject)).values["latency"]
     assert np.array_equal(subject.of_float().measure(np.zeros((1, 0), dtype=np.int64)).values["latency"], first)
 
 
 def test_the_roofline_of_jsc_tiny_by_hand():
     seed = {"seq_blocks_2": {"name": ["integer", "NA"], "data_in_width": [8], "weight_width": [4]}}
-    subject = bench(build("jsc-tiny", (16,), 5, seed=0), (16,), seed)
+    subject = evaluator(build("jsc-tiny", (16,), 5, seed=0), (16,), seed)
     settings = {"backend": "modelled", "batch_size": 10, "operations_per_second": 1e6, "bytes_per_second": 1e9}
     found = latency(**settings).measure(subject, every(subject))
     # BatchNorm 4·16, ReLU 16, Linear 16·5 at a quarter, ReLU 5: all bound by operations at a million per second.
@@ -137,7 +137,7 @@ def test_the_roofline_of_jsc_tiny_by_hand():
 
 
 def test_the_modelled_latency_conforms(tiny_mlp):
-    subject = bench(tiny_mlp, (4,), {"default": {**BYTES, "weight_width": [8, 16]}})
+    subject = evaluator(tiny_mlp, (4,), {"default": {**BYTES, "weight_width": [8, 16]}})
     check_runner("latency", {"backend": "modelled"}, subject, subject.space.sample(24, np.random.default_rng(0)))
 
 
@@ -150,9 +150,9 @@ def test_a_model_that_cannot_be_traced_is_measured_in_float_only():
         def forward(self, x):
             return self.fc(x) if x.sum() > 1e9 else self.fc(-x)
 
-    floating = bench(Branching(), (4,), {"default": FLOAT})
+    floating = evaluator(Branching(), (4,), {"default": FLOAT})
     assert latency().kinds(floating)["latency"] == ("measured", "")
-    kind, why = latency().kinds(bench(Branching(), (4,), {"default": BYTES}))["latency"]
+    kind, why = latency().kinds(evaluator(Branching(), (4,), {"default": BYTES}))["latency"]
     assert kind == "modelled"
     assert "cannot be traced" in why
 
@@ -168,6 +168,6 @@ def test_a_missing_package_is_said_before_any_work(monkeypatch):
 
 def test_threads_of_torch_are_as_before(tiny_mlp):
     before = torch.get_num_threads()
-    subject = bench(tiny_mlp, (4,), {"default": FLOAT})
+    subject = evaluator(tiny_mlp, (4,), {"default": FLOAT})
     latency(threads=2).measure(subject, every(subject))
     assert torch.get_num_threads() == before

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitfront.constraints import Constraint
-from bitfront.engine.bounds import nearest
-from bitfront.engine.workbench import Job, Workbench
+from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
+from bitfront.engine.planning.feasibility import nearest
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Runner
 from bitfront.models.base import build
@@ -19,12 +19,12 @@ from bitfront.testing.metrics import check_runner
 NAME = "graph/quantize/mixed_precision_ptq"
 
 
-def bench(model, shape, seed, runners=(), by="name", samples=60):
+def evaluator(model, shape, seed, runners=(), by="name", samples=60):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(samples, *shape, generator=generator)
     y = torch.randint(2, (samples,), generator=generator)
-    return Workbench(
-        Job(
+    return FixedEvaluator(
+        EvaluationJob(
             model=model.eval(),
             sample=x[:2],
             space=NAME,
@@ -64,7 +64,7 @@ INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "
     ],
 )
 def test_runners_conform(name, settings, tiny_mlp):
-    subject = bench(tiny_mlp, (4,), {"default": INT})
+    subject = evaluator(tiny_mlp, (4,), {"default": INT})
     codes = subject.space.sample(24, np.random.default_rng(0))
     check_runner(name, settings, subject, codes)
 
@@ -100,7 +100,7 @@ class CountsFailuresAsWrong(RUNNERS.get("basic_evaluation")):
 def test_the_conformance_suite_notices(kind, message, tiny_mlp, monkeypatch):
     assert issubclass(kind, Runner)
     monkeypatch.setitem(RUNNERS._members, "basicevaluation", ("basic_evaluation", kind))
-    subject = bench(tiny_mlp, (4,), {"default": INT})
+    subject = evaluator(tiny_mlp, (4,), {"default": INT})
     with pytest.raises(AssertionError, match=message):
         check_runner("basic_evaluation", {}, subject, subject.space.numbered(0, 6))
 
@@ -111,7 +111,7 @@ def test_the_conformance_suite_notices(kind, message, tiny_mlp, monkeypatch):
 def test_average_bitwidth_is_the_mean_over_all_weights_and_float_ones_count_32(tiny_mlp):
     # fc1 has 12 weights, fc2 has 6; biases and the ReLU's input do not count.
     seed = {"fc1": {"name": ["integer", "NA"], "weight_width": [4], "bias_width": [2]}}
-    subject = bench(tiny_mlp, (4,), seed)
+    subject = evaluator(tiny_mlp, (4,), seed)
     found = measure("average_bitwidth", {}, subject)
     assert found["average_bitwidth"].tolist() == [(12 * 4 + 6 * 32) / 18, 32.0]
     assert found["memory_density"].tolist() == [32 / ((12 * 4 + 6 * 32) / 18), 1.0]
@@ -122,7 +122,7 @@ def test_average_bitwidth_is_the_mean_over_all_weights_and_float_ones_count_32(t
 
 def test_average_bitwidth_weighs_sites_by_their_weights(tiny_mlp):
     seed = {k: {"name": ["integer"], "weight_width": [w]} for k, w in (("fc1", 2), ("fc2", 8))}
-    found = measure("average_bitwidth", {}, bench(tiny_mlp, (4,), seed))
+    found = measure("average_bitwidth", {}, evaluator(tiny_mlp, (4,), seed))
     assert found["average_bitwidth"].tolist() == [(12 * 2 + 6 * 8) / 18]
 
 
@@ -136,7 +136,7 @@ def test_a_product_of_activations_has_no_weights_to_count():
             return torch.bmm(self.fc(x), x.transpose(1, 2)).flatten(1)
 
     seed = {"default": {"name": ["integer"], "weight_width": [4]}}
-    found = measure("average_bitwidth", {}, bench(Attention(), (3, 4), seed))
+    found = measure("average_bitwidth", {}, evaluator(Attention(), (3, 4), seed))
     assert found["average_bitwidth"].tolist() == [4.0]
 
 
@@ -148,7 +148,7 @@ def test_operations_of_jsc_tiny_by_hand():
         "seq_blocks_2": {"name": ["integer"], "data_in_width": [8], "weight_width": [4], "bias_width": [4]},
         "seq_blocks_3": {"name": ["integer", "NA"], "data_in_width": [3]},
     }
-    found = measure("basic_computation", {}, bench(build("jsc-tiny", (16,), 5, seed=0), (16,), seed))
+    found = measure("basic_computation", {}, evaluator(build("jsc-tiny", (16,), 5, seed=0), (16,), seed))
     # BatchNorm 4·16 and ReLU 16 in float, Linear 16·5 multiply-adds, ReLU 5.
     assert found["total_flops"].tolist() == [64 + 16 + 80 + 5] * 2
     float_part = 64 * 32 + 16 * 32
@@ -157,7 +157,7 @@ def test_operations_of_jsc_tiny_by_hand():
 
 def test_bit_operations_of_a_float_site_are_those_of_32_bits(tiny_mlp):
     seed = {"fc1": {"name": ["integer"], "weight_width": [4]}}
-    found = measure("basic_computation", {}, bench(tiny_mlp, (4,), seed))
+    found = measure("basic_computation", {}, evaluator(tiny_mlp, (4,), seed))
     assert found["total_bitops"].tolist() == [12 * 32 * 4 + 3 * 32 + 6 * 32 * 32]
 
 
@@ -169,7 +169,7 @@ def test_model_size_counts_parameters_and_buffers_in_whole_bytes():
     seed = {"seq_blocks_2": {"name": ["integer", "NA"], "weight_width": [3], "bias_width": [3]}}
     # BatchNorm: weight, bias, mean and variance of 16 floats each; its step counter is not deployed.
     norm = 4 * 16 * 4
-    quantized, whole = measure("model_size", {}, bench(model, (16,), seed))["model_size"]
+    quantized, whole = measure("model_size", {}, evaluator(model, (16,), seed))["model_size"]
     assert quantized == norm + 80 * 3 // 8 + 2  # 5 biases of 3 bits end on a whole byte
     assert whole == norm + (80 + 5) * 4
 
@@ -185,11 +185,11 @@ def test_model_size_counts_parameters_and_buffers_in_whole_bytes():
 )
 def test_model_size_includes_the_scales(tiny_mlp, settings, overhead_bits):
     table = {"name": ["affine"], "weight_width": [5], **{f"weight_{k}": v for k, v in settings.items()}}
-    (size,) = measure("model_size", {}, bench(tiny_mlp, (4,), {"fc1": table}))["model_size"]
+    (size,) = measure("model_size", {}, evaluator(tiny_mlp, (4,), {"fc1": table}))["model_size"]
     assert size == -(-(12 * 5 + overhead_bits) // 8) + (3 + 6 + 2) * 4
 
 
-class Shared(nn.Module):
+class CachedEvaluator(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(4, 4)
@@ -219,18 +219,18 @@ class Functionally(nn.Module):
 
 @pytest.mark.parametrize(
     ("factory", "sites", "rest"),
-    [(Shared, ("fc", "fc_1"), 16), (Tied, ("fc", "again"), 0), (Functionally, ("linear", "linear_1"), 16)],
+    [(CachedEvaluator, ("fc", "fc_1"), 16), (Tied, ("fc", "again"), 0), (Functionally, ("linear", "linear_1"), 16)],
 )
 def test_a_shared_parameter_is_stored_once_in_its_widest_form(factory, sites, rest):
     seed = {s: {"name": ["integer"], "weight_width": [w]} for s, w in zip(sites, (4, 8), strict=True)}
-    assert measure("model_size", {}, bench(factory(), (4,), seed))["model_size"].tolist() == [16 + rest]
+    assert measure("model_size", {}, evaluator(factory(), (4,), seed))["model_size"].tolist() == [16 + rest]
 
 
 # --- loss and accuracy -----------------------------------------------------------------------------------------------
 
 
 def test_loss_and_accuracy_are_those_of_the_quantized_model_on_the_samples_asked_for(tiny_mlp):
-    subject = bench(tiny_mlp, (4,), {"default": INT})
+    subject = evaluator(tiny_mlp, (4,), {"default": INT})
     codes = subject.space.numbered(0, 5)
     for split, num in (("val", None), ("val", 13), ("train", 9)):
         settings = {"data_loader": f"{split}_dataloader", "num_samples": num}
@@ -258,7 +258,7 @@ class Jets(nn.Sequential):
 
 def jets(bits):
     own = {"name": ["integer"], "data_in_width": [bits], "weight_width": [bits], "weight_frac_width": ["auto"]}
-    return bench(Jets(), (16,), {"linear": own}, by="type")
+    return evaluator(Jets(), (16,), {"linear": own}, by="type")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_ebops_of_dense_uniform_networks_are_the_published_ones():
 
 
 def test_weights_that_round_to_zero_cost_nothing(tiny_mlp):
-    subject = bench(
+    subject = evaluator(
         tiny_mlp, (4,), {"linear": {"name": ["integer"], "data_in_width": [8], "weight_width": [2, 8]}}, by="type"
     )
     codes = subject.space.numbered(0, subject.space.size)
@@ -311,7 +311,7 @@ class Residual(nn.Module):
 
 
 def test_peak_memory_is_the_largest_set_of_live_activations():
-    subject = bench(Residual(), (8,), {"default": INT})
+    subject = evaluator(Residual(), (8,), {"default": INT})
     # relu holds what it takes (32) and gives (32), while the input (8) waits for the addition: 72 values of 4 bytes.
     code = np.zeros((1, 0), dtype=np.int64)
     assert measure("peak_memory", {}, subject.of_float(), code)["peak_memory"].tolist() == [72 * 4]
@@ -325,14 +325,14 @@ def test_activations_are_held_in_the_widest_format_that_takes_them():
         "add": {"name": ["integer"], "data_in_width": [6]},
         "out": {"name": ["integer"], "data_in_width": [8]},
     }
-    subject = bench(Residual(), (8,), seed)
+    subject = evaluator(Residual(), (8,), seed)
     # At the relu: 32 values of 16 bits in, 32 of 8 out, and the input, which the addition takes in 6 bits: 6 bytes.
     assert measure("peak_memory", {}, subject)["peak_memory"].tolist() == [64 + 32 + 6]
 
 
 def test_views_make_no_second_copy():
     net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 2))
-    subject = bench(net, (1, 4, 4), {"default": INT})
+    subject = evaluator(net, (1, 4, 4), {"default": INT})
     code = np.zeros((1, 0), dtype=np.int64)
     # Convolution: 16 in, 32 out. Flatten: the same 32. Linear: 32 in, 2 out.
     assert measure("peak_memory", {}, subject.of_float(), code)["peak_memory"].tolist() == [48 * 4]
@@ -342,7 +342,7 @@ def test_the_least_peak_is_that_of_all_candidates():
     """A maximum over sites, which no single site may move."""
     own = {"name": ["NA", "integer"], "data_in_width": [8, 4]}
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    subject = bench(net, (8,), {"default": own}, runners=[("hw_runner", "peak_memory", {})])
+    subject = evaluator(net, (8,), {"default": own}, runners=[("hw_runner", "peak_memory", {})])
     limit = Constraint("peak_memory <= 1 B", "peak_memory", "<=", 1.0)
     found = subject.price(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
     everything = subject.space.numbered(0, subject.space.size)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bitfront.engine.run import STORE, Run
-from bitfront.engine.store import Store
+from bitfront.engine.storage.run import STORE, Run
+from bitfront.engine.storage.store import Store
 
 CONFIG = """\
 model = "digits-mlp"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from made import write
 
-from bitfront.engine.run import STORE, Run
-from bitfront.engine.store import Store
+from bitfront.engine.storage.run import STORE, Run
+from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, MissingExtraError, RunError, UserError
 from bitfront.report import dashboard
 from bitfront.report.dashboard import served

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from made import TWO, choice, full_grid, site, write
 
-from bitfront.engine.front import hypervolume
 from bitfront.errors import ConfigError
+from bitfront.pareto import hypervolume
 from bitfront.report import data, figures, grid
 
 TRIALS = 100_000

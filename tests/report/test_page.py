@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made import choice, full_grid, site, write
 
-from bitfront.engine import store as stores
+from bitfront.engine.storage import store as stores
 from bitfront.report import writing
 from bitfront.report.page import LIMIT
 from bitfront.report.writing import write_report

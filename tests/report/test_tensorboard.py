@@ -7,11 +7,11 @@ import pytest
 from made import write
 
 import bitfront as bf
-from bitfront.engine.front import hypervolume, non_dominated
-from bitfront.engine.run import STORE
-from bitfront.engine.store import Store
+from bitfront.engine.storage.run import STORE
+from bitfront.engine.storage.store import Store
 from bitfront.errors import MissingExtraError
 from bitfront.events import Events, several
+from bitfront.pareto import hypervolume, non_dominated
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what tensorboard imports
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

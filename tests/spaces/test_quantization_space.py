@@ -13,9 +13,9 @@ from bitfront.errors import ConfigError
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.spaces import SPACES
+from bitfront.spaces.model_space import DescribedSpace
 from bitfront.spaces.quantize import QuantizationSpace, single
 from bitfront.spaces.request import SpaceRequest
-from bitfront.spaces.spelled import SpelledSpace
 from bitfront.testing.spaces import check_space
 
 FLOAT = {"name": ["NA"]}
@@ -280,7 +280,7 @@ def test_a_candidate_spelled_out_is_as_it_stands_in_the_toml():
         for w in (4, 8)
     ] + [{**default, "head": {"config": {"name": "NA"}}}]
     # Without the model, from what a run folder keeps, the words are the same.
-    kept = SpelledSpace(built.description)
+    kept = DescribedSpace(built.description)
     assert [kept.decode(c) for c in kept.numbered(0, kept.size)] == spelled
 
 

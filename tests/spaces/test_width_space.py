@@ -12,8 +12,8 @@ from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.models.base import build
 from bitfront.spaces import SPACES
+from bitfront.spaces.model_space import DescribedSpace
 from bitfront.spaces.request import Part, SpaceRequest
-from bitfront.spaces.spelled import SpelledSpace
 from bitfront.spaces.widths import WidthSpace
 from bitfront.testing.spaces import check_space
 from bitfront.transforms import widen
@@ -66,7 +66,7 @@ def test_a_candidate_spelled_out_is_that_candidate_again():
     built = space(
         {"seq_blocks_2": out(0.3, 1, 1.7, divisor=4), "seq_blocks.4": out(1, 2, parent_block_name="seq_blocks_2")}
     )
-    kept = SpelledSpace(built.description)
+    kept = DescribedSpace(built.description)
     for code in built.numbered(0, built.size):
         config = built.decode(code)
         assert np.array_equal(built.encode(config), code)
@@ -219,7 +219,7 @@ def test_a_joint_space_is_the_product_of_both():
     )
     assert built.size == 4 * 8
     check_space(built)
-    kept = SpelledSpace(built.description)
+    kept = DescribedSpace(built.description)
     for code in built.numbered(0, built.size):
         config = built.decode(code)
         assert set(config) == {"widths", "quantize"}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bitfront.engine.front import hypervolume
+from bitfront.pareto import hypervolume
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.base import History
 from bitfront.strategies.evolution import Evolution, crowding, select, solve

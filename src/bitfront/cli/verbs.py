@@ -110,17 +110,17 @@ def compare(
     config = _one_file(file, config)
     loaded = _config(config, overrides)
     from bitfront import api
-    from bitfront.report import contest
+    from bitfront.report import comparison as comparison_report
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the embedded default (bitfront init writes it)'}")
         found = api.compare(loaded, strategies=strategy, seeds=seeds, restart=restart, events=events)
     if as_json:
-        printing.print_json(contest.as_json(found))
+        printing.print_json(comparison_report.as_json(found))
         return
     out = printing.console()
-    contest.sheet(found).show(out)
-    for line in contest.lines(found):
+    comparison_report.sheet(found).show(out)
+    for line in comparison_report.lines(found):
         out.print(line, soft_wrap=True, markup=False)
 
 

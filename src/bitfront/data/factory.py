@@ -76,7 +76,7 @@ def from_object(value: object, request: DataRequest | None = None, *, name: str,
     request = request or DataRequest()
     if isinstance(value, Dataset):
         return value
-    reader = _Reader(request, source)
+    reader = _ItemReader(request, source)
     common: dict[str, Any] = {"name": name, "seed": request.seed, "source": source}
     parts = _splits(value, source)
     if parts is None:
@@ -117,7 +117,7 @@ def _is_array(value: object) -> bool:
     return isinstance(value, torch.Tensor) or hasattr(value, "__array__")
 
 
-class _Reader:
+class _ItemReader:
     """Reads parts into arrays, and keeps count of the memory they take together."""
 
     def __init__(self, request: DataRequest, source: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitfront import config as configuration
 from bitfront.config import Config
-from bitfront.engine.plan import load_weights, open_data, open_model
+from bitfront.engine.planning.plan import load_weights, open_data, open_model
 from bitfront.engine.rebuild import candidate_of
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.events import Events
@@ -231,8 +231,8 @@ def analyze_trial(folder: str | Path, number: int, batch: int = 1, events: Event
     """A trial of a run, with the weights of the search. Raises RunError, and whatever its configuration does."""
     batch = _positive(batch)
     found = candidate_of(folder, number, events=events)
-    space = found.bench.space
-    config = space.decode(found.code) if found.bench.formats(found.code) else None
+    space = found.evaluator.space
+    config = space.decode(found.code) if found.evaluator.formats(found.code) else None
     return describe(space.graph, batch, config)
 
 

@@ -16,16 +16,16 @@ from bitfront import checkpoints
 from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
-from bitfront.engine import store as stores
-from bitfront.engine.bench import ONLY
-from bitfront.engine.finetuning import path_of
-from bitfront.engine.plan import Plan, make_plan, weights_fingerprint
-from bitfront.engine.run import STORE, Run, Trial, write_json
-from bitfront.engine.runners import chosen_samples
-from bitfront.engine.searching import WEIGHTS, kept_state
-from bitfront.engine.trained import opened, trained_model
-from bitfront.engine.training_bench import TrainingBench
-from bitfront.engine.workbench import Workbench, one_thread
+from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
+from bitfront.engine.evaluation.interface import ONLY_CODE
+from bitfront.engine.evaluation.trained import TrainedEvaluator
+from bitfront.engine.planning.plan import Plan, make_plan, weights_fingerprint
+from bitfront.engine.planning.runners import chosen_samples
+from bitfront.engine.search.finetuning import path_of
+from bitfront.engine.search.session import WEIGHTS, kept_state
+from bitfront.engine.search.weights import opened, trained_model
+from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.run import STORE, Run, Trial, write_json
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
@@ -36,7 +36,7 @@ from bitfront.training import Evaluation, evaluate
 from bitfront.transforms import calibrate, quantize
 
 #: Of the training split, for ``[passes.quantize]``: what a search takes unless it is told otherwise.
-CALIBRATION_SAMPLES = configuration.Calibration().num_samples
+CALIBRATION_SAMPLES = configuration.CalibrationTable().num_samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,32 +82,32 @@ def transform_trial(
         RunError: there is no such run or trial, or its model or data is not what it was.
     """
     found = candidate_of(folder, number, data=data, model=model, events=events)
-    bench, code, trial = found.bench, found.code, found.trial
-    formats = bench.formats(code)
-    rebuilt = bench.model(code, bake=True)
+    evaluator, code, trial = found.evaluator, found.code, found.trial
+    formats = evaluator.formats(code)
+    rebuilt = evaluator.model(code, bake=True)
     evaluation = None
     if check:
-        runner = found.layout.bench.runner_of("accuracy")
+        runner = found.layout.evaluator.runner_of("accuracy")
         if runner is None:
             raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
         settings: Any = runner.settings
-        x, y = bench.samples(settings.split, settings.num_samples)
+        x, y = evaluator.samples(settings.split, settings.num_samples)
         with one_thread():
-            evaluation = evaluate(rebuilt, x, y, batch_size=bench.chunk)
+            evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk)
     saved = Path(folder) / "transformed" / f"trial-{trial.number}"
     widths = found.layout.space.layer_widths(np.array(trial.code, dtype=np.int64))
-    result = Transformed(rebuilt, formats, bench.space.graph, trial.config, saved, trial, evaluation, widths)
+    result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
     _save(result)
     return result
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class RebuiltTrial:
     """A trial, ready to be looked at: `code` is its own in `bench`, the model of which has its weights."""
 
     trial: Trial
     layout: Plan
-    bench: Workbench
+    evaluator: FixedEvaluator
     code: NDArray[np.int64]
 
 
@@ -118,7 +118,7 @@ def candidate_of(
     data: Dataset | None = None,
     model: nn.Module | None = None,
     events: Events | None = None,
-) -> Found:
+) -> RebuiltTrial:
     """A trial of a run with its weights; trained again, the same way, where they were not kept.
 
     Raises:
@@ -152,19 +152,19 @@ def candidate_of(
         layout = layout.sampled(samples)
     own = np.array(trial.code, dtype=np.int64)
     place = kept_state(Path(folder), number)
-    if isinstance(layout.bench, TrainingBench) and layout.bench.job.training is not None:
-        layout.bench.recall(own, int(trial.metrics["trained_epochs"]), place)
-    bench, code = layout.bench.alone(own)
+    if isinstance(layout.evaluator, TrainedEvaluator) and layout.evaluator.job.training is not None:
+        layout.evaluator.recall(own, int(trial.metrics["trained_epochs"]), place)
+    evaluator, code = layout.evaluator.alone(own)
     if trial.finetuned is not None and trial.finetuned.kept:
-        bench, code = _finetuned(bench, Path(folder), number), ONLY
-    return Found(trial, layout, bench, code)
+        evaluator, code = _finetuned(evaluator, Path(folder), number), ONLY_CODE
+    return RebuiltTrial(trial, layout, evaluator, code)
 
 
-def _finetuned(bench: Workbench, folder: Path, number: int) -> Workbench:
+def _finetuned(evaluator: FixedEvaluator, folder: Path, number: int) -> FixedEvaluator:
     """The candidate as it was trained on, from the run folder's checkpoint."""
     path = path_of(folder, number)
-    state, meta = checkpoints.load(path, bench.space.graph.model), checkpoints.read_meta(path)
-    return bench.trained(state, read(meta["formats"]))
+    state, meta = checkpoints.load(path, evaluator.space.graph.model), checkpoints.read_meta(path)
+    return evaluator.trained(state, read(meta["formats"]))
 
 
 def transform_config(config: Config, *, check: bool = False, events: Events | None = None) -> Transformed:

@@ -20,8 +20,8 @@ from bitfront.formats.base import (
     FLOAT_BITS,
     Format,
     FormatError,
+    FormatParameter,
     Operand,
-    Parameter,
     percentile_range,
     thinned,
 )
@@ -51,20 +51,20 @@ class Affine(Format):
     scale: tuple[float, ...] | None = None
     zero_point: tuple[int, ...] | None = None
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        "width": Parameter("bits of a value", low=2, high=16),
-        "symmetric": Parameter(
+    parameters: ClassVar[Mapping[str, FormatParameter]] = {
+        "width": FormatParameter("bits of a value", low=2, high=16),
+        "symmetric": FormatParameter(
             "zero point fixed at 0; 'NA' is true for weights and biases, false for inputs",
             default=None,
             words=("NA",),
             boolean=True,
         ),
-        "granularity": Parameter(
+        "granularity": FormatParameter(
             "one scale per 'tensor' or per 'channel'; 'NA' is per channel for weights, else per tensor",
             default=None,
             words=("NA", "tensor", "channel"),
         ),
-        "range": Parameter(
+        "range": FormatParameter(
             "the scale covers the whole range of the calibration samples ('minmax', 'NA'), the part of it that holds "
             "99.9 % of the absolute values ('percentile'), or that with the smallest squared error ('mse', 'auto')",
             default=None,

@@ -40,7 +40,7 @@ class FormatError(ValueError):
 
 
 @dataclass(frozen=True)
-class Parameter:
+class FormatParameter:
     """One parameter of a format, as it stands in the TOML after the operand's name.
 
     Attributes:
@@ -81,7 +81,7 @@ class Format(ABC):
     """A number format with its parameters. Frozen, hashable; equal formats quantize equally."""
 
     #: The parameters a user may set, by name.
-    parameters: ClassVar[Mapping[str, Parameter]]
+    parameters: ClassVar[Mapping[str, FormatParameter]]
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], operand: Operand, *, signed: bool = True) -> Self:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, Operand, Parameter, percentile_range, thinned
+from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, percentile_range, thinned
 
 LOWEST_FRAC_WIDTH = -32
 #: How a frac width is learned.
@@ -32,9 +32,9 @@ class Integer(Format):
     frac_width: int | Rule
     signed: bool = True
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        "width": Parameter("bits of a value, sign included", low=1, high=32),
-        "frac_width": Parameter(
+    parameters: ClassVar[Mapping[str, FormatParameter]] = {
+        "width": FormatParameter("bits of a value, sign included", low=1, high=32),
+        "frac_width": FormatParameter(
             "bits behind the binary point, at most `width`; 'NA' is width // 2; learned from the calibration samples: "
             "'auto' is the one with the smallest squared error, 'minmax' the largest at which nothing is cut off, "
             "'percentile' the largest at which 99.9 % of the absolute values are not",
@@ -43,7 +43,7 @@ class Integer(Format):
             high=32,
             words=("NA", *get_args(Rule)),
         ),
-        "signed": Parameter(
+        "signed": FormatParameter(
             "whether negative values exist; 'NA' is true, except for the input of a ReLU",
             default=None,
             words=("NA",),

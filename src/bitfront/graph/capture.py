@@ -137,7 +137,7 @@ def changes_in_place(graph: Graph, sample: Tensor) -> str:
     return runner.culprit
 
 
-class _Observer(fx.Interpreter):
+class _ShapeInterpreter(fx.Interpreter):
     """Runs the graph and remembers what every node was given, gave, and did."""
 
     def __init__(self, module: fx.GraphModule, batch: int) -> None:
@@ -184,7 +184,7 @@ class _Observer(fx.Interpreter):
 
 
 def _traced_nodes(model: nn.Module, graph: fx.Graph, sample: Tensor) -> tuple[Node, ...]:
-    observer = _Observer(fx.GraphModule(model, graph), sample.shape[0])
+    observer = _ShapeInterpreter(fx.GraphModule(model, graph), sample.shape[0])
     with torch.no_grad():
         observer.run(sample.clone())
     nodes = []
@@ -294,7 +294,7 @@ def _function(n: fx.Node) -> tuple[str, str]:
     return function_op(str(n.target) if n.op == "call_method" else n.target)
 
 
-def _function_node(n: fx.Node, observer: _Observer) -> Node:
+def _function_node(n: fx.Node, observer: _ShapeInterpreter) -> Node:
     op, name = _function(n)
     seen, shapes = observer.seen[n], observer.shapes
     held = tuple(str(a.target) for a in n.all_input_nodes if a.op == "get_attr")

@@ -91,7 +91,7 @@ def walk(graph: Graph) -> Walk:
     first = next(itertools.chain(graph.model.parameters(), graph.model.buffers()), torch.zeros(()))
     # Float first; token indices are whole numbers.
     for dtype in (first.dtype if first.is_floating_point() else torch.float32, torch.long):
-        follower = _Follower(fx.GraphModule(graph.model, graph.fx_graph))
+        follower = _ChannelInterpreter(fx.GraphModule(graph.model, graph.fx_graph))
         zeros = torch.zeros(_BATCH, *graph.sample_shape, dtype=dtype, device=first.device)
         try:
             with torch.no_grad():
@@ -106,7 +106,7 @@ def walk(graph: Graph) -> Walk:
     ) from error
 
 
-class _Follower(fx.Interpreter):
+class _ChannelInterpreter(fx.Interpreter):
     """Runs the graph; `self.seen` holds the layout, extent or tuple of these beside each node's value."""
 
     def __init__(self, module: fx.GraphModule) -> None:

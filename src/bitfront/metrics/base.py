@@ -63,7 +63,7 @@ class Scores:
     errors: tuple[str, ...]
 
 
-class Subject(Protocol):
+class EvaluationContext(Protocol):
     """What a runner may look at. One subject serves a whole search."""
 
     @property
@@ -152,7 +152,7 @@ class Runner(ABC):
         """
         return
 
-    def kinds(self, subject: Subject) -> Mapping[str, tuple[Kind, str]]:  # noqa: ARG002
+    def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:  # noqa: ARG002
         """Metric → (how its values come about in this search, why if that is not what ``produces`` says).
 
         The same for every candidate of a search, so that a column never mixes what was measured with what was not.
@@ -160,7 +160,7 @@ class Runner(ABC):
         return {m.name: (m.kind, "") for m in self.produces}
 
     @abstractmethod
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Metric name → values of shape (candidates,). NaN where a candidate could not be measured."""
 
 

@@ -18,7 +18,7 @@ from torch import fx
 from bitfront.graph import Graph
 from bitfront.graph.operations import bops, ebops
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values, option_sum
+from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values, option_sum
 from bitfront.spaces.base import Codes
 
 
@@ -41,7 +41,7 @@ class _Multiplications(Runner):
     closed_form: ClassVar[bool] = True
     of_weights: ClassVar[bool] = True
 
-    def _tables(self, subject: Subject) -> list[NDArray[np.float64]]:
+    def _tables(self, subject: EvaluationContext) -> list[NDArray[np.float64]]:
         settings = cast(InputSettings, self.settings)
         space = subject.space
         first = first_weighted(space.graph) if settings.input_bits else frozenset()
@@ -59,7 +59,7 @@ class _Multiplications(Runner):
             tables.append(np.broadcast_to(np.asarray(cost, dtype=np.float64), data.shape))
         return tables
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The sum for each candidate."""
         return {self.produces[0].name: option_sum(self._tables(subject), subject.space.options(codes))}
 
@@ -97,7 +97,7 @@ class Sparsity(Runner):
     of_weights: ClassVar[bool] = True
     produces = (Metric("sparsity", "", "maximize", "modelled", "share of weights that are zero once quantized"),)
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """0 to 1 for each candidate; 0 for a model without weights."""
         space = subject.space
         counts = [math.prod(s.weight_shape) if s.weight else 0 for s in space.sites]

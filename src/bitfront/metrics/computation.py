@@ -12,7 +12,7 @@ from bitfront.formats.base import FLOAT_BITS
 from bitfront.graph import Site
 from bitfront.graph.operations import bit_operations
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Metric, Runner, Side, Subject, Values, table_sum
+from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values, table_sum
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 
@@ -40,7 +40,7 @@ class BasicComputation(Runner):
         ),
     )
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Both metrics of each candidate."""
         space = subject.space
         flops = sum(n.operations or 0 for n in space.graph.nodes)

@@ -29,7 +29,7 @@ from bitfront.export import integer, onnx
 from bitfront.export.packing import packing
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.metrics.base import RunnerSettings, Subject, Values, table_sum
+from bitfront.metrics.base import EvaluationContext, RunnerSettings, Values, table_sum
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 
@@ -90,7 +90,7 @@ class Deployment:
         reason: why nothing is run and the numbers are modelled; empty where they are measured.
     """
 
-    def __init__(self, settings: DeployedSettings, subject: Subject) -> None:
+    def __init__(self, settings: DeployedSettings, subject: EvaluationContext) -> None:
         self.settings = settings
         self.reason = _reason(settings, subject)
 
@@ -105,7 +105,7 @@ class Deployment:
         )
         return tuple(node.output for node in graph.nodes), kernels
 
-    def running(self, subject: Subject, code: NDArray[np.int64]) -> Running:
+    def running(self, subject: EvaluationContext, code: NDArray[np.int64]) -> Running:
         """The candidate on the backend, with a batch of inputs."""
         graph, formats = subject.space.graph, subject.formats(code)
         batch = self.settings.batch_size
@@ -142,7 +142,7 @@ class Deployment:
         return table_sum(space, tables, codes) + fixed
 
 
-def _reason(settings: DeployedSettings, subject: Subject) -> str:
+def _reason(settings: DeployedSettings, subject: EvaluationContext) -> str:
     if settings.backend == "modelled":
         return "backend = 'modelled'"
     if settings.backend == "onnxruntime" and subject.device != "cpu":
@@ -161,7 +161,7 @@ def _reason(settings: DeployedSettings, subject: Subject) -> str:
     return ""
 
 
-def _obstacle(settings: DeployedSettings, subject: Subject, site: Site, formats: SiteFormats) -> str:
+def _obstacle(settings: DeployedSettings, subject: EvaluationContext, site: Site, formats: SiteFormats) -> str:
     """Why an option has no kernel. Asked before any calibration: a zero point that is not fixed counts as not 0."""
     if subject.device != "cpu":
         wanted = [f.label for o, f in formats.items() if o != "bias"]

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Kind, Metric, Runner, RunnerSettings, Side, Subject, Values
+from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, RunnerSettings, Side, Values
 from bitfront.metrics.deployed import DeployedSettings, Deployment, Signature, check_backend, torch_threads
 from bitfront.metrics.power import Counter, NoCounterError, counter
 from bitfront.metrics.timing import warm_up
@@ -38,7 +38,7 @@ class EnergySettings(DeployedSettings):
 
 
 @dataclass(frozen=True)
-class Window:
+class MeteredWindow:
     """What happened while something ran.
 
     Attributes:
@@ -63,7 +63,7 @@ class Clocks:
     sleep: Callable[[float], None] = time.sleep
 
 
-def observed(meter: Counter, seconds: float, run: Callable[[], object] | None, clocks: Clocks) -> Window:
+def observed(meter: Counter, seconds: float, run: Callable[[], object] | None, clocks: Clocks) -> MeteredWindow:
     """Run again and again for `seconds`, at least once; without `run`, wait."""
     joules, begin, busy = meter.read(), clocks.wall(), clocks.busy()
     runs = 0
@@ -73,7 +73,7 @@ def observed(meter: Counter, seconds: float, run: Callable[[], object] | None, c
         while runs == 0 or clocks.wall() - begin < seconds:
             run()
             runs += 1
-    return Window(clocks.wall() - begin, meter.read() - joules, clocks.busy() - busy, runs)
+    return MeteredWindow(clocks.wall() - begin, meter.read() - joules, clocks.busy() - busy, runs)
 
 
 @RUNNERS.register("energy")
@@ -111,7 +111,7 @@ class Energy(Runner):
                 f"{error}. source = 'auto' estimates where there is no counter", key=("source",)
             ) from None
 
-    def kinds(self, subject: Subject) -> Mapping[str, tuple[Kind, str]]:
+    def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
         """Measured with a counter, if every option of the space can be run on the backend; else estimated, and why."""
         deployment, meter = self._prepared(subject)
         if deployment.reason:
@@ -127,7 +127,7 @@ class Energy(Runner):
             kinds["gpu_utilization"] = ("estimated", "the network uses no GPU" if on_cpu else "unknown without NVML: 0")
         return kinds
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """All five of each candidate."""
         deployment, meter = self._prepared(subject)
         names = [m.name for m in self.produces]
@@ -152,7 +152,7 @@ class Energy(Runner):
         table: Any = np.array(rows, dtype=np.float64).reshape(len(codes), len(names))
         return {name: table[:, i].copy() for i, name in enumerate(names)}
 
-    def _figures(self, window: Window, idle: float, meter: Counter) -> tuple[float, ...]:
+    def _figures(self, window: MeteredWindow, idle: float, meter: Counter) -> tuple[float, ...]:
         above = window.joules - idle * window.seconds
         return (
             above / (window.runs * self._own.batch_size) * 1e3,
@@ -162,7 +162,7 @@ class Energy(Runner):
             meter.gpu_utilization(),
         )
 
-    def _prepared(self, subject: Subject) -> tuple[Deployment, Counter]:
+    def _prepared(self, subject: EvaluationContext) -> tuple[Deployment, Counter]:
         if self._deployment is None:
             self._deployment = Deployment(self._own, subject)
         if self._meter is None:

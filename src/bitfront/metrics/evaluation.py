@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values
+from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values
 from bitfront.spaces.base import Codes
 
 
@@ -43,7 +43,7 @@ class BasicEvaluation(Runner):
         Metric("accuracy", "", "maximize", "measured", "top-1 accuracy over the evaluation samples, 0 to 1"),
     )
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Loss and accuracy of each candidate; NaN where its evaluation failed."""
         settings = cast(EvaluationSettings, self.settings)
         assert settings.num_samples != "auto", "the search says how many that is, before it begins"

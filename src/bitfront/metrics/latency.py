@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Kind, Metric, Runner, RunnerSettings, Side, Subject, Values
+from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, RunnerSettings, Side, Values
 from bitfront.metrics.deployed import DeployedSettings, Deployment, Signature, check_backend, torch_threads
 from bitfront.metrics.timing import Summary, interleaved, summarise
 from bitfront.spaces.base import Codes
@@ -53,19 +53,19 @@ class Latency(Runner):
         assert isinstance(settings, LatencySettings)
         check_backend(settings)
 
-    def deployment(self, subject: Subject) -> Deployment:
+    def deployment(self, subject: EvaluationContext) -> Deployment:
         """How candidates are deployed: the same for the whole search."""
         if self._deployment is None:
             self._deployment = Deployment(self._own, subject)
         return self._deployment
 
-    def kinds(self, subject: Subject) -> Mapping[str, tuple[Kind, str]]:
+    def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
         """Measured if every option of the space can be run on the backend, else modelled, and why."""
         reason = self.deployment(subject).reason
         kind: Kind = "modelled" if reason else "measured"
         return {m.name: (kind, reason) for m in self.produces}
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """All five, in milliseconds. A modelled latency is one number: percentile and interval are equal to it."""
         deployment = self.deployment(subject)
         if deployment.reason:
@@ -79,7 +79,7 @@ class Latency(Runner):
         )
         return self._named(median, p90, low, high)
 
-    def _time(self, subject: Subject, codes: Codes, signatures: list[Signature]) -> None:
+    def _time(self, subject: EvaluationContext, codes: Codes, signatures: list[Signature]) -> None:
         """Measure the networks among `codes` that are not known yet, all of them in turns."""
         new = {s: i for i, s in reversed(list(enumerate(signatures))) if s not in self._known}
         if not new:

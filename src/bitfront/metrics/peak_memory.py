@@ -14,7 +14,7 @@ from torch import fx
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.graph import Graph, Node
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Metric, Runner, Side, Subject, Values
+from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values
 from bitfront.spaces.base import Codes
 
 #: They make no tensor of their own: what comes out is what went in, seen in another shape.
@@ -57,7 +57,7 @@ class PeakMemory(Runner):
         ),
     )
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Bytes for each candidate. Each tensor ends on a whole byte."""
         space = subject.space
         tensors = activations(space.graph)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values, option_sum
+from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values, option_sum
 from bitfront.spaces.base import Codes
 
 
@@ -44,7 +44,7 @@ class AverageBitwidth(Runner):
         Metric("memory_density", "", "maximize", "modelled", "compare_to / average_bitwidth"),
     )
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Both metrics of each candidate. Where no weight is quantized, ``over = "quantized"`` says 32 bits too."""
         settings = cast(BitwidthSettings, self.settings)
         space = subject.space
@@ -77,7 +77,7 @@ class ModelSize(Runner):
         ),
     )
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Bytes of each candidate. A parameter shared by several sites is stored once, in its widest form."""
         space = subject.space
         options = space.options(codes)

@@ -1,7 +1,7 @@
 """Training each candidate before it is evaluated: the settings, and how long it was trained.
 
-The training itself is the engine's business (``bitfront.engine.training_bench``): it must happen before any metric is
-measured. That a file names this runner is what asks for it.
+The engine trains (``bitfront.engine.evaluation.trained``), because training must happen before any metric is measured.
+A file asks for it by naming this runner.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side, Subject, Values
+from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values
 from bitfront.spaces.base import Codes
 
 
@@ -59,6 +59,6 @@ class BasicTrain(Runner):
     side: ClassVar[Side] = "sw_runner"
     produces = (Metric("trained_epochs", "epochs", "maximize", "measured", "epochs that the candidate was trained"),)
 
-    def measure(self, subject: Subject, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The same for all of a batch."""
         return {"trained_epochs": np.full(len(codes), float(subject.epochs))}

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from bitfront.errors import ConfigError, EvaluationError
 from bitfront.kernels import training as steps
-from bitfront.population.batched import Stack, structure
-from bitfront.population.compiled import Crew, Found
-from bitfront.population.programs import Program, Traced, UnsupportedError, program
+from bitfront.population.batched import GpuTrainer, structure
+from bitfront.population.compiled import CpuTrainer, EpochOutcome
+from bitfront.population.programs import Traced, TrainingProgram, UnsupportedError, program
 from bitfront.training import (
     EpochRecord,
     StateDict,
@@ -114,12 +114,12 @@ def train_population(
     members = [_Member(model, _program(model, shape, device, traced, classes)) for model in models]
     companies: list[_Together | _Alone] = []
     for alike in _companies(members, device):
-        programs = [cast(Program, m.program) for m in alike]
+        programs = [cast(TrainingProgram, m.program) for m in alike]
         trainer: Trainer
         if device.type == "cpu":
-            trainer = Crew([m.model for m in alike], programs, settings, parts)
+            trainer = CpuTrainer([m.model for m in alike], programs, settings, parts)
         else:
-            trainer = Stack([m.model for m in alike], programs, settings, device)
+            trainer = GpuTrainer([m.model for m in alike], programs, settings, device)
         companies.append(_Together(alike, trainer, dataset, settings, device))
     companies += [_Alone(m, dataset, settings, device) for m in members if isinstance(m.program, str)]
     for epoch in range(1, settings.max_epochs + 1):
@@ -137,7 +137,7 @@ def train_population(
 
 def _program(
     model: nn.Module, sample_shape: tuple[int, ...], device: torch.device, traced: Traced, classes: int | None = None
-) -> Program | str:
+) -> TrainingProgram | str:
     """The steps of `model`, or why it is trained alone."""
     if device.type == "cpu" and not steps.available():
         return "there are no compiled training steps: no C++ compiler, or BITFRONT_NATIVE=0"
@@ -154,7 +154,7 @@ def _companies(members: Sequence[_Member], device: torch.device) -> list[list[_M
     """Members that can be trained together. On the CPU all can, but batch norms change which samples make a batch."""
     found: dict[Hashable, list[_Member]] = {}
     for member in members:
-        if isinstance(member.program, Program):
+        if isinstance(member.program, TrainingProgram):
             key = member.program.normed if device.type == "cpu" else structure(member.model, member.program)
             found.setdefault(key, []).append(member)
     return list(found.values())
@@ -163,7 +163,7 @@ def _companies(members: Sequence[_Member], device: torch.device) -> list[list[_M
 class _Member:
     """A model on its way: its program, or why it is trained alone, and what its epochs have brought."""
 
-    def __init__(self, model: nn.Module, program: Program | str) -> None:
+    def __init__(self, model: nn.Module, program: TrainingProgram | str) -> None:
         self.model = model
         self.program = program
         #: The state dict as it is now; set by the company.
@@ -201,7 +201,7 @@ class Trainer(Protocol):
         val: tuple[Tensor, Tensor],
         batches: Sequence[Tensor],
         rate: float,
-    ) -> list[Found]:
+    ) -> list[EpochOutcome]:
         """One pass of the members `going`; the others have been let go for good."""
         ...
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitfront import kernels
-from bitfront.population.compiled import Found
-from bitfront.population.programs import Grid, Program, Step
+from bitfront.population.compiled import EpochOutcome
+from bitfront.population.programs import FixedGrid, TrainingProgram, TrainingStep
 from bitfront.training import StateDict, TrainSettings, optimizer_of, snapshot
 
 #: Samples that are scored together.
@@ -27,7 +27,7 @@ VAL_BATCH = 8192
 Grids = Tensor | None
 
 
-def structure(model: nn.Module, program: Program) -> Hashable:
+def structure(model: nn.Module, program: TrainingProgram) -> Hashable:
     """Equal for models that can stand in one stack: all but the weights and the numbers of their grids."""
     steps = []
     for step in program.steps:
@@ -38,11 +38,15 @@ def structure(model: nn.Module, program: Program) -> Hashable:
     return tuple(steps), program.shapes
 
 
-class Stack:
+class GpuTrainer:
     """Models of one structure in training, on one device."""
 
     def __init__(
-        self, models: Sequence[nn.Module], programs: Sequence[Program], settings: TrainSettings, device: torch.device
+        self,
+        models: Sequence[nn.Module],
+        programs: Sequence[TrainingProgram],
+        settings: TrainSettings,
+        device: torch.device,
     ) -> None:
         self.models = list(models)
         self.program = programs[0]
@@ -75,7 +79,7 @@ class Stack:
         val: tuple[Tensor, Tensor],
         batches: Sequence[Tensor],
         rate: float,
-    ) -> list[Found]:
+    ) -> list[EpochOutcome]:
         """One pass of the members `going` over `batches`, indices into x and y, and their scores on `val`; the others
         are let go for good. All tensors on the device."""
         if list(going) != self.members:
@@ -127,7 +131,7 @@ class Stack:
         self.members = list(going)
 
     @torch.no_grad()
-    def _found(self, losses: Tensor, correct: Sequence[int], val: tuple[Tensor, Tensor]) -> list[Found]:
+    def _found(self, losses: Tensor, correct: Sequence[int], val: tuple[Tensor, Tensor]) -> list[EpochOutcome]:
         loss = torch.zeros(len(losses), dtype=torch.float64, device=self.device)
         right = torch.zeros(len(losses), dtype=torch.int64, device=self.device)
         for x, y in zip(torch.split(val[0], VAL_BATCH), torch.split(val[1], VAL_BATCH), strict=True):
@@ -136,7 +140,7 @@ class Stack:
             right += hits
         n = len(val[1])
         scores = zip(losses, correct, (loss / n).tolist(), (right / n).tolist(), strict=True)
-        return [Found(*score) for score in scores]
+        return [EpochOutcome(*score) for score in scores]
 
     def _logits(self, x: Tensor, *, train: bool) -> Tensor:
         """(members, samples, classes) from samples that all share."""
@@ -147,7 +151,7 @@ class Stack:
             values[step.output] = self._step(step, [values[i] for i in step.inputs], grids, train)
         return values[self.program.logits]
 
-    def _step(self, step: Step, given: Sequence[Tensor], grids: tuple[Grids, Grids], train: bool) -> Tensor:
+    def _step(self, step: TrainingStep, given: Sequence[Tensor], grids: tuple[Grids, Grids], train: bool) -> Tensor:
         x, count = given[0], len(self.members)
         if step.kind == "linear":
             weight, bias = self._weights(step, grids)
@@ -173,11 +177,11 @@ class Stack:
             return F.avg_pool2d(x, step.window.kernel, step.window.stride)
         return F.max_pool2d(x, step.window.kernel, step.window.stride, step.window.padding)
 
-    def _weights(self, step: Step, grids: tuple[Grids, Grids]) -> tuple[Tensor, Tensor | None]:
+    def _weights(self, step: TrainingStep, grids: tuple[Grids, Grids]) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.values[step.path, "weight"], self.values.get((step.path, "bias"))
         return _rounded(weight, grids[0]), None if bias is None else _rounded(bias, grids[1])
 
-    def _norm(self, step: Step, x: Tensor, train: bool) -> Tensor:
+    def _norm(self, step: TrainingStep, x: Tensor, train: bool) -> Tensor:
         norm = self.models[0].get_submodule(step.path)
         mean, variance = (self.buffers[step.path, name] for name in ("running_mean", "running_var"))
         weight, bias = (self.values.get((step.path, name)) for name in ("weight", "bias"))
@@ -240,14 +244,14 @@ def _along(grids: Tensor, x: Tensor) -> Tensor:
     return grids.repeat_interleave(channels, dim=1).view(4, 1, -1, 1, 1)
 
 
-def _stacked(grids: Sequence[Grid | None], device: torch.device) -> Grids:
+def _stacked(grids: Sequence[FixedGrid | None], device: torch.device) -> Grids:
     if grids[0] is None:
         return None
     rows = [(1 / g.step, g.low, g.high, g.step) for g in grids if g is not None]
     return torch.tensor(rows, dtype=torch.float32, device=device).t().contiguous()
 
 
-def _owned(model: nn.Module, step: Step) -> list[tuple[str, Tensor | None]]:
+def _owned(model: nn.Module, step: TrainingStep) -> list[tuple[str, Tensor | None]]:
     if not step.path:
         return []
     module = model.get_submodule(step.path)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bitfront import kernels
 from bitfront.kernels import training as steps
-from bitfront.population.programs import Grid, Program, Shape, Step, Window
+from bitfront.population.programs import FixedGrid, Shape, SlidingWindow, TrainingProgram, TrainingStep
 from bitfront.training import StateDict, TrainSettings, snapshot
 
 #: Batches are gathered in pieces of at most this size.
@@ -34,7 +34,7 @@ SMALLEST_TILE = 64
 
 
 @dataclass(frozen=True)
-class Found:
+class EpochOutcome:
     """What an epoch of one member brought: the losses of its batches, right answers among their samples, and loss and
     right answers (as means) on the val samples."""
 
@@ -76,7 +76,7 @@ class CompiledMember:
     taken: int = 0
 
     @staticmethod
-    def of(model: nn.Module, program: Program) -> CompiledMember:
+    def of(model: nn.Module, program: TrainingProgram) -> CompiledMember:
         """`model`, ready to be trained; it is not changed."""
         places: dict[int, int] = {}
         place = 0
@@ -132,13 +132,13 @@ class CompiledMember:
         return min(whole, max(SMALLEST_TILE, fitting))
 
 
-class Crew:
+class CpuTrainer:
     """Models in training, by their numbers. `parts`: see ``train_population``."""
 
     def __init__(
         self,
         models: Sequence[nn.Module],
-        programs: Sequence[Program],
+        programs: Sequence[TrainingProgram],
         settings: TrainSettings,
         parts: dict[str, float] | None,
     ) -> None:
@@ -154,7 +154,7 @@ class Crew:
         val: tuple[Tensor, Tensor],
         batches: Sequence[Tensor],
         rate: float,
-    ) -> list[Found]:
+    ) -> list[EpochOutcome]:
         """One pass of the members `going` over `batches`, indices into x and y, and their scores on `val`."""
         members = [self.members[i] for i in going]
         return train_epoch(members, x, y, val, batches, self.settings, rate, self.parts)
@@ -173,7 +173,7 @@ def train_epoch(
     settings: TrainSettings,
     rate: float,
     parts: dict[str, float] | None = None,
-) -> list[Found]:
+) -> list[EpochOutcome]:
     """One pass of every member over `batches`, indices into x and y, and its scores on `val`.
 
     As many threads as torch may use share out the members; each member is worked on by one at a time, by the same
@@ -209,7 +209,9 @@ def train_epoch(
         for memory in memories:
             for name, seconds in zip(steps.PARTS, memory.seconds.tolist(), strict=True):
                 parts[name] = parts.get(name, 0.0) + seconds
-    return [Found(torch.cat(own), right, *score) for own, right, score in zip(losses, correct, scores, strict=True)]
+    return [
+        EpochOutcome(torch.cat(own), right, *score) for own, right, score in zip(losses, correct, scores, strict=True)
+    ]
 
 
 def _threads(members: int) -> int:
@@ -294,7 +296,7 @@ def _side_by_side(x: NDArray[np.float32]) -> Tensor:
 # -- a program's layout
 
 
-def _laid_out(model: nn.Module, program: Program, places: dict[int, int], states: dict[str, int]) -> _Layout:
+def _laid_out(model: nn.Module, program: TrainingProgram, places: dict[int, int], states: dict[str, int]) -> _Layout:
     rows = _Rows(program)
     kept: list[Tensor] = []
     operations: list[steps.Operation] = []
@@ -318,7 +320,7 @@ def _laid_out(model: nn.Module, program: Program, places: dict[int, int], states
 class _Rows:
     """Where each value stands in the table of rows; the input does not. A flattened value stands where it stood."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: TrainingProgram) -> None:
         self.of: dict[int, int] = {0: -1}
         self.count = 0
         for step in program.steps:
@@ -347,7 +349,7 @@ def _mark_gradients(operations: Sequence[steps.Operation]) -> None:
 
 
 def _operation(
-    model: nn.Module, program: Program, step: Step, places: dict[int, int], states: dict[str, int]
+    model: nn.Module, program: TrainingProgram, step: TrainingStep, places: dict[int, int], states: dict[str, int]
 ) -> tuple[steps.Operation, int, list[Tensor]]:
     """(operation, floats of scratch it needs, tensors it points into)."""
     source, target = program.shapes[step.inputs[0]], program.shapes[step.output]
@@ -386,7 +388,7 @@ def _operation(
 
 
 @functools.lru_cache(maxsize=256)
-def _lists(source: Shape, target: Shape, window: Window | None) -> tuple[tuple[Tensor, Tensor], ...]:
+def _lists(source: Shape, target: Shape, window: SlidingWindow | None) -> tuple[tuple[Tensor, Tensor], ...]:
     """What meets in a window sliding over an image, three ways: per position of the output (weight of the kernel,
     position of the input), per position of the input (weight, position of the output), and per weight (position of the
     output, position of the input). Each as (starts of the lists, pairs).
@@ -403,7 +405,7 @@ def _lists(source: Shape, target: Shape, window: Window | None) -> tuple[tuple[T
     )
 
 
-def _met(source: Shape, target: Shape, window: Window) -> Iterator[tuple[int, int, int]]:
+def _met(source: Shape, target: Shape, window: SlidingWindow) -> Iterator[tuple[int, int, int]]:
     """(weight, position of the output, position of the input), in the order of the kernel."""
     for down, across in itertools.product(*map(range, target)):
         for i, j in itertools.product(*map(range, window.kernel)):
@@ -422,5 +424,5 @@ def _listed(count: int, entries: Sequence[tuple[int, int, int]]) -> tuple[Tensor
     return torch.tensor(starts, dtype=torch.int32), torch.tensor(flat or [0], dtype=torch.int32)
 
 
-def _grid(grid: Grid | None) -> steps.Grid:
+def _grid(grid: FixedGrid | None) -> steps.Grid:
     return steps.Grid() if grid is None else steps.Grid(1 / grid.step, grid.low, grid.high, grid.step)

@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Grid:
+class FixedGrid:
     """The numbers step · k for whole k from low to high."""
 
     step: float
@@ -34,7 +34,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """How a convolution or pooling slides over an image; each (height, width)."""
 
     kernel: tuple[int, int]
@@ -43,7 +43,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One operation.
 
     Attributes:
@@ -56,17 +56,17 @@ class Step:
     inputs: tuple[int, ...]
     output: int
     path: str = ""
-    window: Window | None = None
-    first: Grid | None = None
+    window: SlidingWindow | None = None
+    first: FixedGrid | None = None
     rectify: bool = False
-    second: Grid | None = None
+    second: FixedGrid | None = None
 
 
 @dataclass(frozen=True)
-class Program:
+class TrainingProgram:
     """A network: its steps in order, the shape of each value, and which value holds the logits."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[TrainingStep, ...]
     shapes: tuple[Shape, ...]
     logits: int
 
@@ -90,7 +90,7 @@ class _Tracer(fx.Tracer):
 Traced = dict[Hashable, fx.Graph]
 
 
-def program(model: nn.Module, sample_shape: Shape, traced: Traced) -> Program:
+def program(model: nn.Module, sample_shape: Shape, traced: Traced) -> TrainingProgram:
     """The steps of `model` in training.
 
     Args:
@@ -106,7 +106,7 @@ def program(model: nn.Module, sample_shape: Shape, traced: Traced) -> Program:
         graph = _graph(model)
         if key is not None:
             traced[key] = graph
-    return _Reader(model, sample_shape).read(graph)
+    return _ProgramReader(model, sample_shape).read(graph)
 
 
 def _traced_by(model: nn.Module) -> Hashable:
@@ -162,16 +162,16 @@ def _check_modules(model: nn.Module) -> None:
             raise UnsupportedError(f"{path} has hooks")
 
 
-class _Reader:
+class _ProgramReader:
     """Walks a graph once and collects the steps."""
 
     def __init__(self, model: nn.Module, sample_shape: Shape) -> None:
         self.model = model
-        self.steps: list[Step] = []
+        self.steps: list[TrainingStep] = []
         self.shapes: list[Shape] = [tuple(sample_shape)]
         self.values: dict[fx.Node, int] = {}
 
-    def read(self, graph: fx.Graph) -> Program:
+    def read(self, graph: fx.Graph) -> TrainingProgram:
         for node in graph.nodes:
             if node.op == "placeholder":
                 if self.values:
@@ -181,7 +181,7 @@ class _Reader:
                 found = node.args[0]
                 if not isinstance(found, fx.Node) or len(self.shapes[self.values[found]]) != 1:
                     raise UnsupportedError("it does not return one vector of logits per sample")
-                return Program(tuple(self.steps), tuple(self.shapes), self.values[found])
+                return TrainingProgram(tuple(self.steps), tuple(self.shapes), self.values[found])
             else:
                 self.values[node] = self.step_of(node)
         raise UnsupportedError("it returns nothing")
@@ -212,11 +212,11 @@ class _Reader:
 
     def emit(self, kind: Kind, inputs: tuple[int, ...], shape: Shape, **more: Any) -> int:
         self.shapes.append(shape)
-        self.steps.append(Step(kind, inputs, len(self.shapes) - 1, **more))
+        self.steps.append(TrainingStep(kind, inputs, len(self.shapes) - 1, **more))
         return len(self.shapes) - 1
 
     def activate(
-        self, source: fx.Node, *, first: Grid | None = None, rectify: bool = False, second: Grid | None = None
+        self, source: fx.Node, *, first: FixedGrid | None = None, rectify: bool = False, second: FixedGrid | None = None
     ) -> int:
         value = self.values[source]
         if first is None and not rectify:
@@ -236,23 +236,23 @@ class _Reader:
         return self.emit("flatten", (value,), (shape[0] * shape[1] * shape[2],) if len(shape) == 3 else (-1,))
 
 
-Rule = Callable[[_Reader, fx.Node, Any, str], int]
+Rule = Callable[[_ProgramReader, fx.Node, Any, str], int]
 
 
-def _grid(module: nn.Module, operand: str, path: str) -> Grid | None:
+def _grid(module: nn.Module, operand: str, path: str) -> FixedGrid | None:
     found = cast("Mapping[str, object]", getattr(module, "formats", {})).get(operand)
     return None if found is None else _grid_of(found, path)
 
 
-def _grid_of(found: object, path: str) -> Grid:
+def _grid_of(found: object, path: str) -> FixedGrid:
     grid = found.grid if isinstance(found, Format) and type(found).quantize is Format.quantize else None
     if grid is None:
         label = found.label if isinstance(found, Format) else type(found).__name__
         raise UnsupportedError(f"the format {label} of {path} is no fixed-point grid")
-    return Grid(*grid)
+    return FixedGrid(*grid)
 
 
-def _linear(reader: _Reader, source: fx.Node, module: nn.Linear, path: str) -> int:
+def _linear(reader: _ProgramReader, source: fx.Node, module: nn.Linear, path: str) -> int:
     value = reader.activate(source, second=_grid(module, "data_in", path))
     if len(reader.shapes[value]) != 1:
         raise UnsupportedError(f"{path} is applied to more than one vector per sample")
@@ -260,28 +260,28 @@ def _linear(reader: _Reader, source: fx.Node, module: nn.Linear, path: str) -> i
     return reader.emit("linear", (value,), (module.out_features,), path=path, **grids)
 
 
-def _convolution(reader: _Reader, source: fx.Node, module: nn.Conv2d, path: str) -> int:
+def _convolution(reader: _ProgramReader, source: fx.Node, module: nn.Conv2d, path: str) -> int:
     value = reader.activate(source, second=_grid(module, "data_in", path))
     plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
     if not plain or isinstance(module.padding, str):
         raise UnsupportedError(f"{path} is a grouped, dilated or specially padded convolution")
-    window = Window(_two(module.kernel_size), _two(module.stride), _two(module.padding))
+    window = SlidingWindow(_two(module.kernel_size), _two(module.stride), _two(module.padding))
     grids = {"first": _grid(module, "weight", path), "second": _grid(module, "bias", path)}
     shape = (module.out_channels, *_slid(reader.shapes[value], window, path))
     return reader.emit("conv", (value,), shape, path=path, window=window, **grids)
 
 
-def _relu(reader: _Reader, source: fx.Node, module: nn.Module, path: str) -> int:
+def _relu(reader: _ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
     if getattr(module, "inplace", False) and type(module) is nn.ReLU and len(source.users) > 1:
         raise UnsupportedError(f"{path} changes a tensor in place that others read")
     return reader.activate(source, first=_grid(module, "data_in", path), rectify=True)
 
 
-def _quantizer(reader: _Reader, source: fx.Node, module: Quantizer, path: str) -> int:
+def _quantizer(reader: _ProgramReader, source: fx.Node, module: Quantizer, path: str) -> int:
     return reader.activate(source, second=_grid_of(module.rounds, path))
 
 
-def _norm(reader: _Reader, source: fx.Node, module: nn.BatchNorm1d, path: str) -> int:
+def _norm(reader: _ProgramReader, source: fx.Node, module: nn.BatchNorm1d, path: str) -> int:
     value = reader.values[source]
     if module.momentum is None or not module.track_running_stats:
         raise UnsupportedError(f"{path} keeps no moving averages of its statistics")
@@ -290,43 +290,45 @@ def _norm(reader: _Reader, source: fx.Node, module: nn.BatchNorm1d, path: str) -
     return reader.emit("norm", (value,), reader.shapes[value], path=path)
 
 
-def _same(reader: _Reader, source: fx.Node, module: nn.Module, path: str) -> int:  # noqa: ARG001
+def _same(reader: _ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:  # noqa: ARG001
     return reader.values[source]
 
 
-def _dropout(reader: _Reader, source: fx.Node, module: nn.Dropout, path: str) -> int:
+def _dropout(reader: _ProgramReader, source: fx.Node, module: nn.Dropout, path: str) -> int:
     if module.p:
         raise UnsupportedError(f"{path} draws random numbers")
     return reader.values[source]
 
 
-def _flatten(reader: _Reader, source: fx.Node, module: nn.Flatten, path: str) -> int:
+def _flatten(reader: _ProgramReader, source: fx.Node, module: nn.Flatten, path: str) -> int:
     if (module.start_dim, module.end_dim) != (1, -1):
         raise UnsupportedError(f"{path} flattens some dimensions only")
     return reader.flatten(reader.values[source])
 
 
-def _max_pool(reader: _Reader, source: fx.Node, module: nn.MaxPool2d, path: str) -> int:
+def _max_pool(reader: _ProgramReader, source: fx.Node, module: nn.MaxPool2d, path: str) -> int:
     if module.ceil_mode or module.return_indices or _two(module.dilation) != (1, 1):
         raise UnsupportedError(f"{path} is a dilated pooling, or one with ceil_mode or indices")
-    window = Window(_two(module.kernel_size), _two(module.stride), _two(module.padding))
+    window = SlidingWindow(_two(module.kernel_size), _two(module.stride), _two(module.padding))
     return _pool(reader, "largest", source, window, path)
 
 
-def _mean_pool(reader: _Reader, source: fx.Node, module: nn.AvgPool2d, path: str) -> int:
+def _mean_pool(reader: _ProgramReader, source: fx.Node, module: nn.AvgPool2d, path: str) -> int:
     if module.ceil_mode or _two(module.padding) != (0, 0) or module.divisor_override:
         raise UnsupportedError(f"{path} is a pooling with padding, ceil_mode or a divisor of its own")
-    return _pool(reader, "mean", source, Window(_two(module.kernel_size), _two(module.stride), (0, 0)), path)
+    return _pool(reader, "mean", source, SlidingWindow(_two(module.kernel_size), _two(module.stride), (0, 0)), path)
 
 
-def _global_pool(reader: _Reader, source: fx.Node, module: nn.AdaptiveAvgPool2d, path: str) -> int:
+def _global_pool(reader: _ProgramReader, source: fx.Node, module: nn.AdaptiveAvgPool2d, path: str) -> int:
     shape = reader.shapes[reader.values[source]]
     if module.output_size not in (1, (1, 1)) or len(shape) != 3:
         raise UnsupportedError(f"{path} pools to more than one pixel")
-    return _pool(reader, "mean", source, Window((shape[1], shape[2]), (1, 1), (0, 0)), path)
+    return _pool(reader, "mean", source, SlidingWindow((shape[1], shape[2]), (1, 1), (0, 0)), path)
 
 
-def _pool(reader: _Reader, kind: Literal["largest", "mean"], source: fx.Node, window: Window, path: str) -> int:
+def _pool(
+    reader: _ProgramReader, kind: Literal["largest", "mean"], source: fx.Node, window: SlidingWindow, path: str
+) -> int:
     value = reader.values[source]
     shape = (reader.shapes[value][0], *_slid(reader.shapes[value], window, path))
     return reader.emit(kind, (value,), shape, window=window)
@@ -336,7 +338,7 @@ def _two(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _slid(shape: Shape, window: Window, path: str) -> Shape:
+def _slid(shape: Shape, window: SlidingWindow, path: str) -> Shape:
     if len(shape) != 3:
         raise UnsupportedError(f"{path} is applied to values of shape {shape}")
     sizes = zip(shape[1:], window.kernel, window.stride, window.padding, strict=True)

@@ -13,7 +13,7 @@ from bitfront.constraints import fulfilled
 from bitfront.report.importance import active
 
 if TYPE_CHECKING:
-    from bitfront.engine.run import Run
+    from bitfront.engine.storage.run import Run
     from bitfront.spaces.base import Parameter
 
 Rows = NDArray[np.int64]

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.engine.front import Front, hypervolume
+from bitfront.pareto import Front, hypervolume
 from bitfront.report.importance import Importance, active, importance
 from bitfront.spaces.base import Space
 
 if TYPE_CHECKING:
-    from bitfront.engine.run import Run
+    from bitfront.engine.storage.run import Run
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -212,7 +212,7 @@ def shortened(labels: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class ObjectiveCourse:
     """One objective over the trials, in the order in which they were evaluated.
 
     Attributes:
@@ -231,7 +231,7 @@ class Course:
 
 
 @dataclass(frozen=True, eq=False)
-class History:
+class SearchCourse:
     """How the search went.
 
     Attributes:
@@ -242,7 +242,7 @@ class History:
         end_seconds: per row of ``run.columns``, the sum of the durations up to it.
     """
 
-    courses: tuple[Course, ...]
+    courses: tuple[ObjectiveCourse, ...]
     trials: Rows
     seconds: Values
     volume: Values
@@ -250,7 +250,7 @@ class History:
     end_seconds: Values
 
 
-def history(run: Run, limit: int = SHOWN) -> History:
+def history(run: Run, limit: int = SHOWN) -> SearchCourse:
     """Objectives and hypervolume over trials and seconds; trials that break a constraint do not count."""
     own = run.columns
     values = run.objectives.values(own.metrics)
@@ -265,10 +265,10 @@ def history(run: Run, limit: int = SHOWN) -> History:
         steps = np.flatnonzero(~np.isnan(best) & (np.isnan(before) | (best < before)))
         label = objective_title(run, name)
         sign = -1 if direction == "maximize" else 1
-        course = Course(name, label, direction, rows, values[rows, column], steps, sign * best[steps])
+        course = ObjectiveCourse(name, label, direction, rows, values[rows, column], steps, sign * best[steps])
         courses.append(course)
     end = np.cumsum(np.nan_to_num(own.duration))
-    return History(tuple(courses), *_volumes(losses, end), end)
+    return SearchCourse(tuple(courses), *_volumes(losses, end), end)
 
 
 def counted(run: Run) -> Values:

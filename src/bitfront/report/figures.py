@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.report.data import Cloud, Failure, History, LayerMap, Parallel, heights, shortened, title
+from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCourse, heights, shortened, title
 from bitfront.report.grid import COLOURS, readable
 from bitfront.report.importance import Importance, Influence
 from bitfront.report.tables import number
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bitfront.engine.run import Run
+    from bitfront.engine.storage.run import Run
 
 Values = NDArray[np.float64]
 #: Okabe and Ito's palette.
@@ -186,7 +186,7 @@ def spaced(influence: Influence, room: float) -> list[tuple[float, str]]:
     return found
 
 
-def history(own: History) -> Figure:
+def history(own: SearchCourse) -> Figure:
     """Each objective over the trials with the best so far, then the hypervolume over trials and over seconds."""
     figure, panels = panels_of(len(own.courses) + 2, 4.4)
     for axes, course in zip(panels, own.courses, strict=False):

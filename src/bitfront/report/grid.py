@@ -21,7 +21,7 @@ from bitfront.report.tables import number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from bitfront.engine.run import Run
+    from bitfront.engine.storage.run import Run
 
 Values = NDArray[np.float64]
 COLOURS = "cividis"
@@ -30,7 +30,7 @@ FLAT = 0.7
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class CellGrid:
     """A metric over two parameters.
 
     Attributes:
@@ -64,7 +64,7 @@ class Grid:
         return "failed" if self.failed[row, column] else "–"
 
 
-def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequence[str] = ()) -> tuple[Grid, ...]:
+def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequence[str] = ()) -> tuple[CellGrid, ...]:
     """One grid per metric.
 
     Args:
@@ -97,7 +97,7 @@ def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequenc
     return tuple(grid(run, x, y, metric) for metric in metrics or known)
 
 
-def grid(run: Run, x: str, y: str, metric: str) -> Grid:
+def grid(run: Run, x: str, y: str, metric: str) -> CellGrid:
     """One metric over two parameters of the run's space."""
     space, own = run.space, run.columns
     columns = [next(c for c, p in enumerate(space.parameters) if p.name == name) for name in (x, y)]
@@ -113,7 +113,7 @@ def grid(run: Run, x: str, y: str, metric: str) -> Grid:
 
     trials = per_cell(fine)
     means = np.where(trials > 0, per_cell(fine, values[fine]) / np.maximum(trials, 1), np.nan)
-    return Grid(
+    return CellGrid(
         metric,
         title(run, metric),
         x,
@@ -126,7 +126,7 @@ def grid(run: Run, x: str, y: str, metric: str) -> Grid:
     )
 
 
-def heatmap(own: Grid) -> Figure:
+def heatmap(own: CellGrid) -> Figure:
     """Cells in colour with the values written in them; without a value, hatched."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
@@ -158,7 +158,7 @@ def heatmap(own: Grid) -> Figure:
     return figure
 
 
-def bars(own: Grid) -> Figure:
+def bars(own: CellGrid) -> Figure:
     """The same as bars in space; cells without a value are crossed out on the floor."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize

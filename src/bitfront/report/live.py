@@ -15,8 +15,8 @@ from bitfront.events import Events
 from bitfront.report import tables
 
 if TYPE_CHECKING:
-    from bitfront.engine.loop import Progress as Searched
-    from bitfront.engine.plan import Plan
+    from bitfront.engine.planning.plan import Plan
+    from bitfront.engine.search.loop import Progress as Searched
     from bitfront.training import EpochRecord, TrainSettings
 
 #: Columns of a terminal from which on there is room for more than numbers.

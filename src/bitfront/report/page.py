@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from bitfront import tomlfile
 from bitfront.errors import require
 from bitfront.report import data, figures
-from bitfront.report.grid import COLOURS, Grid, bars, readable
+from bitfront.report.grid import COLOURS, CellGrid, bars, readable
 from bitfront.report.importance import Effect, Importance, active
 from bitfront.report.tables import compared, constrained, number, reasons
 
 if TYPE_CHECKING:
-    from bitfront.engine.run import Run, Trial
+    from bitfront.engine.storage.run import Run, Trial
 
 #: Bytes that the page stays below, so that it can be mailed.
 LIMIT = 5_900_000
@@ -41,7 +41,7 @@ ROWS = 50
 ERROR = 2000
 
 
-def page(run: Run, grids: Sequence[Grid], influences: Sequence[Importance]) -> str:
+def page(run: Run, grids: Sequence[CellGrid], influences: Sequence[Importance]) -> str:
     """The whole page as text.
 
     Raises:
@@ -308,7 +308,7 @@ def _paint(shade: float) -> str:
     return f"background:{to_hex(colour)};color:{readable(colour)}"
 
 
-def _grids(grids: Sequence[Grid], pictures: Sequence[str]) -> str:
+def _grids(grids: Sequence[CellGrid], pictures: Sequence[str]) -> str:
     """Heatmaps as tables, with bars beside them where there are `pictures`."""
     if not grids:
         return (
@@ -337,7 +337,7 @@ def _grids(grids: Sequence[Grid], pictures: Sequence[str]) -> str:
     return "".join(parts)
 
 
-def _picture(own: Grid) -> str:
+def _picture(own: CellGrid) -> str:
     """The bars as an image in a palette of 128 colours: a third of the bytes."""
     from PIL import Image
 

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.engine.run import STORE
+from bitfront.engine.storage.run import STORE
 from bitfront.errors import RunError
 from bitfront.report.columns import Rows, Values, choices, measured
 from bitfront.report.data import objective_title
 from bitfront.strategies.optuna import CONSTRAINTS
 
 if TYPE_CHECKING:
-    from bitfront.engine.run import Run
+    from bitfront.engine.storage.run import Run
 
 #: The layout of Optuna's tables that is written here; Optuna 3.2 to 5 have it.
 SCHEMA = 12

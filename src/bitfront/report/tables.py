@@ -19,9 +19,9 @@ from bitfront.metrics.intervals import SIGNIFICANT
 
 if TYPE_CHECKING:
     from bitfront.engine.analysis import Analysis
-    from bitfront.engine.plan import Plan
+    from bitfront.engine.planning.plan import Plan
     from bitfront.engine.rebuild import Transformed
-    from bitfront.engine.run import Run, Trial
+    from bitfront.engine.storage.run import Run, Trial
 
 #: Rows of the best trials that a terminal gets to see; best.json has all.
 SHOWN = 20

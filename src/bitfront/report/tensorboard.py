@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitfront.constraints import fulfilled
-from bitfront.engine import store as stores
-from bitfront.engine.front import Front, hypervolume
-from bitfront.engine.run import STORE, Run
+from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.run import STORE, Run
 from bitfront.errors import require
 from bitfront.events import Events, several
+from bitfront.pareto import Front, hypervolume
 from bitfront.report.data import SLICED
 
 if TYPE_CHECKING:
-    from bitfront.engine.loop import Progress
-    from bitfront.engine.plan import Plan
-    from bitfront.engine.trials import Trials
+    from bitfront.engine.planning.plan import Plan
+    from bitfront.engine.search.loop import Progress
+    from bitfront.engine.storage.trials import Trials
 
 FOLDER = "tensorboard"
 #: So many trials are logged one by one.
@@ -56,14 +56,14 @@ def logged(folder: Path, events: Events) -> Iterator[Events]:
         MissingExtraError: tensorboard is not installed.
     """
     require("tensorboard", "tensorboard", "--tensorboard")
-    follower = _Follower(folder)
+    follower = _StoreFollower(folder)
     try:
         yield several(events, follower)
     finally:
         follower.end()
 
 
-class _Follower(Events):
+class _StoreFollower(Events):
     """Writes the log every now and then while a search goes on."""
 
     def __init__(self, folder: Path) -> None:

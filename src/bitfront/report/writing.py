@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitfront.engine.run import Run
+from bitfront.engine.storage.run import Run
 from bitfront.errors import RunError, require
 
 

@@ -12,9 +12,9 @@ from bitfront.errors import ConfigError, one_of
 from bitfront.graph import Graph
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
+from bitfront.spaces.model_space import ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
-from bitfront.spaces.spelled import ModelSpace, Offer
 from bitfront.spaces.widths import WidthSpace
 
 #: The tables under ``[search.search_space]``, in the order of the columns of a code.

@@ -26,8 +26,8 @@ from bitfront.graph.operations import SITE_OPERANDS
 from bitfront.registry import canonical
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
+from bitfront.spaces.model_space import ModelSpace, Offer
 from bitfront.spaces.request import SpaceRequest
-from bitfront.spaces.spelled import ModelSpace, Offer
 
 NAMING = ("name", "type", "regex_name")
 OPERANDS: tuple[Operand, ...] = ("data_in", "weight", "bias")

@@ -25,9 +25,9 @@ from bitfront.graph.channels import Layer
 from bitfront.registry import canonical
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
+from bitfront.spaces.model_space import ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import Part, SpaceRequest
-from bitfront.spaces.spelled import ModelSpace, Offer
 from bitfront.transforms.widen import multiplied_groups
 
 #: What ``name`` may say: whose width a multiplier changes. Inputs follow in any case.
@@ -83,7 +83,7 @@ class WidthSpace(ModelSpace):
     def __init__(self, request: SpaceRequest) -> None:
         self.graph = request.graph
         self._request = request
-        self.layers, self.unused, self.notes = _Reader(request).read()
+        self.layers, self.unused, self.notes = _SeedReader(request).read()
         self._chosen_at = tuple(w for w in self.layers if not w.follows)
         if not request.float_only and all(not width.groups for w in self._chosen_at for width in w.widths):
             layers = "; ".join(f"{w.layer.name} ({w.follows or 'as it is'})" for w in self.layers)
@@ -186,7 +186,7 @@ def _described(own: Widening) -> dict[str, object]:
     return {"site": own.layer.name, "alternatives": [{"name": own.name, "operands": operands, "also": also}]}
 
 
-class _Reader:
+class _SeedReader:
     """From the TOML's tables to what each layer got."""
 
     def __init__(self, request: SpaceRequest) -> None:

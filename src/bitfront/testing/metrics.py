@@ -1,7 +1,7 @@
 """What every metric runner must do. Run by the tests of each runner, also of a stranger's.
 
 from bitfront.testing import check_runner
-check_runner("average_bitwidth", {"compare_to": 32}, workbench, codes)
+check_runner("average_bitwidth", {"compare_to": 32}, evaluator, codes)
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import numpy as np
 from pydantic import ValidationError
 
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Direction, Kind, Runner, Scores, Side, Subject, Values
+from bitfront.metrics.base import Direction, EvaluationContext, Kind, Runner, Scores, Side, Values
 from bitfront.spaces.base import Codes
 
 
-def check_runner(name: str, settings: Mapping[str, Any], subject: Subject, codes: Codes) -> Mapping[str, Values]:
+def check_runner(
+    name: str, settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
+) -> Mapping[str, Values]:
     """Assert that the runner called `name` keeps the contract of :class:`bitfront.metrics.base.Runner`.
 
     For runners whose numbers are a function of the candidate: all but those that read a clock or a power meter.
 
     Args:
         settings: as under its table in the TOML.
-        subject: e.g. a ``Workbench``.
+        subject: e.g. a ``FixedEvaluator``.
         codes: three or more candidates of the subject's space.
 
     Returns:
@@ -77,7 +79,9 @@ def _check_facts(kind: type[Runner], settings: Mapping[str, Any]) -> None:
     raise AssertionError(f"{called}: an unknown key in its settings is not an error")
 
 
-def _measured(kind: type[Runner], settings: Mapping[str, Any], subject: Subject, codes: Codes) -> dict[str, Values]:
+def _measured(
+    kind: type[Runner], settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
+) -> dict[str, Values]:
     found = kind(kind.Settings(**settings)).measure(subject, codes)
     produced = {m.name for m in kind.produces}
     assert set(found) == produced, f"{kind.__name__} measured {sorted(found)}, and says it produces {sorted(produced)}"
@@ -87,7 +91,9 @@ def _measured(kind: type[Runner], settings: Mapping[str, Any], subject: Subject,
     return {m: v.copy() for m, v in found.items()}
 
 
-def _one_by_one(kind: type[Runner], settings: Mapping[str, Any], subject: Subject, codes: Codes) -> dict[str, Values]:
+def _one_by_one(
+    kind: type[Runner], settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
+) -> dict[str, Values]:
     parts = [_measured(kind, settings, subject, codes[i : i + 1]) for i in range(len(codes))]
     return {m.name: np.concatenate([p[m.name] for p in parts]) for m in kind.produces}
 
@@ -95,7 +101,7 @@ def _one_by_one(kind: type[Runner], settings: Mapping[str, Any], subject: Subjec
 class _OneFails:
     """A subject on which the forward passes of one candidate fail."""
 
-    def __init__(self, subject: Subject, failing: Codes) -> None:
+    def __init__(self, subject: EvaluationContext, failing: Codes) -> None:
         self._subject, self._failing = subject, failing
         self.asked = False
 
@@ -115,11 +121,15 @@ class _OneFails:
 
 
 def _check_failure(
-    kind: type[Runner], settings: Mapping[str, Any], subject: Subject, codes: Codes, found: Mapping[str, Values]
+    kind: type[Runner],
+    settings: Mapping[str, Any],
+    subject: EvaluationContext,
+    codes: Codes,
+    found: Mapping[str, Values],
 ) -> None:
     failing = codes[1]
     wounded = _OneFails(subject, failing)
-    measured = _measured(kind, settings, cast(Subject, wounded), codes)
+    measured = _measured(kind, settings, cast(EvaluationContext, wounded), codes)
     hit = (codes == failing).all(axis=1) & wounded.asked
     for metric, values in measured.items():
         assert bool(np.isnan(values[hit]).all()), f"{metric} of a failed candidate is {values[hit]}, not NaN"

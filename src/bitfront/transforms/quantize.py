@@ -250,7 +250,7 @@ def _rewrite(
     return fx.GraphModule(model, new).eval()
 
 
-class _Observer:
+class _OperandObserver:
     """Stands in for a format, remembers what flows by, changes nothing."""
 
     def __init__(self) -> None:
@@ -291,13 +291,13 @@ def observe(
         if owned is not None:
             result[name, operand] = (parameter(graph.model, owned[0]),)
         else:
-            observers.setdefault(name, {})[operand] = _Observer()
+            observers.setdefault(name, {})[operand] = _OperandObserver()
     if observers:
         with torch.no_grad():
             rebuilt(graph, observers, {}, bake=False)(x)
         for name, by_operand in observers.items():
             for operand, observer in by_operand.items():
-                assert isinstance(observer, _Observer)
+                assert isinstance(observer, _OperandObserver)
                 result[name, operand] = tuple(observer.seen)
     return result
 

@@ -1,0 +1,1 @@
+"""Several strategies compared on one space."""

@@ -1,0 +1,288 @@
+"""Several strategies on one space: the same budget, the same seeds, and every candidate evaluated once for all of them.
+
+Each run is the loop of a search, as it would have gone alone: the same seeds give the same trials in the same order.
+What is evaluated goes into one store, ``compare/cache.sqlite`` in the run folder, of which all runs are answered, and a
+comparison that is given again, after whatever stopped it, too. Only the strategies' own time is spent again.
+
+Brute force goes through the whole space, whatever the budget, and before all others: then it is known what there is to
+be found, and a candidate costs everybody what it costs in brute force's large blocks.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bitfront.config import Config
+from bitfront.constraints import fulfilled
+from bitfront.engine.comparison.cached import CachedEvaluator, InMemoryTrials, TimedStrategy
+from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison, StrategyRun, measured
+from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.planning.feasibility import Feasibility, check
+from bitfront.engine.planning.plan import Plan, named_strategy, weights_fingerprint
+from bitfront.engine.search import loop
+from bitfront.engine.search.session import bounds, first_candidates, float_metrics, with_samples
+from bitfront.engine.search.weights import trained_model
+from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.store import Store
+from bitfront.errors import ConfigError, EvaluationError, RunError
+from bitfront.events import Events
+from bitfront.spaces.base import Codes
+from bitfront.strategies.optuna import SAMPLERS
+
+#: Below the run folder.
+FOLDER, CACHE = "compare", "cache.sqlite"
+DEFAULT = ("evolution", "optuna:tpe", "optuna:nsgaii", "optuna:random")
+BUDGET = 400
+#: Brute force comes along by itself where going through the whole space takes no longer, in seconds.
+FINISHES = 120.0
+#: What a search is known by, and results are not.
+OF_THE_SEARCH = ("objectives", "summed", "constraints", "strategy", "sampler")
+
+
+def prepared(config: Config) -> Config:
+    """The configuration of a comparison: strategy and timeout of the search in it have no say.
+
+    Raises:
+        ConfigError: candidates are compared while they are trained, so that their results depend on the strategy.
+    """
+    if config.search is None:
+        return config  # the plan says what is missing
+    own = config.search.strategy
+    for name, table in own.sw_runner.items():
+        if table.get("halving") is not None:
+            raise ConfigError(
+                "with halving a candidate's result depends on who is trained beside it, so strategies cannot share "
+                "results; leave it out",
+                key=("search", "strategy", "sw_runner", name, "halving"),
+            )
+    setup = own.setup.model_copy(update={"sampler": None, "timeout": None, "n_trials": own.setup.n_trials or BUDGET})
+    strategy = own.model_copy(update={"name": "evolution", "setup": setup})
+    finetune = config.search.finetune.model_copy(update={"trials": 0})
+    return config.model_copy(
+        update={"search": config.search.model_copy(update={"strategy": strategy, "finetune": finetune})}
+    )
+
+
+def competitors(layout: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
+    """`layout` once per strategy, ``"evolution"`` or ``"optuna:tpe"``; brute force first, with the whole space to do.
+
+    Raises:
+        ConfigError: there is no such strategy or sampler, one is named twice, or brute force would not finish.
+    """
+    found: list[Plan] = []
+    for text in names:
+        name, _, sampler = text.partition(":")
+        try:
+            strategy, chosen = named_strategy(name, sampler or None)
+        except ConfigError as error:
+            error.key = (f"--strategy {text}",)
+            if name in SAMPLERS:
+                raise ConfigError(f"{name!r} is a sampler; write optuna:{name}", key=error.key) from None
+            raise
+        own = replace(layout, strategy=strategy, sampler=chosen)
+        if title(own) in map(title, found):
+            raise ConfigError(f"{title(own)} is named twice", key=(f"--strategy {text}",))
+        if own.strategy == EXHAUSTIVE:
+            own = replace(own, n_trials=layout.space.size)
+            largest = layout.settings.strategy.setup.max_size
+            if layout.space.size > largest:
+                raise ConfigError(
+                    f"the space has {layout.space.size:,} candidates, and brute force, which goes through all of them, "
+                    f"stops at max_size = {largest:,}; leave it out, or set max_size yourself",
+                    key=(f"--strategy {text}",),
+                )
+        found.append(own)
+    return tuple(sorted(found, key=lambda p: p.strategy != EXHAUSTIVE))
+
+
+def title(own: Plan) -> str:
+    """A strategy with its sampler."""
+    return own.strategy + (f":{own.sampler}" if own.sampler else "")
+
+
+def run_comparison(layout: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
+    """Compare strategies, or go on with it, in ``compare`` of the run folder.
+
+    Args:
+        layout: of a configuration that is ``prepared``.
+        names: the strategies; None: ``DEFAULT``, and brute force where it takes no more than two minutes.
+        seeds: how many runs of each: with the seed of the configuration, and those after it.
+        restart: throw away what an earlier comparison there has evaluated.
+
+    Raises:
+        ConfigError: a strategy is not possible, before any work.
+        RunError: the folder belongs to another configuration, or to a search or comparison that is running.
+        EvaluationError: nothing could be evaluated, nothing fulfils the constraints, or results cannot be written.
+        KeyboardInterrupt: what was evaluated until then is kept.
+    """
+    if seeds < 1:
+        raise ConfigError(f"{seeds} is not possible; allowed: 1 or more", key=("--seeds",))
+    competitors(layout, names or DEFAULT)  # mistakes come before any work
+    for note in layout.notes:
+        events.note(note)
+    folder = layout.config.run_folder
+    try:
+        with stores.locked(folder):
+            return _compare(layout, names, seeds, restart, events)
+    except OSError as error:
+        raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
+    except sqlite3.Error as error:
+        raise EvaluationError(
+            f"{folder / FOLDER / CACHE}: {error}. Make room or fix the permissions, then give the same command again"
+        ) from None
+
+
+def _compare(layout: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
+    folder = layout.config.run_folder / FOLDER
+    path = folder / CACHE
+    if path.exists() and not restart:
+        stores.check_identity(path, _identity(layout, None), ignore=["weights"])
+    if not layout.brings_weights:
+        layout = layout.trained(trained_model(layout.config, layout.model, layout.dataset, events, folder).model)
+    if restart:
+        for old in (path, *folder.glob(f"{CACHE}-*")):
+            old.unlink(missing_ok=True)
+    space, evaluator = layout.space, layout.evaluator
+    with layout.config.locating():
+        starts = check(evaluator, layout.constraints, trained=True)
+    identity = _identity(layout, weights_fingerprint(layout.model))
+    store = Store.open(path, evaluator.metrics, len(space.parameters), identity, space.keys)
+    try:
+        layout = with_samples(layout, store, events)
+        limits = bounds(layout, float_metrics(layout))
+        own = competitors(layout, _default(layout, store, events) if names is None else names)
+        with Dispatcher(layout.evaluator, layout.settings.strategy.setup.n_jobs) as dispatcher:
+            shared = CachedEvaluator(dispatcher, store, space.keys)
+            known = len(shared)
+            _announce(own, seeds, known, events)
+            courses = _courses(own, seeds, starts, limits, shared, events)
+            remarks = tuple(dispatcher.remarks)
+    finally:
+        store.close()
+    if not any(np.isfinite(c.losses).all(axis=1).any() for c in courses):
+        raise EvaluationError("nothing that was evaluated is complete and fulfils the constraints")
+    for remark in remarks:
+        events.note(remark)
+    found, front, reference, whole = measured(courses, layout.objectives)
+    return Comparison(
+        folder=folder,
+        strategies=tuple(map(title, own)),
+        seeds=_seeds(layout, seeds),
+        budget=min(layout.n_trials, space.size),
+        size=space.size,
+        objectives=layout.objectives,
+        constraints=tuple(c.text for c in layout.constraints),
+        truth=any(c.stopped == "space exhausted" for c in courses),
+        front=front,
+        reference=reference,
+        whole=whole,
+        courses=found,
+        evaluated=shared.evaluated,
+        known=known,
+        notes=(*layout.notes, *remarks),
+    )
+
+
+def _identity(layout: Plan, weights: str | None) -> dict[str, Any]:
+    """What results depend on: those of any strategy, for any objectives."""
+    own = {k: v for k, v in layout.identity(weights).items() if k not in OF_THE_SEARCH}
+    return {**own, "metrics": list(layout.evaluator.metrics)}
+
+
+def _seeds(layout: Plan, seeds: int) -> tuple[int, ...]:
+    return tuple(range(layout.config.seed, layout.config.seed + seeds))
+
+
+def _default(layout: Plan, store: Store, events: Events) -> tuple[str, ...]:
+    """The strategies that are compared unless others are named; decided once, as it depends on the clock."""
+    size, largest = layout.space.size, layout.settings.strategy.setup.max_size
+    seconds = store.meta("brute_force_seconds")
+    if seconds is None and size <= largest:
+        (exhaustive,) = competitors(layout, [EXHAUSTIVE])
+        seconds = size * exhaustive.seconds_per_candidate()
+        store.set_meta("brute_force_seconds", seconds)
+    if seconds is not None and seconds <= FINISHES:
+        return (EXHAUSTIVE, *DEFAULT)
+    would = f"would need some {seconds:,.0f} s" if seconds is not None else f"stops at max_size = {largest:,}"
+    events.note(
+        f"brute force is not among them: for {size:,} candidates it {would}; --strategy brute_force asks for it"
+    )
+    return DEFAULT
+
+
+def _announce(own: Sequence[Plan], seeds: int, known: int, events: Events) -> None:
+    layout = own[-1]
+    size, budget = layout.space.size, min(layout.n_trials, layout.space.size)
+    events.note(f"space: {size:,} distinct candidates, {len(layout.space.parameters)} parameters")
+    events.note(
+        f"compared: {', '.join(map(title, own))}; {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget:,} distinct "
+        "evaluations each" + (f", brute force all {size:,}" if own[0].strategy == EXHAUSTIVE else "")
+    )
+    each = 1000 * own[0].seconds_per_candidate()  # also what happens once happens now, and not to the first candidate
+    events.note(f"cost: {each:.2g} ms per candidate (measured), which is paid once, and the strategies' own time")
+    if known:
+        events.note(f"{known:,} candidates are known from before")
+
+
+def _courses(
+    own: Sequence[Plan], seeds: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
+) -> list[StrategyRun]:
+    """Every run, strategy by strategy."""
+    found: list[StrategyRun] = []
+    for plan in own:
+        several = (None,) if plan.strategy == EXHAUSTIVE else _seeds(plan, seeds)
+        for seed in several:
+            which = f"seed {seed}" if seed is not None else "the whole space"
+            events.running(f"{title(plan)}, {which}")
+            found.append(_course(plan, plan.config.seed if seed is None else seed, starts, limits, shared, events))
+        runs = found[-len(several) :]
+        events.ran(title(plan), len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
+    return found
+
+
+def _course(
+    own: Plan, seed: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
+) -> StrategyRun:
+    """One run: the loop of a search, on what all runs share."""
+    told = InMemoryTrials(own.evaluator.metrics)
+    strategy = TimedStrategy(lambda: own.make_strategy(seed), told.__len__)
+    stopped = loop.run(
+        space=own.space,
+        strategy=strategy,
+        seeds=first_candidates(own, starts),
+        objectives=own.objectives,
+        store=told,
+        dispatcher=shared,
+        limits=loop.Limits(own.n_trials),
+        seed=seed,
+        on_progress=lambda progress: events.progress(progress, own),
+        bounds=limits,
+    )
+    if stopped == "interrupted":
+        raise KeyboardInterrupt
+    codes, values, complete, seconds = told.columns(len(own.space.parameters))
+    losses = own.objectives.losses(values)
+    counts = complete & np.isfinite(losses).all(axis=1)
+    if limits:
+        counts &= fulfilled(limits.constraints, values)
+    losses[~counts] = np.nan
+    return StrategyRun(
+        strategy=title(own),
+        seed=seed,
+        codes=codes,
+        losses=losses,
+        asking=strategy.asked(len(codes)),
+        evaluating=seconds,
+        asked=strategy.seconds,
+        proposals=strategy.proposals,
+        repeats=strategy.repeats,
+        failed=int((~complete).sum()),
+        stopped=stopped,
+        volume=np.zeros(0),
+        best=np.zeros(0),
+    )

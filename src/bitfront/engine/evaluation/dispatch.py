@@ -1,0 +1,158 @@
+"""Blocks of candidates, evaluated in this process or in several.
+
+The size of a block follows the clock, and nothing else does: a candidate's numbers do not depend on its block.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context, parent_process
+
+import numpy as np
+
+from bitfront.engine.evaluation.fixed import described
+from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, Evaluator
+from bitfront.engine.evaluation.trained import open_evaluator
+from bitfront.errors import EvaluationError, UserError
+from bitfront.spaces.base import Codes
+
+#: A block of candidates is made so large that it takes about this long: short enough for the progress bar, the
+#: timeout and the store; long enough that none of them is what takes the time.
+BLOCK_SECONDS = 0.25
+FIRST_BLOCK = 16
+#: Candidates that are trained together: a few are enough to train each of them much faster than alone.
+TRAINED_BLOCK = 8
+LARGEST_BLOCK = 1 << 16
+
+
+class Dispatcher:
+    """Hands out blocks of candidates, to this process or to `n_jobs` worker processes, and gives results in order.
+
+    A context manager: leaving it ends the workers.
+
+    Attributes:
+        inexact, plain: as in ``BatchMetrics``, of everything so far.
+    """
+
+    def __init__(self, evaluator: Evaluator, n_jobs: int = 1) -> None:
+        self.evaluator, self.n_jobs = evaluator, n_jobs
+        self._pool: Executor | None = None
+        training = evaluator.job.training
+        #: Candidates that are compared while they are trained come in blocks that depend on nothing else.
+        self._cohort = training.halving.cohort if training and training.halving else 0
+        self._block = self._cohort or (TRAINED_BLOCK if training else FIRST_BLOCK)
+        self._least = TRAINED_BLOCK if training else 1
+        self.inexact: dict[str, str] = {}
+        self.plain = ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of how candidates were evaluated."""
+        remarks = []
+        if self.plain:
+            remarks.append(f"candidates were evaluated whole, one by one, which is slow: {self.plain}")
+        if self.inexact:
+            site, why = next(iter(self.inexact.items()))
+            which = site if len(self.inexact) == 1 else f"{len(self.inexact)} sites, first {site}"
+            remarks.append(
+                f"not every sum is exact in float32 ({which}: {why}): these were made one by one, as the deployed "
+                "model makes them; on other machines the last digits may differ"
+            )
+        return remarks
+
+    def __enter__(self) -> Dispatcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
+        """Evaluate `codes` block by block, in order; stop iterating to stop evaluating.
+
+        Raises:
+            EvaluationError: a worker process died.
+        """
+        start = 0
+        while start < len(codes):
+            ahead = codes[start : start + self._block * self.n_jobs]
+            if self._cohort:
+                parts = [ahead[i : i + self._cohort] for i in range(0, len(ahead), self._cohort)]
+            else:
+                parts = [p for p in np.array_split(ahead, self.n_jobs) if len(p)]
+            begin = time.perf_counter()
+            for part, found in zip(parts, self._map(parts), strict=True):
+                self.inexact.update(found.inexact)
+                self.plain = self.plain or found.plain
+                yield part, found
+            seconds = time.perf_counter() - begin
+            start += sum(map(len, parts))
+            if self._cohort:
+                continue
+            if seconds < BLOCK_SECONDS and len(parts) == self.n_jobs:
+                # Larger blocks share more: what took very little time may grow by more than its double.
+                factor = 8 if seconds < BLOCK_SECONDS / 16 else 2
+                self._block = min(LARGEST_BLOCK, self._block * factor)
+            elif seconds > 2 * BLOCK_SECONDS:
+                self._block = max(self._least, self._block // 2)
+
+    def _map(self, parts: Sequence[Codes]) -> Iterator[BatchMetrics]:
+        if self.n_jobs == 1:
+            yield from (self.evaluator.measure(p) for p in parts)
+            return
+        if self._pool is None:
+            self._pool = _start_pool(self.evaluator.job, self.n_jobs)
+        try:
+            yield from self._pool.map(_measure_in_worker, parts)
+        except BrokenProcessPool:
+            raise EvaluationError(
+                "a worker process died (out of memory?). All trials told so far are safe; give the same command "
+                "again, with a smaller n_jobs"
+            ) from None
+
+
+_EVALUATOR: list[Evaluator] = []
+
+
+def _start_pool(job: EvaluationJob, n_jobs: int) -> Executor:
+    import pickle
+
+    try:
+        # Each worker is one of several: it keeps to one thread.
+        payload = pickle.dumps(replace(job, threads=1))
+    except Exception as error:
+        raise UserError(
+            f"n_jobs = {n_jobs} needs a model that can be sent to other processes, and this one cannot be pickled "
+            f"({described(error)}). Define its class at the top level of a module, or use n_jobs = 1"
+        ) from None
+    # spawn, not fork: a forked child would inherit torch's threads in whatever state they are.
+    return ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"), initializer=_init_worker, initargs=(payload,))
+
+
+def _init_worker(payload: bytes) -> None:
+    import pickle
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The bytes come from the parent process, which is us.
+    _EVALUATOR[:] = [open_evaluator(pickle.loads(payload))]  # noqa: S301
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers: they would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _measure_in_worker(codes: Codes) -> BatchMetrics:
+    return _EVALUATOR[0].measure(codes)

@@ -1,0 +1,406 @@
+"""From a batch of codes to arrays of metrics.
+
+``FixedEvaluator`` evaluates candidates that all have the weights of one model. It is built from a plain, picklable
+``EvaluationJob``, and holds the captured model, the space, the samples and the runners. A traced model's candidates go
+through ``TreeScorer`` together. Those of a model that cannot be traced, and any that the tree fails on, are rebuilt one
+by one through ``transforms.quantize`` and run whole. That is the plain path, and the tree must agree with it.
+
+One candidate's numbers depend on nothing but the candidate: the same samples in the same chunks, each product on one
+thread (sums in floating point depend on how many share them), no state from one batch to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront.engine.evaluation.calibration import Calibration
+from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, Evaluator, joined
+from bitfront.engine.evaluation.tree.program import Program
+from bitfront.engine.evaluation.tree.scorer import TreeScorer, WorkLimits
+from bitfront.errors import UserError
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import Graph, Site
+from bitfront.graph.capture import changes_in_place, parameter
+from bitfront.metrics.base import Kind, Runner, Scores, Values
+from bitfront.spaces.base import Codes
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.training import StateDict, evaluate, right_answers
+from bitfront.transforms import SiteFormats, quantize
+from bitfront.transforms.correct import Correction
+
+
+@contextlib.contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Lets torch use that many threads; None: as many as it would."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread: on small work that is faster, and sums come out the same on every machine. On a GPU,
+    convolutions keep to float32: the 10 bits of TF32 are no place for exact sums."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with threads(1):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+class FixedEvaluator(Evaluator):
+    """Evaluates candidates of one job that have the weights of its model. The model in it is never changed.
+
+    Args:
+        space: where the job's space is built already.
+        effort: how work is cut; default: fitting the model and the machine.
+        beside: the evaluator of the search, where this one measures something beside its candidates (the float model),
+            or some of its candidates in their own weights.
+        epochs: how long these weights were trained in the search.
+    """
+
+    def __init__(
+        self,
+        job: EvaluationJob,
+        space: QuantizationSpace | None = None,
+        effort: WorkLimits | None = None,
+        beside: FixedEvaluator | None = None,
+        epochs: int = 0,
+    ) -> None:
+        self.job = job
+        if space is None:
+            built = job.build_space()
+            assert isinstance(built, QuantizationSpace), "a search over widths needs a TrainedEvaluator"
+            space = built
+        self._space = space
+        self.epochs = epochs
+        self._searched = beside.searched if beside else space
+        threads = job.threads or torch.get_num_threads()
+        self.effort = effort or WorkLimits.fitting(space.graph, threads, job.device)
+        # The same runners: what one of them timed is not timed again.
+        self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
+        self._calibration = Calibration(space.graph, job.calibration, job.corrections)
+        self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
+        self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
+        #: Why candidates go the plain way, where they do.
+        self.plain = ""
+
+    @property
+    def space(self) -> QuantizationSpace:
+        """The space the codes belong to."""
+        return self._space
+
+    @property
+    def searched(self) -> QuantizationSpace:
+        """The space of the search, also where the codes belong to the float model alone."""
+        return self._searched
+
+    def of_float(self) -> FixedEvaluator:
+        """An evaluator whose only candidate, the empty code, is the float model."""
+        return FixedEvaluator(self.job, QuantizationSpace.of_float(self.space.graph), self.effort, self)
+
+    def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> FixedEvaluator:
+        """The same candidates on other samples."""
+        return FixedEvaluator(replace(self.job, splits=splits), self._space)
+
+    def alone(self, code: NDArray[np.int64]) -> tuple[FixedEvaluator, NDArray[np.int64]]:
+        """This evaluator, and the code."""
+        return self, code
+
+    def measure(self, codes: Codes) -> BatchMetrics:
+        """All metrics of a batch of candidates.
+
+        A candidate that fails is an entry in ``errors``, and does not touch the others.
+        """
+        start = time.perf_counter()
+        try:
+            values, errors = self._measure(codes)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if len(codes) == 1:
+                nothing = {m: np.full(1, np.nan) for m in self.metrics}
+                return BatchMetrics(nothing, (described(error),), (time.perf_counter() - start,))
+            # Whoever is to blame is found one by one.
+            return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
+        seconds = (time.perf_counter() - start) / max(1, len(codes))
+        return BatchMetrics(values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain)
+
+    def kinds(self) -> dict[str, tuple[Kind, str]]:
+        """Metric → how its values come about in this search, and why if that is not the usual way."""
+        found: dict[str, tuple[Kind, str]] = {}
+        for runner in self.runners:
+            found.update(runner.kinds(_Context(self)))
+        return found
+
+    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+        """Some closed-form metrics of a batch of candidates, and nothing else: no candidate is evaluated."""
+        values: dict[str, Values] = {}
+        for runner in self.runners:
+            if runner.closed_form and any(m.name in metrics for m in runner.produces):
+                values.update(runner.measure(_Context(self), codes))
+        return {m: values[m] for m in metrics}
+
+    def _measure(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
+        values: dict[str, Values] = {}
+        subject = _Context(self)
+        with one_thread():
+            for runner in self.runners:
+                values.update(runner.measure(subject, codes))
+        errors = list(subject.errors) or [""] * len(codes)
+        for name, column in values.items():
+            for i in np.flatnonzero(~np.isfinite(column)):
+                errors[i] = errors[i] or f"{name} is {column[i]}"
+                column[i] = np.nan
+        return values, tuple(errors)
+
+    def formats(self, code: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
+        """Site → operand → calibrated format of one candidate."""
+        options = self.space.options(code[None])
+        self._learn(options)
+        return {site.name: self._calibration.formats(site, own) for site, own in self._chosen(options[0]) if own}
+
+    def _chosen(self, options: Codes) -> Iterator[tuple[Site, SiteFormats]]:
+        """Each site with the formats that one candidate has there, shape (groups,), as the space spells them."""
+        for site, own, option in zip(self.space.sites, self.space.site_formats, options.tolist(), strict=True):
+            yield site, own[option]
+
+    def _learn(self, options: Codes) -> None:
+        """Learn what the sites need to know under the options of some candidates, each thing once. On one thread: a
+        correction is a mean of floats, which must be the same wherever a model is rebuilt."""
+        with one_thread():
+            self._calibration.learn(
+                (site, self.space.site_formats[g][option])
+                for g, site in enumerate(self.space.sites)
+                for option in np.unique(options[:, g]).tolist()
+            )
+
+    def nonzero(self) -> tuple[NDArray[np.int64], ...]:
+        """Per group, how many weights of the site are not zero once quantized, under each option."""
+        return self._nonzero
+
+    @cached_property
+    def _nonzero(self) -> tuple[NDArray[np.int64], ...]:
+        """Counted once per format, not per option."""
+        tables = []
+        for site, options in zip(self.space.sites, self.space.site_formats, strict=True):
+            own: dict[Format | None, int] = {}
+            for formats in options:
+                wanted = formats.get("weight")
+                if wanted not in own:
+                    own[wanted] = self._nonzero_weights(site, wanted)
+            tables.append(np.array([own[f.get("weight")] for f in options], dtype=np.int64))
+        return tuple(tables)
+
+    def _nonzero_weights(self, site: Site, wanted: Format | None) -> int:
+        if not site.weight:
+            return 0
+        weight = parameter(self.space.graph.model, site.weight)
+        if wanted is not None:
+            weight = wanted.calibrated(weight).quantize(weight)
+        return int((weight != 0).sum())
+
+    def parts(self, code: NDArray[np.int64]) -> tuple[Graph, dict[str, dict[Operand, Format]], dict[str, Correction]]:
+        """What one candidate is made of: the float model, formats and corrections by site."""
+        formats = self.formats(code)
+        chosen = self._chosen(self.space.options(code[None])[0])
+        corrections = {site.name: self._calibration.correction(site, own) for site, own in chosen if own}
+        return self.space.graph, formats, corrections
+
+    def trained(
+        self, state: StateDict, formats: Mapping[str, Mapping[Operand, Format]], epochs: int = 0
+    ) -> FixedEvaluator:
+        """An evaluator whose only candidate, the empty code, is this network in other weights and in formats that were
+        learned already: those it was trained in. Corrections are in the weights by then.
+
+        Args:
+            state: float weights, a state dict of the captured model.
+            formats: site name → operand → format; sites that are absent stay in float.
+            epochs: how long it was trained in the search.
+        """
+        model = copy.deepcopy(self.space.graph.model)
+        model.load_state_dict(state)
+        graph = replace(self.space.graph, model=model.eval())
+        space = QuantizationSpace.of_formats(graph, formats)
+        return FixedEvaluator(self.job.without_corrections(model), space, self.effort, self, epochs)
+
+    def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
+        """The model of one candidate, in evaluation mode, with parameters of its own."""
+        graph, formats, corrections = self.parts(code)
+        return quantize(graph, formats, corrections=corrections, bake=bake).to(self.job.device)
+
+    @cached_property
+    def _tree(self) -> TreeScorer | None:
+        """None where the model cannot be taken apart."""
+        graph = self.space.graph
+        if graph.fx_graph is None:
+            self.plain = f"the model cannot be traced: {graph.untraced}"
+            return None
+        culprit = changes_in_place(graph, self.job.sample.to(self.job.device))
+        if culprit:
+            self.plain = f"{culprit} changes its input in place"
+            return None
+        return TreeScorer(Program(graph, self.space, self._calibration, self.job.device), self.effort)
+
+    @property
+    def inexact(self) -> Mapping[str, str]:
+        """Site → why its products are made one by one, where they are; of the candidates seen so far."""
+        return {} if self._tree is None else self._tree.program.inexact
+
+    @property
+    def chunk(self) -> int:
+        """How many samples go through the model at a time. Sums in floating point may depend on it in the last bit."""
+        return self.effort.samples
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        """Loss and correct answers of each candidate on fixed samples of `split`."""
+        x, y = self.samples(split, num_samples)
+        tree = self._tree
+        if tree is not None and len(codes):
+            labels, classes = self._int_labels(split, num_samples)
+            if tree.program.steps[tree.program.output].shape[:1] >= (classes,) and len(y):
+                self._learn(self.space.options(codes))
+                return self._tree_scores(tree, codes, (x, y, labels))
+        return self._plain_scores(codes, x, y)
+
+    def _tree_scores(self, tree: TreeScorer, codes: Codes, samples: tuple[Tensor, Tensor, Tensor]) -> Scores:
+        x, y, labels = samples
+        try:
+            with one_thread():
+                loss, correct = tree.scores(self.space.options(codes), x, labels)
+            return Scores(loss / len(y), correct, len(y), ("",) * len(codes))
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if len(codes) == 1:
+                # The plain path is the reference: it says whether the candidate fails, and why.
+                self.plain = f"the tree evaluator failed with {described(error)}"
+                return self._plain_scores(codes, x, y)
+        half = len(codes) // 2
+        first, second = (self._tree_scores(tree, part, samples) for part in (codes[:half], codes[half:]))
+        return Scores(
+            np.concatenate([first.loss, second.loss]),
+            np.concatenate([first.correct, second.correct]),
+            len(y),
+            first.errors + second.errors,
+        )
+
+    def _plain_scores(self, codes: Codes, x: Tensor, y: Tensor) -> Scores:
+        loss = np.full(len(codes), np.nan)
+        correct = np.zeros(len(codes), dtype=np.int64)
+        errors = [""] * len(codes)
+        for i, code in enumerate(codes):
+            try:
+                with one_thread():
+                    result = evaluate(self.model(code), x, y, batch_size=self.chunk)
+            except UserError:
+                raise
+            except Exception as error:
+                errors[i] = described(error)
+            else:
+                loss[i], correct[i] = result.loss, result.correct
+        return Scores(loss, correct, len(y), tuple(errors))
+
+    def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Which of the samples each candidate answers rightly, shape (candidates, samples).
+
+        Candidates are run whole, one by one: meant for the few that are compared in the end. A candidate that fails
+        answers nothing.
+
+        Args:
+            start, stop: which of the samples of the split, in the order in which ``num_samples`` takes them.
+        """
+        x, y = (t[start:stop] for t in self.samples(split, None))
+        found = np.zeros((len(codes), len(y)), dtype=bool)
+        with one_thread():
+            for row, code in zip(found, codes, strict=True):
+                with contextlib.suppress(RuntimeError):
+                    row[:] = right_answers(self.model(code), x, y, batch_size=self.chunk)
+        return found
+
+    def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+        """The samples (x, y) that ``scores`` uses."""
+        key = (split, num_samples)
+        if key not in self._resident:
+            x, y = self.job.splits[split]
+            self._resident[key] = (x[:num_samples].to(self.job.device), y[:num_samples].to(self.job.device))
+        return self._resident[key]
+
+    def _int_labels(self, split: str, num_samples: int | None) -> tuple[Tensor, int]:
+        """The labels as int32, and how many classes they speak of."""
+        key = (split, num_samples)
+        if key not in self._labels:
+            y = self.samples(split, num_samples)[1]
+            self._labels[key] = (y.int().contiguous(), int(y.max()) + 1 if len(y) else 0)
+        return self._labels[key]
+
+
+class _Context:
+    """What the runners see of an evaluator during one batch; forward passes asked for twice are made once."""
+
+    def __init__(self, evaluator: FixedEvaluator) -> None:
+        self._evaluator = evaluator
+        self._scores: dict[tuple[str, int | None], Scores] = {}
+
+    @property
+    def space(self) -> QuantizationSpace:
+        return self._evaluator.space
+
+    @property
+    def searched(self) -> QuantizationSpace:
+        return self._evaluator.searched
+
+    @property
+    def sample(self) -> Tensor:
+        return self._evaluator.sample
+
+    @property
+    def device(self) -> str:
+        return self._evaluator.device
+
+    @property
+    def epochs(self) -> int:
+        return self._evaluator.epochs
+
+    def formats(self, code: NDArray[np.int64]) -> Mapping[str, Mapping[Operand, Format]]:
+        return self._evaluator.formats(code)
+
+    def model(self, code: NDArray[np.int64]) -> nn.Module:
+        return self._evaluator.model(code)
+
+    def nonzero(self) -> Sequence[NDArray[np.int64]]:
+        return self._evaluator.nonzero()
+
+    @property
+    def errors(self) -> Sequence[str]:
+        """Per candidate the first error of any forward pass."""
+        columns = [s.errors for s in self._scores.values() if any(s.errors)]
+        if not columns:
+            return []
+        return [next((e for e in row if e), "") for row in zip(*columns, strict=True)]
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        key = (split, num_samples)
+        if key not in self._scores:
+            self._scores[key] = self._evaluator.scores(codes, split, num_samples)
+        return self._scores[key]
+
+
+def described(error: Exception) -> str:
+    """One line about an error."""
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]

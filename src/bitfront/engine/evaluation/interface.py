@@ -1,0 +1,220 @@
+"""What a search knows of whatever evaluates its candidates: a batch of codes in, arrays of metrics out.
+
+An ``Evaluator`` is built from a plain, picklable ``EvaluationJob``. There are two: ``FixedEvaluator`` evaluates
+candidates that all have the weights of one model, ``TrainedEvaluator`` those that are networks of their own, because
+their widths differ or because each is trained. ``open_evaluator`` in ``trained.py`` opens the one that a job needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront.engine.evaluation.calibration import Corrections
+from bitfront.engine.evaluation.halving import Halving
+from bitfront.graph import capture
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import Kind, Runner, Scores, Side, Values
+from bitfront.spaces import SPACES
+from bitfront.spaces.base import Codes
+from bitfront.spaces.model_space import ModelSpace
+from bitfront.spaces.request import Part, SpaceRequest
+from bitfront.training import TrainSettings
+
+if TYPE_CHECKING:
+    from bitfront.engine.evaluation.fixed import FixedEvaluator
+
+
+#: The only candidate of a space with one option everywhere.
+ONLY_CODE = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateTraining:
+    """How each candidate of a search is trained before it is evaluated. Picklable.
+
+    Attributes:
+        x, y: the samples, the same for every candidate.
+        classes: how many classes there are.
+        settings: of the training; its seed is that of new weights too.
+        init: whether a candidate begins with weights inherited from the float model, or with fresh ones.
+        float_epochs: how long a network that is not the float model is trained in float first.
+        halving: which candidates are not trained to the end; None: all are.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: int
+    settings: TrainSettings
+    init: Literal["inherit", "fresh"] = "inherit"
+    float_epochs: int = 0
+    halving: Halving | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationJob:
+    """Everything an evaluation depends on. Picklable.
+
+    Attributes:
+        model: the trained float model.
+        sample: two input samples, for capture.
+        space: name of the space, and what it is built from.
+        runners: (side, name, settings) of each metric runner.
+        splits: split → (x, y): the samples to evaluate on, already chosen and in order.
+        calibration: samples of the training split that formats learn their scales from, and sites their corrections.
+        corrections: what is corrected where a site is quantized.
+        device: where to compute.
+        threads: how many may share the work of this process; None: as many as torch would take.
+        parts: what the space is built from beside, if it has several parts.
+        training: how each candidate is trained; None where candidates have the weights of `model`.
+    """
+
+    model: nn.Module
+    sample: Tensor
+    space: str
+    by: str
+    seed: Mapping[str, Mapping[str, object]]
+    runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]
+    splits: Mapping[str, tuple[Tensor, Tensor]]
+    calibration: Tensor
+    device: str = "cpu"
+    threads: int | None = None
+    corrections: Corrections = field(default_factory=Corrections)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    training: CandidateTraining | None = None
+
+    def without_corrections(self, model: nn.Module) -> EvaluationJob:
+        """The same with another model, whose weights need no corrections."""
+        return replace(self, model=model, corrections=Corrections())
+
+    def build_space(self) -> ModelSpace:
+        """The space, of the captured model."""
+        graph = capture(self.model, self.sample)
+        space = SPACES.get(self.space)(SpaceRequest(graph, self.by, self.seed, parts=self.parts))
+        assert isinstance(space, ModelSpace)
+        return space
+
+    def make_runners(self) -> tuple[Runner, ...]:
+        """The metric runners, as they are configured."""
+        return tuple(RUNNERS.get(name)(RUNNERS.get(name).Settings(**settings)) for _, name, settings in self.runners)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchMetrics:
+    """The metrics of some candidates, in their order.
+
+    Attributes:
+        values: metric → values of shape (candidates,); NaN where it could not be measured.
+        errors: why a candidate failed; empty where it did not.
+        seconds: time per candidate.
+        inexact: site → why products of it were made one by one, as far as it is known by then.
+        plain: why candidates were evaluated whole, one by one; empty where they were not.
+    """
+
+    values: Mapping[str, Values]
+    errors: tuple[str, ...]
+    seconds: tuple[float, ...]
+    inexact: Mapping[str, str] = field(default_factory=dict)
+    plain: str = ""
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+
+class Evaluator(ABC):
+    """Evaluates the candidates of one job.
+
+    Attributes:
+        runners: the metric runners, one of each for the whole search.
+    """
+
+    job: EvaluationJob
+    runners: tuple[Runner, ...]
+
+    @property
+    @abstractmethod
+    def space(self) -> ModelSpace:
+        """The space of the search, to which the codes belong."""
+
+    @property
+    def sample(self) -> Tensor:
+        """Two input samples, on the CPU."""
+        return self.job.sample.cpu()
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.job.device
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all metrics, in the order of the runners."""
+        return tuple(m.name for runner in self.runners for m in runner.produces)
+
+    @property
+    def closed_form(self) -> frozenset[str]:
+        """Metrics that are known of a candidate before it is evaluated."""
+        return frozenset(m.name for runner in self.runners if runner.closed_form for m in runner.produces)
+
+    @property
+    def of_weights(self) -> frozenset[str]:
+        """Metrics that look at the values of the weights."""
+        return frozenset(m.name for runner in self.runners if runner.of_weights for m in runner.produces)
+
+    def runner_of(self, metric: str) -> Runner | None:
+        """The runner that produces a metric; None if none does."""
+        return next((r for r in self.runners if metric in (m.name for m in r.produces)), None)
+
+    @abstractmethod
+    def kinds(self) -> dict[str, tuple[Kind, str]]:
+        """Metric → how its values come about in this search, and why if that is not the usual way."""
+
+    @abstractmethod
+    def of_float(self) -> FixedEvaluator:
+        """An evaluator whose only candidate, the empty code, is the float model."""
+
+    @abstractmethod
+    def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> Evaluator:
+        """The same candidates, in the same weights, on other samples."""
+
+    @abstractmethod
+    def alone(self, code: NDArray[np.int64]) -> tuple[FixedEvaluator, NDArray[np.int64]]:
+        """(an evaluator whose model has the weights of one candidate, the candidate's code there)."""
+
+    @abstractmethod
+    def measure(self, codes: Codes) -> BatchMetrics:
+        """All metrics of a batch of candidates. One that fails is an entry in ``errors``, and does not touch others."""
+
+    @abstractmethod
+    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+        """Some closed-form metrics of a batch of candidates, and nothing else: no candidate is evaluated."""
+
+    @abstractmethod
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        """Loss and correct answers of each candidate on fixed samples of `split`."""
+
+    @abstractmethod
+    def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Which of the samples each candidate answers rightly, shape (candidates, samples)."""
+
+    @abstractmethod
+    def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+        """The samples (x, y) that ``scores`` uses."""
+
+
+def joined(parts: Sequence[BatchMetrics]) -> BatchMetrics:
+    """Several batches as one."""
+    return BatchMetrics(
+        values={m: np.concatenate([p.values[m] for p in parts]) for m in (parts[0].values if parts else ())},
+        errors=tuple(e for p in parts for e in p.errors),
+        seconds=tuple(s for p in parts for s in p.seconds),
+        inexact={site: why for p in parts for site, why in p.inexact.items()},
+        plain=next((p.plain for p in parts if p.plain), ""),
+    )

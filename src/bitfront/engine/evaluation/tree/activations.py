@@ -1,0 +1,424 @@
+"""Tensors of one node in many states, and how they are rounded.
+
+A stack keeps the states of a node in as few blocks of memory as possible, in the layout in which the product that made
+them leaves them and the next pass reads them. A batch norm or a ReLU that follows is only noted: both cost nothing
+when they are done in the same pass over memory as the rounding, or the addition, that comes next.
+
+Layouts, of a part with `rows` × `columns` states (a product of several inputs with several weights makes a table):
+
+======== ============================================== =========================================
+samples  (rows, samples, columns, *features)             anything
+first    (rows, columns, features, samples)              linear layers on flat samples
+last     (rows, samples, height, width, columns, depth)  two-dimensional convolutions
+======== ============================================== =========================================
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront import kernels
+from bitfront.formats.base import Format
+
+Ints = NDArray[np.int64]
+Layout = Literal["samples", "first", "last"]
+#: Elements of a row that a kernel does not notice the ends of.
+LONG_ROW = 1024
+_TILING = threading.Lock()
+#: Of memory, in bytes: a cache line.
+ALIGNMENT = 64
+COLUMNS = {"samples": 2, "first": 1, "last": 4}
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A batch norm in evaluation mode: x · alpha + beta per channel, both of shape (channels,)."""
+
+    module: nn.Module
+    alpha: Tensor
+    beta: Tensor
+    _tiled: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, module: Any) -> Norm:
+        """Read off what torch computes: of 0 that is beta, of 2^60 it is alpha · 2^60, in which beta is lost."""
+        x = torch.zeros(2, module.num_features, *(1,) * (2 if isinstance(module, nn.BatchNorm2d) else 0))
+        x[1] = 2.0**60
+        with torch.no_grad():
+            beta, large = module(x.to(module.running_mean.device)).flatten(1).clone()
+        return cls(module, large * 2.0**-60, beta)
+
+    def affine(self, repeats: int = 1) -> kernels.Affine:
+        """For the kernels, on rows of so many pixels each: long rows are faster."""
+        with _TILING:
+            if repeats not in self._tiled:
+                self._tiled[repeats] = (self.alpha.repeat(repeats), self.beta.repeat(repeats))
+            return (*self._tiled[repeats], norm_mode() or 0)
+
+
+def _repeats(rows: int, length: int) -> int:
+    """How many rows that follow each other may be taken as one."""
+    repeats = 1
+    while rows % (2 * repeats) == 0 and 2 * repeats * length <= LONG_ROW:
+        repeats *= 2
+    return repeats
+
+
+@cache
+def norm_mode() -> int | None:
+    """How torch computes a batch norm on this machine: 1 with a separate product and sum, 2 fused; None if our kernel
+    computes neither to the last bit, or there is none."""
+    if not kernels.compiled():
+        return None
+    generator = torch.Generator().manual_seed(0)
+    module: Any = nn.BatchNorm2d(19).eval()
+    for tensor in (module.weight, module.bias, module.running_mean):
+        nn.init.normal_(tensor, generator=generator)
+    nn.init.uniform_(module.running_var, 0.1, 3.0, generator=generator)
+    x = 5 * torch.randn(64, 19, 5, 7, generator=generator)
+    with torch.no_grad():
+        whole, turned = module(x), module(x.contiguous(memory_format=torch.channels_last))
+        norm = Norm.of(module)
+    dense = x.permute(0, 2, 3, 1).contiguous()
+    zero = torch.zeros_like(dense)
+    for mode in (1, 2):
+        out = kernels.added(dense, zero, (norm.alpha, norm.beta, mode), None, rectify=(False, False))
+        if torch.equal(out.permute(0, 3, 1, 2), whole) and torch.equal(turned, whole):
+            return mode
+    return None
+
+
+@dataclass(eq=False)
+class BatchedActivations:
+    """The tensors of one step in several states.
+
+    Attributes:
+        parts: blocks of states.
+        have: the numbers of the states, ascending.
+        irregular: per state its part, row and column, shape (states, 3); None where the states fill the only part
+            row by row.
+        norm: still to be applied; in layout ``last`` only.
+        rectify: whether a ReLU is still to be applied, after the norm.
+    """
+
+    parts: list[Tensor]
+    layout: Layout
+    have: Ints
+    irregular: Ints | None = None
+    norm: Norm | None = None
+    rectify: bool = False
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape per sample."""
+        shape = self.parts[0].shape
+        if self.layout == "first":
+            return (shape[2],)
+        return (shape[5], shape[2], shape[3]) if self.layout == "last" else tuple(shape[3:])
+
+    @cached_property
+    def where(self) -> Ints:
+        """Per state its part, row and column, shape (states, 3)."""
+        if self.irregular is not None:
+            return self.irregular
+        rows, columns = np.divmod(np.arange(len(self.have)), self.parts[0].shape[COLUMNS[self.layout]])
+        return np.stack([np.zeros_like(rows), rows, columns], axis=1)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row and column of every part is a state of this stack."""
+        axis = COLUMNS[self.layout]
+        return self.irregular is None or len(self.have) == sum(p.shape[0] * p.shape[axis] for p in self.parts)
+
+    def positions(self, states: Ints) -> Ints:
+        """Where states of these numbers stand in ``have``."""
+        if len(self.have) == self.have[-1] - self.have[0] + 1:
+            shifted: Ints = states - self.have[0]
+            return shifted
+        found: Ints = np.searchsorted(self.have, states)
+        return found
+
+    def raw(self, position: int) -> Tensor:
+        """The tensor of the state at a position, as a view of shape (samples, *features), without what is pending."""
+        part, row, column = (int(i) for i in self.where[position])
+        block = self.parts[part][row]
+        if self.layout == "first":
+            return block[column].t()
+        return block[..., column, :].permute(0, 3, 1, 2) if self.layout == "last" else block[:, column]
+
+    def tensor(self, position: int) -> Tensor:
+        """The same with what is pending, contiguous: what the deployed model has there."""
+        x = self.raw(position).contiguous()
+        if self.norm is not None:
+            x = self.norm.module(x)
+        return F.relu(x) if self.rectify else x
+
+    def restricted(self, needed: Ints) -> BatchedActivations:
+        """For fewer states: blocks are cut where that needs no copy."""
+        if len(needed) == len(self.have):
+            return self
+        at, axis = self.positions(needed), COLUMNS[self.layout]
+        start, stop = int(at[0]), int(at[-1]) + 1
+        width = self.parts[0].shape[axis]
+        if self.irregular is None and stop - start == len(at) and start % width == stop % width == 0:
+            return replace(self, parts=[self.parts[0][start // width : stop // width]], have=needed)
+        where = self.where[at]
+        parts, moved = [], where.copy()
+        for number, index in enumerate(np.unique(where[:, 0])):
+            own = where[:, 0] == index
+            rows, columns = where[own, 1], where[own, 2]
+            r, c = int(rows.min()), int(columns.min())
+            part = self.parts[index][r : int(rows.max()) + 1]
+            parts.append(part.narrow(axis, c, int(columns.max()) + 1 - c))
+            moved[own] = np.stack([np.full(len(rows), number), rows - r, columns - c], axis=1)
+        return replace(self, parts=parts, have=needed, irregular=moved)
+
+    def compact(self) -> BatchedActivations:
+        """Without rows and columns that are no states of this stack."""
+        if self.whole:
+            return self
+        return filled(torch.stack([self.block(k) for k in range(len(self.have))]), self.layout, self)
+
+    def block(self, position: int) -> Tensor:
+        """The state at a position in the layout of this stack, as a view, without row and column."""
+        part, row, column = (int(i) for i in self.where[position])
+        return self.parts[part][row].select(COLUMNS[self.layout] - 1, column)
+
+    def settled(self) -> BatchedActivations:
+        """With everything pending done."""
+        if self.norm is None and not self.rectify:
+            return self
+        own, parts = self.compact(), []
+        for part in own.parts:
+            if own.norm is not None:
+                rows, samples, height, width, columns, depth = part.shape
+                flat = part.reshape(rows * samples, height, width, columns * depth).permute(0, 3, 1, 2)
+                part = _normed(own.norm.module, flat, columns).permute(0, 2, 3, 1).view(part.shape)
+            parts.append(F.relu(part) if own.rectify else part)
+        return replace(own, parts=parts, norm=None, rectify=False)
+
+    def turned(self, layout: Layout) -> BatchedActivations:
+        """In another layout, with nothing pending."""
+        if layout == self.layout:
+            return self
+        own = self.settled().compact()
+        return replace(own, parts=[from_plain(to_plain(p, own.layout), layout) for p in own.parts], layout=layout)
+
+
+def room(shape: Sequence[int], device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised memory. On the CPU it is numpy's: torch asks for aligned memory, and what is freed of that the C
+    library often does not give again (glibc bug 14581), until the heap is many times larger than what is in use."""
+    size = math.prod(shape)
+    if torch.device(device).type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    width = dtype.itemsize
+    raw = np.empty(size * width + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return torch.from_numpy(raw[start : start + size * width]).view(dtype).view(tuple(shape))
+
+
+def filled(blocks: Tensor, layout: Layout, like: BatchedActivations) -> BatchedActivations:
+    """A stack of blocks, shape (states, ...), for the states of `like`, with its pending operations."""
+    return replace(like, parts=[blocks.unsqueeze(COLUMNS[layout])], layout=layout, irregular=None)
+
+
+def to_plain(part: Tensor, layout: Layout) -> Tensor:
+    """As (rows, samples, columns, *features)."""
+    if layout == "first":
+        return part.permute(0, 3, 1, 2)
+    return part.permute(0, 1, 4, 5, 2, 3) if layout == "last" else part
+
+
+def from_plain(part: Tensor, layout: Layout) -> Tensor:
+    """From (rows, samples, columns, *features), contiguous."""
+    if layout == "first":
+        return part.permute(0, 2, 3, 1).contiguous()
+    return part.permute(0, 1, 4, 5, 2, 3).contiguous() if layout == "last" else part.contiguous()
+
+
+def _normed(module: Any, x: Tensor, columns: int) -> Tensor:
+    """A batch norm on (samples, columns · channels, height, width)."""
+    parameters = [module.running_mean, module.running_var, module.weight, module.bias]
+    mean, var, weight, bias = (None if p is None else p.repeat(columns) for p in parameters)
+    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps)
+
+
+# --- rounding ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """How states are rounded.
+
+    Attributes:
+        grids: per format of the site's input scale, low, high and step, shape (formats, 4).
+        covered: which of them the kernels cover, shape (formats,).
+        format: any of them by its number; None for an input that stays as it is.
+    """
+
+    grids: NDArray[np.float32]
+    covered: NDArray[np.bool_]
+    format: Callable[[int], Format | None]
+
+
+def rounded(
+    x: BatchedActivations,
+    at: Ints,
+    formats: Ints,
+    rounding: Rounding,
+    layout: Layout,
+    *,
+    extra: int = 0,
+    rectify: bool = False,
+) -> Tensor:
+    """States of a stack, each in a format, side by side.
+
+    Args:
+        at: positions in `x`.
+        formats: for each of them the number of a format.
+        layout: of the result.
+        extra: in layout ``first`` so many more features, left to the caller to fill.
+        rectify: apply a ReLU too.
+
+    Returns:
+        Shape (states, ...) with the rest as in `layout`, without columns.
+    """
+    rectify = rectify or x.rectify
+    if layout != x.layout:
+        own = rounded(x, at, formats, rounding, x.layout, rectify=rectify)
+        plain = to_plain(own.unsqueeze(COLUMNS[x.layout]), x.layout)
+        if layout != "first":
+            return from_plain(plain, layout).squeeze(COLUMNS[layout])
+        out = room((len(at), own.shape[-1] + extra, own.shape[1]), own.device)
+        out[:, : own.shape[-1]] = own.transpose(1, 2)
+        return out
+    shape = list(x.parts[0].shape[1:])
+    del shape[COLUMNS[layout] - 1]
+    if layout == "first":
+        shape[0] += extra
+    out = room((len(at), *shape), x.parts[0].device)
+    bulk = np.flatnonzero(rounding.covered[formats])
+    if len(bulk):
+        grids = rounding.grids[formats[bulk]]
+        if rectify:
+            grids[:, 1] = np.maximum(grids[:, 1], 0)
+        if out.device.type == "cpu" and kernels.compiled() and (x.norm is None or norm_mode()):
+            _round_native(x, at[bulk], grids, out, bulk * out[0].numel())
+        else:
+            _round_plain(x, at[bulk], grids, out, bulk)
+    for k in np.flatnonzero(~rounding.covered[formats]).tolist():
+        own_format = rounding.format(int(formats[k]))
+        if own_format is None and x.norm is None:
+            value = x.block(int(at[k]))
+        else:
+            # Per-channel formats count axes as the deployed model does.
+            value = x.tensor(int(at[k]))
+            value = value if own_format is None else own_format.quantize(value)
+            value = value.t() if layout == "first" else value.permute(0, 2, 3, 1) if layout == "last" else value
+        target = out[k, : value.shape[0]] if layout == "first" else out[k]
+        target.copy_(F.relu(value) if rectify else value)
+    return out
+
+
+def rounded_bytes(x: BatchedActivations, at: Ints, grids: NDArray[np.float32]) -> Tensor | None:
+    """States in layout ``last``, each as whole numbers of its grid, shifted so that they fit a byte.
+
+    Args:
+        grids: for each state scale, low, high and what is added, shape (states, 4).
+
+    Returns:
+        Shape (states, samples, height, width, depth), uint8; None if a value is no number.
+    """
+    _, samples, height, width, _, depth = x.parts[0].shape
+    out = room((len(at), samples, height, width, depth), "cpu", torch.uint8)
+    none = _round_native(x, at, grids, out, np.arange(len(at)) * out[0].numel())
+    return None if none else out
+
+
+def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], out: Tensor, target: Ints) -> bool:
+    where, axis = x.where[at], COLUMNS[x.layout]
+    none = False
+    for index, part in enumerate(x.parts):
+        own: Any = slice(None) if len(x.parts) == 1 else where[:, 0] == index
+        rows, columns = where[own, 1], where[own, 2]
+        if not len(rows):
+            continue
+        shape = _rows(part, x.layout, dense=x.norm is None)
+        if shape is None:
+            part = part.contiguous()
+            shape = _rows(part, x.layout, dense=x.norm is None)
+            assert shape is not None
+        affine = None
+        if x.norm is not None:
+            count, length, step = shape
+            repeats = _repeats(count, length) if step == length else 1
+            shape = (count // repeats, length * repeats, step * repeats)
+            affine = x.norm.affine(repeats)
+        places = rows * part.stride(0) + columns * part.stride(axis)
+        none |= kernels.round_blocks(part, out, places, target[own], shape, grids[own], affine)
+    return none
+
+
+def _rows(part: Tensor, layout: Layout, dense: bool) -> tuple[int, int, int] | None:
+    """A state of a part as rows in memory: how many, how long, how far apart. None if it is none."""
+    block = part[0].select(COLUMNS[layout] - 1, 0)
+    if dense and block.is_contiguous():
+        return (1, block.numel(), 0)
+    if layout == "first":
+        return None
+    if layout == "samples":
+        return (len(block), block[0].numel(), block.stride(0)) if block[0].is_contiguous() else None
+    samples, height, width, depth = block.shape
+    step = block.stride(2)
+    if block.stride(3) == 1 and block.stride(1) == width * step and block.stride(0) == height * width * step:
+        return (samples * height * width, depth, step)
+    return None
+
+
+def _round_plain(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], out: Tensor, target: Ints) -> None:
+    x = x.settled()
+    values = torch.stack([x.block(int(k)) for k in at])
+    wide = (-1, *(1,) * (values.dim() - 1))
+    scale, low, high, step = (c.view(wide) for c in torch.from_numpy(grids).to(values.device).unbind(1))
+    values = torch.clamp(torch.round(values * scale), low, high) * step
+    if len(target) == len(out):
+        out[:, : values.shape[1]] = values
+    else:
+        out[torch.from_numpy(target).to(out.device), : values.shape[1]] = values
+
+
+def added(a: BatchedActivations, b: BatchedActivations, at: tuple[Ints, Ints]) -> Tensor:
+    """Sums of states of two stacks of one layout, with whatever is pending in either.
+
+    Returns:
+        Shape (states, ...), as in the layout, without columns.
+    """
+    first = a.block(int(at[0][0]))
+    out = room((len(at[0]), *first.shape), first.device)
+    native = out.device.type == "cpu" and kernels.compiled() and (norm_mode() or (a.norm is None and b.norm is None))
+    if not native:
+        a, b = a.settled(), b.settled()
+    for k, (i, j) in enumerate(zip(*(p.tolist() for p in at), strict=True)):
+        left, right = a.block(i), b.block(j)
+        if not native:
+            torch.add(left, right, out=out[k])
+            continue
+        length = left.shape[-1]
+        dense = left.is_contiguous() and right.is_contiguous()
+        repeats = _repeats(left.numel() // length, length) if dense else 1
+        if repeats > 1:
+            left, right = left.view(-1, length * repeats), right.view(-1, length * repeats)
+        norms = [None if s.norm is None else s.norm.affine(repeats) for s in (a, b)]
+        kernels.added(left, right, *norms, rectify=(a.rectify, b.rectify), out=out[k])
+    return out

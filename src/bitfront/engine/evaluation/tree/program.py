@@ -1,0 +1,371 @@
+"""What a captured graph does, step by step, and everything that hangs off its options: weights quantized once for the
+whole search, and whether a sum of products under these options is exact.
+
+A sum of products of fixed-point numbers is itself a fixed-point number. As long as it needs no more than 24 bits,
+float32 holds it, and every partial sum, exactly: it is the same in whatever order it is taken. Where that does not hold
+(floats, scales that are no powers of two, sums beyond 2^24) ``Program.inexact`` says where and why.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from bitfront import kernels
+from bitfront.engine.evaluation.calibration import Calibration
+from bitfront.engine.evaluation.tree.activations import Ints, Norm, Rounding
+from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, byte_sized, exact_bytes
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import Graph, Site
+from bitfront.graph.capture import owns_parameters
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.transforms.correct import NORMS
+
+#: Sums up to here are exact in float32.
+EXACT = 2**24
+
+Kind = Literal["input", "constant", "linear", "conv", "relu", "sum", "module", "call"]
+#: Modules that treat every value, or every window of every channel, alone, so that it does not matter how many
+#: samples they see at a time. The first ones also commute with a ReLU.
+SELECTING = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d)
+PER_CHANNEL = NORMS
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node of the graph.
+
+    Attributes:
+        inputs: the steps whose values it takes.
+        group: the site's group in the space; None for a node that is no site.
+        shape: of its value, per sample; only of sites and modules.
+        operations: per sample.
+        groups: of a convolution.
+        corrected: a batch norm whose statistics depend on the option of the site before it.
+    """
+
+    node: fx.Node
+    kind: Kind
+    inputs: tuple[int, ...]
+    site: Site | None = None
+    group: int | None = None
+    shape: tuple[int, ...] = ()
+    operations: int = 0
+    groups: int = 1
+    corrected: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """The options of one site, taken apart.
+
+    Attributes:
+        data: per option an index into `data_formats`.
+        parameters: per option an index into `parameter_formats`.
+    """
+
+    data: Ints
+    data_formats: tuple[Format | None, ...]
+    parameters: Ints
+    parameter_formats: tuple[tuple[Format | None, Format | None], ...]
+
+
+class Program:
+    """The steps of a captured graph, and everything that hangs off options: quantized weights, made once.
+
+    Args:
+        graph: a traced graph.
+        space: what may be chosen at its sites.
+        calibration: knows whatever the options that are asked for need to know.
+    """
+
+    def __init__(self, graph: Graph, space: QuantizationSpace, calibration: Calibration, device: str = "cpu") -> None:
+        assert graph.fx_graph is not None
+        self.graph, self.device = graph, device
+        self._calibration = calibration
+        self.model = graph.model if device == "cpu" else _moved(graph.model, device)
+        self.options = tuple(_taken_apart(o) for o in space.site_formats)
+        self._parameters: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
+        self._merged: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
+        self._exact: dict[tuple[int, int, int], str] = {}
+        self._norms: dict[str, Norm] = {}
+        self._bytes: dict[tuple[int, int, tuple[int, ...], bool], ByteConvolution | None] = {}
+        self._grids: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+        self._lock = threading.Lock()
+        #: Site → why some of its products are not merged. Grows as candidates are met.
+        self.inexact: dict[str, str] = {}
+        self.steps, self.output = _steps(graph, self.model, calibration)
+        self.last_use = [max((j for j, s in enumerate(self.steps) if i in s.inputs), default=i) for i in self._all]
+        self.last_use[self.output] = len(self.steps)
+
+    @property
+    def _all(self) -> range:
+        return range(len(self.steps))
+
+    def data_format(self, step: Step, index: int) -> Format | None:
+        """The format of the step's input, number `index` of its options."""
+        assert step.group is not None
+        assert step.site is not None
+        own = self.options[step.group].data_formats[index]
+        return None if own is None else self._calibration.format(step.site, "data_in", own)
+
+    def parameter_formats(self, step: Step, index: int) -> tuple[Format | None, Format | None]:
+        """The formats of the step's weight and bias, number `index` of its parameter options."""
+        assert step.group is not None
+        assert step.site is not None
+        weight, bias = self.options[step.group].parameter_formats[index]
+        return (
+            None if weight is None else self._calibration.format(step.site, "weight", weight),
+            None if bias is None else self._calibration.format(step.site, "bias", bias, weight),
+        )
+
+    def unformatted(self, step: Step, data: Ints) -> bool:
+        """Whether the step's input stays as it is under all of some data options."""
+        assert step.group is not None
+        formats = self.options[step.group].data_formats
+        return all(formats[d] is None for d in np.unique(data).tolist())
+
+    def rounding(self, step: Step) -> Rounding:
+        """Of the formats of the step's input that were prepared."""
+        assert step.group is not None
+        return Rounding(*self._grids[step.group], lambda k: self.data_format(step, k))
+
+    def norm(self, step: Step) -> Norm:
+        """The step's batch norm."""
+        key = str(step.node.target)
+        if key not in self._norms:
+            self._norms[key] = Norm.of(self.model.get_submodule(key))
+        return self._norms[key]
+
+    def bytes(self, step: Step, data: int, indices: tuple[int, ...], rectified: bool) -> ByteConvolution | None:
+        """The step as a convolution of bytes under a data option and several parameter options, all exact; None where
+        that cannot be.
+
+        Args:
+            rectified: whether the input passes a ReLU before it is rounded.
+        """
+        assert step.group is not None
+        key = (step.group, data, indices, rectified)
+        if key not in self._bytes:
+            self._bytes[key] = self._byte_convolution(step, data, indices, rectified)
+        return self._bytes[key]
+
+    def _byte_convolution(
+        self, step: Step, data: int, indices: tuple[int, ...], rectified: bool
+    ) -> ByteConvolution | None:
+        if step.node.op != "call_module" or not exact_bytes() or self.device != "cpu":
+            return None
+        module: Any = self.model.get_submodule(str(step.node.target))
+        own = self.data_format(step, data)
+        grid = None if own is None else own.grid
+        if grid is None or not byte_sized(module):
+            return None
+        size, low, high = grid
+        low = max(low, 0) if rectified else low
+        offset = 0 if low >= 0 else 128
+        if low + offset < 0 or high + offset > 255:
+            return None
+        weights, steps = [], []
+        for index in indices:
+            form = self.parameter_formats(step, index)[0]
+            w = None if form is None else form.grid
+            if w is None or w[1] < -128 or w[2] > 127:
+                return None
+            weight = self.parameters(step, index)[0]
+            weights.append((weight / w[0]).to(torch.int8))
+            steps.append(torch.full((len(weight),), w[0]))
+        _, bias = self.merged(step, indices)
+        numbers = np.array([1 / size, low, high, offset], dtype=np.float32)
+        return ByteConvolution.of(module, torch.cat(weights), torch.cat(steps), bias, size, numbers)
+
+    def prepare(self, step: Step, data: Ints) -> None:
+        """Look up the grids of some formats of the step's input."""
+        assert step.group is not None
+        count = len(self.options[step.group].data_formats)
+        empty = np.zeros((count, 4), dtype=np.float32), np.zeros(count, dtype=bool)
+        table, covered = self._grids.setdefault(step.group, empty)
+        for k in np.flatnonzero(np.bincount(data, minlength=count) * ~covered).tolist():
+            own = self.data_format(step, k)
+            grid = None if own is None else own.grid
+            if grid is not None and max(-grid[1], grid[2]) < 2**kernels.WIDEST:
+                table[k], covered[k] = (1 / grid[0], grid[1], grid[2], grid[0]), True
+
+    def parameters(self, step: Step, index: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the step, quantized as number `index` of its parameter options says."""
+        assert step.group is not None
+        assert step.site is not None
+        key = (step.group, index)
+        with self._lock:
+            if key not in self._parameters:
+                weight, bias = self._float_parameters(step)
+                corrected = self._calibration.bias(step.site, self.options[step.group].parameter_formats[index][0])
+                bias = bias if corrected is None else corrected.to(self.device)
+                formats = self.parameter_formats(step, index)
+                if formats[0] is not None:
+                    weight = formats[0].quantize(weight)
+                if formats[1] is not None and bias is not None:
+                    bias = formats[1].quantize(bias)
+                self._parameters[key] = (weight, bias)
+            return self._parameters[key]
+
+    def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
+        """The step, a batch norm, on what the site before it sends under these options.
+
+        Args:
+            x: shape (samples, channels, ...).
+        """
+        assert before.group is not None
+        assert before.site is not None
+        options = self.options[before.group]
+        weight, bias = options.parameter_formats[parameters]
+        formats: dict[Operand, Format | None] = {"data_in": options.data_formats[data], "weight": weight, "bias": bias}
+        own = self._calibration.statistics(before.site, {o: f for o, f in formats.items() if f is not None})
+        path = str(step.node.target)
+        module: Any = self.model.get_submodule(path)
+        mean, variance = own.get(path, (module.running_mean, module.running_var))
+        mean, variance = mean.to(self.device), variance.to(self.device)
+        return F.batch_norm(x, mean, variance, module.weight, module.bias, False, 0.0, module.eps)
+
+    def merged(self, step: Step, indices: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Weights and biases of several parameter options, one under the other. A linear step's bias, if any option
+        has one, is the last column of its weight."""
+        assert step.group is not None
+        key = (step.group, indices)
+        if key not in self._merged:
+            pairs = [self.parameters(step, i) for i in indices]
+            weight = torch.cat([w for w, _ in pairs])
+            bias = torch.cat([b for _, b in pairs if b is not None]) if pairs[0][1] is not None else None
+            if step.kind == "conv" and weight.dim() == 4:
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            if step.kind == "linear" and bias is not None:
+                weight, bias = torch.cat([weight, bias[:, None]], dim=1), None
+            self._merged[key] = (weight, bias)
+        return self._merged[key]
+
+    def _float_parameters(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        site = step.site
+        assert site is not None
+        assert site.weight is not None
+        named = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        return named[site.weight].detach(), named[site.bias].detach() if site.bias else None
+
+    def exact(self, step: Step, data: int, parameters: int) -> bool:
+        """Whether the step's sums of products are exact in float32 under these options, in any order."""
+        assert step.group is not None
+        assert step.site is not None
+        key = (step.group, data, parameters)
+        if key not in self._exact:
+            self._exact[key] = self._why_inexact(step, data, parameters)
+            if self._exact[key]:
+                self.inexact.setdefault(step.site.title, self._exact[key])
+        return not self._exact[key]
+
+    def _why_inexact(self, step: Step, data: int, parameters: int) -> str:
+        assert step.group is not None
+        assert step.site is not None
+        weight, bias = self.parameters(step, parameters)
+        x = self.data_format(step, data)
+        w, b = self.parameter_formats(step, parameters)
+        if x is None or w is None or (bias is not None and b is None):
+            return "an operand is left in float"
+        grids = [x.grid, w.grid] + ([b.grid] if b is not None and bias is not None else [])
+        if any(g is None for g in grids):
+            return "a format whose steps are no powers of two"
+        (x_step, low, high), (w_step, _, _), *rest = [g for g in grids if g is not None]
+        step_size = min([x_step * w_step] + [b_step for b_step, _, _ in rest])
+        sums = weight.double().abs().flatten(1).sum(dim=1) * (max(-low, high) * x_step)
+        if bias is not None:
+            sums = sums + bias.double().abs()
+        largest = float(sums.max()) / step_size
+        if not largest <= EXACT:
+            return f"sums of up to {np.log2(largest):.1f} bits, more than the 24 that float32 holds"
+        return ""
+
+
+def _moved(model: nn.Module, device: str) -> nn.Module:
+    return copy.deepcopy(model).to(device)
+
+
+def _taken_apart(options: Sequence[Mapping[Operand, Format]]) -> Options:
+    data: dict[Format | None, int] = {}
+    parameters: dict[tuple[Format | None, Format | None], int] = {}
+    data_of = [data.setdefault(o.get("data_in"), len(data)) for o in options]
+    parameters_of = [parameters.setdefault((o.get("weight"), o.get("bias")), len(parameters)) for o in options]
+    return Options(np.array(data_of), tuple(data), np.array(parameters_of), tuple(parameters))
+
+
+def _steps(graph: Graph, model: nn.Module, calibration: Calibration) -> tuple[tuple[Step, ...], int]:
+    """The nodes that the output depends on, in order; and which of them is the output."""
+    assert graph.fx_graph is not None
+    nodes = {n.name: n for n in graph.nodes}
+    groups = {s.name: g for g, s in enumerate(graph.sites)}
+    corrected = {path for site in graph.sites for path in calibration.norms(site)}
+    (result,) = [n for n in graph.fx_graph.nodes if n.op == "output"]
+    needed: set[fx.Node] = set()
+    todo = list(result.all_input_nodes)
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo += node.all_input_nodes
+    index: dict[fx.Node, int] = {}
+    steps: list[Step] = []
+    for node in graph.fx_graph.nodes:
+        if node not in needed:
+            continue
+        info = nodes.get(node.name)
+        site = info if isinstance(info, Site) else None
+        steps.append(
+            Step(
+                node,
+                _kind(node, site, model),
+                tuple(index[n] for n in node.all_input_nodes),
+                site,
+                groups.get(node.name),
+                info.output if info else graph.sample_shape if node.op == "placeholder" else (),
+                (info.operations or 0) if info else 0,
+                _groups(node, site, model),
+                node.op == "call_module" and str(node.target) in corrected,
+            )
+        )
+        index[node] = len(steps) - 1
+    return tuple(steps), index[result.args[0]]
+
+
+def _groups(node: fx.Node, site: Site | None, model: nn.Module) -> int:
+    if site is None or site.op not in ("conv1d", "conv2d"):
+        return 1
+    module: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    given: Any = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+    return int(module.groups if module is not None else given)
+
+
+def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> Kind:
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "constant"
+    if site is not None:
+        if site.op == "relu":
+            return "relu"
+        if site.op in ("add", "sub", "mul") and len(node.args) == 2 and not node.kwargs:
+            return "sum"
+        if owns_parameters(site, node):
+            return "linear" if site.op == "linear" else "conv"
+        return "call"
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        if type(module) in SELECTING and not (isinstance(module, nn.Flatten) and module.start_dim != 1):
+            return "module"
+        if type(module) in PER_CHANNEL and module.track_running_stats:
+            return "module"
+    return "call"

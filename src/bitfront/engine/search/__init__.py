@@ -1,0 +1,1 @@
+"""A search from its first candidate to its tested front."""

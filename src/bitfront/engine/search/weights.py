@@ -1,0 +1,180 @@
+"""Weights for a model: trained now, trained earlier with the same settings, or from a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitfront import checkpoints
+from bitfront.config import Config
+from bitfront.data.base import Dataset
+from bitfront.engine.evaluation.fixed import one_thread
+from bitfront.engine.planning.plan import (
+    choose_device,
+    load_weights,
+    open_data,
+    open_model,
+    training_settings,
+    weights_fingerprint,
+)
+from bitfront.errors import CheckpointError, RunError
+from bitfront.events import Events
+from bitfront.graph import capture
+from bitfront.training import Evaluation, TrainResult, TrainSettings, evaluate
+from bitfront.training import train as run_training
+
+#: Operations of a training step below which a second thread costs more than it brings.
+SMALL_STEP = 10**8
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model, where it is, and how it got there (None where a checkpoint was reused)."""
+
+    model: nn.Module
+    checkpoint: Path
+    result: TrainResult | None
+
+
+def opened(config: Config, events: Events) -> tuple[Dataset, nn.Module]:
+    """The dataset and the initialised model of `config`; what the user should know about them is told.
+
+    Raises:
+        UserError: one of them cannot be had.
+    """
+    dataset = open_data(config, events.note, events.downloading)
+    _, warning = choose_device(config.accelerator)
+    for note in (*config.notes, *([warning] if warning else []), *dataset.notes):
+        events.note(note)
+    return dataset, open_model(config, dataset)
+
+
+def train(config: Config, *, events: Events | None = None) -> Trained:
+    """Train the model of `config`, and keep its best and last weights in the run folder's ``checkpoints``.
+
+    Raises:
+        UserError: what is wrong with the configuration, the data or the checkpoint to start from.
+        EvaluationError: training diverged.
+    """
+    events = events or Events()
+    dataset, model = opened(config, events)
+    if config.load_name is not None:
+        model.load_state_dict(load_weights(config, model))
+    return _train(config, model, dataset, events)
+
+
+def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None) -> Trained:
+    device, _ = choose_device(config.accelerator)  # whoever calls has told what is to be told of it
+    settings = TrainSettings(
+        max_epochs=config.max_epochs,
+        max_steps=config.max_steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        optimizer=config.training_optimizer,
+        patience=config.patience,
+        seed=config.seed,
+        log_every_n_steps=config.log_every_n_steps,
+    )
+    fingerprint = _training_fingerprint(config, model, dataset)
+    folder = (below or config.run_folder) / "checkpoints"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # not after the training, which would be lost
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}") from None
+    events.training(settings, len(dataset.split("train")[1]))
+    graph = capture(model, dataset.split("train")[0][:2])
+    small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
+    with config.locating(), one_thread() if small else contextlib.nullcontext():
+        result = run_training(model, dataset, settings, device=device, on_step=events.step, on_epoch=events.epoch)
+    if result.stopped == "interrupted":
+        # What an interrupt left is worth keeping, but no later search may take it for the whole training.
+        fingerprint = {"interrupted": True}
+        if result.best_epoch == 0:
+            raise KeyboardInterrupt
+    history = [vars(record) for record in result.history]
+    meta = {"training": fingerprint, "history": history}
+    checkpoints.save(result.last_state, folder / "last.pt", meta)
+    checkpoints.save(result.best_state, folder / "best.pt", meta)
+    trained = copy.deepcopy(model)
+    trained.load_state_dict(result.best_state)
+    return Trained(trained.eval(), folder / "best.pt", result)
+
+
+def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    """What the trained weights depend on."""
+    return {
+        "model": config.model,
+        "layers": str(model),
+        "initial_weights": weights_fingerprint(model),
+        "data": dataset.fingerprint,
+        "seed": config.seed,
+        **training_settings(config),
+    }
+
+
+def trained_model(
+    config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None
+) -> Trained:
+    """`model` with its weights: from ``load_name``, from an earlier training that nothing has changed since, or trained
+    now.
+
+    Args:
+        below: a folder of its own for what is trained now, so that the run folder's weights stay what they are.
+
+    Raises:
+        CheckpointError: ``load_name`` cannot be read or does not fit.
+        KeyboardInterrupt: training was interrupted.
+    """
+    if config.load_name is not None:
+        own = copy.deepcopy(model)
+        own.load_state_dict(load_weights(config, model))
+        events.note(f"weights from {config.load_name}")
+        return Trained(own.eval(), Path(config.load_name), None)
+    fingerprint = _training_fingerprint(config, model, dataset)
+    folders = [config.run_folder] + ([below] if below else [])
+    for path in (folder / "checkpoints" / "best.pt" for folder in folders):
+        if not path.exists():
+            continue
+        try:
+            kept = checkpoints.read_meta(path).get("training")
+            if kept == fingerprint:
+                own = copy.deepcopy(model)
+                own.load_state_dict(checkpoints.load(path, model))
+                events.note(f"weights from {path}, trained earlier with these settings")
+                return Trained(own.eval(), path, None)
+        except CheckpointError as error:
+            events.note(f"training again: {error}")
+    trained = _train(config, model, dataset, events, below)
+    if trained.result is not None and trained.result.stopped == "interrupted":
+        events.note("interrupted while training, which begins again next time")
+        raise KeyboardInterrupt
+    return trained
+
+
+def test(config: Config, *, split: str = "test", events: Events | None = None) -> Evaluation:
+    """Loss and accuracy of the trained model of `config` on a split.
+
+    The weights are those of ``load_name``, or the run folder's best.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it does not fit.
+    """
+    events = events or Events()
+    dataset, model = opened(config, events)
+    path = config.run_folder / "checkpoints" / "best.pt"
+    if config.load_name is None and not path.exists():
+        raise CheckpointError(
+            f"there is no trained model in {path.parent}; train one first (bitfront train), or name one with "
+            "--load-name"
+        )
+    model.load_state_dict(load_weights(config, model) if config.load_name else checkpoints.load(path, model))
+    events.note(f"weights from {config.load_name or path}")
+    device, _ = choose_device(config.accelerator)
+    x, y = dataset.split(split)  # type: ignore[arg-type]
+    return evaluate(model.to(device), x, y)

@@ -1,0 +1,423 @@
+"""A search's result: its trials, its front, its best, read from the run folder. Nothing is measured here.
+
+The folder holds ``config.toml`` (as it took effect), ``trials.sqlite``, ``best.json`` (the front, or the single best),
+``log.json`` (every trial; of more than 10,000 the first ones, and the front) and ``checkpoints/``. The JSON files are
+objects keyed "0", "1", ... like pandas writes with ``orient="index"``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitfront import config as configuration
+from bitfront.config import Config
+from bitfront.constraints import Constraint, fulfilled, parse
+from bitfront.engine.planning.objectives import Objective, Objectives
+from bitfront.engine.search.finetuning import Finetuned
+from bitfront.engine.search.paired import PairedComparison
+from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.trials import Trials
+from bitfront.errors import ConfigError, RunError, nearest, one_of
+from bitfront.metrics.intervals import wilson
+from bitfront.pareto import non_dominated
+from bitfront.spaces.model_space import CandidateConfig, DescribedSpace
+
+STORE = "trials.sqlite"
+#: Of longer runs log.json has the first so many trials and the front, and a table of all trials leaves out configs: a
+#: million of either spelled out takes gigabytes. The store has all.
+LOGGED = 10_000
+SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated candidate.
+
+    Attributes:
+        config: the candidate spelled out, as ``[passes.quantize]`` takes it.
+        values: the objectives' values (scaled), in the order of ``Run.objectives``.
+        intervals: metric → 95 % interval, where there is one.
+        test_metrics: what was measured on the test split; empty for all but the front.
+        finetuned: what training it on made of it; None where that was not done.
+        state: ``complete`` or ``failed``; `error` says why.
+        duration: seconds.
+    """
+
+    number: int
+    code: tuple[int, ...]
+    config: CandidateConfig
+    software_metrics: Mapping[str, float]
+    hardware_metrics: Mapping[str, float]
+    scaled_metrics: Mapping[str, float]
+    values: tuple[float, ...]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    test_metrics: Mapping[str, float] = field(default_factory=dict)
+    finetuned: Finetuned | None = None
+    state: str = "complete"
+    error: str = ""
+    duration: float = 0.0
+
+    def __repr__(self) -> str:
+        shown = {"test_accuracy": self.test_metrics["accuracy"]} if "accuracy" in self.test_metrics else {}
+        parts = [f"{name}={value:.6g}" for name, value in {**self.metrics, **shown}.items()]
+        return f"Trial({', '.join([str(self.number), *parts])}{', failed' if self.state == 'failed' else ''})"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Software and hardware metrics together."""
+        return {**self.software_metrics, **self.hardware_metrics}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished, or still running, search.
+
+    Attributes:
+        folder: the run folder.
+        columns: the trials as columns; quicker than ``records`` where there are many.
+        objectives: what was optimised.
+        reference: metric → value of the float model.
+        units: metric → unit.
+        kinds: metric → (measured, modelled or estimated; why, if that is not what the metric usually is).
+        stopped: why the search ended; empty while it runs.
+        constraints: what the front fulfils, those against the float model with its numbers in them.
+        finetuned: trial number → what training it on made of it.
+        compared: the front's members with each other, on the same samples, most accurate first.
+    """
+
+    folder: Path
+    config: Config
+    columns: Trials
+    objectives: Objectives
+    space: DescribedSpace
+    sides: Mapping[str, str]
+    units: Mapping[str, str]
+    kinds: Mapping[str, tuple[str, str]]
+    samples: int | None
+    reference: Mapping[str, float]
+    reference_test: Mapping[str, float]
+    test_results: Mapping[int, Mapping[str, float]]
+    stopped: str
+    constraints: tuple[Constraint, ...] = ()
+    compared: tuple[PairedComparison, ...] = ()
+    finetuned: Mapping[int, Finetuned] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """The run in `folder`.
+
+        Raises:
+            RunError: there is none.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise RunError(f"{folder}: there is no such run folder{_runs_beside(folder)}")
+        if not (folder / STORE).is_file():
+            raise RunError(f"{folder}: this folder has no {STORE}; a search writes it{_runs_beside(folder)}")
+        store = stores.read(folder / STORE)
+        try:
+            summary = store.meta("summary")
+            if summary is None:
+                raise RunError(f"{folder / STORE}: the search that wrote it had not begun; start it again")
+            objectives = Objectives(tuple(Objective(**p) for p in summary["objectives"]), summary["summed"])
+            return cls(
+                folder=folder,
+                config=configuration.load(folder / "config.toml"),
+                columns=store.trials(),
+                objectives=objectives,
+                space=DescribedSpace(store.meta("space")),
+                sides=summary["sides"],
+                units=summary.get("units", {}),
+                kinds={m: (kind, why) for m, (kind, why) in summary.get("kinds", {}).items()},
+                samples=summary["samples"],
+                reference=summary["reference"],
+                reference_test=store.meta("reference_test") or {},
+                test_results=store.test_results(),
+                stopped=store.meta("stopped") or "",
+                constraints=tuple(Constraint(**c) for c in summary.get("constraints", ())),
+                compared=tuple(PairedComparison(**c) for c in store.meta("compared") or ()),
+                finetuned={f["number"]: Finetuned(**f) for f in (store.meta("finetuned") or {}).get("trials", ())},
+            )
+        finally:
+            store.close()
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}: {len(self)} trials, {len(self.front)} on the front, {self.stopped})"
+
+    @cached_property
+    def records(self) -> tuple[Trial, ...]:
+        """Every evaluated candidate, by number. Of a million, ``columns`` or ``trials`` are quicker and smaller."""
+        return tuple(self.row(row) for row in range(len(self.columns)))
+
+    @cached_property
+    def trials(self) -> Any:
+        """The same as a pandas DataFrame, where pandas is installed (else ``records``).
+
+        Indexed by number; columns ``state``, one per metric, ``scaled:`` metrics, ``duration``, ``error``, and
+        ``config``, which is left out for more than 10,000 trials: ``run.trial(number).config`` spells one out.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            return self.records
+        own = self.columns
+        if not len(own):
+            return pandas.DataFrame()
+        table = {
+            "state": np.where(own.complete, "complete", "failed").astype(object),
+            **own.metrics,
+            **{f"scaled:{m}": v for m, v in self.objectives.scaled(own.metrics).items()},
+            "duration": own.duration,
+            "error": [own.errors.get(n, "") for n in own.number.tolist()],
+        }
+        if len(own) <= LOGGED:
+            table["config"] = [self.space.decode(code) for code in own.code]
+        return pandas.DataFrame(table, index=pandas.Index(own.number, name="number"))
+
+    @cached_property
+    def front(self) -> tuple[Trial, ...]:
+        """The trials that fulfil the constraints and that no other such trial dominates, by their objectives; with one
+        objective, the first of the best."""
+        return tuple(self.row(int(row)) for row in self.front_rows)
+
+    @cached_property
+    def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows of the front in ``columns``."""
+        rows = non_dominated(self._losses)
+        return rows[:1] if len(self.objectives.directions) == 1 else rows
+
+    @property
+    def ranked_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows that fulfil the constraints, by the first objective, best first."""
+        first = self._losses[:, 0]
+        order: np.ndarray[Any, np.dtype[np.int64]] = np.argsort(first, kind="stable")
+        return order[: int((~np.isnan(first)).sum())]
+
+    @property
+    def _losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Objectives to be minimised; NaN for what failed or violates a constraint."""
+        losses = self.objectives.losses(self.columns.metrics)
+        losses[~self.columns.complete] = np.nan  # a failed trial may still have the metrics that count
+        if self.constraints and len(self):
+            losses[~fulfilled(self.constraints, self.columns.metrics)] = np.nan
+        return losses
+
+    def trial(self, number: int) -> Trial:
+        """The trial of that number.
+
+        Raises:
+            RunError: there is none.
+        """
+        row = self.columns.position(number)
+        if row is None:
+            count = len(self)
+            span = f"it has {count:,} trials, 0 to {int(self.columns.number[-1])}" if count else "it has no trials yet"
+            raise RunError(f"{self.folder}: there is no trial {number}; {span}")
+        return self.row(row)
+
+    def best(self, *constraints: str, minimize: str | None = None, maximize: str | None = None) -> Trial:
+        """The best trial under constraints, from what is stored; nothing is evaluated.
+
+        Args:
+            constraints: e.g. ``"average_bitwidth <= 4"``, ``"accuracy_drop <= 1 %"``, ``"model_size <= 2 kB"``; any
+                metric of the run, units as in ``[search.constraints]``. They come on top of those of the search.
+            minimize, maximize: the metric to choose by; default: the objective, or the first of them.
+
+        Raises:
+            ConfigError: a constraint cannot be read, or names a metric the run does not have.
+            RunError: no trial fulfils the constraints; the message says how near one gets.
+        """
+        if minimize and maximize:
+            raise ConfigError("give either minimize or maximize, not both")
+        metrics = self.columns.metrics
+        allowed = self.columns.complete.copy()
+        known = {name: _RunMetric(name, self.units.get(name, "")) for name in metrics}
+        own = [parse(text, known).resolved(self.reference) for text in constraints]
+        for constraint in (*self.constraints, *own):
+            fine = constraint.excess(metrics[constraint.metric]) == 0
+            if not (allowed & fine).any():
+                near = metrics[constraint.metric][allowed]
+                span = (
+                    f"the range of {constraint.metric} is {np.nanmin(near):g} to {np.nanmax(near):g}"
+                    if len(near)
+                    else ""
+                )
+                reached = span or "none is left"
+                raise RunError(f"no trial fulfils {constraint.text!r} (with the constraints before it {reached})")
+            allowed &= fine
+        if not allowed.any():
+            raise RunError(f"{self.folder}: no trial is complete")
+        if minimize or maximize:
+            loss = self._column(minimize or maximize or "") * (1 if minimize else -1)
+        else:
+            loss = self.objectives.losses(metrics)[:, 0]
+        rows = np.flatnonzero(allowed & ~np.isnan(loss))
+        # Among equals the one that is better in the other objectives, then the first.
+        others = self.objectives.losses(metrics)
+        order = np.lexsort([rows, *others[rows].T[::-1], loss[rows]])
+        return self.row(int(rows[order[0]]))
+
+    def _column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        if name not in self.columns.metrics:
+            known = list(self.columns.metrics)
+            raise ConfigError(f"this run has no metric {name!r}; {one_of(known)}.{nearest(name, known)}")
+        return self.columns.metrics[name]
+
+    def row(self, row: int) -> Trial:
+        """The trial in a row of ``columns``."""
+        columns = self.columns
+        values = {m: float(v[row]) for m, v in columns.metrics.items()}
+        code = columns.codes([row])[0]
+        single = {m: v[row : row + 1] for m, v in columns.metrics.items()}
+        number = int(columns.number[row])
+        return Trial(
+            number=number,
+            code=tuple(code.tolist()),
+            config=self.space.decode(code),
+            software_metrics={m: v for m, v in values.items() if self.sides[m] == "sw_runner"},
+            hardware_metrics={m: v for m, v in values.items() if self.sides[m] == "hw_runner"},
+            scaled_metrics={m: float(v[0]) for m, v in self.objectives.scaled(single).items()},
+            values=tuple(float(v) for v in self.objectives.values(single)[0]),
+            intervals=self.intervals(values),
+            test_metrics=dict(self.test_results.get(number, {})),
+            finetuned=self.finetuned.get(number),
+            state="complete" if columns.complete[row] else "failed",
+            error=columns.errors.get(number, ""),
+            duration=float(columns.duration[row]),
+        )
+
+    def intervals(self, values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+        """Metric → 95 % interval, for those of `values` that have one."""
+        found = {
+            name: (values[f"{name}_low"], values[f"{name}_high"])
+            for name in values
+            # What is modelled has no spread.
+            if values.get(f"{name}_low", 0.0) < values.get(f"{name}_high", 0.0)
+        }
+        accuracy = values.get("accuracy", float("nan"))
+        if self.samples is not None and not np.isnan(accuracy):
+            found["accuracy"] = wilson(accuracy, self.samples)
+        return found
+
+
+@dataclass(frozen=True)
+class _RunMetric:
+    """A metric as the run knows it."""
+
+    name: str
+    unit: str
+
+
+def write_results(run: Run) -> None:
+    """Write best.json and log.json into the run folder, each whole or not at all."""
+    write_records(run.folder / "best.json", (_record(t) for t in run.front))
+    write_records(run.folder / "log.json", (_record(run.row(r), timed=True) for r in _logged(run)))
+
+
+def _logged(run: Run) -> list[int]:
+    """Rows of the trials in log.json: all, or of a very long run the first ones and the front."""
+    if len(run) <= LOGGED:
+        return list(range(len(run)))
+    return sorted({*range(LOGGED), *run.front_rows.tolist()})
+
+
+def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
+    # Times stay out of best.json: the same search writes the same bytes.
+    record: dict[str, Any] = {
+        "number": trial.number,
+        "value": trial.values[0] if len(trial.values) == 1 else list(trial.values),
+        "software_metrics": dict(trial.software_metrics),
+        "hardware_metrics": dict(trial.hardware_metrics),
+        "scaled_metrics": dict(trial.scaled_metrics),
+        "sampled_config": trial.config,
+        "intervals": {m: list(i) for m, i in trial.intervals.items()},
+    }
+    if trial.test_metrics:
+        record["test_metrics"] = dict(trial.test_metrics)
+    if trial.finetuned is not None:
+        record["finetuned"] = {k: v for k, v in vars(trial.finetuned).items() if k != "number"}
+    if timed:
+        record |= {"state": trial.state.upper(), "duration": trial.duration}
+        if trial.error:
+            record["error"] = trial.error
+    return record
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write `document` atomically; NaN becomes null, which JSON can hold.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    _write(path, [json.dumps(_finite(document), indent=2, ensure_ascii=False)])
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records keyed "0", "1", ... as pandas reads and writes them with ``orient="index"``, one after the other.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    _write(path, _texts(records))
+
+
+def _texts(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The text that ``json.dumps`` would give for all of them together."""
+    end = "{}"
+    for i, record in enumerate(records):
+        text = json.dumps({str(i): _finite(record)}, indent=2, ensure_ascii=False)
+        yield ("," if i else "{") + text[1:-2]
+        end = "\n}"
+    yield end
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
+    with whole(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(texts)
+        file.write("\n")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be there whole, or as it was before: it becomes `path` if nothing goes wrong.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _runs_beside(folder: Path) -> str:
+    runs = sorted(p.parent.name for p in folder.parent.glob(f"*/{STORE}")) if folder.parent.is_dir() else []
+    return f"; runs in {folder.parent}: {', '.join(runs)}" if runs else ""

@@ -1,0 +1,158 @@
+"""Spaces whose candidates can be spelled out, and those that are of a model: what every kind of space here builds on.
+
+``DescribedSpace`` is a space as text: all that a run folder keeps of it. ``ModelSpace`` adds the captured model.
+A candidate of a model has two sides: how wide its layers are, and in which formats it computes. Each kind of space says
+how its codes split into the two; whoever evaluates candidates needs to know nothing else of the kind.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.graph import Graph
+from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
+
+if TYPE_CHECKING:
+    from bitfront.spaces.quantize import QuantizationSpace
+
+#: A candidate spelled out as in the TOML: {"by": "name", "default": {...}, site: {"config": {...}}}.
+CandidateConfig = dict[str, Any]
+
+
+class DescribedSpace(Space):
+    """A space as text: enough to spell candidates out, without the model. What a run folder keeps.
+
+    Args:
+        description: per site ``{"site": name, "alternatives": [{"name": format, "operands": [{"operand": name,
+            "settings": [{"label": text, "set": {parameter: value}}]}]}]}``; JSON. An entry may have a ``part``, the
+            table of the configuration that it is spelled in; an alternative ``also`` what else is spelled with it; and
+            a setting a ``width``, that of the layer under it.
+    """
+
+    def __init__(self, description: Sequence[Mapping[str, Any]]) -> None:
+        self.description = description
+        groups = []
+        for entry in description:
+            branches: list[Branch] = []
+            for a in entry["alternatives"]:
+                # A format whose settings are no plain product has several branches.
+                before = sum(b.label.split("#")[0] == a["name"] for b in branches)
+                choices = (Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"])
+                branches.append(Branch(f"{a['name']}#{before + 1}" if before else a["name"], tuple(choices)))
+            groups.append(Group(entry["site"], tuple(branches)))
+        super().__init__(groups)
+
+    def decode(self, code: NDArray[np.int64]) -> CandidateConfig:
+        """The candidate spelled out, as ``[passes.quantize]`` takes it. Sites that can only be float are left out.
+
+        Where the space has parts, each of them stands under its name.
+        """
+        tables: dict[str, CandidateConfig] = {}
+        options = self.options(code[None])[0].tolist()
+        for g, (group, entry) in enumerate(zip(self.groups, self.description, strict=True)):
+            table = tables.setdefault(entry.get("part", ""), {"by": "name", "default": {"config": {"name": "NA"}}})
+            written = self._written(g, options[g])
+            if group.size > 1 or entry["alternatives"][0]["name"] != "NA":
+                table[entry["site"]] = {"config": dict(written)}
+        return tables.get("", tables)
+
+    def _written(self, g: int, option: int) -> Mapping[str, object]:
+        """What the TOML says of one option of a site."""
+        known = self._spelled.get((g, option))
+        if known is None:
+            alternative, chosen = self._chosen(g, option)
+            known = {"name": "NA"}
+            if any(setting["label"] != "float" for _, setting in chosen):
+                known = {"name": alternative["name"], **alternative.get("also", {})}
+                for operand, setting in chosen:
+                    known |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
+            self._spelled[g, option] = known
+        return known
+
+    def _chosen(self, g: int, option: int) -> tuple[Mapping[str, Any], list[tuple[str, Mapping[str, Any]]]]:
+        """(the alternative, (operand, setting) of each operand) of one option of a site."""
+        branch, picks = self.groups[g].picks(option)
+        alternative = self.description[g]["alternatives"][branch]
+        pairs = zip(alternative["operands"], picks, strict=True)
+        return alternative, [(o["operand"], o["settings"][i]) for o, i in pairs]
+
+    @cached_property
+    def _spelled(self) -> dict[tuple[int, int], dict[str, object]]:
+        return {}
+
+    def layer_widths(self, code: NDArray[np.int64]) -> dict[str, tuple[str, int]]:
+        """Layer → (label of its multiplier, its output width), for the layers whose width is chosen."""
+        options = self.options(code[None])[0].tolist()
+        return {
+            entry["site"]: (setting["label"], setting["width"])
+            for g, entry in enumerate(self.description)
+            for _, setting in self._chosen(g, options[g])[1]
+            if "width" in setting
+        }
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a space offers at a site, for people.
+
+    Attributes:
+        rule: the key of the seed table that applied.
+        choices: what the site may become, in words.
+        options: how many that are.
+    """
+
+    site: str
+    type: str
+    rule: str
+    choices: str
+    options: int
+
+
+class ModelSpace(DescribedSpace):
+    """A space of candidates of one captured model.
+
+    Attributes:
+        graph: the captured model.
+        unused: keys of the seed that name nothing.
+        notes: what the user should know about how the seed was understood.
+    """
+
+    graph: Graph
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spelled_size(self) -> int:
+        """How many candidates the file spells out, those that turn out to be the same network included."""
+        return self.size
+
+    @abstractmethod
+    def offers(self) -> tuple[Offer, ...]:
+        """What may be chosen, site by site."""
+
+    @abstractmethod
+    def uniform(self) -> Codes:
+        """Candidates that treat all sites alike, as far as they can: what a search should begin with."""
+
+    @abstractmethod
+    def encode(self, config: Mapping[str, Any]) -> NDArray[np.int64]:
+        """The code of a candidate spelled out. Raises ConfigError if it is not of this space."""
+
+    @abstractmethod
+    def split(self, codes: Codes) -> tuple[Codes, Codes]:
+        """The two sides of candidates: (what ``widths`` takes, a row each; codes of ``quantization``)."""
+
+    @abstractmethod
+    def widths(self, options: NDArray[np.int64]) -> dict[int, int]:
+        """The channel groups whose width changes, with their new widths; what ``transforms.widen`` takes."""
+
+    @abstractmethod
+    def quantization(self, graph: Graph) -> QuantizationSpace:
+        """The formats that may be chosen, as a space of `graph`: the model in other widths, or as it is."""

@@ -1,0 +1,596 @@
+"""Candidates that are networks of their own: trained alike whatever is trained beside them, costs by their shapes."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitfront as bf
+from bitfront import config, tomlfile
+from bitfront.data.arrays import from_arrays
+from bitfront.engine.evaluation import trained as training_bench
+from bitfront.engine.evaluation.fixed import FixedEvaluator
+from bitfront.engine.evaluation.halving import going_on
+from bitfront.engine.evaluation.trained import open_evaluator
+from bitfront.engine.planning.plan import make_plan
+from bitfront.errors import ConfigError
+from bitfront.graph import capture
+from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.training import evaluate
+from engine.networks import CachedEvaluator, Functional, Residual, made
+
+TOP = """
+model = "jsc-three-linear-layers"
+project = "widths"
+accelerator = "cpu"
+max_epochs = 2
+batch_size = 64
+learning_rate = 1e-2
+"""
+WIDTHS = """
+[search.search_space]
+name = "channel_size"
+[search.search_space.seed.seq_blocks_2.config]
+name = ["output_only"]
+channel_multiplier = [1, 2]
+[search.search_space.seed.seq_blocks_4.config]
+name = ["both"]
+channel_multiplier = [0.5, 1, 4]
+"""
+FORMATS = """
+name = ["integer"]
+data_in_width = [8]
+data_in_frac_width = ["auto"]
+weight_width = [2, 4]
+weight_frac_width = ["auto"]
+bias_width = [8]
+"""
+QUANTIZE = f"""
+[search.search_space.setup]
+by = "type"
+[search.search_space.seed.linear.config]
+{FORMATS}
+"""
+JOINT = f"""
+[search.search_space]
+name = "joint"
+[search.search_space.widths.seed.seq_blocks_4.config]
+name = "output_only"
+channel_multiplier = [1, 2]
+[search.search_space.quantize.setup]
+by = "type"
+[search.search_space.quantize.seed.linear.config]
+{FORMATS}
+"""
+TRAIN = """
+[search.strategy.sw_runner.basic_train]
+max_epochs = 2
+num_samples = 200
+"""
+REST = """
+[search.strategy]
+name = "brute_force"
+[search.strategy.sw_runner.basic_evaluation]
+[search.strategy.hw_runner.basic_computation]
+[search.strategy.hw_runner.model_size]
+[search.strategy.hw_runner.ebops]
+[search.strategy.hw_runner.peak_memory]
+[search.strategy.metrics]
+accuracy.scale = 1.0
+total_bitops.scale = 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 16, generator=generator)
+    y = (x @ torch.randn(16, 5, generator=generator)).argmax(1)
+    return from_arrays(x, y)
+
+
+def configured(*parts, **more):
+    return config.from_document(tomlfile.parse(TOP + "".join(parts) + REST, "test.toml"), more)
+
+
+def plan(dataset, *parts, model=None, **more):
+    return make_plan(configured(*parts, **more), dataset=dataset, model=model)
+
+
+def everything(made):
+    return made.space.numbered(0, made.space.size)
+
+
+def same(first, second):
+    assert first.errors == second.errors
+    for name, column in first.values.items():
+        np.testing.assert_array_equal(column, second.values[name], err_msg=name)
+
+
+def states_equal(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parts", [(WIDTHS, TRAIN), (JOINT, TRAIN), (QUANTIZE, TRAIN)], ids=["widths", "joint", "formats"]
+)
+def test_a_result_depends_on_no_other_candidate(dataset, parts):
+    """Another batch, another order, an evaluator that was sent elsewhere: the same bits."""
+    made = plan(dataset, *parts)
+    codes = everything(made)
+    first = made.evaluator.measure(codes)
+    assert not any(first.errors)
+    assert (first.values["trained_epochs"] == 2).all()
+    sent = open_evaluator(pickle.loads(pickle.dumps(made.evaluator.job)))  # noqa: S301
+    torch.manual_seed(12345)  # whatever the global random state is
+    same(first, Reversed(sent).measure(codes))
+    alone = open_evaluator(made.evaluator.job, made.space).measure(codes[-1:])
+    for name, column in alone.values.items():
+        assert column[0] == first.values[name][-1], name
+
+
+class Reversed:
+    """An evaluator that is asked for candidates in the opposite order, two at a time."""
+
+    def __init__(self, evaluator):
+        self.evaluator = evaluator
+
+    def measure(self, codes):
+        order = np.arange(len(codes))[::-1]
+        parts = [self.evaluator.measure(codes[order[i : i + 2]]) for i in range(0, len(codes), 2)]
+        joined = training_bench.joined(parts)
+        back = np.argsort(order)
+        return training_bench.replace(
+            joined,
+            values={m: v[back] for m, v in joined.values.items()},
+            errors=tuple(joined.errors[i] for i in back),
+        )
+
+
+def weights(made, code):
+    """What a candidate was trained to, in float."""
+    return made.evaluator.alone(code)[0].space.graph.model.state_dict()
+
+
+def test_training_changes_the_weights_and_learns(dataset):
+    made = plan(dataset, WIDTHS, TRAIN)
+    untrained = plan(dataset, WIDTHS)
+    codes = everything(made)
+    before, after = untrained.evaluator.measure(codes).values, made.evaluator.measure(codes).values
+    assert (after["loss"] < before["loss"]).all(), "the float model is not trained, its candidates are"
+    assert "trained_epochs" not in before
+
+
+def test_a_quantized_candidate_is_trained_in_its_formats(dataset, monkeypatch):
+    """Straight-through: the twin that is trained computes in the formats; what is kept is the float weights."""
+    seen = []
+    own = training_bench._train
+
+    def watched(models, *more):
+        seen.extend(models)
+        return own(models, *more)
+
+    monkeypatch.setattr(training_bench, "_train", watched)
+    made = plan(dataset, QUANTIZE, TRAIN)
+    code = made.space.numbered(0, 1)[0]
+    state = weights(made, code)
+    (twin,) = seen
+    assert [f.bits for f in twin.seq_blocks[2].formats.values()] == [8, 2, 8]
+    assert state.keys() == made.model.state_dict().keys()
+    assert len(state["seq_blocks.2.weight"].unique()) > 4, "these are not yet quantized"
+    inner, own_code = made.evaluator.alone(code)
+    baked = inner.model(own_code, bake=True)
+    assert all(len(m.weight.unique()) <= 4 for m in baked.modules() if isinstance(m, nn.Linear))
+    x, y = made.evaluator.samples("val", None)
+    assert (
+        evaluate(baked, x, y, batch_size=inner.chunk).accuracy
+        == made.evaluator.measure(code[None]).values["accuracy"][0]
+    )
+
+
+def test_training_in_the_formats_is_better_than_rounding_afterwards(dataset):
+    # The float model first, so that both begin with the same good weights.
+    model = plan(dataset, QUANTIZE).model
+    settings = training_bench.CandidateTraining(*dataset.split("train"), 5, bf_settings(20))
+    ((state, _),) = training_bench._train([model], settings, "cpu", [20])
+    model.load_state_dict(state)
+    rounded = plan(dataset, QUANTIZE, model=model)
+    learned = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"), model=model)
+    coarsest = rounded.space.numbered(0, 1)  # 2 bits everywhere
+    assert learned.evaluator.measure(coarsest).values["loss"][0] < rounded.evaluator.measure(coarsest).values["loss"][0]
+
+
+def test_a_candidate_is_judged_in_the_formats_it_was_trained_in(dataset):
+    """Formats that were learned again from the trained weights would be others."""
+    made = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"))
+    relearned = 0
+    for code in everything(made):
+        (_, begun, own), *_ = made.evaluator._untrained(code[None])
+        trained, only = made.evaluator.alone(code)
+        assert trained.formats(only) == begun.formats(own[0])
+        again = plan(dataset, QUANTIZE, model=trained.space.graph.model).evaluator
+        relearned += again.formats(code) != trained.formats(only)
+    assert relearned, "this test sees nothing"
+
+
+FIRST = "float_epochs = 3\n"
+
+
+def test_other_widths_are_trained_in_float_first_once_for_all_their_candidates(dataset, monkeypatch):
+    seen = []
+    own = training_bench.train_population
+
+    def watched(models, few, settings, **more):
+        seen.extend((model.seq_blocks[4].out_features, settings.max_epochs) for model in models)
+        return own(models, few, settings, **more)
+
+    monkeypatch.setattr(training_bench, "train_population", watched)
+    made = plan(dataset, JOINT, TRAIN + FIRST)
+    codes = everything(made)
+    measured = made.evaluator.measure(codes)
+    first = [width for width, epochs in seen if epochs == 3]
+    as_it_is = made.model.seq_blocks[4].out_features
+    assert len(first) == len(set(first))
+    assert set(first) == {width for width, _ in seen} - {as_it_is}
+    # Formats are learned from what that gave; a candidate alone is the same; without it, it is another.
+    code = next(c for c in codes if made.evaluator.alone(c)[0].space.graph.model.seq_blocks[4].out_features != as_it_is)
+    row = [c.tobytes() for c in codes].index(code.tobytes())
+    alone = plan(dataset, JOINT, TRAIN + FIRST).evaluator.measure(code[None])
+    without = plan(dataset, JOINT, TRAIN).evaluator.measure(code[None])
+    assert alone.values["loss"][0] == measured.values["loss"][row] != without.values["loss"][0]
+
+
+def test_what_is_known_needs_no_training_not_even_in_float(dataset, monkeypatch, tmp_path):
+    made = plan(dataset, JOINT, TRAIN + FIRST)
+    codes = everything(made)
+    measured = made.evaluator.measure(codes)
+    made.evaluator.keep(codes[-1], tmp_path / "kept.pt")
+    elsewhere = plan(dataset, JOINT, TRAIN + FIRST).evaluator
+    elsewhere.recall(codes[-1], 2, tmp_path / "kept.pt")
+
+    def nobody(*more, **others):
+        raise AssertionError("nothing is to be trained")
+
+    monkeypatch.setattr(training_bench, "train_population", nobody)
+    again = elsewhere.measure(codes[-1:])
+    assert again.errors == ("",)
+    assert again.values["loss"][0] == measured.values["loss"][-1]
+    x, y = made.evaluator.samples("val", None)
+    moved = made.evaluator.with_splits({"val": (x, y)})
+    np.testing.assert_array_equal(moved.scores(codes, "val", None).loss, measured.values["loss"])
+
+
+def bf_settings(epochs):
+    from bitfront.training import TrainSettings
+
+    return TrainSettings(max_epochs=epochs, batch_size=64, learning_rate=1e-2)
+
+
+def test_batch_norm_is_evaluated_with_what_training_left_in_it(dataset):
+    made = plan(dataset, WIDTHS, TRAIN)
+    evaluator, _ = made.evaluator.alone(made.space.numbered(0, 1)[0])
+    norm = evaluator.space.graph.model.seq_blocks[0]
+    assert not norm.training
+    assert not torch.equal(norm.running_mean, made.model.seq_blocks[0].running_mean)
+
+
+def test_fresh_weights_owe_nothing_to_the_float_model(dataset):
+    fresh = TRAIN + "init = 'fresh'\n"
+    other = plan(dataset, WIDTHS).model
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.3)
+    for parts, equal in (((WIDTHS, fresh), True), ((WIDTHS, TRAIN), False)):
+        one, two = plan(dataset, *parts), plan(dataset, *parts, model=other)
+        first, second = (m.evaluator.measure(everything(m)).values["loss"] for m in (one, two))
+        assert np.array_equal(first, second) == equal
+        assert len(set(first)) == len(first)
+
+
+def test_the_captured_model_stays_as_it_is(dataset):
+    made = plan(dataset, JOINT, TRAIN)
+    before = {k: v.clone() for k, v in made.space.graph.model.state_dict().items()}
+    made.evaluator.measure(everything(made)[:3])
+    assert states_equal(before, made.space.graph.model.state_dict())
+
+
+def test_a_candidate_whose_training_diverges_fails_alone(dataset, monkeypatch):
+    own = training_bench.train_population
+
+    def failing(models, few, settings, **more):
+        members = own(models, few, settings, **more)
+        return [
+            replace(member, error="training diverged") if model.seq_blocks[2].out_features == 32 else member
+            for model, member in zip(models, members, strict=True)
+        ]
+
+    made = plan(dataset, WIDTHS, TRAIN)
+    whole = made.evaluator.measure(everything(made))
+    monkeypatch.setattr(training_bench, "train_population", failing)
+    found = open_evaluator(made.evaluator.job, made.space).measure(everything(made))
+    assert [bool(e) for e in found.errors] == [False] * 3 + [True] * 3
+    np.testing.assert_array_equal(found.values["accuracy"][:3], whole.values["accuracy"][:3])
+
+
+def test_an_interrupted_training_is_no_result(dataset, monkeypatch):
+    made = plan(dataset, WIDTHS, TRAIN)
+    own = training_bench.train_population
+
+    def interrupted(models, few, settings, **more):
+        def stop(epoch, records, state):
+            raise KeyboardInterrupt
+
+        return own(models, few, settings, **{**more, "keep": stop})
+
+    monkeypatch.setattr(training_bench, "train_population", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.evaluator.measure(everything(made))
+
+
+@pytest.mark.parametrize("network", [Functional, CachedEvaluator, Residual])
+def test_functional_and_shared_sites_are_trained_too(network):
+    """Their twins have other names than what they stand for."""
+    model = made(network)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, *network.shape, generator=generator)
+    data = from_arrays(x, x[:, :4].argmax(1))
+    formats = QUANTIZE.replace('by = "type"', 'by = "regex_name"').replace("seed.linear.", "seed.'.*'.")
+    laid = plan(data, formats, TRAIN, model=model)
+    code = laid.space.numbered(0, 1)[0]
+    state, before = weights(laid, code), model.state_dict()
+    assert state.keys() == before.keys()
+    moved = [k for k in state if not torch.equal(state[k], before[k])]
+    assert moved == [k for k in state if k in dict(model.named_parameters())]
+    assert not any(laid.evaluator.measure(code[None]).errors)
+
+
+# --- halving ---------------------------------------------------------------------------------------------------------
+
+HALVING = TRAIN.replace("max_epochs = 2", "max_epochs = 3") + "halving = {rungs = [1, 2], keep = 0.4, cohort = 5}\n"
+
+
+def test_of_a_cohort_the_front_goes_on_and_the_best_of_the_others():
+    losses = np.array([[-9.0, 5], [-8, 5], [-7, 1], [-6, 4], [-5, 2], [np.nan, 0]])
+    assert going_on(losses, 0.1).tolist() == [True, False, True, False, False, False]
+    assert going_on(losses, 0.5).tolist() == [True, True, True, False, False, False]
+    assert going_on(losses[:1], 0.5).tolist() == [True]
+
+
+def test_halving_stops_who_is_hopeless_and_changes_nothing_for_the_others(dataset, tmp_path):
+    whole = bf.search(
+        configured(JOINT, HALVING[: HALVING.index("halving")], project_dir=str(tmp_path / "whole")), data=dataset
+    )
+    runs = [
+        bf.search(configured(JOINT, HALVING, project_dir=str(tmp_path / str(n))), data=dataset, n_jobs=n)
+        for n in (1, 2)
+    ]
+    epochs = runs[0].columns.metrics["trained_epochs"]
+    assert set(epochs) == {1, 2, 3}
+    for start in range(0, len(epochs), 5):
+        cohort = epochs[start : start + 5]
+        assert (cohort >= 2).sum() >= 0.4 * len(cohort)
+    to_the_end = epochs == 3
+    for name, column in runs[0].columns.metrics.items():
+        np.testing.assert_array_equal(column, runs[1].columns.metrics[name], err_msg=name)
+        np.testing.assert_array_equal(column[to_the_end], whole.columns.metrics[name][to_the_end], err_msg=name)
+    for wanted in (1, 2, 3):
+        number = int(np.flatnonzero(epochs == wanted)[0])
+        found = bf.transform_trial(runs[0].folder, number, check=True, data=dataset)
+        assert found.evaluation.accuracy == runs[0].trial(number).metrics["accuracy"]
+
+
+def test_a_search_with_halving_goes_on_where_it_stopped(dataset, tmp_path):
+    class Stopping(bf.Events):
+        def progress(self, progress, plan):
+            if progress.done >= 6:
+                raise KeyboardInterrupt
+
+    def searched(folder, **more):
+        return bf.search(configured(JOINT, HALVING, project_dir=str(tmp_path / folder)), data=dataset, **more)
+
+    whole = searched("whole")
+    assert len(searched("parts", events=Stopping())) == 10
+    parts = searched("parts")
+    for name, column in whole.columns.metrics.items():
+        np.testing.assert_array_equal(column, parts.columns.metrics[name], err_msg=name)
+
+
+# --- costs -----------------------------------------------------------------------------------------------------------
+
+
+def test_costs_follow_the_widened_shapes(dataset):
+    """Each candidate costs what its own network costs, captured and measured alone."""
+    made = plan(dataset, JOINT, TRAIN)
+    codes = everything(made)
+    found = made.evaluator.measure(codes).values
+    priced = made.evaluator.price(codes, ["total_flops", "total_bitops", "model_size", "peak_memory"])
+    for row in (0, 3, len(codes) - 1):
+        evaluator, code = made.evaluator.alone(codes[row])
+        graph = capture(evaluator.space.graph.model, evaluator.job.sample)
+        space = QuantizationSpace.of_formats(graph, evaluator.formats(code))
+        alone = FixedEvaluator(training_bench.replace(evaluator.job, model=graph.model), space)
+        own = alone.measure(code[None]).values
+        for name in ("total_flops", "total_bitops", "model_size", "peak_memory", "ebops", "loss", "accuracy"):
+            assert found[name][row] == own[name][0], name
+        for name, column in priced.items():
+            assert column[row] == own[name][0], name
+    # BatchNorm 4·16, ReLUs 16 + 16 + h + 5, products 16·16 + 16·h + h·5
+    flops = {64 + 16 + 16 + h + 5 + 256 + 21 * h for h in (16, 32)}
+    assert set(found["total_flops"].tolist()) == flops
+
+
+def test_what_is_of_trained_weights_is_not_known_before(dataset):
+    assert "ebops" not in plan(dataset, WIDTHS, TRAIN).evaluator.closed_form
+    assert "ebops" in plan(dataset, WIDTHS).evaluator.closed_form
+    with_bound = plan(dataset, WIDTHS, TRAIN, **{"search.constraints.total_flops": "<= 600"})
+    assert with_bound.constraints[0].metric == "total_flops"
+
+
+def test_without_training_wider_networks_compute_what_the_model_does(dataset):
+    made = plan(dataset, WIDTHS)
+    assert any("are not trained" in note for note in made.notes)
+    found = made.evaluator.measure(everything(made)).values
+    wide = [i for i, c in enumerate(everything(made)) if made.space.layer_widths(c)["seq_blocks_4"][1] >= 16]
+    np.testing.assert_allclose(found["loss"][wide], found["loss"][wide[0]], atol=1e-5)
+    # Fewer channels are another function.
+    assert len(set(np.round(found["loss"], 4))) > 1
+
+
+# --- what the file may ask for ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "more", "key"),
+    [
+        ((WIDTHS, TRAIN), {"search.calibration.bias_correction": True}, "search.calibration.bias_correction"),
+        (
+            (WIDTHS, TRAIN),
+            {"search.strategy.sw_runner.basic_evaluation.data_loader": "train"},
+            "search.strategy.sw_runner.basic_evaluation.data_loader",
+        ),
+        ((WIDTHS, TRAIN.replace("200", "0")), {}, "search.strategy.sw_runner.basic_train.num_samples"),
+        ((WIDTHS, TRAIN + "epochs = 3\n"), {}, "search.strategy.sw_runner.basic_train.epochs"),
+        ((WIDTHS, TRAIN + "halving.rungs = [2]\n"), {}, "search.strategy.sw_runner.basic_train.halving.rungs"),
+        ((WIDTHS, TRAIN + "halving.rungs = [1, 1]\n"), {}, "search.strategy.sw_runner.basic_train.halving.rungs"),
+        ((WIDTHS, TRAIN + "halving.keep = 1.0\n"), {}, "search.strategy.sw_runner.basic_train.halving"),
+        ((JOINT.replace("joint", "channel_size"),), {}, "search.search_space.quantize"),
+        ((JOINT, QUANTIZE.replace("[search.search_space.setup]\nby = \"type\"", "")), {}, "search.search_space.seed"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_for_is_named_before_any_work(dataset, parts, more, key):
+    with pytest.raises(ConfigError) as caught:
+        plan(dataset, *parts, **more)
+    asked = ".".join(caught.value.key)
+    assert asked in (key, "--" + key.rpartition(".")[2].replace("_", "-")), caught.value
+
+
+def test_eval_mode_false_means_that_candidates_are_trained(dataset):
+    note = "eval_mode = false has no effect: candidates are evaluated in eval mode"
+    false = {"search.strategy.eval_mode": False}
+    assert note in plan(dataset, WIDTHS, **false).notes
+    assert note not in plan(dataset, WIDTHS, TRAIN, **false).notes
+
+
+def test_settings_that_are_left_out_are_those_of_the_top(dataset):
+    training = plan(dataset, WIDTHS, TRAIN, weight_decay=0.5).evaluator.job.training
+    assert (training.settings.batch_size, training.settings.learning_rate) == (64, 1e-2)
+    assert (training.settings.weight_decay, training.settings.optimizer, len(training.y)) == (0.5, "adam", 200)
+    own = "optimizer = 'sgd'\nlearning_rate = 0.5\nbatch_size = 7\nweight_decay = 0.0\n"
+    training = plan(dataset, WIDTHS, TRAIN + own, weight_decay=0.5).evaluator.job.training
+    assert (training.settings.batch_size, training.settings.learning_rate) == (7, 0.5)
+    assert (training.settings.weight_decay, training.settings.optimizer) == (0.0, "sgd")
+
+
+# --- a whole search --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [(WIDTHS, TRAIN), (JOINT, TRAIN), (QUANTIZE, TRAIN), (WIDTHS,)], ids=range(4))
+def test_any_trial_is_rebuilt_exactly(dataset, tmp_path, parts):
+    """Those of the front from the weights that were kept, the others by training them again."""
+    run = bf.search(configured(*parts, project_dir=str(tmp_path)), data=dataset)
+    front = {t.number for t in run.front}
+    kept = {int(p.stem.split("-")[1]) for p in (run.folder / "checkpoints").glob("trial-*.pt")}
+    assert kept == (front if TRAIN in parts else set())
+    others = [t.number for t in run.records if t.number not in front]
+    for number in [*sorted(front)[:2], *others[:2]]:
+        found = bf.transform_trial(run.folder, number, check=True, data=dataset)
+        assert found.evaluation.accuracy == run.trial(number).metrics["accuracy"]
+        assert found.evaluation.loss == run.trial(number).metrics["loss"]
+    if TRAIN in parts:
+        number = min(front)
+        state = torch.load(run.folder / "transformed" / f"trial-{number}" / "model.pt")
+        (run.folder / "checkpoints" / f"trial-{number}.pt").unlink()
+        bf.transform_trial(run.folder, number, data=dataset)
+        again = torch.load(run.folder / "transformed" / f"trial-{number}" / "model.pt")
+        assert states_equal(state, again)
+
+
+def test_a_trained_trial_is_trained_on(dataset, tmp_path):
+    """``finetune`` begins with the candidate's own weights, in its own widths."""
+    more = {"search.finetune.trials": 1, "search.finetune.max_epochs": 2, "project_dir": str(tmp_path)}
+    run = bf.search(configured(JOINT, TRAIN, **more), data=dataset)
+    (number,) = [t.number for t in run.records if t.finetuned]
+    tuned = run.trial(number).finetuned
+    found = bf.transform_trial(run.folder, number, check=True, data=dataset)
+    expected = tuned.metrics if tuned.kept else run.trial(number).metrics
+    assert found.evaluation.accuracy == expected["accuracy"]
+    assert tuned.metrics["total_bitops"] == run.trial(number).metrics["total_bitops"]
+
+
+def test_any_number_of_processes_gives_the_same_run(dataset, tmp_path):
+    runs = [
+        bf.search(configured(JOINT, TRAIN, project_dir=str(tmp_path / str(n))), data=dataset, n_jobs=n) for n in (1, 2)
+    ]
+    logs = [(r.folder / "best.json").read_bytes() for r in runs]
+    assert logs[0] == logs[1]
+    assert all((runs[0].columns.metrics[m] == runs[1].columns.metrics[m]).all() for m in runs[0].columns.metrics)
+
+
+def test_the_summary_says_which_widths_were_chosen(dataset, tmp_path):
+    from bitfront.report import tables
+
+    run = bf.search(configured(JOINT, TRAIN, project_dir=str(tmp_path)), data=dataset)
+    lines = tables.summary(run)
+    assert any("what they chose, bits of data_in/weight/bias in integer and widths:" in line for line in lines)
+    number = run.front[0].number
+    label, width = run.space.layer_widths(np.array(run.front[0].code))["seq_blocks_4"]
+    (line,) = [line for line in lines if line.startswith(f"  {number}: ")]
+    assert line.startswith(f"  {number}: seq_blocks_4 {label} ({width}), seq_blocks_2 8/")
+
+
+def test_latency_is_measured_per_widths(dataset):
+    """What a time is remembered by includes the shapes: a network twice as wide is another one."""
+    runner = "[search.strategy.sw_runner.latency]\nseconds = 0.01\n"
+    made = plan(dataset, WIDTHS.replace("[0.5, 1, 4]", "[1, 64]"), runner)
+    codes = everything(made)
+    found = made.evaluator.measure(codes).values["latency"]
+    assert len(set(found)) == len(codes)
+    np.testing.assert_array_equal(made.evaluator.measure(codes).values["latency"], found)
+
+
+def test_a_search_goes_on_where_it_stopped(dataset, tmp_path):
+    class Stopping(bf.Events):
+        def progress(self, progress, plan):
+            if progress.done >= 3:
+                raise KeyboardInterrupt
+
+    def searched(folder, **more):
+        return bf.search(configured(JOINT, TRAIN, project_dir=str(tmp_path / folder)), data=dataset, **more)
+
+    whole = searched("whole")
+    assert 3 <= len(searched("parts", events=Stopping())) < len(whole)
+    assert (searched("parts").folder / "best.json").read_bytes() == (whole.folder / "best.json").read_bytes()
+
+
+def test_beginning_again_throws_the_weights_of_trials_away(dataset, tmp_path):
+    run = bf.search(configured(WIDTHS, TRAIN, project_dir=str(tmp_path)), data=dataset)
+    stale = run.folder / "checkpoints" / "trial-5.pt"
+    stale.write_bytes((run.folder / "checkpoints" / f"trial-{run.front[0].number}.pt").read_bytes())
+    again = bf.search(configured(WIDTHS, TRAIN, project_dir=str(tmp_path)), data=dataset, n_trials=2, restart=True)
+    assert len(again) == 2
+    assert not stale.exists()
+
+
+def test_a_joint_search_from_python(dataset, tmp_path):
+    space = {
+        "name": "joint",
+        "widths": {"by": "name", "0": {"name": "both", "channel_multiplier": [1, 2]}},
+        "quantize": {"linear": {"name": "integer", "weight_width": [2, 8]}},
+    }
+    run = bf.search(
+        model=nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5)),
+        data=dataset,
+        space=space,
+        metrics={"accuracy": "maximize", "total_bitops": "minimize", "trained_epochs": "maximize"},
+        strategy="brute_force",
+        project_dir=str(tmp_path),
+    )
+    assert len(run) == 2 * 4
+    assert set(run.front[0].config) == {"widths", "quantize"}
