@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from bitfront.data import jsc  # noqa: F401  (registers the dataset)
 from bitfront.data.arrays import from_arrays
-from bitfront.data.base import DataRequest, Dataset, load
+from bitfront.data.base import DataRequest, Dataset
+from bitfront.data.loading import load
 from bitfront.engine.evaluation.fixed import BatchMetrics, EvaluationJob, FixedEvaluator
 from bitfront.errors import DataError
 from bitfront.spaces.base import Codes
@@ -172,8 +173,8 @@ def _said(command: Sequence[str]) -> str:
 
 
 def measured(evaluator: FixedEvaluator, codes: Codes) -> BatchMetrics:
-    """``evaluator.measure(codes)``; raises where a candidate failed."""
-    return succeeded(evaluator.measure(codes))
+    """``evaluator.evaluate(codes)``; raises where a candidate failed."""
+    return succeeded(evaluator.evaluate(codes))
 
 
 def succeeded(found: BatchMetrics) -> BatchMetrics:

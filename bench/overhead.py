@@ -44,7 +44,7 @@ began = time.time()
 import json, sys
 from bitfront import cli
 import bitfront.api
-from bitfront.engine.planning import plan
+from bitfront.engine.planning import builder
 from bitfront.engine.search import loop, session
 from bitfront.report import tables
 
@@ -60,7 +60,7 @@ def clocked(module, name, part):
             times[part] = times.get(part, 0.0) + time.perf_counter() - begin
     setattr(module, name, call)
 
-clocked(plan, "open_data", "data")
+clocked(builder, "open_data", "data")
 clocked(bitfront.api, "make_plan", "capture")  # the data is within it
 clocked(session, "trained_model", "weights")
 clocked(session.checkpoints, "save", "weights")

@@ -4,7 +4,7 @@ The unit is one forward pass of the float model on the same samples, compiled by
 not counted; without a C++ compiler the model runs eagerly, and the table says so), on 1 or 2 threads, whichever is
 faster. Two models, ``digits-cnn`` and a ResNet-20 on 32 × 32 × 3; integers of 3, 4, 6 or 8 bits for the input and the
 weights of every convolution and linear layer, so 16 options at each. Two streams of candidates through
-``FixedEvaluator.measure``, loss and accuracy for each:
+``FixedEvaluator.evaluate``, loss and accuracy for each:
 
 nsga-ii        Generations of 50 new candidates, as a genetic search proposes them (tournaments, crossover, mutation on
                the codes, here against a cheap formula instead of an accuracy, so that the stream is always the same).

@@ -25,7 +25,8 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from bitfront.data.base import DataRequest, load
+from bitfront.data.base import DataRequest
+from bitfront.data.loading import load
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.models.base import build
 from bitfront.pareto import hypervolume, non_dominated
@@ -190,7 +191,7 @@ def bench_space(name: str, quick: bool) -> Problem:
     space = evaluator.space
     parts = []
     for start in range(0, space.size, 1024):
-        values = evaluator.measure(space.numbered(start, start + 1024)).values
+        values = evaluator.evaluate(space.numbered(start, start + 1024)).values
         parts.append(np.stack([-values["accuracy"], values["total_bitops"]], axis=1))
     every = np.concatenate(parts)
     sizes = [g.size for g in space.groups]

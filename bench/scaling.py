@@ -34,11 +34,11 @@ from torch import nn
 
 from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.fixed import BatchMetrics, FixedEvaluator
-from bitfront.engine.planning.objectives import Objective, Objectives
 from bitfront.engine.search import loop
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.store import Store
 from bitfront.models.base import build
+from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
 from bitfront.strategies.brute_force import BruteForce
@@ -86,7 +86,7 @@ def search(folder: Path, model: str, sites: int, settings: int, candidates: int,
     evaluator = FixedEvaluator(make_job(net.eval(), x, y, {"linear": linear}, calibration=given["x"][:512]))
     space = evaluator.space
     identity = {"parameters": [p.name for p in space.parameters]}
-    evaluator.measure(space.numbered(0, 1))  # calibration, once
+    evaluator.evaluate(space.numbered(0, 1))  # calibration, once
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     store = Store.open(folder / "trials.sqlite", evaluator.metrics, len(space.parameters), identity, space.keys)
     earlier = len(store)
@@ -95,7 +95,7 @@ def search(folder: Path, model: str, sites: int, settings: int, candidates: int,
         loop.run(
             space=space,
             strategy=BruteForce(space, 2, 0),
-            seeds=space.numbered(0, 0),
+            initial=space.numbered(0, 0),
             objectives=OBJECTIVES,
             store=store,
             dispatcher=dispatcher,

@@ -13,7 +13,7 @@ import torch
 
 from bitfront import config, tomlfile
 from bitfront.data.arrays import from_arrays
-from bitfront.engine.planning.plan import make_plan
+from bitfront.engine.planning.builder import make_plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 from blocks import ROOT, Block, blocks, outputs, renewed, run, shape, unprinted

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bitfront import pareto as fronts
-from bitfront.engine.planning.objectives import Objective, Objectives, choose
+from bitfront.engine.planning.objectives import choose
 from bitfront.errors import ConfigError
 from bitfront.metrics.base import Metric
+from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import Front, hypervolume, non_dominated
 
 # Few values, so that ties and equal rows are common.

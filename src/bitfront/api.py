@@ -21,7 +21,9 @@ from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import from_object
 from bitfront.engine.comparison.compare import prepared, run_comparison
 from bitfront.engine.comparison.results import Comparison
-from bitfront.engine.planning.plan import Plan, make_plan, open_data, open_model
+from bitfront.engine.planning.builder import make_plan
+from bitfront.engine.planning.inputs import open_data, open_model
+from bitfront.engine.planning.plan import Plan
 from bitfront.engine.search.session import run_search
 from bitfront.engine.storage.run import Run
 from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
@@ -32,7 +34,8 @@ from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.registry import Registry
 from bitfront.report import tensorboard
-from bitfront.report.comparison import can_draw, write_comparison
+from bitfront.report.comparison import can_draw
+from bitfront.report.comparison_files import write_comparison
 from bitfront.spaces import SPACES
 from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES

@@ -7,7 +7,8 @@ from sklearn.datasets import load_digits
 
 from bitfront.data import DATASETS
 from bitfront.data import digits as module
-from bitfront.data.base import DataRequest, load
+from bitfront.data.base import DataRequest
+from bitfront.data.loading import load
 from bitfront.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
 from bitfront.testing.data import check_dataset
 

@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from bitfront.data.arrays import from_arrays
-from bitfront.data.base import DataRequest, load
+from bitfront.data.base import DataRequest
 from bitfront.data.factory import from_object
+from bitfront.data.loading import load
 from bitfront.errors import ConfigError, DataError
 from bitfront.testing.data import check_dataset
 

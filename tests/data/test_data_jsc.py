@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bitfront.data import jsc as jsc_module
-from bitfront.data.base import DataRequest, load
+from bitfront.data.base import DataRequest
 from bitfront.data.jsc import ARFF_NAME, CLASSES, FEATURES
+from bitfront.data.loading import load
 from bitfront.errors import DataError, DownloadError, MissingExtraError
 from bitfront.testing.data import check_dataset
 

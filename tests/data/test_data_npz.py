@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitfront.data.base import DataRequest, load
+from bitfront.data.base import DataRequest
+from bitfront.data.loading import load
 from bitfront.errors import DataError
 from bitfront.testing.data import check_dataset
 

@@ -81,7 +81,7 @@ def test_the_totals_are_those_of_the_metrics(name, shape, classes, seed):
         splits={"val": (x, torch.zeros(20, dtype=torch.int64))}, calibration=x,
     )  # fmt: skip
     evaluator = FixedEvaluator(job, single(capture(model, x[:2]), config))
-    measured = evaluator.measure(np.zeros((1, 0), dtype=np.int64)).values
+    measured = evaluator.evaluate(np.zeros((1, 0), dtype=np.int64)).values
     total = bf.analyze(model, x, config=config).total
     buffers = sum(b.numel() * 4 for n, b in model.named_buffers() if not n.endswith("num_batches_tracked"))
     assert measured["total_flops"].tolist() == [total.operations]

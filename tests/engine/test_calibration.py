@@ -54,7 +54,7 @@ def test_each_bias_is_learned_once_per_weight_format_and_each_norm_once_per_opti
         monkeypatch.setattr(calibrations, name, lambda *a, _r=real, _s=seen: _s.append(a[1].name) or _r(*a))
     evaluator = FixedEvaluator(normalised())
     codes = evaluator.space.sample(200, np.random.default_rng(0))
-    evaluator.measure(codes)
+    evaluator.evaluate(codes)
     for code in codes[:20]:
         evaluator.model(code)
     # Two of the three linear layers have a bias, in two weight formats; two have a batch norm behind them, in four
@@ -106,9 +106,9 @@ def test_worker_processes_correct_to_the_same_bits():
     codes = evaluator.space.sample(9, np.random.default_rng(0))
     with Dispatcher(evaluator, n_jobs=2) as dispatcher:
         measured = joined([m for _, m in dispatcher.blocks(codes)])
-    assert np.array_equal(measured.values["loss"], evaluator.measure(codes).values["loss"])
+    assert np.array_equal(measured.values["loss"], evaluator.evaluate(codes).values["loss"])
     assert not np.array_equal(
-        measured.values["loss"], FixedEvaluator(normalised(Corrections())).measure(codes).values["loss"]
+        measured.values["loss"], FixedEvaluator(normalised(Corrections())).evaluate(codes).values["loss"]
     )
 
 
@@ -247,7 +247,7 @@ def test_corrections_give_back_accuracy_at_low_precision(digits, make, which, ga
     for name in ("", which):
         corrections = Corrections(**{name: True} if name else {})
         evaluator = FixedEvaluator(job(model, x[1200:], y[1200:], x[:512], {"default": own}, corrections))
-        values = evaluator.measure(evaluator.space.uniform()).values
+        values = evaluator.evaluate(evaluator.space.uniform()).values
         accuracy[name], loss[name] = values["accuracy"], values["loss"]
     assert accuracy[which].mean() > accuracy[""].mean() + gained
     assert loss[which].mean() < 0.9 * loss[""].mean()

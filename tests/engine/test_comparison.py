@@ -123,14 +123,14 @@ def test_a_run_evaluates_each_candidate_once(known):
 def measured(monkeypatch):
     """Codes of everything that is evaluated, one by one."""
     seen = []
-    own = fixed.FixedEvaluator.measure
+    own = fixed.FixedEvaluator.evaluate
 
     def measure(evaluator, codes):
         seen.extend(c.tobytes() for c in codes)
         return own(evaluator, codes)
 
-    monkeypatch.setattr(fixed.FixedEvaluator, "measure", measure)
-    monkeypatch.setattr("bitfront.engine.planning.plan.Plan.seconds_per_candidate", lambda _: 1e-6)
+    monkeypatch.setattr(fixed.FixedEvaluator, "evaluate", measure)
+    monkeypatch.setattr("bitfront.engine.comparison.compare.seconds_per_candidate", lambda _: 1e-6)
     return seen
 
 
@@ -174,7 +174,7 @@ def test_what_was_interrupted_goes_on(given, tmp_path, known):
 
 
 def test_a_candidate_that_failed_fails_for_all_and_is_tried_again_later(given, tmp_path, monkeypatch):
-    own = fixed.FixedEvaluator.measure
+    own = fixed.FixedEvaluator.evaluate
 
     def measure(evaluator, codes):
         found = own(evaluator, codes)
@@ -183,7 +183,7 @@ def test_a_candidate_that_failed_fails_for_all_and_is_tried_again_later(given, t
 
     asked = {"strategies": ["brute_force", "evolution"], "seeds": 2, "n_trials": 20}
     with monkeypatch.context() as patched:
-        patched.setattr(fixed.FixedEvaluator, "measure", measure)
+        patched.setattr(fixed.FixedEvaluator, "evaluate", measure)
         broken = compare(given, tmp_path, **asked)
     for course in broken.courses:
         assert np.array_equal(np.isnan(course.losses).any(axis=1), course.codes.sum(axis=1) == 5)

@@ -73,16 +73,16 @@ def test_numbers_depend_neither_on_order_nor_batch_nor_what_came_before(name):
     evaluator = FixedEvaluator(MODELS[name]())
     rng = np.random.default_rng(0)
     codes = evaluator.space.sample(12, rng)
-    whole = evaluator.measure(codes)
+    whole = evaluator.evaluate(codes)
     assert set(whole.values) == {"loss", "accuracy", "model_size", "average_bitwidth", "memory_density"}
     assert whole.errors == ("",) * 12
     assert len(set(whole.values["loss"])) > 3
     order = rng.permutation(12)
-    shuffled = evaluator.measure(codes[order])
+    shuffled = evaluator.evaluate(codes[order])
     for metric, values in reordered(whole, order).items():
         assert np.array_equal(shuffled.values[metric], values)
-    assert same(joined([evaluator.measure(codes[i : i + 1]) for i in range(12)]), whole)
-    assert same(FixedEvaluator(MODELS[name]()).measure(codes), whole)
+    assert same(joined([evaluator.evaluate(codes[i : i + 1]) for i in range(12)]), whole)
+    assert same(FixedEvaluator(MODELS[name]()).evaluate(codes), whole)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,19 +91,19 @@ def test_the_model_is_not_changed_and_a_candidates_model_is_ones_own(name):
     evaluator = FixedEvaluator(own)
     before, captured = copy.deepcopy(own.model.state_dict()), copy.deepcopy(evaluator.space.graph.model.state_dict())
     codes = evaluator.space.sample(4, np.random.default_rng(0))
-    first = evaluator.measure(codes)
+    first = evaluator.evaluate(codes)
     with torch.no_grad():
         for p in evaluator.model(codes[0]).parameters():
             p.zero_()
-    assert same(evaluator.measure(codes), first)
+    assert same(evaluator.evaluate(codes), first)
     assert all(torch.equal(t, before[k]) for k, t in own.model.state_dict().items())
     assert all(torch.equal(t, captured[k]) for k, t in evaluator.space.graph.model.state_dict().items())
 
 
 def test_the_float_model_is_a_candidate_of_its_own():
     evaluator = FixedEvaluator(MODELS["traced"]())
-    alone = evaluator.of_float()
-    measured = alone.measure(alone.space.numbered(0, 1))
+    alone = evaluator.float_evaluator()
+    measured = alone.evaluate(alone.space.numbered(0, 1))
     x, y = evaluator.job.splits["val"]
     with torch.inference_mode():
         expected = evaluator.job.model.eval()(x).argmax(1)
@@ -111,14 +111,14 @@ def test_the_float_model_is_a_candidate_of_its_own():
     assert measured.values["average_bitwidth"].tolist() == [32.0]
     # The candidate that leaves every site in float is the same thing.
     code = evaluator.space.codes(np.array([[g.size - 1 for g in evaluator.space.groups]]))
-    assert same(evaluator.measure(code), measured)
+    assert same(evaluator.evaluate(code), measured)
 
 
 @pytest.mark.parametrize("how", ["raises", "no number"])
 def test_a_candidate_that_fails_does_not_touch_the_others(how, monkeypatch):
     evaluator = FixedEvaluator(MODELS["traced"]())
     codes = evaluator.space.sample(20, np.random.default_rng(0))
-    fine = evaluator.measure(codes)
+    fine = evaluator.evaluate(codes)
     narrow = np.array(
         [
             any(f.width == 3 for own in evaluator.space.formats(o).values() for f in own.values())
@@ -137,7 +137,7 @@ def test_a_candidate_that_fails_does_not_touch_the_others(how, monkeypatch):
     monkeypatch.setattr(Integer, "round", fragile)
     # The kernels round what has a grid; these formats shall be asked themselves.
     monkeypatch.setattr(Integer, "grid", property(lambda self: None if self.width == 3 else grid(self)))
-    measured = FixedEvaluator(MODELS["traced"]()).measure(codes)
+    measured = FixedEvaluator(MODELS["traced"]()).evaluate(codes)
     for metric in ("loss", "accuracy"):
         assert np.array_equal(measured.values[metric][~narrow], fine.values[metric][~narrow])
     assert np.isnan(measured.values["loss"][narrow]).all()
@@ -160,12 +160,12 @@ def test_blocks_come_back_in_order_whatever_their_size(n_jobs, monkeypatch):
     codes = evaluator.space.sample(23, np.random.default_rng(0))
     dispatcher = Dispatcher(evaluator, n_jobs)
     if n_jobs > 1:
-        monkeypatch.setattr(dispatcher, "_map", lambda parts: (evaluator.measure(p) for p in parts))
+        monkeypatch.setattr(dispatcher, "_map", lambda parts: (evaluator.evaluate(p) for p in parts))
     with dispatcher:
         blocks, measured = zip(*dispatcher.blocks(codes), strict=True)
         assert list(dispatcher.blocks(codes[:0])) == []
     assert np.array_equal(np.concatenate(blocks), codes)
-    assert same(joined(measured), evaluator.measure(codes))
+    assert same(joined(measured), evaluator.evaluate(codes))
 
 
 def test_worker_processes_give_the_same_numbers_to_the_last_bit():
@@ -174,7 +174,7 @@ def test_worker_processes_give_the_same_numbers_to_the_last_bit():
     with Dispatcher(evaluator, n_jobs=2) as dispatcher:
         blocks, measured = zip(*dispatcher.blocks(codes), strict=True)
     assert np.array_equal(np.concatenate(blocks), codes)
-    assert same(joined(measured), evaluator.measure(codes))
+    assert same(joined(measured), evaluator.evaluate(codes))
 
 
 def test_a_model_that_cannot_be_sent_to_workers_says_so():

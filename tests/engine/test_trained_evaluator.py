@@ -15,7 +15,7 @@ from bitfront.engine.evaluation import trained as training_bench
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.halving import going_on
 from bitfront.engine.evaluation.trained import open_evaluator
-from bitfront.engine.planning.plan import make_plan
+from bitfront.engine.planning.builder import make_plan
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.spaces.quantize import QuantizationSpace
@@ -125,13 +125,13 @@ def test_a_result_depends_on_no_other_candidate(dataset, parts):
     """Another batch, another order, an evaluator that was sent elsewhere: the same bits."""
     made = plan(dataset, *parts)
     codes = everything(made)
-    first = made.evaluator.measure(codes)
+    first = made.evaluator.evaluate(codes)
     assert not any(first.errors)
     assert (first.values["trained_epochs"] == 2).all()
     sent = open_evaluator(pickle.loads(pickle.dumps(made.evaluator.job)))  # noqa: S301
     torch.manual_seed(12345)  # whatever the global random state is
-    same(first, Reversed(sent).measure(codes))
-    alone = open_evaluator(made.evaluator.job, made.space).measure(codes[-1:])
+    same(first, Reversed(sent).evaluate(codes))
+    alone = open_evaluator(made.evaluator.job, made.space).evaluate(codes[-1:])
     for name, column in alone.values.items():
         assert column[0] == first.values[name][-1], name
 
@@ -142,9 +142,9 @@ class Reversed:
     def __init__(self, evaluator):
         self.evaluator = evaluator
 
-    def measure(self, codes):
+    def evaluate(self, codes):
         order = np.arange(len(codes))[::-1]
-        parts = [self.evaluator.measure(codes[order[i : i + 2]]) for i in range(0, len(codes), 2)]
+        parts = [self.evaluator.evaluate(codes[order[i : i + 2]]) for i in range(0, len(codes), 2)]
         joined = training_bench.joined(parts)
         back = np.argsort(order)
         return training_bench.replace(
@@ -163,7 +163,7 @@ def test_training_changes_the_weights_and_learns(dataset):
     made = plan(dataset, WIDTHS, TRAIN)
     untrained = plan(dataset, WIDTHS)
     codes = everything(made)
-    before, after = untrained.evaluator.measure(codes).values, made.evaluator.measure(codes).values
+    before, after = untrained.evaluator.evaluate(codes).values, made.evaluator.evaluate(codes).values
     assert (after["loss"] < before["loss"]).all(), "the float model is not trained, its candidates are"
     assert "trained_epochs" not in before
 
@@ -191,7 +191,7 @@ def test_a_quantized_candidate_is_trained_in_its_formats(dataset, monkeypatch):
     x, y = made.evaluator.samples("val", None)
     assert (
         evaluate(baked, x, y, batch_size=inner.chunk).accuracy
-        == made.evaluator.measure(code[None]).values["accuracy"][0]
+        == made.evaluator.evaluate(code[None]).values["accuracy"][0]
     )
 
 
@@ -204,7 +204,9 @@ def test_training_in_the_formats_is_better_than_rounding_afterwards(dataset):
     rounded = plan(dataset, QUANTIZE, model=model)
     learned = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"), model=model)
     coarsest = rounded.space.numbered(0, 1)  # 2 bits everywhere
-    assert learned.evaluator.measure(coarsest).values["loss"][0] < rounded.evaluator.measure(coarsest).values["loss"][0]
+    assert (
+        learned.evaluator.evaluate(coarsest).values["loss"][0] < rounded.evaluator.evaluate(coarsest).values["loss"][0]
+    )
 
 
 def test_a_candidate_is_judged_in_the_formats_it_was_trained_in(dataset):
@@ -234,7 +236,7 @@ def test_other_widths_are_trained_in_float_first_once_for_all_their_candidates(d
     monkeypatch.setattr(training_bench, "train_population", watched)
     made = plan(dataset, JOINT, TRAIN + FIRST)
     codes = everything(made)
-    measured = made.evaluator.measure(codes)
+    measured = made.evaluator.evaluate(codes)
     first = [width for width, epochs in seen if epochs == 3]
     as_it_is = made.model.seq_blocks[4].out_features
     assert len(first) == len(set(first))
@@ -242,15 +244,15 @@ def test_other_widths_are_trained_in_float_first_once_for_all_their_candidates(d
     # Formats are learned from what that gave; a candidate alone is the same; without it, it is another.
     code = next(c for c in codes if made.evaluator.alone(c)[0].space.graph.model.seq_blocks[4].out_features != as_it_is)
     row = [c.tobytes() for c in codes].index(code.tobytes())
-    alone = plan(dataset, JOINT, TRAIN + FIRST).evaluator.measure(code[None])
-    without = plan(dataset, JOINT, TRAIN).evaluator.measure(code[None])
+    alone = plan(dataset, JOINT, TRAIN + FIRST).evaluator.evaluate(code[None])
+    without = plan(dataset, JOINT, TRAIN).evaluator.evaluate(code[None])
     assert alone.values["loss"][0] == measured.values["loss"][row] != without.values["loss"][0]
 
 
 def test_what_is_known_needs_no_training_not_even_in_float(dataset, monkeypatch, tmp_path):
     made = plan(dataset, JOINT, TRAIN + FIRST)
     codes = everything(made)
-    measured = made.evaluator.measure(codes)
+    measured = made.evaluator.evaluate(codes)
     made.evaluator.keep(codes[-1], tmp_path / "kept.pt")
     elsewhere = plan(dataset, JOINT, TRAIN + FIRST).evaluator
     elsewhere.recall(codes[-1], 2, tmp_path / "kept.pt")
@@ -259,7 +261,7 @@ def test_what_is_known_needs_no_training_not_even_in_float(dataset, monkeypatch,
         raise AssertionError("nothing is to be trained")
 
     monkeypatch.setattr(training_bench, "train_population", nobody)
-    again = elsewhere.measure(codes[-1:])
+    again = elsewhere.evaluate(codes[-1:])
     assert again.errors == ("",)
     assert again.values["loss"][0] == measured.values["loss"][-1]
     x, y = made.evaluator.samples("val", None)
@@ -289,7 +291,7 @@ def test_fresh_weights_owe_nothing_to_the_float_model(dataset):
             p.add_(0.3)
     for parts, equal in (((WIDTHS, fresh), True), ((WIDTHS, TRAIN), False)):
         one, two = plan(dataset, *parts), plan(dataset, *parts, model=other)
-        first, second = (m.evaluator.measure(everything(m)).values["loss"] for m in (one, two))
+        first, second = (m.evaluator.evaluate(everything(m)).values["loss"] for m in (one, two))
         assert np.array_equal(first, second) == equal
         assert len(set(first)) == len(first)
 
@@ -297,7 +299,7 @@ def test_fresh_weights_owe_nothing_to_the_float_model(dataset):
 def test_the_captured_model_stays_as_it_is(dataset):
     made = plan(dataset, JOINT, TRAIN)
     before = {k: v.clone() for k, v in made.space.graph.model.state_dict().items()}
-    made.evaluator.measure(everything(made)[:3])
+    made.evaluator.evaluate(everything(made)[:3])
     assert states_equal(before, made.space.graph.model.state_dict())
 
 
@@ -312,9 +314,9 @@ def test_a_candidate_whose_training_diverges_fails_alone(dataset, monkeypatch):
         ]
 
     made = plan(dataset, WIDTHS, TRAIN)
-    whole = made.evaluator.measure(everything(made))
+    whole = made.evaluator.evaluate(everything(made))
     monkeypatch.setattr(training_bench, "train_population", failing)
-    found = open_evaluator(made.evaluator.job, made.space).measure(everything(made))
+    found = open_evaluator(made.evaluator.job, made.space).evaluate(everything(made))
     assert [bool(e) for e in found.errors] == [False] * 3 + [True] * 3
     np.testing.assert_array_equal(found.values["accuracy"][:3], whole.values["accuracy"][:3])
 
@@ -331,7 +333,7 @@ def test_an_interrupted_training_is_no_result(dataset, monkeypatch):
 
     monkeypatch.setattr(training_bench, "train_population", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        made.evaluator.measure(everything(made))
+        made.evaluator.evaluate(everything(made))
 
 
 @pytest.mark.parametrize("network", [Functional, CachedEvaluator, Residual])
@@ -348,7 +350,7 @@ def test_functional_and_shared_sites_are_trained_too(network):
     assert state.keys() == before.keys()
     moved = [k for k in state if not torch.equal(state[k], before[k])]
     assert moved == [k for k in state if k in dict(model.named_parameters())]
-    assert not any(laid.evaluator.measure(code[None]).errors)
+    assert not any(laid.evaluator.evaluate(code[None]).errors)
 
 
 # --- halving ---------------------------------------------------------------------------------------------------------
@@ -409,14 +411,14 @@ def test_costs_follow_the_widened_shapes(dataset):
     """Each candidate costs what its own network costs, captured and measured alone."""
     made = plan(dataset, JOINT, TRAIN)
     codes = everything(made)
-    found = made.evaluator.measure(codes).values
-    priced = made.evaluator.price(codes, ["total_flops", "total_bitops", "model_size", "peak_memory"])
+    found = made.evaluator.evaluate(codes).values
+    priced = made.evaluator.closed_form_values(codes, ["total_flops", "total_bitops", "model_size", "peak_memory"])
     for row in (0, 3, len(codes) - 1):
         evaluator, code = made.evaluator.alone(codes[row])
         graph = capture(evaluator.space.graph.model, evaluator.job.sample)
         space = QuantizationSpace.of_formats(graph, evaluator.formats(code))
         alone = FixedEvaluator(training_bench.replace(evaluator.job, model=graph.model), space)
-        own = alone.measure(code[None]).values
+        own = alone.evaluate(code[None]).values
         for name in ("total_flops", "total_bitops", "model_size", "peak_memory", "ebops", "loss", "accuracy"):
             assert found[name][row] == own[name][0], name
         for name, column in priced.items():
@@ -436,7 +438,7 @@ def test_what_is_of_trained_weights_is_not_known_before(dataset):
 def test_without_training_wider_networks_compute_what_the_model_does(dataset):
     made = plan(dataset, WIDTHS)
     assert any("are not trained" in note for note in made.notes)
-    found = made.evaluator.measure(everything(made)).values
+    found = made.evaluator.evaluate(everything(made)).values
     wide = [i for i, c in enumerate(everything(made)) if made.space.layer_widths(c)["seq_blocks_4"][1] >= 16]
     np.testing.assert_allclose(found["loss"][wide], found["loss"][wide[0]], atol=1e-5)
     # Fewer channels are another function.
@@ -550,9 +552,9 @@ def test_latency_is_measured_per_widths(dataset):
     runner = "[search.strategy.sw_runner.latency]\nseconds = 0.01\n"
     made = plan(dataset, WIDTHS.replace("[0.5, 1, 4]", "[1, 64]"), runner)
     codes = everything(made)
-    found = made.evaluator.measure(codes).values["latency"]
+    found = made.evaluator.evaluate(codes).values["latency"]
     assert len(set(found)) == len(codes)
-    np.testing.assert_array_equal(made.evaluator.measure(codes).values["latency"], found)
+    np.testing.assert_array_equal(made.evaluator.evaluate(codes).values["latency"], found)
 
 
 def test_a_search_goes_on_where_it_stopped(dataset, tmp_path):

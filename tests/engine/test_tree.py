@@ -107,7 +107,7 @@ def alone(evaluator, codes):
 
 
 def assert_as_alone(evaluator, codes, measured=None):
-    measured = evaluator.measure(codes) if measured is None else measured
+    measured = evaluator.evaluate(codes) if measured is None else measured
     expected = alone(evaluator, codes)
     assert [bool(e) for e in measured.errors] == [failed for *_, failed in expected]
     for i, (loss, accuracy, failed) in enumerate(expected):
@@ -255,16 +255,16 @@ def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
 def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(network, data):
     job, codes = drawn(data, network)
     evaluator = bench_of(job)
-    whole = evaluator.measure(codes)
+    whole = evaluator.evaluate(codes)
     order = data.draw(st.permutations(range(len(codes))), "order")
-    assert same(evaluator.measure(codes[order]), part(whole, order))
+    assert same(evaluator.evaluate(codes[order]), part(whole, order))
     # How many samples go through together is fixed by the model: float sums may depend on it in the last bit.
     other = bench_of(job, data.draw(efforts, "effort") | {"samples": evaluator.chunk})
     cuts = sorted(data.draw(st.sets(st.integers(1, len(codes))), "cuts"))
     batches = [c for c in np.split(codes, cuts) if len(c)]
-    assert same(joined([other.measure(c) for c in batches]), whole)
-    assert same(other.measure(codes), whole)
-    assert same(evaluator.measure(codes), whole)
+    assert same(joined([other.evaluate(c) for c in batches]), whole)
+    assert same(other.evaluate(codes), whole)
+    assert same(evaluator.evaluate(codes), whole)
 
 
 @per_network
@@ -285,8 +285,8 @@ def test_nothing_is_changed_by_measuring(network, data):
     before = [bitwise(w) for w in watched]
     given_codes, training = codes.copy(), [m.training for m in job.model.modules()]
     random, threads = torch.get_rng_state(), torch.get_num_threads()
-    first = evaluator.measure(codes)
-    assert same(evaluator.measure(codes), first)
+    first = evaluator.evaluate(codes)
+    assert same(evaluator.evaluate(codes), first)
     assert [bitwise(w) for w in watched] == before
     assert np.array_equal(codes, given_codes)
     assert [m.training for m in job.model.modules()] == training
@@ -297,7 +297,7 @@ def test_nothing_is_changed_by_measuring(network, data):
         for model in models:
             for tensor in model.state_dict().values():
                 tensor.zero_()
-    assert same(evaluator.measure(codes), first)
+    assert same(evaluator.evaluate(codes), first)
 
 
 @per_network
@@ -306,9 +306,9 @@ def test_nothing_is_changed_by_measuring(network, data):
 def test_a_pickled_job_is_the_same_job(network, data):
     job, codes = drawn(data, network)
     effort = data.draw(efforts, "effort")
-    first = bench_of(job, effort).measure(codes)
+    first = bench_of(job, effort).evaluate(codes)
     fresh = bench_of(pickle.loads(pickle.dumps(job)), effort)  # noqa: S301
-    assert same(fresh.measure(codes[::-1]), part(first, range(len(codes))[::-1]))
+    assert same(fresh.evaluate(codes[::-1]), part(first, range(len(codes))[::-1]))
 
 
 @per_network
@@ -316,8 +316,8 @@ def test_the_float_model_is_as_it_was_given(network):
     model = made(network)
     seed = {"default": {"name": "integer", "data_in_width": 4}}
     job = job_of(model, network.shape, seed, corrections=Corrections(True, True))
-    floating = bench_of(job).of_float()
-    measured = floating.measure(floating.space.numbered(0, 1))
+    floating = bench_of(job).float_evaluator()
+    measured = floating.evaluate(floating.space.numbered(0, 1))
     found = evaluate(copy.deepcopy(model), *job.splits["val"], batch_size=floating.chunk)
     assert (measured.values["loss"][0], measured.values["accuracy"][0]) == (found.loss, found.accuracy)
     assert measured.errors == ("",)
@@ -331,7 +331,7 @@ def test_the_smallest_memory_is_enough(network, samples):
     chunk = FixedEvaluator(job).chunk
     evaluator = bench_of(job, {"samples": chunk, "bytes": 1, "threads": 1})
     codes = evaluator.space.sample(3, np.random.default_rng(0))
-    assert same(assert_as_alone(evaluator, codes), bench_of(job).measure(codes))
+    assert same(assert_as_alone(evaluator, codes), bench_of(job).evaluate(codes))
 
 
 @pytest.mark.parametrize("network", [Chain, Smooth, Stubborn])
@@ -352,7 +352,7 @@ def test_threads_outside_are_no_matter_and_stay_as_they_are(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        measured = evaluator.measure(codes)
+        measured = evaluator.evaluate(codes)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -371,7 +371,7 @@ def test_no_candidates_and_no_choice():
     seed = {"default": {"name": "integer", "data_in_width": 4, "weight_width": 4}}
     evaluator = bench_of(job_of(made(Chain), Chain.shape, seed))
     assert evaluator.space.size == 1
-    nothing = evaluator.measure(evaluator.space.numbered(0, 0))
+    nothing = evaluator.evaluate(evaluator.space.numbered(0, 0))
     assert len(nothing) == 0
     assert {m: v.shape for m, v in nothing.values.items()} == {"loss": (0,), "accuracy": (0,)}
     assert_as_alone(evaluator, np.zeros((3, 0), dtype=np.int64))
@@ -398,11 +398,11 @@ def test_the_samples_asked_for_are_the_samples_used():
     job = job_of(model, Chain.shape, seed)
     x, y = (t[:13] for t in job.splits["val"])
     codes = few.space.sample(8, np.random.default_rng(0))
-    assert same(few.measure(codes), assert_as_alone(bench_of(job_of(model, Chain.shape, seed, x=x, y=y)), codes))
+    assert same(few.evaluate(codes), assert_as_alone(bench_of(job_of(model, Chain.shape, seed, x=x, y=y)), codes))
     assert few.scores(codes, "val", 13).samples == 13
     # Another split in between does not matter.
     few.scores(codes, "train", None)
-    assert np.array_equal(few.scores(codes, "val", 13).loss, few.measure(codes).values["loss"])
+    assert np.array_equal(few.scores(codes, "val", 13).loss, few.evaluate(codes).values["loss"])
 
 
 @pytest.mark.parametrize("strided", ["every second", "transposed", "expanded"])
@@ -429,7 +429,7 @@ def test_a_candidate_that_overflows_is_an_error_and_leaves_the_others_alone(data
         assert (error == "") == bool(np.isfinite(loss))
         assert error == "" or (error in ("loss is nan", "loss is inf") and np.isfinite(accuracy))
     for i, code in enumerate(codes):
-        assert same(evaluator.measure(code[None]), part(measured, [i]))
+        assert same(evaluator.evaluate(code[None]), part(measured, [i]))
 
 
 def test_some_overflow_and_some_do_not():
@@ -500,7 +500,7 @@ def test_what_is_exact_depends_on_no_number_of_samples(network, data):
     evaluator = bench_of(job)
     codes = data.draw(candidates(evaluator.space), "codes")
     other = bench_of(job, data.draw(efforts, "effort"))
-    assert same(other.measure(codes), evaluator.measure(codes))
+    assert same(other.evaluate(codes), evaluator.evaluate(codes))
     assert not evaluator.inexact
 
 
@@ -533,9 +533,9 @@ def test_corrected_candidates_have_the_numbers_of_their_corrected_models(network
     assert found == CORRECTED[network]
     # It makes a difference, wherever there is something to correct.
     expected = (own.bias and found[0] > 0) or (own.batch_norm and found[1] > 0)
-    assert same(measured, plain.measure(codes)) is not expected
+    assert same(measured, plain.evaluate(codes)) is not expected
     tiny = bench_of(job, {"samples": evaluator.chunk, "bytes": 1, "threads": 2})
-    assert same(joined([tiny.measure(c) for c in np.split(codes[::-1], 6)]), part(measured, range(len(codes))[::-1]))
+    assert same(joined([tiny.evaluate(c) for c in np.split(codes[::-1], 6)]), part(measured, range(len(codes))[::-1]))
 
 
 class InPlace(nn.Module):
@@ -556,7 +556,7 @@ def test_a_model_that_changes_its_input_goes_the_plain_way():
     evaluator = bench_of(job)
     codes = evaluator.space.numbered(0, evaluator.space.size)
     first = assert_as_alone(evaluator, codes)
-    assert same(part(first, [2, 1, 0]), evaluator.measure(codes[::-1]))
+    assert same(part(first, [2, 1, 0]), evaluator.evaluate(codes[::-1]))
     assert "in place" in evaluator.plain
     assert torch.equal(job.splits["val"][0], x)
 
@@ -566,7 +566,7 @@ def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
     seed = {"default": {"name": ["integer"], "data_in_width": [3, 5], "weight_width": [2, 4], "bias_width": [6]}}
     job = job_of(made(Images), Images.shape, seed)
     codes = FixedEvaluator(job).space.sample(20, np.random.default_rng(0))
-    fine = bench_of(job).measure(codes)
+    fine = bench_of(job).evaluate(codes)
     real = _Pass._step
     refused = []
 
@@ -577,10 +577,10 @@ def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
         return real(self, i, needed, live)
 
     monkeypatch.setattr(_Pass, "_step", scarce)
-    assert same(bench_of(job, {"samples": 64, "bytes": 10**6, "threads": 1}).measure(codes), fine)
+    assert same(bench_of(job, {"samples": 64, "bytes": 10**6, "threads": 1}).evaluate(codes), fine)
     assert refused
     monkeypatch.setattr(_Pass, "_step", lambda *_: (_ for _ in ()).throw(error))
     monkeypatch.setattr(_Pass, "run", lambda *_: (_ for _ in ()).throw(error))
     evaluator = bench_of(job)
-    assert same(evaluator.measure(codes), fine), "the plain path is left"
+    assert same(evaluator.evaluate(codes), fine), "the plain path is left"
     assert "no room" in evaluator.plain or "allocate" in evaluator.plain or "fit" in evaluator.plain

@@ -110,15 +110,15 @@ def test_one_option_without_a_kernel_and_nothing_is_measured(backend, entry, why
 def test_the_float_model_beside_a_search_comes_about_as_its_candidates_do(tiny_mlp):
     wide = {"name": ["integer"], "data_in_width": [16], "weight_width": [16]}
     subject = evaluator(tiny_mlp, (4,), {"fc1": wide}, runners=[("sw_runner", "latency", QUICK)])
-    (kind,) = {k for k, _ in subject.of_float().runners[0].kinds(subject.of_float()).values()}
+    (kind,) = {k for k, _ in subject.float_evaluator().runners[0].kinds(subject.float_evaluator()).values()}
     assert kind == "modelled"
-    floating = subject.of_float().measure(np.zeros((1, 0), dtype=np.int64)).values["latency"][0]
-    wider = subject.measure(every(subject)).values["latency"][0]
+    floating = subject.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"][0]
+    wider = subject.evaluate(every(subject)).values["latency"][0]
     assert floating > wider > 0
     # And shares what was measured.
     subject = evaluator(tiny_mlp, (4,), {"fc1": FLOAT}, runners=[("sw_runner", "latency", QUICK)])
-    first = subject.measure(every(subject)).values["latency"]
-    assert np.array_equal(subject.of_float().measure(np.zeros((1, 0), dtype=np.int64)).values["latency"], first)
+    first = subject.evaluate(every(subject)).values["latency"]
+    assert np.array_equal(subject.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"], first)
 
 
 def test_the_roofline_of_jsc_tiny_by_hand():

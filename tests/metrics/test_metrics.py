@@ -269,7 +269,7 @@ def test_bops_are_the_published_ones(bits, input_bits, published):
 
 
 def test_bops_of_the_float_network_are_the_published_ones():
-    float_one = jets(8).of_float()
+    float_one = jets(8).float_evaluator()
     codes = np.zeros((1, 0), dtype=np.int64)
     assert measure("bops", {}, float_one, codes)["bops"].tolist() == [4_652_832]
 
@@ -314,7 +314,7 @@ def test_peak_memory_is_the_largest_set_of_live_activations():
     subject = evaluator(Residual(), (8,), {"default": INT})
     # relu holds what it takes (32) and gives (32), while the input (8) waits for the addition: 72 values of 4 bytes.
     code = np.zeros((1, 0), dtype=np.int64)
-    assert measure("peak_memory", {}, subject.of_float(), code)["peak_memory"].tolist() == [72 * 4]
+    assert measure("peak_memory", {}, subject.float_evaluator(), code)["peak_memory"].tolist() == [72 * 4]
 
 
 def test_activations_are_held_in_the_widest_format_that_takes_them():
@@ -335,7 +335,7 @@ def test_views_make_no_second_copy():
     subject = evaluator(net, (1, 4, 4), {"default": INT})
     code = np.zeros((1, 0), dtype=np.int64)
     # Convolution: 16 in, 32 out. Flatten: the same 32. Linear: 32 in, 2 out.
-    assert measure("peak_memory", {}, subject.of_float(), code)["peak_memory"].tolist() == [48 * 4]
+    assert measure("peak_memory", {}, subject.float_evaluator(), code)["peak_memory"].tolist() == [48 * 4]
 
 
 def test_the_least_peak_is_that_of_all_candidates():
@@ -344,6 +344,6 @@ def test_the_least_peak_is_that_of_all_candidates():
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     subject = evaluator(net, (8,), {"default": own}, runners=[("hw_runner", "peak_memory", {})])
     limit = Constraint("peak_memory <= 1 B", "peak_memory", "<=", 1.0)
-    found = subject.price(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
+    found = subject.closed_form_values(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
     everything = subject.space.numbered(0, subject.space.size)
-    assert found == subject.price(everything, {"peak_memory"})["peak_memory"].min()
+    assert found == subject.closed_form_values(everything, {"peak_memory"})["peak_memory"].min()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bitfront.engine.storage.run import STORE, Run
+from bitfront.engine.storage.folder import STORE
+from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.store import Store
 
 CONFIG = """\

@@ -9,9 +9,10 @@ import pytest
 
 from bitfront.engine.comparison.curves import Spread, spread
 from bitfront.engine.comparison.results import Comparison, StrategyRun, measured
-from bitfront.engine.planning.objectives import Objective, Objectives
+from bitfront.objectives import Objective, Objectives
 from bitfront.report import comparison as comparison_report
 from bitfront.report import comparison_figures
+from bitfront.report.comparison_files import write_comparison
 
 TWO = Objectives((Objective("accuracy", 1.0, "maximize"), Objective("size", 1.0, "minimize")))
 THREE = Objectives((Objective("bits", 1.0, "minimize"), Objective("loss", 2.0, "minimize"), Objective("size", 1.0, "minimize")))  # fmt: skip
@@ -148,14 +149,14 @@ def test_the_axis_shows_what_strategies_find_and_not_what_brute_force_has_not(kn
 
 def test_files(known, monkeypatch):
     known.folder.mkdir()
-    written = comparison_report.write_comparison(known)
+    written = write_comparison(known)
     assert [p.name for p in written] == ["courses.png", "courses.svg", "fronts.png", "fronts.svg"]
     for path in written:
         assert 1000 < path.stat().st_size < 600_000
     monkeypatch.setattr(comparison_report, "can_draw", lambda: False)
     other = comparison(known.folder / "other")
     other.folder.mkdir()
-    assert comparison_report.write_comparison(other) == ()
+    assert write_comparison(other) == ()
     assert [p.name for p in other.folder.iterdir()] == ["compare.json"]
     assert not any("see it" in line for line in comparison_report.lines(other))
 
@@ -166,7 +167,7 @@ def test_files(known, monkeypatch):
 def test_the_json_has_all_numbers(known, monkeypatch):
     monkeypatch.setattr(comparison_report, "can_draw", lambda: False)
     known.folder.mkdir()
-    comparison_report.write_comparison(known)
+    write_comparison(known)
     said = json.loads((known.folder / "compare.json").read_text())
     assert (said["truth"], said["budget"], said["seeds"], said["space_size"]) == (True, 30, [0, 1, 2, 3, 4], 120)
     assert said["front"] == (known.front * [-1, 1]).tolist()

@@ -13,7 +13,7 @@ from made import choice, site, write
 
 import bitfront as bf
 from bitfront.cli import completing
-from bitfront.engine.storage.run import STORE
+from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, MissingExtraError, RunError
 from bitfront.report import study

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from made import write
 
-from bitfront.engine.storage.run import STORE, Run
+from bitfront.engine.storage.folder import STORE
+from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, MissingExtraError, RunError, UserError
 from bitfront.report import dashboard

@@ -7,7 +7,7 @@ import pytest
 from made import write
 
 import bitfront as bf
-from bitfront.engine.storage.run import STORE
+from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.store import Store
 from bitfront.errors import MissingExtraError
 from bitfront.events import Events, several

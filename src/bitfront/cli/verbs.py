@@ -138,11 +138,12 @@ def plan(
     """
     loaded = _config(_one_file(file, config), overrides)
     from bitfront import api
+    from bitfront.engine.planning.probe import seconds_per_candidate
     from bitfront.report import tables
 
     with printing.events(quiet) as events:
         made = api.plan(loaded, events=events)
-        seconds = made.seconds_per_candidate()
+        seconds = seconds_per_candidate(made)
         for note in made.notes:
             events.note(note)
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from bitfront.data import DATASETS
 from bitfront.errors import DataError, one_of
 
 Split = Literal["train", "val", "test"]
@@ -166,22 +165,3 @@ class Dataset:
                 digest.update(f"{split}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.contiguous().cpu().numpy())  # type: ignore[arg-type]
         return digest.hexdigest()
-
-
-def load(name: str, request: DataRequest | None = None) -> Dataset:
-    """The dataset called `name`: a registered one, or ``package.module:factory``.
-
-    Raises:
-        UnknownNameError: no dataset has that name.
-        ConfigError: the factory's module or function does not exist.
-        DataError: the data cannot be read, found or split.
-    """
-    request = request or DataRequest()
-    if request.path is not None:
-        request = replace(request, path=request.path.expanduser())
-    if ":" in name:
-        # Imported late: the factory module needs this one.
-        from bitfront.data.factory import load_factory
-
-        return load_factory(name, request)
-    return DATASETS.get(name)(request)

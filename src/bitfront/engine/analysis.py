@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitfront import config as configuration
 from bitfront.config import Config
-from bitfront.engine.planning.plan import load_weights, open_data, open_model
+from bitfront.engine.planning.inputs import load_weights, open_data, open_model
 from bitfront.engine.rebuild import candidate_of
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.events import Events

@@ -19,13 +19,14 @@ from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE
 from bitfront.engine.evaluation.trained import TrainedEvaluator
-from bitfront.engine.planning.plan import Plan, make_plan, weights_fingerprint
+from bitfront.engine.planning.builder import make_plan
+from bitfront.engine.planning.inputs import weights_fingerprint
+from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import chosen_samples
-from bitfront.engine.search.finetuning import path_of
-from bitfront.engine.search.session import WEIGHTS, kept_state
 from bitfront.engine.search.weights import opened, trained_model
 from bitfront.engine.storage import store as stores
-from bitfront.engine.storage.run import STORE, Run, Trial, write_json
+from bitfront.engine.storage.folder import STORE, WEIGHTS, finetuned_weights, trial_weights
+from bitfront.engine.storage.run import Run, Trial, write_json
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
@@ -87,7 +88,7 @@ def transform_trial(
     rebuilt = evaluator.model(code, bake=True)
     evaluation = None
     if check:
-        runner = found.layout.evaluator.runner_of("accuracy")
+        runner = found.plan.evaluator.runner_of("accuracy")
         if runner is None:
             raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
         settings: Any = runner.settings
@@ -95,7 +96,7 @@ def transform_trial(
         with one_thread():
             evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk)
     saved = Path(folder) / "transformed" / f"trial-{trial.number}"
-    widths = found.layout.space.layer_widths(np.array(trial.code, dtype=np.int64))
+    widths = found.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
     _save(result)
     return result
@@ -106,7 +107,7 @@ class RebuiltTrial:
     """A trial, ready to be looked at: `code` is its own in `bench`, the model of which has its weights."""
 
     trial: Trial
-    layout: Plan
+    plan: Plan
     evaluator: FixedEvaluator
     code: NDArray[np.int64]
 
@@ -128,7 +129,7 @@ def candidate_of(
     run = Run.load(folder)
     trial = run.trial(number)
     config = run.config.model_copy(update={"project": Path(folder).name, "project_dir": str(Path(folder).parent)})
-    layout = make_plan(
+    plan = make_plan(
         config,
         model=model,
         dataset=data,
@@ -136,33 +137,33 @@ def candidate_of(
         progress=events.downloading,
     )
     if model is None:
-        searched = copy.deepcopy(layout.model)
+        searched = copy.deepcopy(plan.model)
         searched.load_state_dict(checkpoints.load(Path(folder) / WEIGHTS, searched))
-        layout = layout.trained(searched)
+        plan = plan.trained(searched)
     store = stores.read(Path(folder) / STORE)
     try:
         kept, samples = store.meta("identity"), store.meta("num_samples")
     finally:
         store.close()
-    now = layout.identity(weights_fingerprint(layout.model))
+    now = plan.identity(weights_fingerprint(plan.model))
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
         if kept[key] != now[key]:
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
     if samples is not None:
-        layout = layout.sampled(samples)
+        plan = plan.sampled(samples)
     own = np.array(trial.code, dtype=np.int64)
-    place = kept_state(Path(folder), number)
-    if isinstance(layout.evaluator, TrainedEvaluator) and layout.evaluator.job.training is not None:
-        layout.evaluator.recall(own, int(trial.metrics["trained_epochs"]), place)
-    evaluator, code = layout.evaluator.alone(own)
+    place = trial_weights(Path(folder), number)
+    if isinstance(plan.evaluator, TrainedEvaluator) and plan.evaluator.job.training is not None:
+        plan.evaluator.recall(own, int(trial.metrics["trained_epochs"]), place)
+    evaluator, code = plan.evaluator.alone(own)
     if trial.finetuned is not None and trial.finetuned.kept:
         evaluator, code = _finetuned(evaluator, Path(folder), number), ONLY_CODE
-    return RebuiltTrial(trial, layout, evaluator, code)
+    return RebuiltTrial(trial, plan, evaluator, code)
 
 
 def _finetuned(evaluator: FixedEvaluator, folder: Path, number: int) -> FixedEvaluator:
     """The candidate as it was trained on, from the run folder's checkpoint."""
-    path = path_of(folder, number)
+    path = finetuned_weights(folder, number)
     state, meta = checkpoints.load(path, evaluator.space.graph.model), checkpoints.read_meta(path)
     return evaluator.trained(state, read(meta["formats"]))
 

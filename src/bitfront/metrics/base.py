@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitfront.config import Table
+from bitfront.config import Direction, Table
 from bitfront.formats.base import Format, Operand
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 
 Values = NDArray[np.float64]
-Direction = Literal["maximize", "minimize"]
 Kind = Literal["measured", "modelled", "estimated"]
 Side = Literal["sw_runner", "hw_runner"]
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitfront.engine.comparison.curves import MARGIN, Spread, Values
 from bitfront.engine.comparison.results import EXHAUSTIVE, LEVELS, Band, Comparison, Over, What
-from bitfront.engine.storage.run import write_json
-from bitfront.errors import RunError
 from bitfront.report.tables import Sheet, number
 
 RESULT = "compare.json"
@@ -335,25 +332,3 @@ def _steps(curve: Values, seconds: Values) -> dict[str, list[float]]:
 def can_draw() -> bool:
     """Whether matplotlib is there."""
     return importlib.util.find_spec("matplotlib") is not None
-
-
-def write_comparison(own: Comparison) -> tuple[Path, ...]:
-    """Write ``compare.json`` and, where matplotlib is installed, ``figures/``; gives the figures' files.
-
-    Raises:
-        RunError: something cannot be written.
-    """
-    write_json(own.folder / RESULT, as_json(own))
-    if not can_draw():
-        return ()
-    from bitfront.report import comparison_figures, figures
-
-    folder = own.folder / "figures"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn = [("courses", comparison_figures.courses(panels(own)))]
-        if flat := planes(own):
-            drawn.append(("fronts", comparison_figures.fronts(flat, own)))
-        return tuple(p for name, figure in drawn for p in figures.save(figure, folder, name))
-    except OSError as error:
-        raise RunError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None

@@ -18,7 +18,8 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from bitfront.engine.storage.run import STORE, Run
+from bitfront.engine.storage.folder import STORE
+from bitfront.engine.storage.run import Run
 from bitfront.errors import BitfrontError, ConfigError, UserError, require
 from bitfront.report import study
 from bitfront.report.columns import kept

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.engine.storage.run import STORE
+from bitfront.engine.storage.folder import STORE
 from bitfront.errors import RunError
 from bitfront.report.columns import Rows, Values, choices, measured
 from bitfront.report.data import objective_title

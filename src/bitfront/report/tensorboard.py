@@ -24,7 +24,8 @@ import numpy as np
 
 from bitfront.constraints import fulfilled
 from bitfront.engine.storage import store as stores
-from bitfront.engine.storage.run import STORE, Run
+from bitfront.engine.storage.folder import STORE
+from bitfront.engine.storage.run import Run
 from bitfront.errors import require
 from bitfront.events import Events, several
 from bitfront.pareto import Front, hypervolume

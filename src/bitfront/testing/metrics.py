@@ -13,8 +13,9 @@ from typing import Any, cast, get_args
 import numpy as np
 from pydantic import ValidationError
 
+from bitfront.config import Direction
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Direction, EvaluationContext, Kind, Runner, Scores, Side, Values
+from bitfront.metrics.base import EvaluationContext, Kind, Runner, Scores, Side, Values
 from bitfront.spaces.base import Codes
 
 

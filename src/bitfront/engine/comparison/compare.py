@@ -22,8 +22,11 @@ from bitfront.constraints import fulfilled
 from bitfront.engine.comparison.cached import CachedEvaluator, InMemoryTrials, TimedStrategy
 from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison, StrategyRun, measured
 from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.planning.builder import named_strategy
 from bitfront.engine.planning.feasibility import Feasibility, check
-from bitfront.engine.planning.plan import Plan, named_strategy, weights_fingerprint
+from bitfront.engine.planning.inputs import weights_fingerprint
+from bitfront.engine.planning.plan import Plan
+from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
 from bitfront.engine.search.session import bounds, first_candidates, float_metrics, with_samples
 from bitfront.engine.search.weights import trained_model
@@ -68,8 +71,8 @@ def prepared(config: Config) -> Config:
     )
 
 
-def competitors(layout: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
-    """`layout` once per strategy, ``"evolution"`` or ``"optuna:tpe"``; brute force first, with the whole space to do.
+def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
+    """`plan` once per strategy, ``"evolution"`` or ``"optuna:tpe"``; brute force first, with the whole space to do.
 
     Raises:
         ConfigError: there is no such strategy or sampler, one is named twice, or brute force would not finish.
@@ -84,15 +87,15 @@ def competitors(layout: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
             if name in SAMPLERS:
                 raise ConfigError(f"{name!r} is a sampler; write optuna:{name}", key=error.key) from None
             raise
-        own = replace(layout, strategy=strategy, sampler=chosen)
+        own = replace(plan, strategy=strategy, sampler=chosen)
         if title(own) in map(title, found):
             raise ConfigError(f"{title(own)} is named twice", key=(f"--strategy {text}",))
         if own.strategy == EXHAUSTIVE:
-            own = replace(own, n_trials=layout.space.size)
-            largest = layout.settings.strategy.setup.max_size
-            if layout.space.size > largest:
+            own = replace(own, n_trials=plan.space.size)
+            largest = plan.settings.strategy.setup.max_size
+            if plan.space.size > largest:
                 raise ConfigError(
-                    f"the space has {layout.space.size:,} candidates, and brute force, which goes through all of them, "
+                    f"the space has {plan.space.size:,} candidates, and brute force, which goes through all of them, "
                     f"stops at max_size = {largest:,}; leave it out, or set max_size yourself",
                     key=(f"--strategy {text}",),
                 )
@@ -105,11 +108,11 @@ def title(own: Plan) -> str:
     return own.strategy + (f":{own.sampler}" if own.sampler else "")
 
 
-def run_comparison(layout: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
+def run_comparison(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
     """Compare strategies, or go on with it, in ``compare`` of the run folder.
 
     Args:
-        layout: of a configuration that is ``prepared``.
+        plan: of a configuration that is ``prepared``.
         names: the strategies; None: ``DEFAULT``, and brute force where it takes no more than two minutes.
         seeds: how many runs of each: with the seed of the configuration, and those after it.
         restart: throw away what an earlier comparison there has evaluated.
@@ -122,13 +125,13 @@ def run_comparison(layout: Plan, names: Sequence[str] | None, seeds: int, restar
     """
     if seeds < 1:
         raise ConfigError(f"{seeds} is not possible; allowed: 1 or more", key=("--seeds",))
-    competitors(layout, names or DEFAULT)  # mistakes come before any work
-    for note in layout.notes:
+    competitors(plan, names or DEFAULT)  # mistakes come before any work
+    for note in plan.notes:
         events.note(note)
-    folder = layout.config.run_folder
+    folder = plan.config.run_folder
     try:
         with stores.locked(folder):
-            return _compare(layout, names, seeds, restart, events)
+            return _compare(plan, names, seeds, restart, events)
     except OSError as error:
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
     except sqlite3.Error as error:
@@ -137,26 +140,26 @@ def run_comparison(layout: Plan, names: Sequence[str] | None, seeds: int, restar
         ) from None
 
 
-def _compare(layout: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
-    folder = layout.config.run_folder / FOLDER
+def _compare(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
+    folder = plan.config.run_folder / FOLDER
     path = folder / CACHE
     if path.exists() and not restart:
-        stores.check_identity(path, _identity(layout, None), ignore=["weights"])
-    if not layout.brings_weights:
-        layout = layout.trained(trained_model(layout.config, layout.model, layout.dataset, events, folder).model)
+        stores.check_identity(path, _identity(plan, None), ignore=["weights"])
+    if not plan.brings_weights:
+        plan = plan.trained(trained_model(plan.config, plan.model, plan.dataset, events, folder).model)
     if restart:
         for old in (path, *folder.glob(f"{CACHE}-*")):
             old.unlink(missing_ok=True)
-    space, evaluator = layout.space, layout.evaluator
-    with layout.config.locating():
-        starts = check(evaluator, layout.constraints, trained=True)
-    identity = _identity(layout, weights_fingerprint(layout.model))
+    space, evaluator = plan.space, plan.evaluator
+    with plan.config.locating():
+        starts = check(evaluator, plan.constraints, trained=True)
+    identity = _identity(plan, weights_fingerprint(plan.model))
     store = Store.open(path, evaluator.metrics, len(space.parameters), identity, space.keys)
     try:
-        layout = with_samples(layout, store, events)
-        limits = bounds(layout, float_metrics(layout))
-        own = competitors(layout, _default(layout, store, events) if names is None else names)
-        with Dispatcher(layout.evaluator, layout.settings.strategy.setup.n_jobs) as dispatcher:
+        plan = with_samples(plan, store, events)
+        limits = bounds(plan, float_metrics(plan))
+        own = competitors(plan, _default(plan, store, events) if names is None else names)
+        with Dispatcher(plan.evaluator, plan.settings.strategy.setup.n_jobs) as dispatcher:
             shared = CachedEvaluator(dispatcher, store, space.keys)
             known = len(shared)
             _announce(own, seeds, known, events)
@@ -168,15 +171,15 @@ def _compare(layout: Plan, names: Sequence[str] | None, seeds: int, restart: boo
         raise EvaluationError("nothing that was evaluated is complete and fulfils the constraints")
     for remark in remarks:
         events.note(remark)
-    found, front, reference, whole = measured(courses, layout.objectives)
+    found, front, reference, whole = measured(courses, plan.objectives)
     return Comparison(
         folder=folder,
         strategies=tuple(map(title, own)),
-        seeds=_seeds(layout, seeds),
-        budget=min(layout.n_trials, space.size),
+        seeds=_seeds(plan, seeds),
+        budget=min(plan.n_trials, space.size),
         size=space.size,
-        objectives=layout.objectives,
-        constraints=tuple(c.text for c in layout.constraints),
+        objectives=plan.objectives,
+        constraints=tuple(c.text for c in plan.constraints),
         truth=any(c.stopped == "space exhausted" for c in courses),
         front=front,
         reference=reference,
@@ -184,27 +187,27 @@ def _compare(layout: Plan, names: Sequence[str] | None, seeds: int, restart: boo
         courses=found,
         evaluated=shared.evaluated,
         known=known,
-        notes=(*layout.notes, *remarks),
+        notes=(*plan.notes, *remarks),
     )
 
 
-def _identity(layout: Plan, weights: str | None) -> dict[str, Any]:
+def _identity(plan: Plan, weights: str | None) -> dict[str, Any]:
     """What results depend on: those of any strategy, for any objectives."""
-    own = {k: v for k, v in layout.identity(weights).items() if k not in OF_THE_SEARCH}
-    return {**own, "metrics": list(layout.evaluator.metrics)}
+    own = {k: v for k, v in plan.identity(weights).items() if k not in OF_THE_SEARCH}
+    return {**own, "metrics": list(plan.evaluator.metrics)}
 
 
-def _seeds(layout: Plan, seeds: int) -> tuple[int, ...]:
-    return tuple(range(layout.config.seed, layout.config.seed + seeds))
+def _seeds(plan: Plan, seeds: int) -> tuple[int, ...]:
+    return tuple(range(plan.config.seed, plan.config.seed + seeds))
 
 
-def _default(layout: Plan, store: Store, events: Events) -> tuple[str, ...]:
+def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
     """The strategies that are compared unless others are named; decided once, as it depends on the clock."""
-    size, largest = layout.space.size, layout.settings.strategy.setup.max_size
+    size, largest = plan.space.size, plan.settings.strategy.setup.max_size
     seconds = store.meta("brute_force_seconds")
     if seconds is None and size <= largest:
-        (exhaustive,) = competitors(layout, [EXHAUSTIVE])
-        seconds = size * exhaustive.seconds_per_candidate()
+        (exhaustive,) = competitors(plan, [EXHAUSTIVE])
+        seconds = size * seconds_per_candidate(exhaustive)
         store.set_meta("brute_force_seconds", seconds)
     if seconds is not None and seconds <= FINISHES:
         return (EXHAUSTIVE, *DEFAULT)
@@ -216,14 +219,14 @@ def _default(layout: Plan, store: Store, events: Events) -> tuple[str, ...]:
 
 
 def _announce(own: Sequence[Plan], seeds: int, known: int, events: Events) -> None:
-    layout = own[-1]
-    size, budget = layout.space.size, min(layout.n_trials, layout.space.size)
-    events.note(f"space: {size:,} distinct candidates, {len(layout.space.parameters)} parameters")
+    plan = own[-1]
+    size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
+    events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
     events.note(
         f"compared: {', '.join(map(title, own))}; {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget:,} distinct "
         "evaluations each" + (f", brute force all {size:,}" if own[0].strategy == EXHAUSTIVE else "")
     )
-    each = 1000 * own[0].seconds_per_candidate()  # also what happens once happens now, and not to the first candidate
+    each = 1000 * seconds_per_candidate(own[0])  # also what happens once happens now, and not to the first candidate
     events.note(f"cost: {each:.2g} ms per candidate (measured), which is paid once, and the strategies' own time")
     if known:
         events.note(f"{known:,} candidates are known from before")
@@ -234,14 +237,16 @@ def _courses(
 ) -> list[StrategyRun]:
     """Every run, strategy by strategy."""
     found: list[StrategyRun] = []
-    for plan in own:
-        several = (None,) if plan.strategy == EXHAUSTIVE else _seeds(plan, seeds)
+    for competitor in own:
+        several = (None,) if competitor.strategy == EXHAUSTIVE else _seeds(competitor, seeds)
         for seed in several:
             which = f"seed {seed}" if seed is not None else "the whole space"
-            events.running(f"{title(plan)}, {which}")
-            found.append(_course(plan, plan.config.seed if seed is None else seed, starts, limits, shared, events))
+            events.running(f"{title(competitor)}, {which}")
+            found.append(
+                _course(competitor, competitor.config.seed if seed is None else seed, starts, limits, shared, events)
+            )
         runs = found[-len(several) :]
-        events.ran(title(plan), len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
+        events.ran(title(competitor), len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
     return found
 
 
@@ -254,14 +259,14 @@ def _course(
     stopped = loop.run(
         space=own.space,
         strategy=strategy,
-        seeds=first_candidates(own, starts),
+        initial=first_candidates(own, starts),
         objectives=own.objectives,
         store=told,
-        dispatcher=shared,
+        evaluator=shared,
         limits=loop.Limits(own.n_trials),
         seed=seed,
         on_progress=lambda progress: events.progress(progress, own),
-        bounds=limits,
+        feasibility=limits,
     )
     if stopped == "interrupted":
         raise KeyboardInterrupt

@@ -24,8 +24,8 @@ import numpy as np
 
 from bitfront.engine.comparison import curves
 from bitfront.engine.comparison.curves import Spread, Values
-from bitfront.engine.planning.objectives import Objectives
 from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.objectives import Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
 

@@ -105,7 +105,7 @@ class Dispatcher:
 
     def _map(self, parts: Sequence[Codes]) -> Iterator[BatchMetrics]:
         if self.n_jobs == 1:
-            yield from (self.evaluator.measure(p) for p in parts)
+            yield from (self.evaluator.evaluate(p) for p in parts)
             return
         if self._pool is None:
             self._pool = _start_pool(self.evaluator.job, self.n_jobs)
@@ -155,4 +155,4 @@ def _end_with_parent() -> None:
 
 
 def _measure_in_worker(codes: Codes) -> BatchMetrics:
-    return _EVALUATOR[0].measure(codes)
+    return _EVALUATOR[0].evaluate(codes)

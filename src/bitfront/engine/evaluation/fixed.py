@@ -110,7 +110,7 @@ class FixedEvaluator(Evaluator):
         """The space of the search, also where the codes belong to the float model alone."""
         return self._searched
 
-    def of_float(self) -> FixedEvaluator:
+    def float_evaluator(self) -> FixedEvaluator:
         """An evaluator whose only candidate, the empty code, is the float model."""
         return FixedEvaluator(self.job, QuantizationSpace.of_float(self.space.graph), self.effort, self)
 
@@ -122,14 +122,14 @@ class FixedEvaluator(Evaluator):
         """This evaluator, and the code."""
         return self, code
 
-    def measure(self, codes: Codes) -> BatchMetrics:
+    def evaluate(self, codes: Codes) -> BatchMetrics:
         """All metrics of a batch of candidates.
 
         A candidate that fails is an entry in ``errors``, and does not touch the others.
         """
         start = time.perf_counter()
         try:
-            values, errors = self._measure(codes)
+            values, errors = self._evaluate(codes)
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -137,7 +137,7 @@ class FixedEvaluator(Evaluator):
                 nothing = {m: np.full(1, np.nan) for m in self.metrics}
                 return BatchMetrics(nothing, (described(error),), (time.perf_counter() - start,))
             # Whoever is to blame is found one by one.
-            return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
+            return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
         return BatchMetrics(values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain)
 
@@ -148,7 +148,7 @@ class FixedEvaluator(Evaluator):
             found.update(runner.kinds(_Context(self)))
         return found
 
-    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+    def closed_form_values(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
         """Some closed-form metrics of a batch of candidates, and nothing else: no candidate is evaluated."""
         values: dict[str, Values] = {}
         for runner in self.runners:
@@ -156,7 +156,7 @@ class FixedEvaluator(Evaluator):
                 values.update(runner.measure(_Context(self), codes))
         return {m: values[m] for m in metrics}
 
-    def _measure(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
+    def _evaluate(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
         values: dict[str, Values] = {}
         subject = _Context(self)
         with one_thread():

@@ -177,7 +177,7 @@ class Evaluator(ABC):
         """Metric → how its values come about in this search, and why if that is not the usual way."""
 
     @abstractmethod
-    def of_float(self) -> FixedEvaluator:
+    def float_evaluator(self) -> FixedEvaluator:
         """An evaluator whose only candidate, the empty code, is the float model."""
 
     @abstractmethod
@@ -189,11 +189,11 @@ class Evaluator(ABC):
         """(an evaluator whose model has the weights of one candidate, the candidate's code there)."""
 
     @abstractmethod
-    def measure(self, codes: Codes) -> BatchMetrics:
+    def evaluate(self, codes: Codes) -> BatchMetrics:
         """All metrics of a batch of candidates. One that fails is an entry in ``errors``, and does not touch others."""
 
     @abstractmethod
-    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+    def closed_form_values(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
         """Some closed-form metrics of a batch of candidates, and nothing else: no candidate is evaluated."""
 
     @abstractmethod

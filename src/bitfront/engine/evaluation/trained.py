@@ -122,9 +122,9 @@ class TrainedEvaluator(Evaluator):
         """As of a search among the formats of the model as it is."""
         return self._float.kinds()
 
-    def of_float(self) -> FixedEvaluator:
+    def float_evaluator(self) -> FixedEvaluator:
         """The float model, which candidates inherit from."""
-        return self._float.of_float()
+        return self._float.float_evaluator()
 
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> TrainedEvaluator:
         """The same candidates on other samples. Those that are trained are not trained again."""
@@ -161,11 +161,11 @@ class TrainedEvaluator(Evaluator):
                 evaluator.space.graph.model.state_dict(), path, {"formats": spelled(evaluator.formats(own))}
             )
 
-    def measure(self, codes: Codes) -> BatchMetrics:
+    def evaluate(self, codes: Codes) -> BatchMetrics:
         """All metrics of a batch of candidates, each trained first where the search trains."""
         start = time.perf_counter()
         try:
-            parts = [(rows, evaluator.measure(own)) for rows, evaluator, own in self._networks_of(codes, judged=True)]
+            parts = [(rows, evaluator.evaluate(own)) for rows, evaluator, own in self._networks_of(codes, judged=True)]
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -174,7 +174,7 @@ class TrainedEvaluator(Evaluator):
                 nothing = {m: np.full(1, np.nan) for m in self.metrics}
                 return BatchMetrics(nothing, (described(error),), (seconds,))
             # Training failed, and whose it was is found one by one.
-            return joined([self.measure(codes[i : i + 1]) for i in range(len(codes))])
+            return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
         found = joined([measured for _, measured in parts])
         back = np.argsort(np.concatenate([rows for rows, _ in parts])) if parts else np.zeros(0, dtype=np.int64)
@@ -185,11 +185,11 @@ class TrainedEvaluator(Evaluator):
             seconds=(seconds,) * len(codes),
         )
 
-    def price(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+    def closed_form_values(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
         """Costs of the networks, without training them."""
         values = {m: np.full(len(codes), np.nan) for m in metrics}
         for rows, evaluator, own in self._untrained(codes):
-            for name, column in evaluator.price(own, metrics).items():
+            for name, column in evaluator.closed_form_values(own, metrics).items():
                 values[name][rows] = column
         return values
 
@@ -279,7 +279,7 @@ class TrainedEvaluator(Evaluator):
         rows = []
         for own in members:
             scores = own.scores(ONLY_CODE[None], settings.split, settings.num_samples)
-            costs = own.price(ONLY_CODE[None], [name for name, _ in halving.costs])
+            costs = own.closed_form_values(ONLY_CODE[None], [name for name, _ in halving.costs])
             rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
         return np.array(rows)
 

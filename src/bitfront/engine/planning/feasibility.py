@@ -43,7 +43,7 @@ class Feasibility:
         known = [c for c in self.constraints if c.metric in self.evaluator.closed_form]
         if not known:
             return np.zeros(len(codes))
-        return total(known, self.evaluator.price(codes, {c.metric for c in known}))
+        return total(known, self.evaluator.closed_form_values(codes, {c.metric for c in known}))
 
     def after(self, values: Mapping[str, Values]) -> Values:
         """By how much evaluated candidates violate the constraints; 0 where they do not, or where they failed."""
@@ -92,7 +92,7 @@ def check(evaluator: Evaluator, constraints: Sequence[Constraint], *, trained: b
     for own in known:
         code = nearest(evaluator, [own])
         found.append(code)
-        value = evaluator.price(code[None], {own.metric})[own.metric]
+        value = evaluator.closed_form_values(code[None], {own.metric})[own.metric]
         if own.excess(value)[0] > 0:
             unit = metrics[own.metric].unit
             word = "smallest" if own.comparison in ("<", "<=") else "nearest"
@@ -117,7 +117,7 @@ def nearest(evaluator: Evaluator, constraints: Sequence[Constraint]) -> NDArray[
     names = {c.metric for c in constraints}
     last = np.array([[group.size - 1 for group in space.groups]], dtype=np.int64)
     starts = np.concatenate([space.numbered(0, 1), space.codes(last), space.uniform()])
-    values = evaluator.price(starts, names)
+    values = evaluator.closed_form_values(starts, names)
     options = space.options(starts)[int(np.argmin(sum(_height(c, values[c.metric]) for c in constraints)))]
     for _ in range(ROUNDS):
         before = options.copy()
@@ -126,7 +126,7 @@ def nearest(evaluator: Evaluator, constraints: Sequence[Constraint]) -> NDArray[
                 continue
             rows = np.repeat(options[None], group.size, axis=0)
             rows[:, g] = np.arange(group.size)
-            values = evaluator.price(space.codes(rows), names)
+            values = evaluator.closed_form_values(space.codes(rows), names)
             options[g] = int(np.argmin(sum(_height(c, values[c.metric]) for c in constraints)))
         if (options == before).all():
             break

@@ -1,75 +1,13 @@
-"""From metrics to what is optimised: scaled metrics, one value or several, and their direction."""
+"""The objectives that a configuration asks for, checked against the metrics that its runners produce."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bitfront.config import Direction
 from bitfront.errors import ConfigError, nearest, one_of
-from bitfront.metrics.base import Direction, Metric
-
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One metric that counts: its value times `scale`, better in `direction`."""
-
-    metric: str
-    scale: float
-    direction: Direction
-
-
-@dataclass(frozen=True)
-class Objectives:
-    """What a search optimises.
-
-    Attributes:
-        parts: the metrics that count, sorted by name.
-        summed: None where each part is an objective; else the direction of the sum of the scaled metrics, which is
-            then the only one.
-    """
-
-    parts: tuple[Objective, ...]
-    summed: Direction | None = None
-
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        """Of each objective."""
-        return (self.summed,) if self.summed else tuple(p.direction for p in self.parts)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of each objective."""
-        return ("sum of scaled metrics",) if self.summed else tuple(p.metric for p in self.parts)
-
-    @property
-    def unscaled(self) -> frozenset[str]:
-        """Metrics that are objectives as they were measured."""
-        return frozenset(p.metric for p in self.parts if p.scale == 1 and not self.summed)
-
-    def scaled(self, values: Mapping[str, Values]) -> dict[str, Values]:
-        """Metric → scaled metric."""
-        return {p.metric: p.scale * values[p.metric] for p in self.parts}
-
-    def values(self, values: Mapping[str, Values]) -> Values:
-        """The objectives' values, shape (candidates, objectives)."""
-        scaled: Values = np.stack(list(self.scaled(values).values()), axis=1)
-        return scaled.sum(axis=1, keepdims=True) if self.summed else scaled
-
-    def losses(self, values: Mapping[str, Values]) -> Values:
-        """The same with the maximised ones turned round, so that smaller is better everywhere."""
-        signs = np.array([-1.0 if d == "maximize" else 1.0 for d in self.directions])
-        losses: Values = self.values(values) * signs
-        return losses
-
-    def described(self) -> list[dict[str, Any]]:
-        """As JSON, for the run folder."""
-        return [{"metric": p.metric, "scale": p.scale, "direction": p.direction} for p in self.parts]
+from bitfront.metrics.base import Metric
+from bitfront.objectives import Objective, Objectives
 
 
 def choose(

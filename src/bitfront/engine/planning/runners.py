@@ -18,6 +18,8 @@ from bitfront.metrics.base import Metric, Side
 
 #: What a runner's ``num_samples`` may say instead of a number.
 AUTO = "auto"
+#: Samples that "auto" begins with; each step doubles them.
+FIRST_SAMPLES = 512
 #: (table, name, settings) of each runner.
 Runners = tuple[tuple[Side, str, Mapping[str, Any]], ...]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE
 from bitfront.engine.search.weights import SMALL_STEP
+from bitfront.engine.storage.folder import finetuned_weights
+from bitfront.engine.storage.records import Finetuned
 from bitfront.errors import EvaluationError
 from bitfront.events import Events
 from bitfront.formats.spelling import spelled
@@ -32,26 +34,6 @@ from bitfront.transforms.learned import frozen, learning_model, settle, shadow
 
 #: The share of the epochs in which powers of two are learned; after them grids stay where they are.
 LEARNED = 0.3
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """A trial that was trained on.
-
-    Attributes:
-        metrics: of the trained candidate, on the samples of the search.
-        test: loss and accuracy on the test split; empty where there is none.
-        kept: whether it is better than the candidate as found; if not, that one stays.
-        epochs: which epoch was the best on the validation split; 0 if training made nothing better.
-        failed: why it could not be trained; empty if it could.
-    """
-
-    number: int
-    metrics: Mapping[str, float | None]
-    test: Mapping[str, float]
-    kept: bool
-    epochs: int
-    failed: str = ""
 
 
 def chosen(rows: Sequence[int], count: int) -> list[int]:
@@ -113,18 +95,13 @@ def finetune(
     learned = frozen(rounds)
     state = shadow(graph, result.best_state)
     trained = evaluator.trained(state, learned)
-    values = {m: float(v[0]) for m, v in trained.measure(ONLY_CODE[None]).values.items()}
+    values = {m: float(v[0]) for m, v in trained.evaluate(ONLY_CODE[None]).values.items()}
     test: dict[str, float] = {}
     if "test" in dataset.splits:
         job = replace(trained.job, splits={"test": dataset.split("test")})
         scores = FixedEvaluator(job, trained.space).scores(ONLY_CODE[None], "test", None)
         test = {"loss": float(scores.loss[0]), "accuracy": int(scores.correct[0]) / scores.samples}
     kept = values["accuracy"] > before
-    checkpoints.save(state, path_of(folder, number), {"formats": spelled(learned), "kept": kept})
+    checkpoints.save(state, finetuned_weights(folder, number), {"formats": spelled(learned), "kept": kept})
     metrics = {m: None if np.isnan(v) else v for m, v in values.items()}
     return Finetuned(number, metrics, test, kept, result.best_epoch)
-
-
-def path_of(folder: Path, number: int) -> Path:
-    """The checkpoint of a trial that was trained on, in a run folder."""
-    return folder / "checkpoints" / f"finetuned-{number}.pt"

@@ -1,4 +1,4 @@
-"""The loop of a search: seeds → propose → drop what is known → evaluate in blocks → store → tell → stop rules.
+"""The loop of a search: initial candidates → propose → drop the known → evaluate in blocks → store → tell → stop rules.
 
 It is deterministic: what is proposed depends on the seed and on what was told, in order. A search that was killed is
 resumed by running the same loop again; whatever is in the store is answered from there, at no cost, until the loop
@@ -23,12 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.errors import EvaluationError
-from bitfront.pareto import Front, Losses
+from bitfront.pareto import Front
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
 
 if TYPE_CHECKING:
     from bitfront.engine.evaluation.interface import BatchMetrics
+    from bitfront.engine.planning.feasibility import Feasibility
+    from bitfront.objectives import Objectives
+
+Values = NDArray[np.float64]
 
 StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted", "nothing feasible found"]
 #: Known proposals in a row after which the loop takes neighbours of the front itself.
@@ -39,30 +43,6 @@ HOPELESS = 20
 FRUITLESS = 50_000
 #: Small blocks are written together: what was evaluated waits about so long, at most, until it is durable.
 COMMIT_SECONDS = 0.1
-
-
-class Objectives(Protocol):
-    """From metrics to what is minimised."""
-
-    def losses(self, values: Mapping[str, NDArray[np.float64]]) -> Losses:
-        """Shape (candidates, objectives); NaN in rows that failed."""
-        ...
-
-
-class Feasibility(Protocol):
-    """What candidates must fulfil."""
-
-    def __bool__(self) -> bool:
-        """Whether there are constraints at all."""
-        ...
-
-    def before(self, codes: Codes) -> NDArray[np.float64]:
-        """By how much candidates violate what is known without evaluating them; 0: they do not."""
-        ...
-
-    def after(self, values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """By how much evaluated candidates violate the constraints."""
-        ...
 
 
 class TrialSink(Protocol):
@@ -134,118 +114,168 @@ class Limits:
 def run(
     space: Space,
     strategy: Strategy,
-    seeds: Codes,
+    initial: Codes,
     objectives: Objectives,
     store: TrialSink,
-    dispatcher: BlockEvaluator,
+    evaluator: BlockEvaluator,
     limits: Limits,
     seed: int,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    bounds: Feasibility | None = None,
+    feasibility: Feasibility | None = None,
 ) -> StopReason:
     """Search until a stop rule applies; every trial is in the store as soon as it is told.
 
     Candidates that are known to violate the constraints are told without being evaluated: they are no trials, and do
     not count against the budget.
 
+    Args:
+        initial: candidates to begin with, before the strategy is asked, shape (candidates, parameters).
+        seed: root of the random choices.
+        feasibility: the constraints; None, or a false one: there are none.
+
     Raises:
         EvaluationError: the store cannot be written, a worker died, or nothing but failures comes out.
     """
-    total = min(limits.n_trials, space.size)
-    began = time.perf_counter()
-    history = History(len(space.parameters), strategy.objectives, space, forgets=not strategy.looks_back)
-    front, writer = Front(strategy.objectives), Writer(store)
-    failed, before, skipped, fruitless = 0, len(store), 0, 0
-    bounds = bounds or None
+    state = _State(space, strategy, objectives, store, evaluator, limits, on_progress, feasibility or None)
+    try:
+        if len(initial) and len(store) < state.total:
+            state.settle(state.history.fresh(initial))
+        step = 0
+        while (reason := state.stop_reason()) is None:
+            fresh = state.next_candidates(np.random.default_rng([seed, 1, step]))
+            if len(fresh):
+                state.settle(fresh)
+            step += 1
+        return reason
+    except KeyboardInterrupt:
+        return "interrupted"
 
-    def late() -> bool:
-        return limits.timeout is not None and time.perf_counter() - began >= limits.timeout
 
-    def progress() -> None:
-        done = len(store) + writer.waiting
-        on_progress(Progress(done, total, done - before, failed, skipped, time.perf_counter() - began, front))
+class _State:
+    """What the loop knows at a moment: what was told, the front, and counters for the stop rules."""
 
-    def settle(codes: Codes) -> None:
+    def __init__(
+        self,
+        space: Space,
+        strategy: Strategy,
+        objectives: Objectives,
+        store: TrialSink,
+        evaluator: BlockEvaluator,
+        limits: Limits,
+        on_progress: Callable[[Progress], None],
+        feasibility: Feasibility | None,
+    ) -> None:
+        self.space, self.strategy, self.objectives = space, strategy, objectives
+        self.store, self.evaluator, self.feasibility = store, evaluator, feasibility
+        self.limits, self.on_progress = limits, on_progress
+        self.total = min(limits.n_trials, space.size)
+        self.began = time.perf_counter()
+        forgets = not strategy.looks_back
+        self.history = History(len(space.parameters), strategy.objectives, space, forgets=forgets)
+        self.front, self.writer = Front(strategy.objectives), Writer(store)
+        self.before = len(store)
+        self.failed = self.skipped = 0
+        #: Candidates in a row that violate the constraints.
+        self.fruitless = 0
+        #: Proposals in a row that were all known.
+        self.stalled = 0
+
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return self.limits.timeout is not None and time.perf_counter() - self.began >= self.limits.timeout
+
+    def stop_reason(self) -> StopReason | None:
+        """Why the search ends now; None if it goes on."""
+        if max(len(self.store), len(self.history)) >= self.space.size:
+            return "space exhausted"
+        if len(self.store) >= self.total:
+            return "n_trials reached"
+        if self.late():
+            return "timeout"
+        if self.fruitless >= FRUITLESS and self.strategy.looks_back:
+            return "nothing feasible found"
+        return None
+
+    def next_candidates(self, rng: np.random.Generator) -> Codes:
+        """Unknown candidates: the strategy's, or, when it only proposes known ones, neighbours of the front."""
+        history, strategy = self.history, self.strategy
+        pending = np.zeros((0, len(self.space.parameters)), dtype=np.int64)
+        # The budget must not decide what a strategy proposes, but for one that does not look back it cannot.
+        limited = not strategy.looks_back and self.feasibility is None
+        wanted = min(strategy.batch, (self.total if limited else self.space.size) - len(history))
+        proposed = strategy.propose(history, pending, wanted, rng)
+        fresh = history.fresh(proposed)
+        self.stalled = 0 if len(fresh) else self.stalled + max(1, len(proposed))
+        if len(fresh) or (self.stalled < PATIENCE and len(proposed)):
+            return fresh
+        self.stalled = 0
+        rows = self.front.rows if strategy.looks_back else self.front.rows[:0]
+        return unseen_neighbours(self.space, history, rows, wanted, rng)
+
+    def settle(self, codes: Codes) -> None:
         """Answer from the store or evaluate, then tell in the proposed order. Stops early when time is up."""
-        nonlocal failed, skipped, fruitless
-        violation = bounds.before(codes) if bounds else None
-        if violation is None or not violation.any():
-            known, recalled = store.recall(codes)
-            values = dict(recalled)
-        else:
-            inside = np.flatnonzero(violation == 0)
-            known = violation > 0
-            values = {m: np.full(len(codes), np.nan) for m in store.metrics}
-            known[inside], recalled = store.recall(codes[inside])
-            for name, column in recalled.items():
-                values[name][inside] = column
-            skipped += len(codes) - len(inside)
-            fruitless = 0 if len(inside) else fruitless + len(codes)
-        new = np.flatnonzero(~known)[: max(0, total - len(store))]
-        place = 0
+        violation = self.feasibility.before(codes) if self.feasibility else None
+        known, values = self._recall(codes, violation)
         try:
-            for block, measured in dispatcher.blocks(codes[new]) if len(new) else ():
-                rows = new[place : place + len(block)]
-                place += len(block)
-                writer.add(block, measured)
-                known[rows] = True
-                fine = np.array([not e for e in measured.errors]) if any(measured.errors) else np.bool_(True)
-                for name, column in values.items():
-                    # What a failed candidate has of metrics is in the file, but must not look good to a strategy.
-                    column[rows] = np.where(fine, measured.values[name], np.nan)
-                failed += sum(map(bool, measured.errors)) if not fine.all() else 0
-                if failed >= HOPELESS and failed == len(store) + writer.waiting:
-                    raise EvaluationError(
-                        f"the first {failed} candidates all failed; the last one with: {measured.errors[-1]}"
-                    )
-                progress()
-                if late():
-                    break
+            self._evaluate(codes, known, values)
         finally:
-            writer.write()
+            self.writer.write()
         if not known.all():
             codes, values = codes[known], {m: v[known] for m, v in values.items()}
             violation = None if violation is None else violation[known]
-        losses = objectives.losses(values)
-        if bounds and violation is not None:
-            violation = np.where(violation > 0, violation, bounds.after(values))
-            history.tell(codes, losses, violation)
-            front.add(np.where((violation > 0)[:, None], np.nan, losses))
-        else:
-            history.tell(codes, losses)
-            front.add(losses)
-        progress()
+        self._tell(codes, values, violation)
+        self._report()
 
-    try:
-        step, stalled = 0, 0
-        if len(seeds) and len(store) < total:
-            settle(history.fresh(seeds))
-        while True:
-            if max(len(store), len(history)) >= space.size:
-                return "space exhausted"
-            if len(store) >= total:
-                return "n_trials reached"
-            if late():
-                return "timeout"
-            if fruitless >= FRUITLESS and strategy.looks_back:
-                return "nothing feasible found"
-            rng = np.random.default_rng([seed, 1, step])
-            step += 1
-            pending = np.zeros((0, len(space.parameters)), dtype=np.int64)
-            # The budget must not decide what a strategy proposes, but for one that does not look back it cannot.
-            limited = not strategy.looks_back and not bounds
-            wanted = min(strategy.batch, (total if limited else space.size) - len(history))
-            proposed = strategy.propose(history, pending, wanted, rng)
-            fresh = history.fresh(proposed)
-            stalled = 0 if len(fresh) else stalled + max(1, len(proposed))
-            if not len(fresh) and (stalled >= PATIENCE or not len(proposed)):
-                rows = front.rows if strategy.looks_back else front.rows[:0]
-                fresh = unseen_neighbours(space, history, rows, wanted, rng)
-                stalled = 0
-            if len(fresh):
-                settle(fresh)
-    except KeyboardInterrupt:
-        return "interrupted"
+    def _recall(self, codes: Codes, violation: Values | None) -> tuple[NDArray[np.bool_], dict[str, Values]]:
+        """(which candidates need no evaluation, the metrics that are known of them; NaN for the others)."""
+        if violation is None or not violation.any():
+            known, recalled = self.store.recall(codes)
+            return known, dict(recalled)
+        inside = np.flatnonzero(violation == 0)
+        known = violation > 0
+        values = {m: np.full(len(codes), np.nan) for m in self.store.metrics}
+        known[inside], recalled = self.store.recall(codes[inside])
+        for name, column in recalled.items():
+            values[name][inside] = column
+        self.skipped += len(codes) - len(inside)
+        self.fruitless = 0 if len(inside) else self.fruitless + len(codes)
+        return known, values
+
+    def _evaluate(self, codes: Codes, known: NDArray[np.bool_], values: dict[str, Values]) -> None:
+        """Evaluate what is not known, as far as budget and time reach; fills in `known` and `values`."""
+        new = np.flatnonzero(~known)[: max(0, self.total - len(self.store))]
+        place = 0
+        for block, metrics in self.evaluator.blocks(codes[new]) if len(new) else ():
+            rows = new[place : place + len(block)]
+            place += len(block)
+            self.writer.add(block, metrics)
+            known[rows] = True
+            fine = np.array([not e for e in metrics.errors]) if any(metrics.errors) else np.bool_(True)
+            for name, column in values.items():
+                # What a failed candidate has of metrics is in the file, but must not look good to a strategy.
+                column[rows] = np.where(fine, metrics.values[name], np.nan)
+            self.failed += sum(map(bool, metrics.errors)) if not fine.all() else 0
+            if self.failed >= HOPELESS and self.failed == len(self.store) + self.writer.waiting:
+                raise EvaluationError(
+                    f"the first {self.failed} candidates all failed; the last one with: {metrics.errors[-1]}"
+                )
+            self._report()
+            if self.late():
+                break
+
+    def _tell(self, codes: Codes, values: Mapping[str, Values], violation: Values | None) -> None:
+        losses = self.objectives.losses(values)
+        if self.feasibility and violation is not None:
+            violation = np.where(violation > 0, violation, self.feasibility.after(values))
+            self.history.tell(codes, losses, violation)
+            self.front.add(np.where((violation > 0)[:, None], np.nan, losses))
+        else:
+            self.history.tell(codes, losses)
+            self.front.add(losses)
+
+    def _report(self) -> None:
+        done, seconds = len(self.store) + self.writer.waiting, time.perf_counter() - self.began
+        self.on_progress(Progress(done, self.total, done - self.before, self.failed, self.skipped, seconds, self.front))
 
 
 class Writer:

@@ -8,37 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.planning.runners import FIRST_SAMPLES
+from bitfront.engine.storage.records import PairedComparison
 from bitfront.metrics.intervals import Paired
 from bitfront.spaces.base import Codes
 
-#: Samples that ``num_samples = "auto"`` begins with; each step doubles them.
-FIRST = 512
 #: A difference of accuracy that is known this well is known well enough.
 RESOLUTION = 0.005
 #: Candidates whose order is looked at: uniform ones and random ones.
 UNIFORM, RANDOM = 32, 32
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """A trial of the front against others, on the search's samples.
-
-    Attributes:
-        number: of the trial.
-        above: the next more accurate trial of the front; None for the first.
-        p_above, p_best: McNemar's probability that the difference to it, and to the most accurate one, is chance.
-    """
-
-    number: int
-    above: int | None
-    p_above: float
-    p_best: float
 
 
 def compare(numbers: Sequence[int], answers: NDArray[np.bool_]) -> tuple[PairedComparison, ...]:
@@ -90,7 +73,7 @@ def enough_samples(evaluator: Evaluator, split: str, seed: int) -> tuple[int, in
     there = len(evaluator.samples(split, None)[1])
     have, answers = 0, np.zeros((len(codes), 0), dtype=bool)
     while have < there:
-        more = min(there, max(FIRST, 2 * have))
+        more = min(there, max(FIRST_SAMPLES, 2 * have))
         answers = np.concatenate([answers, evaluator.answers(codes, split, have, more)], axis=1)
         have = more
         if settled(answers):

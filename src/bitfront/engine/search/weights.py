@@ -14,7 +14,7 @@ from bitfront import checkpoints
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import one_thread
-from bitfront.engine.planning.plan import (
+from bitfront.engine.planning.inputs import (
     choose_device,
     load_weights,
     open_data,

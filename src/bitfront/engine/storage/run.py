@@ -21,17 +21,16 @@ import numpy as np
 from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.constraints import Constraint, fulfilled, parse
-from bitfront.engine.planning.objectives import Objective, Objectives
-from bitfront.engine.search.finetuning import Finetuned
-from bitfront.engine.search.paired import PairedComparison
 from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.folder import STORE
+from bitfront.engine.storage.records import Finetuned, PairedComparison
 from bitfront.engine.storage.trials import Trials
 from bitfront.errors import ConfigError, RunError, nearest, one_of
 from bitfront.metrics.intervals import wilson
+from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.model_space import CandidateConfig, DescribedSpace
 
-STORE = "trials.sqlite"
 #: Of longer runs log.json has the first so many trials and the front, and a table of all trials leaves out configs: a
 #: million of either spelled out takes gigabytes. The store has all.
 LOGGED = 10_000

@@ -1,0 +1,25 @@
+"""A dataset by its name, or from the user's own factory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bitfront.data import DATASETS
+from bitfront.data.base import DataRequest, Dataset
+from bitfront.data.factory import load_factory
+
+
+def load(name: str, request: DataRequest | None = None) -> Dataset:
+    """The dataset called `name`: a registered one, or ``package.module:factory``.
+
+    Raises:
+        UnknownNameError: no dataset has that name.
+        ConfigError: the factory's module or function does not exist.
+        DataError: the data cannot be read, found or split.
+    """
+    request = request or DataRequest()
+    if request.path is not None:
+        request = replace(request, path=request.path.expanduser())
+    if ":" in name:
+        return load_factory(name, request)
+    return DATASETS.get(name)(request)

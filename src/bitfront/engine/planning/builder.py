@@ -1,0 +1,226 @@
+"""From a configuration to a plan: everything a search needs, checked before any work starts.
+
+A plan is made with the model as it is initialised, which is enough to know its sites, the space, the metrics and every
+mistake in the file. Training comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bitfront.config import Config
+from bitfront.constraints import Constraint
+from bitfront.data.base import Dataset
+from bitfront.engine.evaluation.calibration import Corrections
+from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
+from bitfront.engine.evaluation.trained import open_evaluator
+from bitfront.engine.planning import objectives as choosing
+from bitfront.engine.planning.feasibility import check, read
+from bitfront.engine.planning.inputs import choose_device, load_weights, open_data, open_model
+from bitfront.engine.planning.notes import remarks
+from bitfront.engine.planning.plan import Plan
+from bitfront.engine.planning.runners import (
+    FIRST_SAMPLES,
+    Runners,
+    check_ready,
+    chosen_samples,
+    configured,
+    evaluation_samples,
+)
+from bitfront.engine.planning.training import candidate_training
+from bitfront.errors import ConfigError
+from bitfront.graph import Graph, capture
+from bitfront.metrics.base import Metric
+from bitfront.objectives import Objectives
+from bitfront.spaces import SPACES
+from bitfront.spaces.model_space import ModelSpace
+from bitfront.spaces.request import Part, SpaceRequest
+from bitfront.strategies import STRATEGIES
+from bitfront.strategies.brute_force import BruteForce
+from bitfront.strategies.optuna import SAMPLERS, OptunaStrategy, sampler_name
+
+DEFAULT_TRIALS = 100
+
+
+def make_plan(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    report: Any = None,
+    progress: Any = None,
+) -> Plan:
+    """Check everything, and lay out the search.
+
+    Args:
+        model, dataset: the user's own, instead of those the configuration names.
+        report, progress: as in ``DataRequest``.
+
+    Raises:
+        UserError: whatever is wrong, named before any work.
+    """
+    if config.search is None:
+        raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
+    with config.locating():
+        setup = config.search.strategy.setup
+        strategy, sampler = named_strategy(config.search.strategy.name, setup.sampler)
+        runners, metrics, sides, added = configured(config)
+        objectives = _objectives(config, metrics)
+    dataset = dataset or open_data(config, report, progress)
+    network = model if model is not None else open_model(config, dataset)
+    if model is None and config.load_name is not None:
+        load_weights(config, network)  # thrown away: it only must not fail later
+    device, warning = choose_device(config.accelerator)
+    with config.locating():
+        check_ready(runners, device)
+    graph = capture(network, dataset.split("train")[0][:2])
+    with config.locating():
+        space = _space(config, graph)
+        n_trials = _budget(config, strategy, space)
+    evaluator = open_evaluator(_job(config, graph, dataset, runners, objectives, device), space)
+    with config.locating():
+        constraints = _constraints(config, evaluator)
+    plan = Plan(
+        config=config,
+        dataset=dataset,
+        model=network,
+        brings_weights=model is not None,
+        evaluator=evaluator,
+        objectives=objectives,
+        sides=sides,
+        strategy=strategy,
+        sampler=sampler,
+        n_trials=n_trials,
+        notes=tuple(remarks(config, dataset, evaluator, added, warning)),
+        constraints=constraints,
+    )
+    # How many samples "auto" means is known once there are weights; until then it is a guess.
+    return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
+
+
+def _choices(config: Config) -> Mapping[str, Mapping[str, object]]:
+    """What may be chosen: the tables ``[search.search_space.seed.*]``."""
+    assert config.search is not None
+    return {k: v.config for k, v in config.search.search_space.seed.items()}
+
+
+def _space(config: Config, graph: Graph) -> ModelSpace:
+    """The space of the captured model. Raises ConfigError."""
+    assert config.search is not None
+    asked = config.search.search_space
+    try:
+        build_space = SPACES.get(asked.name)
+    except ConfigError as error:
+        error.key = ("search", "search_space", "name")
+        raise
+    space = build_space(SpaceRequest(graph, asked.setup.by, _choices(config), parts=_parts(config)))
+    assert isinstance(space, ModelSpace)
+    return space
+
+
+def _job(
+    config: Config, graph: Graph, dataset: Dataset, runners: Runners, objectives: Objectives, device: str
+) -> EvaluationJob:
+    """What evaluating candidates takes, on the model as it is initialised."""
+    assert config.search is not None
+    search = config.search
+    with config.locating():
+        training = candidate_training(config, runners, dataset, objectives)
+    return EvaluationJob(
+        model=graph.model,
+        sample=dataset.split("train")[0][:2],
+        space=search.search_space.name,
+        by=search.search_space.setup.by,
+        seed=_choices(config),
+        runners=runners,
+        splits=evaluation_samples(dataset, runners, config.seed),
+        calibration=chosen_samples(dataset, "train", search.calibration.num_samples, config.seed)[0],
+        device=device,
+        corrections=Corrections(search.calibration.bias_correction, search.calibration.batch_norm),
+        parts=_parts(config),
+        training=training,
+    )
+
+
+def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]:
+    """The constraints, none of which is out of reach. Raises ConfigError."""
+    assert config.search is not None
+    if config.search.finetune.trials and "accuracy" not in evaluator.metrics:
+        raise ConfigError(
+            "what is trained on is judged by its accuracy, and no runner measures it; add "
+            "[search.strategy.sw_runner.basic_evaluation]",
+            key=("search", "finetune", "trials"),
+        )
+    constraints = read(config.search.constraints, evaluator)
+    check(evaluator, constraints, trained=False)
+    return constraints
+
+
+def named_strategy(name: str, asked: str | None) -> tuple[str, str | None]:
+    """(official name of a strategy, that of its sampler if it has one). Raises ConfigError."""
+    try:
+        name = STRATEGIES.official(name)
+    except ConfigError as error:
+        error.key = ("search", "strategy", "name")
+        if name in SAMPLERS:
+            raise ConfigError(
+                f"{name!r} is a sampler of strategy 'optuna': name that one, and setup.sampler (--sampler) {name!r}",
+                key=error.key,
+            ) from None
+        raise
+    where = ("search", "strategy", "setup", "sampler")
+    try:
+        sampler = sampler_name(asked or "tpe")
+    except ConfigError as error:
+        error.key = where
+        raise
+    if STRATEGIES.get(name) is not OptunaStrategy:
+        if asked is not None and sampler != name:
+            raise ConfigError(f"a sampler belongs to strategy 'optuna', and this one is {name!r}", key=where)
+        return name, None
+    # Optuna's own brute force costs 100 ms per proposal at 3,000 trials, and does not survive batches.
+    return ("brute_force", None) if sampler == "brute_force" else (name, sampler)
+
+
+def _parts(config: Config) -> dict[str, Part]:
+    """The tables of a space that is made of others."""
+    assert config.search is not None
+    own = config.search.search_space
+    where = ("search", "search_space")
+    if SPACES.official(own.name) != "joint":
+        for name in own.parts:
+            raise ConfigError(
+                f"only a space with name = 'joint' has parts, and this one is {own.name!r}", key=(*where, name)
+            )
+    elif own.seed:
+        raise ConfigError("a joint space has its seeds in the tables quantize and widths", key=(*where, "seed"))
+    return {name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}) for name, p in own.parts.items()}
+
+
+def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
+    assert config.search is not None
+    own = config.search.strategy
+    summed = own.setup.direction if own.setup.sum_scaled_metrics else None
+    if own.setup.sum_scaled_metrics and summed is None:
+        raise ConfigError(
+            "sum_scaled_metrics = true needs direction = 'maximize' or 'minimize'",
+            key=("search", "strategy", "setup", "sum_scaled_metrics"),
+        )
+    return choosing.choose({n: (m.scale, m.direction) for n, m in own.metrics.items()}, metrics, summed)
+
+
+def _budget(config: Config, strategy: str, space: ModelSpace) -> int:
+    assert config.search is not None
+    setup = config.search.strategy.setup
+    if STRATEGIES.get(strategy) is not BruteForce:
+        return setup.n_trials or DEFAULT_TRIALS
+    if setup.n_trials is None and space.size > setup.max_size:
+        raise ConfigError(
+            f"the space has {space.size:,} candidates, and brute force stops at max_size = {setup.max_size:,}. Take "
+            "choices out, set max_size (or n_trials) yourself, or use another strategy, e.g. name = 'optuna'",
+            key=("search", "strategy", "setup", "max_size"),
+        )
+    return setup.n_trials or space.size
