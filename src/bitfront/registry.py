@@ -44,10 +44,16 @@ class Registry(Generic[T]):
         self.kind, self.room = kind, room
         self._members: dict[str, tuple[str, T]] = {}
         self._aliases: dict[str, str] = {}
+        self._files: dict[str, str] = {}
         self._loaded = False
+        #: Grows whenever a member joins or is replaced: for whoever keeps something that depends on all of them.
+        self.version = 0
 
-    def register(self, name: str, *aliases: str) -> Callable[[T], T]:
+    def register(self, name: str, *aliases: str, file: str = "") -> Callable[[T], T]:
         """Decorator: put the decorated object under `name` and `aliases`.
+
+        Args:
+            file: where the object is made; needed for one that is no class or function.
 
         Raises:
             ValueError: the name is taken by another file; both files are named.
@@ -59,14 +65,23 @@ class Registry(Generic[T]):
                 taken = self._aliases.get(canonical(spelling))
                 if (taken is not None and taken != key) or (taken == key and key in self._members):
                     raise ValueError(
-                        f"two {self.kind}s are called {spelling!r}: in {_file(self._members[taken][1])} "
-                        f"and in {_file(member)}"
+                        f"two {self.kind}s are called {spelling!r}: in {self._files[taken]} "
+                        f"and in {file or _file(member)}"
                     )
                 self._aliases[canonical(spelling)] = key
             self._members[key] = (name, member)
+            self._files[key] = file or _file(member)
+            self.version += 1
             return member
 
         return add
+
+    def replace(self, name: str, member: T) -> T:
+        """Put `member` in the place of the one called `name`. Raises like :meth:`get`."""
+        key = self._key(name)
+        self._members[key] = (self._members[key][0], member)
+        self.version += 1
+        return member
 
     def get(self, name: str) -> T:
         """The member called `name`.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bitfront.graph import capture
-from bitfront.graph.operations import bops, ebops, fan_in
+from bitfront.graph.costs import bops, ebops, fan_in
 
 
 def jet_tagger() -> nn.Module:

@@ -1,6 +1,6 @@
 """What a model does, module by module, in closed form: operations, buffers, parameters, bits, and their totals.
 
-Operations come from the rules of ``graph/operations.py``, bits from a space of one candidate, so that the totals are
+Operations come from the records in ``bitfront.operations``, bits from a space of one candidate, so that the totals are
 those the metrics of a search give. All numbers are of one batch; nothing is trained or measured.
 """
 
@@ -29,7 +29,8 @@ from bitfront.events import Events
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Node, Site, capture
 from bitfront.graph.capture import parameter, recorded_nodes
-from bitfront.graph.operations import bit_operations, bops, ebops, tensors_in
+from bitfront.graph.costs import bit_operations, bops, ebops
+from bitfront.operations.lookup import tensors_in
 from bitfront.spaces.quantize import QuantizationSpace, single
 
 #: Samples a model is looked at with; one alone could not be told from a constant.
@@ -54,7 +55,7 @@ class Row:
         parameter_bytes: of the parameters in their formats.
         bitops: macs · weight bits · input bits + other operations · input bits.
         operation_bits: operations · input bits.
-        bops, ebops: after Baskin et al. and HGQ (``graph/operations.py``), with the weights as they are; None where
+        bops, ebops: after Baskin et al. and HGQ (``graph/costs.py``), with the weights as they are; None where
             there are products that these are not defined for.
     """
 

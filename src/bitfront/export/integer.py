@@ -19,7 +19,8 @@ from bitfront.errors import ExportError
 from bitfront.export.packing import Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import operand_nodes, parameter
+from bitfront.graph.capture import parameter
+from bitfront.operations.lookup import operand_nodes
 
 SiteFormats = Mapping[Operand, Format]
 OPS = ("linear", "conv1d", "conv2d", "relu")
@@ -83,7 +84,7 @@ def integer_model(graph: Graph, formats: Mapping[str, SiteFormats]) -> nn.Module
         if "data_in" not in own:
             continue
         node = by_name[site.name]
-        source = node.args[0] if site.path else operand_nodes(node, site.op)["data_in"]
+        source = node.args[0] if site.path else operand_nodes(node, site.operation)["data_in"]
         target = f"{site.name}_integer"
         model.add_module(target, _built(graph, site, own))
         with new.inserting_after(node):

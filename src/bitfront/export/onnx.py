@@ -27,7 +27,8 @@ from bitfront.errors import ExportError, require
 from bitfront.export.packing import Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import operand_nodes, parameter
+from bitfront.graph.capture import parameter
+from bitfront.operations.lookup import operand_nodes
 
 OPSET, IR_VERSION = 21, 10
 INPUT, OUTPUT = "input", "output"
@@ -400,7 +401,7 @@ def _arithmetic(op: str) -> Write:
         if n.name in w.sites:
             # The second input of an addition has the format of the first.
             names = [w.rounded(n, "data_in", name) for name in names]
-            assert len(operand_nodes(n, w.sites[n.name].op)) == 2
+            assert len(operand_nodes(n, w.sites[n.name].operation)) == 2
         return w.add(op, names, n.name)
 
     return write

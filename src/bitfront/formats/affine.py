@@ -16,12 +16,12 @@ from torch import Tensor
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import (
-    CHANNEL_AXIS,
     FLOAT_BITS,
     Format,
     FormatError,
     FormatParameter,
     Operand,
+    channel_axis,
     percentile_range,
     thinned,
 )
@@ -83,7 +83,7 @@ class Affine(Format):
                 granularity or ("channel" if operand == "weight" else "tensor"),
             ),
             range=_RANGES[values["range"]],
-            axis=CHANNEL_AXIS[operand],
+            axis=channel_axis(operand),
         )
 
     @property

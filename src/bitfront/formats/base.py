@@ -12,16 +12,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from bitfront.errors import nearest, one_of
 
-Operand = Literal["data_in", "weight", "bias"]
-#: The dimension along which a per-channel format has one scale per index.
-CHANNEL_AXIS: Mapping[Operand, int] = {"data_in": 1, "weight": 0, "bias": 0}
+#: Name of an operand of a site, as its operation spells it: ``data_in``, ``weight``, ``bias``, ``weight_ih`` ...
+Operand = str
 #: Bits of a value that is left as it is.
 FLOAT_BITS = 32
 #: More values than this say nothing new about a scale; calibration looks at a random part of them.
@@ -29,6 +28,11 @@ CALIBRATION_VALUES = 65_536
 #: Share of the absolute values that a ``percentile`` range covers: the mildest of those that Wu et al. 2020
 #: (arXiv:2004.09602, section 5) compare, 99.9 to 99.9999 %, and the one that tells most from min-max.
 PERCENTILE = 0.999
+
+
+def channel_axis(operand: Operand) -> int:
+    """The dimension along which a format per channel has its scales: features of what flows, rows of a parameter."""
+    return 1 if operand.startswith("data_in") else 0
 
 
 class FormatError(ValueError):

@@ -23,7 +23,7 @@ def read(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, d
     for site, own in document.items():
         for operand, entry in own.items():
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "format"}
-            found.setdefault(site, {})[operand] = FORMATS.get(entry["format"])(**fields)  # type: ignore[index]
+            found.setdefault(site, {})[operand] = FORMATS.get(entry["format"])(**fields)
     return found
 
 

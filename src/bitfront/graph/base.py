@@ -12,8 +12,8 @@ from functools import cached_property
 from torch import fx, nn
 
 from bitfront.formats.base import Operand
-
-Shape = tuple[int, ...]
+from bitfront.operations import OPERATIONS
+from bitfront.operations.base import Operation, Shape
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,44 @@ class Site(Node):
     """A node that can be configured.
 
     Attributes:
-        operands: what can have a format, in the order in which options are enumerated.
-        weight, bias: names of the parameters behind these operands, where they are parameters.
-        weight_shape, bias_shape: their shapes.
+        operands: names of what can have a format, in the order in which options are enumerated.
+        held: (operand, name of the model's parameter behind it), for the operands that are parameters.
+        shapes: (operand, shape) of the weights, biases and states, be they parameters or computed.
     """
 
     operands: tuple[Operand, ...] = ()
-    weight: str | None = None
-    bias: str | None = None
-    weight_shape: Shape = ()
-    bias_shape: Shape = ()
+    held: tuple[tuple[Operand, str], ...] = ()
+    shapes: tuple[tuple[Operand, Shape], ...] = ()
+
+    @property
+    def operation(self) -> Operation:
+        """The record of its operation."""
+        return OPERATIONS.get(self.op)
+
+    @property
+    def weight(self) -> str | None:
+        """Name of the parameter that is its weight; None where it is computed, or where there is none."""
+        return dict(self.held).get("weight")
+
+    @property
+    def bias(self) -> str | None:
+        """Name of the parameter that is its bias."""
+        return dict(self.held).get("bias")
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Shape of its weight, computed or not; () where there is none."""
+        return dict(self.shapes).get("weight", ())
 
     @property
     def negative_inputs_matter(self) -> bool:
         """False for a ReLU: whatever is negative in its input is cut off anyway."""
-        return self.op != "relu"
+        return not self.operation.rectifies
 
     def parameter(self, operand: Operand) -> tuple[str, Shape] | None:
         """(name, shape) of the parameter behind `operand`, None where it is an activation."""
-        if operand == "weight" and self.weight:
-            return self.weight, self.weight_shape
-        if operand == "bias" and self.bias:
-            return self.bias, self.bias_shape
-        return None
+        name = dict(self.held).get(operand)
+        return None if name is None else (name, dict(self.shapes)[operand])
 
 
 @dataclass(frozen=True, eq=False)

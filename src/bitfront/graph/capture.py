@@ -16,22 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.errors import CaptureError
-from bitfront.graph.base import Graph, Node, Shape, Site
-from bitfront.graph.operations import (
-    SITE_OPERANDS,
-    Call,
-    Count,
+from bitfront.graph.base import Graph, Node, Site
+from bitfront.graph.recording import Observed, Recorded, feed, observed, record, record_function
+from bitfront.operations.base import Call, Count, Shape
+from bitfront.operations.lookup import (
+    bare,
     count,
-    function_op,
-    has_rule,
-    module_op,
+    function_name,
+    module_name,
+    of_function,
+    of_module,
+    of_node,
+    operand_nodes,
     shapes_in,
 )
-from bitfront.graph.recording import Observed, Recorded, feed, observed, record, record_function
 
 
 def capture(model: nn.Module, sample: Tensor) -> Graph:
@@ -161,11 +162,13 @@ class _ShapeInterpreter(fx.Interpreter):
         counted: Count | None = Count(0)
         if n.op == "call_module":
             module = self.module.get_submodule(str(n.target))
-            call = Call(module_op(module), tensors, found[0] if found else (), args, kwargs, module)
-            counted = count(call) if has_rule(module) else self._inside(record(module, args, kwargs, self.batch))
+            call = Call(module_name(module), tensors, found[0] if found else (), args, kwargs, module)
+            operation = of_module(module)
+            inside = operation is None
+            counted = self._inside(record(module, args, kwargs, self.batch)) if inside else count(call, operation)
         elif n.op in ("call_function", "call_method") and found:
-            op, _ = _function(n)
-            counted = count(Call(op, tensors, found[0], args, kwargs))
+            target = _target(n)
+            counted = count(Call(bare(target), tensors, found[0], args, kwargs), of_function(target))
             if counted is None and callable(n.target):
                 counted = self._inside(record_function(n.target, args, kwargs, self.batch))
         seen = observed((), found[0] if found else (), counted, self.batch, n in self.fed)
@@ -198,12 +201,12 @@ def _traced_nodes(model: nn.Module, graph: fx.Graph, sample: Tensor) -> tuple[No
 
 
 def _module_node(name: str, path: str, module: nn.Module, seen: Observed) -> Node:
-    op = module_op(module)
+    operation = of_module(module)
     named = {key: f"{path}.{key}" if path else key for key, _ in module.named_parameters()}
     common: dict[str, Any] = {
         "name": name,
         "path": path,
-        "op": op,
+        "op": module_name(module),
         "type": type(module).__name__,
         "inputs": seen.inputs,
         "output": seen.output,
@@ -211,35 +214,17 @@ def _module_node(name: str, path: str, module: nn.Module, seen: Observed) -> Nod
         "macs": seen.macs,
         "parameters": tuple(named.values()),
     }
-    if op not in SITE_OPERANDS or not has_rule(module):
+    if operation is None or not operation.operands:
         return Node(**common)
     has = dict(module.named_parameters(recurse=False))
+    flowing = [o.name for o in operation.operands if o.role == "activation"]
+    held = [o for o in operation.formatted if o in has]
     return Site(
         **common,
-        operands=tuple(o for o in SITE_OPERANDS[op] if o == "data_in" or o in has),
-        weight=named.get("weight"),
-        bias=named.get("bias"),
-        weight_shape=tuple(has["weight"].shape) if "weight" in has else (),
-        bias_shape=tuple(has["bias"].shape) if "bias" in has else (),
+        operands=tuple(o for o in operation.formatted if o in flowing or o in has),
+        held=tuple((o, named[o]) for o in held),
+        shapes=tuple((o, tuple(has[o].shape)) for o in held),
     )
-
-
-def operand_nodes(node: fx.Node, op: str) -> Mapping[str, fx.Node]:
-    """The graph nodes behind the operands of a functional site; data_in_2 is the second input of an addition."""
-    names = {
-        "linear": ("data_in", "weight", "bias"),
-        "conv1d": ("data_in", "weight", "bias"),
-        "conv2d": ("data_in", "weight", "bias"),
-        "relu": ("data_in",),
-        "matmul": ("data_in", "weight"),
-        "bmm": ("data_in", "weight"),
-    }.get(op, ("data_in", "data_in_2"))
-    found: dict[str, fx.Node] = {}
-    for position, name in enumerate(names):
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(name)
-        if isinstance(value, fx.Node):
-            found[name] = value
-    return found
 
 
 def node_of(graph: Graph, site: Site) -> fx.Node | None:
@@ -254,27 +239,24 @@ def owns_parameters(site: Site, node: fx.Node | None) -> bool:
     Args:
         node: the site's; None for a module of a model that could not be traced.
     """
-    if site.op not in ("linear", "conv1d", "conv2d") or not site.weight or "data_in" not in site.operands:
+    if site.operation.output_channels is None or not site.weight or "data_in" not in site.operands:
         return False
-    return bool(site.path) or node is None or bool(site.bias) or "bias" not in operand_nodes(node, site.op)
+    return bool(site.path) or node is None or bool(site.bias) or "bias" not in operand_nodes(node, site.operation)
 
 
-def apply_site(
-    model: nn.Module, site: Site, node: fx.Node | None, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """What a site that owns its parameters computes, with other operands in their place.
+def apply_site(model: nn.Module, site: Site, node: fx.Node | None, operands: Mapping[str, Tensor | None]) -> Tensor:
+    """What a site computes with other operands in place of its input and its parameters.
 
     Args:
         model: whose site it is: it holds stride, padding and the like.
         node: the site's; needed for a function.
+        operands: by name; one that is absent is None.
     """
     if site.path:
-        module: Any = model.get_submodule(site.path)
-        out: Tensor = F.linear(x, weight, bias) if site.op == "linear" else module._conv_forward(x, weight, bias)
-        return out
+        assert site.operation.call is not None
+        return site.operation.call(model.get_submodule(site.path), operands)
     assert node is not None
-    values = {"data_in": x, "weight": weight, "bias": bias}
-    replaced = {n: values[operand] for operand, n in operand_nodes(node, site.op).items()}
+    replaced = {n: operands.get(operand) for operand, n in operand_nodes(node, site.operation).items()}
     args: Any = fx.map_arg(node.args, lambda n: replaced[n])
     kwargs: Any = fx.map_arg(node.kwargs, lambda n: replaced[n])
     function: Any = node.target
@@ -290,39 +272,38 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     return tensor.detach()
 
 
-def _function(n: fx.Node) -> tuple[str, str]:
-    return function_op(str(n.target) if n.op == "call_method" else n.target)
+def _target(n: fx.Node) -> object:
+    return str(n.target) if n.op == "call_method" else n.target
 
 
 def _function_node(n: fx.Node, observer: _ShapeInterpreter) -> Node:
-    op, name = _function(n)
+    target, operation = _target(n), of_node(n, observer.module)
     seen, shapes = observer.seen[n], observer.shapes
-    held = tuple(str(a.target) for a in n.all_input_nodes if a.op == "get_attr")
     common: dict[str, Any] = {
         "name": n.name,
         "path": "",
-        "op": op,
-        "type": name,
+        "op": function_name(target),
+        "type": str(getattr(target, "__name__", target)),
         "inputs": seen.inputs,
         "output": seen.output,
         "operations": seen.operations,
         "macs": seen.macs,
-        "parameters": held,
+        "parameters": tuple(str(a.target) for a in n.all_input_nodes if a.op == "get_attr"),
     }
-    operands = operand_nodes(n, op) if op in SITE_OPERANDS else {}
+    if operation is None or not operation.operands:
+        return Node(**common)
+    operands = operand_nodes(n, operation)
     tensors = [v for v in operands.values() if v in shapes]
     # x + 1 has no second tensor that could be quantized with the first: plain arithmetic, not a site.
-    two = op not in ("relu", "linear", "conv1d", "conv2d")
-    if op not in SITE_OPERANDS or not tensors or (two and len(tensors) < 2):
+    needed = sum(operand.role in ("activation", "weight") for operand in operation.operands)
+    if len(tensors) < (needed if operation.call is None else 1):
         return Node(**common)
-    parameter = {key: v for key, v in operands.items() if v.op == "get_attr"}
+    named = {o.name for o in operation.operands if o.role != "activation"}
     return Site(
         **common,
-        operands=tuple(o for o in SITE_OPERANDS[op] if o in operands),
-        weight=str(parameter["weight"].target) if "weight" in parameter else None,
-        bias=str(parameter["bias"].target) if "bias" in parameter else None,
-        weight_shape=shapes[operands["weight"]] if "weight" in operands else (),
-        bias_shape=shapes[operands["bias"]] if "bias" in operands else (),
+        operands=tuple(o for o in operation.formatted if o in operands),
+        held=tuple((o, str(v.target)) for o, v in operands.items() if v.op == "get_attr" and o in named),
+        shapes=tuple((o, shapes[v]) for o, v in operands.items() if o in named),
     )
 
 

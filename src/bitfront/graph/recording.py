@@ -1,6 +1,6 @@
 """Finds out what a model computes by running it: for models that torch.fx cannot trace.
 
-Modules that have a rule (``graph/operations.py``) are taken as a whole; torch's functions called between them, such as
+Modules that have a rule (``bitfront.operations``) are taken as a whole; torch's functions called between them, such as
 the matrix products in the attention of a transformer, are seen through ``TorchFunctionMode``, under the names that
 torch.fx uses too. So nothing that computes goes unseen, whatever types of modules a library has.
 """
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bitfront.graph.base import Shape
-from bitfront.graph.operations import SITE_OPERANDS, Call, Count, count, function_op, has_rule, module_op, tensors_in
+from bitfront.operations.base import Call, Count, Shape
+from bitfront.operations.lookup import bare, count, function_name, module_name, of_function, of_module, tensors_in
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class _Mode(TorchFunctionMode):
             if getattr(func, "__name__", "") in ("__setitem__", "copy_"):
                 feed(args[0])
         if found and not self.within:
-            op, name = function_op(func)
-            counted = count(Call(op, shapes, tuple(found[0].shape), args, kwargs))
+            op, name = function_name(func), str(getattr(func, "__name__", func))
+            counted = count(Call(bare(func), shapes, tuple(found[0].shape), args, kwargs), of_function(func))
             flowing = tuple(s for t, s in zip(given, shapes, strict=True) if not isinstance(t, nn.Parameter))
             seen = observed(flowing, tuple(found[0].shape), counted, self.batch, fed)
             own = tuple(t for t in given if isinstance(t, nn.Parameter))
@@ -141,7 +141,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
 
     def whole(path: str, module: nn.Module) -> bool:
         # The root as a site would have no place in which a quantized twin could be put.
-        return has_rule(module) and (bool(path) or module_op(module) not in SITE_OPERANDS)
+        operation = of_module(module)
+        return operation is not None and (bool(path) or not operation.operands)
 
     def enter(path: str) -> Any:
         def hook(module: nn.Module, *_: Any) -> None:
@@ -157,7 +158,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
             mode.paths.pop()
             mode.within -= whole(path, module)
             # A module without parts in which nothing of torch was seen computes with something else.
-            opaque = not seen_inside and not list(module.children()) and not has_rule(module)
+            opaque = not seen_inside and not list(module.children()) and of_module(module) is None
             if mode.within or not (whole(path, module) or opaque):
                 return
             given, found = list(tensors_in((inputs, named))), list(tensors_in(output))
@@ -165,8 +166,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
                 return  # gives back what it was given
             shapes = tuple(tuple(t.shape) for t in given)
             out = tuple(found[0].shape) if found else ()
-            op = module_op(module)
-            counted = None if opaque else count(Call(op, shapes, out, inputs, named, module))
+            op = module_name(module)
+            counted = None if opaque else count(Call(op, shapes, out, inputs, named, module), of_module(module))
             seen = observed(shapes, out, counted, batch, _is_fed(given))
             mode.calls.append(Recorded(path, op, type(module).__name__, seen, module))
 

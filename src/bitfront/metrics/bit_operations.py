@@ -1,7 +1,7 @@
 """What the multiplications of a network cost in logic: BOPs and EBOPs, and how many of its weights are zero.
 
 Both are of the trained weights: a weight that is zero in its format needs no multiplier. The formulas stand with the
-other rules of ``graph.operations``.
+other rules of ``bitfront.operations``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import fx
 
 from bitfront.graph import Graph
-from bitfront.graph.operations import bops, ebops
+from bitfront.graph.costs import bops, ebops
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values, option_sum
 from bitfront.spaces.base import Codes

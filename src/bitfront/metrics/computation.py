@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.graph import Site
-from bitfront.graph.operations import bit_operations
+from bitfront.graph.costs import bit_operations
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values, table_sum
 from bitfront.spaces.base import Codes

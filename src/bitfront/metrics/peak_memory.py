@@ -12,13 +12,11 @@ import numpy as np
 from torch import fx
 
 from bitfront.formats.base import FLOAT_BITS
-from bitfront.graph import Graph, Node
+from bitfront.graph import Graph
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values
+from bitfront.operations.lookup import of_node
 from bitfront.spaces.base import Codes
-
-#: They make no tensor of their own: what comes out is what went in, seen in another shape.
-VIEWS = frozenset("flatten move view reshape permute transpose contiguous squeeze unsqueeze identity".split())
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def activations(graph: Graph) -> tuple[Tensor, ...]:
             last = max(last, step[user])
             if user.name in groups:
                 own.add(groups[user.name])
-            elif _is_view(nodes.get(user.name)):
+            elif _is_view(user, graph):
                 own |= uses[user][0]
                 floats, last = floats or uses[user][1], max(last, uses[user][2])
             else:
@@ -102,7 +100,7 @@ def activations(graph: Graph) -> tuple[Tensor, ...]:
     tensors = []
     for node in order:
         info = nodes.get(node.name)
-        if node.op == "output" or _is_view(info):
+        if node.op == "output" or _is_view(node, graph):
             continue
         shape = graph.sample_shape if node.op == "placeholder" else info.output if info else ()
         own, floats, last = uses[node]
@@ -110,8 +108,10 @@ def activations(graph: Graph) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def _is_view(node: Node | None) -> bool:
-    return node is not None and node.op in VIEWS
+def _is_view(node: fx.Node, graph: Graph) -> bool:
+    """Whether a node makes no tensor of its own: what comes out is what went in, seen in another shape."""
+    operation = of_node(node, graph.model)
+    return operation is not None and operation.view
 
 
 def _unordered(graph: Graph, groups: Mapping[str, int]) -> list[Tensor]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bitfront.formats.base import Format
-from bitfront.transforms.quantize import QuantizedConv2d, QuantizedLinear, QuantizedReLU, Quantizer
+from bitfront.transforms.quantize import Quantizer, Twin
 
 Kind = Literal["linear", "conv", "activate", "norm", "add", "largest", "mean", "flatten"]
 #: Of one sample: channels, then height and width of an image.
@@ -189,7 +189,7 @@ class _ProgramReader:
     def step_of(self, node: fx.Node) -> int:
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
-            rule = _MODULES.get(type(module))
+            rule = _MODULES.get(module.original if isinstance(module, Twin) else type(module))
             if rule is None:
                 raise UnsupportedError(f"{node.target} is a {type(module).__name__}")
             (source,) = self.sources(node, 1)
@@ -349,11 +349,8 @@ _ADDITIONS = (operator.add, torch.add, "add")
 _RELUS = (torch.relu, F.relu, "relu")
 _MODULES: Mapping[type[nn.Module], Rule] = {
     nn.Linear: _linear,
-    QuantizedLinear: _linear,
     nn.Conv2d: _convolution,
-    QuantizedConv2d: _convolution,
     nn.ReLU: _relu,
-    QuantizedReLU: _relu,
     Quantizer: _quantizer,
     nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,

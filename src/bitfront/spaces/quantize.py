@@ -22,7 +22,8 @@ from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.formats import FORMATS
 from bitfront.formats.base import FLOAT_BITS, Format, FormatError, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.operations import SITE_OPERANDS
+from bitfront.operations.lookup import operand_names
+from bitfront.operations.lookup import sites as site_operations
 from bitfront.registry import canonical
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
@@ -30,7 +31,6 @@ from bitfront.spaces.model_space import ModelSpace, Offer
 from bitfront.spaces.request import SpaceRequest
 
 NAMING = ("name", "type", "regex_name")
-OPERANDS: tuple[Operand, ...] = ("data_in", "weight", "bias")
 Settings = Mapping[str, object]
 
 
@@ -210,7 +210,7 @@ class QuantizationSpace(ModelSpace):
             for name, tensor in self.graph.model.named_parameters(remove_duplicate=False)
         }
         for g, (assignment, own) in enumerate(zip(self.assignments, self._every_option, strict=True)):
-            for operand in OPERANDS:
+            for operand in assignment.site.operands:
                 parameter = assignment.site.parameter(operand)
                 if parameter is not None:
                     name, shape = names.get(parameter[0], parameter[0]), parameter[1]
@@ -361,7 +361,7 @@ def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, .
         for key in dict.fromkeys(a.key for a in assignments):
             own = seed.get(key, {"name": "NA"})
             if own["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in own):
-                widths = one_of(f"{o}_width" for o in OPERANDS)
+                widths = one_of(f"{o}_width" for o in operand_names())
                 raise ConfigError(f"every site stays in float: no operand has a width; {widths}", key=(*where, key))
         hint = f" Unused keys: {', '.join(map(repr, unused))}." if unused else ""
         raise ConfigError(
@@ -391,17 +391,17 @@ def _check_key(key: str, request: SpaceRequest) -> None:
         except re.error as error:
             raise ConfigError(f"{key!r} is not a regular expression: {error}", key=where) from None
         return
-    is_type = canonical(key) in {canonical(op) for op in SITE_OPERANDS} | {canonical(s.type) for s in sites}
+    is_type = canonical(key) in {canonical(op) for op in site_operations()} | {canonical(s.type) for s in sites}
     is_site = any(key in (s.name, s.path) for s in sites)
     if is_type or is_site:
         return
     other = next((n for n in request.graph.nodes if key in (n.name, n.path)), None)
     if other is not None:
         raise ConfigError(
-            f"{other.title} cannot be configured; {one_of(names)}, or the types {', '.join(SITE_OPERANDS)}",
+            f"{other.title} cannot be configured; {one_of(names)}, or the types {', '.join(site_operations())}",
             key=where,
         )
-    known = names if request.by == "name" else list(SITE_OPERANDS)
+    known = names if request.by == "name" else list(site_operations())
     what = "site" if request.by == "name" else "type of site"
     raise ConfigError(f"the model has no {what} {key!r}; {one_of(known)}.{nearest(key, known)}", key=where)
 
@@ -488,7 +488,8 @@ def _listed(value: object, where: tuple[str, ...]) -> list[object]:
 
 def _split(key: str) -> tuple[Operand, str] | None:
     """``weight_width`` → (weight, width); ``weight`` → (weight, "")."""
-    for operand in OPERANDS:
+    # The longest first: ``weight_ih_width`` is no key of ``weight``.
+    for operand in sorted(operand_names(), key=len, reverse=True):
         if key == operand:
             return operand, ""
         if key.startswith(operand + "_"):
@@ -500,7 +501,7 @@ def _check_parameters(values: Mapping[str, list[object]], formats: list[type[For
     """Every key must belong to an operand and to at least one of the formats; where only NA is named, to any."""
     formats = formats or [FORMATS.get(n) for n in FORMATS.names()]
     known = {name: p for f in formats for name, p in f.parameters.items()}
-    allowed = ["name", "bypass", *OPERANDS, *(f"{o}_{n}" for o in OPERANDS for n in known)]
+    allowed = ["name", "bypass", *operand_names(), *(f"{o}_{n}" for o in operand_names() for n in known)]
     for key, choices in values.items():
         part = _split(key)
         if part is None or (part[1] and part[1] not in known):

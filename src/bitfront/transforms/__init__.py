@@ -1,10 +1,6 @@
 """(graph, formats) → a new nn.Module: what a user deploys or trains on. Nothing here changes a captured model."""
 
 from bitfront.transforms.quantize import (
-    QuantizedConv1d,
-    QuantizedConv2d,
-    QuantizedLinear,
-    QuantizedReLU,
     Quantizer,
     SiteFormats,
     calibrate,
@@ -13,10 +9,6 @@ from bitfront.transforms.quantize import (
 from bitfront.transforms.widen import group_widths, multiplied, widen
 
 __all__ = [
-    "QuantizedConv1d",
-    "QuantizedConv2d",
-    "QuantizedLinear",
-    "QuantizedReLU",
     "Quantizer",
     "SiteFormats",
     "calibrate",

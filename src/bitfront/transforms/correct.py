@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import apply_site, node_of, owns_parameters, parameter
+from bitfront.operations.lookup import of_module
 
-#: Batch norms in evaluation mode treat every channel alone; of these the statistics can be estimated again.
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 #: Per index of the second dimension, float64.
 Statistics = tuple[Tensor, Tensor]
 
@@ -43,6 +42,14 @@ def has_bias(graph: Graph, site: Site) -> bool:
     return site.bias is not None and owns_parameters(site, node_of(graph, site))
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with statistics of its own: in evaluation mode it treats every channel alone, so
+    that they can be estimated again."""
+    operation = of_module(module)
+    merges = operation is not None and operation.merge is not None and operation.merge.kind == "norm"
+    return merges and bool(getattr(module, "track_running_stats", False))
+
+
 def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
     """Paths of the batch norms that take the output of the site, a linear layer or convolution with parameters, and are
     called nowhere else. None where the model could not be traced."""
@@ -53,8 +60,7 @@ def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
     return tuple(
         str(n.target)
         for n, module in zip(calls, modules, strict=True)
-        if type(module) in NORMS
-        and module.track_running_stats
+        if is_norm(module)
         and [a.name for a in n.all_input_nodes] == [site.name]
         and sum(other is module for other in modules) == 1
     )
@@ -76,10 +82,11 @@ def corrected_bias(graph: Graph, site: Site, weight: Format, inputs: Sequence[Te
     float_weight, bias = parameter(graph.model, site.weight), parameter(graph.model, site.bias)
     error = weight.round(float_weight) - float_weight
     # Features are the last dimension of a linear layer's output; positions follow the channels of a convolution.
-    channels = {"linear": -1, "conv1d": -2, "conv2d": -3}[site.op]
+    channels = site.operation.output_channels
+    assert channels is not None
     node = node_of(graph, site)
     with torch.no_grad():
-        moved = [apply_site(graph.model, site, node, x, error, None).double() for x in inputs]
+        moved = [apply_site(graph.model, site, node, {"data_in": x, "weight": error}).double() for x in inputs]
     rows = torch.cat([m.movedim(channels, 0).flatten(1) for m in moved], dim=1)
     return (bias.double() - rows.mean(dim=1)).to(bias.dtype)
 
@@ -103,11 +110,8 @@ def output_statistics(
     for operand, form in formats.items():
         value = operands[operand]
         operands[operand] = None if value is None else form.round(value)
-    data, weight = operands["data_in"], operands["weight"]
-    assert data is not None
-    assert weight is not None
     with torch.no_grad():
-        out = apply_site(graph.model, site, node_of(graph, site), data, weight, operands["bias"])
+        out = apply_site(graph.model, site, node_of(graph, site), operands)
     rows = out.double().movedim(1, 0).flatten(1)
     return rows.mean(dim=1), rows.var(dim=1, correction=0)
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import operand_nodes, parameter
+from bitfront.graph.capture import parameter
+from bitfront.operations.base import Operation
+from bitfront.operations.lookup import of_class, operand_nodes
 from bitfront.transforms.correct import Correction
 
 #: operand → its format; an operand that is absent stays as it is.
@@ -60,65 +61,60 @@ class Quantizer(nn.Module):
         return through(self.rounds, x) if self.owned else self.rounds.quantize(x)
 
 
-class _Operands:
-    """Mixin of the quantized twins: the operand's tensor as its format holds it."""
+class Twin:
+    """Mixin of the quantized twin of a module: the module's own class, state and name, and a ``forward`` that calls
+    the operation with each operand as its format holds it.
+
+    Attributes:
+        formats: operand → what it is rounded by; an operand that is absent stays as it is.
+    """
 
     formats: Mapping[str, Rounds]
+    #: The class it is the twin of.
+    original: ClassVar[type[nn.Module]]
 
-    def operand(self, name: str, x: Tensor) -> Tensor:
-        rounds = self.formats.get(name)
-        return x if rounds is None else rounds.quantize(x)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """As the original's."""
+        module = cast(nn.Module, self)
+        operation = twin_operation(module)
+        assert operation is not None
+        assert operation.call is not None
+        flowing = iter((*inputs, *named.values()))
+        operands: dict[str, Tensor | None] = {}
+        for operand in operation.operands:
+            rounds = self.formats.get(operand.format_of or operand.name)
+            if operand.role == "activation":
+                x = next(flowing)
+                operands[operand.name] = x if rounds is None else rounds.quantize(x)
+            else:
+                held = getattr(module, operand.name, None)
+                operands[operand.name] = held if held is None or rounds is None else through(rounds, held)
+        return operation.call(module, operands)
 
-    def weights(self) -> tuple[Tensor, Tensor | None]:
-        weight: Tensor = self.weight  # type: ignore[attr-defined]
-        bias: Tensor | None = self.bias  # type: ignore[attr-defined]
-        return self._parameter("weight", weight), None if bias is None else self._parameter("bias", bias)
-
-    def _parameter(self, name: str, x: Tensor) -> Tensor:
-        rounds = self.formats.get(name)
-        return x if rounds is None else through(rounds, x)
-
-
-class QuantizedLinear(_Operands, nn.Linear):
-    """nn.Linear whose input, weight and bias are quantized."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Shape (..., in_features) → (..., out_features)."""
-        return F.linear(self.operand("data_in", input), *self.weights())
-
-
-class QuantizedConv1d(_Operands, nn.Conv1d):
-    """nn.Conv1d whose input, weight and bias are quantized."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As nn.Conv1d."""
-        result: Tensor = self._conv_forward(self.operand("data_in", input), *self.weights())
-        return result
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made here and has no name of its own under which pickle could find it.
+        return _blank_twin, (self.original,), self.__dict__
 
 
-class QuantizedConv2d(_Operands, nn.Conv2d):
-    """nn.Conv2d whose input, weight and bias are quantized."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As nn.Conv2d."""
-        result: Tensor = self._conv_forward(self.operand("data_in", input), *self.weights())
-        return result
+_TWINS: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-class QuantizedReLU(_Operands, nn.ReLU):
-    """nn.ReLU whose input is quantized."""
+def twin_class(original: type[nn.Module]) -> type[nn.Module]:
+    """The class of the quantized twins of modules of a class."""
+    if original not in _TWINS:
+        members = {"original": original, "__module__": __name__}
+        _TWINS[original] = type(f"Quantized{original.__name__}", (Twin, original), members)
+    return _TWINS[original]
 
-    def forward(self, input: Tensor) -> Tensor:
-        """As nn.ReLU, never in place."""
-        return F.relu(self.operand("data_in", input))
+
+def _blank_twin(original: type[nn.Module]) -> nn.Module:
+    kind = twin_class(original)
+    return kind.__new__(kind)
 
 
-_TWINS: Mapping[str, type[nn.Module]] = {
-    "linear": QuantizedLinear,
-    "conv1d": QuantizedConv1d,
-    "conv2d": QuantizedConv2d,
-    "relu": QuantizedReLU,
-}
+def twin_operation(module: nn.Module) -> Operation | None:
+    """The operation of a module, or of the module that it is the quantized twin of; None for one without a record."""
+    return of_class(module.original if isinstance(module, Twin) else type(module))
 
 
 def quantize(
@@ -171,9 +167,10 @@ def rebuilt(
 def _twin(
     module: nn.Module, site: Site, rounds: Mapping[Operand, Rounds], bias: Tensor | None, bake: bool
 ) -> nn.Module:
+    assert site.operation.call is not None
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
-    twin.__class__ = _TWINS[site.op]
+    twin.__class__ = twin_class(type(module))
     twin.formats = dict(rounds)  # type: ignore[assignment]
     if bias is not None:
         twin._parameters["bias"] = _in_place_of(module.bias, bias)
@@ -181,7 +178,7 @@ def _twin(
         for name, own in list(twin.named_parameters(recurse=False)):
             if name in rounds:
                 with torch.no_grad():
-                    baked = rounds[name].quantize(own)  # type: ignore[index]
+                    baked = rounds[name].quantize(own)
                 twin._parameters[name] = _in_place_of(own, baked)
     return twin
 
@@ -223,9 +220,9 @@ def _rewrite(
             model.add_module(target, _twin(module, site, rounds[site.name], bias, bake))
             node.target = target
             continue
-        for position, (operand, argument) in enumerate(operand_nodes(node, site.op).items()):
-            # The second input of an addition has the format of the first.
-            own = rounds[site.name].get("data_in" if operand == "data_in_2" else operand)  # type: ignore[call-overload]
+        for operand, argument in operand_nodes(node, site.operation).items():
+            spec = site.operation.operand(operand)
+            own = rounds[site.name].get(spec.format_of or operand)
             given = argument
             if operand == "bias" and site.name in biases:
                 target = f"{site.name}_bias_corrected"
@@ -241,11 +238,11 @@ def _rewrite(
                     given = new.call_module(target, (given,))
             if given is argument:
                 continue
-            if position < len(node.args):
+            if spec.position < len(node.args):
                 # Both inputs may be one node (x + x): replace by position, not by value.
-                node.update_arg(position, given)
+                node.update_arg(spec.position, given)
             else:
-                node.update_kwarg(operand, given)
+                node.update_kwarg(spec.argument, given)
     new.lint()
     return fx.GraphModule(model, new).eval()
 

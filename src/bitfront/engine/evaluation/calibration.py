@@ -26,8 +26,8 @@ from bitfront.transforms.correct import (
 )
 from bitfront.transforms.quantize import joined, observe
 
-#: A site's formats of data_in, weight and bias, as the space spells them.
-Own = tuple[Format | None, Format | None, Format | None]
+#: A site's formats by operand, as the space spells them, in a fixed order.
+Own = tuple[tuple[Operand, Format], ...]
 
 
 @dataclass(frozen=True)
@@ -161,4 +161,4 @@ class Calibration:
 
 
 def _own(own: SiteFormats) -> Own:
-    return own.get("data_in"), own.get("weight"), own.get("bias")
+    return tuple(sorted(own.items(), key=lambda item: item[0]))

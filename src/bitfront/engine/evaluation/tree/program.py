@@ -27,17 +27,32 @@ from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, by
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
+from bitfront.operations.lookup import of_node
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.transforms.correct import NORMS
+from bitfront.transforms.correct import is_norm
 
 #: Sums up to here are exact in float32.
 EXACT = 2**24
 
-Kind = Literal["input", "constant", "linear", "conv", "relu", "sum", "module", "call"]
+#: How a step is computed: as its operation merges (``operations.base.Merge``), or state by state by its ``call``.
+Kind = Literal[
+    "input",
+    "constant",
+    "dense",
+    "convolution",
+    "rectifier",
+    "arithmetic",
+    "identity",
+    "flatten",
+    "selection",
+    "norm",
+    "call",
+]
+#: One product of all inputs and weights.
+PRODUCTS = ("dense", "convolution")
 #: Modules that treat every value, or every window of every channel, alone, so that it does not matter how many
-#: samples they see at a time. The first ones also commute with a ReLU.
-SELECTING = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d)
-PER_CHANNEL = NORMS
+#: samples they see at a time.
+PER_SAMPLE = ("identity", "flatten", "selection", "norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +84,14 @@ class Options:
     """The options of one site, taken apart.
 
     Attributes:
-        data: per option an index into `data_formats`.
-        parameters: per option an index into `parameter_formats`.
+        data: per option an index into `data_formats`, the formats of its input.
+        parameters: per option an index into `parameter_formats`, the formats of all other operands together.
     """
 
     data: Ints
     data_formats: tuple[Format | None, ...]
     parameters: Ints
-    parameter_formats: tuple[tuple[Format | None, Format | None], ...]
+    parameter_formats: tuple[Mapping[Operand, Format], ...]
 
 
 class Program:
@@ -118,15 +133,11 @@ class Program:
         own = self.options[step.group].data_formats[index]
         return None if own is None else self._calibration.format(step.site, "data_in", own)
 
-    def parameter_formats(self, step: Step, index: int) -> tuple[Format | None, Format | None]:
-        """The formats of the step's weight and bias, number `index` of its parameter options."""
+    def parameter_formats(self, step: Step, index: int) -> Mapping[Operand, Format]:
+        """The formats of the step's operands but its input, number `index` of its parameter options."""
         assert step.group is not None
         assert step.site is not None
-        weight, bias = self.options[step.group].parameter_formats[index]
-        return (
-            None if weight is None else self._calibration.format(step.site, "weight", weight),
-            None if bias is None else self._calibration.format(step.site, "bias", bias, weight),
-        )
+        return self._calibration.formats(step.site, self.options[step.group].parameter_formats[index])
 
     def unformatted(self, step: Step, data: Ints) -> bool:
         """Whether the step's input stays as it is under all of some data options."""
@@ -176,7 +187,7 @@ class Program:
             return None
         weights, steps = [], []
         for index in indices:
-            form = self.parameter_formats(step, index)[0]
+            form = self.parameter_formats(step, index).get("weight")
             w = None if form is None else form.grid
             if w is None or w[1] < -128 or w[2] > 127:
                 return None
@@ -207,13 +218,14 @@ class Program:
         with self._lock:
             if key not in self._parameters:
                 weight, bias = self._float_parameters(step)
-                corrected = self._calibration.bias(step.site, self.options[step.group].parameter_formats[index][0])
+                asked = self.options[step.group].parameter_formats[index]
+                corrected = self._calibration.bias(step.site, asked.get("weight"))
                 bias = bias if corrected is None else corrected.to(self.device)
                 formats = self.parameter_formats(step, index)
-                if formats[0] is not None:
-                    weight = formats[0].quantize(weight)
-                if formats[1] is not None and bias is not None:
-                    bias = formats[1].quantize(bias)
+                if "weight" in formats:
+                    weight = formats["weight"].quantize(weight)
+                if "bias" in formats and bias is not None:
+                    bias = formats["bias"].quantize(bias)
                 self._parameters[key] = (weight, bias)
             return self._parameters[key]
 
@@ -226,9 +238,10 @@ class Program:
         assert before.group is not None
         assert before.site is not None
         options = self.options[before.group]
-        weight, bias = options.parameter_formats[parameters]
-        formats: dict[Operand, Format | None] = {"data_in": options.data_formats[data], "weight": weight, "bias": bias}
-        own = self._calibration.statistics(before.site, {o: f for o, f in formats.items() if f is not None})
+        formats = dict(options.parameter_formats[parameters])
+        if (data_format := options.data_formats[data]) is not None:
+            formats["data_in"] = data_format
+        own = self._calibration.statistics(before.site, formats)
         path = str(step.node.target)
         module: Any = self.model.get_submodule(path)
         mean, variance = own.get(path, (module.running_mean, module.running_var))
@@ -244,9 +257,9 @@ class Program:
             pairs = [self.parameters(step, i) for i in indices]
             weight = torch.cat([w for w, _ in pairs])
             bias = torch.cat([b for _, b in pairs if b is not None]) if pairs[0][1] is not None else None
-            if step.kind == "conv" and weight.dim() == 4:
+            if step.kind == "convolution" and weight.dim() == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
-            if step.kind == "linear" and bias is not None:
+            if step.kind == "dense" and bias is not None:
                 weight, bias = torch.cat([weight, bias[:, None]], dim=1), None
             self._merged[key] = (weight, bias)
         return self._merged[key]
@@ -274,7 +287,8 @@ class Program:
         assert step.site is not None
         weight, bias = self.parameters(step, parameters)
         x = self.data_format(step, data)
-        w, b = self.parameter_formats(step, parameters)
+        formats = self.parameter_formats(step, parameters)
+        w, b = formats.get("weight"), formats.get("bias")
         if x is None or w is None or (bias is not None and b is None):
             return "an operand is left in float"
         grids = [x.grid, w.grid] + ([b.grid] if b is not None and bias is not None else [])
@@ -297,10 +311,11 @@ def _moved(model: nn.Module, device: str) -> nn.Module:
 
 def _taken_apart(options: Sequence[Mapping[Operand, Format]]) -> Options:
     data: dict[Format | None, int] = {}
-    parameters: dict[tuple[Format | None, Format | None], int] = {}
+    parameters: dict[tuple[tuple[Operand, Format], ...], int] = {}
     data_of = [data.setdefault(o.get("data_in"), len(data)) for o in options]
-    parameters_of = [parameters.setdefault((o.get("weight"), o.get("bias")), len(parameters)) for o in options]
-    return Options(np.array(data_of), tuple(data), np.array(parameters_of), tuple(parameters))
+    others = [tuple(sorted((k, f) for k, f in o.items() if k != "data_in")) for o in options]
+    parameters_of = [parameters.setdefault(own, len(parameters)) for own in others]
+    return Options(np.array(data_of), tuple(data), np.array(parameters_of), tuple(map(dict, parameters)))
 
 
 def _steps(graph: Graph, model: nn.Module, calibration: Calibration) -> tuple[tuple[Step, ...], int]:
@@ -342,7 +357,7 @@ def _steps(graph: Graph, model: nn.Module, calibration: Calibration) -> tuple[tu
 
 
 def _groups(node: fx.Node, site: Site | None, model: nn.Module) -> int:
-    if site is None or site.op not in ("conv1d", "conv2d"):
+    if site is None or site.operation.merge is None or site.operation.merge.kind != "convolution":
         return 1
     module: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     given: Any = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
@@ -354,18 +369,19 @@ def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> Kind:
         return "input"
     if node.op == "get_attr":
         return "constant"
-    if site is not None:
-        if site.op == "relu":
-            return "relu"
-        if site.op in ("add", "sub", "mul") and len(node.args) == 2 and not node.kwargs:
-            return "sum"
-        if owns_parameters(site, node):
-            return "linear" if site.op == "linear" else "conv"
+    operation = of_node(node, model)
+    merge = operation.merge if operation is not None else None
+    if merge is None:
         return "call"
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        if type(module) in SELECTING and not (isinstance(module, nn.Flatten) and module.start_dim != 1):
-            return "module"
-        if type(module) in PER_CHANNEL and module.track_running_stats:
-            return "module"
-    return "call"
+    if merge.kind in PRODUCTS:
+        return merge.kind if site is not None and owns_parameters(site, node) else "call"
+    if merge.kind == "rectifier":
+        return merge.kind if site is not None else "call"
+    if merge.kind == "arithmetic":
+        return merge.kind if site is not None and len(node.args) == 2 and not node.kwargs else "call"
+    if node.op != "call_module":
+        return "call"
+    module: Any = model.get_submodule(str(node.target))
+    if merge.kind == "flatten" and module.start_dim != 1:
+        return "call"
+    return "call" if merge.kind == "norm" and not is_norm(module) else merge.kind

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bitfront.engine.evaluation.tree.activations import Ints
-from bitfront.engine.evaluation.tree.program import Program, Step
+from bitfront.engine.evaluation.tree.program import PRODUCTS, Program, Step
 from bitfront.spaces.base import Codes
 
 
@@ -69,7 +69,7 @@ class Schedule:
         own = program.options[step.group]
         program.prepare(step, own.data[options[:, step.group]])
         data, parameters = own.data[options[:, step.group]], own.parameters[options[:, step.group]]
-        if step.kind not in ("linear", "conv"):
+        if step.kind not in PRODUCTS:
             states = _combined([*(s.of for s in inputs), data, parameters], len(options))
             *_, states.data, states.parameters = states.parents.T
             states.parents = states.parents[:, :-2]

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations as activations
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, Layout
-from bitfront.engine.evaluation.tree.program import PER_CHANNEL, Program, Step
+from bitfront.engine.evaluation.tree.program import PER_SAMPLE, PRODUCTS, Program, Step
 from bitfront.engine.evaluation.tree.schedule import Schedule, States
 from bitfront.formats.base import Format
 from bitfront.graph import Graph
-from bitfront.graph.capture import apply_site, operand_nodes
+from bitfront.graph.capture import apply_site
+from bitfront.operations.base import OperandSpec
+from bitfront.operations.lookup import operand_nodes
 from bitfront.spaces.base import Codes
 
 #: The largest activation of the samples that go through together: small enough for a cache, large enough for a call.
@@ -214,7 +215,7 @@ class _Pass:
             return [start, stop]
         step, states = self.program.steps[i], self.schedule.states[i]
         # The rounded inputs of a product take memory too.
-        source = self.program.steps[step.inputs[0]].shape if step.kind in ("linear", "conv") else ()
+        source = self.program.steps[step.inputs[0]].shape if step.kind in PRODUCTS else ()
         size = 4 * self.samples * (int(np.prod(step.shape)) + int(np.prod(source)) // 4)
         room = max(1, self.effort.bytes // max(1, size))
         of = states.of[start:stop]
@@ -248,15 +249,15 @@ class _Pass:
         x = tensors[0] if tensors else None
         result: BatchedActivations | None = None
         if x is not None:
-            if step.kind in ("linear", "conv"):
+            if step.kind in PRODUCTS:
                 result = self._product(i, states, needed, x)
-            elif step.kind == "relu":
+            elif step.kind == "rectifier":
                 result = self._relu(i, states, needed, x)
-            elif step.kind == "sum" and all(t is not None for t in tensors):
+            elif step.kind == "arithmetic" and all(t is not None for t in tensors):
                 result = self._sum(i, states, needed, [t for t in tensors if t is not None])
             elif step.corrected:
                 result = self._corrected(i, states, needed, x)
-            elif step.kind == "module":
+            elif step.kind in PER_SAMPLE:
                 result = self._module(step, needed, x)
         return self._call(i, states, needed, inputs) if result is None else result
 
@@ -272,9 +273,9 @@ class _Pass:
 
     def _layout(self, step: Step, x: BatchedActivations) -> Layout:
         """In which a product is made."""
-        if step.kind == "linear" and len(x.features) == 1:
+        if step.kind == "dense" and len(x.features) == 1:
             return "first"
-        return "last" if step.kind == "conv" and len(x.features) == 3 else "samples"
+        return "last" if step.kind == "convolution" and len(x.features) == 3 else "samples"
 
     def _product(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
         step = self.program.steps[i]
@@ -389,7 +390,7 @@ class _Pass:
 
     def _apply(self, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert step.site is not None
-        return apply_site(self.program.model, step.site, step.node, x, weight, bias)
+        return apply_site(self.program.model, step.site, step.node, {"data_in": x, "weight": weight, "bias": bias})
 
     def _relu(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
         step = self.program.steps[i]
@@ -413,29 +414,29 @@ class _Pass:
         at = (a.positions(states.parents[needed, order[0]]), b.positions(states.parents[needed, order[1]]))
         formats = states.data[needed]
         assert step.site is not None
-        if step.site.op == "add" and self.program.unformatted(step, formats):
+        merge = step.site.operation.merge
+        assert merge is not None
+        assert merge.function is not None
+        if merge.function is torch.add and self.program.unformatted(step, formats):
             out = activations.added(a, b, at)
         else:
             rounding = self.program.rounding(step)
             out = activations.rounded(a, at[0], formats, rounding, layout)
             right = activations.rounded(b, at[1], formats, rounding, layout)
-            function: Any = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}[step.site.op]
-            function(out, right, out=out)
+            merge.function(out, right, out=out)
         return BatchedActivations([out.unsqueeze(activations.COLUMNS[layout])], layout, needed)
 
     def _module(self, step: Step, needed: Ints, x: BatchedActivations) -> BatchedActivations | None:
         """A module that treats every value, or every window of a channel, alone."""
         module: Any = self.program.model.get_submodule(str(step.node.target))
-        normalises = isinstance(module, PER_CHANNEL)
-        if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d):
-            return replace(x, have=needed)
-        if isinstance(module, nn.Flatten) and len(x.features) == 1:
+        normalises = step.kind == "norm"
+        if step.kind == "identity" or (step.kind == "flatten" and len(x.features) == 1):
             return replace(x, have=needed)
         if normalises and x.layout == "last":
             x = x.settled()
             return replace(x, have=needed, norm=self.program.norm(step))
         x = x.compact()
-        if x.layout == "last" and isinstance(module, nn.MaxPool2d):
+        if x.layout == "last" and step.kind == "selection":
             parts = []
             for part in (x if x.norm is None else x.settled()).parts:
                 rows, samples, height, width, columns, depth = part.shape
@@ -488,13 +489,13 @@ class _Pass:
                 k = int(value.positions(np.array([parent]))[0])
                 own[n] = value.tensor(k) if isinstance(value, BatchedActivations) else value.values[k]
             args, kwargs = self._quantized(step, states, state, own)
-            if step.kind in ("linear", "conv"):
+            if step.kind in PRODUCTS:
                 values.append(self._apply(step, args[0], *program.parameters(step, int(states.parameters[state]))))
             elif step.corrected:
                 ((data, parameters),) = self._options_before(i, states, np.array([state])).tolist()
                 values.append(program.normalise(step, program.steps[step.inputs[0]], data, parameters, args[0]))
             elif node.op == "call_module" and step.site is not None:
-                values.append(F.relu(args[0]))
+                values.append(self._call_site(step, int(states.parameters[state]), args))
             elif node.op == "call_module":
                 values.append(program.model.get_submodule(str(node.target))(*args, **kwargs))
             elif node.op == "call_method":
@@ -511,19 +512,43 @@ class _Pass:
         args, kwargs = _mapped(node, own)
         if step.site is None or step.group is None:
             return args, kwargs
-        weight, bias = self.program.parameter_formats(step, int(states.parameters[state]))
-        data = self.program.data_format(step, int(states.data[state]))
-        formats: dict[str, Format | None] = {"data_in": data, "weight": weight, "bias": bias}
-        operands = ("data_in",) if step.site.path else tuple(operand_nodes(node, step.site.op))
-        for position, operand in enumerate(operands):
-            rounds = formats.get("data_in" if operand == "data_in_2" else operand)
-            if rounds is None:
-                continue
-            if position < len(args):
-                args[position] = rounds.quantize(args[position])
+        formats = self._formats(step, int(states.data[state]), int(states.parameters[state]))
+        if step.site.path:
+            flowing = [o for o in step.site.operation.operands if o.role == "activation"]
+            for position, spec in enumerate(flowing[: len(args)]):
+                args[position] = _quantized(formats, spec, args[position])
+            return args, kwargs
+        for name in operand_nodes(node, step.site.operation):
+            spec = step.site.operation.operand(name)
+            if spec.position < len(args):
+                args[spec.position] = _quantized(formats, spec, args[spec.position])
             else:
-                kwargs[operand] = rounds.quantize(kwargs[operand])
+                kwargs[spec.argument] = _quantized(formats, spec, kwargs[spec.argument])
         return args, kwargs
+
+    def _formats(self, step: Step, data: int, parameters: int) -> dict[str, Format]:
+        """The formats of all operands of a site under an option of its input and one of its other operands."""
+        formats = dict(self.program.parameter_formats(step, parameters))
+        data_format = self.program.data_format(step, data)
+        return formats if data_format is None else {**formats, "data_in": data_format}
+
+    def _call_site(self, step: Step, parameters: int, args: Sequence[Any]) -> Tensor:
+        """A module that can be quantized, and that nothing merges: its own operation, on quantized operands.
+
+        Args:
+            args: its inputs, quantized.
+        """
+        assert step.site is not None
+        operation, formats = step.site.operation, self.program.parameter_formats(step, parameters)
+        assert operation.call is not None
+        module = self.program.model.get_submodule(str(step.node.target))
+        flowing = iter(args)
+        operands: dict[str, Tensor | None] = {}
+        for spec in operation.operands:
+            held = spec.role != "activation"
+            value = getattr(module, spec.name, None) if held else next(flowing)
+            operands[spec.name] = _quantized(formats, spec, value) if held and value is not None else value
+        return operation.call(module, operands)
 
     # --- the end ---
 
@@ -547,6 +572,11 @@ class _Pass:
         part, row, column = stack.where.T
         index = torch.from_numpy(offsets[part] + row * widths[part] + column).to(loss.device)
         self.scored.append((stack.have, loss[index], correct[index]))
+
+
+def _quantized(formats: Mapping[str, Format], spec: OperandSpec, value: Any) -> Any:
+    rounds = formats.get(spec.format_of or spec.name)
+    return value if rounds is None else rounds.quantize(value)
 
 
 def _mapped(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:

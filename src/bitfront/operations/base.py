@@ -1,0 +1,231 @@
+"""The record of an operation, its operands, and a call of it.
+
+``Operation`` is plain data and a few functions. The functions that make an operation fast or exportable take the
+consumer that asks (the one that writes ONNX, follows channels or reads a training program) as an argument; the
+protocols of these consumers stand beside the consumers.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from bitfront.operations import OPERATIONS
+
+Shape = tuple[int, ...]
+Role = Literal["activation", "weight", "bias", "state"]
+
+
+@dataclass(frozen=True)
+class OperandSpec:
+    """A tensor that an operation takes and that can have a format.
+
+    Attributes:
+        name: prefix of its keys in the TOML: ``weight`` in ``weight_width``; for a module that holds it, also the
+            name of the parameter.
+        role: what it is: something that flows, a weight, a bias, or a state that a recurrence carries along.
+        position: its place among the arguments of the operation's functions.
+        argument: its keyword there.
+        channel_axis: the dimension along which a format per channel has its scales; None: the operand has no channels.
+        format_of: the operand whose format it shares, as the second input of an addition does. It then has no keys.
+    """
+
+    name: str
+    role: Role = "activation"
+    position: int = 0
+    argument: str = "input"
+    channel_axis: int | None = None
+    format_of: str = ""
+
+
+DATA_IN = OperandSpec("data_in", "activation", 0, "input", channel_axis=1)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Operations, and the multiply-accumulates among them, each of which counts once."""
+
+    operations: int
+    macs: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module, function or method, on a whole batch.
+
+    Attributes:
+        op: the name of the operation, or whatever a function is called.
+        tensors: shapes of the tensors among the arguments, in order, parameters included.
+        output: shape of what it returns; of the first tensor where there are several.
+        args, kwargs: the arguments; those of a module's ``forward``.
+        module: the module, None for a function or method.
+    """
+
+    op: str
+    tensors: tuple[Shape, ...]
+    output: Shape
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+    module: nn.Module | None = None
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """A setting by name: the module's attribute, or the function's argument."""
+        if self.module is not None:
+            return getattr(self.module, name, default)
+        return self.args[position] if position < len(self.args) else (self.kwargs or {}).get(name, default)
+
+    def shape(self, position: int, name: str) -> Shape:
+        """The shape of a tensor argument, or of a parameter of the module."""
+        return tuple(self.argument(position, name).shape)
+
+    @property
+    def n(self) -> int:
+        """Elements of the first tensor."""
+        return math.prod(self.tensors[0]) if self.tensors else 0
+
+    @property
+    def out(self) -> int:
+        """Elements of the output."""
+        return math.prod(self.output)
+
+
+CountRule = Callable[[Call], Count | None]
+#: (module, operands by name) → what the module computes with these operands in place of its input and parameters.
+ModuleCall = Callable[[nn.Module, Mapping[str, Tensor | None]], Tensor]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How the tree evaluator computes many states of an operation at once. Only kinds that give each state the bits of
+    a call of its own exist.
+
+    Attributes:
+        kind: ``dense`` and ``convolution``: one product for all inputs and all weights, where sums are exact;
+            ``rectifier``: max(x, 0), done in the next pass over memory; ``arithmetic``: `function` of two tensors of
+            one shape, element by element; ``identity``: nothing is computed; ``flatten``: all features of a sample in
+            a row; ``selection``: picks values of a sample, and commutes with a rectifier; ``norm``: a product and a
+            sum per channel, done in the next pass.
+        function: for ``arithmetic``.
+    """
+
+    kind: Literal["dense", "convolution", "rectifier", "arithmetic", "identity", "flatten", "selection", "norm"]
+    function: Callable[..., Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One operation, or several that everybody treats alike.
+
+    Attributes:
+        name: unique; what a site of it is called in the TOML where ``by = "type"``.
+        summary: one line, for lists and docs.
+        modules: classes of modules that are it. A subclass with a ``forward`` of its own is something else.
+        functions: function objects that are it, where a name does not say it.
+        names: names of torch's functions and of tensor methods that are it, without the underscores of operators and
+            in-place forms.
+        operands: what can have a format, in the order in which options are enumerated; empty: it is no site.
+        count: operations of a call on the whole batch; None: not counted.
+        call: how a module of it is called with other operands; needed where it has operands and modules.
+        output_channels: the dimension of its output that holds the channels, counted from the end; for operations
+            with a weight.
+        view: whether it makes no values of its own, but shows its input in another shape.
+        rectifies: whether nothing of the sign of its input is left, so that its format needs no negative values.
+        merge: how the tree merges it; None: one call per state.
+        channels: how channels flow through it (``graph/following.py``); None: widths around it are fixed.
+        train: how a population trains it (``population/programs.py``); None: such members are trained alone.
+        onnx: how it is written as ONNX (``export/onnx.py``); None: refused, by name.
+        kernel: its kernel of bytes (``export/integer.py``); None: there is none.
+    """
+
+    name: str
+    summary: str
+    modules: tuple[type[nn.Module], ...] = ()
+    functions: tuple[object, ...] = ()
+    names: tuple[str, ...] = ()
+    operands: tuple[OperandSpec, ...] = ()
+    count: CountRule | None = None
+    call: ModuleCall | None = None
+    output_channels: int | None = None
+    view: bool = False
+    rectifies: bool = False
+    merge: Merge | None = None
+    channels: Callable[..., Any] | None = None
+    train: Callable[..., Any] | None = None
+    onnx: Callable[..., Any] | None = None
+    kernel: Literal["linear", "convolution", "rectifier"] | None = None
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        """What lists show."""
+        return self.summary
+
+    def operand(self, name: str) -> OperandSpec:
+        """The operand of that name. Raises KeyError."""
+        for operand in self.operands:
+            if operand.name == name:
+                return operand
+        raise KeyError(name)
+
+    @property
+    def formatted(self) -> tuple[str, ...]:
+        """Names of the operands that have a format of their own."""
+        return tuple(o.name for o in self.operands if not o.format_of)
+
+
+def define(name: str, summary: str, **answers: Any) -> Operation:
+    """Make the record of an operation and register it.
+
+    Args:
+        answers: fields of ``Operation``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    return OPERATIONS.register(name, file=sys._getframe(1).f_code.co_filename)(Operation(name, summary, **answers))
+
+
+def extend(name: str, **answers: Any) -> Operation:
+    """Register more answers for an operation that exists, e.g. operands for one that could not be quantized.
+
+    Raises:
+        UnknownNameError: there is no such operation.
+    """
+    return OPERATIONS.replace(name, replace(OPERATIONS.get(name), **answers))
+
+
+def classes(names: str) -> tuple[type[nn.Module], ...]:
+    """Classes of ``torch.nn`` by their names, separated by blanks."""
+    return tuple(getattr(nn, name) for name in names.split())
+
+
+# --- counts that families share --------------------------------------------------------------------------------------
+
+
+def products(macs: int) -> Count:
+    """Nothing but multiply-accumulates."""
+    return Count(macs, macs)
+
+
+def per_input(operations: int) -> CountRule:
+    """So many operations for each input value."""
+    return lambda call: Count(operations * call.n)
+
+
+def per_output(operations: int) -> CountRule:
+    """So many operations for each output value."""
+    return lambda call: Count(operations * call.out)
+
+
+def free(_: Call) -> Count:
+    """Moving data is free."""
+    return Count(0)
+
+
+def weighted(call: Call) -> Count:
+    """Every output value is a dot product over all dimensions of the weight but the first; biases are ignored."""
+    return products(call.out * math.prod(call.shape(1, "weight")[1:]))

@@ -1,0 +1,60 @@
+"""Arithmetic, comparisons and functions, value by value."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from bitfront.operations.base import DATA_IN, Merge, OperandSpec, define, per_output
+
+#: The second input has the format of the first.
+OTHER = OperandSpec("data_in_2", "activation", 1, "other", channel_axis=1, format_of="data_in")
+
+ADD = define(
+    "add",
+    "Sum of two tensors.",
+    functions=(operator.add, operator.iadd, torch.add),
+    names=("add",),
+    operands=(DATA_IN, OTHER),
+    count=per_output(1),
+    merge=Merge("arithmetic", torch.add),
+)
+SUB = define(
+    "sub",
+    "Difference of two tensors.",
+    functions=(operator.sub, torch.sub),
+    names=("sub",),
+    operands=(DATA_IN, OTHER),
+    count=per_output(1),
+    merge=Merge("arithmetic", torch.sub),
+)
+MUL = define(
+    "mul",
+    "Product of two tensors, value by value.",
+    functions=(operator.mul, torch.mul),
+    names=("mul",),
+    operands=(DATA_IN, OTHER),
+    count=per_output(1),
+    merge=Merge("arithmetic", torch.mul),
+)
+ELEMENTWISE = define(
+    "elementwise",
+    "One operation per value: arithmetic with numbers, comparisons, functions.",
+    names=tuple(
+        """
+        clamp clamp_min clamp_max clip ceil round trunc sign div truediv true_divide floordiv floor_divide rdiv rtruediv
+        mod remainder fmod pow rpow radd iadd rsub isub rmul imul itruediv maximum minimum where masked_fill abs neg
+        exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan atan erf floor lt le gt ge eq ne isnan isinf
+        isfinite logical_and logical_or logical_not logical_xor and or xor invert rand ror bitwise_and bitwise_or
+        bitwise_not bitwise_xor outer lerp
+        """.split()
+    ),
+    count=per_output(1),
+)
+TWICE = define(
+    "addcmul",
+    "A product or quotient, added: two operations per value.",
+    names=("addcmul", "addcdiv"),
+    count=per_output(2),
+)

@@ -1,0 +1,154 @@
+"""From a module, a function or a node of a graph to the record of its operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from bitfront.operations import OPERATIONS
+from bitfront.operations.base import Call, Count, Operation, Shape
+
+#: Packages whose functions are what their names say. A user's function may have any name.
+LIBRARIES = ("torch", "operator", "_operator", "torchvision", "timm", "transformers")
+
+
+@dataclass(frozen=True)
+class _Index:
+    modules: Mapping[type[nn.Module], Operation]
+    functions: Mapping[object, Operation]
+    names: Mapping[str, Operation]
+
+
+@lru_cache(maxsize=2)
+def _index(version: int) -> _Index:  # noqa: ARG001  (members may join, which makes another version)
+    modules: dict[type[nn.Module], Operation] = {}
+    functions: dict[object, Operation] = {}
+    names: dict[str, Operation] = {}
+    tables: tuple[tuple[dict[Any, Operation], str], ...] = (
+        (modules, "modules"),
+        (functions, "functions"),
+        (names, "names"),
+    )
+    for operation in (OPERATIONS.get(name) for name in OPERATIONS.names()):
+        for table, field in tables:
+            for key in getattr(operation, field):
+                if table.get(key, operation) is not operation:
+                    raise ValueError(f"{key!r} is in two operations: {table[key].name} and {operation.name}")
+                table[key] = operation
+    return _Index(modules, functions, names)
+
+
+def _known() -> _Index:
+    OPERATIONS.names()  # loads the members
+    return _index(OPERATIONS.version)
+
+
+def of_module(module: nn.Module) -> Operation | None:
+    """The operation of a module; None for one without a record, or with a ``forward`` of its own."""
+    return of_class(type(module))
+
+
+def of_class(kind: type[nn.Module]) -> Operation | None:
+    """The operation of the modules of a class."""
+    table = _known().modules
+    for base in kind.__mro__:
+        if base in table and kind.forward is base.forward:  # type: ignore[attr-defined]
+            return table[base]
+    return None
+
+
+def of_function(function: object) -> Operation | None:
+    """The operation of a function, or of a method of tensors given by its name; None for one without a record."""
+    table = _known()
+    try:
+        exact = table.functions.get(function)
+    except TypeError:  # not hashable
+        exact = None
+    if exact is not None:
+        return exact
+    return table.names.get(bare(function)) if _of_library(function) else None
+
+
+def _of_library(function: object) -> bool:
+    if isinstance(function, (str, BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)):
+        return True
+    package = (getattr(function, "__module__", None) or "torch").partition(".")[0]
+    return package in LIBRARIES
+
+
+def of_node(node: fx.Node, model: nn.Module) -> Operation | None:
+    """The operation of a node of a traced graph."""
+    if node.op == "call_module":
+        return of_module(model.get_submodule(str(node.target)))
+    if node.op == "call_method":
+        return of_function(str(node.target))
+    return of_function(node.target) if node.op == "call_function" else None
+
+
+def bare(function: object) -> str:
+    """A function's name: ``__iadd__``, ``add_`` and ``add`` give ``iadd``, ``add`` and ``add``."""
+    name = str(getattr(function, "__name__", function))
+    return name.strip("_") or name
+
+
+def module_name(module: nn.Module) -> str:
+    """The name of a module's operation; without a record, that of its class in lower case."""
+    operation = of_module(module)
+    return operation.name if operation is not None else type(module).__name__.lower()
+
+
+def function_name(function: object) -> str:
+    """The name of a function's operation if that can be a site; else the function's own."""
+    operation = of_function(function)
+    return operation.name if operation is not None and operation.operands else bare(function)
+
+
+def count(call: Call, operation: Operation | None) -> Count | None:
+    """What a call does on the whole batch; None where no rule covers it."""
+    return operation.count(call) if operation is not None and operation.count is not None else None
+
+
+def sites() -> dict[str, Operation]:
+    """The operations that can be sites, by name, sorted."""
+    known = [OPERATIONS.get(name) for name in OPERATIONS.names()]
+    return {o.name: o for o in known if o.operands}
+
+
+def operand_names() -> tuple[str, ...]:
+    """The operands that any operation has and that have a format of their own; the usual three first."""
+    names = {name for operation in sites().values() for name in operation.formatted}
+    usual = [name for name in ("data_in", "weight", "bias") if name in names]
+    return (*usual, *sorted(names.difference(usual)))
+
+
+def shapes_in(value: object) -> tuple[Shape, ...]:
+    """Shapes of the tensors in a value that may be nested, in order."""
+    return tuple(tuple(t.shape) for t in tensors_in(value))
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and mappings (such as transformers' outputs), in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def operand_nodes(node: fx.Node, operation: Operation) -> dict[str, fx.Node]:
+    """The graph nodes behind the operands of a function or method."""
+    found: dict[str, fx.Node] = {}
+    for operand in operation.operands:
+        position = operand.position
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(operand.argument)
+        if isinstance(value, fx.Node):
+            found[operand.name] = value
+    return found
