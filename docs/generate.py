@@ -29,7 +29,7 @@ The configuration as it took effect is saved in the run folder.
 """
 TABLES = [
     ("The top", "", config.Config),
-    ("`[search]`", "Beside the tables below.\n\n", config.Search),
+    ("`[search]`", "Beside the tables below.\n\n", config.SearchTable),
     ("`[search.search_space]`", "", config.SearchSpace),
     ("`[search.search_space.setup]`", "", config.SpaceSetup),
     ("`[search.search_space.seed.KEY]`", "", config.SeedEntry),
@@ -39,15 +39,15 @@ TABLES = [
         "seed.\n\n",
         config.SpacePart,
     ),
-    ("`[search.strategy]`", "", config.Strategy),
+    ("`[search.strategy]`", "", config.StrategyTable),
     ("`[search.strategy.setup]`", "", config.StrategySetup),
     ("`[search.strategy.metrics.METRIC]`", "", config.MetricSetup),
     (
         "`[search.calibration]`",
         "See [number formats](formats.md#calibration).\n\n",
-        config.Calibration,
+        config.CalibrationTable,
     ),
-    ("`[search.finetune]`", "See [training the winners on](howto/finetune.md).\n\n", config.Finetune),
+    ("`[search.finetune]`", "See [training the winners on](howto/finetune.md).\n\n", config.FinetuneTable),
 ]
 SEED = """\
 ### What may be chosen
