@@ -98,7 +98,7 @@ def search(folder: Path, model: str, sites: int, settings: int, candidates: int,
             initial=space.numbered(0, 0),
             objectives=OBJECTIVES,
             store=store,
-            dispatcher=dispatcher,
+            evaluator=dispatcher,
             limits=loop.Limits(candidates),
             seed=0,
         )
