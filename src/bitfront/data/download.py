@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import http.client
 import json
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -264,11 +263,14 @@ def _write(out: IO[bytes], chunk: bytes, part: Path) -> None:
 @contextlib.contextmanager
 def _only_one(target: Path) -> Iterator[None]:
     """Holds ``TARGET.lock``: of several processes, one downloads and the others wait for it."""
-    if sys.platform == "win32":
-        yield  # no flock; the atomic rename still keeps the file whole
-        return
-    import fcntl
+    from filelock import FileLock  # here, because most runs download nothing
 
-    with _opened(target.with_name(target.name + ".lock"), "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, also when the process dies
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(target.parent, error) from error
+    try:
         yield
+    finally:
+        lock.release()

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -317,21 +316,23 @@ def _brief(value: Any) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the run folder for one search at a time. Raises RunError if another process holds it."""
+    """Holds the run folder for one search at a time, also after a kill: the system lets go of a dead process's lock.
+
+    Raises:
+        RunError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout  # here, because who only reads a run needs no lock
+
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        import fcntl
-    except ModuleNotFoundError:  # not a POSIX system: SQLite's own locks are all there is
-        yield
-        return
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"{folder}: another search is running in this folder; wait for it, or choose another --project"
+        ) from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{folder}: another search is running in this folder; wait for it, or choose another --project"
-            ) from None
         yield
     finally:
-        os.close(handle)
+        lock.release()
