@@ -1,12 +1,11 @@
 """TOML with line numbers, and TOML written back.
 
 ``tomllib`` parses; it keeps no positions, so a second, forgiving scan of the text finds the line of every key, for
-messages. Writing covers what a configuration holds: tables, lists, strings, numbers and booleans.
+messages. ``tomli_w`` writes what a configuration holds: tables, lists, strings, numbers and booleans.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from bitfront.errors import ConfigError
 
 Key = tuple[str, ...]
-_BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 _KEY_PART = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)\s*""")
 
 
@@ -131,40 +131,22 @@ def _balance(text: str, depth: int, quote: str) -> tuple[int, str]:
 
 
 def dumps(values: Mapping[str, Any]) -> str:
-    """`values` as TOML text. None is left out. Raises TypeError for what a configuration cannot hold."""
-    out: list[str] = []
-    _table(values, (), out)
-    return "\n".join(out).strip() + "\n"
+    """`values` as TOML text. None is left out, and ``"NA"`` within a list. Raises TypeError for what a configuration
+    cannot hold."""
+    text = tomli_w.dumps(_writable(values))
+    # tomli-w writes one item of a list per line; here a list stands on the line of its key. Texts and keys stay as they
+    # are, since tomli-w escapes the line breaks in them.
+    text = re.sub(r"\[\n *", "[", text)
+    text = re.sub(r",\n *]", "]", text)
+    return re.sub(r",\n *", ", ", text)
 
 
-def _table(values: Mapping[str, Any], path: Key, out: list[str]) -> None:
-    plain = {k: v for k, v in values.items() if not isinstance(v, Mapping) and v is not None}
-    if path and (plain or not values):
-        out += ["", f"[{'.'.join(map(_name, path))}]"]
-    out += [f"{_name(k)} = {_value(v)}" for k, v in plain.items()]
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            _table(value, (*path, key), out)
-
-
-def _name(key: str) -> str:
-    return key if _BARE.match(key) else _quoted(key)
-
-
-def _quoted(text: str) -> str:
-    # JSON's escapes are TOML's, except that TOML wants DEL escaped too.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return _quoted(value)
+def _writable(value: Any) -> Any:
+    """`value` without None, and of nothing but what a configuration holds."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_name(k)} = {_value(v)}" for k, v in value.items() if v is not None) + "}"
+        return {key: _writable(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join('"NA"' if v is None else _value(v) for v in value) + "]"
+        return ["NA" if inner is None else _writable(inner) for inner in value]
+    if isinstance(value, (bool, int, float, str)):
+        return value
     raise TypeError(f"{value!r} cannot be written to a configuration")
