@@ -13,7 +13,7 @@ from bitfront.engine.planning.objectives import choose
 from bitfront.errors import ConfigError
 from bitfront.metrics.base import Metric
 from bitfront.objectives import Objective, Objectives
-from bitfront.pareto import Front, hypervolume, non_dominated
+from bitfront.pareto import Front, hypervolume, non_dominated, non_dominated_sorted
 
 # Few values, so that ties and equal rows are common.
 value = st.sampled_from([0.0, 1.0, 2.0, 3.0, 0.5, -1.0, np.nan, np.inf])
@@ -37,6 +37,18 @@ def test_non_dominated_rows_are_those_nobody_beats(table):
     # Sorted by the objectives, equal rows by their place.
     keys = [(*table[i], i) for i in found]
     assert keys == sorted(keys)
+
+
+@given(losses)
+@example(np.array([[0.0, np.inf], [0.0, np.inf], [1.0, np.inf]]))
+def test_of_sorted_rows_the_same_survive(table):
+    whole = table[~np.isnan(table).any(axis=1)]
+    ordered = whole[np.lexsort(whole.T[::-1])]
+    keep = non_dominated_sorted(ordered)
+    assert keep.dtype == bool
+    assert np.flatnonzero(keep).tolist() == [
+        i for i, row in enumerate(ordered) if not any(beats(other, row) for other in ordered)
+    ]
 
 
 @given(losses, st.randoms(use_true_random=False))

@@ -59,33 +59,40 @@ def non_dominated(losses: Losses) -> NDArray[np.int64]:
     return front.rows
 
 
-def _survivors(losses: Losses) -> NDArray[np.int64]:
-    """``non_dominated`` of one block."""
-    rows: NDArray[np.int64] = np.flatnonzero(~np.isnan(losses).any(axis=1))
-    if not len(rows):
-        return rows
-    rows = rows[np.lexsort(losses[rows].T[::-1])].astype(np.int64)
-    values = losses[rows]
+def non_dominated_sorted(losses: Losses) -> NDArray[np.bool_]:
+    """Which rows no other row dominates, of equal rows all or none; shape (candidates,). Quicker than
+    ``non_dominated`` where the rows are in order already.
+
+    Args:
+        losses: shape (candidates, objectives), without NaN, sorted by the first objective, then by the second, ...
+    """
+    # Whoever dominates a row stands before it.
     if losses.shape[1] == 1:
-        best: NDArray[np.int64] = rows[values[:, 0] == values[0, 0]]
-        return best
-    if losses.shape[1] == 2:
-        # Sorted by the first objective: a row survives if its second is below all before it, or equals its twin.
-        best_before = np.concatenate([[np.inf], np.minimum.accumulate(values[:, 1])[:-1]])
-        keep = values[:, 1] < best_before
-        keep[0] = True
-        twin = np.concatenate([[False], (values[1:] == values[:-1]).all(axis=1)])
-        first = np.maximum.accumulate(np.where(twin, 0, np.arange(len(rows))))
-        return rows[keep[first]]
-    # Those that are good in everything come first, and take away the most. No row dominates one with a smaller sum of
-    # ranks: whoever is still there when its turn comes stays.
-    left = np.argsort(_rank_sums(values), kind="stable")
-    at = 0
+        return np.asarray(losses[:, 0] == losses[:1, 0])
+    keep = np.zeros(len(losses), dtype=bool)
+    if losses.shape[1] == 2 and len(losses):
+        first, second = losses[:, 0], losses[:, 1]
+        # What is as low as anything before it, but came later, stays only if it equals the one that was that low.
+        rows = np.flatnonzero(second == np.minimum.accumulate(second))
+        lower = np.concatenate([[True], second[rows[1:]] < second[rows[:-1]]])
+        holder = np.maximum.accumulate(np.where(lower, rows, 0))
+        keep[rows] = first[rows] == first[holder]
+        return keep
+    left, at = np.arange(len(losses)), 0
     while at < len(left):
-        beaten = dominated(values[left], values[left[at : at + STEP]])
+        values = losses[left]
+        beaten = _beaten(values, values[at : at + STEP])
         at = min(at + STEP, len(left)) - int(beaten[: at + STEP].sum())
         left = left[~beaten]
-    return rows[np.sort(left)]
+    keep[left] = True
+    return keep
+
+
+def _survivors(losses: Losses) -> NDArray[np.int64]:
+    """``non_dominated`` of one block."""
+    rows: NDArray[np.int64] = np.flatnonzero(~np.isnan(losses).any(axis=1)).astype(np.int64)
+    rows = rows[np.lexsort(losses[rows].T[::-1])]
+    return rows[non_dominated_sorted(losses[rows])]
 
 
 def _rank_sums(losses: Losses) -> NDArray[np.int64]:
@@ -111,20 +118,24 @@ def dominated(losses: Losses, by: Losses) -> NDArray[np.bool_]:
         there = np.searchsorted(first, losses[:, 0], side="left") > 0
         found: NDArray[np.bool_] = (as_good < losses[:, 1]) | ((better <= losses[:, 1]) & there)
         return found
+    # Those that are good in everything come first, and take away the most.
     by = by[np.argsort(_rank_sums(by), kind="stable")]
     left = np.arange(len(losses))
     for start in range(0, len(by), STEP):
-        some, others = by[start : start + STEP], losses[left]
-        nowhere_larger = np.ones((len(left), len(some)), dtype=bool)
-        somewhere_smaller = np.zeros_like(nowhere_larger)
-        for column in range(losses.shape[1]):
-            mine, theirs = others[:, column, None], some[:, column]
-            nowhere_larger &= theirs <= mine
-            somewhere_smaller |= theirs < mine
-        own = (nowhere_larger & somewhere_smaller).any(axis=1)
-        beaten[left[own]] = True
-        left = left[~own]
+        away = _beaten(losses[left], by[start : start + STEP])
+        beaten[left[away]] = True
+        left = left[~away]
     return beaten
+
+
+def _beaten(losses: Losses, by: Losses) -> NDArray[np.bool_]:
+    """``dominated`` by definition: every row is compared with every row."""
+    nowhere_larger = np.ones((len(losses), len(by)), dtype=bool)
+    somewhere_smaller = np.zeros_like(nowhere_larger)
+    for mine, theirs in zip(losses.T[:, :, None], by.T, strict=True):
+        nowhere_larger &= theirs <= mine
+        somewhere_smaller |= theirs < mine
+    return np.asarray((nowhere_larger & somewhere_smaller).any(axis=1))
 
 
 def hypervolume(losses: Losses, reference: NDArray[np.float64]) -> float:

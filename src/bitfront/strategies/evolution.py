@@ -15,13 +15,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.pareto import non_dominated_sorted
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 # Tuned on brute-forced spaces of jsc and digits models and on synthetic ones of 12 to 30 parameters. Half or twice of
 # any of them changes the front found by about as much as another seed does.
@@ -252,28 +252,6 @@ def select(losses: Floats, n: int, violation: Floats | None = None) -> tuple[Row
         ranks.append(np.full(len(front), len(ranks) - 1, dtype=np.int64))
         left, values, count = left[~first], values[~first], count + len(front)
     return np.concatenate(rows)[:n], np.concatenate(ranks)[:n]
-
-
-def non_dominated_sorted(losses: Floats) -> Mask:
-    """Which rows nobody dominates, of rows in lexicographic order; of equal rows all or none. Shape (candidates,)."""
-    if losses.shape[1] == 2:
-        first, second = losses[:, 0], losses[:, 1]
-        lowest = np.minimum.accumulate(second)
-        # What is as low as anything before it, but came later, stays only if it equals the one that was that low.
-        keep: Mask = second == lowest
-        rows = np.flatnonzero(keep)
-        new = np.concatenate([[True], second[rows[1:]] < second[rows[:-1]]])
-        holder = np.maximum.accumulate(np.where(new, rows, 0))
-        keep[rows] = first[rows] == first[holder]
-        return keep
-    keep = np.zeros(len(losses), dtype=bool)
-    left = np.arange(len(losses))
-    while len(left):
-        # The first of those left is dominated by none of them, nor by any dropped before.
-        values = losses[left]
-        keep[left[(values == values[0]).all(axis=1)]] = True
-        left = left[(values < values[0]).any(axis=1)]
-    return keep
 
 
 def crowding(losses: Floats) -> Floats:
