@@ -13,7 +13,7 @@ from torch import nn
 
 from bitfront.errors import ConfigError, DataError, EvaluationError
 from bitfront.models.base import build
-from bitfront.training import TrainSettings, evaluate, optimizer_of, train
+from bitfront.training import TrainSettings, evaluate, train
 
 
 def dataset(x, y, val=None, num_classes=None):
@@ -73,40 +73,6 @@ def test_the_same_seed_gives_the_same_bits(blobs, toy, optimizer):
     assert first.history == second.history
     other = train(model, blobs, TrainSettings(**{**vars(settings), "seed": 5}))
     assert not equal(first.last_state, other.last_state)
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_a_step_has_the_bits_of_torchs_optimizer(name):
-    """Also where parameters differ in type, and where one gets its first gradient later than the others."""
-    random = torch.Generator().manual_seed(0)
-    settings = TrainSettings(optimizer=name, learning_rate=0.1, weight_decay=0.01)
-    shapes = {(3, 4): torch.float32, (5,): torch.float32, (2, 3): torch.float64, (7,): torch.float32}
-    own = [nn.Parameter(torch.randn(shape, generator=random, dtype=kind)) for shape, kind in shapes.items()]
-    theirs = [nn.Parameter(p.detach().clone()) for p in own]
-    more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
-    references = [kind([p], lr=0.1, weight_decay=0.01, fused=True, **more) for p in theirs]
-    optimizer = optimizer_of(own, settings, torch.device("cpu"))
-    for step in range(6):
-        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
-        for i, (p, q, reference) in enumerate(zip(own, theirs, references, strict=True)):
-            reference.param_groups[0]["lr"] = 0.1 / (step + 1)
-            has_gradient = step > 1 or i != 1
-            p.grad = torch.randn(p.shape, generator=random, dtype=p.dtype) if has_gradient else None
-            q.grad = None if p.grad is None else p.grad.clone()
-            reference.step()
-        before = [p.detach().clone() for p in own]
-        optimizer.step()
-        assert all(torch.equal(p, q) for p, q in zip(own, theirs, strict=True))
-        assert all(p.grad is None or not torch.equal(p, q) for p, q in zip(own, before, strict=True))
-
-
-def test_sparse_gradients_are_refused():
-    table = nn.Embedding(5, 2, sparse=True)
-    optimizer = optimizer_of([table.weight], TrainSettings(), torch.device("cpu"))
-    table(torch.tensor([1])).sum().backward()
-    with pytest.raises(EvaluationError, match="adam cannot be used with sparse gradients"):
-        optimizer.step()
 
 
 def test_nothing_outside_changes(blobs, toy):

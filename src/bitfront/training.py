@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront import kernels
 from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
+from bitfront.optimizer import FUSED, Optimizer, OptimizerName
 
 if TYPE_CHECKING:
     from bitfront.data.base import Dataset, Split
 
-OptimizerName = Literal["adam", "adamw", "sgd"]
 Stopped = Literal["max_epochs", "max_steps", "patience", "interrupted"]
 StateDict = dict[str, Tensor]
 OnStep = Callable[[int, Callable[[], float]], None]
@@ -216,9 +215,7 @@ def epochs(
     best_loss = math.inf
     random = _Random(device, settings.seed)
     for epoch in range(1, settings.max_epochs + 1):
-        rate = learning_rate(settings, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = optimizer.rate = learning_rate(settings, epoch)
         batches = batches_of(trained, torch.randperm(len(y), generator=order).to(device), settings)
         if settings.max_steps > 0:
             batches = batches[: settings.max_steps - result.steps]
@@ -307,7 +304,7 @@ def _outputs(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterato
 
 def _epoch(
     model: nn.Module,
-    optimizer: AnyOptimizer,
+    optimizer: Optimizer,
     x: Tensor,
     y: Tensor,
     batches: Sequence[Tensor],
@@ -316,22 +313,21 @@ def _epoch(
 ) -> tuple[Tensor, float]:
     """One pass over `batches`, indices into x and y: each batch's mean loss, and the accuracy of all."""
     model.train()
-    learned = [p for group in optimizer.param_groups for p in group["params"]]
     losses: list[Tensor] = []
     predicted: list[Tensor] = []
-    for step, batch in enumerate(batches):
-        target = y.index_select(0, batch)
-        logits = _checked(model(x.index_select(0, batch)), len(target), num_classes, exact=True)
+    targets, sizes = y.index_select(0, torch.cat(list(batches))), [len(batch) for batch in batches]
+    for step, (batch, target, size) in enumerate(zip(batches, torch.split(targets, sizes), sizes, strict=True)):
+        logits = _checked(model(x.index_select(0, batch)), size, num_classes, exact=True)
         loss = functional.cross_entropy(logits, target)
-        for parameter in learned:  # what zero_grad() does, without the time it takes
+        for parameter in optimizer.parameters:  # what zero_grad() does, without the time it takes
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.detach())
-        predicted.append(logits.detach().argmax(1))
+        predicted.append(logits.argmax(1))
         if report is not None:
             report(step, losses[-1])
-    correct = torch.cat(predicted) == y[torch.cat(list(batches))]
+    correct = torch.cat(predicted) == targets
     return torch.stack(losses), int(correct.sum()) / len(correct)
 
 
@@ -391,93 +387,12 @@ def resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tens
     return x.to(device), y.to(device)
 
 
-class FusedOptimizer:
-    """Adam, AdamW and SGD with momentum by torch's fused kernels: the bits of ``torch.optim`` with ``fused=True``.
-
-    The first step of ``torch.optim`` imports torch's compiler, which it then does not use: two seconds of every
-    command that trains, and of every worker.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainSettings) -> None:
-        self.state: dict[Any, dict[str, Any]] = defaultdict(dict)
-        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": settings.learning_rate}]
-        self._settings = settings
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Change the parameters that have a gradient."""
-        (group,) = self.param_groups
-        alike: dict[tuple[torch.device, torch.dtype, bool], list[nn.Parameter]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                if parameter.grad.is_sparse:
-                    raise EvaluationError(f"{self._settings.optimizer} cannot be used with sparse gradients")
-                alike[parameter.device, parameter.dtype, parameter in self.state].append(parameter)
-        for (_, _, known), parameters in alike.items():
-            gradients = [p.grad for p in parameters]
-            states = [self.state[p] for p in parameters]
-            if self._settings.optimizer == "sgd":
-                self._descend(parameters, gradients, states, group["lr"], first=not known)
-            else:
-                self._adapt(parameters, gradients, states, group["lr"], first=not known)
-
-    def _descend(self, parameters: Any, gradients: Any, states: Any, rate: float, *, first: bool) -> None:
-        if first:
-            for state, gradient in zip(states, gradients, strict=True):
-                state["momentum_buffer"] = torch.empty_like(gradient)
-        torch._fused_sgd_(
-            parameters,
-            gradients,
-            [state["momentum_buffer"] for state in states],
-            weight_decay=self._settings.weight_decay,
-            momentum=0.9,
-            lr=rate,
-            dampening=0.0,
-            nesterov=True,
-            maximize=False,
-            is_first_step=first,
-        )
-
-    def _adapt(self, parameters: Any, gradients: Any, states: Any, rate: float, *, first: bool) -> None:
-        if first:
-            for state, parameter in zip(states, parameters, strict=True):
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
-        kernel = torch._fused_adam_ if self._settings.optimizer == "adam" else torch._fused_adamw_
-        kernel(
-            parameters,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            steps,
-            lr=rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=self._settings.weight_decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
-
-
-AnyOptimizer = FusedOptimizer | torch.optim.Optimizer
-
-
-def optimizer_of(parameters: Sequence[nn.Parameter], settings: TrainSettings, device: torch.device) -> AnyOptimizer:
+def optimizer_of(parameters: Sequence[nn.Parameter], settings: TrainSettings, device: torch.device) -> Optimizer:
     """The optimizer of these settings. Raises ConfigError where there is nothing to train."""
     if not parameters:
         raise ConfigError("the model has no parameter to train (none, or all with requires_grad=False)")
-    # One kernel per step instead of several per parameter: half the time of a step of a small model.
-    if device.type in ("cpu", "cuda"):
-        return FusedOptimizer(parameters, settings)
     rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, weight_decay=decay)
+    return Optimizer(parameters, settings.optimizer, rate, decay, fused=device.type in FUSED)
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:

@@ -84,8 +84,7 @@ class GpuTrainer:
         are let go for good. All tensors on the device."""
         if list(going) != self.members:
             self._let_go(going)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.optimizer.rate = rate
         losses, correct = [], torch.zeros(len(going), dtype=torch.int64, device=self.device)
         for batch in batches:
             target = y.index_select(0, batch)
@@ -121,13 +120,10 @@ class GpuTrainer:
             if member not in going:
                 self.states[member] = self.state(member)
         kept = torch.tensor([self.members.index(i) for i in going], device=self.device)
-        before, state = list(self.values.values()), self.optimizer.state
         self.values = {key: nn.Parameter(p.detach()[kept]) for key, p in self.values.items()}
         self.buffers = {key: b[kept] for key, b in self.buffers.items()}
         self.grids = [(None if a is None else a[:, kept], None if b is None else b[:, kept]) for a, b in self.grids]
-        self.optimizer = optimizer_of(list(self.values.values()), self.settings, self.device)
-        for old, new in zip(before, self.values.values(), strict=True):
-            self.optimizer.state[new] = {k: v[kept] if v.dim() else v for k, v in state[old].items()}
+        self.optimizer = self.optimizer.of_rows(list(self.values.values()), kept)
         self.members = list(going)
 
     @torch.no_grad()
