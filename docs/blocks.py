@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +65,23 @@ def outputs(page: list[Block]) -> dict[Block, Block]:
     }
 
 
-def run(block: Block, folder: Path) -> str:
+#: (command, folder, environment) → (exit code, what it prints to both streams).
+Typing = Callable[[list[str], Path, dict[str, str]], tuple[int, str]]
+
+
+def typed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command as a process of its own."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    return done.returncode, done.stdout
+
+
+def run(block: Block, folder: Path, typed: Typing = typed) -> str:
     """What a block prints, to both streams, as somebody sees it who types it in `folder`; or write its file there.
+
+    Args:
+        typed: runs a command; the tests have one that is quicker.
 
     Raises:
         AssertionError: a command failed.
@@ -84,17 +100,9 @@ def run(block: Block, folder: Path) -> str:
         if command[:2] == ["bitfront", "dashboard"]:
             _serves_until_interrupted(command, folder, environment)
             continue
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{block.page}:{block.line}: {command}\n{done.stdout}"
-        printed += done.stdout
+        code, said = typed(command, folder, environment)
+        assert code == 0, f"{block.page}:{block.line}: {command}\n{said}"
+        printed += said
     return printed
 
 

@@ -1,14 +1,19 @@
 """What the tests of the core share: reproducible hypothesis runs, a browser, and a short way to a space."""
 
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import bitfront
 from bitfront.graph import capture
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
+from warm import Warm
 
 settings.register_profile(
     "bitfront",
@@ -36,6 +41,17 @@ def browser():
         opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """What forks commands, in place of starting each anew."""
+    # Where the package stands that the tests import: the commands run that one, also from a second checkout.
+    source = str(Path(bitfront.__file__).parents[1])
+    fonts = Path(tempfile.gettempdir()) / f"bitfront-fonts-{os.getuid()}"
+    warm = Warm({**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source, "MPLCONFIGDIR": str(fonts)})
+    yield warm
+    warm.end()
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ import torch
 from bitfront import config, tomlfile
 from bitfront.data.arrays import from_arrays
 from bitfront.engine.planning.builder import make_plan
+from warm import Warm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
-from blocks import ROOT, Block, blocks, outputs, renewed, run, shape, unprinted
+from blocks import ROOT, Block, Typing, blocks, outputs, renewed, run, shape, typed, unprinted
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 KNOWN = {"sh", "python", "toml", "text", ""}
@@ -33,13 +34,31 @@ def test_blocks_are_of_a_kind_that_is_tested(page: str) -> None:
     assert {b.language for b in blocks(page)} <= KNOWN
 
 
+@pytest.fixture
+def forked(warm: Warm) -> Typing:
+    """Runs a command as ``blocks.typed`` does, without its imports where it is one of Python."""
+
+    def fork(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+        if command[0] == "bitfront":
+            arguments = ["-m", *command]
+        elif command[0] == sys.executable:
+            arguments = command[1:]
+        else:
+            return typed(command, folder, environment)
+        process = warm.start(arguments, folder, environment, merged=True)
+        printed, _ = process.communicate(timeout=300)
+        return process.returncode, printed
+
+    return fork
+
+
 @pytest.mark.journey
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)])
-def test_commands_and_code_run(page: str, tmp_path: Path) -> None:
+def test_commands_and_code_run(page: str, tmp_path: Path, forked: Typing) -> None:
     found = blocks(page)
     shown = outputs(found)
     for block in found:
-        printed = run(block, tmp_path)
+        printed = run(block, tmp_path, forked)
         for promised in re.findall(r"^# (.*)$", block.text, re.M) if "print(" in block.text else []:
             assert promised in printed, f"{page}:{block.line}: prints {printed!r}, not {promised!r}"
         if block in shown:
@@ -116,10 +135,10 @@ def test_example_scripts_run(script: Path, tmp_path: Path) -> None:
 
 @pytest.mark.journey
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
-def test_example_files_run(example: Path, tmp_path: Path) -> None:
+def test_example_files_run(example: Path, tmp_path: Path, forked: Typing) -> None:
     if 'dataset = "jsc"' in example.read_text() and "BITFRONT_DATA" not in os.environ:
         pytest.skip("jet data: BITFRONT_DATA is not set")
-    command = [sys.executable, "-m", "bitfront", "search", "--config", example, "--max-epochs", "1", "--n-trials", "12"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "12 of " in done.stdout
+    command = ["bitfront", "search", "--config", str(example), "--max-epochs", "1", "--n-trials", "12"]
+    code, printed = forked(command, tmp_path, dict(os.environ))
+    assert code == 0, printed
+    assert "\n12 of " in printed

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from journey import Shell, settings
-from warm import Warm
 
 from bitfront.kernels import native
 
@@ -34,28 +33,20 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory, data):
+def trained_once(tmp_path_factory, data, warm):
     """(folder, train's output): ``small.toml`` there, and ``runs/small`` after ``bitfront train``. To be copied."""
     folder = tmp_path_factory.mktemp("trained")
-    shell = Shell(folder)
+    shell = Shell(folder, warm)
     shell.write("small.toml", settings(data))
     return folder, shell("train", "--config", "small.toml")
 
 
 @pytest.fixture(scope="session")
-def searched_once(tmp_path_factory, trained_once):
+def searched_once(tmp_path_factory, trained_once, warm):
     """(folder, search's output): the same after ``bitfront search``. To be copied."""
     folder = tmp_path_factory.mktemp("searched")
     shutil.copytree(trained_once[0], folder, dirs_exist_ok=True)
-    return folder, Shell(folder)("search", "--config", "small.toml")
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory):
-    """What forks commands, in place of starting each anew."""
-    warm = Warm(Shell(tmp_path_factory.mktemp("warm")).env)
-    yield warm
-    warm.end()
+    return folder, Shell(folder, warm)("search", "--config", "small.toml")
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from warm import Started, Warm
 
 import bitfront
 from bitfront.engine.storage.store import read
 from bitfront.errors import BitfrontError
+from warm import Started, Warm
 
 #: Seconds after which a command is taken to hang; far above what any takes on a busy machine.
 PATIENCE = 240
@@ -29,20 +29,22 @@ SOURCE = Path(bitfront.__file__).parents[1]
 #: Where Matplotlib keeps its list of fonts, which takes longer to make than any figure.
 FONTS = Path(tempfile.gettempdir()) / f"bitfront-fonts-{os.getuid()}"
 
-#: Cannot be traced, so its candidates are evaluated one by one; and each of them takes its time on any machine.
+#: Cannot be traced, so its candidates are evaluated one by one; where `SLOWLY` is set, each takes its time on any machine.
 SLOW_NET = """
-import time
+import os, time
 from bitfront.models.digits import DigitsMLP
 
 class Slow(DigitsMLP):
     def forward(self, x):
         if not self.training and float(x.sum()) > -1e30:
-            time.sleep(0.02)
+            time.sleep(float(os.environ.get("SLOW_SECONDS", 0)))
         return super().forward(x)
 
 def net(sample_shape, num_classes):
     return Slow(*sample_shape, num_classes)
 """
+#: The environment of a command that is to be stopped in the middle.
+SLOWLY = {"SLOW_SECONDS": "0.03"}
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,12 @@ class Shell:
         process = self.start(*words, before=before, cold=cold)
         return self.finish(process, code=code)
 
-    def start(self, *words: object, before: str = "", cold: bool = False) -> "subprocess.Popen[str] | Started":
-        """Type ``bitfront *words`` and leave it running, in a process group of its own."""
+    def start(
+        self, *words: object, before: str = "", cold: bool = False, **env: str
+    ) -> "subprocess.Popen[str] | Started":
+        """Type ``bitfront *words`` with `env` set, and leave it running, in a process group of its own."""
         if self.warm is not None and not before and not cold:
-            process = self.warm.start([str(word) for word in words], self.folder, self.env)
+            process = self.warm.start(["-m", "bitfront", *map(str, words)], self.folder, {**self.env, **env})
             self.running.append(process)
             return process
         command = [sys.executable, "-m", "bitfront", *map(str, words)]
@@ -108,7 +112,7 @@ class Shell:
         process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.env,
+            env={**self.env, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -132,8 +136,14 @@ class Shell:
             assert typed.code == code, f"the exit code should be {code}:\n{typed}"
         return typed
 
-    def python(self, program: str, *words: object) -> str:
-        """Standard output of a Python program in a fresh process."""
+    def python(self, program: str, *words: object, cold: bool = False) -> str:
+        """Standard output of a Python program in a process of its own."""
+        if self.warm is not None and not cold:
+            process = self.warm.start(["-c", program, *map(str, words)], self.folder, self.env)
+            self.running.append(process)
+            out, err = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, err
+            return out
         done = subprocess.run(
             [sys.executable, "-c", program, *map(str, words)],
             cwd=self.folder,
@@ -146,10 +156,10 @@ class Shell:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def together(self, *lines: str) -> list[tuple[int, str, str]]:
-        """Type several lines in one process, as most of the time of each would be its imports: (exit code, standard
-        output, standard error) of each."""
-        return [tuple(found) for found in json.loads(self.python(TYPING, *lines))]
+    def together(self, *lines: str, before: str = "") -> list[tuple[int, str, str]]:
+        """(exit code, standard output, standard error) of several lines that are typed in one process, after the Python
+        of `before`."""
+        return [tuple(answer) for answer in json.loads(self.python(f"{before}\n{TYPING}", *lines))]
 
     def write(self, name: str, text: str) -> Path:
         """Write a file into the folder."""

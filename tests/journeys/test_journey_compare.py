@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from journey import SLOW_NET, rows, settings, wait_for_rows
+from journey import SLOW_NET, SLOWLY, rows, settings, wait_for_rows
 
 pytestmark = pytest.mark.journey
 
@@ -51,7 +51,7 @@ def test_a_killed_comparison_goes_on(shell, data):
     own = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 100"}
     shell.write("slow.toml", settings(data, **own))
     asked = ["compare", "slow.toml", "--strategy", "evolution", "--strategy", "optuna:random", "--seeds", 1]
-    process = shell.start(*asked, "--n-trials", 20)
+    process = shell.start(*asked, "--n-trials", 20, **SLOWLY)
     wait_for_rows(shell.folder / "runs/slow/compare/cache.sqlite", 8, shell, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -43,4 +43,4 @@ def test_without_the_extra(searched):
     program = "import sys; sys.modules['plotly'] = None\nimport bitfront as bf\n"
     program += "try:\n    bf.write_report('runs/small')\nexcept bf.UserError as error:\n    print(error)"
     missing = "the report needs plotly, which is not installed: pip install 'bitfront[report]'\n"
-    assert searched.python(program) == missing
+    assert searched.python(program, cold=True) == missing

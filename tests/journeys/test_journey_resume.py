@@ -7,11 +7,11 @@ import signal
 import time
 
 import pytest
-from journey import SLOW_NET, Shell, rows, settings, wait_for_rows
+from journey import SLOW_NET, SLOWLY, Shell, rows, settings, wait_for_rows
 
 pytestmark = pytest.mark.journey
 
-#: Flags of a search that takes seconds: 100 candidates, of which the samplers try 60.
+#: Flags of a search that can take seconds: 100 candidates, of which the samplers try 60.
 SEARCHES = {
     "brute_force": ["--strategy", "brute_force", "--n-trials", 100],
     "tpe": ["--strategy", "optuna", "--sampler", "tpe", "--n-trials", 60],
@@ -53,7 +53,7 @@ def told(shell):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_path_factory):
     store = slow.folder / "runs/slow/trials.sqlite"
-    process = slow.start(*of(name))
+    process = slow.start(*of(name), **SLOWLY)
     wait_for_rows(store, 10, slow, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -82,7 +82,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_pat
 
 
 def test_workers_end_with_a_search_that_is_killed(slow):
-    process = slow.start(*of("brute_force"), "--n-jobs", 2)
+    process = slow.start(*of("brute_force"), "--n-jobs", 2, **SLOWLY)
     wait_for_rows(slow.folder / "runs/slow/trials.sqlite", 10, slow, process)
     process.kill()  # it alone, as by the kernel when memory runs out; its workers are in the same group
     process.wait()
@@ -99,7 +99,7 @@ def test_workers_end_with_a_search_that_is_killed(slow):
 def test_interrupted_with_ctrl_c(slow):
     store = slow.folder / "runs/slow/trials.sqlite"
     search = ["search", "--config", "slow.toml"]
-    process = slow.start(*search)
+    process = slow.start(*search, **SLOWLY)
     wait_for_rows(store, 10, slow, process)
     os.killpg(process.pid, signal.SIGSTOP)  # held, so that it cannot end meanwhile
     typed = slow(*search, code=2)
@@ -159,7 +159,7 @@ def test_a_larger_budget_goes_on(trained):
 
 
 def test_a_timeout_ends_it(slow):
-    typed = slow("search", "--config", "slow.toml", "--timeout", 0.2)
+    typed = slow.finish(slow.start("search", "--config", "slow.toml", "--timeout", 0.2, **SLOWLY))
     number = len(rows(slow.folder / "runs/slow/trials.sqlite"))
     assert 0 < number < 100
     assert f"{number} of 100 candidates evaluated (timeout)" in typed.out

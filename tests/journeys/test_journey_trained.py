@@ -61,8 +61,8 @@ def test_a_killed_search_that_trains_ends_as_if_it_had_not_been(training, tmp_pa
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = rows(store)
-    assert len(before) % 8 == 0, "cohorts are whole"
-    assert 8 <= len(before) < TRIALS, "it was to be killed in the middle"
+    assert len(before) < TRIALS, "it was to be killed in the middle"
+    assert len(before) in (8, 9, 17, 25), "cohorts are whole: of the 9 uniform candidates, and of generations of 8"
 
     typed = training(*search)
     assert f"{len(before)} trials are there from before" in typed.err

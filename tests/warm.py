@@ -1,24 +1,36 @@
-"""Processes of the command that need not import torch first, which is most of what a small command does.
+"""Processes of Python that need not import torch first, which is most of what a small command does.
 
-A process that has imported the package, and has done nothing else, waits for commands; for each it forks, and the fork
-goes on as ``python -m bitfront`` would after its imports: with its own arguments, folder, environment, session and
-output, and ended like any program. So it can be killed, interrupted and timed out, and its workers are processes of
-their own. What a fork shares with its siblings is the seed of Python's hashes and what is imported; journeys that are
-about these ask for a cold start.
+A process that has imported every module of the package, and has done nothing else, waits for commands. For each it forks,
+and the fork goes on as ``python -m bitfront`` or ``python -c PROGRAM`` would after the imports: with the arguments,
+folder, environment, session and output that were asked for. So it can be killed, interrupted and timed out, and its
+workers are separate processes. What a fork shares with its siblings is the seed of Python's hashes and what is imported.
+Tests that are about these ask for a cold start.
 """
 
+import atexit
 import contextlib
+import functools
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+#: Bytes that a command may take, with its environment.
+LARGEST = 1 << 17
 
 
 class Started:
@@ -82,15 +94,20 @@ class Warm:
                 command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[other.fileno()]
             )
 
-    def start(self, words: list[str], folder: Path, env: dict[str, str]) -> Started:
-        """Type ``bitfront *words`` in that folder."""
+    def start(self, arguments: list[str], folder: Path, env: dict[str, str], merged: bool = False) -> Started:
+        """Start ``python *arguments`` in that folder; they are as in ``accepted``.
+
+        Args:
+            merged: standard error goes where standard output goes.
+        """
         pipes = [os.pipe() for _ in range(3)]
-        message = json.dumps([words, str(folder), env]).encode()
+        message = json.dumps([arguments, str(folder), env, merged]).encode()
+        assert len(message) < LARGEST, "a command of this length does not fit into one message"
         socket.send_fds(self._channel, [message], [write for _, write in pipes])
         for _, write in pipes:
             os.close(write)
         pid = int(self._channel.recv(16))
-        return Started([sys.executable, "-m", "bitfront", *words], pid, *(read for read, _ in pipes))
+        return Started([sys.executable, *arguments], pid, *(read for read, _ in pipes))
 
     def end(self) -> None:
         """End the process that forks; its forks have ended before."""
@@ -98,8 +115,8 @@ class Warm:
         self._process.wait()
 
 
-def serve(channel: socket.socket) -> list[str]:
-    """Forks for every message; returns in the fork, with the words of the command, and never before."""
+def serve(channel: socket.socket) -> Callable[[], Any]:
+    """Forks for every message; returns in the fork, with what it is to run, and never before."""
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -118,7 +135,7 @@ def serve(channel: socket.socket) -> list[str]:
                     os.close(running.pop(pid))
         if channel not in ready:
             continue
-        message, files, _, _ = socket.recv_fds(channel, 1 << 20, 3)
+        message, files, _, _ = socket.recv_fds(channel, LARGEST, 3)
         if not message:
             os._exit(0)
         out, err, status = files
@@ -129,12 +146,13 @@ def serve(channel: socket.socket) -> list[str]:
             os.write(begin, b".")
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            *command, merged = json.loads(message)
             os.dup2(out, 1)
-            os.dup2(err, 2)
+            os.dup2(out if merged else err, 2)
             for unused in (out, err, status, begun, begin, woken, wake, *running.values()):
                 os.close(unused)
             channel.close()
-            return as_typed(*json.loads(message))
+            return accepted(*command)
         os.read(begun, 1)
         for used in (out, err, begun, begin):
             os.close(used)
@@ -142,31 +160,77 @@ def serve(channel: socket.socket) -> list[str]:
         channel.send(str(pid).encode())
 
 
-def as_typed(words: list[str], folder: str, env: dict[str, str]) -> list[str]:
-    """Make this process what ``python -m bitfront`` would be."""
+def accepted(arguments: list[str], folder: str, env: dict[str, str]) -> Callable[[], Any]:
+    """Make this process what ``python *arguments`` would be: ``[-W error] -m bitfront WORDS`` or ``-c PROGRAM WORDS``."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
     sys.path[0] = folder
-    return words
+    if arguments[:2] == ["-W", "error"]:
+        arguments = arguments[2:]
+        warnings.simplefilter("error")
+        sys.warnoptions.append("error")
+    how, what, *words = arguments
+    if how == "-m" and what == "bitfront":
+        import bitfront.__main__ as program
+        from bitfront.cli import main as run
 
-
-def main() -> Any:
-    import bitfront.__main__ as program
-    from bitfront import api, cli, config, template, tomlfile  # noqa: F401
-    from bitfront.engine import analysis, rebuild  # noqa: F401
-    from bitfront.engine.search import weights  # noqa: F401
-    from bitfront.report import live, tables  # noqa: F401
-
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    # More threads than this one would be missing in the forks.
-    assert not Path("/proc/self/task").exists() or len(list(Path("/proc/self/task").iterdir())) == 1
-    words = serve(channel)
+        sys.argv = [str(program.__file__), *words]
+    elif how == "-c":
+        program = types.ModuleType("__main__")
+        sys.argv = ["-c", *words]
+        run = functools.partial(exec, compile(what, "<string>", "exec"), program.__dict__)
+    else:
+        raise ValueError(f"python {arguments} is not possible without a cold start")
     program.warm = sys.modules["__main__"]  # kept, as this is its code
     sys.modules["__main__"] = program
-    sys.argv = [str(program.__file__), *words]
-    return cli.main
+    return run
+
+
+def import_all() -> None:
+    """Every module of the package, and what draws figures."""
+    import bitfront
+    import bitfront.__main__
+
+    for module in pkgutil.walk_packages(bitfront.__path__, "bitfront."):
+        if not module.name.startswith("bitfront.testing"):
+            importlib.import_module(module.name)
+    with contextlib.suppress(ImportError):
+        import matplotlib.backends.backend_agg
+        import matplotlib.backends.backend_svg
+        import matplotlib.figure  # noqa: F401
+
+
+def end_as_a_program(run: Callable[[], Any]) -> None:
+    """Run it and end the process with the exit code and output of any program, but without taking torch to pieces."""
+    code: object = 0
+    try:
+        run()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code or 0)
+
+
+def main() -> None:
+    import_all()
+    # More threads than this one would be missing in the forks.
+    assert not Path("/proc/self/task").exists() or len(list(Path("/proc/self/task").iterdir())) == 1
+    # A collection in a fork would write to all that is imported, and so copy it.
+    gc.collect()
+    gc.freeze()
+    end_as_a_program(serve(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":
-    main()()
+    main()
