@@ -129,11 +129,11 @@ def proposals() -> list[dict[str, Any]]:
     labels = tuple(map(str, range(32)))
     space = Space([Group(f"s{i}", (Branch("b", (Choice("c", labels),)),)) for i in range(4)])
     strategy, history = BruteForce(space, 2, 0), History(4, 2, space, forgets=True)
-    none, rng = space.numbered(0, 0), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     seconds = 0.0
     while len(history) < 1_000_000:
         begin = time.perf_counter()
-        codes = strategy.propose(history, none, strategy.batch, rng)
+        codes = strategy.propose(history, strategy.batch, rng)
         seconds += time.perf_counter() - begin
         history.tell(codes, np.zeros((len(codes), 2)))
     return [_row("strategy", "brute force, a proposal", seconds / len(history) * 1e3, "ms")]

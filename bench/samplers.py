@@ -82,7 +82,7 @@ class OneByOne(Strategy):
         self._open: tuple[int, NDArray[np.int64]] | None = None
         self._seen = 0
 
-    def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
         asked = -1
         if self._open is not None:
             number, code = self._open
@@ -122,7 +122,7 @@ def search(
         rng = np.random.default_rng([seed, 1, step])
         step += 1
         begin = time.process_time()
-        proposed = strategy.propose(history, np.zeros((0, len(space.parameters)), dtype=np.int64), strategy.batch, rng)
+        proposed = strategy.propose(history, strategy.batch, rng)
         seconds += time.process_time() - begin
         asked += len(proposed)
         fresh = history.fresh(proposed)
@@ -234,7 +234,7 @@ def cost_at(problem: Problem, trials: int, calls: int = 10) -> float:
     strategy, proposed = Evolution(problem.space, 2, 0), 0
     begin = time.process_time()
     for i in range(calls):
-        proposed += len(strategy.propose(history, codes[:0], strategy.batch, np.random.default_rng(i)))
+        proposed += len(strategy.propose(history, strategy.batch, np.random.default_rng(i)))
     return 1e3 * (time.process_time() - begin) / proposed
 
 

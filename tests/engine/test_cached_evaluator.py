@@ -12,7 +12,6 @@ from bitfront.strategies.base import History, Strategy
 from bitfront.testing.strategies import toy_losses, toy_space
 
 SPACE = toy_space(2, 3)  # 10 · 10 candidates
-NOTHING = SPACE.numbered(0, 0)
 
 
 class BlockEvaluator:
@@ -118,7 +117,7 @@ class Scripted(Strategy):
 
     batch, looks_back = 5, False
 
-    def propose(self, history, pending, n, rng):
+    def propose(self, history, n, rng):
         return SPACE.numbered(0, SPACE.size)[[n, n, n + 1]]
 
 
@@ -131,7 +130,7 @@ def test_proposals_and_repeats_are_counted_and_time_is_that_of_the_strategy(monk
     history = History(6, 2, SPACE)
     for n, done in ((3, 2), (3, 4), (9, 4)):
         evaluated[0] = done
-        found = own.propose(history, NOTHING, n, np.random.default_rng(0))
+        found = own.propose(history, n, np.random.default_rng(0))
         assert np.array_equal(found, SPACE.numbered(0, SPACE.size)[[n, n, n + 1]])
         fresh = history.fresh(found)
         history.tell(fresh, toy_losses(SPACE, fresh, 2))

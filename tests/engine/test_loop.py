@@ -50,14 +50,14 @@ class TwoLosses:
 class Stubborn(Strategy):
     """Proposes the same candidate for ever."""
 
-    def propose(self, history, pending, n, rng):
+    def propose(self, history, n, rng):
         return self.space.numbered(7, 8)
 
 
 class Empty(Strategy):
     """Has nothing to propose."""
 
-    def propose(self, history, pending, n, rng):
+    def propose(self, history, n, rng):
         return self.space.numbered(0, 0)
 
 

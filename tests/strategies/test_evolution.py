@@ -50,10 +50,6 @@ def losses_of(space, codes, objectives, failing):
     return losses
 
 
-def nothing(space):
-    return np.zeros((0, len(space.parameters)), dtype=np.int64)
-
-
 def history_of(space, codes, objectives, failing=False):
     history = History(len(space.parameters), objectives, space)
     codes = history.fresh(codes)
@@ -64,7 +60,6 @@ def history_of(space, codes, objectives, failing=False):
 cases = {
     "seed": st.integers(0, 2**32),
     "known": st.integers(0, 120),
-    "waiting": st.integers(0, 20),
     "n": st.integers(1, 140),
     "objectives": st.integers(1, 4),
     "failing": st.booleans(),
@@ -74,36 +69,33 @@ cases = {
 @given(**cases)
 @settings(max_examples=150, deadline=None)
 def test_it_proposes_only_what_is_new_canonical_and_in_the_space_until_nothing_is_left(
-    seed, known, waiting, n, objectives, failing
+    seed, known, n, objectives, failing
 ):
     rng = np.random.default_rng(seed)
     space = mixed_space(rng)
     history = history_of(space, space.sample(known, rng), objectives, failing)
-    pending = history.fresh(space.sample(waiting, rng))
-    proposed = Evolution(space, objectives, 0).propose(history, pending, n, np.random.default_rng(seed))
+    proposed = Evolution(space, objectives, 0).propose(history, n, np.random.default_rng(seed))
     space.check(proposed)
     assert proposed.dtype == np.int64
     assert np.array_equal(space.canonical(proposed), proposed)
     keys = {code.tobytes() for code in proposed}
     assert len(keys) == len(proposed) <= n
     assert (history.rows(proposed) < 0).all()
-    assert not keys & {code.tobytes() for code in pending}
-    left = space.size - len(history) - len(pending)
+    left = space.size - len(history)
     assert len(proposed) >= min(n, left, 8)
 
 
 @given(**cases)
 @settings(max_examples=50, deadline=None)
-def test_it_is_a_function_of_its_arguments(seed, known, waiting, n, objectives, failing):
+def test_it_is_a_function_of_its_arguments(seed, known, n, objectives, failing):
     rng = np.random.default_rng(seed)
     space = mixed_space(rng)
     codes, others = space.sample(known, rng), space.sample(50, rng)
-    pending = space.sample(waiting, rng)
     fresh = Evolution(space, objectives, 0)
     used = Evolution(space, objectives, 0)
-    used.propose(history_of(space, others, objectives), nothing(space), 9, np.random.default_rng(1))
+    used.propose(history_of(space, others, objectives), 9, np.random.default_rng(1))
     asked = [
-        strategy.propose(history_of(space, codes, objectives, failing), pending, n, np.random.default_rng(seed))
+        strategy.propose(history_of(space, codes, objectives, failing), n, np.random.default_rng(seed))
         for strategy in (fresh, used, used)
     ]
     assert np.array_equal(asked[0], asked[1])
@@ -116,7 +108,7 @@ def test_a_search_that_is_interrupted_anywhere_goes_on_as_if_it_had_not_been():
     def go_on(history, step, until):
         strategy = Evolution(space, 2, 3)
         for i in range(step, until):
-            codes = strategy.propose(history, nothing(space), 16, np.random.default_rng([3, i]))
+            codes = strategy.propose(history, 16, np.random.default_rng([3, i]))
             history.tell(codes, toy_losses(space, codes, 2, failing=5))
         return history
 
@@ -130,7 +122,7 @@ def test_a_search_that_is_interrupted_anywhere_goes_on_as_if_it_had_not_been():
 def test_it_comes_to_the_end_of_a_space(space):
     """Every candidate once, and then nothing."""
     history, strategy, calls = History(len(space.parameters), 2, space), Evolution(space, 2, 0), 0
-    while len(codes := strategy.propose(history, nothing(space), 128, np.random.default_rng(calls))):
+    while len(codes := strategy.propose(history, 128, np.random.default_rng(calls))):
         history.tell(codes, toy_losses(space, codes, 2))
         calls += 1
     assert len(history) == space.size
@@ -139,16 +131,16 @@ def test_it_comes_to_the_end_of_a_space(space):
 def test_a_space_of_one_parameter_and_one_of_none():
     one = Space([Group("site", (Branch("integer", (Choice("weight", tuple(map(str, range(40)))),)),))])
     history = history_of(one, one.numbered(0, 39), 2)
-    assert Evolution(one, 2, 0).propose(history, nothing(one), 8, np.random.default_rng(0)).tolist() == [[39]]
+    assert Evolution(one, 2, 0).propose(history, 8, np.random.default_rng(0)).tolist() == [[39]]
     none = Space([])
-    assert Evolution(none, 1, 0).propose(History(0, 1), nothing(none), 4, np.random.default_rng(0)).shape == (1, 0)
+    assert Evolution(none, 1, 0).propose(History(0, 1), 4, np.random.default_rng(0)).shape == (1, 0)
 
 
 def test_a_space_beyond_64_bits():
     space = toy_space(40, 8)
     assert space.size > 2**64
     history = history_of(space, space.sample(60, np.random.default_rng(0)), 2)
-    proposed = Evolution(space, 2, 0).propose(history, nothing(space), 8, np.random.default_rng(0))
+    proposed = Evolution(space, 2, 0).propose(history, 8, np.random.default_rng(0))
     assert len(history.fresh(proposed)) == 8
 
 
@@ -248,7 +240,7 @@ def test_it_finds_more_than_chance(objectives):
     for seed in range(3):
         history, strategy = History(12, objectives, space), Evolution(space, objectives, seed)
         while len(history) < 120:
-            codes = strategy.propose(history, nothing(space), 16, np.random.default_rng([seed, len(history)]))
+            codes = strategy.propose(history, 16, np.random.default_rng([seed, len(history)]))
             history.tell(codes, losses(codes))
         chance = losses(space.sample(480, np.random.default_rng(seed)))
         assert hypervolume(history.losses, reference) > hypervolume(chance, reference)
@@ -258,7 +250,7 @@ def test_it_keeps_away_from_what_fails():
     space, losses = rate_distortion(2)
     history, strategy = History(12, 2, space), Evolution(space, 2, 0)
     while len(history) < 160:
-        codes = strategy.propose(history, nothing(space), 16, np.random.default_rng(len(history)))
+        codes = strategy.propose(history, 16, np.random.default_rng(len(history)))
         told = losses(codes)
         told[codes[:, 0] < 2] = np.nan
         history.tell(codes, told)

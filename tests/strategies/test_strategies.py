@@ -12,8 +12,6 @@ from bitfront.strategies.brute_force import BruteForce
 from bitfront.strategies.optuna import MEANINGS, SAMPLERS, OptunaStrategy, sampler_name
 from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
 
-NOTHING = np.zeros((0, 9), dtype=np.int64)
-
 
 def optuna_with(sampler):
     return lambda space, objectives, seed: OptunaStrategy(space, objectives, seed, sampler)
@@ -42,14 +40,14 @@ def test_every_registered_strategy_is_checked_here():
 class Global(Strategy):
     """Draws from NumPy's global generator."""
 
-    def propose(self, history, pending, n, rng):
+    def propose(self, history, n, rng):
         return self.space.canonical(np.random.randint(0, 2, (n, len(self.space.parameters))))
 
 
 class Careless(Strategy):
     """Proposes codes that are not canonical."""
 
-    def propose(self, history, pending, n, rng):
+    def propose(self, history, n, rng):
         return rng.integers(0, self.space.cardinalities, (n, len(self.space.parameters)))
 
 
@@ -88,7 +86,7 @@ def test_brute_force_proposes_every_candidate_once_whatever_was_told_from_elsewh
     while True:
         if foreign:
             tell(space.sample(int(rng.integers(0, foreign + 1)), rng))
-        proposed = strategy.propose(history, NOTHING[:, : len(space.parameters)], n, rng)
+        proposed = strategy.propose(history, n, rng)
         assert all(history.row(c) is None for c in proposed)
         told += [c.tobytes() for c in proposed]
         if not len(proposed):
@@ -98,11 +96,12 @@ def test_brute_force_proposes_every_candidate_once_whatever_was_told_from_elsewh
     assert len(history) == space.size
 
 
-def test_brute_force_goes_through_the_space_in_its_order_and_leaves_out_what_is_pending():
+def test_brute_force_goes_through_the_space_in_its_order_and_leaves_out_what_is_known():
     space = toy_space()
     history = History(len(space.parameters), 1)
     everything = space.numbered(0, space.size)
-    proposed = BruteForce(space, 1, 0).propose(history, everything[2:5], 10, np.random.default_rng(0))
+    history.tell(everything[2:5], toy_losses(space, everything[2:5], 1))
+    proposed = BruteForce(space, 1, 0).propose(history, 10, np.random.default_rng(0))
     assert np.array_equal(proposed, everything[[0, 1, 5, 6, 7, 8, 9, 10, 11, 12]])
 
 
@@ -145,7 +144,7 @@ def test_what_was_told_guides_what_is_proposed(sampler):
     strategy = OptunaStrategy(space, 1, 0, sampler)
     rng, found = np.random.default_rng(0), []
     while len(history) < 100:
-        codes = strategy.propose(history, NOTHING, 8, rng)
+        codes = strategy.propose(history, 8, rng)
         codes = np.array(list({c.tobytes(): c for c in codes if history.row(c) is None}.values()))
         if len(codes):
             losses = space.options(codes).sum(axis=1, keepdims=True).astype(float)

@@ -1,6 +1,6 @@
 """What a strategy is, and what it knows: the space's codes and the objectives of those already told. Never a model.
 
-The same calls of ``propose(history, pending, n, rng)``, with histories that grow in the same way, give the same
+The same calls of ``propose(history, n, rng)``, with histories that grow in the same way, give the same
 proposals: a killed search is resumed by replaying it from the start, against the store. Bitfront's own strategies are
 functions of their arguments alone. Optuna's samplers have a random state that moves on with every call; their study is
 otherwise a cache of the history.
@@ -139,7 +139,7 @@ class Strategy(ABC):
         self.space, self.objectives, self.seed = space, objectives, seed
 
     @abstractmethod
-    def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
         """Up to `n` canonical codes to try next.
 
         Known ones may be among them: leaving these out is the loop's business. An empty array means that nothing is

@@ -25,7 +25,7 @@ class BruteForce(Strategy):
         # A cache of the history: everything before the cursor is known. Starting at 0 again only costs time.
         self._cursor = 0
 
-    def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
         """The next `n` candidates that are not known; empty at the end of the space."""
         found: list[Codes] = []
         missing, cursor = n, self._cursor
@@ -35,8 +35,6 @@ class BruteForce(Strategy):
             new = history.rows(block) < 0
             if not found and not new.any():
                 self._cursor = cursor
-            if len(pending):
-                new &= (block[:, None] != pending).any(axis=2).all(axis=1)
             own = block[:missing] if new[:missing].all() else block[new][:missing]
             found.append(own)
             missing -= len(own)

@@ -79,45 +79,37 @@ class Evolution(Strategy):
             for p, c in zip(parameters, counts, strict=True)
         ]
 
-    def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:
-        """Up to `n` candidates that are neither known nor pending; fewer while the history is short, or near its end.
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
+        """Up to `n` candidates that are not known; fewer while the history is short, or near its end.
 
         Returns:
             Shape (candidates, parameters); the most promising first. Empty only if nothing is left.
         """
-        seen = len(history) + len(pending)
+        seen = len(history)
         best, rank = select(history.losses, FITTED, history.violation)
         starting = seen < START or len(best) < 2
         n = min(n, max(SMALLEST, START - seen if starting else int(seen * SHARE)))
         if starting:
-            pool = self._unseen(self._spread(2 * n, rng), history, pending)
+            pool = history.fresh(self._spread(2 * n, rng))
         elif self.space.size <= SMALL:
-            pool = self._unseen(rng.permutation(self.space.numbered(0, self.space.size)), history, pending)
+            pool = history.fresh(rng.permutation(self.space.numbered(0, self.space.size)))
         else:
             parents = history.codes[best[: max(POPULATION, min(FRONT, int((rank == 0).sum())))]]
             pool, wanted = parents[:0], max(n, min(POOL * n, LARGEST_POOL))
             for attempt in range(4):
                 # Where the surroundings of the front are known, larger steps leave them.
                 children = self._children(parents, wanted, 1.0 + attempt, rng)
-                pool = self._unseen(np.concatenate([pool, children]), history, pending)
+                pool = history.fresh(np.concatenate([pool, children]))
                 if len(pool) >= max(n, wanted // 2):
                     break
         if len(pool) < n:
-            pool = self._unseen(np.concatenate([pool, self.space.sample(4 * n, rng)]), history, pending)
+            pool = history.fresh(np.concatenate([pool, self.space.sample(4 * n, rng)]))
         if len(pool) < n:
-            pool = self._unseen(np.concatenate([pool, self._left(history, pending, n, rng)]), history, pending)
+            pool = history.fresh(np.concatenate([pool, self._left(history, n, rng)]))
         if starting or len(pool) <= n:
             return pool[:n]
         chosen = self._promising(history, best, rank, pool, n - int(n * UNASKED * min(1.0, seen / RIPE)))
-        return self._unseen(np.concatenate([chosen, pool]), history, pending)[:n]
-
-    def _unseen(self, codes: Codes, history: History, pending: Codes) -> Codes:
-        """`codes` without what is known, pending or there twice."""
-        codes = history.fresh(codes)
-        if len(pending) and len(codes):
-            waiting = {code.tobytes() for code in pending}
-            codes = codes[[code.tobytes() not in waiting for code in codes]]
-        return codes
+        return history.fresh(np.concatenate([chosen, pool]))[:n]
 
     def _spread(self, n: int, rng: np.random.Generator) -> Codes:
         """A Latin hypercube: `n` candidates, along which the options of every group come up equally often."""
@@ -126,7 +118,7 @@ class Evolution(Strategy):
             options[:, g] = (rng.permutation(n) + rng.random(n)) / n * group.size
         return self.space.codes(options)
 
-    def _left(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:
+    def _left(self, history: History, n: int, rng: np.random.Generator) -> Codes:
         """At least `n` unseen candidates, if so many are left: found by going through the space, so the last resort."""
         block, size = 4096, self.space.size
         blocks = -(-size // block)
@@ -135,7 +127,7 @@ class Evolution(Strategy):
         found = [self.space.numbered(0, 0)]
         for i in range(blocks):
             start = (first + i) % blocks * block
-            found.append(self._unseen(self.space.numbered(start, start + block), history, pending))
+            found.append(history.fresh(self.space.numbered(start, start + block)))
             if sum(map(len, found)) >= n:
                 break
         return rng.permutation(np.concatenate(found))

@@ -97,7 +97,7 @@ class OptunaStrategy(Strategy):
         self._asked: list[tuple[NDArray[np.int64], dict[str, Any]]] = []
         self._seen = 0
 
-    def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
         """What the sampler asks for; it is free to ask for what is known."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

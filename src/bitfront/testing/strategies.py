@@ -83,10 +83,9 @@ def _global_numpy() -> NDArray[np.uint32]:
 def _propose(strategy: Strategy, history: History, n: int, rng: np.random.Generator) -> Codes:
     """One call, with everything that it must not touch compared before and after."""
     space = strategy.space
-    pending = np.zeros((0, len(space.parameters)), dtype=np.int64)
     codes, losses = history.codes.copy(), history.losses.copy()
     state = (random.getstate(), _global_numpy(), torch.get_rng_state())
-    proposed = strategy.propose(history, pending, n, rng)
+    proposed = strategy.propose(history, n, rng)
     assert random.getstate() == state[0], "propose draws from Python's global generator"
     assert np.array_equal(_global_numpy(), state[1]), "propose draws from NumPy's global generator"
     assert torch.equal(torch.get_rng_state(), state[2]), "propose draws from PyTorch's global generator"

@@ -143,10 +143,10 @@ class TimedStrategy(Strategy):
         self.proposals = self.repeats = 0
         self._asked = [(0, self.seconds)]
 
-    def propose(self, history: History, pending: Codes, n: int, rng: np.random.Generator) -> Codes:
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
         """What the strategy proposes."""
         begin = time.perf_counter()
-        found = self._own.propose(history, pending, n, rng)
+        found = self._own.propose(history, n, rng)
         self.seconds += time.perf_counter() - begin
         self.proposals += len(found)
         self.repeats += len(found) - len(history.fresh(found))

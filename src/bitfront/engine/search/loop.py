@@ -199,11 +199,10 @@ class _State:
     def next_candidates(self, rng: np.random.Generator) -> Codes:
         """Unknown candidates: the strategy's, or, when it only proposes known ones, neighbours of the front."""
         history, strategy = self.history, self.strategy
-        pending = np.zeros((0, len(self.space.parameters)), dtype=np.int64)
         # The budget must not decide what a strategy proposes, but for one that does not look back it cannot.
         limited = not strategy.looks_back and self.feasibility is None
         wanted = min(strategy.batch, (self.total if limited else self.space.size) - len(history))
-        proposed = strategy.propose(history, pending, wanted, rng)
+        proposed = strategy.propose(history, wanted, rng)
         fresh = history.fresh(proposed)
         self.stalled = 0 if len(fresh) else self.stalled + max(1, len(proposed))
         if len(fresh) or (self.stalled < PATIENCE and len(proposed)):
