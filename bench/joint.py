@@ -157,7 +157,7 @@ def fronts(data: Dataset, quick: bool) -> Iterator[tuple[Row, tuple[str, float] 
                 seconds = time.perf_counter() - begin
                 volumes[name].append(volume(run, "bops"))
                 best = run.best()
-                cheap = [t for t in run.records if t.metrics["accuracy"] >= run.reference["accuracy"] - 0.01]
+                cheap = [t for t in run.trials if t.metrics["accuracy"] >= run.reference["accuracy"] - 0.01]
                 least = min((t.metrics["bops"] for t in cheap), default=math.nan)
                 yield (
                     {

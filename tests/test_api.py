@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import bitfront as bf
-from bitfront.errors import CheckpointError, ConfigError, RunError
+from bitfront.errors import CheckpointError, ConfigError, MissingExtraError, RunError
 
 SPACE = {
     "linear": {
@@ -197,14 +197,14 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
 
 
 def test_a_search_of_objects(run):
-    assert len(run) == len(run.records) == run.space.size == 36
-    assert [t.number for t in run.records] == list(range(36))
+    assert len(run) == len(run.trials) == run.space.size == 36
+    assert [t.number for t in run.trials] == list(range(36))
     assert run.stopped == "space exhausted"
-    assert set(run.records[0].metrics) == {"loss", "accuracy", "average_bitwidth", "memory_density"}
-    values = np.array([t.values for t in run.records]) * [-1, 1]
+    assert set(run.trials[0].metrics) == {"loss", "accuracy", "average_bitwidth", "memory_density"}
+    values = np.array([t.values for t in run.trials]) * [-1, 1]
     best = [
         t.number
-        for t, own in zip(run.records, values, strict=True)
+        for t, own in zip(run.trials, values, strict=True)
         if not ((values <= own).all(axis=1) & (values < own).any(axis=1)).any()
     ]
     assert sorted(t.number for t in run.front) == best
@@ -238,12 +238,12 @@ def test_a_file_and_python_give_the_same_numbers(from_file, tmp_path):
         project_dir=str(tmp_path),
         accelerator="cpu",
     )
-    assert [(t.code, t.metrics) for t in own.records] == [(t.code, t.metrics) for t in run.records]
+    assert [(t.code, t.metrics) for t in own.trials] == [(t.code, t.metrics) for t in run.trials]
     data = bf.load_dataset("npz", bf_request(path.parent / "data.npz"))
     model = bf.build_model("digits-mlp", data.sample_shape, data.num_classes, 0)
     model.load_state_dict(torch.load(weights, weights_only=True))
     third = bf.search(path, model=model, data=data, project="objects")
-    assert [(t.code, t.metrics) for t in third.records] == [(t.code, t.metrics) for t in run.records]
+    assert [(t.code, t.metrics) for t in third.trials] == [(t.code, t.metrics) for t in run.trials]
 
 
 def bf_request(path):
@@ -268,7 +268,7 @@ def test_splits_and_datasets_as_data(net, arrays, tmp_path, run):
     assert len(found) == 2
     assert found.notes == ("test cut from train: train 255, val 150, test 45, stratified, seed 0",)
     found = search(net, bf.from_arrays(*arrays), tmp_path / "b")
-    assert [t.metrics for t in found.records] == [t.metrics for t in run.records]
+    assert [t.metrics for t in found.trials] == [t.metrics for t in run.trials]
 
 
 def test_what_a_search_tells_meanwhile(from_file):
@@ -329,7 +329,7 @@ def test_without_a_model_that_was_trained_there_is_nothing_to_test(from_file, tm
 
 def test_best_under_constraints(run):
     small = run.best("average_bitwidth <= 4")
-    allowed = [t for t in run.records if t.metrics["average_bitwidth"] <= 4]
+    allowed = [t for t in run.trials if t.metrics["average_bitwidth"] <= 4]
     assert small.metrics["accuracy"] == max(t.metrics["accuracy"] for t in allowed)
     same = [t for t in allowed if t.metrics["accuracy"] == small.metrics["accuracy"]]
     assert small.metrics["average_bitwidth"] == min(t.metrics["average_bitwidth"] for t in same)
@@ -365,9 +365,9 @@ def test_constraints_that_cannot_be_met_or_read(run, constraints, keywords, erro
 
 def test_a_run_is_read_again_from_its_folder(run, tmp_path):
     again = bf.Run.load(run.folder)
-    assert again.records == run.records
+    assert again.trials == run.trials
     assert again.front == run.front
-    assert again.trial(7) == run.records[7]
+    assert again.trial(7) == run.trials[7]
     with pytest.raises(RunError, match="there is no trial 36; it has 36 trials, 0 to 35"):
         again.trial(36)
     with pytest.raises(RunError, match=r"there is no such run folder; runs in .*: net"):
@@ -378,10 +378,19 @@ def test_a_run_is_read_again_from_its_folder(run, tmp_path):
 
 def test_as_a_data_frame(run):
     pytest.importorskip("pandas", reason="the extra 'pandas' is not installed")
-    frame = run.trials
+    frame = run.trials_dataframe()
     assert list(frame.index) == list(range(36))
-    assert frame["accuracy"].tolist() == [t.metrics["accuracy"] for t in run.records]
+    assert frame["accuracy"].tolist() == [t.metrics["accuracy"] for t in run.trials]
     assert set(frame["state"]) == {"complete"}
+    assert frame["config"].tolist() == [t.config for t in run.trials]
+
+
+def test_without_pandas_the_trials_are_the_same_and_a_data_frame_names_the_extra(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    again = bf.Run.load(run.folder)
+    assert again.trials == run.trials
+    with pytest.raises(MissingExtraError, match=r"run\.trials_dataframe\(\) needs pandas.* 'bitfront\[pandas\]'"):
+        again.trials_dataframe()
 
 
 def test_the_files_say_the_same_as_the_run(run):

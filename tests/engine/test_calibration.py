@@ -150,14 +150,14 @@ def test_a_trial_is_rebuilt_with_its_corrections_and_another_calibration_is_refu
     run, model, data, events = searched(tmp_path, **settings)
     assert not [n for n in events.notes if "has no effect" in n]
     losses = set()
-    for trial in run.records:
+    for trial in run.trials:
         rebuilt = bf.transform_trial(run.folder, trial.number, check=True, model=model, data=data)
         assert rebuilt.evaluation.loss == trial.metrics["loss"]
         assert rebuilt.evaluation.accuracy == trial.metrics["accuracy"]
         losses.add(trial.metrics["loss"])
-    changed = [r for r in searched(tmp_path / "plain")[0].records if r.metrics["loss"] not in losses]
+    changed = [r for r in searched(tmp_path / "plain")[0].trials if r.metrics["loss"] not in losses]
     assert len(changed) >= 10
-    assert len(searched(tmp_path, **settings)[0].records) == 12
+    assert len(searched(tmp_path, **settings)[0].trials) == 12
     for key, other in (("num_samples", 101), ("bias_correction", False), ("batch_norm", False)):
         with pytest.raises(RunError, match=rf"another configuration:\n  calibration\.{key}: it has"):
             searched(tmp_path, **{**settings, key: other})

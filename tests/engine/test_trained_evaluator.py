@@ -500,7 +500,7 @@ def test_any_trial_is_rebuilt_exactly(dataset, tmp_path, parts):
     front = {t.number for t in run.front}
     kept = {int(p.stem.split("-")[1]) for p in (run.folder / "checkpoints").glob("trial-*.pt")}
     assert kept == (front if TRAIN in parts else set())
-    others = [t.number for t in run.records if t.number not in front]
+    others = [t.number for t in run.trials if t.number not in front]
     for number in [*sorted(front)[:2], *others[:2]]:
         found = bf.transform_trial(run.folder, number, check=True, data=dataset)
         assert found.evaluation.accuracy == run.trial(number).metrics["accuracy"]
@@ -518,7 +518,7 @@ def test_a_trained_trial_is_trained_on(dataset, tmp_path):
     """``finetune`` begins with the candidate's own weights, in its own widths."""
     more = {"search.finetune.trials": 1, "search.finetune.max_epochs": 2, "project_dir": str(tmp_path)}
     run = bf.search(configured(JOINT, TRAIN, **more), data=dataset)
-    (number,) = [t.number for t in run.records if t.finetuned]
+    (number,) = [t.number for t in run.trials if t.finetuned]
     tuned = run.trial(number).finetuned
     found = bf.transform_trial(run.folder, number, check=True, data=dataset)
     expected = tuned.metrics if tuned.kept else run.trial(number).metrics

@@ -24,7 +24,7 @@ def test_the_smallest_network_within_one_percent(jets):
     run = bf.Run.load(jets.folder / "runs/jsc-budget")
     (best,) = run.front
     floor = run.reference["accuracy"] - 0.01
-    fine = [t for t in run.records if t.metrics["accuracy"] >= floor and t.metrics["model_size"] <= 1000]
+    fine = [t for t in run.trials if t.metrics["accuracy"] >= floor and t.metrics["model_size"] <= 1000]
     assert 0 < len(fine) < len(run)
     assert best.metrics["accuracy"] >= floor
     assert best.metrics["model_size"] == min(t.metrics["model_size"] for t in fine)
@@ -102,10 +102,10 @@ def test_as_many_samples_as_settle_the_order(jets):
     assert "num_samples = 'auto': " in typed.err
     run = bf.Run.load(jets.folder / "runs/jsc-budget")
     assert run.samples >= 512
-    number = run.records[0].number
+    number = run.trials[0].number
     checked = json.loads(jets("transform", "--run", "runs/jsc-budget", "--trial", number, "--check", "--json").out)
     assert checked["samples"] == run.samples
-    assert checked["accuracy"] == run.records[0].metrics["accuracy"]
+    assert checked["accuracy"] == run.trials[0].metrics["accuracy"]
     again = jets("search", "auto.toml", "--max-epochs", 1, "--strategy", "evolution", "--n-trials", 61)
     assert "num_samples = 'auto'" not in again.err
     assert "60 trials are there from before" in again.err

@@ -134,7 +134,7 @@ for folder, environment in json.loads(sys.argv[1]):
     run = bf.search(
         model=model, data=data, space=space, metrics={"loss": "minimize"}, strategy="brute_force", project="p"
     )
-    print(kernels.compiled(), [t.metrics["loss"] for t in run.records], flush=True)
+    print(kernels.compiled(), [t.metrics["loss"] for t in run.trials], flush=True)
     os._exit(0)
 """
 

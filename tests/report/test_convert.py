@@ -165,6 +165,10 @@ def test_a_run_without_trials_is_a_table_without_rows(tmp_path):
     run = write(tmp_path / "none", np.zeros((0, 2)), {"accuracy": [], "average_bitwidth": []}, stopped="")
     assert rows_of(bf.convert(run, "csv").path) == []
     assert loaded(bf.convert(run, "optuna").path, "none").trials == []
+    assert run.trials == ()
+    frame = run.trials_dataframe()
+    assert len(frame) == 0
+    assert {"state", "accuracy", "average_bitwidth", "duration", "error"} <= set(frame.columns)
 
 
 def test_mistakes_are_found_before_anything_is_written(run, tmp_path, monkeypatch):

@@ -34,12 +34,12 @@ from bitfront.report.data import SLICED
 if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.search.loop import Progress
-    from bitfront.engine.storage.trials import Trials
+    from bitfront.engine.storage.trials import TrialColumns
 
 FOLDER = "tensorboard"
 #: So many trials are logged one by one.
 SINGLE = 2000
-#: Trials that the reference point of the hypervolume is taken from.
+#: TrialColumns that the reference point of the hypervolume is taken from.
 FIRST = 20
 #: Seconds between two looks at the store.
 REFRESH = 1.0
@@ -125,7 +125,7 @@ class Log:
                 self._note(self._next - 1, self._standing())
             self._write()
 
-    def _add(self, trials: Trials) -> None:
+    def _add(self, trials: TrialColumns) -> None:
         """Go through trials in order; what is logged of them already only counts for what comes after."""
         metrics = trials.metrics
         values, losses = self._objectives.values(metrics), self._objectives.losses(metrics)

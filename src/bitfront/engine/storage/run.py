@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,12 +24,15 @@ from bitfront.constraints import Constraint, fulfilled, parse
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.records import Finetuned, PairedComparison
-from bitfront.engine.storage.trials import Trials
-from bitfront.errors import ConfigError, RunError, nearest, one_of
+from bitfront.engine.storage.trials import TrialColumns
+from bitfront.errors import ConfigError, RunError, nearest, one_of, require
 from bitfront.metrics.intervals import wilson
 from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.model_space import CandidateConfig, DescribedSpace
+
+if TYPE_CHECKING:
+    import pandas
 
 #: Of longer runs log.json has the first so many trials and the front, and a table of all trials leaves out configs: a
 #: million of either spelled out takes gigabytes. The store has all.
@@ -82,7 +85,7 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        columns: the trials as columns; quicker than ``records`` where there are many.
+        columns: the trials as columns; quicker and smaller than ``trials`` where there are many.
         objectives: what was optimised.
         reference: metric → value of the float model.
         units: metric → unit.
@@ -95,7 +98,7 @@ class Run:
 
     folder: Path
     config: Config
-    columns: Trials
+    columns: TrialColumns
     objectives: Objectives
     space: DescribedSpace
     sides: Mapping[str, str]
@@ -157,24 +160,22 @@ class Run:
         return f"Run({str(self.folder)!r}: {len(self)} trials, {len(self.front)} on the front, {self.stopped})"
 
     @cached_property
-    def records(self) -> tuple[Trial, ...]:
-        """Every evaluated candidate, by number. Of a million, ``columns`` or ``trials`` are quicker and smaller."""
+    def trials(self) -> tuple[Trial, ...]:
+        """Every evaluated candidate, by number, spelled out. Of a million, ``columns`` is quicker and smaller."""
         return tuple(self.row(row) for row in range(len(self.columns)))
 
-    @cached_property
-    def trials(self) -> Any:
-        """The same as a pandas DataFrame, where pandas is installed (else ``records``).
+    def trials_dataframe(self) -> pandas.DataFrame:
+        """The trials as a pandas DataFrame, a row each.
 
-        Indexed by number; columns ``state``, one per metric, ``scaled:`` metrics, ``duration``, ``error``, and
-        ``config``, which is left out for more than 10,000 trials: ``run.trial(number).config`` spells one out.
+        Indexed by number; columns ``state`` (``complete`` or ``failed``), one per metric, ``scaled:`` metrics,
+        ``duration`` (seconds), ``error``, and ``config``, which is left out for more than 10,000 trials:
+        ``run.trial(number).config`` spells one out.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            return self.records
+        frame = require("pandas", "pandas", "run.trials_dataframe()")
         own = self.columns
-        if not len(own):
-            return pandas.DataFrame()
         table = {
             "state": np.where(own.complete, "complete", "failed").astype(object),
             **own.metrics,
@@ -184,7 +185,7 @@ class Run:
         }
         if len(own) <= LOGGED:
             table["config"] = [self.space.decode(code) for code in own.code]
-        return pandas.DataFrame(table, index=pandas.Index(own.number, name="number"))
+        return frame.DataFrame(table, index=frame.Index(own.number, name="number"))
 
     @cached_property
     def front(self) -> tuple[Trial, ...]:

@@ -27,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.engine.storage.replay import ReplayCursor
-from bitfront.engine.storage.trials import Chunk, Trials, Values, packed
+from bitfront.engine.storage.trials import Chunk, TrialColumns, Values, packed
 from bitfront.errors import EvaluationError, RunError
 from bitfront.spaces.base import Codes
 from bitfront.spaces.index import Keys
 
 FORMAT = 2
-#: Trials read at a time.
+#: TrialColumns read at a time.
 CHUNK = 2**15
 
 
@@ -138,7 +138,7 @@ class Store:
         self._added += count
         return np.arange(first, first + count, dtype=np.int64)
 
-    def trials(self, start: int = 0) -> Trials:
+    def trials(self, start: int = 0) -> TrialColumns:
         """Everything in the file that is not forgotten, by number; from trial number `start` on."""
         self._db.execute("BEGIN")  # one state of the file, whoever writes into it meanwhile
         try:
@@ -151,7 +151,7 @@ class Store:
         table = np.concatenate([np.zeros((len(self.metrics), 0)), *(p.table for p in parts)], axis=1)
         complete = np.ones(len(number), dtype=bool)
         complete[np.searchsorted(number, list(errors))] = False
-        return Trials(
+        return TrialColumns(
             number=number,
             packed=np.concatenate([np.zeros((0, self.parameters), dtype="<u1"), *(p.packed for p in parts)]),
             metrics=dict(zip(self.metrics, table, strict=True)),

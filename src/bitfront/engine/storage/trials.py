@@ -20,7 +20,7 @@ Packed = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Trials:
+class TrialColumns:
     """Evaluated candidates, by number. Columns of equal length.
 
     Attributes:
@@ -63,7 +63,7 @@ class Trials:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some trials, as they lie in the file: `packed` as in ``Trials``, `table` of shape (metrics, trials)."""
+    """Some trials, as they lie in the file: `packed` as in ``TrialColumns``, `table` of shape (metrics, trials)."""
 
     number: NDArray[np.int64]
     packed: Packed
