@@ -32,16 +32,14 @@ from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load
 from bitfront.engine.evaluation.fixed import BatchMetrics, EvaluationJob, FixedEvaluator
 from bitfront.errors import DataError
+from bitfront.metrics.configured import ConfiguredRunner, configured_runner
 from bitfront.spaces.base import Codes
 from bitfront.training import TrainSettings, train
 
 ROOT = Path(__file__).parents[1]
 SPACE = "graph/quantize/mixed_precision_ptq"
 #: Loss and accuracy on all samples of the job, and one closed-form cost.
-RUNNERS = (
-    ("sw_runner", "basic_evaluation", {}),
-    ("hw_runner", "average_bitwidth", {}),
-)
+RUNNERS = (configured_runner("basic_evaluation"), configured_runner("average_bitwidth"))
 #: As it was before the benchmark itself loaded the machine.
 LOAD_AT_START = os.getloadavg()[0]
 
@@ -287,7 +285,7 @@ def make_job(
     *,
     by: str = "type",
     calibration: Tensor | None = None,
-    runners: tuple[tuple[Any, str, Mapping[str, Any]], ...] = RUNNERS,
+    runners: Sequence[ConfiguredRunner] = RUNNERS,
 ) -> EvaluationJob:
     """The job of evaluating candidates of `model` on exactly these samples.
 
@@ -301,7 +299,7 @@ def make_job(
         space=SPACE,
         by=by,
         seed=seed,
-        runners=runners,
+        runners=tuple(runners),
         splits={"val": (x, y)},
         calibration=x[:512] if calibration is None else calibration,
     )

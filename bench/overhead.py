@@ -29,6 +29,7 @@ from common import ROOT, make_job, parser, report, timed
 
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.storage.store import Store
+from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.base import History
@@ -146,7 +147,7 @@ def analytic(count: int) -> list[dict[str, Any]]:
     linear |= {"weight_width": [2, 3, 4, 5, 6, 8], "weight_frac_width": ["NA"], "bias_width": [8]}
     linear |= {"bias_frac_width": ["NA"]}
     x, y = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
-    runners = tuple(("hw_runner", name, {}) for name in names)
+    runners = tuple(map(configured_runner, names))
     evaluator = FixedEvaluator(make_job(build("jsc-mlp", (16,), 5, 0), x, y, {"linear": linear}, runners=runners))
     codes = evaluator.space.sample(count, np.random.default_rng(0))
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from bitfront.data.base import DataRequest
 from bitfront.data.loading import load
 from bitfront.engine.evaluation.fixed import FixedEvaluator
+from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build
 from bitfront.pareto import hypervolume, non_dominated
 from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
@@ -183,7 +184,7 @@ def bench_space(name: str, quick: bool) -> Problem:
         "conv2d": both,
         **({} if jets or "cnn" in name else {"relu": only}),
     }
-    runners = (("sw_runner", "basic_evaluation", {}), ("hw_runner", "basic_computation", {}))
+    runners = (configured_runner("basic_evaluation"), configured_runner("basic_computation"))
     calibration = data.split("train")[0][:512]
     evaluator = FixedEvaluator(
         common.make_job(model, x[:1024], y[:1024], seed, calibration=calibration, runners=runners)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -214,6 +214,9 @@ class Config(Table):
             raise
 
 
+Settings = TypeVar("Settings", bound=Table)
+
+
 def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration in the file at `path` with `overrides` on top.
 
@@ -290,16 +293,48 @@ def quantize_pass(config: Config) -> dict[str, Any]:
     return {k: v for k, v in own.items() if k != "report"}
 
 
+def settings_of(kind: type[Settings], values: Mapping[str, Any], where: tuple[str, ...]) -> Settings:
+    """The settings of a member (a metric runner, a strategy) from the keys of its table, checked and frozen.
+
+    Args:
+        kind: what the member says its settings are.
+        values: key → value, as in the TOML.
+        where: path of that table, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, missing or has a wrong value; `key` is its path.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        key, message = _problem(error, kind)
+        # Where a value may be of several kinds, or is a list, pydantic goes on behind the key.
+        depth = next((i for i in range(1, len(key)) if _table_at(key[:i], kind) is None), len(key))
+        raise ConfigError(message, key=(*where, *key[:depth])) from None
+    except ConfigError as error:
+        error.key = (*where, *error.key)
+        raise
+
+
 def _translated(error: ValidationError, document: tomlfile.Document, flags: Mapping[str, Any]) -> ConfigError:
+    key, message = _problem(error, Config)
+    if ".".join(key) in flags:
+        return ConfigError(message, key=(_flag(key),))
+    return ConfigError(message, key=key, file=document.name, line=document.line(key))
+
+
+def _problem(error: ValidationError, root: type[Table]) -> tuple[tuple[str, ...], str]:
+    """(path of the offending key below `root`, what is wrong with it and what is allowed)."""
     # A misspelt key is also a missing one: the spelling is what to say first.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = tuple(str(part) for part in first["loc"])
-    parent = _table_at(key[:-1])
+    parent = _table_at(key[:-1], root)
     given = first.get("input")
     match first["type"]:
         case "extra_forbidden":
             fields = list(parent.model_fields) if parent else []
-            message = f"unknown key; {one_of(fields)}.{nearest(key[-1], fields)}"
+            known = one_of(fields) if fields else "nothing can be set here"
+            message = f"unknown key; {known}.{nearest(key[-1], fields)}"
         case "literal_error":
             allowed = _literals(parent, key[-1])
             message = f"{given!r} is not possible; {one_of(allowed)}.{nearest(str(given), allowed)}"
@@ -309,9 +344,7 @@ def _translated(error: ValidationError, document: tomlfile.Document, flags: Mapp
             message = f"{given!r} is of the wrong type: {first['msg'][0].lower() + first['msg'][1:]}"
         case _:
             message = f"{given!r} is not possible: {first['msg'][0].lower() + first['msg'][1:]}"
-    if ".".join(key) in flags:
-        return ConfigError(message, key=(_flag(key),))
-    return ConfigError(message, key=key, file=document.name, line=document.line(key))
+    return key, message
 
 
 def _flag(key: tuple[str, ...]) -> str:
@@ -320,9 +353,9 @@ def _flag(key: tuple[str, ...]) -> str:
     return "--" + named.get(".".join(key), key[-1]).replace("_", "-")
 
 
-def _table_at(path: tuple[str, ...]) -> type[Table] | None:
-    """The model behind a path of keys; keys of free names (seed, metrics) are stepped over."""
-    table: Any = Config
+def _table_at(path: tuple[str, ...], root: type[Table]) -> type[Table] | None:
+    """The model behind a path of keys below `root`; keys of free names (seed, metrics) are stepped over."""
+    table: Any = root
     for part in path:
         if not (isinstance(table, type) and issubclass(table, Table)):
             table = table[1] if table else None  # the value type of a dict of tables

@@ -17,6 +17,7 @@ from bitfront.engine.analysis import describe
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.graph import capture
+from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build
 from bitfront.report.tables import analysis as sheet
 from bitfront.spaces.quantize import single
@@ -75,7 +76,7 @@ def test_the_totals_are_those_of_the_metrics(name, shape, classes, seed):
     model = build(name, shape, classes, seed=0).eval()
     x = torch.randn(20, *shape)
     config = {"by": "type", **{k: {"config": v} for k, v in seed.items()}}
-    runners = (("hw_runner", "basic_computation", {}), ("hw_runner", "model_size", {}))
+    runners = (configured_runner("basic_computation"), configured_runner("model_size"))
     job = EvaluationJob(
         model=model, sample=x[:2], space="graph/quantize/mixed_precision_ptq", by="type", seed=seed, runners=runners,
         splits={"val": (x, torch.zeros(20, dtype=torch.int64))}, calibration=x,

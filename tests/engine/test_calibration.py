@@ -17,6 +17,7 @@ from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
 from bitfront.errors import RunError
 from bitfront.formats.integer import Integer
+from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build
 from bitfront.training import TrainSettings, train
 
@@ -32,7 +33,7 @@ def job(model, x, y, calibration, seed, corrections):
         space="graph/quantize/mixed_precision_ptq",
         by="type",
         seed=seed,
-        runners=(("sw_runner", "basic_evaluation", {}),),
+        runners=(configured_runner("basic_evaluation"),),
         splits={"val": (x, y)},
         calibration=calibration,
         corrections=corrections,

@@ -12,14 +12,11 @@ from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
 from bitfront.errors import UserError
 from bitfront.formats.integer import Integer
+from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build
 
 INT = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4], "weight_frac_width": ["auto", "NA"]}
-RUNNERS = (
-    ("sw_runner", "basic_evaluation", {}),
-    ("hw_runner", "model_size", {}),
-    ("hw_runner", "average_bitwidth", {}),
-)
+RUNNERS = tuple(map(configured_runner, ("basic_evaluation", "model_size", "average_bitwidth")))
 
 
 def job(model, shape, seed=None):

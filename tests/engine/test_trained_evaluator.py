@@ -255,7 +255,7 @@ def test_what_is_known_needs_no_training_not_even_in_float(dataset, monkeypatch,
     measured = made.evaluator.evaluate(codes)
     made.evaluator.keep(codes[-1], tmp_path / "kept.pt")
     elsewhere = plan(dataset, JOINT, TRAIN + FIRST).evaluator
-    elsewhere.recall(codes[-1], 2, tmp_path / "kept.pt")
+    elsewhere.recall(codes[-1], {"trained_epochs": 2.0}, tmp_path / "kept.pt")
 
     def nobody(*more, **others):
         raise AssertionError("nothing is to be trained")
@@ -461,7 +461,7 @@ def test_without_training_wider_networks_compute_what_the_model_does(dataset):
         ((WIDTHS, TRAIN + "epochs = 3\n"), {}, "search.strategy.sw_runner.basic_train.epochs"),
         ((WIDTHS, TRAIN + "halving.rungs = [2]\n"), {}, "search.strategy.sw_runner.basic_train.halving.rungs"),
         ((WIDTHS, TRAIN + "halving.rungs = [1, 1]\n"), {}, "search.strategy.sw_runner.basic_train.halving.rungs"),
-        ((WIDTHS, TRAIN + "halving.keep = 1.0\n"), {}, "search.strategy.sw_runner.basic_train.halving"),
+        ((WIDTHS, TRAIN + "halving.keep = 1.0\n"), {}, "search.strategy.sw_runner.basic_train.halving.keep"),
         ((JOINT.replace("joint", "channel_size"),), {}, "search.search_space.quantize"),
         ((JOINT, QUANTIZE.replace("[search.search_space.setup]\nby = \"type\"", "")), {}, "search.search_space.seed"),
     ],

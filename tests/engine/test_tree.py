@@ -36,6 +36,7 @@ from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, join
 from bitfront.engine.evaluation.tree.scorer import WorkLimits, _Pass
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
+from bitfront.metrics.configured import configured_runner
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.training import evaluate
@@ -78,7 +79,7 @@ def job_of(
         space="graph/quantize/mixed_precision_ptq",
         by=by,
         seed=seed,
-        runners=(("sw_runner", "basic_evaluation", settings or {}),),
+        runners=(configured_runner("basic_evaluation", settings),),
         splits={"val": (x, y), "train": (calibration, torch.arange(64) % CLASSES)},
         calibration=calibration,
         corrections=corrections,

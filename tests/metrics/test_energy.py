@@ -133,9 +133,9 @@ def test_a_counter_asked_for_by_name_is_not_replaced(monkeypatch, tmp_path):
     monkeypatch.setattr(power.Rapl.__init__, "__defaults__", (tmp_path,))
     monkeypatch.setattr(power.counter, "__kwdefaults__", {"powercap": tmp_path, "nvml": None})
     with pytest.raises(ConfigError, match=r"has no intel-rapl.*source = 'auto' estimates") as caught:
-        Energy.ready(EnergySettings(source="rapl"), "cpu")
+        Energy(EnergySettings(source="rapl")).ready("cpu")
     assert caught.value.key == ("source",)
-    Energy.ready(EnergySettings(), "cpu")
+    Energy(EnergySettings()).ready("cpu")
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 from bitfront.errors import ConfigError
 from bitfront.export.integer import exact
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Runner
+from bitfront.metrics.configured import configured_runner
 from bitfront.metrics.deployed import Deployment
 from bitfront.metrics.timing import interleaved, summarise
 from bitfront.models.base import build
@@ -109,14 +109,14 @@ def test_one_option_without_a_kernel_and_nothing_is_measured(backend, entry, why
 
 def test_the_float_model_beside_a_search_comes_about_as_its_candidates_do(tiny_mlp):
     wide = {"name": ["integer"], "data_in_width": [16], "weight_width": [16]}
-    subject = evaluator(tiny_mlp, (4,), {"fc1": wide}, runners=[("sw_runner", "latency", QUICK)])
+    subject = evaluator(tiny_mlp, (4,), {"fc1": wide}, runners=[configured_runner("latency", QUICK)])
     (kind,) = {k for k, _ in subject.float_evaluator().runners[0].kinds(subject.float_evaluator()).values()}
     assert kind == "modelled"
     floating = subject.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"][0]
     wider = subject.evaluate(every(subject)).values["latency"][0]
     assert floating > wider > 0
     # And shares what was measured.
-    subject = evaluator(tiny_mlp, (4,), {"fc1": FLOAT}, runners=[("sw_runner", "latency", QUICK)])
+    subject = evaluator(tiny_mlp, (4,), {"fc1": FLOAT}, runners=[configured_runner("latency", QUICK)])
     first = subject.evaluate(every(subject)).values["latency"]
     assert np.array_equal(subject.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"], first)
 
@@ -161,9 +161,9 @@ def test_a_missing_package_is_said_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     runner = latency(backend="onnxruntime")
     with pytest.raises(ConfigError, match=r"pip install 'bitfront\[onnx\]'") as caught:
-        runner.ready(runner.settings, "cpu")
+        runner.ready("cpu")
     assert caught.value.key == ("backend",)
-    Runner.ready(runner.settings, "cpu")  # by default nothing is needed
+    latency().ready("cpu")
 
 
 def test_threads_of_torch_are_as_before(tiny_mlp):

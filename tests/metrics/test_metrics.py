@@ -1,6 +1,7 @@
 """Metrics: figures by hand, and the conformance suite."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch import nn
 from bitfront.constraints import Constraint
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.engine.planning.feasibility import nearest
+from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Runner
+from bitfront.metrics.base import Runner, SampleChoice
+from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build
 from bitfront.testing.metrics import check_runner
 
@@ -67,6 +70,37 @@ def test_runners_conform(name, settings, tiny_mlp):
     subject = evaluator(tiny_mlp, (4,), {"default": INT})
     codes = subject.space.sample(24, np.random.default_rng(0))
     check_runner(name, settings, subject, codes)
+
+
+def test_a_configured_runner_is_parsed_once_and_travels():
+    own = configured_runner("basic-evaluation", {"num_samples": 5})
+    assert (own.name, own.side, own.where[-1]) == ("basic_evaluation", "sw_runner", "basic_evaluation")
+    assert own.settings.samples == SampleChoice("val", 5)
+    assert pickle.loads(pickle.dumps(own)) == own  # noqa: S301
+    elsewhere = configured_runner("model_size", side="sw_runner")
+    assert elsewhere.side == "sw_runner"
+    assert elsewhere.settings.samples is None
+    auto = configured_runner("basic_evaluation", {"num_samples": "auto", "data_loader": "train"}).settings
+    assert auto.samples == SampleChoice("train", None, auto=True)
+    assert auto.with_samples(70).samples == SampleChoice("train", 70)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "key", "message"),
+    [
+        ("basic_evaluatoin", {}, "", r"no metric runner called .* Did you mean 'basic_evaluation'"),
+        ("basic_evaluation", {"num_sample": 3}, "num_sample", r"unknown key; .* Did you mean 'num_samples'"),
+        ("basic_evaluation", {"num_samples": 0}, "num_samples", r"0 is not possible: input should be greater"),
+        ("basic_evaluation", {"data_loader": "test"}, "data_loader", r"'test' is not possible; allowed: val_data"),
+        ("basic_train", {"halving": {"rungs": [1.5]}}, "halving.rungs", r"1.5 is of the wrong type"),
+        ("basic_train", {"halving": {"rugs": [1]}}, "halving.rugs", r"unknown key; .* Did you mean 'rungs'"),
+        ("model_size", {"over": "all"}, "over", r"unknown key; nothing can be set here"),
+    ],
+)
+def test_mistakes_in_the_settings_of_a_runner_name_their_key(name, given, key, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        configured_runner(name, given, "sw_runner")
+    assert ".".join(caught.value.key) == f"search.strategy.sw_runner.{name}" + (f".{key}" if key else "")
 
 
 def test_every_registered_runner_is_checked_here_or_in_a_file_of_its_own():
@@ -342,7 +376,7 @@ def test_the_least_peak_is_that_of_all_candidates():
     """A maximum over sites, which no single site may move."""
     own = {"name": ["NA", "integer"], "data_in_width": [8, 4]}
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    subject = evaluator(net, (8,), {"default": own}, runners=[("hw_runner", "peak_memory", {})])
+    subject = evaluator(net, (8,), {"default": own}, runners=[configured_runner("peak_memory")])
     limit = Constraint("peak_memory <= 1 B", "peak_memory", "<=", 1.0)
     found = subject.closed_form_values(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
     everything = subject.space.numbered(0, subject.space.size)

@@ -16,9 +16,8 @@ from bitfront import checkpoints
 from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
-from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
-from bitfront.engine.evaluation.interface import ONLY_CODE
-from bitfront.engine.evaluation.trained import TrainedEvaluator
+from bitfront.engine.evaluation.fixed import one_thread
+from bitfront.engine.evaluation.interface import ONLY_CODE, ModelEvaluator
 from bitfront.engine.planning.builder import make_plan
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
@@ -88,11 +87,10 @@ def transform_trial(
     rebuilt = evaluator.model(code, bake=True)
     evaluation = None
     if check:
-        runner = found.plan.evaluator.runner_of("accuracy")
-        if runner is None:
+        samples = found.plan.evaluator.accuracy_samples
+        if samples is None:
             raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
-        settings: Any = runner.settings
-        x, y = evaluator.samples(settings.split, settings.num_samples)
+        x, y = evaluator.samples(samples.split, samples.number)
         with one_thread():
             evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk)
     saved = Path(folder) / "transformed" / f"trial-{trial.number}"
@@ -104,11 +102,11 @@ def transform_trial(
 
 @dataclass(frozen=True, eq=False)
 class RebuiltTrial:
-    """A trial, ready to be looked at: `code` is its own in `bench`, the model of which has its weights."""
+    """A trial, ready to be looked at: `code` is its code in `evaluator`, whose model has its weights."""
 
     trial: Trial
     plan: Plan
-    evaluator: FixedEvaluator
+    evaluator: ModelEvaluator
     code: NDArray[np.int64]
 
 
@@ -153,15 +151,14 @@ def candidate_of(
         plan = plan.sampled(samples)
     own = np.array(trial.code, dtype=np.int64)
     place = trial_weights(Path(folder), number)
-    if isinstance(plan.evaluator, TrainedEvaluator) and plan.evaluator.job.training is not None:
-        plan.evaluator.recall(own, int(trial.metrics["trained_epochs"]), place)
+    plan.evaluator.recall(own, trial.metrics, place)
     evaluator, code = plan.evaluator.alone(own)
     if trial.finetuned is not None and trial.finetuned.kept:
         evaluator, code = _finetuned(evaluator, Path(folder), number), ONLY_CODE
     return RebuiltTrial(trial, plan, evaluator, code)
 
 
-def _finetuned(evaluator: FixedEvaluator, folder: Path, number: int) -> FixedEvaluator:
+def _finetuned(evaluator: ModelEvaluator, folder: Path, number: int) -> ModelEvaluator:
     """The candidate as it was trained on, from the run folder's checkpoint."""
     path = finetuned_weights(folder, number)
     state, meta = checkpoints.load(path, evaluator.space.graph.model), checkpoints.read_meta(path)

@@ -11,13 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront.config import Direction, Table
+from bitfront.data.base import Split
 from bitfront.formats.base import Format, Operand
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
@@ -113,8 +114,32 @@ class EvaluationContext(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SampleChoice:
+    """The samples that a runner evaluates candidates on.
+
+    Attributes:
+        split: of the dataset.
+        number: how many; None for all.
+        auto: whether the search shall determine how many, before it begins.
+    """
+
+    split: Split
+    number: int | None
+    auto: bool = False
+
+
 class RunnerSettings(Table):
-    """Settings of a runner that takes none. Unknown keys are errors."""
+    """Settings of a runner, the keys of its table; this class has none. Unknown keys are errors."""
+
+    @property
+    def samples(self) -> SampleChoice | None:
+        """The samples that the runner asks ``EvaluationContext.scores`` for; None where it needs no forward pass."""
+        return None
+
+    def with_samples(self, number: int) -> Self:  # noqa: ARG002
+        """The same with a number of samples; asked only of settings whose ``samples.auto`` is true."""
+        return self
 
 
 class Runner(ABC):
@@ -131,6 +156,7 @@ class Runner(ABC):
     """
 
     Settings: ClassVar[type[RunnerSettings]] = RunnerSettings
+    settings: RunnerSettings
     produces: ClassVar[tuple[Metric, ...]]
     side: ClassVar[Side]
     closed_form: ClassVar[bool] = False
@@ -139,8 +165,7 @@ class Runner(ABC):
     def __init__(self, settings: RunnerSettings) -> None:
         self.settings = settings
 
-    @classmethod
-    def ready(cls, settings: RunnerSettings, device: str) -> None:  # noqa: ARG003
+    def ready(self, device: str) -> None:  # noqa: ARG002
         """Whether it can work here, asked before any work.
 
         Args:

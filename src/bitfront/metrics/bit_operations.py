@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,13 @@ class _Multiplications(Runner):
     """Σ over the sites of what their multiplications cost under each option."""
 
     Settings = InputSettings
+    settings: InputSettings
     side: ClassVar[Side] = "hw_runner"
     closed_form: ClassVar[bool] = True
     of_weights: ClassVar[bool] = True
 
     def _tables(self, subject: EvaluationContext) -> list[NDArray[np.float64]]:
-        settings = cast(InputSettings, self.settings)
+        settings = self.settings
         space = subject.space
         first = first_weighted(space.graph) if settings.input_bits else frozenset()
         tables = []

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, RunnerSettings, Side, Values
+from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, Side, Values
 from bitfront.metrics.deployed import DeployedSettings, Deployment, Signature, check_backend, torch_threads
 from bitfront.metrics.power import Counter, NoCounterError, counter
 from bitfront.metrics.timing import warm_up
@@ -81,6 +81,7 @@ class Energy(Runner):
     """Energy per sample and power above idle of the deployed network; measured, or estimated and labelled so."""
 
     Settings = EnergySettings
+    settings: EnergySettings
     side: ClassVar[Side] = "sw_runner"
     produces = (
         Metric("energy", "mJ", "minimize", "measured", "energy per sample above idle"),
@@ -90,22 +91,19 @@ class Energy(Runner):
         Metric("gpu_utilization", "", "minimize", "measured", "share of time in which the GPU was busy"),
     )
 
-    def __init__(self, settings: RunnerSettings, meter: Counter | None = None, clocks: Clocks | None = None) -> None:
+    def __init__(self, settings: EnergySettings, meter: Counter | None = None, clocks: Clocks | None = None) -> None:
         super().__init__(settings)
-        assert isinstance(settings, EnergySettings)
-        self._own, self._meter, self._clocks = settings, meter, clocks or Clocks()
+        self._meter, self._clocks = meter, clocks or Clocks()
         self._why = ""
         self._deployment: Deployment | None = None
         self._idle: float | None = None
         self._known: dict[Signature, tuple[float, ...]] = {}
 
-    @classmethod
-    def ready(cls, settings: RunnerSettings, device: str) -> None:
+    def ready(self, device: str) -> None:
         """Raises ConfigError where the backend is not installed, or a counter asked for by name cannot be used."""
-        assert isinstance(settings, EnergySettings)
-        check_backend(settings)
+        check_backend(self.settings)
         try:
-            counter(settings.source, device, settings.tdp)
+            counter(self.settings.source, device, self.settings.tdp)
         except NoCounterError as error:
             raise ConfigError(
                 f"{error}. source = 'auto' estimates where there is no counter", key=("source",)
@@ -115,11 +113,11 @@ class Energy(Runner):
         """Measured with a counter, if every option of the space can be run on the backend; else estimated, and why."""
         deployment, meter = self._prepared(subject)
         if deployment.reason:
-            why = f"modelled latency × {self._own.tdp:g} W, the processor fully busy: {deployment.reason}"
+            why = f"modelled latency × {self.settings.tdp:g} W, the processor fully busy: {deployment.reason}"
             return {m.name: ("estimated", why) for m in self.produces}
         kinds: dict[str, tuple[Kind, str]] = {m.name: (m.kind, "") for m in self.produces}
         if meter.source == "estimated":
-            why = f"share of the processors' time × {self._own.tdp:g} W: {self._why}"
+            why = f"share of the processors' time × {self.settings.tdp:g} W: {self._why}"
             kinds["energy"] = kinds["power"] = ("estimated", why)
             kinds["idle_power"] = ("estimated", "unknown without a counter, and counted as 0")
         if meter.source != "nvml":
@@ -134,19 +132,19 @@ class Energy(Runner):
         if deployment.reason:
             seconds = deployment.modelled(subject.space, codes)
             ones = np.ones(len(codes))
-            energy = seconds * self._own.tdp / self._own.batch_size * 1e3
-            return dict(zip(names, (energy, ones * self._own.tdp, ones * 0, ones, ones * 0), strict=True))
+            energy = seconds * self.settings.tdp / self.settings.batch_size * 1e3
+            return dict(zip(names, (energy, ones * self.settings.tdp, ones * 0, ones, ones * 0), strict=True))
         if self._idle is None:
-            idle = observed(meter, self._own.window, None, self._clocks)
+            idle = observed(meter, self.settings.window, None, self._clocks)
             self._idle = 0.0 if meter.source == "estimated" else idle.joules / idle.seconds
         rows = []
         for code in codes:
             signature = deployment.signature(subject.space.graph, subject.formats(code))
             if signature not in self._known:
-                with torch_threads(self._own.threads):
+                with torch_threads(self.settings.threads):
                     running = deployment.running(subject, code)
-                    warm_up(running.timed, self._own.window)
-                    window = observed(meter, self._own.window, running.once, self._clocks)
+                    warm_up(running.timed, self.settings.window)
+                    window = observed(meter, self.settings.window, running.once, self._clocks)
                 self._known[signature] = self._figures(window, self._idle, meter)
             rows.append(self._known[signature])
         table: Any = np.array(rows, dtype=np.float64).reshape(len(codes), len(names))
@@ -155,7 +153,7 @@ class Energy(Runner):
     def _figures(self, window: MeteredWindow, idle: float, meter: Counter) -> tuple[float, ...]:
         above = window.joules - idle * window.seconds
         return (
-            above / (window.runs * self._own.batch_size) * 1e3,
+            above / (window.runs * self.settings.batch_size) * 1e3,
             above / window.seconds,
             idle,
             window.busy / window.seconds / (os.cpu_count() or 1),
@@ -164,7 +162,7 @@ class Energy(Runner):
 
     def _prepared(self, subject: EvaluationContext) -> tuple[Deployment, Counter]:
         if self._deployment is None:
-            self._deployment = Deployment(self._own, subject)
+            self._deployment = Deployment(self.settings, subject)
         if self._meter is None:
-            self._meter, self._why = counter(self._own.source, subject.device, self._own.tdp)
+            self._meter, self._why = counter(self.settings.source, subject.device, self.settings.tdp)
         return self._deployment, self._meter

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from bitfront.data.base import Split
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values
+from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, SampleChoice, Side, Values
 from bitfront.spaces.base import Codes
 
 
@@ -27,9 +28,15 @@ class EvaluationSettings(RunnerSettings):
     )
 
     @property
-    def split(self) -> str:
-        """The split's name: ``val`` or ``train``."""
-        return self.data_loader.removesuffix("_dataloader")
+    def samples(self) -> SampleChoice:
+        """The samples of the validation or the training split."""
+        number = None if self.num_samples == "auto" else self.num_samples
+        split: Split = "train" if self.data_loader.startswith("train") else "val"
+        return SampleChoice(split, number, auto=self.num_samples == "auto")
+
+    def with_samples(self, number: int) -> EvaluationSettings:
+        """The same with that number in place of ``auto``."""
+        return self.model_copy(update={"num_samples": number})
 
 
 @RUNNERS.register("basic_evaluation")
@@ -37,6 +44,7 @@ class BasicEvaluation(Runner):
     """Mean cross entropy and top-1 accuracy on fixed samples, each candidate from a fresh state."""
 
     Settings = EvaluationSettings
+    settings: EvaluationSettings
     side: ClassVar[Side] = "sw_runner"
     produces = (
         Metric("loss", "nats", "minimize", "measured", "mean cross entropy over the evaluation samples"),
@@ -45,9 +53,9 @@ class BasicEvaluation(Runner):
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Loss and accuracy of each candidate; NaN where its evaluation failed."""
-        settings = cast(EvaluationSettings, self.settings)
-        assert settings.num_samples != "auto", "the search says how many that is, before it begins"
-        scores = subject.scores(codes, settings.split, settings.num_samples)
+        samples = self.settings.samples
+        assert not samples.auto, "the search says how many that is, before it begins"
+        scores = subject.scores(codes, samples.split, samples.number)
         failed = np.array([bool(e) for e in scores.errors], dtype=bool)
         accuracy = np.where(failed, np.nan, scores.correct / scores.samples)
         return {"loss": np.where(failed, np.nan, scores.loss), "accuracy": accuracy}

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, RunnerSettings, Side, Values
+from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, Side, Values
 from bitfront.metrics.deployed import DeployedSettings, Deployment, Signature, check_backend, torch_threads
 from bitfront.metrics.timing import Summary, interleaved, summarise
 from bitfront.spaces.base import Codes
@@ -31,6 +31,7 @@ class Latency(Runner):
     """Time of the deployed network per batch: median, 90th percentile, 95 % interval of the median."""
 
     Settings = LatencySettings
+    settings: LatencySettings
     side: ClassVar[Side] = "sw_runner"
     produces = (
         Metric("latency", "ms", "minimize", "measured", "median time per batch of the deployed network"),
@@ -40,23 +41,19 @@ class Latency(Runner):
         Metric("latency_high", "ms", "minimize", "measured", "upper end of the median's 95 % bootstrap interval"),
     )
 
-    def __init__(self, settings: RunnerSettings) -> None:
+    def __init__(self, settings: LatencySettings) -> None:
         super().__init__(settings)
-        assert isinstance(settings, LatencySettings)
-        self._own = settings
         self._deployment: Deployment | None = None
         self._known: dict[Signature, Summary] = {}
 
-    @classmethod
-    def ready(cls, settings: RunnerSettings, device: str) -> None:  # noqa: ARG003
+    def ready(self, device: str) -> None:  # noqa: ARG002
         """Raises ConfigError where the backend is not installed."""
-        assert isinstance(settings, LatencySettings)
-        check_backend(settings)
+        check_backend(self.settings)
 
     def deployment(self, subject: EvaluationContext) -> Deployment:
         """How candidates are deployed: the same for the whole search."""
         if self._deployment is None:
-            self._deployment = Deployment(self._own, subject)
+            self._deployment = Deployment(self.settings, subject)
         return self._deployment
 
     def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
@@ -85,16 +82,16 @@ class Latency(Runner):
         if not new:
             return
         deployment = self.deployment(subject)
-        with torch_threads(self._own.threads):
+        with torch_threads(self.settings.threads):
             networks = [deployment.running(subject, codes[i]) for i in new.values()]
-            samples = interleaved([n.timed for n in networks], self._own.seconds, self._own.repeats)
+            samples = interleaved([n.timed for n in networks], self.settings.seconds, self.settings.repeats)
         self._known.update(zip(new, map(summarise, samples), strict=True))
 
     def _named(self, median: Values, p90: Values, low: Values, high: Values) -> dict[str, Values]:
         return {
             "latency": median * 1e3,
             "latency_p90": p90 * 1e3,
-            "latency_per_sample": median * 1e3 / self._own.batch_size,
+            "latency_per_sample": median * 1e3 / self.settings.batch_size,
             "latency_low": low * 1e3,
             "latency_high": high * 1e3,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class AverageBitwidth(Runner):
     """Mean bits per weight, and how many times denser than `compare_to` bits that is."""
 
     Settings = BitwidthSettings
+    settings: BitwidthSettings
     side: ClassVar[Side] = "hw_runner"
     closed_form: ClassVar[bool] = True
     produces = (
@@ -46,7 +47,7 @@ class AverageBitwidth(Runner):
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Both metrics of each candidate. Where no weight is quantized, ``over = "quantized"`` says 32 bits too."""
-        settings = cast(BitwidthSettings, self.settings)
+        settings = self.settings
         space = subject.space
         bits: list[NDArray[np.float64]] = []
         weights: list[NDArray[np.float64]] = []

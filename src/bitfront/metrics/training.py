@@ -56,6 +56,7 @@ class BasicTrain(Runner):
     """Trains each candidate before it is evaluated, quantization-aware where it is quantized."""
 
     Settings = BasicTrainSettings
+    settings: BasicTrainSettings
     side: ClassVar[Side] = "sw_runner"
     produces = (Metric("trained_epochs", "epochs", "maximize", "measured", "epochs that the candidate was trained"),)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront.engine.evaluation.calibration import Calibration
-from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, Evaluator, joined
+from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, ModelEvaluator, joined
 from bitfront.engine.evaluation.tree.program import Program
 from bitfront.engine.evaluation.tree.scorer import TreeScorer, WorkLimits
 from bitfront.errors import UserError
@@ -63,7 +63,7 @@ def one_thread() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = tf32
 
 
-class FixedEvaluator(Evaluator):
+class FixedEvaluator(ModelEvaluator):
     """Evaluates candidates of one job that have the weights of its model. The model in it is never changed.
 
     Args:

@@ -2,7 +2,8 @@
 
 An ``Evaluator`` is built from a plain, picklable ``EvaluationJob``. There are two: ``FixedEvaluator`` evaluates
 candidates that all have the weights of one model, ``TrainedEvaluator`` those that are networks of their own, because
-their widths differ or because each is trained. ``open_evaluator`` in ``trained.py`` opens the one that a job needs.
+their widths differ or because each is trained. ``open_evaluator`` in ``trained.py`` opens the one that a job needs, and
+nobody else asks which one it is. A ``ModelEvaluator`` gives candidates as models: any evaluator has one per candidate.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +21,17 @@ from torch import Tensor, nn
 
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.halving import Halving
-from bitfront.graph import capture
-from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import Kind, Runner, Scores, Side, Values
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import Graph, capture
+from bitfront.metrics.base import Kind, Runner, SampleChoice, Scores, Values
+from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
+from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import Part, SpaceRequest
-from bitfront.training import TrainSettings
-
-if TYPE_CHECKING:
-    from bitfront.engine.evaluation.fixed import FixedEvaluator
-
+from bitfront.training import StateDict, TrainSettings
+from bitfront.transforms.correct import Correction
 
 #: The only candidate of a space with one option everywhere.
 ONLY_CODE = np.zeros(0, dtype=np.int64)
@@ -66,7 +67,7 @@ class EvaluationJob:
         model: the trained float model.
         sample: two input samples, for capture.
         space: name of the space, and what it is built from.
-        runners: (side, name, settings) of each metric runner.
+        runners: the metric runners with their settings, in the order of their metrics.
         splits: split → (x, y): the samples to evaluate on, already chosen and in order.
         calibration: samples of the training split that formats learn their scales from, and sites their corrections.
         corrections: what is corrected where a site is quantized.
@@ -81,7 +82,7 @@ class EvaluationJob:
     space: str
     by: str
     seed: Mapping[str, Mapping[str, object]]
-    runners: tuple[tuple[Side, str, Mapping[str, Any]], ...]
+    runners: tuple[ConfiguredRunner, ...]
     splits: Mapping[str, tuple[Tensor, Tensor]]
     calibration: Tensor
     device: str = "cpu"
@@ -102,8 +103,8 @@ class EvaluationJob:
         return space
 
     def make_runners(self) -> tuple[Runner, ...]:
-        """The metric runners, as they are configured."""
-        return tuple(RUNNERS.get(name)(RUNNERS.get(name).Settings(**settings)) for _, name, settings in self.runners)
+        """The metric runners, fresh."""
+        return tuple(runner.make() for runner in self.runners)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,16 +169,18 @@ class Evaluator(ABC):
         """Metrics that look at the values of the weights."""
         return frozenset(m.name for runner in self.runners if runner.of_weights for m in runner.produces)
 
-    def runner_of(self, metric: str) -> Runner | None:
-        """The runner that produces a metric; None if none does."""
-        return next((r for r in self.runners if metric in (m.name for m in r.produces)), None)
+    @property
+    def accuracy_samples(self) -> SampleChoice | None:
+        """The samples that accuracy is measured on; None where no runner measures it."""
+        own = (r.settings.samples for r in self.runners if any(m.name == "accuracy" for m in r.produces))
+        return next(own, None)
 
     @abstractmethod
     def kinds(self) -> dict[str, tuple[Kind, str]]:
         """Metric → how its values come about in this search, and why if that is not the usual way."""
 
     @abstractmethod
-    def float_evaluator(self) -> FixedEvaluator:
+    def float_evaluator(self) -> ModelEvaluator:
         """An evaluator whose only candidate, the empty code, is the float model."""
 
     @abstractmethod
@@ -185,7 +188,7 @@ class Evaluator(ABC):
         """The same candidates, in the same weights, on other samples."""
 
     @abstractmethod
-    def alone(self, code: NDArray[np.int64]) -> tuple[FixedEvaluator, NDArray[np.int64]]:
+    def alone(self, code: NDArray[np.int64]) -> tuple[ModelEvaluator, NDArray[np.int64]]:
         """(an evaluator whose model has the weights of one candidate, the candidate's code there)."""
 
     @abstractmethod
@@ -207,6 +210,69 @@ class Evaluator(ABC):
     @abstractmethod
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""
+
+    def keep(self, code: NDArray[np.int64], path: Path) -> None:  # noqa: ARG002
+        """Write the weights of one candidate to `path`, if it has weights of its own and they are not there yet."""
+        return
+
+    def recall(self, code: NDArray[np.int64], metrics: Mapping[str, float], path: Path) -> None:  # noqa: ARG002
+        """Take for known what an earlier session made of one candidate, if candidates have weights of their own.
+
+        Args:
+            metrics: what was measured of it.
+            path: where ``keep`` wrote its weights; there may be nothing.
+
+        Raises:
+            CheckpointError: what is there is damaged, or of another network.
+        """
+        return
+
+
+class ModelEvaluator(Evaluator):
+    """An evaluator whose candidates all have the weights of one captured model, so that each can be had as a model."""
+
+    @property
+    @abstractmethod
+    def space(self) -> QuantizationSpace:
+        """The space that the codes belong to; its ``graph`` is the captured model."""
+
+    @property
+    @abstractmethod
+    def chunk(self) -> int:
+        """How many samples go through the model at a time. Sums in floating point may depend on it in the last bit."""
+
+    @abstractmethod
+    def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> ModelEvaluator:
+        """The same candidates on other samples."""
+
+    @abstractmethod
+    def formats(self, code: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
+        """Site → operand → calibrated format of one candidate; an operand left in float is absent."""
+
+    @abstractmethod
+    def parts(self, code: NDArray[np.int64]) -> tuple[Graph, dict[str, dict[Operand, Format]], dict[str, Correction]]:
+        """What one candidate is made of: the float model, formats and corrections by site."""
+
+    @abstractmethod
+    def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
+        """The model of one candidate, in evaluation mode, with parameters of its own.
+
+        Args:
+            bake: with the quantized weights in its parameters, and nothing that quantizes them left.
+        """
+
+    @abstractmethod
+    def trained(
+        self, state: StateDict, formats: Mapping[str, Mapping[Operand, Format]], epochs: int = 0
+    ) -> ModelEvaluator:
+        """An evaluator whose only candidate, the empty code, is this network in other weights and in formats that were
+        learned already: those it was trained in. Corrections are in the weights by then.
+
+        Args:
+            state: float weights, a state dict of the captured model.
+            formats: site name → operand → format; sites that are absent stay in float.
+            epochs: how long it was trained in the search.
+        """
 
 
 def joined(parts: Sequence[BatchMetrics]) -> BatchMetrics:

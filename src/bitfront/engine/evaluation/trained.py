@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -141,12 +141,11 @@ class TrainedEvaluator(Evaluator):
         (_, evaluator, codes), *_ = self._networks_of(code[None])
         return evaluator, codes[0]
 
-    def recall(self, code: NDArray[np.int64], epochs: int, path: Path) -> None:
-        """Take for known how long one candidate was trained, and what that gave, where ``keep`` wrote it to `path`.
-
-        Raises:
-            CheckpointError: what is there is damaged, or of another network.
-        """
+    def recall(self, code: NDArray[np.int64], metrics: Mapping[str, float], path: Path) -> None:
+        """Take for known how long one candidate was trained, and what that gave, where ``keep`` wrote it to `path`."""
+        if self.job.training is None:
+            return
+        epochs = int(metrics["trained_epochs"])
         self.stopped[code.tobytes()] = epochs
         if path.exists():
             (_, evaluator, _), *_ = self._untrained(code[None])
@@ -155,7 +154,7 @@ class TrainedEvaluator(Evaluator):
 
     def keep(self, code: NDArray[np.int64], path: Path) -> None:
         """Write what training made of one candidate to `path`, where it is not there yet."""
-        if not path.exists():
+        if self.job.training is not None and not path.exists():
             evaluator, own = self.alone(code)
             checkpoints.save(
                 evaluator.space.graph.model.state_dict(), path, {"formats": spelled(evaluator.formats(own))}
@@ -273,12 +272,11 @@ class TrainedEvaluator(Evaluator):
 
     def _at_rung(self, members: Sequence[FixedEvaluator], halving: Halving) -> NDArray[np.float64]:
         """What a cohort is judged by at a rung, shape (candidates, 1 + costs), smaller is better."""
-        runner = self.runner_of("accuracy")
-        assert runner is not None, "the plan checks that"
-        settings: Any = runner.settings
+        samples = self.accuracy_samples
+        assert samples is not None, "the plan checks that"
         rows = []
         for own in members:
-            scores = own.scores(ONLY_CODE[None], settings.split, settings.num_samples)
+            scores = own.scores(ONLY_CODE[None], samples.split, samples.number)
             costs = own.closed_form_values(ONLY_CODE[None], [name for name, _ in halving.costs])
             rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
         return np.array(rows)

@@ -67,8 +67,8 @@ def make_plan(
     with config.locating():
         setup = config.search.strategy.setup
         strategy, sampler = named_strategy(config.search.strategy.name, setup.sampler)
-        runners, metrics, sides, added = configured(config)
-        objectives = _objectives(config, metrics)
+        runners, added = configured(config.search)
+        objectives = _objectives(config, [metric for runner in runners for metric in runner.produces])
     dataset = dataset or open_data(config, report, progress)
     network = model if model is not None else open_model(config, dataset)
     if model is None and config.load_name is not None:
@@ -89,8 +89,8 @@ def make_plan(
         model=network,
         brings_weights=model is not None,
         evaluator=evaluator,
+        runners=runners,
         objectives=objectives,
-        sides=sides,
         strategy=strategy,
         sampler=sampler,
         n_trials=n_trials,

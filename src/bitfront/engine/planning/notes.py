@@ -5,10 +5,9 @@ from __future__ import annotations
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
-from bitfront.engine.evaluation.interface import CandidateTraining, Evaluator
-from bitfront.engine.planning.runners import asked_for, size_notes
-from bitfront.metrics import RUNNERS
-from bitfront.metrics.training import BasicTrain
+from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.planning.runners import Runners, size_notes
+from bitfront.engine.planning.training import asked_training
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.transforms.correct import has_bias, norms_behind
@@ -29,7 +28,7 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes += _graph_notes(space)
     notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_weight_notes(space)]
     notes += [*_correction_notes(space, job.corrections), *_kind_notes(evaluator)]
-    return [*notes, *space.notes, *_training_notes(config, dataset, space, job.training)]
+    return [*notes, *space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
 
 
 def _graph_notes(space: ModelSpace) -> list[str]:
@@ -44,12 +43,10 @@ def _graph_notes(space: ModelSpace) -> list[str]:
     return notes
 
 
-def _training_notes(
-    config: Config, dataset: Dataset, space: ModelSpace, training: CandidateTraining | None
-) -> list[str]:
+def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, runners: Runners, trains: bool) -> list[str]:
     """What the user should know about what is trained, and what is not."""
     assert config.search is not None
-    if training is None:
+    if not trains:
         notes = []
         if not config.search.strategy.eval_mode:
             notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
@@ -59,10 +56,9 @@ def _training_notes(
                 "sw_runner.basic_train trains each candidate"
             )
         return notes
-    for _, name, own in asked_for(config.search.strategy):
-        asked, there = own.get("num_samples"), len(dataset.split("train")[1])
-        if RUNNERS.get(name) is BasicTrain and isinstance(asked, int) and asked > there:
-            return [f"{name}.num_samples = {asked:,}, and train has {there:,} samples: all are used"]
+    found, there = asked_training(runners), len(dataset.split("train")[1])
+    if found is not None and (asked := found[1].num_samples) is not None and asked > there:
+        return [f"{found[0].name}.num_samples = {asked:,}, and train has {there:,} samples: all are used"]
     return []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +9,11 @@ from torch import nn
 
 from bitfront.config import Config, SearchTable
 from bitfront.constraints import Constraint
-from bitfront.data.base import Dataset
+from bitfront.data.base import Dataset, Split
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning.inputs import training_settings
-from bitfront.engine.planning.runners import AUTO, asked_for
-from bitfront.metrics import RUNNERS
+from bitfront.engine.planning.runners import Runners, auto_split
 from bitfront.metrics.base import Side
 from bitfront.objectives import Objectives
 from bitfront.spaces.model_space import ModelSpace
@@ -32,7 +30,8 @@ class Plan:
     Attributes:
         model: the float model; initialised, not trained, unless the user brought his own.
         brings_weights: the user's own model object: used as it is.
-        bench: evaluates candidates of that model; its space is the space of the search.
+        evaluator: evaluates candidates of that model; its space is the space of the search.
+        runners: the metric runners as they are configured, with ``num_samples = "auto"`` where that is asked for.
         notes: remarks for the user.
     """
 
@@ -41,8 +40,8 @@ class Plan:
     model: nn.Module
     brings_weights: bool
     evaluator: Evaluator
+    runners: Runners
     objectives: Objectives
-    sides: Mapping[str, Side]
     strategy: str
     sampler: str | None
     n_trials: int
@@ -53,6 +52,11 @@ class Plan:
     def space(self) -> ModelSpace:
         """The space of the search."""
         return self.evaluator.space
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """Metric → the table that its runner stands in."""
+        return {metric.name: runner.side for runner in self.runners for metric in runner.produces}
 
     @property
     def exhaustive(self) -> bool:
@@ -71,26 +75,15 @@ class Plan:
         return replace(self, model=model, evaluator=open_evaluator(job))
 
     @property
-    def auto_split(self) -> str | None:
+    def auto_split(self) -> Split | None:
         """The split of which a runner shall take as many samples as it needs; None where none asks for that."""
-        assert self.config.search is not None
-        for _, name, settings in asked_for(self.config.search.strategy):
-            if settings.get("num_samples") == AUTO:
-                split: str = RUNNERS.get(name).Settings(**settings).split  # type: ignore[attr-defined]
-                return split
-        return None
+        return auto_split(self.runners)
 
     def sampled(self, number: int) -> Plan:
         """The same plan with `number` samples where a runner shall take as many as it needs."""
-        assert self.config.search is not None
-        asked = {
-            RUNNERS.official(name)
-            for _, name, settings in asked_for(self.config.search.strategy)
-            if settings.get("num_samples") == AUTO
-        }
         runners = tuple(
-            (side, name, {**settings, "num_samples": number} if name in asked else settings)
-            for side, name, settings in self.evaluator.job.runners
+            replace(runner, settings=runner.settings.with_samples(number)) if auto_split((runner,)) else runner
+            for runner in self.runners
         )
         return replace(self, evaluator=open_evaluator(replace(self.evaluator.job, runners=runners), self.space))
 

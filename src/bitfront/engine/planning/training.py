@@ -10,10 +10,18 @@ from bitfront.engine.evaluation.halving import Halving
 from bitfront.engine.evaluation.interface import CandidateTraining
 from bitfront.engine.planning.runners import Runners, chosen_samples
 from bitfront.errors import ConfigError
-from bitfront.metrics import RUNNERS
-from bitfront.metrics.training import BasicTrain, BasicTrainSettings, HalvingSettings
+from bitfront.metrics.configured import ConfiguredRunner
+from bitfront.metrics.training import BasicTrainSettings, HalvingSettings
 from bitfront.objectives import Objectives
 from bitfront.training import TrainSettings
+
+
+def asked_training(runners: Runners) -> tuple[ConfiguredRunner, BasicTrainSettings] | None:
+    """The runner that asks for candidates to be trained, with its settings; None where none does."""
+    for runner in runners:
+        if isinstance(runner.settings, BasicTrainSettings):
+            return runner, runner.settings
+    return None
 
 
 def candidate_training(
@@ -21,9 +29,10 @@ def candidate_training(
 ) -> CandidateTraining | None:
     """How candidates are trained; None where no runner asks for it."""
     assert config.search is not None
-    given = [(s, n, g) for s, n, g in runners if RUNNERS.get(n) is BasicTrain]
-    if not given:
+    found = asked_training(runners)
+    if found is None:
         return None
+    runner, own = found
     calibration = config.search.calibration
     for key in ("bias_correction", "batch_norm"):
         if getattr(calibration, key):
@@ -32,15 +41,13 @@ def candidate_training(
                 "it out, or basic_train",
                 key=("search", "calibration", key),
             )
-    for side, name, table in runners:
-        split = getattr(RUNNERS.get(name).Settings(**table), "split", None)
-        if split == "train":
+    for other in runners:
+        samples = other.settings.samples
+        if samples is not None and samples.split == "train":
             raise ConfigError(
                 "candidates are trained on the training split, so they must be evaluated on another: val_dataloader",
-                key=("search", "strategy", side, name, "data_loader"),
+                key=(*other.where, "data_loader"),
             )
-    side, name, table = given[0]
-    own = BasicTrainSettings.model_validate({k: (None if v == "NA" else v) for k, v in table.items()})
     x, y = chosen_samples(dataset, "train", own.num_samples, config.seed)
     settings = TrainSettings(
         max_epochs=own.max_epochs,
@@ -52,9 +59,7 @@ def candidate_training(
     )
     halving = None
     if own.halving is not None:
-        halving = _halving(
-            runners, own.halving, own.max_epochs, objectives, ("search", "strategy", side, name, "halving")
-        )
+        halving = _halving(runners, own.halving, own.max_epochs, objectives, (*runner.where, "halving"))
     return CandidateTraining(x, y, dataset.num_classes, settings, own.init, own.float_epochs, halving)
 
 
@@ -62,7 +67,7 @@ def _halving(
     runners: Runners, own: HalvingSettings, epochs: int, objectives: Objectives, where: tuple[str, ...]
 ) -> Halving:
     """How candidates are compared while they are trained."""
-    produced = {m.name: RUNNERS.get(name) for _, name, _ in runners for m in RUNNERS.get(name).produces}
+    produced = {metric.name: runner.kind for runner in runners for metric in runner.produces}
     if "accuracy" not in produced:
         raise ConfigError("candidates are compared by their accuracy; add sw_runner.basic_evaluation", key=where)
     if own.rungs != sorted(set(own.rungs)) or not 0 < own.rungs[0] <= own.rungs[-1] < epochs:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ import numpy as np
 from bitfront import checkpoints
 from bitfront.config import FinetuneTable
 from bitfront.data.base import Dataset
-from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
-from bitfront.engine.evaluation.interface import ONLY_CODE
+from bitfront.engine.evaluation.fixed import one_thread
+from bitfront.engine.evaluation.interface import ONLY_CODE, ModelEvaluator
 from bitfront.engine.search.weights import SMALL_STEP
 from bitfront.engine.storage.folder import finetuned_weights
 from bitfront.engine.storage.records import Finetuned
@@ -57,7 +56,7 @@ def settings_of(own: FinetuneTable, batch_size: int, optimizer: str, weight_deca
 
 
 def finetune(
-    evaluator: FixedEvaluator,
+    evaluator: ModelEvaluator,
     code: Codes,
     number: int,
     before: float,
@@ -98,8 +97,7 @@ def finetune(
     values = {m: float(v[0]) for m, v in trained.evaluate(ONLY_CODE[None]).values.items()}
     test: dict[str, float] = {}
     if "test" in dataset.splits:
-        job = replace(trained.job, splits={"test": dataset.split("test")})
-        scores = FixedEvaluator(job, trained.space).scores(ONLY_CODE[None], "test", None)
+        scores = trained.with_splits({"test": dataset.split("test")}).scores(ONLY_CODE[None], "test", None)
         test = {"loss": float(scores.loss[0]), "accuracy": int(scores.correct[0]) / scores.samples}
     kept = values["accuracy"] > before
     checkpoints.save(state, finetuned_weights(folder, number), {"formats": spelled(learned), "kept": kept})

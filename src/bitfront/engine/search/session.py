@@ -13,7 +13,6 @@ import numpy as np
 from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
 from bitfront.engine.evaluation.dispatch import Dispatcher
-from bitfront.engine.evaluation.trained import TrainedEvaluator
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
@@ -98,10 +97,11 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         store.set_meta("stopped", reason)
         if reason != "interrupted":
             events.finishing()
-            _keep_front(plan, folder)
-            _test_front(plan, store, folder)
-            _compare_front(plan, store, folder)
-            _finetune(plan, store, folder, events)
+            run = Run.load(folder)
+            _keep_front(plan, run)
+            _test_front(plan, store, run)
+            _compare_front(plan, store, run)
+            _finetune(plan, store, run, events)
         run = replace(Run.load(folder), notes=plan.notes)
         write_results(run)
         if len(run) and not run.columns.complete.any():
@@ -140,10 +140,8 @@ def with_samples(plan: Plan, store: Store, events: Events) -> Plan:
 def _describe(plan: Plan, store: Store) -> None:
     """Everything a reader of the run folder needs beside the trials."""
     evaluator = plan.evaluator
-    samples, runner = None, evaluator.runner_of("accuracy")
-    if runner is not None:
-        settings: Any = runner.settings
-        samples = len(evaluator.samples(settings.split, settings.num_samples)[1])
+    samples = evaluator.accuracy_samples
+    number = None if samples is None else len(evaluator.samples(samples.split, samples.number)[1])
     store.set_meta("space", list(plan.space.description))
     store.set_meta("stopped", "")
     store.set_meta(
@@ -154,7 +152,7 @@ def _describe(plan: Plan, store: Store) -> None:
             "sides": dict(plan.sides),
             "units": {m.name: m.unit for runner in evaluator.runners for m in runner.produces},
             "kinds": evaluator.kinds(),
-            "samples": samples,
+            "samples": number,
             "reference": float_metrics(plan),
             "sites": len(plan.space.graph.sites),
             "size": str(plan.space.size),
@@ -200,19 +198,16 @@ def _evaluate(plan: Plan, store: Store, bounds: Feasibility, starts: Codes, even
         return reason
 
 
-def _keep_front(plan: Plan, folder: Path) -> None:
+def _keep_front(plan: Plan, run: Run) -> None:
     """The trained weights of the front, where each candidate has its own; those kept before are not trained again."""
-    if not isinstance(plan.evaluator, TrainedEvaluator) or plan.evaluator.job.training is None:
-        return
-    run = Run.load(folder)
-    for row in run.front_rows[:TESTED]:
-        code, epochs = run.columns.codes([row])[0], int(run.columns.metrics["trained_epochs"][row])
-        place = trial_weights(folder, int(run.columns.number[row]))
-        plan.evaluator.recall(code, epochs, place)
+    for row in run.front_rows[:TESTED].tolist():
+        code = run.columns.codes([row])[0]
+        place = trial_weights(run.folder, int(run.columns.number[row]))
+        plan.evaluator.recall(code, {m: float(v[row]) for m, v in run.columns.metrics.items()}, place)
         plan.evaluator.keep(code, place)
 
 
-def _test_front(plan: Plan, store: Store, folder: Path) -> None:
+def _test_front(plan: Plan, store: Store, run: Run) -> None:
     """The front, and the float model, on the test split: each once, however often the search is resumed."""
     if "test" not in plan.dataset.splits or "accuracy" not in plan.evaluator.metrics:
         return
@@ -223,7 +218,6 @@ def _test_front(plan: Plan, store: Store, folder: Path) -> None:
             "reference_test",
             {"loss": float(scores.loss[0]), "accuracy": int(scores.correct[0]) / scores.samples},
         )
-    run = Run.load(folder)
     known = store.test_results()
     rows = [r for r in run.front_rows[:TESTED] if int(run.columns.number[r]) not in known]
     if rows:
@@ -236,20 +230,17 @@ def _test_front(plan: Plan, store: Store, folder: Path) -> None:
         )
 
 
-def _compare_front(plan: Plan, store: Store, folder: Path) -> None:
+def _compare_front(plan: Plan, store: Store, run: Run) -> None:
     """The front's members with each other, on the samples of the search."""
-    runner = plan.evaluator.runner_of("accuracy")
-    run = Run.load(folder)
-    rows = run.front_rows[:TESTED]
-    if runner is None or len(rows) < 2:
+    samples, rows = plan.evaluator.accuracy_samples, run.front_rows[:TESTED]
+    if samples is None or len(rows) < 2:
         store.set_meta("compared", [])
         return
-    settings: Any = runner.settings
-    answers = plan.evaluator.answers(run.columns.codes(rows), settings.split, 0, settings.num_samples)
+    answers = plan.evaluator.answers(run.columns.codes(rows), samples.split, 0, samples.number)
     store.set_meta("compared", [vars(c) for c in compare(run.columns.number[rows].tolist(), answers)])
 
 
-def _finetune(plan: Plan, store: Store, folder: Path, events: Events) -> None:
+def _finetune(plan: Plan, store: Store, run: Run, events: Events) -> None:
     """Some of the front trained on; what was done earlier with the same settings is not done again."""
     own, config = plan.settings.finetune, plan.config
     if not own.trials:
@@ -257,7 +248,6 @@ def _finetune(plan: Plan, store: Store, folder: Path, events: Events) -> None:
     settings = settings_of(own, config.batch_size, config.training_optimizer, config.weight_decay, config.seed)
     kept = store.meta("finetuned") or {}
     done = kept.get("trials", []) if kept.get("settings") == vars(settings) else []
-    run = Run.load(folder)
     if len(run.objectives.directions) == 1:
         rows = run.ranked_rows[: own.trials].tolist()
     else:
@@ -271,6 +261,6 @@ def _finetune(plan: Plan, store: Store, folder: Path, events: Events) -> None:
         events.note(f"training trial {number} on")
         events.training(settings, len(plan.dataset.split("train")[1]))
         evaluator, code = plan.evaluator.alone(run.columns.codes([row])[0])
-        found = finetune(evaluator, code, number, before, plan.dataset, settings, folder, events)
+        found = finetune(evaluator, code, number, before, plan.dataset, settings, run.folder, events)
         done.append(vars(found))
         store.set_meta("finetuned", {"settings": vars(settings), "trials": done})
