@@ -70,6 +70,19 @@ def test_an_alias_cannot_be_taken_by_another_either(rooms, names):
         room.names()
 
 
+def test_a_member_has_a_name(rooms):
+    room = rooms[0]
+    assert room.name_of(room.get("fauteuil")) == "Arm_Chair"
+
+    class Sofa:
+        pass
+
+    with pytest.raises(
+        UnknownNameError, match=r"the chair '.*Sofa' \(.*test_registry.py\) is registered under no name"
+    ):
+        room.name_of(Sofa)
+
+
 def test_an_unknown_name_is_answered_with_all_and_the_nearest(rooms):
     room = rooms[0]
     with pytest.raises(

@@ -95,6 +95,21 @@ class Registry(Generic[T]):
         """The official spelling of `name`. Raises like :meth:`get`."""
         return self._members[self._key(name)][0]
 
+    def name_of(self, member: T) -> str:
+        """The official name of `member`: what a file says of it, so that :meth:`get` finds it again.
+
+        Raises:
+            UnknownNameError: it is registered under no name.
+        """
+        self._load()
+        for name, each in self._members.values():
+            if each is member:
+                return name
+        raise UnknownNameError(
+            f"the {self.kind} {getattr(member, '__qualname__', member)!r} ({_file(member)}) is registered under no "
+            f"name; decorate it with the register() of {self.room}"
+        )
+
     def __contains__(self, name: object) -> bool:
         self._load()
         return isinstance(name, str) and canonical(name) in self._aliases

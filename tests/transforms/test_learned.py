@@ -9,7 +9,7 @@ from torch import nn
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
-from bitfront.formats.spelling import read, spelled
+from bitfront.formats.spelling import spelled
 from bitfront.graph import capture
 from bitfront.transforms.learned import LearnedAffine, LearnedInteger, frozen, learning_model, settle, shadow
 from bitfront.transforms.quantize import quantize
@@ -131,13 +131,3 @@ def test_a_settled_range_stays_whatever_its_exponent_does():
     assert frozen(rounds)["_0"]["weight"].frac_width == 1
     model.load_state_dict(settled)
     assert frozen(rounds)["_0"]["weight"].frac_width == 2
-
-
-def test_formats_survive_being_written():
-    formats = {
-        "a": {"weight": Integer(4, -2, False), "data_in": affine(8).calibrated(torch.randn(3, 5))},
-        "b": {"bias": Integer(8, 3)},
-    }
-    import json
-
-    assert read(json.loads(json.dumps(spelled(formats)))) == formats

@@ -132,7 +132,7 @@ class QuantizationSpace(ModelSpace):
         assignments = []
         for site in graph.sites:
             own = formats.get(site.name, {})
-            name = type(next(iter(own.values()))).__name__.lower() if own else "NA"
+            name = FORMATS.name_of(type(next(iter(own.values())))) if own else "NA"
             operands = tuple((operand, (Setting((), form),)) for operand, form in own.items())
             assignments.append(Assignment(site, "default", (Alternative(name, operands),)))
         return cls(SpaceRequest(graph, float_only=True), tuple(assignments))
