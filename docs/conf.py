@@ -33,7 +33,14 @@ NAVIGATION = {
     ],
     "Reference": ["docs/configuration", "docs/formats", "docs/metrics", "docs/report"],
     "Python": ["docs/api/search", "docs/api/models", "docs/api/quantization", "docs/api/extending"],
-    "Background": ["docs/strategies", "docs/architecture", "docs/glossary", "docs/benchmarks", "CONTRIBUTING", "CHANGELOG"],
+    "Background": [
+        "docs/strategies",
+        "docs/architecture",
+        "docs/glossary",
+        "docs/benchmarks",
+        "CONTRIBUTING",
+        "CHANGELOG",
+    ],
 }
 
 project = "Bitfront"

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import bitfront
+from bitfront.formats import FORMATS
 from bitfront.graph import capture
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
@@ -63,6 +64,15 @@ def space_of():
         return QuantizationSpace(SpaceRequest(capture(model, sample), by, seed))
 
     return build
+
+
+@pytest.fixture
+def formats(monkeypatch):
+    """The registry of number formats; what a test registers is gone after it."""
+    FORMATS.names()
+    for table in ("_members", "_aliases", "_files"):
+        monkeypatch.setattr(FORMATS, table, dict(getattr(FORMATS, table)))
+    return FORMATS
 
 
 @pytest.fixture

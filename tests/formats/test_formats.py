@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
 from bitfront.formats.base import CALIBRATION_VALUES, FormatError, percentile_range, thinned
+from bitfront.formats.grid import Grid
 from bitfront.formats.integer import LOWEST_FRAC_WIDTH, Integer
 from bitfront.testing.formats import check_format
 
@@ -67,6 +68,15 @@ class Faulty(Integer):
             return super().round(x - 0.3 * 2.0 ** -self._frac())
         return out
 
+    @property
+    def grid(self):
+        step, (low, high) = 2.0 ** -self._frac(), self.codes
+        return {
+            "coarse grid": Grid(2 * step, low, high, complete=False),
+            "narrow grid": Grid(step, low, high - 1, complete=False),
+            "fine grid": Grid(step / 2, 2 * low, 2 * high),
+        }.get(self.fault, super().grid)
+
 
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -75,6 +85,9 @@ class Faulty(Integer):
         ("purity", "changes its input"),
         ("monotone", "rounding twice|monotone|gradient"),
         ("nearest", "nearest|rounding twice|symmetr|huge"),
+        ("coarse grid", "a value is none of its grid"),
+        ("narrow grid", "a value is none of its grid"),
+        ("fine grid", "rounds otherwise than its grid"),
     ],
 )
 def test_the_conformance_suite_notices(fault, message, monkeypatch):

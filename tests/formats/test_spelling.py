@@ -20,15 +20,6 @@ class MyFmt(Integer):
     table: tuple[tuple[float, ...], ...] = ()
 
 
-@pytest.fixture
-def registered(monkeypatch):
-    """``MyFmt`` under the name my-format, as long as a test lasts."""
-    FORMATS.names()
-    monkeypatch.setattr(FORMATS, "_members", dict(FORMATS._members))
-    monkeypatch.setattr(FORMATS, "_aliases", dict(FORMATS._aliases))
-    FORMATS.register("my-format", "mine")(MyFmt)
-
-
 def through_json(formats):
     return read(json.loads(json.dumps(spelled(formats))))
 
@@ -39,10 +30,11 @@ def test_formats_survive_being_written():
     assert through_json(formats) == formats
 
 
-def test_a_registered_name_spells_a_format_and_not_its_class(registered):
-    formats = {"a": {"weight": MyFmt(4, 2, True, ((0.5, 1.0), (2.0,)))}}
-    assert spelled(formats)["a"]["weight"]["format"] == "my-format"
-    assert through_json(formats) == formats
+def test_a_registered_name_spells_a_format_and_not_its_class(formats):
+    formats.register("my-format", "mine")(MyFmt)
+    learned = {"a": {"weight": MyFmt(4, 2, True, ((0.5, 1.0), (2.0,)))}}
+    assert spelled(learned)["a"]["weight"]["format"] == "my-format"
+    assert through_json(learned) == learned
 
 
 def test_what_older_runs_hold_is_read():

@@ -78,7 +78,8 @@ def test_a_sum_does_not_depend_on_its_parts(given_logits, data):
 )
 def test_rounding_is_what_the_format_says(width, frac, signed, length, rows, seed):
     own = Integer(width, frac, signed)
-    step, low, high = own.grid
+    fixed = own.grid.rounding
+    step, low, high = fixed.step, fixed.low, fixed.high
     generator = torch.Generator().manual_seed(seed)
     source = torch.randn(3, rows, length + 2, generator=generator) * step * 2.0 ** min(width, 12)
     source[0, 0, 0], source[1, 0, 0], source[2, 0, 0] = torch.nan, torch.inf, -torch.inf

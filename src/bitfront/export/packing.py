@@ -14,9 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitfront.formats.affine import Affine
 from bitfront.formats.base import Format
-from bitfront.formats.integer import Integer
 
 #: A byte holds no more.
 WIDEST = 8
@@ -75,22 +73,19 @@ def packing(own: Format, *, activation: bool) -> Packing | None:
     Args:
         activation: always unsigned; else as the format is.
     """
-    if own.bits > WIDEST:
+    grid = None if own.bits > WIDEST else own.grid
+    if grid is None or not grid.complete or not (grid.uniform or grid.axis is not None):
         return None
-    if isinstance(own, Integer):
-        step, low, high = own.grid
-        scale, zero, axis = np.array(step, np.float32), np.zeros((), np.int64), None
-    elif isinstance(own, Affine):
-        assert own.scale is not None
-        assert own.zero_point is not None
-        low, high = own.codes
-        shape = () if len(own.scale) == 1 else (len(own.scale),)
-        scale = np.array(own.scale, np.float32).reshape(shape)
-        zero = np.array(own.zero_point, np.int64).reshape(shape)
-        axis = own.axis if len(own.scale) > 1 else None
-    else:
+    low, high = grid.low, grid.high
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
+    steps, zeros = np.broadcast_arrays(np.asarray(grid.step), np.asarray(0 if grid.zero is None else grid.zero))
     signed = low < 0
+    # The byte of the value 0 must be among those in use: padding is made of it.
+    if not (-128 if signed else 0) <= low <= zeros.min() or not zeros.max() <= high <= (127 if signed else 255):
+        return None
+    shape = () if grid.uniform else (-1,)
+    scale, zero = steps.astype(np.float32).reshape(shape), zeros.astype(np.int64).reshape(shape)
     if activation and signed:
-        return Packing(scale, zero + 128, low + 128, high + 128, False, axis)
-    return Packing(scale, zero, low, high, signed, axis)
+        return Packing(scale, zero + 128, low + 128, high + 128, False, grid.axis)
+    return Packing(scale, zero, low, high, signed, grid.axis)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal, Self, cast
 
 import torch
@@ -25,6 +26,7 @@ from bitfront.formats.base import (
     percentile_range,
     thinned,
 )
+from bitfront.formats.grid import WHOLE, Grid
 
 #: Parts of the full range that ``range = "mse"`` tries.
 SHRINKS = tuple(i / 64 for i in range(64, 7, -1))
@@ -150,25 +152,22 @@ class Affine(Format):
         zero = 0 if self.symmetric else int(min(max(round(first - low / scale), first), last))
         return scale, zero
 
+    @cached_property
+    def grid(self) -> Grid:
+        """A step and a zero point for all values, or per channel."""
+        if self.scale is None or self.zero_point is None:
+            raise FormatError("an affine format must be calibrated before it is used")
+        if len(self.scale) == 1:
+            return Grid(self.scale[0], *self.codes, zero=self.zero_point[0])
+        block = (*[WHOLE] * self.axis, 1)
+        shape = (*[1] * self.axis, -1)
+        step = torch.tensor(self.scale, dtype=torch.float64).reshape(shape)
+        return Grid(step, *self.codes, zero=torch.tensor(self.zero_point).reshape(shape), block=block)
+
     def round(self, x: Tensor) -> Tensor:
         """`x` through QuantizeLinear and DequantizeLinear."""
-        first, last = self.codes
-        scale, zero = self._constants(x)
-        return (torch.clamp(torch.round(x / scale) + zero, first, last) - zero) * scale
+        return self.grid.round(x)
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest and the largest representable value, per channel where there are several."""
-        first, last = self.codes
-        scale, zero = self._constants(x)
-        return (first - zero) * scale, (last - zero) * scale
-
-    def _constants(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.scale is None or self.zero_point is None:
-            raise FormatError("an affine format must be calibrated before it is used")
-        scale = torch.tensor(self.scale, dtype=x.dtype, device=x.device)
-        zero = torch.tensor(self.zero_point, dtype=x.dtype, device=x.device)
-        if len(self.scale) == 1:
-            return scale.reshape(()), zero.reshape(())
-        shape = [1] * x.dim()
-        shape[self.axis] = -1
-        return scale.reshape(shape), zero.reshape(shape)
+        return self.grid.ends(x)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bitfront.errors import nearest, one_of
+from bitfront.formats.grid import Grid
 
 #: Name of an operand of a site, as its operation spells it: ``data_in``, ``weight``, ``bias``, ``weight_ih`` ...
 Operand = str
@@ -141,10 +142,13 @@ class Format(ABC):
         return self
 
     @property
-    def grid(self) -> tuple[float, int, int] | None:
-        """(step, low, high) of a format whose values are step · k for whole k from low to high, with a step that is a
-        power of two: sums and products of such values can be exact. None for any other."""
+    def grid(self) -> Grid | None:
+        """The whole numbers behind the values, where they are the same for every tensor; None elsewhere."""
         return None
+
+    def grid_of(self, x: Tensor) -> Grid | None:  # noqa: ARG002
+        """The grid on which ``round(x)`` lies, None where there is none."""
+        return self.grid
 
     @abstractmethod
     def round(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, percentile_range, thinned
+from bitfront.formats.grid import Grid
 
 LOWEST_FRAC_WIDTH = -32
 #: How a frac width is learned.
@@ -139,9 +140,9 @@ class Integer(Format):
         return torch.clamp(torch.round(x * scale), low, high) / scale
 
     @property
-    def grid(self) -> tuple[float, int, int]:
-        """Step and range of integers."""
-        return (math.ldexp(1.0, -self._frac()), *self.codes)
+    def grid(self) -> Grid:
+        """Step 2^−frac_width, one for all values; no zero point."""
+        return Grid(math.ldexp(1.0, -self._frac()), *self.codes)
 
     def bounds(self, x: Tensor) -> tuple[float, float]:  # noqa: ARG002
         """The smallest and the largest representable value."""

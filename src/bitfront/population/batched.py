@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitfront import kernels
+from bitfront.formats.grid import FixedPoint
 from bitfront.population.compiled import EpochOutcome
-from bitfront.population.programs import FixedGrid, TrainingProgram, TrainingStep
+from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.training import StateDict, TrainSettings, optimizer_of, snapshot
 
 #: Samples that are scored together.
@@ -240,10 +241,10 @@ def _along(grids: Tensor, x: Tensor) -> Tensor:
     return grids.repeat_interleave(channels, dim=1).view(4, 1, -1, 1, 1)
 
 
-def _stacked(grids: Sequence[FixedGrid | None], device: torch.device) -> Grids:
+def _stacked(grids: Sequence[FixedPoint | None], device: torch.device) -> Grids:
     if grids[0] is None:
         return None
-    rows = [(1 / g.step, g.low, g.high, g.step) for g in grids if g is not None]
+    rows = [g.row for g in grids if g is not None]
     return torch.tensor(rows, dtype=torch.float32, device=device).t().contiguous()
 
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront import kernels
+from bitfront.formats.grid import FixedPoint
 from bitfront.kernels import training as steps
-from bitfront.population.programs import FixedGrid, Shape, SlidingWindow, TrainingProgram, TrainingStep
+from bitfront.population.programs import Shape, SlidingWindow, TrainingProgram, TrainingStep
 from bitfront.training import StateDict, TrainSettings, snapshot
 
 #: Batches are gathered in pieces of at most this size.
@@ -424,5 +425,5 @@ def _listed(count: int, entries: Sequence[tuple[int, int, int]]) -> tuple[Tensor
     return torch.tensor(starts, dtype=torch.int32), torch.tensor(flat or [0], dtype=torch.int32)
 
 
-def _grid(grid: FixedGrid | None) -> steps.Grid:
-    return steps.Grid() if grid is None else steps.Grid(1 / grid.step, grid.low, grid.high, grid.step)
+def _grid(grid: FixedPoint | None) -> steps.Grid:
+    return steps.Grid() if grid is None else steps.Grid(*grid.row)

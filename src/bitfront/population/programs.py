@@ -17,20 +17,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bitfront.formats.base import Format
+from bitfront.formats.grid import FixedPoint
 from bitfront.transforms.quantize import Quantizer, Twin
 
 Kind = Literal["linear", "conv", "activate", "norm", "add", "largest", "mean", "flatten"]
 #: Of one sample: channels, then height and width of an image.
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class FixedGrid:
-    """The numbers step · k for whole k from low to high."""
-
-    step: float
-    low: int
-    high: int
 
 
 @dataclass(frozen=True)
@@ -57,9 +49,9 @@ class TrainingStep:
     output: int
     path: str = ""
     window: SlidingWindow | None = None
-    first: FixedGrid | None = None
+    first: FixedPoint | None = None
     rectify: bool = False
-    second: FixedGrid | None = None
+    second: FixedPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -216,7 +208,12 @@ class _ProgramReader:
         return len(self.shapes) - 1
 
     def activate(
-        self, source: fx.Node, *, first: FixedGrid | None = None, rectify: bool = False, second: FixedGrid | None = None
+        self,
+        source: fx.Node,
+        *,
+        first: FixedPoint | None = None,
+        rectify: bool = False,
+        second: FixedPoint | None = None,
     ) -> int:
         value = self.values[source]
         if first is None and not rectify:
@@ -239,17 +236,17 @@ class _ProgramReader:
 Rule = Callable[[_ProgramReader, fx.Node, Any, str], int]
 
 
-def _grid(module: nn.Module, operand: str, path: str) -> FixedGrid | None:
+def _grid(module: nn.Module, operand: str, path: str) -> FixedPoint | None:
     found = cast("Mapping[str, object]", getattr(module, "formats", {})).get(operand)
     return None if found is None else _grid_of(found, path)
 
 
-def _grid_of(found: object, path: str) -> FixedGrid:
+def _grid_of(found: object, path: str) -> FixedPoint:
     grid = found.grid if isinstance(found, Format) and type(found).quantize is Format.quantize else None
-    if grid is None:
+    if grid is None or grid.rounding is None:
         label = found.label if isinstance(found, Format) else type(found).__name__
         raise UnsupportedError(f"the format {label} of {path} is no fixed-point grid")
-    return FixedGrid(*grid)
+    return grid.rounding
 
 
 def _linear(reader: _ProgramReader, source: fx.Node, module: nn.Linear, path: str) -> int:

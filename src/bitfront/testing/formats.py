@@ -64,6 +64,7 @@ def check_format(
         _check_gradients(form, x)
         if elementwise:
             _check_numbers(form, x.movedim(1, 0) if operand == "data_in" else x, x, operand)
+        _check_grid(form, x)
     return form
 
 
@@ -176,6 +177,20 @@ def _check_gradients(form: Format, x: Tensor) -> None:
     assert torch.equal(gradient, expected), f"{called}: the gradient is not 1 inside the range and 0 outside"
     with torch.no_grad():
         assert not form.quantize(leaf).requires_grad, f"{called}: a gradient where gradients are off"
+
+
+def _check_grid(form: Format, x: Tensor) -> None:
+    called, out = repr(form), form.round(x)
+    for grid in (form.grid, form.grid_of(x)):
+        if grid is None:
+            continue
+        assert torch.equal(grid.round(out), out), f"{called}: a value is none of its grid, {grid}"
+        if grid.complete:
+            assert torch.equal(_bits(grid.round(x)), _bits(out)), f"{called}: rounds otherwise than its grid, {grid}"
+            for own, end in zip(_bounds(form, x), grid.ends(x), strict=True):
+                assert torch.equal(own.expand_as(x), end.expand_as(x)), (
+                    f"{called}: its bounds are not its grid's, {grid}"
+                )
 
 
 def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> None:

@@ -25,6 +25,7 @@ from bitfront.engine.evaluation.calibration import Calibration
 from bitfront.engine.evaluation.tree.activations import Ints, Norm, Rounding
 from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, byte_sized, exact_bytes
 from bitfront.formats.base import Format, Operand
+from bitfront.formats.grid import FixedPoint
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
 from bitfront.operations.lookup import of_node
@@ -176,27 +177,24 @@ class Program:
         if step.node.op != "call_module" or not exact_bytes() or self.device != "cpu":
             return None
         module: Any = self.model.get_submodule(str(step.node.target))
-        own = self.data_format(step, data)
-        grid = None if own is None else own.grid
-        if grid is None or not byte_sized(module):
+        own = _rounding(self.data_format(step, data))
+        if own is None or not byte_sized(module):
             return None
-        size, low, high = grid
-        low = max(low, 0) if rectified else low
+        low, high = max(own.low, 0) if rectified else own.low, own.high
         offset = 0 if low >= 0 else 128
         if low + offset < 0 or high + offset > 255:
             return None
         weights, steps = [], []
         for index in indices:
-            form = self.parameter_formats(step, index).get("weight")
-            w = None if form is None else form.grid
-            if w is None or w[1] < -128 or w[2] > 127:
-                return None
             weight = self.parameters(step, index)[0]
-            weights.append((weight / w[0]).to(torch.int8))
-            steps.append(torch.full((len(weight),), w[0]))
+            w = _multiples(self.parameter_formats(step, index).get("weight"), weight)
+            if w is None or w.low < -128 or w.high > 127:
+                return None
+            weights.append((weight / w.step).to(torch.int8))
+            steps.append(torch.full((len(weight),), w.step))
         _, bias = self.merged(step, indices)
-        numbers = np.array([1 / size, low, high, offset], dtype=np.float32)
-        return ByteConvolution.of(module, torch.cat(weights), torch.cat(steps), bias, size, numbers)
+        numbers = np.array([1 / own.step, low, high, offset], dtype=np.float32)
+        return ByteConvolution.of(module, torch.cat(weights), torch.cat(steps), bias, own.step, numbers)
 
     def prepare(self, step: Step, data: Ints) -> None:
         """Look up the grids of some formats of the step's input."""
@@ -205,10 +203,9 @@ class Program:
         empty = np.zeros((count, 4), dtype=np.float32), np.zeros(count, dtype=bool)
         table, covered = self._grids.setdefault(step.group, empty)
         for k in np.flatnonzero(np.bincount(data, minlength=count) * ~covered).tolist():
-            own = self.data_format(step, k)
-            grid = None if own is None else own.grid
-            if grid is not None and max(-grid[1], grid[2]) < 2**kernels.WIDEST:
-                table[k], covered[k] = (1 / grid[0], grid[1], grid[2], grid[0]), True
+            own = _rounding(self.data_format(step, k))
+            if own is not None and max(-own.low, own.high) < 2**kernels.WIDEST:
+                table[k], covered[k] = own.row, True
 
     def parameters(self, step: Step, index: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the step, quantized as number `index` of its parameter options says."""
@@ -291,18 +288,29 @@ class Program:
         w, b = formats.get("weight"), formats.get("bias")
         if x is None or w is None or (bias is not None and b is None):
             return "an operand is left in float"
-        grids = [x.grid, w.grid] + ([b.grid] if b is not None and bias is not None else [])
-        if any(g is None for g in grids):
-            return "a format whose steps are no powers of two"
-        (x_step, low, high), (w_step, _, _), *rest = [g for g in grids if g is not None]
-        step_size = min([x_step * w_step] + [b_step for b_step, _, _ in rest])
-        sums = weight.double().abs().flatten(1).sum(dim=1) * (max(-low, high) * x_step)
+        x_grid, w_grid = None if x.grid is None else x.grid.fixed_point, _multiples(w, weight)
+        b_grid = None if bias is None else _multiples(b, bias)
+        if x_grid is None or w_grid is None or (bias is not None and b_grid is None):
+            return "a format whose step is no power of two, or differs between values"
+        step_size = min([x_grid.step * w_grid.step] + ([] if b_grid is None else [b_grid.step]))
+        sums = weight.double().abs().flatten(1).sum(dim=1) * (max(-x_grid.low, x_grid.high) * x_grid.step)
         if bias is not None:
             sums = sums + bias.double().abs()
         largest = float(sums.max()) / step_size
         if not largest <= EXACT:
             return f"sums of up to {np.log2(largest):.1f} bits, more than the 24 that float32 holds"
         return ""
+
+
+def _rounding(form: Format | None) -> FixedPoint | None:
+    """The fixed-point numbers to which a format rounds, None for any other rounding."""
+    return None if form is None or form.grid is None else form.grid.rounding
+
+
+def _multiples(form: Format | None, x: Tensor) -> FixedPoint | None:
+    """Fixed-point numbers among which all values of `x` are, a tensor that a format has rounded."""
+    grid = None if form is None else form.grid_of(x)
+    return None if grid is None else grid.fixed_point
 
 
 def _moved(model: nn.Module, device: str) -> nn.Module:

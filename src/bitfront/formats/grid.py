@@ -1,0 +1,137 @@
+"""The whole numbers behind a format's values: a value is ``(code − zero) · step`` for a whole code from low to high.
+
+A grid says so for every value of a tensor at once. All values may share one step (a format per tensor), or those of a
+channel, of a group or of a block, or each value has its own; zero, low and high likewise. Whoever computes in whole
+numbers asks the grid: it adds up codes exactly and scales the sum once. Where all values share a step that is a power
+of two, sums of products are exact in floating point as well; that is what :attr:`Grid.fixed_point` is for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: In ``Grid.block``: all values along the dimension share a step.
+WHOLE = 0
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """The numbers step · k for whole k from low to high. The step is a power of two."""
+
+    step: float
+    low: int
+    high: int
+
+    @property
+    def row(self) -> tuple[float, int, int, float]:
+        """What the kernels take: 1 / step, low, high, step."""
+        return 1 / self.step, self.low, self.high, self.step
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The numbers (code − zero) · step for whole codes from low to high.
+
+    An entry is a number that all values share, or a tensor that has one element per block of the values.
+
+    Attributes:
+        step: positive; a tensor is float64.
+        low, high: the smallest and the largest code, both inclusive; a tensor is int64.
+        zero: the code of the value 0; a tensor is int64. None where the format has no zero point: 0 is code 0, and
+            rounding keeps the sign of a zero.
+        block: how many neighbours along each dimension share an element of the tensors, ``WHOLE`` for all of them.
+            Dimensions after the last one that is named are whole. ``()``: no entry is a tensor. ``(1,)``: one per index
+            of dimension 0, the channels of a weight. ``(WHOLE, 1)``: one per index of dimension 1, the channels of an
+            input. ``(1, 32)``: groups of 32 along dimension 1 of a weight. ``(1, 1)``: each element of a matrix has its
+            own. A tensor has as many dimensions as `block` has entries.
+        complete: every code is a value, and the format rounds to the nearest of them, half to even. Otherwise values
+            are some of these numbers only, as those of a floating-point format are.
+    """
+
+    step: float | Tensor
+    low: int | Tensor
+    high: int | Tensor
+    zero: int | Tensor | None = None
+    block: tuple[int, ...] = ()
+    complete: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("step", "low", "high", "zero"):
+            entry = getattr(self, name)
+            if isinstance(entry, Tensor) and (not self.block or entry.dim() != len(self.block)):
+                raise ValueError(f"{name} has shape {tuple(entry.shape)}, which does not fit block = {self.block}")
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all values share one step, one zero and one range."""
+        return not self.block
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension whose indices have an element each, where values differ along no other; None elsewhere."""
+        *before, last = self.block or (WHOLE,)
+        return len(before) if last == 1 and not any(before) else None
+
+    @property
+    def fixed_point(self) -> FixedPoint | None:
+        """Fixed-point numbers among which all values are: sums and products of them can be exact in floating point.
+
+        None where steps differ or are no powers of two, and for formats with a zero point.
+        """
+        step, low, high = self.step, self.low, self.high
+        if isinstance(step, Tensor) or isinstance(low, Tensor) or isinstance(high, Tensor) or self.zero is not None:
+            return None
+        return FixedPoint(step, low, high) if math.frexp(step)[0] == 0.5 else None
+
+    @property
+    def rounding(self) -> FixedPoint | None:
+        """Fixed-point numbers such that the format's rounding is ``clamp(round(x / step), low, high) · step``, half to
+        even. None for any other rounding."""
+        return self.fixed_point if self.complete else None
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The code of each value of `x`: the nearest one, half to even, saturating. Same shape and dtype.
+
+        Of a grid that is not complete: for values that are rounded already.
+        """
+        codes = torch.round(x / self.along(self.step, x))
+        if self.zero is not None:
+            codes = codes + self.along(self.zero, x)
+        low, high = (e if isinstance(e, int) else self.along(e, x) for e in (self.low, self.high))
+        return torch.clamp(codes, low, high)  # type: ignore[arg-type]
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What codes stand for. Same shape and dtype."""
+        return self._scaled(codes, codes)
+
+    def round(self, x: Tensor) -> Tensor:
+        """`x` mapped to the nearest numbers of the grid. Same shape and dtype."""
+        return self._scaled(self.codes(x), x)
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest number of the grid, broadcastable to `x`."""
+        return self._scaled(self.along(self.low, x), x), self._scaled(self.along(self.high, x), x)
+
+    def _scaled(self, codes: Tensor, x: Tensor) -> Tensor:
+        """The numbers of codes that broadcast against `x`."""
+        if self.zero is not None:
+            codes = codes - self.along(self.zero, x)
+        return codes * self.along(self.step, x)
+
+    def along(self, entry: float | Tensor, x: Tensor) -> Tensor:
+        """An entry of the grid in the dtype of `x` and on its device, laid out so that it broadcasts against `x`."""
+        if not isinstance(entry, Tensor):
+            return torch.tensor(entry, dtype=x.dtype, device=x.device)
+        if entry.dim() > x.dim():
+            raise ValueError(
+                f"a tensor of shape {tuple(x.shape)} has no dimension {entry.dim() - 1} to divide into blocks"
+            )
+        laid = entry.to(x)
+        for dim, size in enumerate(self.block):
+            if size > 1:
+                laid = laid.repeat_interleave(size, dim).narrow(dim, 0, x.shape[dim])
+        return laid.reshape(*laid.shape, *[1] * (x.dim() - laid.dim()))
