@@ -33,7 +33,8 @@ from torch import nn
 
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
-from bitfront.engine.evaluation.tree.scorer import WorkLimits, _Pass
+from bitfront.engine.evaluation.tree.execution import Pass
+from bitfront.engine.evaluation.tree.scorer import WorkLimits
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.metrics.configured import configured_runner
@@ -568,7 +569,7 @@ def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
     job = job_of(made(Images), Images.shape, seed)
     codes = FixedEvaluator(job).space.sample(20, np.random.default_rng(0))
     fine = bench_of(job).evaluate(codes)
-    real = _Pass._step
+    real = Pass._step
     refused = []
 
     def scarce(self, i, needed, live):
@@ -577,11 +578,11 @@ def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
             raise error
         return real(self, i, needed, live)
 
-    monkeypatch.setattr(_Pass, "_step", scarce)
+    monkeypatch.setattr(Pass, "_step", scarce)
     assert same(bench_of(job, {"samples": 64, "bytes": 10**6, "threads": 1}).evaluate(codes), fine)
     assert refused
-    monkeypatch.setattr(_Pass, "_step", lambda *_: (_ for _ in ()).throw(error))
-    monkeypatch.setattr(_Pass, "run", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(Pass, "_step", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(Pass, "run", lambda *_: (_ for _ in ()).throw(error))
     evaluator = bench_of(job)
     assert same(evaluator.evaluate(codes), fine), "the plain path is left"
     assert "no room" in evaluator.plain or "allocate" in evaluator.plain or "fit" in evaluator.plain

@@ -146,8 +146,8 @@ class BatchedActivations:
         if len(self.have) == self.have[-1] - self.have[0] + 1:
             shifted: Ints = states - self.have[0]
             return shifted
-        found: Ints = np.searchsorted(self.have, states)
-        return found
+        positions: Ints = np.searchsorted(self.have, states)
+        return positions
 
     def raw(self, position: int) -> Tensor:
         """The tensor of the state at a position, as a view of shape (samples, *features), without what is pending."""
@@ -176,12 +176,12 @@ class BatchedActivations:
         where = self.where[at]
         parts, moved = [], where.copy()
         for number, index in enumerate(np.unique(where[:, 0])):
-            own = where[:, 0] == index
-            rows, columns = where[own, 1], where[own, 2]
+            here = where[:, 0] == index
+            rows, columns = where[here, 1], where[here, 2]
             r, c = int(rows.min()), int(columns.min())
             part = self.parts[index][r : int(rows.max()) + 1]
             parts.append(part.narrow(axis, c, int(columns.max()) + 1 - c))
-            moved[own] = np.stack([np.full(len(rows), number), rows - r, columns - c], axis=1)
+            moved[here] = np.stack([np.full(len(rows), number), rows - r, columns - c], axis=1)
         return replace(self, parts=parts, have=needed, irregular=moved)
 
     def compact(self) -> BatchedActivations:
@@ -199,21 +199,21 @@ class BatchedActivations:
         """With everything pending done."""
         if self.norm is None and not self.rectify:
             return self
-        own, parts = self.compact(), []
-        for part in own.parts:
-            if own.norm is not None:
+        stack, parts = self.compact(), []
+        for part in stack.parts:
+            if stack.norm is not None:
                 rows, samples, height, width, columns, depth = part.shape
                 flat = part.reshape(rows * samples, height, width, columns * depth).permute(0, 3, 1, 2)
-                part = _normed(own.norm.module, flat, columns).permute(0, 2, 3, 1).view(part.shape)
-            parts.append(F.relu(part) if own.rectify else part)
-        return replace(own, parts=parts, norm=None, rectify=False)
+                part = _normed(stack.norm.module, flat, columns).permute(0, 2, 3, 1).view(part.shape)
+            parts.append(F.relu(part) if stack.rectify else part)
+        return replace(stack, parts=parts, norm=None, rectify=False)
 
     def turned(self, layout: Layout) -> BatchedActivations:
         """In another layout, with nothing pending."""
         if layout == self.layout:
             return self
-        own = self.settled().compact()
-        return replace(own, parts=[from_plain(to_plain(p, own.layout), layout) for p in own.parts], layout=layout)
+        stack = self.settled().compact()
+        return replace(stack, parts=[from_plain(to_plain(p, stack.layout), layout) for p in stack.parts], layout=layout)
 
 
 def room(shape: Sequence[int], device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -296,12 +296,12 @@ def rounded(
     """
     rectify = rectify or x.rectify
     if layout != x.layout:
-        own = rounded(x, at, formats, rounding, x.layout, rectify=rectify)
-        plain = to_plain(own.unsqueeze(COLUMNS[x.layout]), x.layout)
+        values = rounded(x, at, formats, rounding, x.layout, rectify=rectify)
+        plain = to_plain(values.unsqueeze(COLUMNS[x.layout]), x.layout)
         if layout != "first":
             return from_plain(plain, layout).squeeze(COLUMNS[layout])
-        out = room((len(at), own.shape[-1] + extra, own.shape[1]), own.device)
-        out[:, : own.shape[-1]] = own.transpose(1, 2)
+        out = room((len(at), values.shape[-1] + extra, values.shape[1]), values.device)
+        out[:, : values.shape[-1]] = values.transpose(1, 2)
         return out
     shape = list(x.parts[0].shape[1:])
     del shape[COLUMNS[layout] - 1]
@@ -350,8 +350,8 @@ def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], o
     where, axis = x.where[at], COLUMNS[x.layout]
     none = False
     for index, part in enumerate(x.parts):
-        own: Any = slice(None) if len(x.parts) == 1 else where[:, 0] == index
-        rows, columns = where[own, 1], where[own, 2]
+        here: Any = slice(None) if len(x.parts) == 1 else where[:, 0] == index
+        rows, columns = where[here, 1], where[here, 2]
         if not len(rows):
             continue
         shape = _rows(part, x.layout, dense=x.norm is None)
@@ -366,7 +366,7 @@ def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], o
             shape = (count // repeats, length * repeats, step * repeats)
             affine = x.norm.affine(repeats)
         places = rows * part.stride(0) + columns * part.stride(axis)
-        none |= kernels.round_blocks(part, out, places, target[own], shape, grids[own], affine)
+        none |= kernels.round_blocks(part, out, places, target[here], shape, grids[here], affine)
     return none
 
 

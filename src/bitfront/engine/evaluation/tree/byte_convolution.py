@@ -93,10 +93,10 @@ def exact_bytes() -> bool:
             # Pairs of these overflow 16 bits, in either direction.
             x[:, :, :5], weight[:8], weight[8:16] = 255, 127, -128
             grid = np.array([1, 0, 255, offset], dtype=np.float32)
-            own = ByteConvolution.of(module, weight.to(torch.int8), torch.full((32,), 0.25), None, 0.5, grid)
-            found = own(x.to(torch.uint8).contiguous(memory_format=torch.channels_last))
+            convolution = ByteConvolution.of(module, weight.to(torch.int8), torch.full((32,), 0.25), None, 0.5, grid)
+            result = convolution(x.to(torch.uint8).contiguous(memory_format=torch.channels_last))
             wanted = torch.conv2d((x - offset).double(), weight.double(), padding=1) / 8
-            if not torch.equal(found.double(), wanted):
+            if not torch.equal(result.double(), wanted):
                 return False
     except (RuntimeError, AttributeError, NotImplementedError):
         return False

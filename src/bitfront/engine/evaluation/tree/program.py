@@ -96,7 +96,7 @@ class Options:
 
 
 class Program:
-    """The steps of a captured graph, and everything that hangs off options: quantized weights, made once.
+    """The steps of a captured graph, and everything that hangs off options: quantized weights, computed once.
 
     Args:
         graph: a traced graph.
@@ -131,8 +131,8 @@ class Program:
         """The format of the step's input, number `index` of its options."""
         assert step.group is not None
         assert step.site is not None
-        own = self.options[step.group].data_formats[index]
-        return None if own is None else self._calibration.format(step.site, "data_in", own)
+        wanted = self.options[step.group].data_formats[index]
+        return None if wanted is None else self._calibration.format(step.site, "data_in", wanted)
 
     def parameter_formats(self, step: Step, index: int) -> Mapping[Operand, Format]:
         """The formats of the step's operands but its input, number `index` of its parameter options."""
@@ -177,10 +177,10 @@ class Program:
         if step.node.op != "call_module" or not exact_bytes() or self.device != "cpu":
             return None
         module: Any = self.model.get_submodule(str(step.node.target))
-        own = _rounding(self.data_format(step, data))
-        if own is None or not byte_sized(module):
+        rounding = _rounding(self.data_format(step, data))
+        if rounding is None or not byte_sized(module):
             return None
-        low, high = max(own.low, 0) if rectified else own.low, own.high
+        low, high = max(rounding.low, 0) if rectified else rounding.low, rounding.high
         offset = 0 if low >= 0 else 128
         if low + offset < 0 or high + offset > 255:
             return None
@@ -193,8 +193,8 @@ class Program:
             weights.append((weight / w.step).to(torch.int8))
             steps.append(torch.full((len(weight),), w.step))
         _, bias = self.merged(step, indices)
-        numbers = np.array([1 / own.step, low, high, offset], dtype=np.float32)
-        return ByteConvolution.of(module, torch.cat(weights), torch.cat(steps), bias, own.step, numbers)
+        numbers = np.array([1 / rounding.step, low, high, offset], dtype=np.float32)
+        return ByteConvolution.of(module, torch.cat(weights), torch.cat(steps), bias, rounding.step, numbers)
 
     def prepare(self, step: Step, data: Ints) -> None:
         """Look up the grids of some formats of the step's input."""
@@ -203,9 +203,9 @@ class Program:
         empty = np.zeros((count, 4), dtype=np.float32), np.zeros(count, dtype=bool)
         table, covered = self._grids.setdefault(step.group, empty)
         for k in np.flatnonzero(np.bincount(data, minlength=count) * ~covered).tolist():
-            own = _rounding(self.data_format(step, k))
-            if own is not None and max(-own.low, own.high) < 2**kernels.WIDEST:
-                table[k], covered[k] = own.row, True
+            rounding = _rounding(self.data_format(step, k))
+            if rounding is not None and max(-rounding.low, rounding.high) < 2**kernels.WIDEST:
+                table[k], covered[k] = rounding.row, True
 
     def parameters(self, step: Step, index: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the step, quantized as number `index` of its parameter options says."""
@@ -238,10 +238,10 @@ class Program:
         formats = dict(options.parameter_formats[parameters])
         if (data_format := options.data_formats[data]) is not None:
             formats["data_in"] = data_format
-        own = self._calibration.statistics(before.site, formats)
+        statistics = self._calibration.statistics(before.site, formats)
         path = str(step.node.target)
         module: Any = self.model.get_submodule(path)
-        mean, variance = own.get(path, (module.running_mean, module.running_var))
+        mean, variance = statistics.get(path, (module.running_mean, module.running_var))
         mean, variance = mean.to(self.device), variance.to(self.device)
         return F.batch_norm(x, mean, variance, module.weight, module.bias, False, 0.0, module.eps)
 
@@ -322,7 +322,7 @@ def _taken_apart(options: Sequence[Mapping[Operand, Format]]) -> Options:
     parameters: dict[tuple[tuple[Operand, Format], ...], int] = {}
     data_of = [data.setdefault(o.get("data_in"), len(data)) for o in options]
     others = [tuple(sorted((k, f) for k, f in o.items() if k != "data_in")) for o in options]
-    parameters_of = [parameters.setdefault(own, len(parameters)) for own in others]
+    parameters_of = [parameters.setdefault(formats, len(parameters)) for formats in others]
     return Options(np.array(data_of), tuple(data), np.array(parameters_of), tuple(map(dict, parameters)))
 
 

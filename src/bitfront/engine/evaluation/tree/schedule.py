@@ -66,9 +66,9 @@ class Schedule:
         inputs = [self.states[i] for i in step.inputs]
         if step.group is None:
             return _combined([s.of for s in inputs], len(options))
-        own = program.options[step.group]
-        program.prepare(step, own.data[options[:, step.group]])
-        data, parameters = own.data[options[:, step.group]], own.parameters[options[:, step.group]]
+        site_options = program.options[step.group]
+        program.prepare(step, site_options.data[options[:, step.group]])
+        data, parameters = site_options.data[options[:, step.group]], site_options.parameters[options[:, step.group]]
         if step.kind not in PRODUCTS:
             states = _combined([*(s.of for s in inputs), data, parameters], len(options))
             *_, states.data, states.parameters = states.parents.T

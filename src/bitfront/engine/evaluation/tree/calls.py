@@ -1,0 +1,104 @@
+"""One step in one state: the call that the deployed model makes there, with operands in their formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from bitfront.engine.evaluation.tree.program import PRODUCTS, Program, Step
+from bitfront.formats.base import Format
+from bitfront.graph.capture import apply_site
+from bitfront.operations.base import OperandSpec
+from bitfront.operations.lookup import operand_nodes
+
+
+def arguments(
+    program: Program, step: Step, data: int, parameters: int, values: Mapping[fx.Node, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a step's call; those of a site rounded to their formats.
+
+    Args:
+        data: which format its input has, among the step's options.
+        parameters: which formats its other operands have.
+        values: of the nodes that it takes.
+    """
+    args, kwargs = _mapped(step.node, values)
+    if step.site is None or step.group is None:
+        return args, kwargs
+    formats = dict(program.parameter_formats(step, parameters))
+    data_format = program.data_format(step, data)
+    if data_format is not None:
+        formats["data_in"] = data_format
+    operation = step.site.operation
+    if step.site.path:
+        flowing = [operand for operand in operation.operands if operand.role == "activation"]
+        for position, spec in enumerate(flowing[: len(args)]):
+            args[position] = _rounded(formats, spec, args[position])
+        return args, kwargs
+    for name in operand_nodes(step.node, operation):
+        spec = operation.operand(name)
+        if spec.position < len(args):
+            args[spec.position] = _rounded(formats, spec, args[spec.position])
+        else:
+            kwargs[spec.argument] = _rounded(formats, spec, kwargs[spec.argument])
+    return args, kwargs
+
+
+def call(program: Program, step: Step, parameters: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a step gives for its arguments.
+
+    Args:
+        parameters: which formats its parameters have, among the step's options.
+    """
+    node = step.node
+    function: Any = node.target
+    if step.kind in PRODUCTS:
+        return apply(program, step, args[0], *program.parameters(step, parameters))
+    if node.op == "call_module" and step.site is not None:
+        return _call_site(program, step, parameters, args)
+    if node.op == "call_module":
+        return program.model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return function(*args, **kwargs)
+
+
+def apply(program: Program, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer or convolution with other parameters."""
+    assert step.site is not None
+    return apply_site(program.model, step.site, step.node, {"data_in": x, "weight": weight, "bias": bias})
+
+
+def attribute(model: nn.Module, target: str) -> Any:
+    """A parameter, buffer or constant of the model by its full name."""
+    path, _, name = target.rpartition(".")
+    return getattr(model.get_submodule(path), name)
+
+
+def _call_site(program: Program, step: Step, parameters: int, args: Sequence[Any]) -> Tensor:
+    """A module that can be quantized, and that nothing merges: its operation, on rounded operands."""
+    assert step.site is not None
+    operation, formats = step.site.operation, program.parameter_formats(step, parameters)
+    assert operation.call is not None
+    module = program.model.get_submodule(str(step.node.target))
+    flowing = iter(args)
+    operands: dict[str, Tensor | None] = {}
+    for spec in operation.operands:
+        held = spec.role != "activation"
+        value = getattr(module, spec.name, None) if held else next(flowing)
+        operands[spec.name] = _rounded(formats, spec, value) if held and value is not None else value
+    return operation.call(module, operands)
+
+
+def _rounded(formats: Mapping[str, Format], spec: OperandSpec, value: Any) -> Any:
+    rounds = formats.get(spec.format_of or spec.name)
+    return value if rounds is None else rounds.quantize(value)
+
+
+def _mapped(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A node's arguments with values in place of nodes."""
+    args: Any = fx.map_arg(node.args, lambda n: values[n])
+    kwargs: Any = fx.map_arg(node.kwargs, lambda n: values[n])
+    return list(args), dict(kwargs)

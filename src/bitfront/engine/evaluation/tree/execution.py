@@ -1,0 +1,382 @@
+"""One pass of some samples through the graph: each step computed for all states that a range of candidates needs.
+
+What is done at a step depends on how its operation merges. Products of exact operands are one product for all inputs
+and all weights; a norm or a rectifier waits for the next pass over memory; everything else is a call per state, as the
+deployed model makes it (``calls.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from bitfront import kernels
+from bitfront.engine.evaluation.tree import activations, calls
+from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, Layout
+from bitfront.engine.evaluation.tree.program import PER_SAMPLE, PRODUCTS, Program, Step
+from bitfront.engine.evaluation.tree.schedule import Schedule, States
+
+
+@dataclass(eq=False)
+class SeparateActivations:
+    """Values of any type, one per state."""
+
+    values: list[Any]
+    have: Ints
+
+    def positions(self, states: Ints) -> Ints:
+        """Where states of these numbers stand in ``have``."""
+        return np.searchsorted(self.have, states)
+
+    def restricted(self, needed: Ints) -> SeparateActivations:
+        """For fewer states."""
+        return SeparateActivations([self.values[i] for i in self.positions(needed)], needed)
+
+
+Live = dict[int, BatchedActivations | SeparateActivations]
+#: Numbers of some final states, their losses, their right answers.
+Scored = tuple[Ints, Tensor, Tensor]
+
+
+class Pass:
+    """Some samples through the graph, for ranges of the schedule's candidates.
+
+    Args:
+        bytes_at_once: activations that one step may make at a time, unless a single state needs more.
+        x, y: the samples, and their labels as int32.
+    """
+
+    def __init__(self, program: Program, schedule: Schedule, bytes_at_once: int, x: Tensor, y: Tensor) -> None:
+        self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
+        self.x, self.y, self.samples = x, y, len(y)
+        self.scored: list[Scored] = []
+
+    def run(self, piece: tuple[int, int]) -> list[Scored]:
+        """The scores of the candidates of a range."""
+        self._descend(0, *piece, {})
+        return self.scored
+
+    def _descend(self, first: int, start: int, stop: int, live: Live) -> None:
+        program = self.program
+        for i in range(first, len(program.steps)):
+            edges = self._cuts(i, start, stop)
+            if len(edges) > 2:
+                for a, b in itertools.pairwise(edges):
+                    needed = {j: self.schedule.states[j].needed(a, b) for j in live}
+                    self._descend(i, a, b, {j: v.restricted(needed[j]) for j, v in live.items()})
+                return
+            live[i] = self._step(i, self.schedule.states[i].needed(start, stop), live)
+            for j in [j for j in live if program.last_use[j] <= i]:
+                del live[j]
+        self._score(live[program.output])
+
+    def _cuts(self, i: int, start: int, stop: int) -> list[int]:
+        """Edges of the ranges in which step i is computed; [start, stop] if at once."""
+        if stop - start <= 1:
+            return [start, stop]
+        step, states = self.program.steps[i], self.schedule.states[i]
+        # The rounded inputs of a product take memory too.
+        source = self.program.steps[step.inputs[0]].shape if step.kind in PRODUCTS else ()
+        size = 4 * self.samples * (int(np.prod(step.shape)) + int(np.prod(source)) // 4)
+        room = max(1, self.bytes_at_once // max(1, size))
+        of = states.of[start:stop]
+        count = int(of[-1] - of[0]) + 1 if states.monotone else len(np.unique(of))
+        if count <= room:
+            return [start, stop]
+        fresh = np.diff(of, prepend=of[0] - 1) != 0
+        # Cut between parents, so that all their options stay together; within one only if it alone is too much.
+        parents = states.parents[of]
+        borders = np.flatnonzero((np.diff(parents, axis=0) != 0).any(axis=1)) + 1 if parents.shape[1] else of[:0]
+        if not len(borders):
+            borders = np.flatnonzero(fresh)[1:]
+        computed = np.cumsum(fresh).tolist()
+        edges, previous = [0], 0
+        for border in [*borders.tolist(), len(of)]:
+            if computed[border - 1] - (computed[edges[-1]] - 1) > room and previous > edges[-1]:
+                edges.append(previous)
+            previous = border
+        return [start + e for e in edges] + [stop]
+
+    # --- the steps ---
+
+    def _step(self, i: int, needed: Ints, live: Live) -> BatchedActivations | SeparateActivations:
+        step, states = self.program.steps[i], self.schedule.states[i]
+        if step.kind == "input":
+            return BatchedActivations([self.x.reshape(1, self.samples, 1, *self.x.shape[1:])], "samples", needed)
+        if step.kind == "constant":
+            return SeparateActivations([calls.attribute(self.program.model, str(step.node.target))], needed)
+        inputs = [live[j] for j in step.inputs]
+        tensors = [self._stacked(v) for v in inputs]
+        x = tensors[0] if tensors else None
+        result: BatchedActivations | None = None
+        if x is not None:
+            if step.kind in PRODUCTS:
+                result = self._product(i, states, needed, x)
+            elif step.kind == "rectifier":
+                result = self._relu(i, states, needed, x)
+            elif step.kind == "arithmetic" and all(t is not None for t in tensors):
+                result = self._sum(i, states, needed, [t for t in tensors if t is not None])
+            elif step.corrected:
+                result = self._corrected(i, states, needed, x)
+            elif step.kind in PER_SAMPLE:
+                result = self._module(step, needed, x)
+        return self._call(i, states, needed, inputs) if result is None else result
+
+    def _stacked(self, value: BatchedActivations | SeparateActivations) -> BatchedActivations | None:
+        """As a stack, where it can be one: one tensor per sample and state."""
+        if isinstance(value, BatchedActivations):
+            return value
+        if all(isinstance(v, Tensor) and v.dim() >= 2 and len(v) == self.samples for v in value.values):
+            where = np.zeros((len(value.values), 3), dtype=np.int64)
+            where[:, 0] = np.arange(len(value.values))
+            return BatchedActivations([v.unsqueeze(0).unsqueeze(2) for v in value.values], "samples", value.have, where)
+        return None
+
+    def _layout(self, step: Step, x: BatchedActivations) -> Layout:
+        """In which a product is computed."""
+        if step.kind == "dense" and len(x.features) == 1:
+            return "first"
+        return "last" if step.kind == "convolution" and len(x.features) == 3 else "samples"
+
+    def _product(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
+        step = self.program.steps[i]
+        layout = self._layout(step, x)
+        if layout == "last":
+            x = x.turned("last")
+        rounded, parameters = states.rounded[needed], states.parameters[needed]
+        if step.groups == 1 and layout != "samples":
+            members, counts = np.unique(rounded, return_counts=True)
+            columns = counts[0]
+            chosen = parameters[:columns]
+            # States are numbered by rounded input, then by parameters: often they are a full table of the two.
+            if (counts == columns).all() and (parameters.reshape(-1, columns) == chosen).all():
+                subset = tuple(chosen.tolist())
+                formats = np.unique(states.rounded_data[members]).tolist()
+                if all(self.program.exact(step, d, p) for d in formats for p in subset):
+                    return BatchedActivations([self._merged(i, subset, members, states, x, layout)], layout, needed)
+        return self._scattered(i, states, needed, x, layout)
+
+    def _scattered(
+        self, i: int, states: States, needed: Ints, x: BatchedActivations, layout: Layout
+    ) -> BatchedActivations:
+        """Products for any set of rounded inputs and parameters: those inputs that need the same parameters together,
+        and what is not exact alone."""
+        step = self.program.steps[i]
+        rounded, parameters = states.rounded[needed].tolist(), states.parameters[needed].tolist()
+        place = {pair: k for k, pair in enumerate(zip(rounded, parameters, strict=True))}
+        exact: dict[int, list[int]] = {}
+        alone: list[tuple[int, int]] = []
+        for r, p in place:
+            if layout != "samples" and self.program.exact(step, int(states.rounded_data[r]), p):
+                exact.setdefault(r, []).append(p)
+            else:
+                alone.append((r, p))
+        groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for r, chosen in exact.items():
+            # A convolution of bytes takes inputs of one format.
+            data_format = int(states.rounded_data[r]) if layout == "last" else -1
+            for subset in [tuple(chosen)] if step.groups == 1 else [(p,) for p in chosen]:
+                groups.setdefault((subset, data_format), []).append(r)
+        parts: list[Tensor] = []
+        where = np.zeros((len(needed), 3), dtype=np.int64)
+        for number, ((subset, _), members) in enumerate(groups.items()):
+            parts.append(self._merged(i, subset, np.array(members), states, x, layout))
+            for row, r in enumerate(members):
+                for column, p in enumerate(subset):
+                    where[place[r, p]] = (number, row, column)
+        last: tuple[int, Tensor] = (-1, self.x)
+        for r, p in alone:
+            if last[0] != r:
+                value = x.tensor(int(x.positions(states.rounded_parent[r : r + 1])[0]))
+                rounds = self.program.data_format(step, int(states.rounded_data[r]))
+                last = (r, value if rounds is None else rounds.quantize(value))
+            result = calls.apply(self.program, step, last[1], *self.program.parameters(step, p))
+            where[place[r, p]] = (len(parts), 0, 0)
+            if layout == "first":
+                parts.append(result.t().contiguous()[None, None])
+            else:
+                parts.append(activations.from_plain(result[None, :, None], layout))
+        return BatchedActivations(parts, layout, needed, where)
+
+    def _merged(
+        self, i: int, subset: tuple[int, ...], members: Ints, states: States, x: BatchedActivations, layout: Layout
+    ) -> Tensor:
+        """One product for some rounded inputs and parameter options, all exact: a part of the result."""
+        step, program = self.program.steps[i], self.program
+        at, formats = x.positions(states.rounded_parent[members]), states.rounded_data[members]
+        if layout == "last":
+            done = self._bytes(i, subset, at, formats, x)
+            if done is not None:
+                return done
+            weight, bias = program.merged(step, subset)
+            inputs = activations.rounded(x, at, formats, program.rounding(step), "last")
+            out = calls.apply(program, step, inputs.flatten(0, 1).permute(0, 3, 1, 2), weight, bias)
+            return self._table(out, len(members), len(subset))
+        weight, bias = program.merged(step, subset)
+        features = x.features[0]
+        ones = weight.shape[1] - features
+        inputs = activations.rounded(x, at, formats, program.rounding(step), "first", extra=ones)
+        if ones:
+            inputs[:, features:] = 1.0
+        out = activations.room((len(members), len(weight), self.samples), program.device)
+        torch.bmm(weight.expand(len(members), *weight.shape), inputs, out=out)
+        return out.view(len(members), len(subset), -1, self.samples)
+
+    def _bytes(self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: BatchedActivations) -> Tensor | None:
+        """A merged convolution whose operands fit bytes; None if they do not."""
+        step, program = self.program.steps[i], self.program
+        parts: list[tuple[Ints, Tensor]] = []
+        for data_format in np.unique(formats).tolist():
+            rows = np.flatnonzero(formats == data_format)
+            convolution = program.bytes(step, data_format, subset, x.rectify)
+            if convolution is None:
+                return None
+            grids = np.repeat(convolution.grid[None], len(rows), axis=0)
+            inputs = activations.rounded_bytes(x, at[rows], grids)
+            if inputs is None:
+                return None
+            parts.append((rows, convolution(inputs.flatten(0, 1).permute(0, 3, 1, 2))))
+        if len(parts) == 1:
+            return self._table(parts[0][1], len(at), len(subset))
+        tables = [self._table(out, len(rows), len(subset)) for rows, out in parts]
+        whole = activations.room((len(at), *tables[0].shape[1:]), "cpu")
+        for (rows, _), table in zip(parts, tables, strict=True):
+            whole[torch.from_numpy(rows)] = table
+        return whole
+
+    def _table(self, out: Tensor, rows: int, columns: int) -> Tensor:
+        """The result of a merged convolution, (rows · samples, columns · depth, height, width), as a part."""
+        last = out.permute(0, 2, 3, 1).contiguous()
+        return last.view(rows, self.samples, *last.shape[1:3], columns, -1)
+
+    def _relu(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
+        step = self.program.steps[i]
+        formats = states.data[needed]
+        if self.program.unformatted(step, formats) and len(needed) == len(x.have):
+            return replace(x, rectify=True, have=needed)
+        at = x.positions(states.parents[needed, 0])
+        out = activations.rounded(x, at, formats, self.program.rounding(step), x.layout, rectify=True)
+        return BatchedActivations([out.unsqueeze(activations.COLUMNS[x.layout])], x.layout, needed)
+
+    def _sum(self, i: int, states: States, needed: Ints, inputs: list[BatchedActivations]) -> BatchedActivations | None:
+        """Elementwise arithmetic on two tensors of one shape; None where it is something else (broadcasting)."""
+        step = self.program.steps[i]
+        nodes = [n for n in step.node.args if isinstance(n, fx.Node)]
+        order = [step.node.all_input_nodes.index(n) for n in nodes]
+        if len(order) != 2 or inputs[order[0]].features != inputs[order[1]].features:
+            return None
+        a, b = (inputs[k] for k in order)
+        layout: Layout = "last" if "last" in (a.layout, b.layout) else a.layout
+        a, b = a.turned(layout), b.turned(layout)
+        at = (a.positions(states.parents[needed, order[0]]), b.positions(states.parents[needed, order[1]]))
+        formats = states.data[needed]
+        assert step.site is not None
+        merge = step.site.operation.merge
+        assert merge is not None
+        assert merge.function is not None
+        if merge.function is torch.add and self.program.unformatted(step, formats):
+            out = activations.added(a, b, at)
+        else:
+            rounding = self.program.rounding(step)
+            out = activations.rounded(a, at[0], formats, rounding, layout)
+            right = activations.rounded(b, at[1], formats, rounding, layout)
+            merge.function(out, right, out=out)
+        return BatchedActivations([out.unsqueeze(activations.COLUMNS[layout])], layout, needed)
+
+    def _module(self, step: Step, needed: Ints, x: BatchedActivations) -> BatchedActivations | None:
+        """A module that treats every value, or every window of a channel, alone."""
+        module: Any = self.program.model.get_submodule(str(step.node.target))
+        normalises = step.kind == "norm"
+        if step.kind == "identity" or (step.kind == "flatten" and len(x.features) == 1):
+            return replace(x, have=needed)
+        if normalises and x.layout == "last":
+            x = x.settled()
+            return replace(x, have=needed, norm=self.program.norm(step))
+        x = x.compact()
+        if x.layout == "last" and step.kind == "selection":
+            parts = []
+            for part in (x if x.norm is None else x.settled()).parts:
+                rows, samples, height, width, columns, depth = part.shape
+                flat = part.reshape(rows * samples, height, width, columns * depth).permute(0, 3, 1, 2)
+                out = module(flat).permute(0, 2, 3, 1).contiguous()
+                parts.append(out.view(rows, samples, *out.shape[1:3], columns, depth))
+            # A maximum and a ReLU may change places.
+            return BatchedActivations(parts, "last", needed, x.irregular, rectify=x.rectify and x.norm is None)
+        rectify = x.rectify and not normalises and x.norm is None
+        plain = (replace(x, rectify=False) if rectify else x.settled()).turned("samples")
+        parts = []
+        for part in plain.parts:
+            out = module(part.reshape(-1, *part.shape[3:]))
+            parts.append(out.view(*part.shape[:3], *out.shape[1:]))
+        return BatchedActivations(parts, "samples", needed, plain.irregular, rectify=rectify)
+
+    def _corrected(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
+        """A batch norm whose statistics depend on the option of the site before it: states of an option together."""
+        step = self.program.steps[i]
+        x = x.turned("samples").settled()
+        at = x.positions(states.parents[needed, 0])
+        pairs, group = np.unique(self._options_before(i, states, needed), axis=0, return_inverse=True)
+        parts, where = [], np.zeros((len(needed), 3), dtype=np.int64)
+        for number, (data, parameters) in enumerate(pairs.tolist()):
+            rows = np.flatnonzero(group.reshape(-1) == number)
+            blocks = torch.stack([x.block(int(k)) for k in at[rows]])
+            before = self.program.steps[step.inputs[0]]
+            out = self.program.normalise(step, before, data, parameters, blocks.flatten(0, 1))
+            parts.append(out.view(blocks.shape).unsqueeze(2))
+            where[rows, 0], where[rows, 1] = number, np.arange(len(rows))
+        return BatchedActivations(parts, "samples", needed, where)
+
+    def _options_before(self, i: int, states: States, needed: Ints) -> Ints:
+        """Per state of a corrected batch norm the data and the parameter option of the site before it."""
+        site = self.schedule.states[self.program.steps[i].inputs[0]]
+        parents = states.parents[needed, 0]
+        return np.stack([site.data[parents], site.parameters[parents]], axis=1)
+
+    def _call(
+        self, i: int, states: States, needed: Ints, inputs: Sequence[BatchedActivations | SeparateActivations]
+    ) -> SeparateActivations:
+        """Anything else: state by state, as the deployed model does it."""
+        step, program = self.program.steps[i], self.program
+        values: list[Any] = []
+        for state in needed.tolist():
+            taken: dict[fx.Node, Any] = {}
+            for n, value, parent in zip(step.node.all_input_nodes, inputs, states.parents[state], strict=True):
+                k = int(value.positions(np.array([parent]))[0])
+                taken[n] = value.tensor(k) if isinstance(value, BatchedActivations) else value.values[k]
+            data, parameters = (0, 0) if step.group is None else (states.data[state], states.parameters[state])
+            args, kwargs = calls.arguments(program, step, int(data), int(parameters), taken)
+            if step.corrected:
+                ((data, parameters),) = self._options_before(i, states, np.array([state])).tolist()
+                values.append(program.normalise(step, program.steps[step.inputs[0]], data, parameters, args[0]))
+            else:
+                values.append(calls.call(program, step, int(parameters), args, kwargs))
+        return SeparateActivations(values, needed)
+
+    # --- the end ---
+
+    def _score(self, value: BatchedActivations | SeparateActivations) -> None:
+        stack = self._stacked(value)
+        if stack is None or len(stack.features) != 1:
+            raise TypeError("the model's output is no tensor of shape (samples, classes)")
+        if not stack.whole:
+            stack = stack.compact()
+        if stack.layout == "first":
+            logits = [p.flatten(0, 1) for p in stack.parts]
+        else:
+            logits = [p.permute(0, 2, 3, 1).flatten(0, 1) for p in stack.parts]
+        results = [kernels.score(z, self.y, rectify=stack.rectify) for z in logits]
+        if stack.irregular is None:
+            self.scored.append((stack.have, *results[0]))
+            return
+        loss, correct = (torch.cat(column) for column in zip(*results, strict=True))
+        widths = np.array([p.shape[activations.COLUMNS[stack.layout]] for p in stack.parts])
+        offsets = np.concatenate([[0], np.cumsum([len(z) for z in logits])])
+        part, row, column = stack.where.T
+        index = torch.from_numpy(offsets[part] + row * widths[part] + column).to(loss.device)
+        self.scored.append((stack.have, loss[index], correct[index]))
