@@ -13,7 +13,7 @@ from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
 from bitfront.formats.base import CALIBRATION_VALUES, FormatError, percentile_range, thinned
 from bitfront.formats.grid import Grid
-from bitfront.formats.integer import LOWEST_FRAC_WIDTH, Integer
+from bitfront.formats.integer import LOWEST_FRAC_WIDTH, Integer, LearnedInteger
 from bitfront.testing.formats import check_format
 
 operands = st.sampled_from(["data_in", "weight"])
@@ -77,6 +77,14 @@ class Faulty(Integer):
             "fine grid": Grid(step / 2, 2 * low, 2 * high),
         }.get(self.fault, super().grid)
 
+    def learned_range(self):
+        if self.fault == "other range":
+            return LearnedInteger(replace(self, frac_width=self.frac_width + 1))
+        learned = super().learned_range()
+        if self.fault == "other kind":
+            learned.frozen = lambda: Integer(self.width, self.frac_width)
+        return learned
+
 
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -88,6 +96,8 @@ class Faulty(Integer):
         ("coarse grid", "a value is none of its grid"),
         ("narrow grid", "a value is none of its grid"),
         ("fine grid", "rounds otherwise than its grid"),
+        ("other range", "its learned range rounds otherwise at the beginning"),
+        ("other kind", "its learned range becomes Integer"),
     ],
 )
 def test_the_conformance_suite_notices(fault, message, monkeypatch):

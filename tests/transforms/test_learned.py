@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bitfront.formats import FORMATS
-from bitfront.formats.affine import Affine
-from bitfront.formats.integer import Integer
+from bitfront.formats.affine import Affine, LearnedAffine
+from bitfront.formats.integer import Integer, LearnedInteger
 from bitfront.formats.spelling import spelled
 from bitfront.graph import capture
-from bitfront.transforms.learned import LearnedAffine, LearnedInteger, frozen, learning_model, settle, shadow
+from bitfront.transforms.learned import frozen, learning_model, settle, shadow
 from bitfront.transforms.quantize import quantize
 
 
@@ -51,7 +51,7 @@ def test_affine_formats_too(granularity, symmetric):
 )
 def test_ranges_move_to_where_the_error_is_smaller(start, better):
     x = torch.randn(2000, generator=torch.Generator().manual_seed(0))
-    learned = (LearnedInteger if isinstance(start, Integer) else LearnedAffine)(start)
+    learned = start.learned_range()
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.05)
     before = float(((start.quantize(x) - x) ** 2).mean())
     for _ in range(300):

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import ClassVar, Literal, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import (
@@ -27,6 +27,7 @@ from bitfront.formats.base import (
     thinned,
 )
 from bitfront.formats.grid import WHOLE, Grid
+from bitfront.formats.learned import LearnedRange, rounded
 
 #: Parts of the full range that ``range = "mse"`` tries.
 SHRINKS = tuple(i / 64 for i in range(64, 7, -1))
@@ -171,3 +172,38 @@ class Affine(Format):
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest and the largest representable value, per channel where there are several."""
         return self.grid.ends(x)
+
+    def learned_range(self) -> LearnedAffine:
+        """With scales that are learned."""
+        return LearnedAffine(self)
+
+
+class LearnedAffine(LearnedRange):
+    """Affine integers with scales that are learned; zero points stay.
+
+    Args:
+        start: calibrated; the first scales.
+    """
+
+    def __init__(self, start: Affine) -> None:
+        super().__init__()
+        assert start.scale is not None
+        self.start = start
+        self.exponent = nn.Parameter(torch.log2(torch.tensor(start.scale)))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """`x` through the scales at hand."""
+        first, last = self.start.codes
+        scale, zero = torch.exp2(self.exponent), torch.tensor(self.start.zero_point or (0,), dtype=x.dtype)
+        zero = zero.to(x.device)
+        if len(self.exponent) == 1:
+            scale, zero = scale.reshape(()), zero.reshape(())
+        else:
+            shape = [1] * x.dim()
+            shape[self.start.axis] = -1
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        return (rounded(x / scale + zero, first, last) - zero) * scale
+
+    def frozen(self) -> Affine:
+        """What was learned, as a format."""
+        return replace(self.start, scale=tuple(torch.exp2(self.exponent.detach()).tolist()))

@@ -12,13 +12,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from bitfront.errors import nearest, one_of
 from bitfront.formats.grid import Grid
+
+if TYPE_CHECKING:
+    from bitfront.formats.learned import LearnedRange
 
 #: Name of an operand of a site, as its operation spells it: ``data_in``, ``weight``, ``bias``, ``weight_ih`` ...
 Operand = str
@@ -157,6 +160,10 @@ class Format(ABC):
     @abstractmethod
     def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """The smallest and the largest representable value, broadcastable to `x`."""
+
+    def learned_range(self) -> LearnedRange | None:
+        """A module that rounds as this format does and learns its range; None where there is no range to learn."""
+        return None
 
     @property
     @abstractmethod

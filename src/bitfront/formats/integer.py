@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, percentile_range, thinned
 from bitfront.formats.grid import Grid
+from bitfront.formats.learned import LearnedRange, rounded, straight_through
 
 LOWEST_FRAC_WIDTH = -32
 #: How a frac width is learned.
@@ -150,10 +151,48 @@ class Integer(Format):
         scale = math.ldexp(1.0, self._frac())
         return low / scale, high / scale
 
+    def learned_range(self) -> LearnedInteger:
+        """With a frac width that is learned."""
+        return LearnedInteger(self)
+
     def _frac(self) -> int:
         if not isinstance(self.frac_width, int):
             raise FormatError(f"frac_width = {self.frac_width!r} must be calibrated before it is used", "frac_width")
         return self.frac_width
+
+
+class LearnedInteger(LearnedRange):
+    """Fixed point with a frac width that is learned, at most `width`.
+
+    Args:
+        start: calibrated; the first range.
+    """
+
+    def __init__(self, start: Integer) -> None:
+        super().__init__()
+        self.start = start
+        self.exponent = nn.Parameter(torch.tensor(-float(start.frac_width)))
+        #: The exponent once it is settled; NaN before. In the state dict, as it belongs to what was trained.
+        self.settled: Tensor
+        self.register_buffer("settled", torch.tensor(math.nan))
+
+    def _used(self) -> Tensor:
+        limited = self.exponent.clamp(-self.start.width, -LOWEST_FRAC_WIDTH)
+        return torch.where(self.settled.isnan(), straight_through(torch.round(limited), limited), self.settled)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """`x` on the grid of the exponent at hand."""
+        low, high = self.start.codes
+        step = torch.exp2(self._used())
+        return rounded(x / step, low, high) * step
+
+    def settle(self) -> None:
+        """Learn the exponent no further."""
+        self.settled.copy_(self._used().detach())
+
+    def frozen(self) -> Integer:
+        """What was learned, as a format."""
+        return replace(self.start, frac_width=-round(float(self._used().detach())))
 
 
 def _ends(values: Tensor) -> tuple[float, float]:

@@ -65,6 +65,8 @@ def check_format(
         if elementwise:
             _check_numbers(form, x.movedim(1, 0) if operand == "data_in" else x, x, operand)
         _check_grid(form, x)
+        if dtype == torch.float32:
+            _check_learned_range(form, x)
     return form
 
 
@@ -221,3 +223,27 @@ def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> N
     mirrored = form.round(-x).movedim(1, 0) if operand == "data_in" else form.round(-x)
     both = rows.abs() <= reach
     assert torch.equal(mirrored[both], -rounded[both]), f"{called}: −x does not become −y where both can be held"
+
+
+def _check_learned_range(form: Format, x: Tensor) -> None:
+    called, learned = repr(form), form.learned_range()
+    if learned is None:
+        return
+    assert list(learned.parameters()), f"{called}: its learned range has no parameter"
+    # Values that are rounded already lie far from where rounding turns.
+    levels = form.round(x)
+    leaf = levels.clone().requires_grad_()
+    out = learned.quantize(leaf)
+    assert out.shape == x.shape, f"{called}: its learned range changes the shape {tuple(x.shape)} to {tuple(out.shape)}"
+    assert out.dtype == x.dtype, f"{called}: its learned range changes {x.dtype} to {out.dtype}"
+    assert torch.allclose(out, levels, rtol=1e-4), f"{called}: its learned range rounds otherwise at the beginning"
+    out.square().sum().backward()  # type: ignore[no-untyped-call]
+    for name, part in (("its input", leaf), *learned.named_parameters()):
+        assert part.grad is not None, f"{called}: its learned range gives no gradient to {name}"
+    for settled in (False, True):
+        if settled:
+            learned.settle()
+        own = learned.frozen()
+        assert type(own) is type(form), f"{called}: its learned range becomes {own!r}"
+        assert (own.bits, own.calibrates) == (form.bits, False), f"{called}: its learned range becomes {own!r}"
+        assert torch.allclose(own.round(levels), levels, rtol=1e-4), f"{called}: its learned range becomes {own!r}"
