@@ -347,7 +347,7 @@ W4 = {"name": ["integer"], "weight_width": [4]}
         ("name", {"head": {**W4, "weight_frac_width": [5, 6]}}, (*HEAD, "config", "weight_width"), r"no valid setting is left for weight of head \(Linear\): frac_width = 6 is larger than width = 4"),
         ("name", {"head": {"name": ["integer"], "weight_frac_width": [2]}}, (*HEAD, "config", "weight_frac_width"), r"weight of head \(Linear\): needs 'width'"),
         ("name", {"head": {**W4, "weight": [{"width": 4}]}}, (*HEAD, "config", "weight"), r"weight is given both as whole settings and by single parameters"),
-        ("name", {"head": {"name": ["integer"], "weight": [4, 8]}}, (*HEAD, "config", "weight"), r"4 is not possible: a choice among whole settings is a list of tables, such as weight = \[\{width = 8, frac_width = 4\}\]"),
+        ("name", {"head": {"name": ["integer"], "weight": [4, 8]}}, (*HEAD, "config", "weight"), r"4 is not possible: a choice among whole settings is a list of tables, such as weight = \[\{width = 4\}\]"),
         ("name", {"head": {"name": ["integer"], "weight": [{"width": 4, "frak": 2}]}}, (*HEAD, "config", "weight"), r"has no parameter 'frak'; allowed: width, frac_width, signed"),
         ("name", {"head": {"name": ["integer"], "weight": [{"width": 4, "frac_width": 5}]}}, (*HEAD, "config", "weight"), r"no valid setting is left"),
         ("name", {"head": {"name": ["integer"], "weight": [{"frac_width": 5}]}}, (*HEAD, "config", "weight"), r"needs 'width'"),

@@ -90,6 +90,9 @@ class Format(ABC):
 
     #: The parameters a user may set, by name.
     parameters: ClassVar[Mapping[str, FormatParameter]]
+    #: The one of them that says how many bits a value has: ``"NA"`` for it leaves an operand in float. None for a
+    #: format that has none; an operand is then quantized by an empty table, ``weight = [{}]``.
+    bits_parameter: ClassVar[str | None] = "width"
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], operand: Operand, *, signed: bool = True) -> Self:
@@ -122,6 +125,13 @@ class Format(ABC):
         return cls._build(values, operand, signed)
 
     @classmethod
+    def leaves_float(cls, settings: Mapping[str, object]) -> bool:
+        """Whether `settings`, as for :meth:`parse`, leave the operand in float."""
+        if cls.bits_parameter is None:
+            return False
+        return not settings or settings.get(cls.bits_parameter, ...) in (None, "NA")
+
+    @classmethod
     @abstractmethod
     def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:
         """The format for complete, individually checked values."""
@@ -130,6 +140,11 @@ class Format(ABC):
     @abstractmethod
     def bits(self) -> int:
         """Bits of one stored value."""
+
+    @property
+    def rank(self) -> float:
+        """Among formats of equal bits the one that ranks lowest is tried first."""
+        return 0.0
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002
         """Bits stored once for a tensor of `shape` beside its values, e.g. its scales."""

@@ -69,6 +69,11 @@ class Integer(Format):
         return self.width
 
     @property
+    def rank(self) -> float:
+        """First those whose frac width is learned, then those with the point in the middle."""
+        return abs(self.frac_width - self.width / 2) if isinstance(self.frac_width, int) else 0.0
+
+    @property
     def label(self) -> str:
         """E.g. ``int8.4`` or ``uint8.4``; until it is learned ``int8.auto``."""
         return f"{'' if self.signed else 'u'}int{self.width}.{self.frac_width}"

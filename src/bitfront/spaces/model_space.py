@@ -73,6 +73,8 @@ class DescribedSpace(Space):
                 known = {"name": alternative["name"], **alternative.get("also", {})}
                 for operand, setting in chosen:
                     known |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
+                    if not setting["set"] and setting["label"] != "float":
+                        known[operand] = [{}]  # a format without parameters
             self._spelled[g, option] = known
         return known
 

@@ -1,8 +1,8 @@
 """The space of mixed precision: which number format, with which parameters, for each operand of each site.
 
 A site is a group; each format named for it is a branch (``NA``, which leaves the site in float, is one too); each
-operand is a choice among complete settings, so that a width never meets a frac width that does not fit: pairs that
-break ``frac_width <= width`` are left out when the space is built, and so are settings that mean the same.
+operand is a choice among complete settings, so that a width never meets a frac width that does not fit: settings whose
+parameters contradict each other are left out when the space is built, and so are settings that mean the same.
 A single configuration (``[passes.quantize]``, a trial's ``sampled_config``) is a space with one candidate.
 """
 
@@ -65,13 +65,15 @@ class Assignment:
     Attributes:
         key: the key of the seed table that applied; ``default`` where no other did.
         alternatives: the branches.
-        excluded: how many pairs of parameters were left out because they contradict each other.
+        excluded: how many settings were left out because their parameters contradict each other.
+        why: of the last of them, what the format says.
     """
 
     site: Site
     key: str
     alternatives: tuple[Alternative, ...]
     excluded: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class QuantizationSpace(ModelSpace):
                 ]
                 choices.append("float" if alternative.name == "NA" else f"{alternative.name} ({'; '.join(operands)})")
             if assignment.excluded:
-                choices[-1] += f" ({assignment.excluded} left out, where frac_width > width)"
+                choices[-1] += f" ({assignment.excluded} left out, e.g. {assignment.why})"
             site = assignment.site
             found.append(Offer(site.name, site.type, assignment.key, " or ".join(choices), group.size))
         return tuple(found)
@@ -328,10 +330,8 @@ def _nearest_option(assignment: Assignment, name: str, target: Mapping[str, int]
 
 
 def _distance(setting: Setting, target: int, index: int) -> tuple[float, float, int]:
-    """Nearest width first; among equal widths the one calibrated, or with its point in the middle."""
-    frac = getattr(setting.format, "frac_width", None)
-    middle = abs(frac - setting.bits / 2) if isinstance(frac, int) else 0.0
-    return abs(setting.bits - target), middle, index
+    """Nearest bits first; among equal bits as the format ranks."""
+    return abs(setting.bits - target), setting.format.rank if setting.format else 0.0, index
 
 
 # --- from the TOML's tables to assignments ---------------------------------------------------------------------------
@@ -361,8 +361,13 @@ def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, .
         for key in dict.fromkeys(a.key for a in assignments):
             own = seed.get(key, {"name": "NA"})
             if own["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in own):
-                widths = one_of(f"{o}_width" for o in operand_names())
-                raise ConfigError(f"every site stays in float: no operand has a width; {widths}", key=(*where, key))
+                sizes = dict.fromkeys(f.bits_parameter for f in _formats(_listed(own["name"], where), where) if f)
+                allowed = [f"{o}_{p}" if p else o for p in sizes for o in operand_names()]
+                raise ConfigError(
+                    f"every site stays in float: no operand has a {' or '.join(p or 'format' for p in sizes)}; "
+                    f"{one_of(allowed)}",
+                    key=(*where, key),
+                )
         hint = f" Unused keys: {', '.join(map(repr, unused))}." if unused else ""
         raise ConfigError(
             f"every site stays in float: no key with another name than 'NA' matches one of {names} "
@@ -419,12 +424,12 @@ def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]
     classes = [f for f in formats if f is not None]
     _check_parameters(values, classes, where)
     alternatives: list[Alternative] = []
-    excluded = 0
+    excluded, why = 0, ""
     for name, format_class in formats.items_by_name() if False in bypass else ():
         operands = []
         for operand in site.operands:
             own = _settings(site, operand, format_class, values, where)
-            excluded += own.excluded
+            excluded, why = excluded + own.excluded, own.why or why
             operands.append((operand, own.settings))
         alternative = Alternative(name, tuple(operands))
         floats = any(map(_can_be_float, alternatives))
@@ -436,7 +441,7 @@ def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]
     if alternatives and all(s.format is None for a in alternatives for _, ss in a.operands for s in ss):
         # A format without a width for any of the site's operands leaves the site as it is.
         alternatives = [FLOAT]
-    return Assignment(site, key, tuple(alternatives), excluded)
+    return Assignment(site, key, tuple(alternatives), excluded, why)
 
 
 def _can_be_float(alternative: Alternative) -> bool:
@@ -509,9 +514,10 @@ def _check_parameters(values: Mapping[str, list[object]], formats: list[type[For
         for choice in choices:
             tables = choice if isinstance(choice, Mapping) else {part[1]: choice}
             if not part[1] and not isinstance(choice, Mapping):
+                needed = ", ".join(f"{n} = {choice!r}" for n, p in formats[0].parameters.items() if p.default is ...)
                 raise ConfigError(
                     f"{choice!r} is not possible: a choice among whole settings is a list of tables, such as "
-                    f"{key} = [{{width = 8, frac_width = 4}}]",
+                    f"{key} = [{{{needed}}}]",
                     key=(*where, key),
                 )
             for name, value in tables.items():
@@ -523,7 +529,7 @@ def _check_value(
 ) -> None:
     if name not in known:
         raise ConfigError(f"has no parameter {name!r}; {one_of(known)}.{nearest(name, known)}", key=where)
-    if name == "width" and value in (None, "NA"):
+    if value in (None, "NA") and any(f.bits_parameter == name for f in formats):
         return
     problems = []
     for format_class in formats:
@@ -563,8 +569,8 @@ def _settings(
     settings: dict[Format | None, Setting] = {}
     why, excluded = "", 0
     for table in tables:
-        if not table or ("width" in table and table["width"] in (None, "NA")):
-            settings.setdefault(None, Setting((("width", "NA"),) if table else (), None))
+        if format_class.leaves_float(table):
+            settings.setdefault(None, Setting(((str(format_class.bits_parameter), "NA"),) if table else (), None))
             continue
         try:
             parsed = format_class.parse(table, operand, signed=operand != "data_in" or site.negative_inputs_matter)
@@ -577,4 +583,4 @@ def _settings(
     if not settings:
         raise ConfigError(f"no valid setting is left for {operand} of {site.title}: {why}", key=place)
     ordered = sorted(settings.values(), key=lambda s: s.bits)
-    return _Operand(tuple(ordered), excluded)
+    return _Operand(tuple(ordered), excluded, why)

@@ -75,7 +75,7 @@ def _check_value(one: Format, other: Format) -> None:
     assert one == other, f"{called}: equal settings give unequal formats"
     assert hash(one) == hash(other), f"{called}: equal formats have two hashes"
     assert pickle.loads(pickle.dumps(one)) == one, f"{called}: pickling changes it"  # noqa: S301 (our own bytes)
-    first = dataclasses.fields(one)[0].name
+    first = next((f.name for f in dataclasses.fields(one)), "label")
     try:
         setattr(one, first, getattr(one, first))
     except dataclasses.FrozenInstanceError:
@@ -88,7 +88,7 @@ def _check_parameters(family: type[Format], settings: Mapping[str, object], oper
     for name, parameter in family.parameters.items():
         assert parameter.meaning, f"{family.__name__}: parameter {name} needs a meaning"
         assert parameter.allowed(), f"{family.__name__}: parameter {name} must say what is allowed"
-    for bad in ({**settings, "no_such": 1}, {n: object() for n in settings}):
+    for bad in ({**settings, "no_such": 1}, *([dict.fromkeys(settings, object())] if settings else [])):
         try:
             family.parse(bad, operand)
         except FormatError as error:
@@ -115,7 +115,8 @@ def _check_facts(parsed: Format, form: Format, settings: Mapping[str, object], s
     called = repr(form)
     assert isinstance(form.bits, int), f"{called}: bits must be an int"
     assert 1 <= form.bits <= 32, f"{called}: {form.bits} bits"
-    assert form.bits == settings.get("width", form.bits), f"{called}: bits are not its width"
+    said = settings.get(form.bits_parameter or "", form.bits)
+    assert form.bits == said, f"{called}: {form.bits} bits are not its {form.bits_parameter}"
     assert form.bits == parsed.bits, f"{called}: calibration changes its bits"
     for own in (parsed, form):
         assert own.label, f"{called}: needs a label"
