@@ -13,7 +13,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from bitfront.errors import CaptureError
 from bitfront.graph import capture, channels
-from bitfront.graph.segments import Variables, repeated
+from bitfront.graph.segments import Variables
+from bitfront.operations.layout import repeated
 from engine.networks import CachedEvaluator, Dense, Functional, Images, made
 from random_networks import (
     BLOCKS,
@@ -177,8 +178,9 @@ def ours(structure, layer):
         for side, axis in (("in", other.inputs), ("out", other.outputs)):
             if mine & {s.group for s in axis}:
                 found.add((other.path, side))
-    for path, sizes in structure.norms.items():
-        if any(mine & {s.group for s in axis} for axis in sizes):
+    layers = {other.path for other in structure.layers}
+    for path, sizes in structure.sizes.items():
+        if path not in layers and any(mine & {s.group for s in axis} for axes in sizes.values() for axis in axes):
             found.add((path, "out"))
     return found
 

@@ -6,7 +6,8 @@ convolution that is flattened comes up as H·W features per channel in the Linea
 parameter is an *axis*: a sequence of segments, group after group. What cannot change, or cannot be followed, is a group
 too; it is *fixed*, and says why.
 
-How layouts flow through operations is in ``following.py``, the arithmetic of segments in ``segments.py``.
+How layouts flow through the model is in ``following.py``, the arithmetic of segments in ``segments.py``; the rule of
+each operation is in its record.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.graph.base import Graph
 from bitfront.graph.following import Held, Walk, walk
-from bitfront.graph.segments import Dim
+from bitfront.operations.layout import Dim
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class Channels:
         groups: in the order in which they come up.
         tensors: name → its axes, for every parameter and buffer that has channels, under each of its names.
         layers: the nodes with weights, in execution order.
-        norms: module path → the axes that a norm has sizes for, values or not.
+        sizes: module path → attribute → what it holds the size of: an axis, or, where it is a tuple, several.
     """
 
     groups: tuple[ChannelGroup, ...]
     tensors: Mapping[str, TensorChannels]
     layers: tuple[Layer, ...]
-    norms: Mapping[str, tuple[Axis, ...]]
+    sizes: Mapping[str, Mapping[str, tuple[Axis, ...]]]
 
     def layer(self, name: str) -> Layer:
         """The layer of that node name or module path.
@@ -173,7 +174,7 @@ def _numbered(graph: Graph, seen: Walk) -> Channels:
             for v in unknowns(dim):
                 among.setdefault(v, []).append(node)
     blocked = [(node, v, n) for node, dim, n in seen.blocks for v in unknowns(dim)]
-    mixed = [(node, v) for node in seen.norms if node in seen.mixing for d in seen.norms[node] for v in unknowns(d)]
+    mixed = [(node, v) for node, dim in seen.statistics for v in unknowns(dim)]
 
     listed: set[int] = set()
     dims = [d for key in names for d in seen.held[key].dims]
@@ -210,8 +211,11 @@ def _numbered(graph: Graph, seen: Walk) -> Channels:
         Layer(node, nodes[node].path, names[weight][0], axis(inputs), axis(outputs))
         for node, (weight, inputs, outputs) in seen.weights.items()
     )
-    norms = {nodes[node].path: tuple(axis(d) for d in dims) for node, dims in seen.norms.items()}
-    return Channels(groups, tensors, layers, norms)
+    sizes = {
+        nodes[node].path: {attribute: tuple(axis(d) for d in dims) for attribute, dims in held.items()}
+        for node, held in seen.sizes.items()
+    }
+    return Channels(groups, tensors, layers, sizes)
 
 
 def _tensor_names(model: nn.Module, held: Mapping[int, Held]) -> dict[int, list[str]]:

@@ -11,8 +11,7 @@ sequence, cut where the others are cut. What no sequence can express is fixed: i
 
 from __future__ import annotations
 
-Piece = tuple[int, int]
-Dim = tuple[Piece, ...]
+from bitfront.operations.layout import Dim, Piece
 
 
 class Variables:
@@ -116,8 +115,3 @@ class Variables:
         self._bound[variable] = dim
         if self._fixed[variable]:
             self.fix(dim, self._fixed[variable])
-
-
-def repeated(dim: Dim, times: int) -> Dim:
-    """Each element of `dim` replaced by `times` of them, side by side."""
-    return tuple((v, r * times) for v, r in dim)

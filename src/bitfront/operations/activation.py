@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitfront.operations.base import DATA_IN, Merge, classes, define, per_input, per_output
+from bitfront.operations.channels import elementwise, mixing, per_channel
+from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 
 
 def _relu(_: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
@@ -29,18 +31,37 @@ RELU = define(
     call=_relu,
     rectifies=True,
     merge=Merge("rectifier"),
+    channels=elementwise,
     kernel="rectifier",
 )
 
 
+def _prelu(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """One slope for everything, or one per channel."""
+    x = call.tensor
+    weight = None if call.module is None else call.held().get("weight")
+    if x is None or weight is None or (weight.numel() > 1 and len(x.dims) < 2):
+        return None
+    return x if weight.numel() == 1 else per_channel(flow, x, "num_parameters", [weight])
+
+
+def _softmax(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    x = call.tensor
+    if x is None or not call.constant:
+        return None
+    dims: Any = call.argument(1, "dim") if call.module is None else getattr(call.module, "dim", -3)
+    return mixing(flow, x, dims)
+
+
 def _activation(name: str, summary: str, module: str = "", **answers: Any) -> None:
     """An activation function of torch, as a module and as a function called `name`."""
-    define(name, summary, modules=classes(module), names=(name,), count=per_output(1), **answers)
+    common: dict[str, Any] = {"count": per_output(1), "channels": elementwise}
+    define(name, summary, modules=classes(module), names=(name,), **common | answers)
 
 
 _activation("relu6", "min(max(x, 0), 6).", "ReLU6")
 _activation("leaky_relu", "x, or a part of it where it is negative.", "LeakyReLU")
-_activation("prelu", "Leaky ReLU with a slope that is learned.", "PReLU")
+_activation("prelu", "Leaky ReLU with a slope that is learned.", "PReLU", channels=_prelu)
 _activation("rrelu", "Leaky ReLU with a random slope in training.", "RReLU")
 _activation("elu", "x, or α(eˣ − 1) where it is negative.", "ELU")
 _activation("selu", "ELU with fixed scales.", "SELU")
@@ -55,6 +76,7 @@ _activation("sigmoid", "1 / (1 + e⁻ˣ).", "Sigmoid")
 _activation("logsigmoid", "Logarithm of the sigmoid.", "LogSigmoid")
 _activation("tanh", "Hyperbolic tangent.", "Tanh")
 _activation("tanhshrink", "x − tanh(x).", "Tanhshrink")
+_activation("softshrink", "x moved towards 0 by a bound, and 0 within it.", "Softshrink")
 _activation("softplus", "log(1 + eˣ).", "Softplus")
 _activation("softsign", "x / (1 + |x|).", "Softsign")
 _activation("threshold", "x above a bound, else a value.", "Threshold")
@@ -67,4 +89,5 @@ SOFTMAX = define(
     modules=classes("Softmax Softmax2d LogSoftmax Softmin"),
     names=("softmax", "log_softmax", "softmin"),
     count=per_input(5),
+    channels=_softmax,
 )

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bitfront.operations import OPERATIONS
+from bitfront.operations.layout import ChannelRule
 
 Shape = tuple[int, ...]
 Role = Literal["activation", "weight", "bias", "state"]
@@ -136,7 +137,7 @@ class Operation:
         view: whether it makes no values of its own, but shows its input in another shape.
         rectifies: whether nothing of the sign of its input is left, so that its format needs no negative values.
         merge: how the tree merges it; None: one call per state.
-        channels: how channels flow through it (``graph/following.py``); None: widths around it are fixed.
+        channels: how channels flow through it (``operations/layout.py``); None: widths around it are fixed.
         train: how a population trains it (``population/programs.py``); None: such members are trained alone.
         onnx: how it is written as ONNX (``export/onnx.py``); None: refused, by name.
         kernel: its kernel of bytes (``export/integer.py``); None: there is none.
@@ -154,7 +155,7 @@ class Operation:
     view: bool = False
     rectifies: bool = False
     merge: Merge | None = None
-    channels: Callable[..., Any] | None = None
+    channels: ChannelRule | None = None
     train: Callable[..., Any] | None = None
     onnx: Callable[..., Any] | None = None
     kernel: Literal["linear", "convolution", "rectifier"] | None = None

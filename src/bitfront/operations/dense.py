@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitfront.operations.base import DATA_IN, Call, Count, Merge, OperandSpec, define, products, weighted
+from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 
 WEIGHT = OperandSpec("weight", "weight", 1, "weight", channel_axis=0)
 BIAS = OperandSpec("bias", "bias", 2, "bias")
@@ -58,6 +59,46 @@ def _bilinear(call: Call) -> Count:
     return products(call.out * second * (first + 1))
 
 
+def weight_and_bias(flow: ChannelFollower, call: ChannelCall) -> tuple[Layout, Layout | None] | None:
+    """The weight and the bias, if there is one, of a layer; None unless both are parameters or buffers."""
+    if call.module is not None:
+        held = call.held()
+        if "weight" not in held:
+            return None
+        return flow.hold(held["weight"]), flow.hold_values(held["bias"]) if "bias" in held else None
+    weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
+    if call.extents or not isinstance(weight, Layout) or weight.owned is None:
+        return None
+    if bias is None:
+        return weight, None
+    return (weight, bias) if isinstance(bias, Layout) and bias.owned is not None else None
+
+
+def _linear_channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """x (..., in) · weight (out, in) + bias (out)."""
+    x, held = call.tensor, weight_and_bias(flow, call)
+    if x is None or held is None or held[0].owned == x.owned or len(held[0].dims) != 2:
+        return None
+    weight, bias = held
+    if not flow.contract(weight, 1, x.dims[-1], weight.dims[0]):
+        return None
+    if bias is not None:
+        flow.unify(bias.dims[0], weight.dims[0])
+    flow.remember("out_features", weight.dims[0])
+    flow.remember("in_features", x.dims[-1])
+    return Layout((*x.dims[:-1], weight.dims[0]))
+
+
+def _product_channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """x (..., in) · weight (in, out), where the weight is a parameter or buffer."""
+    x, weight = call.tensor, call.argument(1, "other")
+    if x is None or not isinstance(weight, Layout) or weight.owned in (None, x.owned):
+        return None
+    if len(weight.dims) != 2 or len(x.dims) < 2 or not flow.contract(weight, 0, x.dims[-1], weight.dims[1]):
+        return None
+    return Layout((*x.dims[:-1], weight.dims[1]))
+
+
 LINEAR = define(
     "linear",
     "Linear layer: x · weightᵀ + bias.",
@@ -69,6 +110,7 @@ LINEAR = define(
     call=_linear,
     output_channels=-1,
     merge=Merge("dense"),
+    channels=_linear_channels,
     kernel="linear",
 )
 #: The second factor of a product is its weight, be it a parameter or an activation.
@@ -80,6 +122,7 @@ MATMUL = define(
     names=("matmul",),
     operands=(DATA_IN, OperandSpec("weight", argument="other", **FACTOR)),
     count=_matmul,
+    channels=_product_channels,
 )
 BMM = define(
     "bmm",
@@ -89,7 +132,7 @@ BMM = define(
     operands=(DATA_IN, OperandSpec("weight", argument="mat2", **FACTOR)),
     count=_matmul,
 )
-MM = define("mm", "Matrix product of two matrices.", names=("mm",), count=_matmul)
+MM = define("mm", "Matrix product of two matrices.", names=("mm",), count=_matmul, channels=_product_channels)
 DOT = define("dot", "Product of vectors.", names=("mv", "dot"), count=_matmul)
 ADDMM = define("addmm", "Matrix product, added to a tensor.", names=("addmm", "baddbmm"), count=_addmm)
 EINSUM = define("einsum", "Sum of products over named dimensions.", names=("einsum",), count=_einsum)

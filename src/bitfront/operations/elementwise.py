@@ -7,6 +7,7 @@ import operator
 import torch
 
 from bitfront.operations.base import DATA_IN, Merge, OperandSpec, define, per_output
+from bitfront.operations.channels import elementwise
 
 #: The second input has the format of the first.
 OTHER = OperandSpec("data_in_2", "activation", 1, "other", channel_axis=1, format_of="data_in")
@@ -19,6 +20,7 @@ ADD = define(
     operands=(DATA_IN, OTHER),
     count=per_output(1),
     merge=Merge("arithmetic", torch.add),
+    channels=elementwise,
 )
 SUB = define(
     "sub",
@@ -28,6 +30,7 @@ SUB = define(
     operands=(DATA_IN, OTHER),
     count=per_output(1),
     merge=Merge("arithmetic", torch.sub),
+    channels=elementwise,
 )
 MUL = define(
     "mul",
@@ -37,6 +40,7 @@ MUL = define(
     operands=(DATA_IN, OTHER),
     count=per_output(1),
     merge=Merge("arithmetic", torch.mul),
+    channels=elementwise,
 )
 ELEMENTWISE = define(
     "elementwise",
@@ -47,14 +51,17 @@ ELEMENTWISE = define(
         mod remainder fmod pow rpow radd iadd rsub isub rmul imul itruediv maximum minimum where masked_fill abs neg
         exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan atan erf floor lt le gt ge eq ne isnan isinf
         isfinite logical_and logical_or logical_not logical_xor and or xor invert rand ror bitwise_and bitwise_or
-        bitwise_not bitwise_xor outer lerp
+        bitwise_not bitwise_xor lerp
         """.split()
     ),
     count=per_output(1),
+    channels=elementwise,
 )
+OUTER = define("outer", "Products of all pairs of values.", names=("outer",), count=per_output(1))
 TWICE = define(
     "addcmul",
     "A product or quotient, added: two operations per value.",
     names=("addcmul", "addcdiv"),
     count=per_output(2),
+    channels=elementwise,
 )

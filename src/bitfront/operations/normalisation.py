@@ -5,6 +5,42 @@ from __future__ import annotations
 from torch import nn
 
 from bitfront.operations.base import Merge, classes, define, per_input
+from bitfront.operations.channels import per_channel
+from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
+
+
+def _by_channel(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """Channels are independent of each other."""
+    x = call.tensor
+    if x is None or call.module is None or len(x.dims) < 2:
+        return None
+    return per_channel(flow, x, "num_features", call.held().values())
+
+
+def _by_group(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """Statistics over equal groups of channels."""
+    x, module = call.tensor, call.module
+    if x is None or not isinstance(module, nn.GroupNorm) or len(x.dims) < 2:
+        return None
+    flow.take_statistics([x.dims[1]])
+    if module.num_groups != 1:
+        flow.cut(x.dims[1], module.num_groups)
+    return per_channel(flow, x, "num_channels", call.held().values())
+
+
+def _by_layer(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """Statistics over the last dimensions, for each value of which the parameters have one."""
+    x, module = call.tensor, call.module
+    if x is None or not isinstance(module, nn.LayerNorm):
+        return None
+    over = x.dims[-len(module.normalized_shape) :]
+    flow.take_statistics(over)
+    flow.remember("normalized_shape", *over)
+    for tensor in call.held().values():
+        for mine, theirs in zip(flow.hold_values(tensor).dims, over, strict=True):
+            flow.unify(mine, theirs)
+    return Layout(x.dims)
+
 
 BATCH_NORM = define(
     "batch_norm",
@@ -13,16 +49,30 @@ BATCH_NORM = define(
     names=("batch_norm",),
     count=per_input(4),
     merge=Merge("norm"),
+    channels=_by_channel,
 )
 BATCH_NORM_3D = define(
     "batch_norm3d",
     "Batch norm of volumes, or synchronised over processes.",
     modules=(nn.BatchNorm3d, nn.SyncBatchNorm),
     count=per_input(4),
+    channels=_by_channel,
 )
-LAYER_NORM = define("layer_norm", "Layer norm.", modules=(nn.LayerNorm,), names=("layer_norm",), count=per_input(5))
+LAYER_NORM = define(
+    "layer_norm",
+    "Layer norm.",
+    modules=(nn.LayerNorm,),
+    names=("layer_norm",),
+    count=per_input(5),
+    channels=_by_layer,
+)
 GROUP_NORM = define(
-    "group_norm", "Norm over groups of channels.", modules=(nn.GroupNorm,), names=("group_norm",), count=per_input(5)
+    "group_norm",
+    "Norm over groups of channels.",
+    modules=(nn.GroupNorm,),
+    names=("group_norm",),
+    count=per_input(5),
+    channels=_by_group,
 )
 INSTANCE_NORM = define(
     "instance_norm",
@@ -30,6 +80,7 @@ INSTANCE_NORM = define(
     modules=classes("InstanceNorm1d InstanceNorm2d InstanceNorm3d"),
     names=("instance_norm",),
     count=per_input(5),
+    channels=_by_channel,
 )
 RMS_NORM = define("rms_norm", "Root-mean-square norm.", modules=(nn.RMSNorm,), names=("rms_norm",), count=per_input(4))
 NORMALIZE = define("normalize", "Scaling to unit length.", names=("normalize",), count=per_input(3))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 
 from bitfront.operations.base import Call, Count, Merge, classes, define, per_input
+from bitfront.operations.channels import mixing, spatial, windows
+from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
 
 
 def _windows(call: Call) -> Count:
@@ -26,6 +29,20 @@ def _interpolated(call: Call) -> Count | None:
     return Count(call.out * taps[mode]) if mode in taps else None
 
 
+def _reduction(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    x = call.tensor
+    given = dict(zip(("dim", "keepdim"), call.args[1:], strict=False)) | dict(call.kwargs)
+    dims: Any = given.get("dim")
+    if x is None or not given.keys() <= {"dim", "keepdim", "dtype"} or not is_constant(dims):
+        return None
+    return mixing(flow, x, None if dims in ((), []) else dims, bool(given.get("keepdim")))
+
+
+def _resampling(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    x = call.tensor
+    return spatial(flow, x, call) if x is not None and len(x.dims) > 2 and call.constant else None
+
+
 # F's max pools are made by one factory, and all have its name.
 MAX_POOL1D = define(
     "max_pool1d",
@@ -34,6 +51,7 @@ MAX_POOL1D = define(
     functions=(F.max_pool1d,),
     names=("max_pool1d",),
     count=_windows,
+    channels=windows,
     merge=Merge("selection"),
 )
 MAX_POOL2D = define(
@@ -43,6 +61,7 @@ MAX_POOL2D = define(
     functions=(F.max_pool2d,),
     names=("max_pool2d",),
     count=_windows,
+    channels=windows,
     merge=Merge("selection"),
 )
 MAX_POOL3D = define(
@@ -52,6 +71,7 @@ MAX_POOL3D = define(
     functions=(F.max_pool3d,),
     names=("max_pool3d",),
     count=_windows,
+    channels=windows,
 )
 AVERAGE_POOL = define(
     "avg_pool",
@@ -59,6 +79,7 @@ AVERAGE_POOL = define(
     modules=classes("AvgPool1d AvgPool2d AvgPool3d"),
     names=("avg_pool1d", "avg_pool2d", "avg_pool3d"),
     count=_windows,
+    channels=windows,
 )
 LP_POOL = define(
     "lp_pool",
@@ -66,6 +87,7 @@ LP_POOL = define(
     modules=classes("LPPool1d LPPool2d LPPool3d"),
     names=("lp_pool1d", "lp_pool2d", "lp_pool3d"),
     count=_windows,
+    channels=windows,
 )
 ADAPTIVE_AVERAGE_POOL = define(
     "adaptive_avg_pool",
@@ -73,6 +95,7 @@ ADAPTIVE_AVERAGE_POOL = define(
     modules=classes("AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d"),
     names=("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
     count=per_input(1),
+    channels=windows,
 )
 ADAPTIVE_MAX_POOL = define(
     "adaptive_max_pool",
@@ -81,12 +104,17 @@ ADAPTIVE_MAX_POOL = define(
     functions=(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
     names=("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
     count=per_input(1),
+    channels=windows,
 )
 REDUCTION = define(
     "reduction",
     "Mean, sum, maximum and the like over dimensions.",
-    names=tuple("mean sum prod amax amin max min any all argmax argmin cumsum cumprod logsumexp".split()),
+    names=tuple("mean sum prod amax amin max min any all argmax argmin logsumexp".split()),
     count=per_input(1),
+    channels=_reduction,
+)
+CUMULATIVE = define(
+    "cumulative", "Sums and products of all values so far.", names=("cumsum", "cumprod"), count=per_input(1)
 )
 VARIANCE = define("variance", "Variance or standard deviation.", names=("var", "std"), count=per_input(4))
 INTERPOLATE = define(
@@ -95,4 +123,5 @@ INTERPOLATE = define(
     modules=classes("Upsample UpsamplingNearest2d UpsamplingBilinear2d"),
     names=("interpolate", "upsample"),
     count=_interpolated,
+    channels=_resampling,
 )

@@ -329,33 +329,15 @@ def _with_noise(
 
 def _update_sizes(model: nn.Module, structure: Channels, widths: Mapping[int, int]) -> None:
     """Modules that remember their sizes beside their tensors: for their own use, and for whoever prints them."""
-    owners = {layer.path: layer for layer in structure.layers}
-    for name, described in structure.tensors.items():
-        if not any(s.group in widths for axis in described.axes for s in axis):
-            continue
-        path, _, key = name.rpartition(".")
+    for path, attributes in structure.sizes.items():
         module = model.get_submodule(path)
-        weight = module._parameters.get("weight") if key == "weight" else None
-        if weight is None:
-            continue
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
-        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            module.out_channels = weight.shape[0]
-            if described.contracted is None:  # depthwise
-                module.groups = structure.size(owners[path].inputs, widths)
-            module.in_channels = weight.shape[1] * module.groups
-    for path, axes in structure.norms.items():
-        module = model.get_submodule(path)
-        if not any(s.group in widths for axis in axes for s in axis):
-            continue
-        sizes = [structure.size(axis, widths) for axis in axes]
-        if isinstance(module, nn.LayerNorm):
-            known = module.normalized_shape
-            module.normalized_shape = tuple(new or old for new, old in zip(sizes, known, strict=True))
-        else:
-            known_as = ("num_features", "num_channels", "num_parameters")
-            setattr(module, next(name for name in known_as if hasattr(module, name)), sizes[0])
+        for attribute, axes in attributes.items():
+            if any(s.group in widths for axis in axes for s in axis):
+                known = getattr(module, attribute)
+                old = known if isinstance(known, tuple) else (known,)
+                # An axis without channels keeps its size.
+                new = tuple(structure.size(a, widths) if a else size for a, size in zip(axes, old, strict=True))
+                setattr(module, attribute, new if isinstance(known, tuple) else new[0])
 
 
 def _reset(model: nn.Module, seed: int) -> None:

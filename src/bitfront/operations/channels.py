@@ -1,0 +1,156 @@
+"""How channels flow, in the ways that several operations share: value by value, through windows, and so on.
+
+These are the rules and parts of rules that records name as their ``channels``; no operation is registered here. A rule
+takes the layouts of an operation's inputs, ties those that must change together, and says what comes out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Layout, inside, repeated
+
+
+def elementwise(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """Value by value: tensors, as many as there are, broadcast against each other."""
+    if call.shape is None:
+        return None
+    layouts = []
+    for value in inside((call.args, call.kwargs)):
+        if isinstance(value, Extent):
+            flow.fix(value.dim, "computes with its size")
+        else:
+            layouts.append(value)
+    if not layouts:
+        return None
+    dims = layouts[0].dims
+    for layout in layouts[1:]:
+        dims = _broadcast(flow, dims, layout.dims)
+    return Layout(dims)
+
+
+def _broadcast(flow: ChannelFollower, a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:
+    result = []
+    for one, other in itertools.zip_longest(reversed(a), reversed(b)):
+        if one is None or other is None:
+            result.append(other if one is None else one)
+            continue
+        narrow, wide = sorted((one, other), key=flow.size)
+        if flow.size(narrow) == 1 != flow.size(wide):
+            flow.fix(narrow, "needs it to be 1, to repeat it")
+        else:
+            flow.unify(one, other)
+        result.append(wide)
+    return tuple(reversed(result))
+
+
+def windows(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """Pooling and the like over (batch, channels, *spatial); the name ends with the number of spatial dimensions.
+
+    An input without the batch is not followed: its channels are in another place.
+    """
+    x, dimensions = call.tensor, re.search(r"(\d)d$", call.name)
+    if x is None or dimensions is None or len(x.dims) != 2 + int(dimensions[1]) or not call.constant:
+        return None
+    return spatial(flow, x, call)
+
+
+def spatial(flow: ChannelFollower, x: Layout, call: ChannelCall) -> Layout | None:
+    """Dimensions 2 and up of `x` change, samples and channels stay what they are."""
+    if call.shape is None:
+        return None
+    for dim in x.dims[2:]:
+        flow.fix(dim, "slides over it")
+    return Layout((*x.dims[:2], *flow.new(call.shape[2:])))
+
+
+def mixing(flow: ChannelFollower, x: Layout, dims: int | Iterable[int] | None, keep: bool | None = None) -> Layout:
+    """A softmax, or a sum, mean or maximum (`keep`: whether with keepdim) over `dims`; None: over all."""
+    every = range(len(x.dims))
+    over = set(every) if dims is None else {d % len(x.dims) for d in ([dims] if isinstance(dims, int) else dims)}
+    for d in over:
+        flow.fix(x.dims[d], "mixes its channels, not as a layer with weights does")
+    if keep is None:
+        return Layout(x.dims)
+    reduced = flow.new((1,)) if keep else ()
+    return Layout(tuple(itertools.chain(*(reduced if d in over else (x.dims[d],) for d in every))))
+
+
+def per_channel(flow: ChannelFollower, x: Layout, attribute: str, tensors: Iterable[Tensor]) -> Layout:
+    """Each of the module's `tensors` holds one value per channel, its `attribute` their number; the channels are
+    dimension 1."""
+    flow.remember(attribute, x.dims[1])
+    for tensor in tensors:
+        if tensor.dim():
+            flow.unify(flow.hold_values(tensor).dims[0], x.dims[1])
+    return Layout(x.dims)
+
+
+def regroup(flow: ChannelFollower, x: Layout, shape: Sequence[int], claims: Mapping[int, object]) -> Layout:
+    """The same elements in other dimensions, in the same order.
+
+    Args:
+        flow: who follows.
+        x: what goes in.
+        shape: of what comes out.
+        claims: position → what the model says about its size: -1, a number, an Extent, or None, which is a number
+            that it computed. A dimension without a claim is what it turns out to be.
+    """
+    dims: list[Dim] = []
+    for inner, sizes in _blocks([flow.size(d) for d in x.dims], list(shape)):
+        block = [x.dims[i] for i in inner]
+        if len(sizes) == 0:
+            continue
+        if math.prod(sizes[1:]) == 1 and block:
+            merged = _merged(flow, block)
+            claim = claims.get(len(dims), -1)
+            if isinstance(claim, Extent):
+                # What takes its size from something else must go on having the same.
+                flow.unify(merged, claim.dim)
+            elif claim != -1:
+                flow.fix(merged, "names its size")
+            dims += [merged, *flow.new(sizes[1:])]
+        else:
+            for dim in block:
+                flow.fix(dim, "splits it")
+            dims += flow.new(sizes)
+    for claim in claims.values():
+        # The size of something else, put where there is nothing of that kind.
+        if isinstance(claim, Extent) and not any(flow.same(claim.dim, d) for d in dims):
+            flow.fix(claim.dim, "computes with its size")
+    return Layout(tuple(dims))
+
+
+def _merged(flow: ChannelFollower, block: Sequence[Dim]) -> Dim:
+    """One dimension of several: of those, only the first that is not just 1 may change."""
+    lead = next((i for i, d in enumerate(block) if flow.size(d) > 1 or not flow.is_fixed(d)), 0)
+    for i, dim in enumerate(block):
+        if i != lead:
+            flow.fix(dim, "makes one dimension of it and others")
+    return repeated(block[lead], math.prod(flow.size(d) for d in block[lead + 1 :]))
+
+
+def _blocks(inner: list[int], outer: list[int]) -> Iterable[tuple[list[int], list[int]]]:
+    """Two factorisations of one number, cut wherever they agree: (positions of `inner`, sizes of `outer`) per block."""
+    i = o = 0
+    while i < len(inner) or o < len(outer):
+        first_i, first_o = i, o
+        have, want = 1, 1
+        if i < len(inner) and o < len(outer):
+            have, want, i, o = inner[i], outer[o], i + 1, o + 1
+        while have != want:
+            if have < want:
+                have, i = have * inner[i], i + 1
+            else:
+                want, o = want * outer[o], o + 1
+        # What is left of one side is ones.
+        if o == len(outer):
+            i = len(inner)
+        elif i == len(inner):
+            o = len(outer)
+        yield list(range(first_i, i)), outer[first_o:o]
