@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 import bitfront
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
+from bitfront.operations import OPERATIONS
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from warm import Warm
@@ -73,6 +74,17 @@ def formats(monkeypatch):
     for table in ("_members", "_aliases", "_files"):
         monkeypatch.setattr(FORMATS, table, dict(getattr(FORMATS, table)))
     return FORMATS
+
+
+@pytest.fixture
+def operations(monkeypatch):
+    """The registry of operations; what a test registers or changes is gone after it."""
+    OPERATIONS.names()
+    with monkeypatch.context() as patch:
+        for table in ("_members", "_aliases", "_files"):
+            patch.setattr(OPERATIONS, table, dict(getattr(OPERATIONS, table)))
+        yield OPERATIONS
+    OPERATIONS.version += 1
 
 
 @pytest.fixture

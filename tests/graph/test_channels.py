@@ -14,6 +14,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from bitfront.errors import CaptureError
 from bitfront.graph import capture, channels
 from bitfront.graph.segments import Variables
+from bitfront.operations.base import extend
+from bitfront.operations.channels import elementwise
 from bitfront.operations.layout import repeated
 from engine.networks import CachedEvaluator, Dense, Functional, Images, made
 from random_networks import (
@@ -262,6 +264,9 @@ FIXED = {
     "a maximum over everything": (lambda m, h: h + h.amax((1, 2, 3), keepdim=True), "mixes its channels"),
     "products of activations": (lambda m, h: h.flatten(2) @ h.flatten(2).transpose(1, 2), "what matmul.*not known"),
     "a function nobody knows": (lambda m, h: torch.roll(h, 1, 1), "what roll.*is not known"),
+    "a computed dimension": (lambda m, h: h.transpose(1, h.dim() - 1), "what dim.*is not known"),
+    "a computed part": (lambda m, h: h * h[:, : m.parameter.dim() - 2], "takes some of it by number"),
+    "a computed view": (lambda m, h: h.view(h.size(0), m.parameter.dim() * 2, 4), "view.*names its size"),
     "channels in order": (lambda m, h: h.cumsum(1), "what cumsum.*is not known"),
     "a computed weight": (lambda m, h: F.conv2d(h, (m.parameter * 2).reshape(1, 6, 1, 1)), "what conv2d.*not known"),
 }
@@ -307,6 +312,13 @@ def test_modules_that_are_not_what_they_seem(before):
     group = middle(lambda m, h: h, before=before).groups[1]
     assert group.producers == ("a",)
     assert "is not known" in group.fixed
+
+
+@pytest.mark.usefixtures("operations")
+def test_a_rule_that_says_other_sizes_fixes_what_it_meets():
+    extend("glu", channels=elementwise)  # it halves its channels
+    group = middle(lambda m, h: F.glu(h, 1)).groups[1]
+    assert group.fixed == "the rule of glu (torch.nn.functional.glu) for channels says other sizes than it has"
 
 
 def test_a_weight_that_is_used_in_two_ways_stays():

@@ -10,6 +10,8 @@ from torch import nn
 
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.graph import capture, channels
+from bitfront.operations.base import extend
+from bitfront.operations.layout import Layout
 from bitfront.transforms import group_widths, multiplied, widen
 from engine.networks import NETWORKS, Stubborn, made
 from random_networks import BLOCKS, Network, Normed, networks
@@ -124,6 +126,27 @@ def test_noise_moves_the_copies_alone():
     assert moved.max() < 0.1
     assert torch.equal(plain[2].weight, noisy[2].weight)
     assert not torch.equal(noisy[0].weight, widen(graph, {"0": 6}, noise=0.01, seed=1)[0].weight)
+
+
+@pytest.mark.usefixtures("operations")
+def test_the_widths_of_a_layer_follow_by_its_record_alone():
+    def normed(flow, call):
+        last = call.tensor.dims[-1]
+        flow.unify(flow.hold_values(call.held()["weight"]).dims[0], last)
+        flow.take_statistics([last])
+        flow.remember("normalized_shape", last)
+        return Layout(call.tensor.dims)
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.RMSNorm(4), nn.Linear(4, 2))
+    nn.init.uniform_(model[1].weight)
+    extend("rms_norm", channels=None)
+    assert channels(captured(model, (3,))).groups[1].fixed == "what _1 (RMSNorm) does to channels is not known"
+    extend("rms_norm", channels=normed)
+    graph = captured(model, (3,))
+    wider, x = widen(graph, {"_0": 8}), inputs(5, 3, seed=1)
+    assert (wider[1].weight.shape, wider[1].normalized_shape, model[1].normalized_shape) == ((8,), (8,), (4,))
+    assert close(wider(x), model(x))
+    assert channels(graph).groups[1].mixed_by == ("_1",)
 
 
 # --- narrower --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from bitfront.errors import CaptureError
 from bitfront.graph.base import Graph
 from bitfront.graph.segments import Variables
 from bitfront.operations.base import Operation
-from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Followed, Layout, inside, repeated
+from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, inside, repeated
 from bitfront.operations.lookup import bare, of_node
 
 #: Samples in the batch; odd and larger than 1, so that a view that mixes samples with channels is seen as such.
@@ -78,13 +78,26 @@ class Walk:
             for dim in value.dims if isinstance(value, Layout) else (value.dim,):
                 self.variables.fix(dim, reason)
 
-    def constants(self, value: object, reason: str) -> Followed:
-        """What goes beside a value whose sizes never change."""
+    def constants(self, value: object, reason: str) -> object:
+        """What goes beside a value whose sizes never change: beside a number, the number itself."""
         if isinstance(value, Tensor):
             return Layout(tuple(self.variables.new(size, reason) for size in value.shape))
         if isinstance(value, (tuple, list)):
             return tuple(self.constants(v, reason) for v in value)
-        return None
+        return value
+
+    def fits(self, followed: Followed, value: object) -> bool:
+        """Whether layouts and extents have the sizes of the value that they stand beside."""
+        if isinstance(followed, Layout):
+            sizes = tuple(self.variables.size(dim) for dim in followed.dims)
+            return isinstance(value, Tensor) and sizes == tuple(value.shape)
+        if isinstance(followed, Extent):
+            return self.variables.size(followed.dim) == value
+        if isinstance(followed, tuple) and followed:
+            if not isinstance(value, (tuple, list)) or len(value) != len(followed):
+                return False
+            return all(self.fits(f, v) for f, v in zip(followed, value, strict=True))
+        return True
 
 
 def walk(graph: Graph) -> Walk:
@@ -114,19 +127,19 @@ def walk(graph: Graph) -> Walk:
 
 
 class _ChannelInterpreter(fx.Interpreter):
-    """Runs the graph; `self.seen` holds the layout, extent or tuple of these beside each node's value."""
+    """Runs the graph; `self.seen` holds the layout, extent, constant or tuple of these beside each node's value."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.walk = Walk()
-        self.seen: dict[fx.Node, Followed] = {}
+        self.seen: dict[fx.Node, object] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
         self.seen[n] = self._follow(n, out)
         return out
 
-    def _follow(self, n: fx.Node, out: object) -> Followed:
+    def _follow(self, n: fx.Node, out: object) -> object:
         if n.op == "placeholder":
             return self.walk.constants(out, "the model's input")
         if n.op == "get_attr":
@@ -140,14 +153,16 @@ class _ChannelInterpreter(fx.Interpreter):
             return None
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         title = f"{n.name} ({n._pretty_print_target(n.target) if module is None else type(module).__name__})"
+        reason = f"what {title} does to channels is not known"
         operation = of_node(n, self.module)
         if operation is not None and operation.channels is not None and not _hooked(module):
             call = ChannelCall(_name(n, module, operation), _function(n, module), args, kwargs, out, module)
             followed = operation.channels(_CallFollower(self.walk, n.name, title, module), call)
             if followed is not None:
-                self._use_by_value(n, given)
-                return followed
-        reason = f"what {title} does to channels is not known"
+                if self.walk.fits(followed, out):
+                    self._use_by_value(n, given)
+                    return followed
+                reason = f"the rule of {title} for channels says other sizes than it has"
         self.walk.fix_all(given, reason)
         return self.walk.constants(out, reason)
 

@@ -98,8 +98,8 @@ def regroup(flow: ChannelFollower, x: Layout, shape: Sequence[int], claims: Mapp
         flow: who follows.
         x: what goes in.
         shape: of what comes out.
-        claims: position → what the model says about its size: -1, a number, an Extent, or None, which is a number
-            that it computed. A dimension without a claim is what it turns out to be.
+        claims: position → what the model says about its size: -1, a number, or an Extent. A dimension without a claim
+            is what it turns out to be.
     """
     dims: list[Dim] = []
     for inner, sizes in _blocks([flow.size(d) for d in x.dims], list(shape)):

@@ -46,7 +46,8 @@ class ChannelCall:
     Attributes:
         name: the class of the module; or what the function or method is called, as in the record's ``names``.
         function: what was called; a method as the function that takes the tensor first.
-        args, kwargs: the arguments; in place of tensors their layouts, of sizes read off tensors their extents.
+        args, kwargs: the arguments; in place of tensors their layouts, of sizes read off tensors their extents. Numbers
+            that were computed are themselves: whatever they were computed from no longer changes.
         output: what came out on the batch on which the model runs.
         module: the module, None for a function or method.
     """
