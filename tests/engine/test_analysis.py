@@ -208,6 +208,23 @@ def test_as_dictionary_csv_and_text():
     assert [len(r) for r in sheet(found).rows] == [len(sheet(found).columns)] * 5
 
 
+def test_inputs_have_the_bits_of_the_operands_that_they_are():
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.rand(3, 3))
+
+        def forward(self, x):
+            y = torch.bmm(x, x.relu())  # one operand is the weight, though it flows in
+            return nn.functional.linear(y + x, self.matrix * 2).flatten(1)
+
+    config = {"by": "type", "bmm": {"config": EIGHT}, "linear": {"config": EIGHT}}
+    rows = {r.name: r for r in bf.analyze(Products(), torch.rand(2, 3, 3), batch=1, config=config).rows}
+    assert (rows["bmm"].inputs, rows["bmm"].input_bytes) == (((3, 3), (3, 3)), 9 + 5)
+    assert (rows["linear"].inputs[0], rows["linear"].input_bytes) == ((3, 3), 9 + 5)
+    assert rows["add"].input_bytes == 2 * 36
+
+
 @pytest.mark.parametrize(
     ("sample", "settings", "error", "message"),
     [

@@ -311,6 +311,15 @@ def describe(
     return Analysis(batch, rows, total, graph.untraced, tuple(space.unused))
 
 
+def _input_bits(node: Node, bits: Mapping[Operand, int]) -> tuple[int, ...]:
+    """Bits of each tensor that flows in: those of the operand that it is. The weight of a product may flow in, too."""
+    if not isinstance(node, Site):
+        return (bits["data_in"],) * len(node.inputs)
+    held = dict(node.held)
+    named = [o.format_of or o.name for o in node.operation.operands if o.name not in held]
+    return tuple(bits[name] for name in named if name in bits)
+
+
 def _row(
     node: Node,
     graph: Graph,
@@ -324,8 +333,7 @@ def _row(
     data, weight = bits["data_in"], bits.get("weight", FLOAT_BITS)
     own = dict.fromkeys(names[n] for n in node.parameters if n in names)
     sizes = [batch * math.prod(shape) for shape in node.inputs]
-    # The second input of a product of activations is its weight.
-    widths = [data] + [weight if node.op in ("matmul", "bmm") else data] * (len(sizes) - 1)
+    widths = _input_bits(node, bits)
     operations = None if node.operations is None else batch * node.operations
     macs = batch * node.macs
     effective = _effective(node, graph, batch, formats, data, weight)
