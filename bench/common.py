@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from bitfront.data import jsc  # noqa: F401  (registers the dataset)
 from bitfront.data.arrays import from_arrays
 from bitfront.data.base import DataRequest, Dataset
-from bitfront.data.loading import load
+from bitfront.data.loading import load_dataset
 from bitfront.engine.evaluation.fixed import BatchMetrics, EvaluationJob, FixedEvaluator
 from bitfront.errors import DataError
 from bitfront.metrics.configured import ConfiguredRunner, configured_runner
@@ -241,7 +241,7 @@ def jets() -> tuple[Dataset, str]:
     for file in (folder / "jsc.npz" for folder in folders):
         if file.is_file():
             try:
-                data = load("jsc", DataRequest(path=file))
+                data = load_dataset("jsc", DataRequest(path=file))
                 return data, f"{data.name}, {sum(len(y) for y in data.y.values()):,} jets, from {file.name}"
             except DataError as error:
                 print(f"{file}: {error}")

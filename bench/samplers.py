@@ -26,7 +26,7 @@ import optuna
 from numpy.typing import NDArray
 
 from bitfront.data.base import DataRequest
-from bitfront.data.loading import load
+from bitfront.data.loading import load_dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build
@@ -172,7 +172,7 @@ def synthetic(layers: int, seed: int = 0) -> Problem:
 def bench_space(name: str, quick: bool) -> Problem:
     """A model, trained now, with every candidate of its space evaluated."""
     jets = name.startswith("jsc")
-    data = common.jets()[0] if jets else load("digits", DataRequest())
+    data = common.jets()[0] if jets else load_dataset("digits", DataRequest())
     model = common.trained(build(name, data.sample_shape, data.num_classes, 0), data, steps=40 if quick else 400)
     x, y = data.split("val")
     weights, inputs = ([2, 8], [4, 8]) if quick else SPACES[name]

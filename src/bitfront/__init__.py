@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bitfront.config import load as load_config
     from bitfront.data.arrays import from_arrays, from_splits
     from bitfront.data.base import Dataset
-    from bitfront.data.loading import load as load_dataset
+    from bitfront.data.loading import load_dataset
     from bitfront.engine.analysis import analyze
     from bitfront.engine.comparison.results import Comparison
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
@@ -65,7 +65,7 @@ _HOMES = {
     "from_arrays": "bitfront.data.arrays",
     "from_splits": "bitfront.data.arrays",
     "Dataset": "bitfront.data.base",
-    "load_dataset": "bitfront.data.loading:load",
+    "load_dataset": "bitfront.data.loading",
     "hypervolume": "bitfront.pareto",
     "non_dominated": "bitfront.pareto",
     "Run": "bitfront.engine.storage.run",

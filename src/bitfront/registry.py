@@ -188,9 +188,8 @@ def import_object(spec: str, key: str) -> object:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and _within(module_name, error.name):
             raise ConfigError(
-                f"{spec!r}: there is no module {error.name!r}, neither in the working directory "
-                f"({here}) nor among the installed packages. Run the command from the folder that holds it, "
-                "or install it.",
+                f"{spec!r}: there is no module {error.name!r}, neither in the working directory ({here}) nor among "
+                "the installed packages. Run the command from the folder that holds it, or install it.",
                 key=(key,),
             ) from error
         raise ConfigError(f"{spec!r}: importing {module_name} failed: {one_line(error)}", key=(key,)) from error

@@ -1,4 +1,4 @@
-"""What the data tests share: an environment of their own, the shared data, and a server to download from."""
+"""What the data tests share: a private environment, the shared data, and a server to download from."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ SHARED = os.environ.get("BITFRONT_DATA")
 
 
 @pytest.fixture(autouse=True)
-def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache, and none reaches beyond this machine."""
     monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BITFRONT_OPENML_URL", "http://127.0.0.1:9/closed")

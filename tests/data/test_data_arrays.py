@@ -1,3 +1,5 @@
+"""From arrays to a dataset: the split, standardisation, labels, and every check."""
+
 import pickle
 
 import numpy as np
@@ -7,18 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bitfront.data.arrays import (
-    SHARES,
-    apply_scaler,
-    fit_scaler,
-    from_arrays,
-    from_splits,
-    row_hashes,
-    shared_rows,
-    split_name,
-    stratified_split,
-)
+from bitfront.data.arrays import from_arrays, from_splits
 from bitfront.data.base import SPLITS
+from bitfront.data.features import apply_scaler, fit_scaler
+from bitfront.data.splitting import SHARES, row_hashes, shared_rows, split_name, stratified_split
 from bitfront.errors import DataError
 from bitfront.testing.data import check_dataset
 
@@ -247,10 +241,10 @@ def with_value(value, dtype=np.float64):
         (X, np.zeros((120, 3, 2)), r"y has the shape \(120, 3, 2\); needed are class indices"),
         (X, Y.astype(complex), "y has the dtype complex128; needed are integer class indices"),
         (X, Y * 0, "every label is the same"),
-        (X, Y * 10**7, "y goes up to 20000000, as if there were that many classes"),
+        (X, Y * 10**7, "y goes up to 20000000, which would be 20,000,001 classes; .* at most 1,000,000"),
     ],
 )
-def test_what_is_wrong_is_said(x, y, message):
+def test_the_message_names_the_fault(x, y, message):
     with pytest.raises(DataError, match=message):
         from_arrays(x, y)
 
@@ -280,7 +274,7 @@ def test_a_value_beyond_float32_is_named():
         ({"train": (X[:60], Y[:60]), "test": (X[60:], Y[60:] + 1)}, "no sample of class 3"),
     ],
 )
-def test_wrong_splits_are_said(splits, message):
+def test_the_message_names_the_wrong_split(splits, message):
     with pytest.raises(DataError, match=message):
         from_splits(splits, source="mine")
 
@@ -288,7 +282,7 @@ def test_wrong_splits_are_said(splits, message):
 def test_names_that_do_not_fit():
     with pytest.raises(DataError, match="3 feature names for samples of shape"):
         from_arrays(X, Y, feature_names=["a", "b", "c"])
-    with pytest.raises(DataError, match="names a class twice: a, a, b"):
+    with pytest.raises(DataError, match="gives a name twice: a, a, b"):
         from_arrays(X, Y, class_names=["a", "a", "b"])
     with pytest.raises(DataError, match="y is 2 in row 2, which is not a class index; allowed: 0 to 1"):
         from_arrays(X, Y, class_names=["a", "b"])

@@ -1,3 +1,5 @@
+"""The digits dataset: its content, its split, and what it refuses."""
+
 import sys
 
 import numpy as np
@@ -8,13 +10,13 @@ from sklearn.datasets import load_digits
 from bitfront.data import DATASETS
 from bitfront.data import digits as module
 from bitfront.data.base import DataRequest
-from bitfront.data.loading import load
+from bitfront.data.loading import load_dataset
 from bitfront.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
 from bitfront.testing.data import check_dataset
 
 
 def test_digits_is_a_dataset_of_images_in_0_to_1():
-    digits = load("digits")
+    digits = load_dataset("digits")
     check_dataset(digits)
     assert digits.sample_shape == (1, 8, 8)
     assert digits.num_classes == 10
@@ -41,26 +43,26 @@ def test_it_is_what_scikit_learn_loads(table, monkeypatch):
 
 
 def test_the_seed_sets_the_split():
-    assert load("digits").fingerprint == load("digits", DataRequest(seed=0)).fingerprint
-    assert load("digits").fingerprint != load("digits", DataRequest(seed=1)).fingerprint
+    assert load_dataset("digits").fingerprint == load_dataset("digits", DataRequest(seed=0)).fingerprint
+    assert load_dataset("digits").fingerprint != load_dataset("digits", DataRequest(seed=1)).fingerprint
 
 
 def test_digits_reads_no_file(tmp_path):
     with pytest.raises(DataError, match="comes with scikit-learn and reads no file, but dataset_path is"):
-        load("digits", DataRequest(path=tmp_path))
+        load_dataset("digits", DataRequest(path=tmp_path))
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'bitfront\[digits\]'"):
-        load("digits")
+        load_dataset("digits")
 
 
 def test_the_room_lists_its_members():
     assert {"digits", "jsc", "npz"} <= set(DATASETS.names())
     assert all(text for _, text in DATASETS.described())
     with pytest.raises(UnknownNameError, match=r"no dataset called 'digit'; .*Did you mean 'digits'"):
-        load("digit")
+        load_dataset("digit")
     with pytest.raises(ConfigError):
-        load("no_such_package:make")
+        load_dataset("no_such_package:make")

@@ -1,3 +1,5 @@
+"""Downloads: continued after a loss, verified, and complete or absent; from a server on this machine."""
+
 import hashlib
 import multiprocessing
 import socket
@@ -6,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from bitfront.cache import cache_dir
-from bitfront.data.download import Patience, download, fetch_json
+from bitfront.data.download import RetryPolicy, download, fetch_json
 from bitfront.errors import DataError, DownloadError
 
 BODY = bytes(range(256)) * 4000  # 1 MB: several reads
 MD5 = "md5:" + hashlib.md5(BODY).hexdigest()
-QUICK = Patience(tries=3, backoff_s=0.01, timeout_s=5)
+QUICK = RetryPolicy(attempts=3, backoff_s=0.01, timeout_s=5)
 ADVICE = "Put it at /there instead"
 
 
 def get(server, **options):
-    return download(f"{server.address}/file", Path("got/file"), patience=QUICK, advice=ADVICE, **options)
+    return download(f"{server.address}/file", Path("got/file"), retry=QUICK, advice=ADVICE, **options)
 
 
 def test_a_file_arrives_whole_and_only_under_its_name(server):
@@ -65,7 +67,7 @@ def test_what_an_earlier_process_left_is_resumed_under_a_checksum_alone(server):
 
 
 @pytest.mark.parametrize("left", [b"x" * 1000, b"x" * len(BODY)], ids=["another file's half", "another whole"])
-def test_a_foreign_half_is_thrown_away(server, left):
+def test_a_part_of_another_file_is_thrown_away(server, left):
     server.files["/file"] = BODY
     part = Path("got/file.part")
     part.parent.mkdir()
@@ -73,7 +75,7 @@ def test_a_foreign_half_is_thrown_away(server, left):
     assert get(server, checksum=MD5).read_bytes() == BODY
 
 
-def test_a_whole_part_is_taken_over(server):
+def test_a_complete_part_is_used(server):
     server.files["/file"] = BODY
     part = Path("got/file.part")
     part.parent.mkdir()
@@ -111,14 +113,14 @@ def test_no_network_says_what_to_do_instead():
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(DownloadError, match=rf"127.0.0.1:{port}/file: .*refused \(3 attempts\). {ADVICE}"):
-            download(f"http://127.0.0.1:{port}/file", Path("file"), patience=QUICK, advice=ADVICE)
+            download(f"http://127.0.0.1:{port}/file", Path("file"), retry=QUICK, advice=ADVICE)
 
 
 def test_a_silent_server_runs_into_the_timeout():
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        patience = Patience(tries=2, backoff_s=0.01, timeout_s=0.2)
+        retry = RetryPolicy(attempts=2, backoff_s=0.01, timeout_s=0.2)
         with pytest.raises(DownloadError, match=r"timed out \(2 attempts\)"):
-            download(f"http://127.0.0.1:{silent.getsockname()[1]}/f", Path("file"), patience=patience)
+            download(f"http://127.0.0.1:{silent.getsockname()[1]}/f", Path("file"), retry=retry)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "data:,x", "/etc/passwd"])
@@ -154,9 +156,7 @@ def test_json(server):
 
 def _one_of_two(address, folder, results):
     try:
-        results.put(
-            download(f"{address}/file", Path(folder) / "file", checksum=MD5, patience=QUICK).read_bytes() == BODY
-        )
+        results.put(download(f"{address}/file", Path(folder) / "file", checksum=MD5, retry=QUICK).read_bytes() == BODY)
     except Exception as error:  # the parent asserts on it
         results.put(error)
 
@@ -184,8 +184,8 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     assert cache_dir() == Path("/home/me/.cache/bitfront")
 
 
-def test_a_place_that_cannot_be_written(server):
+def test_a_folder_that_cannot_be_written(server):
     server.files["/file"] = BODY
     Path("blocked").write_text("a file where a folder should be")
     with pytest.raises(DataError, match=r"cannot write to blocked.*set BITFRONT_CACHE"):
-        download(f"{server.address}/file", Path("blocked/file"), patience=QUICK)
+        download(f"{server.address}/file", Path("blocked/file"), retry=QUICK)

@@ -1,3 +1,5 @@
+"""The user's data: every kind of object that holds samples, and `package.module:factory`."""
+
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 from bitfront.data.arrays import from_arrays
 from bitfront.data.base import DataRequest
 from bitfront.data.factory import from_object
-from bitfront.data.loading import load
+from bitfront.data.loading import load_dataset
 from bitfront.errors import ConfigError, DataError
 from bitfront.testing.data import check_dataset
 
@@ -130,7 +132,7 @@ class By(TorchDataset):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (By(ragged), r"sample 7 have the shape \(4,\), the first \(3,\); every sample needs the same"),
+        (By(ragged), r"sample 7 has the shape \(4,\), the first has \(3,\); every sample needs the same"),
         (By(lambda i: np.zeros(3)), r"sample 0 is a ndarray; needed is \(x, y\)"),
         (By(lambda i: (1, 2, 3)), r"sample 0 is a tuple of 3; needed is \(x, y\)"),
         (By(lambda i: {"image": 1}), r"sample 0 is a dict with the keys image; needed is"),
@@ -146,7 +148,7 @@ class By(TorchDataset):
         (DataLoader(PAIR, batch_size=None), "the DataLoader has batch_size=None"),
     ],
 )
-def test_what_cannot_be_read_is_said(value, message):
+def test_the_message_names_what_cannot_be_read(value, message):
     with pytest.raises(DataError, match=message):
         read(value)
 
@@ -169,7 +171,7 @@ class Maker:
 
 @pytest.fixture
 def module(request):
-    """A module of a name of its own in the working directory; forgotten afterwards."""
+    """A module with a name that no other test uses, in the working directory; forgotten afterwards."""
     name = f"my_data_{abs(hash(request.node.name))}"
     Path(f"{name}.py").write_text(GOOD)
     before = list(sys.path)
@@ -179,11 +181,11 @@ def module(request):
 
 
 def test_a_factory_beside_the_toml_file_is_found(module):
-    dataset = load(f"{module}:make")
+    dataset = load_dataset(f"{module}:make")
     check_dataset(dataset)
     assert dataset.name == "make"
     assert dataset.source == f"{module}:make"
-    assert load(f"{module}:Maker.make").fingerprint == dataset.fingerprint
+    assert load_dataset(f"{module}:Maker.make").fingerprint == dataset.fingerprint
 
 
 def test_factories_that_are_not_there(module):
@@ -200,21 +202,21 @@ def test_factories_that_are_not_there(module):
         (f"{module}:", "is not of the form 'package.module:name'"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            load(spec)
+            load_dataset(spec)
 
 
 def test_factories_that_fail(module):
     with pytest.raises(
         DataError, match=rf"factory {module}:broken failed: KeyError: 'no such column' \(.*{module}.py:7\)"
     ):
-        load(f"{module}:broken")
+        load_dataset(f"{module}:broken")
     Path("my_broken_import.py").write_text("import a_package_nobody_has\n")
     with pytest.raises(
         ConfigError, match=r"importing my_broken_import failed: ModuleNotFoundError: .*a_package_nobody_has"
     ):
-        load("my_broken_import:make")
+        load_dataset("my_broken_import:make")
     Path("my_syntax.py").write_text("def make(:\n")
     with pytest.raises(ConfigError, match=r"importing my_syntax failed: SyntaxError"):
-        load("my_syntax:make")
-    with pytest.raises(DataError, match="is a factory, which finds its own files, but dataset_path is"):
-        load(f"{module}:make", DataRequest(path=Path("x.npz")))
+        load_dataset("my_syntax:make")
+    with pytest.raises(DataError, match="is a factory, which opens its files itself, but dataset_path is"):
+        load_dataset(f"{module}:make", DataRequest(path=Path("x.npz")))

@@ -1,3 +1,5 @@
+"""The jet substructure data: columns by name, three file formats, the cache, and where the file comes from."""
+
 import json
 import multiprocessing
 import sys
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from bitfront.data import jsc as jsc_module
+from bitfront.data import jsc_arff, jsc_files
 from bitfront.data.base import DataRequest
-from bitfront.data.jsc import ARFF_NAME, CLASSES, FEATURES
-from bitfront.data.loading import load
+from bitfront.data.jsc import ARFF_NAME
+from bitfront.data.jsc_columns import CLASSES, FEATURES
+from bitfront.data.loading import load_dataset
 from bitfront.errors import DataError, DownloadError, MissingExtraError
 from bitfront.testing.data import check_dataset
 
@@ -67,7 +70,7 @@ def write_hdf5(path=Path("jets.z"), drop=(), labels=None):
 
 
 def read(path, **request):
-    return load("jsc", DataRequest(path=Path(path), **request))
+    return load_dataset("jsc", DataRequest(path=Path(path), **request))
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ def test_features_in_another_order_or_with_the_prefix_are_the_same(expected):
         ({"train_mean": np.zeros(3), "train_scale": np.ones(3)}, r"train_mean \(3,\) and train_scale \(3,\) need one"),
     ],
 )
-def test_what_a_file_lacks_is_said(change, message):
+def test_the_message_names_what_a_file_lacks(change, message):
     with pytest.raises(DataError, match=message):
         read(write_npz(**change))
 
@@ -157,7 +160,7 @@ def test_arff_in_every_spelling(expected):
 
 
 def test_arff_longer_than_a_chunk(expected, monkeypatch):
-    monkeypatch.setattr(jsc_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(jsc_arff, "CHUNK_BYTES", 1000)
     assert read(write_arff()).fingerprint == expected.fingerprint
 
 
@@ -223,7 +226,7 @@ def test_without_h5py_the_extra_is_named(monkeypatch):
         read(path)
 
 
-def test_what_is_no_format_at_all():
+def test_a_file_of_an_unknown_format():
     Path("a.gz").write_bytes(b"\x1f\x8b\x08 whatever")
     with pytest.raises(DataError, match=r"neither .npz nor HDF5 nor ARFF .*compressed: unpack it first"):
         read("a.gz")
@@ -231,15 +234,15 @@ def test_what_is_no_format_at_all():
         read("none.npz")
 
 
-# -- what was parsed is kept --------------------------------------------------------------------
+# -- parsed files are cached --------------------------------------------------------------------
 
 
-def test_the_second_start_reads_what_the_first_kept(tmp_path, monkeypatch):
+def test_the_second_start_reads_the_cached_copy(tmp_path, monkeypatch):
     path, lines = write_arff(), []
     first = read(path, report=lines.append)
     assert len(lines) == 1
     assert len(list((tmp_path / "cache/parsed").iterdir())) == 1
-    monkeypatch.setattr(jsc_module, "_arff_columns", None)
+    monkeypatch.setattr(jsc_files, "read_arff", None)
     second = read(path, report=lines.append)
     assert second.fingerprint == first.fingerprint
     assert (second.name, second.source, second.class_names) == (first.name, first.source, first.class_names)
@@ -253,7 +256,7 @@ def test_a_changed_file_is_read_again(expected):
     assert read(write_arff(path, rows=rows)).scaler != expected.scaler
 
 
-def test_a_broken_keepsake_is_replaced(tmp_path):
+def test_a_broken_cached_copy_is_replaced(tmp_path):
     path, lines = write_arff(), []
     first = read(path)
     kept = next((tmp_path / "cache/parsed").iterdir())
@@ -298,13 +301,13 @@ def test_places_in_their_order(expected, tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir(exist_ok=True)
     (tmp_path / "data").mkdir()
     write_npz(tmp_path / "cache/jsc.npz", name="from the cache")
-    assert load("jsc").name == "from the cache"
+    assert load_dataset("jsc").name == "from the cache"
     monkeypatch.setenv("BITFRONT_DATA", str(tmp_path / "data"))
-    assert load("jsc").name == "from the cache"
+    assert load_dataset("jsc").name == "from the cache"
     write_arff(tmp_path / "data" / ARFF_NAME)
-    assert load("jsc").source == str(tmp_path / "data" / ARFF_NAME)
+    assert load_dataset("jsc").source == str(tmp_path / "data" / ARFF_NAME)
     write_npz(tmp_path / "data/jsc.npz", name="from the folder")
-    assert load("jsc").name == "from the folder"
+    assert load_dataset("jsc").name == "from the folder"
     assert read(tmp_path / "cache").name == "from the cache"
     with pytest.raises(
         DataError, match=r"dataset_path is the folder .* holds no file of the jet data; allowed: jsc.npz"
@@ -312,7 +315,7 @@ def test_places_in_their_order(expected, tmp_path, monkeypatch):
         read(tmp_path / "data" / "..")
     monkeypatch.setenv("BITFRONT_DATA", "nowhere")
     with pytest.raises(DataError, match="BITFRONT_DATA is 'nowhere', which is not a folder"):
-        load("jsc")
+        load_dataset("jsc")
 
 
 def test_it_is_downloaded_once(expected, server, monkeypatch, tmp_path):
@@ -323,13 +326,13 @@ def test_it_is_downloaded_once(expected, server, monkeypatch, tmp_path):
     monkeypatch.setenv("BITFRONT_OPENML_URL", f"{server.address}/about")
     lines, steps = [], []
     request = DataRequest(report=lines.append, progress=lambda done, total: steps.append((done, total)))
-    dataset = load("jsc", request)
+    dataset = load_dataset("jsc", request)
     assert dataset.fingerprint == expected.fingerprint
     assert dataset.source == str(tmp_path / "cache" / ARFF_NAME)
     assert lines[0].startswith("downloading the jet data (OpenML 42468) from http")
     assert steps[-1] == (len(body), len(body))
     asked = len(server.ranges)
-    load("jsc")
+    load_dataset("jsc")
     assert len(server.ranges) == asked
 
 
@@ -340,17 +343,17 @@ def test_a_download_of_another_file_is_refused(server, monkeypatch):
     server.files["/none"] = json.dumps({"data_set_description": {}}).encode()
     monkeypatch.setenv("BITFRONT_OPENML_URL", f"{server.address}/about")
     with pytest.raises(DownloadError, match=f"its checksum is .* expected was md5:0+; .*put it at .*{ARFF_NAME}"):
-        load("jsc")
+        load_dataset("jsc")
     monkeypatch.setenv("BITFRONT_OPENML_URL", f"{server.address}/none")
     with pytest.raises(DownloadError, match="names no file to download"):
-        load("jsc")
+        load_dataset("jsc")
 
 
 def test_without_a_network_the_message_says_which_file_goes_where(server, monkeypatch, tmp_path):
     server.faults = [404]
     monkeypatch.setenv("BITFRONT_OPENML_URL", f"{server.address}/about")
     with pytest.raises(DownloadError) as caught:
-        load("jsc")
+        load_dataset("jsc")
     for part in (ARFF_NAME, "42468", str(tmp_path / "cache"), "dataset_path", "BITFRONT_DATA"):
         assert part in str(caught.value)
 

@@ -1,3 +1,5 @@
+"""Datasets in an .npz file: splits, standardisation, and files that are refused."""
+
 from pathlib import Path
 
 import numpy as np
@@ -5,14 +7,14 @@ import pytest
 import torch
 
 from bitfront.data.base import DataRequest
-from bitfront.data.loading import load
+from bitfront.data.loading import load_dataset
 from bitfront.errors import DataError
 from bitfront.testing.data import check_dataset
 
 
 def write(path=Path("mine.npz"), **arrays):
     np.savez(path, **arrays)
-    return load("npz", DataRequest(path=path))
+    return load_dataset("npz", DataRequest(path=path))
 
 
 def blobs(n=120, classes=3):
@@ -59,7 +61,7 @@ def test_images_are_scaled_and_float_images_left_alone():
         ({"X": np.full((20, 2), np.nan), "y": [0, 1] * 10}, "mine.npz: x is nan in row 0, feature 0"),
     ],
 )
-def test_what_a_file_lacks_is_said(arrays, message):
+def test_the_message_names_what_a_file_lacks(arrays, message):
     with pytest.raises(DataError, match=message):
         write(**arrays)
 
@@ -68,10 +70,10 @@ def test_a_home_folder_is_expanded(monkeypatch, tmp_path):
     x, y = blobs()
     np.savez("mine.npz", X=x, y=y)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load("npz", DataRequest(path=Path("~/mine.npz"))).name == "mine"
+    assert load_dataset("npz", DataRequest(path=Path("~/mine.npz"))).name == "mine"
 
 
-def test_files_that_are_none():
+def test_files_that_are_not_npz():
     Path("text.npz").write_text("hello")
     np.save("bare.npy", np.zeros(3))
     x, y = blobs()
@@ -85,13 +87,13 @@ def test_files_that_are_none():
         (".", "is a folder; name the file in it"),
     ]:
         with pytest.raises(DataError, match=message):
-            load("npz", DataRequest(path=Path(name)))
+            load_dataset("npz", DataRequest(path=Path(name)))
     with pytest.raises(DataError, match="needs dataset_path"):
-        load("npz")
+        load_dataset("npz")
 
 
 @pytest.mark.parametrize("name", ["pendigits.npz", "mnist_t10k.npz"])
 def test_shared_files(shared_file, name):
-    dataset = load("npz", DataRequest(path=shared_file(name)))
+    dataset = load_dataset("npz", DataRequest(path=shared_file(name)))
     check_dataset(dataset)
     assert dataset.num_classes == 10

@@ -1,8 +1,7 @@
 """What a dataset is: tensors in memory, split once, standardised once, with a fingerprint of their content.
 
 A search evaluates thousands of candidates on the same samples, so there is no ``DataLoader`` here: a split is
-two tensors, and a batch is a slice. :func:`load` is the door: a registered name, or
-``package.module:factory``.
+two tensors, and a batch is a slice of them. :func:`bitfront.load_dataset` opens one by its name.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ GIB = 2**30
 
 
 def _silent(message: str) -> None:
-    """The default of ``DataRequest.report``: says nothing."""
+    """The default of ``DataRequest.report``: does nothing."""
 
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What the user asked for.
+    """How the user wants a dataset: from where, and split by which seed.
 
     Attributes:
-        path: a local file or folder (``dataset_path``), or None for the dataset's own place.
-        seed: of the split, where the dataset does not bring its own.
+        path: a local file or folder (``dataset_path``), or None for the dataset's default location.
+        seed: of the split, where the dataset brings none; 0 and above.
         report: called with one-line messages worth showing ("downloading ...", "12 MB read into memory").
-        progress: called during a download with (bytes done, bytes in all or None where the server does not
-            say).
-        limit_bytes: the most memory (as float32) that a factory's data may take.
+        progress: called during a download with (bytes done, total bytes); the total is None where the server
+            does not send it.
+        limit_bytes: the most memory, in bytes as float32, that a factory's data may take.
     """
 
     path: Path | None = None
@@ -52,7 +51,7 @@ class DataRequest:
 
 @dataclass(frozen=True)
 class Scaler:
-    """``(x - mean) / scale`` per feature: how raw features became the tensors of a dataset.
+    """``(x - mean) / scale`` per feature: how raw features become the tensors of a dataset.
 
     Attributes:
         mean: one number per feature (features of any shape, flattened).
@@ -65,17 +64,17 @@ class Scaler:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Resident tensors of one dataset. Immutable; two datasets are the same when their fingerprints are.
+    """The tensors of one dataset, in memory. Immutable; two datasets are equal if their fingerprints are.
 
     Attributes:
         name: what it is called in tables and reports.
-        x: per split, float32, shape ``(samples, *features)``.
-        y: per split, int64 class indices, shape (samples,).
+        x: by split, float32, shape ``(samples, *features)``.
+        y: by split, int64 class indices, shape (samples,).
         class_names: the name of each class, by index.
         source: where the data came from, for the run folder ("scikit-learn's load_digits", a path ...).
         feature_names: the name of each feature, or empty.
-        notes: facts a reader of the results must know ("val was cut from train ...").
-        scaler: what standardised the features, or None where `x` is as it came.
+        notes: facts that a reader of the results must know ("val was cut from train ...").
+        scaler: what standardised the features, or None where they are not standardised.
 
     Raises:
         DataError: on construction, where the tensors are not as described here.
@@ -135,9 +134,8 @@ class Dataset:
         """
         if name not in self.x:
             raise DataError(
-                f"dataset {self.name!r} ({self.source}) has no {name!r} split; {one_of(self.splits)}. To "
-                "train or "
-                "search, give a dataset that has training rows; this one can be named for a final test"
+                f"dataset {self.name!r} ({self.source}) has no {name!r} split; {one_of(self.splits)}. To train or "
+                "search, give a dataset that has a train split; this one serves for a final test only"
             )
         return self.x[name], self.y[name]
 
@@ -158,7 +156,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all tensors: equal content, equal fingerprint, wherever it came from."""
+        """SHA-256 over all tensors, as hex: equal content gives an equal fingerprint, whatever its source."""
         digest = hashlib.sha256()
         for split in self.splits:
             for tensor in (self.x[split], self.y[split]):

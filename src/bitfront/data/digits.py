@@ -1,5 +1,4 @@
-"""Handwritten digits, 8 by 8 pixels: the embedded default, so that a first run needs neither a file nor a
-network."""
+"""Handwritten digits, 8 by 8 pixels: the default dataset, so that a first run needs no file and no network."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from bitfront.data.arrays import from_arrays
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.errors import DataError, require
 
-#: Where scikit-learn keeps the table: a row per image, its 64 pixels and what it shows.
+#: Where scikit-learn keeps the table: a row per image, its 64 pixels and the digit it shows.
 TABLE = "datasets/data/digits.csv.gz"
 
 
@@ -31,9 +30,9 @@ def digits(request: DataRequest) -> Dataset:
     if request.path is not None:
         raise DataError(
             'dataset = "digits" comes with scikit-learn and reads no file, but dataset_path is '
-            f'{request.path}; leave it out, or use dataset = "npz"'
+            f'{request.path}; leave dataset_path out, or use dataset = "npz"'
         )
-    table = _table()
+    table = _digits_table()
     return from_arrays(
         table[:, :64].reshape(-1, 1, 8, 8) / np.float32(16),  # pixels count from 0 to 16
         table[:, 64].astype(np.int64),
@@ -45,11 +44,14 @@ def digits(request: DataRequest) -> Dataset:
     )
 
 
-def _table() -> NDArray[np.float32]:
-    """What ``load_digits`` reads, without importing scikit-learn, which takes longer than all else that a small search
-    does before it starts; by way of it, should the file stand elsewhere one day."""
-    found = importlib.util.find_spec("sklearn")
-    file = Path(found.origin).parent / TABLE if found and found.origin else None
+def _digits_table() -> NDArray[np.float32]:
+    """The table that ``load_digits`` reads, float32, shape (1797, 65): 64 pixels and the digit.
+
+    Read without importing scikit-learn where possible: the import takes longer than everything else that a small
+    search does before it starts. If the file moves in a later version, scikit-learn is asked.
+    """
+    package = importlib.util.find_spec("sklearn")
+    file = Path(package.origin).parent / TABLE if package and package.origin else None
     if file is not None and file.is_file():
         return np.loadtxt(file, delimiter=",", dtype=np.float32)
     bunch = require("sklearn.datasets", "digits", 'dataset = "digits"').load_digits()

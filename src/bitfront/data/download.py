@@ -1,9 +1,9 @@
-"""Fetches one file over http(s): resumes after a cut, checks the sum, and appears under its name only when
-whole.
+"""Downloads one file over http(s): continues after a lost connection and verifies the checksum.
 
-The bytes go to ``NAME.part`` beside the target. A cut connection is continued where it stopped (HTTP Range);
-a file left by an earlier process is continued only where a checksum will prove the result. Two processes that
-want the same file take turns (a lock file), and the second finds it there.
+The bytes go to ``NAME.part`` beside the target, which gets its name only when it is complete. A lost connection
+is continued where it stopped (HTTP Range). A part left by an earlier process is continued only if there is a
+checksum to verify the result. Two processes that want the same file take turns (a lock file), and the second
+one finds it complete.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ Progress = Callable[[int, int | None], None]
 
 SCHEMES = ("http", "https")
 CHUNK_BYTES = 1 << 18
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses worth another try
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses worth another attempt
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to try.
+class RetryPolicy:
+    """How often to try, and how long to wait.
 
     Attributes:
-        tries: attempts in all; an attempt that brought bytes and was cut does not count against the next
-            ones.
-        backoff_s: wait before the second attempt, doubled each time.
-        timeout_s: of connecting, and of each read.
+        attempts: the most failures in a row; an attempt that brought bytes starts the count again.
+        backoff_s: seconds to wait before the second attempt, doubled each time.
+        timeout_s: seconds, for connecting and for each read.
     """
 
-    tries: int = 4
+    attempts: int = 4
     backoff_s: float = 1.0
     timeout_s: float = 30.0
 
@@ -54,52 +53,52 @@ def download(
     checksum: str | None = None,
     progress: Progress | None = None,
     advice: str = "",
-    patience: Patience | None = None,
+    retry: RetryPolicy | None = None,
 ) -> Path:
-    """Fetch `url` into `target`, unless it is there already. Returns `target`.
+    """Download `url` to `target`, unless that file exists. Returns `target`.
 
     Args:
-        checksum: ``"md5:HEX"`` or ``"sha256:HEX"``.
-        progress: called with (bytes done, bytes in all or None).
-        advice: what to do without a network; ends every message of a failure.
+        checksum: ``"md5:HEX"`` or ``"sha256:HEX"``; None to accept any content.
+        progress: called with (bytes done, total bytes or None).
+        advice: what to do without a network; the last sentence of every message.
+        retry: how often to try; the defaults of :class:`RetryPolicy` where None.
 
     Raises:
-        DownloadError: no network, a refusal of the server, a wrong checksum, an address that is not http(s).
+        DownloadError: there is no network, the server refuses, the checksum differs, or `url` is not http(s).
         DataError: the folder of `target` cannot be written.
     """
     _check_scheme(url)
-    patience = patience or Patience()
-    _writable(target.parent)
-    with _only_one(target):
+    retry = retry or RetryPolicy()
+    _make_folder(target.parent)
+    with _exclusive(target):
         if target.exists():
             return target
         part = target.with_name(target.name + ".part")
         if checksum is None:
             part.unlink(missing_ok=True)
         resumed = part.exists()
-        _fetch(url, part, progress, advice, patience)
-        found = None if checksum is None else _sum(part, checksum)
-        if found != checksum and resumed:
-            # The old half may have been of another file: once more, from nothing.
+        _fetch(url, part, progress, advice, retry)
+        actual = None if checksum is None else _checksum(part, checksum)
+        if actual != checksum and resumed:
+            # The part may be of another file: download all of it again.
             part.unlink()
-            _fetch(url, part, progress, advice, patience)
-            found = None if checksum is None else _sum(part, checksum)
-        if found != checksum:
+            _fetch(url, part, progress, advice, retry)
+            actual = None if checksum is None else _checksum(part, checksum)
+        if actual != checksum:
             part.unlink()
             raise DownloadError(
-                f"{url} arrived whole but is not the file expected: its checksum is {found}, expected was "
-                f"{checksum}; "
-                f"it was thrown away. {advice}".strip()
+                f"{url} was downloaded completely, but it is another file: its checksum is {actual}, expected was "
+                f"{checksum}; it was deleted. {advice}".strip()
             )
-        part.replace(target)  # atomic: nobody ever sees half a file under this name
+        part.replace(target)  # atomic: no other process sees an incomplete file under this name
     return target
 
 
-def fetch_json(url: str, *, advice: str = "", patience: Patience | None = None) -> dict[str, Any]:
+def fetch_json(url: str, *, advice: str = "", retry: RetryPolicy | None = None) -> dict[str, Any]:
     """The JSON object at `url`.
 
     Raises:
-        DownloadError: as :func:`download`, or what arrives is not a JSON object.
+        DownloadError: as :func:`download`, or the answer is not a JSON object.
     """
     _check_scheme(url)
     body = bytearray()
@@ -107,7 +106,7 @@ def fetch_json(url: str, *, advice: str = "", patience: Patience | None = None) 
     def read(response: http.client.HTTPResponse, _: int) -> None:
         body[:] = response.read(1 << 24)
 
-    _attempts(url, read, lambda: 0, advice, patience or Patience())
+    _with_retries(url, read, lambda: 0, advice, retry or RetryPolicy())
     try:
         value = json.loads(body)
     except ValueError as error:
@@ -117,72 +116,71 @@ def fetch_json(url: str, *, advice: str = "", patience: Patience | None = None) 
     return value
 
 
-def _fetch(url: str, part: Path, progress: Progress | None, advice: str, patience: Patience) -> None:
-    version: str | None = None  # what the server calls this state of the file: a resume needs the same
+def _fetch(url: str, part: Path, progress: Progress | None, advice: str, retry: RetryPolicy) -> None:
+    version: str | None = None  # the server's mark for this version of the file; a resumed download needs the same
 
     def size() -> int:
         return part.stat().st_size if part.exists() else 0
 
     def read(response: http.client.HTTPResponse, start: int) -> None:
         nonlocal version
-        if start and version is not None and _version(response.headers) != version:
+        if start and version is not None and _entity_tag(response.headers) != version:
             part.unlink()
             raise ConnectionError("the file changed on the server; starting again")
-        version = _version(response.headers)
-        start, total = _extent(response, start)
+        version = _entity_tag(response.headers)
+        start, total = _start_and_total(response, start)
         with _opened(part, "ab" if start else "wb") as out:
             done = start
             if progress is not None:
                 progress(done, total)
             while chunk := response.read(CHUNK_BYTES):
-                _write(out, chunk, part)
+                _append(out, chunk, part)
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total)
         if total is not None and done != total:
-            raise ConnectionError(f"the connection was cut at {done:,} of {total:,} bytes")
+            raise ConnectionError(f"the connection was lost after {done:,} of {total:,} bytes")
 
-    _attempts(url, read, size, advice, patience)
+    _with_retries(url, read, size, advice, retry)
 
 
-def _attempts(
+def _with_retries(
     url: str,
     read: Callable[[http.client.HTTPResponse, int], None],
     size: Callable[[], int],
     advice: str,
-    patience: Patience,
+    retry: RetryPolicy,
 ) -> None:
-    """Call `read(response, offset)` until it succeeds, asking for the bytes from `size()` on."""
+    """Call `read(response, offset)` until it succeeds, requesting the bytes from `size()` on."""
     opener = urllib.request.build_opener(_HttpOnly())
-    failures, wait = 0, patience.backoff_s
+    failures, wait = 0, retry.backoff_s
     while True:
         start = size()
         headers = {"User-Agent": "bitfront", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
         try:
-            with opener.open(urllib.request.Request(url, headers=headers), timeout=patience.timeout_s) as response:
+            with opener.open(urllib.request.Request(url, headers=headers), timeout=retry.timeout_s) as response:
                 return read(response, start)
         except urllib.error.HTTPError as error:
-            status, total = error.code, _total(error.headers)
+            status, total = error.code, _total_bytes(error.headers)
             error.close()
             if status == 416 and start and total == start:
-                return None  # nothing after the last byte: an earlier process had it whole
+                return None  # no byte is missing: an earlier process has downloaded all of them
             if status == 416 and start:
                 raise DownloadError(
-                    f"{url} has {total} bytes, yet {start:,} were here already: another file of that name. "
-                    "Delete the "
-                    f".part file and try again. {advice}".strip()
+                    f"{url} has {total} bytes, but {start:,} were downloaded earlier, so they are of another file. "
+                    f"Delete the .part file and try again. {advice}".strip()
                 ) from error
-            reason, hopeless = f"the server answered {status} {error.reason}", status not in PASSING
+            reason, final = f"the server answered {status} {error.reason}", status not in TEMPORARY
         except (OSError, http.client.HTTPException) as error:
-            reason, hopeless = str(getattr(error, "reason", "")) or str(error) or type(error).__name__, False
-        if size() > start:  # it moved: be as patient as at the beginning
-            failures, wait = 0, patience.backoff_s
+            reason, final = str(getattr(error, "reason", "")) or str(error) or type(error).__name__, False
+        if size() > start:  # bytes arrived, so the attempts count from the beginning
+            failures, wait = 0, retry.backoff_s
         failures += 1
-        if hopeless or failures >= patience.tries:
-            tried = "" if hopeless else f" ({failures} attempts)"
-            raise DownloadError(f"cannot download {url}: {reason}{tried}. {advice}".strip())
+        if final or failures >= retry.attempts:
+            attempts = "" if final else f" ({failures} attempts)"
+            raise DownloadError(f"cannot download {url}: {reason}{attempts}. {advice}".strip())
         time.sleep(wait)
         wait *= 2
 
@@ -202,28 +200,29 @@ def _check_scheme(url: str) -> None:
         raise DownloadError(f"{url!r} is not an address to download from; {one_of(f'{s}://' for s in SCHEMES)}")
 
 
-def _extent(response: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
-    """(offset of the first byte that follows, size of the whole file)."""
+def _start_and_total(response: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
+    """(offset of the first byte in the response, size of the whole file in bytes)."""
     length = response.headers.get("Content-Length")
-    if response.status != 206:
-        return 0, int(length) if length and length.isdigit() else None  # the server ignores ranges: from the beginning
+    if response.status != 206:  # the server ignores ranges and sends the whole file
+        return 0, int(length) if length and length.isdigit() else None
     sent = response.headers.get("Content-Range", "")
     if not sent.startswith(f"bytes {start}-"):
         raise ConnectionError(f"asked for the bytes from {start}, got {sent!r}")
-    return start, _total(response.headers)
+    return start, _total_bytes(response.headers)
 
 
-def _total(headers: Message) -> int | None:
+def _total_bytes(headers: Message) -> int | None:
     total = str(headers.get("Content-Range", "")).rpartition("/")[2]
     return int(total) if total.isdigit() else None
 
 
-def _version(headers: Message) -> str:
+def _entity_tag(headers: Message) -> str:
     return str(headers.get("ETag") or headers.get("Last-Modified") or "")
 
 
-def _sum(path: Path, checksum: str) -> str:
-    kind = checksum.partition(":")[0]
+def _checksum(path: Path, expected: str) -> str:
+    """The checksum of the file at `path`, of the same kind as `expected`."""
+    kind = expected.partition(":")[0]
     digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -231,7 +230,7 @@ def _sum(path: Path, checksum: str) -> str:
     return f"{kind}:{digest.hexdigest()}"
 
 
-def _writable(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -240,9 +239,8 @@ def _writable(folder: Path) -> None:
 
 def _unwritable(place: Path, error: OSError) -> DataError:
     return DataError(
-        f"cannot write to {place}: {error.strerror or error}; set BITFRONT_CACHE to a folder with room that "
-        "you may "
-        "write to"
+        f"cannot write to {place}: {error.strerror or error}; set BITFRONT_CACHE to a folder with enough room that you "
+        "may write to"
     )
 
 
@@ -253,15 +251,15 @@ def _opened(part: Path, mode: str) -> IO[bytes]:
         raise _unwritable(part, error) from error
 
 
-def _write(out: IO[bytes], chunk: bytes, part: Path) -> None:
+def _append(out: IO[bytes], chunk: bytes, part: Path) -> None:
     try:
         out.write(chunk)
-    except OSError as error:  # a full disk is not the network's fault, and no retry helps
+    except OSError as error:  # the disk is full: not an error of the network, and another attempt does not help
         raise _unwritable(part, error) from error
 
 
 @contextlib.contextmanager
-def _only_one(target: Path) -> Iterator[None]:
+def _exclusive(target: Path) -> Iterator[None]:
     """Holds ``TARGET.lock``: of several processes, one downloads and the others wait for it."""
     from filelock import FileLock  # here, because most runs download nothing
 

@@ -1,4 +1,4 @@
-"""A dataset by its name, or from the user's own factory."""
+"""Opens a dataset by its registered name, or from the user's factory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import load_factory
 
 
-def load(name: str, request: DataRequest | None = None) -> Dataset:
+def load_dataset(name: str, request: DataRequest | None = None) -> Dataset:
     """The dataset called `name`: a registered one, or ``package.module:factory``.
+
+    Args:
+        name: as ``bitfront list datasets`` shows it, or ``package.module:factory`` for the user's data.
+        request: from where, and split by which seed; the defaults of :class:`DataRequest` where None.
 
     Raises:
         UnknownNameError: no dataset has that name.

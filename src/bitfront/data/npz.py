@@ -1,12 +1,12 @@
 """Any classification data in one NumPy file: ``dataset = "npz"`` with ``dataset_path``.
 
-Arrays ``X_train, y_train[, X_val, y_val], X_test, y_test``, or ``X, y`` to be split here; a missing val (or
-test) is cut from train. Optional: ``class_names``, ``feature_names``, ``name``, and ``standardise`` (true or
-false).
+The file holds the arrays ``X_train, y_train[, X_val, y_val], X_test, y_test``, or ``X, y``, which are split
+here. A missing val (or test) is cut from train. Optional: ``class_names``, ``feature_names``, ``name``, and
+``standardise`` (true or false).
 
 uint8 features are images and are divided by 255. Float features of shape (samples, features) are standardised
-with the training split's statistics, unless the file says ``standardise = False``; float features of any
-other shape are used as they are, since a mean per pixel is seldom meant.
+with the training split's statistics, unless the file says ``standardise = False``. Float features of any other
+shape are used as they are, because a mean per pixel is seldom wanted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bitfront.data import DATASETS
 from bitfront.data.arrays import from_arrays, from_splits
 from bitfront.data.base import SPLITS, DataRequest, Dataset
+from bitfront.data.raw import Array
 from bitfront.errors import DataError
-
-Array = npt.NDArray[Any]
 
 NEEDED = "needed are X_train, y_train[, X_val, y_val], X_test, y_test, or X and y"
 
@@ -35,12 +33,11 @@ def npz(request: DataRequest) -> Dataset:
     """A NumPy .npz file with X_train, y_train, X_test, y_test (or X, y): dataset_path names it.
 
     Raises:
-        DataError: no path is given, or the file lacks an array or holds values that are no features or
-        labels.
+        DataError: no path is given, the file lacks an array, or a value is not a feature or a label.
     """
     if request.path is None:
         raise DataError('dataset = "npz" needs dataset_path, the .npz file to read')
-    content = read(request.path)
+    content = read_npz(request.path)
     common: dict[str, Any] = {
         "name": content.name,
         "class_names": content.class_names,
@@ -50,24 +47,28 @@ def npz(request: DataRequest) -> Dataset:
     }
     if None in content.splits:
         x, y = content.splits[None]
-        return from_arrays(x, y, standardise=_standardised(x, content), **common)
+        return from_arrays(x, y, standardise=_standardise(x, content), **common)
     splits = {str(split): pair for split, pair in content.splits.items()}
-    first, _ = next(iter(splits.values()))
-    return from_splits(splits, standardise=_standardised(first, content), **common)
+    x, _ = next(iter(splits.values()))
+    return from_splits(splits, standardise=_standardise(x, content), **common)
 
 
-def _standardised(x: Array, content: Content) -> bool:
-    asked = content.extra.get("standardise")
-    return x.dtype.kind == "f" and x.ndim == 2 if asked is None else bool(asked)
+def _standardise(x: Array, content: NpzContent) -> bool:
+    """Whether the features are standardised: as the file says, or else if they are floats in two dimensions."""
+    setting = content.extra.get("standardise")
+    return x.dtype.kind == "f" and x.ndim == 2 if setting is None else bool(setting)
 
 
 @dataclass(frozen=True)
-class Content:
-    """What an .npz file holds.
+class NpzContent:
+    """The arrays of an .npz file.
 
     Attributes:
-        splits: (x, y) by split as they stand in the file, or under None where the file has X and y alone.
-        extra: every other array.
+        name: the array ``name``, or the file's name without its suffix.
+        splits: (x, y) by split as the file holds them; under None where the file has X and y alone.
+        class_names: by index, or empty.
+        feature_names: one per feature, or empty.
+        extra: every other array, by its name.
     """
 
     name: str
@@ -77,11 +78,11 @@ class Content:
     extra: dict[str, Array]
 
 
-def read(path: Path) -> Content:
-    """The arrays of the .npz file at `path`. Nothing in the file is executed: no pickles.
+def read_npz(path: Path) -> NpzContent:
+    """The arrays of the .npz file at `path`. Pickled objects are refused, so nothing in the file is executed.
 
     Raises:
-        DataError: it is missing, broken, not an .npz file, or lacks the arrays needed.
+        DataError: the file is missing, broken, not an .npz file, or lacks an array.
     """
     check_file(path)
     try:
@@ -94,41 +95,41 @@ def read(path: Path) -> Content:
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez") from error
 
-    found = {key.lower(): key for key in arrays}
-    here = "the file has " + (", ".join(f"{k} {v.shape}" for k, v in arrays.items()) or "nothing")
+    keys = {key.lower(): key for key in arrays}
+    holds = "the file has " + (", ".join(f"{key} {array.shape}" for key, array in arrays.items()) or "nothing")
     splits: dict[str | None, tuple[Array, Array]] = {}
     for split in (*SPLITS, None):
         suffix = "" if split is None else f"_{split}"
-        x_key, y_key = found.get(f"x{suffix}"), found.get(f"y{suffix}")
+        x_key, y_key = keys.get(f"x{suffix}"), keys.get(f"y{suffix}")
         if (x_key is None) != (y_key is None):
-            lacking = f"X{suffix}" if x_key is None else f"y{suffix}"
-            raise DataError(f"{path} has no array {lacking} for its {x_key or y_key}; {here}; {NEEDED}")
+            missing = f"X{suffix}" if x_key is None else f"y{suffix}"
+            raise DataError(f"{path} has no array {missing} for its {x_key or y_key}; {holds}; {NEEDED}")
         if x_key is not None and y_key is not None:
             splits[split] = arrays.pop(x_key), arrays.pop(y_key)
     if None in splits and len(splits) > 1:
-        raise DataError(f"{path} has both X, y and named splits; {here}; leave one of them out")
+        raise DataError(f"{path} has both X, y and named splits; {holds}; leave one of them out")
     if not splits:
-        raise DataError(f"{path} has no features and labels; {here}; {NEEDED}")
+        raise DataError(f"{path} has no features and labels; {holds}; {NEEDED}")
     name = arrays.pop("name", None)
-    return Content(
+    return NpzContent(
         name=path.stem if name is None else str(name),
         splits=splits,
-        class_names=_texts(arrays.pop("class_names", None)),
-        feature_names=_texts(arrays.pop("feature_names", None)),
+        class_names=_strings(arrays.pop("class_names", None)),
+        feature_names=_strings(arrays.pop("feature_names", None)),
         extra=arrays,
     )
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError unless `path` is a file; says what lies beside it."""
+    """Raises DataError unless `path` is a file; the message lists files in the same folder."""
     if path.is_file():
         return
     if path.is_dir():
         raise DataError(f"{path} is a folder; name the file in it")
     folder = path.parent
-    beside = sorted(p.name for p in folder.iterdir() if p.is_file())[:8] if folder.is_dir() else []
-    there = f"in {folder.resolve()} there are: {', '.join(beside)}" if beside else f"{folder.resolve()} holds no files"
-    raise DataError(f"there is no file {path}; {there}")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())[:8] if folder.is_dir() else []
+    listing = f"in {folder.resolve()} there are: {', '.join(names)}" if names else f"{folder.resolve()} holds no files"
+    raise DataError(f"there is no file {path}; {listing}")
 
 
 def _read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> Array:
@@ -139,5 +140,5 @@ def _read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> Array:
         raise DataError(f"{path}: the array {key} cannot be read: {why}; save plain numbers or text") from error
 
 
-def _texts(array: Array | None) -> tuple[str, ...]:
+def _strings(array: Array | None) -> tuple[str, ...]:
     return () if array is None else tuple(str(item) for item in array.reshape(-1).tolist())

@@ -111,7 +111,7 @@ def _arguments(
         return tuple(offered.values()), {}
     raise ConfigError(
         f"model {spec!r} requires ({', '.join(p.name for p in required)}); Bitfront gives it (sample_shape, "
-        "num_classes), or nothing if it requires nothing. Write a small function that takes these and "
-        "returns the model.",
+        "num_classes), or nothing if it requires nothing. Write a small function that takes these and returns the "
+        "model.",
         key=("model",),
     )

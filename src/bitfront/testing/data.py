@@ -1,4 +1,4 @@
-"""What every dataset must pass. In a test of a new one: ``check_dataset(load("mine"))``."""
+"""What every dataset must pass. In a test of a new one: ``check_dataset(load_dataset("mine"))``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pickle
 import numpy as np
 import torch
 
-from bitfront.data.arrays import row_hashes, shared_rows
 from bitfront.data.base import SPLITS, Dataset
+from bitfront.data.splitting import row_hashes, shared_rows
 
 
 def check_dataset(dataset: Dataset, *, max_overlap: float = 0.02, test_only: bool = False) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitfront import checkpoints, data, models  # noqa: F401  (registers the datasets and models that files name)
 from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
-from bitfront.data.loading import load as load_dataset
+from bitfront.data.loading import load_dataset
 from bitfront.errors import ConfigError
 from bitfront.models.base import build
 

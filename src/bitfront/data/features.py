@@ -1,0 +1,93 @@
+"""Features as finite real numbers, standardised where asked, and as float32 at the end."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitfront.data.base import Scaler, Split
+from bitfront.data.raw import Array, ArrayLike, array_name, to_numpy
+from bitfront.errors import DataError
+
+
+def real_features(value: ArrayLike, what: str) -> Array:
+    """`value` as floats, shape ``(samples, *features)``: uint8 divided by 255, other integers as float64.
+
+    Raises:
+        DataError: it is empty, has another shape, or a value is not a finite number that fits into float32.
+    """
+    x = to_numpy(value, what)
+    if x.dtype.kind not in "fiub":
+        raise DataError(f"{what} has the dtype {x.dtype}; needed are real numbers, as floats or integers")
+    if x.ndim < 2:
+        raise DataError(
+            f"{what} has the shape {x.shape}; needed is (samples, *features). For one feature: x.reshape(-1, 1)"
+        )
+    if 0 in x.shape:
+        raise DataError(f"{what} is empty: its shape is {x.shape}; every split needs at least one sample")
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / np.float32(255)
+    if x.dtype.kind != "f":
+        return x.astype(np.float64)
+    _refuse_where(~np.isfinite(x), x, what, "only finite values are allowed; drop the row or fill the value in")
+    if x.dtype.itemsize > 4:
+        too_large = np.abs(x) > np.finfo(np.float32).max
+        _refuse_where(too_large, x, what, "it does not fit into float32; rescale the feature")
+    return x
+
+
+def to_float32(x: Array, scaler: Scaler | None, split: Split) -> Array:
+    """A float32 copy of the features `x` of `split`, standardised where there is a `scaler`.
+
+    Raises:
+        DataError: a standardised value does not fit into float32.
+    """
+    if scaler is None:
+        return np.array(x, dtype=np.float32, order="C")  # a copy: the caller may edit the array later
+    out = apply_scaler(scaler, x)
+    advice = "standardised it does not fit into float32; check the scale"
+    _refuse_where(~np.isfinite(out), x, array_name("x", split), advice)
+    return out
+
+
+def fit_scaler(x: Array) -> Scaler:
+    """Mean and standard deviation (population, float64) of each feature of `x`; scale 1 where constant."""
+    flat = x.reshape(len(x), -1)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        mean = flat.mean(axis=0, dtype=np.float64)
+        scale = flat.std(axis=0, dtype=np.float64)
+    # The exact test: the deviation of a constant such as 0.1 comes out as a rounding error, not as zero.
+    constant = (flat == flat[0]).all(axis=0)
+    mean = np.where(constant, flat[0], mean)
+    scale = np.where(constant | ~np.isfinite(scale) | (scale == 0), 1.0, scale)
+    return Scaler(tuple(mean.tolist()), tuple(scale.tolist()))
+
+
+def apply_scaler(scaler: Scaler, x: Array) -> Array:
+    """``(x - mean) / scale`` as float32, with the shape of `x`.
+
+    Computed in float64, because a mean can be far larger than the deviation.
+
+    Raises:
+        DataError: the scaler is for another number of features.
+    """
+    flat = x.reshape(len(x), -1)
+    if len(scaler.mean) != flat.shape[1]:
+        raise DataError(f"the scaler has {len(scaler.mean)} features and x has {flat.shape[1]}; they must be equal")
+    out = np.empty(flat.shape, dtype=np.float32)
+    mean, scale = np.array(scaler.mean), np.array(scaler.scale)
+    with np.errstate(over="ignore", under="ignore"):
+        for start in range(0, len(flat), 1 << 14):  # blocks that stay in the CPU's cache
+            block = slice(start, start + (1 << 14))
+            out[block] = (flat[block] - mean) / scale
+    return out.reshape(x.shape)
+
+
+def _refuse_where(wrong: Array, x: Array, what: str, advice: str) -> None:
+    """Raises DataError naming the first value of `x` where `wrong` is true."""
+    if wrong.any():
+        row, *feature = np.argwhere(wrong)[0].tolist()
+        place = feature[0] if len(feature) == 1 else tuple(feature)
+        count = int(wrong.sum())
+        raise DataError(
+            f"{what} is {x[(row, *feature)]} in row {row}, feature {place} (the first of {count:,}); {advice}"
+        )
