@@ -90,7 +90,7 @@ class Said(bf.Events):
 def rows_of(title: str, own: bf.Comparison) -> Iterator[Row]:
     """The table of a comparison, with what an evaluation must cost."""
     sheet = comparison_report.sheet(own)
-    for cells, standing in zip(sheet.rows, own.standings, strict=True):
+    for cells, standing in zip(sheet.rows, own.results, strict=True):
         price = pays_from(own, standing)
         shown = "" if price is None else comparison_report.spread(curves.spread([price]))
         yield _row(title, [*cells, shown])
@@ -128,7 +128,7 @@ def alone(values: dict[str, Any], budget: int, data: Dataset, folder: Path) -> f
     values = {**values, "project": "alone", "project_dir": str(folder)}
     config = configuration.from_document(tomlfile.Document(EXAMPLE.name, values))
     own = bf.compare(config, data=data, strategies=["optuna:tpe"], seeds=1, n_trials=budget)
-    return 1000 * float(own.courses[0].evaluating.mean())
+    return 1000 * float(own.runs[0].evaluating.mean())
 
 
 def draw(name: str, own: bf.Comparison) -> None:
@@ -161,7 +161,7 @@ def main() -> None:
                 rows += earlier(own)
                 summary["large_alone_ms"] = alone(values, budget, data, Path(folder))
             summary[f"{name}_evaluation_ms"] = each
-            for standing in own.standings:
+            for standing in own.results:
                 key = f"{name}_{standing.strategy.replace('optuna:', '')}"
                 if standing.regret is not None:
                     summary[f"{key}_regret"] = standing.regret.median

@@ -126,7 +126,7 @@ def compare(
             it is not given. Strategy and timeout of the configuration have no say.
 
     Returns:
-        Its ``standings`` are the table, ``curve(strategy, what, over)`` the curves, ``courses`` the single runs.
+        ``results`` has the figures of each strategy, ``curve(strategy, what, over)`` the curves, ``runs`` every run.
 
     Raises:
         UserError: what was asked cannot be done; nothing has been evaluated.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bitfront as bf
-from bitfront.engine.comparison import compare as contest
+from bitfront.engine.comparison import compare as compare_module
 from bitfront.engine.evaluation import fixed
 from bitfront.errors import ConfigError, RunError
 from bitfront.pareto import hypervolume, non_dominated
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def undrawn():
-    """Pictures have tests of their own, and take longer than all else here."""
+    """Figures are tested elsewhere, and take longer than all else here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("bitfront.report.comparison.can_draw", lambda: False)
         yield
@@ -60,7 +60,7 @@ def given():
 
 
 def compare(given, folder, **more):
-    asked = {"space": SPACE, "metrics": METRICS, "project": "own", "project_dir": str(folder), **given, **more}
+    asked = {"space": SPACE, "metrics": METRICS, "project": "compared", "project_dir": str(folder), **given, **more}
     return bf.compare(**asked)
 
 
@@ -77,19 +77,19 @@ def known(given, tmp_path_factory):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_run_is_that_of_a_search_with_this_strategy_and_seed(known, given, tmp_path, strategy):
-    own = compare(given, tmp_path, space=LARGER, strategies=[strategy], seeds=2, n_trials=40, seed=1)
-    assert own.seeds == (1, 2)
-    for course in own.courses:
-        run = bf.search(
-            space=LARGER, metrics=METRICS, strategy=strategy, seed=course.seed, n_trials=40, project="alone",
+    comparison = compare(given, tmp_path, space=LARGER, strategies=[strategy], seeds=2, n_trials=40, seed=1)
+    assert comparison.seeds == (1, 2)
+    for run in comparison.runs:
+        search = bf.search(
+            space=LARGER, metrics=METRICS, strategy=strategy, seed=run.seed, n_trials=40, project="alone",
             project_dir=str(tmp_path), restart=True, **given,
         )  # fmt: skip
-        assert np.array_equal(course.codes, run.columns.code)
-        assert np.array_equal(course.losses, run.objectives.losses(run.columns.metrics))
+        assert np.array_equal(run.codes, search.columns.code)
+        assert np.array_equal(run.losses, search.objectives.losses(search.columns.metrics))
     if strategy in known.strategies:
         # And beside others, answered from what brute force has evaluated.
-        (beside,) = [c for c in known.of(strategy) if c.seed == 1]
-        (alone,) = [c for c in own.courses if c.seed == 1]
+        (beside,) = [r for r in known.of(strategy) if r.seed == 1]
+        (alone,) = [run for run in comparison.runs if run.seed == 1]
         assert np.array_equal(beside.codes, alone.codes)
         assert np.array_equal(beside.losses, alone.losses)
         assert (beside.proposals, beside.repeats) == (alone.proposals, alone.repeats)
@@ -97,22 +97,22 @@ def test_each_run_is_that_of_a_search_with_this_strategy_and_seed(known, given, 
 
 def test_brute_force_comes_first_and_goes_through_the_whole_space(known, given, tmp_path):
     assert known.strategies == ("brute_force", "optuna:tpe", "evolution", "optuna:random")
-    (course,) = known.of("brute_force")
-    run = bf.search(
+    (run,) = known.of("brute_force")
+    search = bf.search(
         space=LARGER, metrics=METRICS, strategy="brute_force", project="alone", project_dir=str(tmp_path), **given
     )
-    assert np.array_equal(course.codes, run.columns.code)
-    assert len(course) == known.size == 400
+    assert np.array_equal(run.codes, search.columns.code)
+    assert len(run) == known.size == 400
     assert known.truth
-    assert (course.repeats, course.stopped) == (0, "space exhausted")
+    assert (run.repeats, run.stopped) == (0, "space exhausted")
     signs = np.array([-1.0, 1.0])
-    front = np.unique(np.array([t.values for t in run.front]) * signs, axis=0)
+    front = np.unique(np.array([t.values for t in search.front]) * signs, axis=0)
     assert np.array_equal(known.front, front)
 
 
 def test_a_run_evaluates_each_candidate_once(known):
-    for course in known.courses:
-        assert len({c.tobytes() for c in course.codes}) == len(course)
+    for run in known.runs:
+        assert len({c.tobytes() for c in run.codes}) == len(run)
     assert all(c.repeats == 0 for c in known.of("evolution"))
 
 
@@ -123,11 +123,11 @@ def test_a_run_evaluates_each_candidate_once(known):
 def measured(monkeypatch):
     """Codes of everything that is evaluated, one by one."""
     seen = []
-    own = fixed.FixedEvaluator.evaluate
+    evaluate = fixed.FixedEvaluator.evaluate
 
     def measure(evaluator, codes):
         seen.extend(c.tobytes() for c in codes)
-        return own(evaluator, codes)
+        return evaluate(evaluator, codes)
 
     monkeypatch.setattr(fixed.FixedEvaluator, "evaluate", measure)
     monkeypatch.setattr("bitfront.engine.comparison.compare.seconds_per_candidate", lambda _: 1e-6)
@@ -135,23 +135,23 @@ def measured(monkeypatch):
 
 
 def test_every_candidate_is_evaluated_once_for_all(given, tmp_path, measured):
-    own = compare(given, tmp_path, space=LARGER, strategies=STRATEGIES, seeds=2, n_trials=30)
-    asked = {c.tobytes() for course in own.courses for c in course.codes}
+    comparison = compare(given, tmp_path, space=LARGER, strategies=STRATEGIES, seeds=2, n_trials=30)
+    asked = {c.tobytes() for run in comparison.runs for c in run.codes}
     assert sorted(measured) == sorted([*asked, b""])  # and the float model
-    assert own.evaluated == len(asked) < 8 * 30
+    assert comparison.evaluated == len(asked) < 8 * 30
     durations = {}
-    for course in own.courses:
-        assert len(course) == 30
-        for code, seconds in zip(course.codes, course.evaluating, strict=True):
+    for run in comparison.runs:
+        assert len(run) == 30
+        for code, seconds in zip(run.codes, run.evaluating, strict=True):
             assert durations.setdefault(code.tobytes(), seconds) == seconds, "the same for all"
-    assert not own.truth
+    assert not comparison.truth
 
     again = compare(given, tmp_path, space=LARGER, strategies=STRATEGIES, seeds=2, n_trials=30)
-    assert (again.evaluated, again.known) == (0, own.evaluated)
-    assert all(np.array_equal(a.losses, b.losses) for a, b in zip(own.courses, again.courses, strict=True))
-    assert all(np.array_equal(a.evaluating, b.evaluating) for a, b in zip(own.courses, again.courses, strict=True))
+    assert (again.evaluated, again.known) == (0, comparison.evaluated)
+    assert all(np.array_equal(a.losses, b.losses) for a, b in zip(comparison.runs, again.runs, strict=True))
+    assert all(np.array_equal(a.evaluating, b.evaluating) for a, b in zip(comparison.runs, again.runs, strict=True))
     more = compare(given, tmp_path, space=LARGER, strategies=["brute_force"], seeds=1)
-    assert more.evaluated == 400 - own.evaluated
+    assert more.evaluated == 400 - comparison.evaluated
     assert compare(given, tmp_path, space=LARGER, strategies=["brute"], seeds=1, restart=True).evaluated == 400
 
 
@@ -164,65 +164,65 @@ def test_what_was_interrupted_goes_on(given, tmp_path, known):
     asked = {"space": LARGER, "strategies": ["optuna:tpe", "evolution"], "seeds": 3, "n_trials": 40}
     with pytest.raises(KeyboardInterrupt):
         compare(given, tmp_path, events=Impatient(), **asked)
-    own = compare(given, tmp_path, **asked)
-    assert own.known >= 40
-    assert own.evaluated + own.known == len({c.tobytes() for course in own.courses for c in course.codes})
-    for course in own.courses:
-        (before,) = [c for c in known.of(course.strategy) if c.seed == course.seed]
-        assert np.array_equal(course.codes, before.codes)
-        assert np.array_equal(course.losses, before.losses)
+    comparison = compare(given, tmp_path, **asked)
+    assert comparison.known >= 40
+    assert comparison.evaluated + comparison.known == len({c.tobytes() for run in comparison.runs for c in run.codes})
+    for run in comparison.runs:
+        (before,) = [r for r in known.of(run.strategy) if r.seed == run.seed]
+        assert np.array_equal(run.codes, before.codes)
+        assert np.array_equal(run.losses, before.losses)
 
 
 def test_a_candidate_that_failed_fails_for_all_and_is_tried_again_later(given, tmp_path, monkeypatch):
-    own = fixed.FixedEvaluator.evaluate
+    evaluate = fixed.FixedEvaluator.evaluate
 
     def measure(evaluator, codes):
-        found = own(evaluator, codes)
-        errors = tuple("RuntimeError: no" if c.sum() == 5 else e for c, e in zip(codes, found.errors, strict=True))
-        return fixed.BatchMetrics(found.values, errors, found.seconds)
+        block = evaluate(evaluator, codes)
+        errors = tuple("RuntimeError: no" if c.sum() == 5 else e for c, e in zip(codes, block.errors, strict=True))
+        return fixed.BatchMetrics(block.values, errors, block.seconds)
 
     asked = {"strategies": ["brute_force", "evolution"], "seeds": 2, "n_trials": 20}
     with monkeypatch.context() as patched:
         patched.setattr(fixed.FixedEvaluator, "evaluate", measure)
         broken = compare(given, tmp_path, **asked)
-    for course in broken.courses:
-        assert np.array_equal(np.isnan(course.losses).any(axis=1), course.codes.sum(axis=1) == 5)
-        assert course.failed == (course.codes.sum(axis=1) == 5).sum()
-    failed = int((broken.courses[0].codes.sum(axis=1) == 5).sum())
+    for run in broken.runs:
+        assert np.array_equal(np.isnan(run.losses).any(axis=1), run.codes.sum(axis=1) == 5)
+        assert run.failed == (run.codes.sum(axis=1) == 5).sum()
+    failed = int((broken.runs[0].codes.sum(axis=1) == 5).sum())
     assert failed > 0
     whole = compare(given, tmp_path, **asked)
     assert (whole.evaluated, whole.known) == (failed, 36 - failed)
-    assert not np.isnan(whole.courses[0].losses).any()
+    assert not np.isnan(whole.runs[0].losses).any()
 
 
 # --- numbers are what they say
 
 
-def test_standings_against_a_plain_computation(known):
+def test_results_against_a_plain_computation(known):
     truth = known.of("brute_force")[0].losses
     front = truth[non_dominated(truth)]
     reference = front.max(axis=0) + 0.1 * np.ptp(front, axis=0)
     assert known.reference == pytest.approx(reference)
     whole = hypervolume(truth, reference)
-    assert known.whole == pytest.approx(whole)
-    for standing in known.standings:
-        runs = known.of(standing.strategy)
-        assert len(runs) == (1 if standing.strategy == "brute_force" else 3)
-        for i, course in enumerate(runs):
-            parts = [hypervolume(course.losses[: n + 1], reference) / whole for n in range(len(course))]
-            assert course.volume == pytest.approx(parts)
-            assert standing.regret.values[i] == pytest.approx(1 - parts[39], abs=1e-12)
+    assert known.hypervolume == pytest.approx(whole)
+    for result in known.results:
+        runs = known.of(result.strategy)
+        assert len(runs) == (1 if result.strategy == "brute_force" else 3)
+        for i, run in enumerate(runs):
+            parts = [hypervolume(run.losses[: n + 1], reference) / whole for n in range(len(run))]
+            assert run.volume == pytest.approx(parts)
+            assert result.regret.values[i] == pytest.approx(1 - parts[39], abs=1e-12)
             for place, level in enumerate((0.95, 0.99)):
                 there = [n for n, part in enumerate(parts, 1) if part >= level - 1e-12]
                 expected = there[0] if there else math.inf
-                assert standing.evaluations[place].values[i] == expected
-                clock = course.asking[expected - 1] + course.evaluating[:expected].sum() if there else math.inf
-                assert standing.seconds[place].values[i] == pytest.approx(clock)
-            best = min(course.losses[:40, 0])
-            assert standing.shortfall.values[i] == pytest.approx(best - truth[:, 0].min())
-            assert standing.asking.values[i] == course.asked >= course.asking[-1]
-        assert standing.repeats.values == tuple(c.repeats for c in runs)
-    (brute,) = [s for s in known.standings if s.strategy == "brute_force"]
+                assert result.evaluations[place].values[i] == expected
+                clock = run.asking[expected - 1] + run.evaluating[:expected].sum() if there else math.inf
+                assert result.seconds[place].values[i] == pytest.approx(clock)
+            best = min(run.losses[:40, 0])
+            assert result.shortfall.values[i] == pytest.approx(best - truth[:, 0].min())
+            assert result.asking.values[i] == run.asked >= run.asking[-1]
+        assert result.repeats.values == tuple(c.repeats for c in runs)
+    (brute,) = [s for s in known.results if s.strategy == "brute_force"]
     assert known.of("brute_force")[0].volume[-1] == 1.0
     assert math.isfinite(brute.evaluations[1].median)
 
@@ -244,56 +244,56 @@ def test_curves_are_medians_over_seeds(known):
     assert len(known.curve("brute_force").x) == 400
 
 
-def test_seconds_are_the_strategys_own_and_those_of_evaluating(known):
-    for course in known.courses:
-        assert course.seconds == pytest.approx(course.asking + np.cumsum(course.evaluating))
-        assert (np.diff(course.seconds) > 0).all()
-        assert 0 < course.asking[0] <= course.asking[-1] <= course.asked
+def test_seconds_are_those_of_the_strategy_and_of_evaluating(known):
+    for run in known.runs:
+        assert run.seconds == pytest.approx(run.asking + np.cumsum(run.evaluating))
+        assert (np.diff(run.seconds) > 0).all()
+        assert 0 < run.asking[0] <= run.asking[-1] <= run.asked
 
 
 def test_without_the_truth_all_is_relative_to_the_best_known(given, tmp_path):
-    own = compare(given, tmp_path, space=LARGER, strategies=["evolution", "optuna:random"], seeds=2, n_trials=30)
-    assert not own.truth
-    together = np.concatenate([c.losses for c in own.courses])
-    assert np.array_equal(own.front, np.unique(together[non_dominated(together)], axis=0))
-    assert all(c.volume[-1] <= 1.0 for c in own.courses)
+    comparison = compare(given, tmp_path, space=LARGER, strategies=["evolution", "optuna:random"], seeds=2, n_trials=30)
+    assert not comparison.truth
+    together = np.concatenate([run.losses for run in comparison.runs])
+    assert np.array_equal(comparison.front, np.unique(together[non_dominated(together)], axis=0))
+    assert all(run.volume[-1] <= 1.0 for run in comparison.runs)
 
 
 def test_one_objective_has_a_shortfall_and_no_volume(given, tmp_path):
-    own = compare(
+    comparison = compare(
         given, tmp_path, metrics={"loss": "minimize"}, strategies=["brute_force", "optuna:tpe"], seeds=2, n_trials=10
     )
-    brute, tpe = own.standings
+    brute, tpe = comparison.results
     assert brute.regret is None
     assert brute.evaluations == brute.seconds == ()
-    assert brute.to_best.median == np.argmin(own.courses[0].losses[:, 0]) + 1
+    assert brute.to_best.median == np.argmin(comparison.runs[0].losses[:, 0]) + 1
     assert min(tpe.shortfall.values) >= 0
     with pytest.raises(ConfigError, match="one objective has no hypervolume; ask for what = 'best'"):
-        own.curve("optuna:tpe")
-    assert len(own.curve("optuna:tpe", "best").x) == 10
+        comparison.curve("optuna:tpe")
+    assert len(comparison.curve("optuna:tpe", "best").x) == 10
 
 
 def test_only_what_fulfils_the_constraints_counts(given, tmp_path):
     given = {**given, "search.constraints": {"average_bitwidth": "<= 5", "accuracy": ">= 0.3"}}
-    own = compare(given, tmp_path, space=LARGER, strategies=["brute_force", "evolution"], seeds=2, n_trials=30)
-    assert own.truth
-    for course in own.courses:
-        counted = ~np.isnan(course.losses).any(axis=1)
+    comparison = compare(given, tmp_path, space=LARGER, strategies=["brute_force", "evolution"], seeds=2, n_trials=30)
+    assert comparison.truth
+    for run in comparison.runs:
+        counted = ~np.isnan(run.losses).any(axis=1)
         assert counted.any()
-        assert (course.losses[counted, 1] <= 5).all()
-        assert (course.losses[counted, 0] <= -0.3).all()
-    assert (own.front[:, 1] <= 5).all()
-    assert own.constraints == ("average_bitwidth <= 5", "accuracy >= 0.3")
+        assert (run.losses[counted, 1] <= 5).all()
+        assert (run.losses[counted, 0] <= -0.3).all()
+    assert (comparison.front[:, 1] <= 5).all()
+    assert comparison.constraints == ("average_bitwidth <= 5", "accuracy >= 0.3")
     # What the bits forbid was not even evaluated.
-    assert len(own.courses[0]) < 400
+    assert len(comparison.runs[0]) < 400
 
 
 def test_a_budget_beyond_the_space_is_the_space(given, tmp_path):
-    own = compare(given, tmp_path, strategies=["optuna:random", "brute_force"], seeds=2)
-    assert own.budget == own.size == 36
-    assert {len(c) for c in own.courses} == {36}
-    assert own.standings[1].regret.median == 0.0
-    assert {c.stopped for c in own.courses} == {"space exhausted"}
+    comparison = compare(given, tmp_path, strategies=["optuna:random", "brute_force"], seeds=2)
+    assert comparison.budget == comparison.size == 36
+    assert {len(run) for run in comparison.runs} == {36}
+    assert comparison.results[1].regret.median == 0.0
+    assert {run.stopped for run in comparison.runs} == {"space exhausted"}
     # Then the truth is known without brute force.
     assert compare(given, tmp_path, strategies=["evolution"], seeds=1).truth
 
@@ -305,14 +305,14 @@ def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch)
         def note(self, text):
             notes.append(text)
 
-    assert compare(given, tmp_path / "a", seeds=1, n_trials=10).strategies == ("brute_force", *contest.DEFAULT)
-    monkeypatch.setattr(contest, "FINISHES", 0.0)
-    own = compare(given, tmp_path / "b", seeds=1, n_trials=10, events=Noting())
-    assert own.strategies == contest.DEFAULT
+    assert compare(given, tmp_path / "a", seeds=1, n_trials=10).strategies == ("brute_force", *compare_module.DEFAULT)
+    monkeypatch.setattr(compare_module, "FINISHES", 0.0)
+    comparison = compare(given, tmp_path / "b", seeds=1, n_trials=10, events=Noting())
+    assert comparison.strategies == compare_module.DEFAULT
     assert any("brute force is not among them: for 36 candidates it would need" in note for note in notes)
     notes.clear()
-    own = compare(given, tmp_path / "c", seeds=1, n_trials=10, max_size=20, events=Noting())
-    assert own.strategies == contest.DEFAULT
+    comparison = compare(given, tmp_path / "c", seeds=1, n_trials=10, max_size=20, events=Noting())
+    assert comparison.strategies == compare_module.DEFAULT
     assert any("stops at max_size = 20" in note for note in notes)
 
 
@@ -330,7 +330,7 @@ def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch)
         ({"seeds": 0}, "--seeds: 0 is not possible; allowed: 1 or more"),
     ],
 )
-def test_mistakes_are_told_before_any_work(given, tmp_path, more, message):
+def test_mistakes_are_reported_before_any_work(given, tmp_path, more, message):
     with pytest.raises(ConfigError, match=message):
         compare(given, tmp_path, **more)
     assert not list(tmp_path.iterdir())
@@ -341,7 +341,7 @@ def test_halving_is_refused(given, tmp_path):
     trained = {"name": "evolution", "sw_runner": {"basic_train": {"max_epochs": 2, "halving": halving}}}
     config = bf.Config.model_validate({"search": {"search_space": {}, "strategy": trained}})
     with pytest.raises(ConfigError, match="strategies cannot share results; leave it out"):
-        contest.prepared(config)
+        compare_module.prepared(config)
 
 
 def test_results_of_another_configuration_are_not_used(given, tmp_path):

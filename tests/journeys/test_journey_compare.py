@@ -24,18 +24,18 @@ def test_strategies_are_compared(trained):
     assert [line.split("|")[1].strip() for line in table[2:]] == ["brute_force", "optuna:tpe", "evolution"]
     assert "median [quartiles] over seeds" in typed.out
     assert "36 candidates evaluated now, 0 known from before; saved in runs/small/compare" in typed.out
-    said = json.loads((trained.folder / "runs/small/compare/compare.json").read_text())
-    assert [c["evaluations"] for c in said["courses"]] == [36, 12, 12, 12, 12]
+    result = json.loads((trained.folder / "runs/small/compare/compare.json").read_text())
+    assert [c["evaluations"] for c in result["courses"]] == [36, 12, 12, 12, 12]
     figures = trained.folder / "runs/small/compare/figures"
     assert {p.name for p in figures.iterdir()} == {"courses.png", "courses.svg", "fronts.png", "fronts.svg"}
 
     # Given again it evaluates nothing, and says the same but for the time.
     again = trained("compare", "small.toml", *STRATEGIES, "--seeds", 2, "--n-trials", 12, "--json", "--quiet")
     assert again.err == ""
-    told = json.loads(again.out)
-    assert (told["evaluated"], told["known"]) == (0, 36)
-    assert [c["repeats"] for c in told["courses"]] == [c["repeats"] for c in said["courses"]]
-    assert [c["volume"]["value"] for c in told["courses"]] == [c["volume"]["value"] for c in said["courses"]]
+    repeated = json.loads(again.out)
+    assert (repeated["evaluated"], repeated["known"]) == (0, 36)
+    assert [c["repeats"] for c in repeated["courses"]] == [c["repeats"] for c in result["courses"]]
+    assert [c["volume"]["value"] for c in repeated["courses"]] == [c["volume"]["value"] for c in result["courses"]]
 
     # Other settings of training, too: the weights of the search stay what they are.
     best = trained.folder / "runs/small/checkpoints/best.pt"
@@ -48,8 +48,8 @@ def test_strategies_are_compared(trained):
 
 def test_a_killed_comparison_goes_on(shell, data):
     shell.write("slow_net.py", SLOW_NET)
-    own = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 100"}
-    shell.write("slow.toml", settings(data, **own))
+    options = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 100"}
+    shell.write("slow.toml", settings(data, **options))
     asked = ["compare", "slow.toml", "--strategy", "evolution", "--strategy", "optuna:random", "--seeds", 1]
     process = shell.start(*asked, "--n-trials", 20, **SLOWLY)
     wait_for_rows(shell.folder / "runs/slow/compare/cache.sqlite", 8, shell, process)
@@ -95,7 +95,7 @@ for words in json.loads(sys.argv[1]):
 print(json.dumps(answers))
 """
     answers = json.loads(shell.python(program, json.dumps(list(MISTAKES))))
-    for (words, message), (code, said) in zip(MISTAKES.items(), answers, strict=True):
-        assert code == 2, (words, said)
-        assert message in said, (words, said)
+    for (words, message), (code, text) in zip(MISTAKES.items(), answers, strict=True):
+        assert code == 2, (words, text)
+        assert message in text, (words, text)
     assert not (shell.folder / "runs").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitfront.engine.comparison.curves import Spread, spread
-from bitfront.engine.comparison.results import Comparison, StrategyRun, measured
+from bitfront.engine.comparison.results import Comparison, StrategyRun, add_curves
 from bitfront.objectives import Objective, Objectives
 from bitfront.report import comparison as comparison_report
 from bitfront.report import comparison_figures
@@ -37,7 +37,7 @@ def comparison(folder, objectives=TWO, *, truth=True, seeds=5, budget=30, whole=
     courses = [course("brute_force", 0, np.arange(whole))] if truth else []
     strategies = ("evolution", "optuna:tpe")
     courses += [course(s, seed, rng.permutation(whole)[:budget]) for s in strategies for seed in range(seeds)]
-    found, front, reference, volume = measured(courses, objectives)
+    found, front, reference, volume = add_curves(courses, objectives)
     names = (("brute_force",) if truth else ()) + strategies
     return Comparison(
         folder, names, tuple(range(seeds)), budget, whole, objectives, constraints, truth, front, reference, volume,
@@ -172,15 +172,15 @@ def test_the_json_has_all_numbers(known, monkeypatch):
     assert (said["truth"], said["budget"], said["seeds"], said["space_size"]) == (True, 30, [0, 1, 2, 3, 4], 120)
     assert said["front"] == (known.front * [-1, 1]).tolist()
     assert said["reference_point"] == (known.reference * [-1, 1]).tolist()
-    assert said["hypervolume"] == known.whole
-    for course, own in zip(said["courses"], known.courses, strict=True):
+    assert said["hypervolume"] == known.hypervolume
+    for course, own in zip(said["courses"], known.runs, strict=True):
         assert (course["strategy"], course["seed"]) == (own.strategy, own.seed)
         for name, curve in (("volume", own.volume), ("best", -own.best)):
             steps = course[name]
             shown = heights(np.arange(1, len(own) + 1), steps["evaluations"], np.array(steps["value"], dtype=float))
             assert np.array_equal(shown, np.where(np.isfinite(curve), curve, np.nan), equal_nan=True)
             assert steps["seconds"] == own.seconds[np.array(steps["evaluations"]) - 1].tolist()
-    for standing, own in zip(said["standings"], known.standings, strict=True):
+    for standing, own in zip(said["standings"], known.results, strict=True):
         assert standing["regret"]["values"] == list(own.regret.values)
         reached = [None if math.isinf(v) else v for v in own.evaluations[1].values]
         assert standing["evaluations"][1]["values"] == reached
@@ -216,7 +216,7 @@ def test_the_table(known):
     ]  # fmt: skip
     assert [row[0] for row in sheet.rows] == list(known.strategies)
     evolution = dict(zip(sheet.columns, sheet.rows[1], strict=True))
-    own = known.standings[1]
+    own = known.results[1]
     assert evolution["regret at 30"] == comparison_report.spread(own.regret)
     assert evolution["evals to 99 %"] == comparison_report.reached(own.evaluations[1], 30)
     assert evolution["repeats"] == "7 of 37"

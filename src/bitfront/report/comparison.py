@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bitfront.engine.comparison.curves import MARGIN, Spread, Values
-from bitfront.engine.comparison.results import EXHAUSTIVE, LEVELS, Band, Comparison, Over, What
+from bitfront.engine.comparison.results import EXHAUSTIVE, LEVELS, Band, Comparison, CurveAxis, CurveKind
 from bitfront.report.tables import Sheet, number
 
 RESULT = "compare.json"
@@ -61,7 +61,7 @@ def sheet(own: Comparison) -> Sheet:
     columns += [f"regret {at}"] if several else []
     columns += [f"shortfall {at}", "seconds own + evaluating", "repeats"]
     rows = []
-    for one in own.standings:
+    for one in own.results:
         spent = int(one.spent.median)
         cells = [one.strategy]
         if several:
@@ -136,7 +136,7 @@ def lines(own: Comparison) -> list[str]:
         "evaluated first"
         + (", in brute force's large blocks, which is as cheap as it gets" if EXHAUSTIVE in own.strategies else "")
     )
-    failed = sum(c.failed for c in own.courses)
+    failed = sum(c.failed for c in own.runs)
     if failed:
         said.append(f"failed: {failed:,} of the candidates of all runs, which count for nothing; a search says why")
     said.append("repeats: proposals that the run knew already, of all it made; they cost no evaluation")
@@ -174,8 +174,8 @@ class Panel:
         levels: (height, text) of the lines across.
     """
 
-    what: What
-    over: Over
+    what: CurveKind
+    over: CurveAxis
     x_title: str
     y_title: str
     lines: tuple[Line, ...]
@@ -186,8 +186,8 @@ def panels(own: Comparison) -> tuple[Panel, ...]:
     """Hypervolume, where there is one, and the leading objective, over evaluations and over seconds."""
     title, offset, factor = measure(own)
     found = []
-    whats: tuple[What, ...] = ("volume", "best") if len(own.objectives.directions) > 1 else ("best",)
-    axes: tuple[tuple[Over, str], ...] = (
+    whats: tuple[CurveKind, ...] = ("volume", "best") if len(own.objectives.directions) > 1 else ("best",)
+    axes: tuple[tuple[CurveAxis, str], ...] = (
         ("evaluations", "distinct evaluations"),
         ("seconds", "seconds: the strategy's own, and of evaluating"),
     )
@@ -236,7 +236,7 @@ def planes(own: Comparison) -> tuple[Plane, ...]:
     """One per objective beside the leading one."""
     names, directions = own.objectives.names, own.objectives.directions
     signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
-    every = np.unique(np.concatenate([c.losses for c in own.courses]), axis=0)
+    every = np.unique(np.concatenate([c.losses for c in own.runs]), axis=0)
     every = every[~np.isnan(every).any(axis=1)]
     found = []
     for column, name in enumerate(names):
@@ -278,12 +278,12 @@ def as_json(own: Comparison) -> dict[str, Any]:
         "truth": own.truth,
         "relative_to": f"the {best_there_is(own)} front",
         "reference_point": (own.reference * signs).tolist() if several else None,
-        "hypervolume": own.whole,
+        "hypervolume": own.hypervolume,
         "front": (own.front * signs).tolist(),
         "evaluated": own.evaluated,
         "known": own.known,
         "levels": list(LEVELS),
-        "standings": [_standing(one) for one in own.standings],
+        "standings": [_standing(one) for one in own.results],
         "courses": [
             {
                 "strategy": c.strategy,
@@ -298,7 +298,7 @@ def as_json(own: Comparison) -> dict[str, Any]:
                 **({"volume": _steps(c.volume, c.seconds)} if several else {}),
                 "best": _steps(c.best * signs[own.leading], c.seconds),
             }
-            for c in own.courses
+            for c in own.runs
         ],
     }
 

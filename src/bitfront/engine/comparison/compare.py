@@ -20,7 +20,7 @@ import numpy as np
 from bitfront.config import Config
 from bitfront.constraints import fulfilled
 from bitfront.engine.comparison.cached import CachedEvaluator, InMemoryTrials, TimedStrategy
-from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison, StrategyRun, measured
+from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison, StrategyRun, add_curves
 from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.planning.builder import named_strategy
 from bitfront.engine.planning.feasibility import Feasibility, check
@@ -163,15 +163,15 @@ def _compare(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool,
             shared = CachedEvaluator(dispatcher, store, space.keys)
             known = len(shared)
             _announce(own, seeds, known, events)
-            courses = _courses(own, seeds, starts, limits, shared, events)
+            runs = _runs(own, seeds, starts, limits, shared, events)
             remarks = tuple(dispatcher.remarks)
     finally:
         store.close()
-    if not any(np.isfinite(c.losses).all(axis=1).any() for c in courses):
+    if not any(np.isfinite(run.losses).all(axis=1).any() for run in runs):
         raise EvaluationError("nothing that was evaluated is complete and fulfils the constraints")
     for remark in remarks:
         events.note(remark)
-    found, front, reference, whole = measured(courses, plan.objectives)
+    with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives)
     return Comparison(
         folder=folder,
         strategies=tuple(map(title, own)),
@@ -180,11 +180,11 @@ def _compare(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool,
         size=space.size,
         objectives=plan.objectives,
         constraints=tuple(c.text for c in plan.constraints),
-        truth=any(c.stopped == "space exhausted" for c in courses),
+        truth=any(run.stopped == "space exhausted" for run in runs),
         front=front,
         reference=reference,
-        whole=whole,
-        courses=found,
+        hypervolume=hypervolume,
+        runs=with_curves,
         evaluated=shared.evaluated,
         known=known,
         notes=(*plan.notes, *remarks),
@@ -232,7 +232,7 @@ def _announce(own: Sequence[Plan], seeds: int, known: int, events: Events) -> No
         events.note(f"{known:,} candidates are known from before")
 
 
-def _courses(
+def _runs(
     own: Sequence[Plan], seeds: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
 ) -> list[StrategyRun]:
     """Every run, strategy by strategy."""
@@ -243,14 +243,14 @@ def _courses(
             which = f"seed {seed}" if seed is not None else "the whole space"
             events.running(f"{title(competitor)}, {which}")
             found.append(
-                _course(competitor, competitor.config.seed if seed is None else seed, starts, limits, shared, events)
+                _run(competitor, competitor.config.seed if seed is None else seed, starts, limits, shared, events)
             )
         runs = found[-len(several) :]
         events.ran(title(competitor), len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
     return found
 
 
-def _course(
+def _run(
     own: Plan, seed: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
 ) -> StrategyRun:
     """One run: the loop of a search, on what all runs share."""

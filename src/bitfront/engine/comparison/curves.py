@@ -1,7 +1,7 @@
-"""How far a search had come after each evaluation: arithmetic on arrays of losses, for comparing strategies.
+"""The progress of a run after each evaluation, as curves: arithmetic on arrays of losses, for comparing strategies.
 
-All objectives are to be minimised here. A run that has found nothing yet has a best of infinity and a volume of 0; what
-was never reached is infinity too, so that medians and quartiles over runs stay honest.
+All objectives are minimised here. Before its first result a run has a best value of infinity and a volume of 0. A level
+that a run never reached has infinity evaluations, so that medians and quartiles over runs count such runs too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from bitfront.pareto import Front, dominated, hypervolume, non_dominated
 
 Values = NDArray[np.float64]
-#: The reference point lies beyond the worst of the front by this part of the front's extent.
+#: Distance from the worst of the front to the reference point, as a share of the front's extent.
 MARGIN = 0.1
-#: Candidates compared with the front at a time, at first and at most.
+#: Number of candidates compared with the front at a time: at the start and at most.
 FIRST_BLOCK, LARGEST_BLOCK = 16, 4096
-#: Sums of volumes in another order differ in the last digits.
+#: Differences up to this size are rounding: sums of volumes depend on their order in the last digits.
 ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Some numbers, one per seed, with their median and quartiles; infinity where something was not reached."""
+    """A number per random seed, with median and quartiles. Infinity means not reached."""
 
     values: tuple[float, ...]
     median: float
@@ -39,7 +39,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles of some numbers."""
+    """The median and quartiles of one or more numbers."""
     low, median, high = quantiles(np.array(values, dtype=np.float64)[:, None])[:, 0].tolist()
     return Spread(tuple(float(v) for v in values), median, low, high)
 
@@ -47,35 +47,43 @@ def spread(values: Sequence[float]) -> Spread:
 def quantiles(values: Values) -> Values:
     """Lower quartile, median and upper quartile over the rows, shape (3, columns).
 
-    Between two numbers it is interpolated; between a number and infinity there is only infinity.
+    Values between two finite numbers are interpolated linearly; between a number and infinity the result is infinity.
+
+    Args:
+        values: shape (rows, columns), one row or more; finite or infinity.
     """
     ordered = np.sort(values, axis=0)
-    found = np.empty((3, values.shape[1]))
+    result = np.empty((3, values.shape[1]))
     for row, share in enumerate((0.25, 0.5, 0.75)):
         place = share * (len(values) - 1)
         below, part = int(place), place - int(place)
-        found[row] = ordered[below]
+        result[row] = ordered[below]
         if part:
             above = ordered[below + 1]
-            known = np.isfinite(above)
-            found[row, known] += part * (above[known] - ordered[below][known])
-            found[row, ~known] = np.inf
-    return found
+            finite = np.isfinite(above)
+            result[row, finite] += part * (above[finite] - ordered[below][finite])
+            result[row, ~finite] = np.inf
+    return result
 
 
 def best_so_far(losses: Values) -> Values:
-    """The least of a column up to each row, shape (evaluations,); NaN (failed, constraint violated) does not count."""
-    found: Values = np.minimum.accumulate(np.where(np.isnan(losses), np.inf, losses))
-    return found
+    """The least loss up to each row, shape (evaluations,); infinity before the first.
+
+    Args:
+        losses: of one objective, shape (evaluations,). NaN (failed, or a constraint violated) does not count.
+    """
+    best: Values = np.minimum.accumulate(np.where(np.isnan(losses), np.inf, losses))
+    return best
 
 
 def reference_point(losses: Values) -> Values:
-    """Up to where volumes are taken, shape (objectives,): the worst of the front, and a tenth of its extent more.
+    """The reference point for hypervolumes, shape (objectives,).
 
-    Where the front has no extent, it is a tenth of that of all results; where these have none either, of the value.
+    It is the worst value on the front plus ``MARGIN`` times the extent of the front, in each objective. Where the front
+    has no extent, the extent of all results counts; where these have none either, the absolute value.
 
     Args:
-        losses: all results together, shape (results, objectives); rows with NaN do not count.
+        losses: of all results together, shape (results, objectives). Rows with NaN do not count; one must.
     """
     known = losses[np.isfinite(losses).all(axis=1)]
     front = known[non_dominated(known)]
@@ -90,11 +98,12 @@ def reference_point(losses: Values) -> Values:
 def volumes(losses: Values, reference: Values) -> Values:
     """Hypervolume of the first 1, 2, ... candidates, shape (evaluations,).
 
-    Each newcomer to the front adds what it alone dominates: its own box without what the others dominate of it (While,
-    Bradstreet and Barone 2012).
+    A candidate that joins the front adds its exclusive hypervolume: its box, without the part that the other members
+    dominate (While, Bradstreet and Barone 2012).
 
     Args:
         losses: shape (evaluations, objectives), in the order of evaluation; rows with NaN add nothing.
+        reference: the reference point, shape (objectives,); results beyond it add nothing.
     """
     gained = np.zeros(len(losses))
     front = Front(losses.shape[1])
@@ -102,41 +111,45 @@ def volumes(losses: Values, reference: Values) -> Values:
     inside = np.asarray((np.nan_to_num(losses, nan=np.inf) < reference).all(axis=1))
     while start < len(losses):
         rows = np.flatnonzero(inside[start : start + size]) + start
-        # Most of a long run is beaten by what was there before; only the others are looked at one by one.
+        # The front so far dominates most candidates of a long run; only the others are added one by one.
         for row in rows[~dominated(losses[rows], front.losses)].tolist():
             clipped = np.maximum(front.losses, losses[row])
             gained[row] = np.prod(reference - losses[row]) - hypervolume(clipped, reference)
             front.add(losses[row : row + 1])
         start, size = start + size, min(2 * size, LARGEST_BLOCK)
-    found: Values = np.cumsum(np.maximum(gained, 0.0))
-    return found
+    total: Values = np.cumsum(np.maximum(gained, 0.0))
+    return total
 
 
 def first_reaching(curve: Values, level: float) -> float:
-    """After how many evaluations a rising curve is at `level`; infinity if it never is."""
-    there = np.flatnonzero(curve >= level - ROUNDING)
-    return float(there[0] + 1) if len(there) else np.inf
+    """Number of evaluations until a rising curve reaches `level`; infinity if it never does."""
+    reached = np.flatnonzero(curve >= level - ROUNDING)
+    return float(reached[0] + 1) if len(reached) else np.inf
 
 
 def at_evaluations(curves: Sequence[Values], count: int, before: float) -> Values:
-    """Curves of several runs at 1, 2, ... `count` evaluations, shape (runs, count); one that ended earlier stays.
+    """Curves of several runs at 1, 2, ... `count` evaluations, shape (runs, count).
 
     Args:
-        before: what a curve is before the first.
+        curves: per run the value after each of its evaluations. After its end a run keeps its last value.
+        count: number of evaluations, 1 or more.
+        before: the value before the first evaluation.
     """
     places = np.arange(1, count + 1)
     return np.stack([np.append(before, curve)[np.minimum(places, len(curve))] for curve in curves])
 
 
 def at_moments(curves: Sequence[Values], seconds: Sequence[Values], moments: Values, before: float) -> Values:
-    """Curves of several runs at some moments, shape (runs, moments).
+    """Curves of several runs at `moments`, shape (runs, moments).
 
     Args:
-        seconds: per run, when each of its evaluations was done; rising.
-        before: what a curve is before the first.
+        curves: per run the value after each of its evaluations.
+        seconds: per run the time at the end of each of its evaluations; rising.
+        moments: times, in seconds.
+        before: the value before the first evaluation.
     """
     rows = []
-    for curve, own in zip(curves, seconds, strict=True):
-        place = np.searchsorted(own, moments, side="right")
+    for curve, times in zip(curves, seconds, strict=True):
+        place = np.searchsorted(times, moments, side="right")
         rows.append(np.append(before, curve)[place])
     return np.stack(rows)

@@ -1,15 +1,15 @@
-"""What a comparison of strategies found: its runs as arrays, and how each strategy stands.
+"""The results of a comparison of strategies: every run as arrays, and the figures of each strategy over its runs.
 
-*The best there is* is the best of all runs together: the truth, where one of them went through the whole space, as
-brute force always does; else `truth` is false. Everything is measured against it:
+The *reference front* is the front of all runs together. It is the true front if one of the runs evaluated the whole
+space, as brute force always does; then `truth` is true. All figures are relative to it:
 
-- hypervolume: what a run's front dominates, up to one reference point for all runs, as a part of what the best front
-  there is dominates;
-- regret: 1 − hypervolume, at the end of the budget; 0 for whoever has found the whole front;
-- shortfall: the best value of the leading objective that a run found, minus the best there is, turned so that it is
-  never negative. The leading objective is accuracy, where that is one; else the first.
+- volume: the hypervolume of a run's front, as a share of that of the reference front. All runs have the same
+  reference point.
+- regret: 1 − volume at the end of the budget; 0 if the run has the whole front.
+- shortfall: the run's best value of the leading objective, minus the best value on the reference front, with the sign
+  chosen so that it is never negative. The leading objective is accuracy if that is an objective, else the first one.
 
-With a single objective there is no volume, and the shortfall is the regret.
+With a single objective there is no hypervolume, and the shortfall is the regret.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from bitfront.objectives import Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
 
-What = Literal["volume", "best"]
-Over = Literal["evaluations", "seconds"]
-#: The strategy that goes through the whole space, whatever the budget.
+CurveKind = Literal["volume", "best"]
+CurveAxis = Literal["evaluations", "seconds"]
+#: The strategy that evaluates the whole space, whatever the budget.
 EXHAUSTIVE = "brute_force"
-#: Parts of the hypervolume whose time is told.
+#: Shares of the hypervolume; a strategy's result says how long it took to reach each.
 LEVELS = (0.95, 0.99)
-#: Moments at which curves over seconds are taken.
+#: Number of points of a curve over seconds.
 MOMENTS = 400
 
 
@@ -44,18 +44,22 @@ class StrategyRun:
     """One run of one strategy.
 
     Attributes:
-        codes: candidates in the order of evaluation, each once, shape (evaluations, parameters).
-        losses: their objectives, turned so that smaller is better, shape (evaluations, objectives); NaN for those that
+        seed: the random seed of the run.
+        codes: candidates in the order of evaluation, each once, int64, shape (evaluations, parameters).
+        losses: their objectives, smaller is better, float64, shape (evaluations, objectives). NaN for candidates that
             failed or violate a constraint.
-        asking: seconds spent in the strategy until each of them was evaluated, shape (evaluations,); measured now.
-        evaluating: seconds that evaluating each of them took when it was evaluated first, by whatever run.
-        asked: seconds spent in the strategy in all.
-        proposals: how many candidates the strategy proposed in all.
-        repeats: how many of these it knew already.
-        failed: how many candidates failed.
+        asking: seconds spent in the strategy up to each evaluation, shape (evaluations,). Measured in this run.
+        evaluating: seconds that each evaluation took, shape (evaluations,). Measured when a candidate was evaluated
+            first, in this run or another one.
+        asked: seconds spent in the strategy in total.
+        proposals: number of candidates that the strategy proposed.
+        repeats: number of proposals that the run had evaluated already.
+        failed: number of candidates that failed.
         stopped: why the run ended.
-        volume: part of the best hypervolume there is after each evaluation; empty for a single objective.
-        best: the leading objective's least loss after each evaluation; infinity before there is any.
+        volume: share of the reference front's hypervolume after each evaluation, 0 to 1, shape (evaluations,); empty
+            for a single objective.
+        best: least loss of the leading objective after each evaluation, shape (evaluations,); infinity before the
+            first.
     """
 
     strategy: str
@@ -77,28 +81,29 @@ class StrategyRun:
 
     @property
     def seconds(self) -> Values:
-        """When each evaluation was done: the strategy's own time, and that of all evaluations so far."""
+        """Time at the end of each evaluation, shape (evaluations,): spent in the strategy and in evaluations so far."""
         total: Values = self.asking + np.cumsum(self.evaluating)
         return total
 
     def front(self, evaluations: int) -> Values:
-        """Losses of its front after so many evaluations, shape (members, objectives), sorted by the objectives."""
+        """Losses of the run's front after `evaluations` evaluations, shape (members, objectives), sorted."""
         losses = self.losses[:evaluations]
         return losses[non_dominated(losses)]
 
 
 @dataclass(frozen=True)
 class StrategyResult:
-    """How a strategy stands, over its seeds. Infinity: not reached.
+    """The figures of one strategy, over the random seeds of its runs. Infinity means not reached.
 
     Attributes:
-        evaluations, seconds: what it took to reach each of ``LEVELS``; empty for a single objective.
-        to_best: evaluations until the leading objective was at the best there is.
+        evaluations, seconds: evaluations and seconds until each of ``LEVELS`` was reached; empty for a single
+            objective.
+        to_best: evaluations until the leading objective had its best value on the reference front.
         regret: at the end of the budget; None for a single objective.
-        shortfall: at the end of the budget.
-        asking, evaluating: seconds of the whole run.
-        proposals, repeats: of the whole run.
-        spent: evaluations of the whole run.
+        shortfall: at the end of the budget, in the unit of the leading objective's loss.
+        asking, evaluating: seconds spent in the strategy and in evaluations, in the whole run.
+        proposals, repeats: their numbers in the whole run.
+        spent: number of evaluations in the whole run.
     """
 
     strategy: str
@@ -116,7 +121,10 @@ class StrategyResult:
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A curve over seeds: median and quartiles at each `x`, all of shape (points,). Infinity: nothing found yet."""
+    """Median and quartiles of a curve over seeds, at each `x`; all of shape (points,).
+
+    A run without a result so far counts as infinity in a curve of ``best``, and as 0 in one of ``volume``.
+    """
 
     x: Values
     median: Values
@@ -126,22 +134,23 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Several strategies on one space, with the same budget and the same seeds.
+    """Several strategies on one space, with the same budget and the same random seeds.
 
     Attributes:
-        folder: where it is kept.
-        strategies: in the order asked for, brute force first.
-        seeds: of the runs of every strategy but brute force, which has none.
-        budget: distinct evaluations of every run but that of brute force, which goes through the whole space.
-        size: candidates of the space.
+        folder: the folder that the comparison is stored in.
+        strategies: their names, in the order of the request; brute force comes first.
+        seeds: the random seeds; one run of each strategy per seed. Brute force runs once.
+        budget: number of distinct evaluations per run. Brute force ignores it and evaluates the whole space.
+        size: number of candidates in the space.
         objectives: what was optimised.
-        constraints: what results had to fulfil, as it was asked for.
-        truth: whether a run went through the whole space, as that of brute force always does.
-        front: losses of the best front there is, shape (members, objectives).
-        reference: up to where volumes are taken, as losses, shape (objectives,).
-        whole: hypervolume of the best front there is; NaN for a single objective.
-        courses: every run, strategy by strategy.
-        evaluated: candidates evaluated in this session; `known` those that were known from earlier ones.
+        constraints: conditions that a result must fulfil to count, as text.
+        truth: whether one run evaluated the whole space, as brute force always does; then `front` is the true front.
+        front: losses of the reference front, float64, shape (members, objectives).
+        reference: reference point of all hypervolumes, as losses, float64, shape (objectives,).
+        hypervolume: of the reference front; NaN for a single objective.
+        runs: every run, strategy by strategy.
+        evaluated: number of candidates evaluated in this session.
+        known: number of candidates known from earlier sessions.
         notes: remarks for the user.
     """
 
@@ -155,8 +164,8 @@ class Comparison:
     truth: bool
     front: Values
     reference: Values
-    whole: float
-    courses: tuple[StrategyRun, ...]
+    hypervolume: float
+    runs: tuple[StrategyRun, ...]
     evaluated: int
     known: int
     notes: tuple[str, ...] = ()
@@ -172,75 +181,76 @@ class Comparison:
 
     @property
     def best(self) -> float:
-        """The least loss of the leading objective there is."""
+        """Least loss of the leading objective on the reference front."""
         return float(self.front[:, self.leading].min())
 
     def of(self, strategy: str) -> tuple[StrategyRun, ...]:
-        """The runs of a strategy, one per seed; brute force has one.
+        """The runs of a strategy, one per random seed; brute force has one.
 
         Raises:
-            ConfigError: it was not compared.
+            ConfigError: the strategy was not compared.
         """
         if strategy not in self.strategies:
             raise ConfigError(
                 f"{strategy!r} was not compared; {one_of(self.strategies)}.{nearest(strategy, self.strategies)}"
             )
-        return tuple(c for c in self.courses if c.strategy == strategy)
+        return tuple(run for run in self.runs if run.strategy == strategy)
 
     @cached_property
-    def standings(self) -> tuple[StrategyResult, ...]:
-        """How each strategy stands, in the order of `strategies`."""
-        return tuple(self._standing(s) for s in self.strategies)
+    def results(self) -> tuple[StrategyResult, ...]:
+        """The figures of each strategy, in the order of `strategies`."""
+        return tuple(self._result(s) for s in self.strategies)
 
-    def curve(self, strategy: str, what: What = "volume", over: Over = "evaluations") -> Band:
-        """Median and quartiles over the seeds of a strategy.
+    def curve(self, strategy: str, what: CurveKind = "volume", over: CurveAxis = "evaluations") -> Band:
+        """Median and quartiles over the random seeds of a strategy.
 
         Args:
-            what: ``volume``, the part of the best hypervolume there is, or ``best``, the least loss of the leading
-                objective so far.
-            over: ``evaluations`` 1, 2, ...; or ``seconds``, at moments from the first evaluation to the last. A run
-                that is over stays where it ended.
+            strategy: one of `strategies`.
+            what: ``volume``, the share of the reference front's hypervolume; or ``best``, the least loss of the
+                leading objective so far.
+            over: ``evaluations``: x is 1, 2, ...; ``seconds``: x goes from the first evaluation to the last. After
+                its end a run keeps its last value.
 
         Raises:
-            ConfigError: the strategy was not compared, or there is no volume with a single objective.
+            ConfigError: the strategy was not compared, or ``volume`` was asked for with a single objective.
         """
         runs = self.of(strategy)
         if what == "volume" and len(self.objectives.directions) == 1:
             raise ConfigError("one objective has no hypervolume; ask for what = 'best'")
-        own = [c.volume if what == "volume" else c.best for c in runs]
+        values = [run.volume if what == "volume" else run.best for run in runs]
         before = 0.0 if what == "volume" else np.inf
         if over == "evaluations":
             length = max(map(len, runs))
             x = np.arange(1.0, length + 1)
-            rows = curves.at_evaluations(own, length, before)
+            rows = curves.at_evaluations(values, length, before)
         else:
-            times = [c.seconds for c in runs]
+            times = [run.seconds for run in runs]
             every = np.concatenate(times)
             x = np.geomspace(every.min(), every.max(), MOMENTS) if len(every) else every
-            x[-1:] = every.max(initial=0.0)  # to the last digit
-            rows = curves.at_moments(own, times, x, before)
+            x[-1:] = every.max(initial=0.0)  # geomspace may miss the end by its last digit
+            rows = curves.at_moments(values, times, x, before)
         low, median, high = curves.quantiles(rows)
         return Band(x, median, low, high)
 
-    def _standing(self, strategy: str) -> StrategyResult:
+    def _result(self, strategy: str) -> StrategyResult:
         runs = self.of(strategy)
         several = len(self.objectives.directions) > 1
-        reached = [[curves.first_reaching(c.volume, level) for c in runs] for level in LEVELS if several]
-        missing = [1.0 - _end(c.volume, self.budget, 0.0) for c in runs] if several else []
+        reached = [[curves.first_reaching(run.volume, level) for run in runs] for level in LEVELS if several]
+        missing = [1.0 - _end(run.volume, self.budget, 0.0) for run in runs] if several else []
         return StrategyResult(
             strategy=strategy,
-            evaluations=tuple(curves.spread(r) for r in reached),
+            evaluations=tuple(curves.spread(counts) for counts in reached),
             seconds=tuple(
-                curves.spread([_at(c.seconds, n) for c, n in zip(runs, own, strict=True)]) for own in reached
+                curves.spread([_at(run.seconds, n) for run, n in zip(runs, counts, strict=True)]) for counts in reached
             ),
-            to_best=curves.spread([curves.first_reaching(-c.best, -self.best) for c in runs]),
+            to_best=curves.spread([curves.first_reaching(-run.best, -self.best) for run in runs]),
             regret=curves.spread([m if m > curves.ROUNDING else 0.0 for m in missing]) if several else None,
-            shortfall=curves.spread([_end(c.best, self.budget, np.inf) - self.best for c in runs]),
-            asking=curves.spread([c.asked for c in runs]),
-            evaluating=curves.spread([float(c.evaluating.sum()) for c in runs]),
-            proposals=curves.spread([c.proposals for c in runs]),
-            repeats=curves.spread([c.repeats for c in runs]),
-            spent=curves.spread([len(c) for c in runs]),
+            shortfall=curves.spread([_end(run.best, self.budget, np.inf) - self.best for run in runs]),
+            asking=curves.spread([run.asked for run in runs]),
+            evaluating=curves.spread([float(run.evaluating.sum()) for run in runs]),
+            proposals=curves.spread([run.proposals for run in runs]),
+            repeats=curves.spread([run.repeats for run in runs]),
+            spent=curves.spread([len(run) for run in runs]),
         )
 
 
@@ -249,42 +259,45 @@ def _at(seconds: Values, evaluations: float) -> float:
 
 
 def _end(curve: Values, budget: int, before: float) -> float:
-    """A curve at the end of the budget."""
+    """The value of a curve at the end of the budget; `before` if the curve is empty."""
     return float(curve[:budget][-1]) if len(curve) else before
 
 
 def leading(objectives: Objectives) -> int:
-    """Column of the objective that stands for quality: accuracy, or else the first."""
+    """Column of the leading objective: accuracy if that is an objective, else the first one."""
     names = objectives.names
     return names.index("accuracy") if "accuracy" in names else 0
 
 
-def measured(
-    courses: Sequence[StrategyRun], objectives: Objectives
+def add_curves(
+    runs: Sequence[StrategyRun], objectives: Objectives
 ) -> tuple[tuple[StrategyRun, ...], Values, Values, float]:
-    """(the runs with their curves, losses of the best front there is, reference point, its hypervolume).
+    """Compute the curves of all runs, relative to the front of all runs together.
 
     Args:
-        courses: runs without curves; the best there is is taken of all of them together, which is the truth as soon as
-            one of them went through the whole space.
+        runs: without curves; at least one result counts.
+        objectives: of all of them.
+
+    Returns:
+        (the runs with `volume` and `best`; losses of the reference front, shape (members, objectives); reference
+        point, shape (objectives,); hypervolume of the reference front, NaN for a single objective).
     """
-    together = np.concatenate([c.losses for c in courses])
+    together = np.concatenate([run.losses for run in runs])
     known = together[np.isfinite(together).all(axis=1)]
-    # Equal results stand for one member, whoever found them.
+    # Candidates with equal results are one member of the front.
     front = np.unique(known[non_dominated(known)], axis=0)
-    column, whole = leading(objectives), np.nan
     if len(objectives.directions) == 1:
-        reference = front.max(axis=0)
-        found = [replace(c, best=curves.best_so_far(c.losses[:, 0])) for c in courses]
-        return tuple(found), front, reference, whole
+        with_best = [replace(run, best=curves.best_so_far(run.losses[:, 0])) for run in runs]
+        return tuple(with_best), front, front.max(axis=0), np.nan
+    column = leading(objectives)
     reference = curves.reference_point(known)
-    whole = float(curves.volumes(front, reference)[-1])
-    found = [
+    hypervolume = float(curves.volumes(front, reference)[-1])
+    with_curves = [
         replace(
-            c,
-            best=curves.best_so_far(c.losses[:, column]),
-            volume=np.minimum(1.0, curves.volumes(c.losses, reference) / whole),
+            run,
+            best=curves.best_so_far(run.losses[:, column]),
+            volume=np.minimum(1.0, curves.volumes(run.losses, reference) / hypervolume),
         )
-        for c in courses
+        for run in runs
     ]
-    return tuple(found), front, reference, whole
+    return tuple(with_curves), front, reference, hypervolume
