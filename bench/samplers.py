@@ -35,7 +35,7 @@ from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
 from bitfront.strategies.brute_force import BruteForce
 from bitfront.strategies.evolution import Evolution
-from bitfront.strategies.optuna import POPULATION, OptunaStrategy
+from bitfront.strategies.optuna import POPULATION, OptunaSettings, OptunaStrategy
 
 Losses = NDArray[np.float64]
 Make = Callable[[Space, int, int], Strategy]
@@ -45,7 +45,10 @@ SEEDS = 5
 ASKED: dict[str, Make] = {
     "brute_force": BruteForce,
     "evolution": Evolution,
-    **{f"optuna {s}": partial(OptunaStrategy, sampler=s) for s in ("tpe", "random", "nsgaii", "nsgaiii", "qmc")},
+    **{
+        f"optuna {s}": partial(OptunaStrategy, settings=OptunaSettings(sampler=s))
+        for s in ("tpe", "random", "nsgaii", "nsgaiii", "qmc")
+    },
 }
 COMPARED = ("evolution", "optuna nsgaii", "optuna tpe")
 
@@ -264,7 +267,7 @@ def asking(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
             each, _ = cost(problem, make, trials)
             key = f"{name.removeprefix('optuna ')}_{2 * layers}_ms"
             yield row("asking", f"{problem.name}, {trials} trials", name, "ms per proposal", each), (key, each)
-    each, _ = cost(synthetic(6), partial(OptunaStrategy, sampler="gp"), 28)
+    each, _ = cost(synthetic(6), partial(OptunaStrategy, settings=OptunaSettings(sampler="gp")), 28)
     yield row("asking", "synthetic 12, 28 trials", "optuna gp", "ms per proposal", each), ("gp_12_ms", each)
     problem, trials = synthetic(15), 300 if quick else 3000
     each = cost_at(problem, trials)
@@ -286,7 +289,8 @@ def batches(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] 
         for seed in range(seeds):
             own = sampler == "evolution"
             single = SingleEvolution(problem.space, 2, seed) if own else OneByOne(problem.space, 2, seed, sampler)
-            several = (Evolution if own else partial(OptunaStrategy, sampler=sampler))(problem.space, 2, seed)
+            make = Evolution if own else partial(OptunaStrategy, settings=OptunaSettings(sampler=sampler))
+            several = make(problem.space, 2, seed)
             one = search(problem, single, trials, seed)
             many = search(problem, several, trials, seed)
             pairs.append((one[1], many[1], found(problem, one[0], trials), found(problem, many[0], trials)))

@@ -12,7 +12,6 @@ from bitfront import config
 from bitfront.formats import FORMATS
 from bitfront.metrics import RUNNERS
 from bitfront.strategies import STRATEGIES
-from bitfront.strategies.optuna import MEANINGS
 
 TARGET = Path(__file__).parent / "configuration.md"
 HEAD = """\
@@ -40,7 +39,11 @@ TABLES = [
         config.SpacePart,
     ),
     ("`[search.strategy]`", "", config.StrategyTable),
-    ("`[search.strategy.setup]`", "", config.StrategySetup),
+    (
+        "`[search.strategy.setup]`",
+        "What every search has; beside it stand [the settings of the strategy](#strategies).\n\n",
+        config.StrategySetup,
+    ),
     ("`[search.strategy.metrics.METRIC]`", "", config.MetricSetup),
     (
         "`[search.calibration]`",
@@ -132,8 +135,7 @@ def page() -> str:
             parts.append(SEED)
             parts.append(_formats())
     parts.append(_runners())
-    parts.append("## Strategies and samplers\n\n" + _rows(["strategy", "what it is"], STRATEGIES.described()))
-    parts.append(_rows(["sampler of `optuna`", "what it is"], sorted(MEANINGS.items())))
+    parts.append(_strategies())
     parts.append(
         "## Accepted without effect\n\nKeys of the system that these files come from, which mean nothing here; each is "
         "named in a note: " + ", ".join(f"`{k}`" for k in sorted(config.WITHOUT_EFFECT)) + ".\n"
@@ -165,6 +167,23 @@ def _runners() -> str:
         settings = MORE.get(name, "")
         settings += _table(runner.Settings.model_fields) if runner.Settings.model_fields else "No settings.\n"
         parts.append(f"### `{runner.side}.{name}`\n\n{metrics}.\n\n{settings}")
+    return "\n".join(parts)
+
+
+def _strategies() -> str:
+    parts = [
+        "## Strategies\n\n`name` in `[search.strategy]`; settings stand in `[search.strategy.setup]`. "
+        '`optuna:tpe` is strategy `optuna` with `sampler = "tpe"`. A setting of another strategy has no effect, and '
+        "is named in a note.\n"
+    ]
+    for name, meaning in STRATEGIES.described():
+        strategy = STRATEGIES.get(name)
+        fields = strategy.Settings.model_fields
+        parts.append(f"### `{name}`\n\n{meaning}\n\n{_table(fields) if fields else 'No settings.' + chr(10)}")
+        if strategy.variants:
+            parts.append(
+                _rows([f"`{strategy.variant}`", "what it is"], [(f"`{n}`", m) for n, m in strategy.variants.items()])
+            )
     return "\n".join(parts)
 
 

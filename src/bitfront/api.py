@@ -15,7 +15,7 @@ from torch import nn
 
 from bitfront import config as configuration
 from bitfront import tomlfile
-from bitfront.config import Config
+from bitfront.config import Config, StrategySetup
 from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import from_object
@@ -39,6 +39,7 @@ from bitfront.report.comparison_files import write_comparison
 from bitfront.spaces import SPACES
 from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
+from bitfront.strategies.configured import ConfiguredStrategy, all_settings, configured_strategy, with_variant
 from bitfront.strategies.optuna import MEANINGS
 from bitfront.template import template
 
@@ -80,10 +81,11 @@ def search(
             is of both.
         metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``, or a list of names; their runners are
             found.
-        strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML.
+        strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML:
+            ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
         restart: throw away the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``,
-            ``tensorboard=True``.
+            ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``.
 
     Raises:
         UserError: what was asked cannot be done; nothing has been evaluated.
@@ -137,7 +139,8 @@ def compare(
     if isinstance(strategies, str):
         strategies = [strategies]
     config = prepared(_configured(source, model, data, space, metrics, None, overrides))
-    layout = _laid_out(config, model, data, events)
+    # Which strategies are compared is decided once there is a plan; until then it has one that takes any space.
+    layout = _laid_out(config, model, data, events, configured_strategy("evolution"))
     if not can_draw():
         events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
     found = run_comparison(layout, strategies, seeds, restart, events)
@@ -145,11 +148,20 @@ def compare(
     return found
 
 
-def _laid_out(config: Config, model: Any, data: Any, events: Events) -> Plan:
-    """The plan of a search, of what the configuration names or of the user's own objects."""
+def _laid_out(
+    config: Config, model: Any, data: Any, events: Events, strategy: ConfiguredStrategy | None = None
+) -> Plan:
+    """The plan of a search, of what the configuration names or of what was given in place of that."""
     own_model = model if isinstance(model, nn.Module) else None
     own_data = dataset_of(data, config.seed, events)
-    return make_plan(config, model=own_model, dataset=own_data, report=events.note, progress=events.downloading)
+    return make_plan(
+        config,
+        model=own_model,
+        dataset=own_data,
+        strategy=strategy,
+        report=events.note,
+        progress=events.downloading,
+    )
 
 
 def _refuse_in_worker(verb: str) -> None:
@@ -184,7 +196,7 @@ def _configured(
     lines = document.lines if source is not None and not isinstance(source, Config) else {}
     flat: dict[str, Any] = {}
     for key, value in overrides.items():
-        flat[_SHORT.get(key, key)] = value
+        flat[_path_of(key)] = value
     if isinstance(model, str):
         flat["model"] = model
     elif model is not None:
@@ -199,10 +211,14 @@ def _configured(
     return configuration.from_document(tomlfile.Document(name, values, lines), flat)
 
 
-_SHORT = {
-    **{k: f"search.strategy.setup.{k}" for k in ("n_jobs", "n_trials", "timeout", "sampler", "max_size")},
-    "tensorboard": "search.tensorboard",
-}
+def _path_of(key: str) -> str:
+    """The dotted key that an override is meant for: the keys of a strategy's setup, those of any strategy included, and
+    ``tensorboard`` are known without their tables."""
+    if key in Config.model_fields or "." in key:
+        return key
+    if key in StrategySetup.model_fields or key in all_settings():
+        return f"search.strategy.setup.{key}"
+    return f"search.{key}" if key == "tensorboard" else key
 
 
 def _search_table(
@@ -215,8 +231,8 @@ def _search_table(
         table["search_space"] = _space_table(space)
     own: dict[str, Any] = {}
     if isinstance(strategy, str):
-        name, _, sampler = strategy.partition(":")
-        own = {"name": name, **({"setup": {"sampler": sampler}} if sampler else {})}
+        name, setup = with_variant(strategy)
+        own = {"name": name, **({"setup": setup} if setup else {})}
     elif strategy is not None:
         own = dict(strategy)
     if metrics is not None:
@@ -312,9 +328,13 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     }
     if what not in rooms:
         raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
+    described: list[tuple[str, ...]]
     if what == "formats":
-        described: list[tuple[str, ...]] = [
-            (n, text, ", ".join(FORMATS.get(n).parameters)) for n, text in FORMATS.described()
-        ]
+        described = [(n, text, ", ".join(FORMATS.get(n).parameters)) for n, text in FORMATS.described()]
         return ["name", "what it is", "parameters of an operand"], described
+    if what == "strategies":
+        described = [
+            (n, text, ", ".join(STRATEGIES.get(n).Settings.model_fields)) for n, text in STRATEGIES.described()
+        ]
+        return ["name", "what it is", "settings in [search.strategy.setup]"], described
     return ["name", "what it is"], list(rooms[what].described())

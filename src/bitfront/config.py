@@ -70,7 +70,12 @@ class SearchSpace(SpacePart):
 
 
 class StrategySetup(Table):
-    """``[search.strategy.setup]``."""
+    """``[search.strategy.setup]``: the keys that every search has, and beside them those of its strategy.
+
+    A strategy's keys are checked when it is known which one is meant (``strategies.configured``).
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     n_jobs: int = Field(1, ge=1, le=256, description="worker processes; the numbers are the same for any")
     n_trials: int | None = Field(
@@ -79,15 +84,18 @@ class StrategySetup(Table):
         description="budget in distinct candidates; none: the whole space for brute force, else 100",
     )
     timeout: float | None = Field(None, gt=0, description="seconds after which no further candidates are started")
-    sampler: str | None = Field(None, description="for strategy `optuna`: which of Optuna's samplers; default tpe")
     sum_scaled_metrics: bool = Field(
         False,
         description="true: one objective, the sum of the scaled metrics; false: each its own, and a front",
     )
     direction: Direction | None = Field(None, description="of the sum; needed if `sum_scaled_metrics`")
-    max_size: int = Field(1_000_000, ge=1, description="brute force refuses larger spaces")
     pkl_ckpt: str | None = Field(None, description="accepted, without effect: a run resumes from its own folder")
     save_every_n_trials: int | None = Field(None, description="accepted, without effect: every trial is saved")
+
+    @property
+    def of_strategy(self) -> dict[str, Any]:
+        """The keys beside those that every search has: settings of a strategy, as they were given."""
+        return dict(self.model_extra or {})
 
 
 class MetricSetup(Table):
@@ -178,8 +186,8 @@ class Config(Table):
 
     _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
     _notes: tuple[str, ...] = PrivateAttr(())
-    #: Dotted keys whose values came from flags, not from the document.
-    _flags: frozenset[str] = PrivateAttr(frozenset())
+    #: Dotted keys whose values came from overrides, not from the document.
+    _overridden: frozenset[str] = PrivateAttr(frozenset())
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -206,11 +214,9 @@ class Config(Table):
         try:
             yield
         except ConfigError as error:
-            if error.file is None and error.key:
-                if ".".join(error.key) in self._flags:
-                    error.key = (_flag(error.key),)
-                else:
-                    error.located(self._document.name, self._document.line(error.key))
+            # What was overridden stands in no file.
+            if error.file is None and error.key and ".".join(error.key) not in self._overridden:
+                error.located(self._document.name, self._document.line(error.key))
             raise
 
 
@@ -238,16 +244,16 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     notes = [f"{document.name}: {key} has no effect here" for key in ignored]
     for key in ignored:
         del values[key]
-    flags = {k: v for k, v in (overrides or {}).items() if v is not None}
-    if "search.strategy.setup.sampler" in flags:
+    given = {k: v for k, v in (overrides or {}).items() if v is not None}
+    if "search.strategy.setup.sampler" in given:
         # Whoever names a sampler means the strategy that has samplers, whatever the file says.
-        flags.setdefault("search.strategy.name", "optuna")
-    below = [key for key in flags if key.startswith("search.")]
+        given.setdefault("search.strategy.name", "optuna")
+    below = [key for key in given if key.startswith("search.")]
     if below and "search" not in values:
         raise ConfigError(
-            f"{_flag(tuple(below[0].split('.')))} is about a search, and there is no [search] here", file=document.name
+            f"{below[0]} is about a search, and there is no [search] here", file=document.name, arguments=below[:1]
         )
-    for dotted, value in flags.items():
+    for dotted, value in given.items():
         *parents, last = dotted.split(".")
         place = values
         for parent in parents:
@@ -260,17 +266,17 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise _translated(error, document, flags) from None
+        raise _translated(error, document, given) from None
     if config.project is not None and (Path(config.project).name != config.project or config.project == ".."):
         raise ConfigError(
             f"{config.project!r} is not the name of a folder; project_dir says where run folders are",
-            key=(_flag(("project",)),) if "project" in flags else ("project",),
-            file=None if "project" in flags else document.name,
-            line=None if "project" in flags else document.line(("project",)),
+            key=("project",),
+            file=None if "project" in given else document.name,
+            line=None if "project" in given else document.line(("project",)),
         )
     config._document = document
     config._notes = tuple(notes)
-    config._flags = frozenset(flags)
+    config._overridden = frozenset(given)
     _check_passes(config)
     return config
 
@@ -316,10 +322,10 @@ def settings_of(kind: type[Settings], values: Mapping[str, Any], where: tuple[st
         raise
 
 
-def _translated(error: ValidationError, document: tomlfile.Document, flags: Mapping[str, Any]) -> ConfigError:
+def _translated(error: ValidationError, document: tomlfile.Document, given: Mapping[str, Any]) -> ConfigError:
     key, message = _problem(error, Config)
-    if ".".join(key) in flags:
-        return ConfigError(message, key=(_flag(key),))
+    if ".".join(key) in given:
+        return ConfigError(message, key=key)
     return ConfigError(message, key=key, file=document.name, line=document.line(key))
 
 
@@ -345,12 +351,6 @@ def _problem(error: ValidationError, root: type[Table]) -> tuple[tuple[str, ...]
         case _:
             message = f"{given!r} is not possible: {first['msg'][0].lower() + first['msg'][1:]}"
     return key, message
-
-
-def _flag(key: tuple[str, ...]) -> str:
-    """The flag of a key, which is named as the key is, but for two."""
-    named = {"search.strategy.name": "strategy", "search.finetune.trials": "finetune"}
-    return "--" + named.get(".".join(key), key[-1]).replace("_", "-")
 
 
 def _table_at(path: tuple[str, ...], root: type[Table]) -> type[Table] | None:

@@ -13,7 +13,9 @@
     │   └── MissingExtraError        an optional dependency is needed; says what to install
     └── EvaluationError              a candidate, or every candidate, could not be evaluated; the command exits with 1
 
-A message says what was asked, what was found, what is allowed and what to do. Messages are tested.
+A message says what was asked, what was found, what is allowed and what to do. It speaks of the arguments of Python
+functions and the keys of the TOML; where the command shows it, its flags take their places (``cli.flags.as_typed``).
+Messages are tested.
 """
 
 from __future__ import annotations
@@ -31,23 +33,39 @@ class BitfrontError(Exception):
 
 
 class UserError(BitfrontError):
-    """Something the user asked for cannot be done as asked."""
+    """Something the user asked for cannot be done as asked.
+
+    Args:
+        arguments: the parts of the message that are arguments of Python functions, word for word: ``restart=True``,
+            ``project=...``, or dotted keys that may be overridden.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, arguments: Sequence[str] = ()) -> None:
+        self.arguments = tuple(arguments)
+        super().__init__(message)
 
 
 class ConfigError(UserError):
     """A key or a value of the configuration is wrong.
 
-    ``key`` is the path of the offending key, e.g. ``("search", "strategy", "name")``. The file and the line are
-    filled in by :meth:`located` where the document is known; code that only sees a value raises without them.
+    ``key`` is the path of the offending key, e.g. ``("search", "strategy", "name")``, or the argument of a Python
+    function, e.g. ``("seeds",)``. The file and the line are filled in by :meth:`located` where the document is known;
+    code that only sees a value raises without them, and so does what is wrong with an argument.
     """
 
     def __init__(
-        self, message: str, *, key: Sequence[str] = (), file: str | None = None, line: int | None = None
+        self,
+        message: str,
+        *,
+        key: Sequence[str] = (),
+        file: str | None = None,
+        line: int | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
         self.message, self.key, self.file, self.line = message, tuple(key), file, line
-        super().__init__(message)
+        super().__init__(message, arguments=arguments)
 
     def __str__(self) -> str:
         place = self.file or ""
@@ -111,8 +129,11 @@ def one_of(allowed: Iterable[object]) -> str:
     return "allowed: " + ", ".join(str(a) for a in allowed)
 
 
-def require(module: str, extra: str, purpose: str) -> ModuleType:
+def require(module: str, extra: str, purpose: str, *, arguments: Sequence[str] = ()) -> ModuleType:
     """Import an optional dependency, or say which extra brings it.
+
+    Args:
+        purpose: what needs it; `arguments` are the parts of it that are arguments of a Python function.
 
     Raises:
         MissingExtraError: `module` is not installed.
@@ -123,5 +144,6 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         if error.name is None or not module.startswith(error.name):
             raise
         raise MissingExtraError(
-            f"{purpose} needs {module.split('.')[0]}, which is not installed: pip install 'bitfront[{extra}]'"
+            f"{purpose} needs {module.split('.')[0]}, which is not installed: pip install 'bitfront[{extra}]'",
+            arguments=arguments,
         ) from None

@@ -158,7 +158,7 @@ def test_every_candidate_is_evaluated_once_for_all(given, tmp_path, measured):
 def test_what_was_interrupted_goes_on(given, tmp_path, known):
     class Impatient(bf.Events):
         def progress(self, progress, plan):
-            if plan.strategy == "evolution" and progress.done >= 20:
+            if plan.strategy.name == "evolution" and progress.done >= 20:
                 raise KeyboardInterrupt
 
     asked = {"space": LARGER, "strategies": ["optuna:tpe", "evolution"], "seeds": 3, "n_trials": 40}
@@ -322,12 +322,15 @@ def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"strategies": ["brutal"]}, "--strategy brutal: there is no strategy called 'brutal'; allowed: brute_force, "),
+        ({"strategies": ["brutal"]}, "strategies.brutal: there is no strategy called 'brutal'; allowed: brute_force, "),
         ({"strategies": ["optuna:tpee"]}, "there is no sampler 'tpee'; allowed: tpe, .* Did you mean 'tpe'?"),
-        ({"strategies": ["evolution:tpe"]}, "a sampler belongs to strategy 'optuna', and this one is 'evolution'"),
+        ({"strategies": ["evolution:tpe"]}, "strategy 'evolution' has no variants, so nothing can stand behind"),
+        ({"strategies": ["tpe"]}, "strategies.tpe: 'tpe' is a sampler of strategy 'optuna'; write optuna:tpe"),
+        ({"strategies": ["brute"], "max_size": 0}, "search.strategy.setup.max_size: 0 is not possible: input"),
+        ({"search.strategy.setup.n_trails": 3}, "setup.n_trails: unknown key; .* Did you mean 'n_trials'"),
         ({"strategies": ["optuna", "optuna:TPE"]}, "optuna:tpe is named twice"),
         ({"strategies": "brute", "max_size": 10}, "the space has 36 candidates, .* stops at max_size = 10"),
-        ({"seeds": 0}, "--seeds: 0 is not possible; allowed: 1 or more"),
+        ({"seeds": 0}, "seeds: 0 is not possible; allowed: 1 or more"),
     ],
 )
 def test_mistakes_are_reported_before_any_work(given, tmp_path, more, message):

@@ -16,7 +16,7 @@ from bitfront.pareto import non_dominated
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.brute_force import BruteForce
 from bitfront.strategies.evolution import Evolution
-from bitfront.strategies.optuna import OptunaStrategy
+from bitfront.strategies.optuna import OptunaSettings, OptunaStrategy
 from bitfront.testing.strategies import toy_losses, toy_space
 
 SPACE = toy_space(2, 3)  # 10 · 10 candidates
@@ -63,9 +63,9 @@ class Empty(Strategy):
 
 STRATEGIES = {
     "brute_force": BruteForce,
-    "tpe": lambda s, o, seed: OptunaStrategy(s, o, seed, "tpe"),
-    "nsgaii": lambda s, o, seed: OptunaStrategy(s, o, seed, "nsgaii"),
-    "qmc": lambda s, o, seed: OptunaStrategy(s, o, seed, "qmc"),
+    "tpe": lambda s, o, seed: OptunaStrategy(s, o, seed, OptunaSettings(sampler="tpe")),
+    "nsgaii": lambda s, o, seed: OptunaStrategy(s, o, seed, OptunaSettings(sampler="nsgaii")),
+    "qmc": lambda s, o, seed: OptunaStrategy(s, o, seed, OptunaSettings(sampler="qmc")),
     "evolution": Evolution,
     "stubborn": Stubborn,
     "empty": Empty,

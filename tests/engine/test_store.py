@@ -157,8 +157,8 @@ def test_another_identity_is_refused_and_the_differences_are_listed(tmp_path):
     assert 'model: it has "m", asked for is "n"' in message
     assert "training.lr: it has 0.1, asked for is 0.2" in message
     assert "epochs" not in message
-    assert "--restart" in message
-    assert "--project" in message
+    assert "restart=True" in message
+    assert "project=..." in message
     check_identity(tmp_path / "trials.sqlite", {**IDENTITY, "model": "n"}, ignore=["model"])
     # Nothing was changed by being refused.
     opened(tmp_path).close()

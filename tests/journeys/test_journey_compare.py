@@ -67,8 +67,8 @@ def test_a_killed_comparison_goes_on(shell, data):
 MISTAKES = {
     ("--strategy", "optuna:tpee"): "error: --strategy optuna:tpee: there is no sampler 'tpee'; allowed: tpe, random",
     ("--strategy", "brutal"): "error: --strategy brutal: there is no strategy called 'brutal'; allowed: brute_force, ",
-    ("--strategy", "evolution:tpe"): "a sampler belongs to strategy 'optuna', and this one is 'evolution'",
-    ("--strategy", "tpe"): "error: --strategy tpe: 'tpe' is a sampler; write optuna:tpe",
+    ("--strategy", "evolution:tpe"): "error: --strategy evolution:tpe: strategy 'evolution' has no variants",
+    ("--strategy", "tpe"): "error: --strategy tpe: 'tpe' is a sampler of strategy 'optuna'; write optuna:tpe",
     ("--seeds", "0"): "error: --seeds: 0 is not possible; allowed: 1 or more",
     ("--seeds", "two"): "Invalid value for '--seeds'",
     ("--n-trials", "0"): "error: --n-trials: 0 is not possible",

@@ -53,7 +53,7 @@ MISTAKES = {
         "val_dataloader",
         "test_dataloader",
         "search.strategy.sw_runner.basic_evaluation.data_loader",
-        ["'test_dataloader' is not possible", "'val_dataloader'"],
+        ["'test_dataloader' is not possible", "val_dataloader"],
     ),
     "a metric that no runner produces": (
         "accuracy.scale = 1.0",

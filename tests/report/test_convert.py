@@ -174,23 +174,23 @@ def test_a_run_without_trials_is_a_table_without_rows(tmp_path):
 def test_mistakes_are_found_before_anything_is_written(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"no format 'cvs' to convert to; allowed: csv, parquet, optuna\. Did you"):
         bf.convert(run, "cvs")
-    with pytest.raises(ConfigError, match="--trials 0 is not possible"):
+    with pytest.raises(ConfigError, match="trials: 0 is not possible"):
         bf.convert(run, "csv", trials=0)
     with pytest.raises(RunError, match=r"nowhere: there is no such run folder; runs in .*: six"):
         bf.convert(tmp_path / "nowhere", "csv")
-    with pytest.raises(RunError, match=r"trials\.sqlite: this belongs to the run; --output names another file"):
+    with pytest.raises(RunError, match=r"trials\.sqlite: this belongs to the run; output=\.\.\. names another file"):
         bf.convert(run, "csv", run.folder / STORE, force=True)
     for to in FORMATS:
         with pytest.raises(RunError, match=r"missing/x: there is no folder .*missing to write it in"):
             bf.convert(run, to, tmp_path / "missing" / "x")
     (tmp_path / "mine.csv").write_text("mine")
-    with pytest.raises(RunError, match=r"mine\.csv exists; --force overwrites it"):
+    with pytest.raises(RunError, match=r"mine\.csv exists; force=True overwrites it"):
         bf.convert(run, "csv", tmp_path / "mine.csv")
     assert (tmp_path / "mine.csv").read_text() == "mine"
     bf.convert(run, "csv", tmp_path / "mine.csv", force=True)
     assert len(rows_of(tmp_path / "mine.csv")) == 6
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"--to parquet needs pyarrow.*pip install 'bitfront\[parquet\]'"):
+    with pytest.raises(MissingExtraError, match=r"to='parquet' needs pyarrow.*pip install 'bitfront\[parquet\]'"):
         bf.convert(run, "parquet")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.csv", "six"]
 

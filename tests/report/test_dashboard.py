@@ -128,15 +128,15 @@ def test_only_this_computer_can_see_it(six):
             assert other.connect_ex(("127.0.0.2", port)) != 0
         with socket.socket() as own:
             assert own.connect_ex(("127.0.0.1", port)) == 0
-        taken = rf"port {port} is in use; --port names another, --port 0 takes any that is free"
+        taken = rf"port {port} is in use; port=\.\.\. names another, port=0 takes any that is free"
         with pytest.raises(UserError, match=taken), served(six.folder, port):
             pass
 
 
 def test_mistakes(six, tmp_path, monkeypatch):
     for options, error, message in (
-        ({"run": six.folder, "port": 70000}, ConfigError, "--port 70000 is not possible: 0 .* to 65535"),
-        ({"run": six.folder, "trials": 0}, ConfigError, "--trials 0 is not possible"),
+        ({"run": six.folder, "port": 70000}, ConfigError, "port: 70000 is not possible: 0 .* to 65535"),
+        ({"run": six.folder, "trials": 0}, ConfigError, "trials: 0 is not possible"),
         ({"run": tmp_path / "nothing"}, RunError, "there is no such run folder"),
     ):
         with pytest.raises(error, match=message), served(**options):

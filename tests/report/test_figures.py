@@ -311,17 +311,17 @@ def test_other_parameters_are_averaged(long_run):
     [
         (
             "fc1/wieght", "fc1/data_in", [],
-            "--x: this run has no parameter that varies 'fc1/wieght'; allowed: fc1/data_in, fc1/weight. "
+            "x: this run has no parameter that varies 'fc1/wieght'; allowed: fc1/data_in, fc1/weight. "
             "Did you mean 'fc1/weight'?",
         ),
         (
             "fc1/weight", "fc1/data_in", ["acuracy"],
-            "--metric: this run has no metric with a value 'acuracy'; allowed: accuracy, average_bitwidth. "
+            "metrics: this run has no metric with a value 'acuracy'; allowed: accuracy, average_bitwidth. "
             "Did you mean 'accuracy'?",
         ),
-        ("fc1/weight", None, [], "give --x and --y together; allowed: fc1/data_in, fc1/weight"),
-        ("fc1/weight", "fc1/weight", [], "--x and --y are both 'fc1/weight'; a grid needs two parameters"),
-        (None, None, ["accuracy"], "--metric needs --x and --y, the parameters of the grid; allowed: fc1/data_in, fc1/weight"),
+        ("fc1/weight", None, [], "y: missing, and a grid needs two parameters; allowed: fc1/data_in, fc1/weight"),
+        ("fc1/weight", "fc1/weight", [], "y: 'fc1/weight' is x already; a grid needs two parameters"),
+        (None, None, ["accuracy"], "metrics: a grid needs two parameters, x and y; allowed: fc1/data_in, fc1/weight"),
     ],
 )  # fmt: skip
 def test_what_no_grid_can_be_drawn_of(six, x, y, metrics, message):

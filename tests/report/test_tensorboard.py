@@ -193,7 +193,7 @@ def test_a_finished_search_is_logged_afterwards(searched):
 def test_without_the_extra_nothing_is_evaluated(searched, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(
-        MissingExtraError, match=r"--tensorboard needs tensorboard.*pip install 'bitfront\[tensorboard\]'"
+        MissingExtraError, match=r"tensorboard=True needs tensorboard.*pip install 'bitfront\[tensorboard\]'"
     ):
         searched(tensorboard=True)
     assert not (tmp_path / "runs").exists()

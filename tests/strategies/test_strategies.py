@@ -9,12 +9,12 @@ from bitfront.errors import UnknownNameError
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
 from bitfront.strategies.brute_force import BruteForce
-from bitfront.strategies.optuna import MEANINGS, SAMPLERS, OptunaStrategy, sampler_name
+from bitfront.strategies.optuna import MEANINGS, SAMPLERS, OptunaSettings, OptunaStrategy, sampler_name
 from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
 
 
 def optuna_with(sampler):
-    return lambda space, objectives, seed: OptunaStrategy(space, objectives, seed, sampler)
+    return lambda space, objectives, seed: OptunaStrategy(space, objectives, seed, OptunaSettings(sampler=sampler))
 
 
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "gp"])
@@ -128,7 +128,7 @@ def test_an_unknown_sampler_is_answered_with_the_nearest_and_all():
     with pytest.raises(
         UnknownNameError, match=r"no sampler 'nsgai'; allowed: tpe, .*brute_force\. Did you mean 'nsgaii'"
     ):
-        OptunaStrategy(toy_space(), 1, 0, "nsgai")
+        OptunaSettings(sampler="nsgai")
     # The strategy that wraps the samplers is none of them.
     with pytest.raises(UnknownNameError, match="no sampler 'optuna'"):
         sampler_name("optuna")
@@ -141,7 +141,7 @@ def test_an_unknown_sampler_is_answered_with_the_nearest_and_all():
 def test_what_was_told_guides_what_is_proposed(sampler):
     """Where there is one best corner, later proposals are nearer to it than a random draw is."""
     space, history = toy_space(4, 6), History(12, 1)
-    strategy = OptunaStrategy(space, 1, 0, sampler)
+    strategy = OptunaStrategy(space, 1, 0, OptunaSettings(sampler=sampler))
     rng, found = np.random.default_rng(0), []
     while len(history) < 100:
         codes = strategy.propose(history, 8, rng)

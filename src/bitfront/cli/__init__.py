@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from bitfront.cli.flags import with_flags
+from bitfront.cli.flags import as_typed, with_flags
 from bitfront.cli.printing import complain
 from bitfront.cli.verbs import BUDGET, CONFIGURED, VERBS
 from bitfront.errors import BitfrontError
@@ -76,7 +76,7 @@ def main() -> None:
     try:
         build(sys.argv[1:])()
     except BitfrontError as error:
-        complain(f"error: {error}")
+        complain(f"error: {as_typed(error)}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         complain("interrupted")

@@ -1,7 +1,9 @@
-"""A flag for every key of the configuration, made from its schema, so that the two cannot disagree."""
+"""A flag for every key of the configuration, made from its schema, so that the two cannot disagree; and errors in terms
+of flags, which they name as arguments of the Python API."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_args, get_origin
@@ -9,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from bitfront.cli.completing import of_key
+from bitfront.errors import BitfrontError, ConfigError
 
 #: Keys below the top of the configuration that have a flag too.
 SEARCH_FLAGS = {
@@ -54,6 +57,37 @@ def with_flags(verb: Callable[..., None], more: Collection[str]) -> Callable[...
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     wrapper.__doc__ = verb.__doc__
     return wrapper
+
+
+#: Arguments of Python functions whose flags are spelled otherwise.
+OTHERWISE = {"strategies": "strategy", "metrics": "metric"}
+
+
+def as_typed(error: BitfrontError) -> str:
+    """The message of an error as the command shows it: flags take the places of arguments and of overridden keys."""
+    text = str(error)
+    if isinstance(error, ConfigError) and error.key and error.file is None:
+        argument, *rest = error.key
+        dotted = ".".join(error.key)
+        if dotted in _paths():
+            text = f"{_flag(dotted)}: {error.message}"
+        elif argument in OTHERWISE or not rest:
+            text = f"{' '.join([_flag(argument), *rest])}: {error.message}"
+    for argument in getattr(error, "arguments", ()):
+        text = text.replace(argument, _flag(argument))
+    return text
+
+
+def _flag(argument: str) -> str:
+    """``--project`` of ``project=...``, ``--port 0`` of ``port=0``, ``--n-trials`` of the key it overrides."""
+    name, _, value = argument.partition("=")
+    flag = "--" + _paths().get(name, OTHERWISE.get(name, name)).replace("_", "-")
+    return flag if value in ("", "...", "True") else f"{flag} {ast.literal_eval(value)}"
+
+
+def _paths() -> dict[str, str]:
+    """Dotted key → the name of the flag that overrides it, where that is below a table."""
+    return {path: name for name, (path, *_) in SEARCH_FLAGS.items()}
 
 
 def _plain(annotation: Any) -> type | None:

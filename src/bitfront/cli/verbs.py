@@ -154,8 +154,8 @@ def plan(
                 "sites": [
                     {"site": o.site, "type": o.type, "rule": o.rule, "options": o.options} for o in made.space.offers()
                 ],
-                "strategy": made.strategy,
-                "sampler": made.sampler,
+                "strategy": made.strategy.name,
+                "sampler": made.strategy.variant,
                 "candidates": min(made.n_trials, made.space.size),
                 "seconds_per_candidate": seconds,
             }

@@ -64,17 +64,20 @@ def convert(
     wanted = FORMATS[to]
     limit = _allowed(trials) or wanted.limit
     if wanted.module:
-        require(wanted.module, to, f"--to {to}")
+        require(wanted.module, to, f"to={to!r}", arguments=[f"to={to!r}"])
     folder = run.folder if isinstance(run, Run) else Path(run)
     path = Path(output) if output is not None else folder / wanted.file
     if path.name in OWN and path.parent.resolve() == folder.resolve():
-        raise RunError(f"{path}: this belongs to the run; --output names another file")
+        raise RunError(f"{path}: this belongs to the run; output=... names another file", arguments=["output=..."])
     if folder.is_dir() and not path.parent.is_dir():
         raise RunError(f"{path}: there is no folder {path.parent} to write it in")
     if path.is_dir():
-        raise RunError(f"{path} is a folder; --output names a file")
+        raise RunError(f"{path} is a folder; output=... names a file", arguments=["output=..."])
     if path.exists() and not force:
-        raise RunError(f"{path} exists; --force overwrites it, --output names another file")
+        raise RunError(
+            f"{path} exists; force=True overwrites it, output=... names another file",
+            arguments=["force=True", "output=..."],
+        )
     own = run if isinstance(run, Run) else Run.load(folder)
     rows = kept(own, limit)
     with whole(path) as part:
@@ -99,7 +102,7 @@ def write_csv(file: TextIO, run: Run | str | Path, trials: int | None = None) ->
 
 def _allowed(trials: int | None) -> int | None:
     if trials is not None and trials < 1:
-        raise ConfigError(f"--trials {trials} is not possible: at least 1")
+        raise ConfigError(f"{trials} is not possible: at least 1", key=("trials",))
     return trials
 
 

@@ -84,9 +84,9 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
     """
     dashboard = require("optuna_dashboard", "dashboard", "the dashboard")
     if not 0 <= port < 2**16:
-        raise ConfigError(f"--port {port} is not possible: 0 (any that is free) to {2**16 - 1}")
+        raise ConfigError(f"{port} is not possible: 0 (any that is free) to {2**16 - 1}", key=("port",))
     if trials < 1:
-        raise ConfigError(f"--trials {trials} is not possible: at least 1")
+        raise ConfigError(f"{trials} is not possible: at least 1", key=("trials",))
     first = Run.load(run)
     import optuna
 
@@ -96,7 +96,10 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         why = "is in use" if error.errno == errno.EADDRINUSE else "may not be used by you"
-        raise UserError(f"port {port} {why}; --port names another, --port 0 takes any that is free") from None
+        raise UserError(
+            f"port {port} {why}; port=... names another, port=0 takes any that is free",
+            arguments=["port=...", "port=0"],
+        ) from None
     stop = threading.Event()
     with server, tempfile.TemporaryDirectory(prefix="bitfront-dashboard-") as folder:
         followed = _Followed(first, Path(folder) / "optuna.db", trials)

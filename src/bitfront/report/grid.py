@@ -77,23 +77,26 @@ def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequenc
     parameters = [p.name for p in run.space.parameters]
     if x is None and y is None:
         if metrics:
-            raise ConfigError(f"--metric needs --x and --y, the parameters of the grid; {one_of(parameters)}")
+            raise ConfigError(f"a grid needs two parameters, x and y; {one_of(parameters)}", key=("metrics",))
         if len(parameters) != 2:
             return ()
         x, y = parameters
     if x is None or y is None:
-        raise ConfigError(f"give --x and --y together; {one_of(parameters)}")
+        missing = "x" if x is None else "y"
+        raise ConfigError(f"missing, and a grid needs two parameters; {one_of(parameters)}", key=(missing,))
     known = metric_names(run)
-    for flag, name, allowed in (
-        ("--x", x, parameters),
-        ("--y", y, parameters),
-        *(("--metric", m, known) for m in metrics),
+    for argument, name, allowed in (
+        ("x", x, parameters),
+        ("y", y, parameters),
+        *(("metrics", m, known) for m in metrics),
     ):
         if name not in allowed:
-            what = "metric with a value" if flag == "--metric" else "parameter that varies"
-            raise ConfigError(f"{flag}: this run has no {what} {name!r}; {one_of(allowed)}.{nearest(name, allowed)}")
+            what = "metric with a value" if argument == "metrics" else "parameter that varies"
+            raise ConfigError(
+                f"this run has no {what} {name!r}; {one_of(allowed)}.{nearest(name, allowed)}", key=(argument,)
+            )
     if x == y:
-        raise ConfigError(f"--x and --y are both {x!r}; a grid needs two parameters")
+        raise ConfigError(f"{y!r} is x already; a grid needs two parameters", key=("y",))
     return tuple(grid(run, x, y, metric) for metric in metrics or known)
 
 

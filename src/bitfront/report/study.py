@@ -60,7 +60,8 @@ def create(path: Path, run: Run, name: str = "") -> str:
     if found != SCHEMA:
         raise RunError(
             f"Optuna {optuna.__version__} lays out studies as version {found}, and this version of Bitfront writes "
-            f"{SCHEMA}; --to csv and --to parquet do not need it"
+            f"{SCHEMA}; to='csv' and to='parquet' do not need it",
+            arguments=["to='csv'", "to='parquet'"],
         )
     return made.study_name
 

@@ -327,7 +327,8 @@ def plan_sites(plan: Plan) -> Sheet:
 def plan_summary(plan: Plan, seconds: float) -> list[str]:
     """Size, strategy and expected time, a line each."""
     size, n = plan.space.size, min(plan.n_trials, plan.space.size)
-    method = plan.strategy + (f" ({plan.sampler})" if plan.sampler else "")
+    variant = plan.strategy.variant
+    method = plan.strategy.name + (f" ({variant})" if variant else "")
     directions = ", ".join(
         f"{name} ({d})" for name, d in zip(plan.objectives.names, plan.objectives.directions, strict=True)
     )
@@ -340,7 +341,7 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
         f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
         f"objectives: {directions}",
         f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "
-        f"about {duration(seconds * n / jobs)} in all" + (", and the sampler's own time" if plan.sampler else ""),
+        f"about {duration(seconds * n / jobs)} in all" + (", and the sampler's own time" if variant else ""),
     ]
     timeout = plan.settings.strategy.setup.timeout
     if timeout is not None and seconds * n / jobs > timeout:

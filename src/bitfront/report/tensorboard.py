@@ -56,7 +56,7 @@ def logged(folder: Path, events: Events) -> Iterator[Events]:
     Raises:
         MissingExtraError: tensorboard is not installed.
     """
-    require("tensorboard", "tensorboard", "--tensorboard")
+    require("tensorboard", "tensorboard", "tensorboard=True", arguments=["tensorboard=True"])
     follower = _StoreFollower(folder)
     try:
         yield several(events, follower)

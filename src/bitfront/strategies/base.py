@@ -9,10 +9,14 @@ otherwise a cache of the history.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.config import Table
 from bitfront.spaces.base import Codes, Space
 from bitfront.spaces.index import Index, Keys
 
@@ -119,31 +123,91 @@ class History:
         return codes if codes.shape[1] else np.zeros((len(codes), 1), dtype=np.int64)
 
 
+class StrategySettings(Table):
+    """Settings of a strategy; this class has none. Unknown keys are errors.
+
+    A strategy with settings extends it, a field per key of ``[search.strategy.setup]``, each with a default and a
+    description (``Field(0.5, gt=0, description="...")``). Trials of a run folder belong to one choice of settings;
+    a field with ``exclude=True`` is one that proposals do not depend on, such as a limit, and may change.
+    The keys that every search has (``config.StrategySetup``) cannot be settings of a strategy.
+    """
+
+    @property
+    def instead(self) -> str | None:
+        """The name of another strategy, where that is what these settings ask for."""
+        return None
+
+
 class Strategy(ABC):
     """Decides what to try next.
+
+    **When it is called.** A strategy is made once per search, when everything that can be wrong has been checked, and
+    once per run of a comparison; resuming a search makes it anew. The loop (``engine.search.loop``) then asks
+    ``propose`` for up to `batch` candidates, evaluates those that are new, tells the history of them, and asks again,
+    until the budget or the space is used up. Candidates that the strategy did not propose are told too: those that the
+    loop begins with, and neighbours of the front where a strategy proposes nothing new several times in a row. A part
+    of what was proposed may never be told: time was up, or the candidate was known.
+
+    **What it is given.** Codes of a space, and losses: never a model, a metric's name or data. Everything that it
+    decides by is in the arguments: with the same settings, seed and calls it proposes the same. That is how a search is
+    resumed: its calls are made again, answered from the store. State beside the arguments may be a cache of the
+    history, or the random state of a sampler that moves with every call.
+
+    **What it may not do.** Change the history or the space; draw from any generator but `rng` and one that it seeds
+    with `seed`; look at a clock, at the number of processes or at the machine; print.
+
+    ``bitfront.testing.check_strategy`` tests all that.
+
+    Class attributes:
+        Settings: its keys of ``[search.strategy.setup]``; they arrive as `settings`.
+        variant: the setting that may stand behind a colon: with ``variant = "sampler"``, ``optuna:tpe`` is strategy
+            ``optuna`` with ``sampler = "tpe"``. Empty for strategies without variants.
+        variants: what may stand there → what it is, in one line.
+        exhaustive: whether it goes through the whole space in its order, each candidate once. Its budget is the whole
+            space, unless another one is given.
+        limit: for an exhaustive one, the setting that says how large a space may be; larger ones are refused before any
+            work, unless a budget is given. Empty: any.
+        batch: how many candidates to ask for at a time. A constant of the strategy, or of its settings, never of the
+            machine: the sequence of candidates must not depend on the number of workers.
+        looks_back: whether `propose` looks at the codes and losses of the history. One that does not (it may ask
+            whether a candidate is known: ``history.rows``, ``history.fresh``) gets a history without them.
 
     Args:
         space: where the codes live.
         objectives: how many values each candidate has, all to be minimised.
-        seed: root of whatever is random in it.
+        seed: root of whatever is random in it, from 0 on.
+        settings: an instance of `Settings`; None: the defaults.
     """
 
-    #: How many candidates to ask for at a time. A constant of the strategy, never of the machine: the sequence of
-    #: candidates must not depend on the number of workers.
+    Settings: ClassVar[type[StrategySettings]] = StrategySettings
+    settings: StrategySettings
+    variant: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    exhaustive: ClassVar[bool] = False
+    limit: ClassVar[str] = ""
     batch: int = 8
-    #: Whether `propose` looks at the codes and losses of the history. Those that do not (they may ask whether a
-    #: candidate is known: ``history.rows``, ``history.fresh``) get a history without them, of any length.
     looks_back: bool = True
 
-    def __init__(self, space: Space, objectives: int, seed: int) -> None:
+    def __init__(self, space: Space, objectives: int, seed: int, settings: StrategySettings | None = None) -> None:
         self.space, self.objectives, self.seed = space, objectives, seed
+        self.settings = self.Settings() if settings is None else settings
 
     @abstractmethod
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
-        """Up to `n` canonical codes to try next.
+        """Candidates to try next.
 
-        Known ones may be among them: leaving these out is the loop's business. An empty array means that nothing is
-        left to try.
+        Args:
+            history: everything told so far, in order; candidates that failed are among it, with losses of NaN. It is
+                not to be changed.
+            n: how many at most; at least 1.
+            rng: fresh for every call, made of the search's seed and the number of the call.
+
+        Returns:
+            Up to `n` canonical codes of the space, int64 of shape (candidates, parameters), the most promising first.
+            Known ones and repeats may be among them: the loop leaves them out, and they cost nothing. An empty array
+            means that nothing is left to try.
+
+        An exception ends the search; what was told by then is kept.
         """
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bitfront.pareto import non_dominated_sorted
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
-from bitfront.strategies.base import History, Strategy
+from bitfront.strategies.base import History, Strategy, StrategySettings
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -64,8 +64,8 @@ class Evolution(Strategy):
 
     batch = 256
 
-    def __init__(self, space: Space, objectives: int, seed: int) -> None:
-        super().__init__(space, objectives, seed)
+    def __init__(self, space: Space, objectives: int, seed: int, settings: StrategySettings | None = None) -> None:
+        super().__init__(space, objectives, seed, settings)
         parameters, counts = space.parameters, space.cardinalities.tolist()
         self._ordered = np.array([p.steps for p in parameters], dtype=bool)
         # Per column: the branch under which it has an effect (−1: always), and the column that picks the branch.

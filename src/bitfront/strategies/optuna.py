@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import optuna
 from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
-from bitfront.errors import UnknownNameError, nearest, one_of
+from bitfront.errors import ConfigError, UnknownNameError, nearest, one_of
 from bitfront.registry import canonical
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
-from bitfront.strategies.base import History, Strategy
+from bitfront.strategies.base import History, Strategy, StrategySettings
 from bitfront.strategies.brute_force import BruteForce
 
 POPULATION = 24
@@ -50,14 +51,18 @@ SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
 }
-#: One line about each, for ``bitfront list samplers``.
-MEANINGS: Mapping[str, str] = {
+#: One line about each.
+SAMPLER_MEANINGS: Mapping[str, str] = {
     "tpe": "Tree-structured Parzen estimator, multivariate: a model of good and bad candidates.",
     "random": "Uniform random choice: the yardstick.",
     "nsgaii": "NSGA-II: evolution by non-domination and crowding.",
     "nsgaiii": "NSGA-III: evolution towards reference directions, for many objectives.",
     "qmc": "Sobol sequence: spreads evenly; a good initial design.",
     "gp": "Gaussian process: best for few, expensive evaluations; seconds per proposal.",
+}
+#: The same for ``bitfront list samplers``, with what may be named as a sampler too.
+MEANINGS: Mapping[str, str] = {
+    **SAMPLER_MEANINGS,
     "brute_force": "Every candidate, once (Bitfront's own, not Optuna's).",
 }
 
@@ -76,13 +81,39 @@ def sampler_name(name: str) -> str:
     raise UnknownNameError(f"there is no sampler {name!r}; {one_of(MEANINGS)}.{nearest(name, MEANINGS)}")
 
 
+class OptunaSettings(StrategySettings):
+    """The strategy's keys of ``[search.strategy.setup]``."""
+
+    sampler: str = Field("tpe", description=f"which of Optuna's samplers: {', '.join(SAMPLERS)}")
+
+    @field_validator("sampler")
+    @classmethod
+    def _official(cls, name: str) -> str:
+        """The official spelling."""
+        try:
+            return sampler_name(name)
+        except ConfigError as error:
+            error.key = ("sampler",)
+            raise
+
+    @property
+    def instead(self) -> str | None:
+        """Optuna's own brute force costs 100 ms per proposal at 3,000 trials, and does not survive batches."""
+        return None if self.sampler in SAMPLERS else self.sampler
+
+
 @STRATEGIES.register("optuna")
 class OptunaStrategy(Strategy):
     """Optuna's samplers: tpe, random, nsgaii, nsgaiii, qmc, gp."""
 
-    def __init__(self, space: Space, objectives: int, seed: int, sampler: str = "tpe") -> None:
-        super().__init__(space, objectives, seed)
-        self.sampler = sampler_name(sampler)
+    Settings = OptunaSettings
+    settings: OptunaSettings
+    variant = "sampler"
+    variants = SAMPLER_MEANINGS
+
+    def __init__(self, space: Space, objectives: int, seed: int, settings: OptunaSettings | None = None) -> None:
+        super().__init__(space, objectives, seed, settings)
+        self.sampler = self.settings.sampler
         # A Gaussian process is for evaluations that are dearer than asking: each answer is worth waiting for.
         self.batch = BATCHES[self.sampler]
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bitfront.config import StrategySetup, settings_of
 from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
 from bitfront.strategies.base import History, Strategy
 
@@ -50,6 +51,7 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
     Raises:
         AssertionError: a promise is broken; the message says which.
     """
+    _check_settings(type(make(toy_space(), 1, 0)))
     for objectives, failing in ((1, 0), (2, 3)):
         space = toy_space()
         first = _asked(make(space, objectives, 0), space, objectives, calls, n, failing)
@@ -73,6 +75,19 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
     _check_single_candidate(make)
     _check_all_failed(make, n)
     _check_constrained(make, n)
+
+
+def _check_settings(kind: type[Strategy]) -> None:
+    fields = kind.Settings.model_fields
+    shared = sorted({*fields} & {*StrategySetup.model_fields})
+    assert not shared, f"{', '.join(shared)}: a key that every search has cannot be a setting of a strategy"
+    for name, field in fields.items():
+        assert not field.is_required(), f"setting {name} needs a default: a strategy must run with nothing set"
+        assert field.description, f"setting {name} needs a description, which the reference shows"
+    for what, key in (("variant", kind.variant), ("limit", kind.limit)):
+        assert not key or key in fields, f"{what} names {key!r}, which is no setting"
+    for variant in kind.variants:
+        assert settings_of(kind.Settings, {kind.variant: variant}, ()), f"variant {variant!r} is not possible"
 
 
 def _global_numpy() -> NDArray[np.uint32]:

@@ -138,7 +138,7 @@ class TimedStrategy(Strategy):
         begin = time.perf_counter()
         self._own, self._evaluated = make(), evaluated
         self.seconds = time.perf_counter() - begin
-        super().__init__(self._own.space, self._own.objectives, self._own.seed)
+        super().__init__(self._own.space, self._own.objectives, self._own.seed, self._own.settings)
         self.batch, self.looks_back = self._own.batch, self._own.looks_back
         self.proposals = self.repeats = 0
         self._asked = [(0, self.seconds)]

@@ -22,7 +22,6 @@ from bitfront.constraints import fulfilled
 from bitfront.engine.comparison.cached import CachedEvaluator, InMemoryTrials, TimedStrategy
 from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison, StrategyRun, add_curves
 from bitfront.engine.evaluation.dispatch import Dispatcher
-from bitfront.engine.planning.builder import named_strategy
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
@@ -35,7 +34,7 @@ from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, EvaluationError, RunError
 from bitfront.events import Events
 from bitfront.spaces.base import Codes
-from bitfront.strategies.optuna import SAMPLERS
+from bitfront.strategies.configured import SETUP, configured_strategy, variant_settings
 
 #: Below the run folder.
 FOLDER, CACHE = "compare", "cache.sqlite"
@@ -48,7 +47,7 @@ OF_THE_SEARCH = ("objectives", "summed", "constraints", "strategy", "sampler")
 
 
 def prepared(config: Config) -> Config:
-    """The configuration of a comparison: strategy and timeout of the search in it have no say.
+    """The configuration of a comparison: the timeout and the fine-tuning of the search in it have no say.
 
     Raises:
         ConfigError: candidates are compared while they are trained, so that their results depend on the strategy.
@@ -63,8 +62,8 @@ def prepared(config: Config) -> Config:
                 "results; leave it out",
                 key=("search", "strategy", "sw_runner", name, "halving"),
             )
-    setup = own.setup.model_copy(update={"sampler": None, "timeout": None, "n_trials": own.setup.n_trials or BUDGET})
-    strategy = own.model_copy(update={"name": "evolution", "setup": setup})
+    setup = own.setup.model_copy(update={"timeout": None, "n_trials": own.setup.n_trials or BUDGET})
+    strategy = own.model_copy(update={"setup": setup})
     finetune = config.search.finetune.model_copy(update={"trials": 0})
     return config.model_copy(
         update={"search": config.search.model_copy(update={"strategy": strategy, "finetune": finetune})}
@@ -79,33 +78,35 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
     """
     found: list[Plan] = []
     for text in names:
-        name, _, sampler = text.partition(":")
         try:
-            strategy, chosen = named_strategy(name, sampler or None)
+            strategy = configured_strategy(text, _setup(plan))
         except ConfigError as error:
-            error.key = (f"--strategy {text}",)
-            if name in SAMPLERS:
-                raise ConfigError(f"{name!r} is a sampler; write optuna:{name}", key=error.key) from None
-            raise
-        own = replace(plan, strategy=strategy, sampler=chosen)
-        if title(own) in map(title, found):
-            raise ConfigError(f"{title(own)} is named twice", key=(f"--strategy {text}",))
-        if own.strategy == EXHAUSTIVE:
+            if error.key[: len(SETUP)] != SETUP or error.key[-1] in variant_settings():
+                error.key = ("strategies", text)
+                raise
+            with plan.config.locating():
+                raise
+        if strategy.title in (other.strategy.title for other in found):
+            raise ConfigError(f"{strategy.title} is named twice", key=("strategies", text))
+        own = replace(plan, strategy=strategy)
+        if strategy.kind.exhaustive:
             own = replace(own, n_trials=plan.space.size)
-            largest = plan.settings.strategy.setup.max_size
-            if plan.space.size > largest:
+            if strategy.largest is not None and plan.space.size > strategy.largest:
                 raise ConfigError(
-                    f"the space has {plan.space.size:,} candidates, and brute force, which goes through all of them, "
-                    f"stops at max_size = {largest:,}; leave it out, or set max_size yourself",
-                    key=(f"--strategy {text}",),
+                    f"the space has {plan.space.size:,} candidates, and {strategy.words}, which goes through all of "
+                    f"them, stops at {strategy.kind.limit} = {strategy.largest:,}; leave it out, or set "
+                    f"{strategy.kind.limit} yourself",
+                    key=("strategies", text),
                 )
         found.append(own)
-    return tuple(sorted(found, key=lambda p: p.strategy != EXHAUSTIVE))
+    return tuple(sorted(found, key=lambda p: not p.strategy.kind.exhaustive))
 
 
-def title(own: Plan) -> str:
-    """A strategy with its sampler."""
-    return own.strategy + (f":{own.sampler}" if own.sampler else "")
+def _setup(plan: Plan) -> dict[str, Any]:
+    """The settings of strategies in the file: they are for all that are compared. Which variant of a strategy is meant,
+    its name says."""
+    given = plan.settings.strategy.setup.of_strategy
+    return {key: value for key, value in given.items() if key not in variant_settings()}
 
 
 def run_comparison(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
@@ -124,7 +125,7 @@ def run_comparison(plan: Plan, names: Sequence[str] | None, seeds: int, restart:
         KeyboardInterrupt: what was evaluated until then is kept.
     """
     if seeds < 1:
-        raise ConfigError(f"{seeds} is not possible; allowed: 1 or more", key=("--seeds",))
+        raise ConfigError(f"{seeds} is not possible; allowed: 1 or more", key=("seeds",))
     competitors(plan, names or DEFAULT)  # mistakes come before any work
     for note in plan.notes:
         events.note(note)
@@ -174,7 +175,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool,
     with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives)
     return Comparison(
         folder=folder,
-        strategies=tuple(map(title, own)),
+        strategies=tuple(p.strategy.title for p in own),
         seeds=_seeds(plan, seeds),
         budget=min(plan.n_trials, space.size),
         size=space.size,
@@ -203,9 +204,9 @@ def _seeds(plan: Plan, seeds: int) -> tuple[int, ...]:
 
 def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
     """The strategies that are compared unless others are named; decided once, as it depends on the clock."""
-    size, largest = plan.space.size, plan.settings.strategy.setup.max_size
+    size, largest = plan.space.size, configured_strategy(EXHAUSTIVE, _setup(plan)).largest
     seconds = store.meta("brute_force_seconds")
-    if seconds is None and size <= largest:
+    if seconds is None and (largest is None or size <= largest):
         (exhaustive,) = competitors(plan, [EXHAUSTIVE])
         seconds = size * seconds_per_candidate(exhaustive)
         store.set_meta("brute_force_seconds", seconds)
@@ -213,7 +214,7 @@ def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
         return (EXHAUSTIVE, *DEFAULT)
     would = f"would need some {seconds:,.0f} s" if seconds is not None else f"stops at max_size = {largest:,}"
     events.note(
-        f"brute force is not among them: for {size:,} candidates it {would}; --strategy brute_force asks for it"
+        f"brute force is not among them: for {size:,} candidates it {would}; name it among the strategies to have it"
     )
     return DEFAULT
 
@@ -222,9 +223,10 @@ def _announce(own: Sequence[Plan], seeds: int, known: int, events: Events) -> No
     plan = own[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
     events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
+    names = ", ".join(p.strategy.title for p in own)
     events.note(
-        f"compared: {', '.join(map(title, own))}; {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget:,} distinct "
-        "evaluations each" + (f", brute force all {size:,}" if own[0].strategy == EXHAUSTIVE else "")
+        f"compared: {names}; {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget:,} distinct evaluations each"
+        + (f", brute force all {size:,}" if own[0].strategy.kind.exhaustive else "")
     )
     each = 1000 * seconds_per_candidate(own[0])  # also what happens once happens now, and not to the first candidate
     events.note(f"cost: {each:.2g} ms per candidate (measured), which is paid once, and the strategies' own time")
@@ -238,15 +240,15 @@ def _runs(
     """Every run, strategy by strategy."""
     found: list[StrategyRun] = []
     for competitor in own:
-        several = (None,) if competitor.strategy == EXHAUSTIVE else _seeds(competitor, seeds)
+        several = (None,) if competitor.strategy.kind.exhaustive else _seeds(competitor, seeds)
         for seed in several:
             which = f"seed {seed}" if seed is not None else "the whole space"
-            events.running(f"{title(competitor)}, {which}")
+            events.running(f"{competitor.strategy.title}, {which}")
             found.append(
                 _run(competitor, competitor.config.seed if seed is None else seed, starts, limits, shared, events)
             )
         runs = found[-len(several) :]
-        events.ran(title(competitor), len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
+        events.ran(competitor.strategy.title, len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
     return found
 
 
@@ -277,7 +279,7 @@ def _run(
         counts &= fulfilled(limits.constraints, values)
     losses[~counts] = np.nan
     return StrategyRun(
-        strategy=title(own),
+        strategy=own.strategy.title,
         seed=seed,
         codes=codes,
         losses=losses,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bitfront.config import Config
+from bitfront.config import Config, StrategySetup
 from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
@@ -38,9 +38,7 @@ from bitfront.objectives import Objectives
 from bitfront.spaces import SPACES
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.request import Part, SpaceRequest
-from bitfront.strategies import STRATEGIES
-from bitfront.strategies.brute_force import BruteForce
-from bitfront.strategies.optuna import SAMPLERS, OptunaStrategy, sampler_name
+from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured_strategy, without_effect
 
 DEFAULT_TRIALS = 100
 
@@ -50,13 +48,14 @@ def make_plan(
     *,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
+    strategy: ConfiguredStrategy | None = None,
     report: Any = None,
     progress: Any = None,
 ) -> Plan:
     """Check everything, and lay out the search.
 
     Args:
-        model, dataset: the user's own, instead of those the configuration names.
+        model, dataset, strategy: instead of those that the configuration names.
         report, progress: as in ``DataRequest``.
 
     Raises:
@@ -66,7 +65,10 @@ def make_plan(
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
     with config.locating():
         setup = config.search.strategy.setup
-        strategy, sampler = named_strategy(config.search.strategy.name, setup.sampler)
+        ignored: list[str] = []
+        if strategy is None:
+            strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
+            ignored = without_effect(strategy, setup.of_strategy)
         runners, added = configured(config.search)
         objectives = _objectives(config, [metric for runner in runners for metric in runner.produces])
     dataset = dataset or open_data(config, report, progress)
@@ -79,7 +81,7 @@ def make_plan(
     graph = capture(network, dataset.split("train")[0][:2])
     with config.locating():
         space = _space(config, graph)
-        n_trials = _budget(config, strategy, space)
+        n_trials = _budget(setup, strategy, space.size)
     evaluator = open_evaluator(_job(config, graph, dataset, runners, objectives, device), space)
     with config.locating():
         constraints = _constraints(config, evaluator)
@@ -92,9 +94,8 @@ def make_plan(
         runners=runners,
         objectives=objectives,
         strategy=strategy,
-        sampler=sampler,
         n_trials=n_trials,
-        notes=tuple(remarks(config, dataset, evaluator, added, warning)),
+        notes=(*remarks(config, dataset, evaluator, added, warning), *ignored),
         constraints=constraints,
     )
     # How many samples "auto" means is known once there are weights; until then it is a guess.
@@ -159,32 +160,6 @@ def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]
     return constraints
 
 
-def named_strategy(name: str, asked: str | None) -> tuple[str, str | None]:
-    """(official name of a strategy, that of its sampler if it has one). Raises ConfigError."""
-    try:
-        name = STRATEGIES.official(name)
-    except ConfigError as error:
-        error.key = ("search", "strategy", "name")
-        if name in SAMPLERS:
-            raise ConfigError(
-                f"{name!r} is a sampler of strategy 'optuna': name that one, and setup.sampler (--sampler) {name!r}",
-                key=error.key,
-            ) from None
-        raise
-    where = ("search", "strategy", "setup", "sampler")
-    try:
-        sampler = sampler_name(asked or "tpe")
-    except ConfigError as error:
-        error.key = where
-        raise
-    if STRATEGIES.get(name) is not OptunaStrategy:
-        if asked is not None and sampler != name:
-            raise ConfigError(f"a sampler belongs to strategy 'optuna', and this one is {name!r}", key=where)
-        return name, None
-    # Optuna's own brute force costs 100 ms per proposal at 3,000 trials, and does not survive batches.
-    return ("brute_force", None) if sampler == "brute_force" else (name, sampler)
-
-
 def _parts(config: Config) -> dict[str, Part]:
     """The tables of a space that is made of others."""
     assert config.search is not None
@@ -212,15 +187,15 @@ def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
     return choosing.choose({n: (m.scale, m.direction) for n, m in own.metrics.items()}, metrics, summed)
 
 
-def _budget(config: Config, strategy: str, space: ModelSpace) -> int:
-    assert config.search is not None
-    setup = config.search.strategy.setup
-    if STRATEGIES.get(strategy) is not BruteForce:
-        return setup.n_trials or DEFAULT_TRIALS
-    if setup.n_trials is None and space.size > setup.max_size:
+def _budget(setup: StrategySetup, strategy: ConfiguredStrategy, size: int) -> int:
+    """How many candidates are evaluated at most. Raises ConfigError where the space is too large to need no number."""
+    if setup.n_trials is not None:
+        return setup.n_trials
+    largest, limit = strategy.largest, strategy.kind.limit
+    if largest is not None and size > largest:
         raise ConfigError(
-            f"the space has {space.size:,} candidates, and brute force stops at max_size = {setup.max_size:,}. Take "
-            "choices out, set max_size (or n_trials) yourself, or use another strategy, e.g. name = 'optuna'",
-            key=("search", "strategy", "setup", "max_size"),
+            f"the space has {size:,} candidates, and {strategy.words} stops at {limit} = {largest:,}. Take choices "
+            f"out, set {limit} (or n_trials) yourself, or use another strategy, e.g. name = 'optuna'",
+            key=(*SETUP, limit),
         )
-    return setup.n_trials or space.size
+    return size if strategy.kind.exhaustive else DEFAULT_TRIALS

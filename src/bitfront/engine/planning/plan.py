@@ -17,10 +17,8 @@ from bitfront.engine.planning.runners import Runners, auto_split
 from bitfront.metrics.base import Side
 from bitfront.objectives import Objectives
 from bitfront.spaces.model_space import ModelSpace
-from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import Strategy
-from bitfront.strategies.brute_force import BruteForce
-from bitfront.strategies.optuna import OptunaStrategy
+from bitfront.strategies.configured import ConfiguredStrategy
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +40,7 @@ class Plan:
     evaluator: Evaluator
     runners: Runners
     objectives: Objectives
-    strategy: str
-    sampler: str | None
+    strategy: ConfiguredStrategy
     n_trials: int
     notes: tuple[str, ...]
     constraints: tuple[Constraint, ...] = ()
@@ -61,7 +58,7 @@ class Plan:
     @property
     def exhaustive(self) -> bool:
         """Whether every candidate of the space will be evaluated in the space's order."""
-        return STRATEGIES.get(self.strategy) is BruteForce and self.n_trials >= self.space.size
+        return self.strategy.kind.exhaustive and self.n_trials >= self.space.size
 
     @property
     def settings(self) -> SearchTable:
@@ -89,11 +86,8 @@ class Plan:
 
     def make_strategy(self, seed: int | None = None) -> Strategy:
         """A fresh strategy; without `seed`, with that of the configuration."""
-        kind, objectives = STRATEGIES.get(self.strategy), len(self.objectives.directions)
         seed = self.config.seed if seed is None else seed
-        if kind is OptunaStrategy:
-            return OptunaStrategy(self.space, objectives, seed, self.sampler or "tpe")
-        return kind(self.space, objectives, seed)
+        return self.strategy.make(self.space, len(self.objectives.directions), seed)
 
     def identity(self, weights: str | None) -> dict[str, Any]:
         """What trials of this search depend on; a run folder holds trials of one identity only."""
@@ -112,8 +106,7 @@ class Plan:
             "objectives": self.objectives.described(),
             "summed": self.objectives.summed,
             "constraints": [c.text for c in self.constraints],
-            "strategy": self.strategy,
-            "sampler": self.sampler,
+            **self.strategy.identity,
             "parameters": [p.name for p in self.space.parameters],
             "weights": weights,
         }

@@ -170,8 +170,9 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
     path = config.run_folder / "checkpoints" / "best.pt"
     if config.load_name is None and not path.exists():
         raise CheckpointError(
-            f"there is no trained model in {path.parent}; train one first (bitfront train), or name one with "
-            "--load-name"
+            f"there is no trained model in {path.parent}; train it first (bitfront train), or name one with "
+            "load_name=...",
+            arguments=["load_name=..."],
         )
     model.load_state_dict(load_weights(config, model) if config.load_name else checkpoints.load(path, model))
     events.note(f"weights from {config.load_name or path}")

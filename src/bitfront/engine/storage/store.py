@@ -278,7 +278,8 @@ def _check_format(path: Path, found: Any) -> None:
     if found != FORMAT:
         raise RunError(
             f"{path}: its format is {found or 'none'}, and this version of Bitfront reads {FORMAT}. Read it with the "
-            "version that wrote it, or give --restart to throw it away"
+            "version that wrote it, or give restart=True to throw it away",
+            arguments=["restart=True"],
         )
 
 
@@ -293,12 +294,14 @@ def check_identity(path: Path, identity: Mapping[str, Any], *, ignore: Sequence[
         return
     _check_format(path, meta.get("format"))
     before, now = meta["identity"], json.loads(json.dumps(identity))
-    differences = [line for key in now if key not in ignore for line in _differences(key, before.get(key), now[key])]
+    keys = [key for key in {**now, **before} if key not in ignore]
+    differences = [line for key in keys for line in _differences(key, before.get(key), now.get(key))]
     if differences:
         shown = "\n  ".join(differences[:6] + (["..."] if len(differences) > 6 else []))
         raise RunError(
             f"{path.parent}: this run folder holds trials of another configuration:\n  {shown}\n"
-            "Give --restart to throw them away, or choose another name with --project"
+            "Give restart=True to throw them away, or choose another name with project=...",
+            arguments=["restart=True", "project=..."],
         )
 
 
@@ -330,7 +333,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"{folder}: another search is running in this folder; wait for it, or choose another --project"
+            f"{folder}: another search is running in this folder; wait for it, or choose another one with project=...",
+            arguments=["project=..."],
         ) from None
     try:
         yield

@@ -1,0 +1,164 @@
+"""A strategy as a search is configured with it: which one, with which settings.
+
+The name, ``evolution`` or ``optuna:tpe``, and the keys of ``[search.strategy.setup]`` are parsed into this once;
+whoever plans, searches or compares asks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitfront.config import StrategySetup, settings_of
+from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.spaces.base import Space
+from bitfront.strategies import STRATEGIES
+from bitfront.strategies.base import Strategy, StrategySettings
+
+NAME = ("search", "strategy", "name")
+SETUP = ("search", "strategy", "setup")
+
+
+@dataclass(frozen=True)
+class ConfiguredStrategy:
+    """A strategy with its settings.
+
+    Attributes:
+        name: as it is registered.
+        kind: its class.
+        settings: checked; an instance of ``kind.Settings``.
+    """
+
+    name: str
+    kind: type[Strategy]
+    settings: StrategySettings
+
+    @property
+    def variant(self) -> str | None:
+        """What stands behind the colon of ``optuna:tpe``; None for strategies without variants."""
+        return str(getattr(self.settings, self.kind.variant)) if self.kind.variant else None
+
+    @property
+    def title(self) -> str:
+        """The name with the variant: ``evolution``, ``optuna:tpe``."""
+        return self.name if self.variant is None else f"{self.name}:{self.variant}"
+
+    @property
+    def words(self) -> str:
+        """The name as it stands in a sentence."""
+        return self.name.replace("_", " ")
+
+    @property
+    def largest(self) -> int | None:
+        """The largest space that it goes through without a budget, in candidates; None: any."""
+        return int(getattr(self.settings, self.kind.limit)) if self.kind.limit else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What proposals depend on beside space, history and seed: part of what a run folder is known by."""
+        own = self.settings.model_dump(exclude_defaults=True, exclude={self.kind.variant})
+        # "sampler" is what run folders have called the variant from the beginning.
+        return {"strategy": self.name, "sampler": self.variant, **({"strategy_settings": own} if own else {})}
+
+    def make(self, space: Space, objectives: int, seed: int) -> Strategy:
+        """The strategy itself, fresh."""
+        return self.kind(space, objectives, seed, self.settings)
+
+
+def configured_strategy(text: str, setup: Mapping[str, Any] | None = None) -> ConfiguredStrategy:
+    """The strategy called `text`, with its keys of ``[search.strategy.setup]``.
+
+    Args:
+        text: a name, ``evolution``, or a name and a variant, ``optuna:tpe``.
+        setup: key → value, without the keys that every search has. Those of other strategies may be among them, as a
+            file is used with several strategies; they have no effect.
+
+    Raises:
+        ConfigError: there is no such strategy or variant; a key is no strategy's, or has a wrong value; ``key`` is its
+            path in the TOML.
+    """
+    name, named = with_variant(text)
+    kind, official = _kind(name), STRATEGIES.official(name)
+    given = {**(setup or {}), **named}
+    for key in given:
+        _check_key(key, given[key], kind, official)
+    own = {key: value for key, value in given.items() if key in kind.Settings.model_fields}
+    settings = settings_of(kind.Settings, own, SETUP)
+    instead = settings.instead
+    return configured_strategy(instead, setup) if instead else ConfiguredStrategy(official, kind, settings)
+
+
+def with_variant(text: str) -> tuple[str, dict[str, Any]]:
+    """``("optuna", {"sampler": "tpe"})`` of ``optuna:tpe``. A name without a colon, or one that nobody has, stays as it
+    is.
+
+    Raises:
+        ConfigError: the strategy has no variants.
+    """
+    name, colon, variant = text.partition(":")
+    if not colon or name not in STRATEGIES:
+        return text, {}
+    key = STRATEGIES.get(name).variant
+    if not key:
+        with_variants = [n for n in STRATEGIES.names() if STRATEGIES.get(n).variant]
+        raise ConfigError(
+            f"strategy {name!r} has no variants, so nothing can stand behind its name; those with variants are "
+            f"{', '.join(with_variants)}",
+            key=NAME,
+        )
+    return name, {key: variant}
+
+
+def all_settings() -> frozenset[str]:
+    """The keys of ``[search.strategy.setup]`` that are settings of a strategy, whichever."""
+    return frozenset(key for name in STRATEGIES.names() for key in STRATEGIES.get(name).Settings.model_fields)
+
+
+def variant_settings() -> frozenset[str]:
+    """Those of them that say which variant of a strategy is meant."""
+    return frozenset(STRATEGIES.get(name).variant for name in STRATEGIES.names()) - {""}
+
+
+def without_effect(strategy: ConfiguredStrategy, setup: Mapping[str, Any]) -> list[str]:
+    """Remarks on keys of `setup` that are settings of other strategies, and say something else than the default."""
+    notes = []
+    for key, value in setup.items():
+        if key in strategy.kind.Settings.model_fields:
+            continue
+        owners = _owners(key)
+        if any(STRATEGIES.get(n).Settings.model_fields[key].default != value for n in owners):
+            notes.append(f"setup.{key} has no effect: it is a setting of {' and '.join(owners)}")
+    return notes
+
+
+def _kind(name: str) -> type[Strategy]:
+    try:
+        return STRATEGIES.get(name)
+    except ConfigError as error:
+        error.key = NAME
+        for other in STRATEGIES.names():
+            kind = STRATEGIES.get(other)
+            if name in kind.variants:
+                raise ConfigError(
+                    f"{name!r} is a {kind.variant} of strategy {other!r}; write {other}:{name}", key=NAME
+                ) from None
+        raise
+
+
+def _owners(key: str) -> list[str]:
+    return [name for name in STRATEGIES.names() if key in STRATEGIES.get(name).Settings.model_fields]
+
+
+def _check_key(key: str, value: object, kind: type[Strategy], name: str) -> None:
+    """A key that is a setting of nobody is a mistake, and so is one that names a variant of another strategy."""
+    if key in kind.Settings.model_fields:
+        return
+    owners = _owners(key)
+    if not owners:
+        known = [*StrategySetup.model_fields, *kind.Settings.model_fields]
+        raise ConfigError(f"unknown key; {one_of(known)}.{nearest(key, known)}", key=(*SETUP, key))
+    same = value in STRATEGIES and STRATEGIES.official(str(value)) == name
+    for owner in owners:
+        if key == STRATEGIES.get(owner).variant and not same:
+            raise ConfigError(f"a {key} belongs to strategy {owner!r}, and this one is {name!r}", key=(*SETUP, key))
