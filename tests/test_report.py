@@ -112,8 +112,10 @@ def test_what_a_trial_chose_in_one_line():
         "fc3": {"config": {"name": "integer", "weight_width": 4}},
     }
     trial = SimpleNamespace(config=config)
-    assert tables.chosen(trial) == "fc1 integer 8/4/8, fc2 float, fc3 integer -/4/-"
-    assert tables.chosen(trial, named=False) == "fc1 8/4/8, fc2 float, fc3 -/4/-"
+    bits = {"fc1": {"data_in": 8, "weight": 4, "bias": 8}, "fc3": {"weight": 4}}
+    assert tables.chosen(trial, bits) == "fc1 integer 8/4/8, fc2 float, fc3 integer -/4/-"
+    assert tables.chosen(trial, bits, named=False) == "fc1 8/4/8, fc2 float, fc3 -/4/-"
+    assert tables.chosen(trial, {"fc1": {"weight": None}}, named=False) == "fc1 -/?/-, fc2 float, fc3 -/-/-"
 
 
 def test_notes_come_once_and_quiet_says_nothing():

@@ -27,11 +27,12 @@ def choice(operand, *widths):
     settings = []
     for width in widths:
         if width is None:
-            settings.append({"label": "float", "set": {}})
+            settings.append({"label": "float", "set": {}, "bits": 32})
         elif isinstance(width, str):
-            settings.append({"label": width, "set": {"multiplier": float(width[1:])}})
+            settings.append({"label": width, "set": {"multiplier": float(width[1:])}, "width": 8})
         else:
-            settings.append({"label": f"int{width}.auto", "set": {"width": width, "frac_width": "auto"}})
+            own = {"width": width, "frac_width": "auto"}
+            settings.append({"label": f"int{width}.auto", "set": own, "bits": width})
     return {"operand": operand, "settings": settings}
 
 

@@ -1,5 +1,6 @@
 """Spaces of formats that have no parameter called ``width``, or none at all: chosen, spelled out and understood again."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +13,7 @@ import bitfront as bf
 from bitfront.data.arrays import from_arrays
 from bitfront.errors import ConfigError
 from bitfront.formats.base import Format, FormatError, FormatParameter
+from bitfront.spaces.model_space import DescribedSpace, Size
 from bitfront.spaces.quantize import single
 from bitfront.testing import check_format, check_space
 
@@ -125,6 +127,29 @@ def test_among_equal_bits_the_lowest_rank_is_tried_first(others, space_of, tiny_
 def test_mistakes_are_named_in_the_words_of_the_format(config, message, others, space_of, tiny_mlp):
     with pytest.raises(ConfigError, match=message):
         space_of(tiny_mlp, (4,), {"fc1": config})
+
+
+def test_what_a_choice_means_is_read_from_the_description(others, space_of, tiny_mlp):
+    space = space_of(tiny_mlp, (4,), SEED)
+    bits = {"float": 32, "half": 16, "parts5.10": 5, "parts8.10": 8, "parts8.100": 8, "int4.2": 4}
+    read = DescribedSpace(json.loads(json.dumps(space.description)))
+    assert read.sizes == {label: Size("bits", b) for label, b in bits.items()}
+    last = {"name": "parts", "data_in_size": 8, "bias": [{"size": 8, "parts": 100}]}
+    code = space.encode({"fc1": {"config": {"name": "parts", "weight_size": 5}}, "fc2": {"config": last}})
+    assert read.operand_bits(code) == {"fc1": {"weight": 5}, "fc2": {"data_in": 8, "bias": 8}}
+
+    # Older run folders do not say the bits: the format does, where it is installed.
+    for setting in (
+        s for e in read.description for a in e["alternatives"] for o in a["operands"] for s in o["settings"]
+    ):
+        del setting["bits"]
+    older = DescribedSpace(read.description)
+    assert (older.sizes, older.operand_bits(code)) == (read.sizes, read.operand_bits(code))
+    for alternative in (a for e in older.description for a in e["alternatives"] if a["name"] == "parts"):
+        alternative["name"] = "gone"
+    older = DescribedSpace(older.description)
+    assert set(older.sizes) == {"float", "half", "int4.2"}
+    assert older.operand_bits(code) == {"fc1": {"weight": None}, "fc2": {"data_in": None, "bias": None}}
 
 
 def test_a_search_finds_and_rebuilds_them(others, tiny_mlp, tmp_path):

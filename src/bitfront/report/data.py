@@ -5,7 +5,6 @@ The static figures and the page draw the same tables, and the tests look at thes
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from bitfront.pareto import Front, hypervolume
 from bitfront.report.importance import Importance, active, importance
 from bitfront.spaces.base import Space
+from bitfront.spaces.model_space import Size
 
 if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run
@@ -141,6 +141,7 @@ class LayerMap:
         places: ``site/operand``, in the order of the model; those where there was something to choose.
         numbers: of the trials, in the order of the front.
         labels: per place and trial what was chosen; empty where it does not count.
+        short: the same for small cells.
         shades: per place and trial the bits, or the width, as a share of the largest in the whole space; NaN without a
             number.
     """
@@ -148,6 +149,7 @@ class LayerMap:
     places: tuple[str, ...]
     numbers: tuple[int, ...]
     labels: tuple[tuple[str, ...], ...]
+    short: tuple[tuple[str, ...], ...]
     shades: Values
 
 
@@ -166,16 +168,17 @@ def layer_map(run: Run, rows: Rows) -> LayerMap:
                 places.append(f"{group.name}/{name}")
                 labels.append(tuple(_chosen(space, g, o, name) for o in options[:, g].tolist()))
     largest: dict[str, float] = {}
-    for p in space.parameters:
-        for kind, size in (magnitude(label) for label in p.labels):
-            largest[kind] = max(size, largest.get(kind, 0.0))
+    for size in (space.sizes.get(label) for p in space.parameters for label in p.labels):
+        if size is not None:
+            largest[size.kind] = max(size.amount, largest.get(size.kind, 0.0))
     shades = np.full((len(places), len(rows)), np.nan)
     for i, own in enumerate(labels):
-        for j, label in enumerate(own):
-            kind, size = magnitude(label)
-            shades[i, j] = min(1.0, size / largest[kind]) if largest.get(kind) else np.nan
+        for j, size in enumerate(map(space.sizes.get, own)):
+            if size is not None and largest.get(size.kind):
+                shades[i, j] = min(1.0, size.amount / largest[size.kind])
     numbers = tuple(run.columns.number[rows].tolist())
-    return LayerMap(tuple(places), numbers, tuple(labels), shades)
+    short = tuple(shortened(own, space.sizes) for own in labels)
+    return LayerMap(tuple(places), numbers, tuple(labels), short, shades)
 
 
 def _chosen(space: Space, group: int, option: int, name: str) -> str:
@@ -188,27 +191,13 @@ def _chosen(space: Space, group: int, option: int, name: str) -> str:
     return "float" if own.label == "NA" else own.label
 
 
-def magnitude(label: str) -> tuple[str, float]:
-    """(what kind of size a label tells, how large): ``int8.4`` 8 bits, ``float`` 32 bits, ``x0.5`` half a width.
-
-    A label without a number is of the kind ``""`` and has the size NaN.
-    """
-    if label == "float":
-        return "bits", 32.0
-    if match := re.fullmatch(r"[x×](\d+(?:\.\d+)?)", label):
-        return "width", float(match[1])
-    if match := re.match(r"[A-Za-z_]+(\d+)", label):
-        return "bits", float(match[1])
-    return "", float("nan")
-
-
-def shortened(labels: Sequence[str]) -> list[str]:
+def shortened(labels: Sequence[str], sizes: Mapping[str, Size]) -> tuple[str, ...]:
     """Labels for small cells: the bits of formats alone, where that tells them apart."""
-    sizes = {label: magnitude(label) for label in labels}
     brief = {
-        label: f"{size:.0f}" if kind == "bits" and label != "float" else label for label, (kind, size) in sizes.items()
+        label: f"{size.amount:g}" if (size := sizes.get(label)) and size.kind == "bits" and label != "float" else label
+        for label in labels
     }
-    return [brief[label] if len(set(brief.values())) == len(brief) else label for label in labels]
+    return tuple(brief[label] if len(set(brief.values())) == len(brief) else label for label in labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,11 +307,12 @@ def _volumes(losses: Values, seconds: Values) -> tuple[Rows, Values, Values, str
 
 @dataclass(frozen=True)
 class Coordinate:
-    """One axis of the parallel coordinates: a parameter with its labels, or an objective with none."""
+    """One axis of the parallel coordinates: a parameter with its labels, full and short, or an objective with none."""
 
     name: str
     title: str
     labels: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,7 +341,10 @@ def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Par
     columns = [c for c, p in enumerate(space.parameters) if p.name in kept]
     drawn = cloud(run, limit)
     codes = run.columns.codes(drawn.rows)
-    axes = [Coordinate(space.parameters[c].name, space.parameters[c].name, space.parameters[c].labels) for c in columns]
+    axes = [
+        Coordinate(p.name, p.name, p.labels, shortened(p.labels, space.sizes))
+        for p in (space.parameters[c] for c in columns)
+    ]
     values = []
     for c in columns:
         own = codes[:, c].astype(np.float64)

@@ -6,7 +6,7 @@ its line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCours
 from bitfront.report.grid import COLOURS, readable
 from bitfront.report.importance import Importance, Influence
 from bitfront.report.tables import number
+from bitfront.spaces.model_space import Size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,13 +111,12 @@ def layers(own: LayerMap) -> Figure:
     count = min(CELLS, len(own.numbers))
     figure, (axes,) = panels_of(1, max(4.0, 1.8 + 0.42 * count), 1.2 + 0.3 * max(1, len(own.places)))
     shades = np.ma.masked_invalid(own.shades[:, :count])
-    texts = [shortened(row) for row in own.labels]
     if shades.size:
         image = axes.imshow(shades, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
         for (i, j), _ in np.ndenumerate(shades) if shades.size <= WRITTEN else ():
             shade = own.shades[i, j]
             colour = readable(colormaps[COLOURS](shade)) if np.isfinite(shade) else BLACK
-            axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=7, color=colour, in_layout=False)
+            axes.text(j, i, own.short[i][j], ha="center", va="center", fontsize=7, color=colour, in_layout=False)
         figure.colorbar(image, ax=axes).set_label("share of the\nlargest on offer", fontsize=8)
     axes.set_xticks(range(count), [str(n) for n in own.numbers[:count]], rotation=90, fontsize=7)
     axes.set_yticks(range(len(own.places)), own.places, fontsize=8)
@@ -162,7 +162,7 @@ def effects(run: Run, own: Sequence[Importance]) -> Figure:
             means = [e.mean for e in influence.effects]
             axes.plot([min(means), max(means)], [place, place], "-", color=GREY, lw=1)
             axes.plot(means, [place] * len(means), "o", color=BLUE, ms=5)
-            for mean, label in spaced(influence, 0.05 * span):
+            for mean, label in spaced(influence, 0.05 * span, run.space.sizes):
                 axes.annotate(label, (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes.set_yticks(range(len(shown)), [i.parameter for i in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.5, -0.7)
@@ -170,10 +170,10 @@ def effects(run: Run, own: Sequence[Importance]) -> Figure:
     return figure
 
 
-def spaced(influence: Influence, room: float) -> list[tuple[float, str]]:
+def spaced(influence: Influence, room: float, sizes: Mapping[str, Size]) -> list[tuple[float, str]]:
     """(where, text) of the labels above a parameter's options; those nearer to each other than `room` share one."""
     order = sorted(range(len(influence.effects)), key=lambda i: influence.effects[i].mean)
-    brief = shortened([e.label for e in influence.effects])
+    brief = shortened([e.label for e in influence.effects], sizes)
     found: list[tuple[float, str]] = []
     last = -np.inf
     for i in order:
@@ -242,9 +242,9 @@ def parallel(own: Parallel) -> Figure:
 
 def ticks(own: Parallel, axis: int) -> list[tuple[float, str]]:
     """(height, text) of what is written beside an axis: every label, or the ends of a metric."""
-    labels = own.axes[axis].labels
+    labels = own.axes[axis].short
     if labels:
-        return [((i + 0.5) / len(labels), label) for i, label in enumerate(shortened(labels))]
+        return [((i + 0.5) / len(labels), label) for i, label in enumerate(labels)]
     known = own.values[axis][np.isfinite(own.values[axis])]
     if not len(known):
         return []

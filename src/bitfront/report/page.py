@@ -27,6 +27,7 @@ from bitfront.report import data, figures
 from bitfront.report.grid import COLOURS, CellGrid, bars, readable
 from bitfront.report.importance import Effect, Importance, active
 from bitfront.report.tables import compared, constrained, number, reasons
+from bitfront.spaces.model_space import Size
 
 if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run, Trial
@@ -112,7 +113,7 @@ def content(run: Run, influences: Sequence[Importance], limit: int = data.SHOWN)
                 "rest": i.rest,
                 "trials": i.trials,
                 "parameters": [
-                    {"name": p.parameter, "share": p.share, "effects": _effects(p.effects)}
+                    {"name": p.parameter, "share": p.share, "effects": _effects(p.effects, run.space.sizes)}
                     for p in i.parameters[: figures.CELLS]
                 ],
             }
@@ -149,8 +150,8 @@ def content(run: Run, influences: Sequence[Importance], limit: int = data.SHOWN)
     }
 
 
-def _effects(own: Sequence[Effect]) -> list[dict[str, Any]]:
-    brief = data.shortened([e.label for e in own])
+def _effects(own: Sequence[Effect], sizes: Mapping[str, Size]) -> list[dict[str, Any]]:
+    brief = data.shortened([e.label for e in own], sizes)
     return [{**vars(e), "short": text} for e, text in zip(own, brief, strict=True)]
 
 
@@ -287,8 +288,7 @@ def _layers(run: Run) -> str:
         *(f'<button type="button" class="trial" data-trial="{n}">{n}</button>' for n in own.numbers),
     ]
     rows = []
-    for place, labels, shades in zip(own.places, own.labels, own.shades, strict=True):
-        clear = data.shortened(labels)
+    for place, labels, clear, shades in zip(own.places, own.labels, own.short, own.shades, strict=True):
         cells = "".join(
             f'<td style="{_paint(shade)}" title="{html.escape(label)}">{html.escape(text)}</td>'
             for label, text, shade in zip(labels, clear, shades.tolist(), strict=True)

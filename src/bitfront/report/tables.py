@@ -287,7 +287,8 @@ def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
     what += ["widths"] if any(widths.values()) else []
     lines = [f"what they chose, {' and '.join(what)}:"]
     for trial in shown:
-        lines.append(f"  {trial.number}: {chosen(trial, named=len(named) > 1, widths=widths[trial.number])}")
+        bits = run.space.operand_bits(np.array(trial.code, dtype=np.int64))
+        lines.append(f"  {trial.number}: {chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number])}")
     return lines
 
 
@@ -302,19 +303,27 @@ def _in(formats: set[str]) -> str:
     return f" in {next(iter(formats))}" if len(formats) == 1 else ""
 
 
-def chosen(trial: Trial, *, named: bool = True, widths: Mapping[str, tuple[str, int]] | None = None) -> str:
+def chosen(
+    trial: Trial,
+    bits: Mapping[str, Mapping[str, int | None]],
+    *,
+    named: bool = True,
+    widths: Mapping[str, tuple[str, int]] | None = None,
+) -> str:
     """What a trial chose, in one line: bits of data_in/weight/bias, ``-`` where one stays in float.
 
     Args:
+        bits: site → operand → bits; None, shown as ``?``, where they are not known.
         named: say the number format too.
         widths: layer → (its multiplier, its width), where these are chosen.
     """
     parts = [f"{layer} {label} ({width})" for layer, (label, width) in (widths or {}).items()]
     for site, entry in _sites(trial).items():
         own = entry["config"]
-        bits = [str(own.get(f"{o}_width", "-")) for o in ("data_in", "weight", "bias")]
+        there = [bits.get(site, {}).get(o, "-") for o in ("data_in", "weight", "bias")]
+        sizes = "/".join("?" if b is None else str(b) for b in there)
         what = f"{own['name']} " if named else ""
-        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{'/'.join(bits)}")
+        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{sizes}")
     return ", ".join(parts)
 
 

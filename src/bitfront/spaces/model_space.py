@@ -11,11 +11,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.errors import UnknownNameError
+from bitfront.formats import FORMATS
+from bitfront.formats.base import FLOAT_BITS, FormatError
 from bitfront.graph import Graph
 from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
 
@@ -26,6 +29,14 @@ if TYPE_CHECKING:
 CandidateConfig = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large a choice is: bits of a value, or how many times as wide as in the model a layer is."""
+
+    kind: Literal["bits", "width"]
+    amount: float
+
+
 class DescribedSpace(Space):
     """A space as text: enough to spell candidates out, without the model. What a run folder keeps.
 
@@ -33,7 +44,7 @@ class DescribedSpace(Space):
         description: per site ``{"site": name, "alternatives": [{"name": format, "operands": [{"operand": name,
             "settings": [{"label": text, "set": {parameter: value}}]}]}]}``; JSON. An entry may have a ``part``, the
             table of the configuration that it is spelled in; an alternative ``also`` what else is spelled with it; and
-            a setting a ``width``, that of the layer under it.
+            a setting ``bits``, those of a value under it, or a ``width``, that of the layer under it.
     """
 
     def __init__(self, description: Sequence[Mapping[str, Any]]) -> None:
@@ -98,6 +109,40 @@ class DescribedSpace(Space):
             for _, setting in self._chosen(g, options[g])[1]
             if "width" in setting
         }
+
+    def operand_bits(self, code: NDArray[np.int64]) -> dict[str, dict[str, int | None]]:
+        """Site → operand → bits of a value, for the operands that have a format; None where they are not known."""
+        options = self.options(code[None])[0].tolist()
+        bits: dict[str, dict[str, int | None]] = {}
+        for g, entry in enumerate(self.description):
+            alternative, chosen = self._chosen(g, options[g])
+            for operand, setting in chosen:
+                if setting["label"] != "float" and "width" not in setting:
+                    bits.setdefault(entry["site"], {})[operand] = _bits(alternative["name"], operand, setting)
+        return bits
+
+    @cached_property
+    def sizes(self) -> Mapping[str, Size]:
+        """How large that is which a label stands for. A label is absent where its size is not known."""
+        sizes = {"float": Size("bits", FLOAT_BITS)}
+        alternatives = [a for entry in self.description for a in entry["alternatives"]]
+        for name, operand in ((a["name"], o) for a in alternatives for o in a["operands"]):
+            for setting in (s for s in operand["settings"] if s["label"] not in sizes):
+                if "width" in setting:
+                    sizes[setting["label"]] = Size("width", setting["set"]["multiplier"])
+                elif (bits := _bits(name, operand["operand"], setting)) is not None:
+                    sizes[setting["label"]] = Size("bits", bits)
+        return sizes
+
+
+def _bits(name: str, operand: str, setting: Mapping[str, Any]) -> int | None:
+    """Bits under a setting; None for one of an older run folder, which does not say them, whose format is not there."""
+    if "bits" in setting:
+        return int(setting["bits"])
+    try:
+        return FORMATS.get(name).parse(setting["set"], operand).bits
+    except (UnknownNameError, FormatError):
+        return None
 
 
 @dataclass(frozen=True)

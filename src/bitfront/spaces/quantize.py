@@ -294,6 +294,7 @@ def _described(assignment: Assignment) -> dict[str, Any]:
                     {
                         "label": s.format.label if s.format else "float",
                         "set": {k: _written(v) for k, v in s.written},
+                        "bits": s.bits,
                     }
                     for s in settings
                 ],
