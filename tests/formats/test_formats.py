@@ -1,6 +1,6 @@
 """Number formats: the conformance suite on random settings, and references that share no code with them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -106,6 +106,38 @@ def test_the_conformance_suite_notices(fault, message, monkeypatch):
     monkeypatch.setattr(Faulty, "fault", fault)
     with pytest.raises(AssertionError, match=message):
         check_format("integer", {"width": 6, "frac_width": 3})
+
+
+@dataclass(frozen=True)
+class Forgetful(Integer):
+    """What it learned is lost, or cannot be written."""
+
+    table: object = None
+    learned: float = field(default=0.0, init=False)
+
+    @classmethod
+    def _build(cls, values, operand, signed):
+        own = cls(values["width"], values["frac_width"])
+        if values["width"] == 5:
+            object.__setattr__(own, "learned", 0.5)
+        return replace(own, table=frozenset([1])) if values["width"] == 6 else own
+
+
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [
+        (4, None),
+        (5, r"read from a run folder it is Forgetful\(.*learned=0.0\)"),
+        (6, "has a field that JSON cannot hold: Object of type frozenset"),
+    ],
+)
+def test_what_a_run_folder_would_lose_is_noticed(width, message, formats):
+    formats.register("forgetful")(Forgetful)
+    if message is None:
+        check_format("forgetful", {"width": width, "frac_width": 2})
+        return
+    with pytest.raises(AssertionError, match=message):
+        check_format("forgetful", {"width": width, "frac_width": 2})
 
 
 # --- integer ---------------------------------------------------------------------------------------------------------

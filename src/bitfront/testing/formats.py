@@ -7,6 +7,7 @@ check_format("integer", {"width": 8, "frac_width": 4})
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from collections.abc import Mapping
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, FormatError, Operand
+from bitfront.formats.spelling import as_json, from_json
 
 #: Channels of the tensors that are quantized here.
 CHANNELS = 3
@@ -57,6 +59,8 @@ def check_format(
     _check_value(parsed, family.parse(dict(settings), operand, signed=signed))
     _check_parameters(family, settings, operand)
     form = _check_calibration(parsed, sample)
+    for own in (parsed, form):
+        _check_storage(own, FORMATS.official(name))
     _check_facts(parsed, form, settings, tuple(sample.shape))
     for dtype in (torch.float32, torch.float64):
         x = _points(form, sample.to(dtype), operand)
@@ -109,6 +113,18 @@ def _check_calibration(parsed: Format, sample: Tensor) -> Format:
     assert parsed.calibrates or form == parsed, f"{called}: has nothing to calibrate, and changes"
     _check_value(form, parsed.calibrated(sample))
     return form
+
+
+def _check_storage(form: Format, name: str) -> None:
+    """As a run folder keeps it: written as JSON under its registered name, and read again."""
+    called, entry = repr(form), as_json(form)
+    assert entry["format"] == name, f"{called}: is stored as {entry['format']!r}, and registered as {name!r}"
+    try:
+        text = json.dumps(entry)
+    except TypeError as error:
+        raise AssertionError(f"{called}: has a field that JSON cannot hold: {error}") from None
+    back = from_json(json.loads(text))
+    assert back == form, f"{called}: read from a run folder it is {back!r}"
 
 
 def _check_facts(parsed: Format, form: Format, settings: Mapping[str, object], shape: tuple[int, ...]) -> None:
