@@ -111,7 +111,8 @@ class Constraint:
         slack = 1e-9 * max(1.0, abs(self.bound))
         missed = over >= -slack if self.comparison in ("<", ">") else over > slack
         scale = abs(self.bound) if self.bound else 1.0
-        result: Values = np.where(missed, np.maximum(over / scale, 1e-12), 0.0)
+        with np.errstate(over="ignore"):  # of a bound such as 1e-308 anything is infinitely far
+            result: Values = np.where(missed, np.maximum(over / scale, 1e-12), 0.0)
         return np.where(np.isnan(values), np.nan, result)
 
 

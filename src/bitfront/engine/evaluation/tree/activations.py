@@ -158,8 +158,8 @@ class BatchedActivations:
         return block[..., column, :].permute(0, 3, 1, 2) if self.layout == "last" else block[:, column]
 
     def tensor(self, position: int) -> Tensor:
-        """The same with what is pending, contiguous: what the deployed model has there."""
-        x = self.raw(position).contiguous()
+        """The same with what is pending, as the deployed model has it there."""
+        x = aligned(self.raw(position))
         if self.norm is not None:
             x = self.norm.module(x)
         return F.relu(x) if self.rectify else x
@@ -226,6 +226,13 @@ def room(shape: Sequence[int], device: torch.device | str, dtype: torch.dtype = 
     raw = np.empty(size * width + ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return torch.from_numpy(raw[start : start + size * width]).view(dtype).view(tuple(shape))
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x` as torch lays out a new tensor: contiguous, from the beginning of a cache line on. Both decide how a matrix
+    product of floats is rounded."""
+    x = x.contiguous()
+    return x if x.device.type != "cpu" or x.data_ptr() % ALIGNMENT == 0 else x.clone()
 
 
 def filled(blocks: Tensor, layout: Layout, like: BatchedActivations) -> BatchedActivations:

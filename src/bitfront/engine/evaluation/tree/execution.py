@@ -54,7 +54,8 @@ class Pass:
 
     def __init__(self, program: Program, schedule: Schedule, bytes_at_once: int, x: Tensor, y: Tensor) -> None:
         self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
-        self.x, self.y, self.samples = x, y, len(y)
+        # Where samples begin in memory must not matter: the deployed model gets a copy of them.
+        self.x, self.y, self.samples = activations.aligned(x), y, len(y)
         self.scored: list[Scored] = []
 
     def run(self, piece: tuple[int, int]) -> list[Scored]:
