@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 import bitfront
+import properties
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
 from bitfront.operations import OPERATIONS
@@ -17,15 +17,7 @@ from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from warm import Warm
 
-settings.register_profile(
-    "bitfront",
-    deadline=None,
-    derandomize=True,
-    database=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("bitfront")
+properties.load()
 # The tensors here are tiny; threads would only wait for one another.
 torch.set_num_threads(1)
 

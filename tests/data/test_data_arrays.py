@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,7 +28,6 @@ labels = hnp.arrays(np.int64, st.integers(12, 300), elements=st.integers(0, 5))
 # -- the split ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
 @given(labels, st.integers(0, 2**40))
 def test_every_row_is_in_exactly_one_split_and_every_class_in_all(y, seed):
     if np.bincount(y).max() < 3:
@@ -45,7 +44,6 @@ def test_every_row_is_in_exactly_one_split_and_every_class_in_all(y, seed):
             assert per_split["train"]
 
 
-@settings(max_examples=30, deadline=None)
 @given(labels, st.integers(0, 10))
 def test_the_split_depends_on_its_arguments_alone(y, seed):
     if np.bincount(y).max() < 3:
@@ -66,7 +64,6 @@ def test_a_split_is_not_sorted_by_class():
     assert set(test[:10]) != {0}
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000), st.integers(20, 200))
 def test_identical_rows_stay_together(seed, n):
     rng = np.random.default_rng(seed)
@@ -100,7 +97,6 @@ def test_a_negative_seed_is_refused():
 floats = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(2, 60), st.integers(1, 5)), elements=floats))
 def test_standardised_features_have_mean_0_and_deviation_1_or_are_0(x):
     scaler = fit_scaler(x)
@@ -306,7 +302,6 @@ def test_split_names():
     ]
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     hnp.arrays(
         np.float32,

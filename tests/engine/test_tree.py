@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from networks import (
     CLASSES,
@@ -42,12 +42,11 @@ from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.training import evaluate
 from bitfront.transforms.correct import has_bias, norms_behind
+from properties import max_examples
 
 #: So many that chunks of 2, 7 and 14 samples leave a last chunk of one, which is a product of another shape.
 SAMPLES = 15
 WIDTHS = (2, 3, 4, 8)
-#: An example takes a tenth of a second: to shrink one takes minutes, and what is drawn is small.
-PHASES = (Phase.explicit, Phase.generate)
 
 per_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.__name__)
 
@@ -244,7 +243,7 @@ def drawn(data, network, most=7):
 
 
 @per_network
-@settings(phases=PHASES, max_examples=4)
+@max_examples(12, shrink=False)
 @given(st.data())
 def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
     job, codes = drawn(data, network)
@@ -252,7 +251,7 @@ def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
 
 
 @per_network
-@settings(phases=PHASES, max_examples=2)
+@max_examples(6, shrink=False)
 @given(st.data())
 def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(network, data):
     job, codes = drawn(data, network)
@@ -270,7 +269,7 @@ def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(networ
 
 
 @per_network
-@settings(phases=PHASES, max_examples=1)
+@max_examples(4, shrink=False)
 @given(st.data())
 def test_nothing_is_changed_by_measuring(network, data):
     job, codes = drawn(data, network, most=5)
@@ -303,7 +302,7 @@ def test_nothing_is_changed_by_measuring(network, data):
 
 
 @per_network
-@settings(phases=PHASES, max_examples=1)
+@max_examples(4, shrink=False)
 @given(st.data())
 def test_a_pickled_job_is_the_same_job(network, data):
     job, codes = drawn(data, network)
@@ -416,10 +415,23 @@ def test_samples_may_lie_in_memory_as_they_like(strided):
     assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
+@pytest.mark.parametrize("network", [Chain, Images])
+def test_samples_may_begin_anywhere_in_memory(network):
+    """Where a float tensor begins decides how a product of it is rounded; the deployed model gets a copy."""
+    seed = {"default": {"name": ["NA", "affine"], "weight_width": [3, 4], "weight_granularity": "channel"}}
+    size = 64 * int(np.prod(network.shape))
+    for shift in (1, 4, 9):
+        x = torch.randn(size + shift, generator=torch.Generator().manual_seed(shift))[shift:].view(64, *network.shape)
+        evaluator = bench_of(
+            job_of(made(network), network.shape, seed, x=x), {"samples": 7, "bytes": 2000, "threads": 1}
+        )
+        assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
+
+
 # --- what is no number -----------------------------------------------------------------------------------------------
 
 
-@settings(phases=PHASES, max_examples=10)
+@max_examples(30, shrink=False)
 @given(st.data())
 def test_a_candidate_that_overflows_is_an_error_and_leaves_the_others_alone(data):
     own = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, 8, "NA"]}
@@ -445,7 +457,7 @@ def test_some_overflow_and_some_do_not():
 VALUES = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-40, 15.5, 88.0, -88.0, 104.0, 1e4, -1e4, 3e38, -3e38)
 
 
-@settings(phases=PHASES, max_examples=30)
+@max_examples(50, shrink=False)
 @given(
     st.lists(st.lists(st.sampled_from(VALUES), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=12),
     st.integers(0, 2**32 - 1),
@@ -491,7 +503,7 @@ EXACT = "Chain EndsInReLU Images Grouped Residual ResidualImages Dense DenseImag
 
 
 @pytest.mark.parametrize("network", [n for n in NETWORKS if n.__name__ in EXACT], ids=lambda n: n.__name__)
-@settings(phases=PHASES, max_examples=2)
+@max_examples(10, shrink=False)
 @given(st.data())
 def test_what_is_exact_depends_on_no_number_of_samples(network, data):
     """Every product of fixed-point numbers, every sum within 24 bits: nothing that happens matters."""

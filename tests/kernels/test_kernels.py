@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront import kernels
 from bitfront.formats.integer import Integer
 from bitfront.kernels import native, plain
+from properties import max_examples
 
 compiled_only = pytest.mark.skipif(not kernels.compiled(), reason="no C++ compiler here")
 
@@ -33,7 +34,7 @@ def logits(draw):
 
 
 @compiled_only
-@settings(max_examples=150)
+@max_examples(150)
 @given(logits(), st.booleans())
 def test_both_implementations_give_the_same_bits(given_logits, rectify):
     z, y = given_logits
@@ -44,7 +45,6 @@ def test_both_implementations_give_the_same_bits(given_logits, rectify):
     assert torch.equal(correct[finite], right[finite])
 
 
-@settings(max_examples=100)
 @given(logits(), st.booleans())
 def test_the_loss_is_the_cross_entropy(given_logits, rectify):
     z, y = given_logits

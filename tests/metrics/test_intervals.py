@@ -29,7 +29,8 @@ def test_mcnemar_is_the_exact_binomial_test(first, second):
 def test_mcnemar_of_very_many_samples(first, more):
     second = max(0, first + more)
     expected = min(1.0, 2 * binom.cdf(min(first, second), first + second, 0.5))
-    assert Paired(first, second, 100_000).p == pytest.approx(expected, rel=1e-7, abs=1e-300)
+    # Below that SciPy's becomes 0 before ours does.
+    assert Paired(first, second, 100_000).p == pytest.approx(expected, rel=1e-7, abs=1e-250)
 
 
 def test_mcnemars_published_example():

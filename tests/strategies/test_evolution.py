@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -11,6 +11,7 @@ from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.base import History
 from bitfront.strategies.evolution import Evolution, crowding, select, solve
 from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
+from properties import max_examples
 
 
 def test_evolution_conforms():
@@ -67,7 +68,7 @@ cases = {
 
 
 @given(**cases)
-@settings(max_examples=150, deadline=None)
+@max_examples(200)
 def test_it_proposes_only_what_is_new_canonical_and_in_the_space_until_nothing_is_left(
     seed, known, n, objectives, failing
 ):
@@ -86,7 +87,6 @@ def test_it_proposes_only_what_is_new_canonical_and_in_the_space_until_nothing_i
 
 
 @given(**cases)
-@settings(max_examples=50, deadline=None)
 def test_it_is_a_function_of_its_arguments(seed, known, n, objectives, failing):
     rng = np.random.default_rng(seed)
     space = mixed_space(rng)
@@ -175,7 +175,6 @@ def crowding_by_definition(losses):
 
 
 @given(st.integers(1, 4), st.integers(0, 30), st.integers(1, 40), st.data())
-@settings(deadline=None)
 def test_selection_is_by_fronts_and_then_by_crowding(objectives, count, n, data):
     values = st.one_of(st.integers(0, 6).map(float), st.just(float("nan")))
     losses = data.draw(arrays(np.float64, (count, objectives), elements=values))

@@ -1,0 +1,39 @@
+"""How many examples the property tests draw, and which.
+
+``BITFRONT_EXAMPLES`` says for what: in the ``suite`` they are many and always the same, so that what fails is due to a
+change; ``quick`` draws a fifth of them; ``fuzz`` draws others, from the seed that ``fuzz.py`` gives.
+"""
+
+import os
+
+from hypothesis import HealthCheck, Phase, settings
+
+USES = ("suite", "quick", "fuzz")
+USE = os.environ.get("BITFRONT_EXAMPLES", "suite")
+assert USE in USES, f"BITFRONT_EXAMPLES is {USE!r}; allowed: {', '.join(USES)}"
+#: Where a test does not say how many: most take less than a millisecond each.
+EXAMPLES = 100
+
+
+def max_examples(number: int, *, shrink: bool = True) -> settings:
+    """A decorator of a property test: it draws `number` examples.
+
+    Args:
+        shrink: whether an example that fails is made smaller. Where one takes a tenth of a second that takes minutes.
+    """
+    phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if shrink else ()))
+    return settings(max_examples=max(1, number // 5) if USE == "quick" else number, phases=phases)
+
+
+def load() -> None:
+    """Make this what hypothesis does where a test says nothing else."""
+    settings.register_profile(
+        "bitfront",
+        max_examples(EXAMPLES),
+        deadline=None,
+        derandomize=USE != "fuzz",
+        print_blob=USE == "fuzz",
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    settings.load_profile("bitfront")
