@@ -56,9 +56,9 @@ METRICS = {
     ],
 )
 def test_what_a_statement_means(text, metric, comparison, bound, drop):
-    own = parse(text, METRICS)
-    assert (own.metric, own.comparison, own.drop) == (metric, comparison, drop)
-    assert own.bound == pytest.approx(bound, rel=1e-12)
+    constraint = parse(text, METRICS)
+    assert (constraint.metric, constraint.comparison, constraint.drop) == (metric, comparison, drop)
+    assert constraint.bound == pytest.approx(bound, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_what_is_refused(text, message):
 
 
 def test_a_drop_is_in_points_of_the_float_models_accuracy():
-    own = parse("accuracy_drop <= 1 %", METRICS).resolved({"accuracy": 0.77})
-    assert (own.comparison, own.bound) == (">=", pytest.approx(0.76))
+    constraint = parse("accuracy_drop <= 1 %", METRICS).resolved({"accuracy": 0.77})
+    assert (constraint.comparison, constraint.bound) == (">=", pytest.approx(0.76))
     # 0.77 - 0.76 is 0.010000000000000009 in floating point; one percent worse is allowed all the same.
-    assert own.excess(np.array([0.76, 0.7599, np.nan])).tolist()[0] == 0
-    assert own.excess(np.array([0.7599]))[0] > 0
-    assert np.isnan(own.excess(np.array([np.nan]))[0])
+    assert constraint.excess(np.array([0.76, 0.7599, np.nan])).tolist()[0] == 0
+    assert constraint.excess(np.array([0.7599]))[0] > 0
+    assert np.isnan(constraint.excess(np.array([np.nan]))[0])
     with pytest.raises(ConfigError, match="not known"):
         parse("accuracy_drop <= 1 %", METRICS).resolved({})
 
@@ -96,7 +96,7 @@ def test_a_drop_is_in_points_of_the_float_models_accuracy():
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20),
 )
 def test_excess_is_zero_exactly_where_the_comparison_holds(comparison, bound, values):
-    own = Constraint("x", "x", comparison, bound)
+    constraint = Constraint("x", "x", comparison, bound)
     array = np.array(values)
     clear = np.abs(array - bound) > 1e-6 * max(1.0, abs(bound))
     holds = {
@@ -106,10 +106,10 @@ def test_excess_is_zero_exactly_where_the_comparison_holds(comparison, bound, va
         ">": array > bound,
         "==": array == bound,
     }[comparison]
-    assert ((own.excess(array) == 0) == holds)[clear].all()
-    assert (own.excess(array) >= 0).all()
+    assert ((constraint.excess(array) == 0) == holds)[clear].all()
+    assert (constraint.excess(array) >= 0).all()
     # Equal counts as equal for <=, >= and ==, and not for the strict ones.
-    assert (own.excess(np.array([bound]))[0] == 0) == (comparison in ("<=", ">=", "=="))
+    assert (constraint.excess(np.array([bound]))[0] == 0) == (comparison in ("<=", ">=", "=="))
 
 
 def test_a_candidate_must_fulfil_all_of_them_and_an_unknown_value_fulfils_none():

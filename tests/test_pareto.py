@@ -32,10 +32,10 @@ def beats(a, b):
 def test_non_dominated_rows_are_those_nobody_beats(table):
     whole = [i for i, row in enumerate(table) if not np.isnan(row).any()]
     expected = [i for i in whole if not any(beats(table[j], table[i]) for j in whole)]
-    found = non_dominated(table)
-    assert sorted(found) == expected
+    front = non_dominated(table)
+    assert sorted(front) == expected
     # Sorted by the objectives, equal rows by their place.
-    keys = [(*table[i], i) for i in found]
+    keys = [(*table[i], i) for i in front]
     assert keys == sorted(keys)
 
 

@@ -141,7 +141,8 @@ def test_a_run_folder_that_cannot_be_made(trained):
     typed = trained("search", "--config", "small.toml", "--project-dir", "occupied", code=2)
     assert "error: occupied/small: Not a directory\n" in typed.err
     typed = trained("train", "--config", "small.toml", "--project-dir", "occupied", code=2)
-    assert "error: occupied/small/checkpoints: cannot be made: Not a directory\n" in typed.err
+    message = "occupied/small/checkpoints: the folder cannot be created: Not a directory; choose another project_dir"
+    assert f"error: {message}\n" in typed.err
     assert "training:" not in typed.err
 
 

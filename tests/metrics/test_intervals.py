@@ -19,10 +19,10 @@ def test_wilson_is_scipys(hits, more):
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_exact_binomial_test(first, second):
-    own = Paired(first, second, 1000)
+    paired = Paired(first, second, 1000)
     expected = binomtest(first, first + second).pvalue if first + second else 1.0
-    assert own.p == pytest.approx(expected, abs=1e-9)
-    assert own.p == Paired(second, first, 1000).p
+    assert paired.p == pytest.approx(expected, abs=1e-9)
+    assert paired.p == Paired(second, first, 1000).p
 
 
 @given(st.integers(0, 40_000), st.integers(-2_000, 2_000))
@@ -41,9 +41,9 @@ def test_mcnemars_published_example():
 def test_pairs_are_counted_from_answers():
     first = np.array([1, 1, 0, 0, 1], dtype=bool)
     second = np.array([1, 0, 1, 0, 0], dtype=bool)
-    own = Paired.of(first, second)
-    assert (own.only_first, own.only_second, own.samples) == (2, 1, 5)
-    assert own.difference == pytest.approx(0.2)
+    paired = Paired.of(first, second)
+    assert (paired.only_first, paired.only_second, paired.samples) == (2, 1, 5)
+    assert paired.difference == pytest.approx(0.2)
 
 
 def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
@@ -51,8 +51,8 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
     hits, rounds = 0, 400
     for _ in range(rounds):
         draws = rng.choice(3, size=500, p=[0.85, 0.10, 0.05])
-        own = Paired(int((draws == 1).sum()), int((draws == 2).sum()), 500)
-        hits += abs(own.difference - 0.05) <= own.half_width
+        paired = Paired(int((draws == 1).sum()), int((draws == 2).sum()), 500)
+        hits += abs(paired.difference - 0.05) <= paired.half_width
     assert 0.92 <= hits / rounds <= 0.98
 
 

@@ -22,7 +22,7 @@ from bitfront.engine.planning.builder import make_plan
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import chosen_samples
-from bitfront.engine.search.weights import opened, trained_model
+from bitfront.engine.search.weights import open_inputs, trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, WEIGHTS, finetuned_weights, trial_weights
 from bitfront.engine.storage.run import Run, Trial, write_json
@@ -173,7 +173,7 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     """
     events = events or Events()
     passes = configuration.quantize_pass(config)
-    dataset, model = opened(config, events)
+    dataset, model = open_inputs(config, events)
     sample = dataset.split("train")[0][:2]
     with config.locating():
         single(capture(model, sample), passes, ("passes", "quantize"))

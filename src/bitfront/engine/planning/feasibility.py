@@ -1,8 +1,8 @@
-"""The constraints of a search: which candidates cannot fulfil them, known before they are evaluated, and which do not.
+"""The constraints of a search: which candidates violate them, before and after they are evaluated.
 
-What follows from the candidate in closed form is checked first, for whole batches, and what violates it is never
-evaluated. How small (or large) such a metric can become at all is found before the search, so that a constraint that
-nothing can fulfil is refused with a number.
+Constraints on metrics in closed form are checked first, for whole batches; a candidate that violates one is not
+evaluated. Before the search, the smallest (or largest) possible value of such a metric is computed, so that a
+constraint that no candidate can fulfil is an error that states this value.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from bitfront.errors import ConfigError
 from bitfront.spaces.base import Codes
 
 Values = NDArray[np.float64]
-#: Rounds of trying every option of every group; sums and maxima over sites need two.
+#: At most so many passes of coordinate descent over the groups; sums and maxima over sites need two.
 ROUNDS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Feasibility:
-    """Constraints on what an evaluator measures. Without any, everything fulfils them.
+    """Constraints on the metrics of an evaluator. False if there are none; then every candidate fulfils them.
 
     Attributes:
-        constraints: resolved: none of them is relative to the float model.
+        evaluator: gives the metrics.
+        constraints: with absolute bounds: bounds relative to the float model are resolved.
     """
 
     evaluator: Evaluator
@@ -39,48 +40,69 @@ class Feasibility:
         return bool(self.constraints)
 
     def before(self, codes: Codes) -> Values:
-        """By how much candidates violate what is known without evaluating them; 0 where they do not, shape (codes,)."""
+        """Total violation of the constraints on metrics in closed form, without evaluating the candidates.
+
+        Args:
+            codes: candidates, int64, shape (candidates, parameters).
+
+        Returns:
+            float64, shape (candidates,), 0 or more; 0 where every constraint is fulfilled.
+        """
         known = [c for c in self.constraints if c.metric in self.evaluator.closed_form]
         if not known:
             return np.zeros(len(codes))
         return total(known, self.evaluator.closed_form_values(codes, {c.metric for c in known}))
 
     def after(self, values: Mapping[str, Values]) -> Values:
-        """By how much evaluated candidates violate the constraints; 0 where they do not, or where they failed."""
+        """Total violation of all constraints by evaluated candidates.
+
+        Args:
+            values: metric → values, float64, shape (candidates,); NaN for candidates that failed.
+
+        Returns:
+            float64, shape (candidates,), 0 or more; 0 where every constraint is fulfilled, and for failed candidates.
+        """
         if not self.constraints:
             return np.zeros(len(next(iter(values.values()))))
         return total(self.constraints, values)
 
 
-def read(asked: Mapping[str, str], evaluator: Evaluator) -> tuple[Constraint, ...]:
-    """The constraints of ``[search.constraints]``.
+def read(conditions: Mapping[str, str], evaluator: Evaluator) -> tuple[Constraint, ...]:
+    """Parse the constraints of ``[search.constraints]``.
+
+    Args:
+        conditions: key → condition, as in the TOML.
+        evaluator: gives the metrics that conditions may name.
 
     Raises:
-        ConfigError: one cannot be read; its key is named.
+        ConfigError: a condition cannot be parsed, or names an unknown metric; its key is named.
     """
     metrics = {m.name: m for runner in evaluator.runners for m in runner.produces}
-    found = []
-    for name, condition in asked.items():
+    parsed = []
+    for name, condition in conditions.items():
         try:
-            found.append(words.parse(words.statement(name, condition), metrics))
+            parsed.append(words.parse(words.statement(name, condition), metrics))
         except ConfigError as error:
             error.key = ("search", "constraints", name)
             raise
-    return tuple(found)
+    return tuple(parsed)
 
 
 def check(evaluator: Evaluator, constraints: Sequence[Constraint], *, trained: bool) -> Codes:
-    """Refuse what nothing in the space can fulfil.
+    """Check that the space has candidates that fulfil each constraint on a metric in closed form.
 
     Args:
-        trained: whether the weights are the ones of the search; without, metrics that look at them are not checked.
+        evaluator: gives the metrics.
+        constraints: with absolute bounds.
+        trained: whether the model has the weights of the search. If not, metrics that depend on weights are not
+            checked.
 
     Returns:
-        For each constraint that can be checked the candidate that fulfils it best, and the one that violates all of
-        them together least, shape (candidates, parameters): where a search under constraints should begin.
+        Candidates to start a search from, int64, shape (candidates, parameters): for each constraint that was checked
+        the candidate that fulfils it best, and, if there are several, the one with the least total violation.
 
     Raises:
-        ConfigError: a constraint cannot be fulfilled; says how near any candidate gets.
+        ConfigError: no candidate fulfils a constraint; the message says the nearest value that one reaches.
     """
     metrics = {m.name: m for runner in evaluator.runners for m in runner.produces}
     known = [
@@ -88,37 +110,45 @@ def check(evaluator: Evaluator, constraints: Sequence[Constraint], *, trained: b
         for c in constraints
         if c.metric in evaluator.closed_form and (trained or c.metric not in evaluator.of_weights)
     ]
-    found = []
-    for own in known:
-        code = nearest(evaluator, [own])
-        found.append(code)
-        value = evaluator.closed_form_values(code[None], {own.metric})[own.metric]
-        if own.excess(value)[0] > 0:
-            unit = metrics[own.metric].unit
-            word = "smallest" if own.comparison in ("<", "<=") else "nearest"
+    starts = []
+    for constraint in known:
+        code = nearest(evaluator, [constraint])
+        starts.append(code)
+        value = evaluator.closed_form_values(code[None], {constraint.metric})[constraint.metric]
+        if constraint.excess(value)[0] > 0:
+            unit = metrics[constraint.metric].unit
+            word = "smallest" if constraint.comparison in ("<", "<=") else "nearest"
             raise ConfigError(
-                f"{own.text!r} cannot be fulfilled: the {word} {own.metric} that this space can reach is "
-                f"{value[0]:,.6g}{' ' + unit if unit else ''}",
-                key=("search", "constraints", own.text.split()[0]),
+                f"{constraint.text!r} cannot be fulfilled: the {word} {constraint.metric} that this space can reach is "
+                f"{value[0]:,.6g}{' ' + unit if unit else ''}; relax the constraint, or add choices to the space",
+                key=("search", "constraints", constraint.text.split()[0]),
             )
     if len(known) > 1:
-        found.append(nearest(evaluator, known))
-    return np.array(found, dtype=np.int64).reshape(len(found), len(evaluator.space.parameters))
+        starts.append(nearest(evaluator, known))
+    return np.array(starts, dtype=np.int64).reshape(len(starts), len(evaluator.space.parameters))
 
 
 def nearest(evaluator: Evaluator, constraints: Sequence[Constraint]) -> NDArray[np.int64]:
-    """The candidate that goes furthest towards constraints on closed-form metrics.
+    """The candidate with the least total violation of constraints on metrics in closed form, or the largest margin.
 
-    From the best of the uniform candidates, one group after the other takes its best option, until nothing changes:
-    exact for sums over sites. A maximum over sites (``peak_memory``, a parameter that sites share) does not move as
-    long as another site holds it up, which is why the descent begins where all sites are narrow.
+    Coordinate descent: from the best of the uniform candidates, one group after the other takes its best option, until
+    nothing changes. Exact for sums over sites. It can miss the optimum of a maximum over sites (``peak_memory``,
+    a parameter that sites share), because such a maximum does not change while another site has it; therefore the
+    descent starts where all sites are narrow.
+
+    Args:
+        evaluator: gives the metrics.
+        constraints: one or more, with absolute bounds, all on metrics in closed form.
+
+    Returns:
+        A code, int64, shape (parameters,).
     """
     space = evaluator.space
     names = {c.metric for c in constraints}
     last = np.array([[group.size - 1 for group in space.groups]], dtype=np.int64)
     starts = np.concatenate([space.numbered(0, 1), space.codes(last), space.uniform()])
     values = evaluator.closed_form_values(starts, names)
-    options = space.options(starts)[int(np.argmin(sum(_height(c, values[c.metric]) for c in constraints)))]
+    options = space.options(starts)[int(np.argmin(sum(_distance(c, values[c.metric]) for c in constraints)))]
     for _ in range(ROUNDS):
         before = options.copy()
         for g, group in enumerate(space.groups):
@@ -127,18 +157,18 @@ def nearest(evaluator: Evaluator, constraints: Sequence[Constraint]) -> NDArray[
             rows = np.repeat(options[None], group.size, axis=0)
             rows[:, g] = np.arange(group.size)
             values = evaluator.closed_form_values(space.codes(rows), names)
-            options[g] = int(np.argmin(sum(_height(c, values[c.metric]) for c in constraints)))
+            options[g] = int(np.argmin(sum(_distance(c, values[c.metric]) for c in constraints)))
         if (options == before).all():
             break
     code: NDArray[np.int64] = space.codes(options[None])[0]
     return code
 
 
-def _height(own: Constraint, values: Values) -> Values:
-    """How far values are on the wrong side, or how little on the right one: smaller is better."""
-    scale = abs(own.bound) if own.bound else 1.0
-    if own.comparison in ("<", "<="):
-        return (values - own.bound) / scale
-    if own.comparison in (">", ">="):
-        return (own.bound - values) / scale
-    return np.abs(values - own.bound) / scale
+def _distance(constraint: Constraint, values: Values) -> Values:
+    """Signed distance of values from the bound, as a share of it: positive where violated; smaller is better."""
+    scale = abs(constraint.bound) if constraint.bound else 1.0
+    if constraint.comparison in ("<", "<="):
+        return (values - constraint.bound) / scale
+    if constraint.comparison in (">", ">="):
+        return (constraint.bound - values) / scale
+    return np.abs(values - constraint.bound) / scale

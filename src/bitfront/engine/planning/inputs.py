@@ -1,4 +1,4 @@
-"""What a configuration names, opened: the device, the dataset, the model and its weights."""
+"""The inputs of a search, opened from their names in the configuration: device, dataset, model and weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bitfront.models.base import build
 
 
 def training_settings(config: Config) -> dict[str, Any]:
-    """The keys of the configuration that training depends on."""
+    """The keys of the configuration that training depends on, with their values."""
     keys = "max_epochs max_steps batch_size learning_rate weight_decay training_optimizer patience".split()
     return {k: getattr(config, k) for k in keys}
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and values of a model's state dict."""
+    """SHA-256, in hexadecimal, over the names, shapes, dtypes and values of a model's state dict."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -34,9 +34,16 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def choose_device(accelerator: str) -> tuple[str, str | None]:
-    """(device, warning or None): where to compute. A missing accelerator is a warning, and then the CPU."""
+    """The PyTorch device for a value of the key ``accelerator``.
+
+    Args:
+        accelerator: ``auto``, ``cpu``, ``gpu``, ``cuda`` or ``mps``.
+
+    Returns:
+        (``cuda``, ``mps`` or ``cpu``; a warning, if the accelerator is missing and the CPU takes its place, or None).
+    """
     with warnings.catch_warnings():
-        # Without a driver torch warns in several lines; ours is one.
+        # Without a driver torch prints a warning of several lines; the one returned here replaces it.
         warnings.simplefilter("ignore")
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if accelerator in ("gpu", "cuda", "auto") and cuda:
@@ -47,12 +54,22 @@ def choose_device(accelerator: str) -> tuple[str, str | None]:
         return "cpu", None
     return (
         "cpu",
-        f"accelerator = {accelerator!r}: this machine has none that PyTorch can use; computing on the CPU",
+        f"accelerator = {accelerator!r}: PyTorch finds none on this machine; computing on the CPU",
     )
 
 
 def open_data(config: Config, report: Any = None, progress: Any = None) -> Dataset:
-    """The dataset of a configuration. Raises DataError, ConfigError."""
+    """Open the dataset of a configuration.
+
+    Args:
+        config: the configuration.
+        report: called with each note of the loader, as text.
+        progress: called while a file is downloaded; see ``DataRequest``.
+
+    Raises:
+        ConfigError: there is no such dataset.
+        DataError: the data cannot be read or downloaded.
+    """
     request = DataRequest(
         path=Path(config.dataset_path).expanduser() if config.dataset_path else None,
         seed=config.seed,
@@ -68,7 +85,11 @@ def open_data(config: Config, report: Any = None, progress: Any = None) -> Datas
 
 
 def open_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The model of a configuration, initialised from its seed. Raises ConfigError."""
+    """Build the model of a configuration for a dataset, initialised from the configuration's random seed.
+
+    Raises:
+        ConfigError: there is no such model, or it does not fit the data.
+    """
     with config.locating():
         try:
             return build(config.model, dataset.sample_shape, dataset.num_classes, config.seed)
@@ -78,6 +99,10 @@ def open_model(config: Config, dataset: Dataset) -> nn.Module:
 
 
 def load_weights(config: Config, model: nn.Module) -> dict[str, Tensor]:
-    """The state dict that ``load_name`` names, which fits `model`. Raises CheckpointError."""
+    """Read the state dict of the checkpoint that ``load_name`` names; it must not be None.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit `model`.
+    """
     assert config.load_name is not None
     return checkpoints.load(Path(config.load_name).expanduser(), model, config.load_type)

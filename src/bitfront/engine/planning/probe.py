@@ -1,4 +1,4 @@
-"""How long a candidate takes, measured on a few before the search starts."""
+"""The time per candidate, measured on a few candidates before the search starts."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ import numpy as np
 from bitfront.engine.planning.plan import Plan
 from bitfront.spaces.base import Codes
 
-#: More than that is not spent on knowing better what a candidate costs.
+#: The measurement ends after about so many seconds.
 PROBE_SECONDS = 0.25
-#: A first training that takes longer than that is not repeated to know better.
+#: If training the first candidate takes longer than this, a second one is not trained.
 WARM_SECONDS = 5.0
-#: Candidates that tell it; many share work where all of the space will be evaluated, few where a strategy picks.
+#: Number of candidates: consecutive ones where the whole space will be evaluated, random ones where a strategy chooses.
 CONSECUTIVE, RANDOM = 1024, 32
 
 
 def seconds_per_candidate(plan: Plan) -> float:
-    """Measured on a few candidates, in this process: consecutive ones, which share most of the work, where every
-    one of the space will be evaluated; else random ones."""
+    """Seconds that one candidate takes, measured in this process.
+
+    Where the whole space will be evaluated, the candidates are consecutive ones, which share most of their work;
+    otherwise they are random ones. If candidates are trained, one or two of them are.
+    """
     count = CONSECUTIVE if plan.exhaustive else RANDOM
 
-    def timed(some: Codes) -> float:
+    def timed(codes: Codes) -> float:
         begin = time.perf_counter()
-        plan.evaluator.evaluate(some)
-        return (time.perf_counter() - begin) / len(some)
+        plan.evaluator.evaluate(codes)
+        return (time.perf_counter() - begin) / len(codes)
 
     if plan.evaluator.job.training is not None:
-        # Measured again a candidate would not be trained again, so another one says what it takes without what
-        # happens once; unless that would take long itplan.
+        # The time of the first candidate includes what happens once. It would not be trained a second time, so
+        # another candidate is measured, unless that takes too long.
         middle = plan.space.size // 2
         first = timed(plan.space.numbered(middle, middle + 1))
         other = plan.space.numbered(middle + 1, middle + 2)
         return timed(other) if len(other) and first < WARM_SECONDS else first
     few = plan.space.numbered(0, count) if plan.exhaustive else plan.space.sample(count, np.random.default_rng(0))
-    # The first one pays for what happens once, such as calibration.
-    known, each = 1, timed(few[:1])
+    # The time of the first call includes what happens once, such as calibration.
+    measured, each = 1, timed(few[:1])
     spent = each
     if each < PROBE_SECONDS:
         each = timed(few[:1])
-    # Eight times as many take less than eight times as long.
-    while known < len(few) and spent < PROBE_SECONDS:
-        known *= 8
-        each = timed(few[:known])
-        spent += each * known
+    # The time per candidate falls with the size of the block, so blocks grow as long as there is time.
+    while measured < len(few) and spent < PROBE_SECONDS:
+        measured *= 8
+        each = timed(few[:measured])
+        spent += each * measured
     return each

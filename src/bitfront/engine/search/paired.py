@@ -1,7 +1,7 @@
-"""Candidates compared on the same samples: the front's members with each other, and how many samples that takes.
+"""Paired comparisons of candidates: the members of the front, and the number of samples that a search needs.
 
-Two candidates that are evaluated on the same samples differ on few of them, and only those tell the two apart. So a
-paired comparison sees differences that are far smaller than the interval of either accuracy.
+Two candidates that are evaluated on the same samples give different answers on few of them. Only these samples count in
+a paired test (McNemar), so it detects differences that are much smaller than the interval of either accuracy.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from bitfront.engine.storage.records import PairedComparison
 from bitfront.metrics.intervals import Paired
 from bitfront.spaces.base import Codes
 
-#: A difference of accuracy that is known this well is known well enough.
+#: Half width of the interval of an accuracy difference (as a share) below which more samples are not needed.
 RESOLUTION = 0.005
-#: Candidates whose order is looked at: uniform ones and random ones.
+#: Number of uniform and of random candidates from which the number of samples is chosen.
 UNIFORM, RANDOM = 32, 32
 
 
 def compare(numbers: Sequence[int], answers: NDArray[np.bool_]) -> tuple[PairedComparison, ...]:
-    """Each against the next better one, and against the best.
+    """Compare each trial with the next more accurate one and with the most accurate one.
 
     Args:
-        numbers: of the trials.
-        answers: which samples each answers rightly, shape (trials, samples).
+        numbers: the numbers of the trials.
+        answers: whether each trial classifies each sample correctly, bool, shape (trials, samples).
 
     Returns:
-        Most accurate first; equally accurate ones in the order given.
+        One comparison per trial, the most accurate first; equally accurate trials in the given order.
     """
     order = np.argsort(-answers.sum(axis=1), kind="stable")
-    found = []
+    comparisons = []
     for place, row in enumerate(order):
         above = order[place - 1] if place else row
-        found.append(
+        comparisons.append(
             PairedComparison(
                 number=numbers[row],
                 above=numbers[above] if place else None,
@@ -46,15 +46,17 @@ def compare(numbers: Sequence[int], answers: NDArray[np.bool_]) -> tuple[PairedC
                 p_best=Paired.of(answers[order[0]], answers[row]).p,
             )
         )
-    return tuple(found)
+    return tuple(comparisons)
 
 
 def settled(answers: NDArray[np.bool_]) -> bool:
-    """Whether the order of some candidates is known: of each and the next better one it is either clear which is
-    better, or that they differ by less than ``RESOLUTION``.
+    """Whether the samples are enough to order the candidates by accuracy.
+
+    They are if, for each candidate and the next more accurate one, the difference is significant or is known to within
+    ``RESOLUTION``.
 
     Args:
-        answers: which samples each answers rightly, shape (candidates, samples).
+        answers: whether each candidate classifies each sample correctly, bool, shape (candidates, samples).
     """
     ranked = answers[np.argsort(-answers.sum(axis=1), kind="stable")]
     pairs = [Paired.of(first, second) for first, second in itertools.pairwise(ranked)]
@@ -62,20 +64,28 @@ def settled(answers: NDArray[np.bool_]) -> bool:
 
 
 def enough_samples(evaluator: Evaluator, split: str, seed: int) -> tuple[int, int]:
-    """(how many samples of a split settle the order of typical candidates, how many candidates were looked at).
+    """The number of samples that are enough to order typical candidates by accuracy.
 
-    The candidates are uniform ones and random ones of the space; the samples are doubled until their order is settled,
-    or all are used.
+    The candidates are uniform ones and random ones of the space. The number of samples is doubled until it is enough,
+    or the split has no more.
+
+    Args:
+        evaluator: of the search.
+        split: the split whose samples are used.
+        seed: random seed of the random candidates.
+
+    Returns:
+        (number of samples, number of candidates that were evaluated).
     """
     space = evaluator.space
     codes: Codes = np.concatenate([space.uniform()[:UNIFORM], space.sample(RANDOM, np.random.default_rng(seed))])
     codes = codes[np.sort(np.unique(codes, axis=0, return_index=True)[1])] if codes.shape[1] else codes[:1]
-    there = len(evaluator.samples(split, None)[1])
-    have, answers = 0, np.zeros((len(codes), 0), dtype=bool)
-    while have < there:
-        more = min(there, max(FIRST_SAMPLES, 2 * have))
-        answers = np.concatenate([answers, evaluator.answers(codes, split, have, more)], axis=1)
-        have = more
+    available = len(evaluator.samples(split, None)[1])
+    used, answers = 0, np.zeros((len(codes), 0), dtype=bool)
+    while used < available:
+        more = min(available, max(FIRST_SAMPLES, 2 * used))
+        answers = np.concatenate([answers, evaluator.answers(codes, split, used, more)], axis=1)
+        used = more
         if settled(answers):
             break
-    return have, len(codes)
+    return used, len(codes)

@@ -1,4 +1,4 @@
-"""Weights for a model: trained now, trained earlier with the same settings, or from a checkpoint."""
+"""The weights of a model: trained now, trained by an earlier command with the same settings, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,24 +28,31 @@ from bitfront.graph import capture
 from bitfront.training import Evaluation, TrainResult, TrainSettings, evaluate
 from bitfront.training import train as run_training
 
-#: Operations of a training step below which a second thread costs more than it brings.
+#: Operations per training step; below this a second thread costs more time than it saves.
 SMALL_STEP = 10**8
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model, where it is, and how it got there (None where a checkpoint was reused)."""
+    """A model with trained weights.
+
+    Attributes:
+        model: in evaluation mode.
+        checkpoint: the file that the weights are stored in.
+        result: of the training; None if the weights were read from a checkpoint.
+    """
 
     model: nn.Module
     checkpoint: Path
     result: TrainResult | None
 
 
-def opened(config: Config, events: Events) -> tuple[Dataset, nn.Module]:
-    """The dataset and the initialised model of `config`; what the user should know about them is told.
+def open_inputs(config: Config, events: Events) -> tuple[Dataset, nn.Module]:
+    """Open the dataset and build the initialised model of `config`; their warnings become notes of `events`.
 
     Raises:
-        UserError: one of them cannot be had.
+        ConfigError: the configuration names no such dataset or model, or the model does not fit the data.
+        DataError: the data cannot be read or downloaded.
     """
     dataset = open_data(config, events.note, events.downloading)
     _, warning = choose_device(config.accelerator)
@@ -55,21 +62,24 @@ def opened(config: Config, events: Events) -> tuple[Dataset, nn.Module]:
 
 
 def train(config: Config, *, events: Events | None = None) -> Trained:
-    """Train the model of `config`, and keep its best and last weights in the run folder's ``checkpoints``.
+    """Train the model of `config` and store its best and last weights in ``checkpoints`` in the run folder.
+
+    Training starts from the checkpoint ``load_name``, if there is one.
 
     Raises:
-        UserError: what is wrong with the configuration, the data or the checkpoint to start from.
+        UserError: the configuration, the data or the checkpoint cannot be used; the message says why.
         EvaluationError: training diverged.
+        KeyboardInterrupt: training was interrupted before its first epoch ended.
     """
     events = events or Events()
-    dataset, model = opened(config, events)
+    dataset, model = open_inputs(config, events)
     if config.load_name is not None:
         model.load_state_dict(load_weights(config, model))
     return _train(config, model, dataset, events)
 
 
 def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None) -> Trained:
-    device, _ = choose_device(config.accelerator)  # whoever calls has told what is to be told of it
+    device, _ = choose_device(config.accelerator)  # its warning was a note of `open_inputs`
     settings = TrainSettings(
         max_epochs=config.max_epochs,
         max_steps=config.max_steps,
@@ -84,16 +94,18 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
     fingerprint = _training_fingerprint(config, model, dataset)
     folder = (below or config.run_folder) / "checkpoints"
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # not after the training, which would be lost
+        folder.mkdir(parents=True, exist_ok=True)  # before training, so that a failure loses no work
     except OSError as error:
-        raise RunError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise RunError(
+            f"{folder}: the folder cannot be created: {error.strerror}; choose another project_dir"
+        ) from None
     events.training(settings, len(dataset.split("train")[1]))
     graph = capture(model, dataset.split("train")[0][:2])
     small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
     with config.locating(), one_thread() if small else contextlib.nullcontext():
         result = run_training(model, dataset, settings, device=device, on_step=events.step, on_epoch=events.epoch)
     if result.stopped == "interrupted":
-        # What an interrupt left is worth keeping, but no later search may take it for the whole training.
+        # The weights so far are stored, but a later search must not take them for the result of the whole training.
         fingerprint = {"interrupted": True}
         if result.best_epoch == 0:
             raise KeyboardInterrupt
@@ -121,52 +133,63 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) ->
 def trained_model(
     config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None
 ) -> Trained:
-    """`model` with its weights: from ``load_name``, from an earlier training that nothing has changed since, or trained
-    now.
+    """A copy of `model` with trained weights: from the checkpoint ``load_name``; from the run folder, if its weights
+    were trained with the same model, data and settings; otherwise trained now.
 
     Args:
-        below: a folder of its own for what is trained now, so that the run folder's weights stay what they are.
+        model: the initialised model of `config`; not changed.
+        dataset: the dataset of `config`.
+        events: receives notes and the progress of the training.
+        below: a folder that new weights are stored below, in place of the run folder, whose weights then stay as
+            they are.
 
     Raises:
-        CheckpointError: ``load_name`` cannot be read or does not fit.
+        CheckpointError: ``load_name`` cannot be read, or does not fit the model.
+        RunError: the folder for the weights cannot be created.
+        EvaluationError: training diverged.
         KeyboardInterrupt: training was interrupted.
     """
     if config.load_name is not None:
-        own = copy.deepcopy(model)
-        own.load_state_dict(load_weights(config, model))
+        loaded = copy.deepcopy(model)
+        loaded.load_state_dict(load_weights(config, model))
         events.note(f"weights from {config.load_name}")
-        return Trained(own.eval(), Path(config.load_name), None)
+        return Trained(loaded.eval(), Path(config.load_name), None)
     fingerprint = _training_fingerprint(config, model, dataset)
     folders = [config.run_folder] + ([below] if below else [])
     for path in (folder / "checkpoints" / "best.pt" for folder in folders):
         if not path.exists():
             continue
         try:
-            kept = checkpoints.read_meta(path).get("training")
-            if kept == fingerprint:
-                own = copy.deepcopy(model)
-                own.load_state_dict(checkpoints.load(path, model))
+            if checkpoints.read_meta(path).get("training") == fingerprint:
+                loaded = copy.deepcopy(model)
+                loaded.load_state_dict(checkpoints.load(path, model))
                 events.note(f"weights from {path}, trained earlier with these settings")
-                return Trained(own.eval(), path, None)
+                return Trained(loaded.eval(), path, None)
         except CheckpointError as error:
             events.note(f"training again: {error}")
     trained = _train(config, model, dataset, events, below)
     if trained.result is not None and trained.result.stopped == "interrupted":
-        events.note("interrupted while training, which begins again next time")
+        events.note("interrupted while training; the next search trains from the start")
         raise KeyboardInterrupt
     return trained
 
 
 def test(config: Config, *, split: str = "test", events: Events | None = None) -> Evaluation:
-    """Loss and accuracy of the trained model of `config` on a split.
+    """Loss and accuracy of the trained model of `config` on a split of its dataset.
 
-    The weights are those of ``load_name``, or the run folder's best.
+    The weights are those of the checkpoint ``load_name``, or else ``checkpoints/best.pt`` in the run folder.
+
+    Args:
+        config: the configuration.
+        split: ``train``, ``val`` or ``test``.
+        events: receives notes.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it does not fit.
+        CheckpointError: there is no checkpoint, or it does not fit the model.
+        UserError: the configuration or the data cannot be used; the message says why.
     """
     events = events or Events()
-    dataset, model = opened(config, events)
+    dataset, model = open_inputs(config, events)
     path = config.run_folder / "checkpoints" / "best.pt"
     if config.load_name is None and not path.exists():
         raise CheckpointError(
