@@ -72,8 +72,8 @@ def test_a_correction_does_not_depend_on_the_other_sites():
     states = {}
     for code, option in zip(codes, options[:, site].tolist(), strict=True):
         model = FixedEvaluator(normalised()).model(code) if option not in states else evaluator.model(code)
-        own = (model[1].bias.detach(), model[2].running_mean, model[2].running_var)
-        assert all(map(torch.equal, own, states.setdefault(option, own)))
+        state = (model[1].bias.detach(), model[2].running_mean, model[2].running_var)
+        assert all(map(torch.equal, state, states.setdefault(option, state)))
     assert len(states) == 5
     means = [mean for _, mean, _ in states.values()]
     assert all(not torch.equal(a, b) for i, a in enumerate(means) for b in means[:i])
@@ -82,23 +82,23 @@ def test_a_correction_does_not_depend_on_the_other_sites():
 def test_a_site_in_float_is_not_corrected():
     evaluator = FixedEvaluator(normalised())
     floating = evaluator.space.codes(np.array([[g.size - 1 for g in evaluator.space.groups]]))
-    model, own = evaluator.model(floating[0]), made(Normalised)
-    assert all(torch.equal(t, own.state_dict()[k]) for k, t in model.state_dict().items())
+    model, original = evaluator.model(floating[0]), made(Normalised)
+    assert all(torch.equal(t, original.state_dict()[k]) for k, t in model.state_dict().items())
 
 
 def test_the_format_of_a_bias_is_learned_from_the_corrected_bias():
     x = 40 + torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     seed = {"linear": {"name": "integer", "weight_width": [2, 8], "bias_width": 8, "bias_frac_width": "minmax"}}
-    own = job(build("digits-mlp", (6,), 5, seed=0), x, torch.arange(64) % 5, x, seed, Corrections(bias=True))
-    evaluator = FixedEvaluator(own)
+    corrected = job(build("digits-mlp", (6,), 5, seed=0), x, torch.arange(64) % 5, x, seed, Corrections(bias=True))
+    evaluator = FixedEvaluator(corrected)
     codes = evaluator.space.numbered(0, evaluator.space.size)
-    found = set()
+    forms = set()
     for code in codes:
         bias, form = evaluator.model(code).fc1.bias.detach(), evaluator.formats(code)["fc1"]["bias"]
         assert form == Integer(8, "minmax").calibrated(bias)
-        found.add(form)
-    assert len(found) == 2
-    plain = FixedEvaluator(replace(own, corrections=Corrections()))
+        forms.add(form)
+    assert len(forms) == 2
+    plain = FixedEvaluator(replace(corrected, corrections=Corrections()))
     assert len({plain.formats(code)["fc1"]["bias"] for code in codes}) == 1
 
 
@@ -243,11 +243,11 @@ def with_norms():
 def test_corrections_give_back_accuracy_at_low_precision(digits, make, which, gained):
     x, y = digits
     model = trained(make(), digits)
-    own = {"name": "integer", "data_in_width": 8, "weight_width": [2, 3, 4], "bias_width": 8} | AUTO
+    settings = {"name": "integer", "data_in_width": 8, "weight_width": [2, 3, 4], "bias_width": 8} | AUTO
     accuracy, loss = {}, {}
     for name in ("", which):
         corrections = Corrections(**{name: True} if name else {})
-        evaluator = FixedEvaluator(job(model, x[1200:], y[1200:], x[:512], {"default": own}, corrections))
+        evaluator = FixedEvaluator(job(model, x[1200:], y[1200:], x[:512], {"default": settings}, corrections))
         values = evaluator.evaluate(evaluator.space.uniform()).values
         accuracy[name], loss[name] = values["accuracy"], values["loss"]
     assert accuracy[which].mean() > accuracy[""].mean() + gained

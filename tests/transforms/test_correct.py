@@ -1,4 +1,4 @@
-"""Corrections: what they promise of a site's output, compared with what one would compute by hand."""
+"""Corrections: the output of a corrected site, compared with the same computation by hand."""
 
 import copy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from bitfront.transforms.correct import (
     has_bias,
     norms_behind,
     output_statistics,
-    restated,
+    rescaled_statistics,
 )
 
 COARSE, DATA = Integer(3, 1), Integer(5, 2)
@@ -27,7 +27,7 @@ def inputs(*shape, seed=0):
     return 1.0 + 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def made(model, seed=0):
+def initialised(model, seed=0):
     """`model` with weights and statistics from a seed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -62,7 +62,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_corrected_bias_leaves_the_mean_output_where_it_was(name):
     model, shape = MODELS[name]
-    model, x = made(copy.deepcopy(model)), inputs(64, *shape)
+    model, x = initialised(copy.deepcopy(model)), inputs(64, *shape)
     graph = capture(model, x[:2])
     (site,) = graph.sites
     assert has_bias(graph, site)
@@ -85,7 +85,7 @@ def test_a_corrected_bias_leaves_the_mean_output_where_it_was(name):
 
 
 def test_the_expectation_is_over_all_calls_of_a_site():
-    graph = capture(made(nn.Sequential(nn.Linear(6, 5))), inputs(2, 6))
+    graph = capture(initialised(nn.Sequential(nn.Linear(6, 5))), inputs(2, 6))
     x = inputs(60, 6)
     whole = corrected_bias(graph, graph.sites[0], COARSE, [x])
     parts = corrected_bias(graph, graph.sites[0], COARSE, [x[:10], x[10:].view(5, 10, 6)])
@@ -96,7 +96,7 @@ def test_the_expectation_is_over_all_calls_of_a_site():
 @pytest.mark.parametrize("form", [None, Integer(6, 3)], ids=["float", "quantized"])
 def test_a_corrected_model_has_the_bias_in_its_state_and_bakes_to_the_same(name, form):
     model, shape = MODELS[name]
-    graph = capture(made(copy.deepcopy(model)), inputs(2, *shape))
+    graph = capture(initialised(copy.deepcopy(model)), inputs(2, *shape))
     (site,) = graph.sites
     bias = torch.arange(len(graph.model.state_dict()[site.bias])) / 7
     formats = {site.name: {"weight": COARSE, **({"bias": form} if form else {})}}
@@ -133,11 +133,11 @@ class Norms(nn.Module):
         return (self.twice(self.sum(h)) + self.without(self.c(x))).flatten(1)
 
 
-def test_batch_norms_right_behind_a_site_are_found_and_no_others():
-    graph = capture(made(Norms()), inputs(2, 2, 3, 3))
-    found = {s.name: norms_behind(graph, s) for s in graph.sites}
-    assert found.pop("a") == ("one", "other")
-    assert set(found.values()) == {()}
+def test_batch_norms_right_behind_a_site_are_listed_and_no_others():
+    graph = capture(initialised(Norms()), inputs(2, 2, 3, 3))
+    norms = {s.name: norms_behind(graph, s) for s in graph.sites}
+    assert norms.pop("a") == ("one", "other")
+    assert set(norms.values()) == {()}
 
 
 def statistics(t):
@@ -155,14 +155,14 @@ def statistics(t):
     ids=["linear", "tokens", "conv2d"],
 )
 def test_a_batch_norm_with_new_statistics_sends_on_what_it_sent_before(model, shape):
-    graph = capture(made(copy.deepcopy(model)), inputs(2, *shape))
+    graph = capture(initialised(copy.deepcopy(model)), inputs(2, *shape))
     x = inputs(200, *shape)
     site, norm = graph.sites[0], graph.model.get_submodule("1")
     formats = {"data_in": DATA, "weight": COARSE}
     sides = [output_statistics(graph, site, f, None, x) for f in ({}, formats)]
     assert torch.allclose(sides[0][0], statistics(graph.model[0](x))[0])
     assert torch.allclose(sides[0][1], statistics(graph.model[0](x))[1])
-    correction = Correction(None, {"1": restated(norm, *sides)})
+    correction = Correction(None, {"1": rescaled_statistics(norm, *sides)})
     new = quantize(graph, {site.name: formats}, corrections={site.name: correction})
     plain = quantize(graph, {site.name: formats})
     (mean, variance), (wanted_mean, wanted_variance) = statistics(new[:2](x)), statistics(graph.model[:2](x))
@@ -172,13 +172,13 @@ def test_a_batch_norm_with_new_statistics_sends_on_what_it_sent_before(model, sh
 
 
 def test_a_channel_that_quantizing_makes_constant_keeps_its_variance():
-    model = made(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)))
+    model = initialised(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)))
     with torch.no_grad():
         model[0].weight[1] = 0.01  # rounds to zero
         model[0].weight[2] = 0.0  # is constant as it is
     graph, x = capture(model, inputs(2, 6)), inputs(200, 6)
     sides = [output_statistics(graph, graph.sites[0], f, None, x) for f in ({}, {"weight": COARSE})]
-    mean, variance = restated(model[1], *sides)
+    mean, variance = rescaled_statistics(model[1], *sides)
     assert torch.equal(variance[1:], model[1].running_var[1:])
     assert mean[2] == model[1].running_mean[2]
     correction = Correction(None, {"1": (mean, variance)})
@@ -187,18 +187,18 @@ def test_a_channel_that_quantizing_makes_constant_keeps_its_variance():
 
 
 def test_unchanged_statistics_change_nothing():
-    norm = made(nn.BatchNorm1d(4))
+    norm = initialised(nn.BatchNorm1d(4))
     same = (torch.tensor([1.0, -2.0, 0.0, 3.0]).double(), torch.tensor([1.0, 0.5, 0.0, 7.0]).double())
-    mean, variance = restated(norm, same, same)
+    mean, variance = rescaled_statistics(norm, same, same)
     assert torch.equal(mean, norm.running_mean)
     assert torch.equal(variance, norm.running_var)
 
 
 def test_the_bias_counts_in_the_statistics():
-    graph, x = capture(made(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))), inputs(2, 6)), inputs(50, 6)
+    graph, x = capture(initialised(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))), inputs(2, 6)), inputs(50, 6)
     site = graph.sites[0]
-    own = output_statistics(graph, site, {}, None, x)
+    plain = output_statistics(graph, site, {}, None, x)
     shifted = output_statistics(graph, site, {}, graph.model[0].bias.detach() + 2, x)
-    assert torch.allclose(shifted[0], own[0] + 2)
+    assert torch.allclose(shifted[0], plain[0] + 2)
     coarse = output_statistics(graph, site, {"bias": replace(COARSE, frac_width=-1)}, None, x)
-    assert not torch.allclose(coarse[0], own[0])
+    assert not torch.allclose(coarse[0], plain[0])

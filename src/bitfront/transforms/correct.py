@@ -1,9 +1,9 @@
-"""What quantizing a site moves on average, put right in what follows: its bias, and the batch norms behind it.
+"""Corrections for the mean error of a quantized site: of its bias, and of the batch norms that follow it.
 
-Bias correction takes from the bias what the error of the weights adds to each output channel on average (Nagel et al.
-2019, arXiv:1906.04721, section 4.2, with the expectation taken over calibration samples). Re-estimation gives a batch
-norm the statistics of what the quantized site sends it (Nagel et al. 2022, arXiv:2203.11086, for whole models). Both
-see the inputs that the site has in the float model, so that they depend on the site's own formats alone.
+Bias correction subtracts from the bias the mean error that the quantized weights cause in each output channel (Nagel et
+al. 2019, arXiv:1906.04721, section 4.2, with the expectation taken over calibration samples). Correcting a batch norm
+gives it the statistics of the quantized site's output (Nagel et al. 2022, arXiv:2203.11086, for whole models). Both use
+the inputs that the site has in the float model, so that they depend only on the formats of this site.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.capture import apply_site, node_of, owns_parameters, parameter
 from bitfront.operations.lookup import of_module
 
-#: Per index of the second dimension, float64.
+#: (mean, variance) per channel, each of shape (channels,).
 Statistics = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What changes in a model beside the formats of one of its sites.
+    """The corrections of one site, made when its formats are applied.
 
     Attributes:
-        bias: the site's bias, before it is quantized; None where it stays as it is.
-        norms: path of a batch norm behind the site → running mean and running variance, each of shape (channels,).
+        bias: the corrected bias before it is quantized; None if the bias is not corrected.
+        norms: module path of a batch norm behind the site → running mean and running variance, each of shape
+            (channels,).
     """
 
     bias: Tensor | None = None
@@ -38,21 +39,22 @@ class Correction:
 
 
 def has_bias(graph: Graph, site: Site) -> bool:
-    """Whether the site's bias can be corrected: a linear layer or convolution with parameters, one of them a bias."""
+    """Whether the site's bias can be corrected: the site is a layer with a weight and a bias among its parameters."""
     return site.bias is not None and owns_parameters(site, node_of(graph, site))
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm with statistics of its own: in evaluation mode it treats every channel alone, so
-    that they can be estimated again."""
+    """Whether a module is a batch norm with running statistics, which can be replaced."""
     operation = of_module(module)
     merges = operation is not None and operation.merge is not None and operation.merge.kind == "norm"
     return merges and bool(getattr(module, "track_running_stats", False))
 
 
 def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
-    """Paths of the batch norms that take the output of the site, a linear layer or convolution with parameters, and are
-    called nowhere else. None where the model could not be traced."""
+    """Module paths of the batch norms whose only input is the output of the site, and that are called only there.
+
+    Empty if the site is not a layer with parameters, or the model could not be traced.
+    """
     if graph.fx_graph is None or not owns_parameters(site, node_of(graph, site)):
         return ()
     calls = [n for n in graph.fx_graph.nodes if n.op == "call_module"]
@@ -67,46 +69,50 @@ def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
 
 
 def corrected_bias(graph: Graph, site: Site, weight: Format, inputs: Sequence[Tensor]) -> Tensor:
-    """b − E[W_q x − W x] per output channel, over samples and positions, padding included.
+    """The corrected bias b − E[W_q x − W x], per output channel; the mean is over samples and positions.
 
     Args:
-        site: one that ``has_bias``.
-        weight: the format that makes W_q, calibrated.
-        inputs: x, as the float model has it: one tensor for each call.
+        graph: the float model.
+        site: one for which ``has_bias`` is true.
+        weight: the calibrated format that gives the quantized weight W_q.
+        inputs: the inputs x of the site in the float model: one tensor per call.
 
     Returns:
-        Shape and dtype of the site's bias.
+        A tensor of the shape and dtype of the site's bias.
     """
     assert site.weight is not None
     assert site.bias is not None
     float_weight, bias = parameter(graph.model, site.weight), parameter(graph.model, site.bias)
     error = weight.round(float_weight) - float_weight
-    # Features are the last dimension of a linear layer's output; positions follow the channels of a convolution.
+    # The dimension of the channels: the last one for a linear layer, the one before the positions for a convolution.
     channels = site.operation.output_channels
     assert channels is not None
     node = node_of(graph, site)
     with torch.no_grad():
-        moved = [apply_site(graph.model, site, node, {"data_in": x, "weight": error}).double() for x in inputs]
-    rows = torch.cat([m.movedim(channels, 0).flatten(1) for m in moved], dim=1)
+        outputs = [apply_site(graph.model, site, node, {"data_in": x, "weight": error}).double() for x in inputs]
+    rows = torch.cat([output.movedim(channels, 0).flatten(1) for output in outputs], dim=1)
     return (bias.double() - rows.mean(dim=1)).to(bias.dtype)
 
 
 def output_statistics(
     graph: Graph, site: Site, formats: Mapping[Operand, Format], bias: Tensor | None, x: Tensor
 ) -> Statistics:
-    """Mean and variance of what the site sends to a batch norm, over samples and positions.
+    """Mean and variance of the site's output per channel, over samples and positions.
 
     Args:
-        formats: of its operands, calibrated; an operand that is absent stays as it is.
-        bias: in place of the site's own, before it is quantized; None for its own.
-        x: its inputs in the float model.
+        graph: the float model.
+        site: a layer with a weight.
+        formats: the calibrated formats of its operands; operands without one stay in float.
+        bias: replaces the site's bias before it is quantized; None keeps the bias.
+        x: the inputs of the site in the float model.
 
     Returns:
-        Each float64, shape (channels,): channels are the second dimension, as a batch norm counts them.
+        Each float64, shape (channels,). Channels are the second dimension of the output, as for a batch norm.
     """
     assert site.weight is not None
-    own = parameter(graph.model, site.bias) if site.bias is not None and bias is None else bias
-    operands: dict[Operand, Tensor | None] = {"data_in": x, "weight": parameter(graph.model, site.weight), "bias": own}
+    if bias is None and site.bias is not None:
+        bias = parameter(graph.model, site.bias)
+    operands: dict[Operand, Tensor | None] = {"data_in": x, "weight": parameter(graph.model, site.weight), "bias": bias}
     for operand, form in formats.items():
         value = operands[operand]
         operands[operand] = None if value is None else form.round(value)
@@ -116,21 +122,28 @@ def output_statistics(
     return rows.mean(dim=1), rows.var(dim=1, correction=0)
 
 
-def restated(norm: Any, floating: Statistics, own: Statistics) -> Statistics:
-    """Running mean and variance with which a batch norm makes of the quantized site's output what it made of the float
-    one's: the same mean, and up to ``eps`` the same variance, per channel.
+def rescaled_statistics(norm: Any, floating: Statistics, quantized: Statistics) -> Statistics:
+    """The running mean and variance of a batch norm, corrected for a quantized site before it.
 
-    The statistics that training left are those of more data than the calibration samples. So they are not replaced by
-    estimates, but moved and scaled as quantizing moves and scales what is seen: with r = var_q / var_float, the
-    variance becomes var · r, and the mean lies as many standard deviations from the samples' mean as it did before. A
-    channel that does not vary, before or after, keeps its variance: there is nothing to scale.
+    With them the output of the batch norm has the same mean per channel as in the float model and, up to ``eps``, the
+    same variance.
+
+    The running statistics come from training, on more data than the calibration samples. So they are not replaced by
+    estimates, but shifted and scaled by the change that quantization causes: with r = var_q / var_float, the new
+    variance is var · r, and the new mean is as many standard deviations from the samples' mean as before. If a channel
+    is constant, before or after quantization, its variance stays.
 
     Args:
         norm: the batch norm of the float model.
-        floating, own: statistics of its input in the float model, and with the site quantized.
+        floating: mean and variance of its input in the float model, float64, each of shape (channels,).
+        quantized: the same with the site quantized.
+
+    Returns:
+        (running mean, running variance), each with the shape and dtype of the batch norm's buffer.
     """
     mean, variance = norm.running_mean.double(), norm.running_var.double()
-    ratio = torch.where((floating[1] > 0) & (own[1] > 0), own[1] / floating[1], torch.ones_like(own[1]))
+    varies = (floating[1] > 0) & (quantized[1] > 0)
+    ratio = torch.where(varies, quantized[1] / floating[1], torch.ones_like(quantized[1]))
     scale = torch.sqrt((variance * ratio + norm.eps) / (variance + norm.eps))
-    moved = own[0] - scale * (floating[0] - mean)
-    return moved.to(norm.running_mean.dtype), (variance * ratio).to(norm.running_var.dtype)
+    shifted = quantized[0] - scale * (floating[0] - mean)
+    return shifted.to(norm.running_mean.dtype), (variance * ratio).to(norm.running_var.dtype)

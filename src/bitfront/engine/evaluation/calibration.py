@@ -1,8 +1,8 @@
-"""What the options of a space learn from the calibration samples, each thing once for the whole search.
+"""Calibration: what the options of a space learn from the calibration samples, each thing once per search.
 
-A format learns its scale; a site learns how its bias and the batch norms behind it must be corrected, where that is
-asked for. All of it depends on one site and on its own formats, never on the other sites': inputs are those of the
-float model. So it hangs off options, as everything expensive does.
+A format learns its scale. If corrections are configured, a site learns its corrected bias and the statistics of the
+batch norms behind it. All of this depends on one site and the formats of its operands only, because the inputs are
+those of the float model. So it is stored per option.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from bitfront.transforms.correct import (
     has_bias,
     norms_behind,
     output_statistics,
-    restated,
+    rescaled_statistics,
 )
 from bitfront.transforms.quantize import joined, observe
 
-#: A site's formats by operand, as the space spells them, in a fixed order.
-Own = tuple[tuple[Operand, Format], ...]
+#: The formats of a site's operands before calibration, sorted by operand; hashable.
+FormatsKey = tuple[tuple[Operand, Format], ...]
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """What is corrected where a site is quantized; nothing by default.
+    """Which corrections are made for quantized sites; none by default.
 
     Attributes:
-        bias: biases, for the error of the weights.
-        batch_norm: the statistics of batch norms right behind a site.
+        bias: correct biases for the error of the quantized weights.
+        batch_norm: correct the statistics of batch norms that directly follow a site.
     """
 
     bias: bool = False
@@ -44,12 +44,12 @@ class Corrections:
 
 
 class Calibration:
-    """Formats ready to be applied, and corrections. What was not learned before cannot be asked for.
+    """Calibrated formats and corrections. Call `learn` first; the other methods only look up what it has learned.
 
     Args:
         graph: the float model.
-        x: calibration samples, on the CPU.
-        corrections: which to make.
+        x: calibration samples, float32, shape (samples, *sample shape), on the CPU.
+        corrections: which corrections are made.
     """
 
     def __init__(self, graph: Graph, x: Tensor, corrections: Corrections) -> None:
@@ -60,105 +60,114 @@ class Calibration:
         self._formats: dict[tuple[str, Operand, Format, Format | None], Format] = {}
         self._biases: dict[tuple[str, Format], Tensor] = {}
         self._floating: dict[str, Statistics] = {}
-        self._statistics: dict[tuple[str, Own], Mapping[str, Statistics]] = {}
+        self._statistics: dict[tuple[str, FormatsKey], Mapping[str, Statistics]] = {}
 
     def norms(self, site: Site) -> tuple[str, ...]:
-        """Paths of the batch norms that are corrected when the site is quantized."""
+        """Module paths of the batch norms that are corrected if the site is quantized."""
         return self._norms.get(site.name, ())
 
     def corrects_bias(self, site: Site) -> bool:
-        """Whether the site's bias is corrected when its weight is quantized."""
+        """Whether the site's bias is corrected if its weight is quantized."""
         return site.name in self._biased
 
-    def learn(self, wanted: Iterable[tuple[Site, SiteFormats]]) -> None:
-        """Learn what some sites need under some formats, as the space spells them."""
-        missing = [(site, own) for site, own in wanted if not self._knows(site, own)]
-        pairs: set[tuple[str, Operand]] = set()
-        for site, own in missing:
-            pairs |= {(site.name, operand) for operand, form in own.items() if form.calibrates}
-            if self._changes_bias(site, own) or (own and self.norms(site)):
-                pairs.add((site.name, "data_in"))
-        unseen = pairs - set(self._observed)
+    def learn(self, pairs: Iterable[tuple[Site, SiteFormats]]) -> None:
+        """Learn whatever is missing for some pairs of a site and the formats of its operands.
+
+        Args:
+            pairs: the formats as the space gives them, not calibrated.
+        """
+        missing = [(site, formats) for site, formats in pairs if not self._knows(site, formats)]
+        operands: set[tuple[str, Operand]] = set()
+        for site, formats in missing:
+            operands |= {(site.name, operand) for operand, form in formats.items() if form.calibrates}
+            if self._changes_bias(site, formats) or (formats and self.norms(site)):
+                operands.add((site.name, "data_in"))
+        unseen = operands - set(self._observed)
         if unseen:
             self._observed.update(observe(self._graph, sorted(unseen), self._x))
-        for site, own in missing:
-            self._learn(site, own)
+        for site, formats in missing:
+            self._learn(site, formats)
 
-    def _knows(self, site: Site, own: SiteFormats) -> bool:
+    def _knows(self, site: Site, formats: SiteFormats) -> bool:
         known = all(
-            not f.calibrates or self._key(site, o, f, own.get("weight")) in self._formats for o, f in own.items()
+            not f.calibrates or self._key(site, o, f, formats.get("weight")) in self._formats
+            for o, f in formats.items()
         )
-        if self._changes_bias(site, own):
-            known = known and (site.name, own["weight"]) in self._biases
-        if own and self.norms(site):
-            known = known and (site.name, _own(own)) in self._statistics
+        if self._changes_bias(site, formats):
+            known = known and (site.name, formats["weight"]) in self._biases
+        if formats and self.norms(site):
+            known = known and (site.name, _key_of(formats)) in self._statistics
         return known
 
-    def _learn(self, site: Site, own: SiteFormats) -> None:
-        for operand in own:
+    def _learn(self, site: Site, formats: SiteFormats) -> None:
+        for operand in formats:
             if operand != "bias":
-                self._learn_format(site, operand, own, None)
-        if self._changes_bias(site, own) and (site.name, own["weight"]) not in self._biases:
+                self._learn_format(site, operand, formats, None)
+        if self._changes_bias(site, formats) and (site.name, formats["weight"]) not in self._biases:
             inputs = self._observed[site.name, "data_in"]
-            weight = self.format(site, "weight", own["weight"])
-            self._biases[site.name, own["weight"]] = corrected_bias(self._graph, site, weight, inputs)
-        if "bias" in own:
-            self._learn_format(site, "bias", own, self.bias(site, own.get("weight")))
-        if own and self.norms(site) and (site.name, _own(own)) not in self._statistics:
-            self._statistics[site.name, _own(own)] = self._restated(site, own)
+            weight = self.format(site, "weight", formats["weight"])
+            self._biases[site.name, formats["weight"]] = corrected_bias(self._graph, site, weight, inputs)
+        if "bias" in formats:
+            self._learn_format(site, "bias", formats, self.bias(site, formats.get("weight")))
+        if formats and self.norms(site) and (site.name, _key_of(formats)) not in self._statistics:
+            self._statistics[site.name, _key_of(formats)] = self._rescaled(site, formats)
 
-    def _learn_format(self, site: Site, operand: Operand, own: SiteFormats, sample: Tensor | None) -> None:
-        """From `sample`, or from what was observed at the operand."""
-        key = self._key(site, operand, own[operand], own.get("weight"))
-        if own[operand].calibrates and key not in self._formats:
+    def _learn_format(self, site: Site, operand: Operand, formats: SiteFormats, sample: Tensor | None) -> None:
+        """Calibrate a format on `sample`, or on the values that were observed at the operand."""
+        key = self._key(site, operand, formats[operand], formats.get("weight"))
+        if formats[operand].calibrates and key not in self._formats:
             sample = joined(self._observed[site.name, operand]) if sample is None else sample
-            self._formats[key] = own[operand].calibrated(sample)
+            self._formats[key] = formats[operand].calibrated(sample)
 
-    def _restated(self, site: Site, own: SiteFormats) -> dict[str, Statistics]:
-        # A traced site is called once.
+    def _rescaled(self, site: Site, formats: SiteFormats) -> dict[str, Statistics]:
+        # A traced site is called once, so there is one tensor of inputs.
         (x,) = self._observed[site.name, "data_in"]
         if site.name not in self._floating:
             self._floating[site.name] = output_statistics(self._graph, site, {}, None, x)
-        bias = self.bias(site, own.get("weight"))
-        found = output_statistics(self._graph, site, self.formats(site, own), bias, x)
+        bias = self.bias(site, formats.get("weight"))
+        quantized = output_statistics(self._graph, site, self.formats(site, formats), bias, x)
         return {
-            path: restated(self._graph.model.get_submodule(path), self._floating[site.name], found)
+            path: rescaled_statistics(self._graph.model.get_submodule(path), self._floating[site.name], quantized)
             for path in self.norms(site)
         }
 
-    def _changes_bias(self, site: Site, own: SiteFormats) -> bool:
-        return self.corrects_bias(site) and "weight" in own
+    def _changes_bias(self, site: Site, formats: SiteFormats) -> bool:
+        return self.corrects_bias(site) and "weight" in formats
 
     def _key(
         self, site: Site, operand: Operand, form: Format, weight: Format | None
     ) -> tuple[str, Operand, Format, Format | None]:
-        """A bias is corrected before it is quantized: its format depends on the weight's."""
+        """The key of a calibrated format. A bias is corrected before it is quantized, so its format depends on the
+        format of the weight."""
         return site.name, operand, form, weight if operand == "bias" and self.corrects_bias(site) else None
 
     def format(self, site: Site, operand: Operand, form: Format, weight: Format | None = None) -> Format:
-        """A format, ready to be applied.
+        """The calibrated format of an operand.
 
         Args:
-            weight: for a bias, the format of the weight beside it, as the space spells it.
+            site: a site of the graph.
+            operand: one of its operands.
+            form: the format as the space gives it, not calibrated.
+            weight: for a bias, the format of the same site's weight, not calibrated; None if it stays in float.
         """
         return self._formats[self._key(site, operand, form, weight)] if form.calibrates else form
 
-    def formats(self, site: Site, own: SiteFormats) -> dict[Operand, Format]:
-        """All formats of an option, ready to be applied."""
-        return {operand: self.format(site, operand, form, own.get("weight")) for operand, form in own.items()}
+    def formats(self, site: Site, formats: SiteFormats) -> dict[Operand, Format]:
+        """The calibrated formats of an option: operand → format."""
+        return {operand: self.format(site, operand, form, formats.get("weight")) for operand, form in formats.items()}
 
     def bias(self, site: Site, weight: Format | None) -> Tensor | None:
-        """The site's corrected bias, not quantized; None where it stays."""
+        """The site's corrected bias before it is quantized, shape (output channels,); None if it is not corrected."""
         return None if weight is None or not self.corrects_bias(site) else self._biases[site.name, weight]
 
-    def statistics(self, site: Site, own: SiteFormats) -> Mapping[str, Statistics]:
-        """Path of a batch norm behind the site → its running mean and variance; of float sites there is nothing."""
-        return self._statistics[site.name, _own(own)] if own and self.norms(site) else {}
+    def statistics(self, site: Site, formats: SiteFormats) -> Mapping[str, Statistics]:
+        """Module path of a batch norm behind the site → its corrected mean and variance; empty for a site in float."""
+        return self._statistics[site.name, _key_of(formats)] if formats and self.norms(site) else {}
 
-    def correction(self, site: Site, own: SiteFormats) -> Correction:
-        """Everything that changes beside the formats of an option."""
-        return Correction(self.bias(site, own.get("weight")), self.statistics(site, own))
+    def correction(self, site: Site, formats: SiteFormats) -> Correction:
+        """The corrected bias and batch norm statistics of an option."""
+        return Correction(self.bias(site, formats.get("weight")), self.statistics(site, formats))
 
 
-def _own(own: SiteFormats) -> Own:
-    return tuple(sorted(own.items(), key=lambda item: item[0]))
+def _key_of(formats: SiteFormats) -> FormatsKey:
+    return tuple(sorted(formats.items(), key=lambda item: item[0]))

@@ -1,6 +1,6 @@
-"""Blocks of candidates, evaluated in this process or in several.
+"""The dispatcher: cuts candidates into blocks and has them evaluated, in this process or in several.
 
-The size of a block follows the clock, and nothing else does: a candidate's numbers do not depend on its block.
+The size of a block depends on the clock. The metrics of a candidate do not depend on its block.
 """
 
 from __future__ import annotations
@@ -22,29 +22,35 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError
 from bitfront.spaces.base import Codes
 
-#: A block of candidates is made so large that it takes about this long: short enough for the progress bar, the
-#: timeout and the store; long enough that none of them is what takes the time.
+#: The target time of a block: short enough for the progress bar, the timeout and the store, and long enough that their
+#: work is a small part of it.
 BLOCK_SECONDS = 0.25
+#: Number of candidates in the first block.
 FIRST_BLOCK = 16
-#: Candidates that are trained together: a few are enough to train each of them much faster than alone.
+#: The same for candidates that are trained: together, a few are trained much faster than each alone.
 TRAINED_BLOCK = 8
+#: Largest number of candidates in a block.
 LARGEST_BLOCK = 1 << 16
 
 
 class Dispatcher:
-    """Hands out blocks of candidates, to this process or to `n_jobs` worker processes, and gives results in order.
+    """Evaluates blocks of candidates, in this process or in `n_jobs` worker processes; results come in order.
 
     A context manager: leaving it ends the workers.
 
+    Args:
+        evaluator: evaluates the blocks. With several processes each of them builds an evaluator from its job.
+        n_jobs: number of processes, 1 or more.
+
     Attributes:
-        inexact, plain: as in ``BatchMetrics``, of everything so far.
+        inexact, plain: as in ``BatchMetrics``, of all candidates so far.
     """
 
     def __init__(self, evaluator: Evaluator, n_jobs: int = 1) -> None:
         self.evaluator, self.n_jobs = evaluator, n_jobs
         self._pool: Executor | None = None
         training = evaluator.job.training
-        #: Candidates that are compared while they are trained come in blocks that depend on nothing else.
+        #: With halving, a block is a cohort, so that its size does not depend on the clock; 0 without halving.
         self._cohort = training.halving.cohort if training and training.halving else 0
         self._block = self._cohort or (TRAINED_BLOCK if training else FIRST_BLOCK)
         self._least = TRAINED_BLOCK if training else 1
@@ -53,7 +59,7 @@ class Dispatcher:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of how candidates were evaluated."""
+        """What a user should know about how the candidates were evaluated, one text per remark."""
         remarks = []
         if self.plain:
             remarks.append(f"candidates were evaluated whole, one by one, which is slow: {self.plain}")
@@ -61,8 +67,8 @@ class Dispatcher:
             site, why = next(iter(self.inexact.items()))
             which = site if len(self.inexact) == 1 else f"{len(self.inexact)} sites, first {site}"
             remarks.append(
-                f"not every sum is exact in float32 ({which}: {why}): these were made one by one, as the deployed "
-                "model makes them; on other machines the last digits may differ"
+                f"not every sum is exact in float32 ({which}: {why}): these were computed one by one, as in the "
+                "deployed model; on other machines the last digits may differ"
             )
         return remarks
 
@@ -75,10 +81,17 @@ class Dispatcher:
             self._pool = None
 
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
-        """Evaluate `codes` block by block, in order; stop iterating to stop evaluating.
+        """Evaluate `codes` block by block, in order. When the caller stops iterating, no further block is evaluated.
+
+        Args:
+            codes: candidates, int64, shape (candidates, parameters).
+
+        Yields:
+            (codes of the block, its metrics).
 
         Raises:
             EvaluationError: a worker process died.
+            UserError: several processes were asked for, and the model cannot be pickled.
         """
         start = 0
         while start < len(codes):
@@ -88,16 +101,16 @@ class Dispatcher:
             else:
                 parts = [p for p in np.array_split(ahead, self.n_jobs) if len(p)]
             begin = time.perf_counter()
-            for part, found in zip(parts, self._map(parts), strict=True):
-                self.inexact.update(found.inexact)
-                self.plain = self.plain or found.plain
-                yield part, found
+            for part, metrics in zip(parts, self._map(parts), strict=True):
+                self.inexact.update(metrics.inexact)
+                self.plain = self.plain or metrics.plain
+                yield part, metrics
             seconds = time.perf_counter() - begin
             start += sum(map(len, parts))
             if self._cohort:
                 continue
             if seconds < BLOCK_SECONDS and len(parts) == self.n_jobs:
-                # Larger blocks share more: what took very little time may grow by more than its double.
+                # Larger blocks share more work, so a block that took very little time grows by more than a factor of 2.
                 factor = 8 if seconds < BLOCK_SECONDS / 16 else 2
                 self._block = min(LARGEST_BLOCK, self._block * factor)
             elif seconds > 2 * BLOCK_SECONDS:
@@ -110,11 +123,11 @@ class Dispatcher:
         if self._pool is None:
             self._pool = _start_pool(self.evaluator.job, self.n_jobs)
         try:
-            yield from self._pool.map(_measure_in_worker, parts)
+            yield from self._pool.map(_evaluate_in_worker, parts)
         except BrokenProcessPool:
             raise EvaluationError(
-                "a worker process died (out of memory?). All trials told so far are safe; give the same command "
-                "again, with a smaller n_jobs"
+                "a worker process died (out of memory?). All trials so far are stored; give the same command again, "
+                "with a smaller n_jobs"
             ) from None
 
 
@@ -125,14 +138,14 @@ def _start_pool(job: EvaluationJob, n_jobs: int) -> Executor:
     import pickle
 
     try:
-        # Each worker is one of several: it keeps to one thread.
+        # Each worker computes on one thread, as there are several of them.
         payload = pickle.dumps(replace(job, threads=1))
     except Exception as error:
         raise UserError(
             f"n_jobs = {n_jobs} needs a model that can be sent to other processes, and this one cannot be pickled "
             f"({described(error)}). Define its class at the top level of a module, or use n_jobs = 1"
         ) from None
-    # spawn, not fork: a forked child would inherit torch's threads in whatever state they are.
+    # spawn, not fork: a forked child would inherit torch's threads in an undefined state.
     return ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"), initializer=_init_worker, initargs=(payload,))
 
 
@@ -140,19 +153,19 @@ def _init_worker(payload: bytes) -> None:
     import pickle
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The bytes come from the parent process, which is us.
+    # The bytes come from the parent process, so that unpickling them is safe.
     _EVALUATOR[:] = [open_evaluator(pickle.loads(payload))]  # noqa: S301
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers: they would wait for work for ever."""
+    """End this worker when its parent has ended. A killed parent cannot do that, and the worker would wait forever."""
     parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _measure_in_worker(codes: Codes) -> BatchMetrics:
+def _evaluate_in_worker(codes: Codes) -> BatchMetrics:
     return _EVALUATOR[0].evaluate(codes)

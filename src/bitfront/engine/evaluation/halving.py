@@ -1,10 +1,12 @@
-"""Which candidates are not worth training on: successive halving (Jamieson, Talwalkar 2016), for fronts.
+"""Successive halving (Jamieson, Talwalkar 2016) for fronts: which candidates are not trained to the end.
 
-A cohort of candidates is trained to a rung. Those that others of the cohort dominate there, in accuracy and in every
-cost that needs no data (by the weights they have there), stop, the least accurate first, until so many are left as are
-to be kept; whoever is on the cohort's own front goes on. Cohorts are cut from what is proposed, in order, and their
-size is a setting: whether a candidate stops depends on its cohort, and on neither the clock nor the number of
-processes.
+A cohort is a group of candidates that are compared with each other. It is trained up to a rung, a number of epochs.
+There a share `keep` of the cohort goes on: the candidates that no other one dominates, in accuracy and in every cost in
+closed form (with the weights of that moment), then the most accurate of the others. The front goes on even if it is
+larger than this share. The rest stops.
+
+Cohorts are consecutive proposals, and their size is a setting. So whether a candidate stops depends on its cohort only,
+not on the clock or the number of processes.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from bitfront.pareto import Losses, non_dominated
 
 @dataclass(frozen=True)
 class Halving:
-    """When to look, and how many may go on.
+    """The settings of successive halving.
 
     Attributes:
-        rungs: epochs after which candidates are compared, ascending, all before the last one.
-        keep: the share that goes on at each.
-        cohort: how many candidates are compared with each other.
-        costs: (closed-form metric, 1 where smaller is better, −1 where larger is).
+        rungs: numbers of epochs after which candidates are compared, ascending, all before the last epoch.
+        keep: the share of a cohort that goes on at each rung, above 0, below 1.
+        cohort: number of candidates that are compared with each other.
+        costs: (metric in closed form, 1 if smaller is better or −1 if larger is better).
     """
 
     rungs: tuple[int, ...]
@@ -36,15 +38,15 @@ class Halving:
 
 
 def going_on(losses: Losses, keep: float) -> NDArray[np.bool_]:
-    """Which candidates go on, shape (candidates,).
+    """Which candidates of a cohort go on, bool, shape (candidates,).
 
     Args:
-        losses: shape (candidates, objectives), smaller is better; the first is that of accuracy.
-        keep: the share that goes on at least; more do where the front is larger.
+        losses: shape (candidates, objectives), smaller is better; the first column stands for accuracy.
+        keep: the share that goes on, above 0, at most 1. More go on if the front is larger.
     """
     stays = np.zeros(len(losses), dtype=bool)
     stays[non_dominated(losses)] = True
-    # Equal ones in the order given.
+    # A stable sort: of equally accurate candidates the first ones go on.
     for row in np.argsort(losses[:, 0], kind="stable"):
         if stays.sum() >= math.ceil(keep * len(losses)):
             break

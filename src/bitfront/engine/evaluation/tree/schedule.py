@@ -1,8 +1,7 @@
-"""Which states of each node a batch of candidates needs.
+"""The schedule of a batch: which states of each node its candidates need.
 
-The value of a node depends on the options of the sites before it and on nothing else. So over a batch each node has as
-many distinct *states* as there are distinct combinations of those options: for a chain that is a prefix tree, for any
-other graph whatever its shape makes of it.
+The value of a node depends only on the options of the sites before it. So over a batch a node has one *state* for each
+distinct combination of these options. For a chain of sites, the states are a prefix tree.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ from bitfront.spaces.base import Codes
 
 @dataclass(eq=False)
 class States:
-    """The distinct states of one step over a batch.
+    """The distinct states of one step over a batch. All arrays are int64 indices.
 
     Attributes:
-        of: which state each candidate is in, shape (candidates,).
-        count: how many there are.
-        monotone: whether `of` never falls: then a range of candidates needs a range of states.
-        parents: per state the state of each input, shape (states, inputs).
-        data: per state which data option, parameters: which parameter option; empty where there is none.
-        rounded: linear and conv steps: per state which rounded input; `rounded_parent` and `rounded_data` describe
-            those, shape (rounded inputs,).
+        of: the state of each candidate, shape (candidates,).
+        count: number of states.
+        monotone: whether `of` never decreases; then a range of candidates needs a range of states.
+        parents: the state of each input, per state, shape (states, inputs).
+        data, parameters: the data option and the parameter option of each state, shape (states,); empty for a step
+            without options.
+        rounded: for steps that are products, the rounded input of each state, shape (states,); empty for others.
+        rounded_parent, rounded_data: the state and the data option of each rounded input, shape (rounded inputs,).
     """
 
     of: Ints
@@ -42,14 +42,24 @@ class States:
     rounded_data: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def needed(self, start: int, stop: int) -> Ints:
-        """The states of candidates start to stop − 1, in order, each once."""
+        """The states of candidates `start` to `stop` − 1, ascending, each once."""
         if self.monotone:
             return np.arange(self.of[start], self.of[stop - 1] + 1)
         return np.unique(self.of[start:stop])
 
 
 class Schedule:
-    """What a batch of candidates, sorted so that neighbours share as much as possible, needs at every step."""
+    """The states of every step that a batch of candidates needs, with the candidates sorted so that neighbours share
+    as many states as possible.
+
+    Args:
+        program: the steps.
+        options: the option of each candidate at each group, int64, shape (candidates, groups).
+
+    Attributes:
+        order: the sorted order, as indices of the candidates, shape (candidates,).
+        states: per step its states, for the candidates in this order.
+    """
 
     def __init__(self, program: Program, options: Codes) -> None:
         varying = np.flatnonzero((options != options[:1]).any(axis=0))
@@ -79,14 +89,14 @@ class Schedule:
         states.rounded, states.parameters = states.parents.T
         states.rounded_parent, states.rounded_data = rounded.parents.T
         states.data = states.rounded_data[states.rounded]
-        # The other inputs are parameters, which have one state.
+        # The other inputs of a product are parameters, which have one state.
         states.parents = np.zeros((states.count, len(inputs)), dtype=np.int64)
         states.parents[:, 0] = states.rounded_parent[states.rounded]
         return states
 
 
 def _combined(columns: Sequence[Ints], count: int) -> States:
-    """Distinct rows of `columns`, numbered in lexicographic order."""
+    """The distinct rows of `columns` as states, numbered in lexicographic order."""
     columns = [np.asarray(c) for c in columns]
     moving = [c for c in columns if len(c) and (c[0] != c).any()]
     if not moving:
@@ -94,7 +104,7 @@ def _combined(columns: Sequence[Ints], count: int) -> States:
         return States(np.zeros(count, dtype=np.int64), 1, True, only)
     key = np.zeros(count, dtype=np.int64)
     for column in moving:
-        # Numbered afresh after every column, so that the key cannot overflow.
+        # Large keys are renumbered before the next column, so that they cannot overflow.
         key = key * (int(column.max()) + 1) + column
         if column is not moving[-1] and int(key.max()) > 2**31:
             key = np.unique(key, return_inverse=True)[1]
