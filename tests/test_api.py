@@ -316,7 +316,7 @@ def test_mistakes_are_told_before_any_work(net, arrays, tmp_path, more, message)
 
 def test_without_a_model_that_was_trained_there_is_nothing_to_test(from_file, tmp_path):
     config = bf.load_config(from_file[0], {"project_dir": str(tmp_path)})
-    with pytest.raises(CheckpointError, match=r"there is no trained model in .*train one first"):
+    with pytest.raises(CheckpointError, match=r"there is no trained model in .*train it first"):
         bf.test(config)
     trained = bf.train(config)
     assert trained.checkpoint.is_file()

@@ -183,7 +183,8 @@ def test_points_hover_and_click(six, six_page, opened):
     details.locator("h3", has_text="Trial 3, on the front").wait_for()
     assert details.locator("pre.command").text_content() == (f"bitfront transform --run {six.folder} --check --trial 3")
     assert json.loads(details.locator("pre.spelled").text_content()) == six.trial(3).config
-    # One that is not on the front, too.
+    # One that is not on the front, too; not so soon that plotly takes the two for a double click.
+    page.wait_for_timeout(600)
     page.mouse.click(*centre(page, 0, 0))
     details.locator("h3", has_text="Trial 0").wait_for()
     assert json.loads(details.locator("pre.spelled").text_content()) == six.trial(0).config
