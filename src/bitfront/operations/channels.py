@@ -10,7 +10,9 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Layout, inside, repeated
@@ -89,6 +91,17 @@ def per_channel(flow: ChannelFollower, x: Layout, attribute: str, tensors: Itera
         if tensor.dim():
             flow.unify(flow.hold_values(tensor).dims[0], x.dims[1])
     return Layout(x.dims)
+
+
+def permutation(_: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """The same dimensions in another order."""
+    x = call.tensor
+    if x is None or not call.constant:
+        return None
+    # Asked of torch itself, on a tensor whose sizes say which dimension is which; nothing is computed.
+    probe = torch.empty(*range(1, len(x.dims) + 1), device="meta")
+    permuted: Any = call.function(probe, *call.args[1:], **call.kwargs)
+    return Layout(tuple(x.dims[size - 1] for size in permuted.shape))
 
 
 def regroup(flow: ChannelFollower, x: Layout, shape: Sequence[int], claims: Mapping[int, object]) -> Layout:

@@ -106,10 +106,11 @@ ADAPTIVE_MAX_POOL = define(
     count=per_input(1),
     channels=windows,
 )
+MEAN = define("mean", "Mean over dimensions.", names=("mean",), count=per_input(1), channels=_reduction)
 REDUCTION = define(
     "reduction",
-    "Mean, sum, maximum and the like over dimensions.",
-    names=tuple("mean sum prod amax amin max min any all argmax argmin logsumexp".split()),
+    "Sum, maximum and the like over dimensions.",
+    names=tuple("sum prod amax amin max min any all argmax argmin logsumexp".split()),
     count=per_input(1),
     channels=_reduction,
 )

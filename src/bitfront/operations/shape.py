@@ -1,17 +1,12 @@
-"""What moves data and computes nothing: other shapes, parts, joins, copies, padding; and what is the identity in
-evaluation."""
+"""The same values in another shape: views, dimensions in another order; and what is the identity in evaluation."""
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
-import torch
 from torch import nn
 
 from bitfront.operations.base import Merge, classes, define, free
-from bitfront.operations.channels import elementwise, regroup, windows
-from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
+from bitfront.operations.channels import elementwise, permutation, regroup
+from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
 
 
 def _flatten(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -28,16 +23,6 @@ def _view(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
     if not isinstance(claims, (tuple, list)) or len(claims) != len(shape):
         return None
     return regroup(flow, x, shape, dict(enumerate(claims)))
-
-
-def _permutation(_: ChannelFollower, call: ChannelCall) -> Layout | None:
-    x = call.tensor
-    if x is None or not call.constant:
-        return None
-    # Asked of torch itself, on a tensor whose sizes say which dimension is which; nothing is computed.
-    probe = torch.empty(*range(1, len(x.dims) + 1), device="meta")
-    permuted: Any = call.function(probe, *call.args[1:], **call.kwargs)
-    return Layout(tuple(x.dims[size - 1] for size in permuted.shape))
 
 
 def _squeeze(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -60,85 +45,6 @@ def _unsqueeze(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
         return None
     d %= len(x.dims) + 1
     return Layout((*x.dims[:d], *flow.new((1,)), *x.dims[d:]))
-
-
-def _copy(_: ChannelFollower, call: ChannelCall) -> Layout | None:
-    """The first argument; another one says at most of what type the copy is."""
-    return None if call.tensor is None else Layout(call.tensor.dims)
-
-
-def _concatenation(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
-    tensors, axis = call.argument(0, "tensors"), call.argument(1, "dim", 0)
-    if call.shape is None or not isinstance(axis, int) or not all(isinstance(t, Layout) for t in tensors):
-        return None
-    first, *others = tensors
-    axis %= len(first.dims)
-    for t in others:
-        if len(t.dims) != len(first.dims):
-            return None
-        for d, (mine, theirs) in enumerate(zip(first.dims, t.dims, strict=True)):
-            if d != axis:
-                flow.unify(mine, theirs)
-    joined = tuple(itertools.chain(*(t.dims[axis] for t in tensors)))
-    return Layout((*first.dims[:axis], joined, *first.dims[axis + 1 :]))
-
-
-def _padding(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
-    """A module pads pixels; a function may pad channels too."""
-    return windows(flow, call) if call.module is not None else None
-
-
-def _size(_: ChannelFollower, call: ChannelCall) -> Followed:
-    x, d = call.first, call.argument(1, "dim")
-    if not isinstance(x, Layout):
-        return None
-    sizes = tuple(Extent(dim) for dim in x.dims)
-    return sizes if d is None else sizes[d] if isinstance(d, int) else None
-
-
-def _attribute(flow: ChannelFollower, call: ChannelCall) -> Followed:
-    x, name = call.first, call.args[1]
-    if not isinstance(x, Layout):
-        return None
-    if name == "shape":
-        return tuple(Extent(dim) for dim in x.dims)
-    if name in ("T", "mT"):
-        return _permutation(flow, call)
-    # Nothing of these depends on widths, and there is nothing to follow.
-    return () if name in ("device", "dtype", "ndim", "is_cuda", "requires_grad") else None
-
-
-def _item(flow: ChannelFollower, call: ChannelCall) -> Followed:
-    """x[:, 1, ..., 2:, None]: whole dimensions go on, others are cut to what the index names."""
-    values, index = call.first, call.args[1]
-    if isinstance(values, tuple):
-        item: Followed = values[index] if isinstance(index, (int, slice)) else None
-        return item
-    x, shape = call.tensor, call.shape
-    wanted = list(index) if isinstance(index, tuple) else [index]
-    if x is None or shape is None or not is_constant(wanted):
-        return None
-    if any(isinstance(i, bool) or not (i is None or i is Ellipsis or isinstance(i, (int, slice))) for i in wanted):
-        return None
-    missing = len(x.dims) - sum(i is not None and i is not Ellipsis for i in wanted)
-    if Ellipsis not in wanted:
-        wanted.append(Ellipsis)
-    at = wanted.index(Ellipsis)
-    wanted[at : at + 1] = [slice(None)] * missing
-    dims: list[Dim] = []
-    left = iter(x.dims)
-    for i in wanted:
-        if i is None:
-            dims += flow.new((1,))
-            continue
-        dim = next(left)
-        if i == slice(None):
-            dims.append(dim)
-            continue
-        flow.fix(dim, "takes some of it by number")
-        if isinstance(i, slice):
-            dims += flow.new((shape[len(dims)],))
-    return Layout(tuple(dims))
 
 
 IDENTITY = define(
@@ -180,18 +86,26 @@ VIEW = define(
 )
 PERMUTE = define(
     "permute",
-    "The same dimensions in another order.",
-    names=("permute", "transpose"),
+    "Dimensions in another order.",
+    names=("permute",),
     count=free,
     view=True,
-    channels=_permutation,
+    channels=permutation,
+)
+TRANSPOSE = define(
+    "transpose",
+    "Two dimensions exchanged.",
+    names=("transpose",),
+    count=free,
+    view=True,
+    channels=permutation,
 )
 MOVE_AXES = define(
     "movedim",
     "Dimensions moved to other places, or swapped.",
     names=tuple("movedim moveaxis swapaxes swapdims t".split()),
     count=free,
-    channels=_permutation,
+    channels=permutation,
 )
 SQUEEZE = define(
     "squeeze", "Dimensions of size 1 removed.", names=("squeeze",), count=free, view=True, channels=_squeeze
@@ -205,65 +119,5 @@ CONTIGUOUS = define(
     names=("contiguous",),
     count=free,
     view=True,
-    channels=_copy,
-)
-COPY = define(
-    "copy",
-    "A copy, maybe of another type or on another device.",
-    names=tuple("clone detach to type type_as float double half bfloat16 long int bool alias cpu cuda".split()),
-    count=free,
-    channels=_copy,
-)
-CONCATENATION = define(
-    "concatenation",
-    "Tensors joined along a dimension.",
-    names=("cat", "concat", "concatenate"),
-    count=free,
-    channels=_concatenation,
-)
-STACK = define(
-    "stack",
-    "Tensors joined along a new dimension, or along one that depends on how many they have.",
-    names=("stack", "hstack", "vstack"),
-    count=free,
-)
-PADDING = define(
-    "padding",
-    "Values around the edges.",
-    modules=classes(
-        "ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d "
-        "ReflectionPad3d CircularPad1d CircularPad2d CircularPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d"
-    ),
-    names=("pad",),
-    count=free,
-    channels=_padding,
-)
-SIZE = define("size", "The size of a tensor.", names=("size",), count=free, channels=_size)
-ATTRIBUTE = define(
-    "getattr",
-    "An attribute: a shape, a transpose.",
-    names=("getattr",),
-    count=free,
-    channels=_attribute,
-)
-ITEM = define("getitem", "Part of a tensor or of a tuple, by index.", names=("getitem",), count=free, channels=_item)
-EXPAND_AS = define(
-    "expand_as", "Repeated to the shape of another tensor.", names=("expand_as",), count=free, channels=elementwise
-)
-MOVE = define(
-    "move",
-    "Parts, repeats, orders, copies and new tensors: data is moved, nothing is computed.",
-    modules=classes("PixelShuffle PixelUnshuffle ChannelShuffle Unfold"),
-    names=tuple(
-        """
-        chunk split narrow select index_select gather take take_along_dim tile repeat hsplit vsplit meshgrid
-        broadcast_to broadcast_tensors split_with_sizes get expand unbind repeat_interleave roll flip unfold im2col
-        unflatten view_as reshape_as tensor_split one_hot pixel_shuffle pixel_unshuffle channel_shuffle
-        native_channel_shuffle arange zeros ones full empty eye linspace tensor as_tensor zeros_like ones_like full_like
-        empty_like new_zeros new_ones new_full new_empty new_tensor randn rand_like randn_like copy fill zero setitem
-        requires_grad as_strided diagonal tril triu real imag scatter index_put masked_select nonzero lift_fresh
-        set_data data
-        """.split()
-    ),
-    count=free,
+    channels=elementwise,
 )
