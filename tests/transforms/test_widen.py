@@ -128,6 +128,44 @@ def test_noise_moves_the_copies_alone():
     assert not torch.equal(noisy[0].weight, widen(graph, {"0": 6}, noise=0.01, seed=1)[0].weight)
 
 
+class Between(nn.Module):
+    """A function of maps (batch, 4, 6, 6) between two layers."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.function = nn.Conv2d(1, 4, 3), function
+        self.head = nn.Linear(function(self.a(torch.zeros(1, 1, 8, 8))).flatten(1).shape[1], 2)
+
+    def forward(self, x):
+        return self.head(self.function(self.a(x)).flatten(1))
+
+
+BETWEEN = {
+    **{type(m).__name__: m for m in (nn.Threshold(0.1, 2.0), nn.Softshrink(0.1), nn.Softsign(), nn.Softmax2d())},
+    **{type(m).__name__: m for m in (nn.ZeroPad2d(1), nn.CircularPad2d(1), nn.LPPool2d(2, 2), nn.AdaptiveMaxPool2d(2))},
+    "adaptive_max_pool2d": lambda h: nn.functional.adaptive_max_pool2d(h, 2),
+    "clip": lambda h: h.clip(-0.1, 0.1),
+    "lerp": lambda h: torch.lerp(h, h.relu(), 0.3),
+    "addcmul": lambda h: torch.addcmul(h, h, h.sigmoid()),
+    "logsumexp": lambda h: h.logsumexp((2, 3), keepdim=True),
+    "prod": lambda h: h.prod(-1),
+    "type_as": lambda h: h.double().type_as(h.mean((2, 3))),
+    "cumsum": lambda h: h.cumsum(-1),
+    "outer": lambda h: torch.outer(h.flatten(), h.flatten()[:2]).view(h.size(0), -1),
+}
+FIXED = ("Softmax2d", "cumsum", "outer")
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_lies_between_two_layers_is_followed_or_fixes_them(name):
+    graph = captured(Between(BETWEEN[name]), (1, 8, 8))
+    x = inputs(3, 1, 8, 8, seed=1)
+    assert bool(channels(graph).groups[1].fixed) == (name in FIXED)
+    for g in free(graph):
+        assert close(widen(graph, {g.index: 7})(x), graph.model(x))
+        assert widen(graph, {g.index: 3})(x).shape == (3, 2)
+
+
 @pytest.mark.usefixtures("operations")
 def test_the_widths_of_a_layer_follow_by_its_record_alone():
     def normed(flow, call):
