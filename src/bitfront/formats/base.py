@@ -1,9 +1,8 @@
 """What a number format is: an immutable value that maps a tensor onto the numbers it can represent.
 
 A format is parsed once from the parameters in the TOML, calibrated at most once on a sample of the tensor it will
-quantize, and then applied any number of times. Applying it is a pure function of the tensor; gradients pass straight
-through where the value is inside the representable range and are zero outside (the clipped straight-through
-estimator of Jacob et al. 2018, section 3).
+quantize, and then applied any number of times. ``Format`` says of each method when it is called, by whom, and with
+what; ``bitfront.testing.check_format`` checks what it promises.
 """
 
 from __future__ import annotations
@@ -86,17 +85,34 @@ class FormatParameter:
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """A number format with its parameters. Frozen, hashable; equal formats quantize equally."""
+    """A number format with its parameters: the base class of every format.
 
-    #: The parameters a user may set, by name.
+    A subclass is a frozen dataclass whose fields are its parameters and what it learned: None, bool, int, float, str,
+    or tuples of these, nested or not. Only they are compared, hashed, and kept in a run folder (as JSON under the
+    registered name, so no field may be called ``format``). Equal formats must quantize equally.
+
+    Every method is a pure function: it changes neither the format nor a tensor, draws no random numbers that are not
+    seeded, and remembers nothing that could change a later result. Methods are called from several threads and
+    processes at once, with tensors on the CPU or a GPU, of float32 or float64.
+
+    A subclass must define ``parameters``, ``_build``, ``bits``, ``label``, ``round`` and ``bounds``. The other methods
+    have defaults, for a format that learns nothing, stores nothing beside its values and has no grid.
+    """
+
+    #: The parameters a user may set, by name. Read for the configuration reference, and by the space for every key of
+    #: the TOML.
     parameters: ClassVar[Mapping[str, FormatParameter]]
-    #: The one of them that says how many bits a value has: ``"NA"`` for it leaves an operand in float. None for a
-    #: format that has none; an operand is then quantized by an empty table, ``weight = [{}]``.
+    #: The parameter that says how many bits a value has; ``"NA"`` for it leaves an operand in float. None for a format
+    #: without one: an operand is then quantized by an empty table, ``weight = [{}]``.
     bits_parameter: ClassVar[str | None] = "width"
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], operand: Operand, *, signed: bool = True) -> Self:
         """The format for `settings`, e.g. ``{"width": 8, "frac_width": "NA"}``.
+
+        The space calls it for every operand of every site and every combination of parameters that the TOML allows,
+        before any work is done, and again when a candidate is read from a configuration. Not to be overridden:
+        :meth:`_build` is.
 
         Args:
             settings: parameter name → value, without the operand's prefix. ``"NA"`` is None.
@@ -105,7 +121,8 @@ class Format(ABC):
                 cut off anyway).
 
         Raises:
-            FormatError: an unknown parameter, a value out of range, or values that contradict each other.
+            FormatError: an unknown parameter or a value out of range (an error of the configuration), or values that
+                contradict each other (such combinations are left out of the space).
         """
         for name in settings:
             if name not in cls.parameters:
@@ -126,7 +143,10 @@ class Format(ABC):
 
     @classmethod
     def leaves_float(cls, settings: Mapping[str, object]) -> bool:
-        """Whether `settings`, as for :meth:`parse`, leave the operand in float."""
+        """Whether `settings`, as for :meth:`parse`, leave the operand in float.
+
+        The space asks before it parses them. Not to be overridden.
+        """
         if cls.bits_parameter is None:
             return False
         return not settings or settings.get(cls.bits_parameter, ...) in (None, "NA")
@@ -134,59 +154,126 @@ class Format(ABC):
     @classmethod
     @abstractmethod
     def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:
-        """The format for complete, individually checked values."""
+        """The format for values that are complete and were checked one by one. Called by :meth:`parse` alone.
+
+        Args:
+            values: every parameter → its value or default; ``"NA"`` is None.
+            operand, signed: as in :meth:`parse`.
+
+        Raises:
+            FormatError: the values contradict each other. Its `parameter` must then be None, or the configuration is
+                refused instead of the combination left out.
+        """
 
     @property
     @abstractmethod
     def bits(self) -> int:
-        """Bits of one stored value."""
+        """Bits of one stored value, 1 to 32; the value of ``bits_parameter`` where there is one.
 
-    @property
-    def rank(self) -> float:
-        """Among formats of equal bits the one that ranks lowest is tried first."""
-        return 0.0
-
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002
-        """Bits stored once for a tensor of `shape` beside its values, e.g. its scales."""
-        return 0
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether :meth:`calibrated` must be called with a sample before :meth:`quantize`."""
-        return False
-
-    def calibrated(self, sample: Tensor) -> Self:  # noqa: ARG002
-        """The same format with whatever it learns from `sample` (the tensor itself, or typical values of it)."""
-        return self
-
-    @property
-    def grid(self) -> Grid | None:
-        """The whole numbers behind the values, where they are the same for every tensor; None elsewhere."""
-        return None
-
-    def grid_of(self, x: Tensor) -> Grid | None:  # noqa: ARG002
-        """The grid on which ``round(x)`` lies, None where there is none."""
-        return self.grid
-
-    @abstractmethod
-    def round(self, x: Tensor) -> Tensor:
-        """`x` mapped to the nearest representable values, without gradients. Same shape and dtype."""
-
-    @abstractmethod
-    def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """The smallest and the largest representable value, broadcastable to `x`."""
-
-    def learned_range(self) -> LearnedRange | None:
-        """A module that rounds as this format does and learns its range; None where there is no range to learn."""
-        return None
+        Metrics, tables and the report ask it of formats that may not be calibrated; calibration must not change it.
+        """
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """A few characters for tables, e.g. ``int8.4``."""
+        """A few characters for tables, e.g. ``int8.4``: at most 20, without blanks.
+
+        Asked before calibration for the options of a space, and after it for what a rebuilt model computes in. Formats
+        that a user may choose between should have different labels.
+        """
+
+    @property
+    def rank(self) -> float:
+        """Among formats of equal bits the one with the lowest rank is tried first.
+
+        The space asks it for the uniform candidates that a search begins with. The format may not be calibrated.
+        """
+        return 0.0
+
+    def overhead_bits(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002
+        """Bits stored once for a tensor beside its values, e.g. its scales.
+
+        The space asks it for every parameter of the model, for the metrics of size. The format may not be calibrated;
+        calibration must not change the answer.
+
+        Args:
+            shape: of the whole tensor.
+        """
+        return 0
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether :meth:`calibrated` must be called with a sample before :meth:`round`. False of what it returns."""
+        return False
+
+    def calibrated(self, sample: Tensor) -> Self:  # noqa: ARG002
+        """The same format with whatever it learns from `sample`; itself where :attr:`calibrates` is false.
+
+        Called once per site, operand and format of a search, and again in each process that evaluates: it must depend
+        on `sample` alone. Before a search it is also called with a stand-in, to see whether a runtime has a kernel.
+
+        Args:
+            sample: for a parameter the parameter itself, in float; else what the calibration samples make of the
+                operand in the float model, first dimension samples, of large tensors the first ones. It may hold
+                infinite values, where the model overflows.
+        """
+        return self
+
+    @abstractmethod
+    def round(self, x: Tensor) -> Tensor:
+        """`x` mapped to the nearest representable values. Same shape and dtype, in memory of its own.
+
+        Called by :meth:`quantize`, and where no gradients are wanted, with any tensor that the operand can be: a batch
+        of any size, the whole parameter. Rounding twice must be rounding once. The result for a value of one sample may
+        depend on other values of that sample, in the same group or block, never on another sample.
+
+        Raises:
+            FormatError: the format calibrates, and was not calibrated.
+        """
+
+    @abstractmethod
+    def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """The smallest and the largest representable value, broadcastable to `x`.
+
+        Called by :meth:`quantize` in every training step: outside these bounds the gradient is zero. Raises as
+        :meth:`round` does.
+        """
+
+    @property
+    def grid(self) -> Grid | None:
+        """The whole numbers behind the values, where they are the same for every tensor; None elsewhere.
+
+        Asked of a calibrated format by whoever computes in whole numbers: the evaluation, which merges products that
+        are exact; compiled training; exporters and kernels of bytes. With None they take the general path, through
+        :meth:`round`, or refuse. What :meth:`round` gives must lie on the grid, and be the grid's rounding where the
+        grid is ``complete``. Raises as :meth:`round` does.
+        """
+        return None
+
+    def grid_of(self, x: Tensor) -> Grid | None:  # noqa: ARG002
+        """The grid on which ``round(x)`` lies; None where there is none.
+
+        Asked of a calibrated format by the evaluation, with the whole of a parameter after it was rounded. The same as
+        :attr:`grid` unless steps depend on the tensor, as those of block formats do.
+        """
+        return self.grid
+
+    def learned_range(self) -> LearnedRange | None:
+        """A module that rounds as this format does and learns its range; None where there is no range to learn.
+
+        Asked of a calibrated format when a candidate is fine-tuned, once per operand. The module starts at this
+        format's range, and must be new on every call.
+        """
+        return None
 
     def quantize(self, x: Tensor) -> Tensor:
-        """`x` as this format holds it: same shape and dtype, with clipped straight-through gradients."""
+        """``round(x)`` with gradients: same shape and dtype.
+
+        They pass straight through where `x` is within :meth:`bounds` and are zero outside (the clipped straight-through
+        estimator of Jacob et al. 2018, section 3). Called wherever an operand is computed with, in evaluation and in
+        training. Where it is overridden, for other gradients, the values must stay those of :meth:`round`, and
+        candidates are trained one by one, since compiled training knows only these gradients.
+        """
         rounded = self.round(x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return rounded
