@@ -8,7 +8,7 @@ BITFRONT_DATA ?= $(abspath $(wildcard ../shared/data))
 TEST_ENV := OMP_NUM_THREADS=1 $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 BENCH_ENV := $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 
-.PHONY: install search test lint format docs site bench clean
+.PHONY: install search test quick fuzz golden lint format docs site dist bench clean
 
 install: $(VENV)/installed
 
@@ -32,8 +32,36 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+
 test: lint
-	$(TEST_ENV) $(BIN)/pytest -n 2 --dist worksteal
+	$(TEST_ENV) $(PYTEST)
+
+# For the minute before a commit: without what trains, draws, or starts processes or a browser; and one journey.
+quick: lint
+	$(TEST_ENV) BITFRONT_EXAMPLES=quick $(PYTEST) -m "not slow or quick"
+
+# The property tests with examples of other seeds, for so many minutes; SEED=... draws those of a failure again.
+MINUTES ?= 10
+
+fuzz: $(VENV)/installed-dev
+	$(TEST_ENV) $(BIN)/python tests/fuzz.py --seconds $$(($(MINUTES) * 60)) $(if $(SEED),--seed $(SEED)) -- -n 2 --dist worksteal
+
+# What small searches give with the source of another revision, and with that of this folder: every digit.
+BASE ?= HEAD
+GOLDEN := $(CURDIR)/build/golden
+
+golden: $(VENV)/installed-dev
+	rm -rf $(GOLDEN)
+	mkdir -p $(GOLDEN)/base
+	git archive $(BASE) src | tar -x -C $(GOLDEN)/base
+	PYTHONPATH=$(GOLDEN)/base/src $(BIN)/python tests/golden/runs.py $(GOLDEN)/before
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python tests/golden/runs.py $(GOLDEN)/after --against $(GOLDEN)/before
+
+# A source distribution, and the wheel that is built from it.
+dist: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

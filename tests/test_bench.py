@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import os
@@ -67,12 +68,17 @@ def test_says_what_it_measures(script: Path) -> None:
     assert len(ast.get_docstring(ast.parse(script.read_text())) or "") > 200
 
 
+@functools.cache
+def make_bench() -> str:
+    """The commands of ``make bench``."""
+    return subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_has_its_place_on_the_page_and_in_make_bench(script: Path) -> None:
     pages = [page.read_text() for page in (ROOT / "docs").glob("*.md")]
     assert sum(f"<!-- begin:{script.stem} -->" in page for page in pages) == 1
-    done = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"bench/results/{script.stem}.json" in done.stdout
+    assert f"bench/results/{script.stem}.json" in make_bench()
 
 
 def result(**summary: float) -> dict:

@@ -181,6 +181,7 @@ def page_parts() -> list[str]:
     return [style.read_text().split("{")[0].strip(), re.search(r"function \w+", program.read_text())[0]]
 
 
+@pytest.mark.slow
 def test_every_package_that_is_imported_is_a_declared_dependency():
     """What comes only along with a dependency may be gone with its next release."""
     extras = [d for name, listed in PROJECT["optional-dependencies"].items() if name != "dev" for d in listed]

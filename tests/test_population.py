@@ -404,6 +404,7 @@ def test_seconds_are_told_by_part():
     assert all(seconds > 0 for seconds in parts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CASES if n != "one layer"])
 def test_a_stack_trains_as_if_alone(name):
     """The way of GPUs, on this machine's CPU."""

@@ -49,6 +49,7 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "at_least"), [("digits-cnn", 0.96), ("digits-mlp", 0.93)])
 def test_digits_are_learned(digits, name, at_least):
     model = build(name, (1, 8, 8), 10, seed=0)

@@ -161,6 +161,7 @@ def _one_of_two(address, folder, results):
         results.put(error)
 
 
+@pytest.mark.slow
 def test_two_processes_get_one_whole_file(server, tmp_path):
     server.files["/file"] = BODY
     context = multiprocessing.get_context("spawn")

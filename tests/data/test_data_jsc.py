@@ -281,6 +281,7 @@ def _load_in_process(path, results):
         results.put(error)
 
 
+@pytest.mark.slow
 def test_two_processes_started_together(expected, tmp_path):
     path = write_arff().resolve()
     context = multiprocessing.get_context("spawn")

@@ -102,6 +102,7 @@ def test_the_format_of_a_bias_is_learned_from_the_corrected_bias():
     assert len({plain.formats(code)["fc1"]["bias"] for code in codes}) == 1
 
 
+@pytest.mark.slow
 def test_worker_processes_correct_to_the_same_bits():
     evaluator = FixedEvaluator(normalised())
     codes = evaluator.space.sample(9, np.random.default_rng(0))
@@ -229,6 +230,7 @@ def with_norms():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "which", "gained"),
     [

@@ -75,6 +75,7 @@ def known(given, tmp_path_factory):
 # --- runs are those of searches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_run_is_that_of_a_search_with_this_strategy_and_seed(known, given, tmp_path, strategy):
     comparison = compare(given, tmp_path, space=LARGER, strategies=[strategy], seeds=2, n_trials=40, seed=1)

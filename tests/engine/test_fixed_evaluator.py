@@ -165,6 +165,7 @@ def test_blocks_come_back_in_order_whatever_their_size(n_jobs, monkeypatch):
     assert same(joined(measured), evaluator.evaluate(codes))
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_numbers_to_the_last_bit():
     evaluator = FixedEvaluator(MODELS["traced"]())
     codes = evaluator.space.sample(9, np.random.default_rng(0))
@@ -191,6 +192,7 @@ def test_a_model_that_cannot_be_sent_to_workers_says_so():
 EXACT = {"name": ["integer"], "data_in_width": [3, 8], "weight_width": [2, 4], "bias_width": [8]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     # From worker processes both kinds of remark come once: they bring back why, not the sentence.
     ("model", "seed", "said", "n_jobs"),

@@ -318,6 +318,7 @@ print(reason, before, Evaluates.done, *seen[-1].front.rows.tolist())
 """
 
 
+@pytest.mark.slow
 def test_a_long_search_killed_on_its_way_ends_with_the_same_trials_and_front(tmp_path):
     def go(folder, patience=0):
         words = [sys.executable, "-c", MANY, str(tmp_path / folder), str(patience)]
@@ -410,6 +411,7 @@ def test_the_front_of_a_search_is_made_of_what_is_allowed(tmp_path, name):
     assert 0 < len(fronts[-1]) < len(trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["brute_force", "tpe", "nsgaii", "evolution"])
 @pytest.mark.parametrize("patience", [0, 7, 25])
 def test_a_constrained_search_goes_on_exactly(tmp_path, name, patience):

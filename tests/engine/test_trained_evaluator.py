@@ -22,6 +22,8 @@ from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import evaluate
 from engine.networks import CachedEvaluator, Functional, Residual, made
 
+pytestmark = pytest.mark.slow
+
 TOP = """
 model = "jsc-three-linear-layers"
 project = "widths"

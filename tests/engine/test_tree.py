@@ -268,6 +268,7 @@ def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(networ
     assert same(evaluator.evaluate(codes), whole)
 
 
+@pytest.mark.slow
 @per_network
 @max_examples(4, shrink=False)
 @given(st.data())
@@ -301,6 +302,7 @@ def test_nothing_is_changed_by_measuring(network, data):
     assert same(evaluator.evaluate(codes), first)
 
 
+@pytest.mark.slow
 @per_network
 @max_examples(4, shrink=False)
 @given(st.data())
@@ -324,6 +326,7 @@ def test_the_float_model_is_as_it_was_given(network):
     assert measured.errors == ("",)
 
 
+@pytest.mark.slow
 @per_network
 @pytest.mark.parametrize("samples", [1, 5])
 def test_the_smallest_memory_is_enough(network, samples):
@@ -534,6 +537,7 @@ CORRECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", CORRECTED, ids=lambda n: n.__name__)
 @pytest.mark.parametrize("which", [(True, False), (False, True), (True, True)], ids=["bias", "norm", "both"])
 def test_corrected_candidates_have_the_numbers_of_their_corrected_models(network, which):

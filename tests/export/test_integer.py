@@ -15,6 +15,7 @@ from bitfront.transforms import quantize
 pytestmark = pytest.mark.skipif(not exact(), reason="no exact kernels of bytes on this machine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
 @pytest.mark.parametrize(("family", "width"), [("integer", 8), ("integer", 5), ("affine", 8), ("affine", 4)])
 def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, width):

@@ -27,6 +27,7 @@ def run(model, x, optimized=True):
     return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
 @pytest.mark.parametrize(("family", "width"), [("integer", 8), ("integer", 5), ("affine", 8), ("affine", 4)])
 @pytest.mark.parametrize("form", ["qdq", "integer"])
@@ -49,6 +50,7 @@ def test_the_float_model_too(name, shape):
     torch.testing.assert_close(run(onnx_model(graph, {}), x), graph.model(x).detach(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["integer", "affine"])
 def test_every_candidate_is_as_accurate_on_digits(family):
     pytest.importorskip("sklearn")

@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bitfront.graph import capture
 from bitfront.graph.capture import recorded_nodes
 
+pytestmark = pytest.mark.slow
+
 SIZE, BATCH = 64, 2
 TORCHVISION = "resnet18 mobilenet_v3_small densenet121 efficientnet_b0 convnext_tiny swin_t shufflenet_v2_x0_5".split()
 TIMM = {

@@ -9,6 +9,7 @@ from journey import settings
 pytestmark = pytest.mark.journey
 
 
+@pytest.mark.quick
 def test_from_training_to_a_rebuilt_model(searched, trained_once, searched_once):
     typed = trained_once[1]
     assert typed.out.startswith("runs/small/checkpoints/best.pt: epoch ")

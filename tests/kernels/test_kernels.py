@@ -149,6 +149,7 @@ def searched(searches):
     return [(compiled == "True", losses) for compiled, losses in found]
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_finds_the_same(tmp_path):
     """Nothing on the PATH, a compiler that fails, one that is told not to be used: slower, and the same numbers."""
     folders = [tmp_path / name for name in ("with", "none", "broken", "off")]

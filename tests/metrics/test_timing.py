@@ -23,6 +23,7 @@ def test_the_interval_is_that_of_seeded_resamples():
     assert summarise(np.full(9, 2.0)) == summarise(np.full(3, 2.0))
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_median_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = [f.low <= 1.0 <= f.high for f in (summarise(rng.normal(1.0, 1.0, 60)) for _ in range(100))]

@@ -147,6 +147,7 @@ def test_the_axis_shows_what_strategies_find_and_not_what_brute_force_has_not(kn
     assert math.isfinite(comparison_figures.limits(dataclasses.replace(panel, lines=panel.lines[:1]))[0])
 
 
+@pytest.mark.slow
 def test_files(known, monkeypatch):
     known.folder.mkdir()
     written = write_comparison(known)

@@ -22,7 +22,7 @@ from bitfront.report import dashboard
 from bitfront.report.dashboard import served
 
 pytest.importorskip("optuna_dashboard")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of what the dashboard imports
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of what the dashboard imports
 PATIENCE = 60
 
 

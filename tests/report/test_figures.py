@@ -333,6 +333,7 @@ def test_what_no_grid_can_be_drawn_of(six, x, y, metrics, message):
     assert str(raised.value) == message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (12, 3), (3, 15)])
 def test_grids_of_any_shape(tmp_path, shape):
     space = (site("fc1", choice("data_in", *range(2, 2 + shape[0])), choice("weight", *range(2, 2 + shape[1]))),)
@@ -366,6 +367,7 @@ def test_where_the_upright_axis_begins(known, expected):
 # ---- odd runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_odd_runs_are_drawn(odd, name):
     run = odd(name)
@@ -375,6 +377,7 @@ def test_odd_runs_are_drawn(odd, name):
         assert len(out.getvalue()) > 500, title
 
 
+@pytest.mark.slow
 def test_a_long_run_is_drawn(long_run):
     drawn = all_figures(long_run)
     axes = drawn["front"].axes[0]
@@ -395,6 +398,7 @@ def test_without_a_volume_the_reason_is_given(odd, name, missing):
     assert (own.missing, len(own.volume)) == (missing, 0)
 
 
+@pytest.mark.slow
 def test_the_same_figure_makes_the_same_bytes(six, tmp_path):
     def written(folder):
         folder.mkdir()

@@ -84,6 +84,7 @@ def test_the_page_has_a_policy_that_forbids_it_to_load_anything(six_page):
     assert len(text.encode()) < LIMIT
 
 
+@pytest.mark.slow
 def test_a_long_run_makes_a_page_that_can_be_mailed(tmp_path):
     rng = np.random.default_rng(0)
     count, layers = 100_000, 20

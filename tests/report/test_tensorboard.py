@@ -13,7 +13,7 @@ from bitfront.errors import MissingExtraError
 from bitfront.events import Events, several
 from bitfront.pareto import hypervolume, non_dominated
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of what tensorboard imports
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of what tensorboard imports
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 tensorboard = pytest.importorskip("bitfront.report.tensorboard")
 

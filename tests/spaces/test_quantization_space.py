@@ -83,6 +83,7 @@ def seeds(draw):
     return seed
 
 
+@pytest.mark.slow
 @given(seeds())
 def test_spaces_of_random_tables_conform(seed):
     try:

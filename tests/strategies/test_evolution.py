@@ -118,6 +118,7 @@ def test_a_search_that_is_interrupted_anywhere_goes_on_as_if_it_had_not_been():
         assert np.array_equal(go_on(part, stop, 12).codes, whole.codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [toy_space(1, 2), toy_space(2, 4), toy_space(3, 4)], ids=["5", "289", "4913"])
 def test_it_comes_to_the_end_of_a_space(space):
     """Every candidate once, and then nothing."""
@@ -232,6 +233,7 @@ def rate_distortion(objectives):
     return space, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [1, 2, 3])
 def test_it_finds_more_than_chance(objectives):
     space, losses = rate_distortion(objectives)

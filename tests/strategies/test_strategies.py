@@ -17,12 +17,14 @@ def optuna_with(sampler):
     return lambda space, objectives, seed: OptunaStrategy(space, objectives, seed, OptunaSettings(sampler=sampler))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "gp"])
 def test_optunas_samplers_conform(sampler):
     # Twelve calls of four: TPE starts to model after ten trials, NSGA-II after a generation of 24.
     check_strategy(optuna_with(sampler), calls=12)
 
 
+@pytest.mark.slow
 def test_gp_conforms():
     check_strategy(optuna_with("gp"), calls=2, n=1)
 

@@ -73,6 +73,7 @@ def test_a_wider_network_computes_the_same(data):
     assert [g.width for g in again.groups] == [widths.get(g.index, g.width) for g in channels(graph).groups]
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_through_norms_over_channels_it_does_where_all_grow_by_one_whole_number(data):
     graph = captured(data.draw(networks((*BLOCKS, Normed, Normed))), Network.shape)
@@ -92,6 +93,7 @@ def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(netwo
     assert narrow(x).shape == graph.model(x).shape
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_the_same_twice_and_nothing_of_the_captured_model_changes(data):
     graph = captured(data.draw(networks()), Network.shape)
