@@ -35,7 +35,7 @@ import bitfront as bf
 from bitfront import config as configuration
 from bitfront import tomlfile
 from bitfront.data.base import Dataset
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.population import train_population
 from bitfront.training import TrainSettings
 
@@ -125,7 +125,7 @@ def in_float(data: Dataset, epochs: int, seed: int, normed: bool) -> Any:
     """jsc-mlp, trained."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = build("jsc-mlp", data.sample_shape, data.num_classes, seed)
+        model: Any = build_model("jsc-mlp", data.sample_shape, data.num_classes, seed)
         if normed:
             layers: list[nn.Module] = []
             for inputs, outputs in itertools.pairwise((16, 64, 32, 32)):

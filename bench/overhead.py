@@ -30,7 +30,7 @@ from common import ROOT, make_job, parser, report, timed
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.storage.store import Store
 from bitfront.metrics.configured import configured_runner
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.base import History
 from bitfront.strategies.brute_force import BruteForce
@@ -148,7 +148,7 @@ def analytic(count: int) -> list[dict[str, Any]]:
     linear |= {"bias_frac_width": ["NA"]}
     x, y = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
     runners = tuple(map(configured_runner, names))
-    evaluator = FixedEvaluator(make_job(build("jsc-mlp", (16,), 5, 0), x, y, {"linear": linear}, runners=runners))
+    evaluator = FixedEvaluator(make_job(build_model("jsc-mlp", (16,), 5, 0), x, y, {"linear": linear}, runners=runners))
     codes = evaluator.space.sample(count, np.random.default_rng(0))
 
     def each(runner: Any) -> Callable[[], object]:

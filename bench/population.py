@@ -35,7 +35,7 @@ from torch import nn
 from bitfront.data.base import Dataset
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.population import TrainedMember, train_population, why_alone
 from bitfront.training import TrainSettings, train
 from bitfront.transforms import calibrate, quantize
@@ -61,7 +61,7 @@ def part_of(data: Dataset, samples: int, val: int) -> Dataset:
 
 
 def float_models(count: int) -> list[nn.Module]:
-    return [build("jsc-mlp", (16,), 5, seed=i) for i in range(count)]
+    return [build_model("jsc-mlp", (16,), 5, seed=i) for i in range(count)]
 
 
 def quantized_models(count: int, x: torch.Tensor) -> list[nn.Module]:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitfront.engine.evaluation.fixed import BatchMetrics, FixedEvaluator
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.spaces.base import Codes, Space
 from bitfront.training import evaluate
 from models import resnet20
@@ -289,7 +289,7 @@ def main() -> int:
     generator = torch.Generator().manual_seed(0)
     ceiling = ceilings(quick)
     cases = [
-        ("digits-cnn", build("digits-cnn", (1, 8, 8), 10, seed=0).eval(), (1, 8, 8), 16 if quick else 512, 15.0),
+        ("digits-cnn", build_model("digits-cnn", (1, 8, 8), 10, seed=0).eval(), (1, 8, 8), 16 if quick else 512, 15.0),
         ("resnet-20", resnet20(blocks=1 if quick else 3), (3, 32, 32), 2 if quick else 64, 50.0),
     ]
     rows: list[dict[str, object]] = []

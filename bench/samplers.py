@@ -29,7 +29,7 @@ from bitfront.data.base import DataRequest
 from bitfront.data.loading import load_dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.metrics.configured import configured_runner
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.pareto import hypervolume, non_dominated
 from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
@@ -176,7 +176,7 @@ def bench_space(name: str, quick: bool) -> Problem:
     """A model, trained now, with every candidate of its space evaluated."""
     jets = name.startswith("jsc")
     data = common.jets()[0] if jets else load_dataset("digits", DataRequest())
-    model = common.trained(build(name, data.sample_shape, data.num_classes, 0), data, steps=40 if quick else 400)
+    model = common.trained(build_model(name, data.sample_shape, data.num_classes, 0), data, steps=40 if quick else 400)
     x, y = data.split("val")
     weights, inputs = ([2, 8], [4, 8]) if quick else SPACES[name]
     both = {"name": "integer", "weight_frac_width": "auto", "data_in_frac_width": "auto"}

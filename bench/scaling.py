@@ -37,7 +37,7 @@ from bitfront.engine.evaluation.fixed import BatchMetrics, FixedEvaluator
 from bitfront.engine.search import loop
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.store import Store
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
@@ -77,7 +77,7 @@ def search(folder: Path, model: str, sites: int, settings: int, candidates: int,
     x = given["x"].repeat(-(-samples // len(given["x"])), 1)[:samples]
     y = given["y"].repeat(-(-samples // len(given["y"])))[:samples]
     torch.manual_seed(0)
-    net = chain(sites) if model == "chain" else build("jsc-mlp", (16,), 5, 0)
+    net = chain(sites) if model == "chain" else build_model("jsc-mlp", (16,), 5, 0)
     if model != "chain":
         net.load_state_dict(given["weights"])
     data, weight = WIDTHS[settings]
@@ -173,7 +173,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BITFRONT_SCRATCH")) as scratch:
         root = Path(scratch)
         dataset, described = (clusters(2_000), "synthetic clusters") if given.quick else jets()
-        net = trained(build("jsc-mlp", (16,), 5, 0), dataset)
+        net = trained(build_model("jsc-mlp", (16,), 5, 0), dataset)
         data = {"x": dataset.x["val"][:16_384], "y": dataset.y["val"][:16_384], "weights": net.state_dict()}
         torch.save({k: v.clone() if k != "weights" else v for k, v in data.items()}, root / "data.pt")
         rows = []

@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.formats.integer import Integer
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.spaces.base import Codes
 
 WIDE_BIAS = {"bias_width": [16], "bias_frac_width": ["auto"]}
@@ -265,7 +265,9 @@ def main() -> int:
     summary: dict[str, float] = {}
     differences = []
     for name, prefix in (("jsc-mlp", ""), ("jsc-tiny", "tiny_")):
-        model = trained(build(name, data.sample_shape, data.num_classes, seed=0), data, steps=20 if quick else 300)
+        model = trained(
+            build_model(name, data.sample_shape, data.num_classes, seed=0), data, steps=20 if quick else 300
+        )
         for samples in (512, 16_384):
             n = min(samples, len(y))
             job = make_job(model, x[:n], y[:n], SPACES[name], calibration=data.split("train")[0][:512])

@@ -18,17 +18,17 @@ from torch import nn
 
 from bitfront import checkpoints
 from bitfront.errors import CheckpointError
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 
 
 @pytest.fixture
 def model():
-    return build("jsc-toy", (16,), 5, seed=0)
+    return build_model("jsc-toy", (16,), 5, seed=0)
 
 
 @pytest.fixture
 def other():
-    return build("jsc-toy", (16,), 5, seed=1)
+    return build_model("jsc-toy", (16,), 5, seed=1)
 
 
 @pytest.fixture
@@ -301,8 +301,8 @@ def test_other_contents(model, file, content, load_type, message):
 
 
 def test_what_does_not_fit_is_listed(file):
-    tiny = build("jsc-tiny", (16,), 5, seed=0)
-    state = dict(build("jsc-tiny", (12,), 5, seed=0).state_dict())
+    tiny = build_model("jsc-tiny", (16,), 5, seed=0)
+    state = dict(build_model("jsc-tiny", (12,), 5, seed=0).state_dict())
     del state["seq_blocks.2.bias"]
     state["seq_blocks.9.bias"] = torch.zeros(5)
     torch.save(state, file)
@@ -321,7 +321,7 @@ def test_what_does_not_fit_is_listed(file):
 
 
 def test_long_lists_are_cut(model, file):
-    torch.save(lightning(build("digits-cnn", (1, 8, 8), 10, seed=0).state_dict()), file)
+    torch.save(lightning(build_model("digits-cnn", (1, 8, 8), 10, seed=0).state_dict()), file)
     with pytest.raises(CheckpointError, match=r"26 missing from the file: .* and 18 more\n  8 in the file"):
         checkpoints.load(file, model, "pl")
 

@@ -15,7 +15,7 @@ from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.kernels import training as steps
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.population import train_population, why_alone
 from bitfront.population.batched import GpuTrainer, structure
 from bitfront.population.programs import program
@@ -108,18 +108,18 @@ class Branches(nn.Module):
 
 
 CASES = {
-    "jsc-mlp": (lambda: build("jsc-mlp", (16,), 5, seed=0), JETS),
-    "jsc-toy": (lambda: build("jsc-toy", (16,), 5, seed=0), JETS),
+    "jsc-mlp": (lambda: build_model("jsc-mlp", (16,), 5, seed=0), JETS),
+    "jsc-toy": (lambda: build_model("jsc-toy", (16,), 5, seed=0), JETS),
     "odd widths": (lambda: mlp(16, 21, 3, 5), JETS),
     "one layer": (lambda: mlp(16, 5), JETS),
-    "digits-mlp": (lambda: build("digits-mlp", (1, 8, 8), 10, seed=0), IMAGES),
-    "digits-cnn": (lambda: build("digits-cnn", (1, 8, 8), 10, seed=0), IMAGES),
+    "digits-mlp": (lambda: build_model("digits-mlp", (1, 8, 8), 10, seed=0), IMAGES),
+    "digits-cnn": (lambda: build_model("digits-cnn", (1, 8, 8), 10, seed=0), IMAGES),
     "residual": (Residual, IMAGES),
     "branches": (Branches, JETS),
     "quantized branches": (lambda: quantized(Branches(), 8, 4), JETS),
     "quantized": (lambda: quantized(mlp(16, 24, 12, 5), 8, 6, 7), JETS),
     "quantized, norms": (lambda: quantized(mlp(16, 24, 12, 5, norm=True), 8, 8, 12), JETS),
-    "quantized cnn": (lambda: quantized(build("digits-cnn", (1, 8, 8), 10, seed=0), 8, shape=(1, 8, 8)), IMAGES),
+    "quantized cnn": (lambda: quantized(build_model("digits-cnn", (1, 8, 8), 10, seed=0), 8, shape=(1, 8, 8)), IMAGES),
 }
 #: What the loss does not depend on has a gradient of rounding errors, which Adam makes as large as any other: biases
 #: before a batch norm, and the running means that follow them.

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from bitfront.errors import ConfigError, DataError, EvaluationError
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.training import TrainSettings, evaluate, train
 
 
@@ -42,7 +42,7 @@ def blobs():
 
 @pytest.fixture
 def toy():
-    return build("jsc-toy", (16,), 5, seed=0)
+    return build_model("jsc-toy", (16,), 5, seed=0)
 
 
 def equal(a, b):
@@ -52,7 +52,7 @@ def equal(a, b):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "at_least"), [("digits-cnn", 0.96), ("digits-mlp", 0.93)])
 def test_digits_are_learned(digits, name, at_least):
-    model = build(name, (1, 8, 8), 10, seed=0)
+    model = build_model(name, (1, 8, 8), 10, seed=0)
     result = train(model, digits, TrainSettings(max_epochs=15, batch_size=32, learning_rate=4e-3))
     assert result.history[result.best_epoch - 1].val_accuracy >= at_least
     model.load_state_dict(result.best_state)
@@ -294,7 +294,7 @@ def test_evaluate_restores_flags_after_an_error(blobs, toy):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_a_gpu(digits):
-    model = build("digits-cnn", (1, 8, 8), 10, seed=0)
+    model = build_model("digits-cnn", (1, 8, 8), 10, seed=0)
     before = torch.cuda.get_rng_state()
     result = train(model, digits, TrainSettings(max_epochs=15, batch_size=32, learning_rate=4e-3), device="cuda")
     assert result.history[result.best_epoch - 1].val_accuracy >= 0.96

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from bitfront.events import Events
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
-    from bitfront.models.base import build as build_model
+    from bitfront.models.base import build_model
     from bitfront.pareto import hypervolume, non_dominated
     from bitfront.report.convert import convert
     from bitfront.report.writing import Report, write_report
@@ -77,7 +77,7 @@ _HOMES = {
     "Graph": "bitfront.graph",
     "Site": "bitfront.graph",
     "capture": "bitfront.graph",
-    "build_model": "bitfront.models.base:build",
+    "build_model": "bitfront.models.base",
     "convert": "bitfront.report.convert",
     "Report": "bitfront.report.writing",
     "write_report": "bitfront.report.writing",

@@ -18,7 +18,7 @@ from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.graph import capture
 from bitfront.metrics.configured import configured_runner
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.report.tables import analysis as sheet
 from bitfront.spaces.quantize import single
 
@@ -73,7 +73,7 @@ SPACES = [
 
 @pytest.mark.parametrize(("name", "shape", "classes", "seed"), SPACES, ids=lambda v: v if isinstance(v, str) else "")
 def test_the_totals_are_those_of_the_metrics(name, shape, classes, seed):
-    model = build(name, shape, classes, seed=0).eval()
+    model = build_model(name, shape, classes, seed=0).eval()
     x = torch.randn(20, *shape)
     config = {"by": "type", **{k: {"config": v} for k, v in seed.items()}}
     runners = (configured_runner("basic_computation"), configured_runner("model_size"))
@@ -91,7 +91,7 @@ def test_the_totals_are_those_of_the_metrics(name, shape, classes, seed):
 
 
 def test_a_batch_multiplies_work_and_not_parameters():
-    model, x = build("digits-cnn", (1, 8, 8), 10, seed=0), torch.randn(2, 1, 8, 8)
+    model, x = build_model("digits-cnn", (1, 8, 8), 10, seed=0), torch.randn(2, 1, 8, 8)
     one, many = bf.analyze(model, x).total, bf.analyze(model, x, batch=12).total
     for field in ("operations", "backward_operations", "macs", "bitops", "operation_bits", "ebops"):
         assert getattr(many, field) == 12 * getattr(one, field)

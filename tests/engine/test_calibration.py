@@ -18,7 +18,7 @@ from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, join
 from bitfront.errors import RunError
 from bitfront.formats.integer import Integer
 from bitfront.metrics.configured import configured_runner
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.training import TrainSettings, train
 
 BOTH = Corrections(bias=True, batch_norm=True)
@@ -89,7 +89,9 @@ def test_a_site_in_float_is_not_corrected():
 def test_the_format_of_a_bias_is_learned_from_the_corrected_bias():
     x = 40 + torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     seed = {"linear": {"name": "integer", "weight_width": [2, 8], "bias_width": 8, "bias_frac_width": "minmax"}}
-    corrected = job(build("digits-mlp", (6,), 5, seed=0), x, torch.arange(64) % 5, x, seed, Corrections(bias=True))
+    corrected = job(
+        build_model("digits-mlp", (6,), 5, seed=0), x, torch.arange(64) % 5, x, seed, Corrections(bias=True)
+    )
     evaluator = FixedEvaluator(corrected)
     codes = evaluator.space.numbered(0, evaluator.space.size)
     forms = set()
@@ -236,7 +238,7 @@ def with_norms():
     [
         # Measured, with weights of 4, 3 and 2 bits: accuracy 0.977, 0.946, 0.881 becomes 0.977, 0.966, 0.935;
         # 0.973, 0.786, 0.320 becomes 0.977, 0.941, 0.556 with corrected biases, 0.980, 0.925, 0.779 with new norms.
-        (lambda: build("digits-cnn", (1, 8, 8), 10, seed=0), "bias", 0.01),
+        (lambda: build_model("digits-cnn", (1, 8, 8), 10, seed=0), "bias", 0.01),
         (with_norms, "bias", 0.03),
         (with_norms, "batch_norm", 0.05),
     ],

@@ -13,7 +13,7 @@ from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, join
 from bitfront.errors import UserError
 from bitfront.formats.integer import Integer
 from bitfront.metrics.configured import configured_runner
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 
 INT = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4], "weight_frac_width": ["auto", "NA"]}
 RUNNERS = tuple(map(configured_runner, ("basic_evaluation", "model_size", "average_bitwidth")))
@@ -49,8 +49,8 @@ class Stubborn(nn.Module):
 
 
 MODELS = {
-    "traced": lambda: job(build("jsc-tiny", (16,), 5, seed=0), (16,)),
-    "images": lambda: job(build("digits-cnn", (1, 8, 8), 5, seed=0), (1, 8, 8)),
+    "traced": lambda: job(build_model("jsc-tiny", (16,), 5, seed=0), (16,)),
+    "images": lambda: job(build_model("digits-cnn", (1, 8, 8), 5, seed=0), (1, 8, 8)),
     "untraced": lambda: job(Stubborn(), (16,)),
 }
 
@@ -197,21 +197,21 @@ EXACT = {"name": ["integer"], "data_in_width": [3, 8], "weight_width": [2, 4], "
     # From worker processes both kinds of remark come once: they bring back why, not the sentence.
     ("model", "seed", "said", "n_jobs"),
     [
-        (lambda: build("digits-mlp", (1, 8, 8), 5, seed=0), {"default": EXACT}, None, 1),
+        (lambda: build_model("digits-mlp", (1, 8, 8), 5, seed=0), {"default": EXACT}, None, 1),
         (
-            lambda: build("digits-mlp", (1, 8, 8), 5, seed=0),
+            lambda: build_model("digits-mlp", (1, 8, 8), 5, seed=0),
             {"default": EXACT, "fc2": {"name": "affine", "data_in_width": 8}},
             r"not every sum is exact in float32 \(fc2 \(Linear\): an operand is left in float\)",
             2,
         ),
         (
-            lambda: build("digits-mlp", (1, 8, 8), 5, seed=0),
+            lambda: build_model("digits-mlp", (1, 8, 8), 5, seed=0),
             {"default": EXACT, "fc2": {"name": "affine", "data_in_width": 8}},
             r"not every sum is exact in float32 \(fc2 \(Linear\): an operand is left in float\)",
             1,
         ),
         (
-            lambda: build("digits-mlp", (1, 8, 8), 5, seed=0),
+            lambda: build_model("digits-mlp", (1, 8, 8), 5, seed=0),
             {"default": {**EXACT, "data_in_width": [16], "weight_width": [16]}},
             r"\(2 sites, first fc1 \(Linear\): sums of up to .* bits, more than the 24 that float32 holds\)",
             1,

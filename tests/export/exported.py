@@ -7,7 +7,7 @@ from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.models import MODELS
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.transforms import calibrate
 
 BUNDLED = [
@@ -70,7 +70,7 @@ def made(name, shape):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         if own is None:
-            return build(name, shape, 5, seed=1).eval()
+            return build_model(name, shape, 5, seed=1).eval()
         model = own().eval()
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

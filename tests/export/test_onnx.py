@@ -11,7 +11,7 @@ from bitfront.export.packing import packing
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.transforms import calibrate, quantize
 
 ort = pytest.importorskip("onnxruntime")
@@ -59,7 +59,7 @@ def test_every_candidate_is_as_accurate_on_digits(family):
     digits = load_digits()
     x = torch.from_numpy(digits.data / 16).float().reshape(-1, 1, 8, 8)
     y = torch.from_numpy(digits.target)
-    model = build("digits-cnn", (1, 8, 8), 10, seed=0)
+    model = build_model("digits-cnn", (1, 8, 8), 10, seed=0)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(25):
         optimizer.zero_grad()

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitfront.errors import CaptureError
 from bitfront.graph import capture
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 
 
 def sites(graph):
@@ -135,7 +135,7 @@ def test_functional_sites_know_the_parameters_behind_their_operands():
 
 @pytest.mark.parametrize("name", ["jsc-tiny", "jsc-toy", "jsc-three-linear-layers"])
 def test_sites_of_the_jsc_models_have_the_names_users_of_mase_know(name):
-    graph = capture(build(name, (16,), 5, seed=0), torch.randn(2, 16))
+    graph = capture(build_model(name, (16,), 5, seed=0), torch.randn(2, 16))
     assert graph.site("seq_blocks_2") is graph.site("seq_blocks.2")
     assert graph.site("seq_blocks_2").type == "Linear"
     assert [n.name for n in graph.nodes] == [f"seq_blocks_{i}" for i in range(len(graph.nodes))]
@@ -144,7 +144,7 @@ def test_sites_of_the_jsc_models_have_the_names_users_of_mase_know(name):
 
 
 def test_operations_per_sample_of_jsc_tiny():
-    graph = capture(build("jsc-tiny", (16,), 5, seed=0), torch.randn(2, 16))
+    graph = capture(build_model("jsc-tiny", (16,), 5, seed=0), torch.randn(2, 16))
     assert [n.operations for n in graph.nodes] == [64, 16, 80, 5]
     assert [n.macs for n in graph.nodes] == [0, 0, 80, 0]
     assert graph.sample_shape == (16,)

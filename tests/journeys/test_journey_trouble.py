@@ -7,7 +7,7 @@ import pytest
 import torch
 from journey import rows, settings
 
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 
 pytestmark = pytest.mark.journey
 
@@ -82,7 +82,7 @@ def test_when_all_candidates_fail_the_reason_is_told(with_models, data):
     reason = r"^error: the first \d\d candidates all failed; the last one with: ValueError: fc1 is too coarse for me$"
     assert re.search(reason, typed.err, re.MULTILINE), typed
 
-    state = build("jsc-tiny", (16,), 5, 0).state_dict()
+    state = build_model("jsc-tiny", (16,), 5, 0).state_dict()
     torch.save(
         {k: v * float("nan") if v.is_floating_point() else v for k, v in state.items()}, with_models.folder / "nan.pt"
     )

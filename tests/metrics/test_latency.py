@@ -14,7 +14,7 @@ from bitfront.metrics import RUNNERS
 from bitfront.metrics.configured import configured_runner
 from bitfront.metrics.deployed import Deployment
 from bitfront.metrics.timing import interleaved, summarise
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.testing.metrics import check_runner
 
 QUICK = {"seconds": 0.01, "repeats": 5}
@@ -123,7 +123,7 @@ def test_the_float_model_beside_a_search_comes_about_as_its_candidates_do(tiny_m
 
 def test_the_roofline_of_jsc_tiny_by_hand():
     seed = {"seq_blocks_2": {"name": ["integer", "NA"], "data_in_width": [8], "weight_width": [4]}}
-    subject = evaluator(build("jsc-tiny", (16,), 5, seed=0), (16,), seed)
+    subject = evaluator(build_model("jsc-tiny", (16,), 5, seed=0), (16,), seed)
     settings = {"backend": "modelled", "batch_size": 10, "operations_per_second": 1e6, "bytes_per_second": 1e9}
     found = latency(**settings).measure(subject, every(subject))
     # BatchNorm 4·16, ReLU 16, Linear 16·5 at a quarter, ReLU 5: all bound by operations at a million per second.

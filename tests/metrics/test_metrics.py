@@ -16,7 +16,7 @@ from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Runner, SampleChoice
 from bitfront.metrics.configured import configured_runner
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.testing.metrics import check_runner
 
 NAME = "graph/quantize/mixed_precision_ptq"
@@ -182,7 +182,7 @@ def test_operations_of_jsc_tiny_by_hand():
         "seq_blocks_2": {"name": ["integer"], "data_in_width": [8], "weight_width": [4], "bias_width": [4]},
         "seq_blocks_3": {"name": ["integer", "NA"], "data_in_width": [3]},
     }
-    found = measure("basic_computation", {}, evaluator(build("jsc-tiny", (16,), 5, seed=0), (16,), seed))
+    found = measure("basic_computation", {}, evaluator(build_model("jsc-tiny", (16,), 5, seed=0), (16,), seed))
     # BatchNorm 4·16 and ReLU 16 in float, Linear 16·5 multiply-adds, ReLU 5.
     assert found["total_flops"].tolist() == [64 + 16 + 80 + 5] * 2
     float_part = 64 * 32 + 16 * 32
@@ -199,7 +199,7 @@ def test_bit_operations_of_a_float_site_are_those_of_32_bits(tiny_mlp):
 
 
 def test_model_size_counts_parameters_and_buffers_in_whole_bytes():
-    model = build("jsc-tiny", (16,), 5, seed=0)
+    model = build_model("jsc-tiny", (16,), 5, seed=0)
     seed = {"seq_blocks_2": {"name": ["integer", "NA"], "weight_width": [3], "bias_width": [3]}}
     # BatchNorm: weight, bias, mean and variance of 16 floats each; its step counter is not deployed.
     norm = 4 * 16 * 4

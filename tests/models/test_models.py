@@ -8,7 +8,7 @@ from torch import fx
 
 from bitfront.errors import ConfigError, UnknownNameError, UserError
 from bitfront.models import MODELS
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.testing.models import check_model
 
 FLAT = ["jsc-tiny", "jsc-toy", "jsc-new", "jsc-s", "jsc-three-linear-layers", "jsc-mlp", "digits-mlp"]
@@ -47,7 +47,7 @@ def test_published_parameter_counts(name, parameters):
 
 
 def test_digits_cnn_has_four_weight_layers_and_stays_small():
-    model = build("digits-cnn", (1, 8, 8), 10, seed=0)
+    model = build_model("digits-cnn", (1, 8, 8), 10, seed=0)
     assert [n for n, m in model.named_modules() if hasattr(m, "weight")] == ["conv1", "conv2", "fc1", "fc2"]
     assert sum(p.numel() for p in model.parameters()) == 13_706
 
@@ -65,7 +65,7 @@ def test_digits_cnn_has_four_weight_layers_and_stays_small():
 )
 def test_fx_names_the_sites_as_mase_does(name, kinds):
     short = {"BatchNorm1d": "bn", "ReLU": "relu", "Linear": "linear"}
-    traced = fx.symbolic_trace(build(name, (16,), 5, seed=0))
+    traced = fx.symbolic_trace(build_model(name, (16,), 5, seed=0))
     nodes = list(traced.graph.nodes)
     assert nodes[0].name == "x"
     assert nodes[-1].name == "output"
@@ -82,21 +82,21 @@ def test_fx_names_of_digits_cnn():
 @pytest.mark.parametrize("name", [n for n in FLAT if n.startswith("jsc")])
 def test_jsc_models_refuse_images(name):
     with pytest.raises(UserError, match=rf"'{name}' takes flat samples.*\(1, 8, 8\).*digits-cnn"):
-        build(name, (1, 8, 8), 10, seed=0)
+        build_model(name, (1, 8, 8), 10, seed=0)
 
 
 @pytest.mark.parametrize("shape", [(16,), (1, 3, 8), (8, 8)])
-def test_digits_cnn_refuses_what_is_no_image(shape):
+def test_digits_cnn_refuses_samples_that_are_not_images(shape):
     with pytest.raises(ConfigError, match=r"takes images.*have shape \("):
-        build("digits-cnn", shape, 10, seed=0)
+        build_model("digits-cnn", shape, 10, seed=0)
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest():
     with pytest.raises(UnknownNameError, match=r"'jsc-tinny'.*Did you mean 'jsc-tiny'"):
-        build("jsc-tinny", (16,), 5, seed=0)
+        build_model("jsc-tinny", (16,), 5, seed=0)
 
 
-def test_check_model_reports_what_cannot_be_traced_and_catches_broken_promises():
+def test_check_model_reports_what_cannot_be_traced_and_catches_faults():
     class Branching(torch.nn.Linear):
         def forward(self, x):
             return super().forward(x) if x.sum() > -1e9 else x

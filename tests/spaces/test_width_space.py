@@ -10,7 +10,7 @@ from torch import nn
 import bitfront.models  # noqa: F401  (its registry must exist)
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 from bitfront.spaces import SPACES
 from bitfront.spaces.model_space import DescribedSpace
 from bitfront.spaces.request import Part, SpaceRequest
@@ -19,7 +19,7 @@ from bitfront.testing.spaces import check_space
 from bitfront.transforms import widen
 from engine.networks import Residual, ResidualImages, made
 
-THREE = capture(build("jsc-three-linear-layers", (16,), 5, seed=0), torch.zeros(2, 16))
+THREE = capture(build_model("jsc-three-linear-layers", (16,), 5, seed=0), torch.zeros(2, 16))
 INT = {"name": ["integer"], "data_in_width": [8], "weight_width": [4, 8], "bias_width": [8]}
 
 

@@ -1,7 +1,7 @@
 """From a model's name, or from ``package.module:factory``, to an initialised ``nn.Module``.
 
-The initial weights depend on the seed alone: neither on what drew random numbers before, nor does building a
-model change what is drawn after.
+The initial weights depend on the seed alone. Random numbers drawn before do not change them, and building a
+model does not change the random numbers drawn afterwards.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from bitfront.errors import BitfrontError, ConfigError
 from bitfront.models import MODELS
 from bitfront.registry import import_object
 
-_OFFERED = ("sample_shape", "num_classes")
+_FACTORY_ARGUMENTS = ("sample_shape", "num_classes")
 
 
-def build(name: str, sample_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-    """The model called `name`, freshly initialised from `seed`, on the CPU, in float32.
+def build_model(name: str, sample_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+    """The model called `name`, initialised from `seed`, on the CPU, in float32.
 
     Args:
-        name: a registered name (``"jsc-tiny"``), or ``"package.module:factory"`` for the user's own: a
-            function or an ``nn.Module`` class. It is given `sample_shape` and `num_classes`, by keyword where
-            it has parameters of these names, by position where it requires two others; and nothing where it
-            requires nothing. The working directory is importable.
+        name: a registered name (``"jsc-tiny"``), or ``"package.module:factory"`` for the user's model: a
+            function or an ``nn.Module`` class. It is called with `sample_shape` and `num_classes`: by keyword
+            if its parameters have these names, by position if it requires two others, and without arguments
+            if it requires none. The working directory is importable.
         sample_shape: shape of one sample, without the batch dimension.
         num_classes: number of outputs.
+        seed: of the initial weights.
 
     Raises:
         UnknownNameError: no model is registered under `name`.
@@ -37,22 +38,23 @@ def build(name: str, sample_shape: tuple[int, ...], num_classes: int, seed: int)
             or the model does not take samples of this shape.
     """
     factory = _imported_factory(name) if ":" in name else MODELS.get(name)
-    return initialised(factory, sample_shape, num_classes, seed, name)
+    return build_from_factory(factory, sample_shape, num_classes, seed, name)
 
 
-def initialised(
+def build_from_factory(
     factory: Callable[[tuple[int, ...], int], nn.Module],
     sample_shape: tuple[int, ...],
     num_classes: int,
     seed: int,
     name: str,
 ) -> nn.Module:
-    """What `factory` makes under `seed`, with PyTorch's global random state left as it was.
+    """The model that `factory` returns under `seed`. PyTorch's global random state stays as it is.
 
     Raises:
-        ConfigError: it raised, or made something else than an ``nn.Module``; `name` stands in the message.
+        ConfigError: the factory failed, or returned something else than an ``nn.Module``; the message calls
+            the model `name`.
     """
-    # The CPU's own generator is seeded, not torch.manual_seed, which would also reseed every GPU.
+    # Not torch.manual_seed, which would also seed every GPU.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
@@ -67,8 +69,8 @@ def initialised(
             ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"model {name!r} made a {type(model).__name__}, but a torch.nn.Module is needed; "
-            "does the factory return the model?",
+            f"model {name!r}: the factory returned a {type(model).__name__}, but a torch.nn.Module is needed; does it "
+            "return the model?",
             key=("model",),
         )
     return model.to(device="cpu", dtype=torch.float32)
@@ -89,29 +91,30 @@ def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
         )
     call: Callable[..., Any] = factory
 
-    def made(sample_shape: tuple[int, ...], num_classes: int) -> Any:
+    def build(sample_shape: tuple[int, ...], num_classes: int) -> Any:
         args, kwargs = _arguments(spec, call, sample_shape, num_classes)
         return call(*args, **kwargs)
 
-    return made
+    return build
 
 
 def _arguments(
     spec: str, call: Callable[..., Any], sample_shape: tuple[int, ...], num_classes: int
 ) -> tuple[tuple[object, ...], Mapping[str, object]]:
+    """Positional and keyword arguments for the user's factory `call`, by its signature."""
     parameters = inspect.signature(call).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     required = [p for p in parameters if p.default is p.empty and p.kind not in variadic]
-    offered = dict(zip(_OFFERED, (sample_shape, num_classes), strict=True))
-    named = {p.name: offered[p.name] for p in parameters if p.name in offered and p.kind not in variadic}
+    values = dict(zip(_FACTORY_ARGUMENTS, (sample_shape, num_classes), strict=True))
+    named = {p.name: values[p.name] for p in parameters if p.name in values and p.kind not in variadic}
     if all(p.name in named and p.kind is not inspect.Parameter.POSITIONAL_ONLY for p in required):
         return (), named
     if len(required) == 2 and all(p.kind in positional for p in required):
-        return tuple(offered.values()), {}
+        return tuple(values.values()), {}
     raise ConfigError(
-        f"model {spec!r} requires ({', '.join(p.name for p in required)}); Bitfront gives it (sample_shape, "
-        "num_classes), or nothing if it requires nothing. Write a small function that takes these and returns the "
-        "model.",
+        f"model {spec!r} requires ({', '.join(p.name for p in required)}), but Bitfront calls it with (sample_shape, "
+        "num_classes), or without arguments if it requires none. Write a function that takes these two and returns "
+        "the model.",
         key=("model",),
     )

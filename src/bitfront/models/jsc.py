@@ -1,10 +1,9 @@
 """Jet substructure classification: the small networks of LogicNets, of MASE's labs and of hls4ml's papers.
 
 Every model here holds its layers in one ``nn.Sequential`` called ``seq_blocks``, so torch.fx names the sites
-``seq_blocks_0``, ``seq_blocks_1`` ... after an input ``x``, and configurations and checkpoints written for
-MASE fit as they are. Published for 16 features and 5 classes; they take any dataset of flat samples. All but
-``jsc-mlp`` end in a ReLU before the cross entropy: that is how they were published, and their checkpoints
-expect it.
+``seq_blocks_0``, ``seq_blocks_1`` ... after an input ``x``. Configurations and checkpoints written for MASE
+therefore fit without changes. The models were published for 16 features and 5 classes; they take any dataset of
+flat samples. All but ``jsc-mlp`` end in a ReLU before the cross entropy, as published; their checkpoints need it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class JSCModel(nn.Module):
 @MODELS.register("jsc-tiny")
 def jsc_tiny(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """One linear layer, 16-5, between ReLUs: 117 parameters. The model of MASE's labs."""
-    features = _features("jsc-tiny", sample_shape)
+    features = _flat_features("jsc-tiny", sample_shape)
     return JSCModel(nn.BatchNorm1d(features), nn.ReLU(), nn.Linear(features, num_classes), nn.ReLU())
 
 
@@ -43,40 +42,40 @@ def jsc_toy(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 @MODELS.register("jsc-new")
 def jsc_new(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The layers of jsc-toy under the name that users of MASE gave their own copy."""
+    """The layers of jsc-toy, under the name that users of MASE gave to a copy of it."""
     return _toy("jsc-new", sample_shape, num_classes)
 
 
 def _toy(name: str, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    features = _features(name, sample_shape)
+    features = _flat_features(name, sample_shape)
     return JSCModel(
         nn.BatchNorm1d(features),
         nn.ReLU(),
-        *_normed(features, 8),
-        *_normed(8, 8),
-        *_normed(8, num_classes),
+        *_linear_norm_relu(features, 8),
+        *_linear_norm_relu(8, 8),
+        *_linear_norm_relu(8, num_classes),
     )
 
 
 @MODELS.register("jsc-s")
 def jsc_s(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Five linear layers, 16-64-32-32-32-5, the smallest JSC network of LogicNets."""
-    features = _features("jsc-s", sample_shape)
+    features = _flat_features("jsc-s", sample_shape)
     return JSCModel(
         nn.BatchNorm1d(features),
         nn.ReLU(),
-        *_normed(features, 64),
+        *_linear_norm_relu(features, 64),
         *(nn.Linear(64, 32), nn.ReLU()),
         *(nn.Linear(32, 32), nn.ReLU()),
         *(nn.Linear(32, 32), nn.ReLU()),
-        *_normed(32, num_classes),
+        *_linear_norm_relu(32, num_classes),
     )
 
 
 @MODELS.register("jsc-three-linear-layers")
 def jsc_three_linear_layers(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Three linear layers, 16-16-16-5, at seq_blocks_2, _4 and _6: the model of MASE's width-search lab."""
-    features = _features("jsc-three-linear-layers", sample_shape)
+    features = _flat_features("jsc-three-linear-layers", sample_shape)
     return JSCModel(
         nn.BatchNorm1d(features),
         nn.ReLU(),
@@ -89,7 +88,7 @@ def jsc_three_linear_layers(sample_shape: tuple[int, ...], num_classes: int) -> 
 @MODELS.register("jsc-mlp")
 def jsc_mlp(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Four linear layers, 16-64-32-32-5, ReLU between, none at the end: the network of the hls4ml papers."""
-    features = _features("jsc-mlp", sample_shape)
+    features = _flat_features("jsc-mlp", sample_shape)
     return JSCModel(
         *(nn.Linear(features, 64), nn.ReLU()),
         *(nn.Linear(64, 32), nn.ReLU()),
@@ -98,11 +97,11 @@ def jsc_mlp(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     )
 
 
-def _normed(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+def _linear_norm_relu(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()
 
 
-def _features(name: str, sample_shape: tuple[int, ...]) -> int:
+def _flat_features(name: str, sample_shape: tuple[int, ...]) -> int:
     if len(sample_shape) != 1:
         raise ConfigError(
             f"model {name!r} takes flat samples, of shape (features,); the samples of this dataset have "

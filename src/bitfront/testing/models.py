@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from bitfront.models.base import initialised
+from bitfront.models.base import build_from_factory
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def check_model(
         AssertionError: one cannot; the message says which promise is broken.
     """
     before = torch.get_rng_state()
-    model, twin, other = (initialised(factory, sample_shape, num_classes, seed, "checked") for seed in (0, 0, 1))
+    model, twin, other = (build_from_factory(factory, sample_shape, num_classes, seed, "checked") for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before), "building the model changes PyTorch's global random state"
     state = _state(model)
     assert _equal(state, _state(twin)), "two models of one seed differ: the factory draws from another generator"

@@ -15,7 +15,7 @@ from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load_dataset
 from bitfront.errors import ConfigError
-from bitfront.models.base import build
+from bitfront.models.base import build_model
 
 
 def training_settings(config: Config) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def open_model(config: Config, dataset: Dataset) -> nn.Module:
     """
     with config.locating():
         try:
-            return build(config.model, dataset.sample_shape, dataset.num_classes, config.seed)
+            return build_model(config.model, dataset.sample_shape, dataset.num_classes, config.seed)
         except ConfigError as error:
             error.key = error.key or ("model",)
             raise
