@@ -33,33 +33,33 @@ CONFIG = {"by": "type", "linear": {"config": EIGHT}}
 
 @pytest.mark.parametrize("samples", [1, 2, 7])
 def test_the_jet_tagger_by_hand(samples):
-    found = bf.analyze(toy(), torch.randn(samples, 16), batch=8)
-    assert [r.type for r in found.rows] == ["BatchNorm1d", "ReLU", "Linear", "ReLU"]
-    assert [r.operations for r in found.rows] == [512, 128, 640, 40]
-    assert [r.backward_operations for r in found.rows] == [512, 128, 1280, 40]
-    assert [(r.input_buffer, r.output_buffer) for r in found.rows] == [(128, 128), (128, 128), (128, 40), (40, 40)]
-    assert [(r.input_bytes, r.output_bytes) for r in found.rows] == [(512, 512), (512, 512), (512, 160), (160, 160)]
-    assert [r.parameters for r in found.rows] == [32, 0, 85, 0]
-    assert (found.total.operations, found.total.operation_bits) == (1320, 42240)
-    assert (found.total.parameters, found.total.parameter_bytes) == (117, 468)
-    assert found.total.bitops == 640 * 32 * 32 + 680 * 32
-    assert found.total.not_counted == found.total.without_bops == ()
+    result = bf.analyze(toy(), torch.randn(samples, 16), batch=8)
+    assert [r.type for r in result.rows] == ["BatchNorm1d", "ReLU", "Linear", "ReLU"]
+    assert [r.operations for r in result.rows] == [512, 128, 640, 40]
+    assert [r.backward_operations for r in result.rows] == [512, 128, 1280, 40]
+    assert [(r.input_buffer, r.output_buffer) for r in result.rows] == [(128, 128), (128, 128), (128, 40), (40, 40)]
+    assert [(r.input_bytes, r.output_bytes) for r in result.rows] == [(512, 512), (512, 512), (512, 160), (160, 160)]
+    assert [r.parameters for r in result.rows] == [32, 0, 85, 0]
+    assert (result.total.operations, result.total.operation_bits) == (1320, 42240)
+    assert (result.total.parameters, result.total.parameter_bytes) == (117, 468)
+    assert result.total.bitops == 640 * 32 * 32 + 680 * 32
+    assert result.total.not_counted == result.total.without_bops == ()
 
 
 def test_a_candidate_by_hand():
     model = toy()
     with torch.no_grad():
         model[2].weight.zero_()[0, :4] = 1  # 4 of 80 weights are left
-    found = bf.analyze(model, torch.randn(1, 16), batch=8, config=CONFIG)
-    row = found.rows[2]
+    result = bf.analyze(model, torch.randn(1, 16), batch=8, config=CONFIG)
+    row = result.rows[2]
     assert (row.data_in_bits, row.weight_bits, row.bias_bits) == (8, 4, 6)
     assert (row.input_bytes, row.output_bytes) == (128, 160)
     assert row.parameter_bytes == 80 * 4 // 8 + math.ceil(5 * 6 / 8)
     assert (row.bitops, row.operation_bits) == (640 * 32, 640 * 8)
     assert row.ebops == 8 * 4 * 32
     assert row.bops == 8 * 80 * (4 / 80 * 32 + 8 + 4 + math.log2(16))
-    assert found.total.parameter_bytes == 32 * 4 + row.parameter_bytes
-    # What rounds to zero is not multiplied by.
+    assert result.total.parameter_bytes == 32 * 4 + row.parameter_bytes
+    # Weights that round to zero cause no products.
     with torch.no_grad():
         model[2].weight.fill_(0.05)
     assert bf.analyze(model, torch.randn(1, 16), config=CONFIG).rows[2].ebops == 0
@@ -99,7 +99,7 @@ def test_a_batch_multiplies_work_and_not_parameters():
     assert (many.parameters, many.parameter_bytes) == (one.parameters, one.parameter_bytes)
 
 
-class CachedEvaluator(nn.Module):
+class TiedLayers(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc, self.tied, self.unused = nn.Linear(6, 6), nn.Linear(6, 6), nn.Parameter(torch.zeros(3))
@@ -110,13 +110,13 @@ class CachedEvaluator(nn.Module):
 
 
 def test_shared_parameters_count_once_in_the_total():
-    found = bf.analyze(CachedEvaluator(), torch.randn(2, 6))
-    assert [r.parameters for r in found.rows] == [42, 42, 42]
-    assert found.total.parameters == 36 + 6 + 6 + 3
-    assert found.total.parameter_bytes == 4 * 51
+    result = bf.analyze(TiedLayers(), torch.randn(2, 6))
+    assert [r.parameters for r in result.rows] == [42, 42, 42]
+    assert result.total.parameters == 36 + 6 + 6 + 3
+    assert result.total.parameter_bytes == 4 * 51
     config = {"fc": {"config": EIGHT}, "fc_1": {"config": {**EIGHT, "weight_width": 8, "weight_frac_width": 4}}}
-    quantized = bf.analyze(CachedEvaluator(), torch.randn(2, 6), config=config)
-    # In the widest form that anybody needs, which is the float one here: `tied` stays in float.
+    quantized = bf.analyze(TiedLayers(), torch.randn(2, 6), config=config)
+    # In the widest format of its sites, which is float here: `tied` stays in float.
     assert quantized.total.parameter_bytes == 4 * 36 + 5 + 4 * 6 + 4 * 3
     assert [r.weight_bits for r in quantized.rows] == [4, 8, 32]
 
@@ -136,13 +136,13 @@ class Branches(nn.Module):
 
 
 def test_a_model_that_cannot_be_traced():
-    found = bf.analyze(Branches(), torch.randn(2, 6), config=CONFIG)
-    assert found.untraced.endswith("if h.sum() > -1e9:")
-    assert [(r.name, r.macs) for r in found.rows if r.macs] == [("fc", 36), ("matmul", 36), ("out", 18)]
-    assert {r.name: r.operations for r in found.rows}["softmax"] == 30
-    assert [r.weight_bits for r in found.rows if r.type == "Linear"] == [4, 4]
-    assert found.total.without_bops == ("matmul (matmul)",)
-    assert "products that are not in bops and ebops: matmul (matmul)" in str(found)
+    result = bf.analyze(Branches(), torch.randn(2, 6), config=CONFIG)
+    assert result.untraced.endswith("if h.sum() > -1e9:")
+    assert [(r.name, r.macs) for r in result.rows if r.macs] == [("fc", 36), ("matmul", 36), ("out", 18)]
+    assert {r.name: r.operations for r in result.rows}["softmax"] == 30
+    assert [r.weight_bits for r in result.rows if r.type == "Linear"] == [4, 4]
+    assert result.total.without_bops == ("matmul (matmul)",)
+    assert "products that are not in bops and ebops: matmul (matmul)" in str(result)
 
 
 class Tokens(nn.Module):
@@ -166,20 +166,20 @@ def test_inputs_and_outputs_of_other_kinds(samples):
     assert {r.name: r.operations for r in alone.rows} == {"embed": 0, "head": 60}
     assert alone.untraced == "the model must return one tensor of shape (batch, classes); it returned dict"
     for sample in ((ids, mask), {"ids": ids, "mask": mask}):
-        found = bf.analyze(Tokens(), sample)
-        assert {r.name: r.operations for r in found.rows} == {"embed": 0, "mul": 20, "head": 60}
-        assert found.rows[0].output == (5, 4)
-    assert found.total.parameters == 55
+        result = bf.analyze(Tokens(), sample)
+        assert {r.name: r.operations for r in result.rows} == {"embed": 0, "mul": 20, "head": 60}
+        assert result.rows[0].output == (5, 4)
+    assert result.total.parameters == 55
 
 
-def test_what_is_not_counted_is_said():
+def test_what_is_not_counted_is_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.Hardshrink())
-    found = bf.analyze(model, torch.randn(2, 4))
-    assert found.total.not_counted == ("_1 (Hardshrink)",)
-    row = found.rows[1]
+    result = bf.analyze(model, torch.randn(2, 4))
+    assert result.total.not_counted == ("_1 (Hardshrink)",)
+    row = result.rows[1]
     assert row.operations is row.backward_operations is row.bitops is row.bops is row.ebops is None
-    assert "operations not counted: _1 (Hardshrink)" in found.remarks()
-    assert sheet(found).rows[1][6] == "-"
+    assert "operations not counted: _1 (Hardshrink)" in result.remarks()
+    assert sheet(result).rows[1][6] == "-"
 
 
 def test_the_model_is_not_changed_and_keeps_no_hooks():
@@ -193,19 +193,19 @@ def test_the_model_is_not_changed_and_keeps_no_hooks():
 
 
 def test_as_dictionary_csv_and_text():
-    found = bf.analyze(toy(), torch.randn(2, 16), batch=8)
-    document = json.loads(json.dumps(found.to_dict()))
+    result = bf.analyze(toy(), torch.randn(2, 16), batch=8)
+    document = json.loads(json.dumps(result.to_dict()))
     assert [m["operations"] for m in document["modules"]] == [512, 128, 640, 40]
     wanted = "operations backward_operations parameters parameter_bytes bitops bops ebops".split()
     assert set(wanted) <= set(document["total"])
-    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    rows = list(csv.DictReader(io.StringIO(result.to_csv())))
     assert [int(r["operations"]) for r in rows] == [512, 128, 640, 40]
     assert (rows[2]["inputs"], rows[2]["output"], rows[1]["weight_bits"]) == ("16", "5", "")
-    text = str(found).splitlines()
+    text = str(result).splitlines()
     assert text[0].split()[:3] == ["name", "type", "input"]
     assert text[5].split() == ["total", "117", "1,320", "1,960", "468", "677,120", "698,880", "655,360"]
     assert text[6] == "batch of 8; 42,240 operation bits (operations · input bits)"
-    assert [len(r) for r in sheet(found).rows] == [len(sheet(found).columns)] * 5
+    assert [len(r) for r in sheet(result).rows] == [len(sheet(result).columns)] * 5
 
 
 def test_inputs_have_the_bits_of_the_operands_that_they_are():
@@ -246,7 +246,7 @@ def test_mistakes_are_named(sample, settings, error, message):
         bf.analyze(toy(), sample, **settings)
 
 
-def test_keys_that_name_nothing_are_said():
-    found = bf.analyze(toy(), torch.randn(2, 16), config={**CONFIG, "conv2d": {"config": EIGHT}})
-    assert "not used, because they name nothing here: 'conv2d'" in str(found)
+def test_keys_that_name_nothing_are_listed():
+    result = bf.analyze(toy(), torch.randn(2, 16), config={**CONFIG, "conv2d": {"config": EIGHT}})
+    assert "keys that name nothing in this model: 'conv2d'" in str(result)
     assert describe(capture(toy(), torch.randn(2, 16))).unused == ()

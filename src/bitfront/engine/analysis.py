@@ -1,7 +1,7 @@
-"""What a model does, module by module, in closed form: operations, buffers, parameters, bits, and their totals.
+"""The costs of a model in closed form, module by module: operations, buffers, parameters, bits, and their totals.
 
-Operations come from the records in ``bitfront.operations``, bits from a space of one candidate, so that the totals are
-those the metrics of a search give. All numbers are of one batch; nothing is trained or measured.
+Operations come from the records in ``bitfront.operations``. Bits come from a space of one candidate, so that the totals
+equal the metrics of a search. All numbers are for one batch; nothing is trained or measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bitfront.graph.costs import bit_operations, bops, ebops
 from bitfront.operations.lookup import tensors_in
 from bitfront.spaces.quantize import QuantizationSpace, single
 
-#: Samples a model is looked at with; one alone could not be told from a constant.
+#: Number of samples that a model is captured with. With a single one, a batch dimension looks like a constant.
 SAMPLES = 2
 
 
@@ -43,20 +43,22 @@ class Row:
 
     Attributes:
         name, path, type: as in ``Node``.
-        inputs, output: shapes per sample.
-        parameters: how many it uses. A parameter used by several rows is in each of them, and once in the total.
-        operations: on the batch, a multiply-accumulate as one; None where no rule counts them.
-        backward_operations: of the backward pass: twice the multiply-accumulates (gradients of input and weights), and
-            once every other operation.
+        inputs, output: shapes per sample, without the batch dimension.
+        parameters: number of parameter values that it uses. A parameter used by several rows counts in each of them,
+            and once in the total.
+        operations: for the batch; a multiply-accumulate counts once. None if no rule counts this type.
+        backward_operations: of the backward pass: each multiply-accumulate twice (gradients of input and weight), every
+            other operation once.
         macs: the multiply-accumulates among the operations.
-        input_buffer, output_buffer: elements of the batch that flow in and out.
-        input_bytes: of these, at the bits of the operands. output_bytes: at 32 bits, in which results are computed.
-        data_in_bits, weight_bits, bias_bits: of the operands; None where there is no such operand.
-        parameter_bytes: of the parameters in their formats.
+        input_buffer, output_buffer: number of elements of the batch that flow in and out.
+        input_bytes: bytes of the elements that flow in, at the bits of the operands.
+        output_bytes: bytes of the elements that flow out, at 32 bits each, the precision of results.
+        data_in_bits, weight_bits, bias_bits: bits of the operands; None if there is no such operand.
+        parameter_bytes: bytes of the parameters in their formats.
         bitops: macs · weight bits · input bits + other operations · input bits.
         operation_bits: operations · input bits.
-        bops, ebops: after Baskin et al. and HGQ (``graph/costs.py``), with the weights as they are; None where
-            there are products that these are not defined for.
+        bops, ebops: as defined by Baskin et al. and by HGQ (``graph/costs.py``), for the values of the weights; None if
+            the row has products that they are not defined for.
     """
 
     name: str
@@ -84,12 +86,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the rows, of what is counted.
+    """Sums over the rows; rows without a figure are left out.
 
     Attributes:
-        parameters, parameter_bytes: of the whole model, each parameter once, those that no row uses included.
+        operations, backward_operations, macs, bitops, operation_bits, bops, ebops: as in ``Row``.
+        parameters, parameter_bytes: of the whole model: every parameter once, also those that no row uses.
         not_counted: ``name (type)`` of the rows whose operations no rule counts.
-        without_bops: those with products that are not in `bops` and `ebops`.
+        without_bops: ``name (type)`` of the rows with products that are not in `bops` and `ebops`.
     """
 
     operations: int
@@ -107,12 +110,14 @@ class Total:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a model does on one batch.
+    """The costs of a model for one batch.
 
     Attributes:
-        batch: samples in it.
-        untraced: why torch.fx did not trace the model, which was then looked at while it ran; empty if it did.
-        unused: keys of the configuration that name nothing in this model.
+        batch: number of samples in the batch.
+        rows: one per node, in the order of execution.
+        total: sums over the rows.
+        untraced: why torch.fx did not trace the model, so that its calls were recorded instead; empty if it did.
+        unused: keys of the candidate that name nothing in this model.
     """
 
     batch: int
@@ -132,7 +137,7 @@ class Analysis:
         }
 
     def to_csv(self) -> str:
-        """A line per row under a line of names; shapes as ``3x32x32``, several apart by spaces; None is empty."""
+        """CSV with a line of names and a line per row. Shapes are ``3x32x32``, separated by spaces; None is empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names = [f.name for f in dataclasses.fields(Row)]
@@ -143,7 +148,7 @@ class Analysis:
         return text.getvalue()
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows of text), the total last: for people."""
+        """(column titles, rows of text); the last row is the total."""
         columns = ["name", "type", "input", "output", "parameters", "bits d/w/b", "operations", "backward"]
         columns += ["in bytes", "out bytes", "parameter bytes", "bitops", "bops", "ebops"]
         cells = []
@@ -161,12 +166,12 @@ class Analysis:
         return columns, cells
 
     def remarks(self) -> list[str]:
-        """What to know beside the table, a line each."""
+        """Remarks on the table, one line each."""
         lines = [f"batch of {self.batch:,}; {self.total.operation_bits:,} operation bits (operations · input bits)"]
         if self.untraced:
-            lines.append(f"torch.fx did not trace this model, which was looked at while it ran: {self.untraced}")
+            lines.append(f"torch.fx did not trace this model, so its calls were recorded: {self.untraced}")
         if self.unused:
-            lines.append("not used, because they name nothing here: " + ", ".join(map(repr, self.unused)))
+            lines.append("keys that name nothing in this model: " + ", ".join(map(repr, self.unused)))
         if self.total.not_counted:
             lines.append("operations not counted: " + ", ".join(self.total.not_counted))
         if self.total.without_bops:
@@ -192,18 +197,18 @@ def _number(value: float | None) -> str:
 
 
 def analyze(model: nn.Module, sample: object, batch: int = 1, config: Mapping[str, Any] | None = None) -> Analysis:
-    """What `model` does on a batch, module by module.
+    """The costs of `model` for a batch, module by module: operations, buffers, parameters, bits.
 
     Args:
         model: any nn.Module; it is not changed.
-        sample: a tensor with a batch dimension, of any size; or a tuple of them (positional arguments) or a mapping
-            (keyword arguments), as transformers take.
-        batch: samples that the numbers are for.
-        config: a candidate spelled out, as ``[passes.quantize]`` or a trial's ``config``; without one, all is float.
+        sample: the input: a tensor with a batch dimension of 1 or more; a tuple with such tensors (positional
+            arguments); or a mapping with such tensors (keyword arguments), as transformers take.
+        batch: number of samples that the figures are for, 1 or more.
+        config: a candidate spelled out, as in ``[passes.quantize]`` or a trial's ``config``; None for all in float.
 
     Raises:
-        CaptureError: the model cannot be copied, or fails on `sample`.
-        ConfigError: `batch` or `config` makes no sense.
+        CaptureError: the model cannot be copied, fails on `sample`, or `sample` is of another kind.
+        ConfigError: `batch` is below 1, or `config` is not a candidate of this model.
     """
     return describe(graph_of(model, sample), _positive(batch), config)
 
@@ -215,8 +220,18 @@ def _positive(batch: int) -> int:
 
 
 def analyze_config(config: Config, batch: int = 1, events: Events | None = None) -> Analysis:
-    """The model of a configuration, in the formats of its ``[passes.quantize]`` if it has one. Nothing is trained: its
-    weights are those of ``load_name``, or fresh ones. Raises UserError."""
+    """The costs of the model of a configuration, in the formats of its ``[passes.quantize]`` if it has one.
+
+    Nothing is trained: the weights are those of the checkpoint ``load_name``, or the initial ones.
+
+    Args:
+        config: the configuration.
+        batch: number of samples that the figures are for, 1 or more.
+        events: receives notes.
+
+    Raises:
+        UserError: the configuration, the data or the checkpoint cannot be used; the message says why.
+    """
     events = events or Events()
     dataset = open_data(config, events.note, events.downloading)
     model = open_model(config, dataset)
@@ -229,44 +244,59 @@ def analyze_config(config: Config, batch: int = 1, events: Events | None = None)
 
 
 def analyze_trial(folder: str | Path, number: int, batch: int = 1, events: Events | None = None) -> Analysis:
-    """A trial of a run, with the weights of the search. Raises RunError, and whatever its configuration does."""
+    """The costs of a trial of a run, with the weights of its search.
+
+    Args:
+        folder: the run folder.
+        number: the number of the trial.
+        batch: number of samples that the figures are for, 1 or more.
+        events: receives notes.
+
+    Raises:
+        RunError: the folder has no such run or trial.
+        UserError: the configuration of the run, its data or its weights cannot be used; the message says why.
+    """
     batch = _positive(batch)
-    found = candidate_of(folder, number, events=events)
-    space = found.evaluator.space
-    config = space.decode(found.code) if found.evaluator.formats(found.code) else None
+    candidate = candidate_of(folder, number, events=events)
+    space = candidate.evaluator.space
+    config = space.decode(candidate.code) if candidate.evaluator.formats(candidate.code) else None
     return describe(space.graph, batch, config)
 
 
 def graph_of(model: nn.Module, sample: object) -> Graph:
-    """The model captured; where ``capture`` refuses it (token ids, several inputs or outputs), seen while it runs.
+    """Capture `model`. If ``capture`` refuses it (token ids, several inputs or outputs), its calls are recorded.
+
+    Args:
+        model: any nn.Module; it is not changed.
+        sample: as in ``analyze``.
 
     Raises:
-        CaptureError: the model cannot be copied, or fails on `sample`.
+        CaptureError: the model cannot be copied, fails on `sample`, or `sample` is of another kind.
     """
     pair = _pair(sample)
-    refused = "it takes more than one tensor"
+    untraced = "it takes more than one tensor"
     if isinstance(pair, Tensor):
         try:
             return capture(model, pair)
         except CaptureError as error:
-            refused = str(error)
+            untraced = str(error)
     try:
-        own = copy.deepcopy(model).eval()
+        copied = copy.deepcopy(model).eval()
     except Exception as error:
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
     args, kwargs = ((), pair) if isinstance(pair, Mapping) else (pair if isinstance(pair, tuple) else (pair,), {})
     try:
-        nodes = recorded_nodes(own, args, kwargs, SAMPLES)
+        nodes = recorded_nodes(copied, args, kwargs, SAMPLES)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(pair))
         raise CaptureError(
             f"the model fails on an input of shape {shapes} (batch first): {type(error).__name__}: {error}"
         ) from error
-    return Graph(own, None, nodes, next(tuple(t.shape[1:]) for t in tensors_in(pair)), refused)
+    return Graph(copied, None, nodes, next(tuple(t.shape[1:]) for t in tensors_in(pair)), untraced)
 
 
 def _pair(value: object) -> Any:
-    """Two samples: the first ones, or the only one twice."""
+    """Two samples of an input: the first two, or the only one twice."""
     if isinstance(value, Tensor):
         if value.dim() == 0 or not len(value):
             raise CaptureError(f"a sample needs a batch dimension of at least 1; it has shape {tuple(value.shape)}")
@@ -281,15 +311,25 @@ def _pair(value: object) -> Any:
 def describe(
     graph: Graph, batch: int = 1, config: Mapping[str, Any] | None = None, where: tuple[str, ...] = ()
 ) -> Analysis:
-    """A captured model on a batch, in the formats of `config`. Raises ConfigError, whose keys are below `where`."""
+    """The costs of a captured model for a batch, in the formats of `config`.
+
+    Args:
+        graph: the captured model.
+        batch: number of samples that the figures are for, 1 or more.
+        config: a candidate spelled out; None for all in float.
+        where: path of `config` in the TOML, for messages.
+
+    Raises:
+        ConfigError: `config` is not a candidate of this model.
+    """
     space = QuantizationSpace.of_float(graph) if config is None else single(graph, config, where)
     formats = space.formats(np.zeros(len(space.groups), dtype=np.int64))
     stored: dict[str, int] = {}
     for name, _, sizes in space.storage():
-        # One that several sites share is stored once, in its widest form.
+        # A parameter that several sites share is stored once, in its widest format.
         stored[name] = max(stored.get(name, 0), int(sizes[0]))
     first: dict[int, str] = {}
-    # Tied parameters have several names, and are one.
+    # A tied parameter has several names and counts once, under the first one.
     names = {n: first.setdefault(id(p), n) for n, p in graph.model.named_parameters(remove_duplicate=False)}
     tensors = dict(graph.model.named_parameters())
     for name, tensor in tensors.items():
@@ -331,7 +371,7 @@ def _row(
     operands = node.operands if isinstance(node, Site) else ()
     bits = {o: formats[o].bits if o in formats else FLOAT_BITS for o in ("data_in", *operands)}
     data, weight = bits["data_in"], bits.get("weight", FLOAT_BITS)
-    own = dict.fromkeys(names[n] for n in node.parameters if n in names)
+    used = dict.fromkeys(names[n] for n in node.parameters if n in names)
     sizes = [batch * math.prod(shape) for shape in node.inputs]
     widths = _input_bits(node, bits)
     operations = None if node.operations is None else batch * node.operations
@@ -343,7 +383,7 @@ def _row(
         type=node.type,
         inputs=node.inputs,
         output=node.output,
-        parameters=sum(parameter(graph.model, n).numel() for n in own),
+        parameters=sum(parameter(graph.model, n).numel() for n in used),
         operations=operations,
         backward_operations=None if operations is None else operations + macs,
         macs=macs,
@@ -354,7 +394,7 @@ def _row(
         data_in_bits=data,
         weight_bits=bits.get("weight"),
         bias_bits=bits.get("bias"),
-        parameter_bytes=sum(stored[n] for n in own),
+        parameter_bytes=sum(stored[n] for n in used),
         bitops=None if operations is None else int(batch * bit_operations(node, data, weight)),
         operation_bits=None if operations is None else operations * data,
         bops=effective[0],
@@ -365,7 +405,7 @@ def _row(
 def _effective(
     node: Node, graph: Graph, batch: int, formats: Mapping[Operand, Format], data: int, weight: int
 ) -> tuple[float | None, float | None]:
-    """(BOPs, EBOPs) with the weights as they are; 0 without products, None for products of nodes that are no sites."""
+    """(BOPs, EBOPs) for the values of the weights; 0 without products, None for products of nodes that are no sites."""
     if node.operations is None:
         return None, None
     if not node.macs:
@@ -378,12 +418,12 @@ def _effective(
 
 
 def _nonzero(graph: Graph, site: Site, formats: Mapping[Operand, Format]) -> int:
-    """Weights of a site that are not zero, once quantized; of a product of activations all."""
+    """Number of quantized weights of a site that are not zero; for a product of activations all elements count."""
     if site.weight is None:
         return math.prod(site.weight_shape)
     weight = parameter(graph.model, site.weight)
-    own = formats.get("weight")
-    if own is not None:
+    form = formats.get("weight")
+    if form is not None:
         with torch.no_grad():
-            weight = (own.calibrated(weight) if own.calibrates else own).quantize(weight)
+            weight = (form.calibrated(weight) if form.calibrates else form).quantize(weight)
     return int(torch.count_nonzero(weight))

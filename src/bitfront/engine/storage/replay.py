@@ -1,8 +1,8 @@
-"""What earlier sessions of a search found out, for a session that replays them.
+"""Replay: the trials of earlier sessions of a search, for a session that resumes it.
 
-A replay asks for candidates in the order in which they were stored. As long as it does, the file is read along and
-nothing is kept, however long it is. When it asks for something else (a candidate that failed is tried again, and comes
-late), the rest is read and indexed.
+A resumed search asks for the same candidates in the order in which they are stored. As long as it does, the file is
+read block by block, and nothing is held in memory. When it asks for another candidate (failed ones are tried again, and
+then come later), the rest of the file is read and indexed in memory.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from bitfront.spaces.index import Index, Keys
 
 
 class ReplayCursor:
-    """The complete trials of earlier sessions. Answers for each of them once.
+    """Looks up the complete trials of earlier sessions, each of them once.
 
     Args:
         chunks: the trials, in the order of their numbers.
-        count: how many there are.
-        metrics: how many metrics each has.
-        keys: from codes to what tells candidates apart.
+        count: number of trials.
+        metrics: number of metrics of each trial.
+        keys: from codes to keys that identify candidates, as ``Space.keys``.
     """
 
     def __init__(self, chunks: Iterator[Chunk], count: int, metrics: int, keys: Callable[[Codes], Keys]) -> None:
         self._chunks, self._count, self._metrics, self._keys = chunks, count, metrics, keys
         self._recalled = 0
-        #: What was read and not asked for yet.
+        #: The part of the chunk read last that was not asked for yet.
         self._ahead: Chunk | None = None
         self._index: Index | None = None
         self._table = np.zeros((metrics, 0))
@@ -39,7 +39,15 @@ class ReplayCursor:
         return self._count
 
     def recall(self, codes: Codes) -> tuple[NDArray[np.bool_], Values]:
-        """(which of `codes` are known, their metrics of shape (metrics, codes) with NaN for the others)."""
+        """The metrics of candidates that are stored.
+
+        Args:
+            codes: candidates, int64, shape (candidates, parameters).
+
+        Returns:
+            (whether each candidate is stored, bool, shape (candidates,); metrics, float64, shape (metrics,
+            candidates), NaN for candidates that are not).
+        """
         known = np.zeros(len(codes), dtype=bool)
         table = np.full((self._metrics, len(codes)), np.nan)
         done = self._along(codes, table) if self._index is None else 0
@@ -55,25 +63,25 @@ class ReplayCursor:
         return known, table
 
     def _along(self, codes: Codes, table: Values) -> int:
-        """Answer the first of `codes` that are the next ones in the file; how many these are."""
+        """Fill `table` for the first of `codes`, as far as they are the next ones in the file; return their number."""
         done = 0
         while done < len(codes):
             self._ahead = self._ahead or next(self._chunks, None)
             if self._ahead is None:
                 break
-            own = min(len(self._ahead), len(codes) - done)
-            differs = (self._ahead.packed[:own] != codes[done : done + own]).any(axis=1)
-            same = int(differs.argmax()) if differs.any() else own
+            length = min(len(self._ahead), len(codes) - done)
+            differs = (self._ahead.packed[:length] != codes[done : done + length]).any(axis=1)
+            same = int(differs.argmax()) if differs.any() else length
             table[:, done : done + same] = self._ahead.table[:, :same]
             self._ahead = self._ahead.after(same) if same < len(self._ahead) else None
             self._recalled += same
             done += same
-            if same < own:
+            if same < length:
                 break
         return done
 
     def _read_all(self) -> Index:
-        """Read and index whatever is left of the file."""
+        """Read and index the rest of the file."""
         index: Index | None = None
         tables = [self._table]
         ahead = iter([self._ahead] if self._ahead else [])
