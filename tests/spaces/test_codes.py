@@ -60,7 +60,7 @@ def test_size_order_and_codes_are_those_of_the_definition(groups):
 
 
 @given(groups(), st.integers(0, 2**32))
-def test_neighbours_differ_in_one_decision_and_small_steps_come_first(groups, seed):
+def test_neighbours_differ_in_one_parameter_and_small_steps_come_first(groups, seed):
     space = Space(groups)
     code = space.sample(1, np.random.default_rng(seed))[0]
     effective = [
@@ -71,7 +71,7 @@ def test_neighbours_differ_in_one_decision_and_small_steps_come_first(groups, se
     assert len(near) == sum(int(c) - 1 for c, e in zip(space.cardinalities, effective, strict=True) if e)
     sizes = []
     for row in near:
-        # The parameter that was decided otherwise; a change of branch resets what stood in the old one.
+        # The parameter that differs; a change of branch also resets the parameters of the old branch.
         (column,) = [i for i, e in enumerate(effective) if e and row[i] != code[i] and not resets(space, i, row, code)]
         sizes.append(abs(int(row[column] - code[column])) if space.parameters[column].steps else 1)
     far = [s > 1 for s in sizes]

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitfront.spaces.index import STRETCH, Index
+from bitfront.spaces.index import SHORTEST_RANGE, Index
 
-#: Parts of which each is a stretch of consecutive keys, or some keys anywhere.
-parts = st.lists(st.tuples(st.integers(-50, 600), st.integers(0, 3 * STRETCH), st.booleans()), max_size=8)
+#: Parts: each is a range of consecutive keys, or the same keys shuffled.
+parts = st.lists(st.tuples(st.integers(-50, 600), st.integers(0, 3 * SHORTEST_RANGE), st.booleans()), max_size=8)
 
 
 @given(parts, st.integers(1, 3), st.randoms(use_true_random=False))
-def test_keys_are_found_where_they_were_added(drawn, width, random):
+def test_keys_are_in_the_rows_of_their_order(drawn, width, random):
     index, rows = Index(width), {}
     for start, length, shuffled in drawn:
         numbers = [n for n in range(start, start + length) if n not in rows]
@@ -21,9 +21,9 @@ def test_keys_are_found_where_they_were_added(drawn, width, random):
         keys = np.array([[n % 3 if width > 1 else n] * (width - 1) + [n] for n in numbers], dtype=np.int64)
         index.add(keys.reshape(-1, width))
         rows |= {n: len(rows) + i for i, n in enumerate(numbers)}
-    asked = list(range(-60, 1000))
-    keys = np.array([[n % 3] * (width - 1) + [n] for n in asked], dtype=np.int64)
-    assert index.find(keys).tolist() == [rows.get(n, -1) for n in asked]
+    wanted = list(range(-60, 1000))
+    keys = np.array([[n % 3] * (width - 1) + [n] for n in wanted], dtype=np.int64)
+    assert index.find(keys).tolist() == [rows.get(n, -1) for n in wanted]
     assert len(index) == len(rows)
 
 

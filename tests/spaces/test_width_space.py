@@ -1,4 +1,4 @@
-"""Widths of layers as a space: what may be chosen, what follows, and what contradicts the model."""
+"""Widths of layers as a space: choices, widths that follow, and tables that contradict the model."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_an_input_only_layer_spells_settings_that_are_the_same_network():
     assert [o.choices for o in built.offers()] == ["16 → 16 or 32", "16 → 16 or 32 or 48", "5, as it is"]
 
 
-def test_each_layer_has_its_own_multiplier_so_that_16_32_64_5_is_reachable():
+def test_each_layer_has_a_multiplier_so_that_16_32_64_5_is_reachable():
     built = space({"seq_blocks_2": out(1, 2), "seq_blocks_4": out(1, 4)})
     assert [32, 64, 5] in [sizes(built, c) for c in built.numbered(0, built.size)]
 
@@ -84,8 +84,11 @@ def test_a_candidate_spelled_out_is_that_candidate_again():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"seq_blocks_2": {"config": out(3)}}, "offers seq_blocks_2 (Linear) the widths 16, 32"),
-        ({"seq_blocks_4": {"config": out(2)}}, "does not offer the widths"),
+        ({"seq_blocks_2": {"config": out(3)}}, "no such width of seq_blocks_2 (Linear); allowed: 16, 32"),
+        (
+            {"seq_blocks_4": {"config": out(2)}},
+            "changes the width of a layer without a choice in this space; allowed: seq_blocks_2",
+        ),
         ({"seq_blocks_2": {"config": out(1, 2)}}, "leaves a choice at seq_blocks_2/channel"),
         ({"seq_blocks_2": 3}, "must be a table"),
     ],
@@ -147,7 +150,7 @@ def test_a_rule_for_many_layers_leaves_those_that_cannot_change():
     ("seed", "key", "message"),
     [
         ({"seq_blocks_6": out(1, 2)}, "seq_blocks_6.config.channel_multiplier", "is 5 and cannot change"),
-        ({"seq_blocks_3": out(1, 2)}, "seq_blocks_3", "ReLU) has no width of its own"),
+        ({"seq_blocks_3": out(1, 2)}, "seq_blocks_3", "ReLU) cannot be chosen: it follows the layers before it; allowed: seq_blocks_2"),
         ({"seq_blocks_8": out(1, 2)}, "seq_blocks_8", "no layer 'seq_blocks_8'"),
         ({"seq_blocks_2": out(0)}, "seq_blocks_2.config.channel_multiplier", "numbers above 0"),
         ({"seq_blocks_2": out("2")}, "seq_blocks_2.config.channel_multiplier", "numbers above 0"),
@@ -174,7 +177,7 @@ def test_a_rule_for_many_layers_leaves_those_that_cannot_change():
             "no node 'seq_blocks_9'",
         ),
         ({"seq_blocks_2": out(1)}, "", "there is no choice of widths"),
-        ({"linear": out(2)}, "", "'linear' is the name of none"),
+        ({"linear": out(2)}, "", "No layer matches 'linear' (by = 'name')"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_an_error_that_names_the_key(seed, key, message):
@@ -191,7 +194,7 @@ def test_one_other_width_is_a_space_of_one_candidate():
 
 
 @pytest.mark.parametrize("parent", ["seq_blocks_2", "seq_blocks.2", "seq_blocks_3", ["seq_blocks_3"], "NA"])
-def test_a_parent_is_what_makes_the_input_or_what_lies_between(parent):
+def test_a_parent_is_the_layer_before_or_a_node_between(parent):
     assert space({"seq_blocks_4": out(1, 2, parent_block_name=parent)}).size == 2
 
 

@@ -1,14 +1,14 @@
-"""The arithmetic of a search space: codes, their order, their neighbours. It knows nothing of models.
+"""The arithmetic of a search space: codes, their order, their neighbours. This module knows nothing about models.
 
-A space is a product of *groups* (a group is what is chosen at one site). A group offers *branches*, of which one is
-taken (a number format, or none); a branch is a product of *choices* (one per operand). A code is a row of small
-integers with one column, or *parameter*, for every place where there is more than one thing to choose: which branch,
-and within each branch which choice. The columns of branches not taken have no effect and are 0 in a canonical code,
-so that every candidate has exactly one code and ``size`` counts distinct candidates.
+A space is a product of *groups*, one per site. A group has *branches*, of which a candidate takes one (a number format,
+or none). A branch is a product of *choices*, one per operand. A code is a row of small integers. It has one column, or
+*parameter*, for each group with several branches (which branch) and for each choice with several entries (which entry).
+Columns of branches that are not taken have no effect. They are 0 in a canonical code, so that every candidate has
+exactly one code and ``size`` counts distinct candidates.
 
-Within a group, options are numbered 0, 1, ... (branches in order, the last choice running fastest); candidates are
-numbered by their options, the last group running fastest. Consecutive candidates therefore agree on as many leading
-groups as possible.
+An *option* of a group is a branch with an entry for each of its choices. Options are numbered 0, 1, ...: branches in
+order, the last choice changing fastest. Candidates are numbered by their options, the last group changing fastest.
+Therefore consecutive candidates have the same options at as many leading groups as possible.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing to choose from a list: `labels` says what each entry is; `steps` whether neighbours are alike."""
+    """A choice among some entries.
+
+    Attributes:
+        name: e.g. the operand.
+        labels: one per entry, for people.
+        steps: whether the entries are ordered, so that neighbouring ones are similar (widths).
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -35,7 +41,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Branch:
-    """One alternative of a group: a product of choices. Without choices it is a single option."""
+    """One alternative of a group: a product of choices. A branch without choices is a single option."""
 
     label: str
     choices: tuple[Choice, ...] = ()
@@ -48,7 +54,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Group:
-    """What is chosen at one site."""
+    """The alternatives at one site: one or more branches."""
 
     name: str
     branches: tuple[Branch, ...]
@@ -59,13 +65,17 @@ class Group:
         return sum(b.size for b in self.branches)
 
     def picks(self, option: int) -> tuple[int, tuple[int, ...]]:
-        """(branch, index within each of its choices) of an option."""
+        """The branch of an option and, for each of its choices, the entry: (branch, entries).
+
+        Raises:
+            IndexError: the group has no such option.
+        """
         for index, branch in enumerate(self.branches):
             if option < branch.size:
                 radices = [len(c.labels) for c in branch.choices]
                 return index, tuple(int(i) for i in np.unravel_index(option, radices)) if radices else ()
             option -= branch.size
-        raise IndexError(f"group {self.name} has {self.size} options")
+        raise IndexError(f"group {self.name} has {self.size} options, numbered from 0")
 
 
 @dataclass(frozen=True)
@@ -73,11 +83,11 @@ class Parameter:
     """One column of a code.
 
     Attributes:
-        name: e.g. ``seq_blocks_2/weight``, or ``seq_blocks_2/name`` for the choice of a branch.
-        labels: what each value means.
-        steps: whether neighbouring values are alike (widths), so that a step of ±1 is a small change.
+        name: e.g. ``seq_blocks_2/weight``; ``seq_blocks_2/name`` for the choice of a branch.
+        labels: the meaning of each value, for people.
+        steps: whether neighbouring values are similar (widths), so that ±1 is a small change.
         group: index of its group.
-        branch: index of the branch under which it has an effect; None if it always has.
+        branch: index of the branch that must be taken for it to have an effect; None if it always has one.
     """
 
     name: str
@@ -91,15 +101,20 @@ class Space:
     """A product of groups, with its codes. Immutable.
 
     Args:
-        groups: in the order of the model's execution.
+        groups: in the order in which the model executes their sites.
+
+    Attributes:
+        groups: as given.
+        parameters: the columns of a code.
+        cardinalities: number of values of each parameter, 2 or more, int64, shape (parameters,).
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups = tuple(groups)
         columns: list[Parameter] = []
-        #: Per group: the column that picks the branch, or None.
+        #: Per group: the column that selects the branch; None if there is one branch.
         self._selector: list[int | None] = []
-        #: Per group and branch: for each choice its column, or None where there is nothing to choose.
+        #: Per group and branch: the column of each choice; None if the choice has one entry.
         self._columns: list[list[list[int | None]]] = []
         for g, group in enumerate(self.groups):
             several = len(group.branches) > 1
@@ -108,15 +123,16 @@ class Space:
                 labels = tuple(b.label for b in group.branches)
                 columns.append(Parameter(f"{group.name}/name", labels, False, g, None))
             per_branch: list[list[int | None]] = []
-            wordy = sum(1 for b in group.branches if b.choices) > 1
+            named_by_branch = sum(1 for b in group.branches if b.choices) > 1
             for b, branch in enumerate(group.branches):
-                own: list[int | None] = []
+                per_choice: list[int | None] = []
                 for choice in branch.choices:
-                    own.append(len(columns) if len(choice.labels) > 1 else None)
+                    per_choice.append(len(columns) if len(choice.labels) > 1 else None)
                     if len(choice.labels) > 1:
-                        name = f"{group.name}/{branch.label}/{choice.name}" if wordy else f"{group.name}/{choice.name}"
-                        columns.append(Parameter(name, choice.labels, choice.steps, g, b if several else None))
-                per_branch.append(own)
+                        prefix = f"{group.name}/{branch.label}" if named_by_branch else group.name
+                        condition = b if several else None
+                        columns.append(Parameter(f"{prefix}/{choice.name}", choice.labels, choice.steps, g, condition))
+                per_branch.append(per_choice)
             self._columns.append(per_branch)
         self.parameters = tuple(columns)
         self.cardinalities = np.array([len(p.labels) for p in columns], dtype=np.int64)
@@ -124,13 +140,16 @@ class Space:
 
     @cached_property
     def size(self) -> int:
-        """Number of distinct candidates, exactly."""
+        """Number of distinct candidates, as an exact integer."""
         return math.prod(g.size for g in self.groups)
 
     def options(self, codes: Codes) -> Codes:
-        """Which option each candidate takes at each group, shape (candidates, groups)."""
-        # One group after the other lies together in memory: a column is read and written many times more often than
-        # a row.
+        """The option of each candidate at each group, int64, shape (candidates, groups).
+
+        Args:
+            codes: shape (candidates, parameters).
+        """
+        # In column order, since columns are read and written much more often than rows.
         out = np.empty((len(codes), len(self.groups)), dtype=np.int64, order="F")
         for g, group in enumerate(self.groups):
             selector = self._selector[g]
@@ -150,7 +169,11 @@ class Space:
         return out
 
     def codes(self, options: Codes) -> Codes:
-        """The canonical codes of candidates given by their options, shape (candidates, parameters)."""
+        """The canonical codes of candidates, int64, shape (candidates, parameters).
+
+        Args:
+            options: the option of each candidate at each group, shape (candidates, groups).
+        """
         out = np.zeros((len(options), len(self.parameters)), dtype=np.int64)
         for g, group in enumerate(self.groups):
             selector = self._selector[g]
@@ -169,7 +192,7 @@ class Space:
 
     @cached_property
     def _words(self) -> tuple[tuple[range, int], ...]:
-        """The groups, cut into stretches whose options can be numbered in 62 bits: (groups, how many numbers)."""
+        """The groups, divided into ranges whose options can be numbered in 62 bits: (groups, count of numbers)."""
         words: list[tuple[range, int]] = []
         start, count = 0, 1
         for g, group in enumerate(self.groups):
@@ -180,10 +203,13 @@ class Space:
         return (*words, (range(start, len(self.groups)), count))
 
     def keys(self, codes: Codes) -> Codes:
-        """What tells candidates apart, compactly: their numbers in the fixed order, shape (candidates, words).
+        """Keys that identify candidates: their numbers in the fixed order, int64, shape (candidates, words).
 
-        One word of 64 bits is enough for spaces of up to 2⁶² candidates; of larger ones each word numbers a stretch of
-        the groups, the last one running fastest.
+        Spaces of up to 2⁶² candidates need one word of 64 bits. In larger spaces each word numbers the options of a
+        range of groups, the last word changing fastest.
+
+        Args:
+            codes: shape (candidates, parameters).
         """
         options = self.options(codes)
         out = np.zeros((len(codes), len(self._words)), dtype=np.int64)
@@ -196,11 +222,15 @@ class Space:
         return out
 
     def canonical(self, codes: Codes) -> Codes:
-        """`codes` with everything that has no effect set to 0."""
+        """`codes` with every parameter that has no effect set to 0, int64, of the same shape."""
         return self.codes(self.options(codes))
 
     def check(self, codes: Codes) -> None:
-        """Raises ValueError unless `codes` has this space's shape and values."""
+        """Check the shape and the values of `codes`.
+
+        Raises:
+            ValueError: the shape is not (candidates, parameters), or a value is not one of its parameter.
+        """
         if codes.ndim != 2 or codes.shape[1] != len(self.parameters):
             raise ValueError(f"codes have shape {codes.shape}; this space needs (n, {len(self.parameters)})")
         if len(codes) and ((codes < 0).any() or (codes >= self.cardinalities).any()):
@@ -211,11 +241,14 @@ class Space:
             )
 
     def numbered(self, start: int, stop: int) -> Codes:
-        """Candidates number `start` to `stop` − 1 in the fixed order; any prefix of it is a valid search."""
+        """The codes of candidates `start` to `stop` − 1 in the fixed order, int64, shape (candidates, parameters).
+
+        Numbers from `size` on are left out.
+        """
         stop = min(stop, self.size)
         count = max(0, stop - start)
         options = np.empty((count, len(self.groups)), dtype=np.int64, order="F")
-        #: What is added to the word at hand: the place in the stretch, then what is carried over.
+        #: What is added to the current word: the offset from `start`, then the carry from the word after it.
         more = np.arange(count, dtype=np.int64)
         for groups, size in reversed(self._words):
             more, rest = _divided(start % size + more, size)
@@ -225,12 +258,19 @@ class Space:
         return self.codes(options)
 
     def sample(self, n: int, rng: np.random.Generator) -> Codes:
-        """`n` candidates, each distinct candidate equally likely, drawn with replacement."""
+        """`n` random candidates, drawn uniformly over distinct candidates, with replacement; shape (n, parameters)."""
         options = np.stack([rng.integers(0, g.size, n) for g in self.groups], axis=1) if self.groups else None
         return self.codes(options if options is not None else np.zeros((n, 0), dtype=np.int64))
 
     def neighbours(self, code: Codes) -> Codes:
-        """All candidates that differ from one code in one parameter, ±1 steps first; each once."""
+        """The candidates that differ from one in a single parameter: first those with a step of ±1; each once.
+
+        Args:
+            code: a canonical code, shape (parameters,).
+
+        Returns:
+            Canonical codes, int64, shape (neighbours, parameters).
+        """
         near: list[Codes] = []
         far: list[Codes] = []
         for column, count in enumerate(self.cardinalities):
@@ -249,7 +289,14 @@ class Space:
         return canonical[sorted(first.values())]
 
     def unseen(self, known: Sequence[bytes] | set[bytes] | dict[bytes, int]) -> Iterator[NDArray[np.int64]]:
-        """Candidates, in the fixed order, whose code is not among `known` (the bytes of canonical codes)."""
+        """The codes, in the fixed order, that are not among `known`.
+
+        Args:
+            known: canonical codes, as bytes (``code.tobytes()``).
+
+        Yields:
+            int64, shape (parameters,).
+        """
         for start in range(0, self.size, 4096):
             for row in self.numbered(start, start + 4096):
                 if row.tobytes() not in known:
@@ -257,6 +304,6 @@ class Space:
 
 
 def _divided(numbers: Codes, by: int) -> tuple[Codes, Codes]:
-    """(quotient, remainder), both rounded down; NumPy divides by one number quickly, and takes remainders slowly."""
+    """(quotient, remainder), rounded down. In NumPy a division by a scalar is much faster than a remainder."""
     quotient = numbers // by
     return quotient, numbers - quotient * by

@@ -1,4 +1,4 @@
-"""Layer widths and number formats in one space: one code says how wide a network is and in what it computes."""
+"""The joint space of layer widths and number formats: a code gives both, for every layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.errors import ConfigError, one_of
+from bitfront.errors import ConfigError
 from bitfront.graph import Graph
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
@@ -23,22 +23,27 @@ PARTS = ("widths", "quantize")
 
 @SPACES.register("joint")
 class JointSpace(ModelSpace):
-    """Widths of the layers and formats of their operands, each in a table of its own."""
+    """Widths of the layers and formats of their operands, each described by its table.
+
+    Raises:
+        ConfigError: a table is missing or wrong.
+    """
 
     def __init__(self, request: SpaceRequest) -> None:
         for part in PARTS:
             if part not in request.parts:
                 raise ConfigError(
-                    f"a joint space needs the tables {', '.join(PARTS)}, each with setup and seed",
+                    f"this table is missing; a joint space needs the tables {' and '.join(PARTS)}, each with setup "
+                    "and seed",
                     key=(*request.where[:-1], part),
                 )
         above = request.where[:-1]
-        asked = {
-            part: replace(request, by=own.by, seed=own.seed, where=(*above, part, "seed"), parts={})
-            for part, own in request.parts.items()
+        requests = {
+            name: replace(request, by=part.by, seed=part.seed, where=(*above, name, "seed"), parts={})
+            for name, part in request.parts.items()
         }
         self.graph = request.graph
-        self.of_widths, self.of_formats = WidthSpace(asked["widths"]), QuantizationSpace(asked["quantize"])
+        self.of_widths, self.of_formats = WidthSpace(requests["widths"]), QuantizationSpace(requests["quantize"])
         self.unused = (*self.of_widths.unused, *self.of_formats.unused)
         self.notes = (*self.of_widths.notes, *self.of_formats.notes)
         super().__init__(
@@ -51,18 +56,18 @@ class JointSpace(ModelSpace):
 
     @property
     def spelled_size(self) -> int:
-        """How many candidates the file spells out."""
+        """Number of candidates that the file spells out."""
         return self.of_widths.spelled_size * self.of_formats.spelled_size
 
     def offers(self) -> tuple[Offer, ...]:
-        """The widths, then the formats."""
+        """What each layer offers: widths first, then formats."""
         return (*self.of_widths.offers(), *self.of_formats.offers())
 
     def uniform(self) -> Codes:
-        """Every uniform precision at the widths of the model, and every uniform multiplier at the middle precision."""
+        """Each uniform precision at the widths of the model, then each uniform multiplier at the middle precision."""
         widths, formats = self.of_widths.uniform(), self.of_formats.uniform()
         middle = formats[len(formats) // 2] if len(formats) else np.zeros_like(self.of_formats.numbered(0, 1)[0])
-        pairs = [(widths[0], own) for own in formats] + [(own, middle) for own in widths]
+        pairs = [(widths[0], code) for code in formats] + [(code, middle) for code in widths]
         rows = np.array([np.concatenate(pair) for pair in pairs], dtype=np.int64).reshape(
             len(pairs), len(self.parameters)
         )
@@ -75,24 +80,26 @@ class JointSpace(ModelSpace):
         Raises:
             ConfigError: `config` is not of this space.
         """
-        given = {part: config.get(part) for part in PARTS}
-        sides = []
+        halves = []
         for part, space in zip(PARTS, (self.of_widths, self.of_formats), strict=True):
-            own = given[part]
-            if not isinstance(own, Mapping):
-                raise ConfigError(f"a candidate of a joint space has the tables {', '.join(PARTS)}; {one_of(PARTS)}")
-            sides.append(space.encode(own))
-        return np.concatenate(sides)
+            table = config.get(part)
+            if not isinstance(table, Mapping):
+                raise ConfigError(
+                    f"a candidate of a joint space needs the tables {' and '.join(PARTS)}; {part!r} is missing or is "
+                    "no table"
+                )
+            halves.append(space.encode(table))
+        return np.concatenate(halves)
 
     def split(self, codes: Codes) -> tuple[Codes, Codes]:
-        """Columns of the widths come first."""
-        own = len(self.of_widths.parameters)
-        return self.of_widths.options(codes[:, :own]), codes[:, own:]
+        """(options of the widths, codes of the formats); the columns of the widths come first in a code."""
+        count = len(self.of_widths.parameters)
+        return self.of_widths.options(codes[:, :count]), codes[:, count:]
 
     def widths(self, options: NDArray[np.int64]) -> dict[int, int]:
-        """Channel group → width, for the groups whose width changes."""
+        """Channel group → new width, for the channel groups whose width changes."""
         return self.of_widths.widths(options)
 
     def quantization(self, graph: Graph) -> QuantizationSpace:
-        """The formats at the sites of `graph`."""
+        """The space of the formats at the sites of `graph`, the model with changed widths."""
         return self.of_formats.quantization(graph)

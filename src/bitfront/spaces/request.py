@@ -1,4 +1,4 @@
-"""What a space is built from: a captured model and the tables of the TOML."""
+"""The input of a space: a captured model and the tables of the TOML that say what may be chosen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from bitfront.graph import Graph
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a space that has several: as ``by`` and ``seed`` of ``SpaceRequest``."""
+    """The tables of one part of a space that has several parts.
+
+    Attributes:
+        by, seed: as in ``SpaceRequest``.
+    """
 
     by: str
     seed: Mapping[str, Mapping[str, object]]
@@ -18,15 +22,16 @@ class Part:
 
 @dataclass(frozen=True)
 class SpaceRequest:
-    """What the user asked for.
+    """The input of a space.
 
     Attributes:
         graph: the captured model.
-        by: how the keys of `seed` name sites: ``name``, ``type`` or ``regex_name``.
-        seed: key → parameter → value or list of values; the key ``default`` is for sites that no other key names.
-        where: path of the seed table in the TOML, for messages.
-        float_only: every site staying as it is is what is wanted, not a mistake.
-        parts: name of the table → its tables, for a space that is made of others.
+        by: what the keys of `seed` are: ``name``, ``type`` or ``regex_name``.
+        seed: the table of choices: key → parameter → value or list of values. The key ``default`` applies to sites that
+            no other key names.
+        where: path of the table in the TOML, for messages.
+        float_only: accept a table that leaves every site as it is; without it that is an error.
+        parts: for a space made of others: name of the part → its tables.
     """
 
     graph: Graph

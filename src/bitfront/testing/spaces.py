@@ -1,4 +1,4 @@
-"""What every space must do. Run by the tests of each kind of space, also of a stranger's.
+"""The conformance suite of spaces: what every space must do. The tests of each kind of space run it.
 
 from bitfront.testing import check_space
 check_space(build_my_space(request))
@@ -13,7 +13,7 @@ import numpy as np
 from bitfront.spaces.base import Codes, Space
 from bitfront.spaces.quantize import QuantizationSpace, single
 
-#: Spaces up to this size are walked whole; of larger ones a stretch at each end, and a random part.
+#: Spaces up to this size are checked whole; of larger ones both ends and random candidates.
 WHOLE = 4096
 
 
@@ -21,16 +21,17 @@ def check_space(space: Space, *, seed: int = 0) -> None:
     """Assert that `space` keeps the contract of :class:`bitfront.spaces.base.Space`.
 
     Args:
-        seed: of the candidates that are drawn.
+        space: of any kind.
+        seed: random seed of the candidates that are drawn.
 
     Raises:
-        AssertionError: a promise is broken; the message says which.
+        AssertionError: the contract is broken; the message says how.
     """
     rng = np.random.default_rng(seed)
     codes, consecutive = _candidates(space, rng)
     _check_codes(space, codes)
-    for stretch in consecutive:
-        _check_order(space, stretch)
+    for part in consecutive:
+        _check_order(space, part)
     _check_canonical(space, rng)
     _check_sample(space, rng)
     _check_unseen(space, codes)
@@ -43,17 +44,18 @@ def check_space(space: Space, *, seed: int = 0) -> None:
 
 
 def _candidates(space: Space, rng: np.random.Generator) -> tuple[Codes, list[Codes]]:
+    """(candidates to check, parts of the space with consecutive candidates)."""
     if space.size <= WHOLE:
         everything = space.numbered(0, space.size)
         assert len(everything) == space.size, f"numbered gives {len(everything)} candidates of {space.size}"
-        assert len(space.numbered(0, space.size + 10)) == space.size, "numbered goes on behind the last candidate"
+        assert len(space.numbered(0, space.size + 10)) == space.size, "numbered goes on after the last candidate"
         assert len(_distinct(everything)) == space.size, "numbered gives a candidate twice"
         start = space.size // 3
         assert np.array_equal(space.numbered(start, space.size), everything[start:]), "numbers depend on the start"
         return everything, [everything]
     first, last = space.numbered(0, 300), space.numbered(space.size - 300, space.size)
-    for stretch in (first, last):
-        assert len(_distinct(stretch)) == 300, "numbered gives a candidate twice"
+    for part in (first, last):
+        assert len(_distinct(part)) == 300, "numbered gives a candidate twice"
     return np.concatenate([first, space.sample(300, rng), last]), [first, last]
 
 
@@ -64,9 +66,9 @@ def _distinct(codes: Codes) -> set[bytes]:
 def _check_codes(space: Space, codes: Codes) -> None:
     assert len(space.cardinalities) == len(space.parameters), "one cardinality per parameter is needed"
     for parameter, count in zip(space.parameters, space.cardinalities, strict=True):
-        assert len(parameter.labels) == count >= 2, f"{parameter.name} leaves nothing to choose"
+        assert len(parameter.labels) == count >= 2, f"{parameter.name} must have as many labels as values, at least 2"
     names = [p.name for p in space.parameters]
-    assert len(set(names)) == len(names), f"two parameters are called {max(names, key=names.count)}"
+    assert len(set(names)) == len(names), f"two parameters have the name {max(names, key=names.count)}"
     assert codes.dtype == np.int64, f"codes are {codes.dtype}, not int64"
     space.check(codes)
     if len(codes) and len(space.parameters):
@@ -123,9 +125,9 @@ def _check_sample(space: Space, rng: np.random.Generator) -> None:
 def _check_unseen(space: Space, codes: Codes) -> None:
     if space.size > WHOLE:
         return
-    left = codes[1::2]
-    found = [code.tolist() for code in space.unseen(_distinct(codes[::2]))]
-    assert found == left.tolist(), "unseen is not everything else, in order"
+    rest = codes[1::2]
+    unseen = [code.tolist() for code in space.unseen(_distinct(codes[::2]))]
+    assert unseen == rest.tolist(), "unseen does not give all other candidates in order"
 
 
 def _check_neighbours(space: Space, code: Codes) -> None:
@@ -133,8 +135,8 @@ def _check_neighbours(space: Space, code: Codes) -> None:
     assert near.shape[1:] == (len(space.parameters),), f"neighbours have shape {near.shape}"
     assert np.array_equal(near, space.canonical(near)), "a neighbour is not canonical"
     keys = _distinct(near)
-    assert len(keys) == len(near), "a neighbour comes up twice"
-    assert code.tobytes() not in keys, "a candidate is its own neighbour"
+    assert len(keys) == len(near), "neighbours gives a candidate twice"
+    assert code.tobytes() not in keys, "a candidate is a neighbour of itself"
     if len(near):
         options = space.options(near)
         changed = (options != space.options(code[None])).sum(axis=1)
@@ -142,21 +144,21 @@ def _check_neighbours(space: Space, code: Codes) -> None:
     reachable = sum(
         int(count) - 1 for column, count in enumerate(space.cardinalities) if space.parameters[column].branch is None
     )
-    assert len(near) >= reachable, f"{len(near)} neighbours, at least {reachable} are one decision away"
+    assert len(near) >= reachable, f"there are {len(near)} neighbours, and at least {reachable} differ in one parameter"
 
 
 def _check_spelling(space: QuantizationSpace, code: Codes) -> None:
     config = space.decode(code)
-    assert np.array_equal(space.encode(config), code), f"decoded and encoded again it is another candidate: {config}"
+    assert np.array_equal(space.encode(config), code), f"encode(decode(code)) is another code: {config}"
     alone = single(space.graph, config)
-    assert alone.size == 1, f"the spelled-out candidate leaves a choice: {config}"
-    wanted = space.formats(space.options(code[None])[0])
-    found = alone.formats(np.zeros(len(alone.groups), dtype=np.int64))
-    assert found == wanted, f"spelled out it has other formats: {config}"
+    assert alone.size == 1, f"the candidate spelled out leaves a choice: {config}"
+    expected = space.formats(space.options(code[None])[0])
+    formats = alone.formats(np.zeros(len(alone.groups), dtype=np.int64))
+    assert formats == expected, f"the candidate spelled out has other formats: {config}"
 
 
 def _check_uniform(space: QuantizationSpace) -> None:
     codes = space.uniform()
     space.check(codes)
     assert np.array_equal(codes, space.canonical(codes)), "a uniform candidate is not canonical"
-    assert len(_distinct(codes)) == len(codes), "a uniform candidate comes up twice"
+    assert len(_distinct(codes)) == len(codes), "uniform gives a candidate twice"
