@@ -1,4 +1,4 @@
-"""Wider models compute the same, narrower ones what is left, and the captured model never changes."""
+"""Wider models compute the same, narrower ones what the kept channels give; the captured model never changes."""
 
 import copy
 
@@ -75,7 +75,7 @@ def test_a_wider_network_computes_the_same(data):
 
 @pytest.mark.slow
 @given(st.data())
-def test_through_norms_over_channels_it_does_where_all_grow_by_one_whole_number(data):
+def test_a_norm_over_channels_needs_one_whole_factor_for_all_of_them(data):
     graph = captured(data.draw(networks((*BLOCKS, Normed, Normed))), Network.shape)
     widths = data.draw(changes(graph, up=True, whole=True))
     x = inputs(5, *Network.shape, seed=1)
@@ -95,7 +95,7 @@ def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(netwo
 
 @pytest.mark.slow
 @given(st.data())
-def test_the_same_twice_and_nothing_of_the_captured_model_changes(data):
+def test_widening_is_deterministic_and_leaves_the_captured_model_unchanged(data):
     graph = captured(data.draw(networks()), Network.shape)
     widths = data.draw(changes(graph, up=data.draw(st.booleans())))
     before = state(graph.model)
@@ -351,7 +351,7 @@ class Joined(nn.Module):
         ({"_0": True}, "'_0' is True"),
         ({"_4": 3}, "'_4' is 2 and cannot be 3: it is fixed \\(the model's output\\)"),
         ({0: 2}, "fixed \\(the model's input\\)"),
-        ({9: 2}, "no group 9 of channels; allowed: 0 to 3"),
+        ({9: 2}, "no channel group 9; allowed: 0 to 3"),
         ({"_1": 2}, "no layer '_1' has a width.*: _0, _2, _4"),
         ({1: 4, "_0": 8}, "1 and '_0' share their channels, but are given different widths: 4 and 8"),
     ],
@@ -363,7 +363,7 @@ def test_impossible_widths_say_why(widths, message):
 
 def test_a_layer_of_several_groups_asks_for_these():
     graph = captured(Joined(), (3,))
-    with pytest.raises(ConfigError, match=r"'c' meets a concatenation.*: 1, 2"):
+    with pytest.raises(ConfigError, match=r"'c' is combined with a concatenation.*: 1, 2"):
         widen(graph, {"c": 12})
     assert widen(graph, {"a": 3}).c.out_features == 7
     with pytest.raises(ConfigError, match="init is 'new'"):

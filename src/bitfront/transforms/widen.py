@@ -1,13 +1,13 @@
-"""A graph and new layer widths → a new model, wider or narrower, that starts from what the captured one has learned.
+"""Widening and narrowing: from a captured model and new layer widths to a new model with the weights of the old one.
 
-Wider layers compute what they computed before: each new channel is a copy of an old one, and whoever sums over the
-copies weighs each by its share (Net2WiderNet; Chen, Goodfellow, Shlens: Net2Net, 2016, arXiv:1511.05641). Narrower
-layers keep their most important channels, those whose filters have the largest L1 norm (Li et al.: Pruning Filters for
-Efficient ConvNets, 2017, arXiv:1608.08710). Widths belong to groups of channels (``bitfront.graph.channels``), so
-layers that share one change together, and their consumers follow.
+A wider model computes the same function: each new channel is a copy of an old one, and a layer that sums over the
+copies gives each a share of the old weight (Net2WiderNet; Chen, Goodfellow, Shlens: Net2Net, 2016, arXiv:1511.05641). A
+narrower layer keeps its most important channels, those whose filters have the largest L1 norm (Li et al.: Pruning
+Filters for Efficient ConvNets, 2017, arXiv:1608.08710). Widths belong to channel groups (``bitfront.graph.channels``),
+so layers that share a group change together, and the layers behind them follow.
 
-Every call starts from the captured model, which is never changed: multipliers do not compound. What a new width costs
-is seen by capturing the result: ``capture(widen(graph, widths), sample)``.
+Every call starts from the captured model, which is never changed, so multipliers do not accumulate. To get the costs of
+new widths, capture the new model: ``capture(widen(graph, widths), sample)``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bitfront.errors import ConfigError
 from bitfront.graph import Channels, Graph, channels
 from bitfront.graph.channels import Axis, ChannelGroup, TensorChannels
 
-#: Group index, or the node name or module path of a layer whose output it is → width in channels.
+#: Index of a channel group, or node name or module path of a layer → number of (output) channels.
 Widths = Mapping[int | str, int]
 
 
@@ -39,25 +39,25 @@ def widen(
 ) -> nn.Module:
     """A new model of the same class as `graph.model`, in evaluation mode, with other layer widths.
 
-    With ``init="inherit"`` a wider model computes the same as the original, up to rounding. A group that goes through a
-    LayerNorm or GroupNorm (``ChannelGroup.mixed_by``) must grow by a whole number of times for that, together with
-    every other group under that norm; otherwise the result is near the original only. A narrower model computes what
-    the original does with all weights at 0 that take in removed channels (but for such norms, again).
+    With ``init="inherit"`` a wider model computes the same as the original, up to rounding. There is one exception: the
+    channels that a LayerNorm or GroupNorm normalises together (``ChannelGroup.mixed_by``) must all grow by the same
+    whole factor; otherwise the output is only close to that of the original. A narrower model computes the same as the
+    original with the weights for removed channels at 0; such norms are an exception here too.
 
     Args:
         graph: the captured model; it must be traced.
-        widths: the new widths; groups that are absent keep theirs. A layer's name stands for the number of its output
-            channels. {} gives a copy.
-        init: ``inherit`` (as above), or ``fresh``: every module's own ``reset_parameters``. Parameters of modules that
-            have no such method are inherited.
-        seed: of the noise and of fresh parameters. Global random states are left alone.
-        noise: standard deviation of what is added to the filters of copied channels, as a share of the standard
-            deviation of the layer's weights. Copies that are exactly equal stay so as long as they get equal gradients:
-            about 0.01 lets training tell them apart, at the price of an output that is no longer quite equal.
+        widths: the new widths; other channel groups keep theirs. The name of a layer stands for its output. {} gives a
+            copy.
+        init: ``inherit`` (as above), or ``fresh``: the parameters of every module with a method ``reset_parameters``
+            are initialised by it, all others are inherited.
+        seed: random seed of the noise and of fresh parameters. PyTorch's global random state is not changed.
+        noise: standard deviation of the noise on the filters of copied channels, as a share of the standard deviation
+            of the layer's weights, 0 or more. Equal copies get equal gradients and stay equal in training; with about
+            0.01 they become different, and the output changes slightly.
 
     Raises:
         CaptureError: the model is not traced.
-        ConfigError: a width is not possible; the message says why and which layers are behind it.
+        ConfigError: a width is not possible; the message says why and names the layers.
     """
     if init not in ("inherit", "fresh"):
         raise ConfigError(f"init is {init!r}; allowed: inherit, fresh")
@@ -73,53 +73,59 @@ def widen(
 
 
 def group_widths(structure: Channels, widths: Widths) -> dict[int, int]:
-    """Group index → new width, for the groups whose width changes.
+    """Check new widths, and give them by channel group.
+
+    Args:
+        structure: the channel groups of the model.
+        widths: the new widths.
+
+    Returns:
+        Index of a channel group → new width, for those whose width changes.
 
     Raises:
-        ConfigError: a name or index that does not exist, a width below 1, one that the group cannot have, or two
-            different ones for the same group.
+        ConfigError: a name or index does not exist, a width is below 1 or one that its group cannot have, or a group
+            gets two different widths.
     """
-    found: dict[int, int] = {}
-    said_by: dict[int, int | str] = {}
+    result: dict[int, int] = {}
+    keys: dict[int, int | str] = {}
     for key, width in widths.items():
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ConfigError(f"the width of {key!r} is {width!r}; allowed: whole numbers from 1")
-        index, channels_wanted = _group_of(structure, key, width)
-        if found.setdefault(index, channels_wanted) != channels_wanted:
+        index, group_width = _group_of(structure, key, width)
+        if result.setdefault(index, group_width) != group_width:
             raise ConfigError(
-                f"{said_by[index]!r} and {key!r} share their channels, but are given different widths: "
-                f"{widths[said_by[index]]} and {width}"
+                f"{keys[index]!r} and {key!r} share their channels, but are given different widths: "
+                f"{widths[keys[index]]} and {width}; give one of them only"
             )
-        said_by.setdefault(index, key)
-        _check_possible(structure.groups[index], key, channels_wanted)
-    return {g: width for g, width in found.items() if width != structure.groups[g].width}
+        keys.setdefault(index, key)
+        _check_possible(structure.groups[index], key, group_width)
+    return {g: width for g, width in result.items() if width != structure.groups[g].width}
 
 
 def multiplied(graph: Graph, multipliers: Mapping[str, float], divisor: int = 1) -> dict[int, int]:
-    """Widths of groups from multipliers of layers; what ``widen`` takes.
+    """From multipliers of layers to widths of channel groups, as ``widen`` takes them.
 
-    A group follows those of its producers whose multiplier is not 1; the producers that are absent, or have 1, follow.
-    A width is rounded to the nearest multiple of `divisor` (and of the group's own ``multiple``), half up, and is one
-    such multiple at least.
+    If several layers share a group, a multiplier of 1 (or none) does not count beside another one. A width is rounded
+    to the nearest multiple of `divisor` and of the group's ``multiple``, half up, and is at least one such multiple.
 
     Args:
         graph: the captured model.
-        multipliers: layer (node name or module path) → by what its number of output channels is multiplied. A layer
-            whose output is made of several groups multiplies them all.
-        divisor: what widths should be a multiple of, 8 for example, for hardware that likes it.
+        multipliers: layer (node name or module path) → multiplier of its number of output channels, above 0. If the
+            output of a layer consists of several groups, it applies to all of them.
+        divisor: widths are a multiple of it, 1 or more; 8, for example, for hardware that needs that.
 
     Returns:
-        Group index → width, for the groups that have a multiplier other than 1.
+        Index of a channel group → new width, for the groups with a multiplier other than 1.
 
     Raises:
-        ConfigError: no such layer; a multiplier that is not above 0, or of a layer whose width is fixed; two different
-            multipliers for one group.
+        ConfigError: a layer does not exist, a multiplier is not above 0 or belongs to a layer whose width is fixed, or
+            a group gets two different multipliers.
     """
     return multiplied_groups(channels(graph), multipliers, divisor)
 
 
 def multiplied_groups(structure: Channels, multipliers: Mapping[str, float], divisor: int = 1) -> dict[int, int]:
-    """``multiplied``, for whoever has the groups already."""
+    """As ``multiplied``, from the channel groups of a model."""
     if divisor < 1:
         raise ConfigError(f"divisor is {divisor}; allowed: whole numbers from 1")
     factors: dict[int, tuple[str, float]] = {}
@@ -137,7 +143,7 @@ def multiplied_groups(structure: Channels, multipliers: Mapping[str, float], div
             if before != factor:
                 raise ConfigError(
                     f"{other!r} and {name!r} share their channels, but have different multipliers: "
-                    f"{before} and {factor}"
+                    f"{before} and {factor}; give both the same"
                 )
     result = {}
     for index, (_, factor) in factors.items():
@@ -148,17 +154,17 @@ def multiplied_groups(structure: Channels, multipliers: Mapping[str, float], div
 
 
 def _group_of(structure: Channels, key: int | str, width: int) -> tuple[int, int]:
-    """(group, its width) where `key` is to be `width` wide."""
+    """(index of the channel group of `key`, the width it needs if `key` is `width` channels wide)."""
     if isinstance(key, int):
         if not 0 <= key < len(structure.groups):
-            raise ConfigError(f"there is no group {key} of channels; allowed: 0 to {len(structure.groups) - 1}")
+            raise ConfigError(f"there is no channel group {key}; allowed: 0 to {len(structure.groups) - 1}")
         return key, width
     outputs = structure.layer(key).outputs
     if len(outputs) != 1:
         indices = ", ".join(str(s.group) for s in outputs)
         raise ConfigError(
-            f"the output of {key!r} meets a concatenation, so its width is that of several groups: {indices}. Give the "
-            "widths of these, by their indices."
+            f"the output of {key!r} is combined with a concatenation, so its width is the sum of several channel groups: "
+            f"{indices}. Give the widths of these groups, by their indices"
         )
     (segment,) = outputs
     if width % segment.repeat:
@@ -183,7 +189,13 @@ def _check_possible(group: ChannelGroup, key: int | str, width: int) -> None:
 
 @dataclass(frozen=True)
 class _Pick:
-    """Of each new channel (or element of an axis): which old one it is, its share of that one, whether it is a copy."""
+    """Where the new channels of a group, or the new elements of an axis, come from; tensors of shape (new width,).
+
+    Attributes:
+        source: index of the old channel, int64.
+        share: its share of the weights that take in the old channel, float64, above 0, at most 1.
+        copied: whether it is a copy beside the original, bool.
+    """
 
     source: Tensor
     share: Tensor
@@ -191,33 +203,34 @@ class _Pick:
 
 
 def _pick(structure: Channels, index: int, width: int, model: nn.Module) -> _Pick:
-    """The new channels of a group, block by block: a grouped convolution must find each block's where it was."""
+    """The new channels of a group. They stay in their blocks, since a grouped convolution has one set of filters per
+    block."""
     group = structure.groups[index]
     old, new = group.width // group.multiple, width // group.multiple
     starts = torch.arange(0, group.width, old)[:, None]
     if new > old:
-        # First the originals, then copies of all of them in turn: as evenly as can be, which is what norms ask for.
+        # First the originals, then copies of all in turn: the most even numbers of copies, which norms need.
         within = torch.arange(new) % old
         source = (starts + within).flatten()
         share = 1 / torch.bincount(within)[within].double()
         copied = torch.arange(new) >= old
         return _Pick(source, share.repeat(group.multiple), copied.repeat(group.multiple))
     importance = _importance(structure, group, model).view(group.multiple, old)
-    # A stable sort: of equally important channels the first ones stay.
+    # A stable sort keeps the first ones of equally important channels.
     kept = importance.sort(dim=1, descending=True, stable=True).indices[:, :new].sort(dim=1).values
     return _Pick((starts + kept).flatten(), torch.ones(width).double(), torch.zeros(width, dtype=torch.bool))
 
 
 def _importance(structure: Channels, group: ChannelGroup, model: nn.Module) -> Tensor:
-    """L1 norm of each channel's filters, summed over all layers that make it; shape (width,).
+    """L1 norm of each channel's filters, summed over all layers that produce it; float64, shape (width,).
 
-    Channels that no layer makes are a parameter: then it is the norm of that.
+    Channels that no layer produces belong to a parameter; then it is the norm of that parameter.
     """
     state = _state(model)
-    made = [layer.weight for layer in structure.layers if layer.name in group.producers]
+    weights = [layer.weight for layer in structure.layers if layer.name in group.producers]
     total = torch.zeros(group.width, dtype=torch.float64)
     seen: set[int] = set()
-    for name in made or structure.tensors:
+    for name in weights or structure.tensors:
         tensor, described = state[name], structure.tensors[name]
         if id(tensor) in seen:
             continue
@@ -236,7 +249,7 @@ def _importance(structure: Channels, group: ChannelGroup, model: nn.Module) -> T
 
 
 def _along(structure: Channels, axis: Axis, picks: Mapping[int, _Pick]) -> _Pick:
-    """The elements of an axis whose groups are picked from."""
+    """The new elements of an axis, from the new channels of its groups."""
     parts: list[_Pick] = []
     position = 0
     for segment in axis:
@@ -258,7 +271,7 @@ def _along(structure: Channels, axis: Axis, picks: Mapping[int, _Pick]) -> _Pick
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, under each of its names."""
+    """Every parameter and buffer, under all of its names."""
     return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
 
 
@@ -266,24 +279,25 @@ def _replace_tensors(
     model: nn.Module, structure: Channels, picks: Mapping[int, _Pick], noise: float, generator: torch.Generator
 ) -> None:
     weights = {layer.weight for layer in structure.layers}
-    made: dict[int, Tensor] = {}
+    #: id of an old tensor → the new one.
+    replacements: dict[int, Tensor] = {}
     for name, tensor in _state(model).items():
         described = structure.tensors.get(name)
         if described is None or not any(s.group in picks for axis in described.axes for s in axis):
             continue
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)
-        # A tensor with two names stays one tensor.
-        if id(tensor) not in made:
+        # A tensor with two names stays one tensor with two names.
+        if id(tensor) not in replacements:
             resized = _resized(tensor.detach(), structure, described, picks)
             if noise and name in weights:
                 resized = _with_noise(resized, structure, described, picks, noise * tensor.detach().std(), generator)
             parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(resized, tensor.requires_grad) if parameter else resized
+            replacements[id(tensor)] = nn.Parameter(resized, tensor.requires_grad) if parameter else resized
         if isinstance(tensor, nn.Parameter):
-            module._parameters[key] = made[id(tensor)]  # type: ignore[assignment]
+            module._parameters[key] = replacements[id(tensor)]  # type: ignore[assignment]
         else:
-            module._buffers[key] = made[id(tensor)]
+            module._buffers[key] = replacements[id(tensor)]
 
 
 def _resized(tensor: Tensor, structure: Channels, described: TensorChannels, picks: Mapping[int, _Pick]) -> Tensor:
@@ -296,7 +310,7 @@ def _resized(tensor: Tensor, structure: Channels, described: TensorChannels, pic
         elif described.blocks == 1:
             tensor = _summed(tensor, d, pick)
         else:
-            # Dimension 0 is resized by now; each block of outputs takes its own block of inputs.
+            # Dimension 0 is resized already. Each block of outputs takes in the block of inputs with the same index.
             outputs, sources, shares = (t.chunk(described.blocks) for t in (tensor, pick.source, pick.share))
             tensor = torch.cat(
                 [
@@ -308,7 +322,7 @@ def _resized(tensor: Tensor, structure: Channels, described: TensorChannels, pic
 
 
 def _summed(tensor: Tensor, d: int, pick: _Pick) -> Tensor:
-    """Weights whose dimension `d` is summed over: copies share what their original had."""
+    """Resized weights, whose dimension `d` is summed over: copies of a channel share the weight of the original."""
     share = pick.share.to(tensor).view(-1, *[1] * (tensor.dim() - d - 1))
     return tensor.index_select(d, pick.source.to(tensor.device)) * share
 
@@ -328,7 +342,7 @@ def _with_noise(
 
 
 def _update_sizes(model: nn.Module, structure: Channels, widths: Mapping[int, int]) -> None:
-    """Modules that remember their sizes beside their tensors: for their own use, and for whoever prints them."""
+    """Set the attributes of modules that repeat the sizes of their tensors, such as ``in_features``."""
     for path, attributes in structure.sizes.items():
         module = model.get_submodule(path)
         for attribute, axes in attributes.items():
