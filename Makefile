@@ -39,7 +39,7 @@ test: lint
 
 # For the minute before a commit: without what trains, draws, or starts processes or a browser; and one journey.
 quick: lint
-	$(TEST_ENV) BITFRONT_EXAMPLES=quick $(PYTEST) -m "not slow or quick"
+	$(TEST_ENV) BITFRONT_PROPERTIES=quick $(PYTEST) -m "not slow or quick"
 
 # The property tests with examples of other seeds, for so many minutes; SEED=... draws those of a failure again.
 MINUTES ?= 10

@@ -37,7 +37,7 @@ def main() -> int:
         seed = secrets.randbelow(2**32) if given.seed is None else given.seed
         print(f"round {rounds}: seed {seed}, {left:.0f} s left", flush=True)
         command = [sys.executable, "-m", "pytest", "-q", "-m", "hypothesis", f"--hypothesis-seed={seed}"]
-        environment = {**os.environ, "BITFRONT_EXAMPLES": "fuzz"}
+        environment = {**os.environ, "BITFRONT_PROPERTIES": "fuzz"}
         process = subprocess.Popen([*command, *where, *given.pytest], env=environment)
         try:
             code = process.wait(left)

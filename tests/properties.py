@@ -1,6 +1,6 @@
 """How many examples the property tests draw, and which.
 
-``BITFRONT_EXAMPLES`` says for what: in the ``suite`` they are many and always the same, so that what fails is due to a
+``BITFRONT_PROPERTIES`` says for what: in the ``suite`` they are many and always the same, so that what fails is due to a
 change; ``quick`` draws a fifth of them; ``fuzz`` draws others, from the seed that ``fuzz.py`` gives.
 """
 
@@ -9,8 +9,8 @@ import os
 from hypothesis import HealthCheck, Phase, settings
 
 USES = ("suite", "quick", "fuzz")
-USE = os.environ.get("BITFRONT_EXAMPLES", "suite")
-assert USE in USES, f"BITFRONT_EXAMPLES is {USE!r}; allowed: {', '.join(USES)}"
+USE = os.environ.get("BITFRONT_PROPERTIES", "suite")
+assert USE in USES, f"BITFRONT_PROPERTIES is {USE!r}; allowed: {', '.join(USES)}"
 #: Where a test does not say how many: most take less than a millisecond each.
 EXAMPLES = 100
 

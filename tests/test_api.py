@@ -258,7 +258,8 @@ def test_a_loaded_configuration_can_be_searched_with_changes(from_file):
     config = bf.load_config(path)
     assert bf.search(config).folder == run.folder
     again = bf.search(config, seed=0, n_trials=4, strategy="brute_force", project="four", load_name=None)
-    assert len(again) == 4
+    assert len({t.code for t in again.trials}) == len(again) == 4
+    assert {t.code for t in again.trials} < {t.code for t in run.trials}
     assert again.folder.name == "four"
 
 
@@ -283,7 +284,7 @@ def test_what_a_search_tells_meanwhile(from_file):
     assert run.stopped == "space exhausted"
 
 
-def test_a_listener_may_interrupt(net, arrays, tmp_path):
+def test_a_listener_may_interrupt(net, arrays, tmp_path, run):
     class Impatient(bf.Events):
         def progress(self, progress, plan):
             if progress.done >= 3:
@@ -292,7 +293,9 @@ def test_a_listener_may_interrupt(net, arrays, tmp_path):
     found = search(net, arrays, tmp_path, events=Impatient())
     assert found.stopped == "interrupted"
     assert 3 <= len(found) < 36
-    assert len(search(net, arrays, tmp_path)) == 36
+    whole = search(net, arrays, tmp_path)
+    assert [t.metrics for t in whole.trials] == [t.metrics for t in run.trials]
+    assert whole.trials[: len(found)] == found.trials
 
 
 @pytest.mark.parametrize(

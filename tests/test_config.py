@@ -10,7 +10,8 @@ from bitfront import tomlfile
 from bitfront.config import WITHOUT_EFFECT, Config, from_document, load, quantize_pass
 from bitfront.errors import ConfigError
 
-EXAMPLES = Path(os.environ.get("BITFRONT_EXAMPLES", Path(__file__).parents[2] / "shared" / "examples"))
+DATA = Path(os.environ.get("BITFRONT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+EXAMPLES = Path(os.environ.get("BITFRONT_EXAMPLES", DATA.parent / "examples"))
 NAMES = [
     "brute_force_native.toml",
     "channel_multiplier.toml",

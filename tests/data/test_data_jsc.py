@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import sys
-import time
 import zipfile
 from hashlib import md5
 from pathlib import Path
@@ -362,11 +361,9 @@ def test_without_a_network_the_message_says_which_file_goes_where(server, monkey
 # -- the shared files ---------------------------------------------------------------------------
 
 
-def test_shared_jsc_keeps_its_splits_and_loads_quickly(shared_file):
+def test_shared_jsc_keeps_its_splits(shared_file):
     path = shared_file("jsc.npz")
-    start = time.perf_counter()
     dataset = read(path)
-    assert time.perf_counter() - start < 3  # about 0.4 s; the machine is shared
     check_dataset(dataset)
     assert [len(dataset.y[s]) for s in dataset.splits] == [270_000, 30_000, 100_000]
     with np.load(path) as raw:

@@ -166,7 +166,7 @@ def test_what_was_interrupted_goes_on(given, tmp_path, known):
     with pytest.raises(KeyboardInterrupt):
         compare(given, tmp_path, events=Impatient(), **asked)
     comparison = compare(given, tmp_path, **asked)
-    assert comparison.known >= 40
+    assert comparison.known >= 40, "what was durable before the interruption"
     assert comparison.evaluated + comparison.known == len({c.tobytes() for run in comparison.runs for c in run.codes})
     for run in comparison.runs:
         (before,) = [r for r in known.of(run.strategy) if r.seed == run.seed]
@@ -240,9 +240,13 @@ def test_curves_are_medians_over_seeds(known):
     assert np.array_equal(best.median, np.median([np.minimum.accumulate(c.losses[:, 0]) for c in runs], axis=0))
     clock = known.curve("evolution", "volume", "seconds")
     assert clock.x[-1] == max(c.seconds[-1] for c in runs)
-    assert clock.median[-1] == band.median[-1]
-    assert (np.diff(clock.median) >= 0).all()
-    assert len(known.curve("brute_force").x) == 400
+    for moment, median in zip(clock.x, clock.median, strict=True):
+        done = [int((c.seconds <= moment).sum()) for c in runs]
+        assert median == np.median([c.volume[n - 1] if n else 0.0 for c, n in zip(runs, done, strict=True)])
+    (brute,) = known.of("brute_force")
+    whole = known.curve("brute_force")
+    assert whole.x.tolist() == list(range(1, 401))
+    assert np.array_equal(whole.median, brute.volume)
 
 
 def test_seconds_are_those_of_the_strategy_and_of_evaluating(known):
@@ -257,7 +261,9 @@ def test_without_the_truth_all_is_relative_to_the_best_known(given, tmp_path):
     assert not comparison.truth
     together = np.concatenate([run.losses for run in comparison.runs])
     assert np.array_equal(comparison.front, np.unique(together[non_dominated(together)], axis=0))
-    assert all(run.volume[-1] <= 1.0 for run in comparison.runs)
+    whole = hypervolume(together, comparison.reference)
+    for run in comparison.runs:
+        assert run.volume[-1] == pytest.approx(hypervolume(run.losses, comparison.reference) / whole)
 
 
 def test_one_objective_has_a_shortfall_and_no_volume(given, tmp_path):
@@ -268,13 +274,18 @@ def test_one_objective_has_a_shortfall_and_no_volume(given, tmp_path):
     assert brute.regret is None
     assert brute.evaluations == brute.seconds == ()
     assert brute.to_best.median == np.argmin(comparison.runs[0].losses[:, 0]) + 1
-    assert min(tpe.shortfall.values) >= 0
+    truth = comparison.runs[0].losses.min()
+    found = [run.losses[:10].min() for run in comparison.of("optuna:tpe")]
+    assert tpe.shortfall.values == pytest.approx([best - truth for best in found], abs=1e-15)
     with pytest.raises(ConfigError, match="one objective has no hypervolume; ask for what = 'best'"):
         comparison.curve("optuna:tpe")
-    assert len(comparison.curve("optuna:tpe", "best").x) == 10
+    best = comparison.curve("optuna:tpe", "best")
+    assert best.x.tolist() == list(range(1, 11))
+    runs = [np.minimum.accumulate(run.losses[:, 0]) for run in comparison.of("optuna:tpe")]
+    assert best.median == pytest.approx(np.median(runs, axis=0))
 
 
-def test_only_what_fulfils_the_constraints_counts(given, tmp_path):
+def test_only_what_fulfils_the_constraints_counts(known, given, tmp_path):
     given = {**given, "search.constraints": {"average_bitwidth": "<= 5", "accuracy": ">= 0.3"}}
     comparison = compare(given, tmp_path, space=LARGER, strategies=["brute_force", "evolution"], seeds=2, n_trials=30)
     assert comparison.truth
@@ -285,8 +296,12 @@ def test_only_what_fulfils_the_constraints_counts(given, tmp_path):
         assert (run.losses[counted, 0] <= -0.3).all()
     assert (comparison.front[:, 1] <= 5).all()
     assert comparison.constraints == ("average_bitwidth <= 5", "accuracy >= 0.3")
-    # What the bits forbid was not even evaluated.
-    assert len(comparison.runs[0]) < 400
+    # What the bits forbid was not even evaluated; of the rest everything was.
+    (brute,) = known.of("brute_force")
+    allowed = brute.losses[:, 1] <= 5
+    assert np.array_equal(comparison.runs[0].codes, brute.codes[allowed])
+    good = brute.losses[allowed & (brute.losses[:, 0] <= -0.3)]
+    assert np.array_equal(comparison.front, np.unique(good[non_dominated(good)], axis=0))
 
 
 def test_a_budget_beyond_the_space_is_the_space(given, tmp_path):

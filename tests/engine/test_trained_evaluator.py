@@ -578,7 +578,9 @@ def test_beginning_again_throws_the_weights_of_trials_away(dataset, tmp_path):
     stale = run.folder / "checkpoints" / "trial-5.pt"
     stale.write_bytes((run.folder / "checkpoints" / f"trial-{run.front[0].number}.pt").read_bytes())
     again = bf.search(configured(WIDTHS, TRAIN, project_dir=str(tmp_path)), data=dataset, n_trials=2, restart=True)
-    assert len(again) == 2
+    before = {t.code: t.metrics for t in run.trials}
+    assert [t.metrics for t in again.trials] == [before[t.code] for t in again.trials]
+    assert [t.number for t in again.trials] == [0, 1]
     assert not stale.exists()
 
 
@@ -596,5 +598,9 @@ def test_a_joint_search_from_python(dataset, tmp_path):
         strategy="brute_force",
         project_dir=str(tmp_path),
     )
-    assert len(run) == 2 * 4
+    codes = run.columns.code
+    assert np.array_equal(codes, run.space.numbered(0, run.space.size))
+    spelled = [t.config for t in run.trials]
+    assert {c["widths"]["_0"]["config"]["channel_multiplier"] for c in spelled} == {1, 2}
+    assert len({str(c) for c in spelled}) == 2 * 4
     assert set(run.front[0].config) == {"widths", "quantize"}

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from made import TWO, choice, full_grid, site, write
+from PIL import Image
 
 from bitfront.errors import ConfigError
 from bitfront.pareto import hypervolume
@@ -78,10 +79,20 @@ def odd(tmp_path):
     return of
 
 
-ODD = [
-    "one trial", "no trial", "nothing to choose", "failures", "all failed", "NaN", "infinite", "one objective", "summed",
-    "no accuracy", "nothing fulfils",
-]  # fmt: skip
+#: name → trials that are drawn, how many are on the front, what stands in the cells of the first grid.
+ODD = {
+    "one trial": (1, 1, ["0.5", "–", "–", "–", "–", "–"]),
+    "no trial": (0, 0, []),
+    "nothing to choose": (1, 1, []),
+    "failures": (4, 3, ["0.5", "0.5", "failed", "failed", "0.7", "0.72"]),
+    "all failed": (0, 0, []),
+    "NaN": (6, 4, ["0.5", "0.5", "0.6", "0.65", "failed", "0.72"]),
+    "infinite": (6, 3, ["failed", "0.5", "0.6", "0.65", "0.7", "0.72"]),
+    "one objective": (6, 1, ["0.5", "0.5", "0.6", "0.65", "0.7", "0.72"]),
+    "summed": (6, 1, ["0.5", "0.5", "0.6", "0.65", "0.7", "0.72"]),
+    "no accuracy": (6, 4, ["0.5", "0.5", "0.4", "0.35", "0.3", "0.28"]),
+    "nothing fulfils": (6, 0, ["0.5", "0.5", "0.6", "0.65", "0.7", "0.72"]),
+}
 
 
 def all_figures(run):
@@ -345,8 +356,9 @@ def test_grids_of_any_shape(tmp_path, shape):
         return
     own = grid.grids(run)[0]
     assert own.values.shape == shape[::-1]
+    assert own.values.T.tolist() == values.reshape(shape).tolist()
     for figure in (grid.heatmap(own), grid.bars(own)):
-        figure.savefig(io.BytesIO(), dpi=30)
+        saved(figure)
 
 
 @pytest.mark.parametrize(
@@ -368,21 +380,36 @@ def test_where_the_upright_axis_begins(known, expected):
 
 
 @pytest.mark.slow
+def saved(figure):
+    """The size of the picture that is written of a figure, which must not be of one colour."""
+    out = io.BytesIO()
+    figure.savefig(out, dpi=30)
+    picture = Image.open(out).convert("L")
+    low, high = picture.getextrema()
+    assert high - low > 100
+    return picture.size
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_odd_runs_are_drawn(odd, name):
     run = odd(name)
-    for title, figure in all_figures(run).items():
-        out = io.BytesIO()
-        figure.savefig(out, dpi=30)
-        assert len(out.getvalue()) > 500, title
+    drawn = all_figures(run)
+    for title, figure in drawn.items():
+        assert saved(figure) == tuple((30 * figure.get_size_inches()).astype(int)), title
+    trials, on_front, cells = ODD[name]
+    points = line(drawn["front"].axes[0], "trials").get_xdata()
+    assert (len(points), len(run.front)) == (trials, on_front)
+    heatmaps = [figure for title, figure in drawn.items() if title.startswith("grid-")]
+    assert ([t.get_text() for t in heatmaps[0].axes[0].texts] if heatmaps else []) == cells
 
 
 @pytest.mark.slow
 def test_a_long_run_is_drawn(long_run):
     drawn = all_figures(long_run)
-    axes = drawn["front"].axes[0]
-    assert len(line(axes, "trials").get_xdata()) == len(data.cloud(long_run).rows)
-    drawn["front"].savefig(io.BytesIO(), dpi=30)
+    axes, rows = drawn["front"].axes[0], data.cloud(long_run).rows
+    expected = [long_run.columns.metrics[m][rows] for m in ("average_bitwidth", "accuracy")]
+    assert np.array_equal(line(axes, "trials").get_xydata().T, expected)
+    saved(drawn["front"])
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,8 @@ def test_points_hover_and_click(six, six_page, opened):
     metrics = six.columns.metrics
     expected = [[float(metrics["average_bitwidth"][r]), float(metrics["accuracy"][r])] for r in (3, 4, 5)]
     assert points(page, "front") == [pytest.approx(p) for p in expected]
-    assert len(points(page, "trials")) == 3
+    rest = [[float(metrics["average_bitwidth"][r]), float(metrics["accuracy"][r])] for r in (0, 1, 2)]
+    assert points(page, "trials") == [pytest.approx(p) for p in rest]
     assert page.locator("#front-plot .errorbar").count() == 3
     page.locator("#front-plot").scroll_into_view_if_needed()
     page.mouse.move(*centre(page, 1, 0))

@@ -137,10 +137,10 @@ def test_convolutions_have_widths_too():
 
 def test_a_rule_for_many_layers_leaves_those_that_cannot_change():
     built = space({"linear": out(1, 2)}, by="type")
-    assert built.size == 4
     assert built.notes == ("the width of seq_blocks_6 is 5 and cannot change: the model's output",)
-    assert space({"default": out(1, 2)}).size == 4
-    assert space({r"seq_blocks_[24]": out(1, 2)}, by="regex_name").size == 4
+    for own in (built, space({"default": out(1, 2)}), space({r"seq_blocks_[24]": out(1, 2)}, by="regex_name")):
+        found = [sizes(own, code) for code in own.numbered(0, own.size)]
+        assert found == [[a, b, 5] for a in (16, 32) for b in (16, 32)]
 
 
 # --- contradictions --------------------------------------------------------------------------------------------------
@@ -195,7 +195,8 @@ def test_one_other_width_is_a_space_of_one_candidate():
 
 @pytest.mark.parametrize("parent", ["seq_blocks_2", "seq_blocks.2", "seq_blocks_3", ["seq_blocks_3"], "NA"])
 def test_a_parent_is_the_layer_before_or_a_node_between(parent):
-    assert space({"seq_blocks_4": out(1, 2, parent_block_name=parent)}).size == 2
+    built = space({"seq_blocks_4": out(1, 2, parent_block_name=parent)})
+    assert [sizes(built, code) for code in built.numbered(0, built.size)] == [[16, 16, 5], [16, 32, 5]]
 
 
 def test_of_a_sum_both_sides_are_parents():
@@ -231,9 +232,16 @@ def test_a_joint_space_is_the_product_of_both():
         options, formats = built.split(code[None])
         assert built.of_formats.decode(formats[0]) == config["quantize"]
         assert built.of_widths.encode(config["widths"]).tolist() == built.of_widths.codes(options)[0].tolist()
-    uniform = [built.decode(c) for c in built.uniform()]
-    assert len(uniform) == 2 + 2
-    assert sorted({c["widths"]["seq_blocks_4"]["config"]["channel_multiplier"] for c in uniform}) == [1, 3]
+    layers = ("seq_blocks_2", "seq_blocks_4", "seq_blocks_6")
+    uniform = [
+        (
+            [c["widths"][layer]["config"]["channel_multiplier"] for layer in layers[:2]],
+            [c["quantize"][layer]["config"]["weight_width"] for layer in layers],
+        )
+        for c in map(built.decode, built.uniform())
+    ]
+    # Every format at the widths of the model, and every other widening in the last format.
+    assert uniform == [([1, 1], [8] * 3), ([1, 1], [4] * 3), ([2, 1], [4] * 3), ([2, 3], [4] * 3)]
 
 
 @pytest.mark.parametrize("missing", ["widths", "quantize"])

@@ -126,7 +126,8 @@ def test_it_comes_to_the_end_of_a_space(space):
     while len(codes := strategy.propose(history, 128, np.random.default_rng(calls))):
         history.tell(codes, toy_losses(space, codes, 2))
         calls += 1
-    assert len(history) == space.size
+    everything = space.numbered(0, space.size)
+    assert {c.tobytes() for c in history.codes} == {c.tobytes() for c in everything}
 
 
 def test_a_space_of_one_parameter_and_one_of_none():
@@ -142,7 +143,10 @@ def test_a_space_beyond_64_bits():
     assert space.size > 2**64
     history = history_of(space, space.sample(60, np.random.default_rng(0)), 2)
     proposed = Evolution(space, 2, 0).propose(history, 8, np.random.default_rng(0))
-    assert len(history.fresh(proposed)) == 8
+    space.check(proposed)
+    assert np.array_equal(space.canonical(proposed), proposed)
+    assert np.array_equal(history.fresh(proposed), proposed)
+    assert len(np.unique(proposed, axis=0)) == 8
 
 
 # --- selection ---------------------------------------------------------------------------------------------------------

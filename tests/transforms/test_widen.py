@@ -82,6 +82,12 @@ def test_a_norm_over_channels_needs_one_whole_factor_for_all_of_them(data):
     assert close(widen(graph, widths)(x), graph.model(x))
 
 
+def outputs(structure, widths):
+    """Layer → how many channels it makes, where groups have other widths."""
+    width = {g.index: widths.get(g.index, g.width) for g in structure.groups}
+    return {layer.name: sum(width[s.group] * s.repeat for s in layer.outputs) for layer in structure.layers}
+
+
 @pytest.mark.parametrize("network", TRACED, ids=lambda n: n.__name__)
 def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(network):
     graph = captured(made(network), network.shape)
@@ -89,8 +95,10 @@ def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(netwo
     wider = widen(graph, {g.index: 2 * g.width for g in free(graph)})
     assert close(wider(x), graph.model(x))
     assert type(wider) is network
-    narrow = widen(graph, {g.index: g.multiple for g in free(graph)})
+    least = {g.index: g.multiple for g in free(graph)}
+    narrow = widen(graph, least)
     assert narrow(x).shape == graph.model(x).shape
+    assert outputs(channels(capture(narrow, x)), {}) == outputs(channels(graph), least)
 
 
 @pytest.mark.slow
