@@ -163,7 +163,7 @@ def _group_of(structure: Channels, key: int | str, width: int) -> tuple[int, int
     if len(outputs) != 1:
         indices = ", ".join(str(s.group) for s in outputs)
         raise ConfigError(
-            f"the output of {key!r} is combined with a concatenation, so its width is the sum of several channel groups: "
+            f"the output of {key!r} is part of a concatenation, so its width is the sum of several channel groups: "
             f"{indices}. Give the widths of these groups, by their indices"
         )
     (segment,) = outputs
