@@ -371,7 +371,7 @@ def test_impossible_widths_say_why(widths, message):
 
 def test_a_layer_of_several_groups_asks_for_these():
     graph = captured(Joined(), (3,))
-    with pytest.raises(ConfigError, match=r"'c' is combined with a concatenation.*: 1, 2"):
+    with pytest.raises(ConfigError, match=r"'c' is part of a concatenation.*: 1, 2"):
         widen(graph, {"c": 12})
     assert widen(graph, {"a": 3}).c.out_features == 7
     with pytest.raises(ConfigError, match="init is 'new'"):
