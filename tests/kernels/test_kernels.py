@@ -66,10 +66,10 @@ def test_a_sum_does_not_depend_on_its_parts(given_logits, data):
     order = torch.tensor(data.draw(st.permutations(range(len(y)))))
     cut = data.draw(st.integers(0, len(y)))
     parts = [order[:cut], order[cut:]]
-    found = [kernels.score(z[:, :, p].contiguous(), y[p].contiguous()) for p in parts if len(p)]
-    assert torch.allclose(sum(loss for loss, _ in found), whole, rtol=0, atol=0, equal_nan=True)
+    scores = [kernels.score(z[:, :, p].contiguous(), y[p].contiguous()) for p in parts if len(p)]
+    assert torch.allclose(sum(loss for loss, _ in scores), whole, rtol=0, atol=0, equal_nan=True)
     finite = torch.isfinite(whole)
-    assert torch.equal(sum(r for _, r in found)[finite], right[finite])
+    assert torch.equal(sum(r for _, r in scores)[finite], right[finite])
 
 
 @compiled_only
@@ -77,8 +77,8 @@ def test_a_sum_does_not_depend_on_its_parts(given_logits, data):
     st.integers(1, 22), st.integers(-6, 12), st.booleans(), st.integers(1, 70), st.integers(1, 5), st.integers(0, 2**31)
 )
 def test_rounding_is_what_the_format_says(width, frac, signed, length, rows, seed):
-    own = Integer(width, frac, signed)
-    fixed = own.grid.rounding
+    number_format = Integer(width, frac, signed)
+    fixed = number_format.grid.rounding
     step, low, high = fixed.step, fixed.low, fixed.high
     generator = torch.Generator().manual_seed(seed)
     source = torch.randn(3, rows, length + 2, generator=generator) * step * 2.0 ** min(width, 12)
@@ -88,30 +88,30 @@ def test_rounding_is_what_the_format_says(width, frac, signed, length, rows, see
     grid = np.array([[1 / step, low, high, step]] * 2, dtype=np.float32)
     shape = (rows, length, length + 2)
     kernels.round_blocks(source, target, places, np.array([0, rows * length]), shape, grid)
-    wanted = own.round(source[[2, 0], :, :length])
+    wanted = number_format.round(source[[2, 0], :, :length])
     assert torch.allclose(target, wanted, rtol=0, atol=0, equal_nan=True)
     if width <= 8:
         offset = 128 if signed else 0
         shifted = torch.empty(2, rows, length, dtype=torch.uint8)
         grid[:, 3] = offset
         finite = source.nan_to_num(0.0)
-        none = kernels.round_blocks(finite, shifted, places, np.array([0, rows * length]), shape, grid)
-        assert not none
-        assert torch.equal((shifted.float() - offset) * step, own.round(finite[[2, 0], :, :length]))
+        has_nan = kernels.round_blocks(finite, shifted, places, np.array([0, rows * length]), shape, grid)
+        assert not has_nan
+        assert torch.equal((shifted.float() - offset) * step, number_format.round(finite[[2, 0], :, :length]))
         assert kernels.round_blocks(source, shifted, places, np.array([0, rows * length]), shape, grid)
 
 
 @compiled_only
 @given(st.integers(1, 40), st.booleans(), st.booleans(), st.integers(0, 2**31))
-def test_addition_takes_what_is_pending_with_it(channels, left, right, seed):
+def test_addition_applies_the_pending_batch_norms(channels, left, right, seed):
     generator = torch.Generator().manual_seed(seed)
     a, b = torch.randn(2, 3, 5, channels, generator=generator)
     wide = torch.randn(3, 5, 2 * channels, generator=generator)
     alpha, beta = torch.randn(2, channels, generator=generator)
-    found = kernels.added(a, b, (alpha, beta, 1), None, rectify=(left, right))
+    result = kernels.add_normalised(a, b, (alpha, beta, 1), None, rectify=(left, right))
     normed = a * alpha + beta
-    assert torch.equal(found, (F.relu(normed) if left else normed) + (F.relu(b) if right else b))
-    strided = kernels.added(wide[..., channels:], b, None, None, rectify=(False, False))
+    assert torch.equal(result, (F.relu(normed) if left else normed) + (F.relu(b) if right else b))
+    strided = kernels.add_normalised(wide[..., channels:], b, None, None, rectify=(False, False))
     assert torch.equal(strided, wide[..., channels:] + b)
 
 
@@ -141,27 +141,32 @@ for folder, environment in json.loads(sys.argv[1]):
 
 
 def searched(searches):
-    """(whether the kernels are compiled, the losses) of searches in a folder and with an environment of their own."""
+    """(whether the kernels are compiled, the losses) of searches, each in its folder and with its environment."""
     words = json.dumps([(str(folder), environment) for folder, environment in searches])
     command = [sys.executable, "-c", SEARCHES, words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = [line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("True", "False"))]
-    return [(compiled == "True", losses) for compiled, losses in found]
+    results = [line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("True", "False"))]
+    return [(compiled == "True", losses) for compiled, losses in results]
 
 
 @pytest.mark.slow
-def test_a_machine_without_a_compiler_finds_the_same(tmp_path):
-    """Nothing on the PATH, a compiler that fails, one that is told not to be used: slower, and the same numbers."""
+def test_a_machine_without_a_compiler_gives_the_same_losses(tmp_path):
+    """Nothing on the PATH, a compiler that fails, compiled kernels switched off: slower, and the same numbers."""
     folders = [tmp_path / name for name in ("with", "none", "broken", "off")]
     for folder in folders:
         folder.mkdir()
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho no >&2; exit 1\n")
     broken.chmod(0o755)
-    own = {"BITFRONT_CACHE": str(tmp_path / "cache")}
+    private_cache = {"BITFRONT_CACHE": str(tmp_path / "cache")}
     empty = tmp_path / "empty"
     empty.mkdir()
-    machines = [{}, {"PATH": str(empty), "CXX": "", **own}, {"CXX": str(broken), **own}, {"BITFRONT_NATIVE": "0"}]
+    machines = [
+        {},
+        {"PATH": str(empty), "CXX": "", **private_cache},
+        {"CXX": str(broken), **private_cache},
+        {"BITFRONT_NATIVE": "0"},
+    ]
     (_, wanted), *others = searched(zip(folders, machines, strict=True))
     assert others == [(False, wanted)] * 3
     assert not list((tmp_path / "cache").glob("*"))
@@ -177,15 +182,22 @@ def test_a_library_that_computes_something_else_is_not_used(monkeypatch):
         kernels.compiled.cache_clear()
 
 
+@pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")
+def test_both_libraries_compile_where_there_is_a_compiler():
+    # A mistake in the C++ would otherwise look like a machine without a compiler, and skip its tests.
+    assert kernels.compiled()
+    assert native.training_library() is not None
+
+
 @compiled_only
 def test_the_library_is_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path))
-    made = []
+    compilations = []
     real = native._compile
-    monkeypatch.setattr(native, "_compile", lambda *a: (made.append(a), real(*a)))
+    monkeypatch.setattr(native, "_compile", lambda *a: (compilations.append(a), real(*a)))
     for _ in range(2):
         native.library.cache_clear()
         assert native.library() is not None
     native.library.cache_clear()
-    assert len(made) == 1
+    assert len(compilations) == 1
     assert [f.suffix for f in tmp_path.iterdir()] == [".so"]

@@ -1,8 +1,8 @@
-"""The inner loops of an evaluation: rounding many activations to their grids, and scoring many candidates' logits.
+"""The inner loops of an evaluation: rounding activations to their grids, and scoring the logits of many candidates.
 
-Each has two implementations that agree to the last bit: C++ compiled on the spot (``native``), and torch (``plain``).
-``score`` is the one definition of loss and accuracy in Bitfront: whoever evaluates, by whatever way, calls it, and its
-sums do not depend on the order or number of the parts they are made of.
+Each has two implementations that give the same bits: C++ compiled on the user's machine (``native``), and torch
+(``plain``). ``score`` is the only definition of loss and accuracy in Bitfront: every evaluation calls it. Its sums do
+not depend on the order or number of the parts that they are computed from.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from torch import Tensor
 
 from bitfront.kernels import native, plain
 
-#: From this width on, rounding with 32-bit floats is not what the kernels' formula says.
+#: Grids whose bounds are below 2^WIDEST steps are rounded exactly by the kernels, in 32-bit floats.
 WIDEST = 22
 
 
 @functools.cache
 def compiled() -> bool:
-    """Whether the compiled kernels are in use: there are some, and on a sample they compute what torch does."""
+    """Whether the compiled kernels are in use: they exist, and on a sample they give the same bits as torch."""
     if native.library() is None:
         return False
     generator = torch.Generator().manual_seed(0)
     logits = 8 * torch.randn(3, 7, 333, generator=generator)
     logits[0, 1, 5], logits[1, 2, 6], logits[2, 3, 7] = torch.nan, torch.inf, -torch.inf
     labels = torch.randint(7, (333,), generator=generator, dtype=torch.int32)
-    ours, theirs = _native_score(logits, labels, False), plain.score(logits, labels, False)
+    native_score, plain_score = _native_score(logits, labels, False), plain.score(logits, labels, False)
     grid = np.array([[8.0, -16.0, 15.0, 0.125]] * 3, dtype=np.float32)
     rounded = torch.empty_like(logits)
     places = np.arange(3, dtype=np.int64) * 7 * 333
     round_blocks(logits, rounded, places, places, (1, 7 * 333, 0), grid)
-    wanted = torch.clamp(torch.round(logits * 8), -16, 15) * 0.125
+    expected = torch.clamp(torch.round(logits * 8), -16, 15) * 0.125
     return (
-        torch.equal(ours[1][2:], theirs[1][2:])
-        and torch.allclose(ours[0], theirs[0], rtol=0, atol=0, equal_nan=True)
-        and torch.allclose(rounded, wanted, rtol=0, atol=0, equal_nan=True)
+        torch.equal(native_score[1][2:], plain_score[1][2:])
+        and torch.allclose(native_score[0], plain_score[0], rtol=0, atol=0, equal_nan=True)
+        and torch.allclose(rounded, expected, rtol=0, atol=0, equal_nan=True)
     )
 
 
 def score(logits: Tensor, labels: Tensor, *, rectify: bool = False) -> tuple[Tensor, Tensor]:
-    """Cross entropy and right answers of many candidates on the same samples.
+    """Cross entropy and number of correct answers of many candidates on the same samples.
 
-    Every sample's loss, log Σ exp z − z_label, is rounded to a multiple of 2⁻²⁰ (an error of at most 5·10⁻⁷), so that
-    the sum over samples is exact in float64, and the same in whatever order and in however many parts it is taken.
+    The loss of each sample, log Σ exp z − z_label, is rounded to a multiple of 2⁻²⁰ (an error of at most 5·10⁻⁷). So
+    the sum over samples is exact in float64, and the same in any order and in any number of parts.
 
     Args:
         logits: shape (candidates, classes, samples), float32.
-        labels: shape (samples,), each from 0 to classes − 1; int32.
-        rectify: whether a ReLU stands between `logits` and the loss.
+        labels: shape (samples,), int32, each from 0 to classes − 1.
+        rectify: whether a ReLU is applied to `logits` before the loss.
 
     Returns:
-        Sum of the samples' losses in nats, float64, shape (candidates,), NaN or infinite where a logit is; number of
-        samples whose largest logit (of equals the first) is the label's, int64, shape (candidates,).
+        The sum of the samples' losses in nats, float64, shape (candidates,); NaN or infinite where a logit is. And the
+        number of samples whose largest logit (the first of equal ones) is the label's, int64, shape (candidates,).
     """
     logits = logits.contiguous()
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and compiled():
@@ -82,7 +82,7 @@ def _native_score(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor
     return loss, correct
 
 
-#: A batch norm still to be applied: alpha and beta, each of shape (channels,), and how (1 separate, 2 fused).
+#: A pending batch norm: alpha and beta, each of shape (channels,), and how it is computed (1 separate, 2 fused).
 Affine = tuple[Tensor, Tensor, int]
 
 
@@ -95,26 +95,30 @@ def round_blocks(
     grids: NDArray[np.float32],
     affine: Affine | None = None,
 ) -> bool:
-    """Round blocks of `source` into blocks of `target`: clamp(round(x · scale), low, high) · step; into bytes
-    clamp(round(x · scale), low, high) + offset. For compiled kernels only.
+    """Rounds blocks of `source` into blocks of `target`. Only where :func:`compiled` is true.
+
+    A float32 target gets clamp(round(x · scale), low, high) · step, a uint8 target clamp(round(x · scale), low, high) +
+    offset.
 
     Args:
-        source, target: on the CPU, float32, the target perhaps uint8; only their memory counts.
-        source_places, target_places: where block b begins, in elements, shape (blocks,).
-        shape: rows of a block, elements of a row, elements from one row of the source to the next. The target's rows
-            follow each other.
+        source: float32, on the CPU; the shape is ignored.
+        target: float32 or uint8, on the CPU; the shape is ignored.
+        source_places: the first element of each block of `source`, shape (blocks,).
+        target_places: the first element of each block of `target`, shape (blocks,).
+        shape: rows of a block, elements of a row, and elements from one row of the source to the next. The rows of the
+            target are contiguous.
         grids: scale, low, high and step (or offset) of each block, shape (blocks, 4); low and high within ±2^WIDEST.
-        affine: of the channels of a row.
+        affine: the pending batch norm of the source, one channel per element of a row; None where there is none.
 
     Returns:
-        Whether a NaN was met on the way to bytes, which cannot hold it.
+        Whether there is a NaN and the target is uint8, which cannot hold it.
     """
     library = native.library()
     assert library is not None
     run = library.bitfront_round_bytes if target.dtype == torch.uint8 else library.bitfront_round
     source_places, target_places = np.ascontiguousarray(source_places), np.ascontiguousarray(target_places)
     grids = np.ascontiguousarray(grids)
-    found = run(
+    has_nan = run(
         source.data_ptr(),
         target.data_ptr(),
         len(source_places),
@@ -122,12 +126,12 @@ def round_blocks(
         target_places.ctypes.data,
         *shape,
         grids.ctypes.data,
-        *_affine(affine),
+        *_affine_arguments(affine),
     )
-    return bool(found)
+    return bool(has_nan)
 
 
-def added(
+def add_normalised(
     a: Tensor,
     b: Tensor,
     a_affine: Affine | None,
@@ -136,16 +140,20 @@ def added(
     rectify: tuple[bool, bool],
     out: Tensor | None = None,
 ) -> Tensor:
-    """a + b, each after its batch norm and ReLU, in one pass. For compiled kernels only.
+    """a + b in one pass, each after its batch norm and ReLU. Only where :func:`compiled` is true.
 
     Args:
-        a, b: float32 of one shape, (..., channels); each is taken as rows of channels evenly apart, or copied.
-        out: contiguous.
+        a: float32, shape (..., channels), on the CPU; copied if its rows are not at equal distances in memory.
+        b: as `a`, with the same shape.
+        a_affine: the pending batch norm of `a`, or None.
+        b_affine: the pending batch norm of `b`, or None.
+        rectify: whether a ReLU follows the batch norm of `a`, and of `b`.
+        out: contiguous, with the same shape; a new tensor where None.
     """
     library = native.library()
     assert library is not None
     out = torch.empty(a.shape) if out is None else out
-    (a, a_step), (b, b_step) = _evenly(a), _evenly(b)
+    (a, a_step), (b, b_step) = _equidistant_rows(a), _equidistant_rows(b)
     length = a.shape[-1]
     floors = [0.0 if r else -float("inf") for r in rectify]
     library.bitfront_add(
@@ -156,20 +164,20 @@ def added(
         length,
         a_step,
         b_step,
-        *_affine(a_affine),
+        *_affine_arguments(a_affine),
         floors[0],
-        *_affine(b_affine),
+        *_affine_arguments(b_affine),
         floors[1],
     )
     return out
 
 
-def _affine(affine: Affine | None) -> tuple[int, int, int]:
+def _affine_arguments(affine: Affine | None) -> tuple[int, int, int]:
     return (0, 0, 0) if affine is None else (affine[0].data_ptr(), affine[1].data_ptr(), affine[2])
 
 
-def _evenly(x: Tensor) -> tuple[Tensor, int]:
-    """As rows that are the same distance apart."""
+def _equidistant_rows(x: Tensor) -> tuple[Tensor, int]:
+    """`x`, copied if its rows are not at equal distances in memory; and the distance in elements."""
     step = x.stride(-2) if x.dim() > 1 else x.shape[-1]
     expected = step
     for axis in range(x.dim() - 2, -1, -1):

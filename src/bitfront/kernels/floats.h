@@ -1,5 +1,5 @@
-// Vectors of floats, and exp and log of them, for all that is compiled here. exp and log after Moshier's Cephes (expf,
-// logf): relative error below 2 ulp on the ranges used.
+// Vectors of floats, and their exp and log, for everything that is compiled here. exp and log follow Moshier's Cephes
+// (expf, logf): the relative error is below 2 ulp on the ranges used.
 #pragma once
 
 #include <stdint.h>
@@ -27,11 +27,11 @@ static inline Floats exp_nonpositive(Floats x) {
     Floats middle = 4.1665795894e-2f + r * 8.3334519073e-3f;
     Floats high = 1.3981999507e-3f + r * 1.9875691500e-4f;
     Floats p = 1.0f + (r + r2 * (low + r2 * (middle + r2 * high)));
-    // The integer of a NaN is of no consequence: p is NaN then, and stays one.
+    // The integer of a NaN does not matter: p is NaN then, and stays NaN.
     return p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
-// log(x) for finite x >= 1. What is no number is put back by the caller.
+// log(x) for finite x >= 1. The caller replaces the result where x is NaN.
 static inline Floats log_from_one(Floats x) {
     Ints bits = (Ints)x;
     Floats m = (Floats)((bits & 0x7fffff) | 0x3f800000);

@@ -1,7 +1,7 @@
-// The two inner loops of an evaluation, each one pass over memory: rounding to a fixed-point grid, and the cross
+// The inner loops of an evaluation, each one pass over memory: rounding to a fixed-point grid, addition, and the cross
 // entropy of many candidates at once. Compiled on the user's machine by `native.py`; `plain.py` computes the same, to
-// the last bit, with torch alone. That is why everything here is written as single IEEE operations in a fixed order:
-// no fused multiply-add (-ffp-contract=off), no library exp or log.
+// the last bit, with torch alone. So everything here is written as single IEEE operations in a fixed order: no fused
+// multiply-add (-ffp-contract=off), no exp or log of a library.
 
 #include "floats.h"
 
@@ -14,21 +14,21 @@ template <bool full> static inline Floats load(const float* from, int64_t n) {
     return v;
 }
 
-// Up to WIDE vectors of samples of one state, interleaved because each of them alone is a long chain of operations that
-// wait for each other. Adds the rounded losses to `lanes` and the right answers to `right`.
+// Up to WIDE vectors of samples of one state. They are interleaved, because a vector alone is a long chain of dependent
+// operations. Adds the rounded losses to `lanes` and the number of correct answers to `right`.
 enum { WIDE = 4, TILE = WIDE * LANES };
 template <bool full>
 static inline __attribute__((always_inline)) void score_tile(const float* z, const int32_t* labels, int64_t classes,
                                                              int64_t samples, int64_t n, float floor, Doubles* lanes,
                                                              Ints* right) {
-    Floats lowest = all(floor), best[WIDE], own[WIDE], sum[WIDE];
+    Floats lowest = all(floor), best[WIDE], label_logit[WIDE], sum[WIDE];
     Ints arg[WIDE], label[WIDE];
 #define EACH _Pragma("GCC unroll 4") for (int k = 0; k < WIDE; k++)
     EACH {
         label[k] = (Ints){} - 1;
         memcpy(&label[k], labels + k * LANES, full ? sizeof label[k] : clipped(n - k * LANES) * sizeof(int32_t));
         best[k] = all(-__builtin_inff());
-        own[k] = sum[k] = all(0.0f);
+        label_logit[k] = sum[k] = all(0.0f);
         arg[k] = (Ints){};
     }
     for (int32_t c = 0; c < classes; c++)
@@ -38,7 +38,7 @@ static inline __attribute__((always_inline)) void score_tile(const float* z, con
             Ints more = v > best[k];  // false for a NaN, which stays in `sum` below
             arg[k] = more ? (Ints){} + c : arg[k];
             best[k] = more ? v : best[k];
-            own[k] = label[k] == c ? v : own[k];
+            label_logit[k] = label[k] == c ? v : label_logit[k];
         }
     for (int32_t c = 0; c < classes; c++)
         EACH {
@@ -47,7 +47,7 @@ static inline __attribute__((always_inline)) void score_tile(const float* z, con
             sum[k] += exp_nonpositive(v - best[k]);
         }
     EACH {
-        Floats loss = log_from_one(sum[k]) + (best[k] - own[k]);
+        Floats loss = log_from_one(sum[k]) + (best[k] - label_logit[k]);
         loss = sum[k] == sum[k] ? loss : sum[k];
         Floats scaled = loss * 1048576.0f;  // never negative
         scaled = scaled < 8388608.0f ? (scaled + 8388608.0f) - 8388608.0f : scaled;
@@ -58,7 +58,7 @@ static inline __attribute__((always_inline)) void score_tile(const float* z, con
 #undef EACH
 }
 
-// How a batch norm that is still to be applied is computed: not at all, or as torch on this machine does it.
+// How a pending batch norm is computed: there is none, or in the way in which torch computes it on this machine.
 enum Affine { NONE = 0, SEPARATE = 1, FUSED = 2 };
 
 template <int mode> static inline float affine(float x, const float* alpha, const float* beta, int64_t i) {
@@ -80,35 +80,38 @@ static inline void round_row(const float* __restrict in, float* __restrict out, 
     }
 }
 
-// The same as whole numbers plus an offset, which must fit a byte. A NaN does not; the result says whether there was one.
+// The same as integers plus an offset, which must fit into a byte. A NaN does not fit: the result says whether there is
+// one.
 template <int mode>
 static inline int32_t round_row(const float* __restrict in, uint8_t* __restrict out, int64_t n, const float* f,
                                 const float* __restrict alpha, const float* __restrict beta) {
     const float scale = f[0], low = f[1], high = f[2], offset = f[3];
-    int32_t none = 0;
+    int32_t has_nan = 0;
     for (int64_t i = 0; i < n; i++) {
         float v = __builtin_rintf(affine<mode>(in[i], alpha, beta, i) * scale);
-        none |= v != v;
+        has_nan |= v != v;
         v = v > low ? v : low;
         v = v < high ? v : high;
         out[i] = (uint8_t)(int32_t)(v + offset);
     }
-    return none;
+    return has_nan;
 }
 
 template <int mode, typename Out>
 static int32_t round_blocks(const float* in, Out* out, int64_t blocks, const int64_t* in_places,
                             const int64_t* out_places, int64_t rows, int64_t length, int64_t in_stride,
                             const float* formats, const float* alpha, const float* beta) {
-    int32_t none = 0;
+    int32_t has_nan = 0;
     for (int64_t b = 0; b < blocks; b++) {
         const float* source = in + in_places[b];
         Out* target = out + out_places[b];
         for (int64_t r = 0; r < rows; r++, source += in_stride, target += length)
-            if constexpr (sizeof(Out) == 1) none |= round_row<mode>(source, target, length, formats + 4 * b, alpha, beta);
-            else round_row<mode>(source, target, length, formats + 4 * b, alpha, beta);
+            if constexpr (sizeof(Out) == 1)
+                has_nan |= round_row<mode>(source, target, length, formats + 4 * b, alpha, beta);
+            else
+                round_row<mode>(source, target, length, formats + 4 * b, alpha, beta);
     }
-    return none;
+    return has_nan;
 }
 
 template <int left, int right>
@@ -127,7 +130,7 @@ static void add_rows(const float* a, const float* b, float* __restrict out, int6
 extern "C" {
 
 // For each of `blocks` blocks: `rows` rows of `length` floats, `in_stride` apart in the input and contiguous in the
-// output, rounded with the block's own four numbers (scale, low, high, 1 / scale). Places count elements. `alpha` and
+// output, rounded with the four numbers of the block (scale, low, high, 1 / scale). Places count elements. `alpha` and
 // `beta` (length,) belong to the batch norm of mode `mode`.
 void bitfront_round(const float* in, float* out, int64_t blocks, const int64_t* in_places, const int64_t* out_places,
                     int64_t rows, int64_t length, int64_t in_stride, const float* formats, const float* alpha,
@@ -137,7 +140,7 @@ void bitfront_round(const float* in, float* out, int64_t blocks, const int64_t* 
     run(in, out, blocks, in_places, out_places, rows, length, in_stride, formats, alpha, beta);
 }
 
-// The same into bytes; the fourth number of a block is what is added. Gives 1 if a NaN was met, else 0.
+// The same into bytes; the fourth number of a block is the offset. Returns 1 if there is a NaN, else 0.
 int32_t bitfront_round_bytes(const float* in, uint8_t* out, int64_t blocks, const int64_t* in_places,
                              const int64_t* out_places, int64_t rows, int64_t length, int64_t in_stride,
                              const float* formats, const float* alpha, const float* beta, int32_t mode) {
@@ -151,7 +154,8 @@ int32_t bitfront_round_bytes(const float* in, uint8_t* out, int64_t blocks, cons
 void bitfront_add(const float* a, const float* b, float* out, int64_t rows, int64_t length, int64_t a_stride,
                   int64_t b_stride, const float* a_alpha, const float* a_beta, int32_t a_mode, float a_floor,
                   const float* b_alpha, const float* b_beta, int32_t b_mode, float b_floor) {
-#define RUN(l, r) add_rows<l, r>(a, b, out, rows, length, a_stride, b_stride, a_alpha, a_beta, b_alpha, b_beta, a_floor, b_floor)
+#define RUN(l, r)                                                                                                \
+    add_rows<l, r>(a, b, out, rows, length, a_stride, b_stride, a_alpha, a_beta, b_alpha, b_beta, a_floor, b_floor)
     if (a_mode == NONE && b_mode == NONE) RUN(NONE, NONE);
     else if (a_mode == NONE) b_mode == SEPARATE ? RUN(NONE, SEPARATE) : RUN(NONE, FUSED);
     else if (b_mode == NONE) a_mode == SEPARATE ? RUN(SEPARATE, NONE) : RUN(FUSED, NONE);
@@ -159,9 +163,9 @@ void bitfront_add(const float* a, const float* b, float* out, int64_t rows, int6
 #undef RUN
 }
 
-// Logits of shape (states, classes, samples), contiguous; labels of shape (samples,). Per state the sum of the cross
-// entropies, each rounded to a multiple of 2^-20 so that the sum is exact in any order, and the number of samples
-// whose largest logit (the first of equals) is the label's. With `rectify` the logits pass a ReLU first.
+// Logits of shape (states, classes, samples), contiguous; labels of shape (samples,). Computes per state the sum of the
+// cross entropies, each rounded to a multiple of 2^-20 so that the sum is exact in any order, and the number of samples
+// whose largest logit (the first of equal ones) is the label's. With `rectify` the logits pass a ReLU first.
 void bitfront_score(const float* logits, const int32_t* labels, int64_t states, int64_t classes, int64_t samples,
                     int32_t rectify, double* loss, int64_t* correct) {
     const float floor = rectify ? 0.0f : -__builtin_inff();

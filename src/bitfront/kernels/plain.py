@@ -1,5 +1,8 @@
-"""The kernels in torch alone: for machines without a C++ compiler, and for GPUs. The same operations in the same order
-as ``kernels.cpp``, so the same results to the last bit; each operation is a pass over memory, so slower."""
+"""The kernels in torch alone: for machines without a C++ compiler, and for GPUs.
+
+The operations and their order are those of ``kernels.cpp``, so the results are the same to the last bit. They are
+slower, because each operation is one pass over memory.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ def score(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor, Tensor
     """See :func:`bitfront.kernels.score`."""
     z = logits.clamp(min=0.0) if rectify else logits
     best, arg = z.max(dim=1)
-    # `max` promises no order among equals, `argmax` does.
+    # Of equal values `argmax` is guaranteed to give the first, `max` is not.
     arg = z.argmax(dim=1)
-    own = z.gather(1, labels.long().expand(len(z), 1, -1)).squeeze(1)
+    label_logits = z.gather(1, labels.long().expand(len(z), 1, -1)).squeeze(1)
     total = torch.zeros_like(best)
     for c in range(z.shape[1]):
         total += _exp_nonpositive(z[:, c] - best)
-    loss = _log_from_one(total) + (best - own)
+    loss = _log_from_one(total) + (best - label_logits)
     loss = torch.where(total == total, loss, total)
     loss = torch.round(loss * 2.0**20) * 2.0**-20
     return loss.double().sum(dim=1), (arg == labels).sum(dim=1)

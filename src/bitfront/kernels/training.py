@@ -1,6 +1,6 @@
-"""The training steps of ``training.cpp`` as seen from Python: its structures, field by field, and its two calls.
+"""The training steps of ``training.cpp`` for Python: its structures, field by field, and its two functions.
 
-Everything is float32 on the CPU. Structures hold addresses; whoever makes them keeps the tensors alive.
+Everything is float32 on the CPU. The structures hold addresses: the caller keeps the tensors behind them alive.
 """
 
 from __future__ import annotations
@@ -12,86 +12,94 @@ from torch import Tensor
 
 from bitfront.kernels import native
 
-#: Samples of a vector: rows begin at multiples of it.
+#: Samples in a vector: rows begin at multiples of it.
 LANES = 16
 #: The kinds of operations and of optimizers, in the order of the C++ enumerations.
 KINDS = ("product", "activate", "norm", "add", "largest", "mean")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-#: What the clock of ``train`` tells apart.
+#: The parts of a step whose time ``train`` measures.
 PARTS = ("products", "elementwise", "batch norm", "loss", "optimizer")
 
-_L, _F, _P = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_LONG, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
-class Grid(ctypes.Structure):
-    """clamp(round(x · scale), low, high) · step; a scale of 0 leaves x as it is."""
+class NativeGrid(ctypes.Structure):
+    """clamp(round(x · scale), low, high) · step; with a scale of 0 x is not rounded."""
 
-    _fields_ = (("scale", _F), ("low", _F), ("high", _F), ("step", _F))
+    _fields_ = (("scale", _FLOAT), ("low", _FLOAT), ("high", _FLOAT), ("step", _FLOAT))
 
 
-class Lists(ctypes.Structure):
+class NativeLists(ctypes.Structure):
     """Lists of pairs of int32, one list after another."""
 
-    _fields_ = (("starts", _P), ("pairs", _P))
+    _fields_ = (("starts", _POINTER), ("pairs", _POINTER))
 
 
-class Operation(ctypes.Structure):
-    """One operation on rows; the fields' meaning stands in ``training.cpp``."""
+class NativeOperation(ctypes.Structure):
+    """One operation on rows; ``network.h`` explains the fields."""
 
     _fields_ = (
-        *((name, _L) for name in ("kind", "input", "input2", "output", "adds", "adds2")),
-        *((name, _L) for name in ("channels_in", "channels", "positions_in", "positions", "blocks")),
-        *((name, _L) for name in ("weight", "bias", "state", "scratch")),
-        *((name, Lists) for name in ("forward", "backward", "pairs")),
-        *((name, Grid) for name in ("first", "second")),
-        *((name, _F) for name in ("rectify", "momentum", "epsilon")),
+        *((name, _LONG) for name in ("kind", "input", "input2", "output", "adds", "adds2")),
+        *((name, _LONG) for name in ("channels_in", "channels", "positions_in", "positions", "blocks")),
+        *((name, _LONG) for name in ("weight", "bias", "state", "scratch")),
+        *((name, NativeLists) for name in ("forward", "backward", "pairs")),
+        *((name, NativeGrid) for name in ("first", "second")),
+        *((name, _FLOAT) for name in ("rectify", "momentum", "epsilon")),
     )
 
 
-class Member(ctypes.Structure):
-    """One network with its weights and what its optimizer remembers."""
+class NativeMember(ctypes.Structure):
+    """One network with its parameters, its running statistics and the optimizer's moments."""
 
     _fields_ = (
-        ("operations", _P),
-        *((name, _L) for name in ("count", "parameters", "logits", "classes")),
-        *((name, _P) for name in ("values", "buffers", "moment", "moment2")),
+        ("operations", _POINTER),
+        *((name, _LONG) for name in ("count", "parameters", "logits", "classes")),
+        *((name, _POINTER) for name in ("values", "buffers", "first_moment", "second_moment")),
     )
 
 
-class Scratch(ctypes.Structure):
-    """Memory that a step uses and leaves behind; one per thread."""
+class NativeScratch(ctypes.Structure):
+    """Memory for intermediate values; one per thread, any content."""
 
     _fields_ = (
-        *((name, _P) for name in ("rows", "gradients", "packed", "learned")),
-        *((name, _L) for name in ("stride", "tile")),
+        *((name, _POINTER) for name in ("rows", "row_gradients", "packed", "parameter_gradients")),
+        *((name, _LONG) for name in ("stride", "tile")),
     )
 
 
-class Optimizer(ctypes.Structure):
-    """Which optimizer, how many steps it has taken, and its two numbers."""
+class NativeOptimizer(ctypes.Structure):
+    """The kind of optimizer, the number of steps taken so far, learning rate and weight decay."""
 
-    _fields_ = (("kind", _L), ("steps", _L), ("rate", ctypes.c_double), ("decay", ctypes.c_double))
+    _fields_ = (("kind", _LONG), ("steps", _LONG), ("rate", ctypes.c_double), ("decay", ctypes.c_double))
 
 
 def available() -> bool:
-    """Whether there are compiled training steps."""
+    """Whether the training steps are compiled on this machine."""
     return native.training_library() is not None
 
 
-def train(
-    member: Member, scratch: Scratch, optimizer: Optimizer, x: Tensor, labels: Tensor, batch: int, parts: Tensor | None
+def train_batches(
+    member: NativeMember,
+    scratch: NativeScratch,
+    optimizer: NativeOptimizer,
+    x: Tensor,
+    labels: Tensor,
+    batch: int,
+    parts: Tensor | None,
 ) -> tuple[Tensor, int]:
-    """Optimizer steps on one batch after another.
+    """One optimizer step per batch, in the order of the batches. Changes the member's values, buffers and moments.
 
     Args:
-        optimizer: its `steps` are those before the first one here.
-        x: shape (steps, features, stride): samples side by side, zeros behind the last of a batch; stride a multiple of
-            LANES.
+        optimizer: its `steps` are the steps taken before this call.
+        x: shape (steps, features, stride), float32: samples side by side, zeros behind the last sample of a batch; the
+            stride is a multiple of LANES.
         labels: shape (steps, batch), int32.
-        parts: seconds per entry of PARTS are added here, float64; costs some clock readings per operation.
+        batch: samples per batch.
+        parts: the seconds of each entry of PARTS are added to it, float64; None to measure nothing, which is faster.
 
     Returns:
-        Each batch's mean cross entropy before its step, float64, shape (steps,); right answers, counted likewise.
+        The mean cross entropy of each batch before its step, float64, shape (steps,); and the number of correct
+        answers, also before the steps.
     """
     library = native.training_library()
     assert library is not None
@@ -113,11 +121,12 @@ def train(
     return losses, int(correct)
 
 
-def logits(member: Member, scratch: Scratch, x: Tensor, samples: int) -> Tensor:
-    """What the network says in evaluation mode: float32, shape (classes, samples).
+def logits(member: NativeMember, scratch: NativeScratch, x: Tensor, samples: int) -> Tensor:
+    """Logits of the network in evaluation mode, float32, shape (classes, samples).
 
     Args:
-        x: shape (features, stride), stride a multiple of LANES.
+        x: shape (features, stride), float32; the stride is a multiple of LANES.
+        samples: how many columns of `x` are samples.
     """
     library = native.training_library()
     assert library is not None

@@ -68,7 +68,7 @@ class CompiledMember:
     """
 
     model: nn.Module
-    structure: steps.Member
+    structure: steps.NativeMember
     layout: _Layout
     values: Tensor
     buffers: Tensor
@@ -96,7 +96,7 @@ class CompiledMember:
         buffers = torch.cat(statistics).clone() if statistics else torch.zeros(1)
         layout = _laid_out(model, program, places, {path: place for path, place, _, _ in norms})
         moments = (torch.zeros_like(values), torch.zeros_like(values))
-        structure = steps.Member(
+        structure = steps.NativeMember(
             ctypes.addressof(layout.operations),
             len(layout.operations),
             len(values),
@@ -190,9 +190,11 @@ def train_epoch(
     def learn(i: int, memory: _Memory, part: tuple[Tensor, Tensor, int]) -> None:
         member = members[i]
         kind = steps.OPTIMIZERS.index(settings.optimizer)
-        optimizer = steps.Optimizer(kind, member.taken, rate, settings.weight_decay)
+        optimizer = steps.NativeOptimizer(kind, member.taken, rate, settings.weight_decay)
         seconds = memory.seconds if parts is not None else None
-        found, right = steps.train(member.structure, memory.scratch(member.tile(part[2])), optimizer, *part, seconds)
+        found, right = steps.train_batches(
+            member.structure, memory.scratch(member.tile(part[2])), optimizer, *part, seconds
+        )
         member.taken += len(found)
         losses[i].append(found)
         correct[i] += right
@@ -248,9 +250,9 @@ class _Memory:
         self._learned = torch.zeros(max(len(member.values) for member in members))
         self.seconds = torch.zeros(len(steps.PARTS), dtype=torch.float64)
 
-    def scratch(self, tile: int) -> steps.Scratch:
+    def scratch(self, tile: int) -> steps.NativeScratch:
         stride = _stride(tile)
-        return steps.Scratch(
+        return steps.NativeScratch(
             self._rows.data_ptr(),
             self._gradients.data_ptr() + 4 * stride,
             self._packed.data_ptr(),
@@ -300,7 +302,7 @@ def _side_by_side(x: NDArray[np.float32]) -> Tensor:
 def _laid_out(model: nn.Module, program: TrainingProgram, places: dict[int, int], states: dict[str, int]) -> _Layout:
     rows = _Rows(program)
     kept: list[Tensor] = []
-    operations: list[steps.Operation] = []
+    operations: list[steps.NativeOperation] = []
     packed = 0
     for step in program.steps:
         if step.kind == "flatten":
@@ -314,7 +316,7 @@ def _laid_out(model: nn.Module, program: TrainingProgram, places: dict[int, int]
         kept += tensors
         operations.append(operation)
     _mark_gradients(operations)
-    array = (steps.Operation * len(operations))(*operations)
+    array = (steps.NativeOperation * len(operations))(*operations)
     return _Layout(array, tuple(kept), places, max(1, rows.count), max(1, packed), rows.of[program.logits])
 
 
@@ -332,7 +334,7 @@ class _Rows:
                 self.count += math.prod(program.shapes[step.output])
 
 
-def _mark_gradients(operations: Sequence[steps.Operation]) -> None:
+def _mark_gradients(operations: Sequence[steps.NativeOperation]) -> None:
     """Backward, the first to give a value its gradient writes it, the others add."""
     written: set[int] = set()
 
@@ -351,10 +353,10 @@ def _mark_gradients(operations: Sequence[steps.Operation]) -> None:
 
 def _operation(
     model: nn.Module, program: TrainingProgram, step: TrainingStep, places: dict[int, int], states: dict[str, int]
-) -> tuple[steps.Operation, int, list[Tensor]]:
+) -> tuple[steps.NativeOperation, int, list[Tensor]]:
     """(operation, floats of scratch it needs, tensors it points into)."""
     source, target = program.shapes[step.inputs[0]], program.shapes[step.output]
-    operation = steps.Operation(
+    operation = steps.NativeOperation(
         kind=steps.KINDS.index("product" if step.kind in ("linear", "conv") else step.kind),
         channels_in=source[0],
         channels=target[0],
@@ -381,7 +383,7 @@ def _operation(
     operation.blocks = 1 if step.window is None else math.prod(step.window.kernel)
     lists = _lists(source[1:], target[1:], step.window)
     for name, (starts, pairs) in zip(("forward", "backward", "pairs"), lists, strict=True):
-        setattr(operation, name, steps.Lists(starts.data_ptr(), pairs.data_ptr()))
+        setattr(operation, name, steps.NativeLists(starts.data_ptr(), pairs.data_ptr()))
     # Rounded up to the most channels that any machine's kernels take at a time.
     outs, ins = _rounded_up(target[0], 8), _rounded_up(source[0], 8)
     size = outs * source[0] * operation.blocks + outs + ins * target[0] * operation.blocks
@@ -425,5 +427,5 @@ def _listed(count: int, entries: Sequence[tuple[int, int, int]]) -> tuple[Tensor
     return torch.tensor(starts, dtype=torch.int32), torch.tensor(flat or [0], dtype=torch.int32)
 
 
-def _grid(grid: FixedPoint | None) -> steps.Grid:
-    return steps.Grid() if grid is None else steps.Grid(*grid.row)
+def _grid(grid: FixedPoint | None) -> steps.NativeGrid:
+    return steps.NativeGrid() if grid is None else steps.NativeGrid(*grid.row)

@@ -93,7 +93,7 @@ def norm_mode() -> int | None:
     dense = x.permute(0, 2, 3, 1).contiguous()
     zero = torch.zeros_like(dense)
     for mode in (1, 2):
-        out = kernels.added(dense, zero, (norm.alpha, norm.beta, mode), None, rectify=(False, False))
+        out = kernels.add_normalised(dense, zero, (norm.alpha, norm.beta, mode), None, rectify=(False, False))
         if torch.equal(out.permute(0, 3, 1, 2), whole) and torch.equal(turned, whole):
             return mode
     return None
@@ -427,5 +427,5 @@ def added(a: BatchedActivations, b: BatchedActivations, at: tuple[Ints, Ints]) -
         if repeats > 1:
             left, right = left.view(-1, length * repeats), right.view(-1, length * repeats)
         norms = [None if s.norm is None else s.norm.affine(repeats) for s in (a, b)]
-        kernels.added(left, right, *norms, rectify=(a.rectify, b.rectify), out=out[k])
+        kernels.add_normalised(left, right, *norms, rectify=(a.rectify, b.rectify), out=out[k])
     return out
