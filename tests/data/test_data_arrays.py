@@ -356,7 +356,7 @@ def test_a_dataset_checks_its_tensors():
 
 def test_a_dataset_travels_to_other_processes():
     good = from_arrays(*blobs(), standardise=True)
-    restored = pickle.loads(pickle.dumps(good))  # noqa: S301 (our own bytes)
+    restored = pickle.loads(pickle.dumps(good))  # noqa: S301 (bytes of this process)
     assert restored.fingerprint == good.fingerprint
     assert restored.scaler == good.scaler
     with pytest.raises(TypeError):

@@ -73,10 +73,10 @@ def test_runners_conform(name, settings, tiny_mlp):
 
 
 def test_a_configured_runner_is_parsed_once_and_travels():
-    own = configured_runner("basic-evaluation", {"num_samples": 5})
-    assert (own.name, own.side, own.where[-1]) == ("basic_evaluation", "sw_runner", "basic_evaluation")
-    assert own.settings.samples == SampleChoice("val", 5)
-    assert pickle.loads(pickle.dumps(own)) == own  # noqa: S301
+    runner = configured_runner("basic-evaluation", {"num_samples": 5})
+    assert (runner.name, runner.side, runner.where[-1]) == ("basic_evaluation", "sw_runner", "basic_evaluation")
+    assert runner.settings.samples == SampleChoice("val", 5)
+    assert pickle.loads(pickle.dumps(runner)) == runner  # noqa: S301
     elsewhere = configured_runner("model_size", side="sw_runner")
     assert elsewhere.side == "sw_runner"
     assert elsewhere.settings.samples is None
@@ -114,9 +114,9 @@ class MeansOfAllBefore(RUNNERS.get("basic_evaluation")):
     seen = ()
 
     def measure(self, subject, codes):
-        found = super().measure(subject, codes)
-        type(self).seen = (*self.seen, *found["loss"])
-        return {**found, "loss": np.full(len(codes), np.mean(self.seen))}
+        metrics = super().measure(subject, codes)
+        type(self).seen = (*self.seen, *metrics["loss"])
+        return {**metrics, "loss": np.full(len(codes), np.mean(self.seen))}
 
 
 class CountsFailuresAsWrong(RUNNERS.get("basic_evaluation")):
@@ -129,7 +129,7 @@ class CountsFailuresAsWrong(RUNNERS.get("basic_evaluation")):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [(MeansOfAllBefore, "loss of the same candidates is another"), (CountsFailuresAsWrong, "not NaN")],
+    [(MeansOfAllBefore, "loss of the same candidates differs"), (CountsFailuresAsWrong, "not NaN")],
 )
 def test_the_conformance_suite_notices(kind, message, tiny_mlp, monkeypatch):
     assert issubclass(kind, Runner)
@@ -146,18 +146,18 @@ def test_average_bitwidth_is_the_mean_over_all_weights_and_float_ones_count_32(t
     # fc1 has 12 weights, fc2 has 6; biases and the ReLU's input do not count.
     seed = {"fc1": {"name": ["integer", "NA"], "weight_width": [4], "bias_width": [2]}}
     subject = evaluator(tiny_mlp, (4,), seed)
-    found = measure("average_bitwidth", {}, subject)
-    assert found["average_bitwidth"].tolist() == [(12 * 4 + 6 * 32) / 18, 32.0]
-    assert found["memory_density"].tolist() == [32 / ((12 * 4 + 6 * 32) / 18), 1.0]
-    found = measure("average_bitwidth", {"over": "quantized", "compare_to": 16}, subject)
-    assert found["average_bitwidth"].tolist() == [4.0, 32.0]
-    assert found["memory_density"].tolist() == [4.0, 0.5]
+    metrics = measure("average_bitwidth", {}, subject)
+    assert metrics["average_bitwidth"].tolist() == [(12 * 4 + 6 * 32) / 18, 32.0]
+    assert metrics["memory_density"].tolist() == [32 / ((12 * 4 + 6 * 32) / 18), 1.0]
+    metrics = measure("average_bitwidth", {"over": "quantized", "compare_to": 16}, subject)
+    assert metrics["average_bitwidth"].tolist() == [4.0, 32.0]
+    assert metrics["memory_density"].tolist() == [4.0, 0.5]
 
 
 def test_average_bitwidth_weighs_sites_by_their_weights(tiny_mlp):
     seed = {k: {"name": ["integer"], "weight_width": [w]} for k, w in (("fc1", 2), ("fc2", 8))}
-    found = measure("average_bitwidth", {}, evaluator(tiny_mlp, (4,), seed))
-    assert found["average_bitwidth"].tolist() == [(12 * 2 + 6 * 8) / 18]
+    metrics = measure("average_bitwidth", {}, evaluator(tiny_mlp, (4,), seed))
+    assert metrics["average_bitwidth"].tolist() == [(12 * 2 + 6 * 8) / 18]
 
 
 def test_a_product_of_activations_has_no_weights_to_count():
@@ -170,8 +170,8 @@ def test_a_product_of_activations_has_no_weights_to_count():
             return torch.bmm(self.fc(x), x.transpose(1, 2)).flatten(1)
 
     seed = {"default": {"name": ["integer"], "weight_width": [4]}}
-    found = measure("average_bitwidth", {}, evaluator(Attention(), (3, 4), seed))
-    assert found["average_bitwidth"].tolist() == [4.0]
+    metrics = measure("average_bitwidth", {}, evaluator(Attention(), (3, 4), seed))
+    assert metrics["average_bitwidth"].tolist() == [4.0]
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -182,17 +182,17 @@ def test_operations_of_jsc_tiny_by_hand():
         "seq_blocks_2": {"name": ["integer"], "data_in_width": [8], "weight_width": [4], "bias_width": [4]},
         "seq_blocks_3": {"name": ["integer", "NA"], "data_in_width": [3]},
     }
-    found = measure("basic_computation", {}, evaluator(build_model("jsc-tiny", (16,), 5, seed=0), (16,), seed))
+    metrics = measure("basic_computation", {}, evaluator(build_model("jsc-tiny", (16,), 5, seed=0), (16,), seed))
     # BatchNorm 4·16 and ReLU 16 in float, Linear 16·5 multiply-adds, ReLU 5.
-    assert found["total_flops"].tolist() == [64 + 16 + 80 + 5] * 2
+    assert metrics["total_flops"].tolist() == [64 + 16 + 80 + 5] * 2
     float_part = 64 * 32 + 16 * 32
-    assert found["total_bitops"].tolist() == [float_part + 80 * 8 * 4 + 5 * 3, float_part + 80 * 8 * 4 + 5 * 32]
+    assert metrics["total_bitops"].tolist() == [float_part + 80 * 8 * 4 + 5 * 3, float_part + 80 * 8 * 4 + 5 * 32]
 
 
 def test_bit_operations_of_a_float_site_are_those_of_32_bits(tiny_mlp):
     seed = {"fc1": {"name": ["integer"], "weight_width": [4]}}
-    found = measure("basic_computation", {}, evaluator(tiny_mlp, (4,), seed))
-    assert found["total_bitops"].tolist() == [12 * 32 * 4 + 3 * 32 + 6 * 32 * 32]
+    metrics = measure("basic_computation", {}, evaluator(tiny_mlp, (4,), seed))
+    assert metrics["total_bitops"].tolist() == [12 * 32 * 4 + 3 * 32 + 6 * 32 * 32]
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -268,12 +268,12 @@ def test_loss_and_accuracy_are_those_of_the_quantized_model_on_the_samples_asked
     codes = subject.space.numbered(0, 5)
     for split, num in (("val", None), ("val", 13), ("train", 9)):
         settings = {"data_loader": f"{split}_dataloader", "num_samples": num}
-        found = measure("basic_evaluation", settings, subject, codes)
+        metrics = measure("basic_evaluation", settings, subject, codes)
         x, y = (t[:num] for t in subject.job.splits[split])
         for i, code in enumerate(codes):
             logits = subject.model(code)(x).detach()
-            assert found["accuracy"][i] == (logits.argmax(1) == y).double().mean()
-            assert found["loss"][i] == pytest.approx(float(F.cross_entropy(logits.double(), y)), rel=1e-6)
+            assert metrics["accuracy"][i] == (logits.argmax(1) == y).double().mean()
+            assert metrics["loss"][i] == pytest.approx(float(F.cross_entropy(logits.double(), y)), rel=1e-6)
 
 
 # --- bit operations
@@ -291,8 +291,8 @@ class Jets(nn.Sequential):
 
 
 def jets(bits):
-    own = {"name": ["integer"], "data_in_width": [bits], "weight_width": [bits], "weight_frac_width": ["auto"]}
-    return evaluator(Jets(), (16,), {"linear": own}, by="type")
+    settings = {"name": ["integer"], "data_in_width": [bits], "weight_width": [bits], "weight_frac_width": ["auto"]}
+    return evaluator(Jets(), (16,), {"linear": settings}, by="type")
 
 
 @pytest.mark.parametrize(
@@ -374,10 +374,10 @@ def test_views_make_no_second_copy():
 
 def test_the_least_peak_is_that_of_all_candidates():
     """A maximum over sites, which no single site may move."""
-    own = {"name": ["NA", "integer"], "data_in_width": [8, 4]}
+    settings = {"name": ["NA", "integer"], "data_in_width": [8, 4]}
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    subject = evaluator(net, (8,), {"default": own}, runners=[configured_runner("peak_memory")])
+    subject = evaluator(net, (8,), {"default": settings}, runners=[configured_runner("peak_memory")])
     limit = Constraint("peak_memory <= 1 B", "peak_memory", "<=", 1.0)
-    found = subject.closed_form_values(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
+    least = subject.closed_form_values(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
     everything = subject.space.numbered(0, subject.space.size)
-    assert found == subject.closed_form_values(everything, {"peak_memory"})["peak_memory"].min()
+    assert least == subject.closed_form_values(everything, {"peak_memory"})["peak_memory"].min()

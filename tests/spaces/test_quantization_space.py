@@ -42,10 +42,10 @@ def space(seed, by="name"):
 
 def labels(built, site, operand):
     """What `operand` may be at `site`, over all branches."""
-    own = next(a for a in built.assignments if a.site.name == site)
+    assignment = next(a for a in built.assignments if a.site.name == site)
     return [
         s.format.label if s.format else "float"
-        for a in own.alternatives
+        for a in assignment.alternatives
         for o, ss in a.operands
         if o == operand
         for s in ss
@@ -97,7 +97,7 @@ def test_spaces_of_random_tables_conform(seed):
         meant = set()
         for options in built.options(built.numbered(0, built.size)):
             formats = built.formats(options)
-            meant.add(tuple((s, o, f) for s, own in sorted(formats.items()) for o, f in sorted(own.items())))
+            meant.add(tuple((s, o, f) for s, operands in sorted(formats.items()) for o, f in sorted(operands.items())))
         assert len(meant) == built.size
 
 
@@ -378,5 +378,5 @@ def test_all_combinations_of_a_small_space_are_enumerated_in_the_order_of_the_mo
         }
     )
     rows = [built.formats(o) for o in built.options(built.numbered(0, built.size))]
-    found = [(r["body_0"]["weight"].width, r["head"]["weight"].width) for r in rows]
-    assert found == list(itertools.product([2, 4], [4, 8]))
+    widths = [(r["body_0"]["weight"].width, r["head"]["weight"].width) for r in rows]
+    assert widths == list(itertools.product([2, 4], [4, 8]))

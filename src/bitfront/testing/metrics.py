@@ -1,4 +1,4 @@
-"""What every metric runner must do. Run by the tests of each runner, also of a stranger's.
+"""The conformance suite of metric runners: what every runner must do. The tests of each runner run it.
 
 from bitfront.testing import check_runner
 check_runner("average_bitwidth", {"compare_to": 32}, evaluator, codes)
@@ -22,74 +22,75 @@ from bitfront.spaces.base import Codes
 def check_runner(
     name: str, settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
 ) -> Mapping[str, Values]:
-    """Assert that the runner called `name` keeps the contract of :class:`bitfront.metrics.base.Runner`.
+    """Assert that the runner `name` keeps the contract of :class:`bitfront.metrics.base.Runner`.
 
-    For runners whose numbers are a function of the candidate: all but those that read a clock or a power meter.
+    For runners whose metrics depend on the candidate only: not for those that read a clock or a power meter.
 
     Args:
-        settings: as under its table in the TOML.
+        name: the registered name of the runner.
+        settings: as in its table in the TOML.
         subject: e.g. a ``FixedEvaluator``.
-        codes: three or more candidates of the subject's space.
+        codes: three or more candidates of its space, int64, shape (candidates, parameters).
 
     Returns:
-        What it measured, for tests of its own.
+        Metric → values, float64, shape (candidates,), for further tests.
 
     Raises:
-        AssertionError: a promise is broken; the message says which.
+        AssertionError: the contract is broken; the message says how.
     """
     assert len(codes) >= 3, "three or more candidates are needed"
     kind = RUNNERS.get(name)
     _check_facts(kind, settings)
     before = codes.copy()
     state = {k: v.clone() for k, v in subject.space.graph.model.state_dict().items()}
-    found = _measured(kind, settings, subject, codes)
-    assert np.array_equal(codes, before), f"{name}: changes the codes it was given"
+    metrics = _measured(kind, settings, subject, codes)
+    assert np.array_equal(codes, before), f"{name}: changes the codes"
     after = subject.space.graph.model.state_dict()
     assert all(bool((after[k] == v).all()) for k, v in state.items()), f"{name}: changes the model"
 
     runner = kind(kind.Settings(**settings))
     for what, other in (
-        ("measured again", runner.measure(subject, codes)),
-        ("measured a second time by one runner", runner.measure(subject, codes)),
+        ("measured by another runner", runner.measure(subject, codes)),
+        ("measured twice by one runner", runner.measure(subject, codes)),
         ("in another order", {m: v[::-1] for m, v in _measured(kind, settings, subject, codes[::-1]).items()}),
         ("one by one", _one_by_one(kind, settings, subject, codes)),
     ):
-        for metric, values in found.items():
+        for metric, values in metrics.items():
             assert np.array_equal(values, other[metric], equal_nan=True), (
-                f"{name}: {metric} of the same candidates is another {what}: {values} and {other[metric]}"
+                f"{name}: {metric} of the same candidates differs {what}: {values} and {other[metric]}"
             )
-    _check_failure(kind, settings, subject, codes, found)
-    return found
+    _check_failure(kind, settings, subject, codes, metrics)
+    return metrics
 
 
 def _check_facts(kind: type[Runner], settings: Mapping[str, Any]) -> None:
-    called = kind.__name__
-    assert (kind.__doc__ or "").strip(), f"{called} needs a docstring: its first line is what is listed"
-    assert kind.side in get_args(Side), f"{called}: side is {kind.side!r}"
-    assert kind.produces, f"{called} produces no metric"
-    assert len({m.name for m in kind.produces}) == len(kind.produces), f"{called} names a metric twice"
+    name = kind.__name__
+    assert (kind.__doc__ or "").strip(), f"{name} needs a docstring: `bitfront list` shows its first line"
+    assert kind.side in get_args(Side), f"{name}: side is {kind.side!r}; allowed: {get_args(Side)}"
+    assert kind.produces, f"{name} produces no metric"
+    assert len({m.name for m in kind.produces}) == len(kind.produces), f"{name} produces a metric twice"
     for metric in kind.produces:
-        assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name), f"{called}: {metric.name!r} is no name for a TOML key"
-        assert metric.direction in get_args(Direction), f"{called}: {metric.name} must say which way is better"
-        assert metric.kind in get_args(Kind), f"{called}: {metric.name} must say how it comes about"
-        assert metric.meaning, f"{called}: {metric.name} needs a meaning"
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name), f"{name}: {metric.name!r} is no name for a TOML key"
+        assert metric.direction in get_args(Direction), f"{name}: {metric.name} needs a direction"
+        assert metric.kind in get_args(Kind), f"{name}: {metric.name} needs a kind, one of {get_args(Kind)}"
+        assert metric.meaning, f"{name}: {metric.name} needs a meaning"
     try:
         kind.Settings(**{**settings, "no_such_key": 1})
     except ValidationError:
         return
-    raise AssertionError(f"{called}: an unknown key in its settings is not an error")
+    raise AssertionError(f"{name}: an unknown key in its settings is no error")
 
 
 def _measured(
     kind: type[Runner], settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
 ) -> dict[str, Values]:
-    found = kind(kind.Settings(**settings)).measure(subject, codes)
+    metrics = kind(kind.Settings(**settings)).measure(subject, codes)
     produced = {m.name for m in kind.produces}
-    assert set(found) == produced, f"{kind.__name__} measured {sorted(found)}, and says it produces {sorted(produced)}"
-    for metric, values in found.items():
+    assert set(metrics) == produced, f"{kind.__name__} gives {sorted(metrics)} and declares {sorted(produced)}"
+    for metric, values in metrics.items():
         assert values.dtype == np.float64, f"{metric} is {values.dtype}, not float64"
         assert values.shape == (len(codes),), f"{metric} has shape {values.shape} for {len(codes)} candidates"
-    return {m: v.copy() for m, v in found.items()}
+    return {m: v.copy() for m, v in metrics.items()}
 
 
 def _one_by_one(
@@ -100,24 +101,28 @@ def _one_by_one(
 
 
 class _OneFails:
-    """A subject on which the forward passes of one candidate fail."""
+    """An evaluation context in which the forward passes of one candidate fail.
+
+    Attributes:
+        used: whether the runner has asked for scores.
+    """
 
     def __init__(self, subject: EvaluationContext, failing: Codes) -> None:
         self._subject, self._failing = subject, failing
-        self.asked = False
+        self.used = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._subject, name)
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
-        self.asked = True
-        own = self._subject.scores(codes, split, num_samples)
+        self.used = True
+        scores = self._subject.scores(codes, split, num_samples)
         failed = (codes == self._failing).all(axis=1)
         return Scores(
-            loss=np.where(failed, np.nan, own.loss),
-            correct=np.where(failed, 0, own.correct),
-            samples=own.samples,
-            errors=tuple("RuntimeError: no" if f else e for f, e in zip(failed, own.errors, strict=True)),
+            loss=np.where(failed, np.nan, scores.loss),
+            correct=np.where(failed, 0, scores.correct),
+            samples=scores.samples,
+            errors=tuple("RuntimeError: no" if f else e for f, e in zip(failed, scores.errors, strict=True)),
         )
 
 
@@ -126,14 +131,14 @@ def _check_failure(
     settings: Mapping[str, Any],
     subject: EvaluationContext,
     codes: Codes,
-    found: Mapping[str, Values],
+    metrics: Mapping[str, Values],
 ) -> None:
     failing = codes[1]
-    wounded = _OneFails(subject, failing)
-    measured = _measured(kind, settings, cast(EvaluationContext, wounded), codes)
-    hit = (codes == failing).all(axis=1) & wounded.asked
-    for metric, values in measured.items():
-        assert bool(np.isnan(values[hit]).all()), f"{metric} of a failed candidate is {values[hit]}, not NaN"
-        assert np.array_equal(values[~hit], found[metric][~hit], equal_nan=True), (
-            f"{metric} of a candidate changes when another one fails"
+    one_fails = _OneFails(subject, failing)
+    with_failure = _measured(kind, settings, cast(EvaluationContext, one_fails), codes)
+    failed = (codes == failing).all(axis=1) & one_fails.used
+    for metric, values in with_failure.items():
+        assert bool(np.isnan(values[failed]).all()), f"{metric} of a failed candidate is {values[failed]}, not NaN"
+        assert np.array_equal(values[~failed], metrics[metric][~failed], equal_nan=True), (
+            f"{metric} of a candidate changes if another one fails"
         )

@@ -1,4 +1,4 @@
-"""What every reference model must do. Run by the tests of each model, also of a stranger's.
+"""The conformance suite of reference models: what every model must do. The tests of each model run it.
 
 from bitfront.testing.models import check_model
 check_model(my_factory, sample_shape=(16,), num_classes=5)
@@ -18,12 +18,12 @@ from bitfront.models.base import build_from_factory
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What :func:`check_model` learned on the way.
+    """Facts about a model, from :func:`check_model`.
 
     Attributes:
         parameters: number of trainable values.
         sites: names of the torch.fx nodes between input and output; empty if the model cannot be traced.
-        not_traceable: why torch.fx cannot trace the model, or None. Such a model still works, more slowly.
+        not_traceable: why torch.fx cannot trace the model; None if it can. Such a model works, but more slowly.
     """
 
     parameters: int
@@ -36,18 +36,23 @@ def check_model(
     sample_shape: tuple[int, ...],
     num_classes: int,
 ) -> ModelReport:
-    """Check that the models `factory` makes can be searched.
+    """Assert that the models of `factory` can be searched.
+
+    Args:
+        factory: (sample shape, number of classes) → model.
+        sample_shape: shape of a sample, without the batch dimension.
+        num_classes: number of classes, 2 or more.
 
     Raises:
-        AssertionError: one cannot; the message says which promise is broken.
+        AssertionError: the contract is broken; the message says how.
     """
     before = torch.get_rng_state()
     model, twin, other = (build_from_factory(factory, sample_shape, num_classes, seed, "checked") for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before), "building the model changes PyTorch's global random state"
     state = _state(model)
-    assert _equal(state, _state(twin)), "two models of one seed differ: the factory draws from another generator"
-    learned = [p for p in model.parameters() if p.requires_grad]
-    assert learned, "the model has no parameter to train"
+    assert _equal(state, _state(twin)), "two models from one seed differ: the factory draws from another generator"
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert trainable, "the model has no parameter to train"
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)), (
         "the seed does not change the initial weights"
     )
@@ -68,7 +73,7 @@ def check_model(
     assert torch.equal(logits, again), "in eval mode two passes over the same samples differ"
     torch.testing.assert_close(alone[0], logits[3], msg="in eval mode a sample's logits depend on its batch")
     assert torch.equal(torch.get_rng_state(), before), "in eval mode the model draws random numbers"
-    assert _equal(state, _state(model)), "in eval mode the model changes its own state"
+    assert _equal(state, _state(model)), "in eval mode the model changes its state"
 
     for restored in (copy.deepcopy(model), other.eval()):
         restored.load_state_dict(state, strict=True)
@@ -80,16 +85,16 @@ def check_model(
         nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None, f"no gradient reaches {name}: it is never used"
+            assert parameter.grad is not None, f"{name} gets no gradient: the output does not depend on it"
             assert bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite"
     sites, not_traceable = _traced(model.eval())
-    return ModelReport(sum(p.numel() for p in learned), sites, not_traceable)
+    return ModelReport(sum(p.numel() for p in trainable), sites, not_traceable)
 
 
 def _traced(model: nn.Module) -> tuple[tuple[str, ...], str | None]:
     try:
         nodes = fx.Tracer().trace(model).nodes
-    except Exception as error:  # a tracer runs the model's own code, which may raise anything
+    except Exception as error:  # a tracer runs the code of the model, which may raise anything
         return (), f"{type(error).__name__}: {error}"
     return tuple(node.name for node in nodes if node.op not in ("placeholder", "output")), None
 
