@@ -34,6 +34,7 @@ from bitfront.engine.evaluation.fixed import BatchMetrics, EvaluationJob, FixedE
 from bitfront.errors import DataError
 from bitfront.metrics.configured import ConfiguredRunner, configured_runner
 from bitfront.spaces.base import Codes
+from bitfront.spaces.request import Choices
 from bitfront.training import TrainSettings, train
 
 ROOT = Path(__file__).parents[1]
@@ -281,7 +282,7 @@ def make_job(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    seed: Mapping[str, Mapping[str, object]],
+    choices: Choices,
     *,
     by: str = "type",
     calibration: Tensor | None = None,
@@ -290,7 +291,7 @@ def make_job(
     """The job of evaluating candidates of `model` on exactly these samples.
 
     Args:
-        seed: site, type or "default" → choices, as below ``[search.search_space.seed]`` in the TOML.
+        choices: site, type or "default" → choices, as below ``[search.search_space.seed]`` in the TOML.
         calibration: what formats learn from; default: the first 512 of the samples.
     """
     return EvaluationJob(
@@ -298,7 +299,7 @@ def make_job(
         sample=x[:2],
         space=SPACE,
         by=by,
-        seed=seed,
+        choices=choices,
         runners=tuple(runners),
         splits={"val": (x, y)},
         calibration=x[:512] if calibration is None else calibration,

@@ -31,7 +31,7 @@ TABLES = [
     ("`[search]`", "Beside the tables below.\n\n", config.SearchTable),
     ("`[search.search_space]`", "", config.SearchSpace),
     ("`[search.search_space.setup]`", "", config.SpaceSetup),
-    ("`[search.search_space.seed.KEY]`", "", config.SeedEntry),
+    ("`[search.search_space.seed.KEY]`", "", config.ChoicesTable),
     (
         "`[search.search_space.quantize]` and `[search.search_space.widths]`",
         'The two parts of `name = "joint"`: `mixed_precision_ptq` and `channel_size`, each with its own setup and '
@@ -131,7 +131,7 @@ def page() -> str:
     parts = [HEAD]
     for title, text, table in TABLES:
         parts.append(f"## {title}\n\n{text}{_table(table.model_fields)}")
-        if table is config.SeedEntry:
+        if table is config.ChoicesTable:
             parts.append(SEED)
             parts.append(_formats())
     parts.append(_runners())

@@ -112,7 +112,7 @@ def compare(
     events: Events | None = None,
     **overrides: Any,
 ) -> Comparison:
-    """Run several strategies on one space, with the same budget and the same seeds, and say how each stands.
+    """Run several strategies on one space, with the same budget and the same random seeds, and say how each stands.
 
     Every candidate is evaluated once, whoever asks for it first. What was found is kept in the folder ``compare`` of
     the run folder, with ``compare.json`` and, where matplotlib is installed, ``figures/``.
@@ -121,8 +121,8 @@ def compare(
         strategies: e.g. ``["brute_force", "optuna:tpe"]``; None: evolution, three of Optuna's samplers, and brute force
             where that takes no more than two minutes. Brute force goes through the whole space, whatever the budget,
             and what it finds is the truth that all are measured against.
-        seeds: runs of each strategy: with the seed of the configuration and those after it. Model, data and samples
-            are those of the first.
+        seeds: runs of each strategy: with the random seed of the configuration and those after it. Model, data and
+            samples are those of the first.
         restart: throw away what an earlier comparison in this run folder has evaluated.
         source, model, data, space, metrics, overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 if
             it is not given. Strategy and timeout of the configuration have no say.
@@ -257,9 +257,9 @@ def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: _space_table(space[name]) for name in PARTS if space.get("name") == "joint" and name in space}
     if parts:
         return {"name": "joint", **parts}
-    seed = {k: v if "config" in v else {"config": dict(v)} for k, v in space.items() if k not in ("by", "name")}
+    choices = {k: v if "config" in v else {"config": dict(v)} for k, v in space.items() if k not in ("by", "name")}
     named = {"name": space["name"]} if isinstance(space.get("name"), str) else {}
-    return {**named, "setup": {"by": space.get("by", "type")}, "seed": seed}
+    return {**named, "setup": {"by": space.get("by", "type")}, "seed": choices}
 
 
 def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dataset | None:

@@ -39,7 +39,7 @@ class SpaceSetup(Table):
     by: Literal["name", "type", "regex_name"] = Field("name", description="how the keys of `seed` name sites")
 
 
-class SeedEntry(Table):
+class ChoicesTable(Table):
     """``[search.search_space.seed.<key>]`` and ``[passes.quantize.<key>]``."""
 
     config: dict[str, Any] = Field(description="format and parameters; in a search every value is a list of choices")
@@ -49,7 +49,7 @@ class SpacePart(Table):
     """``[search.search_space.quantize]`` and ``widths``."""
 
     setup: SpaceSetup = SpaceSetup()
-    seed: dict[str, SeedEntry] = Field(
+    seed: dict[str, ChoicesTable] = Field(
         default={},
         description="what may be chosen, per site name, type or pattern; `default` is for all others",
     )

@@ -31,7 +31,7 @@ setup.by = "type"                    # or "name" (one layer), or "regex_name"
 [search.search_space.seed.default.config]
 name = ["NA"]                        # left in float
 """
-_SEED = """
+_CHOICES = """
 [search.search_space.seed.{op}.config]
 name = ["integer"]                   # fixed point; `bitfront list formats` shows more
 data_in_width = [4, 8]
@@ -102,4 +102,4 @@ def template(
         comment=f"                 # every one of the {6**weight_sites:,} candidates" if few else "",
         budget="" if few else 'n_trials = 200                       # distinct candidates\nsampler = "tpe"\n',
     )
-    return top + "".join(_SEED.format(op=op) for op in ops) + strategy
+    return top + "".join(_CHOICES.format(op=op) for op in ops) + strategy

@@ -78,7 +78,7 @@ def test_the_totals_are_those_of_the_metrics(name, shape, classes, seed):
     config = {"by": "type", **{k: {"config": v} for k, v in seed.items()}}
     runners = (configured_runner("basic_computation"), configured_runner("model_size"))
     job = EvaluationJob(
-        model=model, sample=x[:2], space="graph/quantize/mixed_precision_ptq", by="type", seed=seed, runners=runners,
+        model=model, sample=x[:2], space="graph/quantize/mixed_precision_ptq", by="type", choices=seed, runners=runners,
         splits={"val": (x, torch.zeros(20, dtype=torch.int64))}, calibration=x,
     )  # fmt: skip
     evaluator = FixedEvaluator(job, single(capture(model, x[:2]), config))

@@ -32,7 +32,7 @@ def job(model, x, y, calibration, seed, corrections):
         sample=x[:2],
         space="graph/quantize/mixed_precision_ptq",
         by="type",
-        seed=seed,
+        choices=seed,
         runners=(configured_runner("basic_evaluation"),),
         splits={"val": (x, y)},
         calibration=calibration,

@@ -81,7 +81,7 @@ def search(
     name,
     dispatcher,
     n_trials=40,
-    seeds=NONE,
+    initial=NONE,
     timeout=None,
     space=SPACE,
     on_progress=lambda _: None,
@@ -91,7 +91,7 @@ def search(
     store, strategy = opened(folder), STRATEGIES[name](space, 2, 3)
     limits = Limits(n_trials, timeout)
     try:
-        reason = run(space, strategy, seeds, TwoLosses(), store, dispatcher, limits, 3, on_progress, bounds)
+        reason = run(space, strategy, initial, TwoLosses(), store, dispatcher, limits, 3, on_progress, bounds)
         return reason, store.trials()
     finally:
         store.close()
@@ -138,15 +138,15 @@ def test_brute_force_finds_candidates_in_the_order_of_the_space(tmp_path):
     assert np.array_equal(trials.code, SPACE.numbered(0, SPACE.size))
 
 
-def test_seeds_come_first_each_once_and_count(tmp_path):
-    seeds = SPACE.numbered(50, 55)
-    _, trials = search(tmp_path, "tpe", BlockEvaluator(), 12, seeds=np.concatenate([seeds, seeds]))
-    assert np.array_equal(trials.code[:5], seeds)
+def test_initial_candidates_come_first_each_once_and_count(tmp_path):
+    initial = SPACE.numbered(50, 55)
+    _, trials = search(tmp_path, "tpe", BlockEvaluator(), 12, initial=np.concatenate([initial, initial]))
+    assert np.array_equal(trials.code[:5], initial)
     assert len(np.unique(trials.code, axis=0)) == len(trials) == 12
 
 
-def test_more_seeds_than_the_budget_are_cut(tmp_path):
-    reason, trials = search(tmp_path, "tpe", BlockEvaluator(), 4, seeds=SPACE.numbered(0, 9))
+def test_more_initial_candidates_than_the_budget_are_cut(tmp_path):
+    reason, trials = search(tmp_path, "tpe", BlockEvaluator(), 4, initial=SPACE.numbered(0, 9))
     assert reason == "n_trials reached"
     assert np.array_equal(trials.code, SPACE.numbered(0, 4))
 
@@ -154,16 +154,16 @@ def test_more_seeds_than_the_budget_are_cut(tmp_path):
 @pytest.mark.parametrize("failing", [0, 4])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path, name, failing):
-    seeds = SPACE.numbered(90, 95)
+    initial = SPACE.numbered(90, 95)
     (tmp_path / "whole").mkdir()
-    _, expected = search(tmp_path / "whole", name, BlockEvaluator(failing=failing), 30, seeds)
+    _, expected = search(tmp_path / "whole", name, BlockEvaluator(failing=failing), 30, initial)
     for patience in (0, 4, 7, 13, 29):
         folder = tmp_path / str(patience)
-        reason, before = search(folder, name, BlockEvaluator(size=1, patience=patience, failing=failing), 30, seeds)
+        reason, before = search(folder, name, BlockEvaluator(size=1, patience=patience, failing=failing), 30, initial)
         assert reason == "interrupted"
         assert len(before) == patience, "what was evaluated is stored"
         # In other blocks, too: neither the machine nor the number of workers decides what is proposed.
-        reason, trials = search(folder, name, BlockEvaluator(size=5, failing=failing), 30, seeds)
+        reason, trials = search(folder, name, BlockEvaluator(size=5, failing=failing), 30, initial)
         assert reason == "n_trials reached"
         assert {c.tobytes() for c in trials.code} == {c.tobytes() for c in expected.code}
         # Failed ones are tried again, under new numbers; all others keep their place.

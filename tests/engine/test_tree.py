@@ -78,7 +78,7 @@ def job_of(
         sample=calibration[:2],
         space="graph/quantize/mixed_precision_ptq",
         by=by,
-        seed=seed,
+        choices=seed,
         runners=(configured_runner("basic_evaluation", settings),),
         splits={"val": (x, y), "train": (calibration, torch.arange(64) % CLASSES)},
         calibration=calibration,

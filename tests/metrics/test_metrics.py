@@ -32,7 +32,7 @@ def evaluator(model, shape, seed, runners=(), by="name", samples=60):
             sample=x[:2],
             space=NAME,
             by=by,
-            seed=seed,
+            choices=seed,
             runners=tuple(runners),
             splits={"val": (x, y), "train": (x[:20], y[:20])},
             calibration=x,

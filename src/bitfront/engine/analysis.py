@@ -31,6 +31,7 @@ from bitfront.graph import Graph, Node, Site, capture
 from bitfront.graph.capture import parameter, recorded_nodes
 from bitfront.graph.costs import bit_operations, bops, ebops
 from bitfront.operations.lookup import tensors_in
+from bitfront.spaces.model_space import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
 
 #: Number of samples that a model is captured with. With a single one, a batch dimension looks like a constant.
@@ -196,7 +197,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def analyze(model: nn.Module, sample: object, batch: int = 1, config: Mapping[str, Any] | None = None) -> Analysis:
+def analyze(model: nn.Module, sample: object, batch: int = 1, config: CandidateConfig | None = None) -> Analysis:
     """The costs of `model` for a batch, module by module: operations, buffers, parameters, bits.
 
     Args:
@@ -309,7 +310,7 @@ def _pair(value: object) -> Any:
 
 
 def describe(
-    graph: Graph, batch: int = 1, config: Mapping[str, Any] | None = None, where: tuple[str, ...] = ()
+    graph: Graph, batch: int = 1, config: CandidateConfig | None = None, where: tuple[str, ...] = ()
 ) -> Analysis:
     """The costs of a captured model for a batch, in the formats of `config`.
 

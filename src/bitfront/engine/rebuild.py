@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
+from bitfront.spaces.model_space import CandidateConfig
 from bitfront.spaces.quantize import single
 from bitfront.training import Evaluation, evaluate
 from bitfront.transforms import calibrate, quantize
@@ -56,7 +56,7 @@ class Transformed:
     model: nn.Module
     formats: Mapping[str, Mapping[Operand, Format]]
     graph: Graph
-    config: Mapping[str, Any]
+    config: CandidateConfig
     folder: Path
     trial: Trial | None = None
     evaluation: Evaluation | None = None

@@ -12,7 +12,7 @@ from bitfront.errors import ConfigError
 from bitfront.graph import Graph
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
-from bitfront.spaces.model_space import ModelSpace, Offer
+from bitfront.spaces.model_space import CandidateConfig, ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.spaces.widths import WidthSpace
@@ -39,7 +39,7 @@ class JointSpace(ModelSpace):
                 )
         above = request.where[:-1]
         requests = {
-            name: replace(request, by=part.by, seed=part.seed, where=(*above, name, "seed"), parts={})
+            name: replace(request, by=part.by, choices=part.choices, where=(*above, name, "seed"), parts={})
             for name, part in request.parts.items()
         }
         self.graph = request.graph
@@ -74,7 +74,7 @@ class JointSpace(ModelSpace):
         first = {row.tobytes(): i for i, row in reversed(list(enumerate(rows)))}
         return rows[sorted(first.values())]
 
-    def encode(self, config: Mapping[str, object]) -> NDArray[np.int64]:
+    def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
         """The code of a candidate spelled out.
 
         Raises:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bitfront.spaces.quantize import QuantizationSpace
 
 #: A candidate spelled out as in the TOML: {"by": "name", "default": {...}, site: {"config": {...}}}.
-CandidateConfig = dict[str, Any]
+CandidateConfig = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,15 @@ class DescribedSpace(Space):
 
         Where the space has parts, each of them stands under its name.
         """
-        tables: dict[str, CandidateConfig] = {}
+        tables: dict[str, dict[str, Any]] = {}
         options = self.options(code[None])[0].tolist()
         for g, (group, entry) in enumerate(zip(self.groups, self.description, strict=True)):
             table = tables.setdefault(entry.get("part", ""), {"by": "name", "default": {"config": {"name": "NA"}}})
             written = self._written(g, options[g])
             if group.size > 1 or entry["alternatives"][0]["name"] != "NA":
                 table[entry["site"]] = {"config": dict(written)}
-        return tables.get("", tables)
+        spelled: CandidateConfig = tables.get("", tables)
+        return spelled
 
     def _written(self, g: int, option: int) -> Mapping[str, object]:
         """What the TOML says of one option of a site."""
@@ -150,7 +151,7 @@ class Offer:
     """What a space offers at a site, for people.
 
     Attributes:
-        rule: the key of the seed table that applied.
+        rule: the key of the table of choices that applied.
         choices: what the site may become, in words.
         options: how many that are.
     """
@@ -167,8 +168,8 @@ class ModelSpace(DescribedSpace):
 
     Attributes:
         graph: the captured model.
-        unused: keys of the seed that name nothing.
-        notes: what the user should know about how the seed was understood.
+        unused: keys of the table of choices that name nothing.
+        notes: what the user should know about how the choices were understood.
     """
 
     graph: Graph
@@ -189,7 +190,7 @@ class ModelSpace(DescribedSpace):
         """Candidates that treat all sites alike, as far as they can: what a search should begin with."""
 
     @abstractmethod
-    def encode(self, config: Mapping[str, Any]) -> NDArray[np.int64]:
+    def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
         """The code of a candidate spelled out. Raises ConfigError if it is not of this space."""
 
     @abstractmethod

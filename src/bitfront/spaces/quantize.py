@@ -27,7 +27,7 @@ from bitfront.operations.lookup import sites as site_operations
 from bitfront.registry import canonical
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
-from bitfront.spaces.model_space import ModelSpace, Offer
+from bitfront.spaces.model_space import CandidateConfig, ModelSpace, Offer
 from bitfront.spaces.request import SpaceRequest
 
 NAMING = ("name", "type", "regex_name")
@@ -63,7 +63,7 @@ class Assignment:
     """What a site got.
 
     Attributes:
-        key: the key of the seed table that applied; ``default`` where no other did.
+        key: the key of the table of choices that applied; ``default`` where no other did.
         alternatives: the branches.
         excluded: how many settings were left out because their parameters contradict each other.
         why: of the last of them, what the format says.
@@ -96,7 +96,7 @@ class QuantizationSpace(ModelSpace):
     @classmethod
     def of_float(cls, graph: Graph) -> QuantizationSpace:
         """The space whose only candidate is the float model itself, for its row in the table."""
-        return cls(SpaceRequest(graph, seed={}, float_only=True))
+        return cls(SpaceRequest(graph, float_only=True))
 
     def split(self, codes: Codes) -> tuple[Codes, Codes]:
         """No candidate changes a width."""
@@ -156,7 +156,7 @@ class QuantizationSpace(ModelSpace):
                 result[assignment.site.name] = formats
         return result
 
-    def encode(self, config: Mapping[str, Any]) -> NDArray[np.int64]:
+    def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
         """The code of a candidate spelled out.
 
         Raises:
@@ -254,20 +254,22 @@ class QuantizationSpace(ModelSpace):
         return [list(_options(a)) for a in self.assignments]
 
 
-def single(graph: Graph, config: Mapping[str, Any], where: tuple[str, ...] = ()) -> QuantizationSpace:
+def single(graph: Graph, config: CandidateConfig, where: tuple[str, ...] = ()) -> QuantizationSpace:
     """The space whose only candidate is `config` (``{"by": ..., key: {"config": {...}}}``).
 
     Raises:
         ConfigError: as for any space, or more than one candidate is described.
     """
-    seed = {k: v["config"] if isinstance(v, Mapping) and "config" in v else v for k, v in config.items() if k != "by"}
-    for key, own in seed.items():
+    choices = {
+        k: v["config"] if isinstance(v, Mapping) and "config" in v else v for k, v in config.items() if k != "by"
+    }
+    for key, own in choices.items():
         if not isinstance(own, Mapping):
             raise ConfigError(f"{key!r} must be a table with a config", key=(*where, key))
-    request = SpaceRequest(graph, str(config.get("by", "name")), cast(Mapping[str, Settings], seed), where)
+    request = SpaceRequest(graph, str(config.get("by", "name")), cast(Mapping[str, Settings], choices), where)
     space = QuantizationSpace(replace(request, float_only=True))
-    said = set(seed) - {"default", *space.unused}
-    if not any(cast(Settings, seed[key]).get("name") in (None, "NA", ["NA"]) for key in said):
+    said = set(choices) - {"default", *space.unused}
+    if not any(cast(Settings, choices[key]).get("name") in (None, "NA", ["NA"]) for key in said):
         # Nothing says that a site shall stay in float, as the candidate that quantizes nothing does.
         space = QuantizationSpace(request)
     if space.size != 1:
@@ -339,7 +341,7 @@ def _distance(setting: Setting, target: int, index: int) -> tuple[float, float, 
 
 
 def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, ...]]:
-    graph, seed, where = request.graph, request.seed, request.where
+    graph, choices, where = request.graph, request.choices, request.where
     if request.by not in NAMING:
         raise ConfigError(
             f"by = {request.by!r} is not possible; {one_of(NAMING)}.{nearest(request.by, NAMING)}",
@@ -347,7 +349,7 @@ def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, .
         )
     if not graph.sites:
         raise ConfigError("the model has nothing that could be configured: no Linear, Conv, ReLU, matmul or add")
-    keys = [k for k in seed if k != "default"]
+    keys = [k for k in choices if k != "default"]
     for key in keys:
         _check_key(key, request)
     used: set[str] = set()
@@ -355,12 +357,12 @@ def _assign(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, .
     for site in graph.sites:
         key = next((k for k in keys if _names(k, site, request)), "default")
         used.add(key)
-        assignments.append(_assignment(site, key, seed.get(key, {"name": "NA"}), (*where, key, "config")))
+        assignments.append(_assignment(site, key, choices.get(key, {"name": "NA"}), (*where, key, "config")))
     unused = tuple(k for k in keys if k not in used)
     if not request.float_only and all(a.alternatives == (FLOAT,) for a in assignments):
         names = ", ".join(s.name for s in graph.sites)
         for key in dict.fromkeys(a.key for a in assignments):
-            own = seed.get(key, {"name": "NA"})
+            own = choices.get(key, {"name": "NA"})
             if own["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in own):
                 sizes = dict.fromkeys(f.bits_parameter for f in _formats(_listed(own["name"], where), where) if f)
                 allowed = [f"{o}_{p}" if p else o for p in sizes for o in operand_names()]

@@ -7,17 +7,21 @@ from dataclasses import dataclass, field
 
 from bitfront.graph import Graph
 
+#: A table of choices: key → parameter → value or list of values. The key ``default`` applies to sites that no other key
+#: names.
+Choices = Mapping[str, Mapping[str, object]]
+
 
 @dataclass(frozen=True)
 class Part:
     """The tables of one part of a space that has several parts.
 
     Attributes:
-        by, seed: as in ``SpaceRequest``.
+        by, choices: as in ``SpaceRequest``.
     """
 
     by: str
-    seed: Mapping[str, Mapping[str, object]]
+    choices: Choices
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,8 @@ class SpaceRequest:
 
     Attributes:
         graph: the captured model.
-        by: what the keys of `seed` are: ``name``, ``type`` or ``regex_name``.
-        seed: the table of choices: key → parameter → value or list of values. The key ``default`` applies to sites that
-            no other key names.
+        by: what the keys of `choices` are: ``name``, ``type`` or ``regex_name``.
+        choices: the table of choices, which the TOML calls ``seed``.
         where: path of the table in the TOML, for messages.
         float_only: accept a table that leaves every site as it is; without it that is an error.
         parts: for a space made of others: name of the part → its tables.
@@ -36,7 +39,7 @@ class SpaceRequest:
 
     graph: Graph
     by: str = "name"
-    seed: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    choices: Choices = field(default_factory=dict)
     where: tuple[str, ...] = ("search", "search_space", "seed")
     float_only: bool = False
     parts: Mapping[str, Part] = field(default_factory=dict)

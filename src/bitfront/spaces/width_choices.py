@@ -112,7 +112,7 @@ class _Reader:
         self.chooser: dict[int, LayerChoice] = {}
 
     def read(self) -> tuple[tuple[LayerChoice, ...], tuple[str, ...], tuple[str, ...]]:
-        keys = [k for k in self.request.seed if k != "default"]
+        keys = [k for k in self.request.choices if k != "default"]
         for key in keys:
             self._check_key(key)
         used: set[str] = set()
@@ -162,7 +162,7 @@ class _Reader:
 
     def _settings(self, key: str) -> tuple[list[str], list[float], int]:
         """(names, multipliers, divisor) of a key of the table. Raises ConfigError."""
-        given = self.request.seed.get(key, {})
+        given = self.request.choices.get(key, {})
         where = self._where(key, "config")
         values: dict[str, list[Any]] = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in given.items()}
         for name, choices in values.items():
@@ -263,7 +263,7 @@ class _Reader:
 
     def _parents(self, layer: Layer, key: str) -> list[str]:
         """``parent_block_name``, checked: the model says where the input of the layer comes from."""
-        given = self.request.seed.get(key, {}).get("parent_block_name")
+        given = self.request.choices.get(key, {}).get("parent_block_name")
         where = self._where(key, "config", "parent_block_name")
         named = [p for p in (given if isinstance(given, (list, tuple)) else [given]) if p not in (None, "NA")]
         sources = self._sources(layer) if named else {}

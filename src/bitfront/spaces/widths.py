@@ -8,7 +8,6 @@ sides of an addition) have one choice. So the multiplier of an ``input_only`` la
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from bitfront.errors import ConfigError
 from bitfront.graph import Graph
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
-from bitfront.spaces.model_space import ModelSpace, Offer
+from bitfront.spaces.model_space import CandidateConfig, ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.spaces.width_choices import LayerChoice, candidate_table, read_choices
@@ -79,7 +78,7 @@ class WidthSpace(ModelSpace):
         first = {row.tobytes(): i for i, row in reversed(list(enumerate(codes)))}
         return codes[sorted(first.values())]
 
-    def encode(self, config: Mapping[str, object]) -> NDArray[np.int64]:
+    def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
         """The code of a candidate spelled out, int64, shape (parameters,).
 
         Raises:

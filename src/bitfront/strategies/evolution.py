@@ -25,7 +25,7 @@ Rows = NDArray[np.int64]
 
 # Tuned on brute-forced spaces of jsc and digits models and on synthetic ones of 12 to 30 parameters. Half or twice of
 # any of them changes the front found by about as much as another seed does.
-#: Candidates that are spread over the space before anything is learned; the loop's seeds count.
+#: Candidates that are spread over the space before anything is learned; the loop's initial ones count.
 START = 16
 #: Parents: the best ones, and all of the front, as far as it is no larger than `FRONT`.
 POPULATION = 16

@@ -1,8 +1,8 @@
 """Optuna's samplers behind ``propose``, driven by ask and tell.
 
 The study lives in memory and is a cache of the history: before asking, everything the history has learned is added to
-it, also candidates that came from elsewhere (seeds, neighbours of the front). Choices are encoded as ordered integers
-and TPE is multivariate: both repeat less and find more in such spaces.
+it, also candidates that came from elsewhere (initial ones, neighbours of the front). Choices are encoded as ordered
+integers and TPE is multivariate: both repeat less and find more in such spaces.
 
 Asking is done in batches, of which only the first is a trial of Optuna's (a trial's ``suggest`` copies all values for
 every parameter); of the others the sampler is asked itself. TPE needs its trials, see ``_ask_with_lies``.

@@ -1,6 +1,6 @@
-"""Several strategies on one space: the same budget, the same seeds, and every candidate evaluated once for all of them.
+"""Several strategies on one space: the same budget, the same random seeds, every candidate evaluated once for all.
 
-Each run is the loop of a search, as it would have gone alone: the same seeds give the same trials in the same order.
+Each run is the loop of a search, as it would have gone alone: the same random seed gives the same trials in one order.
 What is evaluated goes into one store, ``compare/cache.sqlite`` in the run folder, of which all runs are answered, and a
 comparison that is given again, after whatever stopped it, too. Only the strategies' own time is spent again.
 
@@ -109,13 +109,13 @@ def _setup(plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in variant_settings()}
 
 
-def run_comparison(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
+def run_comparison(plan: Plan, names: Sequence[str] | None, repeats: int, restart: bool, events: Events) -> Comparison:
     """Compare strategies, or go on with it, in ``compare`` of the run folder.
 
     Args:
         plan: of a configuration that is ``prepared``.
         names: the strategies; None: ``DEFAULT``, and brute force where it takes no more than two minutes.
-        seeds: how many runs of each: with the seed of the configuration, and those after it.
+        repeats: how many runs of each: with the random seed of the configuration, and those after it.
         restart: throw away what an earlier comparison there has evaluated.
 
     Raises:
@@ -124,15 +124,15 @@ def run_comparison(plan: Plan, names: Sequence[str] | None, seeds: int, restart:
         EvaluationError: nothing could be evaluated, nothing fulfils the constraints, or results cannot be written.
         KeyboardInterrupt: what was evaluated until then is kept.
     """
-    if seeds < 1:
-        raise ConfigError(f"{seeds} is not possible; allowed: 1 or more", key=("seeds",))
+    if repeats < 1:
+        raise ConfigError(f"{repeats} is not possible; allowed: 1 or more", key=("seeds",))
     competitors(plan, names or DEFAULT)  # mistakes come before any work
     for note in plan.notes:
         events.note(note)
     folder = plan.config.run_folder
     try:
         with stores.locked(folder):
-            return _compare(plan, names, seeds, restart, events)
+            return _compare(plan, names, repeats, restart, events)
     except OSError as error:
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
     except sqlite3.Error as error:
@@ -141,7 +141,7 @@ def run_comparison(plan: Plan, names: Sequence[str] | None, seeds: int, restart:
         ) from None
 
 
-def _compare(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool, events: Events) -> Comparison:
+def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: bool, events: Events) -> Comparison:
     folder = plan.config.run_folder / FOLDER
     path = folder / CACHE
     if path.exists() and not restart:
@@ -163,8 +163,8 @@ def _compare(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool,
         with Dispatcher(plan.evaluator, plan.settings.strategy.setup.n_jobs) as dispatcher:
             shared = CachedEvaluator(dispatcher, store, space.keys)
             known = len(shared)
-            _announce(own, seeds, known, events)
-            runs = _runs(own, seeds, starts, limits, shared, events)
+            _announce(own, repeats, known, events)
+            runs = _runs(own, repeats, starts, limits, shared, events)
             remarks = tuple(dispatcher.remarks)
     finally:
         store.close()
@@ -176,7 +176,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, seeds: int, restart: bool,
     return Comparison(
         folder=folder,
         strategies=tuple(p.strategy.title for p in own),
-        seeds=_seeds(plan, seeds),
+        seeds=_random_seeds(plan, repeats),
         budget=min(plan.n_trials, space.size),
         size=space.size,
         objectives=plan.objectives,
@@ -198,8 +198,8 @@ def _identity(plan: Plan, weights: str | None) -> dict[str, Any]:
     return {**own, "metrics": list(plan.evaluator.metrics)}
 
 
-def _seeds(plan: Plan, seeds: int) -> tuple[int, ...]:
-    return tuple(range(plan.config.seed, plan.config.seed + seeds))
+def _random_seeds(plan: Plan, repeats: int) -> tuple[int, ...]:
+    return tuple(range(plan.config.seed, plan.config.seed + repeats))
 
 
 def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
@@ -219,13 +219,13 @@ def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
     return DEFAULT
 
 
-def _announce(own: Sequence[Plan], seeds: int, known: int, events: Events) -> None:
+def _announce(own: Sequence[Plan], repeats: int, known: int, events: Events) -> None:
     plan = own[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
     events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
     names = ", ".join(p.strategy.title for p in own)
     events.note(
-        f"compared: {names}; {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget:,} distinct evaluations each"
+        f"compared: {names}; {repeats} {'seed' if repeats == 1 else 'seeds'}, {budget:,} distinct evaluations each"
         + (f", brute force all {size:,}" if own[0].strategy.kind.exhaustive else "")
     )
     each = 1000 * seconds_per_candidate(own[0])  # also what happens once happens now, and not to the first candidate
@@ -235,12 +235,12 @@ def _announce(own: Sequence[Plan], seeds: int, known: int, events: Events) -> No
 
 
 def _runs(
-    own: Sequence[Plan], seeds: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
+    own: Sequence[Plan], repeats: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
 ) -> list[StrategyRun]:
     """Every run, strategy by strategy."""
     found: list[StrategyRun] = []
     for competitor in own:
-        several = (None,) if competitor.strategy.kind.exhaustive else _seeds(competitor, seeds)
+        several = (None,) if competitor.strategy.kind.exhaustive else _random_seeds(competitor, repeats)
         for seed in several:
             which = f"seed {seed}" if seed is not None else "the whole space"
             events.running(f"{competitor.strategy.title}, {which}")

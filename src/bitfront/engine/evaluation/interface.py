@@ -29,7 +29,7 @@ from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.spaces.request import Part, SpaceRequest
+from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
 
@@ -66,7 +66,7 @@ class EvaluationJob:
     Attributes:
         model: the trained float model.
         sample: two input samples, for capture.
-        space: name of the space, and what it is built from.
+        space: name of the space; `by`, `choices` and `parts` are what it is built from.
         runners: the metric runners with their settings, in the order of their metrics.
         splits: split → (x, y): the samples to evaluate on, already chosen and in order.
         calibration: samples of the training split that formats learn their scales from, and sites their corrections.
@@ -81,7 +81,7 @@ class EvaluationJob:
     sample: Tensor
     space: str
     by: str
-    seed: Mapping[str, Mapping[str, object]]
+    choices: Choices
     runners: tuple[ConfiguredRunner, ...]
     splits: Mapping[str, tuple[Tensor, Tensor]]
     calibration: Tensor
@@ -98,7 +98,7 @@ class EvaluationJob:
     def build_space(self) -> ModelSpace:
         """The space, of the captured model."""
         graph = capture(self.model, self.sample)
-        space = SPACES.get(self.space)(SpaceRequest(graph, self.by, self.seed, parts=self.parts))
+        space = SPACES.get(self.space)(SpaceRequest(graph, self.by, self.choices, parts=self.parts))
         assert isinstance(space, ModelSpace)
         return space
 

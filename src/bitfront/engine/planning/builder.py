@@ -6,7 +6,6 @@ mistake in the file. Training comes after.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -37,7 +36,7 @@ from bitfront.metrics.base import Metric
 from bitfront.objectives import Objectives
 from bitfront.spaces import SPACES
 from bitfront.spaces.model_space import ModelSpace
-from bitfront.spaces.request import Part, SpaceRequest
+from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured_strategy, without_effect
 
 DEFAULT_TRIALS = 100
@@ -102,7 +101,7 @@ def make_plan(
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
 
 
-def _choices(config: Config) -> Mapping[str, Mapping[str, object]]:
+def _choices(config: Config) -> Choices:
     """What may be chosen: the tables ``[search.search_space.seed.*]``."""
     assert config.search is not None
     return {k: v.config for k, v in config.search.search_space.seed.items()}
@@ -135,7 +134,7 @@ def _job(
         sample=dataset.split("train")[0][:2],
         space=search.search_space.name,
         by=search.search_space.setup.by,
-        seed=_choices(config),
+        choices=_choices(config),
         runners=runners,
         splits=evaluation_samples(dataset, runners, config.seed),
         calibration=chosen_samples(dataset, "train", search.calibration.num_samples, config.seed)[0],

@@ -174,8 +174,8 @@ def bounds(plan: Plan, reference: Mapping[str, float | None]) -> Feasibility:
 
 def first_candidates(plan: Plan, starts: Codes) -> Codes:
     """What is tried before the strategy is asked: where constraints point to, and uniform-precision candidates."""
-    seeds = np.concatenate([starts, plan.space.uniform()[:UNIFORM]])
-    return seeds[:0] if plan.exhaustive else seeds  # all of them come anyway, in the space's own order
+    initial = np.concatenate([starts, plan.space.uniform()[:UNIFORM]])
+    return initial[:0] if plan.exhaustive else initial  # all of them come anyway, in the space's own order
 
 
 def _evaluate(plan: Plan, store: Store, bounds: Feasibility, starts: Codes, events: Events) -> loop.StopReason:
