@@ -11,7 +11,7 @@ from bitfront.config import WITHOUT_EFFECT, Config, from_document, load, quantiz
 from bitfront.errors import ConfigError
 
 DATA = Path(os.environ.get("BITFRONT_DATA", Path(__file__).parents[2] / "shared" / "data"))
-EXAMPLES = Path(os.environ.get("BITFRONT_EXAMPLES", DATA.parent / "examples"))
+EXAMPLES = Path(os.environ.get("BITFRONT_SHARED_EXAMPLES", DATA.parent / "examples"))
 NAMES = [
     "brute_force_native.toml",
     "channel_multiplier.toml",
