@@ -308,7 +308,7 @@ class Gate(nn.Module):
 
 
 @network(6)
-class CachedEvaluator(nn.Module):
+class SharedLayer(nn.Module):
     """A Linear that is called twice, with one ReLU for three places."""
 
     def __init__(self):

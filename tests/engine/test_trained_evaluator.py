@@ -20,7 +20,7 @@ from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import evaluate
-from engine.networks import CachedEvaluator, Functional, Residual, made
+from engine.networks import Functional, Residual, SharedLayer, made
 
 pytestmark = pytest.mark.slow
 
@@ -338,7 +338,7 @@ def test_an_interrupted_training_is_no_result(dataset, monkeypatch):
         made.evaluator.evaluate(everything(made))
 
 
-@pytest.mark.parametrize("network", [Functional, CachedEvaluator, Residual])
+@pytest.mark.parametrize("network", [Functional, SharedLayer, Residual])
 def test_functional_and_shared_sites_are_trained_too(network):
     """Their twins have other names than what they stand for."""
     model = made(network)

@@ -48,7 +48,7 @@ class Branching(nn.Module):
         return self.left(h) * torch.relu(self.right(h))
 
 
-class CachedEvaluator(nn.Module):
+class SharedLayer(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(6, 6)
@@ -101,7 +101,7 @@ class FunctionalConv(nn.Module):
                 ("mul", "mul", ("data_in",)),
             ],
         ),
-        (CachedEvaluator, (6,), [("fc", "linear", WEIGHTED), ("fc_1", "linear", WEIGHTED)]),
+        (SharedLayer, (6,), [("fc", "linear", WEIGHTED), ("fc_1", "linear", WEIGHTED)]),
         (
             Functional,
             (6,),
@@ -173,7 +173,7 @@ def test_macs_are_half_of_what_torch_counts(model, shape, batch):
     assert sum(n.macs for n in graph.nodes) * 2 * batch == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("factory", [Functional, FunctionalConv, CachedEvaluator, Concatenating])
+@pytest.mark.parametrize("factory", [Functional, FunctionalConv, SharedLayer, Concatenating])
 def test_macs_of_functional_and_shared_sites_are_half_of_what_torch_counts(factory):
     model, shape = factory(), (2, 8) if factory is FunctionalConv else (6,)
     x = torch.randn(3, *shape)
@@ -238,7 +238,7 @@ def test_a_model_that_cannot_be_traced_gives_its_modules_and_names_the_line():
     assert [(s.name, s.macs) for s in graph.sites] == [("fc", 72), ("act", 0), ("extra", 36)]
 
 
-MODELS = [Residual, Concatenating, Branching, CachedEvaluator, Functional, DataDependent]
+MODELS = [Residual, Concatenating, Branching, SharedLayer, Functional, DataDependent]
 
 
 @pytest.mark.parametrize("factory", MODELS)

@@ -17,7 +17,7 @@ from bitfront.graph.segments import Variables
 from bitfront.operations.base import extend
 from bitfront.operations.channels import elementwise
 from bitfront.operations.layout import repeated
-from engine.networks import CachedEvaluator, Dense, Functional, Images, made
+from engine.networks import Dense, Functional, Images, SharedLayer, made
 from random_networks import (
     BLOCKS,
     Concatenating,
@@ -86,7 +86,7 @@ def test_functions_of_parameters_are_layers_too():
 
 
 def test_two_calls_of_a_module_tie_its_dimensions():
-    structure = of(made(CachedEvaluator), *CachedEvaluator.shape)
+    structure = of(made(SharedLayer), *SharedLayer.shape)
     assert table(structure)[0] == (6, ("fc", "fc_1"), ("fc", "fc_1", "head"), INPUT)
 
 

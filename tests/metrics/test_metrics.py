@@ -223,7 +223,7 @@ def test_model_size_includes_the_scales(tiny_mlp, settings, overhead_bits):
     assert size == -(-(12 * 5 + overhead_bits) // 8) + (3 + 6 + 2) * 4
 
 
-class CachedEvaluator(nn.Module):
+class SharedLayer(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(4, 4)
@@ -253,7 +253,7 @@ class Functionally(nn.Module):
 
 @pytest.mark.parametrize(
     ("factory", "sites", "rest"),
-    [(CachedEvaluator, ("fc", "fc_1"), 16), (Tied, ("fc", "again"), 0), (Functionally, ("linear", "linear_1"), 16)],
+    [(SharedLayer, ("fc", "fc_1"), 16), (Tied, ("fc", "again"), 0), (Functionally, ("linear", "linear_1"), 16)],
 )
 def test_a_shared_parameter_is_stored_once_in_its_widest_form(factory, sites, rest):
     seed = {s: {"name": ["integer"], "weight_width": [w]} for s, w in zip(sites, (4, 8), strict=True)}
