@@ -20,7 +20,7 @@ SUM = Objectives((Objective("loss", 1.0, "minimize"), Objective("size", 0.1, "mi
 
 
 def comparison(folder, objectives=TWO, *, truth=True, seeds=5, budget=30, whole=120, constraints=()):
-    """Made-up runs: `whole` candidates, of which each run takes `budget` in an order of its own."""
+    """Made-up runs: `whole` candidates, of which each run takes `budget`, in a random order."""
     rng, count = np.random.default_rng(0), len(objectives.directions)
     every = rng.random((whole, count)) * 10 ** np.arange(count) - (1.0 if "accuracy" in objectives.names else 0.0)
     every[rng.random(whole) < 0.1] = np.nan  # failed
@@ -37,11 +37,11 @@ def comparison(folder, objectives=TWO, *, truth=True, seeds=5, budget=30, whole=
     courses = [course("brute_force", 0, np.arange(whole))] if truth else []
     strategies = ("evolution", "optuna:tpe")
     courses += [course(s, seed, rng.permutation(whole)[:budget]) for s in strategies for seed in range(seeds)]
-    found, front, reference, volume = add_curves(courses, objectives)
+    runs, front, reference, volume = add_curves(courses, objectives)
     names = (("brute_force",) if truth else ()) + strategies
     return Comparison(
         folder, names, tuple(range(seeds)), budget, whole, objectives, constraints, truth, front, reference, volume,
-        found, 17, 3,
+        runs, 17, 3,
     )  # fmt: skip
 
 
@@ -61,31 +61,31 @@ def heights(x, line_x, line_y):
 @pytest.mark.parametrize("objectives", [TWO, THREE, SUM], ids=["two", "three", "sum"])
 @pytest.mark.parametrize("truth", [True, False])
 def test_lines_are_the_curves_and_bands_their_quartiles(objectives, truth, tmp_path):
-    own = comparison(tmp_path, objectives, truth=truth)
-    panels = comparison_report.panels(own)
+    result = comparison(tmp_path, objectives, truth=truth)
+    panels = comparison_report.panels(result)
     whats = ["best"] if objectives is SUM else ["volume", "best"]
     assert [(p.what, p.over) for p in panels] == [(w, o) for w in whats for o in ("evaluations", "seconds")]
     figure = comparison_figures.courses(panels)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(own.strategies)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(result.strategies)
     for axes, panel in zip(figure.axes, panels, strict=True):
         assert (axes.get_xlabel(), axes.get_ylabel()) == (panel.x_title, panel.y_title)
         assert axes.get_xscale() == "log"
         drawn = {line.get_label(): line for line in axes.get_lines()}
-        assert [line.strategy for line in panel.lines] == list(own.strategies)
-        _, offset, factor = comparison_report.measure(own)
+        assert [line.strategy for line in panel.lines] == list(result.strategies)
+        _, offset, factor = comparison_report.measure(result)
         for line, band in zip(panel.lines, axes.collections, strict=True):
             assert np.array_equal(drawn[line.strategy].get_xdata(), line.x)
             assert np.array_equal(drawn[line.strategy].get_ydata(), line.median, equal_nan=True)
-            curve = own.curve(line.strategy, panel.what, panel.over)
+            curve = result.curve(line.strategy, panel.what, panel.over)
             shift, turn = (0.0, 1.0) if panel.what == "volume" else (offset, factor)
             ends = (curve.low, curve.high) if turn > 0 else (curve.high, curve.low)
             for shown, true in zip((line.median, line.low, line.high), (curve.median, *ends), strict=True):
                 expected = np.where(np.isfinite(true), shift + turn * true, np.nan)
                 assert np.array_equal(heights(curve.x, line.x, shown), expected, equal_nan=True)
-            found = {tuple(v) for path in band.get_paths() for v in path.vertices}
+            vertices = {tuple(v) for path in band.get_paths() for v in path.vertices}
             fine = np.isfinite(line.low) & np.isfinite(line.high)
             for side in (line.low, line.high):
-                assert set(zip(line.x[fine], side[fine], strict=True)) <= found
+                assert set(zip(line.x[fine], side[fine], strict=True)) <= vertices
         across = [line.get_ydata()[0] for line in axes.get_lines() if line.get_label().startswith("_")]
         assert across == [height for height, _ in panel.levels]
         assert [t.get_text() for t in axes.texts] == [text for _, text in panel.levels]
@@ -93,14 +93,14 @@ def test_lines_are_the_curves_and_bands_their_quartiles(objectives, truth, tmp_p
 
 def test_the_true_front_is_marked_where_it_is_known(tmp_path):
     for truth, word in ((True, "true"), (False, "best known")):
-        own = comparison(tmp_path, truth=truth)
-        volume, _, best, _ = comparison_report.panels(own)
+        result = comparison(tmp_path, truth=truth)
+        volume, _, best, _ = comparison_report.panels(result)
         assert volume.levels == ((1.0, f"{word} front"), (0.95, "95 %"), (0.99, "99 %"))
         assert volume.y_title == f"part of the {word} hypervolume"
-        assert best.levels == ((1 + own.best, "true best" if truth else "best known"),)
+        assert best.levels == ((1 + result.best, "true best" if truth else "best known"),)
         assert best.y_title == "best error (1 − accuracy) so far"
-        (plane,) = comparison_report.planes(own)
-        (axes,) = comparison_figures.fronts([plane], own).axes
+        (plane,) = comparison_report.planes(result)
+        (axes,) = comparison_figures.fronts([plane], result).axes
         assert f"{word} front" in [line.get_label() for line in axes.get_lines()]
 
 
@@ -117,8 +117,8 @@ def test_points_drawn_are_the_results_and_the_fronts(known):
         runs = known.of(strategy)
         middle = sorted(runs, key=lambda c: c.volume[-1])[2]
         expected = middle.front(30) * [-1, 1]
-        own = drawn[f"{strategy}, seed {middle.seed}"]
-        assert sorted(map(tuple, own)) == sorted(map(tuple, expected[:, ::-1]))
+        points = drawn[f"{strategy}, seed {middle.seed}"]
+        assert sorted(map(tuple, points)) == sorted(map(tuple, expected[:, ::-1]))
     assert len(drawn) == 4, "brute force is the front"
 
 
@@ -129,11 +129,11 @@ def test_one_picture_of_fronts_per_cost(tmp_path):
 
 
 def test_of_many_results_some_are_drawn_and_of_long_curves_where_they_change(tmp_path):
-    own = comparison(tmp_path, whole=9000, budget=50)
-    (plane,) = comparison_report.planes(own)
-    (axes,) = comparison_figures.fronts([plane], own).axes
+    result = comparison(tmp_path, whole=9000, budget=50)
+    (plane,) = comparison_report.planes(result)
+    (axes,) = comparison_figures.fronts([plane], result).axes
     assert len(axes.get_lines()[0].get_xdata()) <= comparison_figures.SHOWN < len(plane.results)
-    (brute, *_) = comparison_report.panels(own)[0].lines
+    (brute, *_) = comparison_report.panels(result)[0].lines
     assert len(brute.x) < 200
     assert brute.x[-1] == 9000
 
@@ -174,16 +174,16 @@ def test_the_json_has_all_numbers(known, monkeypatch):
     assert said["front"] == (known.front * [-1, 1]).tolist()
     assert said["reference_point"] == (known.reference * [-1, 1]).tolist()
     assert said["hypervolume"] == known.hypervolume
-    for course, own in zip(said["courses"], known.runs, strict=True):
-        assert (course["strategy"], course["seed"]) == (own.strategy, own.seed)
-        for name, curve in (("volume", own.volume), ("best", -own.best)):
+    for course, run in zip(said["courses"], known.runs, strict=True):
+        assert (course["strategy"], course["seed"]) == (run.strategy, run.seed)
+        for name, curve in (("volume", run.volume), ("best", -run.best)):
             steps = course[name]
-            shown = heights(np.arange(1, len(own) + 1), steps["evaluations"], np.array(steps["value"], dtype=float))
+            shown = heights(np.arange(1, len(run) + 1), steps["evaluations"], np.array(steps["value"], dtype=float))
             assert np.array_equal(shown, np.where(np.isfinite(curve), curve, np.nan), equal_nan=True)
-            assert steps["seconds"] == own.seconds[np.array(steps["evaluations"]) - 1].tolist()
-    for standing, own in zip(said["standings"], known.results, strict=True):
-        assert standing["regret"]["values"] == list(own.regret.values)
-        reached = [None if math.isinf(v) else v for v in own.evaluations[1].values]
+            assert steps["seconds"] == run.seconds[np.array(steps["evaluations"]) - 1].tolist()
+    for standing, result in zip(said["standings"], known.results, strict=True):
+        assert standing["regret"]["values"] == list(result.regret.values)
+        reached = [None if math.isinf(v) else v for v in result.evaluations[1].values]
         assert standing["evaluations"][1]["values"] == reached
         assert standing["evaluations"][1]["reached"] == sum(v is not None for v in reached)
 
@@ -217,22 +217,22 @@ def test_the_table(known):
     ]  # fmt: skip
     assert [row[0] for row in sheet.rows] == list(known.strategies)
     evolution = dict(zip(sheet.columns, sheet.rows[1], strict=True))
-    own = known.results[1]
-    assert evolution["regret at 30"] == comparison_report.spread(own.regret)
-    assert evolution["evals to 99 %"] == comparison_report.reached(own.evaluations[1], 30)
+    result = known.results[1]
+    assert evolution["regret at 30"] == comparison_report.spread(result.regret)
+    assert evolution["evals to 99 %"] == comparison_report.reached(result.evaluations[1], 30)
     assert evolution["repeats"] == "7 of 37"
 
 
 def test_with_one_objective_there_is_no_column_of_volumes(tmp_path):
-    own = comparison(tmp_path, SUM)
-    assert comparison_report.sheet(own).columns == [
+    result = comparison(tmp_path, SUM)
+    assert comparison_report.sheet(result).columns == [
         "strategy", "evals to the best", "shortfall at 30", "seconds own + evaluating", "repeats",
     ]  # fmt: skip
-    text = "\n".join(comparison_report.lines(own))
+    text = "\n".join(comparison_report.lines(result))
     assert "hypervolume" not in text
-    assert "shortfall: by how much the best sum of scaled metrics found is worse than the true best" in text
-    assert comparison_report.panels(own)[0].y_title == "best sum of scaled metrics so far"
-    assert comparison_report.as_json(own)["reference_point"] is None
+    assert "shortfall: by how much the best sum of scaled metrics of a run is worse than the true best" in text
+    assert comparison_report.panels(result)[0].y_title == "best sum of scaled metrics so far"
+    assert comparison_report.as_json(result)["reference_point"] is None
 
 
 def test_lines_say_what_it_is_relative_to(tmp_path):
@@ -242,7 +242,7 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
     assert "best known" not in text
     assert "failed: 22 of the candidates of all runs" in text
     assert "seeds 0 to 4: median [quartiles] over seeds" in text
-    assert "brute_force goes through all 120, in the space's own order" in text
+    assert "brute_force evaluates all 120 in the order of the space" in text
     assert "17 candidates evaluated now, 3 known from before" in text
     text = "\n".join(comparison_report.lines(comparison(tmp_path, truth=False, seeds=1, constraints=("size <= 5",))))
     assert "the true front is not known: everything is relative to the best that these runs found together" in text

@@ -1,5 +1,5 @@
-"""A comparison of strategies, for people and machines: the table, what to know beside it, JSON, and the tables that its
-figures are drawn from. Nothing is measured here.
+"""A comparison of strategies as text and data: the table with the remarks below it, the JSON file, and the tables that
+the figures draw. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -12,33 +12,41 @@ from typing import Any
 import numpy as np
 
 from bitfront.engine.comparison.curves import MARGIN, Spread, Values
-from bitfront.engine.comparison.results import EXHAUSTIVE, LEVELS, Band, Comparison, CurveAxis, CurveKind
+from bitfront.engine.comparison.results import (
+    EXHAUSTIVE,
+    LEVELS,
+    Band,
+    Comparison,
+    CurveAxis,
+    CurveKind,
+    StrategyResult,
+)
 from bitfront.report.tables import Sheet, number
 
 RESULT = "compare.json"
 
 
-# -- words
+# -- wording
 
 
-def best_there_is(own: Comparison) -> str:
-    """What everything is measured against."""
-    return "true" if own.truth else "best known"
+def best_there_is(comparison: Comparison) -> str:
+    """The front that all results are measured against: ``true`` or ``best known``."""
+    return "true" if comparison.truth else "best known"
 
 
-def of_volume(own: Comparison) -> str:
-    """What a part of the hypervolume is a part of."""
-    return "of the true hypervolume" if own.truth else "of the best known hypervolume"
+def of_volume(comparison: Comparison) -> str:
+    """The hypervolume that shares refer to, for the end of a sentence."""
+    return "of the true hypervolume" if comparison.truth else "of the best known hypervolume"
 
 
-def measure(own: Comparison) -> tuple[str, float, float]:
-    """How the leading objective is shown: (title, offset, factor); shown is offset + factor · loss.
+def measure(comparison: Comparison) -> tuple[str, float, float]:
+    """How the leading objective is shown: (title, offset, factor). The value shown is offset + factor · loss.
 
-    Accuracy is shown as the error, 1 − accuracy, where it is not scaled; anything else as it is.
+    Accuracy without a scale is shown as the error, 1 − accuracy. Everything else is shown as it is.
     """
-    name = own.objectives.names[own.leading]
-    direction = own.objectives.directions[own.leading]
-    scale = 1.0 if own.objectives.summed else own.objectives.parts[own.leading].scale
+    name = comparison.objectives.names[comparison.leading]
+    direction = comparison.objectives.directions[comparison.leading]
+    scale = 1.0 if comparison.objectives.summed else comparison.objectives.parts[comparison.leading].scale
     if name == "accuracy" and direction == "maximize" and scale == 1.0:
         return "error (1 − accuracy)", 1.0, 1.0
     shown = name if scale == 1.0 else f"{name} × {scale:g}"
@@ -48,46 +56,50 @@ def measure(own: Comparison) -> tuple[str, float, float]:
 # -- the table
 
 
-def sheet(own: Comparison) -> Sheet:
-    """A row per strategy: median over seeds, and quartiles in brackets."""
-    several = len(own.objectives.directions) > 1
+def sheet(comparison: Comparison) -> Sheet:
+    """The table: one row per strategy, with medians over the seeds and quartiles in brackets."""
+    several = len(comparison.objectives.directions) > 1
     levels = [f"{100 * level:.0f} %" for level in LEVELS]
     columns = ["strategy"]
     if several:
         columns += [f"evals to {level}" for level in levels] + [f"seconds to {levels[0]}"]
     else:
         columns += ["evals to the best"]
-    at = f"at {own.budget:,}"
+    at = f"at {comparison.budget:,}"
     columns += [f"regret {at}"] if several else []
     columns += [f"shortfall {at}", "seconds own + evaluating", "repeats"]
     rows = []
-    for one in own.results:
-        spent = int(one.spent.median)
-        cells = [one.strategy]
+    for result in comparison.results:
+        spent = int(result.spent.median)
+        cells = [result.strategy]
         if several:
-            cells += [reached(s, spent) for s in one.evaluations]
-            totals = [a + e for a, e in zip(one.asking.values, one.evaluating.values, strict=True)]
-            cells += [reached(s, max(totals)) for s in one.seconds[:1]]
+            cells += [reached(s, spent) for s in result.evaluations]
+            totals = [a + e for a, e in zip(result.asking.values, result.evaluating.values, strict=True)]
+            cells += [reached(s, max(totals)) for s in result.seconds[:1]]
         else:
-            cells += [reached(one.to_best, spent)]
-        cells += [spread(one.regret)] if one.regret is not None else []
-        cells += [spread(one.shortfall), f"{_one(one.asking.median)} + {_one(one.evaluating.median)}"]
-        cells += [f"{_one(one.repeats.median)} of {_one(one.proposals.median)}"]
+            cells += [reached(result.to_best, spent)]
+        cells += [spread(result.regret)] if result.regret is not None else []
+        cells += [spread(result.shortfall), f"{_one(result.asking.median)} + {_one(result.evaluating.median)}"]
+        cells += [f"{_one(result.repeats.median)} of {_one(result.proposals.median)}"]
         rows.append(cells)
     return Sheet(columns, rows, right=columns[1:], whole=columns[:1])
 
 
-def spread(own: Spread) -> str:
-    """``median [lower quartile, upper quartile]``; what is the same for all seeds stands alone."""
-    return _bracketed(*map(_one, (own.median, own.low, own.high)))
+def spread(quartiles: Spread) -> str:
+    """``median [lower quartile, upper quartile]``, or the median alone if both quartiles are equal."""
+    return _bracketed(*map(_one, (quartiles.median, quartiles.low, quartiles.high)))
 
 
-def reached(own: Spread, limit: float) -> str:
-    """The same where something may not have been reached: ``> 400``, and by how many of the seeds it was."""
+def reached(quartiles: Spread, limit: float) -> str:
+    """Like ``spread``, for numbers that may be infinite: ``> 400, 3 of 5`` if only 3 of 5 seeds reached the level.
+
+    Args:
+        limit: what an infinite number exceeds: the evaluations or seconds that were spent.
+    """
     text = f"> {_one(limit)}"
-    cells = [text if math.isinf(v) else _one(v) for v in (own.median, own.low, own.high)]
-    shown, count = _bracketed(*cells), len(own.values)
-    return shown if own.reached == count else f"{shown}, {own.reached} of {count}"
+    cells = [text if math.isinf(v) else _one(v) for v in (quartiles.median, quartiles.low, quartiles.high)]
+    shown, count = _bracketed(*cells), len(quartiles.values)
+    return shown if quartiles.reached == count else f"{shown}, {quartiles.reached} of {count}"
 
 
 def _bracketed(median: str, low: str, high: str) -> str:
@@ -100,64 +112,73 @@ def _one(value: float) -> str:
     return number(value if value == int(value) else float(f"{value:.{max(2, len(str(int(abs(value)))))}g}"))
 
 
-def lines(own: Comparison) -> list[str]:
-    """What to know beside the table, a line each."""
-    several, count = len(own.objectives.directions) > 1, len(own.seeds)
-    directed = [f"{n} ({d})" for n, d in zip(own.objectives.names, own.objectives.directions, strict=True)]
+def lines(comparison: Comparison) -> list[str]:
+    """The remarks below the table: what its columns mean, and what the comparison was."""
+    names, directions = comparison.objectives.names, comparison.objectives.directions
+    several, seeds = len(directions) > 1, comparison.seeds
+    directed = [f"{n} ({d})" for n, d in zip(names, directions, strict=True)]
     said = [
         "",
-        f"objectives: {', '.join(directed)}; {own.size:,} candidates, {own.budget:,} distinct "
-        f"evaluations per run, {f'seeds {own.seeds[0]} to {own.seeds[-1]}' if count > 1 else f'seed {own.seeds[0]}'}"
-        + (": median [quartiles] over seeds" if count > 1 else ""),
+        f"objectives: {', '.join(directed)}; {comparison.size:,} candidates, {comparison.budget:,} distinct "
+        f"evaluations per run, {f'seeds {seeds[0]} to {seeds[-1]}' if len(seeds) > 1 else f'seed {seeds[0]}'}"
+        + (": median [quartiles] over seeds" if len(seeds) > 1 else ""),
     ]
-    if own.constraints:
-        said.append(f"constraints: {', '.join(own.constraints)}; nothing else counts")
-    if own.truth:
+    if comparison.constraints:
+        said.append(f"constraints: {', '.join(comparison.constraints)}; nothing else counts")
+    if comparison.truth:
         said.append(
             "the true front is known: every candidate was evaluated, or cannot fulfil the constraints"
-            if own.constraints
+            if comparison.constraints
             else "the true front is known: every candidate was evaluated"
         )
     else:
         said.append("the true front is not known: everything is relative to the best that these runs found together")
     if several:
-        signs = np.array([-1.0 if d == "maximize" else 1.0 for d in own.objectives.directions])
-        point = ", ".join(f"{n} {number(v)}" for n, v in zip(own.objectives.names, own.reference * signs, strict=True))
+        signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
+        point = ", ".join(f"{n} {number(v)}" for n, v in zip(names, comparison.reference * signs, strict=True))
         said.append(
-            f"evals, seconds: evaluations and time until 95 % or 99 % {of_volume(own)} were found; reference point "
-            f"{point} (the worst of the {best_there_is(own)} front, and {100 * MARGIN:.0f} % of its extent beyond)"
+            f"evals, seconds: evaluations and time until a run reached 95 % or 99 % {of_volume(comparison)}; reference "
+            f"point {point} (the worst of the {best_there_is(comparison)} front, and {100 * MARGIN:.0f} % of its "
+            "extent beyond)"
         )
-        said.append(f"regret: the part {of_volume(own)} that is missing at the end of the budget")
-    leading = own.objectives.names[own.leading]
-    best = "true best" if own.truth else "best known"
-    said.append(f"shortfall: by how much the best {leading} found is worse than the {best}")
+        said.append(f"regret: the part {of_volume(comparison)} that is missing at the end of the budget")
+    best = "true best" if comparison.truth else "best known"
+    said.append(f"shortfall: by how much the best {names[comparison.leading]} of a run is worse than the {best}")
+    exhaustive = EXHAUSTIVE in comparison.strategies
     said.append(
-        "seconds: the strategy's own, measured now, and those that evaluating its candidates took when each was "
-        "evaluated first"
-        + (", in brute force's large blocks, which is as cheap as it gets" if EXHAUSTIVE in own.strategies else "")
+        "seconds: time in the strategy, measured now, and the time that each of its candidates took when it was first "
+        "evaluated" + (", in brute force's large blocks, the cheapest way" if exhaustive else "")
     )
-    failed = sum(c.failed for c in own.runs)
+    failed = sum(c.failed for c in comparison.runs)
     if failed:
         said.append(f"failed: {failed:,} of the candidates of all runs, which count for nothing; a search says why")
-    said.append("repeats: proposals that the run knew already, of all it made; they cost no evaluation")
-    if EXHAUSTIVE in own.strategies:
+    said.append("repeats: proposals that the run had evaluated before, of all its proposals; they cost no evaluation")
+    if exhaustive:
         said.append(
-            f"brute_force goes through all {own.size:,}, in the space's own order, which is arbitrary; optuna:random "
-            "takes them in a shuffled one"
+            f"brute_force evaluates all {comparison.size:,} in the order of the space, which is arbitrary; "
+            "optuna:random takes them in a random order"
         )
-    said.append(f"{own.evaluated:,} candidates evaluated now, {own.known:,} known from before; saved in {own.folder}")
+    said.append(
+        f"{comparison.evaluated:,} candidates evaluated now, {comparison.known:,} known from before; "
+        f"saved in {comparison.folder}"
+    )
     if can_draw():
-        names = ["courses", *(["fronts"] if several else [])]
-        said.append(f"see it: {', '.join(str(own.folder / 'figures' / f'{name}.png') for name in names)}")
+        pictures = ["courses", *(["fronts"] if several else [])]
+        said.append(f"see it: {', '.join(str(comparison.folder / 'figures' / f'{p}.png') for p in pictures)}")
     return said
 
 
-# -- what the figures show
+# -- the tables that the figures draw
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A strategy's curve, thinned to where it changes, in the units that are shown; NaN where nothing was found yet."""
+    """The curve of one strategy, in the units of the axis. Only the points where it changes are kept.
+
+    Attributes:
+        x: evaluations or seconds.
+        median, low, high: median and quartiles over the seeds at each `x`; NaN before the first result.
+    """
 
     strategy: str
     x: Values
@@ -168,10 +189,13 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Curves of all strategies.
+    """The curves of all strategies over one axis.
 
     Attributes:
-        levels: (height, text) of the lines across.
+        what: hypervolume or the best value of the leading objective.
+        over: evaluations or seconds.
+        lines: one per strategy.
+        levels: (height, text) of the horizontal lines.
     """
 
     what: CurveKind
@@ -182,26 +206,28 @@ class Panel:
     levels: tuple[tuple[float, str], ...]
 
 
-def panels(own: Comparison) -> tuple[Panel, ...]:
-    """Hypervolume, where there is one, and the leading objective, over evaluations and over seconds."""
-    title, offset, factor = measure(own)
-    found = []
-    whats: tuple[CurveKind, ...] = ("volume", "best") if len(own.objectives.directions) > 1 else ("best",)
+def panels(comparison: Comparison) -> tuple[Panel, ...]:
+    """Panels of the hypervolume (if there are several objectives) and of the leading objective; each over evaluations
+    and over seconds."""
+    title, offset, factor = measure(comparison)
+    result = []
+    whats: tuple[CurveKind, ...] = ("volume", "best") if len(comparison.objectives.directions) > 1 else ("best",)
     axes: tuple[tuple[CurveAxis, str], ...] = (
         ("evaluations", "distinct evaluations"),
-        ("seconds", "seconds: the strategy's own, and of evaluating"),
+        ("seconds", "seconds, in the strategy and evaluating"),
     )
     for what in whats:
         for over, x_title in axes:
             if what == "volume":
-                shift, turn, y_title = 0.0, 1.0, f"part {of_volume(own)}"
-                levels = ((1.0, f"{best_there_is(own)} front"), *((level, f"{100 * level:.0f} %") for level in LEVELS))
+                shift, turn, y_title = 0.0, 1.0, f"part {of_volume(comparison)}"
+                best = f"{best_there_is(comparison)} front"
+                levels = ((1.0, best), *((level, f"{100 * level:.0f} %") for level in LEVELS))
             else:
                 shift, turn, y_title = offset, factor, f"best {title} so far"
-                levels = ((offset + factor * own.best, "true best" if own.truth else "best known"),)
-            curves = tuple(_line(s, own.curve(s, what, over), shift, turn) for s in own.strategies)
-            found.append(Panel(what, over, x_title, y_title, curves, levels))
-    return tuple(found)
+                levels = ((offset + factor * comparison.best, "true best" if comparison.truth else "best known"),)
+            curves = tuple(_line(s, comparison.curve(s, what, over), shift, turn) for s in comparison.strategies)
+            result.append(Panel(what, over, x_title, y_title, curves, levels))
+    return tuple(result)
 
 
 def _line(strategy: str, band: Band, offset: float, factor: float) -> Line:
@@ -217,12 +243,12 @@ def _line(strategy: str, band: Band, offset: float, factor: float) -> Line:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """Fronts over a cost and the leading objective, in the objectives' own values.
+    """Fronts over one cost and the leading objective, in the units of the objectives.
 
     Attributes:
-        results: every result of all runs, each once, shape (results, 2): cost, leading objective.
-        front: of the best front there is, by cost.
-        fronts: strategy → (seed, its front at the end of the budget), of the run whose regret is the median.
+        results: the distinct results of all runs, shape (results, 2): cost, leading objective.
+        front: the front that all are measured against, shape (members, 2), sorted by cost.
+        fronts: (strategy, seed, front at the end of the budget) of the run with the median regret, per strategy.
     """
 
     x_title: str
@@ -232,17 +258,17 @@ class Plane:
     fronts: tuple[tuple[str, int, Values], ...]
 
 
-def planes(own: Comparison) -> tuple[Plane, ...]:
-    """One per objective beside the leading one."""
-    names, directions = own.objectives.names, own.objectives.directions
+def planes(comparison: Comparison) -> tuple[Plane, ...]:
+    """One plane for each objective but the leading one."""
+    names, directions = comparison.objectives.names, comparison.objectives.directions
     signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
-    every = np.unique(np.concatenate([c.losses for c in own.runs]), axis=0)
+    every = np.unique(np.concatenate([c.losses for c in comparison.runs]), axis=0)
     every = every[~np.isnan(every).any(axis=1)]
-    found = []
+    result = []
     for column, name in enumerate(names):
-        if column == own.leading:
+        if column == comparison.leading:
             continue
-        pair = [column, own.leading]
+        pair = [column, comparison.leading]
 
         def shown(losses: Values, pair: list[int] = pair) -> Values:
             values = (losses * signs)[:, pair]
@@ -250,40 +276,40 @@ def planes(own: Comparison) -> tuple[Plane, ...]:
             return ordered
 
         fronts = []
-        for strategy in own.strategies:
-            runs = own.of(strategy)
-            ends = [float(c.volume[: own.budget][-1]) if len(c) else 0.0 for c in runs]
+        for strategy in comparison.strategies:
+            runs = comparison.of(strategy)
+            ends = [float(c.volume[: comparison.budget][-1]) if len(c) else 0.0 for c in runs]
             middle = runs[int(np.argsort(ends, kind="stable")[len(ends) // 2])]
-            fronts.append((strategy, middle.seed, shown(middle.front(own.budget))))
-        found.append(Plane(name, names[own.leading], shown(every), shown(own.front), tuple(fronts)))
-    return tuple(found)
+            fronts.append((strategy, middle.seed, shown(middle.front(comparison.budget))))
+        result.append(Plane(name, names[comparison.leading], shown(every), shown(comparison.front), tuple(fronts)))
+    return tuple(result)
 
 
 # -- files
 
 
-def as_json(own: Comparison) -> dict[str, Any]:
-    """Everything but the candidates themselves. Infinity (not reached, nothing found) becomes null."""
-    signs = np.array([-1.0 if d == "maximize" else 1.0 for d in own.objectives.directions])
-    several = len(own.objectives.directions) > 1
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as JSON, without the candidates. ``write_json`` turns infinity (level not reached) into null."""
+    signs = np.array([-1.0 if d == "maximize" else 1.0 for d in comparison.objectives.directions])
+    several = len(comparison.objectives.directions) > 1
     return {
-        "folder": str(own.folder),
-        "strategies": list(own.strategies),
-        "seeds": list(own.seeds),
-        "budget": own.budget,
-        "space_size": own.size,
-        "objectives": own.objectives.described(),
-        "summed": own.objectives.summed,
-        "constraints": list(own.constraints),
-        "truth": own.truth,
-        "relative_to": f"the {best_there_is(own)} front",
-        "reference_point": (own.reference * signs).tolist() if several else None,
-        "hypervolume": own.hypervolume,
-        "front": (own.front * signs).tolist(),
-        "evaluated": own.evaluated,
-        "known": own.known,
+        "folder": str(comparison.folder),
+        "strategies": list(comparison.strategies),
+        "seeds": list(comparison.seeds),
+        "budget": comparison.budget,
+        "space_size": comparison.size,
+        "objectives": comparison.objectives.described(),
+        "summed": comparison.objectives.summed,
+        "constraints": list(comparison.constraints),
+        "truth": comparison.truth,
+        "relative_to": f"the {best_there_is(comparison)} front",
+        "reference_point": (comparison.reference * signs).tolist() if several else None,
+        "hypervolume": comparison.hypervolume,
+        "front": (comparison.front * signs).tolist(),
+        "evaluated": comparison.evaluated,
+        "known": comparison.known,
         "levels": list(LEVELS),
-        "standings": [_standing(one) for one in own.results],
+        "standings": [_standing(result) for result in comparison.results],
         "courses": [
             {
                 "strategy": c.strategy,
@@ -296,16 +322,16 @@ def as_json(own: Comparison) -> dict[str, Any]:
                 "strategy_seconds": c.asked,
                 "evaluating_seconds": float(c.evaluating.sum()),
                 **({"volume": _steps(c.volume, c.seconds)} if several else {}),
-                "best": _steps(c.best * signs[own.leading], c.seconds),
+                "best": _steps(c.best * signs[comparison.leading], c.seconds),
             }
-            for c in own.runs
+            for c in comparison.runs
         ],
     }
 
 
-def _standing(one: Any) -> dict[str, Any]:
+def _standing(result: StrategyResult) -> dict[str, Any]:
     shown: dict[str, Any] = {}
-    for name, value in vars(one).items():
+    for name, value in vars(result).items():
         if isinstance(value, Spread):
             shown[name] = _spread(value)
         elif isinstance(value, tuple):
@@ -315,12 +341,12 @@ def _standing(one: Any) -> dict[str, Any]:
     return shown
 
 
-def _spread(own: Spread) -> dict[str, Any]:
-    return {**vars(own), "values": list(own.values), "reached": own.reached}
+def _spread(quartiles: Spread) -> dict[str, Any]:
+    return {**vars(quartiles), "values": list(quartiles.values), "reached": quartiles.reached}
 
 
 def _steps(curve: Values, seconds: Values) -> dict[str, list[float]]:
-    """A curve where it changes: after how many evaluations, after how many seconds, to what."""
+    """The points where a curve changes: evaluations, seconds, and the new value."""
     rows = np.flatnonzero(np.concatenate([[True], curve[1:] != curve[:-1]])[: len(curve)])
     return {
         "evaluations": (rows + 1).tolist(),
@@ -330,5 +356,5 @@ def _steps(curve: Values, seconds: Values) -> dict[str, list[float]]:
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is there."""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None

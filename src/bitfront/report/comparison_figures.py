@@ -1,7 +1,7 @@
-"""The figures of a comparison: tables of ``report.comparison`` drawn with matplotlib.
+"""The figures of a comparison: the tables of ``report.comparison``, drawn with matplotlib.
 
-A strategy has one colour (Okabe and Ito's, which colour-blind readers tell apart) and one kind of line, or marker, in
-all pictures.
+A strategy has the same colour and the same line style or marker in all figures. The colours are from the palette of
+Okabe and Ito, which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 COLOURS = (BLACK, BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", GREY)
 DASHES = ("-", "-", "--", "-.", ":", "-", "--", "-.")
 MARKERS = "ov^sDPX*"
-#: Points of all results that are drawn.
+#: At most about so many of all results are drawn as points.
 SHOWN = 4000
 
 
-def courses(own: Sequence[Panel]) -> Figure:
-    """Curves over evaluations and seconds: median and quartiles over seeds."""
-    figure, panels = panels_of(len(own), 5.6, 4.2)
+def courses(panels: Sequence[Panel]) -> Figure:
+    """Draw curves over evaluations and over seconds: median and quartiles over the seeds."""
+    figure, axes_grid = panels_of(len(panels), 5.6, 4.2)
     at_the_edge: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    for axes, panel in zip(panels, own, strict=True):
+    for axes, panel in zip(axes_grid, panels, strict=True):
         for place, line in enumerate(panel.lines):
             colour, dashes = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
             axes.step(line.x, line.median, where="post", label=line.strategy, lw=1.6, color=colour, ls=dashes)
@@ -38,23 +38,26 @@ def courses(own: Sequence[Panel]) -> Figure:
             axes.axhline(height, color=GREY, lw=0.8, ls=(0, (1, 2)))
             axes.annotate(text, (0, height), (3, 2), fontsize=7, color="#555555", **at_the_edge)
         logarithmic(axes)
-        # The same height in both, so that they can be read across.
-        axes.set_ylim(*limits(next(p for p in own if p.what == panel.what and p.over == "evaluations")))
+        # The same range in both panels, so that their heights can be compared.
+        axes.set_ylim(*limits(next(p for p in panels if p.what == panel.what and p.over == "evaluations")))
         axes.set_xlabel(panel.x_title)
         axes.set_ylabel(panel.y_title)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = axes_grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=9, ncols=min(5, len(labels)), loc="outside upper center")
     return figure
 
 
-def limits(own: Panel) -> tuple[float, float]:
-    """Ends of the upright axis, of a panel over evaluations: what was found after a tenth of the shortest run.
+def limits(panel: Panel) -> tuple[float, float]:
+    """Ends of the vertical axis: the range of the curves after a tenth of the shortest run, and of the levels.
 
-    Brute force, where it is not alone, would take all the room: until its end it has found next to nothing.
+    Brute force counts only if it is the only strategy: its poor results before the end would stretch the axis.
+
+    Args:
+        panel: a panel over evaluations.
     """
-    lines = [line for line in own.lines if line.strategy != EXHAUSTIVE] or own.lines
+    lines = [line for line in panel.lines if line.strategy != EXHAUSTIVE] or panel.lines
     start = min(float(line.x[-1]) for line in lines) / 10
-    heights = [height for height, _ in own.levels]
+    heights = [height for height, _ in panel.levels]
     for line in lines:
         late = np.concatenate([values[line.x >= start] for values in (line.low, line.median, line.high)])
         heights += late[np.isfinite(late)].tolist()
@@ -62,16 +65,16 @@ def limits(own: Panel) -> tuple[float, float]:
     return min(heights) - room, max(heights) + room
 
 
-def fronts(own: Sequence[Plane], comparison: Comparison) -> Figure:
-    """The best front there is, what each strategy has of it at the end of the budget, and all results behind them."""
-    figure, panels = panels_of(len(own), 7.0, 5.0)
-    for axes, plane in zip(panels, own, strict=True):
+def fronts(planes: Sequence[Plane], comparison: Comparison) -> Figure:
+    """Draw the reference front, the front of each strategy at the end of the budget, and all results behind them."""
+    figure, axes_grid = panels_of(len(planes), 7.0, 5.0)
+    for axes, plane in zip(axes_grid, planes, strict=True):
         results = plane.results[:: max(1, -(-len(plane.results) // SHOWN))]
         axes.plot(*results.T, ".", color=GREY, ms=2, alpha=0.35, label="everything evaluated", rasterized=True)
         axes.plot(*plane.front.T, "-", color=GREY, lw=4, alpha=0.6, label=f"{best_there_is(comparison)} front")
         for place, (strategy, seed, front) in enumerate(plane.fronts):
             if strategy == EXHAUSTIVE:
-                continue  # at the end of the budget it is somewhere in its enumeration; in the end it is the front
+                continue  # it ignores the budget, and after the whole space its front is the reference front
             axes.plot(
                 *front.T, MARKERS[place % len(MARKERS)], color=COLOURS[place % len(COLOURS)], ms=5, mfc="none",
                 label=f"{strategy}, seed {seed}",
