@@ -14,8 +14,8 @@
     └── EvaluationError              a candidate, or every candidate, could not be evaluated; the command exits with 1
 
 A message says what was asked, what was found, what is allowed and what to do. It speaks of the arguments of Python
-functions and the keys of the TOML; where the command shows it, its flags take their places (``cli.flags.as_typed``).
-Messages are tested.
+functions and the keys of the TOML; where the command shows it, its flags take their places
+(``cli.flags.with_flag_names``). Messages are tested.
 """
 
 from __future__ import annotations

@@ -79,15 +79,15 @@ TYPING = """if True:
 
 
 class Shell:
-    """Types commands in a folder, with a home, a cache and no settings of its own."""
+    """Types commands in a folder, with a private home and cache, and without settings of the user."""
 
     def __init__(self, folder: Path, warm: Warm | None = None, **env: str):
         """With `warm`, commands are forked from a process that has torch imported, unless a cold start is asked for."""
         self.folder, self.warm = folder, warm
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BITFRONT_", "PYTHON", "COLUMNS"))}
-        own = {"OMP_NUM_THREADS": "1", "BITFRONT_CACHE": str(folder / "cache"), "HOME": str(folder)}
-        own |= {"PYTHONPATH": str(SOURCE), "MPLCONFIGDIR": str(FONTS)}
-        self.env = {**kept, **own, **env}
+        private = {"OMP_NUM_THREADS": "1", "BITFRONT_CACHE": str(folder / "cache"), "HOME": str(folder)}
+        private |= {"PYTHONPATH": str(SOURCE), "MPLCONFIGDIR": str(FONTS)}
+        self.env = {**kept, **private, **env}
         self.running: list[subprocess.Popen[str] | Started] = []
 
     def __call__(self, *words: object, code: int | None = 0, before: str = "", cold: bool = False) -> Typed:
@@ -101,7 +101,7 @@ class Shell:
     def start(
         self, *words: object, before: str = "", cold: bool = False, **env: str
     ) -> "subprocess.Popen[str] | Started":
-        """Type ``bitfront *words`` with `env` set, and leave it running, in a process group of its own."""
+        """Type ``bitfront *words`` with `env` set, and leave it running, in a new process group."""
         if self.warm is not None and not before and not cold:
             process = self.warm.start(["-m", "bitfront", *map(str, words)], self.folder, {**self.env, **env})
             self.running.append(process)
@@ -137,7 +137,7 @@ class Shell:
         return typed
 
     def python(self, program: str, *words: object, cold: bool = False) -> str:
-        """Standard output of a Python program in a process of its own."""
+        """Standard output of a Python program in a new process."""
         if self.warm is not None and not cold:
             process = self.warm.start(["-c", program, *map(str, words)], self.folder, self.env)
             self.running.append(process)
@@ -185,19 +185,19 @@ def rows(store: Path) -> list[tuple[object, ...]]:
     except BitfrontError:
         return []
     with contextlib.closing(opened):
-        found = opened.trials()
-    metrics = [[None if math.isnan(v) else v for v in column.tolist()] for column in found.metrics.values()]
-    errors = [found.errors.get(n, "") for n in found.number.tolist()]
-    return list(zip(found.number.tolist(), map(tuple, found.code.tolist()), errors, *metrics, strict=True))
+        trials = opened.trials()
+    metrics = [[None if math.isnan(v) else v for v in column.tolist()] for column in trials.metrics.values()]
+    errors = [trials.errors.get(n, "") for n in trials.number.tolist()]
+    return list(zip(trials.number.tolist(), map(tuple, trials.code.tolist()), errors, *metrics, strict=True))
 
 
 def wait_for_rows(store: Path, number: int, shell: Shell, process: "subprocess.Popen[str] | Started") -> int:
     """Wait until `process` has written that many trials; how many there are."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        found = len(rows(store))
-        if found >= number:
-            return found
+        count = len(rows(store))
+        if count >= number:
+            return count
         if process.poll() is not None:
             pytest.fail(f"it ended before it had written {number} trials:\n{shell.finish(process, code=None)}")
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The verbs around a search, and how the command prints."""
+"""The subcommands around a search, and how the command prints."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from journey import PATIENCE, settings
 
 pytestmark = pytest.mark.journey
 
-VERBS = ("search", "plan", "train", "test", "transform", "analyze", "report", "convert", "dashboard", "init", "list")
+SUBCOMMANDS = "search plan train test transform analyze report convert dashboard init list".split()
 LISTS = ("models", "datasets", "formats", "metrics", "strategies", "samplers", "spaces")
 
 
@@ -30,9 +30,9 @@ def test_init_writes_a_file_that_runs(shell):
     assert (shell.folder / "digits-mlp-digits.toml").read_text() == "# mine"
 
 
-def test_without_a_file_the_embedded_default(shell):
+def test_without_a_file_the_default_configuration_runs(shell):
     typed = shell("search", "--max-steps", 5, "--max-epochs", 1, "--n-trials", 3, "--sampler", "random")
-    assert "the embedded default" in typed.err
+    assert "the default (bitfront init" in typed.err
     assert "3 of 1,296 candidates evaluated (n_trials reached)" in typed.out
     assert (shell.folder / "runs/digits-cnn-digits/best.json").is_file()
 
@@ -45,9 +45,9 @@ def test_plan_shows_and_does_nothing(shell, data):
     assert "space: 36 distinct candidates, " in typed.out
     assert re.search(r"cost: .* ms per candidate \(measured\), about .* in all", typed.out)
     assert not (shell.folder / "runs").exists()
-    found = json.loads(shell("plan", "--config", "small.toml", "--json", "--quiet").out)
-    assert found["space_size"] == found["candidates"] == 36
-    assert [site["options"] for site in found["sites"]] == [6, 1, 6]
+    shown = json.loads(shell("plan", "--config", "small.toml", "--json", "--quiet").out)
+    assert shown["space_size"] == shown["candidates"] == 36
+    assert [site["options"] for site in shown["sites"]] == [6, 1, 6]
 
 
 def test_help_version_and_small_searches_are_quick(shell):
@@ -63,7 +63,7 @@ def test_help_version_and_small_searches_are_quick(shell):
             slow = ["torch", "optuna", "torch._dynamo", "scipy", "sklearn", "pandas", "matplotlib"]
             print(len(out.getvalue()) > 10, *(name for name in slow if name in sys.modules))
     """
-    asked = ["--version", "--help", *(f"{verb} --help" for verb in VERBS)]
+    asked = ["--version", "--help", *(f"{name} --help" for name in SUBCOMMANDS)]
     search = "search --model digits-mlp --max-epochs 1 --n-trials 3"
     assert shell.python(program, *asked, search, cold=True).splitlines() == ["True"] * len(asked) + [
         "True torch optuna"
@@ -89,7 +89,8 @@ def test_list(shell):
     assert {"jsc-tiny", "digits-cnn"} <= {row["name"] for row in listed["models"]}
     assert {"integer"} <= {row["name"] for row in listed["formats"]}
     assert {"accuracy", "average_bitwidth"} <= {row["metric"] for row in listed["metrics"]}
-    assert all(all(isinstance(cell, str) for cell in row.values()) and row for own in listed.values() for row in own)
+    assert all(row for rows in listed.values() for row in rows)
+    assert all(isinstance(cell, str) for rows in listed.values() for row in rows for cell in row.values())
     typed = shell("list", "formats")
     assert typed.out.startswith("| name ")
     assert typed.err == ""

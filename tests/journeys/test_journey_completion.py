@@ -1,4 +1,4 @@
-"""What the shell is told to complete: by the protocol that its scripts speak, in fresh processes."""
+"""What the command offers to the shell for completion, asked in the protocol of its scripts, in fresh processes."""
 
 import subprocess
 import sys
@@ -25,10 +25,10 @@ def complete(shell):
 
     def ask(line, kind="bash"):
         words = line.split(" ")
-        own = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        line_variables = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
         if kind != "bash":
-            own = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-        env = {**shell.env, **own, "_BITFRONT_COMPLETE": f"complete_{kind}", "PYTHONPROFILEIMPORTTIME": "1"}
+            line_variables = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        env = {**shell.env, **line_variables, "_BITFRONT_COMPLETE": f"complete_{kind}", "PYTHONPROFILEIMPORTTIME": "1"}
         done = subprocess.run([BITFRONT], env=env, cwd=shell.folder, capture_output=True, text=True, check=False)
         imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
         assert not {"torch", "optuna", "numpy"} & imported
@@ -38,7 +38,7 @@ def complete(shell):
     return ask
 
 
-def test_verbs_options_and_names(complete, shell):
+def test_subcommands_options_and_names(complete, shell):
     (shell.folder / "runs" / "mine").mkdir(parents=True)
     (shell.folder / "runs" / "mine" / "trials.sqlite").touch()
     (shell.folder / "runs" / "nothing").mkdir()

@@ -227,7 +227,7 @@ def test_places_that_cannot_be_written_to(shell):
 def test_two_configurations(shell, data):
     shell.write("small.toml", settings(data))
     typed = shell("plan", "small.toml", "--config", "other.toml", code=2)
-    assert "two configurations are named, small.toml and --config other.toml; give one" in typed.err
+    assert "there are two configuration files, small.toml and --config other.toml; give one" in typed.err
     assert "36 distinct candidates" in shell("plan", "small.toml").out
 
 

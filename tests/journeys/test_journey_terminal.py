@@ -10,7 +10,7 @@ import sys
 import pytest
 from journey import PATIENCE, settings, wait_for_rows
 
-from bitfront.cli.printing import complain
+from bitfront.cli.printing import print_error
 
 pytestmark = pytest.mark.journey
 
@@ -28,7 +28,7 @@ def test_errors_are_red_where_colours_are_wanted(env, text, monkeypatch, capsys)
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm-256color", **env}.items():
         monkeypatch.setenv(name, value)
-    complain("error: [no] markup: here")
+    print_error("error: [no] markup: here")
     assert capsys.readouterr().err == text
 
 
@@ -58,7 +58,7 @@ def test_exit_codes(shell, data):
 
 
 def test_json_is_all_there_is_on_standard_output(searched):
-    """Of every verb that has it; notes and bars are elsewhere."""
+    """Of every subcommand that has it; notes and bars are elsewhere."""
     lines = (
         "search --config small.toml --json",
         "plan small.toml --json",

@@ -1,9 +1,9 @@
-"""The command line: parses, calls the API, prints. No logic.
+"""The command line: parses, calls the Python API, prints. No logic.
 
-``verbs.py`` and ``showing.py`` have the verbs, ``flags.py`` makes flags of the configuration's keys, ``completing.py``
-knows what the shell completes, ``printing.py`` how results and errors are shown. Results go to standard output,
-everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 what was asked cannot be done, 130
-interrupted.
+``subcommands.py`` lists the subcommands, ``searching.py`` and ``results.py`` hold most of them, ``options.py`` what
+several of them share. ``flags.py`` makes flags from the configuration's keys, ``completing.py`` completes words for the
+shell, ``printing.py`` shows results and errors. Results go to standard output, everything else to standard error. Exit
+codes: 0 success, 1 the work failed, 2 the request is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Annotated
 
 import typer
 
-from bitfront.cli.flags import as_typed, with_flags
-from bitfront.cli.printing import complain
-from bitfront.cli.verbs import BUDGET, CONFIGURED, VERBS
+from bitfront.cli.flags import with_flag_names, with_flags
+from bitfront.cli.printing import print_error
+from bitfront.cli.subcommands import BUDGET, CONFIGURED, SUBCOMMANDS
 from bitfront.errors import BitfrontError
 
-#: Where bash, and where zsh and fish say what is being completed.
+#: Environment variables in which bash, and zsh and fish, give the line that is being completed.
 COMPLETED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 
 
-def _version(show: bool) -> None:
+def _show_version(show: bool) -> None:
     if show:
         from importlib.metadata import version
 
@@ -34,17 +34,17 @@ def _version(show: bool) -> None:
 
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", "-V", help="Show the version.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Finds the whole accuracy-against-cost front of a PyTorch model."""
 
 
-def build(argv: list[str]) -> typer.Typer:
-    """The command, as it is needed for `argv`.
+def application(argv: list[str]) -> typer.Typer:
+    """The command with all its subcommands, for the words `argv` that follow its name.
 
-    Only the verb that is asked for gets the flags of the configuration: reading the schema takes longer than
-    everything else that ``--help`` does. While the shell completes, the words are in the environment.
+    Only the subcommand named in `argv` gets the flags of the configuration, because reading the schema takes longer
+    than everything else that ``--help`` does. While the shell completes a line, its words are in the environment.
     """
     typed = {*argv, *" ".join(os.environ.get(name, "") for name in COMPLETED).split()}
     app = typer.Typer(
@@ -55,36 +55,40 @@ def build(argv: list[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_main)
-    for name, verb in VERBS.items():
-        if verb in CONFIGURED:
-            app.command(name=name)(with_flags(verb, BUDGET.get(verb, ())) if name in typed else _described_only(verb))
+    for name, function in SUBCOMMANDS.items():
+        if function not in CONFIGURED:
+            app.command(name=name)(function)
+        elif name in typed:
+            app.command(name=name)(with_flags(function, BUDGET.get(function, ())))
         else:
-            app.command(name=name)(verb)
+            app.command(name=name)(_description_only(function))
     return app
 
 
-def _described_only(verb: Callable[..., None]) -> Callable[..., None]:
-    def nothing() -> None:
-        raise AssertionError("a verb that is run has its flags")
+def _description_only(function: Callable[..., None]) -> Callable[..., None]:
+    """A subcommand without its flags, for the list that ``--help`` shows."""
 
-    nothing.__doc__ = verb.__doc__
-    return nothing
+    def placeholder() -> None:
+        raise AssertionError("a subcommand that runs has its flags")
+
+    placeholder.__doc__ = function.__doc__
+    return placeholder
 
 
 def main() -> None:
-    """The command ``bitfront``: runs a verb, and turns errors into one message and an exit code."""
+    """The command ``bitfront``: runs a subcommand, and turns an error into one message and an exit code."""
     try:
-        build(sys.argv[1:])()
+        application(sys.argv[1:])()
     except BitfrontError as error:
-        complain(f"error: {as_typed(error)}")
+        print_error(f"error: {with_flag_names(error)}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         sys.exit(130)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+            print_error(f"error: {error.filename or 'a file'}: {error.strerror or error}")
             sys.exit(2)
-        # Whoever read our output has had enough (head, less).
+        # The reader has closed the pipe (head, less).
         sys.stderr.close()
         sys.exit(0)

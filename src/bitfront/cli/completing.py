@@ -1,4 +1,4 @@
-"""What the shell completes: names, looked up without importing what they name: each press of the key waits."""
+"""Completes names for the shell. Their modules are not imported, because the user waits at every press of the key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 Complete = Callable[[str], list[str]]
-#: What a test compares with the code that is too slow to be imported here.
+#: Copies of names in modules that are too slow to import here; a test compares them with the originals.
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "gp")
 ROOMS = ("models", "datasets", "formats", "metrics", "strategies", "samplers", "spaces")
 FORMATS = ("csv", "parquet", "optuna")
@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test")
 
 
 def words(allowed: Sequence[str]) -> Complete:
-    """Some words."""
+    """Completes the words `allowed`."""
 
     def complete(incomplete: str) -> list[str]:
         return [word for word in allowed if word.startswith(incomplete)]
@@ -24,7 +24,7 @@ def words(allowed: Sequence[str]) -> Complete:
 
 
 def members(room: str) -> Complete:
-    """What is registered in a room: ``models``, ``data``, ``strategies``."""
+    """Completes the registered names of a kind: ``models``, ``data``, ``strategies``."""
 
     def complete(incomplete: str) -> list[str]:
         from bitfront.registry import names_in_source
@@ -34,26 +34,31 @@ def members(room: str) -> Complete:
     return complete
 
 
-def competitors(incomplete: str) -> list[str]:
-    """Strategies as ``compare`` takes them: ``evolution``, ``optuna:tpe``."""
+def compared_strategies(incomplete: str) -> list[str]:
+    """Completes strategies as ``compare`` takes them: ``evolution``, ``optuna:tpe``."""
     plain = [name for name in members("strategies")("") if name != "optuna"]
     return words([*plain, *(f"optuna:{name}" for name in SAMPLERS)])(incomplete)
 
 
 def runs(incomplete: str) -> list[str]:
-    """The runs below ``runs``; of paths the shell knows more."""
+    """Completes the names of runs below ``runs``; the shell completes paths itself."""
     return words(sorted(path.parent.name for path in Path("runs").glob("*/trials.sqlite")))(incomplete)
 
 
 def of_key(name: str, annotation: Any) -> Complete | None:
-    """For the flag of a key of the configuration; None where only the user knows."""
-    named = {
+    """The completion for the flag of a configuration key; None where any text is allowed.
+
+    Args:
+        name: of the flag, e.g. ``n_trials``.
+        annotation: the type of the key's field.
+    """
+    by_name = {
         "model": members("models"),
         "dataset": members("data"),
         "strategy": members("strategies"),
         "sampler": words(SAMPLERS),
     }
-    if name in named:
-        return named[name]
+    if name in by_name:
+        return by_name[name]
     allowed = [word for word in get_args(annotation) if isinstance(word, str)]
     return words(allowed) if allowed else None

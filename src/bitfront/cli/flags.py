@@ -1,5 +1,8 @@
-"""A flag for every key of the configuration, made from its schema, so that the two cannot disagree; and errors in terms
-of flags, which they name as arguments of the Python API."""
+"""Flags for the keys of the configuration, and errors that name flags.
+
+Flags are made from the schema, so the two cannot disagree. Errors name arguments of the Python API or keys of the TOML;
+on the command line the user's flags take their places.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,29 @@ SEARCH_FLAGS = {
     "strategy": ("search.strategy.name", str, "The strategy: brute_force, evolution, optuna."),
     "sampler": ("search.strategy.setup.sampler", str, "Optuna's sampler: tpe, random, nsgaii, nsgaiii, qmc, gp."),
     "n_trials": ("search.strategy.setup.n_trials", int, "Budget in distinct candidates."),
-    "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the numbers are the same for any."),
-    "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no further candidates are started."),
-    "finetune": ("search.finetune.trials", int, "So many trials of the front are trained on, quantized."),
+    "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the results do not depend on it."),
+    "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no new candidate is started."),
+    "finetune": ("search.finetune.trials", int, "How many trials of the front are fine-tuned."),
     "tensorboard": ("search.tensorboard", bool, "Log to tensorboard/ in the run folder."),
     "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
 }
 
 
-def with_flags(verb: Callable[..., None], more: Collection[str]) -> Callable[..., None]:
-    """`verb` with a flag for every key of the configuration's top level, and `more` of SEARCH_FLAGS.
+def with_flags(subcommand: Callable[..., None], more: Collection[str]) -> Callable[..., None]:
+    """`subcommand` with a flag for every key at the configuration's top level, and with `more` of SEARCH_FLAGS.
 
-    The verb receives them as ``overrides``, dotted key → value, without those not given.
+    The subcommand receives the flags that are given as ``overrides``, dotted key → value.
     """
     from bitfront.config import Config
 
     keys = Config.model_fields.items()
-    flags = [(n, n, _plain(f.annotation), f.description or "", of_key(n, f.annotation)) for n, f in keys]
+    flags = [(n, n, _flag_type(f.annotation), f.description or "", of_key(n, f.annotation)) for n, f in keys]
     flags += [(name, *SEARCH_FLAGS[name], of_key(name, SEARCH_FLAGS[name][1])) for name in more]
     flags = [flag for flag in flags if flag[2] is not None]
-    parameters = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "overrides"]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    signature = inspect.signature(subcommand, eval_str=True)
+    parameters = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "overrides"
+    ]
     for name, _, kind, text, complete in flags:
         option = typer.Option(
             "--" + name.replace("_", "-"),
@@ -49,29 +54,29 @@ def with_flags(verb: Callable[..., None], more: Collection[str]) -> Callable[...
         annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
 
-    def wrapper(**given: Any) -> None:
-        overrides = {key: given.pop(name) for name, key, *_ in flags}
-        verb(**given, overrides={k: v for k, v in overrides.items() if v is not None})
+    def wrapper(**arguments: Any) -> None:
+        overrides = {key: arguments.pop(name) for name, key, *_ in flags}
+        subcommand(**arguments, overrides={key: value for key, value in overrides.items() if value is not None})
 
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    wrapper.__doc__ = verb.__doc__
+    wrapper.__doc__ = subcommand.__doc__
     return wrapper
 
 
-#: Arguments of Python functions whose flags are spelled otherwise.
-OTHERWISE = {"strategies": "strategy", "metrics": "metric"}
+#: Arguments of Python functions whose flags have another name.
+RENAMED = {"strategies": "strategy", "metrics": "metric"}
 
 
-def as_typed(error: BitfrontError) -> str:
-    """The message of an error as the command shows it: flags take the places of arguments and of overridden keys."""
+def with_flag_names(error: BitfrontError) -> str:
+    """The message of an error as the command shows it: flags in place of arguments and of overridden keys."""
     text = str(error)
     if isinstance(error, ConfigError) and error.key and error.file is None:
         argument, *rest = error.key
         dotted = ".".join(error.key)
-        if dotted in _paths():
+        if dotted in _flag_names():
             text = f"{_flag(dotted)}: {error.message}"
-        elif argument in OTHERWISE or not rest:
+        elif argument in RENAMED or not rest:
             text = f"{' '.join([_flag(argument), *rest])}: {error.message}"
     for argument in getattr(error, "arguments", ()):
         text = text.replace(argument, _flag(argument))
@@ -81,17 +86,17 @@ def as_typed(error: BitfrontError) -> str:
 def _flag(argument: str) -> str:
     """``--project`` of ``project=...``, ``--port 0`` of ``port=0``, ``--n-trials`` of the key it overrides."""
     name, _, value = argument.partition("=")
-    flag = "--" + _paths().get(name, OTHERWISE.get(name, name)).replace("_", "-")
+    flag = "--" + _flag_names().get(name, RENAMED.get(name, name)).replace("_", "-")
     return flag if value in ("", "...", "True") else f"{flag} {ast.literal_eval(value)}"
 
 
-def _paths() -> dict[str, str]:
-    """Dotted key → the name of the flag that overrides it, where that is below a table."""
+def _flag_names() -> dict[str, str]:
+    """Dotted key below a table → the name of the flag that overrides it."""
     return {path: name for name, (path, *_) in SEARCH_FLAGS.items()}
 
 
-def _plain(annotation: Any) -> type | None:
-    """The type a flag of that field parses; None for tables. Words are checked by the schema, for its messages."""
+def _flag_type(annotation: Any) -> type | None:
+    """The type that a field's flag is parsed as; None for tables. The schema checks words, with better messages."""
     if get_origin(annotation) is dict:
         return None
     for part in (annotation, *get_args(annotation)):

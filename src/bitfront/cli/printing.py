@@ -12,29 +12,28 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Standard output or standard error, as rich writes to it."""
-    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not made.is_terminal:
-        made.width = 10_000  # a pipe has no width; folding would only break what reads it
-    return made
+    """A rich console on standard output or standard error; wide enough for any line where it is not a terminal."""
+    writer = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not writer.is_terminal:
+        writer.width = 10_000  # a pipe has no width, and a folded line would break the program that reads it
+    return writer
 
 
 def events(quiet: bool) -> Live:
-    """What a verb tells while it works, shown on standard error."""
+    """Progress of the work, shown on standard error."""
     from bitfront.report.live import Live
 
     return Live(console(stderr=True), quiet=quiet)
 
 
 def print_json(document: object) -> None:
-    """A result for machines, the only thing on standard output."""
-    # JSON has no NaN: what could not be measured is null.
+    """Prints a result for programs. JSON has no NaN, so what was not measured is null."""
     finite = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
     print(json.dumps(finite, indent=2, ensure_ascii=False))
 
 
-def complain(text: str) -> None:
-    """An error, on standard error."""
+def print_error(text: str) -> None:
+    """Prints an error on standard error; what stands before the first colon is red."""
     from rich.markup import escape
 
     head, colon, rest = text.partition(":")

@@ -1,0 +1,187 @@
+"""The subcommands that take a configuration and compute: search, compare, plan, train, test."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from bitfront.cli import printing
+from bitfront.cli.completing import SPLITS, compared_strategies, words
+from bitfront.cli.options import AsJson, ConfigFile, PositionalConfigFile, Quiet, load_configuration, one_file
+
+
+def search(
+    file: PositionalConfigFile = None,
+    config: ConfigFile = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete the trials of an earlier search.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Search the space; save and print the front.
+
+    Trains first if there are no weights yet. A stopped search continues where it stopped. Without a file, the default
+    configuration runs: digits-cnn on digits.
+    """
+    config = one_file(file, config)
+    loaded = load_configuration(config, overrides)
+    from bitfront import api
+    from bitfront.report import tables
+
+    with printing.events(quiet) as events:
+        events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
+        run = api.search(loaded, restart=restart, events=events)
+    if as_json:
+        printing.print_json(tables.as_json(run))
+    else:
+        out = printing.console()
+        tables.best_trials(run).show(out)
+        for line in tables.summary(run):
+            out.print(line, soft_wrap=True)
+    if run.stopped == "interrupted":
+        raise typer.Exit(130)
+
+
+def compare(
+    file: PositionalConfigFile = None,
+    config: ConfigFile = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--strategy",
+            metavar="NAME",
+            help="E.g. brute_force, evolution, optuna:tpe; can be repeated.",
+            autocompletion=compared_strategies,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each strategy.")] = 5,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete the results of an earlier comparison.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Compare strategies on one space, with the same budget and the same random seeds.
+
+    Every candidate is evaluated once, for all strategies. --n-trials is the budget of each run (400); brute force
+    evaluates the whole space. Writes compare.json and figures to the folder compare in the run folder.
+    """
+    config = one_file(file, config)
+    loaded = load_configuration(config, overrides)
+    from bitfront import api
+    from bitfront.report import comparison as comparison_report
+
+    with printing.events(quiet) as events:
+        events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
+        comparison = api.compare(loaded, strategies=strategy, seeds=seeds, restart=restart, events=events)
+    if as_json:
+        printing.print_json(comparison_report.as_json(comparison))
+        return
+    out = printing.console()
+    comparison_report.sheet(comparison).show(out)
+    for line in comparison_report.lines(comparison):
+        out.print(line, soft_wrap=True, markup=False)
+
+
+def plan(
+    config: ConfigFile = None,
+    file: PositionalConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Show what a search would do, without searching.
+
+    Shows the options of each site and the rule they come from, the size of the space, the cost of a candidate and the
+    expected time.
+    """
+    loaded = load_configuration(one_file(file, config), overrides)
+    from bitfront import api
+    from bitfront.engine.planning.probe import seconds_per_candidate
+    from bitfront.report import tables
+
+    with printing.events(quiet) as events:
+        search_plan = api.plan(loaded, events=events)
+        seconds = seconds_per_candidate(search_plan)
+        for note in search_plan.notes:
+            events.note(note)
+    if as_json:
+        parameters = [{"name": p.name, "choices": p.labels} for p in search_plan.space.parameters]
+        offers = search_plan.space.offers()
+        sites = [{"site": o.site, "type": o.type, "rule": o.rule, "options": o.options} for o in offers]
+        printing.print_json(
+            {
+                "space_size": search_plan.space.size,
+                "parameters": parameters,
+                "sites": sites,
+                "strategy": search_plan.strategy.name,
+                "sampler": search_plan.strategy.variant,
+                "candidates": min(search_plan.n_trials, search_plan.space.size),
+                "seconds_per_candidate": seconds,
+            }
+        )
+        return
+    out = printing.console()
+    tables.plan_sites(search_plan).show(out)
+    for line in tables.plan_summary(search_plan, seconds):
+        out.print(line, soft_wrap=True)
+
+
+def train(
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Train the model.
+
+    Writes the best and the last weights to checkpoints/ in the run folder.
+    """
+    loaded = load_configuration(config, overrides)
+    import bitfront as bf
+
+    with printing.events(quiet) as events:
+        trained = bf.train(loaded, events=events)
+    result = trained.result
+    assert result is not None
+    best = result.history[result.best_epoch - 1]
+    if as_json:
+        printing.print_json({"checkpoint": str(trained.checkpoint), "stopped": result.stopped, **vars(best)})
+    else:
+        printing.console().print(
+            f"{trained.checkpoint}: epoch {best.epoch} of {len(result.history)} ({result.stopped}), "
+            f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.4f}",
+            soft_wrap=True,
+        )
+    if result.stopped == "interrupted":
+        raise typer.Exit(130)
+
+
+def test(
+    config: ConfigFile = None,
+    split: Annotated[str, typer.Option(help="train, val or test.", autocompletion=words(SPLITS))] = "test",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Evaluate the trained model on the test split."""
+    loaded = load_configuration(config, overrides)
+    import bitfront as bf
+    from bitfront.metrics.intervals import wilson
+
+    with printing.events(quiet) as events:
+        result = bf.test(loaded, split=split, events=events)
+    low, high = wilson(result.accuracy, result.samples)
+    if as_json:
+        printing.print_json({**vars(result), "accuracy_interval": [low, high], "split": split})
+    else:
+        printing.console().print(
+            f"{split}: loss {result.loss:.4f}, accuracy {result.accuracy:.4f} [{low:.4f}, {high:.4f}] "
+            f"({result.correct:,} of {result.samples:,})",
+            soft_wrap=True,
+        )

@@ -1,0 +1,95 @@
+"""All subcommands by their names, and the two for a start: init and list.
+
+A subcommand calls the Python API and prints the result; it holds no logic. What it needs is imported inside it, because
+``--help`` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitfront.cli import printing
+from bitfront.cli.completing import ROOMS, members, words
+from bitfront.cli.flags import SEARCH_FLAGS
+from bitfront.cli.options import AsJson, Quiet
+from bitfront.cli.results import analyze, convert, dashboard, report, transform
+from bitfront.cli.searching import compare, plan, search, test, train
+from bitfront.errors import ConfigError
+
+
+def init(
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A model's name, or package.module:factory.", autocompletion=members("models")),
+    ] = "digits-cnn",
+    dataset: Annotated[
+        str,
+        typer.Option("--dataset", help="A dataset's name, or package.module:factory.", autocompletion=members("data")),
+    ] = "digits",
+    dataset_path: Annotated[str | None, typer.Option("--dataset-path", help="File or folder of the data.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml; - for stdout.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a commented TOML file that runs."""
+    target = output or Path(f"{model}-{dataset}.toml".replace(":", "-"))
+    if str(target) != "-" and target.exists() and not force:
+        raise ConfigError(f"{target} exists; --force overwrites it, --output names another file")
+    from bitfront import api
+
+    text, notes = api.init(model, dataset, dataset_path, str(target) if str(target) != "-" else "FILE.toml")
+    for note in () if quiet else notes:
+        printing.console(stderr=True).print(f"note: {note}", soft_wrap=True)
+    if str(target) == "-":
+        print(text, end="")
+        return
+    target.write_text(text, encoding="utf-8")
+    hint = "" if quiet else f"; now: bitfront search --config {target}"
+    printing.console().print(f"wrote {target}{hint}", soft_wrap=True)
+
+
+def list_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="Which kind.", autocompletion=words(ROOMS))],
+    as_json: AsJson = False,
+) -> None:
+    """List the members of a kind.
+
+    Kinds: models, datasets, formats, metrics, strategies, samplers, spaces.
+    """
+    from bitfront import api
+    from bitfront.report import tables
+
+    columns, rows = api.listing(what)
+    if as_json:
+        printing.print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    tables.Sheet(columns, rows).show(printing.console())
+
+
+SUBCOMMANDS: dict[str, Callable[..., None]] = {
+    "search": search,
+    "compare": compare,
+    "plan": plan,
+    "train": train,
+    "test": test,
+    "transform": transform,
+    "analyze": analyze,
+    "report": report,
+    "convert": convert,
+    "dashboard": dashboard,
+    "init": init,
+    "list": list_,
+}
+CONFIGURED = (search, compare, plan, train, test, transform, analyze)
+#: The flags that a subcommand has besides those of the configuration's top level.
+BUDGET: dict[Callable[..., None], Collection[str]] = {
+    search: SEARCH_FLAGS,
+    plan: SEARCH_FLAGS,
+    compare: ("n_trials", "n_jobs", "max_size"),
+}
