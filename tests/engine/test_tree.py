@@ -40,10 +40,12 @@ from torch import nn
 
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
+from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, exact_bytes
 from bitfront.engine.evaluation.tree.execution import Pass
 from bitfront.engine.evaluation.tree.scorer import WorkLimits
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
+from bitfront.kernels import onednn
 from bitfront.metrics.configured import configured_runner
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
@@ -331,6 +333,22 @@ def test_the_float_model_is_as_it_was_given(network):
     found = evaluate(copy.deepcopy(model), *job.splits["val"], batch_size=floating.chunk)
     assert (measured.values["loss"][0], measured.values["accuracy"][0]) == (found.loss, found.accuracy)
     assert measured.errors == ("",)
+
+
+@pytest.mark.skipif(not exact_bytes(), reason="no exact kernels of bytes on this machine")
+@pytest.mark.parametrize("network", [Images, ResidualImages])
+def test_without_kernels_of_bytes_convolutions_have_the_same_bits(network, monkeypatch):
+    seed = {"default": {"name": ["integer"], "data_in_width": [4, 8], "weight_width": [2, 4, 8]}}
+    job = job_of(made(network), network.shape, seed, samples=200)
+    codes = bench_of(job).space.sample(20, np.random.default_rng(0))
+    calls = []
+    monkeypatch.setattr(ByteConvolution, "__call__", lambda self, x: calls.append(len(x)) or self.kernel(x))
+    in_bytes = bench_of(job).evaluate(codes)
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(onednn, "exact", lambda: False)
+    assert same(bench_of(job).evaluate(codes), in_bytes)
+    assert not calls
 
 
 @pytest.mark.slow

@@ -6,16 +6,18 @@ from exported import EVERY, case
 from torch import nn
 
 from bitfront.errors import ExportError
-from bitfront.export.integer import exact, integer_model, obstacle
+from bitfront.export.integer import integer_model, obstacle
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
+from bitfront.kernels import onednn
 from bitfront.transforms import quantize
 
-pytestmark = pytest.mark.skipif(not exact(), reason="no exact kernels of bytes on this machine")
+exact_only = pytest.mark.skipif(not onednn.exact(), reason="no exact kernels of bytes on this machine")
 
 
 @pytest.mark.slow
+@exact_only
 @pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
 @pytest.mark.parametrize(("family", "width"), [("integer", 8), ("integer", 5), ("affine", 8), ("affine", 4)])
 def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, width):
@@ -32,6 +34,7 @@ def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, wi
     assert all(torch.equal(v, before[k]) for k, v in graph.model.state_dict().items())
 
 
+@exact_only
 @pytest.mark.parametrize(
     ("formats", "why"),
     [
@@ -59,3 +62,15 @@ def test_a_relu_of_asymmetric_bytes_has_none():
     graph = capture(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
     own = Affine.parse({"width": 8}, "data_in").calibrated(torch.linspace(-1, 1, 9))
     assert obstacle(graph, graph.sites[0], {"data_in": own}) == "its input has a zero point other than 0"
+
+
+def test_where_products_of_bytes_are_not_exact_only_relus_have_kernels(monkeypatch):
+    monkeypatch.setattr(onednn, "exact", lambda: False)
+    graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(2, 4))
+    linear, relu = graph.sites
+    formats = {"_0": {"data_in": Integer(8, 4), "weight": Integer(8, 4)}, "_1": {"data_in": Integer(8, 4)}}
+    why = "this processor or build of torch has no exact kernels of bytes"
+    assert obstacle(graph, linear, formats["_0"]) == why
+    assert obstacle(graph, relu, formats["_1"]) == ""
+    with pytest.raises(ExportError, match=rf"^_0 \(Linear\): {why}$"):
+        integer_model(graph, formats)

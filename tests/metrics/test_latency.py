@@ -9,7 +9,7 @@ from test_metrics import evaluator
 from torch import nn
 
 from bitfront.errors import ConfigError
-from bitfront.export.integer import exact
+from bitfront.kernels import onednn
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.configured import configured_runner
 from bitfront.metrics.deployed import Deployment
@@ -22,7 +22,9 @@ BYTES = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [8]
 #: A bias is added as float in any case.
 FLOAT = {"name": ["integer"], "bias_width": [8]}
 BACKENDS = [
-    pytest.param("torch", marks=pytest.mark.skipif(not exact(), reason="no exact kernels of bytes on this machine")),
+    pytest.param(
+        "torch", marks=pytest.mark.skipif(not onednn.exact(), reason="no exact kernels of bytes on this machine")
+    ),
     "onnxruntime",
 ]
 

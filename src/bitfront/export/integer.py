@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from bitfront.export.packing import Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
+from bitfront.kernels import onednn
 from bitfront.operations.lookup import operand_nodes
 
 SiteFormats = Mapping[Operand, Format]
@@ -56,7 +56,7 @@ def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
             module is None or module.padding_mode != "zeros" or isinstance(module.padding, str)
         ):
             return "only convolution modules padded with a number of zeros have a kernel of bytes"
-        if not exact():
+        if not onednn.exact():
             return "this processor or build of torch has no exact kernels of bytes"
     return ""
 
@@ -139,29 +139,12 @@ class IntegerLinear(_Input):
 
     def __init__(self, held: Packing, weight: Tensor, steps: Tensor, bias: Tensor | None) -> None:
         super().__init__(held)
-        self.packed_weight = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.steps, self.bias = steps, bias
-        self.zeros = torch.zeros(len(steps), dtype=torch.int32)
+        self.kernel = onednn.LinearKernel.of(weight, steps, bias, self.scale, self.zero)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., in) → (..., out)."""
         q = self.packed(x)
-        flat = q if q.dim() == 2 else q.reshape(-1, q.shape[-1])
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            flat,
-            self.scale,
-            self.zero,
-            self.packed_weight,
-            self.steps,
-            self.zeros,
-            self.bias,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
+        out = self.kernel(q if q.dim() == 2 else q.reshape(-1, q.shape[-1]))
         return out if q.dim() == 2 else out.reshape(*q.shape[:-1], -1)
 
 
@@ -172,59 +155,18 @@ class IntegerConv(_Input):
         super().__init__(held)
         self.flat = weight.dim() == 3
         # A Conv1d is a Conv2d of height 1.
-        self.geometry = tuple(
+        stride, padding, dilation = (
             [fill, *given] if self.flat else list(given)
             for given, fill in ((module.stride, 1), (module.padding, 0), (module.dilation, 1))
         )
-        self.groups = int(module.groups)
         weight = weight.unsqueeze(2) if self.flat else weight
-        self.packed_weight = torch.ops.onednn.qconv_prepack(
-            weight, steps, self.scale, self.zero, *self.geometry, self.groups, None
+        geometry = (stride, padding, dilation)
+        self.kernel = onednn.ConvolutionKernel.of(
+            weight, steps, bias, self.scale, self.zero, geometry, int(module.groups)
         )
-        self.steps, self.bias = steps, bias
-        self.zeros = torch.zeros(len(steps), dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
         """As nn.Conv1d and nn.Conv2d."""
         q = self.packed(x.unsqueeze(2) if self.flat else x)
-        out: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            q.contiguous(memory_format=torch.channels_last),
-            self.scale,
-            self.zero,
-            self.packed_weight,
-            self.steps,
-            self.zeros,
-            self.bias,
-            *self.geometry,
-            self.groups,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
+        out = self.kernel(q.contiguous(memory_format=torch.channels_last))
         return out.squeeze(2) if self.flat else out
-
-
-@cache
-def exact() -> bool:
-    """Whether the kernels exist here, and add up exactly: processors without VNNI add pairs in 16 bits and saturate."""
-    import numpy as np
-
-    held = Packing(np.array(0.5, np.float32), np.array(128), 0, 255, False, None)
-    generator = torch.Generator().manual_seed(0)
-    steps = torch.full((8,), 0.25)
-    try:
-        weight = torch.randint(-128, 128, (8, 64), generator=generator).to(torch.int8)
-        weight[0], weight[1] = 127, -128
-        x = torch.randint(-128, 128, (4, 64), generator=generator) * 0.5
-        x[0] = 63.5
-        if not torch.equal(IntegerLinear(held, weight, steps, None)(x), x @ (weight.float() * 0.25).T):
-            return False
-        module = nn.Conv2d(16, 8, 2, padding=1)
-        kernel, image = weight.reshape(8, 16, 2, 2), x.reshape(4, 16, 2, 2)
-        found = IntegerConv(held, kernel, steps, None, module)(image)
-        return torch.equal(found, torch.conv2d(image, kernel.float() * 0.25, padding=1))
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
