@@ -1,5 +1,6 @@
 """A run as a table, and as a study of Optuna's: what other tools then read."""
 
+import contextlib
 import csv
 import shutil
 import sqlite3
@@ -213,9 +214,59 @@ def test_what_goes_wrong_halfway_leaves_what_was_there(run, monkeypatch):
     assert not [p for p in run.folder.iterdir() if p.name.endswith(".part")]
 
 
-def test_another_layout_of_optunas_tables_is_refused(run, monkeypatch):
+def test_in_tables_of_another_layout_optuna_writes_the_same_trials(troubled, tmp_path, monkeypatch):
+    metrics = {"accuracy": [0.5, 0.7], "average_bitwidth": [4.0, np.inf]}
+    for run in (troubled, write(tmp_path / "sum", [[0, 0], [1, 1]], metrics, summed="minimize")):
+        name = run.folder.name
+        wanted = loaded(bf.convert(run, "optuna").path, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(study, "SCHEMA", 11)
+            found = loaded(bf.convert(run, "optuna", tmp_path / f"{name}.db").path, name)
+        assert found.user_attrs == wanted.user_attrs
+        assert len(found.trials) == len(wanted.trials) == len(run)
+        for one, other in zip(found.trials, wanted.trials, strict=True):
+            assert one.user_attrs == {**other.user_attrs, "trial": other.number}
+            for part in ("number", "state", "values", "params", "distributions", "datetime_start", "datetime_complete"):
+                assert getattr(one, part) == getattr(other, part), part
+            assert one.system_attrs == other.system_attrs
+
+
+def test_numbers_that_optuna_gives_do_not_hide_those_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SCHEMA", 11)
-    with pytest.raises(RunError, match=r"lays out studies as version 12, and this version of Bitfront writes 11"):
+    codes = np.stack([np.arange(20) % 2, np.arange(20) % 3], axis=1)
+    run = write(tmp_path / "long", codes, {"accuracy": 1 - np.arange(20) / 20, "average_bitwidth": np.arange(20.0)})
+    found = loaded(bf.convert(run, "optuna", trials=5).path, "long").trials
+    numbers = run.columns.number[kept(run, 5)].tolist()
+    assert numbers != list(range(len(numbers)))
+    assert [t.number for t in found] == list(range(len(numbers)))
+    assert [t.user_attrs["trial"] for t in found] == numbers
+    assert [t.values for t in found] == [list(run.trial(n).values) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE version_info SET schema_version = 13",
+        "DELETE FROM version_info",
+        "DROP TABLE version_info",
+        "ALTER TABLE trial_params RENAME COLUMN param_value TO value",
+        "DROP TABLE trial_user_attributes",
+    ],
+)
+def test_another_layout_of_optunas_tables_is_seen(run, change):
+    with contextlib.closing(sqlite3.connect(bf.convert(run, "optuna").path)) as db:
+        assert study.known_layout(db)
+        db.execute(change)
+        assert not study.known_layout(db)
+
+
+def test_what_optuna_cannot_write_is_an_error(run, monkeypatch):
+    def broken(*_):
+        raise optuna.exceptions.StorageInternalError("no room")
+
+    monkeypatch.setattr(study, "SCHEMA", 11)
+    monkeypatch.setattr(optuna.Study, "add_trials", broken)
+    with pytest.raises(RunError, match=r"optuna\.db.*: cannot be written by Optuna \d.*: no room"):
         bf.convert(run, "optuna")
 
 

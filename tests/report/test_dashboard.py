@@ -18,7 +18,7 @@ from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, MissingExtraError, RunError, UserError
-from bitfront.report import dashboard
+from bitfront.report import dashboard, study
 from bitfront.report.dashboard import served
 
 pytest.importorskip("optuna_dashboard")
@@ -71,7 +71,10 @@ def wait_for(ask, wanted, study=1):
     pytest.fail(f"there are {numbers(ask, study)}, not {wanted}")
 
 
-def test_it_serves_the_trials_and_those_that_arrive_later(six, tmp_path):
+@pytest.mark.parametrize("layout", [study.SCHEMA, -1], ids=["known", "unknown"])
+def test_it_serves_the_trials_and_those_that_arrive_later(six, tmp_path, monkeypatch, layout):
+    """Also where the layout of Optuna's tables is not known, so that Optuna has to write."""
+    monkeypatch.setattr(study, "SCHEMA", layout)
     folder = shutil.copytree(six.folder, tmp_path / "six")
     with running(folder) as (found, ask):
         assert found.address.startswith("http://127.0.0.1:")

@@ -103,11 +103,13 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
     stop = threading.Event()
     with server, tempfile.TemporaryDirectory(prefix="bitfront-dashboard-") as folder:
         followed = _Followed(first, Path(folder) / "optuna.db", trials)
-        server.set_app(dashboard.wsgi(optuna.storages.get_storage(study.address(followed.path))))
+        storage = optuna.storages.get_storage(study.address(followed.path))
+        number = storage.get_study_id_from_name(followed.name)
+        server.set_app(dashboard.wsgi(storage))
         follower = threading.Thread(target=followed.follow, args=(stop,), daemon=True)
         follower.start()
         try:
-            address = f"http://{HOST}:{server.server_port}/dashboard/studies/1"
+            address = f"http://{HOST}:{server.server_port}/dashboard/studies/{number}"
             yield Served(address, followed.trials, len(first), server.serve_forever)
         finally:
             stop.set()
@@ -142,7 +144,7 @@ class _Followed:
     def _begin(self, run: Run) -> None:
         self._names += 1
         own = run.folder.resolve().name
-        self._name = study.create(self.path, run, own if self._names == 1 else f"{own} ({self._names})")
+        self.name = study.create(self.path, run, own if self._names == 1 else f"{own} ({self._names})")
         self._began: datetime = study.began(run)
         self._last = -1
         self._add(run)
@@ -151,7 +153,7 @@ class _Followed:
         rows = kept(run, self.limit)
         rows = rows[run.columns.number[rows] > self._last]
         if len(rows):
-            study.append(self.path, self._name, run, rows, self._began)
+            study.append(self.path, self.name, run, rows, self._began)
             self._last = int(run.columns.number[-1])
             self.trials += len(rows)
 

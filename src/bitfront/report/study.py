@@ -1,13 +1,14 @@
 """A run as a study of Optuna's, in an SQLite file that Optuna and optuna-dashboard read.
 
-The tables are made, and the study is, by Optuna. The trials are written into the tables directly, in one transaction:
-``study.add_trials`` takes a tenth of a second for each, and numbers them anew. The layout of the tables has a version,
-which is checked.
+Optuna makes the tables and the study. Trials are written into the tables directly, in one transaction: by Optuna's
+functions each would take tens of milliseconds, and a number of Optuna's choice. How the tables are laid out is Optuna's
+business, so it is looked at first; where it is not as it is known here, Optuna's functions write the trials.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sqlite3
 import warnings
@@ -23,26 +24,32 @@ from bitfront.engine.storage.folder import STORE
 from bitfront.errors import RunError
 from bitfront.report.columns import Rows, Values, choices, measured
 from bitfront.report.data import objective_title
-from bitfront.strategies.optuna import CONSTRAINTS
 
 if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run
 
 #: The layout of Optuna's tables that is written here; Optuna 3.2 to 5 have it.
 SCHEMA = 12
+#: What is written of trials: table → columns.
+TABLES = {
+    "trials": ("trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"),
+    "trial_values": ("trial_id", "objective", "value", "value_type"),
+    "trial_params": ("trial_id", "param_name", "param_value", "distribution_json"),
+    "trial_user_attributes": ("trial_id", "key", "value_json"),
+    "trial_system_attributes": ("trial_id", "key", "value_json"),
+}
+#: How an infinite value is written.
+INFINITE = {np.inf: "INF_POS", -np.inf: "INF_NEG"}
+#: The key of a trial's excesses over its constraints. Optuna has a newer way, which optuna-dashboard does not read.
+CONSTRAINTS = "constraints"
 
 
 def create(path: Path, run: Run, name: str = "") -> str:
-    """Make an empty study for a run, and the file if there is none; gives the study's name, that of the run.
-
-    Raises:
-        RunError: the installed Optuna lays out its tables in another way.
-    """
+    """Make an empty study for a run, and the file if there is none; gives the study's name, that of the run."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(address(path))
-    try:
+    with _storage(path) as storage:
         made = optuna.create_study(
             storage=storage, study_name=name or run.folder.resolve().name, directions=run.objectives.directions
         )
@@ -52,18 +59,19 @@ def create(path: Path, run: Run, name: str = "") -> str:
         made.set_user_attr("run", str(run.folder.resolve()))
         for metric, value in run.reference.items():
             made.set_user_attr(f"float model: {metric}", value)
+    return made.study_name
+
+
+@contextlib.contextmanager
+def _storage(path: Path) -> Iterator[Any]:
+    import optuna
+
+    storage = optuna.storages.RDBStorage(address(path))
+    try:
+        yield storage
     finally:
         storage.remove_session()
         storage.engine.dispose()
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        found = db.execute("SELECT schema_version FROM version_info").fetchone()[0]
-    if found != SCHEMA:
-        raise RunError(
-            f"Optuna {optuna.__version__} lays out studies as version {found}, and this version of Bitfront writes "
-            f"{SCHEMA}; to='csv' and to='parquet' do not need it",
-            arguments=["to='csv'", "to='parquet'"],
-        )
-    return made.study_name
 
 
 def address(path: Path) -> str:
@@ -80,25 +88,85 @@ def began(run: Run) -> datetime:
 
 
 def append(path: Path, name: str, run: Run, rows: Rows, began: datetime) -> None:
-    """Write some trials of a run, under their own numbers, into its study.
+    """Write some trials of a run into its study, under their own numbers where Optuna's tables are as known here. Where
+    they are not, Optuna numbers the trials, and their own number is the user attribute ``trial``.
 
     Raises:
         RunError: they cannot be written.
     """
     try:
         with contextlib.closing(sqlite3.connect(path)) as db, db:
-            study = db.execute("SELECT study_id FROM studies WHERE study_name = ?", (name,)).fetchone()[0]
-            first = db.execute("SELECT coalesce(max(trial_id), 0) + 1 FROM trials").fetchone()[0]
-            ids = np.arange(first, first + len(rows))
-            for columns, values in _tables(run, rows, ids, study, began):
-                places = ", ".join("?" * (columns.count(",") + 1))
-                db.executemany(f"INSERT INTO {columns} VALUES ({places})", values)
+            if known_layout(db):
+                _write(db, name, run, rows, began)
+                return
     except sqlite3.Error as error:
         raise RunError(f"{path}: cannot be written: {error}") from None
+    _add(path, name, run, rows, began)
+
+
+def known_layout(db: sqlite3.Connection) -> bool:
+    """Whether the tables of an Optuna study are as they are written here."""
+    try:
+        for table, columns in TABLES.items():
+            db.execute(f"SELECT {', '.join(columns)} FROM {table} LIMIT 0")
+        return db.execute("SELECT schema_version FROM version_info").fetchall() == [(SCHEMA,)]
+    except sqlite3.OperationalError:
+        return False
+
+
+def _write(db: sqlite3.Connection, name: str, run: Run, rows: Rows, began: datetime) -> None:
+    study = db.execute("SELECT study_id FROM studies WHERE study_name = ?", (name,)).fetchone()[0]
+    first = db.execute("SELECT coalesce(max(trial_id), 0) + 1 FROM trials").fetchone()[0]
+    for table, values in _tables(run, rows, np.arange(first, first + len(rows)), study, began):
+        columns = TABLES[table]
+        places = ", ".join("?" * len(columns))
+        db.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", values)
+
+
+def _add(path: Path, name: str, run: Run, rows: Rows, began: datetime) -> None:
+    """The same trials, by Optuna's functions."""
+    import optuna
+
+    trials: dict[int, Any] = {}
+    distribution = functools.cache(optuna.distributions.json_to_distribution)
+    infinite = {kind: value for value, kind in INFINITE.items()}
+    for table, values in _tables(run, rows, np.arange(len(rows)), 0, began):
+        for i, *row in values:
+            match table, row:
+                case "trials", (number, _, state, start, end):
+                    trials[i] = optuna.trial.FrozenTrial(
+                        number=number,
+                        state=optuna.trial.TrialState[state],
+                        value=None,
+                        datetime_start=datetime.fromisoformat(start),
+                        datetime_complete=datetime.fromisoformat(end),
+                        params={},
+                        distributions={},
+                        user_attrs={"trial": number},
+                        system_attrs={},
+                        intermediate_values={},
+                        trial_id=i,
+                    )
+                case "trial_values", (_, value, kind):
+                    trials[i].values = [*(trials[i].values or ()), infinite.get(kind, value)]
+                case "trial_params", (parameter, place, text):
+                    trials[i].distributions[parameter] = distribution(text)
+                    trials[i].params[parameter] = distribution(text).to_external_repr(place)
+                case "trial_user_attributes", (key, text):
+                    trials[i].set_user_attr(key, json.loads(text))
+                case "trial_system_attributes", (key, text):
+                    trials[i].system_attrs[key] = json.loads(text)
+    try:
+        with _storage(path) as storage:
+            optuna.load_study(study_name=name, storage=storage).add_trials(trials.values())
+    except optuna.exceptions.OptunaError as error:
+        raise RunError(f"{path}: cannot be written by Optuna {optuna.__version__}: {error}") from None
 
 
 def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Iterator[tuple[str, Iterable[Any]]]:
-    """(table with columns, rows) of everything that Optuna keeps of trials."""
+    """(table, rows) of everything that Optuna keeps of trials, each row as ``TABLES`` says."""
+    from optuna.distributions import CategoricalDistribution, distribution_to_json
+
     own = run.columns
     values = run.objectives.values({m: v[rows] for m, v in own.metrics.items()})
     unknown = np.asarray(np.isnan(values).any(axis=1))
@@ -109,35 +177,34 @@ def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Ite
     end = np.cumsum(np.nan_to_num(own.duration))[rows]
     start = end - np.nan_to_num(own.duration[rows])
     yield (
-        "trials (trial_id, number, study_id, state, datetime_start, datetime_complete)",
+        "trials",
         zip(ids.tolist(), numbers, [study] * len(rows), states, _times(began, start), _times(began, end), strict=True),
     )
     for place in range(values.shape[1]):
-        column, kinds = values[complete, place], {np.inf: "INF_POS", -np.inf: "INF_NEG"}
+        column = values[complete, place]
         yield (
-            "trial_values (trial_id, objective, value, value_type)",
+            "trial_values",
             (
-                (i, place, None if v in kinds else v, kinds.get(v, "FINITE"))
+                (i, place, None if v in INFINITE else v, INFINITE.get(v, "FINITE"))
                 for i, v in zip(ids[complete].tolist(), column.tolist(), strict=True)
             ),
         )
     for chosen in choices(run, rows):
-        # As Optuna writes a categorical distribution: the values are places in it.
-        described = {"name": "CategoricalDistribution", "attributes": {"choices": chosen.parameter.labels}}
-        text, counts = json.dumps(described), chosen.counts
+        # The values are places in it.
+        text, counts = distribution_to_json(CategoricalDistribution(chosen.parameter.labels)), chosen.counts
         yield (
-            "trial_params (trial_id, param_name, param_value, distribution_json)",
+            "trial_params",
             (
                 (i, chosen.parameter.name, float(index), text)
                 for i, index in zip(ids[counts].tolist(), chosen.index[counts].tolist(), strict=True)
             ),
         )
-    yield "trial_user_attributes (trial_id, key, value_json)", _attributes(run, rows, ids, unknown)
+    yield "trial_user_attributes", _attributes(run, rows, ids, unknown)
     if run.constraints:
         # What is not known is missed by all of it.
         over = np.nan_to_num([c.excess(own.metrics[c.metric][rows]) for c in run.constraints], nan=1.0, posinf=1e300)
         yield (
-            "trial_system_attributes (trial_id, key, value_json)",
+            "trial_system_attributes",
             ((i, CONSTRAINTS, json.dumps(v)) for i, v in zip(ids.tolist(), over.T.tolist(), strict=True)),
         )
 

@@ -41,8 +41,6 @@ class Places(optuna.distributions.IntDistribution):
         return self
 
 
-#: Where Optuna's samplers look for the constraints of a trial: values above 0 are violations.
-CONSTRAINTS = "constraints"
 SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -183,9 +181,9 @@ class OptunaStrategy(Strategy):
 
     def _add(self, history: History, row: int, attributes: dict[str, Any]) -> None:
         """Tell the study of a candidate, unless it failed: samplers look at complete trials only."""
-        losses, violation = history.losses[row], float(history.violation[row])
+        losses, violation, constraints = history.losses[row], float(history.violation[row]), None
         if history.constrained:
-            attributes = {**attributes, CONSTRAINTS: [violation]}
+            constraints = {"all": violation}
             if violation and np.isnan(losses).any():
                 # Never evaluated: as bad as the worst so far. Samplers compare such trials by their violation alone.
                 worst = np.nan_to_num(history.losses[:row], nan=-np.inf).max(axis=0, initial=-np.inf)
@@ -195,6 +193,10 @@ class OptunaStrategy(Strategy):
         values = dict(zip(self._distributions, history.codes[row].tolist(), strict=True))
         self._study.add_trial(
             optuna.trial.create_trial(
-                params=values, distributions=self._distributions, values=losses.tolist(), system_attrs=attributes
+                params=values,
+                distributions=self._distributions,
+                values=losses.tolist(),
+                system_attrs=dict(attributes),  # a copy: constraints are added to it
+                constraints=constraints,
             )
         )
