@@ -263,22 +263,36 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(six_page, opened):
     assert min(sizes) >= 12
 
 
-def test_names_and_errors_of_others_are_text(tmp_path, opened):
-    codes = full_grid()
-    space = (site(f"fc{EVIL}", choice("data_in", 4, 8), choice("weight", 2, 4, 8)),)
-    errors = ["", EVIL, "", "", "", ""]
+@pytest.mark.parametrize(
+    "evil",
+    [
+        EVIL,
+        "</script><script>alert(1)</script>",
+        '" onmouseover="alert(1)" x="',
+        "{{ 7 * 7 }}{% raw %}",
+        "a & b &lt; c",
+    ],
+    ids=["tag", "script", "attribute", "template", "entity"],
+)
+def test_names_and_errors_of_others_are_text(tmp_path, opened, evil):
+    codes, name = full_grid(), evil.replace("/", "")
+    space = (site(f"fc{evil}", choice("data_in", 4, 8), choice("weight", 2, 4, 8)),)
+    errors = ["", evil, "", "", "", ""]
     accuracy = np.where([bool(e) for e in errors], np.nan, 0.5 + codes[:, 1] / 10)
     run = write(
-        tmp_path / f"r{EVIL}", codes, {"accuracy": accuracy, "average_bitwidth": codes[:, 1] + 1.0}, space=space,
-        errors=errors, project=EVIL,
+        tmp_path / f"r{name}", codes, {"accuracy": accuracy, "average_bitwidth": codes[:, 1] + 1.0},
+        space=space, errors=errors, project=name,
     )  # fmt: skip
     page = opened(page_of(run, tmp_path / "out"))
-    assert page.locator("h1").text_content() == EVIL
-    assert page.title() == f"{EVIL} · Bitfront"
+    assert page.locator("h1").text_content() == name
+    assert page.title() == f"{name} · Bitfront"
     page.locator("#front-list button").first.click()
-    assert EVIL in page.locator("#details").text_content()
-    assert page.locator("#failures td.error").text_content() == EVIL
-    assert page.locator("img[src=x]").count() == 0
+    assert evil in page.locator("#details").text_content()
+    assert page.locator("#failures td.error").text_content() == evil
+    assert evil in page.locator("#layers tbody th").first.text_content()
+    assert f"fc{evil}/data_in across" in page.locator("#grids caption").first.text_content()
+    assert f"fc{evil}/data_in across" in page.locator("#grids .scroll").first.get_attribute("aria-label")
+    assert page.locator("img[src=x], [onmouseover]").count() == 0
 
 
 @pytest.mark.parametrize("trials", [0, 1])

@@ -35,11 +35,11 @@ def write_report(
         metrics: of the grid pictures; none: all.
 
     Raises:
-        MissingExtraError: matplotlib or plotly is not installed.
+        MissingExtraError: jinja2, matplotlib or plotly is not installed.
         RunError: there is no such run, or nothing can be written there.
         ConfigError: no such parameter or metric.
     """
-    for module in ("matplotlib", "plotly"):
+    for module in ("jinja2", "matplotlib", "plotly"):
         require(module, "report", "the report")
     from bitfront.report import data, figures, grid, page
 

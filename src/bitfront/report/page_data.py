@@ -1,0 +1,170 @@
+"""What the pictures of the page are drawn from, as JSON: trials, influences, the course of the search, lines.
+
+Numbers are shortened, and what candidates share is written once: the page is to be mailed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.report import data, figures
+from bitfront.report.importance import Effect, Importance, active
+
+if TYPE_CHECKING:
+    from bitfront.engine.storage.run import Run
+    from bitfront.spaces.model_space import Size
+
+
+def content(run: Run, influences: Sequence[Importance], limit: int = data.SHOWN) -> dict[str, Any]:
+    """What the pictures of the page are drawn from: what JSON can hold, null for NaN and infinity. Trials are numbered
+    by their place among those in it.
+
+    Args:
+        limit: trials drawn, where there are more.
+    """
+    cloud, lines = data.cloud(run, limit), data.parallel(run, influences)
+    rows = np.union1d(cloud.rows, np.concatenate([cloud.front, lines.rows]))
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    whole = {
+        "command": f"bitfront transform --run {shlex.quote(str(run.folder))} --check --trial ",
+        **_metrics(run),
+        **_trials(run, rows),
+        **_cloud(run, cloud, place),
+        "influences": [_influence(run, one) for one in influences],
+        "history": _history(run, data.history(run, limit)),
+        "parallel": _parallel(lines, place),
+    }
+    return {key: _finite(value) for key, value in whole.items()}
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    names = data.metric_names(run)
+    return {
+        "metrics": {m: data.title(run, m) for m in names},
+        "better": {m: data.better(run, m) for m in names},
+        "reference": {m: run.reference.get(m) for m in names},
+    }
+
+
+def _trials(run: Run, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """What some trials chose, −1 where a choice had no effect, and what was measured."""
+    own, codes = run.columns, run.columns.codes(rows)
+    chosen = [np.where(active(run.space, c, codes), codes[:, c], -1) for c in range(codes.shape[1])]
+    nodes, keys, roots = _interned(run.space.decode(code) for code in codes)
+    return {
+        "parameters": [{"name": p.name, "labels": p.labels} for p in run.space.parameters],
+        "number": own.number[rows].tolist(),
+        "values": {m: _numbers(own.metrics[m][rows]) for m in data.metric_names(run)},
+        "choices": [c.tolist() for c in chosen],
+        "config": {"nodes": nodes, "keys": keys, "roots": roots},
+    }
+
+
+def _cloud(run: Run, cloud: data.Cloud, place: Mapping[int, int]) -> dict[str, Any]:
+    numbers = run.columns.number[cloud.front].tolist()
+    return {
+        "quality": cloud.quality,
+        "costs": list(cloud.costs),
+        "note": cloud.note,
+        "drawn": [place[r] for r in cloud.rows.tolist()],
+        "front": [place[r] for r in cloud.front.tolist()],
+        "low": _numbers(cloud.low),
+        "high": _numbers(cloud.high),
+        "test": [run.test_results.get(n, {}).get("accuracy") for n in numbers],
+    }
+
+
+def _influence(run: Run, one: Importance) -> dict[str, Any]:
+    parameters = [
+        {"name": p.parameter, "share": p.share, "effects": _effects(p.effects, run.space.sizes)}
+        for p in one.parameters[: figures.CELLS]
+    ]
+    return {
+        "metric": one.metric,
+        "title": data.title(run, one.metric),
+        "missing": one.missing,
+        "rest": one.rest,
+        "trials": one.trials,
+        "parameters": parameters,
+    }
+
+
+def _effects(own: Sequence[Effect], sizes: Mapping[str, Size]) -> list[dict[str, Any]]:
+    brief = data.shortened([e.label for e in own], sizes)
+    return [{**vars(e), "short": text} for e, text in zip(own, brief, strict=True)]
+
+
+def _history(run: Run, history: data.SearchCourse) -> dict[str, Any]:
+    return {
+        "courses": [
+            {
+                "title": c.title,
+                "direction": c.direction,
+                "trials": (c.rows + 1).tolist(),
+                "numbers": run.columns.number[c.rows].tolist(),
+                "seconds": _numbers(history.end_seconds[c.rows]),
+                "values": _numbers(c.values),
+                "steps": (c.steps + 1).tolist(),
+                "step_seconds": _numbers(history.end_seconds[c.steps]),
+                "best": _numbers(c.best),
+            }
+            for c in history.courses
+        ],
+        "end": [len(run), float(history.end_seconds[-1]) if len(run) else 0.0],
+        "trials": history.trials.tolist(),
+        "seconds": _numbers(history.seconds),
+        "volume": _numbers(history.volume),
+        "missing": history.missing,
+    }
+
+
+def _parallel(lines: data.Parallel, place: Mapping[int, int]) -> dict[str, Any]:
+    return {
+        "axes": [{"title": a.title, "ticks": figures.ticks(lines, i)} for i, a in enumerate(lines.axes)],
+        "rows": [place[r] for r in lines.rows.tolist()],
+        "front": lines.front.tolist(),
+        "heights": [_numbers(h) for h in data.heights(lines)],
+        "left_out": lines.left_out,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float]:
+    """Seven digits: more than a picture shows, in half the bytes."""
+    return [float(f"{v:.7g}") for v in values.tolist()]
+
+
+def _interned(configs: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[list[str]], list[int]]:
+    """Candidates spelled out, with what they share written once: (nodes, lists of keys, a node per candidate).
+
+    A node is a list of a value alone, or [index of a list of keys, the node of each].
+    """
+    nodes: dict[tuple[Any, ...], int] = {}
+    keys: dict[tuple[str, ...], int] = {}
+
+    def node(value: Any) -> int:
+        if isinstance(value, Mapping):
+            own = keys.setdefault(tuple(value), len(keys))
+            key: tuple[Any, ...] = ("table", own, tuple(node(v) for v in value.values()))
+        else:
+            key = ("value", json.dumps(value))
+        return nodes.setdefault(key, len(nodes))
+
+    roots = [node(config) for config in configs]
+    written = [[k[1], list(k[2])] if k[0] == "table" else [json.loads(k[1])] for k in nodes]
+    return written, [list(k) for k in keys], roots

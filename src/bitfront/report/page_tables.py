@@ -1,0 +1,216 @@
+"""The tables of the page, cell by cell, as the template writes them. All is plain text; the template escapes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitfront.report import data, figures
+from bitfront.report.grid import COLOURS, CellGrid, readable
+from bitfront.report.importance import Importance
+from bitfront.report.tables import compared, constrained, number, reasons
+
+if TYPE_CHECKING:
+    from bitfront.engine.storage.run import Run, Trial
+
+#: Rows of the tables of the front and of failures.
+ROWS = 50
+#: Characters of an error in the page.
+ERROR = 2000
+
+
+@dataclass(frozen=True)
+class HtmlCell:
+    """One cell.
+
+    Attributes:
+        note: small print behind the text.
+        kind: its CSS class.
+        style: its CSS.
+        tip: what is shown where the pointer rests on it.
+        trial: number of the trial that a click on it shows; None: it is no button.
+    """
+
+    text: str = ""
+    note: str = ""
+    kind: str = ""
+    style: str = ""
+    tip: str = ""
+    trial: int | None = None
+
+
+@dataclass(frozen=True)
+class HtmlTable:
+    """A table; the first cell of a row is its heading.
+
+    Attributes:
+        kind: its CSS class.
+        note: a paragraph in place of a table without rows, or after one with rows.
+    """
+
+    caption: str = ""
+    head: tuple[HtmlCell, ...] = ()
+    rows: tuple[tuple[HtmlCell, ...], ...] = ()
+    kind: str = ""
+    note: str = ""
+
+
+def summary(run: Run) -> tuple[dict[str, str], list[str]]:
+    """Facts about the run, title → text, and remarks."""
+    space, own = run.space, run.columns
+    failed = int((~own.complete).sum())
+    objectives = zip(run.objectives.names, run.objectives.directions, strict=True)
+    facts = {
+        "model": run.config.model,
+        "dataset": run.config.dataset,
+        "objectives": ", ".join(f"{name} ({direction})" for name, direction in objectives),
+        "trials": f"{len(run):,} of {space.size:,} candidates" + (f", {failed:,} failed" if failed else ""),
+        "state": run.stopped or "the search was still running when this page was made",
+        "strategy": run.config.search.strategy.name if run.config.search else "",
+        "front": f"{len(run.front_rows):,} trials",
+        "samples": f"{run.samples:,} per candidate" if run.samples else "",
+        "evaluation": f"{own.duration.sum():,.3g} s, summed over trials",
+        "run folder": str(run.folder),
+    }
+    facts["undefined"] = ", ".join(f"{m} has no value in {n:,} trials" for m, n in data.undefined(run).items())
+    remarks = [*compared(run), *(f"{m} is {kind}: {why}" for m, (kind, why) in reasons(run).items())]
+    remarks += [constrained(run)] if run.constraints else []
+    return {title: text for title, text in facts.items() if text}, remarks
+
+
+def best(run: Run) -> HtmlTable:
+    """The float model, the front, and what was trained on."""
+    names = list(dict.fromkeys([*(p.metric for p in run.objectives.parts), *data.metric_names(run)]))
+    tested, trained = bool(run.reference_test), bool(run.finetuned)
+    head = ["trial", *(data.title(run, m) for m in names)]
+    head += ["test accuracy"] * tested + ["fine-tuned accuracy"] * trained
+
+    def cells(values: Mapping[str, float | None], ends: Mapping[str, tuple[float, float]]) -> list[HtmlCell]:
+        spans = ["–".join(number(e) for e in ends[name]) if name in ends else "" for name in names]
+        return [HtmlCell(_number(values.get(name)), note=span) for name, span in zip(names, spans, strict=True)]
+
+    def last(values: Mapping[str, float], finetuned: str) -> list[HtmlCell]:
+        return [HtmlCell(_number(values.get("accuracy")))] * tested + [HtmlCell(finetuned)] * trained
+
+    reference = {m: math.nan if v is None else v for m, v in run.reference.items()}
+    rows = [[HtmlCell("float model"), *cells(reference, run.intervals(reference)), *last(run.reference_test, "")]]
+    shown = [run.row(int(r)) for r in run.front_rows[:ROWS]]
+    shown += [run.trial(n) for n in run.finetuned if n not in {t.number for t in shown}]
+    for trial in shown:
+        measured = cells(trial.metrics, trial.intervals)
+        rows.append([_button(trial.number), *measured, *last(trial.test_metrics, _finetuned(trial))])
+    more = len(run.front_rows) - ROWS
+    note = f"{more:,} more trials of the front are in best.json." if more > 0 else ""
+    return _table("Best trials, with 95 % intervals where there are any", head, rows, "numbers", note)
+
+
+def layers(run: Run) -> HtmlTable:
+    """What every layer chose in the trials of the front."""
+    own = data.layer_map(run, data.cloud(run).front[:ROWS])
+    if not own.places:
+        return HtmlTable(note="Nothing was to be chosen.")
+    if not own.numbers:
+        return HtmlTable(note="No trial is on the front.")
+    rows = []
+    for place, labels, short, shades in zip(own.places, own.labels, own.short, own.shades, strict=True):
+        cells = zip(labels, short, shades.tolist(), strict=True)
+        rows.append([HtmlCell(place), *(HtmlCell(text, style=_paint(s), tip=label) for label, text, s in cells)])
+    head = [HtmlCell("site/operand"), *(_button(n) for n in own.numbers)]
+    return _table("Bits or widths that the trials of the front chose", head, rows, "map")
+
+
+def heatmap(own: CellGrid) -> HtmlTable:
+    """A metric over two parameters; the first row is the topmost."""
+    known = own.values[np.isfinite(own.values)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+
+    def cell(row: int, column: int) -> HtmlCell:
+        trials, text = own.trials[row, column], own.text(row, column)
+        if not trials and own.failed[row, column]:
+            return HtmlCell(text, kind="failed", tip="failed")
+        if not trials:
+            return HtmlCell(text, kind="empty", tip="never evaluated")
+        share = (float(own.values[row, column]) - low) / (high - low) if high > low else 0.5
+        return HtmlCell(text, style=_paint(share), tip=f"{trials:,} trials")
+
+    rows = [
+        [HtmlCell(name), *(cell(row, column) for column in range(len(own.columns)))]
+        for row, name in reversed(list(enumerate(own.rows)))
+    ]
+    caption = ", ".join(filter(None, [own.title, own.note])) + f"; {own.x} across, {own.y} up"
+    return _table(caption, ["", *own.columns], rows, "map")
+
+
+def influences(run: Run, own: Sequence[Importance]) -> list[HtmlTable]:
+    """The main effects per metric, for who does not see the picture; or why they are not known."""
+    head = ["parameter", "share of the variance", "option", "mean with it", "difference", "trials"]
+    tables = []
+    for one in own:
+        if one.missing:
+            tables.append(HtmlTable(note=f"{one.metric}: {one.missing}."))
+            continue
+        rows = [
+            [p.parameter, f"{p.share:.1%}", e.label, number(e.mean), f"{e.effect:+.4g}", f"{e.trials:,}"]
+            for p in one.parameters[: figures.CELLS]
+            for e in p.effects
+        ]
+        caption = f"What the options do to {data.title(run, one.metric)}"
+        tables.append(_table(caption, head, [[HtmlCell(c) for c in row] for row in rows], "numbers"))
+    return tables
+
+
+def failures(run: Run) -> HtmlTable:
+    """Kinds of error, the most frequent first."""
+    kinds = data.failures(run)
+    if not kinds:
+        return HtmlTable(note="No candidate failed.")
+    rows = [
+        [HtmlCell(f"{f.count:,}"), HtmlCell(str(f.first)), HtmlCell(f.error[:ERROR], kind="error")]
+        for f in kinds[:ROWS]
+    ]
+    more = len(kinds) - ROWS
+    note = f"{more:,} more kinds of error are in the store." if more > 0 else ""
+    return _table("Why candidates failed", ["trials", "the first", "error"], rows, note=note)
+
+
+def _table(
+    caption: str,
+    head: Sequence[str | HtmlCell],
+    rows: Sequence[Sequence[HtmlCell]],
+    kind: str = "",
+    note: str = "",
+) -> HtmlTable:
+    cells = tuple(HtmlCell(h) if isinstance(h, str) else h for h in head)
+    return HtmlTable(caption, cells, tuple(map(tuple, rows)), kind, note)
+
+
+def _button(trial: int) -> HtmlCell:
+    return HtmlCell(str(trial), trial=trial)
+
+
+def _number(value: float | None) -> str:
+    return number(math.nan if value is None else value)
+
+
+def _finetuned(trial: Trial) -> str:
+    own = trial.finetuned
+    if own is None:
+        return ""
+    if own.failed:
+        return f"failed: {own.failed}"
+    return _number(own.metrics.get("accuracy")) + ("" if own.kept else " (no better)")
+
+
+def _paint(shade: float) -> str:
+    """The colour of a share, and a text colour that can be read on it."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if not math.isfinite(shade):
+        return ""
+    colour = colormaps[COLOURS](shade)
+    return f"background:{to_hex(colour)};color:{readable(colour)}"
