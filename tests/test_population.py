@@ -1,4 +1,4 @@
-"""Members of a population: trained as if alone, whoever else is there; those that cannot be are trained by themselves."""
+"""Members of a population: trained as if alone, whatever the other members are; some models are trained alone."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from bitfront.transforms import quantize
 compiled = pytest.mark.skipif(not steps.available(), reason="no compiled training steps")
 
 
-def made_up(shape, classes, samples=700, val=300, seed=0):
+def clusters(shape, classes, samples=700, val=300, seed=0):
     """Clusters, in as many classes: what training needs of a Dataset."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(classes, (samples + val,), generator=generator)
     x = torch.randn(classes, *shape, generator=generator)[y] + torch.randn(len(y), *shape, generator=generator)
     splits = {"train": (x[:samples], y[:samples]), "val": (x[samples:], y[samples:])}
-    return SimpleNamespace(name="made up", split=splits.__getitem__, num_classes=classes)
+    return SimpleNamespace(name="clusters", split=splits.__getitem__, num_classes=classes)
 
 
-JETS = made_up((16,), 5)
-IMAGES = made_up((1, 8, 8), 10, samples=300)
+JETS = clusters((16,), 5)
+IMAGES = clusters((1, 8, 8), 10, samples=300)
 #: 700 samples: five batches and a rest of 60, which fills no whole vectors.
 SETTINGS = TrainSettings(max_epochs=2, batch_size=128, learning_rate=3e-3, seed=5)
 
@@ -192,12 +192,12 @@ def test_several_epochs_end_at_the_same_place(name):
         assert ours.val_accuracy == pytest.approx(theirs.val_accuracy, abs=0.03)
     # The state is the one that the last record was taken of.
     model.load_state_dict(member.state)
-    found = evaluate(model, *data.split("val"))
-    assert found.loss == pytest.approx(member.history[-1].val_loss, abs=1e-5)
-    assert found.accuracy == pytest.approx(member.history[-1].val_accuracy, abs=0.004)
+    scores = evaluate(model, *data.split("val"))
+    assert scores.loss == pytest.approx(member.history[-1].val_loss, abs=1e-5)
+    assert scores.accuracy == pytest.approx(member.history[-1].val_accuracy, abs=0.004)
 
 
-def company():
+def population():
     return [
         mlp(16, 24, 12, 5, seed=1),
         quantized(mlp(16, 24, 12, 5, seed=1), 4, 6),
@@ -210,10 +210,10 @@ def company():
 
 @compiled
 @pytest.mark.parametrize("threads", [1, 2])
-def test_company_and_order_change_no_bit(threads):
-    models = company()
+def test_other_members_and_order_change_no_bit(threads):
+    models = population()
     # The last batch of one sample is left to members without batch norms, and to them alone.
-    data = made_up((16,), 5, samples=641)
+    data = clusters((16,), 5, samples=641)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -232,12 +232,12 @@ def test_company_and_order_change_no_bit(threads):
 
 
 def test_halving_lets_members_go_and_changes_nothing_for_the_rest():
-    models = [*company()[:4], nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 5))]
+    models = [*population()[:4], nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 5))]
     settings = TrainSettings(max_epochs=3, batch_size=128, learning_rate=3e-3)
-    asked = []
+    all_records = []
 
     def keep(epoch, records, state):
-        asked.append(records)
+        all_records.append(records)
         losses = [r.val_loss if r else float("inf") for r in records]
         limit = sorted(losses)[1]
         return [r is not None and (epoch > 1 or loss <= limit) for r, loss in zip(records, losses, strict=True)]
@@ -245,14 +245,14 @@ def test_halving_lets_members_go_and_changes_nothing_for_the_rest():
     halved = train_population(models, JETS, settings, keep=keep)
     whole = train_population(models, JETS, settings)
     assert [m.stopped for m in halved].count("dropped") == 3
-    assert [sum(r is not None for r in records) for records in asked] == [5, 2, 2]
+    assert [sum(r is not None for r in records) for records in all_records] == [5, 2, 2]
     for ours, theirs in zip(halved, whole, strict=True):
         kept = len(ours.history)
         assert kept == (3 if ours.stopped == "max_epochs" else 1)
         assert ours.history == theirs.history[:kept]
         if kept == 3:
             assert equal(ours.state, theirs.state)
-    # Nobody is left: nothing more is trained.
+    # If no member goes on, training ends.
     ended = train_population(models, JETS, settings, keep=lambda epoch, records, state: [False] * len(records))
     assert [len(m.history) for m in ended] == [1] * 5
 
@@ -263,7 +263,7 @@ def test_keep_answers_for_every_model():
 
 
 def test_patience_and_steps_end_each_member_as_alone():
-    models = company()[:3]
+    models = population()[:3]
     settings = TrainSettings(max_epochs=12, batch_size=128, learning_rate=0.2, patience=1)
     for member in train_population(models, JETS, settings):
         losses = [r.val_loss for r in member.history]
@@ -312,8 +312,8 @@ def frozen():
 def affine():
     model = mlp(16, 8, 5)
     graph = capture(model, torch.randn(2, 16))
-    found = Affine.parse({"width": 8}, "weight").calibrated(model[0].weight)
-    return quantize(graph, {graph.sites[0].name: {"weight": found}})
+    form = Affine.parse({"width": 8}, "weight").calibrated(model[0].weight)
+    return quantize(graph, {graph.sites[0].name: {"weight": form}})
 
 
 @compiled
@@ -330,7 +330,7 @@ def affine():
         (lambda: nn.Sequential(nn.BatchNorm1d(16, momentum=None), nn.Linear(16, 5)), "moving"),
     ],
 )
-def test_what_cannot_go_along_is_trained_alone_and_says_why(make, reason):
+def test_a_model_that_is_no_program_is_trained_alone_and_says_why(make, reason):
     torch.manual_seed(0)
     model, other = make(), mlp(16, 8, 5)
     assert reason in why_alone(model, (16,))
@@ -342,7 +342,7 @@ def test_what_cannot_go_along_is_trained_alone_and_says_why(make, reason):
     assert first.history == alone.history
 
 
-def test_dropout_draws_its_own_numbers_beside_others():
+def test_dropout_draws_the_same_numbers_as_alone():
     models = [nn.Sequential(nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, 5)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     random = torch.get_rng_state()
@@ -381,7 +381,7 @@ def test_nobody_is_no_error():
 
 
 def test_mistakes_are_named():
-    empty = made_up((16,), 5)
+    empty = clusters((16,), 5)
     none = (torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64))
     lacking = SimpleNamespace(name="e", num_classes=5, split=lambda s: none if s == "val" else empty.split("train"))
     with pytest.raises(DataError, match="val split"):
@@ -397,7 +397,7 @@ def test_mistakes_are_named():
 
 
 @compiled
-def test_seconds_are_told_by_part():
+def test_seconds_are_added_by_part():
     parts = {}
     train_population([mlp(16, 8, 5, norm=True)], JETS, SETTINGS, parts=parts)
     assert set(parts) == set(steps.PARTS)
@@ -406,8 +406,8 @@ def test_seconds_are_told_by_part():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CASES if n != "one layer"])
-def test_a_stack_trains_as_if_alone(name):
-    """The way of GPUs, on this machine's CPU."""
+def test_the_trainer_for_gpus_trains_as_if_alone(name):
+    """On the CPU of this machine."""
     make, data = CASES[name]
     torch.manual_seed(0)
     models = [make() for _ in range(3)]
@@ -418,22 +418,22 @@ def test_a_stack_trains_as_if_alone(name):
     shape = tuple(data.split("train")[0].shape[1:])
     programs = [program(model, shape, {}) for model in models]
     assert len({structure(m, p) for m, p in zip(models, programs, strict=True)}) == 1
-    stack = GpuTrainer(models, programs, settings, torch.device("cpu"))
+    trainer = GpuTrainer(models, programs, settings, torch.device("cpu"))
     order = torch.Generator().manual_seed(settings.seed)
     (x, y), val = data.split("train"), data.split("val")
     # One goes on for two epochs and one for one; the last is let go in between.
     for epoch, going in ((1, [0, 1, 2]), (2, [0, 1])):
         batches = torch.randperm(len(y), generator=order).split(settings.batch_size)
-        found = stack.epoch(going, x, y, val, batches, learning_rate(settings, epoch))
-        assert len(found) == len(going)
+        outcomes = trainer.epoch(going, x, y, val, batches, learning_rate(settings, epoch))
+        assert len(outcomes) == len(going)
     for i, model in enumerate(models):
         alone = train(model, data, settings)
         record = alone.history[0 if i == 2 else 1]
         if i < 2:
-            assert found[i].val_loss == pytest.approx(record.val_loss, abs=5e-3)
-            assert found[i].correct / len(y) == pytest.approx(record.train_accuracy, abs=0.01)
-            assert float(found[i].losses[0]) < 10
-        state = stack.state(i)
+            assert outcomes[i].val_loss == pytest.approx(record.val_loss, abs=5e-3)
+            assert outcomes[i].correct / len(y) == pytest.approx(record.train_accuracy, abs=0.01)
+            assert float(outcomes[i].losses[0]) < 10
+        state = trainer.state(i)
         assert state.keys() == alone.last_state.keys()
         if i < 2:
             for key, value in alone.last_state.items():
@@ -460,7 +460,7 @@ def test_stacks_are_of_one_structure():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_members_are_trained_as_if_alone():
-    models = company()
+    models = population()
     members = train_population(models, JETS, SETTINGS, device="cuda")
     for model, member in zip(models, members, strict=True):
         alone = train(model, JETS, SETTINGS, device="cuda")

@@ -1,12 +1,12 @@
-"""Many candidates trained together, at a fraction of what training each alone takes.
+"""Population training: many small networks trained together, in a fraction of the time of one after another.
 
-``train_population`` gives every model what ``training.train`` would, to within float error: the same order of samples,
-schedule, batch norms and optimizer. It reads each model as a list of steps (``programs``) and carries these out for all
-members with code made for small networks: compiled on the CPU (``compiled``), batched products on a GPU (``batched``).
-A model that is no such list is trained by ``training.epochs``, beside the others; ``why_alone`` says why.
+``train_population`` gives the same result for each model as ``training.train``, up to float error: the same order of
+samples, schedule, batch norms and optimizer. It reads each model as a list of steps (``programs``) and runs the steps
+for all members with code for small networks: compiled on the CPU (``compiled``), batched products on a GPU
+(``batched``). A model that is no such list is trained alone by ``training.epochs``; ``why_alone`` gives the reason.
 
-A member's result never depends on the other members: on the CPU it is the same to the last bit whoever they are, in
-whatever order they are given, and on however many threads.
+The result of a member does not depend on the other members. On the CPU it has the same bits for any other members, any
+order of the models and any number of threads.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
     from bitfront.data.base import Dataset
 
 Ended = Literal["max_epochs", "max_steps", "patience", "dropped", "failed"]
-#: (epoch, what each model did in it, state dict of a model) → which of them go on.
+#: (epoch, the record of each model, function from a model's place to its state dict) → whether each model goes on.
 Keep = Callable[[int, Sequence[EpochRecord | None], Callable[[int], StateDict]], Sequence[bool]]
 
 
 @dataclass(frozen=True)
 class TrainedMember:
-    """What became of one model.
+    """The result of one model.
 
     Attributes:
-        state: state dict after the member's last epoch, on the CPU; of no use where it failed.
-        history: one record per finished epoch.
-        stopped: what ended its training; "dropped" by `keep`.
-        alone: why it was trained by itself; "" where it was trained with the others.
-        error: why it failed; "" where it did not.
+        state: state dict after the last epoch of the member, on the CPU; not usable if it failed.
+        history: one record per completed epoch.
+        stopped: why its training ended; "dropped" means by `keep`.
+        alone: why it was trained alone; empty if it was trained with others.
+        error: why it failed; empty if it did not.
     """
 
     state: StateDict
@@ -68,9 +68,15 @@ class TrainedMember:
 
 
 def why_alone(model: nn.Module, sample_shape: tuple[int, ...], device: torch.device | str = "cpu") -> str:
-    """Why ``train_population`` trains `model` by itself, in words; "" where it does not have to."""
-    found = _program(model, sample_shape, torch.device(device), {})
-    return found if isinstance(found, str) else ""
+    """Why ``train_population`` trains `model` alone; empty if it trains it with others.
+
+    Args:
+        model: a float model or a quantized one.
+        sample_shape: shape of a sample, without the batch dimension.
+        device: where it would be trained.
+    """
+    result = _program(model, sample_shape, torch.device(device), {})
+    return result if isinstance(result, str) else ""
 
 
 def train_population(
@@ -82,25 +88,28 @@ def train_population(
     keep: Keep | None = None,
     parts: dict[str, float] | None = None,
 ) -> tuple[TrainedMember, ...]:
-    """Train a copy of each model on the train split, and judge each epoch on the val split.
+    """Train a copy of each model on the train split, and evaluate it on the val split after each epoch.
 
     Args:
-        models: each as for ``training.train``: float models and quantized ones (``transforms.quantize`` without
-            `bake`), of any widths, formats and structures. Not changed.
-        dataset: its val split is scored after each epoch by every member; give a small one where that matters.
-        settings: of every member alone; `seed` too, so that all see the same order of samples.
-        keep: for successive halving. Called as ``keep(epoch, records, state)`` after each epoch with the record that
-            each model has of it, None for those that are no longer trained, and a function that gives the state dict
-            of one by its place; says for each whether it goes on. What it says of the others is not looked at.
+        models: float models and quantized ones (``transforms.quantize`` without `bake`), of any widths, formats and
+            structures. They are not changed.
+        dataset: with the splits ``train`` and ``val``. Every member is evaluated on the whole val split after each
+            epoch, so a small one saves time.
+        settings: for every member, `seed` included, so that all see the samples in the same order.
+        device: ``cpu`` or a GPU.
+        keep: for successive halving. Called after each epoch as ``keep(epoch, records, state)``: `records` has the
+            record of each model for this epoch, None for those that are not trained any more; ``state(place)`` gives
+            the state dict of a model. It returns for each model whether it goes on; for models that are not trained
+            any more the value is ignored.
         parts: the seconds that compiled steps spend on each of ``kernels.training.PARTS`` are added here.
 
     Returns:
-        In the order of `models`.
+        One result per model, in the order of `models`. A model whose training diverges fails alone.
 
     Raises:
         DataError: the train or val split is empty.
-        ConfigError: a model has nothing to train, or batch norms would see batches of one sample.
-        ValueError: `keep` says something of another number of models.
+        ConfigError: a model has no parameter to train, or a batch norm would get batches of one sample.
+        ValueError: `keep` returns another number of values than there are models.
     """
     device = torch.device(device)
     samples, labels = resident(dataset, "train", device)
@@ -112,26 +121,21 @@ def train_population(
     shape, classes = tuple(samples.shape[1:]), dataset.num_classes
     traced: Traced = {}
     members = [_Member(model, _program(model, shape, device, traced, classes)) for model in models]
-    companies: list[_Together | _Alone] = []
-    for alike in _companies(members, device):
-        programs = [cast(TrainingProgram, m.program) for m in alike]
-        trainer: Trainer
-        if device.type == "cpu":
-            trainer = CpuTrainer([m.model for m in alike], programs, settings, parts)
-        else:
-            trainer = GpuTrainer([m.model for m in alike], programs, settings, device)
-        companies.append(_Together(alike, trainer, dataset, settings, device))
-    companies += [_Alone(m, dataset, settings, device) for m in members if isinstance(m.program, str)]
+    groups: list[_Group | _Alone] = [
+        _Group(together, _trainer(together, settings, device, parts), dataset, settings, device)
+        for together in _grouped(members, device)
+    ]
+    groups += [_Alone(m, dataset, settings, device) for m in members if isinstance(m.program, str)]
     for epoch in range(1, settings.max_epochs + 1):
         going = [member for member in members if member.stopped is None]
         if not going:
             break
-        for company in companies:
-            company.epoch(epoch)
+        for group in groups:
+            group.epoch(epoch)
         for member in going:
-            member.judge(epoch, settings)
+            member.check_end(epoch, settings)
         if keep is not None:
-            _ask(keep, epoch, members, going)
+            _apply_keep(keep, epoch, members, going)
     return tuple(member.result() for member in members)
 
 
@@ -142,31 +146,42 @@ def _program(
     if device.type == "cpu" and not steps.available():
         return "there are no compiled training steps: no C++ compiler, or BITFRONT_NATIVE=0"
     try:
-        found = program(model, sample_shape, traced)
+        steps_of_model = program(model, sample_shape, traced)
     except UnsupportedError as reason:
         return str(reason)
-    if classes is not None and found.shapes[found.logits] != (classes,):
+    if classes is not None and steps_of_model.shapes[steps_of_model.logits] != (classes,):
         return "its output has another number of classes than the data"
-    return found
+    return steps_of_model
 
 
-def _companies(members: Sequence[_Member], device: torch.device) -> list[list[_Member]]:
-    """Members that can be trained together. On the CPU all can, but batch norms change which samples make a batch."""
-    found: dict[Hashable, list[_Member]] = {}
+def _grouped(members: Sequence[_Member], device: torch.device) -> list[list[_Member]]:
+    """Members that can be trained together. On a GPU these have the same structure. On the CPU they can be any; only
+    those with batch norms are apart, because their batches differ."""
+    groups: dict[Hashable, list[_Member]] = {}
     for member in members:
         if isinstance(member.program, TrainingProgram):
             key = member.program.normed if device.type == "cpu" else structure(member.model, member.program)
-            found.setdefault(key, []).append(member)
-    return list(found.values())
+            groups.setdefault(key, []).append(member)
+    return list(groups.values())
+
+
+def _trainer(
+    members: Sequence[_Member], settings: TrainSettings, device: torch.device, parts: dict[str, float] | None
+) -> Trainer:
+    """The trainer of members that are trained together."""
+    models, programs = [m.model for m in members], [cast(TrainingProgram, m.program) for m in members]
+    if device.type == "cpu":
+        return CpuTrainer(models, programs, settings, parts)
+    return GpuTrainer(models, programs, settings, device)
 
 
 class _Member:
-    """A model on its way: its program, or why it is trained alone, and what its epochs have brought."""
+    """A model in training: its program, or why it is trained alone, and its records so far."""
 
     def __init__(self, model: nn.Module, program: TrainingProgram | str) -> None:
         self.model = model
         self.program = program
-        #: The state dict as it is now; set by the company.
+        #: Gives the current state dict; set by the group.
         self.state: Callable[[], StateDict] = dict
         self.history: list[EpochRecord] = []
         self.steps = 0
@@ -180,7 +195,7 @@ class _Member:
     def fail(self, error: EvaluationError) -> None:
         self.stopped, self.error = "failed", str(error)
 
-    def judge(self, epoch: int, settings: TrainSettings) -> None:
+    def check_end(self, epoch: int, settings: TrainSettings) -> None:
         if self.stopped is None:
             best = max((r.epoch for r in self.history if r.best), default=0)
             self.stopped = cast("Ended | None", stopped_by(settings, self.steps, epoch, best))
@@ -191,7 +206,7 @@ class _Member:
 
 
 class Trainer(Protocol):
-    """What trains the members of a company, by their numbers in it."""
+    """Trains the members of a group, which are named by their number in it."""
 
     def epoch(
         self,
@@ -202,16 +217,27 @@ class Trainer(Protocol):
         batches: Sequence[Tensor],
         rate: float,
     ) -> list[EpochOutcome]:
-        """One pass of the members `going`; the others have been let go for good."""
+        """Train some members for one epoch.
+
+        Args:
+            going: their numbers, ascending. A member that is left out is not trained again.
+            x, y: the train split on the device: samples, float32, and labels, int64.
+            val: the val split on the device, as (x, y).
+            batches: the samples of each batch, as indices into `x` and `y`.
+            rate: the learning rate.
+
+        Returns:
+            The outcome of each member, in the order of `going`.
+        """
         ...
 
     def state(self, member: int) -> StateDict:
-        """A member's state dict, on the CPU."""
+        """The current state dict of a member, on the CPU."""
         ...
 
 
-class _Together:
-    """Members that learn from the same batches, and what trains them."""
+class _Group:
+    """Members that are trained on the same batches, and their trainer."""
 
     def __init__(
         self,
@@ -241,20 +267,22 @@ class _Together:
         if self.settings.max_steps > 0:
             batches = batches[: self.settings.max_steps - going[0].steps]
         samples = sum(len(batch) for batch in batches)
-        for member, own in zip(going, self.trainer.epoch(numbers, *self.train, self.val, batches, rate), strict=True):
+        outcomes = self.trainer.epoch(numbers, *self.train, self.val, batches, rate)
+        for member, outcome in zip(going, outcomes, strict=True):
             member.steps += len(batches)
             try:
-                loss = mean_loss(own.losses, batches, number, self.settings)
-                if not math.isfinite(own.val_loss):
-                    raise diverged(f"the validation loss is {own.val_loss} after epoch {number}", self.settings)
+                loss = mean_loss(outcome.losses, batches, number, self.settings)
+                if not math.isfinite(outcome.val_loss):
+                    raise diverged(f"the validation loss is {outcome.val_loss} after epoch {number}", self.settings)
             except EvaluationError as error:
                 member.fail(error)
             else:
-                member.record(number, (loss, own.correct / samples), (own.val_loss, own.val_accuracy), rate)
+                val = (outcome.val_loss, outcome.val_accuracy)
+                member.record(number, (loss, outcome.correct / samples), val, rate)
 
 
 class _Alone:
-    """A member that the ordinary loop trains, taking turns with the others."""
+    """A member that ``training.epochs`` trains, one epoch at a time, in turn with the groups."""
 
     def __init__(self, member: _Member, dataset: Dataset, settings: TrainSettings, device: torch.device) -> None:
         self.member = member
@@ -265,7 +293,7 @@ class _Alone:
         member = self.member
         if member.stopped is not None:
             return
-        # On one thread, as the others: sums of floats depend on how many share them.
+        # On one thread, as the other members: the bits of float sums depend on the number of threads.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -279,12 +307,15 @@ class _Alone:
             torch.set_num_threads(threads)
 
 
-def _ask(keep: Keep, epoch: int, members: Sequence[_Member], going: Sequence[_Member]) -> None:
-    """Stops those that `keep` lets go."""
+def _apply_keep(keep: Keep, epoch: int, members: Sequence[_Member], going: Sequence[_Member]) -> None:
+    """Stop the members that `keep` does not keep."""
     records = [m.history[-1] if m in going and not m.error else None for m in members]
-    answers = keep(epoch, records, lambda place: members[place].state())
-    if len(answers) != len(members):
-        raise ValueError(f"keep must say of each of {len(members)} models whether it goes on; it said {len(answers)}")
-    for member, goes_on in zip(members, answers, strict=True):
+    decisions = keep(epoch, records, lambda place: members[place].state())
+    if len(decisions) != len(members):
+        raise ValueError(
+            f"keep must return a value for each of {len(members)} models, True if it goes on; it returned "
+            f"{len(decisions)} values"
+        )
+    for member, goes_on in zip(members, decisions, strict=True):
         if member.stopped is None and not goes_on:
             member.stopped = "dropped"
