@@ -1,6 +1,6 @@
-"""What the report shows, as tables: a run in, frozen arrays out. Nothing is drawn or measured here.
+"""The tables behind the report: each function takes a run and returns frozen arrays. Nothing is drawn or measured here.
 
-The static figures and the page draw the same tables, and the tests look at these rather than at pixels.
+The static figures and the page draw the same tables. The tests check the tables instead of pixels.
 """
 
 from __future__ import annotations
@@ -23,45 +23,48 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
-#: Trials of a cloud that are drawn one by one; of more, one per cell of a grid laid over the picture.
+#: Up to so many trials are all drawn; of more, one per cell of a grid over the figure.
 SHOWN = 2000
-#: Trials of the front that pictures and tables have room for; best.json has all.
+#: Trials of the front that figures and tables have room for; best.json has all.
 FRONT = 200
-#: Moments at which the hypervolume is taken.
+#: Number of points at which the hypervolume is computed.
 MOMENTS = 200
 #: Parameters that parallel coordinates have room for.
 COORDINATES = 10
-#: Of more than three objectives the exact hypervolume is taken of fronts up to this size: it grows like a power of it.
+#: With more than three objectives, the largest front whose hypervolume is computed: the time grows as a power of it.
 SLICED = 40
 
 
 def metric_names(run: Run) -> tuple[str, ...]:
-    """The run's metrics that have a value at all, without the ends of intervals."""
+    """The metrics with at least one finite value, without the ends of intervals."""
     metrics = run.columns.metrics
     ends = {f"{name}{end}" for name in metrics for end in ("_low", "_high")}
     return tuple(m for m, v in metrics.items() if m not in ends and np.isfinite(v).any())
 
 
 def title(run: Run, metric: str) -> str:
-    """A metric with its unit, for an axis."""
+    """A metric with its unit, as the title of an axis. Its kind follows if it is not the usual one."""
     unit = run.units.get(metric, "")
     kind, why = run.kinds.get(metric, ("", ""))
     return metric + (f" [{unit}]" if unit else "") + (f" ({kind})" if why else "")
 
 
 def quality(run: Run) -> str:
-    """The metric along the upright axis of the front: accuracy, or else the first objective."""
+    """The metric on the vertical axis of the front: accuracy if there is one, otherwise the first objective."""
     return "accuracy" if "accuracy" in run.columns.metrics else run.objectives.parts[0].metric
 
 
 def costs(run: Run) -> tuple[str, ...]:
-    """What the quality is drawn against: the other objectives; where there are none, the hardware metrics."""
-    own = [p.metric for p in run.objectives.parts if p.metric != quality(run)]
-    return tuple(own or [m for m in metric_names(run) if run.sides[m] == "hw_runner"])
+    """The metrics on the horizontal axes: the other objectives, or the hardware metrics if there are no others."""
+    others = [p.metric for p in run.objectives.parts if p.metric != quality(run)]
+    return tuple(others or [m for m in metric_names(run) if run.sides[m] == "hw_runner"])
 
 
 def better(run: Run, metric: str) -> str:
-    """Which way an objective is better, ``maximize`` or ``minimize``, its scale's sign counted; empty for others."""
+    """The direction in which a metric is better, ``maximize`` or ``minimize``; empty if it is no objective.
+
+    A negative scale turns the direction of the objective around.
+    """
     for part in run.objectives.parts:
         if part.metric == metric:
             direction = run.objectives.summed or part.direction
@@ -76,11 +79,12 @@ class Cloud:
     """The trials as points.
 
     Attributes:
-        rows: of ``run.columns`` that are drawn, the front's among them.
-        front: rows of the front that are drawn, best first.
-        on_front: how many the front has.
-        complete: how many trials have all their metrics.
-        low, high: per row of `front`, the ends of the quality's 95 % interval; NaN where it has none.
+        quality, costs: the metrics on the vertical axis and on the horizontal axes.
+        rows: the rows of ``run.columns`` that are drawn, with those of the front.
+        front: the rows of the front that are drawn, best first.
+        on_front: number of trials on the front.
+        complete: number of trials that did not fail.
+        low, high: per row of `front`, the ends of the 95 % interval of the quality; NaN if it has none.
     """
 
     quality: str
@@ -94,7 +98,7 @@ class Cloud:
 
     @property
     def note(self) -> str:
-        """How many of how many are drawn."""
+        """A sentence for the reader: how many trials are drawn, of how many."""
         if len(self.rows) == self.complete:
             return f"{self.complete:,} trials, {self.on_front:,} on the front"
         shown = "all" if len(self.front) == self.on_front else f"{len(self.front):,}"
@@ -105,22 +109,23 @@ class Cloud:
 
 
 def cloud(run: Run, limit: int = SHOWN) -> Cloud:
-    """The trials that are drawn: all, or the front and one per cell of a grid over the first cost and the quality."""
+    """The trials to draw: all up to `limit`, otherwise the front and one trial per cell of a grid over the first cost
+    and the quality."""
     upright, against = quality(run), costs(run)
-    own = run.columns
+    columns = run.columns
     front = run.front_rows[:: max(1, -(-len(run.front_rows) // FRONT))]
-    complete = np.flatnonzero(own.complete)
+    complete = np.flatnonzero(columns.complete)
     drawn = complete
     if len(complete) > limit:
-        flat = [own.metrics[m][complete] for m in (*against[:1], upright)]
+        flat = [columns.metrics[m][complete] for m in (*against[:1], upright)]
         drawn = np.union1d(complete[_spread(flat, limit - min(len(front), limit // 2))], front)
-    ends = [run.intervals({m: float(v[r]) for m, v in own.metrics.items()}).get(upright) for r in front]
+    ends = [run.intervals({m: float(v[r]) for m, v in columns.metrics.items()}).get(upright) for r in front]
     low, high = (np.array([e[i] if e else np.nan for e in ends], dtype=np.float64) for i in (0, 1))
     return Cloud(upright, against, drawn, front, len(run.front_rows), len(complete), low, high)
 
 
 def _spread(columns: Sequence[Values], limit: int) -> Rows:
-    """The first row in each cell of a grid that has about `limit` cells, filled up with evenly spaced rows."""
+    """The first row in each cell of a grid of about `limit` cells, and evenly spaced rows up to `limit`."""
     count = len(columns[0])
     side = max(1, int(limit ** (1 / len(columns)) * 0.9))
     cell = np.zeros(count, dtype=np.int64)
@@ -129,21 +134,21 @@ def _spread(columns: Sequence[Values], limit: int) -> Rows:
         cell = cell * (side + 1) + (rank * side).astype(np.int64)
     first = np.unique(cell, return_index=True)[1]
     rest = np.linspace(0, count - 1, max(0, limit - len(first))).astype(np.int64)
-    found: Rows = np.union1d(first[:limit], rest)
-    return found
+    rows: Rows = np.union1d(first[:limit], rest)
+    return rows
 
 
 @dataclass(frozen=True)
 class LayerMap:
-    """What the front's trials chose, site by site.
+    """The choices of the trials on the front, site by site.
 
     Attributes:
-        places: ``site/operand``, in the order of the model; those where there was something to choose.
-        numbers: of the trials, in the order of the front.
-        labels: per place and trial what was chosen; empty where it does not count.
-        short: the same for small cells.
-        shades: per place and trial the bits, or the width, as a share of the largest in the whole space; NaN without a
-            number.
+        places: ``site/operand`` of everything with more than one choice, in the order of the model.
+        numbers: numbers of the trials, in the order of the front.
+        labels: per place and trial, the label of the choice.
+        short: the same labels, shortened for small cells.
+        shades: per place and trial, the bits or the width as a share of the largest in the whole space, float64, shape
+            (places, trials), 0 to 1; NaN if the choice has no size.
     """
 
     places: tuple[str, ...]
@@ -154,7 +159,7 @@ class LayerMap:
 
 
 def layer_map(run: Run, rows: Rows) -> LayerMap:
-    """The choices of some trials."""
+    """The choices of the trials in some rows of ``run.columns``."""
     space, codes = run.space, run.columns.codes(rows)
     options = space.options(codes)
     places: list[str] = []
@@ -172,27 +177,27 @@ def layer_map(run: Run, rows: Rows) -> LayerMap:
         if size is not None:
             largest[size.kind] = max(size.amount, largest.get(size.kind, 0.0))
     shades = np.full((len(places), len(rows)), np.nan)
-    for i, own in enumerate(labels):
-        for j, size in enumerate(map(space.sizes.get, own)):
+    for i, choices in enumerate(labels):
+        for j, size in enumerate(map(space.sizes.get, choices)):
             if size is not None and largest.get(size.kind):
                 shades[i, j] = min(1.0, size.amount / largest[size.kind])
     numbers = tuple(run.columns.number[rows].tolist())
-    short = tuple(shortened(own, space.sizes) for own in labels)
+    short = tuple(shortened(choices, space.sizes) for choices in labels)
     return LayerMap(tuple(places), numbers, tuple(labels), short, shades)
 
 
 def _chosen(space: Space, group: int, option: int, name: str) -> str:
-    """The label of what an option of a group chooses for an operand; that of the branch where it chooses none."""
-    branch, picks = space.groups[group].picks(option)
-    own = space.groups[group].branches[branch]
-    for choice, pick in zip(own.choices, picks, strict=True):
+    """The label that an option of a group chooses for an operand, or the label of its branch if it chooses none."""
+    index, picks = space.groups[group].picks(option)
+    branch = space.groups[group].branches[index]
+    for choice, pick in zip(branch.choices, picks, strict=True):
         if choice.name == name:
             return choice.labels[pick]
-    return "float" if own.label == "NA" else own.label
+    return "float" if branch.label == "NA" else branch.label
 
 
 def shortened(labels: Sequence[str], sizes: Mapping[str, Size]) -> tuple[str, ...]:
-    """Labels for small cells: the bits of formats alone, where that tells them apart."""
+    """Labels for small cells: only the bits of a format, if no two formats have the same bits."""
     brief = {
         label: f"{size.amount:g}" if (size := sizes.get(label)) and size.kind == "bits" and label != "float" else label
         for label in labels
@@ -202,12 +207,12 @@ def shortened(labels: Sequence[str], sizes: Mapping[str, Size]) -> tuple[str, ..
 
 @dataclass(frozen=True, eq=False)
 class ObjectiveCourse:
-    """One objective over the trials, in the order in which they were evaluated.
+    """One objective over the trials, in the order of their evaluation.
 
     Attributes:
-        rows: trials drawn as points.
-        steps: rows at which the best so far changed.
-        best: the best so far from there on.
+        rows, values: the trials that are drawn as points, and their values.
+        steps: rows at which the best value so far changed.
+        best: the best value from each of these rows on.
     """
 
     name: str
@@ -221,14 +226,16 @@ class ObjectiveCourse:
 
 @dataclass(frozen=True, eq=False)
 class SearchCourse:
-    """How the search went.
+    """The course of a search.
 
     Attributes:
-        trials: how many had been evaluated, at each moment of `volume`.
-        seconds: the sum of their durations.
-        volume: share of the box between the best and the worst value of every objective that the front dominates.
-        missing: why there is no volume; empty if there is.
-        end_seconds: per row of ``run.columns``, the sum of the durations up to it.
+        courses: one per objective.
+        trials: number of trials evaluated, at each point of `volume`.
+        seconds: sum of the durations of these trials.
+        volume: hypervolume of the front, as a share of the box between the best and the worst value of every
+            objective, 0 to 1.
+        missing: why there is no volume; empty if there is one.
+        end_seconds: per row of ``run.columns``, the sum of the durations up to and including it.
     """
 
     courses: tuple[ObjectiveCourse, ...]
@@ -240,28 +247,28 @@ class SearchCourse:
 
 
 def history(run: Run, limit: int = SHOWN) -> SearchCourse:
-    """Objectives and hypervolume over trials and seconds; trials that break a constraint do not count."""
-    own = run.columns
-    values = run.objectives.values(own.metrics)
+    """Objectives and hypervolume over trials and seconds. Trials that break a constraint do not count."""
+    columns = run.columns
+    values = run.objectives.values(columns.metrics)
     losses = counted(run)
     names, directions = run.objectives.names, run.objectives.directions
     courses = []
     for column, (name, direction) in enumerate(zip(names, directions, strict=True)):
-        known = np.flatnonzero(np.isfinite(values[:, column]) & own.complete)
+        known = np.flatnonzero(np.isfinite(values[:, column]) & columns.complete)
         rows = known[_spread([known.astype(np.float64), values[known, column]], limit)] if len(known) > limit else known
-        best = np.fmin.accumulate(losses[:, column]) if len(own) else losses[:, column]
+        best = np.fmin.accumulate(losses[:, column]) if len(columns) else losses[:, column]
         before = np.concatenate([[np.nan], best[:-1]])
         steps = np.flatnonzero(~np.isnan(best) & (np.isnan(before) | (best < before)))
         label = objective_title(run, name)
         sign = -1 if direction == "maximize" else 1
         course = ObjectiveCourse(name, label, direction, rows, values[rows, column], steps, sign * best[steps])
         courses.append(course)
-    end = np.cumsum(np.nan_to_num(own.duration))
+    end = np.cumsum(np.nan_to_num(columns.duration))
     return SearchCourse(tuple(courses), *_volumes(losses, end), end)
 
 
 def counted(run: Run) -> Values:
-    """Losses of the trials, NaN in those that failed or break a constraint: they are not ranked."""
+    """Losses of the trials, float64, shape (trials, objectives); NaN for those that failed or break a constraint."""
     losses = np.full((len(run), len(run.objectives.directions)), np.nan)
     ranked = run.ranked_rows
     losses[ranked] = run.objectives.losses(run.columns.metrics)[ranked]
@@ -269,7 +276,7 @@ def counted(run: Run) -> Values:
 
 
 def objective_title(run: Run, name: str) -> str:
-    """An objective for an axis: the metric with its unit, or with the factor it is scaled by."""
+    """An objective as the title of an axis: the metric with its unit, or with its scale if that is not 1."""
     scale = next((p.scale for p in run.objectives.parts if p.metric == name), None)
     if scale is None:
         return name  # the sum of all
@@ -307,7 +314,7 @@ def _volumes(losses: Values, seconds: Values) -> tuple[Rows, Values, Values, str
 
 @dataclass(frozen=True)
 class Coordinate:
-    """One axis of the parallel coordinates: a parameter with its labels, full and short, or an objective with none."""
+    """One axis of the parallel coordinates: a parameter with its labels, or an objective, which has no labels."""
 
     name: str
     title: str
@@ -320,9 +327,11 @@ class Parallel:
     """Trials as lines over axes.
 
     Attributes:
-        rows: that are drawn; `front` says which of them are on it.
-        values: per axis and row, the index of the label or the metric; NaN where a parameter has no effect.
-        left_out: parameters there was no room for: those that matter least for the first objective.
+        rows: the rows of ``run.columns`` that are drawn.
+        front: per row, whether the trial is on the front.
+        values: per axis and row, the index of the label or the value of the metric, float64, shape (axes, rows); NaN
+            if the parameter has no effect.
+        left_out: number of parameters without room: those that matter least for the first objective.
     """
 
     axes: tuple[Coordinate, ...]
@@ -333,7 +342,11 @@ class Parallel:
 
 
 def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Parallel:
-    """Lines of the front and of trials spread over the first objective."""
+    """Lines of the trials that ``cloud`` selects, over the parameters that matter most and the objectives.
+
+    Args:
+        mattering: the importances of the parameters; the first counts.
+    """
     space, metrics = run.space, run.columns.metrics
     order = [i.parameter for i in mattering[0].parameters] if mattering else []
     names = order or [p.name for p in space.parameters]
@@ -347,9 +360,9 @@ def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Par
     ]
     values = []
     for c in columns:
-        own = codes[:, c].astype(np.float64)
-        own[~active(space, c, codes)] = np.nan
-        values.append(own)
+        indices = codes[:, c].astype(np.float64)
+        indices[~active(space, c, codes)] = np.nan
+        values.append(indices)
     for part in run.objectives.parts:
         axes.append(Coordinate(part.metric, title(run, part.metric)))
         values.append(metrics[part.metric][drawn.rows])
@@ -361,7 +374,7 @@ def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Par
 
 @dataclass(frozen=True)
 class Failure:
-    """Why candidates failed: the error, how many there were, the number of the first."""
+    """A reason why trials failed: the error, the number of trials that had it, and the number of the first one."""
 
     error: str
     count: int
@@ -369,7 +382,7 @@ class Failure:
 
 
 def failures(run: Run) -> tuple[Failure, ...]:
-    """Errors with how many trials had them, the commonest first."""
+    """The errors of the trials, the most frequent first."""
     first: dict[str, int] = {}
     for number, error in run.columns.errors.items():
         first.setdefault(error, number)
@@ -377,25 +390,28 @@ def failures(run: Run) -> tuple[Failure, ...]:
 
 
 def influences(run: Run) -> tuple[Importance, ...]:
-    """What mattered, for each metric that counts."""
-    own = run.columns
-    codes = own.code
-    finite: Iterable[tuple[str, Values]] = ((p.metric, own.metrics[p.metric]) for p in run.objectives.parts)
-    return tuple(importance(run.space, m, codes, np.where(own.complete, v, np.nan)) for m, v in finite)
+    """The importance of every parameter, for the metric of each objective."""
+    columns = run.columns
+    codes = columns.code
+    finite: Iterable[tuple[str, Values]] = ((p.metric, columns.metrics[p.metric]) for p in run.objectives.parts)
+    return tuple(importance(run.space, m, codes, np.where(columns.complete, v, np.nan)) for m, v in finite)
 
 
 def undefined(run: Run) -> Mapping[str, int]:
-    """Metric → how many complete trials have no value of it."""
-    own = run.columns
-    counts = {m: int((np.isnan(v) & own.complete).sum()) for m, v in own.metrics.items()}
+    """Metric → number of complete trials without a value of it; without metrics that all of them have."""
+    columns = run.columns
+    counts = {m: int((np.isnan(v) & columns.complete).sum()) for m, v in columns.metrics.items()}
     return {m: n for m, n in counts.items() if n}
 
 
-def heights(own: Parallel) -> Values:
-    """Per axis and line how far up it crosses, 0 to 1: labels in the middle of equal parts, metrics from their least to
-    their largest."""
-    up = np.full(own.values.shape, np.nan)
-    for i, (axis, values) in enumerate(zip(own.axes, own.values, strict=True)):
+def heights(coordinates: Parallel) -> Values:
+    """Per axis and trial, the height at which the line crosses the axis, 0 to 1; shape of ``coordinates.values``.
+
+    Labels divide an axis into equal parts and lie in their middle. A metric spans its axis from its smallest to its
+    largest value.
+    """
+    up = np.full(coordinates.values.shape, np.nan)
+    for i, (axis, values) in enumerate(zip(coordinates.axes, coordinates.values, strict=True)):
         known = values[np.isfinite(values)]
         if axis.labels:
             up[i] = (values + 0.5) / len(axis.labels)
