@@ -117,55 +117,57 @@ def lines(comparison: Comparison) -> list[str]:
     names, directions = comparison.objectives.names, comparison.objectives.directions
     several, seeds = len(directions) > 1, comparison.seeds
     directed = [f"{n} ({d})" for n, d in zip(names, directions, strict=True)]
-    said = [
+    remarks = [
         "",
         f"objectives: {', '.join(directed)}; {comparison.size:,} candidates, {comparison.budget:,} distinct "
         f"evaluations per run, {f'seeds {seeds[0]} to {seeds[-1]}' if len(seeds) > 1 else f'seed {seeds[0]}'}"
         + (": median [quartiles] over seeds" if len(seeds) > 1 else ""),
     ]
     if comparison.constraints:
-        said.append(f"constraints: {', '.join(comparison.constraints)}; nothing else counts")
+        remarks.append(f"constraints: {', '.join(comparison.constraints)}; nothing else counts")
     if comparison.truth:
-        said.append(
+        remarks.append(
             "the true front is known: every candidate was evaluated, or cannot fulfil the constraints"
             if comparison.constraints
             else "the true front is known: every candidate was evaluated"
         )
     else:
-        said.append("the true front is not known: everything is relative to the best that these runs found together")
+        remarks.append("the true front is not known: everything is relative to the best that these runs found together")
     if several:
         signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
         point = ", ".join(f"{n} {number(v)}" for n, v in zip(names, comparison.reference * signs, strict=True))
-        said.append(
+        remarks.append(
             f"evals, seconds: evaluations and time until a run reached 95 % or 99 % {of_volume(comparison)}; reference "
             f"point {point} (the worst of the {best_there_is(comparison)} front, and {100 * MARGIN:.0f} % of its "
             "extent beyond)"
         )
-        said.append(f"regret: the part {of_volume(comparison)} that is missing at the end of the budget")
+        remarks.append(f"regret: the part {of_volume(comparison)} that is missing at the end of the budget")
     best = "true best" if comparison.truth else "best known"
-    said.append(f"shortfall: by how much the best {names[comparison.leading]} of a run is worse than the {best}")
+    remarks.append(f"shortfall: by how much the best {names[comparison.leading]} of a run is worse than the {best}")
     exhaustive = EXHAUSTIVE in comparison.strategies
-    said.append(
+    remarks.append(
         "seconds: time in the strategy, measured now, and the time that each of its candidates took when it was first "
         "evaluated" + (", in brute force's large blocks, the cheapest way" if exhaustive else "")
     )
     failed = sum(c.failed for c in comparison.runs)
     if failed:
-        said.append(f"failed: {failed:,} of the candidates of all runs, which count for nothing; a search says why")
-    said.append("repeats: proposals that the run had evaluated before, of all its proposals; they cost no evaluation")
+        remarks.append(f"failed: {failed:,} of the candidates of all runs, which count for nothing; a search says why")
+    remarks.append(
+        "repeats: proposals that the run had evaluated before, of all its proposals; they cost no evaluation"
+    )
     if exhaustive:
-        said.append(
+        remarks.append(
             f"brute_force evaluates all {comparison.size:,} in the order of the space, which is arbitrary; "
             "optuna:random takes them in a random order"
         )
-    said.append(
+    remarks.append(
         f"{comparison.evaluated:,} candidates evaluated now, {comparison.known:,} known from before; "
         f"saved in {comparison.folder}"
     )
     if can_draw():
         pictures = ["courses", *(["fronts"] if several else [])]
-        said.append(f"see it: {', '.join(str(comparison.folder / 'figures' / f'{p}.png') for p in pictures)}")
-    return said
+        remarks.append(f"see it: {', '.join(str(comparison.folder / 'figures' / f'{p}.png') for p in pictures)}")
+    return remarks
 
 
 # -- the tables that the figures draw
@@ -210,24 +212,24 @@ def panels(comparison: Comparison) -> tuple[Panel, ...]:
     """Panels of the hypervolume (if there are several objectives) and of the leading objective; each over evaluations
     and over seconds."""
     title, offset, factor = measure(comparison)
-    result = []
-    whats: tuple[CurveKind, ...] = ("volume", "best") if len(comparison.objectives.directions) > 1 else ("best",)
+    all_panels = []
+    kinds: tuple[CurveKind, ...] = ("volume", "best") if len(comparison.objectives.directions) > 1 else ("best",)
     axes: tuple[tuple[CurveAxis, str], ...] = (
         ("evaluations", "distinct evaluations"),
         ("seconds", "seconds, in the strategy and evaluating"),
     )
-    for what in whats:
+    for kind in kinds:
         for over, x_title in axes:
-            if what == "volume":
+            if kind == "volume":
                 shift, turn, y_title = 0.0, 1.0, f"part {of_volume(comparison)}"
                 best = f"{best_there_is(comparison)} front"
                 levels = ((1.0, best), *((level, f"{100 * level:.0f} %") for level in LEVELS))
             else:
                 shift, turn, y_title = offset, factor, f"best {title} so far"
                 levels = ((offset + factor * comparison.best, "true best" if comparison.truth else "best known"),)
-            curves = tuple(_line(s, comparison.curve(s, what, over), shift, turn) for s in comparison.strategies)
-            result.append(Panel(what, over, x_title, y_title, curves, levels))
-    return tuple(result)
+            curves = tuple(_line(s, comparison.curve(s, kind, over), shift, turn) for s in comparison.strategies)
+            all_panels.append(Panel(kind, over, x_title, y_title, curves, levels))
+    return tuple(all_panels)
 
 
 def _line(strategy: str, band: Band, offset: float, factor: float) -> Line:
@@ -262,9 +264,9 @@ def planes(comparison: Comparison) -> tuple[Plane, ...]:
     """One plane for each objective but the leading one."""
     names, directions = comparison.objectives.names, comparison.objectives.directions
     signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
-    every = np.unique(np.concatenate([c.losses for c in comparison.runs]), axis=0)
-    every = every[~np.isnan(every).any(axis=1)]
-    result = []
+    results = np.unique(np.concatenate([c.losses for c in comparison.runs]), axis=0)
+    results = results[~np.isnan(results).any(axis=1)]
+    all_planes = []
     for column, name in enumerate(names):
         if column == comparison.leading:
             continue
@@ -281,8 +283,10 @@ def planes(comparison: Comparison) -> tuple[Plane, ...]:
             ends = [float(c.volume[: comparison.budget][-1]) if len(c) else 0.0 for c in runs]
             middle = runs[int(np.argsort(ends, kind="stable")[len(ends) // 2])]
             fronts.append((strategy, middle.seed, shown(middle.front(comparison.budget))))
-        result.append(Plane(name, names[comparison.leading], shown(every), shown(comparison.front), tuple(fronts)))
-    return tuple(result)
+        all_planes.append(
+            Plane(name, names[comparison.leading], shown(results), shown(comparison.front), tuple(fronts))
+        )
+    return tuple(all_planes)
 
 
 # -- files

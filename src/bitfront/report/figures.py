@@ -1,7 +1,7 @@
-"""The static figures: tables of ``report.data`` drawn with matplotlib, for papers and slides.
+"""The static figures: the tables of ``report.data``, drawn with matplotlib, for papers and slides.
 
-Colours are Okabe and Ito's and cividis, which colour-blind readers tell apart; the front is also told by its marker and
-its line.
+The colours are the palette of Okabe and Ito and the colour map cividis, which colour-blind readers can distinguish. The
+front also has a marker and a line.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 #: Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999", "#000000"
-#: Rows and columns of a table of cells that stay readable, and the cells with text in them that are drawn in a second.
+#: Largest number of rows or columns that stay readable, and of cells with text that are drawn within about a second.
 CELLS, WRITTEN = 60, 1500
-#: How many times the smallest value the largest is on a logarithmic axis.
+#: An axis is logarithmic if its largest value is more than so many times its smallest.
 WIDE = 8
-#: Text of an error that a figure has room for.
+#: Characters of an error message that a figure has room for.
 ERROR = 90
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write PNG (150 dots per inch) and SVG; the same figure makes the same bytes."""
+    """Write a figure as PNG (150 dots per inch) and SVG, and return the paths. Equal figures give equal bytes."""
     import matplotlib
 
     written = []
@@ -49,17 +49,17 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return written
 
 
-def front(run: Run, own: Cloud) -> Figure:
-    """The quality against each cost: all trials, the front with its intervals, and the float model."""
+def front(run: Run, cloud: Cloud) -> Figure:
+    """Draw the quality over each cost: all trials, the front with its intervals, and the float model."""
     metrics = run.columns.metrics
-    figure, panels = panels_of(max(1, len(own.costs)))
-    for axes, cost in zip(panels, own.costs, strict=False):
-        x, y = metrics[cost], metrics[own.quality]
-        axes.plot(x[own.rows], y[own.rows], ".", color=GREY, ms=4, alpha=0.6, label="trials", zorder=1)
-        order = own.front[np.argsort(x[own.front], kind="stable")]
-        at = np.argsort(x[own.front], kind="stable")
+    figure, panels = panels_of(max(1, len(cloud.costs)))
+    for axes, cost in zip(panels, cloud.costs, strict=False):
+        x, y = metrics[cost], metrics[cloud.quality]
+        axes.plot(x[cloud.rows], y[cloud.rows], ".", color=GREY, ms=4, alpha=0.6, label="trials", zorder=1)
+        order = cloud.front[np.argsort(x[cloud.front], kind="stable")]
+        at = np.argsort(x[cloud.front], kind="stable")
         axes.plot(x[order], y[order], "-", color=BLUE, lw=1, alpha=0.6, zorder=2)
-        spread = np.abs(np.array([own.low, own.high])[:, at] - y[order])
+        spread = np.abs(np.array([cloud.low, cloud.high])[:, at] - y[order])
         axes.errorbar(
             x[order],
             y[order],
@@ -72,70 +72,71 @@ def front(run: Run, own: Cloud) -> Figure:
             label="front",
             zorder=3,
         )
-        reference = run.reference.get(cost), run.reference.get(own.quality)
+        reference = run.reference.get(cost), run.reference.get(cloud.quality)
         if reference[0] is not None and reference[1] is not None:
             axes.plot([reference[0]], [reference[1]], "*", color=RED, ms=11, label="float model", zorder=4)
-        if wide(np.append(x[own.rows], np.nan if reference[0] is None else reference[0])):
+        if wide(np.append(x[cloud.rows], np.nan if reference[0] is None else reference[0])):
             logarithmic(axes)
         axes.set_xlabel(title(run, cost))
-        axes.set_ylabel(title(run, own.quality) + (", 95 % intervals" if np.isfinite(own.low).any() else ""))
+        axes.set_ylabel(title(run, cloud.quality) + (", 95 % intervals" if np.isfinite(cloud.low).any() else ""))
         axes.legend(fontsize=8)
-    figure.suptitle(own.note, fontsize=9)
+    figure.suptitle(cloud.note, fontsize=9)
     return figure
 
 
 def wide(values: Values) -> bool:
-    """Whether positive values span so much that their logarithms are drawn."""
+    """Whether values need a logarithmic axis: all are positive, and the largest is more than ``WIDE`` times the
+    smallest."""
     known = values[np.isfinite(values)]
     return len(known) > 0 and known.min() > 0 and bool(known.max() > WIDE * known.min())
 
 
 def logarithmic(axes: Axes) -> None:
-    """Let the axis across be logarithmic, with plain numbers, as many as there is room for."""
+    """Make the horizontal axis logarithmic, with as many plain numbers as it has room for."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axes.dataLim.intervalx
     decades = float(np.log10(high / low))
     axes.set_xscale("log")
-    # Numbers are written out, so that a few of them fill the axis.
+    # Numbers are written in full, so only a few fit.
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.2 else (1,)))
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=8)
 
 
-def layers(own: LayerMap) -> Figure:
-    """A cell per place and trial of the front: the lighter, the more bits, or the wider."""
+def layers(layer_map: LayerMap) -> Figure:
+    """Draw one cell per place and trial of the front. More bits, or more channels, make it lighter."""
     from matplotlib import colormaps
 
-    count = min(CELLS, len(own.numbers))
-    figure, (axes,) = panels_of(1, max(4.0, 1.8 + 0.42 * count), 1.2 + 0.3 * max(1, len(own.places)))
-    shades = np.ma.masked_invalid(own.shades[:, :count])
+    count = min(CELLS, len(layer_map.numbers))
+    figure, (axes,) = panels_of(1, max(4.0, 1.8 + 0.42 * count), 1.2 + 0.3 * max(1, len(layer_map.places)))
+    shades = np.ma.masked_invalid(layer_map.shades[:, :count])
     if shades.size:
         image = axes.imshow(shades, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
         for (i, j), _ in np.ndenumerate(shades) if shades.size <= WRITTEN else ():
-            shade = own.shades[i, j]
+            shade = layer_map.shades[i, j]
             colour = readable(colormaps[COLOURS](shade)) if np.isfinite(shade) else BLACK
-            axes.text(j, i, own.short[i][j], ha="center", va="center", fontsize=7, color=colour, in_layout=False)
+            axes.text(j, i, layer_map.short[i][j], ha="center", va="center", fontsize=7, color=colour, in_layout=False)
         figure.colorbar(image, ax=axes).set_label("share of the\nlargest on offer", fontsize=8)
-    axes.set_xticks(range(count), [str(n) for n in own.numbers[:count]], rotation=90, fontsize=7)
-    axes.set_yticks(range(len(own.places)), own.places, fontsize=8)
+    axes.set_xticks(range(count), [str(n) for n in layer_map.numbers[:count]], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(layer_map.places)), layer_map.places, fontsize=8)
     axes.set_xlabel("trial of the front, best first objective first")
     return figure
 
 
-def importances(own: Sequence[Importance]) -> Figure:
-    """Per metric that counts, the share of its variance that each parameter explains on its own."""
-    most = max([len(i.parameters) for i in own], default=1)
-    figure, panels = panels_of(max(1, len(own)), 5.2, 1.4 + 0.28 * min(CELLS, max(4, most)))
-    for axes, one in zip(panels, own, strict=False):
-        axes.set_title(f"{one.metric}, {one.trials:,} trials", fontsize=10)
-        if one.missing:
-            _say(axes, one.missing)
+def importances(per_metric: Sequence[Importance]) -> Figure:
+    """Draw, per metric, the share of its variance that each parameter explains alone."""
+    most = max([len(i.parameters) for i in per_metric], default=1)
+    figure, panels = panels_of(max(1, len(per_metric)), 5.2, 1.4 + 0.28 * min(CELLS, max(4, most)))
+    for axes, importance in zip(panels, per_metric, strict=False):
+        axes.set_title(f"{importance.metric}, {importance.trials:,} trials", fontsize=10)
+        if importance.missing:
+            _say(axes, importance.missing)
             continue
-        shown = one.parameters[: CELLS - 1]
+        shown = importance.parameters[: CELLS - 1]
         names = [*(i.parameter for i in shown), "interactions and noise"]
-        shares = [*(i.share for i in shown), one.rest]
+        shares = [*(i.share for i in shown), importance.rest]
         axes.barh(range(len(names)), shares, color=[BLUE] * len(shown) + [GREY])
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
@@ -148,15 +149,15 @@ def importances(own: Sequence[Importance]) -> Figure:
     return figure
 
 
-def effects(run: Run, own: Sequence[Importance]) -> Figure:
-    """Per metric that counts, the mean that each option makes; parameters that matter most above."""
-    most = max([len(i.parameters) for i in own], default=1)
-    figure, panels = panels_of(max(1, len(own)), 5.2, 1.4 + 0.4 * min(CELLS, max(3, most)))
-    for axes, one in zip(panels, own, strict=False):
-        if one.missing:
-            _say(axes, one.missing)
+def effects(run: Run, per_metric: Sequence[Importance]) -> Figure:
+    """Draw, per metric, its mean with each option of a parameter. The parameters that matter most come first."""
+    most = max([len(i.parameters) for i in per_metric], default=1)
+    figure, panels = panels_of(max(1, len(per_metric)), 5.2, 1.4 + 0.4 * min(CELLS, max(3, most)))
+    for axes, importance in zip(panels, per_metric, strict=False):
+        if importance.missing:
+            _say(axes, importance.missing)
             continue
-        shown = one.parameters[:CELLS]
+        shown = importance.parameters[:CELLS]
         span = np.ptp([e.mean for i in shown for e in i.effects])
         for place, influence in enumerate(shown):
             means = [e.mean for e in influence.effects]
@@ -166,30 +167,30 @@ def effects(run: Run, own: Sequence[Importance]) -> Figure:
                 axes.annotate(label, (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes.set_yticks(range(len(shown)), [i.parameter for i in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.5, -0.7)
-        axes.set_xlabel(f"mean {title(run, one.metric)} with that option")
+        axes.set_xlabel(f"mean {title(run, importance.metric)} with that option")
     return figure
 
 
 def spaced(influence: Influence, room: float, sizes: Mapping[str, Size]) -> list[tuple[float, str]]:
-    """(where, text) of the labels above a parameter's options; those nearer to each other than `room` share one."""
+    """(position, text) of the labels above the options of a parameter. Options closer than `room` share one label."""
     order = sorted(range(len(influence.effects)), key=lambda i: influence.effects[i].mean)
     brief = shortened([e.label for e in influence.effects], sizes)
-    found: list[tuple[float, str]] = []
+    labels: list[tuple[float, str]] = []
     last = -np.inf
     for i in order:
         mean = influence.effects[i].mean
         if mean - last < room:
-            found[-1] = (mean, f"{found[-1][1]} {brief[i]}")
+            labels[-1] = (mean, f"{labels[-1][1]} {brief[i]}")
         else:
-            found.append((mean, brief[i]))
+            labels.append((mean, brief[i]))
         last = mean
-    return found
+    return labels
 
 
-def history(own: SearchCourse) -> Figure:
-    """Each objective over the trials with the best so far, then the hypervolume over trials and over seconds."""
-    figure, panels = panels_of(len(own.courses) + 2, 4.4)
-    for axes, course in zip(panels, own.courses, strict=False):
+def history(search: SearchCourse) -> Figure:
+    """Draw each objective over the trials with the best so far, then the hypervolume over trials and over seconds."""
+    figure, panels = panels_of(len(search.courses) + 2, 4.4)
+    for axes, course in zip(panels, search.courses, strict=False):
         axes.plot(course.rows + 1, course.values, ".", color=GREY, ms=4, alpha=0.6)
         if len(course.steps):
             last = max(int(course.steps[-1]), int(course.rows[-1]) if len(course.rows) else 0)
@@ -199,30 +200,33 @@ def history(own: SearchCourse) -> Figure:
         axes.set_xlabel("trials")
         axes.set_ylabel(course.title)
     for axes, x, label in zip(
-        panels[-2:], (own.trials, own.seconds), ("trials", "seconds of evaluation, summed over trials"), strict=True
+        panels[-2:],
+        (search.trials, search.seconds),
+        ("trials", "seconds of evaluation, summed over trials"),
+        strict=True,
     ):
-        if own.missing:
-            _say(axes, own.missing)
+        if search.missing:
+            _say(axes, search.missing)
         else:
-            axes.step(x, own.volume, where="post", color=GREEN)
+            axes.step(x, search.volume, where="post", color=GREEN)
             axes.set_ylim(0, 1)
             axes.set_xlabel(label)
         axes.set_ylabel("hypervolume, share of the box")
     return figure
 
 
-def parallel(own: Parallel) -> Figure:
-    """Trials as lines over the choices and the objectives; the front in colour."""
-    figure, (axes,) = panels_of(1, max(6.0, 1.3 * len(own.axes)), 4.6)
-    up = heights(own)
-    places = np.arange(len(own.axes))
+def parallel(coordinates: Parallel) -> Figure:
+    """Draw trials as lines over the choices and the objectives, with the front in colour."""
+    figure, (axes,) = panels_of(1, max(6.0, 1.3 * len(coordinates.axes)), 4.6)
+    up = heights(coordinates)
+    places = np.arange(len(coordinates.axes))
     for line in (False, True):
-        for column in np.flatnonzero(own.front == line):
+        for column in np.flatnonzero(coordinates.front == line):
             colour, alpha, width = (BLUE, 0.9, 1.3) if line else (GREY, 0.25, 0.7)
             axes.plot(places, up[:, column], color=colour, alpha=alpha, lw=width, zorder=2 if line else 1)
-    for place in range(len(own.axes)):
+    for place in range(len(coordinates.axes)):
         axes.axvline(place, color=BLACK, lw=0.6)
-        for height, label in ticks(own, place):
+        for height, label in ticks(coordinates, place):
             axes.text(
                 place + 0.04,
                 height,
@@ -232,37 +236,41 @@ def parallel(own: Parallel) -> Figure:
                 bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8},
                 zorder=3,
             )
-    axes.set_xticks(places, [a.title for a in own.axes], rotation=30, ha="right", fontsize=8)
+    axes.set_xticks(places, [a.title for a in coordinates.axes], rotation=30, ha="right", fontsize=8)
     axes.set_yticks([])
-    axes.set_xlim(-0.2, len(own.axes) - 0.4)
-    left = f"; {own.left_out} parameters that matter less are left out" if own.left_out else ""
-    axes.set_title(f"{len(own.rows):,} trials, the front in blue{left}", fontsize=10)
+    axes.set_xlim(-0.2, len(coordinates.axes) - 0.4)
+    left = f"; {coordinates.left_out} parameters that matter less are left out" if coordinates.left_out else ""
+    axes.set_title(f"{len(coordinates.rows):,} trials, the front in blue{left}", fontsize=10)
     return figure
 
 
-def ticks(own: Parallel, axis: int) -> list[tuple[float, str]]:
-    """(height, text) of what is written beside an axis: every label, or the ends of a metric."""
-    labels = own.axes[axis].short
+def ticks(coordinates: Parallel, axis: int) -> list[tuple[float, str]]:
+    """(height, text) of the labels beside an axis: all labels of a parameter, or both ends of a metric."""
+    labels = coordinates.axes[axis].short
     if labels:
         return [((i + 0.5) / len(labels), label) for i, label in enumerate(labels)]
-    known = own.values[axis][np.isfinite(own.values[axis])]
+    known = coordinates.values[axis][np.isfinite(coordinates.values[axis])]
     if not len(known):
         return []
     low, high = float(known.min()), float(known.max())
     return [(0.5, number(low))] if low == high else [(0.02, number(low)), (0.98, number(high))]
 
 
-def failures(own: Sequence[Failure]) -> Figure:
-    """How many trials failed for which reason."""
-    shown = own[:20]
+def failures(reasons: Sequence[Failure]) -> Figure:
+    """Draw the number of trials per reason for which they failed."""
+    shown = reasons[:20]
     figure, (axes,) = panels_of(1, 8.0, 1.2 + 0.4 * max(2, len(shown)))
     axes.barh(range(len(shown)), [f.count for f in shown], color=RED)
     axes.set_yticks([])
-    for place, one in enumerate(shown):
-        text = one.error if len(one.error) <= ERROR else one.error[: ERROR - 1] + "…"
-        # A dollar sign would begin a formula.
+    for place, reason in enumerate(shown):
+        text = reason.error if len(reason.error) <= ERROR else reason.error[: ERROR - 1] + "…"
+        # matplotlib reads an unescaped dollar sign as the start of a formula.
         axes.text(
-            0, place - 0.42, f" {one.count:,} × {' '.join(text.split())}".replace("$", r"\$"), fontsize=8, va="bottom"
+            0,
+            place - 0.42,
+            f" {reason.count:,} × {' '.join(text.split())}".replace("$", r"\$"),
+            fontsize=8,
+            va="bottom",
         )
     axes.set_ylim(max(1, len(shown)) - 0.4, -1.1)
     axes.set_xlabel("trials that failed")
@@ -270,7 +278,7 @@ def failures(own: Sequence[Failure]) -> Figure:
 
 
 def panels_of(count: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, at most three in a row, four as a square."""
+    """A figure and its panels, side by side: at most three per row, four as two by two. Sizes are inches per panel."""
     from matplotlib.figure import Figure
 
     across = 2 if count == 4 else min(3, count)

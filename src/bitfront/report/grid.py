@@ -1,7 +1,7 @@
-"""Two parameters against a metric, as a grid: a heatmap with the values in the cells, and bars in space.
+"""A metric over two parameters, as a grid: a heatmap with the values in its cells, and three-dimensional bars.
 
-Where other parameters vary too, a cell is the mean of its trials. A cell without a trial, and one whose trials all
-failed, look different from every value, zero included.
+If other parameters vary too, a cell is the mean of its trials. A cell without a trial, and a cell whose trials all
+failed, look different from every value, also from zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float64]
 COLOURS = "cividis"
-#: Upright axes begin at zero unless all values are above this share of the largest; then differences would not be seen.
+#: Vertical axes begin at zero, unless all values are above this share of the largest: they would all look the same.
 FLAT = 0.7
 
 
@@ -34,11 +34,12 @@ class CellGrid:
     """A metric over two parameters.
 
     Attributes:
-        title: of the metric, with its unit.
+        title: the metric with its unit.
+        x, y: the names of the parameters.
         columns, rows: labels of `x` and of `y`.
-        values: shape (rows, columns); NaN where nothing is known.
-        trials: complete trials with a value, per cell.
-        failed: trials without one, per cell.
+        values: mean per cell, float64, shape (rows, columns); NaN for a cell without a value.
+        trials: number of complete trials with a finite value, per cell.
+        failed: number of the other trials, per cell.
     """
 
     metric: str
@@ -53,12 +54,12 @@ class CellGrid:
 
     @property
     def note(self) -> str:
-        """What a cell is."""
+        """What a cell shows, as text; empty if every cell has at most one trial."""
         most = int(self.trials.max(initial=0))
         return "" if most <= 1 else f"mean of up to {most:,} trials per cell"
 
     def text(self, row: int, column: int) -> str:
-        """What stands in a cell."""
+        """The text in a cell: the value, ``failed``, or a dash if there is no trial."""
         if self.trials[row, column]:
             return number(float(self.values[row, column]))
         return "failed" if self.failed[row, column] else "–"
@@ -68,11 +69,12 @@ def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequenc
     """One grid per metric.
 
     Args:
-        x, y: names of parameters; without them, the two of a space that has only two.
-        metrics: names; none: all that have values.
+        x, y: names of parameters. Without them, a space with two parameters is drawn over these; other spaces have no
+            grid.
+        metrics: names of metrics; empty: all that have values.
 
     Raises:
-        ConfigError: no such parameter or metric, one parameter is given without the other, or both are one.
+        ConfigError: there is no such parameter or metric, only one parameter is given, or both are the same.
     """
     parameters = [p.name for p in run.space.parameters]
     if x is None and y is None:
@@ -101,17 +103,17 @@ def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequenc
 
 
 def grid(run: Run, x: str, y: str, metric: str) -> CellGrid:
-    """One metric over two parameters of the run's space."""
-    space, own = run.space, run.columns
-    columns = [next(c for c, p in enumerate(space.parameters) if p.name == name) for name in (x, y)]
-    across, up = (space.parameters[c] for c in columns)
+    """One metric over two parameters of the space."""
+    space, columns = run.space, run.columns
+    x_column, y_column = (next(c for c, p in enumerate(space.parameters) if p.name == name) for name in (x, y))
+    across, up = space.parameters[x_column], space.parameters[y_column]
     shape = len(up.labels), len(across.labels)
-    codes, values = own.code, own.metrics[metric]
-    counts = active(space, columns[0], codes) & active(space, columns[1], codes)
-    fine = counts & own.complete & np.isfinite(values)
+    codes, values = columns.code, columns.metrics[metric]
+    counts = active(space, x_column, codes) & active(space, y_column, codes)
+    fine = counts & columns.complete & np.isfinite(values)
 
     def per_cell(rows: NDArray[np.bool_], weights: Values | None = None) -> Values:
-        cell = codes[rows, columns[1]] * shape[1] + codes[rows, columns[0]]
+        cell = codes[rows, y_column] * shape[1] + codes[rows, x_column]
         return np.bincount(cell, weights, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
 
     trials = per_cell(fine)
@@ -129,48 +131,48 @@ def grid(run: Run, x: str, y: str, metric: str) -> CellGrid:
     )
 
 
-def heatmap(own: CellGrid) -> Figure:
-    """Cells in colour with the values written in them; without a value, hatched."""
+def heatmap(cells: CellGrid) -> Figure:
+    """Draw the cells in colour, with their values. Cells without a value are hatched."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    rows, columns = own.values.shape
+    rows, columns = cells.values.shape
     figure = _figure(1.6 + 0.95 * columns, 1.4 + 0.55 * rows)
     axes = figure.add_subplot()
-    image = axes.imshow(np.ma.masked_invalid(own.values), cmap=COLOURS, origin="lower", aspect="auto")
+    image = axes.imshow(np.ma.masked_invalid(cells.values), cmap=COLOURS, origin="lower", aspect="auto")
     size = 9 if max(rows, columns) <= 10 else 7
     span = colormaps[COLOURS]
     for r in range(rows):
         for c in range(columns):
-            there = bool(own.trials[r, c])
+            there = bool(cells.trials[r, c])
             if not there:
-                hatch = "xx" if own.failed[r, c] else "///"
+                hatch = "xx" if cells.failed[r, c] else "///"
                 axes.add_patch(
                     Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="#b0b0b0", hatch=hatch, lw=0)
                 )
-            colour = readable(span(image.norm(own.values[r, c]))) if there else "#333333"
+            colour = readable(span(image.norm(cells.values[r, c]))) if there else "#333333"
             box = None if there else {"facecolor": "#f4f4f4", "edgecolor": "none", "pad": 1.5}
-            axes.text(c, r, own.text(r, c), ha="center", va="center", fontsize=size, color=colour, bbox=box)
-    axes.set_xticks(range(columns), own.columns, rotation=45 if columns > 6 else 0)
-    axes.set_yticks(range(rows), own.rows)
-    axes.set_xlabel(own.x)
-    axes.set_ylabel(own.y)
-    axes.set_title("\n".join(filter(None, [own.title, own.note])), fontsize=10)
-    if own.trials.any():
-        figure.colorbar(image, ax=axes, label=own.title)
+            axes.text(c, r, cells.text(r, c), ha="center", va="center", fontsize=size, color=colour, bbox=box)
+    axes.set_xticks(range(columns), cells.columns, rotation=45 if columns > 6 else 0)
+    axes.set_yticks(range(rows), cells.rows)
+    axes.set_xlabel(cells.x)
+    axes.set_ylabel(cells.y)
+    axes.set_title("\n".join(filter(None, [cells.title, cells.note])), fontsize=10)
+    if cells.trials.any():
+        figure.colorbar(image, ax=axes, label=cells.title)
     return figure
 
 
-def bars(own: CellGrid) -> Figure:
-    """The same as bars in space; cells without a value are crossed out on the floor."""
+def bars(cells: CellGrid) -> Figure:
+    """Draw the cells as three-dimensional bars. Cells without a value are a cross on the floor."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
     from matplotlib.patheffects import withStroke
 
-    rows, columns = own.values.shape
+    rows, columns = cells.values.shape
     figure = _figure(7.0, 5.2)
     axes: Any = figure.add_subplot(projection="3d")
-    known = own.values[np.isfinite(own.values)]
+    known = cells.values[np.isfinite(cells.values)]
     floor, low, high = base(known)
     norm = Normalize(low, high if high > low else low + 1)
     colours = colormaps[COLOURS]
@@ -180,8 +182,8 @@ def bars(own: CellGrid) -> Figure:
     # Far bars first, so that near ones stand before them.
     for r in range(rows - 1, -1, -1):
         for c in range(columns):
-            value = own.values[r, c]
-            if own.trials[r, c]:
+            value = cells.values[r, c]
+            if cells.trials[r, c]:
                 axes.bar3d(
                     c - 0.35,
                     r - 0.35,
@@ -198,7 +200,7 @@ def bars(own: CellGrid) -> Figure:
                     c,
                     r,
                     max(value, floor) + lift,
-                    own.text(r, c),
+                    cells.text(r, c),
                     ha="center",
                     fontsize=size,
                     zorder=1000,
@@ -207,24 +209,26 @@ def bars(own: CellGrid) -> Figure:
             else:
                 for xs, ys in (((-0.35, 0.35), (-0.35, 0.35)), ((-0.35, 0.35), (0.35, -0.35))):
                     axes.plot([c + v for v in xs], [r + v for v in ys], [floor, floor], color="#888888", lw=0.8)
-                axes.text(c, r, floor + lift, own.text(r, c), ha="center", fontsize=size, color="#555555", zorder=1000)
-    axes.set_xticks(range(columns), own.columns, fontsize=8)
-    axes.set_yticks(range(rows), own.rows, fontsize=8)
+                axes.text(
+                    c, r, floor + lift, cells.text(r, c), ha="center", fontsize=size, color="#555555", zorder=1000
+                )
+    axes.set_xticks(range(columns), cells.columns, fontsize=8)
+    axes.set_yticks(range(rows), cells.rows, fontsize=8)
     axes.tick_params(axis="z", pad=6)
     axes.zaxis.set_major_formatter(lambda value, _: number(value))
     axes.set_zlim(floor, high + 0.1 * (high - floor))
-    axes.set_xlabel(own.x, labelpad=8)
-    axes.set_ylabel(own.y, labelpad=8)
-    axes.set_zlabel(own.title, labelpad=13)
+    axes.set_xlabel(cells.x, labelpad=8)
+    axes.set_ylabel(cells.y, labelpad=8)
+    axes.set_zlabel(cells.title, labelpad=13)
     cut = f"the upright axis begins at {number(floor)}" if floor else ""
-    axes.set_title("\n".join(filter(None, [own.title, own.note, cut])), fontsize=10)
+    axes.set_title("\n".join(filter(None, [cells.title, cells.note, cut])), fontsize=10)
     axes.view_init(elev=28, azim=-58)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
     return figure
 
 
 def base(known: Values) -> tuple[float, float, float]:
-    """(where the upright axis begins, the smallest value, the largest) for some finite values."""
+    """(start of the vertical axis, smallest value, largest value) of finite values; (0, 0, 1) if there are none."""
     if not len(known):
         return 0.0, 0.0, 1.0
     low, high = float(known.min()), float(known.max())
@@ -237,7 +241,7 @@ def base(known: Values) -> tuple[float, float, float]:
 
 
 def readable(colour: Any) -> str:
-    """Black or white, whichever is told better from a colour: by the relative luminance of WCAG 2.1."""
+    """``black`` or ``white``, whichever has more contrast with a colour, by the relative luminance of WCAG 2.1."""
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
     return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
