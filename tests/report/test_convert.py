@@ -99,40 +99,45 @@ def test_parquet_is_the_same_table(troubled):
 
 
 def test_optuna_reads_the_study(run):
-    found = loaded(bf.convert(run, "optuna").path, "six")
-    assert [d.name for d in found.directions] == ["MAXIMIZE", "MINIMIZE"]
+    optuna_study = loaded(bf.convert(run, "optuna").path, "six")
+    assert [d.name for d in optuna_study.directions] == ["MAXIMIZE", "MINIMIZE"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert found.metric_names == ["accuracy", "average_bitwidth [bits]"]
-    assert [t.number for t in found.trials] == list(range(6))
-    assert found.trials[1].params == {"fc1/data_in": "int4.auto", "fc1/weight": "int4.auto"}
-    assert found.trials[1].distributions["fc1/weight"].choices == ("int2.auto", "int4.auto", "int8.auto")
-    assert {t.number for t in found.best_trials} == {t.number for t in run.front}
-    for trial in found.trials:
+        assert optuna_study.metric_names == ["accuracy", "average_bitwidth [bits]"]
+    assert [t.number for t in optuna_study.trials] == list(range(6))
+    assert optuna_study.trials[1].params == {"fc1/data_in": "int4.auto", "fc1/weight": "int4.auto"}
+    assert optuna_study.trials[1].distributions["fc1/weight"].choices == ("int2.auto", "int4.auto", "int8.auto")
+    assert {t.number for t in optuna_study.best_trials} == {t.number for t in run.front}
+    for trial in optuna_study.trials:
         assert trial.values == list(run.trial(trial.number).values)
         assert trial.duration.total_seconds() == pytest.approx(0.001, abs=1e-5)
-    assert found.user_attrs["float model: accuracy"] == 0.97
+    assert optuna_study.user_attrs["float model: accuracy"] == 0.97
 
 
 def test_optuna_reads_what_failed_and_what_is_over_budget(troubled):
-    found = loaded(bf.convert(troubled, "optuna").path, "troubled")
-    assert [t.state.name for t in found.trials] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
-    assert [t.user_attrs.get("error") for t in found.trials] == [None, "no memory", None, "an objective has no value"]
-    assert [t.constraints["0"] for t in found.trials] == [1.0, 0.0, 0.0, 0.0]
-    assert [t.number for t in found.best_trials] == [t.number for t in troubled.front] == [2]
-    assert found.trials[0].params == {"fc1/name": "NA", "fc2/weight": "int4.auto"}
-    assert found.trials[2].user_attrs["loss"] == 0.3
-    assert [t.duration.total_seconds() for t in found.trials] == [1.0, 2.0, 3.0, 4.0]
-    assert found.trials[3].datetime_start == found.trials[2].datetime_complete
+    optuna_study = loaded(bf.convert(troubled, "optuna").path, "troubled")
+    assert [t.state.name for t in optuna_study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
+    assert [t.user_attrs.get("error") for t in optuna_study.trials] == [
+        None,
+        "no memory",
+        None,
+        "an objective has no value",
+    ]
+    assert [t.constraints["0"] for t in optuna_study.trials] == [1.0, 0.0, 0.0, 0.0]
+    assert [t.number for t in optuna_study.best_trials] == [t.number for t in troubled.front] == [2]
+    assert optuna_study.trials[0].params == {"fc1/name": "NA", "fc2/weight": "int4.auto"}
+    assert optuna_study.trials[2].user_attrs["loss"] == 0.3
+    assert [t.duration.total_seconds() for t in optuna_study.trials] == [1.0, 2.0, 3.0, 4.0]
+    assert optuna_study.trials[3].datetime_start == optuna_study.trials[2].datetime_complete
 
 
 def test_optuna_minimises_one_sum(tmp_path):
     metrics = {"accuracy": [0.5, 0.7], "average_bitwidth": [4.0, np.inf]}
     run = write(tmp_path / "sum", [[0, 0], [1, 1]], metrics, summed="minimize")
-    found = loaded(bf.convert(run, "optuna").path, "sum")
-    assert [t.value for t in found.trials] == [4.5, np.inf]
-    assert found.best_trial.number == 0
-    assert found.trials[0].user_attrs == {"accuracy": 0.5, "average_bitwidth": 4.0}
+    optuna_study = loaded(bf.convert(run, "optuna").path, "sum")
+    assert [t.value for t in optuna_study.trials] == [4.5, np.inf]
+    assert optuna_study.best_trial.number == 0
+    assert optuna_study.trials[0].user_attrs == {"accuracy": 0.5, "average_bitwidth": 4.0}
 
 
 def test_numbers_that_are_missing_stay_missing(tmp_path):
@@ -142,9 +147,9 @@ def test_numbers_that_are_missing_stay_missing(tmp_path):
     store = Store.open(folder / STORE, ["accuracy", "average_bitwidth"], 2, {"parameters": [0, 1]})
     store.add(np.array([[0, 0]]), {"accuracy": np.array([0.3]), "average_bitwidth": np.array([2.0])}, [""], [0.1])
     store.close()
-    found = loaded(bf.convert(folder, "optuna").path, "again")
-    assert [t.number for t in found.trials] == [1, 2]
-    assert [t.values[0] for t in found.trials] == [0.2, 0.3]
+    optuna_study = loaded(bf.convert(folder, "optuna").path, "again")
+    assert [t.number for t in optuna_study.trials] == [1, 2]
+    assert [t.values[0] for t in optuna_study.trials] == [0.2, 0.3]
 
 
 def test_of_a_longer_run_the_front_and_an_even_sample(tmp_path):

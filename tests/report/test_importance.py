@@ -28,18 +28,18 @@ def test_on_a_full_grid_the_shares_are_the_variances_of_the_options_means():
     space = product(2, 3, 4)
     codes = grid(space)
     values = np.random.default_rng(0).normal(size=len(codes)) + codes[:, 1] * 3 + codes[:, 0] * codes[:, 2]
-    found = importance(space, "accuracy", codes, values)
-    assert found.missing == ""
-    for own in found.parameters:
-        column = [p.name for p in space.parameters].index(own.parameter)
-        assert own.share == pytest.approx(by_hand(codes, values, column))
-        for i, effect in enumerate(own.effects):
+    result = importance(space, "accuracy", codes, values)
+    assert result.missing == ""
+    for influence in result.parameters:
+        column = [p.name for p in space.parameters].index(influence.parameter)
+        assert influence.share == pytest.approx(by_hand(codes, values, column))
+        for i, effect in enumerate(influence.effects):
             rows = codes[:, column] == i
             assert effect.mean == pytest.approx(values[rows].mean())
             assert effect.effect == pytest.approx(values[rows].mean() - values.mean())
             assert effect.trials == rows.sum()
-    assert found.rest == pytest.approx(1 - sum(i.share for i in found.parameters))
-    assert [i.share for i in found.parameters] == sorted((i.share for i in found.parameters), reverse=True)
+    assert result.rest == pytest.approx(1 - sum(i.share for i in result.parameters))
+    assert [i.share for i in result.parameters] == sorted((i.share for i in result.parameters), reverse=True)
 
 
 def test_parameters_that_are_chosen_together_are_told_apart():
@@ -49,9 +49,9 @@ def test_parameters_that_are_chosen_together_are_told_apart():
     first = rng.integers(0, 2, 400)
     second = np.where(rng.random(400) < 0.9, first, 1 - first)
     codes = np.stack([first, second], axis=1)
-    found = importance(space, "m", codes, first * 1.0)
+    result = importance(space, "m", codes, first * 1.0)
     assert by_hand(codes, first * 1.0, 1) > 0.5
-    assert [(i.parameter, round(i.share, 6)) for i in found.parameters] == [("g0/w", 1.0), ("g1/w", 0.0)]
+    assert [(i.parameter, round(i.share, 6)) for i in result.parameters] == [("g0/w", 1.0), ("g1/w", 0.0)]
 
 
 def test_a_parameter_without_effect_elsewhere_counts_where_its_branch_is_taken():
@@ -59,15 +59,15 @@ def test_a_parameter_without_effect_elsewhere_counts_where_its_branch_is_taken()
     codes = np.repeat(space.numbered(0, space.size), 5, axis=0)
     width = np.where(codes[:, 0] == 1, codes[:, 1], np.nan)
     values = np.where(np.isnan(width), 10.0, 0.6 + 0.1 * np.nan_to_num(width))
-    found = {i.parameter: i for i in importance(space, "m", codes, values).parameters}
+    result = {i.parameter: i for i in importance(space, "m", codes, values).parameters}
     assert active(space, 1, codes).sum() == 15
-    assert [e.trials for e in found["fc/weight"].effects] == [5, 5, 5]
-    assert [e.trials for e in found["fc/name"].effects] == [5, 15]
-    assert [round(e.effect, 9) for e in found["fc/weight"].effects] == [-0.1, 0.0, 0.1]
+    assert [e.trials for e in result["fc/weight"].effects] == [5, 5, 5]
+    assert [e.trials for e in result["fc/name"].effects] == [5, 15]
+    assert [round(e.effect, 9) for e in result["fc/weight"].effects] == [-0.1, 0.0, 0.1]
     # Three of four candidates are integer; within them the width's variance is 0.02/3.
     between, within = 0.75 * 0.25 * (10 - 0.7) ** 2, 0.75 * 0.02 / 3
-    assert found["fc/weight"].share == pytest.approx(within / (within + between))
-    assert found["fc/name"].share == pytest.approx(between / (within + between))
+    assert result["fc/weight"].share == pytest.approx(within / (within + between))
+    assert result["fc/name"].share == pytest.approx(between / (within + between))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_parameter_without_effect_elsewhere_counts_where_its_branch_is_taken()
 def test_where_nothing_can_be_said_it_says_why(values, why):
     space = product(2, 3)
     codes = np.resize(grid(space), (len(values), 2))
-    found = importance(space, "accuracy", codes, np.array(values))
-    assert (found.parameters, found.missing) == ((), why)
+    result = importance(space, "accuracy", codes, np.array(values))
+    assert (result.parameters, result.missing) == ((), why)
 
 
 def test_nothing_to_choose():
@@ -93,8 +93,8 @@ def test_nothing_to_choose():
 def test_many_trials_take_one_block_after_the_other():
     space = product(3, 3)
     codes = space.sample(40_000, np.random.default_rng(0))
-    found = importance(space, "m", codes, codes[:, 0] * 2.0 + codes[:, 1])
-    assert [(i.parameter, round(i.share, 9)) for i in found.parameters] == [("g0/w", 0.8), ("g1/w", 0.2)]
+    result = importance(space, "m", codes, codes[:, 0] * 2.0 + codes[:, 1])
+    assert [(i.parameter, round(i.share, 9)) for i in result.parameters] == [("g0/w", 0.8), ("g1/w", 0.2)]
 
 
 def test_the_grid_used_elsewhere_is_whole():

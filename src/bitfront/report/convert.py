@@ -1,4 +1,4 @@
-"""A run for other tools: CSV, Parquet, an Optuna study. Reads what is stored; nothing is measured again."""
+"""Converts a run for other tools: CSV, Parquet, an Optuna study. It reads the stored trials and measures nothing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from bitfront.errors import ConfigError, RunError, nearest, one_of, require
 from bitfront.report import study
 from bitfront.report.columns import Rows, kept, table
 
-#: What a search writes into its folder, and a conversion must not overwrite even if asked to.
-OWN = (STORE, "config.toml", "best.json", "log.json")
+#: Files of a search in its run folder, which a conversion never overwrites, not even with ``force``.
+RUN_FILES = (STORE, "config.toml", "best.json", "log.json")
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """The result of a conversion.
 
     Attributes:
-        trials: how many trials are in it.
-        total: how many the run has.
+        path: the file.
+        format: its format, a key of ``FORMATS``.
+        trials: number of trials in the file.
+        total: number of trials in the run.
     """
 
     path: Path
@@ -43,21 +45,21 @@ def convert(
     force: bool = False,
     trials: int | None = None,
 ) -> Converted:
-    """Write a run, finished or still running, as a file that other tools read.
+    """Write a run, finished or still running, as a file for other tools.
 
     Args:
         run: the run, or its folder.
         to: ``csv`` or ``parquet``: a row per trial; ``optuna``: an SQLite file that ``optuna.load_study`` and
             optuna-dashboard read.
         output: the file; default: ``trials.csv``, ``trials.parquet`` or ``optuna.db`` in the run folder.
-        force: overwrite it if it is there.
-        trials: of a longer run the front and every n-th trial, about so many in all; default: all, or 10,000 of an
-            Optuna study, which takes 3 kB per trial and is read slowly.
+        force: overwrite the file if it exists.
+        trials: about how many trials to write: of a longer run, the front and every n-th trial. Default: all, or
+            10,000 for an Optuna study, which takes 3 kB per trial and is slow to read.
 
     Raises:
         ConfigError: there is no such format, or `trials` is not positive.
-        RunError: there is no such run, the file is there already, or it cannot be written.
-        MissingExtraError: what writes the format is not installed.
+        RunError: there is no such run, the file exists, or it cannot be written.
+        MissingExtraError: the package that writes the format is not installed.
     """
     if to not in FORMATS:
         raise ConfigError(f"there is no format {to!r} to convert to; {one_of(FORMATS)}.{nearest(to, FORMATS)}")
@@ -67,7 +69,7 @@ def convert(
         require(wanted.module, to, f"to={to!r}", arguments=[f"to={to!r}"])
     folder = run.folder if isinstance(run, Run) else Path(run)
     path = Path(output) if output is not None else folder / wanted.file
-    if path.name in OWN and path.parent.resolve() == folder.resolve():
+    if path.name in RUN_FILES and path.parent.resolve() == folder.resolve():
         raise RunError(f"{path}: this belongs to the run; output=... names another file", arguments=["output=..."])
     if folder.is_dir() and not path.parent.is_dir():
         raise RunError(f"{path}: there is no folder {path.parent} to write it in")
@@ -78,26 +80,29 @@ def convert(
             f"{path} exists; force=True overwrites it, output=... names another file",
             arguments=["force=True", "output=..."],
         )
-    own = run if isinstance(run, Run) else Run.load(folder)
-    rows = kept(own, limit)
+    if not isinstance(run, Run):
+        run = Run.load(folder)
+    rows = kept(run, limit)
     with whole(path) as part:
-        wanted.write(part, own, rows)
-    return Converted(path, to, len(rows), len(own))
+        wanted.write(part, run, rows)
+    return Converted(path, to, len(rows), len(run))
 
 
 def write_csv(file: TextIO, run: Run | str | Path, trials: int | None = None) -> None:
-    """Write a run as CSV into an open file: a header, then a row per trial. Cells without a value are empty, numbers
-    have all their digits.
+    """Write a run as CSV into an open file: a header, then one row per trial.
+
+    Cells without a value are empty. Numbers have all their digits.
 
     Args:
-        trials: as ``convert`` takes it.
+        trials: as in ``convert``.
 
     Raises:
         ConfigError: `trials` is not positive.
         RunError: there is no such run.
     """
-    own = run if isinstance(run, Run) else Run.load(run)
-    _csv(file, own, kept(own, _allowed(trials)))
+    if not isinstance(run, Run):
+        run = Run.load(run)
+    _csv(file, run, kept(run, _allowed(trials)))
 
 
 def _allowed(trials: int | None) -> int | None:
@@ -126,7 +131,7 @@ def _cells(column: NDArray[Any]) -> list[Any]:
 
 
 def _write_parquet(path: Path, run: Run, rows: Rows) -> None:
-    """The same columns; texts as dictionaries, no value as null. The schema's metadata has the units."""
+    """Write the same columns as Parquet: texts as dictionaries, null without a value. The metadata has the units."""
     import pyarrow
     from pyarrow import parquet
 
@@ -136,9 +141,9 @@ def _write_parquet(path: Path, run: Run, rows: Rows) -> None:
             arrays[name] = pyarrow.array(column, pyarrow.string()).dictionary_encode()
         else:
             arrays[name] = pyarrow.array(column, from_pandas=True)  # NaN becomes null
-    made = pyarrow.table(arrays)
-    fields = [f.with_metadata({"unit": run.units[f.name]}) if run.units.get(f.name) else f for f in made.schema]
-    parquet.write_table(made.cast(pyarrow.schema(fields)), path)
+    plain_table = pyarrow.table(arrays)
+    fields = [f.with_metadata({"unit": run.units[f.name]}) if run.units.get(f.name) else f for f in plain_table.schema]
+    parquet.write_table(plain_table.cast(pyarrow.schema(fields)), path)
 
 
 def _write_study(path: Path, run: Run, rows: Rows) -> None:
@@ -147,12 +152,13 @@ def _write_study(path: Path, run: Run, rows: Rows) -> None:
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A kind of file that a run becomes.
+    """A file format that a run can be converted to.
 
     Attributes:
-        file: its name in the run folder.
-        module: what writes it, of the extra of the format's name; empty where nothing is needed.
-        limit: so many trials unless told otherwise.
+        file: the default name, in the run folder.
+        write: writes some rows of a run into a file.
+        module: the module that writes it, from the extra with the name of the format; empty if none is needed.
+        limit: the default of ``convert(trials=...)``; None: all trials.
     """
 
     file: str

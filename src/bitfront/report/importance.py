@@ -1,12 +1,12 @@
-"""Which choice mattered: how much of a metric's variance each parameter explains on its own.
+"""The importance of each parameter: how much of a metric's variance it explains alone.
 
 The first-order part of a functional analysis of variance (Sobol 1993; Hutter, Hoos and Leyton-Brown, "An efficient
-approach for assessing hyperparameter importance", ICML 2014) over the search space, every candidate equally likely:
+approach for assessing hyperparameter importance", ICML 2014) over the search space, with all candidates equally likely:
 ``y = mean + Σ_p f_p(value of p) + rest``, where each f_p has the mean 0, and the importance of p is
 ``Var f_p / (Σ_q Var f_q + Var rest)``. The f_p are fitted by least squares. On a full grid they are the differences of
-the options' plain means, and the shares are Sobol's first-order indices exactly; on the trials of a sampler, which
-likes some regions better than others, least squares does not mistake one parameter's effect for that of another that it
-tends to be chosen with. The rest is interactions, and noise where a metric has some.
+the plain means, and the shares are exactly Sobol's first-order indices. A sampler evaluates some regions more often
+than others, so that choices of different parameters occur together; least squares separates their effects. The rest
+is interactions, and noise if the metric has any.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from bitfront.spaces.base import Codes, Parameter, Space
 
 Values = NDArray[np.float64]
-#: Trials per effect that is estimated; with fewer, the fit explains noise.
+#: Trials needed per estimated effect; with fewer, the fit explains noise.
 TRIALS_PER_EFFECT = 2
-#: Rows of the design matrix made at a time.
+#: Rows of the design matrix that are built at a time.
 BLOCK = 2**14
 
 
@@ -31,9 +31,9 @@ class Effect:
     """One option of a parameter.
 
     Attributes:
-        effect: difference that it makes to the metric's mean over the space, in the metric's unit.
-        mean: the mean that makes.
-        trials: how many chose it.
+        effect: difference from the metric's mean over the space, in the unit of the metric.
+        mean: the mean of the metric with this option.
+        trials: number of trials that chose it.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Influence:
-    """One parameter. `share` of the metric's variance that it explains on its own, 0 to 1."""
+    """The importance of one parameter: `share` is the part of the metric's variance that it explains alone, 0 to 1."""
 
     parameter: str
     share: float
@@ -53,12 +53,12 @@ class Influence:
 
 @dataclass(frozen=True)
 class Importance:
-    """Of every parameter for one metric, the largest share first.
+    """The importance of all parameters for one metric, the largest share first.
 
     Attributes:
-        rest: share of the variance that no parameter explains on its own.
-        trials: how many it was taken from.
-        missing: why there is none; empty if there is.
+        rest: share of the variance that no parameter explains alone; NaN if `missing`.
+        trials: number of trials with a finite value.
+        missing: why there is no result; empty if there is one.
     """
 
     metric: str
@@ -69,18 +69,18 @@ class Importance:
 
 
 def importance(space: Space, metric: str, codes: Codes, values: Values) -> Importance:
-    """What the choices do to a metric.
+    """The importance of all parameters for one metric.
 
     Args:
-        codes: of the trials, shape (trials, parameters).
-        values: of the metric, shape (trials,); trials without a finite one are left out.
+        codes: codes of the trials, int64, shape (trials, parameters).
+        values: values of the metric, float64, shape (trials,). Trials without a finite value are left out.
     """
     known = np.isfinite(values)
     codes, values = codes[known], values[known]
     effects = int(sum(len(p.labels) - 1 for p in space.parameters))
     if not space.parameters:
         return Importance(metric, trials=len(values), missing="nothing was to be chosen")
-    # Of a whole space nothing is estimated: the means are what they are.
+    # If the whole space is evaluated, the means are exact, and fewer trials are enough.
     needed = min(TRIALS_PER_EFFECT * (effects + 1), space.size)
     if len(values) < needed:
         why = f"{effects} effects need {needed} trials with {metric}, and there are {len(values)}"
@@ -89,13 +89,13 @@ def importance(space: Space, metric: str, codes: Codes, values: Values) -> Impor
         return Importance(metric, trials=len(values), missing=f"{metric} is the same for all trials")
     weights = [_weights(space, p) for p in space.parameters]
     coefficients, mean, rest = _fitted(space, weights, codes, values)
-    shares, found = [], []
+    shares, fits = [], []
     taken = {p.name: codes[active(space, c, codes), c] for c, p in enumerate(space.parameters)}
-    for p, own, beta in zip(space.parameters, weights, coefficients, strict=True):
-        f = beta - (own * beta).sum() / own.sum()
-        # Where the parameter has no effect (another branch was taken) its f is 0.
-        shares.append(float((own * f**2).sum()))
-        found.append((p, f))
+    for p, weight, beta in zip(space.parameters, weights, coefficients, strict=True):
+        f = beta - (weight * beta).sum() / weight.sum()
+        # For candidates that take another branch, the parameter has no effect and its f is 0.
+        shares.append(float((weight * f**2).sum()))
+        fits.append((p, f))
     total = sum(shares) + rest
     influences = [
         Influence(
@@ -106,26 +106,30 @@ def importance(space: Space, metric: str, codes: Codes, values: Values) -> Impor
                 for i, label in enumerate(p.labels)
             ),
         )
-        for (p, f), share in zip(found, shares, strict=True)
+        for (p, f), share in zip(fits, shares, strict=True)
     ]
     influences.sort(key=lambda i: -i.share)
     return Importance(metric, tuple(influences), rest / total, len(values))
 
 
 def _weights(space: Space, parameter: Parameter) -> Values:
-    """Share of the space's candidates that take each value of a parameter; less than 1 in all if it can be without
-    effect."""
+    """Share of the candidates that take each value of a parameter. The sum is less than 1 if the parameter has no
+    effect in some candidates."""
     group = space.groups[parameter.group]
     if parameter.branch is None:
         sizes = np.array([b.size for b in group.branches], dtype=np.float64)
-        # A parameter that always counts is the choice of a branch, or belongs to the only branch.
+        # Such a parameter always counts: it chooses the branch, or the group has only one branch.
         return sizes / group.size if len(sizes) > 1 else np.full(len(parameter.labels), 1 / len(parameter.labels))
     share = group.branches[parameter.branch].size / group.size
     return np.full(len(parameter.labels), share / len(parameter.labels))
 
 
 def active(space: Space, column: int, codes: Codes) -> NDArray[np.bool_]:
-    """Which candidates have taken the branch under which a parameter counts."""
+    """Which candidates take the branch in which a parameter has an effect: shape (candidates,).
+
+    Args:
+        column: column of the parameter in `codes`.
+    """
     parameter = space.parameters[column]
     if parameter.branch is None:
         return np.ones(len(codes), dtype=bool)
@@ -145,18 +149,18 @@ def _fitted(space: Space, weights: Sequence[Values], codes: Codes, values: Value
     def design(rows: Codes) -> Values:
         matrix = np.zeros((len(rows), size))
         matrix[:, 0] = 1
-        for c, (p, own) in enumerate(zip(parameters, weights, strict=True)):
+        for c, (p, weight) in enumerate(zip(parameters, weights, strict=True)):
             counts = active(space, c, rows) * 1.0
             part = matrix[:, starts[c] : starts[c] + len(p.labels)]
             part[np.arange(len(rows)), rows[:, c]] = counts
-            part -= counts[:, None] * (own / own.sum())
+            part -= counts[:, None] * (weight / weight.sum())
         return matrix
 
     for start in range(0, len(codes), BLOCK):
         part, target = design(codes[start : start + BLOCK]), values[start : start + BLOCK] - centre
         gram += part.T @ part
         right += part.T @ target
-    # The columns of a parameter add up to nothing: the shortest solution is taken.
+    # The columns of one parameter are linearly dependent, so there are many solutions; pinv gives the shortest.
     solution = np.linalg.pinv(gram, rcond=1e-10, hermitian=True) @ right
     left = 0.0
     for start in range(0, len(codes), BLOCK):
