@@ -22,13 +22,13 @@ METRICS = ("accuracy", "average_bitwidth", "loss")
 
 def read(folder):
     """Tag → [(step, value)], in the order in which TensorBoard has them."""
-    found = accumulator.EventAccumulator(str(folder / tensorboard.FOLDER), size_guidance={"scalars": 0})
-    found.Reload()
-    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    events = accumulator.EventAccumulator(str(folder / tensorboard.FOLDER), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def steps(found, tag):
-    return [step for step, _ in found[tag]]
+def steps(scalars, tag):
+    return [step for step, _ in scalars[tag]]
 
 
 def drawn(count, seed=0):
@@ -36,14 +36,14 @@ def drawn(count, seed=0):
     return np.zeros((count, 2), dtype=np.int64), {m: rng.random(count) for m in METRICS}
 
 
-def log(folder):
-    own = tensorboard.Log(folder)
-    own.catch_up()
-    own.close()
+def write_log(folder):
+    log = tensorboard.Log(folder)
+    log.catch_up()
+    log.close()
 
 
 def go_on(folder, count, seed):
-    """The search has found more."""
+    """The search has stored more trials."""
     codes, metrics = drawn(count, seed)
     store = Store.open(folder / STORE, list(METRICS), 2, {"parameters": [0, 1]})
     store.add(codes, metrics, [""] * count, [0.1] * count)
@@ -53,9 +53,9 @@ def go_on(folder, count, seed):
 def test_every_trial_and_how_good_the_front_is(tmp_path):
     codes, metrics = drawn(30)
     run = write(tmp_path / "run", codes, metrics, errors=["", "lost", *[""] * 28])
-    log(run.folder)
-    found = read(run.folder)
-    assert set(found) == {
+    write_log(run.folder)
+    scalars = read(run.folder)
+    assert set(scalars) == {
         "objectives/accuracy",
         "objectives/average_bitwidth",
         "metrics/loss",
@@ -64,74 +64,74 @@ def test_every_trial_and_how_good_the_front_is(tmp_path):
         "front/size",
         "front/hypervolume",
     }
-    assert steps(found, "objectives/accuracy") == steps(found, "metrics/loss") == [0, *range(2, 30)]
-    assert [v for _, v in found["metrics/loss"]] == pytest.approx(np.delete(metrics["loss"], 1))
-    assert steps(found, "best/accuracy") == steps(found, "front/size") == list(range(30))
-    assert steps(found, "front/hypervolume") == list(range(19, 30))
+    assert steps(scalars, "objectives/accuracy") == steps(scalars, "metrics/loss") == [0, *range(2, 30)]
+    assert [v for _, v in scalars["metrics/loss"]] == pytest.approx(np.delete(metrics["loss"], 1))
+    assert steps(scalars, "best/accuracy") == steps(scalars, "front/size") == list(range(30))
+    assert steps(scalars, "front/hypervolume") == list(range(19, 30))
 
     losses = np.stack([-metrics["accuracy"], metrics["average_bitwidth"]], axis=1)
     losses[1] = np.nan
     worst = np.fmax([-0.97, 32.0], np.nanmax(losses[:20], axis=0))
     for row in (19, 24, 29):
         some = losses[: row + 1]
-        assert dict(found["best/accuracy"])[row] == pytest.approx(-np.nanmin(some[:, 0]))
-        assert dict(found["best/average_bitwidth"])[row] == pytest.approx(np.nanmin(some[:, 1]))
-        assert dict(found["front/size"])[row] == len(non_dominated(some))
-        assert dict(found["front/hypervolume"])[row] == pytest.approx(hypervolume(some, worst))
+        assert dict(scalars["best/accuracy"])[row] == pytest.approx(-np.nanmin(some[:, 0]))
+        assert dict(scalars["best/average_bitwidth"])[row] == pytest.approx(np.nanmin(some[:, 1]))
+        assert dict(scalars["front/size"])[row] == len(non_dominated(some))
+        assert dict(scalars["front/hypervolume"])[row] == pytest.approx(hypervolume(some, worst))
 
 
 def test_what_breaks_a_constraint_is_not_the_best(tmp_path):
     over = [{"text": "loss <= 0.5", "metric": "loss", "comparison": "<=", "bound": 0.5}]
     metrics = {"accuracy": [0.5, 0.9], "average_bitwidth": [4, 2], "loss": [0.1, 0.9]}
     run = write(tmp_path / "run", [[0, 0], [0, 1]], metrics, constraints=over)
-    log(run.folder)
-    found = read(run.folder)
-    assert found["best/accuracy"] == [(0, 0.5), (1, 0.5)]
-    assert found["front/size"] == [(0, 1.0), (1, 1.0)]
-    assert steps(found, "objectives/accuracy") == [0, 1]
+    write_log(run.folder)
+    scalars = read(run.folder)
+    assert scalars["best/accuracy"] == [(0, 0.5), (1, 0.5)]
+    assert scalars["front/size"] == [(0, 1.0), (1, 1.0)]
+    assert steps(scalars, "objectives/accuracy") == [0, 1]
 
 
 def test_one_session_or_several_log_the_same(tmp_path):
     whole = write(tmp_path / "whole", *drawn(25))
     go_on(whole.folder, 30, 1)
-    log(whole.folder)
+    write_log(whole.folder)
     parts = write(tmp_path / "parts", *drawn(25))
-    log(parts.folder)
-    log(parts.folder)  # nothing new
+    write_log(parts.folder)
+    write_log(parts.folder)  # nothing new
     go_on(parts.folder, 30, 1)
-    log(parts.folder)
-    found = read(parts.folder)
-    assert found == read(whole.folder)
-    assert all(steps(found, tag) == sorted(set(steps(found, tag))) for tag in found)
+    write_log(parts.folder)
+    scalars = read(parts.folder)
+    assert scalars == read(whole.folder)
+    assert all(steps(scalars, tag) == sorted(set(steps(scalars, tag))) for tag in scalars)
 
 
 def test_what_a_kill_cut_short_is_logged_again(tmp_path):
     whole = write(tmp_path / "whole", *drawn(40))
-    log(whole.folder)
+    write_log(whole.folder)
     parts = write(tmp_path / "parts", *drawn(40))
-    own = tensorboard.Log(parts.folder)
-    own.catch_up()
+    log = tensorboard.Log(parts.folder)
+    log.catch_up()
     (path,) = (parts.folder / tensorboard.FOLDER).iterdir()
     path.write_bytes(path.read_bytes()[:-40])  # half a record
-    log(parts.folder)
+    write_log(parts.folder)
     assert read(parts.folder) == read(whole.folder)
-    own.close()
+    log.close()
 
 
 def test_of_many_trials_the_log_stays_short(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "SINGLE", 50)
     codes, metrics = drawn(20_000)
     run = write(tmp_path / "long", codes, metrics)
-    log(run.folder)
-    found = read(run.folder)
-    single = steps(found, "objectives/accuracy")
+    write_log(run.folder)
+    scalars = read(run.folder)
+    single = steps(scalars, "objectives/accuracy")
     assert single[:50] == list(range(50))
     assert set(run.columns.number[run.front_rows]) <= set(single)
     assert len(single) < 200
-    ends = steps(found, "front/size")
+    ends = steps(scalars, "front/size")
     assert {0, 99, 100, 110, 1000, 1100, 10_000, 11_000, 19_000, 19_999} <= set(ends)
     assert len(ends) == 100 + 90 + 90 + 10 + 1
-    assert found["front/size"][-1][1] == len(run.front_rows)
+    assert scalars["front/size"][-1][1] == len(run.front_rows)
 
 
 def test_several_listeners_hear_the_same():
@@ -180,9 +180,9 @@ def test_a_search_logs_itself_on_request(searched):
     assert searched(tensorboard=True).stopped == "space exhausted"
     assert steps(read(run.folder), "objectives/accuracy") == list(range(9))
     run = searched(n_trials=3, tensorboard=True, restart=True)
-    found = read(run.folder)
-    assert steps(found, "objectives/accuracy") == list(range(3))
-    assert [v for _, v in found["objectives/accuracy"]] == pytest.approx(run.columns.metrics["accuracy"])
+    scalars = read(run.folder)
+    assert steps(scalars, "objectives/accuracy") == list(range(3))
+    assert [v for _, v in scalars["objectives/accuracy"]] == pytest.approx(run.columns.metrics["accuracy"])
 
 
 def test_a_finished_search_is_logged_afterwards(searched):

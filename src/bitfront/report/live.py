@@ -1,4 +1,4 @@
-"""What a verb tells while it works: notes, and bars for downloads, training and search. All on standard error."""
+"""The messages of a command while it works: notes, and bars for downloads, training and search, on standard error."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from bitfront.engine.search.loop import Progress as Searched
     from bitfront.training import EpochRecord, TrainSettings
 
-#: Columns of a terminal from which on there is room for more than numbers.
+#: Width of a terminal, in characters, that has room for more than numbers.
 ROOM = 100
 
 
 class Live(Events):
-    """The events of a verb, shown on a terminal as bars and as single lines elsewhere.
+    """Shows the events of a command: as bars on a terminal, and as single lines elsewhere.
 
     A context manager: leaving it ends the bar.
     """
@@ -47,13 +47,13 @@ class Live(Events):
         self._end()
 
     def note(self, text: str) -> None:
-        """One line, once."""
+        """Print one line; the same line only once."""
         if not self.quiet and text not in self._noted:
             self._noted.add(text)
             self.console.print(escape(text), soft_wrap=True)
 
     def downloading(self, done: int, total: int | None) -> None:
-        """A bar of megabytes."""
+        """Show a bar of megabytes."""
         if self._bar is None:
             self._start("downloading", total)
         self._update(done, f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else ""))
@@ -61,19 +61,19 @@ class Live(Events):
             self._end()
 
     def training(self, settings: TrainSettings, samples: int) -> None:
-        """A bar of epochs."""
+        """Show a bar of epochs."""
         self._settings = settings
         self._began = time.perf_counter()
         self._start("training", settings.max_epochs)
         self.note(f"training: {_epochs(settings.max_epochs)} on {samples:,} samples, {settings.optimizer}")
 
     def step(self, step: int, loss: Callable[[], float]) -> None:  # noqa: ARG002
-        """The loss of a step, beside the bar. Asked for only where somebody sees it."""
+        """Show the loss of a step beside the bar. Without a terminal it is not computed."""
         if self._bar is not None and self.console.is_terminal:
             self._bar.update(self._task_id, loss=f"step loss {loss():.4f}")
 
     def epoch(self, record: EpochRecord) -> None:
-        """Loss and accuracy of an epoch."""
+        """Show loss and accuracy of an epoch."""
         self._loss = f"val loss {record.val_loss:.4f}, val accuracy {record.val_accuracy:.4f}"
         self._update(record.epoch, f"loss {record.train_loss:.4f}, {self._loss}")
         if self._settings is not None and record.epoch == self._settings.max_epochs:
@@ -82,7 +82,7 @@ class Live(Events):
             self.note(f"trained: {_epochs(record.epoch)} in {took}, last {self._loss}")
 
     def planned(self, plan: Plan, seconds: float) -> None:
-        """Size and expected time, before it starts."""
+        """Print the size of the space and the expected time, before the search starts."""
         self._end()
         if seconds:
             for line in tables.plan_summary(plan, seconds):
@@ -90,18 +90,19 @@ class Live(Events):
         self._began = time.perf_counter()
 
     def running(self, what: str) -> None:
-        """A bar for each run."""
+        """End the bar of the last run. The next bar says `what` runs now."""
         self._end()
         self._searching = what
 
     def ran(self, strategy: str, runs: int, evaluations: int, seconds: float) -> None:
-        """A line for each strategy."""
+        """Print one line for a strategy whose runs are over."""
         self._end()
-        own = tables.duration(seconds)
-        self.note(f"{strategy}: {runs} {'run' if runs == 1 else 'runs'}, {evaluations:,} evaluations, {own} of its own")
+        count = f"{runs} {'run' if runs == 1 else 'runs'}"
+        time_in_strategy = tables.duration(seconds)
+        self.note(f"{strategy}: {count}, {evaluations:,} evaluations, {time_in_strategy} in the strategy")
 
     def progress(self, progress: Searched, plan: Plan) -> None:
-        """A bar of candidates, with the best so far and the time left of the timeout."""
+        """Show a bar of candidates, with the best so far and the timeout."""
         if self._bar is None:
             self._start(self._searching, progress.total)
         best = _best(progress, plan)
@@ -113,7 +114,7 @@ class Live(Events):
         self._loss = f"searched: {progress.new:,} candidates in {tables.duration(progress.seconds)}"
 
     def finishing(self) -> None:
-        """The search is over."""
+        """Print how long the search took."""
         self._end()
         if self._loss.startswith("searched"):
             self.note(self._loss)
@@ -127,7 +128,7 @@ class Live(Events):
         self._end()
         if self.quiet:
             return
-        # Where there is little room the words beside the bar say more than the bar.
+        # On a narrow terminal the text beside the bar is more useful than the bar.
         bar = (TextColumn("{task.description}"), BarColumn(20)) if self.console.width >= ROOM else ()
         self._bar = Progress(
             SpinnerColumn(),
@@ -159,7 +160,7 @@ def _epochs(number: int) -> str:
 def _best(progress: Searched, plan: Plan) -> str:
     if not len(progress.front):
         return ""
-    # The best in each objective is on the front, which is short.
+    # The front is short and has the best value of each objective.
     best = progress.front.losses.min(axis=0)
     parts = []
     for value, name, direction in zip(best, plan.objectives.names, plan.objectives.directions, strict=True):
