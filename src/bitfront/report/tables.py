@@ -1,4 +1,4 @@
-"""Tables for the terminal. On a terminal they have frames and fit its width; piped, they are plain Markdown."""
+"""Tables for the terminal. On a terminal they have a frame and fit its width; in a pipe they are plain Markdown."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ if TYPE_CHECKING:
     from bitfront.engine.rebuild import Transformed
     from bitfront.engine.storage.run import Run, Trial
 
-#: Rows of the best trials that a terminal gets to see; best.json has all.
+#: Number of the best trials that are printed; best.json has all.
 SHOWN = 20
-#: Units that a number makes no sense without.
+#: Units that are always printed.
 PHYSICAL = ("ms", "mJ", "W")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of text. Cells may have several lines, which Markdown shows as one.
+    """A table of text. A cell may have several lines; Markdown shows them as one.
 
     Attributes:
+        columns: the headers.
+        rows: the cells, one per column.
         right: columns that are aligned to the right.
-        whole: columns whose cells stay in one line, however narrow the terminal.
+        whole: columns whose cells are never broken into lines, not even on a narrow terminal.
     """
 
     columns: Sequence[str]
@@ -44,7 +46,7 @@ class Sheet:
     whole: Sequence[str] = ()
 
     def show(self, console: Console) -> None:
-        """Print it: framed and fitted on a terminal, as Markdown elsewhere."""
+        """Print the table: with a frame and fitted to the width on a terminal, as Markdown elsewhere."""
         if console.is_terminal:
             several = any("\n" in cell for row in self.rows for cell in row)
             for part in self._parts(console.width):
@@ -73,8 +75,8 @@ class Sheet:
             console.print(escape("| " + " | ".join(cells) + " |"), soft_wrap=True)
 
     def _parts(self, width: int) -> list[list[int]]:
-        """Which columns stand in one frame. Those for which there is no room without breaking words stand in another
-        one below, beside the first column."""
+        """The columns of each frame. Columns that do not fit without breaking words go into another frame below, which
+        repeats the first column."""
         parts = [[0]]
         for c in range(1, len(self.columns)):
             room = sum(self._need(other) + 3 for other in [*parts[-1], c]) + 1
@@ -84,7 +86,7 @@ class Sheet:
         return parts
 
     def _need(self, column: int) -> int:
-        """The longest word of a column; of one that stays whole, the longest line."""
+        """The least width of a column: its longest word, or its longest line if it must not be broken."""
         cells = [row[column] for row in self.rows]
         pieces = self._header(column).split()
         pieces += [
@@ -93,13 +95,13 @@ class Sheet:
         return max(map(len, pieces), default=1)
 
     def _header(self, column: int) -> str:
-        """Headers over numbers have a word per line, so that narrow columns stay narrow."""
+        """The header of a column. Above numbers it has one word per line, so that the column stays narrow."""
         name = self.columns[column]
         return name.replace(" ", "\n") if name in self.right else name
 
 
 def number(value: float) -> str:
-    """Four significant digits, whole numbers whole, thousands apart: for people, not for machines."""
+    """A number for people: four significant digits, thousands separated, no point in whole numbers; ``-`` for NaN."""
     if math.isnan(value):
         return "-"
     if abs(value) >= 1000:
@@ -110,7 +112,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """E.g. ``0.3 s``, ``12 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    """A time for people: ``0.3 s``, ``12 s``, ``4 min 10 s``, ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -123,8 +125,8 @@ def duration(seconds: float) -> str:
 def _metrics(
     values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None, run: Run | None = None
 ) -> str:
-    """One metric per line; times, energies and powers with their units, and whatever is not what the metric usually is
-    with what it is instead."""
+    """Metrics, one per line: physical quantities with their units, and the kind of a metric if it is not the usual
+    one (measured, modelled, estimated)."""
     parts = []
     ends = {f"{name}{end}" for name in values for end in ("_low", "_high")}
     for name, value in values.items():
@@ -143,7 +145,7 @@ def _metrics(
 
 
 def best_trials(run: Run) -> Sheet:
-    """The float model, then the front: metrics on the search's samples, with intervals, and test accuracy."""
+    """The float model, then the front: metrics on the samples of the search, with intervals, and the test accuracy."""
     tested = bool(run.reference_test)
     columns = ["number", "software_metrics", "hardware_metrics", "scaled_metrics"] + ["test accuracy"] * tested
     columns += ["fine-tuned"] * bool(run.finetuned)
@@ -175,30 +177,30 @@ def best_trials(run: Run) -> Sheet:
 
 
 def _shown(run: Run) -> list[Trial]:
-    """The first of the front, and what was trained on."""
+    """The first trials of the front, and all fine-tuned trials."""
     front = run.front_rows[:SHOWN].tolist()
     others = [n for n in run.finetuned if run.columns.position(n) not in front]
     return [*map(run.row, front), *map(run.trial, others)]
 
 
 def _finetuned(run: Run, trial: Trial) -> str:
-    """What training on made of a trial: the metrics that changed, and what became of the test accuracy."""
-    own = trial.finetuned
-    if own is None:
+    """The result of fine-tuning a trial: the metrics that changed, the test accuracy, and whether it was kept."""
+    finetuned = trial.finetuned
+    if finetuned is None:
         return ""
-    if own.failed:
-        return f"failed: {own.failed}"
+    if finetuned.failed:
+        return f"failed: {finetuned.failed}"
     before = trial.metrics
-    names = [m for m in run.objectives.parts if own.metrics[m.metric] != before[m.metric]]
-    shown = {m.metric: math.nan if (v := own.metrics[m.metric]) is None else v for m in names}
+    names = [m for m in run.objectives.parts if finetuned.metrics[m.metric] != before[m.metric]]
+    shown = {m.metric: math.nan if (v := finetuned.metrics[m.metric]) is None else v for m in names}
     parts = [_metrics(shown, run.intervals(shown), run)] if shown else ["nothing changed"]
-    if "accuracy" in own.test:
-        parts.append(f"test accuracy {number(own.test['accuracy'])}")
-    return "\n".join([*parts, "kept" if own.kept else "no better: the trial stays as found"])
+    if "accuracy" in finetuned.test:
+        parts.append(f"test accuracy {number(finetuned.test['accuracy'])}")
+    return "\n".join([*parts, "kept" if finetuned.kept else "no better: the trial stays as found"])
 
 
 def summary(run: Run) -> list[str]:
-    """What to know beside the table, a line each."""
+    """The remarks below the table of the best trials, one per line."""
     lines = []
     shown = _shown(run)
     if shown:
@@ -225,7 +227,7 @@ def summary(run: Run) -> list[str]:
 
 
 def compared(run: Run) -> list[str]:
-    """What the samples can tell of the front's members, a line each."""
+    """Which trials of the front the samples can distinguish in accuracy, one line per statement."""
     if len(run.compared) < 2:
         return []
     best, *others = run.compared
@@ -237,13 +239,14 @@ def compared(run: Run) -> list[str]:
         trials = [run.trial(n) for n in same]
         sign = 1 if (cost.direction == "minimize") == (cost.scale > 0) else -1
         cheapest = min(trials, key=lambda t: sign * t.metrics[cost.metric])
-        own, least = run.trial(best.number).metrics[cost.metric], cheapest.metrics[cost.metric]
-        if sign * least < sign * own:
+        best_cost, least_cost = run.trial(best.number).metrics[cost.metric], cheapest.metrics[cost.metric]
+        if sign * least_cost < sign * best_cost:
             word = "smaller" if sign > 0 else "larger"
             p = next(c.p_best for c in others if c.number == cheapest.number)
             lines.append(
-                f"{cheapest.number} is {word} than {best.number}, the most accurate ({cost.metric} {number(least)} "
-                f"against {number(own)}), and not distinguishably worse (McNemar p = {p:.2g}, {where})"
+                f"{cheapest.number} is {word} than {best.number}, the most accurate ({cost.metric} "
+                f"{number(least_cost)} against {number(best_cost)}), and not distinguishably worse "
+                f"(McNemar p = {p:.2g}, {where})"
             )
     near = [f"{c.number} from {c.above} (p = {c.p_above:.2g})" for c in others if c.p_above >= SIGNIFICANT]
     if near:
@@ -253,16 +256,16 @@ def compared(run: Run) -> list[str]:
 
 
 def reasons(run: Run) -> dict[str, tuple[str, str]]:
-    """Metric → (kind, why), where it is not what the metric usually is; one of those with the same reason."""
-    found: dict[tuple[str, str], str] = {}
-    for name, own in run.kinds.items():
-        if own[1]:
-            found.setdefault(own, name)
-    return {name: own for own, name in found.items()}
+    """Metric → (kind, reason), for kinds that are not the usual one of the metric; the first metric per reason."""
+    names: dict[tuple[str, str], str] = {}
+    for name, (kind, reason) in run.kinds.items():
+        if reason:
+            names.setdefault((kind, reason), name)
+    return {name: kind_and_reason for kind_and_reason, name in names.items()}
 
 
 def constrained(run: Run) -> str:
-    """How many trials fulfil the constraints of the search; if none does, how near the nearest comes."""
+    """The number of trials that fulfil the constraints; if there are none, which trial comes nearest."""
     texts = ", ".join(c.text for c in run.constraints)
     count = int((fulfilled(run.constraints, run.columns.metrics) & run.columns.complete).sum()) if len(run) else 0
     if count:
@@ -271,16 +274,16 @@ def constrained(run: Run) -> str:
         return f"no candidate was evaluated that fulfils {texts}"
     missed = np.where(run.columns.complete, total(run.constraints, run.columns.metrics), np.inf)
     row = int(np.argmin(missed))
-    own = ", ".join(
+    misses = ", ".join(
         f"{c.metric} {number(run.columns.metrics[c.metric][row])} ({c.comparison} {number(c.bound)} is asked)"
         for c in run.constraints
         if c.excess(run.columns.metrics[c.metric][row : row + 1])[0] != 0
     )
-    return f"no evaluated candidate fulfils {texts}; the nearest is trial {run.columns.number[row]} with {own}"
+    return f"no evaluated candidate fulfils {texts}; the nearest is trial {run.columns.number[row]} with {misses}"
 
 
 def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
-    """What trials chose, a line each below a line that says what is shown."""
+    """The choices of trials, one line each, below a line that says what is shown."""
     named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
     what = [f"bits of data_in/weight/bias{_in(named)}"] if any(_sites(t) for t in shown) else []
     widths = {t.number: run.space.layer_widths(np.array(t.code, dtype=np.int64)) for t in shown}
@@ -293,7 +296,7 @@ def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
 
 
 def _sites(trial: Trial) -> dict[str, Any]:
-    """The sites whose formats the trial says, with their tables."""
+    """Site → table of its format, in the configuration of a trial."""
     formats = trial.config if "by" in trial.config else trial.config["quantize"]
     sites = {site: entry for site, entry in formats.items() if site not in ("by", "default")}
     return {site: entry for site, entry in sites.items() if "channel_multiplier" not in entry["config"]}
@@ -310,31 +313,35 @@ def chosen(
     named: bool = True,
     widths: Mapping[str, tuple[str, int]] | None = None,
 ) -> str:
-    """What a trial chose, in one line: bits of data_in/weight/bias, ``-`` where one stays in float.
+    """The choices of a trial in one line: bits of data_in/weight/bias, ``-`` for an operand in float.
 
     Args:
-        bits: site → operand → bits; None, shown as ``?``, where they are not known.
-        named: say the number format too.
-        widths: layer → (its multiplier, its width), where these are chosen.
+        bits: site → operand → bits; None, shown as ``?``, if they are not known.
+        named: with the name of the number format.
+        widths: layer → (label of its multiplier, number of channels), for layers whose width is a choice.
     """
     parts = [f"{layer} {label} ({width})" for layer, (label, width) in (widths or {}).items()]
     for site, entry in _sites(trial).items():
-        own = entry["config"]
+        config = entry["config"]
         there = [bits.get(site, {}).get(o, "-") for o in ("data_in", "weight", "bias")]
         sizes = "/".join("?" if b is None else str(b) for b in there)
-        what = f"{own['name']} " if named else ""
-        parts.append(f"{site} float" if own["name"] == "NA" else f"{site} {what}{sizes}")
+        what = f"{config['name']} " if named else ""
+        parts.append(f"{site} float" if config["name"] == "NA" else f"{site} {what}{sizes}")
     return ", ".join(parts)
 
 
 def plan_sites(plan: Plan) -> Sheet:
-    """What each site got, and by which key."""
+    """The choices of each site, and the key of the configuration that they come from."""
     rows = [[o.site, o.type, o.rule, o.choices, f"{o.options:,}"] for o in plan.space.offers()]
     return Sheet(["site", "type", "rule", "choices", "options"], rows, right=["options"])
 
 
 def plan_summary(plan: Plan, seconds: float) -> list[str]:
-    """Size, strategy and expected time, a line each."""
+    """Size of the space, strategy, objectives and expected time, one per line.
+
+    Args:
+        seconds: measured time per candidate.
+    """
     size, n = plan.space.size, min(plan.n_trials, plan.space.size)
     variant = plan.strategy.variant
     method = plan.strategy.name + (f" ({variant})" if variant else "")
@@ -350,7 +357,7 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
         f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
         f"objectives: {directions}",
         f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "
-        f"about {duration(seconds * n / jobs)} in all" + (", and the sampler's own time" if variant else ""),
+        f"about {duration(seconds * n / jobs)} in all" + (", and the time of the sampler" if variant else ""),
     ]
     timeout = plan.settings.strategy.setup.timeout
     if timeout is not None and seconds * n / jobs > timeout:
@@ -359,13 +366,13 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
 
 
 def analysis(result: Analysis) -> Sheet:
-    """What a model does, module by module, the total last."""
+    """The analysis of a model: one row per module, the total last."""
     columns, rows = result.table()
     return Sheet(columns, rows, right=columns[4:])
 
 
 def changes(result: Transformed) -> Sheet:
-    """Per type of node how many there are, quantized and unchanged."""
+    """The number of nodes per type: all, quantized, and unchanged."""
     counts: dict[str, list[int]] = {}
     for node in result.graph.nodes:
         row = counts.setdefault(node.type, [0, 0])
@@ -377,15 +384,15 @@ def changes(result: Transformed) -> Sheet:
 
 
 def formats(result: Transformed) -> Sheet:
-    """Per quantized site the format of each operand."""
+    """The format of each operand, per quantized site."""
     rows: list[list[str]] = []
-    for site, own in result.formats.items():
-        rows.append([site, *(own[o].label if o in own else "float" for o in ("data_in", "weight", "bias"))])
+    for site, operands in result.formats.items():
+        rows.append([site, *(operands[o].label if o in operands else "float" for o in ("data_in", "weight", "bias"))])
     return Sheet(["site", "data_in", "weight", "bias"], rows)
 
 
 def as_json(run: Run) -> dict[str, Any]:
-    """A run for machines: where it is, why it ended, its front."""
+    """A run as JSON: its folder, why it stopped, its reference and its front."""
     return {
         "folder": str(run.folder),
         "stopped": run.stopped,
