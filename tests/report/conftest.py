@@ -1,7 +1,7 @@
 """What the tests of the report share: a run of six candidates."""
 
 import pytest
-from made import full_grid, write
+from synthetic_runs import full_grid, write
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import optuna
 import pytest
-from made import choice, site, write
+from synthetic_runs import choice, site, write
 
 import bitfront as bf
 from bitfront.cli import completing

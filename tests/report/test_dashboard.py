@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from made import write
+from synthetic_runs import write
 
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.run import Run

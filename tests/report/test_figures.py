@@ -5,8 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
-from made import TWO, choice, full_grid, site, write
 from PIL import Image
+from synthetic_runs import TWO, choice, full_grid, site, write
 
 from bitfront.errors import ConfigError
 from bitfront.pareto import hypervolume

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made import full_grid
+from synthetic_runs import full_grid
 
 from bitfront.report.importance import active, importance
 from bitfront.spaces.base import Branch, Choice, Group, Space

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from made import choice, full_grid, site, write
+from synthetic_runs import choice, full_grid, site, write
 
 from bitfront.engine.storage import store as stores
 from bitfront.report import writing

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from made import write
+from synthetic_runs import write
 
 import bitfront as bf
 from bitfront.engine.storage.folder import STORE

@@ -31,8 +31,8 @@ def choice(operand, *widths):
         elif isinstance(width, str):
             settings.append({"label": width, "set": {"multiplier": float(width[1:])}, "width": 8})
         else:
-            own = {"width": width, "frac_width": "auto"}
-            settings.append({"label": f"int{width}.auto", "set": own, "bits": width})
+            values = {"width": width, "frac_width": "auto"}
+            settings.append({"label": f"int{width}.auto", "set": values, "bits": width})
     return {"operand": operand, "settings": settings}
 
 
@@ -55,13 +55,13 @@ def write(
     errors=None,
     samples=1000,
     summed=None,
-    project="made",
+    project="synthetic",
     stopped="space exhausted",
     durations=None,
     reference=None,
     constraints=(),
 ) -> Run:
-    """The run folder of a search that found this; codes of shape (trials, parameters)."""
+    """Write the run folder of a search with these trials, and load it; codes of shape (trials, parameters)."""
     codes = np.asarray(codes, dtype=np.int64)
     values = {m: np.asarray(v, dtype=np.float64) for m, v in metrics.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,8 @@ def write(
             "constraints": list(constraints),
         },
     )
-    own = errors or [""] * len(codes)
-    store.add(codes, values, own, np.full(len(codes), 0.001) if durations is None else durations)
+    durations = np.full(len(codes), 0.001) if durations is None else durations
+    store.add(codes, values, errors or [""] * len(codes), durations)
     store.close()
     return Run.load(folder)
 
