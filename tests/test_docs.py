@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitfront import config, tomlfile
+from bitfront import config, testing, tomlfile
 from bitfront.data.arrays import from_arrays
 from bitfront.engine.planning.builder import make_plan
 from warm import Warm
@@ -114,6 +114,17 @@ def test_make_search_is_the_embedded_default() -> None:
 def test_configuration_reference_is_up_to_date() -> None:
     done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_places_of_new_members_are_there() -> None:
+    """The table in CONTRIBUTING.md: its files and folders, and every suite of ``bitfront.testing``."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where does a new X go?")[1].split("##")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*`.*\|$", table, re.M)]
+    for _, place, _, suite in rows[1:]:
+        assert (ROOT / "src" / "bitfront" / place.strip("`")).exists(), place
+        assert suite == "–" or suite.strip("`") in testing.__all__
+    assert {suite.strip("`") for *_, suite in rows[1:]} - {"–"} == set(testing.__all__)
 
 
 def test_links_between_pages_lead_somewhere() -> None:
