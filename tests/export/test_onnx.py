@@ -1,7 +1,10 @@
 """The ONNX model computes what the simulated model computes, whatever the formats."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from exported import EVERY, case, formats_of
 from torch import nn
 
@@ -12,6 +15,7 @@ from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.models.base import build_model
+from bitfront.operations import OPERATIONS
 from bitfront.transforms import calibrate, quantize
 
 ort = pytest.importorskip("onnxruntime")
@@ -160,3 +164,56 @@ def test_asymmetric_weights():
     assert not any(obstacle(s, formats[s.name]) for s in graph.sites)
     found = run(onnx_model(graph, formats, ["_0", "_2"]), x)
     torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+
+
+class Reused(nn.Module):
+    """Changes a tensor in place, and reads it again or not."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.again = again
+
+    def forward(self, x):
+        y = x.sigmoid()
+        z = y.add_(x)
+        return z * (y if self.again else 2)
+
+
+def test_a_tensor_that_is_changed_in_place():
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    graph = capture(Reused(again=False), x)
+    torch.testing.assert_close(run(onnx_model(graph, {}), x), graph.model(x.clone()))
+    with pytest.raises(ExportError, match=r"^add_ \(add_\) changes a tensor in place that others read"):
+        onnx_model(capture(Reused(again=True), x), {})
+
+
+def test_functions_are_written_as_their_modules():
+    class Functions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.rows = nn.BatchNorm1d(6), nn.LayerNorm(6)
+
+        def forward(self, x):
+            own = self.norm
+            x = F.batch_norm(x, own.running_mean, own.running_var, own.weight, own.bias, eps=1e-3)
+            return F.layer_norm(x, (6,), self.rows.weight * 2)
+
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    graph = capture(Functions().eval(), x)
+    torch.testing.assert_close(run(onnx_model(graph, {}), x), graph.model(x).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def silent_relu():
+    """A record whose rule forgets that operands have formats."""
+    before = OPERATIONS.get("relu")
+    OPERATIONS.replace("relu", replace(before, onnx=lambda w, n: w.add("Relu", [w.tensor(n)], n.name)))
+    yield
+    OPERATIONS.replace("relu", before)
+
+
+@pytest.mark.usefixtures("silent_relu")
+def test_a_format_that_no_rule_writes_is_named():
+    graph = capture(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
+    with pytest.raises(ExportError, match=r"^_0 \(ReLU\): the format of data_in cannot be written to ONNX here"):
+        onnx_model(graph, {"_0": {"data_in": Integer(8, 4)}})

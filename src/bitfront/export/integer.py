@@ -2,13 +2,15 @@
 
 Sites with an input and a weight of at most 8 bits become modules that round their input to unsigned bytes, multiply and
 add up in 32-bit integers, and give floats, as ``transforms.quantize`` simulates it; everything between them stays in
-float. For Linear, Conv1d, Conv2d and ReLU on a CPU; ``obstacle`` says why not, for any other.
+float. For operations whose record names a kernel (Linear, Conv1d, Conv2d, ReLU), on a CPU; ``obstacle`` says why not,
+for any other.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,42 +25,47 @@ from bitfront.kernels import onednn
 from bitfront.operations.lookup import operand_nodes
 
 SiteFormats = Mapping[Operand, Format]
-OPS = ("linear", "conv1d", "conv2d", "relu")
 
 
 def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
     """Why torch has no kernel of bytes for a site in these formats; empty where it has one, or where the site is left
     in float. Formats must be calibrated."""
-    if not any(o != "bias" for o in formats):
+    needed = [o for o in site.operation.operands if o.role != "bias"]
+    if not any(o.name in formats for o in needed):
         return ""
     if graph.fx_graph is None:
         return f"the model cannot be traced: {graph.untraced}"
-    if site.op not in OPS:
+    kernel = _KERNELS.get(site.operation.kernel or "")
+    if kernel is None:
         return f"there is no kernel of bytes for {site.op}"
-    for operand in ("data_in", "weight") if site.op != "relu" else ("data_in",):
-        own = formats.get(operand)
+    for operand in needed:
+        own = formats.get(operand.name)
         if own is None:
-            return f"{operand} stays in float"
-        held = packing(own, activation=operand == "data_in" and site.op != "relu")
+            return f"{operand.name} stays in float"
+        held = packing(own, activation=operand.role == "activation" and kernel.unsigned)
         if held is None:
-            return f"{operand} is {own.label}, which no kernel of bytes takes"
-        if operand == "data_in" and held.axis is not None:
+            return f"{operand.name} is {own.label}, which no kernel of bytes takes"
+        if operand.role == "activation" and held.axis is not None:
             return "an input with a scale per channel cannot be summed as integers"
-        if operand == "weight" and not (held.signed and held.symmetric):
+        if operand.role == "weight" and not (held.signed and held.symmetric):
             return f"its weight is {own.label}: the kernels take signed weights without a zero point"
-        if site.op == "relu" and not held.symmetric:
+        if not kernel.unsigned and not held.symmetric:
             return "its input has a zero point other than 0"
-    if site.op != "relu":
-        if not site.weight:
-            return "its weight is computed, not a parameter"
-        module = graph.model.get_submodule(site.path) if site.path else None
-        if site.op != "linear" and (
-            module is None or module.padding_mode != "zeros" or isinstance(module.padding, str)
-        ):
-            return "only convolution modules padded with a number of zeros have a kernel of bytes"
-        if not onednn.exact():
-            return "this processor or build of torch has no exact kernels of bytes"
-    return ""
+    return kernel.obstacle(graph, site)
+
+
+def _no_product(_graph: Graph, site: Site) -> str:
+    """Why oneDNN cannot multiply here, whatever the formats."""
+    if not site.weight:
+        return "its weight is computed, not a parameter"
+    return "" if onednn.exact() else "this processor or build of torch has no exact kernels of bytes"
+
+
+def _no_convolution(graph: Graph, site: Site) -> str:
+    module = graph.model.get_submodule(site.path) if site.path else None
+    if site.weight and (module is None or module.padding_mode != "zeros" or isinstance(module.padding, str)):
+        return "only convolution modules padded with a number of zeros have a kernel of bytes"
+    return _no_product(graph, site)
 
 
 def integer_model(graph: Graph, formats: Mapping[str, SiteFormats]) -> nn.Module:
@@ -96,21 +103,35 @@ def integer_model(graph: Graph, formats: Mapping[str, SiteFormats]) -> nn.Module
 
 
 def _built(graph: Graph, site: Site, formats: SiteFormats) -> nn.Module:
-    held = packing(formats["data_in"], activation=site.op != "relu")
+    kernel = _KERNELS[site.operation.kernel or ""]
+    held = packing(formats["data_in"], activation=kernel.unsigned)
     assert held is not None
-    if site.op == "relu":
-        return IntegerReLU(held)
-    weight_held = packing(formats["weight"], activation=False)
-    assert weight_held is not None
+    return kernel.build(graph, site, formats, held)
+
+
+def _rectifier(_graph: Graph, _site: Site, _formats: SiteFormats, held: Packing) -> nn.Module:
+    return IntegerReLU(held)
+
+
+def _linear(graph: Graph, site: Site, formats: SiteFormats, held: Packing) -> nn.Module:
+    return IntegerLinear(held, *_parameters(graph, site, formats))
+
+
+def _convolution(graph: Graph, site: Site, formats: SiteFormats, held: Packing) -> nn.Module:
+    return IntegerConv(held, *_parameters(graph, site, formats), graph.model.get_submodule(site.path))
+
+
+def _parameters(graph: Graph, site: Site, formats: SiteFormats) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The weight as bytes, its steps per output, and the bias."""
+    held = packing(formats["weight"], activation=False)
+    assert held is not None
     assert site.weight is not None
-    weight = torch.from_numpy(weight_held.pack(parameter(graph.model, site.weight)))
-    steps = torch.from_numpy(weight_held.scale).reshape(-1).expand(len(weight)).contiguous()
+    weight = torch.from_numpy(held.pack(parameter(graph.model, site.weight)))
+    steps = torch.from_numpy(held.scale).reshape(-1).expand(len(weight)).contiguous()
     bias = parameter(graph.model, site.bias) if site.bias else None
     if bias is not None and "bias" in formats:
         bias = formats["bias"].quantize(bias)
-    if site.op == "linear":
-        return IntegerLinear(held, weight, steps, bias)
-    return IntegerConv(held, weight, steps, bias, graph.model.get_submodule(site.path))
+    return weight, steps, bias
 
 
 class _Input(nn.Module):
@@ -170,3 +191,25 @@ class IntegerConv(_Input):
         q = self.packed(x.unsqueeze(2) if self.flat else x)
         out = self.kernel(q.contiguous(memory_format=torch.channels_last))
         return out.squeeze(2) if self.flat else out
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel of bytes, by the name that records of operations give it.
+
+    Attributes:
+        build: (graph, site, formats, its input's packing) → the module.
+        obstacle: (graph, site) → why there is none for that site, whatever the formats; "" where there is one.
+        unsigned: whether it takes unsigned bytes only, whatever its input's format; else a zero point of 0 only.
+    """
+
+    build: Callable[[Graph, Site, SiteFormats, Packing], nn.Module]
+    obstacle: Callable[[Graph, Site], str]
+    unsigned: bool = True
+
+
+_KERNELS: Mapping[str, _Kernel] = {
+    "linear": _Kernel(_linear, _no_product),
+    "convolution": _Kernel(_convolution, _no_convolution),
+    "rectifier": _Kernel(_rectifier, lambda _graph, _site: "", unsigned=False),
+}

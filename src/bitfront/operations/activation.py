@@ -5,19 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from bitfront.errors import ExportError
 from bitfront.operations.base import DATA_IN, Merge, classes, define, per_input, per_output
 from bitfront.operations.channels import elementwise, mixing, per_channel
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
+from bitfront.operations.onnx import OnnxWriter, Packed, Write, unary
+from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
 
 def _relu(_: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
     x = operands["data_in"]
     assert x is not None
     return F.relu(x)
+
+
+def _write_relu(w: OnnxWriter, n: fx.Node) -> str:
+    if not w.integer(n):
+        return w.add("Relu", [w.value(n)], n.name)
+    data = w.packed(n, signed=True)
+    # Unsigned bytes whose zero is 0 are what a ReLU leaves.
+    cut = w.add("Relu", [data.name], f"{n.name}.integer") if data.held.signed else data.name
+    return w.add("DequantizeLinear", [cut, data.scale, data.zero], n.name)
+
+
+def _zero_is_zero(packed: Mapping[str, Packed]) -> str:
+    return "" if packed["data_in"].symmetric else "its input has a zero point other than 0"
+
+
+def _train_relu(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
+    if module is None:
+        inplace = node.kwargs.get("inplace") or set(node.kwargs) - {"inplace"}
+        if node.target not in (torch.relu, F.relu, "relu") or inplace:
+            raise unsupported(node, module)
+        return reader.rectified(reader.sources(node, 1)[0])
+    path, (source,) = str(node.target), reader.sources(node, 1)
+    # A quantized one reads what it has rounded, which is a tensor of its own.
+    if getattr(module, "inplace", False) and type(module) is nn.ReLU and len(source.users) > 1:
+        raise UnsupportedError(f"{path} changes a tensor in place that others read")
+    return reader.rectified(source, path)
 
 
 RELU = define(
@@ -31,6 +61,9 @@ RELU = define(
     call=_relu,
     rectifies=True,
     merge=Merge("rectifier"),
+    train=_train_relu,
+    onnx=_write_relu,
+    onnx_integer=_zero_is_zero,
     channels=elementwise,
     kernel="rectifier",
 )
@@ -59,22 +92,55 @@ def _activation(name: str, summary: str, module: str = "", **answers: Any) -> No
     define(name, summary, modules=classes(module), names=(name,), **common | answers)
 
 
-_activation("relu6", "min(max(x, 0), 6).", "ReLU6")
-_activation("leaky_relu", "x, or a part of it where it is negative.", "LeakyReLU")
+def _clip(w: OnnxWriter, n: fx.Node, low: float, high: float) -> str:
+    bounds = [w.constant(f"{n.name}.{k}", np.array(v, np.float32)) for k, v in (("low", low), ("high", high))]
+    return w.add("Clip", [w.value(n), *bounds], n.name)
+
+
+def _write_hardtanh(w: OnnxWriter, n: fx.Node) -> str:
+    low, high = w.setting(n, 1, "min_val", -1.0), w.setting(n, 2, "max_val", 1.0)
+    return _clip(w, n, float(low), float(high))
+
+
+def _write_leaky(w: OnnxWriter, n: fx.Node) -> str:
+    return w.add("LeakyRelu", [w.value(n)], n.name, alpha=float(w.setting(n, 1, "negative_slope", 0.01)))
+
+
+def _write_gelu(w: OnnxWriter, n: fx.Node) -> str:
+    return w.add("Gelu", [w.value(n)], n.name, approximate=w.setting(n, 1, "approximate", "none"))
+
+
+def _write_silu(w: OnnxWriter, n: fx.Node) -> str:
+    x = w.value(n)
+    return w.add("Mul", [x, w.add("Sigmoid", [x], f"{n.name}.gate")], n.name)
+
+
+def _write_softmax(op: str) -> Write:
+    def write(w: OnnxWriter, n: fx.Node) -> str:
+        dim = w.setting(n, 1, "dim", None)
+        if dim is None:
+            raise ExportError(f"{n.name} ({op}): without a dim")
+        return w.add(op, [w.value(n)], n.name, axis=int(dim) % w.out.dim())
+
+    return write
+
+
+_activation("relu6", "min(max(x, 0), 6).", "ReLU6", onnx=lambda w, n: _clip(w, n, 0, 6))
+_activation("leaky_relu", "x, or a part of it where it is negative.", "LeakyReLU", onnx=_write_leaky)
 _activation("prelu", "Leaky ReLU with a slope that is learned.", "PReLU", channels=_prelu)
 _activation("rrelu", "Leaky ReLU with a random slope in training.", "RReLU")
 _activation("elu", "x, or α(eˣ − 1) where it is negative.", "ELU")
 _activation("selu", "ELU with fixed scales.", "SELU")
 _activation("celu", "ELU with a continuous slope.", "CELU")
-_activation("gelu", "x · Φ(x).", "GELU")
-_activation("silu", "x · sigmoid(x).", "SiLU")
+_activation("gelu", "x · Φ(x).", "GELU", onnx=_write_gelu)
+_activation("silu", "x · sigmoid(x).", "SiLU", onnx=_write_silu)
 _activation("mish", "x · tanh(softplus(x)).", "Mish")
-_activation("hardtanh", "x within two bounds.", "Hardtanh")
-_activation("hardswish", "x · relu6(x + 3) / 6.", "Hardswish")
-_activation("hardsigmoid", "relu6(x + 3) / 6.", "Hardsigmoid")
-_activation("sigmoid", "1 / (1 + e⁻ˣ).", "Sigmoid")
+_activation("hardtanh", "x within two bounds.", "Hardtanh", onnx=_write_hardtanh)
+_activation("hardswish", "x · relu6(x + 3) / 6.", "Hardswish", onnx=unary("HardSwish"))
+_activation("hardsigmoid", "relu6(x + 3) / 6.", "Hardsigmoid", onnx=unary("HardSigmoid", alpha=1 / 6, beta=0.5))
+_activation("sigmoid", "1 / (1 + e⁻ˣ).", "Sigmoid", onnx=unary("Sigmoid"))
 _activation("logsigmoid", "Logarithm of the sigmoid.", "LogSigmoid")
-_activation("tanh", "Hyperbolic tangent.", "Tanh")
+_activation("tanh", "Hyperbolic tangent.", "Tanh", onnx=unary("Tanh"))
 _activation("tanhshrink", "x − tanh(x).", "Tanhshrink")
 _activation("softshrink", "x moved towards 0 by a bound, and 0 within it.", "Softshrink")
 _activation("softplus", "log(1 + eˣ).", "Softplus")
@@ -83,11 +149,27 @@ _activation("threshold", "x above a bound, else a value.", "Threshold")
 GLU = define(
     "glu", "Half of the channels, gated by the other half.", modules=(nn.GLU,), names=("glu",), count=per_input(1)
 )
+_SOFTMAX: dict[str, Any] = {"count": per_input(5), "channels": _softmax}
 SOFTMAX = define(
     "softmax",
-    "Softmax, its logarithm, or that of −x.",
-    modules=classes("Softmax Softmax2d LogSoftmax Softmin"),
-    names=("softmax", "log_softmax", "softmin"),
-    count=per_input(5),
-    channels=_softmax,
+    "Exponentials, divided by their sum over a dimension.",
+    modules=(nn.Softmax,),
+    names=("softmax",),
+    onnx=_write_softmax("Softmax"),
+    **_SOFTMAX,
+)
+LOG_SOFTMAX = define(
+    "log_softmax",
+    "Logarithm of the softmax.",
+    modules=(nn.LogSoftmax,),
+    names=("log_softmax",),
+    onnx=_write_softmax("LogSoftmax"),
+    **_SOFTMAX,
+)
+SOFTMIN = define(
+    "softmin",
+    "Softmax of −x, and softmax over the channels of an image.",
+    modules=(nn.Softmin, nn.Softmax2d),
+    names=("softmin",),
+    **_SOFTMAX,
 )

@@ -1,8 +1,8 @@
 """The record of an operation, its operands, and a call of it.
 
 ``Operation`` is plain data and a few functions. The functions that make an operation fast or exportable take the
-consumer that asks (the one that writes ONNX, follows channels or reads a training program) as an argument; the
-protocols of these consumers stand beside the consumers.
+consumer that asks (the one that writes ONNX, follows channels or reads a training program) as an argument. What they
+may ask of it is a protocol in this folder: ``layout.py``, ``training.py``, ``onnx.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from bitfront.operations import OPERATIONS
 from bitfront.operations.layout import ChannelRule
+from bitfront.operations.onnx import IntegerObstacle, Write
+from bitfront.operations.training import TrainRule
 
 Shape = tuple[int, ...]
 Role = Literal["activation", "weight", "bias", "state"]
@@ -137,9 +139,10 @@ class Operation:
         view: whether it makes no values of its own, but shows its input in another shape.
         rectifies: whether nothing of the sign of its input is left, so that its format needs no negative values.
         merge: how the tree merges it; None: one call per state.
+        train: how a population trains it (``operations/training.py``); None: such members are trained alone.
+        onnx: how it is written as ONNX (``operations/onnx.py``); None: refused, by name.
+        onnx_integer: why ONNX's integer operators cannot take its operands in some formats; None: there are none.
         channels: how channels flow through it (``operations/layout.py``); None: widths around it are fixed.
-        train: how a population trains it (``population/programs.py``); None: such members are trained alone.
-        onnx: how it is written as ONNX (``export/onnx.py``); None: refused, by name.
         kernel: its kernel of bytes (``export/integer.py``); None: there is none.
     """
 
@@ -155,9 +158,10 @@ class Operation:
     view: bool = False
     rectifies: bool = False
     merge: Merge | None = None
+    train: TrainRule | None = None
+    onnx: Write | None = None
+    onnx_integer: IntegerObstacle | None = None
     channels: ChannelRule | None = None
-    train: Callable[..., Any] | None = None
-    onnx: Callable[..., Any] | None = None
     kernel: Literal["linear", "convolution", "rectifier"] | None = None
 
     @property

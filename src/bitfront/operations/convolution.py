@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from bitfront.errors import ExportError
 from bitfront.operations.base import DATA_IN, Call, Count, Merge, classes, define, products, weighted
 from bitfront.operations.dense import BIAS, WEIGHT, weight_and_bias
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
+from bitfront.operations.onnx import OnnxWriter, Packed, many
+from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid, two
 
 
 def _convolve(module: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
@@ -24,6 +28,58 @@ def _convolve(module: nn.Module, operands: Mapping[str, Tensor | None]) -> Tenso
 def _transposed(call: Call) -> Count:
     # Every input value is multiplied by each of the weights that lead from its channel.
     return products(call.n * math.prod(call.shape(1, "weight")[1:]))
+
+
+def _geometry(w: OnnxWriter, n: fx.Node) -> dict[str, Any]:
+    """Attributes of ONNX's Conv and ConvInteger."""
+    spatial, mode = w.out.dim() - 2, w.setting(n, 7, "padding_mode", "zeros")
+    if mode != "zeros":
+        raise ExportError(f"{n.name} ({w.kind(n)}): padding_mode {mode!r}")
+    kernel = w.weight_shape(n)[2:]
+    dilation = many(w.setting(n, 5, "dilation", 1), spatial)
+    padding = w.setting(n, 4, "padding", 0)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pads = [t // 2 for t in total] + [t - t // 2 for t in total]
+    else:
+        pads = list(many(0 if padding == "valid" else padding, spatial)) * 2
+    return {
+        "kernel_shape": kernel,
+        "strides": many(w.setting(n, 3, "stride", 1), spatial),
+        "pads": pads,
+        "dilations": dilation,
+        "group": w.setting(n, 6, "groups", 1),
+    }
+
+
+def _write(w: OnnxWriter, n: fx.Node) -> str:
+    geometry, bias = _geometry(w, n), w.bias(n)
+    if w.integer(n):
+        data, weight = w.packed(n), w.packed_weight(n, one_zero=True)
+        inputs = [data.name, weight.name, data.zero, weight.zero]
+        sums = w.add("ConvInteger", inputs, f"{n.name}.integer", **geometry)
+        per_channel = (1, -1, *[1] * (w.out.dim() - 2))
+        scale = data.held.scale * weight.held.scale
+        scale = scale if weight.held.axis is None else scale.reshape(per_channel)
+        return w.scaled(n, sums, scale, None if bias is None else bias.reshape(per_channel))
+    inputs = [w.value(n), w.weights(n)]
+    if bias is not None:
+        inputs.append(w.constant(f"{n.name}.bias", bias))
+    return w.add("Conv", inputs, n.name, **geometry)
+
+
+def _one_zero(packed: Mapping[str, Packed]) -> str:
+    return "its weights have a zero point per channel" if len(np.unique(packed["weight"].zero)) > 1 else ""
+
+
+def _train(reader: ProgramReader, source: fx.Node, module: nn.Conv2d, path: str) -> int:
+    value = reader.rounded(source, path)
+    plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
+    if not plain or isinstance(module.padding, str):
+        raise UnsupportedError(f"{path} is a grouped, dilated or specially padded convolution")
+    window = SlidingWindow(two(module.kernel_size), two(module.stride), two(module.padding))
+    shape = (module.out_channels, *slid(reader.shape(value), window, path))
+    return reader.emit("conv", (value,), shape, path=path, window=window)
 
 
 def _channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -61,6 +117,8 @@ _SITE: dict[str, Any] = {
     "count": weighted,
     "call": _convolve,
     "merge": Merge("convolution"),
+    "onnx": _write,
+    "onnx_integer": _one_zero,
     "kernel": "convolution",
     "channels": _channels,
 }
@@ -80,6 +138,7 @@ CONV2D = define(
     functions=(F.conv2d, torch.conv2d),
     names=("conv2d",),
     output_channels=-3,
+    train=for_modules(_train),
     **_SITE,
 )
 CONV3D = define(

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bitfront.operations.base import DATA_IN, Call, Count, Merge, OperandSpec, define, products, weighted
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
+from bitfront.operations.onnx import OnnxWriter, Packed
+from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules
 
 WEIGHT = OperandSpec("weight", "weight", 1, "weight", channel_axis=0)
 BIAS = OperandSpec("bias", "bias", 2, "bias")
@@ -23,6 +25,41 @@ def _linear(_: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
     assert x is not None
     assert weight is not None
     return F.linear(x, weight, operands.get("bias"))
+
+
+def _write_linear(w: OnnxWriter, n: fx.Node) -> str:
+    bias = w.bias(n)
+    if w.integer(n):
+        data, weight = w.packed(n), w.packed_weight(n, turned=True)
+        sums = w.add("MatMulInteger", [data.name, weight.name, data.zero, weight.zero], f"{n.name}.integer")
+        return w.scaled(n, sums, data.held.scale * weight.held.scale, bias)
+    inputs = [w.value(n), w.weights(n, turned=True)]
+    if bias is None:
+        return w.add("MatMul", inputs, n.name)
+    product = w.add("MatMul", inputs, f"{n.name}.product")
+    return w.add("Add", [product, w.constant(f"{n.name}.bias", bias)], n.name)
+
+
+def _train_linear(reader: ProgramReader, source: fx.Node, module: nn.Linear, path: str) -> int:
+    value = reader.rounded(source, path)
+    if len(reader.shape(value)) != 1:
+        raise UnsupportedError(f"{path} is applied to more than one vector per sample")
+    return reader.emit("linear", (value,), (module.out_features,), path=path)
+
+
+def _write_matmul(w: OnnxWriter, n: fx.Node) -> str:
+    if w.integer(n):
+        left = w.packed(n)
+        right = w.packed_weight(n) if w.has_weight(n) else w.packed(n, 1, "other")
+        sums = w.add("MatMulInteger", [left.name, right.name, left.zero, right.zero], f"{n.name}.integer")
+        return w.scaled(n, sums, left.held.scale * right.held.scale, None)
+    second = w.weights(n) if w.has_weight(n) else w.value(n, 1, "other")
+    return w.add("MatMul", [w.value(n), second], n.name)
+
+
+def _rows_of_one_scale(packed: Mapping[str, Packed]) -> str:
+    many = packed["weight"].axis is not None
+    return "its weight has a scale per row, and sums run over the rows" if many else ""
 
 
 def _matmul(call: Call) -> Count:
@@ -110,6 +147,9 @@ LINEAR = define(
     call=_linear,
     output_channels=-1,
     merge=Merge("dense"),
+    train=for_modules(_train_linear),
+    onnx=_write_linear,
+    onnx_integer=lambda _: "",
     channels=_linear_channels,
     kernel="linear",
 )
@@ -122,6 +162,8 @@ MATMUL = define(
     names=("matmul",),
     operands=(DATA_IN, OperandSpec("weight", argument="other", **FACTOR)),
     count=_matmul,
+    onnx=_write_matmul,
+    onnx_integer=_rows_of_one_scale,
     channels=_product_channels,
 )
 BMM = define(
@@ -131,6 +173,8 @@ BMM = define(
     names=("bmm",),
     operands=(DATA_IN, OperandSpec("weight", argument="mat2", **FACTOR)),
     count=_matmul,
+    onnx=_write_matmul,
+    onnx_integer=_rows_of_one_scale,
 )
 MM = define("mm", "Matrix product of two matrices.", names=("mm",), count=_matmul, channels=_product_channels)
 DOT = define("dot", "Product of vectors.", names=("mv", "dot"), count=_matmul)

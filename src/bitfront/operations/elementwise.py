@@ -5,12 +5,36 @@ from __future__ import annotations
 import operator
 
 import torch
+from torch import fx, nn
 
+from bitfront.errors import ExportError
 from bitfront.operations.base import DATA_IN, Merge, OperandSpec, define, per_output
 from bitfront.operations.channels import elementwise
+from bitfront.operations.onnx import OnnxWriter, Write
+from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
 #: The second input has the format of the first.
 OTHER = OperandSpec("data_in_2", "activation", 1, "other", channel_axis=1, format_of="data_in")
+
+
+def _arithmetic(op: str) -> Write:
+    def write(w: OnnxWriter, n: fx.Node) -> str:
+        if w.setting(n, 2, "alpha", 1) != 1:
+            raise ExportError(f"{n.name} ({op}): alpha other than 1")
+        return w.add(op, [w.value(n), w.value(n, 1, "other")], n.name)
+
+    return write
+
+
+def _train_add(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
+    # Forms that change their first input in place would change what others read.
+    if node.target not in (operator.add, torch.add, "add") or node.kwargs:
+        raise unsupported(node, module)
+    left, right = (reader.value(n) for n in reader.sources(node, 2))
+    if reader.shape(left) != reader.shape(right):
+        raise UnsupportedError(f"{node.name} adds tensors of different shapes")
+    return reader.emit("add", (left, right), reader.shape(left))
+
 
 ADD = define(
     "add",
@@ -20,6 +44,8 @@ ADD = define(
     operands=(DATA_IN, OTHER),
     count=per_output(1),
     merge=Merge("arithmetic", torch.add),
+    train=_train_add,
+    onnx=_arithmetic("Add"),
     channels=elementwise,
 )
 SUB = define(
@@ -30,6 +56,7 @@ SUB = define(
     operands=(DATA_IN, OTHER),
     count=per_output(1),
     merge=Merge("arithmetic", torch.sub),
+    onnx=_arithmetic("Sub"),
     channels=elementwise,
 )
 MUL = define(
@@ -40,6 +67,7 @@ MUL = define(
     operands=(DATA_IN, OTHER),
     count=per_output(1),
     merge=Merge("arithmetic", torch.mul),
+    onnx=_arithmetic("Mul"),
     channels=elementwise,
 )
 ELEMENTWISE = define(

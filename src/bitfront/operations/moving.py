@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+from torch import fx
+
 from bitfront.operations.base import classes, define, free
 from bitfront.operations.channels import elementwise, permutation, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
+from bitfront.operations.onnx import OnnxWriter
 
 
 def _clone(_: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -88,6 +91,13 @@ def _item(flow: ChannelFollower, call: ChannelCall) -> Followed:
     return Layout(tuple(dims))
 
 
+def _write_concatenation(w: OnnxWriter, n: fx.Node) -> str:
+    given = n.args[0] if n.args else n.kwargs["tensors"]
+    assert isinstance(given, (list, tuple))
+    names = [w.name_of(a) for a in given if isinstance(a, fx.Node)]
+    return w.add("Concat", names, n.name, axis=int(w.setting(n, 1, "dim", 0)) % w.out.dim())
+
+
 CLONE = define(
     "clone",
     "A copy, maybe of another type or on another device.",
@@ -101,6 +111,7 @@ CONCATENATION = define(
     names=("cat", "concat", "concatenate"),
     count=free,
     channels=_concatenation,
+    onnx=_write_concatenation,
 )
 STACK = define(
     "stack",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
+from bitfront.errors import ExportError
 from bitfront.operations.base import Call, Count, Merge, classes, define, per_input
 from bitfront.operations.channels import mixing, spatial, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
+from bitfront.operations.onnx import OnnxWriter, Write, many
+from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid, two
 
 
 def _windows(call: Call) -> Count:
     """One operation per value under the window."""
     window = call.argument(1, "kernel_size", 1)
-    name = call.op if call.module is None else type(call.module).__name__
-    dims = next(int(c) for c in reversed(name) if c.isdigit())
+    dims = _dimensions(call.op if call.module is None else type(call.module).__name__)
     return Count(call.out * (math.prod(window) if isinstance(window, (tuple, list)) else int(window) ** dims))
 
 
@@ -27,6 +30,87 @@ def _interpolated(call: Call) -> Count | None:
     if mode == "area":
         return Count(call.n)
     return Count(call.out * taps[mode]) if mode in taps else None
+
+
+def _dimensions(name: str) -> int:
+    """Those that a pool called ``avg_pool2d`` or ``AvgPool2d`` has windows in."""
+    return next(int(c) for c in reversed(name) if c.isdigit())
+
+
+def _geometry(w: OnnxWriter, n: fx.Node, dims: int, ceil_mode: int) -> dict[str, tuple[int, ...]]:
+    kernel = many(w.setting(n, 1, "kernel_size"), dims)
+    stride = w.setting(n, 2, "stride")
+    if w.setting(n, ceil_mode, "ceil_mode", False):
+        raise ExportError(f"{n.name} ({w.kind(n)}): ceil_mode")
+    strides = kernel if stride is None or stride == [] else many(stride, dims)
+    return {"kernel_shape": kernel, "strides": strides, "pads": many(w.setting(n, 3, "padding", 0), dims) * 2}
+
+
+def _largest(dims: int) -> Write:
+    def write(w: OnnxWriter, n: fx.Node) -> str:
+        dilations = many(w.setting(n, 4, "dilation", 1), dims)
+        return w.add("MaxPool", [w.value(n)], n.name, dilations=dilations, **_geometry(w, n, dims, 5))
+
+    return write
+
+
+def _write_average(w: OnnxWriter, n: fx.Node) -> str:
+    dims = _dimensions(w.kind(n))
+    geometry = _geometry(w, n, dims, 4)
+    if dims > 1 and w.setting(n, 6, "divisor_override") is not None:
+        raise ExportError(f"{n.name} ({w.kind(n)}): divisor_override")
+    padded = int(bool(w.setting(n, 5, "count_include_pad", True)))
+    return w.add("AveragePool", [w.value(n)], n.name, count_include_pad=padded, **geometry)
+
+
+def _write_adaptive(w: OnnxWriter, n: fx.Node) -> str:
+    dims = _dimensions(w.kind(n))
+    before, after = tuple(w.source(n).shape[-dims:]), tuple(w.out.shape[-dims:])
+    if any(b % a for b, a in zip(before, after, strict=True)):
+        raise ExportError(f"{n.name}: an adaptive pool from {before} to {after} has windows of several sizes")
+    window = [b // a for b, a in zip(before, after, strict=True)]
+    return w.add("AveragePool", [w.value(n)], n.name, kernel_shape=window, strides=window)
+
+
+def _write_mean(w: OnnxWriter, n: fx.Node) -> str:
+    dims = w.setting(n, 1, "dim")
+    if dims is None:
+        raise ExportError(f"{n.name} (mean): over all dimensions, the batch included")
+    axes = w.constant(f"{n.name}.axes", np.array([dims] if isinstance(dims, int) else list(dims), np.int64))
+    return w.add("ReduceMean", [w.value(n), axes], n.name, keepdims=int(bool(w.setting(n, 2, "keepdim", False))))
+
+
+def _train_largest(reader: ProgramReader, source: fx.Node, module: nn.MaxPool2d, path: str) -> int:
+    if module.ceil_mode or module.return_indices or two(module.dilation) != (1, 1):
+        raise UnsupportedError(f"{path} is a dilated pooling, or one with ceil_mode or indices")
+    window = SlidingWindow(two(module.kernel_size), two(module.stride), two(module.padding))
+    return _train_window(reader, "largest", source, window, path)
+
+
+def _train_average(reader: ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
+    if not isinstance(module, nn.AvgPool2d):
+        raise UnsupportedError(f"{path} is a {type(module).__name__}")
+    if module.ceil_mode or two(module.padding) != (0, 0) or module.divisor_override:
+        raise UnsupportedError(f"{path} is a pooling with padding, ceil_mode or a divisor of its own")
+    window = SlidingWindow(two(module.kernel_size), two(module.stride), (0, 0))
+    return _train_window(reader, "mean", source, window, path)
+
+
+def _train_adaptive(reader: ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
+    if not isinstance(module, nn.AdaptiveAvgPool2d):
+        raise UnsupportedError(f"{path} is a {type(module).__name__}")
+    shape = reader.shape(reader.value(source))
+    if module.output_size not in (1, (1, 1)) or len(shape) != 3:
+        raise UnsupportedError(f"{path} pools to more than one pixel")
+    return _train_window(reader, "mean", source, SlidingWindow((shape[1], shape[2]), (1, 1), (0, 0)), path)
+
+
+def _train_window(
+    reader: ProgramReader, kind: Literal["largest", "mean"], source: fx.Node, window: SlidingWindow, path: str
+) -> int:
+    value = reader.value(source)
+    shape = (reader.shape(value)[0], *slid(reader.shape(value), window, path))
+    return reader.emit(kind, (value,), shape, window=window)
 
 
 def _reduction(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -53,6 +137,7 @@ MAX_POOL1D = define(
     count=_windows,
     channels=windows,
     merge=Merge("selection"),
+    onnx=_largest(1),
 )
 MAX_POOL2D = define(
     "max_pool2d",
@@ -63,6 +148,8 @@ MAX_POOL2D = define(
     count=_windows,
     channels=windows,
     merge=Merge("selection"),
+    train=for_modules(_train_largest),
+    onnx=_largest(2),
 )
 MAX_POOL3D = define(
     "max_pool3d",
@@ -79,6 +166,8 @@ AVERAGE_POOL = define(
     modules=classes("AvgPool1d AvgPool2d AvgPool3d"),
     names=("avg_pool1d", "avg_pool2d", "avg_pool3d"),
     count=_windows,
+    train=for_modules(_train_average),
+    onnx=_write_average,
     channels=windows,
 )
 LP_POOL = define(
@@ -95,6 +184,8 @@ ADAPTIVE_AVERAGE_POOL = define(
     modules=classes("AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d"),
     names=("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
     count=per_input(1),
+    train=for_modules(_train_adaptive),
+    onnx=_write_adaptive,
     channels=windows,
 )
 ADAPTIVE_MAX_POOL = define(
@@ -106,7 +197,9 @@ ADAPTIVE_MAX_POOL = define(
     count=per_input(1),
     channels=windows,
 )
-MEAN = define("mean", "Mean over dimensions.", names=("mean",), count=per_input(1), channels=_reduction)
+MEAN = define(
+    "mean", "Mean over dimensions.", names=("mean",), count=per_input(1), channels=_reduction, onnx=_write_mean
+)
 REDUCTION = define(
     "reduction",
     "Sum, maximum and the like over dimensions.",

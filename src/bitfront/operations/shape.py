@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
 
+import numpy as np
+from torch import fx, nn
+
+from bitfront.errors import ExportError
 from bitfront.operations.base import Merge, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, regroup
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
+from bitfront.operations.onnx import OnnxWriter, unary
+from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules, unsupported
 
 
 def _flatten(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -47,6 +53,53 @@ def _unsqueeze(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
     return Layout((*x.dims[:d], *flow.new((1,)), *x.dims[d:]))
 
 
+def _write_dropout(w: OnnxWriter, n: fx.Node) -> str:
+    place = 3 if w.kind(n) == "stochastic_depth" else 2
+    if w.module_of(n) is None and w.setting(n, place, "training", True):
+        raise ExportError(f"{n.name} ({w.kind(n)}): draws random numbers")
+    return w.add("Identity", [w.value(n)], n.name)
+
+
+def _train_identity(reader: ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
+    if getattr(module, "p", 0):
+        raise UnsupportedError(f"{path} draws random numbers")
+    return reader.value(source)
+
+
+def _write_reshape(w: OnnxWriter, n: fx.Node) -> str:
+    before, after = tuple(w.source(n).shape), tuple(w.out.shape)
+    if before[0] != w.batch or math.prod(before) != math.prod(after) or after[0] % w.batch:
+        raise ExportError(f"{n.name}: reshapes {before} into {after}, which does not keep the batch in front")
+    target = np.array([-1, *after[1:]], np.int64)
+    return w.add("Reshape", [w.value(n), w.constant(f"{n.name}.shape", target)], n.name)
+
+
+def _train_flatten(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
+    if isinstance(module, nn.Flatten):
+        (source,) = reader.sources(node, 1)
+        if (module.start_dim, module.end_dim) != (1, -1):
+            raise UnsupportedError(f"{node.target} flattens some dimensions only")
+        return reader.flatten(reader.value(source))
+    given = node.args[0] if node.args else None
+    if not isinstance(given, fx.Node) or not (node.args[1:] == (1,) or node.kwargs == {"start_dim": 1}):
+        raise unsupported(node, module)
+    return reader.flatten(reader.value(given))
+
+
+def _write_transpose(w: OnnxWriter, n: fx.Node) -> str:
+    first, second = int(w.setting(n, 1, "dim0")), int(w.setting(n, 2, "dim1"))
+    order = list(range(w.out.dim()))
+    order[first], order[second] = order[second], order[first]
+    return w.add("Transpose", [w.value(n)], n.name, perm=order)
+
+
+def _write_permute(w: OnnxWriter, n: fx.Node) -> str:
+    given = w.arguments(n)[1:]
+    given = given[0] if len(given) == 1 and not isinstance(given[0], int) else given
+    order = [int(d) % w.out.dim() for d in given or w.setting(n, 1, "dims")]
+    return w.add("Transpose", [w.value(n)], n.name, perm=order)
+
+
 IDENTITY = define(
     "identity",
     "Gives back what it is given: Identity, and dropout in evaluation.",
@@ -56,6 +109,8 @@ IDENTITY = define(
     view=True,
     merge=Merge("identity"),
     channels=elementwise,
+    train=for_modules(_train_identity),
+    onnx=unary("Identity"),
 )
 DROPOUT = define(
     "dropout",
@@ -64,6 +119,7 @@ DROPOUT = define(
     names=tuple("dropout dropout1d dropout2d dropout3d alpha_dropout stochastic_depth".split()),
     count=free,
     channels=elementwise,
+    onnx=_write_dropout,
 )
 FLATTEN = define(
     "flatten",
@@ -74,6 +130,8 @@ FLATTEN = define(
     view=True,
     merge=Merge("flatten"),
     channels=_flatten,
+    train=_train_flatten,
+    onnx=_write_reshape,
 )
 VIEW = define(
     "view",
@@ -83,6 +141,7 @@ VIEW = define(
     count=free,
     view=True,
     channels=_view,
+    onnx=_write_reshape,
 )
 PERMUTE = define(
     "permute",
@@ -91,6 +150,7 @@ PERMUTE = define(
     count=free,
     view=True,
     channels=permutation,
+    onnx=_write_permute,
 )
 TRANSPOSE = define(
     "transpose",
@@ -99,6 +159,7 @@ TRANSPOSE = define(
     count=free,
     view=True,
     channels=permutation,
+    onnx=_write_transpose,
 )
 MOVE_AXES = define(
     "movedim",
@@ -108,10 +169,22 @@ MOVE_AXES = define(
     channels=permutation,
 )
 SQUEEZE = define(
-    "squeeze", "Dimensions of size 1 removed.", names=("squeeze",), count=free, view=True, channels=_squeeze
+    "squeeze",
+    "Dimensions of size 1 removed.",
+    names=("squeeze",),
+    count=free,
+    view=True,
+    channels=_squeeze,
+    onnx=_write_reshape,
 )
 UNSQUEEZE = define(
-    "unsqueeze", "A dimension of size 1 added.", names=("unsqueeze",), count=free, view=True, channels=_unsqueeze
+    "unsqueeze",
+    "A dimension of size 1 added.",
+    names=("unsqueeze",),
+    count=free,
+    view=True,
+    channels=_unsqueeze,
+    onnx=_write_reshape,
 )
 CONTIGUOUS = define(
     "contiguous",
@@ -120,4 +193,5 @@ CONTIGUOUS = define(
     count=free,
     view=True,
     channels=elementwise,
+    onnx=unary("Identity"),
 )

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from bitfront.errors import ConfigError, EvaluationError
 from bitfront.kernels import training as steps
+from bitfront.operations.training import UnsupportedError
 from bitfront.population.batched import GpuTrainer, structure
 from bitfront.population.compiled import CpuTrainer, EpochOutcome
-from bitfront.population.programs import Traced, TrainingProgram, UnsupportedError, program
+from bitfront.population.programs import Traced, TrainingProgram, program
 from bitfront.training import (
     EpochRecord,
     StateDict,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from bitfront.formats.grid import FixedPoint
 from bitfront.kernels import training as steps
-from bitfront.population.programs import Shape, SlidingWindow, TrainingProgram, TrainingStep
+from bitfront.operations.training import Shape, SlidingWindow
+from bitfront.population.programs import TrainingProgram, TrainingStep
 
 
 @dataclass(frozen=True)

@@ -2,36 +2,23 @@
 
 A step reads values and makes one; values are numbered, 0 is the input. Rounding of a layer's input is part of the step
 before it wherever nobody else reads that: one pass over the activations then does ReLU and rounding. Where a model has
-no such list, ``program`` says in words why; it is trained alone.
+no such list, ``program`` says in words why; it is trained alone. Which steps an operation is says its record.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from bitfront.formats.base import Format
 from bitfront.formats.grid import FixedPoint
+from bitfront.operations.lookup import of_class, of_function
+from bitfront.operations.training import Kind, Shape, SlidingWindow, UnsupportedError, unsupported
 from bitfront.transforms.quantize import Quantizer, Twin
-
-Kind = Literal["linear", "conv", "activate", "norm", "add", "largest", "mean", "flatten"]
-#: Of one sample: channels, then height and width of an image.
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SlidingWindow:
-    """How a convolution or pooling slides over an image; each (height, width)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -66,10 +53,6 @@ class TrainingProgram:
     def normed(self) -> bool:
         """Whether samples of a batch influence each other."""
         return any(step.kind == "norm" for step in self.steps)
-
-
-class UnsupportedError(Exception):
-    """A model is not made of the steps above; the message says where not."""
 
 
 class _Tracer(fx.Tracer):
@@ -155,7 +138,7 @@ def _check_modules(model: nn.Module) -> None:
 
 
 class _ProgramReader:
-    """Walks a graph once and collects the steps."""
+    """Walks a graph once and collects the steps: an ``operations.training.ProgramReader``."""
 
     def __init__(self, model: nn.Module, sample_shape: Shape) -> None:
         self.model = model
@@ -170,44 +153,67 @@ class _ProgramReader:
                     raise UnsupportedError("it takes more than one input")
                 self.values[node] = 0
             elif node.op == "output":
-                found = node.args[0]
-                if not isinstance(found, fx.Node) or len(self.shapes[self.values[found]]) != 1:
+                last = node.args[0]
+                if not isinstance(last, fx.Node) or len(self.shapes[self.values[last]]) != 1:
                     raise UnsupportedError("it does not return one vector of logits per sample")
-                return TrainingProgram(tuple(self.steps), tuple(self.shapes), self.values[found])
+                return TrainingProgram(tuple(self.steps), tuple(self.shapes), self.values[last])
             else:
-                self.values[node] = self.step_of(node)
+                self.values[node] = self._value_of(node)
         raise UnsupportedError("it returns nothing")
 
-    def step_of(self, node: fx.Node) -> int:
-        if node.op == "call_module":
-            module = self.model.get_submodule(str(node.target))
-            rule = _MODULES.get(module.original if isinstance(module, Twin) else type(module))
-            if rule is None:
-                raise UnsupportedError(f"{node.target} is a {type(module).__name__}")
-            (source,) = self.sources(node, 1)
-            return rule(self, source, module, str(node.target))
-        if node.target in _ADDITIONS and not node.kwargs:
-            left, right = (self.values[n] for n in self.sources(node, 2))
-            if self.shapes[left] != self.shapes[right]:
-                raise UnsupportedError(f"{node.name} adds tensors of different shapes")
-            return self.emit("add", (left, right), self.shapes[left])
-        if node.target in _RELUS and not node.kwargs.get("inplace") and not set(node.kwargs) - {"inplace"}:
-            return self.activate(self.sources(node, 1)[0], rectify=True)
-        if node.target in (torch.flatten, "flatten") and (node.args[1:] == (1,) or node.kwargs == {"start_dim": 1}):
-            return self.flatten(self.values[cast(fx.Node, node.args[0])])
-        raise UnsupportedError(f"{node.name} is a {getattr(node.target, '__name__', node.target)}")
+    def _value_of(self, node: fx.Node) -> int:
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, Quantizer):
+            path = str(node.target)
+            return self._activate(self.sources(node, 1)[0], second=_grid_of(module.rounds, path))
+        if module is not None:
+            kind = module.original if isinstance(module, Twin) else type(module)
+            operation = of_class(kind)
+            # A subclass may hold its parameters in another way.
+            known = operation is not None and kind in operation.modules
+        else:
+            operation = of_function(node.target) if node.op in ("call_function", "call_method") else None
+            known = operation is not None
+        if operation is None or operation.train is None or not known:
+            raise unsupported(node, module)
+        return operation.train(self, node, module)
+
+    # --- what the rules of operations use -----------------------------------------------------------------------------
 
     def sources(self, node: fx.Node, count: int) -> list[fx.Node]:
         if len(node.args) != count or not all(isinstance(a, fx.Node) for a in node.args):
             raise UnsupportedError(f"{node.name} has other arguments than {count} tensors")
         return cast("list[fx.Node]", list(node.args))
 
-    def emit(self, kind: Kind, inputs: tuple[int, ...], shape: Shape, **more: Any) -> int:
-        self.shapes.append(shape)
-        self.steps.append(TrainingStep(kind, inputs, len(self.shapes) - 1, **more))
-        return len(self.shapes) - 1
+    def value(self, node: fx.Node) -> int:
+        return self.values[node]
 
-    def activate(
+    def shape(self, value: int) -> Shape:
+        return self.shapes[value]
+
+    def rounded(self, source: fx.Node, path: str) -> int:
+        return self._activate(source, second=self._grid(path, "data_in"))
+
+    def rectified(self, source: fx.Node, path: str = "") -> int:
+        return self._activate(source, first=self._grid(path, "data_in"), rectify=True)
+
+    def emit(
+        self, kind: Kind, inputs: tuple[int, ...], shape: Shape, *, path: str = "", window: SlidingWindow | None = None
+    ) -> int:
+        weight, bias = self._grid(path, "weight"), self._grid(path, "bias")
+        step = TrainingStep(kind, inputs, len(self.shapes), path, window, first=weight, second=bias)
+        return self._add(step, shape)
+
+    def _add(self, step: TrainingStep, shape: Shape) -> int:
+        self.shapes.append(shape)
+        self.steps.append(step)
+        return step.output
+
+    def _grid(self, path: str, operand: str) -> FixedPoint | None:
+        formats = getattr(self.model.get_submodule(path), "formats", {}) if path else {}
+        return _grid_of(formats[operand], path) if operand in formats else None
+
+    def _activate(
         self,
         source: fx.Node,
         *,
@@ -224,7 +230,8 @@ class _ProgramReader:
             if before is not None and alone and before.kind == "activate" and before.second is None:
                 self.steps[-1] = replace(before, second=second)
                 return value
-        return self.emit("activate", (value,), self.shapes[value], first=first, rectify=rectify, second=second)
+        step = TrainingStep("activate", (value,), len(self.shapes), first=first, rectify=rectify, second=second)
+        return self._add(step, self.shapes[value])
 
     def flatten(self, value: int) -> int:
         shape = self.shapes[value]
@@ -233,128 +240,9 @@ class _ProgramReader:
         return self.emit("flatten", (value,), (shape[0] * shape[1] * shape[2],) if len(shape) == 3 else (-1,))
 
 
-Rule = Callable[[_ProgramReader, fx.Node, Any, str], int]
-
-
-def _grid(module: nn.Module, operand: str, path: str) -> FixedPoint | None:
-    found = cast("Mapping[str, object]", getattr(module, "formats", {})).get(operand)
-    return None if found is None else _grid_of(found, path)
-
-
-def _grid_of(found: object, path: str) -> FixedPoint:
-    grid = found.grid if isinstance(found, Format) and type(found).quantize is Format.quantize else None
+def _grid_of(rounds: object, path: str) -> FixedPoint:
+    grid = rounds.grid if isinstance(rounds, Format) and type(rounds).quantize is Format.quantize else None
     if grid is None or grid.rounding is None:
-        label = found.label if isinstance(found, Format) else type(found).__name__
+        label = rounds.label if isinstance(rounds, Format) else type(rounds).__name__
         raise UnsupportedError(f"the format {label} of {path} is no fixed-point grid")
     return grid.rounding
-
-
-def _linear(reader: _ProgramReader, source: fx.Node, module: nn.Linear, path: str) -> int:
-    value = reader.activate(source, second=_grid(module, "data_in", path))
-    if len(reader.shapes[value]) != 1:
-        raise UnsupportedError(f"{path} is applied to more than one vector per sample")
-    grids = {"first": _grid(module, "weight", path), "second": _grid(module, "bias", path)}
-    return reader.emit("linear", (value,), (module.out_features,), path=path, **grids)
-
-
-def _convolution(reader: _ProgramReader, source: fx.Node, module: nn.Conv2d, path: str) -> int:
-    value = reader.activate(source, second=_grid(module, "data_in", path))
-    plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
-    if not plain or isinstance(module.padding, str):
-        raise UnsupportedError(f"{path} is a grouped, dilated or specially padded convolution")
-    window = SlidingWindow(_two(module.kernel_size), _two(module.stride), _two(module.padding))
-    grids = {"first": _grid(module, "weight", path), "second": _grid(module, "bias", path)}
-    shape = (module.out_channels, *_slid(reader.shapes[value], window, path))
-    return reader.emit("conv", (value,), shape, path=path, window=window, **grids)
-
-
-def _relu(reader: _ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
-    if getattr(module, "inplace", False) and type(module) is nn.ReLU and len(source.users) > 1:
-        raise UnsupportedError(f"{path} changes a tensor in place that others read")
-    return reader.activate(source, first=_grid(module, "data_in", path), rectify=True)
-
-
-def _quantizer(reader: _ProgramReader, source: fx.Node, module: Quantizer, path: str) -> int:
-    return reader.activate(source, second=_grid_of(module.rounds, path))
-
-
-def _norm(reader: _ProgramReader, source: fx.Node, module: nn.BatchNorm1d, path: str) -> int:
-    value = reader.values[source]
-    if module.momentum is None or not module.track_running_stats:
-        raise UnsupportedError(f"{path} keeps no moving averages of its statistics")
-    if len(reader.shapes[value]) != (3 if isinstance(module, nn.BatchNorm2d) else 1):
-        raise UnsupportedError(f"{path} is applied to values of shape {reader.shapes[value]}")
-    return reader.emit("norm", (value,), reader.shapes[value], path=path)
-
-
-def _same(reader: _ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:  # noqa: ARG001
-    return reader.values[source]
-
-
-def _dropout(reader: _ProgramReader, source: fx.Node, module: nn.Dropout, path: str) -> int:
-    if module.p:
-        raise UnsupportedError(f"{path} draws random numbers")
-    return reader.values[source]
-
-
-def _flatten(reader: _ProgramReader, source: fx.Node, module: nn.Flatten, path: str) -> int:
-    if (module.start_dim, module.end_dim) != (1, -1):
-        raise UnsupportedError(f"{path} flattens some dimensions only")
-    return reader.flatten(reader.values[source])
-
-
-def _max_pool(reader: _ProgramReader, source: fx.Node, module: nn.MaxPool2d, path: str) -> int:
-    if module.ceil_mode or module.return_indices or _two(module.dilation) != (1, 1):
-        raise UnsupportedError(f"{path} is a dilated pooling, or one with ceil_mode or indices")
-    window = SlidingWindow(_two(module.kernel_size), _two(module.stride), _two(module.padding))
-    return _pool(reader, "largest", source, window, path)
-
-
-def _mean_pool(reader: _ProgramReader, source: fx.Node, module: nn.AvgPool2d, path: str) -> int:
-    if module.ceil_mode or _two(module.padding) != (0, 0) or module.divisor_override:
-        raise UnsupportedError(f"{path} is a pooling with padding, ceil_mode or a divisor of its own")
-    return _pool(reader, "mean", source, SlidingWindow(_two(module.kernel_size), _two(module.stride), (0, 0)), path)
-
-
-def _global_pool(reader: _ProgramReader, source: fx.Node, module: nn.AdaptiveAvgPool2d, path: str) -> int:
-    shape = reader.shapes[reader.values[source]]
-    if module.output_size not in (1, (1, 1)) or len(shape) != 3:
-        raise UnsupportedError(f"{path} pools to more than one pixel")
-    return _pool(reader, "mean", source, SlidingWindow((shape[1], shape[2]), (1, 1), (0, 0)), path)
-
-
-def _pool(
-    reader: _ProgramReader, kind: Literal["largest", "mean"], source: fx.Node, window: SlidingWindow, path: str
-) -> int:
-    value = reader.values[source]
-    shape = (reader.shapes[value][0], *_slid(reader.shapes[value], window, path))
-    return reader.emit(kind, (value,), shape, window=window)
-
-
-def _two(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _slid(shape: Shape, window: SlidingWindow, path: str) -> Shape:
-    if len(shape) != 3:
-        raise UnsupportedError(f"{path} is applied to values of shape {shape}")
-    sizes = zip(shape[1:], window.kernel, window.stride, window.padding, strict=True)
-    return tuple((size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes)
-
-
-_ADDITIONS = (operator.add, torch.add, "add")
-_RELUS = (torch.relu, F.relu, "relu")
-_MODULES: Mapping[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _convolution,
-    nn.ReLU: _relu,
-    Quantizer: _quantizer,
-    nn.BatchNorm1d: _norm,
-    nn.BatchNorm2d: _norm,
-    nn.Identity: _same,
-    nn.Dropout: _dropout,
-    nn.Flatten: _flatten,
-    nn.MaxPool2d: _max_pool,
-    nn.AvgPool2d: _mean_pool,
-    nn.AdaptiveAvgPool2d: _global_pool,
-}
