@@ -31,7 +31,7 @@ NAVIGATION = {
         "docs/howto/other-tools",
         "docs/howto/extend",
     ],
-    "Reference": ["docs/configuration", "docs/formats", "docs/metrics", "docs/report"],
+    "Reference": ["docs/configuration", "docs/formats", "docs/operations", "docs/metrics", "docs/report"],
     "Python": ["docs/api/search", "docs/api/models", "docs/api/quantization", "docs/api/extending"],
     "Background": [
         "docs/strategies",

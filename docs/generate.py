@@ -1,8 +1,10 @@
-"""Writes docs/configuration.md from the schema, so that the two cannot disagree. A test compares them."""
+"""Writes docs/configuration.md from the schema and docs/operations.md from the records of operations, so that pages and
+code cannot disagree. A test compares them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -11,9 +13,12 @@ from pydantic.fields import FieldInfo
 from bitfront import config
 from bitfront.formats import FORMATS
 from bitfront.metrics import RUNNERS
+from bitfront.operations import OPERATIONS
+from bitfront.operations.base import Operation
+from bitfront.operations.lookup import sites
 from bitfront.strategies import STRATEGIES
 
-TARGET = Path(__file__).parent / "configuration.md"
+FOLDER = Path(__file__).parent
 HEAD = """\
 # The configuration
 
@@ -56,7 +61,8 @@ SEED = """\
 ### What may be chosen
 
 `KEY` is `default`, or what `setup.by` says: a site's name (`seq_blocks_2`, or the module path `seq_blocks.2`), a type
-of site (`linear`, `conv1d`, `conv2d`, `relu`, `add`, `sub`, `mul`, `matmul`, `bmm`), or a regular expression that
+of site (the [operations](operations.md) with operands:
+SITES), or a regular expression that
 matches the whole name. With `by = "name"` a key that is a type is allowed, and named as unused; so is a site's name
 with `by = "type"`. Sites that no key names get `default`; without one they stay in float.
 
@@ -97,6 +103,38 @@ to multiply it by its name is an error, by `default`, a type or a pattern it is 
 A wider layer begins with what it computed before, a narrower one with its channels of the largest filters. Without
 [`basic_train`](#sw_runnerbasic_train) candidates are evaluated like that, which says little about what they can learn.
 """
+OPERATIONS_HEAD = """\
+# Operations
+
+*Made from the records in `src/bitfront/operations/` by `docs/generate.py`; do not edit.*
+
+What Bitfront knows of each kind of layer and function. An operation without a mark takes a path that is correct and
+slower, or is refused by name:
+
+| column | with a mark | without |
+| --- | --- | --- |
+| operands | what can have a format, by the prefix of its keys in the configuration | it stays in float |
+| counted | its operations are counted | the network's total says that it is not known |
+| merged | how many candidates are computed at once where weights are fixed | computed once per distinct input |
+| channels | widths are followed through it | the widths around it are fixed |
+| trained | a population trains it | candidates with it are trained one by one |
+| ONNX | it is written as ONNX; *integer*: also with integer operators | the export is refused, by its name |
+| byte kernel | the kernel of bytes that PyTorch runs | where it is quantized, latency and energy are modelled |
+
+A mark does not mean every setting of a layer: of the paddings of a convolution, say, only zeros are written as ONNX.
+The message then names the setting. [How to add one](howto/extend.md#an-operation).
+
+"""
+#: Column → what the table says in it.
+CAPABILITIES: dict[str, Callable[[Operation], str]] = {
+    "operands": lambda o: ", ".join(f"`{name}`" for name in o.formatted),
+    "counted": lambda o: _mark(o.count),
+    "merged": lambda o: o.merge.kind if o.merge is not None else "",
+    "channels": lambda o: _mark(o.channels),
+    "trained": lambda o: _mark(o.train),
+    "ONNX": lambda o: "integer" if o.onnx_integer is not None else _mark(o.onnx),
+    "byte kernel": lambda o: o.kernel or "",
+}
 #: What there is to say of a runner beside its metrics and settings.
 MORE = {
     "basic_train": """\
@@ -119,20 +157,33 @@ which is cut from what is proposed: still on neither `n_jobs` nor interruptions.
 
 
 def main() -> None:
-    """Write the file, or with ``--check`` say whether it is up to date."""
-    text = page()
+    """Write the files, or with ``--check`` say whether they are up to date."""
+    pages = {FOLDER / "configuration.md": configuration(), FOLDER / "operations.md": operations()}
     if "--check" in sys.argv:
-        sys.exit(0 if TARGET.read_text(encoding="utf-8") == text else f"{TARGET} is out of date: make docs")
-    TARGET.write_text(text, encoding="utf-8")
+        old = [str(path) for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+        sys.exit(f"out of date: {', '.join(old)}: make docs" if old else 0)
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
 
 
-def page() -> str:
-    """The whole page."""
+def operations() -> str:
+    """The page about operations."""
+    records = [OPERATIONS.get(name) for name in OPERATIONS.names()]
+    rows = [(f"`{o.name}`", o.summary, *(tell(o) for tell in CAPABILITIES.values())) for o in records]
+    return OPERATIONS_HEAD + _rows(["operation", "what it is", *CAPABILITIES], rows)
+
+
+def _mark(answer: object) -> str:
+    return "" if answer is None else "✓"
+
+
+def configuration() -> str:
+    """The configuration reference."""
     parts = [HEAD]
     for title, text, table in TABLES:
         parts.append(f"## {title}\n\n{text}{_table(table.model_fields)}")
         if table is config.ChoicesTable:
-            parts.append(SEED)
+            parts.append(SEED.replace("SITES", ", ".join(f"`{name}`" for name in sites())))
             parts.append(_formats())
     parts.append(_runners())
     parts.append(_strategies())

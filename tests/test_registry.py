@@ -9,11 +9,12 @@ from bitfront.errors import UnknownNameError
 from bitfront.formats import FORMATS
 from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
+from bitfront.operations import OPERATIONS
 from bitfront.registry import Registry, canonical
 from bitfront.spaces import SPACES
 from bitfront.strategies import STRATEGIES
 
-ROOMS = [DATASETS, FORMATS, RUNNERS, MODELS, SPACES, STRATEGIES]
+ROOMS = [DATASETS, FORMATS, OPERATIONS, RUNNERS, MODELS, SPACES, STRATEGIES]
 
 
 @pytest.fixture

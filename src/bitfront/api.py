@@ -32,6 +32,7 @@ from bitfront.formats import FORMATS
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
+from bitfront.operations import OPERATIONS
 from bitfront.registry import Registry
 from bitfront.report import tensorboard
 from bitfront.report.comparison import can_draw
@@ -304,7 +305,7 @@ def init(model: str, dataset: str, dataset_path: str | None = None, file: str = 
     return template(model, dataset, ops, len(weighted), samples, dataset_path, file), []
 
 
-ROOMS = ("models", "datasets", "formats", "metrics", "strategies", "samplers", "spaces")
+ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
 
 
 def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -323,6 +324,7 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
         "models": MODELS,
         "datasets": DATASETS,
         "formats": FORMATS,
+        "operations": OPERATIONS,
         "strategies": STRATEGIES,
         "spaces": SPACES,
     }
@@ -337,4 +339,7 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
             (n, text, ", ".join(STRATEGIES.get(n).Settings.model_fields)) for n, text in STRATEGIES.described()
         ]
         return ["name", "what it is", "settings in [search.strategy.setup]"], described
+    if what == "operations":
+        described = [(n, text, ", ".join(OPERATIONS.get(n).formatted)) for n, text in OPERATIONS.described()]
+        return ["name", "what it is", "operands"], described
     return ["name", "what it is"], list(rooms[what].described())

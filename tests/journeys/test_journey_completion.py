@@ -52,6 +52,7 @@ def test_subcommands_options_and_names(complete, shell):
     assert complete("bitfront convert ") == ["mine"]
     assert complete("bitfront convert mine --to p") == ["parquet"]
     assert complete("bitfront list sa") == ["samplers"]
+    assert complete("bitfront list o") == ["operations"]
 
 
 def test_other_shells(complete):

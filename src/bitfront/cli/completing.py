@@ -9,7 +9,7 @@ from typing import Any, get_args
 Complete = Callable[[str], list[str]]
 #: Copies of names in modules that are too slow to import here; a test compares them with the originals.
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "gp")
-ROOMS = ("models", "datasets", "formats", "metrics", "strategies", "samplers", "spaces")
+ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
 

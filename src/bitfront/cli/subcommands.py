@@ -60,7 +60,7 @@ def list_(
 ) -> None:
     """List the members of a kind.
 
-    Kinds: models, datasets, formats, metrics, strategies, samplers, spaces.
+    Kinds: models, datasets, formats, operations, metrics, strategies, samplers, spaces.
     """
     from bitfront import api
     from bitfront.report import tables
