@@ -342,6 +342,14 @@ def test_a_model_that_is_no_program_is_trained_alone_and_says_why(make, reason):
     assert first.history == alone.history
 
 
+def test_values_that_are_neither_vectors_nor_images_are_trained_alone():
+    data = made_up((2, 3), 5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5))
+    assert "it flattens values of shape (2, 3)" in why_alone(model, (2, 3))
+    (member,) = train_population([model], data, SETTINGS)
+    assert equal(member.state, train(model, data, SETTINGS).last_state)
+
+
 def test_dropout_draws_the_same_numbers_as_alone():
     models = [nn.Sequential(nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, 5)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())

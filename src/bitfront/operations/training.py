@@ -71,7 +71,7 @@ class ProgramReader(Protocol):
         ...
 
     def flatten(self, value: int) -> int:
-        """All features of a value in a row."""
+        """All features of a value in a row. Raises UnsupportedError where it is neither a vector nor an image."""
         ...
 
 

@@ -7,6 +7,7 @@ no such list, ``program`` says in words why; it is trained alone. Which steps an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -237,7 +238,9 @@ class _ProgramReader:
         shape = self.shapes[value]
         if len(shape) == 1:
             return value
-        return self.emit("flatten", (value,), (shape[0] * shape[1] * shape[2],) if len(shape) == 3 else (-1,))
+        if len(shape) != 3:
+            raise UnsupportedError(f"it flattens values of shape {shape}, which are no images")
+        return self.emit("flatten", (value,), (math.prod(shape),))
 
 
 def _grid_of(rounds: object, path: str) -> FixedPoint:

@@ -1,4 +1,4 @@
-"""Conformance suites: what every dataset, format, metric runner, model, space and strategy must do.
+"""Conformance suites: what every dataset, format, metric runner, model, operation, space and strategy must do.
 
 Each ``check_...`` takes the member (or its name) and raises an AssertionError that names the broken promise. They test
 the members that Bitfront brings, and are part of the package so that yours can be tested by the same: register it,
@@ -9,7 +9,16 @@ from bitfront.testing.data import check_dataset
 from bitfront.testing.formats import check_format
 from bitfront.testing.metrics import check_runner
 from bitfront.testing.models import check_model
+from bitfront.testing.operations import check_operation
 from bitfront.testing.spaces import check_space
 from bitfront.testing.strategies import check_strategy
 
-__all__ = ["check_dataset", "check_format", "check_model", "check_runner", "check_space", "check_strategy"]
+__all__ = [
+    "check_dataset",
+    "check_format",
+    "check_model",
+    "check_operation",
+    "check_runner",
+    "check_space",
+    "check_strategy",
+]

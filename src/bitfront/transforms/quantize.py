@@ -212,6 +212,8 @@ def _rewrite(
     output = new.graph_copy(graph.fx_graph, mapping)
     new.output(output)
     by_name = {old.name: node for old, node in mapping.items()}
+    for node in new.nodes:
+        node.type = None  # an annotation of the user's forward may be text, which torch.fx cannot pickle
     for site in sites:
         node = by_name[site.name]
         if site.path:

@@ -1,0 +1,274 @@
+"""What every record of an operation must do. Run by the tests of each operation, also of a stranger's.
+
+from bitfront.testing import check_operation
+check_operation("silu", nn.SiLU(), torch.randn(8, 6))
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from bitfront.engine.evaluation.fixed import FixedEvaluator
+from bitfront.engine.evaluation.interface import EvaluationJob
+from bitfront.export.onnx import INPUT, obstacle, onnx_model
+from bitfront.formats import FORMATS
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import Graph, Site, capture
+from bitfront.metrics.configured import configured_runner
+from bitfront.operations import OPERATIONS
+from bitfront.operations.base import Call, Operation
+from bitfront.operations.lookup import bare, count, of_class, of_function, of_node, shapes_in
+from bitfront.population import train_population, why_alone
+from bitfront.training import TrainSettings, evaluate, train
+from bitfront.transforms import quantize
+
+CLASSES = 3
+#: Candidates that are computed together and one by one.
+CANDIDATES = 24
+
+
+def check_operation(
+    name: str, example: Callable[[Tensor], Any] | None = None, x: Tensor | None = None, *, seed: int = 0
+) -> Operation:
+    """Assert that the operation called `name` keeps the promises of ``bitfront.operations.base.Operation``.
+
+    Args:
+        example: a module of it, a module that calls one, or a function of one tensor. It returns a tensor, or a tuple
+            that begins with one, whose first dimension is the samples. Without one only the record itself is looked at.
+        x: samples that `example` takes, first dimension samples, eight or more; not changed.
+        seed: of the weights around the example, and of the candidates that are drawn.
+
+    Returns:
+        The record, for tests of its own.
+
+    Raises:
+        AssertionError: a promise is broken; the message says which.
+    """
+    record = OPERATIONS.get(name)
+    _check_record(record)
+    if example is None:
+        return record
+    assert x is not None, "an example needs samples"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = _Network(example, x).eval()
+    graph = capture(network, x)
+    assert not graph.untraced, f"the example cannot be traced: {graph.untraced}"
+    calls = _calls(graph, record, x)
+    assert calls, f"nothing in the example is {name}"
+    for call in calls:
+        _check_call(record, call)
+    _check_counts(record, calls, _calls(graph, record, torch.cat([x, x])))
+    sites = [site for site in graph.sites if site.operation is record]
+    for site in sites:
+        _check_quantized(graph, site, x)
+    if record.onnx is not None and importlib.util.find_spec("onnxruntime") is not None:
+        _check_onnx(graph, sites, x)
+    _check_merged(network, graph, x, seed)
+    if record.train is not None:
+        _check_trained(graph, x)
+    return record
+
+
+class _Network(nn.Module):
+    """An example between two sites whose formats give it different inputs and readers."""
+
+    def __init__(self, example: Callable[[Tensor], Any], x: Tensor) -> None:
+        super().__init__()
+        self.example = example
+        self.floats = x.is_floating_point()
+        with torch.no_grad():
+            self.several = isinstance(self.of_example(x), tuple)
+            out = self.of_example(x)
+        self.head = nn.Linear((out[0] if self.several else out)[0].numel(), CLASSES)
+
+    def of_example(self, x: Tensor) -> Any:
+        return self.example(x + x if self.floats else x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.of_example(x)
+        logits: Tensor = self.head(torch.flatten(out[0] if self.several else out, 1))
+        return logits
+
+
+@dataclass(frozen=True, eq=False)
+class _Called:
+    """A call of the operation, and what came out."""
+
+    call: Call
+    value: Any
+
+
+def _calls(graph: Graph, record: Operation, x: Tensor) -> list[_Called]:
+    """All calls of the operation on the samples."""
+    assert graph.fx_graph is not None
+    calls: list[_Called] = []
+
+    class Runner(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            tensors, value = shapes_in((args, kwargs)), super().run_node(n)
+            if of_node(n, graph.model) is record:
+                module = graph.model.get_submodule(str(n.target)) if n.op == "call_module" else None
+                output = shapes_in(value)
+                call = Call(bare(n.target), tensors, output[0] if output else (), args, kwargs, module)
+                calls.append(_Called(call, value))
+            return value
+
+    with torch.no_grad():
+        Runner(fx.GraphModule(graph.model, graph.fx_graph)).run(x.clone())
+    return calls
+
+
+def _check_record(record: Operation) -> None:
+    name = record.name
+    for kind in record.modules:
+        assert of_class(kind) is record, f"{kind.__name__} is not looked up as {name}"
+    for function in (*record.functions, *record.names):
+        assert of_function(function) is record, f"{function} is not looked up as {name}"
+    assert record.summary.strip(), f"{name} has no summary"
+    names = [operand.name for operand in record.operands]
+    assert len({*names}) == len(names), f"two operands of {name} have one name"
+    places = [operand.position for operand in record.operands]
+    assert len({*places}) == len(places), f"two operands of {name} have one place"
+    for operand in record.operands:
+        assert operand.name.isidentifier(), f"{operand.name!r} is no prefix of keys in a TOML file"
+        assert operand.format_of in ("", *names), f"{operand.name} shares the format of an operand that {name} lacks"
+    if record.operands and record.modules:
+        assert record.call is not None, f"modules of {name} have operands, and it has no call"
+    assert record.onnx_integer is None or record.onnx is not None, f"{name} has integer operators and no rule for ONNX"
+
+
+def _check_call(record: Operation, called: _Called) -> None:
+    """The module's ``call`` with its input and parameters is its ``forward``."""
+    module = called.call.module
+    if module is None or not record.operands:
+        return
+    assert record.call is not None
+    flowing = iter([*called.call.args, *(called.call.kwargs or {}).values()])
+    operands = {o.name: next(flowing) if o.role == "activation" else getattr(module, o.name) for o in record.operands}
+    with torch.no_grad():
+        value = record.call(module, operands)
+    assert torch.equal(value, called.value), f"the call of {record.name} computes something else than its modules"
+
+
+def _check_counts(record: Operation, once: list[_Called], twice: list[_Called]) -> None:
+    if record.count is None:
+        return
+    totals = []
+    for calls in (once, twice):
+        counts = [count(c.call, record) for c in calls]
+        for counted in counts:
+            assert counted is not None, f"{record.name} does not count the example"
+            for number in (counted.operations, counted.macs):
+                assert type(number) is int, f"{record.name} counts {number!r}, which is no whole number"
+                assert number >= 0, f"{record.name} counts {number}"
+            assert counted.macs <= counted.operations, f"{record.name} counts more products than operations"
+        totals.append((sum(c.operations for c in counts if c), sum(c.macs for c in counts if c)))
+    assert totals[1] == (2 * totals[0][0], 2 * totals[0][1]), (
+        f"{record.name} counts {totals[0]} for some samples and {totals[1]} for twice as many"
+    )
+
+
+def _format(operand: Operand, width: int, frac_width: int) -> Format:
+    return FORMATS.get("integer").parse({"width": width, "frac_width": frac_width}, operand, signed=True)
+
+
+def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
+    """Every format has an effect; what is quantized keeps its keys, and can be copied and sent."""
+    before = graph.model(x)
+    keys = graph.model.state_dict().keys()
+    for operand in site.operands:
+        model = quantize(graph, {site.name: {operand: _format(operand, 3, 1)}})
+        expected = model(x)
+        assert not torch.equal(expected, before), f"a format of {operand} changes nothing at {site.title}"
+        if site.path:
+            assert model.state_dict().keys() == keys, f"quantizing {site.title} changes the keys of the state dict"
+        for way, other in (
+            ("a copy", copy.deepcopy(model)),
+            ("a pickle", pickle.loads(pickle.dumps(model))),  # noqa: S301 (our own bytes)
+        ):
+            assert torch.equal(other(x), expected), f"{way} of the quantized {site.title} computes something else"
+
+
+def _check_onnx(graph: Graph, sites: list[Site], x: Tensor) -> None:
+    """ONNX Runtime computes the same: in float, and in bytes in both forms."""
+    narrow = {s.name: {o: _format(o, 8, 4) for o in s.operands} for s in sites}
+    integer = [s.name for s in sites if not obstacle(s, narrow[s.name])]
+    assert bool(integer) == any(s.operation.onnx_integer is not None for s in sites), (
+        f"integer operators do not take 8 bits: {[obstacle(s, narrow[s.name]) for s in sites]}"
+    )
+    cases: list[tuple[str, Mapping[str, Mapping[Operand, Format]], list[str]]] = [("in float", {}, [])]
+    cases += [("quantized", narrow, [])] * bool(sites) + [("in integers", narrow, integer)] * bool(integer)
+    for how, formats, names in cases:
+        with torch.no_grad():
+            expected = quantize(graph, formats)(x)
+        computed = _in_onnx_runtime(onnx_model(graph, formats, names), x)
+        off = float((computed - expected).abs().max())
+        assert off <= 1e-4, f"{how}, the ONNX model differs from the quantized one by {off}"
+
+
+def _in_onnx_runtime(model: Any, x: Tensor) -> Tensor:
+    runtime: Any = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    # Optimized, it rounds biases once more.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
+
+
+def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> None:
+    """Candidates computed together have the loss that each has alone, to the bit."""
+    operands = list(dict.fromkeys(itertools.chain(*(site.operands for site in graph.sites))))
+    choices: dict[str, object] = {"name": ["integer", "NA"]}
+    for operand in operands:
+        choices |= {f"{operand}_width": [2, 4, 8], f"{operand}_frac_width": [1, 2]}
+    y = torch.arange(len(x)) % CLASSES
+    job = EvaluationJob(
+        model=network,
+        sample=x[:2],
+        space="graph/quantize/mixed_precision_ptq",
+        by="name",
+        choices={"default": choices},
+        runners=(configured_runner("basic_evaluation"),),
+        splits={"val": (x, y)},
+        calibration=x,
+    )
+    evaluator = FixedEvaluator(job)
+    codes = evaluator.space.sample(CANDIDATES, np.random.default_rng(seed))
+    measured = evaluator.evaluate(codes)
+    assert not evaluator.plain, f"candidates cannot be computed together: {evaluator.plain}"
+    for i, code in enumerate(codes):
+        alone = evaluate(evaluator.model(code), x, y, batch_size=evaluator.chunk)
+        assert measured.values["loss"][i] == alone.loss, (
+            f"a candidate's loss is {measured.values['loss'][i]} among others and {alone.loss} alone"
+        )
+
+
+def _check_trained(graph: Graph, x: Tensor) -> None:
+    """Members of a population are trained as if alone: float ones, and those with formats."""
+    y = torch.arange(len(x)) % CLASSES
+    data: Any = SimpleNamespace(name="samples", split=lambda _: (x, y), num_classes=CLASSES)
+    settings = TrainSettings(max_epochs=1, max_steps=1, batch_size=len(x), learning_rate=0.1, optimizer="sgd")
+    formats = {s.name: {o: _format(o, 8, 4) for o in s.operands if o != "bias"} for s in graph.sites if s.path}
+    for how, model in (("float", quantize(graph, {})), ("quantized", quantize(graph, formats))):
+        if why_alone(model, tuple(x.shape[1:])):
+            continue
+        expected = train(model, data, settings).last_state
+        (member,) = train_population([model], data, settings)
+        assert not member.error, member.error
+        for key, value in expected.items():
+            close = torch.allclose(member.state[key].float(), value.float(), rtol=1e-4, atol=1e-5)
+            assert close, f"a population trains {key} of a {how} example to something else"
