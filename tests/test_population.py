@@ -343,7 +343,7 @@ def test_a_model_that_is_no_program_is_trained_alone_and_says_why(make, reason):
 
 
 def test_values_that_are_neither_vectors_nor_images_are_trained_alone():
-    data = made_up((2, 3), 5)
+    data = clusters((2, 3), 5)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5))
     assert "it flattens values of shape (2, 3)" in why_alone(model, (2, 3))
     (member,) = train_population([model], data, SETTINGS)
