@@ -50,7 +50,7 @@ def _index(version: int) -> _Index:  # noqa: ARG001  (members may join, which ma
 
 
 def _known() -> _Index:
-    OPERATIONS.names()  # loads the members
+    OPERATIONS.load()
     return _index(OPERATIONS.version)
 
 
