@@ -101,7 +101,7 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: it is registered under no name.
         """
-        self._load()
+        self.load()
         for name, each in self._members.values():
             if each is member:
                 return name
@@ -111,21 +111,21 @@ class Registry(Generic[T]):
         )
 
     def __contains__(self, name: object) -> bool:
-        self._load()
+        self.load()
         return isinstance(name, str) and canonical(name) in self._aliases
 
     def names(self) -> list[str]:
         """All official names, sorted."""
-        self._load()
+        self.load()
         return sorted(name for name, _ in self._members.values())
 
     def described(self) -> list[tuple[str, str]]:
         """(name, first line of its docstring) of every member, sorted by name."""
-        self._load()
+        self.load()
         return sorted((name, (inspect.getdoc(m) or "").split("\n")[0]) for name, m in self._members.values())
 
     def _key(self, name: str) -> str:
-        self._load()
+        self.load()
         key = self._aliases.get(canonical(name))
         if key is None:
             raise UnknownNameError(
@@ -133,7 +133,8 @@ class Registry(Generic[T]):
             )
         return key
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Import all members, once."""
         if self._loaded:
             return
         self._loaded = True

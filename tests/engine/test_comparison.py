@@ -275,8 +275,8 @@ def test_one_objective_has_a_shortfall_and_no_volume(given, tmp_path):
     assert brute.evaluations == brute.seconds == ()
     assert brute.to_best.median == np.argmin(comparison.runs[0].losses[:, 0]) + 1
     truth = comparison.runs[0].losses.min()
-    found = [run.losses[:10].min() for run in comparison.of("optuna:tpe")]
-    assert tpe.shortfall.values == pytest.approx([best - truth for best in found], abs=1e-15)
+    bests = [run.losses[:10].min() for run in comparison.of("optuna:tpe")]
+    assert tpe.shortfall.values == pytest.approx([best - truth for best in bests], abs=1e-15)
     with pytest.raises(ConfigError, match="one objective has no hypervolume; ask for what = 'best'"):
         comparison.curve("optuna:tpe")
     best = comparison.curve("optuna:tpe", "best")

@@ -22,6 +22,8 @@ class _Index:
     modules: Mapping[type[nn.Module], Operation]
     functions: Mapping[object, Operation]
     names: Mapping[str, Operation]
+    sites: Mapping[str, Operation]
+    operand_names: tuple[str, ...]
 
 
 @lru_cache(maxsize=2)
@@ -34,17 +36,21 @@ def _index(version: int) -> _Index:  # noqa: ARG001  (members may join, which ma
         (functions, "functions"),
         (names, "names"),
     )
-    for operation in (OPERATIONS.get(name) for name in OPERATIONS.names()):
+    known = [OPERATIONS.get(name) for name in OPERATIONS.names()]
+    for operation in known:
         for table, field in tables:
             for key in getattr(operation, field):
                 if table.get(key, operation) is not operation:
                     raise ValueError(f"{key!r} is in two operations: {table[key].name} and {operation.name}")
                 table[key] = operation
-    return _Index(modules, functions, names)
+    sites = {operation.name: operation for operation in known if operation.operands}
+    operands = {name for operation in sites.values() for name in operation.formatted}
+    usual = [name for name in ("data_in", "weight", "bias") if name in operands]
+    return _Index(modules, functions, names, sites, (*usual, *sorted(operands.difference(usual))))
 
 
 def _known() -> _Index:
-    OPERATIONS.names()  # loads the members
+    OPERATIONS.load()
     return _index(OPERATIONS.version)
 
 
@@ -113,17 +119,14 @@ def count(call: Call, operation: Operation | None) -> Count | None:
     return operation.count(call) if operation is not None and operation.count is not None else None
 
 
-def sites() -> dict[str, Operation]:
+def sites() -> Mapping[str, Operation]:
     """The operations that can be sites, by name, sorted."""
-    known = [OPERATIONS.get(name) for name in OPERATIONS.names()]
-    return {o.name: o for o in known if o.operands}
+    return _known().sites
 
 
 def operand_names() -> tuple[str, ...]:
     """The operands that any operation has and that have a format of their own; the usual three first."""
-    names = {name for operation in sites().values() for name in operation.formatted}
-    usual = [name for name in ("data_in", "weight", "bias") if name in names]
-    return (*usual, *sorted(names.difference(usual)))
+    return _known().operand_names
 
 
 def shapes_in(value: object) -> tuple[Shape, ...]:

@@ -48,7 +48,7 @@ class Calibration:
 
     Args:
         graph: the float model.
-        x: calibration samples, float32, shape (samples, *sample shape), on the CPU.
+        x: calibration samples, float32, shape (samples, ...), on the CPU.
         corrections: which corrections are made.
     """
 
