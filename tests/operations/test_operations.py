@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitfront.errors import ExportError
+from bitfront.graph import capture
 from bitfront.kernels import training as steps
 from bitfront.operations import OPERATIONS
 from bitfront.operations.base import DATA_IN, Count, Merge, OperandSpec, extend
@@ -197,7 +198,8 @@ FUNCTIONS = {
     "squeeze": [(lambda x: x.squeeze(1), (1, 4))],
     "unsqueeze": [(lambda x: torch.unsqueeze(x, 1), (4,))],
     "contiguous": [(lambda x: x.transpose(1, 2).contiguous(), (2, 3))],
-    "permute": [(lambda x: x.permute(0, 3, 1, 2), (2, 3, 4)), (lambda x: torch.permute(x, (0, 2, 1)), (2, 3)), (lambda x: torch.transpose(x, 1, -1), (2, 3, 4))],
+    "permute": [(lambda x: x.permute(0, 3, 1, 2), (2, 3, 4)), (lambda x: torch.permute(x, (0, 2, 1)), (2, 3))],
+    "transpose": [(lambda x: x.transpose(2, 1), (2, 3)), (lambda x: torch.transpose(x, 1, -1), (2, 3, 4))],
     "concatenation": [(lambda x: torch.cat([x, x.tanh(), x], dim=-1), (2, 3)), (lambda x: torch.concat((x, x.tanh()), 1), (3,))],
 }  # fmt: skip
 
@@ -238,6 +240,30 @@ def test_an_activation_that_can_be_quantized(changed):
     changed("silu", operands=(DATA_IN,), call=silu)
     for example in (nn.SiLU(), F.silu):
         check_operation("silu", example, torch.randn(12, 6))
+
+
+class Swish(nn.Module):
+    """A layer that is nobody's but ours, with an operand of its own name."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.linspace(-1, 1.3, 6))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+def swish(module, operands):
+    return operands["data_in"] * torch.sigmoid(operands["slope"] * operands["data_in"])
+
+
+def test_a_layer_of_ones_own(changed):
+    slope = OperandSpec("slope", "weight", 1, "slope", channel_axis=0)
+    changed("silu", modules=(Swish,), operands=(DATA_IN, slope), call=swish, onnx=None)
+    model = nn.Sequential(nn.Linear(6, 6), Swish(), nn.Linear(6, 3))
+    _, site, _ = capture(model, torch.randn(2, 6)).sites
+    assert (site.type, site.operands, site.parameter("slope")) == ("Swish", ("data_in", "slope"), ("1.slope", (6,)))
+    check_operation("silu", Swish(), torch.randn(12, 6))
 
 
 WEIGHT = OperandSpec("weight", "weight", 1, "weight")

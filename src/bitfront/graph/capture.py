@@ -26,6 +26,7 @@ from bitfront.operations.lookup import (
     bare,
     count,
     function_name,
+    is_leaf,
     module_name,
     of_function,
     of_module,
@@ -79,9 +80,14 @@ def _run(model: nn.Module, sample: Tensor) -> Tensor:
     return out
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
     try:
-        return fx.Tracer().trace(model), ""
+        return _Tracer().trace(model), ""
     except Exception as error:
         return None, _culprit(error)
 

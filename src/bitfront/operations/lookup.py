@@ -59,6 +59,12 @@ def of_module(module: nn.Module) -> Operation | None:
     return of_class(type(module))
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Whether tracers take a module as one node, instead of looking into it, because a record names its class."""
+    operation = of_module(module)
+    return operation is not None and type(module) in operation.modules
+
+
 def of_class(kind: type[nn.Module]) -> Operation | None:
     """The operation of the modules of a class."""
     table = _known().modules

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from bitfront.formats.base import Format
 from bitfront.formats.grid import FixedPoint
-from bitfront.operations.lookup import of_class, of_function
+from bitfront.operations.lookup import is_leaf, of_class, of_function
 from bitfront.operations.training import Kind, Shape, SlidingWindow, UnsupportedError, unsupported
 from bitfront.transforms.quantize import Quantizer, Twin
 
@@ -58,8 +58,8 @@ class TrainingProgram:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = type(m).__module__ == "bitfront.transforms.quantize"
-        return own or super().is_leaf_module(m, module_qualified_name)
+        quantized = isinstance(m, (Twin, Quantizer))
+        return quantized or is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 #: Graphs that were traced before, by all that tracing can depend on.

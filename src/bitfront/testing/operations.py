@@ -157,7 +157,9 @@ def _check_call(record: Operation, called: _Called) -> None:
         return
     assert record.call is not None
     flowing = iter([*called.call.args, *(called.call.kwargs or {}).values()])
-    operands = {o.name: next(flowing) if o.role == "activation" else getattr(module, o.name) for o in record.operands}
+    operands = {
+        o.name: next(flowing) if o.role == "activation" else getattr(module, o.name, None) for o in record.operands
+    }
     with torch.no_grad():
         value = record.call(module, operands)
     assert torch.equal(value, called.value), f"the call of {record.name} computes something else than its modules"
