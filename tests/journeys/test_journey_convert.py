@@ -40,7 +40,7 @@ def test_convert_writes_what_it_says(searched):
     lines["convert small --to parquet -o -"] = (
         2,
         "",
-        "error: --output - is for --to csv without --json; --output names a file for the rest\n",
+        "error: --output - is for --to csv without --json; give --output a file name for the others\n",
     )
     more = [
         "convert small --to parquet --json",
