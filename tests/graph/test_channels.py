@@ -18,6 +18,7 @@ from bitfront.operations.base import extend
 from bitfront.operations.channels import elementwise
 from bitfront.operations.layout import repeated
 from engine.networks import Dense, Functional, Images, SharedLayer, made
+from properties import max_examples
 from random_networks import (
     BLOCKS,
     Concatenating,
@@ -194,6 +195,7 @@ COMPARED = tuple(b for b in BLOCKS if b not in (Grouped, Depthwise, Overlapping)
 FLAT = tuple(b for b in COMPARED if b is not Concatenating)
 
 
+@max_examples(50)
 @given(networks(COMPARED, flat=[False]) | networks(FLAT, flat=[True]))
 def test_groups_are_those_of_torch_pruning(model):
     structure = of(model, *Network.shape)

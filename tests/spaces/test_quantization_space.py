@@ -17,6 +17,7 @@ from bitfront.spaces.model_space import DescribedSpace
 from bitfront.spaces.quantize import QuantizationSpace, single
 from bitfront.spaces.request import SpaceRequest
 from bitfront.testing.spaces import check_space
+from properties import max_examples
 
 FLOAT = {"name": ["NA"]}
 
@@ -84,6 +85,7 @@ def seeds(draw):
 
 
 @pytest.mark.slow
+@max_examples(50)
 @given(seeds())
 def test_spaces_of_random_tables_conform(seed):
     try:

@@ -14,6 +14,7 @@ from bitfront.operations.base import extend
 from bitfront.operations.layout import Layout
 from bitfront.transforms import group_widths, multiplied, widen
 from engine.networks import NETWORKS, Stubborn, made
+from properties import max_examples
 from random_networks import BLOCKS, Network, Normed, networks
 
 TRACED = [n for n in NETWORKS if not n.__name__.startswith("Stubborn")]
@@ -62,6 +63,7 @@ def changes(draw, graph, up, whole=False):
 # --- wider -----------------------------------------------------------------------------------------------------------
 
 
+@max_examples(50)
 @given(st.data())
 def test_a_wider_network_computes_the_same(data):
     graph = captured(data.draw(networks()), Network.shape)
@@ -74,6 +76,7 @@ def test_a_wider_network_computes_the_same(data):
 
 
 @pytest.mark.slow
+@max_examples(50)
 @given(st.data())
 def test_a_norm_over_channels_needs_one_whole_factor_for_all_of_them(data):
     graph = captured(data.draw(networks((*BLOCKS, Normed, Normed))), Network.shape)
@@ -102,6 +105,7 @@ def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(netwo
 
 
 @pytest.mark.slow
+@max_examples(50)
 @given(st.data())
 def test_widening_is_deterministic_and_leaves_the_captured_model_unchanged(data):
     graph = captured(data.draw(networks()), Network.shape)
@@ -210,6 +214,7 @@ def kept_by_hand(importance, width, multiple):
     return kept
 
 
+@max_examples(50)
 @given(st.data())
 def test_a_narrower_network_computes_what_the_kept_channels_give(data):
     """The original, with the weights that take in removed channels at 0, computes the same."""
