@@ -379,7 +379,6 @@ def test_where_the_upright_axis_begins(known, expected):
 # ---- odd runs
 
 
-@pytest.mark.slow
 def saved(figure):
     """The size of the picture that is written of a figure, which must not be of one colour."""
     out = io.BytesIO()
@@ -390,6 +389,7 @@ def saved(figure):
     return picture.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_odd_runs_are_drawn(odd, name):
     run = odd(name)
