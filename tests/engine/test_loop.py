@@ -109,6 +109,7 @@ def test_a_budget_counts_distinct_candidates_and_none_is_evaluated_twice(tmp_pat
     np.testing.assert_array_equal(trials.metrics["a"], toy_losses(SPACE, trials.code, 2)[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_space_with_nothing_unseen_left_ends_the_search(tmp_path, name):
     dispatcher = BlockEvaluator(size=16)
@@ -151,6 +152,7 @@ def test_more_initial_candidates_than_the_budget_are_cut(tmp_path):
     assert np.array_equal(trials.code, SPACE.numbered(0, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 4])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path, name, failing):

@@ -604,6 +604,7 @@ def test_a_model_that_changes_its_input_goes_the_plain_way():
     assert torch.equal(job.splits["val"][0], x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
     seed = {"default": {"name": ["integer"], "data_in_width": [3, 5], "weight_width": [2, 4], "bias_width": [6]}}

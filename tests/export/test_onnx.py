@@ -48,6 +48,7 @@ def test_onnx_runtime_computes_what_the_simulated_model_computes(name, shape, fa
     assert {i.name for i in model.graph.initializer} <= used, "ONNX Runtime warns of what nothing uses"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
 def test_the_float_model_too(name, shape):
     graph, _, x = case(name, shape, "integer", 8)

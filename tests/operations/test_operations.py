@@ -144,6 +144,7 @@ def example_of(kind):
     return module, torch.randn(12, *shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)
 def test_modules(kind):
     torch.manual_seed(0)
@@ -204,6 +205,7 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "at"), [(name, at) for name, cases in FUNCTIONS.items() for at in range(len(cases))])
 def test_functions(name, at):
     example, shape = FUNCTIONS[name][at]

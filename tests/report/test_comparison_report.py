@@ -58,6 +58,7 @@ def heights(x, line_x, line_y):
     return line_y[np.searchsorted(line_x, x, side="right") - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [TWO, THREE, SUM], ids=["two", "three", "sum"])
 @pytest.mark.parametrize("truth", [True, False])
 def test_lines_are_the_curves_and_bands_their_quartiles(objectives, truth, tmp_path):

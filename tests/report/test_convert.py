@@ -21,6 +21,7 @@ from bitfront.report import study
 from bitfront.report.columns import kept
 from bitfront.report.convert import FORMATS
 
+pytestmark = pytest.mark.slow
 BUDGET = ({"text": "average_bitwidth <= 4", "metric": "average_bitwidth", "comparison": "<=", "bound": 4.0},)
 
 
