@@ -11,7 +11,7 @@ from synthetic_runs import TWO, choice, full_grid, site, write
 from bitfront.errors import ConfigError
 from bitfront.pareto import hypervolume
 from bitfront.report import data, figures, grid
-from bitfront.spaces.model_space import Size
+from bitfront.spaces.described import Size
 
 TRIALS = 100_000
 

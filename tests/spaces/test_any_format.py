@@ -13,7 +13,7 @@ import bitfront as bf
 from bitfront.data.arrays import from_arrays
 from bitfront.errors import ConfigError
 from bitfront.formats.base import Format, FormatError, FormatParameter
-from bitfront.spaces.model_space import DescribedSpace, Size
+from bitfront.spaces.described import DescribedSpace, Size
 from bitfront.spaces.quantize import single
 from bitfront.testing import check_format, check_space
 

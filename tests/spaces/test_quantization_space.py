@@ -13,7 +13,7 @@ from bitfront.errors import ConfigError
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.spaces import SPACES
-from bitfront.spaces.model_space import DescribedSpace
+from bitfront.spaces.described import DescribedSpace
 from bitfront.spaces.quantize import QuantizationSpace, single
 from bitfront.spaces.request import SpaceRequest
 from bitfront.testing.spaces import check_space

@@ -12,7 +12,7 @@ from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.models.base import build_model
 from bitfront.spaces import SPACES
-from bitfront.spaces.model_space import DescribedSpace
+from bitfront.spaces.described import DescribedSpace
 from bitfront.spaces.request import Part, SpaceRequest
 from bitfront.spaces.widths import WidthSpace
 from bitfront.testing.spaces import check_space

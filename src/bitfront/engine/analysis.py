@@ -31,7 +31,7 @@ from bitfront.graph import Graph, Node, Site, capture
 from bitfront.graph.capture import parameter, recorded_nodes
 from bitfront.graph.costs import bit_operations, bops, ebops
 from bitfront.operations.lookup import tensors_in
-from bitfront.spaces.model_space import CandidateConfig
+from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
 
 #: Number of samples that a model is captured with. With a single one, a batch dimension looks like a constant.

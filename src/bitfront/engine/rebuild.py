@@ -30,7 +30,7 @@ from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
-from bitfront.spaces.model_space import CandidateConfig
+from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import single
 from bitfront.training import Evaluation, evaluate
 from bitfront.transforms import calibrate, quantize

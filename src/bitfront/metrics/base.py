@@ -21,7 +21,7 @@ from bitfront.config import Direction, Table
 from bitfront.data.base import Split
 from bitfront.formats.base import Format, Operand
 from bitfront.spaces.base import Codes
-from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.model_space import FormatSpace
 
 Values = NDArray[np.float64]
 Kind = Literal["measured", "modelled", "estimated"]
@@ -64,15 +64,18 @@ class Scores:
 
 
 class EvaluationContext(Protocol):
-    """What a runner may look at. One subject serves a whole search."""
+    """What a runner may look at: the evaluator, as it is during one batch. It is not to be changed.
+
+    Whatever is asked twice is computed once: runners share forward passes over the same samples.
+    """
 
     @property
-    def space(self) -> QuantizationSpace:
+    def space(self) -> FormatSpace:
         """The space the codes belong to; its ``graph`` is the captured model."""
         ...
 
     @property
-    def searched(self) -> QuantizationSpace:
+    def searched(self) -> FormatSpace:
         """The space of the search. It is ``space``, except where the float model is measured beside a search: its
         metrics come about as those of the candidates do."""
         ...
@@ -145,9 +148,25 @@ class RunnerSettings(Table):
 class Runner(ABC):
     """Turns a batch of candidates into metrics.
 
+    **When it is called.** A search makes one runner of each kind per process, and asks ``ready`` of it before any work.
+    ``kinds`` is asked when the search is planned and when it begins. Then the evaluator calls ``measure`` for every
+    batch of candidates, and once for the float model, with itself as the context. A closed-form runner is also asked
+    about candidates that are never evaluated: what a constraint allows is known before.
+
+    **What it may not do.** Let the values of a candidate depend on the other candidates of a batch, on the batches
+    before it, or on the number of processes. So it keeps nothing from one batch to the next, with one exception: one
+    that reads a clock or a power meter keeps what it read, since a second reading would be another number. It changes
+    neither the codes nor anything that the context gives it.
+
+    **When it fails.** A candidate that cannot be measured has NaN, and becomes a failed trial. An exception in
+    ``measure`` is caught: the batch is measured again one by one, and the error is stored with whichever candidate
+    raises it. A ``UserError`` ends the search.
+
+    ``bitfront.testing.check_runner`` tests that.
+
     Class attributes:
-        Settings: the keys under the runner's table in the TOML.
-        produces: the metrics it measures.
+        Settings: the keys under the runner's table in the TOML; they arrive as `settings`.
+        produces: the metrics it measures, in the order in which tables show them.
         side: the table it belongs in, ``sw_runner`` (needs data or a clock) or ``hw_runner`` (closed form). Files that
             put it under the other one are accepted; its metrics are then reported there.
         closed_form: whether it needs neither data nor a clock, so that a constraint on it is checked before a
@@ -163,6 +182,7 @@ class Runner(ABC):
     of_weights: ClassVar[bool] = False
 
     def __init__(self, settings: RunnerSettings) -> None:
+        """Makes it, at no cost: a plan makes runners that measure nothing."""
         self.settings = settings
 
     def ready(self, device: str) -> None:  # noqa: ARG002
@@ -185,10 +205,19 @@ class Runner(ABC):
 
     @abstractmethod
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """Metric name → values of shape (candidates,). NaN where a candidate could not be measured."""
+        """The metrics of a batch of candidates.
+
+        Args:
+            subject: what evaluates them.
+            codes: canonical codes of ``subject.space``, int64 of shape (candidates, parameters); not to be changed.
+
+        Returns:
+            Each metric of `produces` → values, float64 of shape (candidates,), in the unit that it declares. NaN
+            where a candidate could not be measured.
+        """
 
 
-def table_sum(space: QuantizationSpace, tables: list[NDArray[np.float64]], codes: Codes) -> Values:
+def table_sum(space: FormatSpace, tables: list[NDArray[np.float64]], codes: Codes) -> Values:
     """Σ over sites of a cost per option: `tables` holds, per group, the cost of each of its options.
 
     This is what makes closed-form metrics table look-ups, vectorised over all candidates at once.

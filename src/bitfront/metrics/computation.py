@@ -14,7 +14,7 @@ from bitfront.graph.costs import bit_operations
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values, table_sum
 from bitfront.spaces.base import Codes
-from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.model_space import FormatSpace
 
 
 @RUNNERS.register("basic_computation")
@@ -50,7 +50,7 @@ class BasicComputation(Runner):
         return {"total_flops": np.full(len(codes), float(flops)), "total_bitops": bitops + rest}
 
 
-def site_bitops(space: QuantizationSpace) -> list[NDArray[np.float64]]:
+def site_bitops(space: FormatSpace) -> list[NDArray[np.float64]]:
     """Bit operations per sample of each site under each of its options; per group an array of shape (options,)."""
     tables = []
     for site, data, weight in zip(space.sites, space.bits("data_in"), space.bits("weight"), strict=True):

@@ -31,7 +31,7 @@ from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.metrics.base import EvaluationContext, RunnerSettings, Values, table_sum
 from bitfront.spaces.base import Codes
-from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.model_space import FormatSpace
 
 Backend = Literal["torch", "onnxruntime", "modelled"]
 SiteFormats = Mapping[Operand, Format]
@@ -114,7 +114,7 @@ class Deployment:
             return _on_onnxruntime(graph, formats, x, self.settings)
         return _on_torch(graph, formats, x, subject.device)
 
-    def modelled(self, space: QuantizationSpace, codes: Codes) -> Values:
+    def modelled(self, space: FormatSpace, codes: Codes) -> Values:
         """Seconds per batch of each candidate, by the roofline model (Williams et al. 2009): per node the larger of
 
         - operations · batch · (bits of its widest operand / 32) / operations_per_second,

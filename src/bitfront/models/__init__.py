@@ -4,6 +4,13 @@ To add one, write a file here with a function ``(sample_shape, num_classes) -> n
 with ``@MODELS.register("name")``; its first docstring line is what ``bitfront list models`` shows. Add a test
 in ``tests/models`` that runs ``bitfront.testing.check_model`` on it. Nothing else changes. Third parties
 register through the entry-point group ``bitfront.models``.
+
+The function is called when a configuration names the model: for a plan, for training, and for a trial that is rebuilt,
+so it must make the same layers each time. It is called with the shape of one sample, without the batch dimension, and
+the number of classes, under a random seed of PyTorch's generator for the CPU, which is all that initial weights may be
+drawn from. It raises ConfigError, with ``key=("model",)``, where the model cannot take such samples. What it returns
+takes a float32 tensor of shape (samples, *sample_shape) and gives logits of shape (samples, classes); a sample's logits
+in eval mode depend on that sample alone.
 """
 
 from __future__ import annotations

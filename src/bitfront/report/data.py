@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bitfront.pareto import Front, hypervolume
 from bitfront.report.importance import Importance, active, importance
 from bitfront.spaces.base import Space
-from bitfront.spaces.model_space import Size
+from bitfront.spaces.described import Size
 
 if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run

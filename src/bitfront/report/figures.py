@@ -17,7 +17,7 @@ from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCours
 from bitfront.report.grid import COLOURS, readable
 from bitfront.report.importance import Importance, Influence
 from bitfront.report.tables import number
-from bitfront.spaces.model_space import Size
+from bitfront.spaces.described import Size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

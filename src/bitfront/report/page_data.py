@@ -19,7 +19,7 @@ from bitfront.report.importance import Effect, Importance, active
 
 if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run
-    from bitfront.spaces.model_space import Size
+    from bitfront.spaces.described import Size
 
 
 def content(run: Run, influences: Sequence[Importance], limit: int = data.SHOWN) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from bitfront.errors import ConfigError
 from bitfront.graph import Graph
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
-from bitfront.spaces.model_space import CandidateConfig, ModelSpace, Offer
+from bitfront.spaces.described import CandidateConfig
+from bitfront.spaces.model_space import FormatSpace, ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.spaces.widths import WidthSpace
@@ -100,6 +101,6 @@ class JointSpace(ModelSpace):
         """Channel group → new width, for the channel groups whose width changes."""
         return self.of_widths.widths(options)
 
-    def quantization(self, graph: Graph) -> QuantizationSpace:
+    def quantization(self, graph: Graph) -> FormatSpace:
         """The space of the formats at the sites of `graph`, the model with changed widths."""
         return self.of_formats.quantization(graph)

@@ -1,149 +1,24 @@
-"""Spaces whose candidates can be spelled out, and those that are of a model: what every kind of space here builds on.
+"""Spaces of candidates of one captured model: what every kind of space that can be searched is.
 
-``DescribedSpace`` is a space as text: all that a run folder keeps of it. ``ModelSpace`` adds the captured model.
 A candidate of a model has two sides: how wide its layers are, and in which formats it computes. Each kind of space says
-how its codes split into the two; whoever evaluates candidates needs to know nothing else of the kind.
+how its codes split into the two; whoever evaluates candidates needs to know nothing else of the kind. The second side
+is a code of a ``FormatSpace``, whose candidates differ in formats alone.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.errors import UnknownNameError
-from bitfront.formats import FORMATS
-from bitfront.formats.base import FLOAT_BITS, FormatError
-from bitfront.graph import Graph
-from bitfront.spaces.base import Branch, Choice, Codes, Group, Space
-
-if TYPE_CHECKING:
-    from bitfront.spaces.quantize import QuantizationSpace
-
-#: A candidate spelled out as in the TOML: {"by": "name", "default": {...}, site: {"config": {...}}}.
-CandidateConfig = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a choice is: bits of a value, or how many times as wide as in the model a layer is."""
-
-    kind: Literal["bits", "width"]
-    amount: float
-
-
-class DescribedSpace(Space):
-    """A space as text: enough to spell candidates out, without the model. What a run folder keeps.
-
-    Args:
-        description: per site ``{"site": name, "alternatives": [{"name": format, "operands": [{"operand": name,
-            "settings": [{"label": text, "set": {parameter: value}}]}]}]}``; JSON. An entry may have a ``part``, the
-            table of the configuration that it is spelled in; an alternative ``also`` what else is spelled with it; and
-            a setting ``bits``, those of a value under it, or a ``width``, that of the layer under it.
-    """
-
-    def __init__(self, description: Sequence[Mapping[str, Any]]) -> None:
-        self.description = description
-        groups = []
-        for entry in description:
-            branches: list[Branch] = []
-            for a in entry["alternatives"]:
-                # A format whose settings are no plain product has several branches.
-                before = sum(b.label.split("#")[0] == a["name"] for b in branches)
-                choices = (Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"])
-                branches.append(Branch(f"{a['name']}#{before + 1}" if before else a["name"], tuple(choices)))
-            groups.append(Group(entry["site"], tuple(branches)))
-        super().__init__(groups)
-
-    def decode(self, code: NDArray[np.int64]) -> CandidateConfig:
-        """The candidate spelled out, as ``[passes.quantize]`` takes it. Sites that can only be float are left out.
-
-        Where the space has parts, each of them stands under its name.
-        """
-        tables: dict[str, dict[str, Any]] = {}
-        options = self.options(code[None])[0].tolist()
-        for g, (group, entry) in enumerate(zip(self.groups, self.description, strict=True)):
-            table = tables.setdefault(entry.get("part", ""), {"by": "name", "default": {"config": {"name": "NA"}}})
-            written = self._written(g, options[g])
-            if group.size > 1 or entry["alternatives"][0]["name"] != "NA":
-                table[entry["site"]] = {"config": dict(written)}
-        spelled: CandidateConfig = tables.get("", tables)
-        return spelled
-
-    def _written(self, g: int, option: int) -> Mapping[str, object]:
-        """What the TOML says of one option of a site."""
-        known = self._spelled.get((g, option))
-        if known is None:
-            alternative, chosen = self._chosen(g, option)
-            known = {"name": "NA"}
-            if any(setting["label"] != "float" for _, setting in chosen):
-                known = {"name": alternative["name"], **alternative.get("also", {})}
-                for operand, setting in chosen:
-                    known |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
-                    if not setting["set"] and setting["label"] != "float":
-                        known[operand] = [{}]  # a format without parameters
-            self._spelled[g, option] = known
-        return known
-
-    def _chosen(self, g: int, option: int) -> tuple[Mapping[str, Any], list[tuple[str, Mapping[str, Any]]]]:
-        """(the alternative, (operand, setting) of each operand) of one option of a site."""
-        branch, picks = self.groups[g].picks(option)
-        alternative = self.description[g]["alternatives"][branch]
-        pairs = zip(alternative["operands"], picks, strict=True)
-        return alternative, [(o["operand"], o["settings"][i]) for o, i in pairs]
-
-    @cached_property
-    def _spelled(self) -> dict[tuple[int, int], dict[str, object]]:
-        return {}
-
-    def layer_widths(self, code: NDArray[np.int64]) -> dict[str, tuple[str, int]]:
-        """Layer → (label of its multiplier, its output width), for the layers whose width is chosen."""
-        options = self.options(code[None])[0].tolist()
-        return {
-            entry["site"]: (setting["label"], setting["width"])
-            for g, entry in enumerate(self.description)
-            for _, setting in self._chosen(g, options[g])[1]
-            if "width" in setting
-        }
-
-    def operand_bits(self, code: NDArray[np.int64]) -> dict[str, dict[str, int | None]]:
-        """Site → operand → bits of a value, for the operands that have a format; None where they are not known."""
-        options = self.options(code[None])[0].tolist()
-        bits: dict[str, dict[str, int | None]] = {}
-        for g, entry in enumerate(self.description):
-            alternative, chosen = self._chosen(g, options[g])
-            for operand, setting in chosen:
-                if setting["label"] != "float" and "width" not in setting:
-                    bits.setdefault(entry["site"], {})[operand] = _bits(alternative["name"], operand, setting)
-        return bits
-
-    @cached_property
-    def sizes(self) -> Mapping[str, Size]:
-        """How large that is which a label stands for. A label is absent where its size is not known."""
-        sizes = {"float": Size("bits", FLOAT_BITS)}
-        alternatives = [a for entry in self.description for a in entry["alternatives"]]
-        for name, operand in ((a["name"], o) for a in alternatives for o in a["operands"]):
-            for setting in (s for s in operand["settings"] if s["label"] not in sizes):
-                if "width" in setting:
-                    sizes[setting["label"]] = Size("width", setting["set"]["multiplier"])
-                elif (bits := _bits(name, operand["operand"], setting)) is not None:
-                    sizes[setting["label"]] = Size("bits", bits)
-        return sizes
-
-
-def _bits(name: str, operand: str, setting: Mapping[str, Any]) -> int | None:
-    """Bits under a setting; None for one of an older run folder, which does not say them, whose format is not there."""
-    if "bits" in setting:
-        return int(setting["bits"])
-    try:
-        return FORMATS.get(name).parse(setting["set"], operand).bits
-    except (UnknownNameError, FormatError):
-        return None
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import Graph, Site
+from bitfront.spaces.base import Codes
+from bitfront.spaces.described import CandidateConfig, DescribedSpace
 
 
 @dataclass(frozen=True)
@@ -151,6 +26,8 @@ class Offer:
     """What a space offers at a site, for people.
 
     Attributes:
+        site: its name.
+        type: of the site, e.g. ``Linear``.
         rule: the key of the table of choices that applied.
         choices: what the site may become, in words.
         options: how many that are.
@@ -166,12 +43,26 @@ class Offer:
 class ModelSpace(DescribedSpace):
     """A space of candidates of one captured model.
 
+    **When it is called.** A space is made when a search is planned, of the model as it is initialised, and again with
+    the trained weights and in every worker process: from the same request it must be the same space. Strategies see
+    its codes (``spaces.base.Space``); the plan asks for ``offers``, ``spelled_size``, `unused` and `notes`, for people;
+    the loop begins with ``uniform``; evaluators ask for ``split`` of each batch, then ``widths`` and ``quantization``.
+
+    **What it may not do.** Change the graph or its model, or depend on the values of the weights. Its description is
+    JSON, and all that a run folder keeps of it: codes must mean there what they mean here.
+
+    Every mistake in the request is a ConfigError when the space is made. ``bitfront.testing.check_space`` tests it.
+
+    Class attributes:
+        changes_widths: whether a candidate may have other layer widths than the model.
+
     Attributes:
         graph: the captured model.
         unused: keys of the table of choices that name nothing.
         notes: what the user should know about how the choices were understood.
     """
 
+    changes_widths: ClassVar[bool] = True
     graph: Graph
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -187,20 +78,91 @@ class ModelSpace(DescribedSpace):
 
     @abstractmethod
     def uniform(self) -> Codes:
-        """Candidates that treat all sites alike, as far as they can: what a search should begin with."""
+        """Candidates that treat all sites alike, as far as they can: what a search should begin with.
+
+        Returns:
+            Canonical codes of shape (candidates, parameters), each once; there may be none.
+        """
 
     @abstractmethod
     def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
-        """The code of a candidate spelled out. Raises ConfigError if it is not of this space."""
+        """The code of a candidate spelled out, as ``decode`` spells it.
+
+        Returns:
+            A canonical code of shape (parameters,).
+
+        Raises:
+            ConfigError: `config` is not a candidate of this space; says where, and what there is.
+        """
 
     @abstractmethod
     def split(self, codes: Codes) -> tuple[Codes, Codes]:
-        """The two sides of candidates: (what ``widths`` takes, a row each; codes of ``quantization``)."""
+        """The two sides of candidates.
+
+        Args:
+            codes: canonical codes of shape (candidates, parameters).
+
+        Returns:
+            (what ``widths`` takes, a row each; codes of the space that ``quantization`` gives, a row each).
+        """
 
     @abstractmethod
     def widths(self, options: NDArray[np.int64]) -> dict[int, int]:
-        """The channel groups whose width changes, with their new widths; what ``transforms.widen`` takes."""
+        """The channel groups whose width changes, with their new widths; what ``transforms.widen`` takes.
+
+        Args:
+            options: the first side of one candidate, a row of what ``split`` gives.
+        """
 
     @abstractmethod
-    def quantization(self, graph: Graph) -> QuantizationSpace:
+    def quantization(self, graph: Graph) -> FormatSpace:
         """The formats that may be chosen, as a space of `graph`: the model in other widths, or as it is."""
+
+
+class FormatSpace(ModelSpace):
+    """A space whose candidates differ in the formats of the model's sites alone: group i is site i of the graph.
+
+    Metric runners and evaluators see spaces of this kind. Tables per option number options as ``Space`` does.
+    """
+
+    changes_widths: ClassVar[bool] = False
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The model's sites, one per group."""
+        return self.graph.sites
+
+    def split(self, codes: Codes) -> tuple[Codes, Codes]:
+        """No candidate changes a width."""
+        return np.zeros((len(codes), 0), dtype=np.int64), codes
+
+    def widths(self, options: NDArray[np.int64]) -> dict[int, int]:  # noqa: ARG002
+        """None."""
+        return {}
+
+    @property
+    @abstractmethod
+    def site_formats(self) -> tuple[tuple[Mapping[Operand, Format], ...], ...]:
+        """Per group and option: operand → format, not calibrated. An operand left in float is absent."""
+
+    @abstractmethod
+    def bits(self, operand: Operand) -> list[NDArray[np.int64]]:
+        """Bits of `operand` under each option, per group an array of shape (options,). Float and absent: 32."""
+
+    @abstractmethod
+    def quantized(self, operand: Operand) -> list[NDArray[np.bool_]]:
+        """Whether `operand` has a format under each option; per group an array of shape (options,)."""
+
+    @abstractmethod
+    def storage(self) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
+        """(parameter, group, bytes under each option of the group) for every parameter with a format of its own.
+
+        Scales are included, and a tensor ends on a whole byte. A parameter that several sites share comes up once per
+        site.
+        """
+
+    def formats(self, options: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
+        """Site → operand → format (not calibrated) of one candidate given by its options, shape (groups,). A site left
+        in float is absent."""
+        chosen = zip(self.sites, self.site_formats, options.tolist(), strict=True)
+        return {site.name: dict(table[option]) for site, table, option in chosen if table[option]}

@@ -17,7 +17,8 @@ from bitfront.errors import ConfigError
 from bitfront.graph import Graph
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
-from bitfront.spaces.model_space import CandidateConfig, ModelSpace, Offer
+from bitfront.spaces.described import CandidateConfig
+from bitfront.spaces.model_space import FormatSpace, ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
 from bitfront.spaces.width_choices import LayerChoice, candidate_table, read_choices
@@ -125,7 +126,7 @@ class WidthSpace(ModelSpace):
             changed.update(choice.widths[option].groups)
         return changed
 
-    def quantization(self, graph: Graph) -> QuantizationSpace:
+    def quantization(self, graph: Graph) -> FormatSpace:
         """The space of the float model alone: one candidate."""
         return QuantizationSpace.of_float(graph)
 

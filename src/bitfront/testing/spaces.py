@@ -7,18 +7,22 @@ check_space(build_my_space(request))
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 
 from bitfront.spaces.base import Codes, Space
-from bitfront.spaces.quantize import QuantizationSpace, single
+from bitfront.spaces.described import DescribedSpace
+from bitfront.spaces.model_space import FormatSpace, ModelSpace
+from bitfront.spaces.quantize import single
 
 #: Spaces up to this size are checked whole; of larger ones both ends and random candidates.
 WHOLE = 4096
 
 
 def check_space(space: Space, *, seed: int = 0) -> None:
-    """Assert that `space` keeps the contract of :class:`bitfront.spaces.base.Space`.
+    """Assert that `space` keeps the contract of :class:`bitfront.spaces.base.Space`, and, where it is one, that of
+    :class:`bitfront.spaces.model_space.ModelSpace`.
 
     Args:
         space: of any kind.
@@ -37,10 +41,15 @@ def check_space(space: Space, *, seed: int = 0) -> None:
     _check_unseen(space, codes)
     for code in codes[:: max(1, len(codes) // 16)]:
         _check_neighbours(space, code)
-    if isinstance(space, QuantizationSpace):
+    if isinstance(space, ModelSpace):
         for code in codes[:: max(1, len(codes) // 32)]:
             _check_spelling(space, code)
         _check_uniform(space)
+        _check_sides(space, codes)
+        json.dumps(space.description)
+    if isinstance(space, FormatSpace):
+        for code in codes[:: max(1, len(codes) // 32)]:
+            _check_formats(space, code)
 
 
 def _candidates(space: Space, rng: np.random.Generator) -> tuple[Codes, list[Codes]]:
@@ -147,9 +156,27 @@ def _check_neighbours(space: Space, code: Codes) -> None:
     assert len(near) >= reachable, f"there are {len(near)} neighbours, and at least {reachable} differ in one parameter"
 
 
-def _check_spelling(space: QuantizationSpace, code: Codes) -> None:
+def _check_spelling(space: ModelSpace, code: Codes) -> None:
     config = space.decode(code)
     assert np.array_equal(space.encode(config), code), f"encode(decode(code)) is another code: {config}"
+    described = DescribedSpace(json.loads(json.dumps(space.description)))
+    assert described.decode(code) == config, "a run folder, which has the description alone, spells it differently"
+
+
+def _check_sides(space: ModelSpace, codes: Codes) -> None:
+    first, second = space.split(codes)
+    assert len(first) == len(second) == len(codes), "split gives another number of rows"
+    formats = space.quantization(space.graph)
+    assert isinstance(formats, FormatSpace), f"quantization gives a {type(formats).__name__}"
+    formats.check(second)
+    sides = np.concatenate([first, second], axis=1)
+    assert len(_distinct(sides)) == len(_distinct(codes)), "two candidates have the same two sides"
+    changed = any(space.widths(row) for row in first[:: max(1, len(first) // 32)])
+    assert space.changes_widths or not changed, "changes_widths is false, and a candidate changes one"
+
+
+def _check_formats(space: FormatSpace, code: Codes) -> None:
+    config = space.decode(code)
     alone = single(space.graph, config)
     assert alone.size == 1, f"the candidate spelled out leaves a choice: {config}"
     expected = space.formats(space.options(code[None])[0])
@@ -157,7 +184,7 @@ def _check_spelling(space: QuantizationSpace, code: Codes) -> None:
     assert formats == expected, f"the candidate spelled out has other formats: {config}"
 
 
-def _check_uniform(space: QuantizationSpace) -> None:
+def _check_uniform(space: ModelSpace) -> None:
     codes = space.uniform()
     space.check(codes)
     assert np.array_equal(codes, space.canonical(codes)), "a uniform candidate is not canonical"

@@ -33,6 +33,7 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.capture import changes_in_place, parameter
 from bitfront.metrics.base import Kind, Runner, Scores, Values
 from bitfront.spaces.base import Codes
+from bitfront.spaces.model_space import FormatSpace
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import StateDict, evaluate, right_answers
 from bitfront.transforms import SiteFormats, quantize
@@ -77,7 +78,7 @@ class FixedEvaluator(ModelEvaluator):
     def __init__(
         self,
         job: EvaluationJob,
-        space: QuantizationSpace | None = None,
+        space: FormatSpace | None = None,
         effort: WorkLimits | None = None,
         beside: FixedEvaluator | None = None,
         epochs: int = 0,
@@ -85,8 +86,9 @@ class FixedEvaluator(ModelEvaluator):
         self.job = job
         if space is None:
             built = job.build_space()
-            assert isinstance(built, QuantizationSpace), "a search over widths needs a TrainedEvaluator"
-            space = built
+            if built.changes_widths:
+                raise ValueError("candidates of other widths than the model need a TrainedEvaluator")
+            space = built.quantization(built.graph)
         self._space = space
         self.epochs = epochs
         self._searched = beside.searched if beside else space
@@ -101,12 +103,12 @@ class FixedEvaluator(ModelEvaluator):
         self.plain = ""
 
     @property
-    def space(self) -> QuantizationSpace:
+    def space(self) -> FormatSpace:
         """The space the codes belong to."""
         return self._space
 
     @property
-    def searched(self) -> QuantizationSpace:
+    def searched(self) -> FormatSpace:
         """The space of the search, also where the codes belong to the float model alone."""
         return self._searched
 
@@ -358,11 +360,11 @@ class _Context:
         self._scores: dict[tuple[str, int | None], Scores] = {}
 
     @property
-    def space(self) -> QuantizationSpace:
+    def space(self) -> FormatSpace:
         return self._evaluator.space
 
     @property
-    def searched(self) -> QuantizationSpace:
+    def searched(self) -> FormatSpace:
         return self._evaluator.searched
 
     @property

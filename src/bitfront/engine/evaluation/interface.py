@@ -27,8 +27,7 @@ from bitfront.metrics.base import Kind, Runner, SampleChoice, Scores, Values
 from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
-from bitfront.spaces.model_space import ModelSpace
-from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.model_space import FormatSpace, ModelSpace
 from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
@@ -98,9 +97,7 @@ class EvaluationJob:
     def build_space(self) -> ModelSpace:
         """The space, of the captured model."""
         graph = capture(self.model, self.sample)
-        space = SPACES.get(self.space)(SpaceRequest(graph, self.by, self.choices, parts=self.parts))
-        assert isinstance(space, ModelSpace)
-        return space
+        return SPACES.get(self.space)(SpaceRequest(graph, self.by, self.choices, parts=self.parts))
 
     def make_runners(self) -> tuple[Runner, ...]:
         """The metric runners, fresh."""
@@ -233,7 +230,7 @@ class ModelEvaluator(Evaluator):
 
     @property
     @abstractmethod
-    def space(self) -> QuantizationSpace:
+    def space(self) -> FormatSpace:
         """The space that the codes belong to; its ``graph`` is the captured model."""
 
     @property

@@ -47,7 +47,6 @@ from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
-from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import StateDict
 from bitfront.transforms.widen import Widths, widen
 
@@ -71,8 +70,8 @@ def open_evaluator(job: EvaluationJob, space: ModelSpace | None = None) -> Evalu
         space: where it is built already.
     """
     space = space or job.build_space()
-    if job.training is None and isinstance(space, QuantizationSpace):
-        return FixedEvaluator(job, space)
+    if job.training is None and not space.changes_widths:
+        return FixedEvaluator(job, space.quantization(space.graph))
     return TrainedEvaluator(job, space)
 
 

@@ -116,9 +116,7 @@ def _space(config: Config, graph: Graph) -> ModelSpace:
     except ConfigError as error:
         error.key = ("search", "search_space", "name")
         raise
-    space = build_space(SpaceRequest(graph, asked.setup.by, _choices(config), parts=_parts(config)))
-    assert isinstance(space, ModelSpace)
-    return space
+    return build_space(SpaceRequest(graph, asked.setup.by, _choices(config), parts=_parts(config)))
 
 
 def _job(

@@ -9,7 +9,6 @@ from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import asked_training
 from bitfront.spaces.model_space import ModelSpace
-from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.transforms.correct import has_bias, norms_behind
 
 
@@ -50,7 +49,7 @@ def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, runners
         notes = []
         if not config.search.strategy.eval_mode:
             notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
-        if not isinstance(space, QuantizationSpace):
+        if space.changes_widths:
             notes.append(
                 "networks of other widths are not trained, they have the float model's weights, widened or cut; "
                 "sw_runner.basic_train trains each candidate"

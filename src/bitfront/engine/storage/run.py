@@ -29,7 +29,7 @@ from bitfront.errors import ConfigError, RunError, nearest, one_of, require
 from bitfront.metrics.intervals import wilson
 from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
-from bitfront.spaces.model_space import CandidateConfig, DescribedSpace
+from bitfront.spaces.described import CandidateConfig, DescribedSpace
 
 if TYPE_CHECKING:
     import pandas

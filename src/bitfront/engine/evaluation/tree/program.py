@@ -29,7 +29,7 @@ from bitfront.formats.grid import FixedPoint
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
 from bitfront.operations.lookup import of_node
-from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.spaces.model_space import FormatSpace
 from bitfront.transforms.correct import is_norm
 
 #: Sums up to here are exact in float32.
@@ -104,7 +104,7 @@ class Program:
         calibration: knows whatever the options that are asked for need to know.
     """
 
-    def __init__(self, graph: Graph, space: QuantizationSpace, calibration: Calibration, device: str = "cpu") -> None:
+    def __init__(self, graph: Graph, space: FormatSpace, calibration: Calibration, device: str = "cpu") -> None:
         assert graph.fx_graph is not None
         self.graph, self.device = graph, device
         self._calibration = calibration

@@ -1,0 +1,110 @@
+"""What each site of a space of formats got: its formats, and the settings of each operand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitfront.formats.base import FLOAT_BITS, Format, Operand
+from bitfront.graph import Site
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to treat an operand: what the TOML says, and the format it means (None: left in float)."""
+
+    written: tuple[tuple[str, object], ...]
+    format: Format | None
+
+    @property
+    def bits(self) -> int:
+        """Bits per value."""
+        return self.format.bits if self.format else FLOAT_BITS
+
+    def stored_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of that shape, scales included; a tensor ends on a whole byte."""
+        values = int(np.prod(shape, dtype=np.int64))
+        if self.format is None:
+            return values * FLOAT_BITS // 8
+        return -(-(values * self.bits + self.format.overhead_bits(shape)) // 8)
+
+    def described(self) -> dict[str, Any]:
+        """Its entry in the description of a space (``spaces.described``)."""
+        written = {key: "NA" if value is None else value for key, value in self.written}
+        return {"label": self.format.label if self.format else "float", "set": written, "bits": self.bits}
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One branch at a site: a format by name (``NA``: float), and the settings to choose from per operand."""
+
+    name: str
+    operands: tuple[tuple[Operand, tuple[Setting, ...]], ...] = ()
+
+
+FLOAT = Alternative("NA")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a site got.
+
+    Attributes:
+        site: the site.
+        key: the key of the table of choices that applied; ``default`` where no other did.
+        alternatives: the branches.
+        excluded: how many settings were left out because their parameters contradict each other.
+        why: of the last of them, what the format says.
+    """
+
+    site: Site
+    key: str
+    alternatives: tuple[Alternative, ...]
+    excluded: int = 0
+    why: str = ""
+
+    def options(self) -> Iterator[tuple[tuple[Operand, Setting], ...]]:
+        """Every option of the site, in the order in which a space numbers them."""
+        for alternative in self.alternatives:
+            operands = [o for o, _ in alternative.operands]
+            for picks in itertools.product(*(settings for _, settings in alternative.operands)):
+                yield tuple(zip(operands, picks, strict=True))
+
+    def nearest_option(self, name: str, target: Mapping[str, int]) -> int:
+        """The option whose operands have as nearly as possible so many bits.
+
+        Args:
+            name: of the format; a site without it, but with a choice, takes its first option.
+            target: operand → bits.
+        """
+        offset = 0
+        for alternative in self.alternatives:
+            radices = [len(settings) for _, settings in alternative.operands]
+            if alternative.name == name or len(self.alternatives) == 1:
+                picks = [
+                    min(range(len(settings)), key=lambda i: _distance(settings[i], target[operand], i))
+                    for operand, settings in alternative.operands
+                ]
+                return offset + int(np.ravel_multi_index(picks, radices) if radices else 0)
+            offset += int(np.prod(radices, dtype=np.int64)) if radices else 1
+        return 0
+
+    def described(self) -> dict[str, Any]:
+        """Its entry in the description of a space (``spaces.described``)."""
+        alternatives = []
+        for alternative in self.alternatives:
+            operands = [
+                {"operand": operand, "settings": [setting.described() for setting in settings]}
+                for operand, settings in alternative.operands
+            ]
+            alternatives.append({"name": alternative.name, "operands": operands})
+        return {"site": self.site.name, "alternatives": alternatives}
+
+
+def _distance(setting: Setting, target: int, index: int) -> tuple[float, float, int]:
+    """Nearest bits first; among equal bits as the format ranks."""
+    return abs(setting.bits - target), setting.format.rank if setting.format else 0.0, index

@@ -1,0 +1,136 @@
+"""A space as text: enough to spell its candidates out, without the model. All that a run folder keeps of a space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.errors import UnknownNameError
+from bitfront.formats import FORMATS
+from bitfront.formats.base import FLOAT_BITS, FormatError
+from bitfront.spaces.base import Branch, Choice, Group, Space
+
+#: A candidate spelled out as in the TOML: {"by": "name", "default": {...}, site: {"config": {...}}}.
+CandidateConfig = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a choice is: bits of a value, or how many times as wide as in the model a layer is."""
+
+    kind: Literal["bits", "width"]
+    amount: float
+
+
+class DescribedSpace(Space):
+    """A space as text: enough to spell candidates out, without the model. What a run folder keeps.
+
+    Args:
+        description: per site ``{"site": name, "alternatives": [{"name": format, "operands": [{"operand": name,
+            "settings": [{"label": text, "set": {parameter: value}}]}]}]}``; JSON. An entry may have a ``part``, the
+            table of the configuration that it is spelled in; an alternative ``also`` what else is spelled with it; and
+            a setting ``bits``, those of a value under it, or a ``width``, that of the layer under it.
+    """
+
+    def __init__(self, description: Sequence[Mapping[str, Any]]) -> None:
+        self.description = description
+        groups = []
+        for entry in description:
+            branches: list[Branch] = []
+            for a in entry["alternatives"]:
+                # A format whose settings are no plain product has several branches.
+                before = sum(b.label.split("#")[0] == a["name"] for b in branches)
+                choices = (Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"])
+                branches.append(Branch(f"{a['name']}#{before + 1}" if before else a["name"], tuple(choices)))
+            groups.append(Group(entry["site"], tuple(branches)))
+        super().__init__(groups)
+
+    def decode(self, code: NDArray[np.int64]) -> CandidateConfig:
+        """The candidate spelled out, as ``[passes.quantize]`` takes it. Sites that can only be float are left out.
+
+        Where the space has parts, each of them stands under its name.
+        """
+        tables: dict[str, dict[str, Any]] = {}
+        options = self.options(code[None])[0].tolist()
+        for g, (group, entry) in enumerate(zip(self.groups, self.description, strict=True)):
+            table = tables.setdefault(entry.get("part", ""), {"by": "name", "default": {"config": {"name": "NA"}}})
+            written = self._written(g, options[g])
+            if group.size > 1 or entry["alternatives"][0]["name"] != "NA":
+                table[entry["site"]] = {"config": dict(written)}
+        spelled: CandidateConfig = tables.get("", tables)
+        return spelled
+
+    def _written(self, g: int, option: int) -> Mapping[str, object]:
+        """What the TOML says of one option of a site."""
+        known = self._spelled.get((g, option))
+        if known is None:
+            alternative, chosen = self._chosen(g, option)
+            known = {"name": "NA"}
+            if any(setting["label"] != "float" for _, setting in chosen):
+                known = {"name": alternative["name"], **alternative.get("also", {})}
+                for operand, setting in chosen:
+                    known |= {f"{operand}_{key}": value for key, value in setting["set"].items()}
+                    if not setting["set"] and setting["label"] != "float":
+                        known[operand] = [{}]  # a format without parameters
+            self._spelled[g, option] = known
+        return known
+
+    def _chosen(self, g: int, option: int) -> tuple[Mapping[str, Any], list[tuple[str, Mapping[str, Any]]]]:
+        """(the alternative, (operand, setting) of each operand) of one option of a site."""
+        branch, picks = self.groups[g].picks(option)
+        alternative = self.description[g]["alternatives"][branch]
+        pairs = zip(alternative["operands"], picks, strict=True)
+        return alternative, [(o["operand"], o["settings"][i]) for o, i in pairs]
+
+    @cached_property
+    def _spelled(self) -> dict[tuple[int, int], dict[str, object]]:
+        return {}
+
+    def layer_widths(self, code: NDArray[np.int64]) -> dict[str, tuple[str, int]]:
+        """Layer → (label of its multiplier, its output width), for the layers whose width is chosen."""
+        options = self.options(code[None])[0].tolist()
+        return {
+            entry["site"]: (setting["label"], setting["width"])
+            for g, entry in enumerate(self.description)
+            for _, setting in self._chosen(g, options[g])[1]
+            if "width" in setting
+        }
+
+    def operand_bits(self, code: NDArray[np.int64]) -> dict[str, dict[str, int | None]]:
+        """Site → operand → bits of a value, for the operands that have a format; None where they are not known."""
+        options = self.options(code[None])[0].tolist()
+        bits: dict[str, dict[str, int | None]] = {}
+        for g, entry in enumerate(self.description):
+            alternative, chosen = self._chosen(g, options[g])
+            for operand, setting in chosen:
+                if setting["label"] != "float" and "width" not in setting:
+                    bits.setdefault(entry["site"], {})[operand] = _bits(alternative["name"], operand, setting)
+        return bits
+
+    @cached_property
+    def sizes(self) -> Mapping[str, Size]:
+        """How large that is which a label stands for. A label is absent where its size is not known."""
+        sizes = {"float": Size("bits", FLOAT_BITS)}
+        alternatives = [a for entry in self.description for a in entry["alternatives"]]
+        for name, operand in ((a["name"], o) for a in alternatives for o in a["operands"]):
+            for setting in (s for s in operand["settings"] if s["label"] not in sizes):
+                if "width" in setting:
+                    sizes[setting["label"]] = Size("width", setting["set"]["multiplier"])
+                elif (bits := _bits(name, operand["operand"], setting)) is not None:
+                    sizes[setting["label"]] = Size("bits", bits)
+        return sizes
+
+
+def _bits(name: str, operand: str, setting: Mapping[str, Any]) -> int | None:
+    """Bits under a setting; None for one of an older run folder, which does not say them, whose format is not there."""
+    if "bits" in setting:
+        return int(setting["bits"])
+    try:
+        return FORMATS.get(name).parse(setting["set"], operand).bits
+    except (UnknownNameError, FormatError):
+        return None

@@ -1,0 +1,290 @@
+"""From the table of choices of a space of formats to what each site gets.
+
+Every mistake in the table is an error here: keys that name nothing, formats and parameters that do not exist, values
+that are not possible. An operand is a choice among complete settings: settings whose parameters contradict each other
+are left out, and so are settings that mean the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.formats import FORMATS
+from bitfront.formats.base import Format, FormatError, Operand
+from bitfront.graph import Site
+from bitfront.operations.lookup import operand_names
+from bitfront.operations.lookup import sites as site_operations
+from bitfront.registry import canonical
+from bitfront.spaces.assignment import FLOAT, Alternative, Assignment, Setting
+from bitfront.spaces.request import SpaceRequest
+
+NAMING = ("name", "type", "regex_name")
+Settings = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """The settings of an operand, how many were left out, and why the last of these was."""
+
+    settings: tuple[Setting, ...]
+    excluded: int = 0
+    why: str = ""
+
+
+def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, ...]]:
+    """(what each site got, keys of the table that name nothing).
+
+    Raises:
+        ConfigError: a mistake in the table; its key is named.
+    """
+    graph, choices, where = request.graph, request.choices, request.where
+    if request.by not in NAMING:
+        raise ConfigError(
+            f"by = {request.by!r} is not possible; {one_of(NAMING)}.{nearest(request.by, NAMING)}",
+            key=(*where[:-1], "setup", "by") if where[-1:] == ("seed",) else (*where, "by"),
+        )
+    if not graph.sites:
+        raise ConfigError("the model has nothing that could be configured: no Linear, Conv, ReLU, matmul or add")
+    keys = [k for k in choices if k != "default"]
+    for key in keys:
+        _check_key(key, request)
+    used: set[str] = set()
+    assignments = []
+    for site in graph.sites:
+        key = next((k for k in keys if _names(k, site, request)), "default")
+        used.add(key)
+        assignments.append(_assignment(site, key, choices.get(key, {"name": "NA"}), (*where, key, "config")))
+    unused = tuple(k for k in keys if k not in used)
+    if not request.float_only and all(a.alternatives == (FLOAT,) for a in assignments):
+        names = ", ".join(s.name for s in graph.sites)
+        for key in dict.fromkeys(a.key for a in assignments):
+            own = choices.get(key, {"name": "NA"})
+            if own["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in own):
+                sizes = dict.fromkeys(f.bits_parameter for f in _formats(_listed(own["name"], where), where) if f)
+                allowed = [f"{o}_{p}" if p else o for p in sizes for o in operand_names()]
+                raise ConfigError(
+                    f"every site stays in float: no operand has a {' or '.join(p or 'format' for p in sizes)}; "
+                    f"{one_of(allowed)}",
+                    key=(*where, key),
+                )
+        hint = f" Unused keys: {', '.join(map(repr, unused))}." if unused else ""
+        raise ConfigError(
+            f"every site stays in float: no key with another name than 'NA' matches one of {names} "
+            f"by = {request.by!r}.{hint}",
+            key=where,
+        )
+    return tuple(assignments), unused
+
+
+def _names(key: str, site: Site, request: SpaceRequest) -> bool:
+    if request.by == "name":
+        # The name of a site is that site alone; several calls of a shared module have one path.
+        named = any(key == s.name for s in request.graph.sites)
+        return key == (site.name if named else site.path)
+    if request.by == "type":
+        return canonical(key) in (canonical(site.op), canonical(site.type))
+    return bool(re.fullmatch(key, site.name) or (site.path and re.fullmatch(key, site.path)))
+
+
+def _check_key(key: str, request: SpaceRequest) -> None:
+    sites, where = request.graph.sites, (*request.where, key)
+    names = [s.name for s in sites]
+    if request.by == "regex_name":
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise ConfigError(f"{key!r} is not a regular expression: {error}", key=where) from None
+        return
+    is_type = canonical(key) in {canonical(op) for op in site_operations()} | {canonical(s.type) for s in sites}
+    is_site = any(key in (s.name, s.path) for s in sites)
+    if is_type or is_site:
+        return
+    other = next((n for n in request.graph.nodes if key in (n.name, n.path)), None)
+    if other is not None:
+        raise ConfigError(
+            f"{other.title} cannot be configured; {one_of(names)}, or the types {', '.join(site_operations())}",
+            key=where,
+        )
+    known = names if request.by == "name" else list(site_operations())
+    what = "site" if request.by == "name" else "type of site"
+    raise ConfigError(f"the model has no {what} {key!r}; {one_of(known)}.{nearest(key, known)}", key=where)
+
+
+def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]) -> Assignment:
+    values = {k: _listed(v, (*where, k)) for k, v in settings.items()}
+    names = values.pop("name", None)
+    if names is None:
+        raise ConfigError(f"'name' is missing: the number format, or 'NA'; {one_of(FORMATS.names())}", key=where)
+    bypass = values.pop("bypass", [False])
+    for value in bypass:
+        if not isinstance(value, bool):
+            raise ConfigError(f"bypass = {value!r} is not possible; allowed: true, false", key=(*where, "bypass"))
+    formats = _formats(names, (*where, "name"))
+    classes = [f for f in formats if f is not None]
+    _check_parameters(values, classes, where)
+    alternatives: list[Alternative] = []
+    excluded, why = 0, ""
+    for name, format_class in formats.items_by_name() if False in bypass else ():
+        operands = []
+        for operand in site.operands:
+            own = _settings(site, operand, format_class, values, where)
+            excluded, why = excluded + own.excluded, own.why or why
+            operands.append((operand, own.settings))
+        alternative = Alternative(name, tuple(operands))
+        floats = any(map(_can_be_float, alternatives))
+        # Float is one candidate, whichever format it is spelled in.
+        alternatives += _never_float(alternative) if floats else [alternative]
+    floats = any(map(_can_be_float, alternatives))
+    if (None in formats or True in bypass) and not floats:
+        alternatives.append(FLOAT)
+    if alternatives and all(s.format is None for a in alternatives for _, ss in a.operands for s in ss):
+        # A format without a width for any of the site's operands leaves the site as it is.
+        alternatives = [FLOAT]
+    return Assignment(site, key, tuple(alternatives), excluded, why)
+
+
+def _can_be_float(alternative: Alternative) -> bool:
+    return all(any(s.format is None for s in settings) for _, settings in alternative.operands)
+
+
+def _never_float(alternative: Alternative) -> list[Alternative]:
+    """`alternative` without the one option that leaves every operand in float, as disjoint products."""
+    parts = []
+    for i, (operand, settings) in enumerate(alternative.operands):
+        formats = tuple(s for s in settings if s.format is not None)
+        if formats:
+            before = [(o, tuple(s for s in ss if s.format is None)) for o, ss in alternative.operands[:i]]
+            operands = (*before, (operand, formats), *alternative.operands[i + 1 :])
+            parts.append(Alternative(alternative.name, operands))
+        if len(formats) == len(settings):
+            break
+    return parts
+
+
+class _Formats(dict["type[Format] | None", str]):
+    """Format class (None: float) → its name, as chosen at a site."""
+
+    def items_by_name(self) -> Iterator[tuple[str, type[Format]]]:
+        for format_class, name in self.items():
+            if format_class is not None:
+                yield name, format_class
+
+
+def _formats(names: Sequence[object], where: tuple[str, ...]) -> _Formats:
+    found = _Formats()
+    for name in names:
+        if name in (None, "NA"):
+            found.setdefault(None, "NA")
+        elif isinstance(name, str) and name in FORMATS:
+            found.setdefault(FORMATS.get(name), FORMATS.official(name))
+        else:
+            hint = nearest(str(name), FORMATS.names())
+            raise ConfigError(f"there is no format {name!r}; {one_of([*FORMATS.names(), 'NA'])}.{hint}", key=where)
+    return found
+
+
+def _listed(value: object, where: tuple[str, ...]) -> list[object]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise ConfigError("the list of choices is empty", key=where)
+    return values
+
+
+def _split(key: str) -> tuple[Operand, str] | None:
+    """``weight_width`` → (weight, width); ``weight`` → (weight, "")."""
+    # The longest first: ``weight_ih_width`` is no key of ``weight``.
+    for operand in sorted(operand_names(), key=len, reverse=True):
+        if key == operand:
+            return operand, ""
+        if key.startswith(operand + "_"):
+            return operand, key[len(operand) + 1 :]
+    return None
+
+
+def _check_parameters(values: Mapping[str, list[object]], formats: list[type[Format]], where: tuple[str, ...]) -> None:
+    """Every key must belong to an operand and to at least one of the formats; where only NA is named, to any."""
+    formats = formats or [FORMATS.get(n) for n in FORMATS.names()]
+    known = {name: p for f in formats for name, p in f.parameters.items()}
+    allowed = ["name", "bypass", *operand_names(), *(f"{o}_{n}" for o in operand_names() for n in known)]
+    for key, choices in values.items():
+        part = _split(key)
+        if part is None or (part[1] and part[1] not in known):
+            raise ConfigError(f"unknown key; {one_of(allowed)}.{nearest(key, allowed)}", key=(*where, key))
+        for choice in choices:
+            tables = choice if isinstance(choice, Mapping) else {part[1]: choice}
+            if not part[1] and not isinstance(choice, Mapping):
+                needed = ", ".join(f"{n} = {choice!r}" for n, p in formats[0].parameters.items() if p.default is ...)
+                raise ConfigError(
+                    f"{choice!r} is not possible: a choice among whole settings is a list of tables, such as "
+                    f"{key} = [{{{needed}}}]",
+                    key=(*where, key),
+                )
+            for name, value in tables.items():
+                _check_value(name, value, formats, known, (*where, key))
+
+
+def _check_value(
+    name: str, value: object, formats: list[type[Format]], known: Mapping[str, object], where: tuple[str, ...]
+) -> None:
+    if name not in known:
+        raise ConfigError(f"has no parameter {name!r}; {one_of(known)}.{nearest(name, known)}", key=where)
+    if value in (None, "NA") and any(f.bits_parameter == name for f in formats):
+        return
+    problems = []
+    for format_class in formats:
+        if name in format_class.parameters:
+            try:
+                format_class.parameters[name].check(name, None if value == "NA" else value)
+            except FormatError as error:
+                problems.append(str(error))
+            else:
+                return
+    raise ConfigError(problems[0], key=where)
+
+
+def _settings(
+    site: Site,
+    operand: Operand,
+    format_class: type[Format],
+    values: Mapping[str, list[object]],
+    where: tuple[str, ...],
+) -> _Operand:
+    own = {name: v for key, v in values.items() if (part := _split(key)) and part[0] == operand for name in [part[1]]}
+    if not own:
+        return _Operand((Setting((), None),))
+    if "" in own and len(own) > 1:
+        raise ConfigError(
+            f"{operand} is given both as whole settings and by single parameters; use one of the two",
+            key=(*where, operand),
+        )
+    tables: list[dict[str, object]]
+    if "" in own:
+        tables = [dict(cast(Mapping[str, object], t)) for t in own[""]]
+        place = (*where, operand)
+    else:
+        names = [n for n in own if n in format_class.parameters]
+        tables = [dict(zip(names, picks, strict=True)) for picks in itertools.product(*(own[n] for n in names))]
+        place = (*where, f"{operand}_{names[0]}") if names else where
+    settings: dict[Format | None, Setting] = {}
+    why, excluded = "", 0
+    for table in tables:
+        if format_class.leaves_float(table):
+            settings.setdefault(None, Setting(((str(format_class.bits_parameter), "NA"),) if table else (), None))
+            continue
+        try:
+            parsed = format_class.parse(table, operand, signed=operand != "data_in" or site.negative_inputs_matter)
+        except FormatError as error:
+            if error.parameter is not None:
+                raise ConfigError(f"{operand} of {site.title}: {error}", key=place) from None
+            why, excluded = str(error), excluded + 1
+            continue
+        settings.setdefault(parsed, Setting(tuple(table.items()), parsed))
+    if not settings:
+        raise ConfigError(f"no valid setting is left for {operand} of {site.title}: {why}", key=place)
+    ordered = sorted(settings.values(), key=lambda s: s.bits)
+    return _Operand(tuple(ordered), excluded, why)
