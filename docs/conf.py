@@ -55,8 +55,8 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!bitfront\.).*")]
 #: Types that stand in signatures, but that users neither make nor look into.
 INNER = """
-config.SearchTable engine.evaluation.interface.Evaluator registry.T spaces.quantize.Assignment
-spaces.model_space.ModelSpace spaces.model_space.Offer spaces.model_space.DescribedSpace transforms.correct.Correction
+config.SearchTable engine.evaluation.interface.Evaluator registry.T spaces.assignment.Assignment
+transforms.correct.Correction
 """
 nitpick_ignore = [("py:class", f"bitfront.{name}") for name in INNER.split()]
 show_warning_types = True

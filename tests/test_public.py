@@ -1,8 +1,10 @@
 """What ``import bitfront`` offers: complete, documented, quick."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -34,4 +36,37 @@ def test_the_import_is_quick():
     for module in ("", ", bitfront.config", ", bitfront.cli", ", bitfront.errors, bitfront.events, bitfront.template"):
         command = [sys.executable, "-c", program.format(module)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n", module
-    assert len(bf.__all__) <= 36, "some 30 names are what one can keep in mind; a new verb may bring one"
+
+
+def test_the_verbs_are_few():
+    verbs = [name for name in bf.__all__ if not inspect.isclass(getattr(bf, name))]
+    assert len(verbs) <= 22, "some 20 verbs are what one can keep in mind"
+
+
+def classes(annotation):
+    """Bitfront's classes in a type."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return {annotation} if annotation.__module__.startswith("bitfront.") else set()
+    return {found for part in typing.get_args(annotation) for found in classes(part)}
+
+
+def test_what_the_verbs_return_is_public():
+    verbs = [getattr(bf, name) for name in bf.__all__ if not inspect.isclass(getattr(bf, name))]
+    returned = {found for verb in verbs for found in classes(typing.get_type_hints(verb)["return"])}
+    assert {"Run", "Plan", "Trained", "Analysis", "Comparison"} <= {c.__name__ for c in returned}
+    assert {c for c in returned if getattr(bf, c.__name__, None) is not c} == set()
+
+
+#: What stands in results, and is looked up where it stands: its page in the reference says what it is.
+INSIDE = {"Band", "Constraint", "DescribedSpace", "TrainResult"}
+
+
+@pytest.mark.parametrize("result", [bf.Run, bf.Trial, bf.Comparison, bf.Trained, bf.Transformed])
+def test_what_results_hold_is_public(result):
+    hints = typing.get_type_hints(result)
+    held = {found for field in dataclasses.fields(result) for found in classes(hints[field.name])}
+    for name, member in vars(result).items():
+        function = member.fget if isinstance(member, property) else getattr(member, "func", None)
+        if function is not None and not name.startswith("_"):
+            held |= classes(typing.get_type_hints(function)["return"])
+    assert {c.__name__ for c in held if getattr(bf, c.__name__, None) is not c} <= INSIDE

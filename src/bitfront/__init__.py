@@ -1,22 +1,35 @@
 """Bitfront finds the whole accuracy-against-cost front of a PyTorch model.
 
-The map of the house, from the door inwards::
+The map of the house, from the door inwards. Imports point downwards only::
 
-    cli          the command: parses, calls the API, prints
-    api          the verbs: plan, search, compare, init, list
-    report       tables, figures, the page; reads results
-    engine       plan, train, evaluate, loop, store, front, run, rebuild, analyze, compare
-    population   many candidates trained together
-    training     one training loop;  checkpoints: weights on disk
-    strategies   what to try next             metrics     what a candidate is worth
-    spaces       what may be chosen           transforms  (graph, formats) → a new model
-    export       what runs without Bitfront   graph       a captured model
-    formats      number formats               constraints conditions in plain words
-    data         datasets                     models      reference models
-    config       the TOML schema              registry    name → implementation
-    errors       every error, in one tree
+    cli           the command: parses, calls the API, prints
+    api           the verbs: plan, search, compare, init, list
+    report        tables, figures, the page; a run as other tools read it
+    engine        comparison    several strategies on one space
+                  analysis      what a model costs, module by module
+                  rebuild       a trial → its model again
+                  search        the loop, weights, fine-tuning, the front on the test split
+                  planning      configuration → plan: every mistake is found here
+                  evaluation    a batch of codes → metrics;  tree: many candidates through one graph
+                  storage       trials on disk, a run folder read back
+    population    many networks trained together
+    training      one training loop                 checkpoints  weights on disk
+    strategies    what to try next                  metrics      what a candidate is worth
+    spaces        what may be chosen: sites × options ↔ codes
+    export        (graph, formats) → files and modules that run without Bitfront
+    transforms    (graph, formats) → a new model
+    graph         a captured model: its sites       data, models   datasets; reference models
+    operations    what is known of each layer and function: a record each
+    formats       number formats                    kernels      rounding and scoring in C++, and the same in torch
+    objectives    what is optimised                 pareto       the front, its hypervolume
+    config        the TOML schema                   constraints  conditions in plain words
+    registry      name → implementation             errors       every error, in one tree
+    testing       conformance suites: what each format, metric, strategy, space, model and dataset must do
 
-Everything below is loaded when it is first used: ``import bitfront`` does not import torch.
+docs/architecture.md is the same with a walk through one search, docs/glossary.md has the words.
+
+What stands in ``__all__`` is public: the verbs, and what they take and return. It is loaded when it is first used:
+``import bitfront`` does not import torch.
 """
 
 from __future__ import annotations
@@ -32,73 +45,100 @@ if TYPE_CHECKING:
     from bitfront.data.arrays import from_arrays, from_splits
     from bitfront.data.base import Dataset
     from bitfront.data.loading import load_dataset
-    from bitfront.engine.analysis import analyze
-    from bitfront.engine.comparison.results import Comparison
+    from bitfront.engine.analysis import Analysis, analyze
+    from bitfront.engine.comparison.results import Comparison, StrategyResult, StrategyRun
+    from bitfront.engine.planning.plan import Plan
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
-    from bitfront.engine.search.weights import test, train
+    from bitfront.engine.search.weights import Trained, test, train
+    from bitfront.engine.storage.records import Finetuned, PairedComparison
     from bitfront.engine.storage.run import Run, Trial
+    from bitfront.engine.storage.trials import TrialColumns
     from bitfront.errors import BitfrontError, EvaluationError, UserError
     from bitfront.events import Events
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
     from bitfront.models.base import build_model
+    from bitfront.objectives import Objectives
     from bitfront.pareto import hypervolume, non_dominated
-    from bitfront.report.convert import convert
+    from bitfront.report.convert import Converted, convert
     from bitfront.report.writing import Report, write_report
+    from bitfront.training import Evaluation
     from bitfront.transforms import calibrate, quantize
 
 _HOMES = {
+    "Analysis": "bitfront.engine.analysis",
     "analyze": "bitfront.engine.analysis",
-    "Events": "bitfront.events",
-    "Transformed": "bitfront.engine.rebuild",
-    "Comparison": "bitfront.engine.comparison.results",
+    "BitfrontError": "bitfront.errors",
+    "build_model": "bitfront.models.base",
+    "calibrate": "bitfront.transforms",
+    "capture": "bitfront.graph",
     "compare": "bitfront.api",
-    "plan": "bitfront.api",
-    "search": "bitfront.api",
-    "test": "bitfront.engine.search.weights",
-    "train": "bitfront.engine.search.weights",
-    "transform_config": "bitfront.engine.rebuild",
-    "transform_trial": "bitfront.engine.rebuild",
-    "load_checkpoint": "bitfront.checkpoints:load",
+    "Comparison": "bitfront.engine.comparison.results",
     "Config": "bitfront.config",
-    "load_config": "bitfront.config:load",
+    "convert": "bitfront.report.convert",
+    "Converted": "bitfront.report.convert",
+    "Dataset": "bitfront.data.base",
+    "Evaluation": "bitfront.training",
+    "EvaluationError": "bitfront.errors",
+    "Events": "bitfront.events",
+    "Finetuned": "bitfront.engine.storage.records",
+    "Format": "bitfront.formats.base",
     "from_arrays": "bitfront.data.arrays",
     "from_splits": "bitfront.data.arrays",
-    "Dataset": "bitfront.data.base",
-    "load_dataset": "bitfront.data.loading",
-    "hypervolume": "bitfront.pareto",
-    "non_dominated": "bitfront.pareto",
-    "Run": "bitfront.engine.storage.run",
-    "Trial": "bitfront.engine.storage.run",
-    "BitfrontError": "bitfront.errors",
-    "EvaluationError": "bitfront.errors",
-    "UserError": "bitfront.errors",
-    "Format": "bitfront.formats.base",
     "Graph": "bitfront.graph",
-    "Site": "bitfront.graph",
-    "capture": "bitfront.graph",
-    "build_model": "bitfront.models.base",
-    "convert": "bitfront.report.convert",
-    "Report": "bitfront.report.writing",
-    "write_report": "bitfront.report.writing",
-    "calibrate": "bitfront.transforms",
+    "hypervolume": "bitfront.pareto",
+    "load_checkpoint": "bitfront.checkpoints:load",
+    "load_config": "bitfront.config:load",
+    "load_dataset": "bitfront.data.loading",
+    "non_dominated": "bitfront.pareto",
+    "Objectives": "bitfront.objectives",
+    "PairedComparison": "bitfront.engine.storage.records",
+    "plan": "bitfront.api",
+    "Plan": "bitfront.engine.planning.plan",
     "quantize": "bitfront.transforms",
+    "Report": "bitfront.report.writing",
+    "Run": "bitfront.engine.storage.run",
+    "search": "bitfront.api",
+    "Site": "bitfront.graph",
+    "StrategyResult": "bitfront.engine.comparison.results",
+    "StrategyRun": "bitfront.engine.comparison.results",
+    "test": "bitfront.engine.search.weights",
+    "train": "bitfront.engine.search.weights",
+    "Trained": "bitfront.engine.search.weights",
+    "transform_config": "bitfront.engine.rebuild",
+    "transform_trial": "bitfront.engine.rebuild",
+    "Transformed": "bitfront.engine.rebuild",
+    "Trial": "bitfront.engine.storage.run",
+    "TrialColumns": "bitfront.engine.storage.trials",
+    "UserError": "bitfront.errors",
+    "write_report": "bitfront.report.writing",
 }
 
 __all__ = [
+    "Analysis",
     "BitfrontError",
     "Comparison",
     "Config",
+    "Converted",
     "Dataset",
+    "Evaluation",
     "EvaluationError",
     "Events",
+    "Finetuned",
     "Format",
     "Graph",
+    "Objectives",
+    "PairedComparison",
+    "Plan",
     "Report",
     "Run",
     "Site",
+    "StrategyResult",
+    "StrategyRun",
+    "Trained",
     "Transformed",
     "Trial",
+    "TrialColumns",
     "UserError",
     "analyze",
     "build_model",

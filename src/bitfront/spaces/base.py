@@ -100,6 +100,10 @@ class Parameter:
 class Space:
     """A product of groups, with its codes. Immutable.
 
+    Strategies, the loop and the store see a space as this alone, from several threads and for a million codes at a
+    time: every method is a pure function of its arguments, and none of them changes an array that it is given. A kind
+    of space does not override them; it says its groups, or its description (``spaces.model_space``).
+
     Args:
         groups: in the order in which the model executes their sites.
 

@@ -26,11 +26,17 @@ class Plan:
     """A search, checked, before any work.
 
     Attributes:
-        model: the float model; initialised, not trained, unless the user brought his own.
-        brings_weights: the user's own model object: used as it is.
+        config: the configuration that it was made of.
+        dataset: the data, all splits in memory.
+        model: the float model; initialised, not trained, unless the user gave a model object.
+        brings_weights: whether the user gave a model object, whose weights are used as they are.
         evaluator: evaluates candidates of that model; its space is the space of the search.
         runners: the metric runners as they are configured, with ``num_samples = "auto"`` where that is asked for.
+        objectives: what is optimised.
+        strategy: which strategy, with its settings.
+        n_trials: how many distinct candidates are evaluated at most.
         notes: remarks for the user.
+        constraints: what every result must fulfil; those against the float model have no number yet.
     """
 
     config: Config
