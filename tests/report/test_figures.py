@@ -67,9 +67,9 @@ def odd(tmp_path):
         if name == "summed":
             return write(folder, codes, {"accuracy": accuracy, "average_bitwidth": bits}, summed="maximize")
         if name == "no accuracy":
-            own = {"loss": 1 - accuracy, "model_size": bits}
+            metrics = {"loss": 1 - accuracy, "model_size": bits}
             return write(
-                folder, codes, own, objectives=[("loss", "minimize"), ("model_size", "minimize")], reference={}
+                folder, codes, metrics, objectives=[("loss", "minimize"), ("model_size", "minimize")], reference={}
             )
         if name == "nothing fulfils":
             bound = {"text": "accuracy >= 2", "metric": "accuracy", "comparison": ">=", "bound": 2.0, "drop": False}
@@ -111,28 +111,28 @@ def all_figures(run):
 
 
 def line(axes, label):
-    (found,) = [own for own in axes.get_lines() if own.get_label() == label]
-    return found
+    (labelled,) = [line for line in axes.get_lines() if line.get_label() == label]
+    return labelled
 
 
 # ---- the front
 
 
 def test_every_trial_is_a_point_and_the_front_has_its_intervals(six):
-    own = data.cloud(six)
-    assert own.rows.tolist() == list(range(6))
-    assert six.columns.number[own.front].tolist() == [5, 4, 3]
-    for place, row in enumerate(own.front):
-        assert (own.low[place], own.high[place]) == six.row(int(row)).intervals["accuracy"]
-    assert own.note == "6 trials, 3 on the front"
-    (axes,) = figures.front(six, own).axes
+    cloud = data.cloud(six)
+    assert cloud.rows.tolist() == list(range(6))
+    assert six.columns.number[cloud.front].tolist() == [5, 4, 3]
+    for place, row in enumerate(cloud.front):
+        assert (cloud.low[place], cloud.high[place]) == six.row(int(row)).intervals["accuracy"]
+    assert cloud.note == "6 trials, 3 on the front"
+    (axes,) = figures.front(six, cloud).axes
     points = line(axes, "trials").get_xydata()
     assert sorted(map(tuple, points)) == sorted(
         zip(six.columns.metrics["average_bitwidth"], six.columns.metrics["accuracy"], strict=True)
     )
     assert axes.containers[0].lines[0].get_xydata() == pytest.approx(np.array([[2, 0.82], [4, 0.86], [8, 0.9]]))
     low = [segment[0][1] for segment in axes.containers[0].lines[2][0].get_segments()]
-    assert low == pytest.approx(own.low[::-1].tolist())
+    assert low == pytest.approx(cloud.low[::-1].tolist())
     assert line(axes, "float model").get_xydata().tolist() == [[32, 0.97]]
     assert axes.get_xlabel() == "average_bitwidth [bits]"
     assert axes.get_ylabel() == "accuracy, 95 % intervals"
@@ -168,17 +168,17 @@ def test_one_panel_per_cost(tmp_path):
 
 
 def test_of_many_trials_the_front_and_some_of_the_others_are_drawn(long_run):
-    own = data.cloud(long_run)
-    assert len(own.rows) <= data.SHOWN + data.FRONT
-    assert set(own.front) <= set(own.rows)
-    assert own.on_front == len(long_run.front_rows)
-    assert f"{len(own.rows):,} of 99,990 trials are drawn" in own.note
-    shown, every = long_run.columns.metrics["accuracy"][own.rows], long_run.columns.metrics["accuracy"]
+    cloud = data.cloud(long_run)
+    assert len(cloud.rows) <= data.SHOWN + data.FRONT
+    assert set(cloud.front) <= set(cloud.rows)
+    assert cloud.on_front == len(long_run.front_rows)
+    assert f"{len(cloud.rows):,} of 99,990 trials are drawn" in cloud.note
+    shown, every = long_run.columns.metrics["accuracy"][cloud.rows], long_run.columns.metrics["accuracy"]
     assert np.isfinite(shown).all()
     # The cloud's outline is kept, not only where it is dense.
     assert shown.min() == np.nanmin(every)
     assert shown.max() == np.nanmax(every)
-    assert set(long_run.columns.metrics["average_bitwidth"][own.rows]) == set(
+    assert set(long_run.columns.metrics["average_bitwidth"][cloud.rows]) == set(
         long_run.columns.metrics["average_bitwidth"][long_run.columns.complete]
     )
 
@@ -195,16 +195,16 @@ def test_the_map_says_what_each_trial_of_the_front_chose(tmp_path):
     # fc1/name, fc1/weight, fc2/weight, wide/width
     codes = [[0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 1]]
     run = write(tmp_path / "map", codes, {"accuracy": [0.9, 0.8, 0.7], "average_bitwidth": [9, 8, 7]}, space=space)
-    own = data.layer_map(run, run.front_rows)
-    assert own.numbers == (0, 1, 2)
-    assert own.places == ("fc1/weight", "fc2/weight", "wide/width")  # fc2/data_in is the same everywhere
-    assert own.labels == (
+    layer_map = data.layer_map(run, run.front_rows)
+    assert layer_map.numbers == (0, 1, 2)
+    assert layer_map.places == ("fc1/weight", "fc2/weight", "wide/width")  # fc2/data_in is the same everywhere
+    assert layer_map.labels == (
         ("float", "int8.auto", "int2.auto"),
         ("int4.auto", "int8.auto", "int4.auto"),
         ("x0.5", "x2", "x2"),
     )
-    assert own.shades.tolist() == [[1.0, 1.0, 0.25], [0.5, 1.0, 0.5], [0.25, 1.0, 1.0]]
-    written = [t.get_text() for t in figures.layers(own).axes[0].texts]
+    assert layer_map.shades.tolist() == [[1.0, 1.0, 0.25], [0.5, 1.0, 0.5], [0.25, 1.0, 1.0]]
+    written = [t.get_text() for t in figures.layers(layer_map).axes[0].texts]
     assert written == ["float", "8", "2", "4", "8", "4", "x0.5", "x2", "x2"]
 
 
@@ -227,44 +227,44 @@ def test_labels_are_shortened_where_that_tells_them_apart(labels, shown):
 
 
 def test_history_is_the_best_so_far_and_the_volume(six):
-    own = data.history(six)
-    accuracy, bits = own.courses
+    course = data.history(six)
+    accuracy, bits = course.courses
     assert accuracy.values.tolist() == six.columns.metrics["accuracy"].tolist()
     assert accuracy.best.tolist() == pytest.approx([0.8, 0.84, 0.88, 0.9])
     assert accuracy.steps.tolist() == [0, 1, 2, 5]
     assert (bits.steps.tolist(), bits.best.tolist(), bits.direction) == ([0], [2.0], "minimize")
-    assert own.trials.tolist() == [1, 2, 3, 4, 5, 6]
-    assert own.seconds.tolist() == pytest.approx([0.001 * i for i in range(1, 7)])
+    assert course.trials.tolist() == [1, 2, 3, 4, 5, 6]
+    assert course.seconds.tolist() == pytest.approx([0.001 * i for i in range(1, 7)])
     losses = six.objectives.losses(six.columns.metrics)
     scaled = (losses - losses.min(axis=0)) / (losses.max(axis=0) - losses.min(axis=0))
-    assert own.volume.tolist() == pytest.approx([hypervolume(scaled[:n], np.ones(2)) for n in range(1, 7)])
-    panels = figures.history(own).axes
+    assert course.volume.tolist() == pytest.approx([hypervolume(scaled[:n], np.ones(2)) for n in range(1, 7)])
+    panels = figures.history(course).axes
     assert panels[0].get_lines()[1].get_xydata().tolist()[-1] == [6, 0.9]
-    assert panels[2].get_lines()[0].get_ydata().tolist() == own.volume.tolist()
-    assert panels[3].get_lines()[0].get_xdata().tolist() == own.seconds.tolist()
+    assert panels[2].get_lines()[0].get_ydata().tolist() == course.volume.tolist()
+    assert panels[3].get_lines()[0].get_xdata().tolist() == course.seconds.tolist()
 
 
 def test_history_of_many_trials_keeps_every_improvement(long_run):
-    own = data.history(long_run)
+    course = data.history(long_run)
     best = np.fmax.accumulate(np.nan_to_num(long_run.columns.metrics["accuracy"], nan=-1))
-    assert own.courses[0].best.tolist() == np.unique(best)[-len(own.courses[0].best) :].tolist()
-    assert len(own.courses[0].rows) <= data.SHOWN
-    assert len(own.volume) == data.MOMENTS
-    assert (np.diff(own.volume) >= 0).all()
+    assert course.courses[0].best.tolist() == np.unique(best)[-len(course.courses[0].best) :].tolist()
+    assert len(course.courses[0].rows) <= data.SHOWN
+    assert len(course.volume) == data.MOMENTS
+    assert (np.diff(course.volume) >= 0).all()
 
 
 # ---- parallel coordinates, failures
 
 
 def test_parallel_coordinates_have_a_line_per_trial(six):
-    own = data.parallel(six, data.influences(six))
-    assert [a.name for a in own.axes] == ["fc1/data_in", "fc1/weight", "accuracy", "average_bitwidth"]
-    assert own.values[:2].T.tolist() == six.columns.code.tolist()
-    assert own.front.sum() == 3
-    up = data.heights(own)
+    coordinates = data.parallel(six, data.influences(six))
+    assert [a.name for a in coordinates.axes] == ["fc1/data_in", "fc1/weight", "accuracy", "average_bitwidth"]
+    assert coordinates.values[:2].T.tolist() == six.columns.code.tolist()
+    assert coordinates.front.sum() == 3
+    up = data.heights(coordinates)
     assert up[0].tolist() == [0.25, 0.25, 0.25, 0.75, 0.75, 0.75]
     assert up[2, 5] == pytest.approx(0.98)
-    axes = figures.parallel(own).axes[0]
+    axes = figures.parallel(coordinates).axes[0]
     assert sum(len(drawn.get_xdata()) == 4 for drawn in axes.get_lines()) == 6
 
 
@@ -281,15 +281,15 @@ def test_failures_are_counted_by_what_they_say(odd):
 
 
 def test_a_grid_has_the_trials_values_in_its_cells(six):
-    own = grid.grid(six, "fc1/weight", "fc1/data_in", "accuracy")
-    assert (own.columns, own.rows) == (("int2.auto", "int4.auto", "int8.auto"), ("int4.auto", "int8.auto"))
-    assert own.values.tolist() == [pytest.approx([0.8, 0.84, 0.88]), pytest.approx([0.82, 0.86, 0.9])]
-    axes, bar = grid.heatmap(own).axes
+    cells = grid.grid(six, "fc1/weight", "fc1/data_in", "accuracy")
+    assert (cells.columns, cells.rows) == (("int2.auto", "int4.auto", "int8.auto"), ("int4.auto", "int8.auto"))
+    assert cells.values.tolist() == [pytest.approx([0.8, 0.84, 0.88]), pytest.approx([0.82, 0.86, 0.9])]
+    axes, bar = grid.heatmap(cells).axes
     assert [t.get_text() for t in axes.texts] == ["0.8", "0.84", "0.88", "0.82", "0.86", "0.9"]
     assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("fc1/weight", "fc1/data_in", "accuracy")
-    (space,) = grid.bars(own).axes
+    (space,) = grid.bars(cells).axes
     assert len(space.collections) == 6
-    assert sorted(t.get_text() for t in space.texts) == sorted(own.text(r, c) for r in range(2) for c in range(3))
+    assert sorted(t.get_text() for t in space.texts) == sorted(cells.text(r, c) for r in range(2) for c in range(3))
     assert space.get_zlim()[0] == pytest.approx(0.7)
     assert "the upright axis begins at 0.7" in space.get_title()
 
@@ -299,25 +299,25 @@ def test_cells_never_evaluated_differ_from_zero_and_from_failed_ones(tmp_path):
         tmp_path / "holes", [[0, 0], [0, 1], [1, 0]],
         {"accuracy": [0.0, np.nan, 0.5], "average_bitwidth": [1, np.nan, 2]}, errors=["", "boom", ""],
     )  # fmt: skip
-    own = grid.grid(run, "fc1/weight", "fc1/data_in", "accuracy")
-    texts = [[own.text(r, c) for c in range(3)] for r in range(2)]
+    cells = grid.grid(run, "fc1/weight", "fc1/data_in", "accuracy")
+    texts = [[cells.text(r, c) for c in range(3)] for r in range(2)]
     assert texts == [["0", "failed", "–"], ["0.5", "–", "–"]]
-    axes = grid.heatmap(own).axes[0]
+    axes = grid.heatmap(cells).axes[0]
     assert sorted(p.get_hatch() for p in axes.patches) == ["///", "///", "///", "xx"]
-    (space,) = grid.bars(own).axes
+    (space,) = grid.bars(cells).axes
     assert len(space.get_lines()) == 8  # four crosses on the floor
     assert space.get_zlim()[0] == 0
 
 
 def test_other_parameters_are_averaged(long_run):
-    own = grid.grid(long_run, "fc0/data_in", "fc3/weight", "accuracy")
+    cells = grid.grid(long_run, "fc0/data_in", "fc3/weight", "accuracy")
     codes, values = long_run.columns.code, long_run.columns.metrics["accuracy"]
     inside = (codes[:, 0] == 1) & (codes[:, 7] == 2) & np.isfinite(values)
-    assert own.values[2, 1] == pytest.approx(values[inside].mean())
-    assert own.trials[2, 1] == inside.sum()
-    assert own.trials.sum() == long_run.columns.complete.sum()
-    assert own.failed.sum() == 10
-    assert "mean of up to" in own.note
+    assert cells.values[2, 1] == pytest.approx(values[inside].mean())
+    assert cells.trials[2, 1] == inside.sum()
+    assert cells.trials.sum() == long_run.columns.complete.sum()
+    assert cells.failed.sum() == 10
+    assert "mean of up to" in cells.note
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,10 @@ def test_grids_of_any_shape(tmp_path, shape):
     if len(run.space.parameters) == 1:
         assert grid.grids(run) == ()
         return
-    own = grid.grids(run)[0]
-    assert own.values.shape == shape[::-1]
-    assert own.values.T.tolist() == values.reshape(shape).tolist()
-    for figure in (grid.heatmap(own), grid.bars(own)):
+    cells = grid.grids(run)[0]
+    assert cells.values.shape == shape[::-1]
+    assert cells.values.T.tolist() == values.reshape(shape).tolist()
+    for figure in (grid.heatmap(cells), grid.bars(cells)):
         saved(figure)
 
 
@@ -380,7 +380,7 @@ def test_where_the_upright_axis_begins(known, expected):
 
 
 def saved(figure):
-    """The size of the picture that is written of a figure, which must not be of one colour."""
+    """The size of a figure in pixels at 30 dots per inch. Checks that it does not have only one colour."""
     out = io.BytesIO()
     figure.savefig(out, dpi=30)
     picture = Image.open(out).convert("L")
@@ -421,8 +421,8 @@ def test_a_long_run_is_drawn(long_run):
     ],
 )
 def test_without_a_volume_the_reason_is_given(odd, name, missing):
-    own = data.history(odd(name))
-    assert (own.missing, len(own.volume)) == (missing, 0)
+    course = data.history(odd(name))
+    assert (course.missing, len(course.volume)) == (missing, 0)
 
 
 @pytest.mark.slow
