@@ -357,7 +357,7 @@ def test_best_under_constraints(run):
         (["averagebitwidth < 4"], {}, ConfigError, "Did you mean 'average_bitwidth'"),
         (["average_bitwidth"], {}, ConfigError, "cannot read the constraint 'average_bitwidth'; write it like"),
         (["average_bitwidth <= four"], {}, ConfigError, "cannot read the constraint"),
-        (["average_bitwidth <= 4e"], {}, ConfigError, "'e' is no unit of this metric; allowed: bit, bits"),
+        (["average_bitwidth <= 4e"], {}, ConfigError, "'e' is not a unit of this metric; allowed: bit, bits"),
         ([], {"minimize": "size"}, ConfigError, "this run has no metric 'size'"),
         ([], {"minimize": "loss", "maximize": "accuracy"}, ConfigError, "give either minimize or maximize"),
     ],

@@ -74,7 +74,7 @@ class Stateful:
         return ("a", 3)
 
     def __setstate__(self, state):
-        raise AssertionError("the file's own class was used")
+        raise AssertionError("the class named in the file was used")
 
 
 class Mode(enum.Enum):
@@ -82,23 +82,23 @@ class Mode(enum.Enum):
 
 
 def test_round_trip(model, other, file):
-    checkpoints.save(model.state_dict(), file, meta={"epoch": 3, "val_accuracy": 0.7})
-    assert_equal(checkpoints.load(file, other), model.state_dict())
+    checkpoints.save_checkpoint(model.state_dict(), file, meta={"epoch": 3, "val_accuracy": 0.7})
+    assert_equal(checkpoints.load_checkpoint(file, other), model.state_dict())
     assert checkpoints.read_meta(file) == {"epoch": 3, "val_accuracy": 0.7}
     assert type(torch.load(file, weights_only=True)) is dict
 
 
 def test_loading_does_not_touch_the_model(model, other, file):
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    checkpoints.save(model.state_dict(), file)
-    state = checkpoints.load(file, other)
+    checkpoints.save_checkpoint(model.state_dict(), file)
+    state = checkpoints.load_checkpoint(file, other)
     assert_equal(other.state_dict(), before)
     other.load_state_dict(state)
     assert_equal(other.state_dict(), model.state_dict())
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(model, other, file, monkeypatch):
-    checkpoints.save(model.state_dict(), file, meta={"epoch": 1})
+    checkpoints.save_checkpoint(model.state_dict(), file, meta={"epoch": 1})
     content = file.read_bytes()
 
     def full(obj, target):
@@ -107,7 +107,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(model, other, file, monkeypatch)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*weights\.pt: No space left"):
-        checkpoints.save(other.state_dict(), file, meta={"epoch": 2})
+        checkpoints.save_checkpoint(other.state_dict(), file, meta={"epoch": 2})
     assert file.read_bytes() == content
     assert checkpoints.read_meta(file) == {"epoch": 1}
     assert sorted(p.name for p in file.parent.iterdir()) == ["weights.pt", "weights.pt.json"]
@@ -115,25 +115,25 @@ def test_a_file_is_replaced_whole_or_not_at_all(model, other, file, monkeypatch)
 
 def test_meta_that_is_not_json_is_refused_before_anything_is_written(model, file):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        checkpoints.save(model.state_dict(), file, meta={"x": object()})
+        checkpoints.save_checkpoint(model.state_dict(), file, meta={"x": object()})
     assert list(file.parent.iterdir()) == []
 
 
 def test_saving_makes_the_folder_and_drops_stale_meta(model, tmp_path):
     path = tmp_path / "run" / "checkpoints" / "best.pt"
-    checkpoints.save(model.state_dict(), path, meta={"epoch": 1})
-    checkpoints.save(model.state_dict(), path)
+    checkpoints.save_checkpoint(model.state_dict(), path, meta={"epoch": 1})
+    checkpoints.save_checkpoint(model.state_dict(), path)
     assert checkpoints.read_meta(path) == {}
     assert [p.name for p in path.parent.iterdir()] == ["best.pt"]
 
 
 def test_a_view_does_not_take_its_base_along(file):
-    checkpoints.save({"weight": torch.zeros(1_000_000)[:4]}, file)
+    checkpoints.save_checkpoint({"weight": torch.zeros(1_000_000)[:4]}, file)
     assert file.stat().st_size < 10_000
 
 
 def test_meta_of_other_weights_is_refused(model, other, file):
-    checkpoints.save(model.state_dict(), file, meta={"epoch": 1})
+    checkpoints.save_checkpoint(model.state_dict(), file, meta={"epoch": 1})
     torch.save(dict(other.state_dict()), file)
     with pytest.raises(CheckpointError, match="describes other weights than"):
         checkpoints.read_meta(file)
@@ -147,18 +147,18 @@ def test_meta_of_other_weights_is_refused(model, other, file):
 def test_state_dicts_as_people_save_them(model, other, file, container, prefix):
     state = prefixed(model.state_dict(), prefix)
     torch.save(state if container is None else {container: state, "epoch": 3, "optimizer": {"lr": 0.1}}, file)
-    assert_equal(checkpoints.load(file, other), model.state_dict())
+    assert_equal(checkpoints.load_checkpoint(file, other), model.state_dict())
 
 
 def test_the_format_before_torch_1_6(model, other, file):
     torch.save(model.state_dict(), file, _use_new_zipfile_serialization=False)
-    assert_equal(checkpoints.load(file, other), model.state_dict())
+    assert_equal(checkpoints.load_checkpoint(file, other), model.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "model._orig_mod.", "a.b.", ""])
 def test_lightning_checkpoints(model, other, file, prefix):
     torch.save(lightning(model.state_dict(), prefix), file)
-    assert_equal(checkpoints.load(file, other, "pl"), model.state_dict())
+    assert_equal(checkpoints.load_checkpoint(file, other, "pl"), model.state_dict())
 
 
 def test_lightning_entries_outside_the_model_are_left(model, other, file):
@@ -166,7 +166,7 @@ def test_lightning_entries_outside_the_model_are_left(model, other, file):
     content["state_dict"]["train_acc.tp"] = torch.zeros(3)
     content["state_dict"]["criterion.weight"] = torch.ones(5)
     torch.save(content, file)
-    assert_equal(checkpoints.load(file, other, "pl"), model.state_dict())
+    assert_equal(checkpoints.load_checkpoint(file, other, "pl"), model.state_dict())
 
 
 def test_lightning_with_two_models_is_not_guessed_at(model, other, file):
@@ -174,10 +174,10 @@ def test_lightning_with_two_models_is_not_guessed_at(model, other, file):
     content["state_dict"].update(prefixed(other.state_dict(), "teacher."))
     torch.save(content, file)
     with pytest.raises(CheckpointError, match=r"holds 2 sets of weights.*student\., teacher\.; save the one"):
-        checkpoints.load(file, other, "pl")
+        checkpoints.load_checkpoint(file, other, "pl")
     content["state_dict"].update(prefixed(other.state_dict(), "model."))
     torch.save(content, file)
-    assert_equal(checkpoints.load(file, model, "pl"), other.state_dict())
+    assert_equal(checkpoints.load_checkpoint(file, model, "pl"), other.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_lightning_hyper_parameters_of_any_class_do_not_stand_in_the_way(model, 
     with pytest.raises(pickle.UnpicklingError):
         torch.load(file, weights_only=True)
     allowed = set(torch.serialization.get_safe_globals())
-    assert_equal(checkpoints.load(file, other, "pl"), model.state_dict())
+    assert_equal(checkpoints.load_checkpoint(file, other, "pl"), model.state_dict())
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
@@ -236,10 +236,10 @@ def test_malicious_pickles_are_not_executed(model, other, tmp_path, file, how, w
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     if where == "beside" and zipped and how == "exec":
         # Not code, only names and values that nobody uses: the weights beside them are sound.
-        assert_equal(checkpoints.load(file, other, load_type), state)
+        assert_equal(checkpoints.load_checkpoint(file, other, load_type), state)
     else:
         with pytest.raises(CheckpointError, match=r"torch\.save\(model\.state_dict\(\)"):
-            checkpoints.load(file, other, load_type)
+            checkpoints.load_checkpoint(file, other, load_type)
     assert not trace.exists()
     with file.open("rb") as stream:  # the payload is a real one: plain unpickling does run it
         torch.load(stream, weights_only=False)
@@ -252,20 +252,20 @@ def test_a_pickled_model_is_refused(model, file):
         CheckpointError,
         match=r"holds a pickled bitfront\.models\.jsc\.JSCModel.*torch\.save\(model\.state_dict\(\)",
     ):
-        checkpoints.load(file, model)
+        checkpoints.load_checkpoint(file, model)
     torch.save({"state_dict": model}, file)
     with pytest.raises(CheckpointError, match=r"not everything in it is a tensor: state_dict \(bitfront"):
-        checkpoints.load(file, model)
+        checkpoints.load_checkpoint(file, model)
 
 
 def test_missing_files_and_directories(model, tmp_path):
-    checkpoints.save(model.state_dict(), tmp_path / "best.pt")
+    checkpoints.save_checkpoint(model.state_dict(), tmp_path / "best.pt")
     with pytest.raises(CheckpointError, match=r"there is no checkpoint .*bset\.pt\. Did you mean 'best\.pt'"):
-        checkpoints.load(tmp_path / "bset.pt", model)
+        checkpoints.load_checkpoint(tmp_path / "bset.pt", model)
     with pytest.raises(CheckpointError, match=r"nor a directory .*nowhere"):
-        checkpoints.load(tmp_path / "nowhere" / "best.pt", model)
+        checkpoints.load_checkpoint(tmp_path / "nowhere" / "best.pt", model)
     with pytest.raises(CheckpointError, match=r"is a directory; name the checkpoint file.*It holds best\.pt"):
-        checkpoints.load(tmp_path, model)
+        checkpoints.load_checkpoint(tmp_path, model)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world\n" * 20, b"PK\x03\x04 not a zip", pickle.dumps({"a": 1})])
@@ -273,16 +273,16 @@ def test_missing_files_and_directories(model, tmp_path):
 def test_files_that_are_no_checkpoints(model, file, content, load_type):
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"weights\.pt "):
-        checkpoints.load(file, model, load_type)
+        checkpoints.load_checkpoint(file, model, load_type)
 
 
 def test_damaged_checkpoints(model, file):
-    checkpoints.save(model.state_dict(), file)
+    checkpoints.save_checkpoint(model.state_dict(), file)
     whole = file.read_bytes()
     for length in (10, 200, len(whole) // 2, len(whole) - 30):
         file.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match="is not a PyTorch checkpoint that can be read safely"):
-            checkpoints.load(file, model)
+            checkpoints.load_checkpoint(file, model)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_damaged_checkpoints(model, file):
 def test_other_contents(model, file, content, load_type, message):
     torch.save(content, file)
     with pytest.raises(CheckpointError, match=message):
-        checkpoints.load(file, model, load_type)
+        checkpoints.load_checkpoint(file, model, load_type)
 
 
 def test_what_does_not_fit_is_listed(file):
@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_listed(file):
     state["seq_blocks.9.bias"] = torch.zeros(5)
     torch.save(state, file)
     with pytest.raises(CheckpointError) as caught:
-        checkpoints.load(file, tiny)
+        checkpoints.load_checkpoint(file, tiny)
     assert str(caught.value) == (
         f"{file} does not fit the model (JSCModel; 7 entries, the file has 7):\n"
         "  1 missing from the file: seq_blocks.2.bias\n"
@@ -315,7 +315,7 @@ def test_what_does_not_fit_is_listed(file):
         "  5 of another shape in the file: seq_blocks.0.weight (12,) instead of (16,), "
         "seq_blocks.0.bias (12,) instead of (16,), seq_blocks.0.running_mean (12,) instead of (16,), "
         "seq_blocks.0.running_var (12,) instead of (16,), seq_blocks.2.weight (5, 12) instead of (5, 16)\n"
-        "Is it a checkpoint of this model, made for as many features and classes? "
+        "Is it a checkpoint of this model, with the same number of features and classes? "
         "If Lightning wrote the file, use load_type = 'pl'."
     )
 
@@ -323,7 +323,7 @@ def test_what_does_not_fit_is_listed(file):
 def test_long_lists_are_cut(model, file):
     torch.save(lightning(build_model("digits-cnn", (1, 8, 8), 10, seed=0).state_dict()), file)
     with pytest.raises(CheckpointError, match=r"26 missing from the file: .* and 18 more\n  8 in the file"):
-        checkpoints.load(file, model, "pl")
+        checkpoints.load_checkpoint(file, model, "pl")
 
 
 @pytest.mark.parametrize(
@@ -335,11 +335,11 @@ def test_long_lists_are_cut(model, file):
 )
 def test_load_types(model, file, load_type, message):
     with pytest.raises(CheckpointError, match=message):
-        checkpoints.load(file, model, load_type)
+        checkpoints.load_checkpoint(file, model, load_type)
 
 
 def test_the_sidecar_is_plain_json(model, file):
-    checkpoints.save(model.state_dict(), file, meta={"epoch": 3})
+    checkpoints.save_checkpoint(model.state_dict(), file, meta={"epoch": 3})
     document = json.loads((file.parent / "weights.pt.json").read_text())
     assert document["version"] == 1
     assert document["meta"] == {"epoch": 3}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitfront.constraints import Constraint, fulfilled, parse, total
+from bitfront.constraints import Constraint, fulfilled, parse_constraint, total
 from bitfront.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ METRICS = {
     ],
 )
 def test_what_a_statement_means(text, metric, comparison, bound, drop):
-    constraint = parse(text, METRICS)
+    constraint = parse_constraint(text, METRICS)
     assert (constraint.metric, constraint.comparison, constraint.drop) == (metric, comparison, drop)
     assert constraint.bound == pytest.approx(bound, rel=1e-12)
 
@@ -67,27 +67,27 @@ def test_what_a_statement_means(text, metric, comparison, bound, drop):
         ("model_size", "cannot read the constraint 'model_size'; write it like"),
         ("model_size <= two kB", "cannot read"),
         ("modelsize <= 2 kB", "there is no metric 'modelsize' here; .*Did you mean 'model_size'"),
-        ("model_size <= 2 kg", "'kg' is no unit of this metric; allowed: B, kB"),
-        ("latency <= 2 kB", "'kB' is no unit of this metric; allowed: s, ms"),
+        ("model_size <= 2 kg", "'kg' is not a unit of this metric; allowed: B, kB"),
+        ("latency <= 2 kB", "'kB' is not a unit of this metric; allowed: s, ms"),
         ("latency p95 <= 2 ms", "there is no metric 'latency_p95'"),
-        ("loss_drop <= 1 %", "only accuracy_drop is known"),
-        ("total_flops <= 2 ms", "'ms' is no unit"),
+        ("loss_drop <= 1 %", "the only drop is accuracy_drop"),
+        ("total_flops <= 2 ms", "'ms' is not a unit"),
     ],
 )
 def test_what_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse(text, METRICS)
+        parse_constraint(text, METRICS)
 
 
 def test_a_drop_is_in_points_of_the_float_models_accuracy():
-    constraint = parse("accuracy_drop <= 1 %", METRICS).resolved({"accuracy": 0.77})
+    constraint = parse_constraint("accuracy_drop <= 1 %", METRICS).resolved({"accuracy": 0.77})
     assert (constraint.comparison, constraint.bound) == (">=", pytest.approx(0.76))
     # 0.77 - 0.76 is 0.010000000000000009 in floating point; one percent worse is allowed all the same.
     assert constraint.excess(np.array([0.76, 0.7599, np.nan])).tolist()[0] == 0
     assert constraint.excess(np.array([0.7599]))[0] > 0
     assert np.isnan(constraint.excess(np.array([np.nan]))[0])
     with pytest.raises(ConfigError, match="not known"):
-        parse("accuracy_drop <= 1 %", METRICS).resolved({})
+        parse_constraint("accuracy_drop <= 1 %", METRICS).resolved({})
 
 
 @given(

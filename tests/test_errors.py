@@ -18,8 +18,8 @@ def tree(cls, depth=0):
 
 def test_the_tree_that_is_drawn_is_the_tree_that_is():
     drawn = [line for line in (errors.__doc__ or "").splitlines() if "Error" in line and line.startswith("    ")]
-    found = [((len(line) - len(line.lstrip(" │├└─"))) // 4 - 1, line.strip(" │├└─").split()[0]) for line in drawn]
-    assert sorted(found) == sorted(tree(BitfrontError))
+    nodes = [((len(line) - len(line.lstrip(" │├└─"))) // 4 - 1, line.strip(" │├└─").split()[0]) for line in drawn]
+    assert sorted(nodes) == sorted(tree(BitfrontError))
 
 
 def test_what_the_user_did_exits_with_2_and_what_went_wrong_with_1():

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitfront.api import compare, plan, search
-    from bitfront.checkpoints import load as load_checkpoint
+    from bitfront.checkpoints import load_checkpoint
     from bitfront.config import Config
     from bitfront.config import load as load_config
     from bitfront.data.arrays import from_arrays, from_splits
@@ -87,7 +87,7 @@ _HOMES = {
     "from_splits": "bitfront.data.arrays",
     "Graph": "bitfront.graph",
     "hypervolume": "bitfront.pareto",
-    "load_checkpoint": "bitfront.checkpoints:load",
+    "load_checkpoint": "bitfront.checkpoints",
     "load_config": "bitfront.config:load",
     "load_dataset": "bitfront.data.loading",
     "non_dominated": "bitfront.pareto",

@@ -1,4 +1,4 @@
-"""Where Bitfront keeps what can be made or fetched again: downloads, compiled kernels."""
+"""The folder for files that can be computed or downloaded again: data sets, compiled kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """``BITFRONT_CACHE``, else ``XDG_CACHE_HOME/bitfront``, else ``~/.cache/bitfront``."""
-    own = os.environ.get("BITFRONT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "bitfront"
+    """``BITFRONT_CACHE``, else ``XDG_CACHE_HOME/bitfront``, else ``~/.cache/bitfront``; it may not exist yet."""
+    folder = os.environ.get("BITFRONT_CACHE")
+    if folder:
+        return Path(folder).expanduser()
+    user_caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user_caches) if user_caches else Path.home() / ".cache") / "bitfront"

@@ -1,8 +1,8 @@
-"""Constraints in plain words: ``model_size <= 2 kB``, ``accuracy_drop <= 1 %``, ``latency p90 <= 2 ms``.
+"""Constraints as text: ``model_size <= 2 kB``, ``accuracy_drop <= 1 %``, ``latency p90 <= 2 ms``.
 
-A statement names a metric, optionally a statistic of it, a comparison and a bound with a unit; it is turned into the
-metric's own unit once, where it is read. ``accuracy_drop`` is no metric of its own: it is the float model's accuracy on
-the same samples minus the candidate's, in points of a share (1 % is 0.01).
+A statement names a metric, optionally a statistic of it, a comparison and a bound with a unit. The bound is converted
+to the metric's unit once, where the statement is parsed. ``accuracy_drop`` is not a metric: it is the float model's
+accuracy on the same samples minus the candidate's, as a fraction (1 % is 0.01).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bitfront.errors import ConfigError, nearest, one_of
 
 Values = NDArray[np.float64]
 Comparison = Literal["<=", "<", ">=", ">", "=="]
-#: Ends the name of a quantity that is a metric's loss against the float model.
+#: Suffix of a metric's name, for the float model's value minus the candidate's.
 DROP = "_drop"
 _STATEMENT = re.compile(
     r"\s*(?P<name>[A-Za-z_]\w*)\s*(?P<statistic>p\d+|per_sample|median)?\s*(?P<comparison><=|>=|==|<|>)\s*"
     r"(?P<bound>[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>[A-Za-zµμ%_/ ]*?)\s*\Z"
 )
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-#: Per unit of a metric: how one is written, and how many of the metric's unit it is.
+#: For each unit of a metric: the units a bound may have, and how many of the metric's unit one of them is.
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "bytes": {
         **{f"{prefix}B": factor for prefix, factor in _DECIMAL.items()},
@@ -42,13 +42,13 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
     "nats": {"nats": 1.0, "nat": 1.0},
     "": {"%": 0.01},
 }
-#: What has no unit of its own, and counts something: "2 M", "2 MFLOPs", "300 kBOPs".
+#: Units that count something, whose bounds may be "2 M", "2 MFLOPs" or "300 kBOPs".
 _COUNTED = ("operations", "bit operations")
 _COUNT_WORDS = ("", "OPs", "FLOPs", "BOPs", "EBOPs", "BitOPs", "operations", "bit operations")
 
 
 class Measure(Protocol):
-    """A metric, as far as a constraint needs to know it."""
+    """The part of a metric that a constraint needs."""
 
     @property
     def name(self) -> str:
@@ -66,11 +66,11 @@ class Constraint:
     """One condition that a candidate must fulfil.
 
     Attributes:
-        text: as the user wrote it.
-        metric: whose values are compared.
-        comparison: how.
-        bound: with what, in the metric's unit.
-        drop: the bound is on the float model's value minus the candidate's.
+        text: the statement as the user wrote it.
+        metric: the name of the metric whose values are compared.
+        comparison: how a value is compared with the bound.
+        bound: in the metric's unit.
+        drop: whether the bound is on the float model's value minus the candidate's.
     """
 
     text: str
@@ -80,24 +80,30 @@ class Constraint:
     drop: bool = False
 
     def resolved(self, reference: Mapping[str, float | None]) -> Constraint:
-        """The same on the metric itself, given the float model's metrics.
+        """The same condition with a bound on the metric's value, given the float model's metrics.
+
+        Args:
+            reference: metric → the float model's value, None or NaN where it is not known.
 
         Raises:
-            ConfigError: the float model has no such value.
+            ConfigError: the float model's value is needed and not known.
         """
         if not self.drop:
             return self
-        own = reference.get(self.metric)
-        if own is None or np.isnan(own):
-            raise ConfigError(f"{self.text!r} compares with the float model, whose {self.metric} is not known")
-        turned: Mapping[str, Comparison] = {"<=": ">=", "<": ">", ">=": "<=", ">": "<", "==": "=="}
-        return replace(self, comparison=turned[self.comparison], bound=own - self.bound, drop=False)
+        float_value = reference.get(self.metric)
+        if float_value is None or np.isnan(float_value):
+            raise ConfigError(
+                f"{self.text!r} compares with the float model, whose {self.metric} is not known; give a bound on "
+                f"{self.metric} instead"
+            )
+        opposite: Mapping[str, Comparison] = {"<=": ">=", "<": ">", ">=": "<=", ">": "<", "==": "=="}
+        return replace(self, comparison=opposite[self.comparison], bound=float_value - self.bound, drop=False)
 
     def excess(self, values: Values) -> Values:
-        """By how much values of the metric miss the bound, as a part of it; 0 where they do not. NaN stays NaN.
+        """By how much values of the metric exceed the bound, relative to it; 0 where they fulfil the constraint.
 
         Args:
-            values: shape (candidates,), in the metric's unit.
+            values: shape (candidates,), in the metric's unit; NaN where unknown, which stays NaN.
         """
         assert not self.drop, "a drop must be resolved first"
         over = {
@@ -107,39 +113,47 @@ class Constraint:
             ">": self.bound - values,
             "==": np.abs(values - self.bound),
         }[self.comparison]
-        # A bound such as 0.77 - 0.01 is no exact number: what is equal but for rounding is equal.
+        # A bound such as 0.77 - 0.01 is not exact, so values that differ only by rounding count as equal.
         slack = 1e-9 * max(1.0, abs(self.bound))
         missed = over >= -slack if self.comparison in ("<", ">") else over > slack
         scale = abs(self.bound) if self.bound else 1.0
-        with np.errstate(over="ignore"):  # of a bound such as 1e-308 anything is infinitely far
+        with np.errstate(over="ignore"):  # relative to a bound such as 1e-308 the excess is infinite
             result: Values = np.where(missed, np.maximum(over / scale, 1e-12), 0.0)
         return np.where(np.isnan(values), np.nan, result)
 
 
 def total(constraints: Sequence[Constraint], values: Mapping[str, Values]) -> Values:
-    """Sum of what the constraints are missed by; a value that is not known adds nothing."""
+    """The sum of the excesses over all constraints, shape (candidates,); an unknown value adds nothing.
+
+    Args:
+        values: metric → its values, shape (candidates,), in the metric's unit.
+    """
     excess = np.stack([c.excess(values[c.metric]) for c in constraints])
     summed: Values = np.nan_to_num(excess, nan=0.0).sum(axis=0)
     return summed
 
 
 def fulfilled(constraints: Sequence[Constraint], values: Mapping[str, Values]) -> NDArray[np.bool_]:
-    """Which candidates fulfil all constraints; one whose value is not known does not."""
+    """Which candidates fulfil all constraints, shape (candidates,); one with an unknown value does not.
+
+    Args:
+        values: metric → its values, shape (candidates,), in the metric's unit; at least one metric.
+    """
     count = len(next(iter(values.values())))
     good = np.ones(count, dtype=bool)
-    for own in constraints:
-        good &= own.excess(values[own.metric]) == 0
+    for constraint in constraints:
+        good &= constraint.excess(values[constraint.metric]) == 0
     return good
 
 
-def parse(text: str, metrics: Mapping[str, Measure]) -> Constraint:
-    """The constraint that a statement such as ``latency p90 <= 2 ms`` means.
+def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
+    """The constraint in a statement such as ``latency p90 <= 2 ms``.
 
     Args:
-        metrics: name → metric, of all that may be named.
+        metrics: name → metric, for all metrics that a statement may name.
 
     Raises:
-        ConfigError: it cannot be read, names no metric, or its unit is not one of the metric.
+        ConfigError: the statement cannot be parsed, names an unknown metric, or its unit is not one of the metric's.
     """
     match = _STATEMENT.match(text)
     if not match:
@@ -148,7 +162,7 @@ def parse(text: str, metrics: Mapping[str, Measure]) -> Constraint:
     drop = name.endswith(DROP) and name not in metrics
     metric = name.removesuffix(DROP) if drop else name
     if drop and metric not in ("accuracy",):
-        raise ConfigError(f"there is no {name!r}; only accuracy_drop is known")
+        raise ConfigError(f"there is no {name!r}; the only drop is accuracy_drop")
     if statistic and statistic != "median":
         metric = f"{metric}_{statistic}"
     if metric not in metrics:
@@ -160,24 +174,25 @@ def parse(text: str, metrics: Mapping[str, Measure]) -> Constraint:
 
 
 def statement(name: str, condition: str) -> str:
-    """``model_size = "<= 2 kB"`` and ``latency = "p90 <= 2 ms"``, as in the TOML, as one statement."""
+    """One statement from a key and value of the TOML, such as ``latency = "p90 <= 2 ms"``."""
     return f"{name} {condition}"
 
 
-def _factor(own: str, written: str, text: str) -> float:
-    """How many of a metric's unit one of the written unit is."""
-    if not written:
+def _factor(metric_unit: str, bound_unit: str, text: str) -> float:
+    """How many of the metric's unit one of the bound's unit is."""
+    if not bound_unit:
         return 1.0
-    if own in _COUNTED:
+    if metric_unit in _COUNTED:
+        plain = bound_unit.replace(" ", "").lower()
         for prefix, factor in _DECIMAL.items():
             for word in _COUNT_WORDS:
-                if (prefix or word) and written.replace(" ", "").lower() == (prefix + word).replace(" ", "").lower():
+                if (prefix or word) and plain == (prefix + word).replace(" ", "").lower():
                     return factor
         allowed: list[str] = ["k", "M", "G", "MFLOPs", "kBOPs"]
     else:
-        units = _UNITS.get(own, {})
-        if written in units:
-            return units[written]
+        units = _UNITS.get(metric_unit, {})
+        if bound_unit in units:
+            return units[bound_unit]
         allowed = list(units)
-    hint = nearest(written, allowed)
-    raise ConfigError(f"{text!r}: {written!r} is no unit of this metric; {one_of(allowed)}.{hint}")
+    hint = nearest(bound_unit, allowed)
+    raise ConfigError(f"{text!r}: {bound_unit!r} is not a unit of this metric; {one_of(allowed)}.{hint}")

@@ -1,21 +1,20 @@
 """Every error a user can meet, in one tree.
 
     BitfrontError
-    ├── UserError                    what was asked cannot be done; the command exits with 2, without a traceback
+    ├── UserError                    the request cannot be fulfilled; the command exits with 2, without a traceback
     │   ├── ConfigError              a key or value of the configuration is wrong: file, key, line, what is allowed
-    │   │   └── UnknownNameError     a name nobody registered: model, format, metric, sampler ...
+    │   │   └── UnknownNameError     a name that is not registered: model, format, metric, sampler ...
     │   ├── DataError                a dataset cannot be read, found or split
     │   │   └── DownloadError        a download failed; says which file to put where instead
     │   ├── CheckpointError          a checkpoint does not fit the model, or cannot be read safely
     │   ├── CaptureError             a model cannot be captured at all
     │   ├── ExportError              a model, or a number format, cannot be written for another runtime; names the node
-    │   ├── RunError                 a run folder is missing, of another configuration, or lacks the trial asked for
+    │   ├── RunError                 a run folder is missing, of another configuration, or lacks the requested trial
     │   └── MissingExtraError        an optional dependency is needed; says what to install
     └── EvaluationError              a candidate, or every candidate, could not be evaluated; the command exits with 1
 
-A message says what was asked, what was found, what is allowed and what to do. It speaks of the arguments of Python
-functions and the keys of the TOML; where the command shows it, its flags take their places
-(``cli.flags.with_flag_names``). Messages are tested.
+A message says what is wrong, where, what is allowed and what to do. It names arguments of Python functions and keys of
+the TOML; the command replaces them by its flags (``cli.flags.with_flag_names``). Messages are tested.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from types import ModuleType
 
 
 class BitfrontError(Exception):
-    """Base class of everything Bitfront raises on purpose."""
+    """Base class of every error that Bitfront raises on purpose."""
 
     exit_code = 1
 
 
 class UserError(BitfrontError):
-    """Something the user asked for cannot be done as asked.
+    """The user's request cannot be fulfilled.
 
     Args:
         arguments: the parts of the message that are arguments of Python functions, word for word: ``restart=True``,
-            ``project=...``, or dotted keys that may be overridden.
+            ``project=...``, or dotted keys that a flag can override.
     """
 
     exit_code = 2
@@ -50,9 +49,13 @@ class UserError(BitfrontError):
 class ConfigError(UserError):
     """A key or a value of the configuration is wrong.
 
-    ``key`` is the path of the offending key, e.g. ``("search", "strategy", "name")``, or the argument of a Python
-    function, e.g. ``("seeds",)``. The file and the line are filled in by :meth:`located` where the document is known;
-    code that only sees a value raises without them, and so does what is wrong with an argument.
+    Args:
+        message: what is wrong, what is allowed and what to do.
+        key: the path of the wrong key, e.g. ``("search", "strategy", "name")``, or the argument of a Python function,
+            e.g. ``("seeds",)``.
+        file: the TOML file; where only the value is known, :meth:`located` adds it later.
+        line: the line in that file; added like `file`.
+        arguments: as for :class:`UserError`.
     """
 
     def __init__(
@@ -76,13 +79,13 @@ class ConfigError(UserError):
         return f"{head}: {self.message}" if head else self.message
 
     def located(self, file: str, line: int | None) -> ConfigError:
-        """The same error, with the place it comes from."""
+        """This error, after adding the file and the line that it is about."""
         self.file, self.line = file, line
         return self
 
 
 class UnknownNameError(ConfigError):
-    """A name that no implementation is registered under."""
+    """A name under which nothing is registered."""
 
 
 class DataError(UserError):
@@ -106,7 +109,7 @@ class ExportError(UserError):
 
 
 class RunError(UserError):
-    """A run folder is missing, belongs to another configuration, or lacks what was asked for."""
+    """A run folder is missing, belongs to another configuration, or lacks the requested trial."""
 
 
 class MissingExtraError(UserError):
@@ -119,21 +122,24 @@ class EvaluationError(BitfrontError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest of `allowed`, or an empty string where none is close."""
-    by_lower = {a.lower(): a for a in allowed}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""
+    by_lower_case = {word.lower(): word for word in allowed}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f" Did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
 
 
 def one_of(allowed: Iterable[object]) -> str:
     """``"allowed: a, b, c"``, for the end of a message."""
-    return "allowed: " + ", ".join(str(a) for a in allowed)
+    return "allowed: " + ", ".join(str(item) for item in allowed)
 
 
 def require(module: str, extra: str, purpose: str, *, arguments: Sequence[str] = ()) -> ModuleType:
-    """Import an optional dependency, or say which extra brings it.
+    """Import an optional dependency.
 
     Args:
-        purpose: what needs it; `arguments` are the parts of it that are arguments of a Python function.
+        module: the module to import, e.g. ``"sklearn.datasets"``.
+        extra: the extra of Bitfront that installs it.
+        purpose: what needs it; the beginning of the message.
+        arguments: the parts of `purpose` that are arguments of Python functions, word for word.
 
     Raises:
         MissingExtraError: `module` is not installed.

@@ -1,4 +1,4 @@
-"""What a verb tells while it works, for whoever shows it."""
+"""Callbacks by which long operations report their progress."""
 
 from __future__ import annotations
 
@@ -13,47 +13,50 @@ if TYPE_CHECKING:
 
 
 class Events:
-    """What a verb tells while it works. Override what you want to hear."""
+    """Progress of a search, a comparison or a training. Each method does nothing; override those that you need.
+
+    They are called in the process and thread that called Bitfront, and an error in one of them ends the work.
+    """
 
     def note(self, text: str) -> None:
-        """One line that is worth reading."""
+        """A line of information for the user."""
 
     def downloading(self, done: int, total: int | None) -> None:
-        """Bytes of a download."""
+        """A download has `done` bytes of `total`; None where the server does not send the total."""
 
     def training(self, settings: TrainSettings, samples: int) -> None:
-        """Training begins."""
+        """Training begins, on `samples` samples."""
 
     def step(self, step: int, loss: Callable[[], float]) -> None:
-        """A training step; asking for the loss waits for the device."""
+        """A training step is done; calling `loss` waits for the device."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """A finished epoch of training."""
+        """An epoch of training is done."""
 
     def planned(self, plan: Plan, seconds: float) -> None:
-        """The search is about to begin; `seconds` is what a candidate costs, measured."""
+        """The search begins; one candidate takes `seconds`, as measured."""
 
     def running(self, what: str) -> None:
-        """One run of a comparison begins: its strategy and its seed."""
+        """A run of a comparison begins; `what` names its strategy and its random seed."""
 
     def ran(self, strategy: str, runs: int, evaluations: int, seconds: float) -> None:
-        """All runs of a strategy in a comparison are done; `seconds` were spent in the strategy itself."""
+        """All runs of a strategy in a comparison are done; the strategy itself took `seconds`."""
 
     def progress(self, progress: Progress, plan: Plan) -> None:
-        """A block of candidates is done."""
+        """A block of candidates is evaluated."""
 
     def finishing(self) -> None:
-        """Everything is evaluated; the front goes through the test split and results are written."""
+        """All candidates are evaluated; now the front is measured on the test split, and results are written."""
 
 
 def several(*listeners: Events) -> Events:
-    """Events that several listeners hear, one after the other."""
-    heard = Events()
+    """Events that call every one of `listeners`, in this order."""
+    events = Events()
     for name in (name for name in vars(Events) if not name.startswith("_")):
-        setattr(heard, name, partial(_tell, [getattr(listener, name) for listener in listeners]))
-    return heard
+        setattr(events, name, partial(_call_all, [getattr(listener, name) for listener in listeners]))
+    return events
 
 
-def _tell(all_of_them: Sequence[Callable[..., None]], *what: object) -> None:
-    for listen in all_of_them:
-        listen(*what)
+def _call_all(callbacks: Sequence[Callable[..., None]], *arguments: object) -> None:
+    for callback in callbacks:
+        callback(*arguments)

@@ -1,4 +1,4 @@
-"""What a search optimises: scaled metrics, one value or several, each with a direction."""
+"""The objectives of a search: scaled metrics, each with a direction, or their sum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Objective:
-    """One metric that counts: its value times `scale`, better in `direction`."""
+    """One metric that is optimised: its value times `scale`, better in `direction`."""
 
     metric: str
     scale: float
@@ -25,12 +25,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Objectives:
-    """What a search optimises.
+    """All objectives of a search.
 
     Attributes:
-        parts: the metrics that count, sorted by name.
-        summed: None where each part is an objective; else the direction of the sum of the scaled metrics, which is
-            then the only one.
+        parts: the metrics that are optimised, sorted by name.
+        summed: None where each part is an objective. Otherwise the direction of the sum of the scaled metrics, which is
+            then the only objective.
     """
 
     parts: tuple[Objective, ...]
@@ -38,31 +38,31 @@ class Objectives:
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """Of each objective."""
+        """The direction of each objective."""
         return (self.summed,) if self.summed else tuple(p.direction for p in self.parts)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of each objective."""
+        """The name of each objective."""
         return ("sum of scaled metrics",) if self.summed else tuple(p.metric for p in self.parts)
 
     @property
     def unscaled(self) -> frozenset[str]:
-        """Metrics that are objectives as they were measured."""
+        """Metrics that are objectives without a scale."""
         return frozenset(p.metric for p in self.parts if p.scale == 1 and not self.summed)
 
     def scaled(self, values: Mapping[str, Values]) -> dict[str, Values]:
-        """Metric → scaled metric."""
+        """Metric → its values times its scale, shape (candidates,); `values` may have other metrics too."""
         return {p.metric: p.scale * values[p.metric] for p in self.parts}
 
     def values(self, values: Mapping[str, Values]) -> Values:
-        """The objectives' values, shape (candidates, objectives)."""
+        """The values of the objectives, shape (candidates, objectives), from metric → values."""
         scaled: Values = np.stack(list(self.scaled(values).values()), axis=1)
         return scaled.sum(axis=1, keepdims=True) if self.summed else scaled
 
     def losses(self, values: Mapping[str, Values]) -> Values:
-        """The same with the maximised ones turned round, so that smaller is better everywhere."""
-        signs = np.array([-1.0 if d == "maximize" else 1.0 for d in self.directions])
+        """The same with the maximised objectives negated, so that smaller is better for all."""
+        signs = np.array([-1.0 if direction == "maximize" else 1.0 for direction in self.directions])
         losses: Values = self.values(values) * signs
         return losses
 

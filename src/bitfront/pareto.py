@@ -1,4 +1,4 @@
-"""Which candidates nobody beats, and how much they dominate. All objectives are to be minimised here."""
+"""The Pareto front: which candidates no other candidate dominates, and their hypervolume. Smaller is better."""
 
 from __future__ import annotations
 
@@ -7,52 +7,57 @@ from numpy.typing import NDArray
 
 Losses = NDArray[np.float64]
 
-#: Rows compared at a time: what a block leaves is compared with what the others leave.
+#: Rows in a block: a front is computed block by block, and then merged.
 BLOCK = 2**12
-#: Rows that all others are compared with in one go.
+#: Rows that all others are compared with at a time.
 STEP = 16
 
 
 class Front:
-    """The front of everything told so far, kept as it comes: the same as ``non_dominated`` of all of it at once.
+    """The front of all candidates added so far, updated with every block of them.
+
+    It is the same as ``non_dominated`` of all candidates at once.
 
     Attributes:
-        losses: of its members, shape (members, objectives), in the order of ``non_dominated``.
-        rows: their places among everything told, shape (members,).
-        told: how many were told.
+        losses: of the members, shape (members, objectives), in the order of ``non_dominated``.
+        rows: the positions of the members among all candidates added, shape (members,).
+        count: how many candidates were added.
     """
 
     def __init__(self, objectives: int) -> None:
         self.losses: Losses = np.zeros((0, objectives))
         self.rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.told = 0
+        self.count = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def add(self, losses: Losses) -> None:
-        """Tell more candidates, shape (candidates, objectives); NaN in rows that failed."""
+        """Add candidates, shape (candidates, objectives); NaN in the rows of candidates that failed."""
         for start in range(0, len(losses), BLOCK):
             block = losses[start : start + BLOCK]
             rows = np.flatnonzero(~dominated(block, self.losses))
             rows = rows[_survivors(block[rows])]
             kept = ~dominated(self.losses, block[rows])
-            # Members stand before newcomers, so that equal rows stay in the order of their places.
+            # Old members stand before new ones, so that equal rows stay in the order of their positions.
             both = np.concatenate([self.losses[kept], block[rows]])
-            rows = np.concatenate([self.rows[kept], self.told + rows])
+            rows = np.concatenate([self.rows[kept], self.count + rows])
             order = np.lexsort(both.T[::-1])
             self.losses, self.rows = both[order], rows[order]
-            self.told += len(block)
+            self.count += len(block)
 
 
 def non_dominated(losses: Losses) -> NDArray[np.int64]:
-    """Rows that no other row dominates, sorted by the objectives, equal rows by their place.
+    """The rows that no other row dominates, sorted by the objectives, equal rows by their position.
 
-    A row dominates another if it is nowhere larger and somewhere smaller; equal rows do not dominate each other. Rows
-    with a NaN (failed candidates) are never part of the front.
+    A row dominates another if it is larger in no objective and smaller in at least one. Equal rows do not dominate each
+    other. Rows with a NaN (failed candidates) are never part of the front.
 
     Args:
-        losses: shape (candidates, objectives).
+        losses: shape (candidates, objectives), to be minimised.
+
+    Returns:
+        Row numbers, shape (members,).
     """
     front = Front(losses.shape[1])
     front.add(losses)
@@ -60,31 +65,33 @@ def non_dominated(losses: Losses) -> NDArray[np.int64]:
 
 
 def non_dominated_sorted(losses: Losses) -> NDArray[np.bool_]:
-    """Which rows no other row dominates, of equal rows all or none; shape (candidates,). Quicker than
-    ``non_dominated`` where the rows are in order already.
+    """Which rows no other row dominates, of equal rows all or none; shape (candidates,).
+
+    Faster than ``non_dominated``, for rows that are sorted already.
 
     Args:
         losses: shape (candidates, objectives), without NaN, sorted by the first objective, then by the second, ...
     """
-    # Whoever dominates a row stands before it.
+    # A row is dominated only by rows before it.
     if losses.shape[1] == 1:
         return np.asarray(losses[:, 0] == losses[:1, 0])
     keep = np.zeros(len(losses), dtype=bool)
     if losses.shape[1] == 2 and len(losses):
         first, second = losses[:, 0], losses[:, 1]
-        # What is as low as anything before it, but came later, stays only if it equals the one that was that low.
+        # A row whose second value only equals the smallest one before it stays if it equals the row that has that
+        # value.
         rows = np.flatnonzero(second == np.minimum.accumulate(second))
         lower = np.concatenate([[True], second[rows[1:]] < second[rows[:-1]]])
         holder = np.maximum.accumulate(np.where(lower, rows, 0))
         keep[rows] = first[rows] == first[holder]
         return keep
-    left, at = np.arange(len(losses)), 0
-    while at < len(left):
-        values = losses[left]
-        beaten = _beaten(values, values[at : at + STEP])
-        at = min(at + STEP, len(left)) - int(beaten[: at + STEP].sum())
-        left = left[~beaten]
-    keep[left] = True
+    remaining, start = np.arange(len(losses)), 0
+    while start < len(remaining):
+        values = losses[remaining]
+        removed = _dominated_by_any(values, values[start : start + STEP])
+        start = min(start + STEP, len(remaining)) - int(removed[: start + STEP].sum())
+        remaining = remaining[~removed]
+    keep[remaining] = True
     return keep
 
 
@@ -96,7 +103,7 @@ def _survivors(losses: Losses) -> NDArray[np.int64]:
 
 
 def _rank_sums(losses: Losses) -> NDArray[np.int64]:
-    """Per row the sum of its ranks in each column; safe where the sum of the values is not, at infinity."""
+    """For each row the sum of its ranks in the columns; unlike the sum of the values it is finite for infinite ones."""
     total = np.zeros(len(losses), dtype=np.int64)
     for column in losses.T:
         total += np.unique(column, return_inverse=True)[1]
@@ -104,44 +111,52 @@ def _rank_sums(losses: Losses) -> NDArray[np.int64]:
 
 
 def dominated(losses: Losses, by: Losses) -> NDArray[np.bool_]:
-    """Which rows of `losses` some row of `by` dominates, shape (rows of `losses`,)."""
-    beaten = np.zeros(len(losses), dtype=bool)
+    """Which rows of `losses` are dominated by a row of `by`, shape (rows of `losses`,).
+
+    Args:
+        losses: shape (candidates, objectives).
+        by: shape (others, objectives), without NaN.
+    """
+    result = np.zeros(len(losses), dtype=bool)
     if not len(by):
-        return beaten
+        return result
     if losses.shape[1] == 2:
-        # The best second value among those whose first is as good, and among those whose first is better.
+        # The smallest second value among the rows whose first is not larger, and among those whose first is smaller.
         order = np.lexsort(by.T[::-1])
-        first, best = by[order, 0], np.minimum.accumulate(by[order, 1])
-        best = np.concatenate([[np.inf], best])
-        as_good = best[np.searchsorted(first, losses[:, 0], side="right")]
-        better = best[np.searchsorted(first, losses[:, 0], side="left")]
-        there = np.searchsorted(first, losses[:, 0], side="left") > 0
-        found: NDArray[np.bool_] = (as_good < losses[:, 1]) | ((better <= losses[:, 1]) & there)
-        return found
-    # Those that are good in everything come first, and take away the most.
+        first, smallest = by[order, 0], np.minimum.accumulate(by[order, 1])
+        smallest = np.concatenate([[np.inf], smallest])
+        first_not_larger = smallest[np.searchsorted(first, losses[:, 0], side="right")]
+        first_smaller = smallest[np.searchsorted(first, losses[:, 0], side="left")]
+        some_smaller = np.searchsorted(first, losses[:, 0], side="left") > 0
+        return np.asarray((first_not_larger < losses[:, 1]) | ((first_smaller <= losses[:, 1]) & some_smaller))
+    # Rows that are small in all objectives dominate most others, so they are compared first.
     by = by[np.argsort(_rank_sums(by), kind="stable")]
-    left = np.arange(len(losses))
+    remaining = np.arange(len(losses))
     for start in range(0, len(by), STEP):
-        away = _beaten(losses[left], by[start : start + STEP])
-        beaten[left[away]] = True
-        left = left[~away]
-    return beaten
+        removed = _dominated_by_any(losses[remaining], by[start : start + STEP])
+        result[remaining[removed]] = True
+        remaining = remaining[~removed]
+    return result
 
 
-def _beaten(losses: Losses, by: Losses) -> NDArray[np.bool_]:
+def _dominated_by_any(losses: Losses, by: Losses) -> NDArray[np.bool_]:
     """``dominated`` by definition: every row is compared with every row."""
     nowhere_larger = np.ones((len(losses), len(by)), dtype=bool)
     somewhere_smaller = np.zeros_like(nowhere_larger)
-    for mine, theirs in zip(losses.T[:, :, None], by.T, strict=True):
-        nowhere_larger &= theirs <= mine
-        somewhere_smaller |= theirs < mine
+    for column, others in zip(losses.T[:, :, None], by.T, strict=True):
+        nowhere_larger &= others <= column
+        somewhere_smaller |= others < column
     return np.asarray((nowhere_larger & somewhere_smaller).any(axis=1))
 
 
 def hypervolume(losses: Losses, reference: NDArray[np.float64]) -> float:
-    """Volume that the rows dominate, up to `reference`; rows beyond it, or with NaN, add nothing.
+    """The volume that the rows dominate, up to `reference`; rows beyond it, or with NaN, add nothing.
 
-    By slicing along the first objective (Zitzler and Thiele 1998; exact, meant for small fronts).
+    Exact, by slicing along the first objective (Zitzler and Thiele 1998); meant for small fronts.
+
+    Args:
+        losses: shape (candidates, objectives), to be minimised.
+        reference: shape (objectives,), a point that is worse than all candidates of interest.
     """
     inside = losses[~np.isnan(losses).any(axis=1) & (np.nan_to_num(losses, nan=np.inf) < reference).all(axis=1)]
     if not len(inside):

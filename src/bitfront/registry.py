@@ -1,11 +1,11 @@
 """Name → implementation, for every extension point.
 
-A room (``bitfront.formats``, ``bitfront.models`` ...) holds one file per member; importing the room's files is what
-registers them, and that happens on the first look-up, not on import. Third parties join by an entry point in the
-group of the same name, e.g. ``[project.entry-points."bitfront.formats"] posit = "my_package.posit"``.
+A package (``bitfront.formats``, ``bitfront.models`` ...) holds one file per member. Importing these files registers the
+members; that happens at the first look-up. Third parties add members by an entry point in the group of the same name,
+e.g. ``[project.entry-points."bitfront.formats"] posit = "my_package.posit"``.
 
-Names are forgiving: ``brute_force``, ``brute-force`` and ``BruteForce`` are one name. What is nobody's name but has a
-colon is the user's own, ``package.module:name``; :func:`import_object` finds it.
+Spellings of a name are equal up to case, ``-`` and ``_``: ``brute_force``, ``brute-force`` and ``BruteForce`` are one
+name. A name with a colon, ``package.module:name``, is an object of the user; :func:`import_object` imports it.
 """
 
 from __future__ import annotations
@@ -33,51 +33,53 @@ def canonical(name: str) -> str:
 
 
 class Registry(Generic[T]):
-    """The members of one room, by name.
+    """The members of one kind, by name.
 
     Args:
-        kind: what a member is called in messages, e.g. ``"format"``.
-        room: the package whose modules hold the members, which is also the entry-point group.
+        kind: what messages call a member, e.g. ``"format"``.
+        package: the package whose modules hold the members; also the name of the entry-point group.
     """
 
-    def __init__(self, kind: str, room: str) -> None:
-        self.kind, self.room = kind, room
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
         self._members: dict[str, tuple[str, T]] = {}
         self._aliases: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._loaded = False
-        #: Grows whenever a member joins or is replaced: for whoever keeps something that depends on all of them.
+        #: Grows whenever a member is added or replaced, so that a cache that depends on all members can be renewed.
         self.version = 0
 
     def register(self, name: str, *aliases: str, file: str = "") -> Callable[[T], T]:
-        """Decorator: put the decorated object under `name` and `aliases`.
+        """Decorator that registers an object under `name` and `aliases`.
 
         Args:
-            file: where the object is made; needed for one that is no class or function.
+            name: the official name.
+            aliases: other names of the same object.
+            file: where the object is defined; needed for an object that is not a class or function.
 
         Raises:
-            ValueError: the name is taken by another file; both files are named.
+            ValueError: the name is registered already; the message names both files.
         """
 
         def add(member: T) -> T:
             key = canonical(name)
             for spelling in (name, *aliases):
-                taken = self._aliases.get(canonical(spelling))
-                if (taken is not None and taken != key) or (taken == key and key in self._members):
+                registered = self._aliases.get(canonical(spelling))
+                if (registered is not None and registered != key) or (registered == key and key in self._members):
                     raise ValueError(
-                        f"two {self.kind}s are called {spelling!r}: in {self._files[taken]} "
-                        f"and in {file or _file(member)}"
+                        f"two {self.kind}s are called {spelling!r}: in {self._files[registered]} and in "
+                        f"{file or _defining_file(member)}; rename one of them"
                     )
                 self._aliases[canonical(spelling)] = key
             self._members[key] = (name, member)
-            self._files[key] = file or _file(member)
+            self._files[key] = file or _defining_file(member)
             self.version += 1
             return member
 
         return add
 
     def replace(self, name: str, member: T) -> T:
-        """Put `member` in the place of the one called `name`. Raises like :meth:`get`."""
+        """Register `member` in place of the one called `name`. Raises like :meth:`get`."""
         key = self._key(name)
         self._members[key] = (self._members[key][0], member)
         self.version += 1
@@ -87,7 +89,7 @@ class Registry(Generic[T]):
         """The member called `name`.
 
         Raises:
-            UnknownNameError: nobody registered that name; the message lists the names and the nearest one.
+            UnknownNameError: the name is not registered; the message lists the names and the closest one.
         """
         return self._members[self._key(name)][1]
 
@@ -96,18 +98,18 @@ class Registry(Generic[T]):
         return self._members[self._key(name)][0]
 
     def name_of(self, member: T) -> str:
-        """The official name of `member`: what a file says of it, so that :meth:`get` finds it again.
+        """The official name of `member`. Files store it, and :meth:`get` returns the member for it.
 
         Raises:
-            UnknownNameError: it is registered under no name.
+            UnknownNameError: the member is not registered.
         """
         self.load()
-        for name, each in self._members.values():
-            if each is member:
+        for name, registered in self._members.values():
+            if registered is member:
                 return name
         raise UnknownNameError(
-            f"the {self.kind} {getattr(member, '__qualname__', member)!r} ({_file(member)}) is registered under no "
-            f"name; decorate it with the register() of {self.room}"
+            f"the {self.kind} {getattr(member, '__qualname__', member)!r} ({_defining_file(member)}) is not "
+            f"registered; decorate it with the register() of {self.package}"
         )
 
     def __contains__(self, name: object) -> bool:
@@ -122,7 +124,8 @@ class Registry(Generic[T]):
     def described(self) -> list[tuple[str, str]]:
         """(name, first line of its docstring) of every member, sorted by name."""
         self.load()
-        return sorted((name, (inspect.getdoc(m) or "").split("\n")[0]) for name, m in self._members.values())
+        members = self._members.values()
+        return sorted((name, (inspect.getdoc(member) or "").split("\n")[0]) for name, member in members)
 
     def _key(self, name: str) -> str:
         self.load()
@@ -138,25 +141,27 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module(self.room)
+        package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.room}.{module.name}")
-        for entry in importlib.metadata.entry_points(group=self.room):
+            importlib.import_module(f"{self.package}.{module.name}")
+        for entry in importlib.metadata.entry_points(group=self.package):
             entry.load()
 
 
-def names_in_source(room: str) -> list[str]:
-    """The official names in a room, sorted, read off its files without importing them; packages that joined it by an
-    entry point are known by the name of that."""
-    package = importlib.util.find_spec(room)
-    folders = package.submodule_search_locations if package else None
-    found = {entry.name for entry in importlib.metadata.entry_points(group=room)}
+def names_in_source(package: str) -> list[str]:
+    """The official names of a package's members, sorted, read from its source files without importing them.
+
+    Members of other packages are listed by the names of their entry points.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    names = {entry.name for entry in importlib.metadata.entry_points(group=package)}
     for path in (path for folder in folders or () for path in Path(folder).glob("*.py")):
-        found.update(re.findall(r'^@[A-Z]+\.register\("([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
-    return sorted(found)
+        names.update(re.findall(r'^@[A-Z]+\.register\("([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
+    return sorted(names)
 
 
-def _file(member: object) -> str:
+def _defining_file(member: object) -> str:
     try:
         return inspect.getfile(member)  # type: ignore[arg-type]
     except TypeError:
@@ -164,14 +169,17 @@ def _file(member: object) -> str:
 
 
 def import_object(spec: str, key: str) -> object:
-    """The object that `spec`, written ``package.module:name``, refers to. `key` is the key of
-    the configuration it came from.
+    """The object that `spec`, written ``package.module:name``, refers to.
 
-    The working directory joins ``sys.path`` and stays there, as under ``python -m``: the module may import
-    its neighbours later, when its object is called.
+    The working directory is added to ``sys.path`` and stays there, as under ``python -m``, because the module may
+    import other modules later, when its object is called.
+
+    Args:
+        spec: the module and the name in it; the name may have dots.
+        key: the key of the configuration that holds `spec`, for messages.
 
     Raises:
-        ConfigError: the spelling is wrong, the module is not found or fails on import, or lacks the name.
+        ConfigError: `spec` is malformed, the module is not found or fails on import, or it lacks the name.
     """
     module_name, _, attribute = spec.partition(":")
     if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
@@ -185,7 +193,7 @@ def import_object(spec: str, key: str) -> object:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        found: object = importlib.import_module(module_name)
+        target: object = importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and _within(module_name, error.name):
             raise ConfigError(
@@ -196,15 +204,15 @@ def import_object(spec: str, key: str) -> object:
         raise ConfigError(f"{spec!r}: importing {module_name} failed: {one_line(error)}", key=(key,)) from error
 
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
+        if not hasattr(target, part):
+            names = [n for n in dir(target) if not n.startswith("_") and callable(getattr(target, n))]
             raise ConfigError(
                 f"{spec!r}: {module_name} has no {attribute!r}; "
                 f"{one_of(names) if names else 'it defines nothing callable'}.{nearest(part, names)}",
                 key=(key,),
             )
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 def _within(module: str, package: str) -> bool:
@@ -212,7 +220,7 @@ def _within(module: str, package: str) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong in somebody's own code, and in which line of it."""
+    """The type and text of an error in the user's code, and the file and line that raised it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

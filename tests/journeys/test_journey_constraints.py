@@ -78,7 +78,7 @@ def test_what_nothing_can_fulfil_is_refused_before_the_training(jets):
     assert not (jets.folder / "runs").exists()
 
     for wrong, message in {
-        'model_size = "<= 1 kg"': "'kg' is no unit of this metric; allowed: B, kB",
+        'model_size = "<= 1 kg"': "'kg' is not a unit of this metric; allowed: B, kB",
         'modelsize = "<= 1 kB"': "there is no metric 'modelsize' here",
         'model_size = "1 kB"': "cannot read the constraint 'model_size 1 kB'",
     }.items():

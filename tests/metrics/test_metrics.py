@@ -11,7 +11,7 @@ from torch import nn
 
 from bitfront.constraints import Constraint
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
-from bitfront.engine.planning.feasibility import nearest
+from bitfront.engine.planning.feasibility import closest
 from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Runner, SampleChoice
@@ -378,6 +378,6 @@ def test_the_least_peak_is_that_of_all_candidates():
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     subject = evaluator(net, (8,), {"default": settings}, runners=[configured_runner("peak_memory")])
     limit = Constraint("peak_memory <= 1 B", "peak_memory", "<=", 1.0)
-    least = subject.closed_form_values(nearest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
+    least = subject.closed_form_values(closest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
     everything = subject.space.numbered(0, subject.space.size)
     assert least == subject.closed_form_values(everything, {"peak_memory"})["peak_memory"].min()

@@ -136,7 +136,7 @@ def candidate_of(
     )
     if model is None:
         searched = copy.deepcopy(plan.model)
-        searched.load_state_dict(checkpoints.load(Path(folder) / WEIGHTS, searched))
+        searched.load_state_dict(checkpoints.load_checkpoint(Path(folder) / WEIGHTS, searched))
         plan = plan.trained(searched)
     store = stores.read(Path(folder) / STORE)
     try:
@@ -161,7 +161,7 @@ def candidate_of(
 def _finetuned(evaluator: ModelEvaluator, folder: Path, number: int) -> ModelEvaluator:
     """The candidate as it was trained on, from the run folder's checkpoint."""
     path = finetuned_weights(folder, number)
-    state, meta = checkpoints.load(path, evaluator.space.graph.model), checkpoints.read_meta(path)
+    state, meta = checkpoints.load_checkpoint(path, evaluator.space.graph.model), checkpoints.read_meta(path)
     return evaluator.trained(state, read(meta["formats"]))
 
 
@@ -196,6 +196,6 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
 
 def _save(result: Transformed) -> None:
     """The state dict, and beside it what each site computes in."""
-    checkpoints.save(result.model.state_dict(), result.folder / "model.pt")
+    checkpoints.save_checkpoint(result.model.state_dict(), result.folder / "model.pt")
     document = {"config": dict(result.config), "formats": spelled(result.formats)}
     write_json(result.folder / "quantization.json", document)

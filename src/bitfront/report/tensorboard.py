@@ -138,7 +138,7 @@ class Log:
         self._worst = np.fmax(self._worst, np.fmax.reduce(losses[early], axis=0, initial=-np.inf))
         start, ends = 0, (np.flatnonzero(moments(numbers)) + 1).tolist()
         for end in dict.fromkeys([*ends, len(numbers)]):
-            part, before = losses[start:end], self._front.told
+            part, before = losses[start:end], self._front.count
             self._front.add(part)
             self._best = np.fmin(self._best, np.fmin.reduce(part, axis=0, initial=np.inf))
             joined = self._front.rows[self._front.rows >= before] - before + start
@@ -157,7 +157,7 @@ class Log:
         scalars = {"front/size": float(len(self._front))}
         scalars |= {f"best/{t}": s * float(b) for t, s, b in zip(self._names, self._signs, self._best, strict=True)}
         small = len(self._signs) in (2, 3) or len(self._front) <= SLICED
-        if self._front.told >= FIRST and len(self._signs) > 1 and small and np.isfinite(self._worst).all():
+        if self._front.count >= FIRST and len(self._signs) > 1 and small and np.isfinite(self._worst).all():
             scalars["front/hypervolume"] = hypervolume(self._front.losses, self._worst)
         return scalars
 

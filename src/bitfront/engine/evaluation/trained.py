@@ -148,14 +148,14 @@ class TrainedEvaluator(Evaluator):
         self.stopped[code.tobytes()] = epochs
         if path.exists():
             (_, evaluator, _), *_ = self._untrained(code[None])
-            state, meta = checkpoints.load(path, evaluator.space.graph.model), checkpoints.read_meta(path)
+            state, meta = checkpoints.load_checkpoint(path, evaluator.space.graph.model), checkpoints.read_meta(path)
             self.candidates.put(code.tobytes(), TrainedCandidate(state, epochs, read(meta["formats"])))
 
     def keep(self, code: NDArray[np.int64], path: Path) -> None:
         """Write what training made of one candidate to `path`, where it is not there yet."""
         if self.job.training is not None and not path.exists():
             evaluator, own = self.alone(code)
-            checkpoints.save(
+            checkpoints.save_checkpoint(
                 evaluator.space.graph.model.state_dict(), path, {"formats": spelled(evaluator.formats(own))}
             )
 

@@ -81,7 +81,7 @@ def read(conditions: Mapping[str, str], evaluator: Evaluator) -> tuple[Constrain
     parsed = []
     for name, condition in conditions.items():
         try:
-            parsed.append(words.parse(words.statement(name, condition), metrics))
+            parsed.append(words.parse_constraint(words.statement(name, condition), metrics))
         except ConfigError as error:
             error.key = ("search", "constraints", name)
             raise
@@ -112,7 +112,7 @@ def check(evaluator: Evaluator, constraints: Sequence[Constraint], *, trained: b
     ]
     starts = []
     for constraint in known:
-        code = nearest(evaluator, [constraint])
+        code = closest(evaluator, [constraint])
         starts.append(code)
         value = evaluator.closed_form_values(code[None], {constraint.metric})[constraint.metric]
         if constraint.excess(value)[0] > 0:
@@ -124,11 +124,11 @@ def check(evaluator: Evaluator, constraints: Sequence[Constraint], *, trained: b
                 key=("search", "constraints", constraint.text.split()[0]),
             )
     if len(known) > 1:
-        starts.append(nearest(evaluator, known))
+        starts.append(closest(evaluator, known))
     return np.array(starts, dtype=np.int64).reshape(len(starts), len(evaluator.space.parameters))
 
 
-def nearest(evaluator: Evaluator, constraints: Sequence[Constraint]) -> NDArray[np.int64]:
+def closest(evaluator: Evaluator, constraints: Sequence[Constraint]) -> NDArray[np.int64]:
     """The candidate with the least total violation of constraints on metrics in closed form, or the largest margin.
 
     Coordinate descent: from the best of the uniform candidates, one group after the other takes its best option, until

@@ -105,4 +105,4 @@ def load_weights(config: Config, model: nn.Module) -> dict[str, Tensor]:
         CheckpointError: the file cannot be read, or does not fit `model`.
     """
     assert config.load_name is not None
-    return checkpoints.load(Path(config.load_name).expanduser(), model, config.load_type)
+    return checkpoints.load_checkpoint(Path(config.load_name).expanduser(), model, config.load_type)

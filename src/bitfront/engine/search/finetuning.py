@@ -100,6 +100,6 @@ def finetune(
         scores = trained.with_splits({"test": dataset.split("test")}).scores(ONLY_CODE[None], "test", None)
         test = {"loss": float(scores.loss[0]), "accuracy": int(scores.correct[0]) / scores.samples}
     kept = values["accuracy"] > before
-    checkpoints.save(state, finetuned_weights(folder, number), {"formats": spelled(learned), "kept": kept})
+    checkpoints.save_checkpoint(state, finetuned_weights(folder, number), {"formats": spelled(learned), "kept": kept})
     metrics = {m: None if np.isnan(v) else v for m, v in values.items()}
     return Finetuned(number, metrics, test, kept, result.best_epoch)

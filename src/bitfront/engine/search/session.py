@@ -81,7 +81,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
     store = Store.open(path, plan.evaluator.metrics, len(space.parameters), plan.identity(weights), space.keys)
     try:
         # Trials are rebuilt from these, wherever the weights came from and whatever becomes of that file.
-        checkpoints.save(plan.model.state_dict(), folder / WEIGHTS, {"weights": weights})
+        checkpoints.save_checkpoint(plan.model.state_dict(), folder / WEIGHTS, {"weights": weights})
         (folder / "config.toml").write_text(tomlfile.dumps(_absolute(plan.config)), encoding="utf-8")
         plan = with_samples(plan, store, events)
         _describe(plan, store)

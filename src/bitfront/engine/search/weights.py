@@ -111,8 +111,8 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
             raise KeyboardInterrupt
     history = [vars(record) for record in result.history]
     meta = {"training": fingerprint, "history": history}
-    checkpoints.save(result.last_state, folder / "last.pt", meta)
-    checkpoints.save(result.best_state, folder / "best.pt", meta)
+    checkpoints.save_checkpoint(result.last_state, folder / "last.pt", meta)
+    checkpoints.save_checkpoint(result.best_state, folder / "best.pt", meta)
     trained = copy.deepcopy(model)
     trained.load_state_dict(result.best_state)
     return Trained(trained.eval(), folder / "best.pt", result)
@@ -162,7 +162,7 @@ def trained_model(
         try:
             if checkpoints.read_meta(path).get("training") == fingerprint:
                 loaded = copy.deepcopy(model)
-                loaded.load_state_dict(checkpoints.load(path, model))
+                loaded.load_state_dict(checkpoints.load_checkpoint(path, model))
                 events.note(f"weights from {path}, trained earlier with these settings")
                 return Trained(loaded.eval(), path, None)
         except CheckpointError as error:
@@ -197,7 +197,7 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
             "load_name=...",
             arguments=["load_name=..."],
         )
-    model.load_state_dict(load_weights(config, model) if config.load_name else checkpoints.load(path, model))
+    model.load_state_dict(load_weights(config, model) if config.load_name else checkpoints.load_checkpoint(path, model))
     events.note(f"weights from {config.load_name or path}")
     device, _ = choose_device(config.accelerator)
     x, y = dataset.split(split)  # type: ignore[arg-type]

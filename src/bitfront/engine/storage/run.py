@@ -20,7 +20,7 @@ import numpy as np
 
 from bitfront import config as configuration
 from bitfront.config import Config
-from bitfront.constraints import Constraint, fulfilled, parse
+from bitfront.constraints import Constraint, fulfilled, parse_constraint
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.records import Finetuned, PairedComparison
@@ -245,7 +245,7 @@ class Run:
         metrics = self.columns.metrics
         allowed = self.columns.complete.copy()
         known = {name: _RunMetric(name, self.units.get(name, "")) for name in metrics}
-        own = [parse(text, known).resolved(self.reference) for text in constraints]
+        own = [parse_constraint(text, known).resolved(self.reference) for text in constraints]
         for constraint in (*self.constraints, *own):
             fine = constraint.excess(metrics[constraint.metric]) == 0
             if not (allowed & fine).any():
