@@ -29,9 +29,9 @@ def sites(model: nn.Module, *shape: int):
     [(32, 32, 4_652_832), (8, 32, 583_968), (6, 32, 412_960), (6, 16, 298_272), (6, 6, 226_592), (4, 32, 267_808)],
 )
 def test_bops_of_the_jet_tagger_are_those_published(bits, input_bits, published):
-    own = sites(jet_tagger(), 16)
-    data = [input_bits, *[bits] * (len(own) - 1)]
-    assert sum(bops(site, b, bits) for site, b in zip(own, data, strict=True)) == published
+    layers = sites(jet_tagger(), 16)
+    data = [input_bits, *[bits] * (len(layers) - 1)]
+    assert sum(bops(site, b, bits) for site, b in zip(layers, data, strict=True)) == published
 
 
 def test_pruning_saves_products_and_not_the_additive_terms():
@@ -48,9 +48,9 @@ def test_pruning_saves_products_and_not_the_additive_terms():
 def test_ebops_of_dense_jet_taggers_are_those_published(hidden, bits, input_bits, published):
     sizes = [16, *hidden, 5]
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
-    own = sites(model, 16)
-    data = [input_bits, *[bits] * (len(own) - 1)]
-    total = sum(ebops(s, b, bits, s.weight_shape[0] * s.weight_shape[1]) for s, b in zip(own, data, strict=True))
+    layers = sites(model, 16)
+    data = [input_bits, *[bits] * (len(layers) - 1)]
+    total = sum(ebops(s, b, bits, s.weight_shape[0] * s.weight_shape[1]) for s, b in zip(layers, data, strict=True))
     assert total == published
 
 

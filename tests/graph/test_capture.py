@@ -206,7 +206,7 @@ def test_what_no_rule_counts_is_reported_not_taken_as_zero():
     assert [n.title for n in graph.uncounted] == ["_1 (Hardshrink)"]
 
 
-def test_a_subclass_that_computes_otherwise_is_not_taken_for_its_base():
+def test_a_subclass_that_computes_something_else_is_not_its_base():
     class Doubled(nn.Linear):
         def forward(self, input):
             return 2 * super().forward(input)

@@ -163,29 +163,29 @@ def theirs(model, module):
     width = graph.get_out_channels(module)
     group = graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, list(range(width)))
     names = {m: n for n, m in model.named_modules()}
-    found = set()
+    sides = set()
     for dep, _ in group:
         target = dep.target.module
         if target in names and type(target).__module__.startswith("torch.nn"):
             out = graph.is_out_channel_pruning_fn(dep.handler)
-            found.add((names[target], "out" if out else "in"))
+            sides.add((names[target], "out" if out else "in"))
             if isinstance(target, nn.Conv2d) and target.groups == target.in_channels > 1:
-                found |= {(names[target], "out"), (names[target], "in")}
-    return found
+                sides |= {(names[target], "out"), (names[target], "in")}
+    return sides
 
 
 def ours(structure, layer):
     mine = {s.group for s in layer.outputs}
-    found = set()
+    sides = set()
     for other in structure.layers:
         for side, axis in (("in", other.inputs), ("out", other.outputs)):
             if mine & {s.group for s in axis}:
-                found.add((other.path, side))
+                sides.add((other.path, side))
     layers = {other.path for other in structure.layers}
     for path, sizes in structure.sizes.items():
         if path not in layers and any(mine & {s.group for s in axis} for axes in sizes.values() for axis in axes):
-            found.add((path, "out"))
-    return found
+            sides.add((path, "out"))
+    return sides
 
 
 # Without what it treats otherwise: it prunes through grouped convolutions channel by channel, does not follow several
@@ -301,7 +301,7 @@ def hooked():
 
 
 class Odd(nn.Conv2d):
-    """A layer with a forward of its own is traced through, and so is what it does to its weight."""
+    """A layer with another forward is traced through, and so is what it does to its weight."""
 
     def forward(self, x):
         return self._conv_forward(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
@@ -357,17 +357,17 @@ def test_a_grouped_convolution_of_a_concatenation_fixes_its_parts():
             return self.head(self.c(torch.cat([self.a(x), self.b(x)], 1)).flatten(1))
 
     groups = of(Cut(), 1, 1, 1).groups
-    assert [g.fixed for g in groups[1:3]] == ["c cuts it into 2 blocks, in which it does not fit as a whole"] * 2
+    assert [g.fixed for g in groups[1:3]] == ["c divides it into 2 blocks, which do not match its channels"] * 2
     assert (groups[3].fixed, groups[3].multiple) == ("", 2)
 
 
 def test_an_embedding_is_run_on_whole_numbers():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2))
     structure = channels(capture(model, torch.zeros(2, 3, dtype=torch.long)))
-    embedded, made = structure.layer("_1").inputs, structure.layer("_1").outputs
+    embedded, merged = structure.layer("_1").inputs, structure.layer("_1").outputs
     assert structure.groups[embedded[0].group].fixed == "what _0 (Embedding) does to channels is not known"
     # Channels are the last dimension here, so flattening them with the tokens ends it.
-    assert "makes one dimension of it and others" in structure.groups[made[0].group].fixed
+    assert "makes one dimension of it and others" in structure.groups[merged[0].group].fixed
 
 
 def test_a_model_that_needs_other_inputs_says_so():

@@ -356,8 +356,8 @@ def _input_bits(node: Node, bits: Mapping[Operand, int]) -> tuple[int, ...]:
     """Bits of each tensor that flows in: those of the operand that it is. The weight of a product may flow in, too."""
     if not isinstance(node, Site):
         return (bits["data_in"],) * len(node.inputs)
-    held = dict(node.held)
-    named = [o.format_of or o.name for o in node.operation.operands if o.name not in held]
+    parameters = dict(node.operand_parameters)
+    named = [o.format_of or o.name for o in node.operation.operands if o.name not in parameters]
     return tuple(bits[name] for name in named if name in bits)
 
 

@@ -70,7 +70,7 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
         return ""
     if site.operation.onnx_integer is None:
         return f"there is no kernel of bytes for {site.op}"
-    held = dict(site.held)
+    held = dict(site.operand_parameters)
     packed: dict[str, Packing] = {}
     for operand in needed:
         own = formats.get(operand)

@@ -1,7 +1,7 @@
-"""What a captured model is: an immutable list of nodes in execution order, some of which are sites.
+"""A captured model: an immutable list of nodes in execution order, some of which are sites.
 
-A node is anything that computes; a site is a node that can be configured. Names are those of FX nodes
-(``seq_blocks_2``); the module path (``seq_blocks.2``) is accepted wherever a user names one.
+A node is one computing step; a site is a node that can be configured. Names are those of FX nodes
+(``seq_blocks_2``). Users may also write the module path (``seq_blocks.2``).
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from bitfront.operations.base import Operation, Shape
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the model.
+    """One computing step of a model.
 
     Attributes:
         name: the FX node's name; unique.
-        path: the module's path; for a function empty, or, where the model was not traced, the path of the module it
-            was called in.
-        op: what it is, in lower case: ``linear``, ``conv2d``, ``relu``, ``batch_norm``, ``flatten`` ...
+        path: the module's path. Empty for a function; where the model was not traced, the path of the module that
+            called the function.
+        op: the operation, in lower case: ``linear``, ``conv2d``, ``relu``, ``batch_norm``, ``flatten`` ...
         type: the module's class or the function's name, for tables.
-        inputs: shapes of the tensors that flow in, per sample (without the batch dimension); parameters and buffers
-            do not flow.
-        output: shape of the tensor that flows out, per sample.
+        inputs: shapes of the input tensors, per sample (without the batch dimension); without parameters and buffers.
+        output: shape of the output tensor, per sample.
         operations: operations per sample (a multiply-accumulate counts once); None where no rule covers the type.
         macs: the multiply-accumulates among them.
         parameters: names of the model's parameters that this node uses, e.g. ``("fc.weight", "fc.bias")``.
@@ -55,57 +54,57 @@ class Site(Node):
     """A node that can be configured.
 
     Attributes:
-        operands: names of what can have a format, in the order in which options are enumerated.
-        held: (operand, name of the model's parameter behind it), for the operands that are parameters.
-        shapes: (operand, shape) of the weights, biases and states, be they parameters or computed.
+        operands: names of the operands that can have a format, in the order in which options are enumerated.
+        operand_parameters: (operand, name of the model's parameter), for the operands that are parameters.
+        shapes: (operand, shape) of the weights, biases and states, whether they are parameters or computed.
     """
 
     operands: tuple[Operand, ...] = ()
-    held: tuple[tuple[Operand, str], ...] = ()
+    operand_parameters: tuple[tuple[Operand, str], ...] = ()
     shapes: tuple[tuple[Operand, Shape], ...] = ()
 
     @property
     def operation(self) -> Operation:
-        """The record of its operation."""
+        """The record of the site's operation."""
         return OPERATIONS.get(self.op)
 
     @property
     def weight(self) -> str | None:
-        """Name of the parameter that is its weight; None where it is computed, or where there is none."""
-        return dict(self.held).get("weight")
+        """Name of the parameter that is the weight; None where the weight is computed, or where there is none."""
+        return dict(self.operand_parameters).get("weight")
 
     @property
     def bias(self) -> str | None:
-        """Name of the parameter that is its bias."""
-        return dict(self.held).get("bias")
+        """Name of the parameter that is the bias; None where there is none."""
+        return dict(self.operand_parameters).get("bias")
 
     @property
     def weight_shape(self) -> Shape:
-        """Shape of its weight, computed or not; () where there is none."""
+        """Shape of the weight, computed or not; () where there is none."""
         return dict(self.shapes).get("weight", ())
 
     @property
     def negative_inputs_matter(self) -> bool:
-        """False for a ReLU: whatever is negative in its input is cut off anyway."""
+        """Whether negative inputs change the output; false for a ReLU."""
         return not self.operation.rectifies
 
     def parameter(self, operand: Operand) -> tuple[str, Shape] | None:
-        """(name, shape) of the parameter behind `operand`, None where it is an activation."""
-        name = dict(self.held).get(operand)
+        """(name, shape) of the parameter that is `operand`; None where the operand is computed."""
+        name = dict(self.operand_parameters).get(operand)
         return None if name is None else (name, dict(self.shapes)[operand])
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A captured model. Nothing in it is ever changed.
+    """A captured model. Immutable.
 
     Attributes:
-        model: the model in evaluation mode: a private copy, so that the user's may change.
-        fx_graph: the traced graph, None where tracing failed.
+        model: a private copy of the model, in evaluation mode; the user's model may change later.
+        fx_graph: the traced graph; None where tracing failed.
         nodes: every computing step, in execution order.
         sample_shape: shape of one input sample.
-        untraced: why and where tracing failed ("file.py:12: if x.sum() > 0"), empty if it did not. Sites are then
-            modules alone, and candidates are evaluated whole.
+        untraced: why and where tracing failed ("file.py:12: if x.sum() > 0"); empty if it succeeded. Without a traced
+            graph only modules are sites, and every candidate is evaluated as a whole model.
     """
 
     model: nn.Module
@@ -121,12 +120,16 @@ class Graph:
 
     @cached_property
     def uncounted(self) -> tuple[Node, ...]:
-        """Nodes whose operations no rule counts."""
+        """Nodes whose operations are not counted, because no rule covers their type."""
         return tuple(n for n in self.nodes if n.operations is None)
 
     def site(self, name: str) -> Site:
-        """The site of that FX name or module path. Raises KeyError."""
-        found = [s for s in self.sites if s.name == name] or [s for s in self.sites if s.path == name]
-        if not found:
+        """The site with that FX name or module path.
+
+        Raises:
+            KeyError: there is none.
+        """
+        matches = [s for s in self.sites if s.name == name] or [s for s in self.sites if s.path == name]
+        if not matches:
             raise KeyError(name)
-        return found[0]
+        return matches[0]

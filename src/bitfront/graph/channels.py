@@ -1,25 +1,25 @@
-"""Which dimensions of a model must change their size together: what a search over layer widths chooses among.
+"""Channel groups: which dimensions of a model must change their size together. A search over widths chooses their
+sizes.
 
-``channels(graph)`` sorts the channels of a traced model into groups. All channels of a group appear and disappear
-together, in every tensor in which they occur: two layers whose outputs are added make one group, and the group of a
-convolution that is flattened comes up as H·W features per channel in the Linear behind it. Each dimension of each
-parameter is an *axis*: a sequence of segments, group after group. What cannot change, or cannot be followed, is a group
-too; it is *fixed*, and says why.
+``channels(graph)`` sorts the channels of a traced model into groups. All channels of a group are added or removed
+together, in every tensor in which they occur. Two layers whose outputs are added make one group. The group of a
+convolution whose output is flattened has H·W features per channel in the Linear that follows. Each dimension of each
+parameter is an *axis*: a sequence of segments, group after group. Channels that cannot change, or cannot be followed,
+are a group too; it is *fixed*, and says why.
 
-How layouts flow through the model is in ``following.py``, the arithmetic of segments in ``segments.py``; the rule of
-each operation is in its record.
+``following.py`` follows layouts through the model, ``segments.py`` has the arithmetic of segments, and the record of
+each operation has its rule.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from bitfront.errors import CaptureError, ConfigError
+from bitfront.errors import CaptureError, ConfigError, nearest
 from bitfront.graph.base import Graph
 from bitfront.graph.following import Held, Walk, walk
 from bitfront.operations.layout import Dim
@@ -27,32 +27,32 @@ from bitfront.operations.layout import Dim
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of an axis: `repeat` elements for each channel of a group, one channel after the other."""
+    """A part of an axis: `repeat` elements for each channel of a group, one channel after the other."""
 
     group: int
     repeat: int = 1
 
 
-#: What a dimension is made of, in order; empty for a dimension that has nothing to do with channels (a kernel's).
+#: The segments of a dimension, in order; empty for a dimension without channels (of a kernel).
 Axis = tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that appear and disappear together.
+    """Channels that are added and removed together.
 
     Attributes:
         index: its position in ``Channels.groups``.
         width: how many channels it has.
-        producers: the nodes whose output channels these are, in execution order. A depthwise convolution is one, and
-            is among the consumers too.
-        consumers: the nodes that take a weighted sum over these channels.
+        producers: the nodes whose output channels these are, in execution order. A depthwise convolution is one of
+            them, and one of the consumers too.
+        consumers: the nodes that compute a weighted sum over these channels.
         fixed: why its width cannot change; empty if it can.
-        multiple: its width must be a multiple of that, because grouped convolutions or GroupNorms cut it into so many
-            equal blocks.
-        blocked_by: the nodes which do.
-        mixed_by: the LayerNorms and GroupNorms that take statistics over its channels: copies of channels leave what
-            they compute as it is only if every group under the norm grows by the same whole number of times.
+        multiple: the width must be a multiple of this number, because grouped convolutions or GroupNorms divide the
+            channels into equal blocks.
+        blocked_by: the nodes that divide them.
+        mixed_by: the LayerNorms and GroupNorms that compute statistics over its channels. Copies of channels do not
+            change their output only if every group under the norm is multiplied by the same integer.
     """
 
     index: int
@@ -67,14 +67,14 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class TensorChannels:
-    """What a parameter or buffer is made of.
+    """The axes of a parameter or buffer.
 
     Attributes:
         axes: one per dimension.
-        contracted: the dimension that is summed over with the input (1 of a Linear's weight), None if there is none.
-        blocks: groups of a grouped convolution that is not depthwise: the axes of dimensions 0 and 1 are then those of
-            all output and input channels, which fall into so many equal blocks; each block of outputs holds weights
-            for its block of inputs alone.
+        contracted: the dimension that is summed over with the input (1 of a Linear's weight); None if there is none.
+        blocks: groups of a grouped convolution that is not depthwise, else 1. The axes of dimensions 0 and 1 are then
+            those of all output and input channels, in this number of equal blocks. A block of outputs has weights for
+            its block of inputs only.
     """
 
     axes: tuple[Axis, ...]
@@ -84,7 +84,15 @@ class TensorChannels:
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with weights. `path` is its module's, empty for a function; `weight` a name of its weight."""
+    """A node with weights.
+
+    Attributes:
+        name: the node's name.
+        path: its module's path; empty for a function.
+        weight: a name of its weight.
+        inputs: the axis that is summed over.
+        outputs: the axis of its output channels.
+    """
 
     name: str
     path: str
@@ -98,10 +106,10 @@ class Channels:
     """The groups of a model and where they occur.
 
     Attributes:
-        groups: in the order in which they come up.
+        groups: in the order of their first occurrence.
         tensors: name → its axes, for every parameter and buffer that has channels, under each of its names.
         layers: the nodes with weights, in execution order.
-        sizes: module path → attribute → what it holds the size of: an axis, or, where it is a tuple, several.
+        sizes: module path → attribute → the axes whose sizes it holds; several where the attribute is a tuple.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -110,7 +118,7 @@ class Channels:
     sizes: Mapping[str, Mapping[str, tuple[Axis, ...]]]
 
     def layer(self, name: str) -> Layer:
-        """The layer of that node name or module path.
+        """The layer with that node name or module path.
 
         Raises:
             ConfigError: there is none.
@@ -119,12 +127,12 @@ class Channels:
             if name in (layer.name, layer.path):
                 return layer
         names = [layer.name for layer in self.layers]
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"no layer {name!r} has a width.{hint} Layers that have one: {', '.join(names) or 'none'}")
+        raise ConfigError(
+            f"no layer {name!r} has a width.{nearest(name, names)} Layers that have one: {', '.join(names) or 'none'}"
+        )
 
     def size(self, axis: Axis, widths: Mapping[int, int] | None = None) -> int:
-        """How many elements an axis has, with other `widths` (by group) if these are given."""
+        """The number of elements of an axis; `widths` gives other widths, by group."""
         changed = widths or {}
         return sum(changed.get(s.group, self.groups[s.group].width) * s.repeat for s in axis)
 
@@ -133,12 +141,12 @@ def channels(graph: Graph) -> Channels:
     """Sort the channels of a captured model into groups.
 
     Raises:
-        CaptureError: the model was not traced: what its layers do with each other's outputs is then unknown.
+        CaptureError: the model was not traced, so it is unknown which layers share a width.
     """
     if graph.fx_graph is None:
         raise CaptureError(
             "the widths of this model cannot be searched: that needs a model that torch.fx can trace, to see which "
-            f"layers share a width. What stopped it: {graph.untraced}"
+            f"layers share a width. The tracer stopped at: {graph.untraced}"
         )
     seen = walk(graph)
     _settle(seen)
@@ -146,7 +154,7 @@ def channels(graph: Graph) -> Channels:
 
 
 def _settle(seen: Walk) -> None:
-    """Fix what turned out, in the end, to be of no simple form."""
+    """Fix dimensions whose final form is not supported."""
     variables = seen.variables
     for held in seen.held.values():
         if held.contracted is not None and held.copied:
@@ -155,11 +163,11 @@ def _settle(seen: Walk) -> None:
     for node, dim, blocks in seen.blocks:
         pieces = variables.resolve(dim)
         if len(pieces) > 1 or variables.width(pieces[0][0]) % blocks:
-            variables.fix(dim, f"{node} cuts it into {blocks} blocks, in which it does not fit as a whole")
+            variables.fix(dim, f"{node} divides it into {blocks} blocks, which do not match its channels")
 
 
 def _numbered(graph: Graph, seen: Walk) -> Channels:
-    """The groups as others see them: numbered, without those that are not channels of any layer."""
+    """The groups, numbered, without those that are not channels of any layer."""
     variables = seen.variables
     names = _tensor_names(graph.model, seen.held)
     nodes = {n.name: n for n in graph.nodes}
@@ -179,7 +187,7 @@ def _numbered(graph: Graph, seen: Walk) -> Channels:
     listed: set[int] = set()
     dims = [d for key in names for d in seen.held[key].dims]
     for dim in (*dims, *(d for _, *both in seen.weights.values() for d in both)):
-        # Kernels, and the ones that broadcasting needs: fixed, and no layer's channels.
+        # Not those of kernels and of dimensions that broadcasting adds: they are fixed, and not channels of a layer.
         if any(not variables.reason(v) or v in producers or v in consumers for v in unknowns(dim)):
             listed |= unknowns(dim)
     number = {v: i for i, v in enumerate(sorted(listed))}
@@ -219,7 +227,7 @@ def _numbered(graph: Graph, seen: Walk) -> Channels:
 
 
 def _tensor_names(model: nn.Module, held: Mapping[int, Held]) -> dict[int, list[str]]:
-    """id → every name of each parameter and buffer that was met, in the model's order."""
+    """id → all names of each parameter and buffer in `held`, in the model's order."""
     names: dict[int, list[str]] = {}
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         if id(tensor) in held:

@@ -1,8 +1,8 @@
-"""Finds out what a model computes by running it: for models that torch.fx cannot trace.
+"""Records the calls that a model makes when it runs: for models that torch.fx cannot trace.
 
-Modules that have a rule (``bitfront.operations``) are taken as a whole; torch's functions called between them, such as
-the matrix products in the attention of a transformer, are seen through ``TorchFunctionMode``, under the names that
-torch.fx uses too. So nothing that computes goes unseen, whatever types of modules a library has.
+A module whose operation has a record (``bitfront.operations``) is one call. Functions of torch called between such
+modules, such as the matrix products in the attention of a transformer, are recorded by ``TorchFunctionMode``, under the
+names that torch.fx uses. So no computation is missed, whatever types of modules a library has.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from bitfront.operations.lookup import bare, count, function_name, module_name, 
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What one call was given, gave and did, per sample; operations are None where no rule covers it."""
+class CallSummary:
+    """One call, per sample: the shapes of its input and output tensors, and its operations.
+
+    `operations` is None where no rule covers the call; `macs` are the multiply-accumulates among the operations.
+    """
 
     inputs: tuple[Shape, ...]
     output: Shape
@@ -31,48 +34,55 @@ class Observed:
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
-    """One call seen while a model ran.
+class RecordedCall:
+    """One call that a model made while it ran.
 
     Attributes:
-        path: of the module; of the one it was called in, for a function.
-        module: None for a function.
-        parameters: the parameters that a function was given.
+        path: the module's path; for a function the path of the module that called it.
+        op: the operation, in lower case.
+        type: the module's class or the function's name.
+        summary: shapes and operations, per sample.
+        module: the module; None for a function.
+        parameters: the parameters among a function's arguments.
     """
 
     path: str
     op: str
     type: str
-    seen: Observed
+    summary: CallSummary
     module: nn.Module | None = None
     parameters: tuple[nn.Parameter, ...] = ()
 
 
-def observed(inputs: tuple[Shape, ...], output: Shape, counted: Count | None, batch: int, fed: bool) -> Observed:
-    """A call on a whole batch, per sample.
+def per_sample(
+    inputs: tuple[Shape, ...], output: Shape, counted: Count | None, batch: int, from_input: bool
+) -> CallSummary:
+    """The summary of a call on a whole batch.
 
     Args:
-        inputs, output: shapes for the whole batch.
-        counted: operations on the whole batch.
-        fed: whether it depends on the input. What does not (a product of two parameters, say) is done once per batch,
-            and counts as if it were done for every sample.
+        inputs: shapes of the input tensors, for the whole batch.
+        output: shape of the output tensor, for the whole batch.
+        counted: operations on the whole batch; None where no rule covers the call.
+        batch: samples in the batch.
+        from_input: whether the call depends on the model's input. A call that does not (a product of two parameters,
+            for example) runs once per batch, and counts as if it ran for every sample.
     """
     if counted is None:
         operations, macs = None, 0
     else:
-        operations, macs = (_share(v, batch, fed) for v in (counted.operations, counted.macs))
-    per_sample = tuple(shape_per_sample(s, batch, fed) for s in inputs)
-    return Observed(per_sample, shape_per_sample(output, batch, fed), operations, macs)
+        operations, macs = (_share(v, batch, from_input) for v in (counted.operations, counted.macs))
+    shapes = tuple(shape_per_sample(shape, batch, from_input) for shape in inputs)
+    return CallSummary(shapes, shape_per_sample(output, batch, from_input), operations, macs)
 
 
-def _share(value: int, batch: int, fed: bool) -> int:
-    # What a reduction over the batch leaves behind does not divide: done once.
-    return value // batch if fed and value % batch == 0 else value
+def _share(value: int, batch: int, from_input: bool) -> int:
+    # The result of a reduction over the batch does not divide by it; it is computed once.
+    return value // batch if from_input and value % batch == 0 else value
 
 
-def shape_per_sample(shape: Shape, batch: int, fed: bool = True) -> Shape:
+def shape_per_sample(shape: Shape, batch: int, from_input: bool = True) -> Shape:
     """`shape` without the batch, which may be the first dimension, another one, or a factor of one (heads · batch)."""
-    if not fed or not shape or math.prod(shape) % batch:
+    if not from_input or not shape or math.prod(shape) % batch:
         return shape
     if shape[0] == batch:
         return shape[1:]
@@ -82,94 +92,96 @@ def shape_per_sample(shape: Shape, batch: int, fed: bool = True) -> Shape:
     return shape
 
 
-#: Set on tensors that were made from the model's input.
-_FED = "_bitfront_fed"
+#: The attribute that marks tensors computed from the model's input.
+_FROM_INPUT = "_bitfront_from_input"
 
 
-def _is_fed(value: object) -> bool:
-    return any(getattr(t, _FED, False) for t in tensors_in(value))
+def _depends_on_input(value: object) -> bool:
+    return any(getattr(tensor, _FROM_INPUT, False) for tensor in tensors_in(value))
 
 
-def feed(value: object) -> None:
-    """Say that the tensors in `value` come from the model's input."""
+def mark_as_input(value: object) -> None:
+    """Mark the tensors in `value` as the model's input, or as computed from it."""
     for tensor in tensors_in(value):
-        setattr(tensor, _FED, True)
+        setattr(tensor, _FROM_INPUT, True)
 
 
-class _Mode(TorchFunctionMode):
-    """Sees every function of torch, except those within a module that is taken as a whole."""
+class _FunctionRecorder(TorchFunctionMode):
+    """Records every call of a torch function, except those inside a module that is recorded as one call."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
         self.batch = batch
-        self.calls: list[Recorded] = []
+        self.calls: list[RecordedCall] = []
         self.paths: list[str] = []
-        self.within = 0  # how many modules that are taken as a whole we are in
+        self.depth = 0  # how many modules that are recorded as one call enclose the current one
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(tensors_in((args, kwargs)))
-        shapes = tuple(tuple(t.shape) for t in given)
-        fed = _is_fed(given)
+        inputs = list(tensors_in((args, kwargs)))
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        from_input = _depends_on_input(inputs)
         out = func(*args, **kwargs)
-        found = list(tensors_in(out))
-        if fed:
-            feed(found)
+        outputs = list(tensors_in(out))
+        if from_input:
+            mark_as_input(outputs)
             if getattr(func, "__name__", "") in ("__setitem__", "copy_"):
-                feed(args[0])
-        if found and not self.within:
-            op, name = function_name(func), str(getattr(func, "__name__", func))
-            counted = count(Call(bare(func), shapes, tuple(found[0].shape), args, kwargs), of_function(func))
-            flowing = tuple(s for t, s in zip(given, shapes, strict=True) if not isinstance(t, nn.Parameter))
-            seen = observed(flowing, tuple(found[0].shape), counted, self.batch, fed)
-            own = tuple(t for t in given if isinstance(t, nn.Parameter))
-            self.calls.append(Recorded(self.paths[-1], op, name, seen, None, own))
+                mark_as_input(args[0])
+        if outputs and not self.depth:
+            op, name, output = function_name(func), str(getattr(func, "__name__", func)), tuple(outputs[0].shape)
+            counted = count(Call(bare(func), shapes, output, args, kwargs), of_function(func))
+            activations = tuple(s for t, s in zip(inputs, shapes, strict=True) if not isinstance(t, nn.Parameter))
+            summary = per_sample(activations, output, counted, self.batch, from_input)
+            parameters = tuple(tensor for tensor in inputs if isinstance(tensor, nn.Parameter))
+            self.calls.append(RecordedCall(self.paths[-1], op, name, summary, None, parameters))
         return out
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> list[Recorded]:
-    """Run `model` on inputs and give what it called, in order.
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> list[RecordedCall]:
+    """Run `model` and return the calls that it makes, in order.
 
     Args:
         model: in evaluation mode; it gets hooks, which are removed again.
-        args, kwargs: what it is called with: of what is fed (:func:`feed`), `batch` samples.
+        args: its arguments; the tensors that hold samples are marked by :func:`mark_as_input`.
+        kwargs: its keyword arguments.
+        batch: samples in these tensors.
     """
-    mode = _Mode(batch)
-    before: list[int] = []
+    recorder = _FunctionRecorder(batch)
+    counts_on_entry: list[int] = []
 
-    def whole(path: str, module: nn.Module) -> bool:
-        # The root as a site would have no place in which a quantized twin could be put.
+    def one_call(path: str, module: nn.Module) -> bool:
+        # The root cannot be a site: there is no module in which it could be replaced by a quantized one.
         operation = of_module(module)
         return operation is not None and (bool(path) or not operation.operands)
 
     def enter(path: str) -> Any:
         def hook(module: nn.Module, *_: Any) -> None:
-            mode.paths.append(path)
-            mode.within += whole(path, module)
-            before.append(len(mode.calls))
+            recorder.paths.append(path)
+            recorder.depth += one_call(path, module)
+            counts_on_entry.append(len(recorder.calls))
 
         return hook
 
     def leave(path: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
-            seen_inside = len(mode.calls) - before.pop()
-            mode.paths.pop()
-            mode.within -= whole(path, module)
-            # A module without parts in which nothing of torch was seen computes with something else.
-            opaque = not seen_inside and not list(module.children()) and of_module(module) is None
-            if mode.within or not (whole(path, module) or opaque):
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+            calls_inside = len(recorder.calls) - counts_on_entry.pop()
+            recorder.paths.pop()
+            recorder.depth -= one_call(path, module)
+            # A module without children and without recorded calls does not compute with torch's functions.
+            opaque = not calls_inside and not list(module.children()) and of_module(module) is None
+            if recorder.depth or not (one_call(path, module) or opaque):
                 return
-            given, found = list(tensors_in((inputs, named))), list(tensors_in(output))
-            if opaque and (not found or all(any(f is g for g in given) for f in found)):
-                return  # gives back what it was given
-            shapes = tuple(tuple(t.shape) for t in given)
-            out = tuple(found[0].shape) if found else ()
+            inputs, outputs = list(tensors_in((args, kwargs))), list(tensors_in(result))
+            if opaque and (not outputs or all(any(o is i for i in inputs) for o in outputs)):
+                return  # it returns its input
+            shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+            output = tuple(outputs[0].shape) if outputs else ()
             op = module_name(module)
-            counted = None if opaque else count(Call(op, shapes, out, inputs, named, module), of_module(module))
-            seen = observed(shapes, out, counted, batch, _is_fed(given))
-            mode.calls.append(Recorded(path, op, type(module).__name__, seen, module))
+            counted = None if opaque else count(Call(op, shapes, output, args, kwargs, module), of_module(module))
+            summary = per_sample(shapes, output, counted, batch, _depends_on_input(inputs))
+            recorder.calls.append(RecordedCall(path, op, type(module).__name__, summary, module))
 
         return hook
 
@@ -178,20 +190,27 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
         handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
         handles.append(module.register_forward_hook(leave(path), with_kwargs=True))
     try:
-        with torch.no_grad(), mode:
+        with torch.no_grad(), recorder:
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return mode.calls
+    return recorder.calls
 
 
 def record_function(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int
-) -> list[Recorded]:
-    """The same for what a function calls; the function itself, if it is one of torch's own."""
-    mode = _Mode(batch)
-    mode.paths.append("")
-    with torch.no_grad(), mode:
+) -> list[RecordedCall]:
+    """The calls that a function makes; the function itself, if it is one of torch's functions.
+
+    Args:
+        function: called with `args` and `kwargs`.
+        args: its arguments; the tensors that hold samples are marked by :func:`mark_as_input`.
+        kwargs: its keyword arguments.
+        batch: samples in these tensors.
+    """
+    recorder = _FunctionRecorder(batch)
+    recorder.paths.append("")
+    with torch.no_grad(), recorder:
         function(*args, **kwargs)
-    return mode.calls
+    return recorder.calls
