@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bitfront import tomlfile
-from bitfront.config import WITHOUT_EFFECT, Config, from_document, load, quantize_pass
+from bitfront.config import WITHOUT_EFFECT, Config, from_document, load_config, quantize_pass
 from bitfront.errors import ConfigError
 
 DATA = Path(os.environ.get("BITFRONT_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -43,18 +43,18 @@ def parsed(text, **flags):
 def test_shared_examples_are_read_and_what_took_effect_can_be_read_again(name, tmp_path):
     if not (EXAMPLES / name).is_file():
         pytest.skip(f"{name} is not beside this checkout")
-    config = load(EXAMPLES / name)
+    config = load_config(EXAMPLES / name)
     raw = tomllib.loads((EXAMPLES / name).read_text())
     assert config.search.search_space.seed["default"].config["name"] == ["NA"]
     assert set(config.search.strategy.metrics) == set(raw["search"]["strategy"]["metrics"])
     assert config.run_name == raw["project"]
     (tmp_path / "config.toml").write_text(tomlfile.dumps(config.effective()))
-    again = load(tmp_path / "config.toml")
+    again = load_config(tmp_path / "config.toml")
     assert again.model_dump() == config.model_dump()
 
 
 def test_without_a_file_there_are_defaults_that_can_be_written():
-    config = load()
+    config = load_config()
     assert config.model_dump() == Config().model_dump()
     assert config.run_folder == Path("runs/digits-cnn-digits")
     again = from_document(tomlfile.parse(tomlfile.dumps(config.effective()), "x"))

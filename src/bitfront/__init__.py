@@ -40,8 +40,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitfront.api import compare, plan, search
     from bitfront.checkpoints import load_checkpoint
-    from bitfront.config import Config
-    from bitfront.config import load as load_config
+    from bitfront.config import Config, load_config
     from bitfront.data.arrays import from_arrays, from_splits
     from bitfront.data.base import Dataset
     from bitfront.data.loading import load_dataset
@@ -88,7 +87,7 @@ _HOMES = {
     "Graph": "bitfront.graph",
     "hypervolume": "bitfront.pareto",
     "load_checkpoint": "bitfront.checkpoints",
-    "load_config": "bitfront.config:load",
+    "load_config": "bitfront.config",
     "load_dataset": "bitfront.data.loading",
     "non_dominated": "bitfront.pareto",
     "Objectives": "bitfront.objectives",

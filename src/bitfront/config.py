@@ -1,9 +1,9 @@
-"""The TOML schema, whole: every key, its default, its meaning and its check.
+"""The TOML schema: every key with its default, its meaning and its check.
 
-A superset of what users of MASE's search know, so that their files run unchanged. It is strict: an unknown key or a
-wrong value is an error that names the key, its line, what is allowed and the nearest right spelling, before any work
-starts. What only a captured model can tell (does this site exist?) is checked by the space, what belongs to one metric
-or strategy by that one; their errors are located here too (:meth:`Config.locating`).
+It contains all keys of MASE's search, so that MASE's files run unchanged. It is strict: an unknown key or a wrong value
+is an error before any work starts. The error names the key, its line, what is allowed and the closest correct spelling.
+The space checks what depends on the captured model (does this site exist?); a metric or a strategy checks its settings.
+Their errors get file and line here too (:meth:`Config.locating`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bitfront import tomlfile
 from bitfront.errors import ConfigError, nearest, one_of
 
 Direction = Literal["maximize", "minimize"]
-#: Keys of the system we start from that mean nothing here; they are accepted, and named in a note.
+#: Keys of MASE that have no meaning here; they are accepted, and named in a note.
 WITHOUT_EFFECT = frozenset(
     "accumulate_grad_batches auto_requeue cpu_num_workers debug disable_dataset_cache force_cpu github_ci "
     "is_pretrained is_to_auto_requeue log_level max_token_len no_warnings nodes num_devices num_nodes num_targets "
@@ -51,7 +51,7 @@ class SpacePart(Table):
     setup: SpaceSetup = SpaceSetup()
     seed: dict[str, ChoicesTable] = Field(
         default={},
-        description="what may be chosen, per site name, type or pattern; `default` is for all others",
+        description="the choices per site name, type or pattern; `default` is for all others",
     )
 
 
@@ -64,52 +64,52 @@ class SearchSpace(SpacePart):
 
     @property
     def parts(self) -> dict[str, SpacePart]:
-        """The parts that are there, by name."""
+        """The parts that the file has, by name."""
         both = {"quantize": self.quantize, "widths": self.widths}
         return {name: part for name, part in both.items() if part is not None}
 
 
 class StrategySetup(Table):
-    """``[search.strategy.setup]``: the keys that every search has, and beside them those of its strategy.
+    """``[search.strategy.setup]``: the keys of every search, and those of its strategy.
 
-    A strategy's keys are checked when it is known which one is meant (``strategies.configured``).
+    The keys of a strategy are checked later, by that strategy (``strategies.configured``).
     """
 
     model_config = ConfigDict(extra="allow")
 
-    n_jobs: int = Field(1, ge=1, le=256, description="worker processes; the numbers are the same for any")
+    n_jobs: int = Field(1, ge=1, le=256, description="worker processes; the results do not depend on it")
     n_trials: int | None = Field(
         None,
         ge=1,
         description="budget in distinct candidates; none: the whole space for brute force, else 100",
     )
-    timeout: float | None = Field(None, gt=0, description="seconds after which no further candidates are started")
+    timeout: float | None = Field(None, gt=0, description="seconds after which no new candidate is started")
     sum_scaled_metrics: bool = Field(
         False,
-        description="true: one objective, the sum of the scaled metrics; false: each its own, and a front",
+        description="true: one objective, the sum of the scaled metrics; false: one objective per metric, and a front",
     )
     direction: Direction | None = Field(None, description="of the sum; needed if `sum_scaled_metrics`")
-    pkl_ckpt: str | None = Field(None, description="accepted, without effect: a run resumes from its own folder")
+    pkl_ckpt: str | None = Field(None, description="accepted, without effect: a run resumes from its run folder")
     save_every_n_trials: int | None = Field(None, description="accepted, without effect: every trial is saved")
 
     @property
     def of_strategy(self) -> dict[str, Any]:
-        """The keys beside those that every search has: settings of a strategy, as they were given."""
+        """The keys that are not among those of every search: the strategy's settings, unchecked."""
         return dict(self.model_extra or {})
 
 
 class MetricSetup(Table):
     """``[search.strategy.metrics.<metric>]``."""
 
-    scale: float = Field(1.0, description="factor of the scaled metric; a negative one turns the metric round")
-    direction: Direction | None = Field(None, description="which way is better; default: the metric's own")
+    scale: float = Field(1.0, description="factor of the scaled metric; a negative one reverses its direction")
+    direction: Direction | None = Field(None, description="which way is better; default: that of the metric")
 
 
 class StrategyTable(Table):
     """``[search.strategy]``."""
 
     name: str = Field("optuna", description="strategy")
-    eval_mode: bool = Field(True, description="false where candidates are trained; all are evaluated in eval mode")
+    eval_mode: bool = Field(True, description="false if candidates are trained; all are evaluated in eval mode")
     sw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics that need data or a clock")
     hw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics in closed form")
     setup: StrategySetup = StrategySetup()
@@ -120,13 +120,13 @@ class CalibrationTable(Table):
     """``[search.calibration]``."""
 
     num_samples: int = Field(
-        512, ge=1, description="samples of the training split that formats and corrections are learned from"
+        512, ge=1, description="samples of the training split for the calibration of formats and corrections"
     )
     bias_correction: bool = Field(
-        False, description="take from each bias what the error of the quantized weights adds to the output on average"
+        False, description="subtract from each bias the mean error that the quantized weights cause in the output"
     )
     batch_norm: bool = Field(
-        False, description="estimate the statistics of batch norms right behind a site again, for each of its options"
+        False, description="estimate the statistics of a batch norm that follows a site anew, for each of its options"
     )
 
 
@@ -136,12 +136,12 @@ class FinetuneTable(Table):
     trials: int = Field(
         0,
         ge=0,
-        description="so many trials of the front are trained on, from end to end of it; of one objective the best",
+        description="how many trials are fine-tuned: spread evenly over the front, or the best of one objective",
     )
-    max_epochs: int = Field(10, ge=1, description="epochs of each; the best one on the validation split counts")
+    max_epochs: int = Field(10, ge=1, description="epochs of each; the best epoch on the validation split is kept")
     learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
     batch_size: int | None = Field(None, ge=1, description="samples per training step; default: that of the training")
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation loss")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better validation loss")
 
 
 class SearchTable(Table):
@@ -151,7 +151,7 @@ class SearchTable(Table):
     strategy: StrategyTable
     constraints: dict[str, str] = Field(
         default={},
-        description='what every result must fulfil: metric = "<= 2 kB"; `accuracy_drop` is against the float model',
+        description='conditions on every result: metric = "<= 2 kB"; `accuracy_drop` compares with the float model',
     )
     calibration: CalibrationTable = CalibrationTable()
     finetune: FinetuneTable = FinetuneTable()
@@ -166,14 +166,14 @@ class Config(Table):
     dataset_path: str | None = Field(None, description="file or folder of the data")
     task: Literal["cls", "classification"] = Field("cls", description="classification is the only task")
     max_epochs: int = Field(20, ge=1, description="epochs of training")
-    max_steps: int = Field(-1, ge=-1, description="steps of training at most; -1: no limit")
+    max_steps: int = Field(-1, ge=-1, description="training steps at most; -1: no limit")
     batch_size: int = Field(128, ge=1, description="samples per training step")
     learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
     weight_decay: float = Field(0.0, ge=0, description="as the optimizer defines it")
     training_optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="how to train; sgd has Nesterov momentum 0.9"
+        "adam", description="optimizer of the training; sgd has Nesterov momentum 0.9"
     )
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation loss")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better validation loss")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="where to compute")
     project: str | None = Field(None, description="name of the run folder; default: <model>-<dataset>")
     project_dir: str = Field("runs", description="folder of the run folders")
@@ -181,12 +181,12 @@ class Config(Table):
     log_every_n_steps: int = Field(50, ge=1, description="how often the training bar is updated")
     load_name: str | None = Field(None, description="checkpoint to start from, instead of training")
     load_type: Literal["pt", "pl"] = Field("pt", description="a state dict, or a Lightning checkpoint")
-    passes: dict[str, dict[str, Any]] = Field(default={}, description="what `transform` applies: `[passes.quantize]`")
-    search: SearchTable | None = Field(None, description="what `search` and `plan` do")
+    passes: dict[str, dict[str, Any]] = Field(default={}, description="for `transform`: `[passes.quantize]`")
+    search: SearchTable | None = Field(None, description="for `search`, `compare` and `plan`")
 
     _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
     _notes: tuple[str, ...] = PrivateAttr(())
-    #: Dotted keys whose values came from overrides, not from the document.
+    #: Dotted keys whose values come from overrides, not from the document.
     _overridden: frozenset[str] = PrivateAttr(frozenset())
 
     @property
@@ -205,16 +205,16 @@ class Config(Table):
         return Path(self.project_dir) / self.run_name
 
     def effective(self) -> dict[str, Any]:
-        """Every value as it took effect, without what is unset; can be written as TOML and read again."""
+        """All values in effect, defaults included, without unset ones; can be written as TOML and read again."""
         return _without_none(self.model_dump())
 
     @contextmanager
     def locating(self) -> Iterator[None]:
-        """Gives ConfigErrors raised inside the file and the line of their key."""
+        """A context in which ConfigErrors get the file and the line of their key."""
         try:
             yield
         except ConfigError as error:
-            # What was overridden stands in no file.
+            # An overridden value is not in the file.
             if error.file is None and error.key and ".".join(error.key) not in self._overridden:
                 error.located(self._document.name, self._document.line(error.key))
             raise
@@ -223,8 +223,8 @@ class Config(Table):
 Settings = TypeVar("Settings", bound=Table)
 
 
-def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration in the file at `path` with `overrides` on top.
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in the file at `path`, changed by `overrides`.
 
     Args:
         path: a TOML file; None for the defaults.
@@ -238,47 +238,63 @@ def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = N
 
 
 def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration in an already parsed document. Raises ConfigError."""
-    values: dict[str, Any] = _copied(document.values)
+    """The configuration in a parsed document, changed by `overrides`.
+
+    Args:
+        document: the parsed TOML, with the lines of its keys.
+        overrides: as in :func:`load_config`.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    values: dict[str, Any] = _deep_copy(document.values)
     ignored = sorted(k for k in values if k in WITHOUT_EFFECT)
     notes = [f"{document.name}: {key} has no effect here" for key in ignored]
     for key in ignored:
         del values[key]
-    given = {k: v for k, v in (overrides or {}).items() if v is not None}
-    if "search.strategy.setup.sampler" in given:
-        # Whoever names a sampler means the strategy that has samplers, whatever the file says.
-        given.setdefault("search.strategy.name", "optuna")
-    below = [key for key in given if key.startswith("search.")]
-    if below and "search" not in values:
-        raise ConfigError(
-            f"{below[0]} is about a search, and there is no [search] here", file=document.name, arguments=below[:1]
-        )
-    for dotted, value in given.items():
-        *parents, last = dotted.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                break  # no table in the file: an error below
-        else:
-            place[last] = value
+    changes = {k: v for k, v in (overrides or {}).items() if v is not None}
+    if "search.strategy.setup.sampler" in changes:
+        # A sampler belongs to the strategy optuna, whichever strategy the file names.
+        changes.setdefault("search.strategy.name", "optuna")
+    _override(values, changes, document)
     values = _without_na(values)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise _translated(error, document, given) from None
+        raise _translated(error, document, changes) from None
     if config.project is not None and (Path(config.project).name != config.project or config.project == ".."):
         raise ConfigError(
             f"{config.project!r} is not the name of a folder; project_dir says where run folders are",
             key=("project",),
-            file=None if "project" in given else document.name,
-            line=None if "project" in given else document.line(("project",)),
+            file=None if "project" in changes else document.name,
+            line=None if "project" in changes else document.line(("project",)),
         )
     config._document = document
     config._notes = tuple(notes)
-    config._overridden = frozenset(given)
+    config._overridden = frozenset(changes)
     _check_passes(config)
     return config
+
+
+def _override(values: dict[str, Any], changes: Mapping[str, Any], document: tomlfile.Document) -> None:
+    """Set dotted keys in `values`, in place."""
+    of_search = [key for key in changes if key.startswith("search.")]
+    if of_search and "search" not in values:
+        raise ConfigError(
+            f"{of_search[0]} belongs to a search, and there is no [search] in this configuration; add one, or leave "
+            f"{of_search[0]} out",
+            file=document.name,
+            arguments=of_search[:1],
+        )
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        table = values
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                break  # a value where a table is needed; the validation reports it
+        else:
+            table[last] = value
 
 
 def _check_passes(config: Config) -> None:
@@ -292,20 +308,27 @@ def _check_passes(config: Config) -> None:
 
 
 def quantize_pass(config: Config) -> dict[str, Any]:
-    """``[passes.quantize]``: ``{"by": ..., key: {"config": {...}}}``. Raises ConfigError if there is none."""
-    own = config.passes.get("quantize")
-    if own is None:
-        raise ConfigError("there is no [passes.quantize] in this configuration", file=config._document.name)
-    return {k: v for k, v in own.items() if k != "report"}
+    """``[passes.quantize]``: ``{"by": ..., key: {"config": {...}}}``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    table = config.passes.get("quantize")
+    if table is None:
+        raise ConfigError(
+            "there is no [passes.quantize] in this configuration; add one with the format of each site",
+            file=config._document.name,
+        )
+    return {k: v for k, v in table.items() if k != "report"}
 
 
 def settings_of(kind: type[Settings], values: Mapping[str, Any], where: tuple[str, ...]) -> Settings:
-    """The settings of a member (a metric runner, a strategy) from the keys of its table, checked and frozen.
+    """The settings of a metric runner or a strategy, from the keys of its table; checked and frozen.
 
     Args:
-        kind: what the member says its settings are.
+        kind: the type of the settings.
         values: key → value, as in the TOML.
-        where: path of that table, for messages.
+        where: path of the table, for messages.
 
     Raises:
         ConfigError: a key is unknown, missing or has a wrong value; `key` is its path.
@@ -314,7 +337,7 @@ def settings_of(kind: type[Settings], values: Mapping[str, Any], where: tuple[st
         return kind.model_validate(dict(values))
     except ValidationError as error:
         key, message = _problem(error, kind)
-        # Where a value may be of several kinds, or is a list, pydantic goes on behind the key.
+        # For a union type or a list, pydantic's path has parts after the key; they are cut off.
         depth = next((i for i in range(1, len(key)) if _table_at(key[:i], kind) is None), len(key))
         raise ConfigError(message, key=(*where, *key[:depth])) from None
     except ConfigError as error:
@@ -322,20 +345,20 @@ def settings_of(kind: type[Settings], values: Mapping[str, Any], where: tuple[st
         raise
 
 
-def _translated(error: ValidationError, document: tomlfile.Document, given: Mapping[str, Any]) -> ConfigError:
+def _translated(error: ValidationError, document: tomlfile.Document, changes: Mapping[str, Any]) -> ConfigError:
     key, message = _problem(error, Config)
-    if ".".join(key) in given:
+    if ".".join(key) in changes:
         return ConfigError(message, key=key)
     return ConfigError(message, key=key, file=document.name, line=document.line(key))
 
 
 def _problem(error: ValidationError, root: type[Table]) -> tuple[tuple[str, ...], str]:
-    """(path of the offending key below `root`, what is wrong with it and what is allowed)."""
-    # A misspelt key is also a missing one: the spelling is what to say first.
+    """(path of the wrong key below `root`, what is wrong with it and what is allowed)."""
+    # A misspelt key can also be a missing one; its spelling is reported first.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = tuple(str(part) for part in first["loc"])
     parent = _table_at(key[:-1], root)
-    given = first.get("input")
+    value = first.get("input")
     match first["type"]:
         case "extra_forbidden":
             fields = list(parent.model_fields) if parent else []
@@ -343,18 +366,18 @@ def _problem(error: ValidationError, root: type[Table]) -> tuple[tuple[str, ...]
             message = f"unknown key; {known}.{nearest(key[-1], fields)}"
         case "literal_error":
             allowed = _literals(parent, key[-1])
-            message = f"{given!r} is not possible; {one_of(allowed)}.{nearest(str(given), allowed)}"
+            message = f"{value!r} is not possible; {one_of(allowed)}.{nearest(str(value), allowed)}"
         case "missing":
             message = "this key is missing"
         case kind if kind.endswith("_type"):
-            message = f"{given!r} is of the wrong type: {first['msg'][0].lower() + first['msg'][1:]}"
+            message = f"{value!r} is of the wrong type: {first['msg'][0].lower() + first['msg'][1:]}"
         case _:
-            message = f"{given!r} is not possible: {first['msg'][0].lower() + first['msg'][1:]}"
+            message = f"{value!r} is not possible: {first['msg'][0].lower() + first['msg'][1:]}"
     return key, message
 
 
 def _table_at(path: tuple[str, ...], root: type[Table]) -> type[Table] | None:
-    """The model behind a path of keys below `root`; keys of free names (seed, metrics) are stepped over."""
+    """The table at a path of keys below `root`; None where there is none. Free names (of seed, metrics) are skipped."""
     table: Any = root
     for part in path:
         if not (isinstance(table, type) and issubclass(table, Table)):
@@ -375,18 +398,18 @@ def _literals(table: type[Table] | None, name: str) -> list[str]:
     if table is None or name not in table.model_fields:
         return []
     annotation = table.model_fields[name].annotation
-    found: list[str] = []
+    words: list[str] = []
     for part in (annotation, *get_args(annotation)):
-        found += [a for a in get_args(part) if isinstance(a, str)] or ([part] if isinstance(part, str) else [])
-    return list(dict.fromkeys(found))
+        words += [a for a in get_args(part) if isinstance(a, str)] or ([part] if isinstance(part, str) else [])
+    return list(dict.fromkeys(words))
 
 
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _deep_copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
 
 
 def _without_na(values: Mapping[str, Any]) -> dict[str, Any]:
-    """ "NA" is none: the default. In a seed, and in a pass, it is one of the choices and stays as it is written."""
+    """Removes values "NA", which mean the default. In a seed, and in a pass, "NA" is one of the choices and stays."""
     return {
         k: _without_na(v) if isinstance(v, Mapping) and k not in ("seed", "passes") else v
         for k, v in values.items()

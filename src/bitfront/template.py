@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-#: What a search without a file runs.
+#: The model and the dataset of a search without a file.
 DEFAULT_MODEL, DEFAULT_DATASET = "digits-cnn", "digits"
 
 _TOP = """\
@@ -16,26 +16,26 @@ project = "{project}"      # results go to runs/{project}
 accelerator = "auto"
 seed = 0
 
-# Training, unless load_name names a checkpoint. Done once; the next search finds it.
+# Training, unless load_name names a checkpoint. It runs once; later searches use its result.
 max_epochs = {epochs}
 batch_size = {batch_size}
 learning_rate = 2e-3
 training_optimizer = "adam"
 # load_name = "model.pt"
 
-# What may be chosen. Every value is a list of choices; `default` is for all layers that no other key names.
+# The search space. Every value is a list of choices; `default` is for all layers that no other key names.
 [search.search_space]
 name = "graph/quantize/mixed_precision_ptq"
 setup.by = "type"                    # or "name" (one layer), or "regex_name"
 
 [search.search_space.seed.default.config]
-name = ["NA"]                        # left in float
+name = ["NA"]                        # float
 """
 _CHOICES = """
 [search.search_space.seed.{op}.config]
 name = ["integer"]                   # fixed point; `bitfront list formats` shows more
 data_in_width = [4, 8]
-data_in_frac_width = ["auto"]        # bits behind the point: the best for the data; "NA" is half of the width
+data_in_frac_width = ["auto"]        # fraction bits: the best for the data; "NA" is half of the width
 weight_width = [2, 4, 8]
 weight_frac_width = ["auto"]
 bias_width = [8]
@@ -49,23 +49,23 @@ name = "{strategy}"{comment}
 n_jobs = 1                           # worker processes
 {budget}timeout = 3600                       # seconds
 
-# What is measured. `bitfront list metrics` shows everything.
+# The metrics. `bitfront list metrics` shows all of them.
 [search.strategy.sw_runner.basic_evaluation]
-data_loader = "val_dataloader"       # never the test split: the front sees that once, at the end
+data_loader = "val_dataloader"       # not the test split: only the front is measured on it, once, at the end
 
 [search.strategy.hw_runner.average_bitwidth]
 compare_to = 32
 
 [search.strategy.hw_runner.model_size]
 
-# What is searched for: with several objectives the front of all of them.
+# The objectives. With several of them the result is their Pareto front.
 [search.strategy.metrics]
 accuracy.scale = 1.0
 accuracy.direction = "maximize"
 average_bitwidth.scale = 1.0
 average_bitwidth.direction = "minimize"
 """
-#: With more sites than this, 6 options each are too many to try them all.
+#: With more sites than this, each with 6 options, there are too many candidates to try all.
 MANY_SITES = 5
 
 
@@ -81,9 +81,13 @@ def template(
     """The text of a configuration that runs.
 
     Args:
-        ops: the types of site with weights that the model has.
-        weight_sites: how many there are; few enough, and everything is tried.
-        samples: of the training split, for the size of a batch.
+        model: a model's name, or ``package.module:factory``.
+        dataset: a dataset's name, or ``package.module:factory``.
+        ops: the types of the model's sites with weights.
+        weight_sites: the number of these sites; with at most MANY_SITES the strategy is brute force.
+        samples: size of the training split; decides on epochs and batch size.
+        dataset_path: file or folder of the data.
+        file: the name of the file, for the comment in its first line.
     """
     few = weight_sites <= MANY_SITES
     data = Path(dataset_path).stem if dataset == "npz" and dataset_path else dataset

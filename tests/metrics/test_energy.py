@@ -1,4 +1,4 @@
-"""Counters on machines that have them, do not have them, or hide them; and what is made of their readings."""
+"""Counters on machines that have them, do not have them, or hide them; and what follows from their readings."""
 
 import types
 
@@ -8,7 +8,7 @@ from test_metrics import evaluator
 
 from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS, power
-from bitfront.metrics.energy import Clocks, Energy, EnergySettings, observed
+from bitfront.metrics.energy import Clocks, Energy, EnergySettings, metered
 from bitfront.metrics.power import Estimated, NoCounterError, Nvml, Rapl, counter
 from bitfront.testing.metrics import check_runner
 
@@ -166,11 +166,11 @@ class Machine:
 
 def test_a_window_by_a_fake_clock():
     machine = Machine()
-    idle = observed(machine, 2.0, None, machine.clocks())
+    idle = metered(machine, 2.0, None, machine.clocks())
     assert (idle.seconds, idle.joules, idle.busy, idle.runs) == (2.0, 40.0, 0.0, 0)
-    work = observed(machine, 2.0, lambda: machine.spend(0.5, 50.0, 0.25), machine.clocks())
+    work = metered(machine, 2.0, lambda: machine.spend(0.5, 50.0, 0.25), machine.clocks())
     assert (work.seconds, work.joules, work.busy, work.runs) == (2.0, 100.0, 1.0, 4)
-    once = observed(machine, 0.1, lambda: machine.spend(3.0, 50.0, 0.0), machine.clocks())
+    once = metered(machine, 0.1, lambda: machine.spend(3.0, 50.0, 0.0), machine.clocks())
     assert (once.seconds, once.runs) == (3.0, 1)
 
 
@@ -179,16 +179,16 @@ def test_energy_above_idle_by_a_fake_clock(tiny_mlp, monkeypatch):
     monkeypatch.setattr("bitfront.metrics.energy.os.cpu_count", lambda: 4)
     subject = evaluator(tiny_mlp, (4,), {"default": FLOAT})
     runner = Energy(EnergySettings(window=2.0, batch_size=5), machine, machine.clocks())
-    own = type(runner._prepared(subject)[0]).running
+    original = type(runner._prepared(subject)[0]).network
 
-    def running(*args):
-        made = own(*args)
-        return type(made)(lambda: machine.spend(0.5, 50.0, 0.25), lambda: 1.0)
+    def network(*args):
+        deployed = original(*args)
+        return type(deployed)(lambda: machine.spend(0.5, 50.0, 0.25), lambda: 1.0)
 
-    monkeypatch.setattr("bitfront.metrics.energy.Deployment.running", running)
-    found = runner.measure(subject, subject.space.numbered(0, 1))
+    monkeypatch.setattr("bitfront.metrics.energy.Deployment.network", network)
+    metrics = runner.measure(subject, subject.space.numbered(0, 1))
     # 100 J in 2 s less 40 J idle, in 4 runs of 5 samples.
-    assert {k: v.tolist() for k, v in found.items()} == {
+    assert {k: v.tolist() for k, v in metrics.items()} == {
         "energy": [60 / 20 * 1e3],
         "power": [30.0],
         "idle_power": [20.0],
@@ -210,11 +210,11 @@ def test_without_a_counter_it_is_an_estimate_and_says_so(tiny_mlp):
     assert kind == "estimated"
     assert why == "share of the processors' time × 30 W: source = 'estimated'"
     assert runner.kinds(subject)["cpu_utilization"] == ("measured", "")
-    found = {k: v[0] for k, v in runner.measure(subject, subject.space.numbered(0, 1)).items()}
-    assert found["idle_power"] == 0
-    assert found["power"] == pytest.approx(30 * found["cpu_utilization"], rel=0.2)
-    assert 0 < found["cpu_utilization"] <= 1
-    assert found["energy"] > 0
+    metrics = {k: v[0] for k, v in runner.measure(subject, subject.space.numbered(0, 1)).items()}
+    assert metrics["idle_power"] == 0
+    assert metrics["power"] == pytest.approx(30 * metrics["cpu_utilization"], rel=0.2)
+    assert 0 < metrics["cpu_utilization"] <= 1
+    assert metrics["energy"] > 0
 
 
 def test_where_nothing_can_be_run_it_is_the_modelled_latency_times_watts(tiny_mlp):

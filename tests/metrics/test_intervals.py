@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from bitfront.engine.search.paired import RESOLUTION, compare, settled
-from bitfront.metrics.intervals import Paired, wilson
+from bitfront.metrics.intervals import PairedCounts, wilson
 
 
 @given(st.integers(0, 200), st.integers(1, 200))
@@ -19,10 +19,10 @@ def test_wilson_is_scipys(hits, more):
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_exact_binomial_test(first, second):
-    paired = Paired(first, second, 1000)
+    paired = PairedCounts(first, second, 1000)
     expected = binomtest(first, first + second).pvalue if first + second else 1.0
     assert paired.p == pytest.approx(expected, abs=1e-9)
-    assert paired.p == Paired(second, first, 1000).p
+    assert paired.p == PairedCounts(second, first, 1000).p
 
 
 @given(st.integers(0, 40_000), st.integers(-2_000, 2_000))
@@ -30,18 +30,18 @@ def test_mcnemar_of_very_many_samples(first, more):
     second = max(0, first + more)
     expected = min(1.0, 2 * binom.cdf(min(first, second), first + second, 0.5))
     # Below that SciPy's becomes 0 before ours does.
-    assert Paired(first, second, 100_000).p == pytest.approx(expected, rel=1e-7, abs=1e-250)
+    assert PairedCounts(first, second, 100_000).p == pytest.approx(expected, rel=1e-7, abs=1e-250)
 
 
 def test_mcnemars_published_example():
     # Agresti, Categorical Data Analysis: 150 against 86 of 236 discordant pairs, chi-square 17.36, p about 3e-5.
-    assert Paired(150, 86, 1600).p == pytest.approx(3.7e-5, rel=0.2)
+    assert PairedCounts(150, 86, 1600).p == pytest.approx(3.7e-5, rel=0.2)
 
 
 def test_pairs_are_counted_from_answers():
     first = np.array([1, 1, 0, 0, 1], dtype=bool)
     second = np.array([1, 0, 1, 0, 0], dtype=bool)
-    paired = Paired.of(first, second)
+    paired = PairedCounts.of(first, second)
     assert (paired.only_first, paired.only_second, paired.samples) == (2, 1, 5)
     assert paired.difference == pytest.approx(0.2)
 
@@ -51,7 +51,7 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
     hits, rounds = 0, 400
     for _ in range(rounds):
         draws = rng.choice(3, size=500, p=[0.85, 0.10, 0.05])
-        paired = Paired(int((draws == 1).sum()), int((draws == 2).sum()), 500)
+        paired = PairedCounts(int((draws == 1).sum()), int((draws == 2).sum()), 500)
         hits += abs(paired.difference - 0.05) <= paired.half_width
     assert 0.92 <= hits / rounds <= 0.98
 
@@ -78,6 +78,6 @@ def test_an_order_is_settled_when_neighbours_differ_clearly_or_hardly():
     assert settled(candidates(20_000))
     # Two that are equally good and independent are settled once the difference is known to half a percent.
     coin = rng.random((2, 100_000)) < 0.9
-    assert Paired.of(*coin).half_width < RESOLUTION
+    assert PairedCounts.of(*coin).half_width < RESOLUTION
     assert settled(coin)
     assert not settled(coin[:, :1000])

@@ -13,7 +13,7 @@ from bitfront.kernels import onednn
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.configured import configured_runner
 from bitfront.metrics.deployed import Deployment
-from bitfront.metrics.timing import interleaved, summarise
+from bitfront.metrics.timing import summarise, time_in_turns
 from bitfront.models.base import build_model
 from bitfront.testing.metrics import check_runner
 
@@ -43,13 +43,13 @@ class Counts:
 
     def __init__(self, monkeypatch):
         self.built = 0
-        own = Deployment.running
+        original = Deployment.network
 
-        def running(*args):
+        def network(*args):
             self.built += 1
-            return own(*args)
+            return original(*args)
 
-        monkeypatch.setattr(Deployment, "running", running)
+        monkeypatch.setattr(Deployment, "network", network)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -60,22 +60,22 @@ def test_networks_in_bytes_are_measured_once_per_signature(backend, tiny_mlp, mo
     subject = evaluator(tiny_mlp, (4,), {"linear": BYTES}, by="type")
     runner = latency(backend=backend, batch_size=3)
     assert set(runner.kinds(subject).values()) == {("measured", "")}
-    found = runner.measure(subject, every(subject))
+    metrics = runner.measure(subject, every(subject))
     # Two sites in float or in bytes; a narrower input is one more operator of ONNX.
     assert counts.built == (9 if backend == "onnxruntime" else 4)
     # Candidates with one signature share one measurement.
     deployment, measured = Deployment(runner.settings, subject), {}
-    for code, value in zip(every(subject), found["latency"].tolist(), strict=True):
+    for code, value in zip(every(subject), metrics["latency"].tolist(), strict=True):
         measured.setdefault(deployment.signature(subject.space.graph, subject.formats(code)), set()).add(value)
     assert [len(values) for values in measured.values()] == [1] * counts.built
-    for values in found.values():
+    for values in metrics.values():
         assert (values > 0).all()
-    assert (found["latency_low"] <= found["latency"]).all()
-    assert (found["latency"] <= found["latency_high"]).all()
-    assert (found["latency"] <= found["latency_p90"]).all()
-    assert found["latency_per_sample"] == pytest.approx(found["latency"] / 3)
+    assert (metrics["latency_low"] <= metrics["latency"]).all()
+    assert (metrics["latency"] <= metrics["latency_high"]).all()
+    assert (metrics["latency"] <= metrics["latency_p90"]).all()
+    assert metrics["latency_per_sample"] == pytest.approx(metrics["latency"] / 3)
     again = runner.measure(subject, every(subject)[::-1])
-    assert np.array_equal(again["latency"][::-1], found["latency"])
+    assert np.array_equal(again["latency"][::-1], metrics["latency"])
     assert counts.built <= 9
 
 
@@ -88,8 +88,8 @@ def test_a_larger_network_loses_on_any_machine(backend):
     for width in (1500, 32):
         model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
         subject = evaluator(model, (8,), {"default": FLOAT})
-        networks.append(Deployment(runner.settings, subject).running(subject, every(subject)[0]))
-    large, small = (summarise(s) for s in interleaved([n.timed for n in networks], 0.05, 20))
+        networks.append(Deployment(runner.settings, subject).network(subject, every(subject)[0]))
+    large, small = (summarise(s) for s in time_in_turns([n.timed for n in networks], 0.05, 20))
     assert large.low > small.high
 
 
@@ -107,10 +107,10 @@ def test_one_option_without_a_kernel_and_nothing_is_measured(backend, entry, why
     subject = evaluator(tiny_mlp, (4,), {"fc2": {"name": ["integer", "NA"], **entry}, "fc1": BYTES})
     runner = latency(backend=backend)
     assert set(runner.kinds(subject).values()) == {("modelled", f"fc2 (Linear): {why}")}
-    found = runner.measure(subject, every(subject))
+    metrics = runner.measure(subject, every(subject))
     assert counts.built == 0
     for name in ("latency_low", "latency_high", "latency_p90"):
-        assert np.array_equal(found[name], found["latency"])
+        assert np.array_equal(metrics[name], metrics["latency"])
 
 
 def test_the_float_model_beside_a_search_comes_about_as_its_candidates_do(tiny_mlp):
@@ -131,15 +131,15 @@ def test_the_roofline_of_jsc_tiny_by_hand():
     seed = {"seq_blocks_2": {"name": ["integer", "NA"], "data_in_width": [8], "weight_width": [4]}}
     subject = evaluator(build_model("jsc-tiny", (16,), 5, seed=0), (16,), seed)
     settings = {"backend": "modelled", "batch_size": 10, "operations_per_second": 1e6, "bytes_per_second": 1e9}
-    found = latency(**settings).measure(subject, every(subject))
+    metrics = latency(**settings).measure(subject, every(subject))
     # BatchNorm 4·16, ReLU 16, Linear 16·5 at a quarter, ReLU 5: all bound by operations at a million per second.
-    assert found["latency"] == pytest.approx([10 * (64 + 16 + 80 / 4 + 5) / 1e3, 10 * (64 + 16 + 80 + 5) / 1e3])
-    assert found["latency_per_sample"] == pytest.approx(found["latency"] / 10)
+    assert metrics["latency"] == pytest.approx([10 * (64 + 16 + 80 / 4 + 5) / 1e3, 10 * (64 + 16 + 80 + 5) / 1e3])
+    assert metrics["latency_per_sample"] == pytest.approx(metrics["latency"] / 10)
     settings |= {"operations_per_second": 1e15, "bytes_per_second": 1e3}
-    found = latency(**settings).measure(subject, every(subject))
+    metrics = latency(**settings).measure(subject, every(subject))
     norm, relu, last = (16 + 16) * 4 * 10 + 32 * 4, (16 + 16) * 4 * 10, (5 + 5) * 4 * 10
     quantized, floating = 80 * 4 / 8 + 10 * (16 + 5 * 4), 80 * 4 + 10 * (16 * 4 + 5 * 4)
-    assert found["latency"] == pytest.approx([norm + relu + last + quantized, norm + relu + last + floating])
+    assert metrics["latency"] == pytest.approx([norm + relu + last + quantized, norm + relu + last + floating])
 
 
 def test_the_modelled_latency_conforms(tiny_mlp):

@@ -256,8 +256,8 @@ def test_it_keeps_away_from_what_fails():
     history, strategy = History(12, 2, space), Evolution(space, 2, 0)
     while len(history) < 160:
         codes = strategy.propose(history, 16, np.random.default_rng(len(history)))
-        told = losses(codes)
-        told[codes[:, 0] < 2] = np.nan
-        history.tell(codes, told)
+        values = losses(codes)
+        values[codes[:, 0] < 2] = np.nan
+        history.tell(codes, values)
     failed = np.isnan(history.losses).any(axis=1)
     assert failed[-80:].mean() < 0.5 * failed[:16].mean()

@@ -48,7 +48,7 @@ def load_configuration(file: Path | None, overrides: dict[str, Any]) -> Config:
     from bitfront import config, template, tomlfile
 
     if file is not None:
-        return config.load(file, overrides)  # needs no torch, so a mistake in the file is reported at once
+        return config.load_config(file, overrides)  # needs no torch, so a mistake in the file is reported at once
     from bitfront import api
 
     model = overrides.get("model", template.DEFAULT_MODEL)

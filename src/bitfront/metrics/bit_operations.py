@@ -1,7 +1,7 @@
-"""What the multiplications of a network cost in logic: BOPs and EBOPs, and how many of its weights are zero.
+"""The cost of a network's multiplications in logic: BOPs and EBOPs, and the fraction of its weights that are zero.
 
-Both are of the trained weights: a weight that is zero in its format needs no multiplier. The formulas stand with the
-other rules of ``bitfront.operations``.
+These metrics depend on the values of the weights: a weight that is zero in its format needs no multiplier. The formulas
+are in ``bitfront.graph.costs``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class InputSettings(RunnerSettings):
         None,
         ge=1,
         le=64,
-        description="bits of the model's input at the first layers with weights; default: as their data_in format says",
+        description="bits of the model's input at the first layers with weights; default: as in their data_in format",
     )
 
 
 class _Multiplications(Runner):
-    """Σ over the sites of what their multiplications cost under each option."""
+    """Sum over the sites of the cost of their multiplications, looked up per option."""
 
     Settings = InputSettings
     settings: InputSettings
@@ -49,14 +49,14 @@ class _Multiplications(Runner):
         tables = []
         bits = zip(space.sites, space.bits("data_in"), space.bits("weight"), subject.nonzero(), strict=True)
         for site, data, weight, nonzero in bits:
-            own = np.full_like(data, settings.input_bits) if site.name in first else data
-            # What is no parameter (the product of two activations) is not known to be zero anywhere.
+            input_bits = np.full_like(data, settings.input_bits) if site.name in first else data
+            # Of a weight that is an activation no value is known to be zero.
             count = nonzero if site.weight else np.full_like(nonzero, math.prod(site.weight_shape))
             total = max(1, math.prod(site.weight_shape))
             if self.produces[0].name == "bops":
-                cost = bops(site, own, weight, count / total)
+                cost = bops(site, input_bits, weight, count / total)
             else:
-                cost = ebops(site, own, weight, count)
+                cost = ebops(site, input_bits, weight, count)
             tables.append(np.broadcast_to(np.asarray(cost, dtype=np.float64), data.shape))
         return tables
 
@@ -99,28 +99,31 @@ class Sparsity(Runner):
     produces = (Metric("sparsity", "", "maximize", "modelled", "share of weights that are zero once quantized"),)
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """0 to 1 for each candidate; 0 for a model without weights."""
+        """The sparsity of each candidate, 0 to 1; 0 for a model without weights."""
         space = subject.space
         counts = [math.prod(s.weight_shape) if s.weight else 0 for s in space.sites]
         nonzero = [table.astype(np.float64) for table in subject.nonzero()]
-        left = option_sum(nonzero, space.options(codes))
-        return {"sparsity": 1.0 - left / sum(counts) if sum(counts) else np.zeros(len(codes))}
+        remaining = option_sum(nonzero, space.options(codes))
+        return {"sparsity": 1.0 - remaining / sum(counts) if sum(counts) else np.zeros(len(codes))}
 
 
 def first_weighted(graph: Graph) -> frozenset[str]:
-    """Sites with weights that see the model's input with no other such site between; what is between (batch norm,
-    ReLU, flatten) belongs to them. Of a model that cannot be traced: its first one."""
+    """Names of the sites with weights that the model's input reaches without passing another such site.
+
+    Nodes without weights (batch norm, ReLU, flatten) may be in between. For a model that cannot be traced it is the
+    first site with weights.
+    """
     weighted = [s.name for s in graph.sites if s.macs]
     if graph.fx_graph is None:
         return frozenset(weighted[:1])
-    unseen: set[fx.Node] = set()
-    found = []
+    without_weights: set[fx.Node] = set()  # nodes that the input reaches without passing a site with weights
+    names = []
     for node in graph.fx_graph.nodes:
         if node.op == "placeholder":
-            unseen.add(node)
-        elif any(n in unseen for n in node.all_input_nodes):
+            without_weights.add(node)
+        elif any(n in without_weights for n in node.all_input_nodes):
             if node.name in weighted:
-                found.append(node.name)
+                names.append(node.name)
             else:
-                unseen.add(node)
-    return frozenset(found)
+                without_weights.add(node)
+    return frozenset(names)

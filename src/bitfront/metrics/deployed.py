@@ -1,13 +1,13 @@
-"""What would be deployed of a candidate, and whether it can be run here: what `latency` and `energy` measure.
+"""Deployed candidates, and whether this machine can run them: what `latency` and `energy` measure.
 
-A candidate's *simulation* in floating point takes longer the more is quantized, which is the contrary of the truth. So
-what is run is made anew for a backend: a site is deployed in float, or in bytes where the backend has a kernel that
-takes its formats. If a single option in the space has none, nothing in that search is measured: every value of the
-column is *modelled*, and ``Deployment.reason`` says why.
+The *simulation* of a candidate in floating point becomes slower with every quantized site, although the deployed
+network becomes faster. So a separate network is built for a backend: each site is deployed in float, or in 8-bit
+integers where the backend has a kernel for its formats. If the backend has no kernel for a single option of the space,
+nothing in that search is measured: every value of the column is *modelled*, and ``Deployment.reason`` says why.
 
-Which kernels run, on which shapes, is all that the time depends on: the same instructions take as long whatever the
-weights are. That is a candidate's *signature*; candidates with the same one are measured once, as one network.
-(Denormal numbers, which are slow, are the exception; a quantized network has none.)
+The time depends only on which kernels run, on which shapes: the same instructions take the same time for all weights.
+Kernels and shapes are a candidate's *signature*; candidates with the same signature are measured once. (Denormal
+numbers, which are slow, are an exception; a quantized network has none.)
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ Signature = tuple[object, ...]
 
 
 class DeployedSettings(RunnerSettings):
-    """What every runner that runs deployed networks can be told."""
+    """Settings of every runner that runs deployed networks."""
 
     backend: Backend = Field(
         "torch",
-        description="what runs the network: PyTorch (8-bit sites with oneDNN's kernels), ONNX Runtime (with its "
-        "integer operators), or nothing: a roofline model",
+        description="what runs the network: PyTorch (8-bit sites with oneDNN's kernels) or ONNX Runtime (with its "
+        "integer operators); `modelled`: nothing is run, a roofline model gives the time",
     )
     onnx_form: Literal["integer", "qdq"] = Field(
         "integer",
-        description="of a quantized site in ONNX Runtime: its integer operators, which compute what the search "
-        "computed; or QuantizeLinear and DequantizeLinear, which ONNX Runtime may fuse, and round differently",
+        description="a quantized site in ONNX Runtime: `integer` operators, which compute the same as the search; or "
+        "`qdq`: QuantizeLinear and DequantizeLinear, which ONNX Runtime may fuse and round differently",
     )
     batch_size: int = Field(1, ge=1, description="samples per run")
-    threads: int = Field(1, ge=1, description="threads that may share a run on the CPU")
+    threads: int = Field(1, ge=1, description="threads for a run on the CPU")
     operations_per_second: float = Field(
-        1e10, gt=0, description="of the model: operations on 32-bit operands; on 8-bit ones four times as many"
+        1e10, gt=0, description="of the roofline model, with 32-bit operands; with 8-bit operands it is four times that"
     )
-    bytes_per_second: float = Field(1e10, gt=0, description="of the model: to and from memory")
+    bytes_per_second: float = Field(1e10, gt=0, description="of the roofline model: bytes to and from memory")
 
 
 def check_backend(settings: DeployedSettings) -> None:
@@ -71,12 +71,12 @@ def check_backend(settings: DeployedSettings) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Running:
-    """A deployed network, ready to run.
+class DeployedNetwork:
+    """A network on a backend, with a batch of inputs, ready to run.
 
     Attributes:
-        once: runs one batch, and returns when the result is there.
-        timed: the same; seconds it took.
+        once: runs one batch, and returns when the result is complete.
+        timed: does the same and returns the seconds that it took.
     """
 
     once: Callable[[], None]
@@ -87,26 +87,27 @@ class Deployment:
     """How the candidates of one search are deployed on one backend.
 
     Attributes:
-        reason: why nothing is run and the numbers are modelled; empty where they are measured.
+        settings: of the runner.
+        reason: why the values are modelled; empty where they are measured.
     """
 
     def __init__(self, settings: DeployedSettings, subject: EvaluationContext) -> None:
         self.settings = settings
-        self.reason = _reason(settings, subject)
+        self.reason = _why_modelled(settings, subject)
 
     def signature(self, graph: Graph, formats: Mapping[str, SiteFormats]) -> Signature:
-        """What the time of a network in these formats depends on. Networks of other widths have other shapes."""
-        narrow = self.settings.backend == "onnxruntime"  # one more operator; torch clamps in any case
+        """Everything that the time of a network depends on: the shapes of its tensors, and the kernels of its sites."""
+        narrow = self.settings.backend == "onnxruntime"  # a narrow range is one more operator; torch always clamps
         kernels = tuple(
-            (name, operand, held.signed, held.symmetric, held.axis is not None, narrow and held.narrow)
-            for name, own in sorted(formats.items())
-            for operand, f in sorted(own.items())
-            if operand != "bias" and (held := packing(f, activation=operand == "data_in")) is not None
+            (name, operand, packed.signed, packed.symmetric, packed.axis is not None, narrow and packed.narrow)
+            for name, site_formats in sorted(formats.items())
+            for operand, number_format in sorted(site_formats.items())
+            if operand != "bias" and (packed := packing(number_format, activation=operand == "data_in")) is not None
         )
         return tuple(node.output for node in graph.nodes), kernels
 
-    def running(self, subject: EvaluationContext, code: NDArray[np.int64]) -> Running:
-        """The candidate on the backend, with a batch of inputs."""
+    def network(self, subject: EvaluationContext, code: NDArray[np.int64]) -> DeployedNetwork:
+        """The candidate `code` on the backend, with a batch of inputs."""
         graph, formats = subject.space.graph, subject.formats(code)
         batch = self.settings.batch_size
         x = subject.sample[torch.arange(batch) % len(subject.sample)].contiguous()
@@ -115,44 +116,52 @@ class Deployment:
         return _on_torch(graph, formats, x, subject.device)
 
     def modelled(self, space: FormatSpace, codes: Codes) -> Values:
-        """Seconds per batch of each candidate, by the roofline model (Williams et al. 2009): per node the larger of
+        """Seconds per batch of each candidate, shape (candidates,), by the roofline model (Williams et al. 2009).
+
+        The time of a node is the larger of
 
         - operations · batch · (bits of its widest operand / 32) / operations_per_second,
         - bytes of weights, inputs and outputs (each input in its format, outputs as float32) / bytes_per_second.
         """
-        s = self.settings
+        settings = self.settings
         tables = []
         for site, data, weight in zip(space.sites, space.bits("data_in"), space.bits("weight"), strict=True):
             # A weight that is an activation is among the inputs.
-            stored = float(np.prod(site.weight_shape)) if site.weight else 0.0
+            weights = float(np.prod(site.weight_shape)) if site.weight else 0.0
             widest = np.maximum(data, weight) if "weight" in site.operands else data
             inputs = sum(float(np.prod(shape)) for shape in site.inputs)
-            moved = stored * weight / 8 + s.batch_size * (inputs * data / 8 + float(np.prod(site.output)) * 4)
-            work = (site.operations or 0) * s.batch_size * widest / FLOAT_BITS
-            tables.append(np.maximum(work / s.operations_per_second, moved / s.bytes_per_second))
+            activations = settings.batch_size * (inputs * data / 8 + float(np.prod(site.output)) * 4)
+            operations = (site.operations or 0) * settings.batch_size * widest / FLOAT_BITS
+            tables.append(self._roofline(operations, weights * weight / 8 + activations))
         fixed = 0.0
         sizes = {name: p.numel() for name, p in space.graph.model.named_parameters()}
         for node in space.graph.nodes:
-            if not isinstance(node, Site):
-                values = s.batch_size * sum(float(np.prod(shape)) for shape in (*node.inputs, node.output))
-                touched = 4 * (values + sum(sizes.get(p, 0) for p in node.parameters))
-                done = (node.operations or 0) * s.batch_size
-                # What computes nothing is renamed, not moved.
-                fixed += max(done / s.operations_per_second, touched / s.bytes_per_second) if done else 0.0
+            # A node without operations is a view: it moves no bytes.
+            if not isinstance(node, Site) and node.operations:
+                values = settings.batch_size * sum(float(np.prod(shape)) for shape in (*node.inputs, node.output))
+                moved = 4 * (values + sum(sizes.get(p, 0) for p in node.parameters))
+                fixed += float(self._roofline(np.float64(node.operations * settings.batch_size), np.float64(moved)))
         return table_sum(space, tables, codes) + fixed
 
+    def _roofline(self, operations: Any, moved_bytes: Any) -> Any:
+        """Seconds for so many operations on 32-bit operands and so many bytes."""
+        return np.maximum(
+            operations / self.settings.operations_per_second, moved_bytes / self.settings.bytes_per_second
+        )
 
-def _reason(settings: DeployedSettings, subject: EvaluationContext) -> str:
+
+def _why_modelled(settings: DeployedSettings, subject: EvaluationContext) -> str:
+    """Why the values of a search are modelled; empty where they are measured."""
     if settings.backend == "modelled":
         return "backend = 'modelled'"
     if settings.backend == "onnxruntime" and subject.device != "cpu":
-        return f"the search computes on {subject.device}, and ONNX Runtime is used on the CPU alone"
+        return f"the search computes on {subject.device}, and ONNX Runtime is used on the CPU only"
     space = subject.searched
     for site, options in zip(space.sites, space.site_formats, strict=True):
-        for own in options:
-            why = _obstacle(settings, subject, site, own)
-            if why:
-                return f"{site.title}: {why}"
+        for formats in options:
+            obstacle = _obstacle(settings, subject, site, formats)
+            if obstacle:
+                return f"{site.title}: {obstacle}"
     if settings.backend == "onnxruntime":
         try:
             onnx.onnx_model(space.graph, {})
@@ -162,17 +171,21 @@ def _reason(settings: DeployedSettings, subject: EvaluationContext) -> str:
 
 
 def _obstacle(settings: DeployedSettings, subject: EvaluationContext, site: Site, formats: SiteFormats) -> str:
-    """Why an option has no kernel. Asked before any calibration: a zero point that is not fixed counts as not 0."""
+    """Why an option has no kernel; empty where it has one.
+
+    Called before calibration, so a zero point that calibration sets counts as not 0.
+    """
     if subject.device != "cpu":
-        wanted = [f.label for o, f in formats.items() if o != "bias"]
-        return f"{wanted[0]} has no kernel on {subject.device}" if wanted else ""
-    own = {o: f.calibrated(torch.linspace(-1, 1, 64).reshape(8, 8)) if f.calibrates else f for o, f in formats.items()}
+        labels = [number_format.label for operand, number_format in formats.items() if operand != "bias"]
+        return f"{labels[0]} has no kernel on {subject.device}" if labels else ""
+    sample = torch.linspace(-1, 1, 64).reshape(8, 8)
+    calibrated = {operand: f.calibrated(sample) if f.calibrates else f for operand, f in formats.items()}
     if settings.backend == "onnxruntime":
-        return onnx.obstacle(site, own)
-    return integer.obstacle(subject.space.graph, site, own)
+        return onnx.obstacle(site, calibrated)
+    return integer.obstacle(subject.space.graph, site, calibrated)
 
 
-def _on_torch(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, device: str) -> Running:
+def _on_torch(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, device: str) -> DeployedNetwork:
     model = integer.integer_model(graph, formats).to(device)
     x = x.to(device)
 
@@ -185,11 +198,11 @@ def _on_torch(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, devic
             torch.mps.synchronize()
 
     if device != "cuda":
-        return Running(once, lambda: _clocked(once))
+        return DeployedNetwork(once, lambda: _clocked(once))
 
     @torch.inference_mode()
     def timed() -> float:
-        # Kernels are only queued by the call: the device's own clock says when they ran.
+        # The call only queues the kernels, so the clock of the device measures when they run.
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
@@ -199,10 +212,12 @@ def _on_torch(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, devic
         torch.cuda.synchronize()
         return float(start.elapsed_time(end)) / 1e3
 
-    return Running(once, timed)
+    return DeployedNetwork(once, timed)
 
 
-def _on_onnxruntime(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, settings: DeployedSettings) -> Running:
+def _on_onnxruntime(
+    graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, settings: DeployedSettings
+) -> DeployedNetwork:
     runtime: Any = require("onnxruntime", "onnx", "backend = 'onnxruntime'")
     sites = [s.name for s in graph.sites if "data_in" in formats.get(s.name, {})]
     model = onnx.onnx_model(graph, formats, integer=sites if settings.onnx_form == "integer" else ())
@@ -210,12 +225,12 @@ def _on_onnxruntime(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor,
     options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
     options.log_severity_level = 3
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    given = {onnx.INPUT: x.numpy()}
+    inputs = {onnx.INPUT: x.numpy()}
 
     def once() -> None:
-        session.run(None, given)
+        session.run(None, inputs)
 
-    return Running(once, lambda: _clocked(once))
+    return DeployedNetwork(once, lambda: _clocked(once))
 
 
 def _clocked(once: Callable[[], None]) -> float:
@@ -226,7 +241,7 @@ def _clocked(once: Callable[[], None]) -> float:
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Lets torch use that many threads."""
+    """Sets the number of threads of torch, and restores it at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

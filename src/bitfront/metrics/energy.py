@@ -1,8 +1,8 @@
-"""What the deployed network uses: energy per sample and power above idle, by a counter where there is one.
+"""Energy of the deployed network: per sample and above idle, read from a counter where the machine has one.
 
-A network runs for a whole window, over and over: counters are coarse (RAPL's moves every millisecond, NVML's every 20
-to 100 ms), and the machine does other things too. What it used in a window in which this process did nothing is
-subtracted, and reported. Like latency, a number is kept for the whole search by signature.
+A network runs repeatedly for a whole window, because counters are coarse (RAPL is updated every millisecond, NVML every
+20 to 100 ms). The energy of a window in which this process is idle is subtracted, and reported. As for latency,
+networks of one signature are measured once per search.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class EnergySettings(DeployedSettings):
     """``[search.strategy.sw_runner.energy]``."""
 
     source: Literal["auto", "nvml", "rapl", "estimated"] = Field(
-        "auto", description="the counter; `auto`: the GPU's or the processor's, estimated without one"
+        "auto", description="the counter; `auto`: that of the GPU or of the processor, an estimate without one"
     )
     window: float = Field(
-        1.0, gt=0, description="seconds that each distinct network runs for, and idle is measured for"
+        1.0, gt=0, description="seconds that each distinct network runs, and seconds that idle is measured"
     )
     tdp: float = Field(15.0, gt=0, description="watts of the processor at full load, for estimates")
 
 
 @dataclass(frozen=True)
 class MeteredWindow:
-    """What happened while something ran.
+    """The readings of a window.
 
     Attributes:
-        seconds: how long it took.
-        joules: what the counter counted.
+        seconds: its length.
+        joules: the energy that the counter counted.
         busy: processor time of this process, in seconds.
-        runs: how often it ran.
+        runs: how often the network ran.
     """
 
     seconds: float
@@ -56,15 +56,15 @@ class MeteredWindow:
 
 @dataclass(frozen=True)
 class Clocks:
-    """The clocks of a window: wall time and this process's processor time, in seconds; and how to wait."""
+    """The clocks of a window, in seconds: wall time, processor time of this process, and a function that waits."""
 
     wall: Callable[[], float] = time.perf_counter
     busy: Callable[[], float] = time.process_time
     sleep: Callable[[float], None] = time.sleep
 
 
-def observed(meter: Counter, seconds: float, run: Callable[[], object] | None, clocks: Clocks) -> MeteredWindow:
-    """Run again and again for `seconds`, at least once; without `run`, wait."""
+def metered(meter: Counter, seconds: float, run: Callable[[], object] | None, clocks: Clocks) -> MeteredWindow:
+    """The readings of a window in which `run` is repeated for `seconds`, at least once; without `run` it waits."""
     joules, begin, busy = meter.read(), clocks.wall(), clocks.busy()
     runs = 0
     if run is None:
@@ -86,7 +86,9 @@ class Energy(Runner):
     produces = (
         Metric("energy", "mJ", "minimize", "measured", "energy per sample above idle"),
         Metric("power", "W", "minimize", "measured", "mean power above idle while the network runs"),
-        Metric("idle_power", "W", "minimize", "measured", "what was subtracted, measured once per search"),
+        Metric(
+            "idle_power", "W", "minimize", "measured", "the idle power that is subtracted, measured once per search"
+        ),
         Metric("cpu_utilization", "", "minimize", "measured", "share of the processors' time that this process used"),
         Metric("gpu_utilization", "", "minimize", "measured", "share of time in which the GPU was busy"),
     )
@@ -94,13 +96,13 @@ class Energy(Runner):
     def __init__(self, settings: EnergySettings, meter: Counter | None = None, clocks: Clocks | None = None) -> None:
         super().__init__(settings)
         self._meter, self._clocks = meter, clocks or Clocks()
-        self._why = ""
+        self._why_estimated = ""
         self._deployment: Deployment | None = None
-        self._idle: float | None = None
-        self._known: dict[Signature, tuple[float, ...]] = {}
+        self._idle_watts: float | None = None
+        self._measured: dict[Signature, tuple[float, ...]] = {}
 
     def ready(self, device: str) -> None:
-        """Raises ConfigError where the backend is not installed, or a counter asked for by name cannot be used."""
+        """Raises ConfigError where the backend is not installed, or a counter that `source` names cannot be used."""
         check_backend(self.settings)
         try:
             counter(self.settings.source, device, self.settings.tdp)
@@ -110,14 +112,14 @@ class Energy(Runner):
             ) from None
 
     def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
-        """Measured with a counter, if every option of the space can be run on the backend; else estimated, and why."""
+        """Measured if there is a counter and the backend can run every option of the space, else estimated; and why."""
         deployment, meter = self._prepared(subject)
         if deployment.reason:
             why = f"modelled latency × {self.settings.tdp:g} W, the processor fully busy: {deployment.reason}"
             return {m.name: ("estimated", why) for m in self.produces}
         kinds: dict[str, tuple[Kind, str]] = {m.name: (m.kind, "") for m in self.produces}
         if meter.source == "estimated":
-            why = f"share of the processors' time × {self.settings.tdp:g} W: {self._why}"
+            why = f"share of the processors' time × {self.settings.tdp:g} W: {self._why_estimated}"
             kinds["energy"] = kinds["power"] = ("estimated", why)
             kinds["idle_power"] = ("estimated", "unknown without a counter, and counted as 0")
         if meter.source != "nvml":
@@ -126,7 +128,7 @@ class Energy(Runner):
         return kinds
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """All five of each candidate."""
+        """All five metrics of each candidate."""
         deployment, meter = self._prepared(subject)
         names = [m.name for m in self.produces]
         if deployment.reason:
@@ -134,28 +136,29 @@ class Energy(Runner):
             ones = np.ones(len(codes))
             energy = seconds * self.settings.tdp / self.settings.batch_size * 1e3
             return dict(zip(names, (energy, ones * self.settings.tdp, ones * 0, ones, ones * 0), strict=True))
-        if self._idle is None:
-            idle = observed(meter, self.settings.window, None, self._clocks)
-            self._idle = 0.0 if meter.source == "estimated" else idle.joules / idle.seconds
+        if self._idle_watts is None:
+            idle = metered(meter, self.settings.window, None, self._clocks)
+            self._idle_watts = 0.0 if meter.source == "estimated" else idle.joules / idle.seconds
         rows = []
         for code in codes:
             signature = deployment.signature(subject.space.graph, subject.formats(code))
-            if signature not in self._known:
+            if signature not in self._measured:
                 with torch_threads(self.settings.threads):
-                    running = deployment.running(subject, code)
-                    warm_up(running.timed, self.settings.window)
-                    window = observed(meter, self.settings.window, running.once, self._clocks)
-                self._known[signature] = self._figures(window, self._idle, meter)
-            rows.append(self._known[signature])
+                    network = deployment.network(subject, code)
+                    warm_up(network.timed, self.settings.window)
+                    window = metered(meter, self.settings.window, network.once, self._clocks)
+                self._measured[signature] = self._values(window, self._idle_watts, meter)
+            rows.append(self._measured[signature])
         table: Any = np.array(rows, dtype=np.float64).reshape(len(codes), len(names))
         return {name: table[:, i].copy() for i, name in enumerate(names)}
 
-    def _figures(self, window: MeteredWindow, idle: float, meter: Counter) -> tuple[float, ...]:
-        above = window.joules - idle * window.seconds
+    def _values(self, window: MeteredWindow, idle_watts: float, meter: Counter) -> tuple[float, ...]:
+        """The metrics of a window, in the order of `produces`."""
+        above_idle = window.joules - idle_watts * window.seconds
         return (
-            above / (window.runs * self.settings.batch_size) * 1e3,
-            above / window.seconds,
-            idle,
+            above_idle / (window.runs * self.settings.batch_size) * 1e3,
+            above_idle / window.seconds,
+            idle_watts,
             window.busy / window.seconds / (os.cpu_count() or 1),
             meter.gpu_utilization(),
         )
@@ -164,5 +167,5 @@ class Energy(Runner):
         if self._deployment is None:
             self._deployment = Deployment(self.settings, subject)
         if self._meter is None:
-            self._meter, self._why = counter(self.settings.source, subject.device, self.settings.tdp)
+            self._meter, self._why_estimated = counter(self.settings.source, subject.device, self.settings.tdp)
         return self._deployment, self._meter

@@ -17,14 +17,14 @@ from bitfront.spaces.base import Codes
 class EvaluationSettings(RunnerSettings):
     """``[search.strategy.sw_runner.basic_evaluation]``."""
 
-    # The test split is missing on purpose: it is touched once, at the end, by the front alone.
+    # Without the test split: only the front is measured on it, once, at the end.
     data_loader: Literal["val_dataloader", "train_dataloader", "val", "train"] = Field(
         "val_dataloader", description="the split to evaluate on"
     )
     num_samples: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None,
-        description="how many samples of it, the same for all; `auto`: as many as settle the order of typical "
-        "candidates; default: all of them",
+        description="how many samples of the split, the same for all candidates; `auto`: as many as are needed to rank "
+        "typical candidates; default: all of them",
     )
 
     @property
@@ -35,7 +35,7 @@ class EvaluationSettings(RunnerSettings):
         return SampleChoice(split, number, auto=self.num_samples == "auto")
 
     def with_samples(self, number: int) -> EvaluationSettings:
-        """The same with that number in place of ``auto``."""
+        """These settings with `number` in place of ``auto``."""
         return self.model_copy(update={"num_samples": number})
 
 
@@ -54,7 +54,7 @@ class BasicEvaluation(Runner):
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Loss and accuracy of each candidate; NaN where its evaluation failed."""
         samples = self.settings.samples
-        assert not samples.auto, "the search says how many that is, before it begins"
+        assert not samples.auto, "the search replaces `auto` by a number before it begins"
         scores = subject.scores(codes, samples.split, samples.number)
         failed = np.array([bool(e) for e in scores.errors], dtype=bool)
         accuracy = np.where(failed, np.nan, scores.correct / scores.samples)

@@ -1,7 +1,7 @@
-"""How long the deployed network takes for a batch: measured where it can be run, modelled where it cannot.
+"""Latency of the deployed network per batch: measured where the backend can run it, modelled where it cannot.
 
-The rule is all or none per search (``metrics.deployed``), so that a column never compares a measured network with a
-modelled one. A measurement is kept for the whole search, by signature: candidates of one signature get one number.
+Within a search either all candidates are measured or all are modelled (``metrics.deployed``), so that a column never
+compares the two. A measurement is kept for the whole search: candidates of one signature get one value.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pydantic import Field
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, Side, Values
 from bitfront.metrics.deployed import DeployedSettings, Deployment, Signature, check_backend, torch_threads
-from bitfront.metrics.timing import Summary, interleaved, summarise
+from bitfront.metrics.timing import TimeSummary, summarise, time_in_turns
 from bitfront.spaces.base import Codes
 
 
 class LatencySettings(DeployedSettings):
     """``[search.strategy.sw_runner.latency]``."""
 
-    seconds: float = Field(0.2, gt=0, description="time to spend on each distinct network, after warm-up")
-    repeats: int = Field(20, ge=2, description="timed runs of each, at least")
+    seconds: float = Field(0.2, gt=0, description="seconds of timing for each distinct network, after warm-up")
+    repeats: int = Field(20, ge=2, description="timed runs of each network, at least")
 
 
 @RUNNERS.register("latency")
@@ -44,50 +44,51 @@ class Latency(Runner):
     def __init__(self, settings: LatencySettings) -> None:
         super().__init__(settings)
         self._deployment: Deployment | None = None
-        self._known: dict[Signature, Summary] = {}
+        self._measured: dict[Signature, TimeSummary] = {}
 
     def ready(self, device: str) -> None:  # noqa: ARG002
         """Raises ConfigError where the backend is not installed."""
         check_backend(self.settings)
 
     def deployment(self, subject: EvaluationContext) -> Deployment:
-        """How candidates are deployed: the same for the whole search."""
+        """How candidates are deployed; the same for the whole search."""
         if self._deployment is None:
             self._deployment = Deployment(self.settings, subject)
         return self._deployment
 
     def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
-        """Measured if every option of the space can be run on the backend, else modelled, and why."""
+        """Measured if the backend can run every option of the space, else modelled, and why."""
         reason = self.deployment(subject).reason
         kind: Kind = "modelled" if reason else "measured"
         return {m.name: (kind, reason) for m in self.produces}
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """All five, in milliseconds. A modelled latency is one number: percentile and interval are equal to it."""
+        """All five metrics, in ms. A modelled latency is one number: percentile and interval are equal to it."""
         deployment = self.deployment(subject)
         if deployment.reason:
             seconds = deployment.modelled(subject.space, codes)
-            return self._named(seconds, seconds, seconds, seconds)
+            return self._metrics(seconds, seconds, seconds, seconds)
         signatures = [deployment.signature(subject.space.graph, subject.formats(code)) for code in codes]
-        self._time(subject, codes, signatures)
-        found = [self._known[s] for s in signatures]
+        self._measure_new(subject, codes, signatures)
+        summaries = [self._measured[signature] for signature in signatures]
         median, p90, low, high = (
-            np.array([getattr(f, name) for f in found], dtype=np.float64) for name in ("median", "p90", "low", "high")
+            np.array([getattr(summary, name) for summary in summaries], dtype=np.float64)
+            for name in ("median", "p90", "low", "high")
         )
-        return self._named(median, p90, low, high)
+        return self._metrics(median, p90, low, high)
 
-    def _time(self, subject: EvaluationContext, codes: Codes, signatures: list[Signature]) -> None:
-        """Measure the networks among `codes` that are not known yet, all of them in turns."""
-        new = {s: i for i, s in reversed(list(enumerate(signatures))) if s not in self._known}
+    def _measure_new(self, subject: EvaluationContext, codes: Codes, signatures: list[Signature]) -> None:
+        """Measure the networks among `codes` that are not measured yet, in turns."""
+        new = {s: i for i, s in reversed(list(enumerate(signatures))) if s not in self._measured}
         if not new:
             return
         deployment = self.deployment(subject)
         with torch_threads(self.settings.threads):
-            networks = [deployment.running(subject, codes[i]) for i in new.values()]
-            samples = interleaved([n.timed for n in networks], self.settings.seconds, self.settings.repeats)
-        self._known.update(zip(new, map(summarise, samples), strict=True))
+            networks = [deployment.network(subject, codes[i]) for i in new.values()]
+            times = time_in_turns([n.timed for n in networks], self.settings.seconds, self.settings.repeats)
+        self._measured.update(zip(new, map(summarise, times), strict=True))
 
-    def _named(self, median: Values, p90: Values, low: Values, high: Values) -> dict[str, Values]:
+    def _metrics(self, median: Values, p90: Values, low: Values, high: Values) -> dict[str, Values]:
         return {
             "latency": median * 1e3,
             "latency_p90": p90 * 1e3,

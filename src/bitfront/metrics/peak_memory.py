@@ -1,4 +1,4 @@
-"""The memory that activations need: the largest set of tensors that must be held at one time."""
+"""The memory that activations need: the largest set of tensors that must be in memory at one time."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from bitfront.spaces.base import Codes
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """An activation.
+class Activation:
+    """An activation, and the steps in which it is in memory.
 
     Attributes:
-        name: of the node that makes it.
-        values: how many, per sample.
-        groups: groups of the space whose data_in formats take it; the widest of them is what must be held.
-        floats: whether somebody takes it in float.
-        first, last: from which step to which it is held.
+        name: of the node that computes it.
+        values: number of values per sample.
+        groups: the groups of the space whose sites take it as data_in; it is stored in the widest of their formats.
+        floats: whether a node takes it in float.
+        first: the step that computes it.
+        last: the last step that uses it.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Tensor:
 
 @RUNNERS.register("peak_memory")
 class PeakMemory(Runner):
-    """Bytes of the activations that are held at the worst moment, for one sample."""
+    """Largest number of bytes of activations that are in memory at one time, for one sample."""
 
     side: ClassVar[Side] = "hw_runner"
     closed_form: ClassVar[bool] = True
@@ -51,7 +52,7 @@ class PeakMemory(Runner):
             "bytes",
             "minimize",
             "modelled",
-            "largest set of activations held at one time, each in the widest format that takes it, one sample",
+            "largest set of activations in memory at one time, each in the widest format that uses it, one sample",
         ),
     )
 
@@ -60,65 +61,65 @@ class PeakMemory(Runner):
         space = subject.space
         tensors = activations(space.graph)
         options, bits = space.options(codes), space.bits("data_in")
-        steps = max((t.last for t in tensors), default=0) + 1
-        held = np.zeros((steps, len(codes)))
+        steps = max((tensor.last for tensor in tensors), default=0) + 1
+        in_memory = np.zeros((steps, len(codes)))
         for tensor in tensors:
             width = np.full(len(codes), FLOAT_BITS if tensor.floats else 0)
             for g in tensor.groups:
                 width = np.maximum(width, bits[g][options[:, g]])
-            held[tensor.first : tensor.last + 1] += np.ceil(tensor.values * width / 8)
-        return {"peak_memory": held.max(axis=0)}
+            in_memory[tensor.first : tensor.last + 1] += np.ceil(tensor.values * width / 8)
+        return {"peak_memory": in_memory.max(axis=0)}
 
 
 @lru_cache(maxsize=8)
-def activations(graph: Graph) -> tuple[Tensor, ...]:
-    """Every activation of a model, when it is held and in whose formats.
+def activations(graph: Graph) -> tuple[Activation, ...]:
+    """Every activation of a model: when it is in memory, and in whose formats.
 
-    A step holds its inputs and its output at once: nothing works in place. Of a model that cannot be traced it is
-    only known that each module holds its inputs and its output; what waits beside it (a residual) is not.
+    The inputs and the output of a step are in memory together: no step works in place. For a model that cannot be
+    traced only the inputs and the output of each module are known, not what waits for a later module (a residual).
     """
     groups = {site.name: g for g, site in enumerate(graph.sites)}
     nodes = {n.name: n for n in graph.nodes}
     if graph.fx_graph is None:
-        return tuple(_unordered(graph, groups))
+        return tuple(_untraced(graph, groups))
     order = [n for n in graph.fx_graph.nodes if n.op != "get_attr"]
     step = {n: i for i, n in enumerate(order)}
-    #: Node → the groups that take what it makes, whether somebody takes it in float, and its last use.
+    #: Node → the groups that use its output, whether a node uses it in float, and the last step that uses it.
     uses: dict[fx.Node, tuple[set[int], bool, int]] = {}
     for node in reversed(order):
-        own, floats, last = set[int](), False, step[node]
+        users, floats, last = set[int](), False, step[node]
         for user in node.users:
             last = max(last, step[user])
             if user.name in groups:
-                own.add(groups[user.name])
+                users.add(groups[user.name])
             elif _is_view(user, graph):
-                own |= uses[user][0]
+                users |= uses[user][0]
                 floats, last = floats or uses[user][1], max(last, uses[user][2])
             else:
                 floats = True
-        uses[node] = (own, floats, last)
+        uses[node] = (users, floats, last)
     tensors = []
     for node in order:
         info = nodes.get(node.name)
         if node.op == "output" or _is_view(node, graph):
             continue
         shape = graph.sample_shape if node.op == "placeholder" else info.output if info else ()
-        own, floats, last = uses[node]
-        tensors.append(Tensor(node.name, math.prod(shape), tuple(sorted(own)), floats, step[node], last))
+        users, floats, last = uses[node]
+        tensors.append(Activation(node.name, math.prod(shape), tuple(sorted(users)), floats, step[node], last))
     return tuple(tensors)
 
 
 def _is_view(node: fx.Node, graph: Graph) -> bool:
-    """Whether a node makes no tensor of its own: what comes out is what went in, seen in another shape."""
+    """Whether a node's output is its input in another shape, so that it needs no memory."""
     operation = of_node(node, graph.model)
     return operation is not None and operation.view
 
 
-def _unordered(graph: Graph, groups: Mapping[str, int]) -> list[Tensor]:
+def _untraced(graph: Graph, groups: Mapping[str, int]) -> list[Activation]:
     tensors = []
     for step, node in enumerate(graph.nodes):
-        own = (groups[node.name],) if node.name in groups else ()
+        users = (groups[node.name],) if node.name in groups else ()
         for k, shape in enumerate(node.inputs):
-            tensors.append(Tensor(f"{node.name}.{k}", math.prod(shape), own, not own, step, step))
-        tensors.append(Tensor(node.name, math.prod(node.output), (), True, step, step))
+            tensors.append(Activation(f"{node.name}.{k}", math.prod(shape), users, not users, step, step))
+        tensors.append(Activation(node.name, math.prod(node.output), (), True, step, step))
     return tensors

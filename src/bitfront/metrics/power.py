@@ -1,8 +1,8 @@
-"""Energy counters: what a machine says it has used, in joules since some moment.
+"""Energy counters: the energy that a machine has used, in joules since an arbitrary moment.
 
-``Nvml`` reads a GPU's own counter, ``Rapl`` those of the processor's packages; ``Estimated`` is no counter but a share
-of a wattage, for machines that have none, and whoever uses it must say so. Readings are only ever subtracted: of one
-counter, over a window.
+``Nvml`` reads the counter of a GPU, ``Rapl`` those of the processor's packages. ``Estimated`` is for machines without a
+counter: processor time times a constant power; results that use it are labelled as estimates. Only differences between
+two readings of one counter have a meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from bitfront.errors import BitfrontError, MissingExtraError, require
 
 Source = Literal["nvml", "rapl", "estimated"]
-#: Where Linux shows the processors' counters (Documentation/power/powercap in the kernel's sources).
+#: The folder in which Linux shows the processors' counters (Documentation/power/powercap in the kernel's sources).
 POWERCAP = Path("/sys/class/powercap")
 
 
@@ -27,36 +27,36 @@ class NoCounterError(BitfrontError):
 
 
 class Counter(Protocol):
-    """Something that counts energy."""
+    """A counter of energy."""
 
     source: Source
 
     def read(self) -> float:
-        """Joules since some moment; never less than before."""
+        """Joules since an arbitrary moment; never less than the reading before."""
         ...
 
     def gpu_utilization(self) -> float:
-        """Share of the GPU's recent time in which it was busy, 0 to 1; 0 where no GPU is counted."""
+        """Fraction of the recent time in which the GPU was busy, 0 to 1; 0 for a counter without a GPU."""
         ...
 
 
 class Rapl:
-    """The processor packages, by Intel's running average power limit (AMD's too, since Linux 5.8).
+    """The counters of the processor packages: Intel's running average power limit (on AMD too, since Linux 5.8).
 
-    A package's counter wraps around after some minutes to hours; one wrap between two readings is made up for, so that
+    The counter of a package wraps around after some minutes to hours. One wrap between two readings is corrected, so
     readings must follow each other faster than that.
 
     Args:
-        root: where the packages are: directories ``intel-rapl:N`` with ``energy_uj`` and ``max_energy_range_uj``.
+        root: the folder with the packages: folders ``intel-rapl:N`` with ``energy_uj`` and ``max_energy_range_uj``.
 
     Raises:
-        NoCounterError: there are none, or they may not be read.
+        NoCounterError: there are none, or they cannot be read.
     """
 
     source: Source = "rapl"
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        # intel-rapl:0:1 and such are parts of a package, and counted in it.
+        # intel-rapl:0:1 and the like are parts of a package, and counted in it.
         self._packages = sorted(p for p in root.glob("intel-rapl:*") if p.name.count(":") == 1)
         if not self._packages:
             raise NoCounterError(f"RAPL: {root} has no intel-rapl:*")
@@ -70,17 +70,17 @@ class Rapl:
         self._total = 0
 
     def read(self) -> float:
-        """Joules of all packages since this object was made."""
+        """Joules of all packages since this object was created."""
         for i, package in enumerate(self._packages):
             now = self._number(package / "energy_uj")
             step = now - self._last[i]
-            # The counter goes from 0 to its range, inclusive.
+            # The counter goes from 0 to its range, both included.
             self._total += step if step >= 0 else step + self._ranges[i] + 1
             self._last[i] = now
         return self._total / 1e6
 
     def gpu_utilization(self) -> float:
-        """No GPU is counted."""
+        """0: this counter has no GPU."""
         return 0.0
 
     @staticmethod
@@ -92,11 +92,11 @@ class Nvml:
     """An NVIDIA GPU's energy counter (Volta and later): millijoules since the driver was loaded.
 
     Args:
-        uuid: which GPU, as torch names it; NVML numbers them in another order, and sees hidden ones too.
-        nvml: the module ``pynvml``; default: imported.
+        uuid: of the GPU, as torch gives it; NVML numbers GPUs in another order, and also lists hidden ones.
+        nvml: the module ``pynvml``; imported where None.
 
     Raises:
-        NoCounterError: no package, no driver, no such GPU, or one without the counter.
+        NoCounterError: there is no package, no driver, no such GPU, or the GPU has no counter.
     """
 
     source: Source = "nvml"
@@ -117,17 +117,17 @@ class Nvml:
         return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
 
     def gpu_utilization(self) -> float:
-        """Share of the last sampling period (1/6 to 1 s, says NVML) in which a kernel ran."""
+        """Fraction of NVML's last sampling period (1/6 to 1 s) in which a kernel ran."""
         return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
 
 
 class Estimated:
-    """No counter: this process's share of the processors' time, times what they use at full load.
+    """An estimate without a counter: this process's fraction of the processors' time, times their power at full load.
 
     Args:
-        watts: of the whole processor at full load.
-        cores: how many it has.
-        busy: seconds of processor time that this process has used.
+        watts: power of the whole processor at full load.
+        cores: number of cores; those of this machine where None.
+        busy: gives the processor time of this process, in seconds.
     """
 
     source: Source = "estimated"
@@ -140,7 +140,7 @@ class Estimated:
         return self._busy() / self._cores * self._watts
 
     def gpu_utilization(self) -> float:
-        """Not known without NVML."""
+        """0: not known without NVML."""
         return 0.0
 
 
@@ -152,20 +152,25 @@ def counter(
     powercap: Path = POWERCAP,
     nvml: Any = None,
 ) -> tuple[Counter, str]:
-    """The counter to use, and why it is none of the real ones (empty where it is).
+    """The counter to use, and why the energy is estimated (empty where it is counted).
 
-    ``auto`` takes the counter of what computes: the GPU's on ``cuda``, else the processor's; estimated without it.
+    Args:
+        source: the counter; ``auto`` is the GPU's on ``cuda``, else the processor's, and an estimate without one.
+        device: where the network runs: ``cpu``, ``cuda`` ...
+        watts: power of the processor at full load, for an estimate.
+        powercap: the folder with the processors' counters.
+        nvml: the module ``pynvml``; imported where None.
 
     Raises:
-        NoCounterError: a counter was asked for by name, and cannot be used.
+        NoCounterError: the counter that `source` names cannot be used.
     """
     if source == "estimated":
         return Estimated(watts), "source = 'estimated'"
     on_gpu = device.startswith("cuda")
     if source == "nvml" and not on_gpu:
-        raise NoCounterError(f"NVML: it counts what a GPU uses, and the network runs on {device}")
+        raise NoCounterError(f"NVML: it counts the energy of a GPU, and the network runs on {device}")
     if source == "rapl" and on_gpu:
-        raise NoCounterError(f"RAPL: it counts what the processor uses, and the network runs on {device}")
+        raise NoCounterError(f"RAPL: it counts the energy of the processor, and the network runs on {device}")
     try:
         if on_gpu:
             return Nvml(str(torch.cuda.get_device_properties(device).uuid), nvml), ""

@@ -1,4 +1,4 @@
-"""What the parameters cost: mean bits per weight, and bytes of the whole model."""
+"""Storage of a model: mean bits per weight, and bytes of all parameters."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class BitwidthSettings(RunnerSettings):
 
     compare_to: float = Field(32, gt=0, description="bits that `memory_density` compares with")
     over: Literal["all", "quantized"] = Field(
-        "all", description="`all` sites with weights, float ones at 32 bits; or `quantized` ones alone"
+        "all", description="`all` sites with weights, where float weights count 32 bits; or only `quantized` ones"
     )
 
 
 @RUNNERS.register("average_bitwidth")
 class AverageBitwidth(Runner):
-    """Mean bits per weight, and how many times denser than `compare_to` bits that is."""
+    """Mean bits per weight, and how many times smaller that is than `compare_to` bits."""
 
     Settings = BitwidthSettings
     settings: BitwidthSettings
@@ -46,16 +46,17 @@ class AverageBitwidth(Runner):
     )
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """Both metrics of each candidate. Where no weight is quantized, ``over = "quantized"`` says 32 bits too."""
+        """Both metrics of each candidate; with ``over = "quantized"`` 32 bits where no weight is quantized."""
         settings = self.settings
         space = subject.space
         bits: list[NDArray[np.float64]] = []
         weights: list[NDArray[np.float64]] = []
-        for site, own, quantized in zip(space.sites, space.bits("weight"), space.quantized("weight"), strict=True):
+        tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), strict=True)
+        for site, weight_bits, quantized in tables:
             count = float(np.prod(site.weight_shape)) if site.weight else 0.0
-            counted = np.ones(len(own)) if settings.over == "all" else quantized.astype(np.float64)
-            bits.append(count * own * counted)
-            weights.append(count * counted)
+            included = np.ones(len(weight_bits)) if settings.over == "all" else quantized.astype(np.float64)
+            bits.append(count * weight_bits * included)
+            weights.append(count * included)
         options = space.options(codes)
         total, number = option_sum(bits, options), option_sum(weights, options)
         average = np.divide(total, number, out=np.full(len(codes), float(FLOAT_BITS)), where=number > 0)
@@ -79,26 +80,28 @@ class ModelSize(Runner):
     )
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """Bytes of each candidate. A parameter shared by several sites is stored once, in its widest form."""
+        """Bytes of each candidate. A parameter shared by several sites is stored once, in its widest format."""
         space = subject.space
         options = space.options(codes)
         uses: dict[str, list[tuple[int, NDArray[np.int64]]]] = defaultdict(list)
         for name, group, table in space.storage():
             uses[name].append((group, table))
-        # What one site alone uses is summed per option, before any candidate is looked at.
-        alone = [np.zeros(group.size) for group in space.groups]
-        for group, table in (own[0] for own in uses.values() if len(own) == 1):
-            alone[group] += table
-        total = option_sum(alone, options) + float(fixed_bytes(space.graph.model, set(uses)))
-        for own in uses.values():
-            if len(own) > 1:
-                total += np.maximum.reduce([table[options[:, group]] for group, table in own])
+        # Parameters that a single site uses are summed into one table per group.
+        unshared = [np.zeros(group.size) for group in space.groups]
+        for group, table in (tables[0] for tables in uses.values() if len(tables) == 1):
+            unshared[group] += table
+        total = option_sum(unshared, options) + float(fixed_bytes(space.graph.model, set(uses)))
+        for tables in uses.values():
+            if len(tables) > 1:
+                total += np.maximum.reduce([table[options[:, group]] for group, table in tables])
         return {"model_size": total}
 
 
-def fixed_bytes(model: nn.Module, elsewhere: set[str]) -> int:
-    """Bytes of the parameters and buffers that are not counted `elsewhere`. BatchNorm's step counter does not count:
-    nothing that is deployed holds it."""
-    tensors: list[Tensor] = [t for name, t in model.named_parameters() if name not in elsewhere]
-    tensors += [t for name, t in model.named_buffers() if not name.endswith("num_batches_tracked")]
-    return sum(t.numel() * t.element_size() for t in tensors)
+def fixed_bytes(model: nn.Module, without: set[str]) -> int:
+    """Bytes of the parameters and buffers as they are in the model, except the parameters named in `without`.
+
+    BatchNorm's step counter does not count, because it is not deployed.
+    """
+    tensors: list[Tensor] = [tensor for name, tensor in model.named_parameters() if name not in without]
+    tensors += [tensor for name, tensor in model.named_buffers() if not name.endswith("num_batches_tracked")]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

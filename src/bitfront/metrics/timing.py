@@ -1,8 +1,7 @@
-"""How long something takes, on a machine that does other things too.
+"""Measures times on a machine that is not idle.
 
-Runs are timed one by one, those of several networks in turns whose order is drawn anew every round, so that a machine
-that becomes slower meanwhile slows all of them. Before that each is run until its times have settled. Nothing here
-knows what is run.
+Runs are timed one by one. Several networks run in turns, in a new random order every round, so that a machine that
+becomes slower slows all of them. Before that, each network runs until its times are stable.
 """
 
 from __future__ import annotations
@@ -14,26 +13,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float64]
-#: Runs one network once and says how many seconds that took.
-Timed = Callable[[], float]
+Times = NDArray[np.float64]
+#: Runs one network once and returns the seconds that it took.
+TimedRun = Callable[[], float]
 
-#: Warm-up ends when the medians of two consecutive stretches of this many runs differ by less than this share.
-STRETCH, SETTLED = 10, 0.05
-#: Timed runs in a row in one turn, after one that does not count: it finds the caches as another network left them.
+#: Warm-up ends when the medians of two consecutive windows of this many runs differ by less than this fraction.
+WINDOW, STABLE = 10, 0.05
+#: Timed runs in a row in one turn; before them comes one that does not count, because the caches hold another network.
 TURN = 5
-#: More runs than that say nothing new about a median.
+#: More runs than this do not make a median more precise in practice.
 MOST_RUNS = 2000
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What many runs say, in seconds.
+class TimeSummary:
+    """Statistics of many runs, in seconds.
 
     Attributes:
-        median, p90: of the runs.
-        low, high: 95 % bootstrap interval of the median.
+        median: of the runs.
+        p90: their 90th percentile.
+        low: lower end of the 95 % bootstrap interval of the median.
+        high: its upper end.
     """
 
     median: float
@@ -42,58 +43,62 @@ class Summary:
     high: float
 
 
-def summarise(samples: Samples, seed: int = 0) -> Summary:
-    """Median, 90th percentile (linear interpolation) and the percentile-bootstrap interval of the median (Efron 1979)
-    from 1,000 seeded resamples.
+def summarise(times: Times, seed: int = 0) -> TimeSummary:
+    """Median, 90th percentile (linear interpolation), and the percentile-bootstrap interval of the median (Efron 1979).
+
+    The bootstrap draws 1,000 resamples from `seed`.
 
     Args:
-        samples: seconds, shape (runs,), one or more. The interval takes them for independent; where the machine
-            drifts it is too narrow.
+        times: seconds, shape (runs,), one or more. The interval assumes that they are independent; where the machine's
+            speed drifts, it is too narrow.
     """
     rng = np.random.default_rng(seed)
-    medians = np.array([np.median(rng.choice(samples, len(samples))) for _ in range(RESAMPLES)])
+    medians = np.array([np.median(rng.choice(times, len(times))) for _ in range(RESAMPLES)])
     low, high = np.percentile(medians, [2.5, 97.5])
-    return Summary(float(np.median(samples)), float(np.percentile(samples, 90)), float(low), float(high))
+    return TimeSummary(float(np.median(times)), float(np.percentile(times, 90)), float(low), float(high))
 
 
-def warm_up(run: Timed, seconds: float) -> int:
-    """Run until times have settled, at least twice STRETCH runs, or until `seconds` have gone by in runs.
+def warm_up(run: TimedRun, seconds: float) -> int:
+    """Run until the times are stable, at least twice WINDOW runs, or until the runs have taken `seconds`.
 
     Returns:
-        How many runs that took.
+        The number of runs.
     """
     times: list[float] = []
     while True:
         times.append(run())
-        if len(times) % STRETCH or len(times) < 2 * STRETCH:
+        if len(times) % WINDOW or len(times) < 2 * WINDOW:
             if sum(times) >= seconds and len(times) >= 2:
                 return len(times)
             continue
-        before, after = np.median(times[-2 * STRETCH : -STRETCH]), np.median(times[-STRETCH:])
-        if abs(after - before) <= SETTLED * before or sum(times) >= seconds:
+        before, after = np.median(times[-2 * WINDOW : -WINDOW]), np.median(times[-WINDOW:])
+        if abs(after - before) <= STABLE * before or sum(times) >= seconds:
             return len(times)
 
 
-def interleaved(runs: Sequence[Timed], seconds: float, repeats: int, seed: int = 0) -> list[Samples]:
-    """Time every run of `runs` often, in turns.
+def time_in_turns(runs: Sequence[TimedRun], seconds: float, repeats: int, seed: int = 0) -> list[Times]:
+    """Time each of `runs` many times, in turns.
 
     Args:
-        seconds: per entry of `runs`; what all of them take together is bounded by it once each has `repeats` runs.
-        repeats: runs of each, at least.
+        runs: the networks.
+        seconds: for each of `runs`. The time for all of them together is limited to its multiple, once each has
+            `repeats` runs.
+        repeats: timed runs of each, at least.
+        seed: of the order of the turns.
 
     Returns:
-        Per entry its times in seconds; as many for each.
+        For each of `runs` its times in seconds; the same number for all.
     """
     rng = np.random.default_rng(seed)
     for run in runs:
         warm_up(run, seconds)
-    samples: list[list[float]] = [[] for _ in runs]
+    times: list[list[float]] = [[] for _ in runs]
     begin = time.perf_counter()
     while len(runs):
         for i in rng.permutation(len(runs)).tolist():
             runs[i]()
-            samples[i] += [runs[i]() for _ in range(TURN)]
-        spent = time.perf_counter() - begin
-        if len(samples[0]) >= MOST_RUNS or (len(samples[0]) >= repeats and spent >= seconds * len(runs)):
+            times[i] += [runs[i]() for _ in range(TURN)]
+        elapsed = time.perf_counter() - begin
+        if len(times[0]) >= MOST_RUNS or (len(times[0]) >= repeats and elapsed >= seconds * len(runs)):
             break
-    return [np.array(s) for s in samples]
+    return [np.array(of_run) for of_run in times]

@@ -1,7 +1,7 @@
-"""Training each candidate before it is evaluated: the settings, and how long it was trained.
+"""Settings for training each candidate before it is evaluated, and the number of epochs it was trained.
 
-The engine trains (``bitfront.engine.evaluation.trained``), because training must happen before any metric is measured.
-A file asks for it by naming this runner.
+The engine trains (``bitfront.engine.evaluation.trained``), because training comes before all metrics. A configuration
+switches it on by naming this runner.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class HalvingSettings(RunnerSettings):
     """``halving`` of ``basic_train``."""
 
     rungs: list[int] = Field([1], min_length=1, description="epochs after which candidates are compared")
-    keep: float = Field(0.5, gt=0, lt=1, description="the share that goes on at each of them, at least")
+    keep: float = Field(0.5, gt=0, lt=1, description="the fraction of the candidates that is trained further, at least")
     cohort: int = Field(16, ge=2, description="how many candidates are compared with each other")
 
 
@@ -37,17 +37,17 @@ class BasicTrainSettings(RunnerSettings):
     batch_size: int | None = Field(None, ge=1, description="samples per step; default: that of the top")
     weight_decay: float | None = Field(None, ge=0, description="default: that of the top")
     init: Literal["inherit", "fresh"] = Field(
-        "inherit", description="begin with the float model's weights, widened or cut, or with `fresh` ones"
+        "inherit", description="start from the float model's weights, widened or narrowed, or from `fresh` ones"
     )
     float_epochs: int = Field(
         0,
         ge=0,
-        description="epochs in which a network of other widths than the model's, or with `fresh` weights, is trained "
-        "in float first, once for all candidates of these widths; their formats are learned from what that gives",
+        description="epochs of float training before the quantized training, for a network of other widths than the "
+        "model's or with `fresh` weights; once for all candidates of these widths, whose formats are calibrated on it",
     )
     halving: HalvingSettings | None = Field(
         None,
-        description="stop hopeless candidates early: `{rungs = [1], keep = 0.5, cohort = 16}`; default: train all",
+        description="stop weak candidates early: `{rungs = [1], keep = 0.5, cohort = 16}`; default: train all",
     )
 
 
@@ -61,5 +61,5 @@ class BasicTrain(Runner):
     produces = (Metric("trained_epochs", "epochs", "maximize", "measured", "epochs that the candidate was trained"),)
 
     def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """The same for all of a batch."""
+        """The number of epochs, the same for all candidates of a batch."""
         return {"trained_epochs": np.full(len(codes), float(subject.epochs))}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.runners import FIRST_SAMPLES
 from bitfront.engine.storage.records import PairedComparison
-from bitfront.metrics.intervals import Paired
+from bitfront.metrics.intervals import PairedCounts
 from bitfront.spaces.base import Codes
 
 #: Half width of the interval of an accuracy difference (as a share) below which more samples are not needed.
@@ -42,8 +42,8 @@ def compare(numbers: Sequence[int], answers: NDArray[np.bool_]) -> tuple[PairedC
             PairedComparison(
                 number=numbers[row],
                 above=numbers[above] if place else None,
-                p_above=Paired.of(answers[above], answers[row]).p,
-                p_best=Paired.of(answers[order[0]], answers[row]).p,
+                p_above=PairedCounts.of(answers[above], answers[row]).p,
+                p_best=PairedCounts.of(answers[order[0]], answers[row]).p,
             )
         )
     return tuple(comparisons)
@@ -59,7 +59,7 @@ def settled(answers: NDArray[np.bool_]) -> bool:
         answers: whether each candidate classifies each sample correctly, bool, shape (candidates, samples).
     """
     ranked = answers[np.argsort(-answers.sum(axis=1), kind="stable")]
-    pairs = [Paired.of(first, second) for first, second in itertools.pairwise(ranked)]
+    pairs = [PairedCounts.of(first, second) for first, second in itertools.pairwise(ranked)]
     return all(pair.distinguishable or pair.half_width <= RESOLUTION for pair in pairs)
 
 
