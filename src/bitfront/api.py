@@ -289,7 +289,7 @@ def init(model: str, dataset: str, dataset_path: str | None = None, file: str = 
     The model is captured to see what it is made of; where the data is not there yet, the text is a guess, and a note
     says so.
     """
-    config = configuration.load(None, {"model": model, "dataset": dataset, "dataset_path": dataset_path})
+    config = configuration.load_config(None, {"model": model, "dataset": dataset, "dataset_path": dataset_path})
     try:
         data = open_data(config)
     except DataError as error:

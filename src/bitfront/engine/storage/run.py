@@ -134,7 +134,7 @@ class Run:
             objectives = Objectives(tuple(Objective(**p) for p in summary["objectives"]), summary["summed"])
             return cls(
                 folder=folder,
-                config=configuration.load(folder / "config.toml"),
+                config=configuration.load_config(folder / "config.toml"),
                 columns=store.trials(),
                 objectives=objectives,
                 space=DescribedSpace(store.meta("space")),
