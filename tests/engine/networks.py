@@ -1,7 +1,7 @@
 """Small networks with random weights, one for each way in which a model can be put together.
 
 ``NETWORKS`` holds every one of them that has a site. Each has a `shape`, that of one sample, and is at the top level, so
-that it can be pickled; ``made(network)`` gives the same weights every time.
+that it can be pickled; ``seeded_model(network)`` gives the same weights every time.
 """
 
 import torch
@@ -23,7 +23,7 @@ def network(*shape):
     return listed
 
 
-def made(cls, seed=0):
+def seeded_model(cls, seed=0):
     """The network with seeded weights, in evaluation mode, with running statistics as if it had been trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -420,7 +420,7 @@ class FunctionalConv(nn.Module):
 
 @network(6)
 class Buffers(nn.Module):
-    """Constants that are added and multiplied, one of them a number of its own, one a buffer of one sample."""
+    """Constants that are added and multiplied, one of them a learned number, one a buffer of one sample."""
 
     def __init__(self):
         super().__init__()

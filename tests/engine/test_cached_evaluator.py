@@ -41,12 +41,12 @@ def opened(folder):
     return Store.open(folder / "cache.sqlite", ("a", "b"), 6, {"parameters": ["p"] * 6}, SPACE.keys)
 
 
-def same(found, codes):
+def same(measurement, codes):
     expected = measured(codes)
-    assert found.errors == expected.errors
-    assert found.seconds == pytest.approx(expected.seconds)
+    assert measurement.errors == expected.errors
+    assert measurement.seconds == pytest.approx(expected.seconds)
     for name in ("a", "b"):
-        assert np.array_equal(found.values[name], expected.values[name])
+        assert np.array_equal(measurement.values[name], expected.values[name])
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=30, unique=True), min_size=1, max_size=6))
@@ -59,8 +59,8 @@ def test_answers_are_complete_in_order_and_evaluated_once(tmp_path_factory, batc
             codes = every[batch]
             parts = list(shared.blocks(codes))
             assert np.array_equal(np.concatenate([block for block, _ in parts]), codes)
-            for block, found in parts:
-                same(found, block)
+            for block, measurement in parts:
+                same(measurement, block)
         asked = {n for batch in batches for n in batch}
         assert len(dispatcher.seen) == len(set(dispatcher.seen)) == len(shared) == shared.evaluated == len(asked)
         kept = store.trials()
@@ -96,26 +96,26 @@ def test_a_loop_that_stops_in_the_middle_loses_nothing(tmp_path):
 
 
 def test_the_trials_of_a_run_in_memory():
-    told = InMemoryTrials(("a", "b"))
-    assert [len(column) for column in told.columns(6)[2:]] == [0, 0]
+    trials = InMemoryTrials(("a", "b"))
+    assert [len(column) for column in trials.columns(6)[2:]] == [0, 0]
     codes = SPACE.numbered(0, 7)
-    found = measured(codes)
-    known, values = told.recall(codes)
+    measurement = measured(codes)
+    known, values = trials.recall(codes)
     assert not known.any()
     assert np.isnan(values["b"]).all()
     for rows in (slice(0, 3), slice(3, 7)):
-        part = {m: v[rows] for m, v in found.values.items()}
-        told.add(codes[rows], part, found.errors[rows], np.array(found.seconds[rows]))
-    assert len(told) == 7
-    own, values, complete, seconds = told.columns(6)
-    assert np.array_equal(own, codes)
-    assert np.array_equal(values["a"], found.values["a"])
-    assert complete.tolist() == [not e for e in found.errors]
-    assert seconds.tolist() == list(found.seconds)
+        part = {m: v[rows] for m, v in measurement.values.items()}
+        trials.add(codes[rows], part, measurement.errors[rows], np.array(measurement.seconds[rows]))
+    assert len(trials) == 7
+    stored, values, complete, seconds = trials.columns(6)
+    assert np.array_equal(stored, codes)
+    assert np.array_equal(values["a"], measurement.values["a"])
+    assert complete.tolist() == [not e for e in measurement.errors]
+    assert seconds.tolist() == list(measurement.seconds)
 
 
 class Scripted(Strategy):
-    """Proposes what it is told to."""
+    """Proposes by a fixed rule: the candidates n, n, n + 1."""
 
     batch, looks_back = 5, False
 
@@ -127,17 +127,17 @@ def test_proposals_and_repeats_are_counted_and_time_is_that_of_the_strategy(monk
     clock = iter(range(100))
     monkeypatch.setattr("bitfront.engine.comparison.cached.time.perf_counter", lambda: next(clock))
     evaluated = [0]
-    own = TimedStrategy(lambda: Scripted(SPACE, 2, 7), lambda: evaluated[0])
-    assert (own.batch, own.looks_back, own.objectives, own.seed, own.seconds) == (5, False, 2, 7, 1)
+    timed = TimedStrategy(lambda: Scripted(SPACE, 2, 7), lambda: evaluated[0])
+    assert (timed.batch, timed.looks_back, timed.objectives, timed.seed, timed.seconds) == (5, False, 2, 7, 1)
     history = History(6, 2, SPACE)
     for n, done in ((3, 2), (3, 4), (9, 4)):
         evaluated[0] = done
-        found = own.propose(history, n, np.random.default_rng(0))
-        assert np.array_equal(found, SPACE.numbered(0, SPACE.size)[[n, n, n + 1]])
-        fresh = history.fresh(found)
+        proposed = timed.propose(history, n, np.random.default_rng(0))
+        assert np.array_equal(proposed, SPACE.numbered(0, SPACE.size)[[n, n, n + 1]])
+        fresh = history.fresh(proposed)
         history.tell(fresh, toy_losses(SPACE, fresh, 2))
     # 3, 3, 4: one twice; again: all known; 9, 9, 10: one twice.
-    assert (own.proposals, own.repeats) == (9, 1 + 3 + 1)
-    # Made in one second; asked after 2, 4 and 4 evaluations, a second each.
-    assert own.asked(6).tolist() == [1, 1, 2, 2, 4, 4]
-    assert own.seconds == 4
+    assert (timed.proposals, timed.repeats) == (9, 1 + 3 + 1)
+    # Set up in one second; asked after 2, 4 and 4 evaluations, a second each.
+    assert timed.asked(6).tolist() == [1, 1, 2, 2, 4, 4]
+    assert timed.seconds == 4

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from networks import Normalised, made
+from networks import Normalised, seeded_model
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -42,7 +42,7 @@ def job(model, x, y, calibration, seed, corrections):
 
 def normalised(corrections=BOTH):
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    return job(made(Normalised), x, torch.arange(40) % 4, x, {"default": FORMATS | AUTO}, corrections)
+    return job(seeded_model(Normalised), x, torch.arange(40) % 4, x, {"default": FORMATS | AUTO}, corrections)
 
 
 # --- what is learned -------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_a_correction_does_not_depend_on_the_other_sites():
 def test_a_site_in_float_is_not_corrected():
     evaluator = FixedEvaluator(normalised())
     floating = evaluator.space.codes(np.array([[g.size - 1 for g in evaluator.space.groups]]))
-    model, original = evaluator.model(floating[0]), made(Normalised)
+    model, original = evaluator.model(floating[0]), seeded_model(Normalised)
     assert all(torch.equal(t, original.state_dict()[k]) for k, t in model.state_dict().items())
 
 
@@ -123,7 +123,7 @@ def searched(folder, **settings):
     rng = np.random.default_rng(0)
     y = np.arange(300) % 4
     x = (rng.normal(size=(4, 6))[y] * 1.5 + rng.normal(size=(300, 6))).astype(np.float32)
-    model, data = made(Normalised), bf.from_arrays(x, y)
+    model, data = seeded_model(Normalised), bf.from_arrays(x, y)
     events = Notes()
     run = bf.search(
         model=model,

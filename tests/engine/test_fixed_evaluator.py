@@ -83,21 +83,21 @@ def test_numbers_depend_neither_on_order_nor_batch_nor_what_came_before(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_model_is_not_changed_and_a_candidates_model_is_ones_own(name):
-    own = MODELS[name]()
-    evaluator = FixedEvaluator(own)
-    before, captured = copy.deepcopy(own.model.state_dict()), copy.deepcopy(evaluator.space.graph.model.state_dict())
+def test_the_model_is_not_changed_and_a_candidates_model_shares_nothing_with_it(name):
+    job = MODELS[name]()
+    evaluator = FixedEvaluator(job)
+    before, captured = copy.deepcopy(job.model.state_dict()), copy.deepcopy(evaluator.space.graph.model.state_dict())
     codes = evaluator.space.sample(4, np.random.default_rng(0))
     first = evaluator.evaluate(codes)
     with torch.no_grad():
         for p in evaluator.model(codes[0]).parameters():
             p.zero_()
     assert same(evaluator.evaluate(codes), first)
-    assert all(torch.equal(t, before[k]) for k, t in own.model.state_dict().items())
+    assert all(torch.equal(t, before[k]) for k, t in job.model.state_dict().items())
     assert all(torch.equal(t, captured[k]) for k, t in evaluator.space.graph.model.state_dict().items())
 
 
-def test_the_float_model_is_a_candidate_of_its_own():
+def test_the_float_model_is_a_candidate_too():
     evaluator = FixedEvaluator(MODELS["traced"]())
     alone = evaluator.float_evaluator()
     measured = alone.evaluate(alone.space.numbered(0, 1))
@@ -118,7 +118,7 @@ def test_a_candidate_that_fails_does_not_touch_the_others(how, monkeypatch):
     fine = evaluator.evaluate(codes)
     narrow = np.array(
         [
-            any(f.width == 3 for own in evaluator.space.formats(o).values() for f in own.values())
+            any(f.width == 3 for operands in evaluator.space.formats(o).values() for f in operands.values())
             for o in evaluator.space.options(codes)
         ]
     )
@@ -148,7 +148,7 @@ def test_formats_are_calibrated_once_and_do_not_depend_on_the_other_sites():
     codes = evaluator.space.sample(30, np.random.default_rng(1))
     many = [evaluator.formats(c) for c in codes]
     assert many[::-1] == [fresh.formats(c) for c in codes[::-1]]
-    assert not any(f.calibrates for own in many for by in own.values() for f in by.values())
+    assert not any(f.calibrates for sites in many for operands in sites.values() for f in operands.values())
 
 
 @pytest.mark.parametrize("n_jobs", [1, 3])

@@ -240,13 +240,13 @@ def test_time_that_is_up_stops_after_the_block_at_hand(tmp_path, monkeypatch):
     reason, trials = search(tmp_path, "brute_force", dispatcher, 40, timeout=2.5)
     assert reason == "timeout"
     assert np.array_equal(trials.code, SPACE.numbered(0, 8)), "the fourth block is at hand when 3 seconds are over"
-    # The time of a session that goes on is its own, and it ends where an uninterrupted search would.
+    # A session that goes on counts only its time, and it ends where an uninterrupted search would.
     clock[0] = 0.0
     _, trials = search(tmp_path, "brute_force", BlockEvaluator(), 40, timeout=2.5)
     assert np.array_equal(trials.code, SPACE.numbered(0, 40))
 
 
-def test_progress_is_told_from_start_to_end(tmp_path):
+def test_progress_is_reported_from_start_to_end(tmp_path):
     seen = []
     _, trials = search(
         tmp_path, "tpe", BlockEvaluator(failing=4), 20, on_progress=lambda p: seen.append((p.done, p.total, p.failed))
@@ -258,7 +258,7 @@ def test_progress_is_told_from_start_to_end(tmp_path):
     assert seen[-1] == (20, 20, failed)
 
 
-def test_an_evaluator_that_stops_the_search_leaves_what_was_told(tmp_path):
+def test_an_evaluator_that_stops_the_search_leaves_what_was_stored(tmp_path):
     class Dies(BlockEvaluator):
         def blocks(self, codes):
             for i, part in enumerate(super().blocks(codes)):
@@ -347,12 +347,12 @@ def test_a_long_search_killed_on_its_way_ends_with_the_same_trials_and_front(tmp
     _, parts = go("parts")
     assert parts.split()[2:4] == [str(before), str(space.size - before)]
     assert parts.split()[4:] == whole.split()[4:]
-    expected, found = trials("whole"), trials("parts")
-    assert np.array_equal(found.number, np.arange(space.size))
-    assert np.array_equal(found.packed, expected.packed)
-    assert np.array_equal(found.packed, space.numbered(0, space.size))
+    expected, resumed = trials("whole"), trials("parts")
+    assert np.array_equal(resumed.number, np.arange(space.size))
+    assert np.array_equal(resumed.packed, expected.packed)
+    assert np.array_equal(resumed.packed, space.numbered(0, space.size))
     for metric in ("a", "b"):
-        np.testing.assert_array_equal(found.metrics[metric], expected.metrics[metric])
+        np.testing.assert_array_equal(resumed.metrics[metric], expected.metrics[metric])
     front = non_dominated(np.stack([expected.metrics["a"], expected.metrics["b"]], axis=1))
     assert parts.split()[4:] == list(map(str, front))
 
@@ -397,7 +397,7 @@ def test_what_cannot_fulfil_the_constraints_is_never_evaluated(tmp_path, name):
 @pytest.mark.parametrize("name", ["tpe", "nsgaii", "evolution"])
 def test_strategies_look_where_the_constraints_allow(tmp_path, name):
     """Under a constraint that one candidate in twelve fulfils, and that only an evaluation can tell, a strategy that
-    is told of violations finds more of the allowed candidates than chance does."""
+    learns of violations finds more of the allowed candidates than chance does."""
     bounds = Small(most=np.inf, worst=6.0)
     codes = SPACE.numbered(0, SPACE.size)
     share = (bounds.after({"a": toy_losses(SPACE, codes, 2)[:, 0]}) == 0).mean()
@@ -407,7 +407,7 @@ def test_strategies_look_where_the_constraints_allow(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["brute_force", "tpe", "evolution"])
-def test_the_front_of_a_search_is_made_of_what_is_allowed(tmp_path, name):
+def test_the_front_of_a_search_holds_only_what_is_allowed(tmp_path, name):
     bounds, fronts = Small(most=12, worst=9.0), []
     _, trials = search(
         tmp_path, name, BlockEvaluator(), 10_000, bounds=bounds, on_progress=lambda p: fronts.append(p.front)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from networks import Chain, Functional, Images, Normalised, ResidualImages, Signals, made
-from test_tree import assert_as_alone, bench_of, job_of
+from networks import Chain, Functional, Images, Normalised, ResidualImages, Signals, seeded_model
+from test_tree import assert_as_alone, evaluator_of, job_of
 
 from bitfront.formats.base import Format, FormatError, FormatParameter
 from bitfront.formats.grid import Grid
@@ -130,7 +130,7 @@ def test_steps_per_channel_or_value_have_the_numbers_of_the_deployed_model(netwo
     data = {"data_in_width": [4, 6], "data_in_each": "tensor", "data_in_frac_width": "auto"}
     weights = {"weight_width": [2, 4], "weight_each": each, "weight_frac_width": "auto"}
     seed = {"default": {"name": ["stepped", "integer"], **data, **weights}}
-    evaluator = bench_of(job_of(made(network), network.shape, seed, by="type"))
+    evaluator = evaluator_of(job_of(seeded_model(network), network.shape, seed, by="type"))
     codes = evaluator.space.sample(12, np.random.default_rng(0))
     assert_as_alone(evaluator, codes)
 
@@ -141,7 +141,7 @@ def test_values_that_are_some_of_a_grid_are_merged_exactly(network, formats):
     widths = {"data_in_width": [2, 3], "weight_width": [2, 3]}
     if network in (Chain, Images, Signals, Functional):
         widths["bias_width"] = [3]
-    evaluator = bench_of(job_of(made(network), network.shape, {"default": {"name": ["powers"], **widths}}))
+    evaluator = evaluator_of(job_of(seeded_model(network), network.shape, {"default": {"name": ["powers"], **widths}}))
     codes = evaluator.space.sample(12, np.random.default_rng(0))
     assert_as_alone(evaluator, codes)
     if network is Chain:

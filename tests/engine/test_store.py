@@ -1,4 +1,4 @@
-"""The store: what is told is safe, what belongs to another run is refused."""
+"""The store: what was added is safe, what belongs to another run is refused."""
 
 import sqlite3
 import subprocess
@@ -37,16 +37,16 @@ def test_what_was_added_can_be_read_by_others_at_once(tmp_path):
     assert add(store, 6, errors=["RuntimeError: no"]).tolist() == [2]
     # Another connection, while the first one is open and nothing was closed or flushed.
     other = read(tmp_path / "trials.sqlite")
-    for own in (store.trials(), other.trials()):
-        assert own.number.tolist() == [0, 1, 2]
-        assert np.array_equal(own.code, codes(5, 7, 6))
-        np.testing.assert_array_equal(own.metrics["accuracy"], [0.5, 0.7, np.nan])
-        np.testing.assert_array_equal(own.metrics["model_size"], [5, 7, 6])
-        assert own.complete.tolist() == [True, True, False]
-        assert own.errors == {2: "RuntimeError: no"}
-        assert own.first_error == "RuntimeError: no"
-        assert own.duration.tolist() == [0.5] * 3
-        assert (own.position(2), own.position(3), len(own)) == (2, None, 3)
+    for stored in (store.trials(), other.trials()):
+        assert stored.number.tolist() == [0, 1, 2]
+        assert np.array_equal(stored.code, codes(5, 7, 6))
+        np.testing.assert_array_equal(stored.metrics["accuracy"], [0.5, 0.7, np.nan])
+        np.testing.assert_array_equal(stored.metrics["model_size"], [5, 7, 6])
+        assert stored.complete.tolist() == [True, True, False]
+        assert stored.errors == {2: "RuntimeError: no"}
+        assert stored.first_error == "RuntimeError: no"
+        assert stored.duration.tolist() == [0.5] * 3
+        assert (stored.position(2), stored.position(3), len(stored)) == (2, None, 3)
     other.close()
     store.close()
 
@@ -60,13 +60,13 @@ def test_trials_from_a_number_on(tmp_path):
     store = opened(tmp_path)  # what failed is forgotten
     add(store, 1, 5, errors=["", "RuntimeError: no"])
     for start in range(9):
-        found, everything = store.trials(start), store.trials()
+        later, everything = store.trials(start), store.trials()
         kept = everything.number >= start
-        assert found.number.tolist() == everything.number[kept].tolist()
-        assert np.array_equal(found.code, everything.code[kept])
-        np.testing.assert_array_equal(found.metrics["model_size"], everything.metrics["model_size"][kept])
-        assert found.complete.tolist() == everything.complete[kept].tolist()
-        assert found.errors == {n: e for n, e in everything.errors.items() if n >= start}
+        assert later.number.tolist() == everything.number[kept].tolist()
+        assert np.array_equal(later.code, everything.code[kept])
+        np.testing.assert_array_equal(later.metrics["model_size"], everything.metrics["model_size"][kept])
+        assert later.complete.tolist() == everything.complete[kept].tolist()
+        assert later.errors == {n: e for n, e in everything.errors.items() if n >= start}
     assert store.trials().number.tolist() == [0, 2, 3, 4, 5, 6]
     store.close()
 
@@ -119,10 +119,10 @@ def test_failed_trials_are_forgotten_when_a_run_goes_on_and_kept_when_it_is_read
     store.close()
 
 
-def test_what_was_found_out_is_recalled_in_any_order_and_once(tmp_path):
+def test_what_was_measured_is_recalled_in_any_order_and_once(tmp_path):
     store = opened(tmp_path)
     add(store, *range(10), errors=["boom" if n in (3, 7) else "" for n in range(10)])
-    for n in range(10, 20):  # told one by one
+    for n in range(10, 20):  # added one by one
         add(store, n)
     store.close()
     for order in (range(20), [*range(4), *range(12, 20), *range(4, 12)], range(19, -1, -1)):

@@ -1,4 +1,4 @@
-"""Candidates that are networks of their own: trained alike whatever is trained beside them, costs by their shapes."""
+"""Candidates that are networks with trained weights: trained alike whatever is trained beside them, costs by their shapes."""
 
 import pickle
 from dataclasses import replace
@@ -20,7 +20,7 @@ from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import evaluate
-from engine.networks import Functional, Residual, SharedLayer, made
+from engine.networks import Functional, Residual, SharedLayer, seeded_model
 
 pytestmark = pytest.mark.slow
 
@@ -98,12 +98,12 @@ def configured(*parts, **more):
     return config.from_document(tomlfile.parse(TOP + "".join(parts) + REST, "test.toml"), more)
 
 
-def plan(dataset, *parts, model=None, **more):
+def plan_of(dataset, *parts, model=None, **more):
     return make_plan(configured(*parts, **more), dataset=dataset, model=model)
 
 
-def everything(made):
-    return made.space.numbered(0, made.space.size)
+def everything(plan):
+    return plan.space.numbered(0, plan.space.size)
 
 
 def same(first, second):
@@ -125,15 +125,15 @@ def states_equal(first, second):
 )
 def test_a_result_depends_on_no_other_candidate(dataset, parts):
     """Another batch, another order, an evaluator that was sent elsewhere: the same bits."""
-    made = plan(dataset, *parts)
-    codes = everything(made)
-    first = made.evaluator.evaluate(codes)
+    plan = plan_of(dataset, *parts)
+    codes = everything(plan)
+    first = plan.evaluator.evaluate(codes)
     assert not any(first.errors)
     assert (first.values["trained_epochs"] == 2).all()
-    sent = open_evaluator(pickle.loads(pickle.dumps(made.evaluator.job)))  # noqa: S301
+    sent = open_evaluator(pickle.loads(pickle.dumps(plan.evaluator.job)))  # noqa: S301
     torch.manual_seed(12345)  # whatever the global random state is
     same(first, Reversed(sent).evaluate(codes))
-    alone = open_evaluator(made.evaluator.job, made.space).evaluate(codes[-1:])
+    alone = open_evaluator(plan.evaluator.job, plan.space).evaluate(codes[-1:])
     for name, column in alone.values.items():
         assert column[0] == first.values[name][-1], name
 
@@ -156,16 +156,16 @@ class Reversed:
         )
 
 
-def weights(made, code):
+def weights(plan, code):
     """What a candidate was trained to, in float."""
-    return made.evaluator.alone(code)[0].space.graph.model.state_dict()
+    return plan.evaluator.alone(code)[0].space.graph.model.state_dict()
 
 
 def test_training_changes_the_weights_and_learns(dataset):
-    made = plan(dataset, WIDTHS, TRAIN)
-    untrained = plan(dataset, WIDTHS)
-    codes = everything(made)
-    before, after = untrained.evaluator.evaluate(codes).values, made.evaluator.evaluate(codes).values
+    plan = plan_of(dataset, WIDTHS, TRAIN)
+    untrained = plan_of(dataset, WIDTHS)
+    codes = everything(plan)
+    before, after = untrained.evaluator.evaluate(codes).values, plan.evaluator.evaluate(codes).values
     assert (after["loss"] < before["loss"]).all(), "the float model is not trained, its candidates are"
     assert "trained_epochs" not in before
 
@@ -173,38 +173,38 @@ def test_training_changes_the_weights_and_learns(dataset):
 def test_a_quantized_candidate_is_trained_in_its_formats(dataset, monkeypatch):
     """Straight-through: the twin that is trained computes in the formats; what is kept is the float weights."""
     seen = []
-    own = training_bench._train
+    train = training_bench._train
 
     def watched(models, *more):
         seen.extend(models)
-        return own(models, *more)
+        return train(models, *more)
 
     monkeypatch.setattr(training_bench, "_train", watched)
-    made = plan(dataset, QUANTIZE, TRAIN)
-    code = made.space.numbered(0, 1)[0]
-    state = weights(made, code)
+    plan = plan_of(dataset, QUANTIZE, TRAIN)
+    code = plan.space.numbered(0, 1)[0]
+    state = weights(plan, code)
     (twin,) = seen
     assert [f.bits for f in twin.seq_blocks[2].formats.values()] == [8, 2, 8]
-    assert state.keys() == made.model.state_dict().keys()
+    assert state.keys() == plan.model.state_dict().keys()
     assert len(state["seq_blocks.2.weight"].unique()) > 4, "these are not yet quantized"
-    inner, own_code = made.evaluator.alone(code)
-    baked = inner.model(own_code, bake=True)
+    inner, inner_code = plan.evaluator.alone(code)
+    baked = inner.model(inner_code, bake=True)
     assert all(len(m.weight.unique()) <= 4 for m in baked.modules() if isinstance(m, nn.Linear))
-    x, y = made.evaluator.samples("val", None)
+    x, y = plan.evaluator.samples("val", None)
     assert (
         evaluate(baked, x, y, batch_size=inner.chunk).accuracy
-        == made.evaluator.evaluate(code[None]).values["accuracy"][0]
+        == plan.evaluator.evaluate(code[None]).values["accuracy"][0]
     )
 
 
 def test_training_in_the_formats_is_better_than_rounding_afterwards(dataset):
     # The float model first, so that both begin with the same good weights.
-    model = plan(dataset, QUANTIZE).model
+    model = plan_of(dataset, QUANTIZE).model
     settings = training_bench.CandidateTraining(*dataset.split("train"), 5, bf_settings(20))
     ((state, _),) = training_bench._train([model], settings, "cpu", [20])
     model.load_state_dict(state)
-    rounded = plan(dataset, QUANTIZE, model=model)
-    learned = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"), model=model)
+    rounded = plan_of(dataset, QUANTIZE, model=model)
+    learned = plan_of(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"), model=model)
     coarsest = rounded.space.numbered(0, 1)  # 2 bits everywhere
     assert (
         learned.evaluator.evaluate(coarsest).values["loss"][0] < rounded.evaluator.evaluate(coarsest).values["loss"][0]
@@ -213,13 +213,13 @@ def test_training_in_the_formats_is_better_than_rounding_afterwards(dataset):
 
 def test_a_candidate_is_judged_in_the_formats_it_was_trained_in(dataset):
     """Formats that were learned again from the trained weights would be others."""
-    made = plan(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"))
+    plan = plan_of(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"))
     relearned = 0
-    for code in everything(made):
-        (_, begun, own), *_ = made.evaluator._untrained(code[None])
-        trained, only = made.evaluator.alone(code)
-        assert trained.formats(only) == begun.formats(own[0])
-        again = plan(dataset, QUANTIZE, model=trained.space.graph.model).evaluator
+    for code in everything(plan):
+        (_, untrained, codes), *_ = plan.evaluator._untrained(code[None])
+        trained, only = plan.evaluator.alone(code)
+        assert trained.formats(only) == untrained.formats(codes[0])
+        again = plan_of(dataset, QUANTIZE, model=trained.space.graph.model).evaluator
         relearned += again.formats(code) != trained.formats(only)
     assert relearned, "this test sees nothing"
 
@@ -229,34 +229,34 @@ FIRST = "float_epochs = 3\n"
 
 def test_other_widths_are_trained_in_float_first_once_for_all_their_candidates(dataset, monkeypatch):
     seen = []
-    own = training_bench.train_population
+    train_population = training_bench.train_population
 
     def watched(models, few, settings, **more):
         seen.extend((model.seq_blocks[4].out_features, settings.max_epochs) for model in models)
-        return own(models, few, settings, **more)
+        return train_population(models, few, settings, **more)
 
     monkeypatch.setattr(training_bench, "train_population", watched)
-    made = plan(dataset, JOINT, TRAIN + FIRST)
-    codes = everything(made)
-    measured = made.evaluator.evaluate(codes)
+    plan = plan_of(dataset, JOINT, TRAIN + FIRST)
+    codes = everything(plan)
+    measured = plan.evaluator.evaluate(codes)
     first = [width for width, epochs in seen if epochs == 3]
-    as_it_is = made.model.seq_blocks[4].out_features
+    as_it_is = plan.model.seq_blocks[4].out_features
     assert len(first) == len(set(first))
     assert set(first) == {width for width, _ in seen} - {as_it_is}
     # Formats are learned from what that gave; a candidate alone is the same; without it, it is another.
-    code = next(c for c in codes if made.evaluator.alone(c)[0].space.graph.model.seq_blocks[4].out_features != as_it_is)
+    code = next(c for c in codes if plan.evaluator.alone(c)[0].space.graph.model.seq_blocks[4].out_features != as_it_is)
     row = [c.tobytes() for c in codes].index(code.tobytes())
-    alone = plan(dataset, JOINT, TRAIN + FIRST).evaluator.evaluate(code[None])
-    without = plan(dataset, JOINT, TRAIN).evaluator.evaluate(code[None])
+    alone = plan_of(dataset, JOINT, TRAIN + FIRST).evaluator.evaluate(code[None])
+    without = plan_of(dataset, JOINT, TRAIN).evaluator.evaluate(code[None])
     assert alone.values["loss"][0] == measured.values["loss"][row] != without.values["loss"][0]
 
 
 def test_what_is_known_needs_no_training_not_even_in_float(dataset, monkeypatch, tmp_path):
-    made = plan(dataset, JOINT, TRAIN + FIRST)
-    codes = everything(made)
-    measured = made.evaluator.evaluate(codes)
-    made.evaluator.keep(codes[-1], tmp_path / "kept.pt")
-    elsewhere = plan(dataset, JOINT, TRAIN + FIRST).evaluator
+    plan = plan_of(dataset, JOINT, TRAIN + FIRST)
+    codes = everything(plan)
+    measured = plan.evaluator.evaluate(codes)
+    plan.evaluator.keep(codes[-1], tmp_path / "kept.pt")
+    elsewhere = plan_of(dataset, JOINT, TRAIN + FIRST).evaluator
     elsewhere.recall(codes[-1], {"trained_epochs": 2.0}, tmp_path / "kept.pt")
 
     def nobody(*more, **others):
@@ -266,8 +266,8 @@ def test_what_is_known_needs_no_training_not_even_in_float(dataset, monkeypatch,
     again = elsewhere.evaluate(codes[-1:])
     assert again.errors == ("",)
     assert again.values["loss"][0] == measured.values["loss"][-1]
-    x, y = made.evaluator.samples("val", None)
-    moved = made.evaluator.with_splits({"val": (x, y)})
+    x, y = plan.evaluator.samples("val", None)
+    moved = plan.evaluator.with_splits({"val": (x, y)})
     np.testing.assert_array_equal(moved.scores(codes, "val", None).loss, measured.values["loss"])
 
 
@@ -278,81 +278,81 @@ def bf_settings(epochs):
 
 
 def test_batch_norm_is_evaluated_with_what_training_left_in_it(dataset):
-    made = plan(dataset, WIDTHS, TRAIN)
-    evaluator, _ = made.evaluator.alone(made.space.numbered(0, 1)[0])
+    plan = plan_of(dataset, WIDTHS, TRAIN)
+    evaluator, _ = plan.evaluator.alone(plan.space.numbered(0, 1)[0])
     norm = evaluator.space.graph.model.seq_blocks[0]
     assert not norm.training
-    assert not torch.equal(norm.running_mean, made.model.seq_blocks[0].running_mean)
+    assert not torch.equal(norm.running_mean, plan.model.seq_blocks[0].running_mean)
 
 
 def test_fresh_weights_owe_nothing_to_the_float_model(dataset):
     fresh = TRAIN + "init = 'fresh'\n"
-    other = plan(dataset, WIDTHS).model
+    other = plan_of(dataset, WIDTHS).model
     with torch.no_grad():
         for p in other.parameters():
             p.add_(0.3)
     for parts, equal in (((WIDTHS, fresh), True), ((WIDTHS, TRAIN), False)):
-        one, two = plan(dataset, *parts), plan(dataset, *parts, model=other)
+        one, two = plan_of(dataset, *parts), plan_of(dataset, *parts, model=other)
         first, second = (m.evaluator.evaluate(everything(m)).values["loss"] for m in (one, two))
         assert np.array_equal(first, second) == equal
         assert len(set(first)) == len(first)
 
 
 def test_the_captured_model_stays_as_it_is(dataset):
-    made = plan(dataset, JOINT, TRAIN)
-    before = {k: v.clone() for k, v in made.space.graph.model.state_dict().items()}
-    made.evaluator.evaluate(everything(made)[:3])
-    assert states_equal(before, made.space.graph.model.state_dict())
+    plan = plan_of(dataset, JOINT, TRAIN)
+    before = {k: v.clone() for k, v in plan.space.graph.model.state_dict().items()}
+    plan.evaluator.evaluate(everything(plan)[:3])
+    assert states_equal(before, plan.space.graph.model.state_dict())
 
 
 def test_a_candidate_whose_training_diverges_fails_alone(dataset, monkeypatch):
-    own = training_bench.train_population
+    train_population = training_bench.train_population
 
     def failing(models, few, settings, **more):
-        members = own(models, few, settings, **more)
+        members = train_population(models, few, settings, **more)
         return [
             replace(member, error="training diverged") if model.seq_blocks[2].out_features == 32 else member
             for model, member in zip(models, members, strict=True)
         ]
 
-    made = plan(dataset, WIDTHS, TRAIN)
-    whole = made.evaluator.evaluate(everything(made))
+    plan = plan_of(dataset, WIDTHS, TRAIN)
+    whole = plan.evaluator.evaluate(everything(plan))
     monkeypatch.setattr(training_bench, "train_population", failing)
-    found = open_evaluator(made.evaluator.job, made.space).evaluate(everything(made))
-    assert [bool(e) for e in found.errors] == [False] * 3 + [True] * 3
-    np.testing.assert_array_equal(found.values["accuracy"][:3], whole.values["accuracy"][:3])
+    measured = open_evaluator(plan.evaluator.job, plan.space).evaluate(everything(plan))
+    assert [bool(e) for e in measured.errors] == [False] * 3 + [True] * 3
+    np.testing.assert_array_equal(measured.values["accuracy"][:3], whole.values["accuracy"][:3])
 
 
 def test_an_interrupted_training_is_no_result(dataset, monkeypatch):
-    made = plan(dataset, WIDTHS, TRAIN)
-    own = training_bench.train_population
+    plan = plan_of(dataset, WIDTHS, TRAIN)
+    train_population = training_bench.train_population
 
     def interrupted(models, few, settings, **more):
         def stop(epoch, records, state):
             raise KeyboardInterrupt
 
-        return own(models, few, settings, **{**more, "keep": stop})
+        return train_population(models, few, settings, **{**more, "keep": stop})
 
     monkeypatch.setattr(training_bench, "train_population", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        made.evaluator.evaluate(everything(made))
+        plan.evaluator.evaluate(everything(plan))
 
 
 @pytest.mark.parametrize("network", [Functional, SharedLayer, Residual])
 def test_functional_and_shared_sites_are_trained_too(network):
     """Their twins have other names than what they stand for."""
-    model = made(network)
+    model = seeded_model(network)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, *network.shape, generator=generator)
     data = from_arrays(x, x[:, :4].argmax(1))
     formats = QUANTIZE.replace('by = "type"', 'by = "regex_name"').replace("seed.linear.", "seed.'.*'.")
-    laid = plan(data, formats, TRAIN, model=model)
-    code = laid.space.numbered(0, 1)[0]
-    state, before = weights(laid, code), model.state_dict()
+    plan = plan_of(data, formats, TRAIN, model=model)
+    code = plan.space.numbered(0, 1)[0]
+    state, before = weights(plan, code), model.state_dict()
     assert state.keys() == before.keys()
     moved = [k for k in state if not torch.equal(state[k], before[k])]
     assert moved == [k for k in state if k in dict(model.named_parameters())]
-    assert not any(laid.evaluator.evaluate(code[None]).errors)
+    assert not any(plan.evaluator.evaluate(code[None]).errors)
 
 
 # --- halving ---------------------------------------------------------------------------------------------------------
@@ -386,8 +386,8 @@ def test_halving_stops_who_is_hopeless_and_changes_nothing_for_the_others(datase
         np.testing.assert_array_equal(column[to_the_end], whole.columns.metrics[name][to_the_end], err_msg=name)
     for wanted in (1, 2, 3):
         number = int(np.flatnonzero(epochs == wanted)[0])
-        found = bf.transform_trial(runs[0].folder, number, check=True, data=dataset)
-        assert found.evaluation.accuracy == runs[0].trial(number).metrics["accuracy"]
+        rebuilt = bf.transform_trial(runs[0].folder, number, check=True, data=dataset)
+        assert rebuilt.evaluation.accuracy == runs[0].trial(number).metrics["accuracy"]
 
 
 def test_a_search_with_halving_goes_on_where_it_stopped(dataset, tmp_path):
@@ -410,41 +410,41 @@ def test_a_search_with_halving_goes_on_where_it_stopped(dataset, tmp_path):
 
 
 def test_costs_follow_the_widened_shapes(dataset):
-    """Each candidate costs what its own network costs, captured and measured alone."""
-    made = plan(dataset, JOINT, TRAIN)
-    codes = everything(made)
-    found = made.evaluator.evaluate(codes).values
-    priced = made.evaluator.closed_form_values(codes, ["total_flops", "total_bitops", "model_size", "peak_memory"])
+    """Each candidate costs what its network costs when that is captured and measured alone."""
+    plan = plan_of(dataset, JOINT, TRAIN)
+    codes = everything(plan)
+    measured = plan.evaluator.evaluate(codes).values
+    priced = plan.evaluator.closed_form_values(codes, ["total_flops", "total_bitops", "model_size", "peak_memory"])
     for row in (0, 3, len(codes) - 1):
-        evaluator, code = made.evaluator.alone(codes[row])
+        evaluator, code = plan.evaluator.alone(codes[row])
         graph = capture(evaluator.space.graph.model, evaluator.job.sample)
         space = QuantizationSpace.of_formats(graph, evaluator.formats(code))
         alone = FixedEvaluator(training_bench.replace(evaluator.job, model=graph.model), space)
-        own = alone.evaluate(code[None]).values
+        expected = alone.evaluate(code[None]).values
         for name in ("total_flops", "total_bitops", "model_size", "peak_memory", "ebops", "loss", "accuracy"):
-            assert found[name][row] == own[name][0], name
+            assert measured[name][row] == expected[name][0], name
         for name, column in priced.items():
-            assert column[row] == own[name][0], name
+            assert column[row] == expected[name][0], name
     # BatchNorm 4·16, ReLUs 16 + 16 + h + 5, products 16·16 + 16·h + h·5
     flops = {64 + 16 + 16 + h + 5 + 256 + 21 * h for h in (16, 32)}
-    assert set(found["total_flops"].tolist()) == flops
+    assert set(measured["total_flops"].tolist()) == flops
 
 
 def test_what_is_of_trained_weights_is_not_known_before(dataset):
-    assert "ebops" not in plan(dataset, WIDTHS, TRAIN).evaluator.closed_form
-    assert "ebops" in plan(dataset, WIDTHS).evaluator.closed_form
-    with_bound = plan(dataset, WIDTHS, TRAIN, **{"search.constraints.total_flops": "<= 600"})
+    assert "ebops" not in plan_of(dataset, WIDTHS, TRAIN).evaluator.closed_form
+    assert "ebops" in plan_of(dataset, WIDTHS).evaluator.closed_form
+    with_bound = plan_of(dataset, WIDTHS, TRAIN, **{"search.constraints.total_flops": "<= 600"})
     assert with_bound.constraints[0].metric == "total_flops"
 
 
 def test_without_training_wider_networks_compute_what_the_model_does(dataset):
-    made = plan(dataset, WIDTHS)
-    assert any("are not trained" in note for note in made.notes)
-    found = made.evaluator.evaluate(everything(made)).values
-    wide = [i for i, c in enumerate(everything(made)) if made.space.layer_widths(c)["seq_blocks_4"][1] >= 16]
-    np.testing.assert_allclose(found["loss"][wide], found["loss"][wide[0]], atol=1e-5)
+    plan = plan_of(dataset, WIDTHS)
+    assert any("are not trained" in note for note in plan.notes)
+    measured = plan.evaluator.evaluate(everything(plan)).values
+    wide = [i for i, c in enumerate(everything(plan)) if plan.space.layer_widths(c)["seq_blocks_4"][1] >= 16]
+    np.testing.assert_allclose(measured["loss"][wide], measured["loss"][wide[0]], atol=1e-5)
     # Fewer channels are another function.
-    assert len(set(np.round(found["loss"], 4))) > 1
+    assert len(set(np.round(measured["loss"], 4))) > 1
 
 
 # --- what the file may ask for ---------------------------------------------------------------------------------------
@@ -470,7 +470,7 @@ def test_without_training_wider_networks_compute_what_the_model_does(dataset):
 )  # fmt: skip
 def test_what_cannot_be_asked_for_is_named_before_any_work(dataset, parts, more, key):
     with pytest.raises(ConfigError) as caught:
-        plan(dataset, *parts, **more)
+        plan_of(dataset, *parts, **more)
     asked = ".".join(caught.value.key)
     assert asked == key, caught.value
 
@@ -478,16 +478,16 @@ def test_what_cannot_be_asked_for_is_named_before_any_work(dataset, parts, more,
 def test_eval_mode_false_means_that_candidates_are_trained(dataset):
     note = "eval_mode = false has no effect: candidates are evaluated in eval mode"
     false = {"search.strategy.eval_mode": False}
-    assert note in plan(dataset, WIDTHS, **false).notes
-    assert note not in plan(dataset, WIDTHS, TRAIN, **false).notes
+    assert note in plan_of(dataset, WIDTHS, **false).notes
+    assert note not in plan_of(dataset, WIDTHS, TRAIN, **false).notes
 
 
 def test_settings_that_are_left_out_are_those_of_the_top(dataset):
-    training = plan(dataset, WIDTHS, TRAIN, weight_decay=0.5).evaluator.job.training
+    training = plan_of(dataset, WIDTHS, TRAIN, weight_decay=0.5).evaluator.job.training
     assert (training.settings.batch_size, training.settings.learning_rate) == (64, 1e-2)
     assert (training.settings.weight_decay, training.settings.optimizer, len(training.y)) == (0.5, "adam", 200)
-    own = "optimizer = 'sgd'\nlearning_rate = 0.5\nbatch_size = 7\nweight_decay = 0.0\n"
-    training = plan(dataset, WIDTHS, TRAIN + own, weight_decay=0.5).evaluator.job.training
+    settings = "optimizer = 'sgd'\nlearning_rate = 0.5\nbatch_size = 7\nweight_decay = 0.0\n"
+    training = plan_of(dataset, WIDTHS, TRAIN + settings, weight_decay=0.5).evaluator.job.training
     assert (training.settings.batch_size, training.settings.learning_rate) == (7, 0.5)
     assert (training.settings.weight_decay, training.settings.optimizer) == (0.0, "sgd")
 
@@ -504,9 +504,9 @@ def test_any_trial_is_rebuilt_exactly(dataset, tmp_path, parts):
     assert kept == (front if TRAIN in parts else set())
     others = [t.number for t in run.trials if t.number not in front]
     for number in [*sorted(front)[:2], *others[:2]]:
-        found = bf.transform_trial(run.folder, number, check=True, data=dataset)
-        assert found.evaluation.accuracy == run.trial(number).metrics["accuracy"]
-        assert found.evaluation.loss == run.trial(number).metrics["loss"]
+        rebuilt = bf.transform_trial(run.folder, number, check=True, data=dataset)
+        assert rebuilt.evaluation.accuracy == run.trial(number).metrics["accuracy"]
+        assert rebuilt.evaluation.loss == run.trial(number).metrics["loss"]
     if TRAIN in parts:
         number = min(front)
         state = torch.load(run.folder / "transformed" / f"trial-{number}" / "model.pt")
@@ -517,14 +517,14 @@ def test_any_trial_is_rebuilt_exactly(dataset, tmp_path, parts):
 
 
 def test_a_trained_trial_is_trained_on(dataset, tmp_path):
-    """``finetune`` begins with the candidate's own weights, in its own widths."""
+    """``finetune`` begins with the trained weights of the candidate, in its widths."""
     more = {"search.finetune.trials": 1, "search.finetune.max_epochs": 2, "project_dir": str(tmp_path)}
     run = bf.search(configured(JOINT, TRAIN, **more), data=dataset)
     (number,) = [t.number for t in run.trials if t.finetuned]
     tuned = run.trial(number).finetuned
-    found = bf.transform_trial(run.folder, number, check=True, data=dataset)
+    rebuilt = bf.transform_trial(run.folder, number, check=True, data=dataset)
     expected = tuned.metrics if tuned.kept else run.trial(number).metrics
-    assert found.evaluation.accuracy == expected["accuracy"]
+    assert rebuilt.evaluation.accuracy == expected["accuracy"]
     assert tuned.metrics["total_bitops"] == run.trial(number).metrics["total_bitops"]
 
 
@@ -552,11 +552,11 @@ def test_the_summary_says_which_widths_were_chosen(dataset, tmp_path):
 def test_latency_is_measured_per_widths(dataset):
     """What a time is remembered by includes the shapes: a network twice as wide is another one."""
     runner = "[search.strategy.sw_runner.latency]\nseconds = 0.01\n"
-    made = plan(dataset, WIDTHS.replace("[0.5, 1, 4]", "[1, 64]"), runner)
-    codes = everything(made)
-    found = made.evaluator.evaluate(codes).values["latency"]
-    assert len(set(found)) == len(codes)
-    np.testing.assert_array_equal(made.evaluator.evaluate(codes).values["latency"], found)
+    plan = plan_of(dataset, WIDTHS.replace("[0.5, 1, 4]", "[1, 64]"), runner)
+    codes = everything(plan)
+    latency = plan.evaluator.evaluate(codes).values["latency"]
+    assert len(set(latency)) == len(codes)
+    np.testing.assert_array_equal(plan.evaluator.evaluate(codes).values["latency"], latency)
 
 
 def test_a_search_goes_on_where_it_stopped(dataset, tmp_path):

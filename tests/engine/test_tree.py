@@ -34,7 +34,7 @@ from networks import (
     Smooth,
     Stubborn,
     StubbornAndShared,
-    made,
+    seeded_model,
 )
 from torch import nn
 
@@ -95,7 +95,7 @@ def job_of(
     )
 
 
-def bench_of(job, effort=None):
+def evaluator_of(job, effort=None):
     """An evaluator, with that effort."""
     return FixedEvaluator(job, effort=None if effort is None else WorkLimits(**effort))
 
@@ -107,12 +107,12 @@ def alone(evaluator, codes):
     for code in codes:
         if code.tobytes() not in known:
             try:
-                found = evaluate(evaluator.model(code), x, y, batch_size=evaluator.chunk)
+                score = evaluate(evaluator.model(code), x, y, batch_size=evaluator.chunk)
             except Exception:
                 known[code.tobytes()] = (np.nan, np.nan, True)
             else:
-                fine = np.isfinite(found.loss)
-                known[code.tobytes()] = (found.loss if fine else np.nan, found.accuracy, not fine)
+                fine = np.isfinite(score.loss)
+                known[code.tobytes()] = (score.loss if fine else np.nan, score.accuracy, not fine)
     return [known[c.tobytes()] for c in codes]
 
 
@@ -159,14 +159,14 @@ def operands(draw, operand, names, wide):
         tables = [{"width": w, "frac_width": f} for w, f in draw(st.lists(pairs, min_size=1, max_size=2, unique=True))]
         return {operand: tables}
     widths = draw(st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=1 + wide, unique=True))
-    own = {f"{operand}_width": widths + ["NA"] * (draw(st.integers(0, 4)) == 0)}
+    settings = {f"{operand}_width": widths + ["NA"] * (draw(st.integers(0, 4)) == 0)}
     if "integer" in names:
         # More than one width may make some of the pairs contradict each other.
         fracs = st.lists(st.integers(-1, min(widths)), min_size=1, max_size=2, unique=True)
         frac = draw(st.none() | st.just("NA") | st.just("auto") | fracs | st.just(["auto", "NA"]))
-        own |= {} if frac is None else {f"{operand}_frac_width": frac}
+        settings |= {} if frac is None else {f"{operand}_frac_width": frac}
     if "affine" in names:
-        own |= draw(
+        settings |= draw(
             st.fixed_dictionaries(
                 {},
                 optional={
@@ -176,7 +176,7 @@ def operands(draw, operand, names, wide):
                 },
             )
         )
-    return own
+    return settings
 
 
 @st.composite
@@ -188,12 +188,12 @@ def configs(draw):
         )
     )
     wide = draw(st.booleans())
-    own = {"name": names} | draw(operands("data_in", set(names), wide))
+    settings = {"name": names} | draw(operands("data_in", set(names), wide))
     if draw(st.integers(0, 3)):
-        own |= draw(operands("weight", set(names), True))
+        settings |= draw(operands("weight", set(names), True))
     if draw(st.booleans()):
-        own |= draw(operands("bias", set(names), False))
-    return own
+        settings |= draw(operands("bias", set(names), False))
+    return settings
 
 
 @st.composite
@@ -241,7 +241,7 @@ corrections = st.builds(Corrections, bias=st.booleans(), batch_norm=st.booleans(
 
 def drawn(data, network, most=7):
     """A job over `network` and codes of its space."""
-    model = made(network, data.draw(st.integers(0, 3), "weights"))
+    model = seeded_model(network, data.draw(st.integers(0, 3), "weights"))
     seed, by = data.draw(spaces(capture(model, torch.zeros(2, *network.shape))), "space")
     job = job_of(model, network.shape, seed, by, corrections=data.draw(corrections, "corrections"))
     space = FixedEvaluator(job).space
@@ -256,7 +256,7 @@ def drawn(data, network, most=7):
 @given(st.data())
 def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
     job, codes = drawn(data, network)
-    assert_as_alone(bench_of(job, data.draw(efforts, "effort")), codes)
+    assert_as_alone(evaluator_of(job, data.draw(efforts, "effort")), codes)
 
 
 @per_network
@@ -264,12 +264,12 @@ def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
 @given(st.data())
 def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(network, data):
     job, codes = drawn(data, network)
-    evaluator = bench_of(job)
+    evaluator = evaluator_of(job)
     whole = evaluator.evaluate(codes)
     order = data.draw(st.permutations(range(len(codes))), "order")
     assert same(evaluator.evaluate(codes[order]), part(whole, order))
     # How many samples go through together is fixed by the model: float sums may depend on it in the last bit.
-    other = bench_of(job, data.draw(efforts, "effort") | {"samples": evaluator.chunk})
+    other = evaluator_of(job, data.draw(efforts, "effort") | {"samples": evaluator.chunk})
     cuts = sorted(data.draw(st.sets(st.integers(1, len(codes))), "cuts"))
     batches = [c for c in np.split(codes, cuts) if len(c)]
     assert same(joined([other.evaluate(c) for c in batches]), whole)
@@ -283,7 +283,7 @@ def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(networ
 @given(st.data())
 def test_nothing_is_changed_by_measuring(network, data):
     job, codes = drawn(data, network, most=5)
-    evaluator = bench_of(job, data.draw(efforts, "effort"))
+    evaluator = evaluator_of(job, data.draw(efforts, "effort"))
     # A candidate whose formats cannot be calibrated has no model.
     models = [evaluator.model(c) for c, (*_, failed) in zip(codes, alone(evaluator, codes), strict=True) if not failed]
     tensors = {"x": job.splits["val"][0], "y": job.splits["val"][1], "c": job.calibration, "s": job.sample}
@@ -303,7 +303,7 @@ def test_nothing_is_changed_by_measuring(network, data):
     assert [m.training for m in job.model.modules()] == training
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.get_num_threads() == threads
-    # Nor does what is done to a candidate's own model come back.
+    # Nor does what is done to the model of a candidate come back.
     with torch.no_grad():
         for model in models:
             for tensor in model.state_dict().values():
@@ -318,20 +318,20 @@ def test_nothing_is_changed_by_measuring(network, data):
 def test_a_pickled_job_is_the_same_job(network, data):
     job, codes = drawn(data, network)
     effort = data.draw(efforts, "effort")
-    first = bench_of(job, effort).evaluate(codes)
-    fresh = bench_of(pickle.loads(pickle.dumps(job)), effort)  # noqa: S301
+    first = evaluator_of(job, effort).evaluate(codes)
+    fresh = evaluator_of(pickle.loads(pickle.dumps(job)), effort)  # noqa: S301
     assert same(fresh.evaluate(codes[::-1]), part(first, range(len(codes))[::-1]))
 
 
 @per_network
 def test_the_float_model_is_as_it_was_given(network):
-    model = made(network)
+    model = seeded_model(network)
     seed = {"default": {"name": "integer", "data_in_width": 4}}
     job = job_of(model, network.shape, seed, corrections=Corrections(True, True))
-    floating = bench_of(job).float_evaluator()
+    floating = evaluator_of(job).float_evaluator()
     measured = floating.evaluate(floating.space.numbered(0, 1))
-    found = evaluate(copy.deepcopy(model), *job.splits["val"], batch_size=floating.chunk)
-    assert (measured.values["loss"][0], measured.values["accuracy"][0]) == (found.loss, found.accuracy)
+    score = evaluate(copy.deepcopy(model), *job.splits["val"], batch_size=floating.chunk)
+    assert (measured.values["loss"][0], measured.values["accuracy"][0]) == (score.loss, score.accuracy)
     assert measured.errors == ("",)
 
 
@@ -339,15 +339,15 @@ def test_the_float_model_is_as_it_was_given(network):
 @pytest.mark.parametrize("network", [Images, ResidualImages])
 def test_without_kernels_of_bytes_convolutions_have_the_same_bits(network, monkeypatch):
     seed = {"default": {"name": ["integer"], "data_in_width": [4, 8], "weight_width": [2, 4, 8]}}
-    job = job_of(made(network), network.shape, seed, samples=200)
-    codes = bench_of(job).space.sample(20, np.random.default_rng(0))
+    job = job_of(seeded_model(network), network.shape, seed, samples=200)
+    codes = evaluator_of(job).space.sample(20, np.random.default_rng(0))
     calls = []
     monkeypatch.setattr(ByteConvolution, "__call__", lambda self, x: calls.append(len(x)) or self.kernel(x))
-    in_bytes = bench_of(job).evaluate(codes)
+    in_bytes = evaluator_of(job).evaluate(codes)
     assert calls
     calls.clear()
     monkeypatch.setattr(onednn, "exact", lambda: False)
-    assert same(bench_of(job).evaluate(codes), in_bytes)
+    assert same(evaluator_of(job).evaluate(codes), in_bytes)
     assert not calls
 
 
@@ -356,27 +356,27 @@ def test_without_kernels_of_bytes_convolutions_have_the_same_bits(network, monke
 @pytest.mark.parametrize("samples", [1, 5])
 def test_the_smallest_memory_is_enough(network, samples):
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4, "NA"]}}
-    job = job_of(made(network), network.shape, seed, samples=samples)
+    job = job_of(seeded_model(network), network.shape, seed, samples=samples)
     chunk = FixedEvaluator(job).chunk
-    evaluator = bench_of(job, {"samples": chunk, "bytes": 1, "threads": 1})
+    evaluator = evaluator_of(job, {"samples": chunk, "bytes": 1, "threads": 1})
     codes = evaluator.space.sample(3, np.random.default_rng(0))
-    assert same(assert_as_alone(evaluator, codes), bench_of(job).evaluate(codes))
+    assert same(assert_as_alone(evaluator, codes), evaluator_of(job).evaluate(codes))
 
 
 @pytest.mark.parametrize("network", [Chain, Smooth, Stubborn])
 @pytest.mark.parametrize("effort", [None, {"samples": 4096, "bytes": 10**6, "threads": 2}])
 def test_more_samples_than_any_chunk(network, effort):
     seed = {"default": {"name": ["integer", "affine", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
-    job = job_of(made(network), network.shape, seed, samples=8192 + 1)
-    evaluator = bench_of(job, effort)
+    job = job_of(seeded_model(network), network.shape, seed, samples=8192 + 1)
+    evaluator = evaluator_of(job, effort)
     assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_outside_are_no_matter_and_stay_as_they_are(threads):
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
-    job = job_of(made(Smooth), Smooth.shape, seed, samples=2000)
-    evaluator = bench_of(job, {"samples": 500, "bytes": 10**6, "threads": threads})
+    job = job_of(seeded_model(Smooth), Smooth.shape, seed, samples=2000)
+    evaluator = evaluator_of(job, {"samples": 500, "bytes": 10**6, "threads": threads})
     codes = evaluator.space.sample(8, np.random.default_rng(0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -390,7 +390,7 @@ def test_threads_outside_are_no_matter_and_stay_as_they_are(threads):
 
 def test_every_candidate_of_a_space_in_the_order_of_brute_force():
     seed = {"default": {"name": "integer", "data_in_width": [3, 8], "weight_width": [2, 4]}, "[13]": {"name": "NA"}}
-    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed, by="regex_name"))
+    evaluator = evaluator_of(job_of(seeded_model(Chain), Chain.shape, seed, by="regex_name"))
     assert evaluator.space.size == 4**3
     codes = evaluator.space.numbered(0, evaluator.space.size)
     assert_as_alone(evaluator, codes)
@@ -398,7 +398,7 @@ def test_every_candidate_of_a_space_in_the_order_of_brute_force():
 
 def test_no_candidates_and_no_choice():
     seed = {"default": {"name": "integer", "data_in_width": 4, "weight_width": 4}}
-    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed))
+    evaluator = evaluator_of(job_of(seeded_model(Chain), Chain.shape, seed))
     assert evaluator.space.size == 1
     nothing = evaluator.evaluate(evaluator.space.numbered(0, 0))
     assert len(nothing) == 0
@@ -408,26 +408,26 @@ def test_no_candidates_and_no_choice():
 
 def test_a_model_without_sites_is_refused():
     with pytest.raises(ConfigError, match="nothing that could be configured"):
-        bench_of(job_of(Siteless(), (CLASSES,), {"default": {"name": "integer", "data_in_width": 4}}))
+        evaluator_of(job_of(Siteless(), (CLASSES,), {"default": {"name": "integer", "data_in_width": 4}}))
 
 
 @pytest.mark.parametrize("network", [Chain, Smooth])
 def test_a_model_in_double_precision(network):
     seed = {"default": {"name": ["integer", "affine", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
-    evaluator = bench_of(
-        job_of(made(network).double(), network.shape, seed), {"samples": 7, "bytes": 2000, "threads": 2}
+    evaluator = evaluator_of(
+        job_of(seeded_model(network).double(), network.shape, seed), {"samples": 7, "bytes": 2000, "threads": 2}
     )
     assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))
 
 
 def test_the_samples_asked_for_are_the_samples_used():
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
-    model = made(Chain)
-    few = bench_of(job_of(model, Chain.shape, seed, settings={"num_samples": 13}))
+    model = seeded_model(Chain)
+    few = evaluator_of(job_of(model, Chain.shape, seed, settings={"num_samples": 13}))
     job = job_of(model, Chain.shape, seed)
     x, y = (t[:13] for t in job.splits["val"])
     codes = few.space.sample(8, np.random.default_rng(0))
-    assert same(few.evaluate(codes), assert_as_alone(bench_of(job_of(model, Chain.shape, seed, x=x, y=y)), codes))
+    assert same(few.evaluate(codes), assert_as_alone(evaluator_of(job_of(model, Chain.shape, seed, x=x, y=y)), codes))
     assert few.scores(codes, "val", 13).samples == 13
     # Another split in between does not matter.
     few.scores(codes, "train", None)
@@ -439,7 +439,9 @@ def test_samples_may_lie_in_memory_as_they_like(strided):
     x = torch.randn(2 * SAMPLES, 6, generator=torch.Generator().manual_seed(1))
     views = {"every second": x[::2], "transposed": x[:SAMPLES].t().contiguous().t(), "expanded": x[:1].expand(9, 6)}
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}}
-    evaluator = bench_of(job_of(made(Chain), (6,), seed, x=views[strided]), {"samples": 7, "bytes": 2000, "threads": 2})
+    evaluator = evaluator_of(
+        job_of(seeded_model(Chain), (6,), seed, x=views[strided]), {"samples": 7, "bytes": 2000, "threads": 2}
+    )
     assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
@@ -450,8 +452,8 @@ def test_samples_may_begin_anywhere_in_memory(network):
     size = 64 * int(np.prod(network.shape))
     for shift in (1, 4, 9):
         x = torch.randn(size + shift, generator=torch.Generator().manual_seed(shift))[shift:].view(64, *network.shape)
-        evaluator = bench_of(
-            job_of(made(network), network.shape, seed, x=x), {"samples": 7, "bytes": 2000, "threads": 1}
+        evaluator = evaluator_of(
+            job_of(seeded_model(network), network.shape, seed, x=x), {"samples": 7, "bytes": 2000, "threads": 1}
         )
         assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
@@ -462,9 +464,9 @@ def test_samples_may_begin_anywhere_in_memory(network):
 @max_examples(30, shrink=False)
 @given(st.data())
 def test_a_candidate_that_overflows_is_an_error_and_leaves_the_others_alone(data):
-    own = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, 8, "NA"]}
-    job = job_of(made(Overflowing), Overflowing.shape, {"default": own})
-    evaluator = bench_of(job, data.draw(efforts, "effort"))
+    formats = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, 8, "NA"]}
+    job = job_of(seeded_model(Overflowing), Overflowing.shape, {"default": formats})
+    evaluator = evaluator_of(job, data.draw(efforts, "effort"))
     codes = data.draw(candidates(evaluator.space, 14), "codes")
     measured = assert_as_alone(evaluator, codes)
     for error, loss, accuracy in zip(measured.errors, *measured.values.values(), strict=True):
@@ -475,8 +477,8 @@ def test_a_candidate_that_overflows_is_an_error_and_leaves_the_others_alone(data
 
 
 def test_some_overflow_and_some_do_not():
-    own = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, "NA"]}
-    evaluator = bench_of(job_of(made(Overflowing), Overflowing.shape, {"default": own}))
+    formats = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, "NA"]}
+    evaluator = evaluator_of(job_of(seeded_model(Overflowing), Overflowing.shape, {"default": formats}))
     measured = assert_as_alone(evaluator, evaluator.space.sample(60, np.random.default_rng(0)))
     assert 10 < sum(map(bool, measured.errors)) < 50
 
@@ -503,9 +505,9 @@ def test_extreme_logits_and_ties(rows, seed, right, effort):
     x = torch.tensor(rows, dtype=torch.float32)
     best = np.argmax(x.numpy(), axis=1)  # the lowest index among equals
     y = best if right else np.random.default_rng(seed).integers(0, CLASSES, len(x))
-    own = {"name": ["integer", "NA"], "data_in_width": [2, 8], "data_in_frac_width": [0, 2]}
-    job = job_of(Logits(), Logits.shape, {"default": own}, x=x, y=torch.from_numpy(y.astype(np.int64)))
-    evaluator = bench_of(job, effort)
+    formats = {"name": ["integer", "NA"], "data_in_width": [2, 8], "data_in_frac_width": [0, 2]}
+    job = job_of(Logits(), Logits.shape, {"default": formats}, x=x, y=torch.from_numpy(y.astype(np.int64)))
+    evaluator = evaluator_of(job, effort)
     codes = evaluator.space.numbered(0, evaluator.space.size)[::-1]
     measured = assert_as_alone(evaluator, np.concatenate([codes, codes[:2]]))
     floating = int(np.flatnonzero([not evaluator.formats(c) for c in codes])[0])
@@ -516,13 +518,13 @@ def test_extreme_logits_and_ties(rows, seed, right, effort):
 @pytest.mark.parametrize("label", range(CLASSES))
 def test_all_samples_of_one_class(label):
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [2, 8], "weight_width": [2, 4]}}
-    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), label)))
+    evaluator = evaluator_of(job_of(seeded_model(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), label)))
     assert_as_alone(evaluator, evaluator.space.sample(10, np.random.default_rng(0)))
 
 
 def test_labels_that_the_model_has_no_output_for_are_an_error_of_every_candidate():
     seed = {"default": {"name": ["integer", "NA"], "data_in_width": [2, 8], "weight_width": [2, 4]}}
-    evaluator = bench_of(job_of(made(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), CLASSES)))
+    evaluator = evaluator_of(job_of(seeded_model(Chain), Chain.shape, seed, y=torch.full((SAMPLES,), CLASSES)))
     measured = assert_as_alone(evaluator, evaluator.space.sample(3, np.random.default_rng(0)))
     assert all("logits of shape" in e for e in measured.errors)
 
@@ -537,11 +539,11 @@ def test_what_is_exact_depends_on_no_number_of_samples(network, data):
     """Every product of fixed-point numbers, every sum within 24 bits: nothing that happens matters."""
     weights = {"weight_width": [2, 4, 6], "bias_width": [6]}
     seed = {"default": {"name": ["integer"], "data_in_width": [3, 5, 8]} | weights}
-    model = made(network, data.draw(st.integers(0, 3), "weights"))
+    model = seeded_model(network, data.draw(st.integers(0, 3), "weights"))
     job = job_of(model, network.shape, seed, corrections=data.draw(corrections, "corrections"))
-    evaluator = bench_of(job)
+    evaluator = evaluator_of(job)
     codes = data.draw(candidates(evaluator.space), "codes")
-    other = bench_of(job, data.draw(efforts, "effort"))
+    other = evaluator_of(job, data.draw(efforts, "effort"))
     assert same(other.evaluate(codes), evaluator.evaluate(codes))
     assert not evaluator.inexact
 
@@ -566,18 +568,18 @@ CORRECTED = {
 @pytest.mark.parametrize("network", CORRECTED, ids=lambda n: n.__name__)
 @pytest.mark.parametrize("which", [(True, False), (False, True), (True, True)], ids=["bias", "norm", "both"])
 def test_corrected_candidates_have_the_numbers_of_their_corrected_models(network, which):
-    own = Corrections(*which)
-    job = job_of(made(network), network.shape, {"default": BOTH}, corrections=own)
-    evaluator, plain = bench_of(job), bench_of(job_of(made(network), network.shape, {"default": BOTH}))
+    corrections = Corrections(*which)
+    job = job_of(seeded_model(network), network.shape, {"default": BOTH}, corrections=corrections)
+    evaluator, plain = evaluator_of(job), evaluator_of(job_of(seeded_model(network), network.shape, {"default": BOTH}))
     codes = evaluator.space.sample(24, np.random.default_rng(0))
     measured = assert_as_alone(evaluator, codes)
     graph = evaluator.space.graph
-    found = sum(has_bias(graph, s) for s in graph.sites), sum(len(norms_behind(graph, s)) for s in graph.sites)
-    assert found == CORRECTED[network]
+    correctable = sum(has_bias(graph, s) for s in graph.sites), sum(len(norms_behind(graph, s)) for s in graph.sites)
+    assert correctable == CORRECTED[network]
     # It makes a difference, wherever there is something to correct.
-    expected = (own.bias and found[0] > 0) or (own.batch_norm and found[1] > 0)
+    expected = (corrections.bias and correctable[0] > 0) or (corrections.batch_norm and correctable[1] > 0)
     assert same(measured, plain.evaluate(codes)) is not expected
-    tiny = bench_of(job, {"samples": evaluator.chunk, "bytes": 1, "threads": 2})
+    tiny = evaluator_of(job, {"samples": evaluator.chunk, "bytes": 1, "threads": 2})
     assert same(joined([tiny.evaluate(c) for c in np.split(codes[::-1], 6)]), part(measured, range(len(codes))[::-1]))
 
 
@@ -596,7 +598,7 @@ class InPlace(nn.Module):
 def test_a_model_that_changes_its_input_goes_the_plain_way():
     job = job_of(InPlace(), (6,), {"default": {"name": "integer", "data_in_width": [2, 4, 8], "weight_width": 6}})
     x = job.splits["val"][0].clone()
-    evaluator = bench_of(job)
+    evaluator = evaluator_of(job)
     codes = evaluator.space.numbered(0, evaluator.space.size)
     first = assert_as_alone(evaluator, codes)
     assert same(part(first, [2, 1, 0]), evaluator.evaluate(codes[::-1]))
@@ -608,9 +610,9 @@ def test_a_model_that_changes_its_input_goes_the_plain_way():
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
     seed = {"default": {"name": ["integer"], "data_in_width": [3, 5], "weight_width": [2, 4], "bias_width": [6]}}
-    job = job_of(made(Images), Images.shape, seed)
+    job = job_of(seeded_model(Images), Images.shape, seed)
     codes = FixedEvaluator(job).space.sample(20, np.random.default_rng(0))
-    fine = bench_of(job).evaluate(codes)
+    fine = evaluator_of(job).evaluate(codes)
     real = Pass._step
     refused = []
 
@@ -621,10 +623,10 @@ def test_memory_that_runs_out_halves_the_work_and_goes_on(error, monkeypatch):
         return real(self, i, needed, live)
 
     monkeypatch.setattr(Pass, "_step", scarce)
-    assert same(bench_of(job, {"samples": 64, "bytes": 10**6, "threads": 1}).evaluate(codes), fine)
+    assert same(evaluator_of(job, {"samples": 64, "bytes": 10**6, "threads": 1}).evaluate(codes), fine)
     assert refused
     monkeypatch.setattr(Pass, "_step", lambda *_: (_ for _ in ()).throw(error))
     monkeypatch.setattr(Pass, "run", lambda *_: (_ for _ in ()).throw(error))
-    evaluator = bench_of(job)
+    evaluator = evaluator_of(job)
     assert same(evaluator.evaluate(codes), fine), "the plain path is left"
     assert "no room" in evaluator.plain or "allocate" in evaluator.plain or "fit" in evaluator.plain

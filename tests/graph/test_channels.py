@@ -17,7 +17,7 @@ from bitfront.graph.segments import Variables
 from bitfront.operations.base import extend
 from bitfront.operations.channels import elementwise
 from bitfront.operations.layout import repeated
-from engine.networks import Dense, Functional, Images, SharedLayer, made
+from engine.networks import Dense, Functional, Images, SharedLayer, seeded_model
 from properties import max_examples
 from random_networks import (
     BLOCKS,
@@ -51,7 +51,7 @@ INPUT, OUTPUT = "the model's input", "the model's output"
 
 
 def test_a_chain_of_convolutions_into_a_linear():
-    structure = of(made(Images), *Images.shape)
+    structure = of(seeded_model(Images), *Images.shape)
     assert table(structure) == [
         (1, (), ("_0",), INPUT),
         (4, ("_0",), ("_4",), ""),
@@ -66,7 +66,7 @@ def test_a_chain_of_convolutions_into_a_linear():
 
 
 def test_a_concatenation_is_its_parts_in_order():
-    structure = of(made(Dense), *Dense.shape)
+    structure = of(seeded_model(Dense), *Dense.shape)
     assert [(g.width, g.producers) for g in structure.groups] == [
         (6, ()),
         (3, ("a",)),
@@ -79,7 +79,7 @@ def test_a_concatenation_is_its_parts_in_order():
 
 
 def test_functions_of_parameters_are_layers_too():
-    structure = of(made(Functional), *Functional.shape)
+    structure = of(seeded_model(Functional), *Functional.shape)
     assert table(structure)[1] == (5, ("linear",), ("matmul",), "")
     assert axes(structure, "matrix") == [[(1, 1)], [(2, 1)]]
     assert structure.tensors["matrix"].contracted == 0
@@ -87,7 +87,7 @@ def test_functions_of_parameters_are_layers_too():
 
 
 def test_two_calls_of_a_module_tie_its_dimensions():
-    structure = of(made(SharedLayer), *SharedLayer.shape)
+    structure = of(seeded_model(SharedLayer), *SharedLayer.shape)
     assert table(structure)[0] == (6, ("fc", "fc_1"), ("fc", "fc_1", "head"), INPUT)
 
 

@@ -17,7 +17,7 @@ from bitfront.spaces.request import Part, SpaceRequest
 from bitfront.spaces.widths import WidthSpace
 from bitfront.testing.spaces import check_space
 from bitfront.transforms import widen
-from engine.networks import Residual, ResidualImages, made
+from engine.networks import Residual, ResidualImages, seeded_model
 
 THREE = capture(build_model("jsc-three-linear-layers", (16,), 5, seed=0), torch.zeros(2, 16))
 INT = {"name": ["integer"], "data_in_width": [8], "weight_width": [4, 8], "bias_width": [8]}
@@ -116,7 +116,7 @@ def test_uniform_candidates_multiply_every_layer_alike_and_the_model_as_it_is_co
 
 
 def test_layers_that_are_added_share_their_widths():
-    graph = capture(made(Residual), torch.zeros(2, 6))
+    graph = capture(seeded_model(Residual), torch.zeros(2, 6))
     built = space({"second": out(1, 2), "project": out(1, 2)}, graph)
     assert built.size == 2
     assert {o.site: o.choices for o in built.offers()}["second"] in ("5 → 5 or 10", "as project")
@@ -128,7 +128,7 @@ def test_layers_that_are_added_share_their_widths():
 
 
 def test_convolutions_have_widths_too():
-    graph = capture(made(ResidualImages), torch.zeros(2, 2, 5, 5))
+    graph = capture(seeded_model(ResidualImages), torch.zeros(2, 2, 5, 5))
     built = space({"b": out(1, 3)}, graph)
     check_space(built)
     model = widen(graph, built.widths(built.split(built.numbered(1, 2))[0][0]))
@@ -200,7 +200,7 @@ def test_a_parent_is_the_layer_before_or_a_node_between(parent):
 
 
 def test_of_a_sum_both_sides_are_parents():
-    graph = capture(made(Residual), torch.zeros(2, 6))
+    graph = capture(seeded_model(Residual), torch.zeros(2, 6))
     for parent in ("project", "second"):
         assert space({"second": out(1, 2), "head": {"name": "NA", "parent_block_name": parent}}, graph).size == 2
 

@@ -13,7 +13,7 @@ from bitfront.graph import capture, channels
 from bitfront.operations.base import extend
 from bitfront.operations.layout import Layout
 from bitfront.transforms import group_widths, multiplied, widen
-from engine.networks import NETWORKS, Stubborn, made
+from engine.networks import NETWORKS, Stubborn, seeded_model
 from properties import max_examples
 from random_networks import BLOCKS, Network, Normed, networks
 
@@ -93,7 +93,7 @@ def outputs(structure, widths):
 
 @pytest.mark.parametrize("network", TRACED, ids=lambda n: n.__name__)
 def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(network):
-    graph = captured(made(network), network.shape)
+    graph = captured(seeded_model(network), network.shape)
     x = inputs(5, *network.shape, seed=1)
     wider = widen(graph, {g.index: 2 * g.width for g in free(graph)})
     assert close(wider(x), graph.model(x))
@@ -385,7 +385,7 @@ def test_a_layer_of_several_groups_asks_for_these():
 
 def test_untraced_models_are_refused_with_the_line_that_stopped_the_tracer():
     with pytest.raises(CaptureError, match=r"torch.fx can trace.*networks.py:\d+: return self.b"):
-        widen(captured(made(Stubborn), Stubborn.shape), {})
+        widen(captured(seeded_model(Stubborn), Stubborn.shape), {})
 
 
 # --- multipliers -----------------------------------------------------------------------------------------------------
