@@ -65,13 +65,13 @@ class Sequence1d(nn.Sequential):
         )  # fmt: skip
 
 
-def made(name, shape):
-    own = {"residual": Residual, "attention": Attention, "sequence": Sequence1d}.get(name)
+def model_of(name, shape):
+    network = {"residual": Residual, "attention": Attention, "sequence": Sequence1d}.get(name)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        if own is None:
+        if network is None:
             return build_model(name, shape, 5, seed=1).eval()
-        model = own().eval()
+        model = network().eval()
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 nn.init.normal_(module.running_mean, 0, 0.3)
@@ -80,28 +80,28 @@ def made(name, shape):
 
 
 def formats_of(graph, family, width):
-    found = {}
+    formats = {}
     for site in graph.sites:
-        own = {}
+        by_operand = {}
         for operand in site.operands:
             signed = operand != "data_in" or site.negative_inputs_matter
             if family == "integer":
-                own[operand] = Integer.parse(
+                by_operand[operand] = Integer.parse(
                     {"width": 16 if operand == "bias" else width, "frac_width": "auto"}, operand, signed=signed
                 )
             else:
                 granularity = "NA" if site.weight else "tensor"
-                own[operand] = Affine.parse(
+                by_operand[operand] = Affine.parse(
                     {"width": 16 if operand == "bias" else width, "range": "mse", "granularity": granularity}, operand
                 )
-        found[site.name] = own
-    return found
+        formats[site.name] = by_operand
+    return formats
 
 
 EVERY = [*BUNDLED, ("residual", (2, 8, 8)), ("attention", (4, 6)), ("sequence", (2, 8))]
 
 
 def case(name, shape, family, width):
-    graph = capture(made(name, shape), torch.randn(2, *shape, generator=torch.Generator().manual_seed(2)))
+    graph = capture(model_of(name, shape), torch.randn(2, *shape, generator=torch.Generator().manual_seed(2)))
     x = torch.randn(64, *shape, generator=torch.Generator().manual_seed(3))
     return graph, calibrate(graph, formats_of(graph, family, width), x), x

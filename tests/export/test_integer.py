@@ -28,8 +28,8 @@ def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, wi
     before = {k: v.clone() for k, v in graph.model.state_dict().items()}
     model = integer_model(graph, formats)
     with torch.inference_mode():
-        found = model(x)
-    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+        computed = model(x)
+    torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
     assert sum("integer" in n for n, _ in model.named_children()) == len(formats)
     assert all(torch.equal(v, before[k]) for k, v in graph.model.state_dict().items())
 
@@ -47,9 +47,9 @@ def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, wi
 )
 def test_where_there_is_a_kernel(formats, why):
     graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
-    found = obstacle(graph, graph.sites[0], formats)
-    assert found.startswith(why)
-    assert bool(found) == bool(why)
+    reason = obstacle(graph, graph.sites[0], formats)
+    assert reason.startswith(why)
+    assert bool(reason) == bool(why)
 
 
 def test_a_site_without_a_kernel_is_named():
@@ -60,8 +60,8 @@ def test_a_site_without_a_kernel_is_named():
 
 def test_a_relu_of_asymmetric_bytes_has_none():
     graph = capture(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
-    own = Affine.parse({"width": 8}, "data_in").calibrated(torch.linspace(-1, 1, 9))
-    assert obstacle(graph, graph.sites[0], {"data_in": own}) == "its input has a zero point other than 0"
+    asymmetric = Affine.parse({"width": 8}, "data_in").calibrated(torch.linspace(-1, 1, 9))
+    assert obstacle(graph, graph.sites[0], {"data_in": asymmetric}) == "its input has a zero point other than 0"
 
 
 def test_where_products_of_bytes_are_not_exact_only_relus_have_kernels(monkeypatch):

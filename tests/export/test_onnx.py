@@ -40,10 +40,10 @@ def test_onnx_runtime_computes_what_the_simulated_model_computes(name, shape, fa
     integer = [s.name for s in graph.sites if form == "integer" and not obstacle(s, formats[s.name])]
     assert form == "qdq" or integer
     expected = quantize(graph, formats)(x).detach()
-    # Optimized, ONNX Runtime rounds the biases of a QDQ graph to multiples of its own.
+    # Optimized, ONNX Runtime rounds the biases of a QDQ graph to multiples that it chooses.
     model = onnx_model(graph, formats, integer)
-    found = run(model, x, optimized=form == "integer")
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    computed = run(model, x, optimized=form == "integer")
+    torch.testing.assert_close(computed, expected, rtol=0, atol=1e-4)
     used = {name for node in model.graph.node for name in node.input}
     assert {i.name for i in model.graph.initializer} <= used, "ONNX Runtime warns of what nothing uses"
 
@@ -75,8 +75,8 @@ def test_every_candidate_answers_alike_on_digits(family):
         formats = calibrate(graph, formats_of(graph, family, width), x[:256])
         expected = quantize(graph, formats)(x).argmax(1)
         integer = [s.name for s in graph.sites]
-        found = run(onnx_model(graph, formats, integer), x).argmax(1)
-        assert torch.equal(found, expected)
+        predicted = run(onnx_model(graph, formats, integer), x).argmax(1)
+        assert torch.equal(predicted, expected)
         assert (expected == y).double().mean() > (0.7 if width == 8 else 0.1)
 
 
@@ -109,19 +109,23 @@ def test_a_wide_format_is_named():
 )
 def test_where_there_is_a_kernel_of_bytes(formats, why):
     (site,) = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)).sites
-    found = obstacle(site, formats)
-    assert found.startswith(why)
-    assert bool(found) == bool(why)
+    reason = obstacle(site, formats)
+    assert reason.startswith(why)
+    assert bool(reason) == bool(why)
 
 
 def test_signed_activations_are_unsigned_bytes_of_the_same_values():
     x = torch.linspace(-9, 9, 99)
-    for own in (Integer(8, 4), Integer(5, 2), Affine.parse({"width": 6, "symmetric": True}, "data_in").calibrated(x)):
-        held = packing(own, activation=True)
+    for number_format in (
+        Integer(8, 4),
+        Integer(5, 2),
+        Affine.parse({"width": 6, "symmetric": True}, "data_in").calibrated(x),
+    ):
+        held = packing(number_format, activation=True)
         values = (torch.from_numpy(held.pack(x).astype("int64")) - int(held.zero)) * float(held.scale)
         assert held.pack(x).dtype == "uint8"
-        assert torch.equal(values.float(), own.round(x))
-        assert held.narrow == (own.bits < 8)
+        assert torch.equal(values.float(), number_format.round(x))
+        assert held.narrow == (number_format.bits < 8)
 
 
 class Projected(nn.Module):
@@ -142,12 +146,12 @@ def test_a_product_with_a_parameter(granularity, symmetric):
     graph = capture(Projected(), x[:2])
     (site,) = graph.sites
     settings = {"width": 8, "granularity": granularity, "symmetric": symmetric}
-    own = {"data_in": Affine.parse({"width": 8}, "data_in"), "weight": Affine.parse(settings, "weight")}
-    formats = calibrate(graph, {site.name: own}, x)
+    wanted = {"data_in": Affine.parse({"width": 8}, "data_in"), "weight": Affine.parse(settings, "weight")}
+    formats = calibrate(graph, {site.name: wanted}, x)
     integer = [] if obstacle(site, formats[site.name]) else [site.name]
     assert bool(integer) == (granularity == "tensor")
-    found = run(onnx_model(graph, formats, integer), x, optimized=bool(integer))
-    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+    computed = run(onnx_model(graph, formats, integer), x, optimized=bool(integer))
+    torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
 
 
 def test_asymmetric_weights():
@@ -163,8 +167,8 @@ def test_asymmetric_weights():
     }
     formats = calibrate(graph, wanted, x)
     assert not any(obstacle(s, formats[s.name]) for s in graph.sites)
-    found = run(onnx_model(graph, formats, ["_0", "_2"]), x)
-    torch.testing.assert_close(found, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+    computed = run(onnx_model(graph, formats, ["_0", "_2"]), x)
+    torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
 
 
 class Reused(nn.Module):
@@ -195,8 +199,8 @@ def test_functions_are_written_as_their_modules():
             self.norm, self.rows = nn.BatchNorm1d(6), nn.LayerNorm(6)
 
         def forward(self, x):
-            own = self.norm
-            x = F.batch_norm(x, own.running_mean, own.running_var, own.weight, own.bias, eps=1e-3)
+            norm = self.norm
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-3)
             return F.layer_norm(x, (6,), self.rows.weight * 2)
 
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
