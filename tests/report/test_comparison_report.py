@@ -20,7 +20,7 @@ SUM = Objectives((Objective("loss", 1.0, "minimize"), Objective("size", 0.1, "mi
 
 
 def comparison(folder, objectives=TWO, *, truth=True, seeds=5, budget=30, whole=120, constraints=()):
-    """Made-up runs: `whole` candidates, of which each run takes `budget`, in a random order."""
+    """Synthetic runs: `whole` candidates, of which each run takes `budget`, in a random order."""
     rng, count = np.random.default_rng(0), len(objectives.directions)
     every = rng.random((whole, count)) * 10 ** np.arange(count) - (1.0 if "accuracy" in objectives.names else 0.0)
     every[rng.random(whole) < 0.1] = np.nan  # failed

@@ -176,7 +176,7 @@ def test_a_run_without_trials_is_a_table_without_rows(tmp_path):
     assert {"state", "accuracy", "average_bitwidth", "duration", "error"} <= set(frame.columns)
 
 
-def test_mistakes_are_found_before_anything_is_written(run, tmp_path, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_written(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"no format 'cvs' to convert to; allowed: csv, parquet, optuna\. Did you"):
         bf.convert(run, "cvs")
     with pytest.raises(ConfigError, match="trials: 0 is not possible"):
@@ -227,10 +227,10 @@ def test_in_tables_of_another_layout_optuna_writes_the_same_trials(troubled, tmp
         wanted = loaded(bf.convert(run, "optuna").path, name)
         with monkeypatch.context() as patch:
             patch.setattr(study, "SCHEMA", 11)
-            found = loaded(bf.convert(run, "optuna", tmp_path / f"{name}.db").path, name)
-        assert found.user_attrs == wanted.user_attrs
-        assert len(found.trials) == len(wanted.trials) == len(run)
-        for one, other in zip(found.trials, wanted.trials, strict=True):
+            written = loaded(bf.convert(run, "optuna", tmp_path / f"{name}.db").path, name)
+        assert written.user_attrs == wanted.user_attrs
+        assert len(written.trials) == len(wanted.trials) == len(run)
+        for one, other in zip(written.trials, wanted.trials, strict=True):
             assert one.user_attrs == {**other.user_attrs, "trial": other.number}
             for part in ("number", "state", "values", "params", "distributions", "datetime_start", "datetime_complete"):
                 assert getattr(one, part) == getattr(other, part), part
@@ -241,12 +241,12 @@ def test_numbers_that_optuna_gives_do_not_hide_those_of_the_run(tmp_path, monkey
     monkeypatch.setattr(study, "SCHEMA", 11)
     codes = np.stack([np.arange(20) % 2, np.arange(20) % 3], axis=1)
     run = write(tmp_path / "long", codes, {"accuracy": 1 - np.arange(20) / 20, "average_bitwidth": np.arange(20.0)})
-    found = loaded(bf.convert(run, "optuna", trials=5).path, "long").trials
+    written = loaded(bf.convert(run, "optuna", trials=5).path, "long").trials
     numbers = run.columns.number[kept(run, 5)].tolist()
     assert numbers != list(range(len(numbers)))
-    assert [t.number for t in found] == list(range(len(numbers)))
-    assert [t.user_attrs["trial"] for t in found] == numbers
-    assert [t.values for t in found] == [list(run.trial(n).values) for n in numbers]
+    assert [t.number for t in written] == list(range(len(numbers)))
+    assert [t.user_attrs["trial"] for t in written] == numbers
+    assert [t.values for t in written] == [list(run.trial(n).values) for n in numbers]
 
 
 @pytest.mark.parametrize(

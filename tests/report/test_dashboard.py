@@ -37,16 +37,16 @@ def quick(monkeypatch, tmp_path):
 @contextmanager
 def running(folder, **options):
     """(address, function that asks the dashboard's JSON API)."""
-    with served(folder, 0, **options) as found:
-        thread = threading.Thread(target=found.wait, daemon=True)
+    with served(folder, 0, **options) as server:
+        thread = threading.Thread(target=server.wait, daemon=True)
         thread.start()
-        root = found.address.split("/dashboard")[0]
+        root = server.address.split("/dashboard")[0]
 
         def ask(path):
             with urllib.request.urlopen(root + path, timeout=PATIENCE) as answer:
                 return json.loads(answer.read())
 
-        yield found, ask
+        yield server, ask
 
 
 def add(folder, codes, accuracy):
@@ -76,10 +76,10 @@ def test_it_serves_the_trials_and_those_that_arrive_later(six, tmp_path, monkeyp
     """Also where the layout of Optuna's tables is not known, so that Optuna has to write."""
     monkeypatch.setattr(study, "SCHEMA", layout)
     folder = shutil.copytree(six.folder, tmp_path / "six")
-    with running(folder) as (found, ask):
-        assert found.address.startswith("http://127.0.0.1:")
-        assert (found.trials, found.total) == (6, 6)
-        with urllib.request.urlopen(found.address, timeout=PATIENCE) as page:
+    with running(folder) as (server, ask):
+        assert server.address.startswith("http://127.0.0.1:")
+        assert (server.trials, server.total) == (6, 6)
+        with urllib.request.urlopen(server.address, timeout=PATIENCE) as page:
             assert b"<html" in page.read().lower()
         assert [s["study_name"] for s in ask("/api/studies")["study_summaries"]] == ["six"]
         first = ask("/api/studies/1?after=0")["trials"][0]
@@ -114,23 +114,23 @@ def test_of_a_longer_run_a_sample_that_only_grows(tmp_path):
     rng = np.random.default_rng(0)
     codes = np.stack([rng.integers(0, 2, 100), rng.integers(0, 3, 100)], axis=1)
     run = write(tmp_path / "long", codes, {"accuracy": rng.random(100), "average_bitwidth": rng.random(100)})
-    with running(run.folder, trials=10) as (found, ask):
+    with running(run.folder, trials=10) as (server, ask):
         before = numbers(ask)
         assert before == sorted({*range(0, 100, 10), *run.columns.number[run.front_rows].tolist()})
-        assert (found.trials, found.total) == (len(before), 100)
+        assert (server.trials, server.total) == (len(before), 100)
         add(run.folder, [[0, 0]] * 11, [2.0, *[0.0] * 10])
         wait_for(ask, [*before, 100, 108])  # 100 is on the front, 108 one of every 12
 
 
 def test_only_this_computer_can_see_it(six):
-    with served(six.folder, 0) as found:
-        port = int(found.address.split(":")[2].split("/")[0])
+    with served(six.folder, 0) as server:
+        port = int(server.address.split(":")[2].split("/")[0])
         with socket.socket() as other:
             other.settimeout(5)
             # The whole of 127.0.0.0/8 is this computer; whoever listened on all addresses would answer here too.
             assert other.connect_ex(("127.0.0.2", port)) != 0
-        with socket.socket() as own:
-            assert own.connect_ex(("127.0.0.1", port)) == 0
+        with socket.socket() as loopback:
+            assert loopback.connect_ex(("127.0.0.1", port)) == 0
         taken = rf"port {port} is in use; port=\.\.\. names another, port=0 takes any that is free"
         with pytest.raises(UserError, match=taken), served(six.folder, port):
             pass

@@ -42,7 +42,7 @@ def test_on_a_full_grid_the_shares_are_the_variances_of_the_options_means():
     assert [i.share for i in result.parameters] == sorted((i.share for i in result.parameters), reverse=True)
 
 
-def test_parameters_that_are_chosen_together_are_told_apart():
+def test_parameters_that_are_chosen_together_are_distinguished():
     """A sampler that likes (1, 1) and (0, 0): only the first does anything, though the second's means differ."""
     space = product(2, 2)
     rng = np.random.default_rng(0)

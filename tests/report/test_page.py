@@ -17,7 +17,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 def page_of(run, folder, **options):
-    """The page's text; the figures are not drawn, they have tests of their own."""
+    """The page's text; the figures are not drawn, other tests look at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bitfront.report.figures.save", lambda figure, folder, name: [folder / name])
         for drawing in ("front", "layers", "importances", "effects", "history", "parallel"):
@@ -66,12 +66,12 @@ def six_page(six, tmp_path_factory):
 
 
 def test_the_page_holds_every_trial(six, six_page):
-    own = content(six_page)
-    assert own["number"] == [0, 1, 2, 3, 4, 5]
-    assert own["values"]["accuracy"] == pytest.approx(six.columns.metrics["accuracy"].tolist())
-    assert np.array(own["choices"]).T.tolist() == six.columns.code.tolist()
-    assert [own["number"][p] for p in own["front"]] == [5, 4, 3]
-    assert own["metrics"]["average_bitwidth"] == "average_bitwidth [bits]"
+    data = content(six_page)
+    assert data["number"] == [0, 1, 2, 3, 4, 5]
+    assert data["values"]["accuracy"] == pytest.approx(six.columns.metrics["accuracy"].tolist())
+    assert np.array(data["choices"]).T.tolist() == six.columns.code.tolist()
+    assert [data["number"][p] for p in data["front"]] == [5, 4, 3]
+    assert data["metrics"]["average_bitwidth"] == "average_bitwidth [bits]"
 
 
 def test_the_page_has_a_policy_that_forbids_it_to_load_anything(six_page):
@@ -99,10 +99,10 @@ def test_a_long_run_makes_a_page_that_can_be_mailed(tmp_path):
     )
     path = page_of(run, tmp_path / "out")
     assert path.stat().st_size < 6_000_000
-    own = content(path)
-    assert "of 100,000 trials are drawn" in own["note"]
-    assert {own["number"][p] for p in own["front"]} == set(run.columns.number[run.front_rows].tolist())
-    assert own["parallel"]["left_out"] == 2 * layers - 10
+    data = content(path)
+    assert "of 100,000 trials are drawn" in data["note"]
+    assert {data["number"][p] for p in data["front"]} == set(run.columns.number[run.front_rows].tolist())
+    assert data["parallel"]["left_out"] == 2 * layers - 10
 
 
 def test_where_there_is_no_room_the_page_says_so(six, tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_where_there_is_no_room_the_page_says_so(six, tmp_path, monkeypatch):
     assert "<img" not in text[text.index('<section id="grids">') : text.index('<section id="failures">')]
 
 
-def test_failures_and_nan_are_told(tmp_path):
+def test_failures_and_nan_are_reported(tmp_path):
     codes = full_grid()
     accuracy = np.array([0.5, np.nan, 0.7, 0.5, np.nan, 0.72])
     errors = ["", f"boom {EVIL}", "", "", "", ""]
@@ -126,7 +126,7 @@ def test_failures_and_nan_are_told(tmp_path):
 
 
 def test_a_run_that_goes_on_is_shown_as_that(tmp_path):
-    """While its store is open for writing, with what has been written since it was made."""
+    """While its store is open for writing, with what was written after it was created."""
     run = write(tmp_path / "on", full_grid()[:0], {"accuracy": [], "average_bitwidth": []}, stopped="")
     with contextlib.closing(stores.read(run.folder / "trials.sqlite")) as writing:
         writing.add(full_grid()[:1], {"accuracy": np.array([0.5]), "average_bitwidth": np.array([2.0])}, [""], [0.1])
@@ -149,7 +149,7 @@ def test_where_the_report_goes(six, monkeypatch):
 
 def points(page, name):
     """What the picture has drawn: (x, y) of a trace's points."""
-    found = page.evaluate(
+    coordinates = page.evaluate(
         "name => { const t = document.getElementById('front-plot').data.find(t => t.name === name);"
         " return t.x.map((x, i) => [x, t.y[i]]); }",
         name,
@@ -157,8 +157,8 @@ def points(page, name):
     drawn = page.locator(
         f"#front-plot .scatterlayer .trace:nth-child({1 if name == 'trials' else 2}) path.point"
     ).count()
-    assert drawn == len(found)
-    return found
+    assert drawn == len(coordinates)
+    return coordinates
 
 
 def centre(page, trace, index):
@@ -177,9 +177,9 @@ def test_points_hover_and_click(six, six_page, opened):
     page.locator("#front-plot").scroll_into_view_if_needed()
     page.mouse.move(*centre(page, 1, 0))
     page.wait_for_selector("#front-plot .hoverlayer .hovertext")
-    told = page.locator("#front-plot .hoverlayer").text_content()
-    assert "trial 3" in told
-    assert "fc1/weight int2.auto" in told
+    label = page.locator("#front-plot .hoverlayer").text_content()
+    assert "trial 3" in label
+    assert "fc1/weight int2.auto" in label
     page.mouse.click(*centre(page, 1, 0))
     details = page.locator("#details")
     details.locator("h3", has_text="Trial 3, on the front").wait_for()
@@ -230,8 +230,8 @@ def test_by_keyboard_alone(six_page, opened):
 
 
 def brightness(page, selector="body"):
-    found = page.evaluate("s => getComputedStyle(document.querySelector(s)).backgroundColor", selector)
-    return sum(map(int, re.findall(r"\d+", found)[:3])) / 3
+    colour = page.evaluate("s => getComputedStyle(document.querySelector(s)).backgroundColor", selector)
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
 
 
 def test_dark_by_preference_and_by_button(six_page, opened):
