@@ -19,32 +19,32 @@ def histories(space):
 
 @pytest.mark.parametrize("space", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("kind", range(3))
-def test_candidates_are_found_where_they_were_told(space, kind):
+def test_candidates_have_the_rows_they_were_added_at(space, kind):
     history, rng = histories(space)[kind], np.random.default_rng(0)
     codes = history.fresh(np.concatenate([space.sample(40, rng), space.numbered(5, 90)]))
     rng.shuffle(codes)
-    told = codes[: len(codes) // 2]
-    losses = rng.random((len(told), 2))
-    for part, own in zip(np.array_split(told, 3), np.array_split(losses, 3), strict=True):
-        history.tell(part, own)
-    assert len(history) == len(told)
-    assert history.rows(codes).tolist() == [*range(len(told)), *[-1] * (len(codes) - len(told))]
+    known = codes[: len(codes) // 2]
+    losses = rng.random((len(known), 2))
+    for part, part_losses in zip(np.array_split(known, 3), np.array_split(losses, 3), strict=True):
+        history.tell(part, part_losses)
+    assert len(history) == len(known)
+    assert history.rows(codes).tolist() == [*range(len(known)), *[-1] * (len(codes) - len(known))]
     assert (history.row(codes[1]), history.row(codes[-1])) == (1, None)
-    assert np.array_equal(history.fresh(np.concatenate([codes, codes])), codes[len(told) :])
+    assert np.array_equal(history.fresh(np.concatenate([codes, codes])), codes[len(known) :])
     if kind < 2:
-        assert np.array_equal(history.codes, told)
+        assert np.array_equal(history.codes, known)
         assert np.array_equal(history.losses, losses)
 
 
 @pytest.mark.parametrize("kind", range(3))
-def test_a_candidate_is_told_once(kind):
+def test_a_candidate_is_added_once(kind):
     history = histories(SMALL)[kind]
     history.tell(SMALL.numbered(3, 6), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="was told before"):
         history.tell(SMALL.numbered(5, 8), np.zeros((3, 2)))
 
 
-def test_the_only_candidate_of_a_space_is_known_once_told():
+def test_the_only_candidate_of_a_space_is_known_once_added():
     space = Space([Group("site", (Branch("b", (Choice("c", ("8",)),)),))])
     for history in histories(space):
         only = space.numbered(0, 1)
@@ -54,13 +54,13 @@ def test_the_only_candidate_of_a_space_is_known_once_told():
         assert len(history.fresh(only)) == 0
 
 
-def test_the_last_unknown_candidates_are_found_without_a_front():
+def test_the_last_unknown_candidates_are_neighbours_without_a_front():
     history, rng = histories(SMALL)[2], np.random.default_rng(0)
     everything = SMALL.numbered(0, SMALL.size)
     left = np.isin(np.arange(SMALL.size), [13, 57, 99])
     history.tell(everything[~left], np.zeros((97, 2)))
-    found = unseen_neighbours(SMALL, history, np.zeros(0, dtype=np.int64), 5, rng)
-    assert sorted(found.tolist()) == sorted(everything[left].tolist())
+    neighbours = unseen_neighbours(SMALL, history, np.zeros(0, dtype=np.int64), 5, rng)
+    assert sorted(neighbours.tolist()) == sorted(everything[left].tolist())
     two = unseen_neighbours(SMALL, history, np.zeros(0, dtype=np.int64), 2, rng)
     assert len(np.unique(two, axis=0)) == 2
     assert {tuple(c) for c in two} < {tuple(c) for c in everything[left]}

@@ -51,7 +51,7 @@ class Strides(Strategy):
 
 @pytest.fixture(autouse=True)
 def _registered():
-    STRATEGIES.names()  # the room's own are loaded
+    STRATEGIES.names()  # those of the package are loaded
     members, aliases = dict(STRATEGIES._members), dict(STRATEGIES._aliases)
     STRATEGIES.register("strides")(Strides)
     yield
@@ -64,7 +64,7 @@ def plan(name, setup="", **overrides):
     return make_plan(from_document(document, given))
 
 
-# --- a strategy of one's own -----------------------------------------------------------------------------------------
+# --- a user's strategy -----------------------------------------------------------------------------------------------
 
 
 def test_a_strategy_in_one_file_with_one_setting_conforms():
@@ -168,9 +168,9 @@ def test_the_conformance_suite_looks_at_settings(field, message):
     ],
 )
 def test_what_a_run_folder_is_known_by(name, setup, title, identity):
-    own = configured_strategy(name, tomlfile.parse(setup, "f.toml").values)
-    assert own.title == title
-    assert own.identity == identity
+    strategy = configured_strategy(name, tomlfile.parse(setup, "f.toml").values)
+    assert strategy.title == title
+    assert strategy.identity == identity
 
 
 def test_a_setting_of_another_strategy_is_said_to_have_no_effect():

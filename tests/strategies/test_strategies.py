@@ -76,9 +76,9 @@ def test_the_conformance_suite_notices_state_where_none_is_allowed():
 
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.integers(0, 40))
-def test_brute_force_proposes_every_candidate_once_whatever_was_told_from_elsewhere(seed, n, foreign):
+def test_brute_force_proposes_every_candidate_once_whatever_comes_from_elsewhere(seed, n, foreign):
     space, rng = toy_space(2, 3), np.random.default_rng(seed)
-    history, strategy, told = History(len(space.parameters), 1), BruteForce(space, 1, 0), []
+    history, strategy, proposals = History(len(space.parameters), 1), BruteForce(space, 1, 0), []
 
     def tell(codes):
         new = np.array(list({c.tobytes(): c for c in codes if history.row(c) is None}.values()))
@@ -90,7 +90,7 @@ def test_brute_force_proposes_every_candidate_once_whatever_was_told_from_elsewh
             tell(space.sample(int(rng.integers(0, foreign + 1)), rng))
         proposed = strategy.propose(history, n, rng)
         assert all(history.row(c) is None for c in proposed)
-        told += [c.tobytes() for c in proposed]
+        proposals += [c.tobytes() for c in proposed]
         if not len(proposed):
             break
         # A part of a batch may be left untold, as when time is up.
@@ -140,20 +140,20 @@ def test_an_unknown_sampler_is_answered_with_the_nearest_and_all():
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsgaii"])
-def test_what_was_told_guides_what_is_proposed(sampler):
+def test_results_guide_what_is_proposed(sampler):
     """Where there is one best corner, later proposals are nearer to it than a random draw is."""
     space, history = toy_space(4, 6), History(12, 1)
     strategy = OptunaStrategy(space, 1, 0, OptunaSettings(sampler=sampler))
-    rng, found = np.random.default_rng(0), []
+    rng, means = np.random.default_rng(0), []
     while len(history) < 100:
         codes = strategy.propose(history, 8, rng)
         codes = np.array(list({c.tobytes(): c for c in codes if history.row(c) is None}.values()))
         if len(codes):
             losses = space.options(codes).sum(axis=1, keepdims=True).astype(float)
             history.tell(codes, losses)
-            found.append(losses.mean())
+            means.append(losses.mean())
     chance = space.options(space.sample(2000, rng)).sum(axis=1).mean()
-    assert np.mean(found[-5:]) < 0.85 * chance
+    assert np.mean(means[-5:]) < 0.85 * chance
 
 
 # --- history and neighbours ------------------------------------------------------------------------------------------
@@ -183,12 +183,12 @@ def test_unseen_neighbours_are_unknown_and_distinct_as_long_as_any_are_left(know
     if known:
         history.tell(everything[:known], toy_losses(space, everything[:known], 1))
     front = np.array([0], dtype=np.int64)[: len(history)]
-    found = unseen_neighbours(space, history, front, 8, rng)
-    assert len(found) == min(8, space.size - known)
-    assert len({c.tobytes() for c in found}) == len(found)
-    assert all(history.row(c) is None for c in found)
+    neighbours = unseen_neighbours(space, history, front, 8, rng)
+    assert len(neighbours) == min(8, space.size - known)
+    assert len({c.tobytes() for c in neighbours}) == len(neighbours)
+    assert all(history.row(c) is None for c in neighbours)
     if 0 < known < 100:
-        options = space.options(found)
+        options = space.options(neighbours)
         assert ((options != space.options(everything[:1])).sum(axis=1) == 1).all()
 
 
