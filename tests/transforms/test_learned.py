@@ -21,23 +21,23 @@ def affine(width=4, **settings):
 
 @given(st.integers(2, 8), st.integers(-4, 8), st.booleans(), st.integers(0, 10**6))
 def test_until_something_is_learned_it_rounds_as_the_format_does(width, frac, signed, seed):
-    own = Integer(width, min(frac, width), signed)
+    start = Integer(width, min(frac, width), signed)
     x = 4 * torch.randn(50, generator=torch.Generator().manual_seed(seed))
-    learned = LearnedInteger(own)
-    torch.testing.assert_close(learned.quantize(x).detach(), own.quantize(x), rtol=0, atol=0)
-    assert learned.frozen() == own
+    learned = LearnedInteger(start)
+    torch.testing.assert_close(learned.quantize(x).detach(), start.quantize(x), rtol=0, atol=0)
+    assert learned.frozen() == start
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_affine_formats_too(granularity, symmetric):
     x = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
-    own = affine(granularity=granularity, symmetric=symmetric).calibrated(x)
-    learned = LearnedAffine(own)
-    torch.testing.assert_close(learned.quantize(x).detach(), own.quantize(x), rtol=1e-5, atol=1e-6)
+    start = affine(granularity=granularity, symmetric=symmetric).calibrated(x)
+    learned = LearnedAffine(start)
+    torch.testing.assert_close(learned.quantize(x).detach(), start.quantize(x), rtol=1e-5, atol=1e-6)
     back = learned.frozen()
-    assert back.zero_point == own.zero_point
-    assert back.scale == pytest.approx(own.scale, rel=1e-6)
+    assert back.zero_point == start.zero_point
+    assert back.scale == pytest.approx(start.scale, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_ranges_move_to_where_the_error_is_smaller(start, better):
         loss = ((learned.quantize(x) - x) ** 2).mean()
         loss.backward()
         optimizer.step()
-    own = learned.frozen()
-    assert better(own)
-    assert float(((own.quantize(x) - x) ** 2).mean()) < 0.3 * before
-    assert own.bits == start.bits
+    final = learned.frozen()
+    assert better(final)
+    assert float(((final.quantize(x) - x) ** 2).mean()) < 0.3 * before
+    assert final.bits == start.bits
 
 
 def test_a_frac_width_stays_what_a_configuration_can_say():
@@ -94,11 +94,11 @@ def test_a_model_with_learned_ranges_computes_what_the_quantized_one_does():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
-    own = shadow(graph, model.state_dict())
-    assert set(own) == set(before)
+    state = shadow(graph, model.state_dict())
+    assert set(state) == set(before)
     assert all(torch.equal(v, before[k]) for k, v in graph.model.state_dict().items())
     again = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    again.load_state_dict(own)
+    again.load_state_dict(state)
     deployed = quantize(capture(again, x[:2]), frozen(rounds))
     torch.testing.assert_close(deployed(x), model(x).detach(), rtol=1e-4, atol=1e-5)
 

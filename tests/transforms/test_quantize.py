@@ -78,7 +78,7 @@ def test_a_quantized_linear_and_relu_are_those_of_quantized_operands(tiny_mlp):
 
 
 @pytest.mark.parametrize("operand", ["data_in", "weight", "bias"])
-def test_every_operand_has_an_effect_of_its_own(tiny_mlp, operand):
+def test_every_operand_has_an_effect(tiny_mlp, operand):
     graph, x = captured(tiny_mlp, 4), inputs(64, 4)
     coarse = Integer(3, 1)
     assert not torch.equal(quantize(graph, {"fc1": {operand: coarse}})(x), graph.model(x))
@@ -127,7 +127,7 @@ def test_both_inputs_of_an_addition_are_quantized_also_where_they_are_one():
     assert torch.equal(out, model.fc(model.fc(DATA.round(x) + DATA.round(x))))
 
 
-def test_calls_of_a_shared_module_have_formats_of_their_own():
+def test_calls_of_a_shared_module_have_separate_formats():
     x, model = inputs(5, 4), Twice()
     graph = captured(model, 4)
     fc = model.fc
@@ -219,10 +219,10 @@ def test_module_sites_keep_their_class_and_the_keys_of_the_state_dict(name):
 class FunctionalLayer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.own = nn.Parameter(torch.zeros(2, 1))
+        self.weight = nn.Parameter(torch.zeros(2, 1))
 
     def forward(self, x):
-        return F.linear(x, self.own)
+        return F.linear(x, self.weight)
 
 
 @pytest.mark.parametrize("functional", [False, True])
@@ -262,7 +262,7 @@ def test_calibration_looks_at_the_float_model_alone(name):
     graph, x = captured(model, *shape), inputs(64, *shape)
     wanted = {s.name: {o: Integer(6, "auto") for o in s.operands} for s in graph.sites}
     whole = calibrate(graph, wanted, x)
-    assert not any(f.calibrates for own in whole.values() for f in own.values())
+    assert not any(f.calibrates for operands in whole.values() for f in operands.values())
     for site in graph.sites:
         for operand in site.operands:
             alone = calibrate(graph, {site.name: {operand: Integer(6, "auto")}}, x)
