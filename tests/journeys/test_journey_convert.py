@@ -49,8 +49,8 @@ def test_convert_writes_what_it_says(searched):
         "convert small --to csv -o -",
     ]
     typed = searched.together(*lines, *more)
-    for line, found in zip(lines, typed, strict=False):
-        assert found == lines[line], line
+    for line, finished in zip(lines, typed, strict=False):
+        assert finished == lines[line], line
     written, unknown, unsaid, printed = typed[len(lines) :]
     expected = {"file": "runs/small/trials.parquet", "format": "parquet", "trials": 36, "total": 36}
     assert json.loads(written[1]) == expected
@@ -122,8 +122,8 @@ def test_a_killed_search_logs_every_trial_once(trained):
     trained.finish(process, code=None)
     typed = trained(*search, "--json")
     assert json.loads(typed.out)["trials"] == 36
-    found = accumulator.EventAccumulator(str(trained.folder / "runs/small/tensorboard"), {"scalars": 0})
-    found.Reload()
+    events = accumulator.EventAccumulator(str(trained.folder / "runs/small/tensorboard"), {"scalars": 0})
+    events.Reload()
     stored = rows(trained.folder / "runs/small/trials.sqlite")
-    assert [e.step for e in found.Scalars("objectives/accuracy")] == [row[0] for row in stored] == list(range(36))
-    assert found.Scalars("front/size")[-1].step == 35
+    assert [e.step for e in events.Scalars("objectives/accuracy")] == [row[0] for row in stored] == list(range(36))
+    assert events.Scalars("front/size")[-1].step == 35

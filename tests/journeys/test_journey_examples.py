@@ -28,10 +28,10 @@ def test_by_type_brute_force(shell, shared_examples):
     assert (shell.folder / "second/jsc-new-brute/best.json").read_bytes() == best
 
     for entry in reversed(json.loads(best).values()):
-        number, found = entry["number"], entry["software_metrics"]
+        number, metrics = entry["number"], entry["software_metrics"]
         typed = shell("transform", "--run", "first/jsc-new-brute", "--trial", number, "--check", "--json")
         alone = json.loads(typed.out)
-        assert (alone["accuracy"], alone["loss"]) == (found["accuracy"], found["loss"])
+        assert (alone["accuracy"], alone["loss"]) == (metrics["accuracy"], metrics["loss"])
 
 
 def test_unified_metric(shell, shared_examples):
@@ -61,8 +61,8 @@ def test_brute_force_native(shell, shared_examples):
     log = json.loads((shell.folder / "runs/jsc-sixteen/log.json").read_text()).values()
     assert len(log) == 16
     for entry in log:
-        found = entry["software_metrics"]
-        assert 0 < found["latency"] == found["latency_p90"] == found["latency_low"] == found["latency_high"]
+        metrics = entry["software_metrics"]
+        assert 0 < metrics["latency"] == metrics["latency_p90"] == metrics["latency_low"] == metrics["latency_high"]
     # Wider operands are never faster in the model.
     by_bits = sorted((entry["software_metrics"]["total_bitops"], entry["software_metrics"]["latency"]) for entry in log)
     assert by_bits[0][1] < by_bits[-1][1]
@@ -112,7 +112,7 @@ def test_channel_multiplier(shell, shared_examples):
     assert {p.name for p in (folder / "checkpoints").glob("trial-*.pt")} == {f"trial-{n}.pt" for n in front}
     for number in (front[0], next(n for n in range(6) if n not in front)):
         typed = shell("transform", "--run", "runs/jsc-widths", "--trial", number, "--check", "--json")
-        alone, found = json.loads(typed.out), log[number]["software_metrics"]
-        assert (alone["accuracy"], alone["loss"]) == (found["accuracy"], found["loss"])
+        alone, metrics = json.loads(typed.out), log[number]["software_metrics"]
+        assert (alone["accuracy"], alone["loss"]) == (metrics["accuracy"], metrics["loss"])
     rows = shell("analyze", "--run", "runs/jsc-widths", "--trial", 5, "--csv").out.splitlines()
     assert [row.split(",")[0] for row in rows if "Linear" in row] == ["seq_blocks_2", "seq_blocks_4", "seq_blocks_6"]

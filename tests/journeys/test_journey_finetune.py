@@ -19,16 +19,16 @@ def test_winners_are_trained_on_and_can_be_rebuilt(trained):
     assert typed.err.count(" on\n") == len(run.finetuned)
     gains = []
     for trial in run.front:
-        own = trial.finetuned
-        if own is None:
+        tuned = trial.finetuned
+        if tuned is None:
             continue
-        assert own.kept == (own.metrics["accuracy"] > trial.metrics["accuracy"])
-        assert 0 <= own.test["accuracy"] <= 1
-        gains.append(own.metrics["accuracy"] - trial.metrics["accuracy"])
+        assert tuned.kept == (tuned.metrics["accuracy"] > trial.metrics["accuracy"])
+        assert 0 <= tuned.test["accuracy"] <= 1
+        gains.append(tuned.metrics["accuracy"] - trial.metrics["accuracy"])
         alone = json.loads(
             trained("transform", "--run", "runs/small", "--trial", trial.number, "--check", "--json").out
         )
-        expected = own.metrics if own.kept else trial.metrics
+        expected = tuned.metrics if tuned.kept else trial.metrics
         assert (alone["accuracy"], alone["loss"]) == (expected["accuracy"], expected["loss"])
     assert max(gains) > 0
     best = json.loads((trained.folder / "runs/small/best.json").read_text())

@@ -24,8 +24,8 @@ def prepared(tmp_path_factory, data, warm):
     """A folder with ``slow.toml`` and trained weights for it."""
     shell = Shell(tmp_path_factory.mktemp("slow"), warm)
     shell.write("slow_net.py", SLOW_NET)
-    own = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 200"}
-    shell.write("slow.toml", settings(data, **own))
+    slow_settings = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 200"}
+    shell.write("slow.toml", settings(data, **slow_settings))
     shell("train", "--config", "slow.toml")
     return shell.folder
 
@@ -44,7 +44,7 @@ def read(shell, name):
     return (shell.folder / f"runs/slow/{name}").read_bytes()
 
 
-def told(shell):
+def trials_without_time(shell):
     """Everything about the trials that does not depend on the clock."""
     log = json.loads(read(shell, "log.json"))
     return [{k: v for k, v in entry.items() if k != "duration"} for entry in log.values()]
@@ -72,7 +72,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_pat
     # In a process of other hashes; and two processes find the same as one.
     whole(*of(name), *(["--n-jobs", 2] if name == "brute_force" else []), cold=True)
     assert rows(whole.folder / "runs/slow/trials.sqlite") == after
-    assert told(whole) == told(slow)
+    assert trials_without_time(whole) == trials_without_time(slow)
     assert read(whole, "best.json") == read(slow, "best.json")
 
     if name == "tpe":
@@ -111,7 +111,7 @@ def test_interrupted_with_ctrl_c(slow):
     assert number < 100, "it was to be interrupted in the middle"
     assert f"{number} of 100 candidates evaluated (interrupted)" in typed.out
     assert typed.out.startswith("| number")
-    assert len(told(slow)) == number
+    assert len(trials_without_time(slow)) == number
     best = json.loads(read(slow, "best.json"))
     assert best
     assert not any("test_metrics" in entry for entry in best.values())

@@ -117,7 +117,7 @@ def test_a_format_of_another_package_is_searched_trained_and_rebuilt(installed, 
     ((number, tuned),) = run.finetuned.items()
     plain = next(t for t in run.front if t.finetuned is None)
 
-    # Each in a process of its own: nothing but the run folder and the installed package says what the format is.
+    # Each in a new process: nothing but the run folder and the installed package says what the format is.
     assert_rebuilt(installed, plain.number, plain.metrics, f"trial-{plain.number}.pt")
     if tuned.kept:
         assert_rebuilt(installed, number, tuned.metrics, f"finetuned-{number}.pt")

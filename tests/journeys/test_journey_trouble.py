@@ -77,7 +77,7 @@ def test_candidates_that_fail_are_recorded_and_the_rest_goes_on(with_models):
     assert not {e["number"] for e in best} & {e["number"] for e in failed}
 
 
-def test_when_all_candidates_fail_the_reason_is_told(with_models, data):
+def test_when_all_candidates_fail_the_reason_is_printed(with_models, data):
     typed = with_models("search", "--config", "by_type.toml", "--model", "my_model:Unhappy", code=1)
     reason = r"^error: the first \d\d candidates all failed; the last one with: ValueError: fc1 is too coarse for me$"
     assert re.search(reason, typed.err, re.MULTILINE), typed
@@ -136,7 +136,7 @@ def test_a_dataset_that_is_not_there_without_a_network(shell, data):
     assert "BITFRONT_DATA" in err
 
 
-def test_a_run_folder_that_cannot_be_made(trained):
+def test_a_run_folder_that_cannot_be_created(trained):
     trained.write("occupied", "a file")
     typed = trained("search", "--config", "small.toml", "--project-dir", "occupied", code=2)
     assert "error: occupied/small: Not a directory\n" in typed.err

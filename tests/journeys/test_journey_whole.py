@@ -72,8 +72,10 @@ def test_the_tables_of_transform_say_what_changed(searched):
     assert "| Linear  |        2 |         2 |         0 |" in typed.out
     assert "| site | data_in |" in typed.out
     [line] = [line for line in typed.out.splitlines() if line.startswith("accuracy ")]
-    found = json.loads((searched.folder / "runs/small/log.json").read_text())["0"]["software_metrics"]
-    assert line == f"accuracy {found['accuracy']!r}, loss {found['loss']!r} (the search found {found['accuracy']!r})"
+    metrics = json.loads((searched.folder / "runs/small/log.json").read_text())["0"]["software_metrics"]
+    assert (
+        line == f"accuracy {metrics['accuracy']!r}, loss {metrics['loss']!r} (the search found {metrics['accuracy']!r})"
+    )
     typed = searched("transform", "--run", "runs/smal", "--trial", "0", code=2)
     assert "runs/smal: there is no such run folder; runs in runs: small" in typed.err
 
@@ -88,16 +90,16 @@ def test_a_search_without_weights_trains_first(shell, data, trained_once):
     shell.write("small.toml", settings(data))
     typed = shell("search", "--config", "small.toml", "--project-dir", "elsewhere", "--json")
     assert "trained: 2 epochs in " in typed.err
-    found = json.loads(typed.out)
-    assert found["folder"] == "elsewhere/small"
-    assert found["trials"] == found["space_size"] == 36
-    assert found["stopped"] == "space exhausted"
+    summary = json.loads(typed.out)
+    assert summary["folder"] == "elsewhere/small"
+    assert summary["trials"] == summary["space_size"] == 36
+    assert summary["stopped"] == "space exhausted"
     assert (shell.folder / "elsewhere/small/checkpoints/best.pt").is_file()
     # The weights of the same training elsewhere, given by name, lead to the same front.
     weights = trained_once[0] / "runs/small/checkpoints/best.pt"
     typed = shell("search", "--config", "small.toml", "--load-name", weights, "--json")
     assert f"weights from {weights}" in typed.err
-    assert json.loads(typed.out)["front"] == found["front"]
+    assert json.loads(typed.out)["front"] == summary["front"]
 
 
 def test_transform_applies_the_passes_of_a_file(trained):
@@ -107,17 +109,17 @@ def test_transform_applies_the_passes_of_a_file(trained):
     text += "".join(f"{o}_width = 8\n{o}_frac_width = {f}\n" for o, f in (("data_in", 4), ("weight", 5), ("bias", 4)))
     trained.write("small.toml", text)
     typed = trained("transform", "--config", "small.toml", "--check", "--json")
-    found = json.loads(typed.out)
-    assert found["formats"]["fc1"] == {"data_in": "int8.4", "weight": "int8.5", "bias": "int8.4"}
-    assert found["samples"] == 1000
+    summary = json.loads(typed.out)
+    assert summary["formats"]["fc1"] == {"data_in": "int8.4", "weight": "int8.5", "bias": "int8.4"}
+    assert summary["samples"] == 1000
     assert "trained earlier with these settings" in typed.err
 
 
 def test_analyze_shows_a_model_a_file_and_a_trial(trained, searched):
     typed = trained("analyze", "--model", "digits-mlp", "--dataset", "digits", "--batch", "8", "--json")
-    found = json.loads(typed.out)
-    assert {m["type"] for m in found["modules"]} == {"Flatten", "Linear", "ReLU"}
-    assert found["total"]["operations"] == sum(m["operations"] for m in found["modules"])
+    table = json.loads(typed.out)
+    assert {m["type"] for m in table["modules"]} == {"Flatten", "Linear", "ReLU"}
+    assert table["total"]["operations"] == sum(m["operations"] for m in table["modules"])
 
     typed = searched("analyze", "--run", "runs/small", "--trial", "0")
     [line] = [line for line in typed.out.splitlines() if line.startswith("| fc1 ")]
