@@ -117,10 +117,10 @@ class Forgetful(Integer):
 
     @classmethod
     def _build(cls, values, operand, signed):
-        own = cls(values["width"], values["frac_width"])
+        parsed = cls(values["width"], values["frac_width"])
         if values["width"] == 5:
-            object.__setattr__(own, "learned", 0.5)
-        return replace(own, table=frozenset([1])) if values["width"] == 6 else own
+            object.__setattr__(parsed, "learned", 0.5)
+        return replace(parsed, table=frozenset([1])) if values["width"] == 6 else parsed
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_frac_width_auto_has_the_smallest_squared_error_of_all(width, signed, sp
     low, high = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if signed else (0, 2**width - 1)
     fracs = range(LOWEST_FRAC_WIDTH, width + 1)
     errors = [((np.clip(np.rint(x * 2.0**f), low, high) / 2.0**f - x) ** 2).sum() for f in fracs]
-    found = Integer(width, "auto", signed).calibrated(torch.tensor(x, dtype=torch.float32)).frac_width
-    assert found == fracs[int(np.argmin(errors))]
+    frac_width = Integer(width, "auto", signed).calibrated(torch.tensor(x, dtype=torch.float32)).frac_width
+    assert frac_width == fracs[int(np.argmin(errors))]
 
 
 def squared_error(form, x):
@@ -248,7 +248,7 @@ def test_what_is_no_number_has_the_lowest_frac_width(rule, bad):
     assert Integer(8, rule).calibrated(torch.tensor([1.0, bad, 2.0])).frac_width == LOWEST_FRAC_WIDTH
 
 
-def test_rules_can_be_told_apart_in_tables():
+def test_rules_have_different_names_in_tables():
     labels = [Integer(8, rule).label for rule in (4, "auto", "minmax", "percentile")]
     labels += [Affine.parse({"width": 8, "range": r}, "weight").label for r in ("minmax", "percentile", "mse")]
     assert labels == [

@@ -150,15 +150,20 @@ class OnGrid(Format):
 @pytest.mark.parametrize("activation", [False, True])
 def test_bytes_hold_any_grid_with_a_scale_per_tensor_or_channel(grid, held, activation, monkeypatch):
     monkeypatch.setattr(OnGrid, "grids", [grid])
-    own = packing(OnGrid(0), activation=activation)
+    layout = packing(OnGrid(0), activation=activation)
     if held is None:
-        assert own is None
+        assert layout is None
         return
     scale, zero, low, high, signed, axis = held
     shift = 128 if signed and activation else 0
-    np.testing.assert_array_equal(own.scale, np.array(scale, dtype=np.float32))
-    np.testing.assert_array_equal(own.zero, np.array(zero) + shift)
-    assert (own.low, own.high, own.signed, own.axis) == (low + shift, high + shift, signed and not shift, axis)
+    np.testing.assert_array_equal(layout.scale, np.array(scale, dtype=np.float32))
+    np.testing.assert_array_equal(layout.zero, np.array(zero) + shift)
+    assert (layout.low, layout.high, layout.signed, layout.axis) == (
+        low + shift,
+        high + shift,
+        signed and not shift,
+        axis,
+    )
     x = torch.randn(2, 2, generator=torch.Generator().manual_seed(0)) * 10
-    packed = torch.from_numpy(own.pack(x)).float() - shift
+    packed = torch.from_numpy(layout.pack(x)).float() - shift
     assert torch.equal(packed, grid.codes(x))
