@@ -19,7 +19,7 @@ def max_examples(number: int, *, shrink: bool = True) -> settings:
     """A decorator of a property test: it draws `number` examples.
 
     Args:
-        shrink: whether an example that fails is made smaller. Where one takes a tenth of a second that takes minutes.
+        shrink: whether an example that fails is reduced. Where one takes a tenth of a second that takes minutes.
     """
     phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if shrink else ()))
     return settings(max_examples=max(1, number // 5) if USE == "quick" else number, phases=phases)

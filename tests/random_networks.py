@@ -1,4 +1,4 @@
-"""Random convolutional networks, made of the blocks that real ones are made of: a hypothesis strategy.
+"""Random convolutional networks, built from the blocks of real ones: a hypothesis strategy.
 
 ``networks()`` draws a plan, a list of (block, number); ``Network(plan)`` is the model. Weights follow from the plan, and
 running statistics are as if it had been trained. Samples have the shape ``Network.shape``.
@@ -30,7 +30,7 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + f(x), f with a width of its own."""
+    """x + f(x), f with another width."""
 
     def __init__(self, c, n):
         super().__init__()

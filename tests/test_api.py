@@ -67,7 +67,7 @@ class Net(nn.Module):
 
 
 class Listener(bf.Events):
-    """Remembers what it was told."""
+    """Remembers the events it hears."""
 
     def __init__(self):
         self.heard, self.notes = [], []
@@ -183,7 +183,7 @@ def test_what_is_printed_of_a_run_is_short(run):
 
 
 @pytest.mark.slow
-def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+def test_a_script_without_a_main_guard_gets_advice(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import torch, bitfront as bf\n"
@@ -205,8 +205,8 @@ def test_a_search_of_objects(run):
     values = np.array([t.values for t in run.trials]) * [-1, 1]
     best = [
         t.number
-        for t, own in zip(run.trials, values, strict=True)
-        if not ((values <= own).all(axis=1) & (values < own).any(axis=1)).any()
+        for t, row in zip(run.trials, values, strict=True)
+        if not ((values <= row).all(axis=1) & (values < row).any(axis=1)).any()
     ]
     assert sorted(t.number for t in run.front) == best
     assert all(t.test_metrics for t in run.front)
@@ -215,20 +215,20 @@ def test_a_search_of_objects(run):
 
 
 def test_the_model_that_was_given_is_not_changed(net, arrays, tmp_path):
-    own = copy.deepcopy(net).train()
-    before = copy.deepcopy(own.state_dict())
-    search(own, arrays, tmp_path, strategy="optuna:random", n_trials=5)
-    assert own.training
-    assert type(own.fc1) is nn.Linear
-    assert list(before) == list(own.state_dict())
-    assert all(torch.equal(v, own.state_dict()[k]) for k, v in before.items())
-    assert all(p.grad is None and p.requires_grad for p in own.parameters())
+    model = copy.deepcopy(net).train()
+    before = copy.deepcopy(model.state_dict())
+    search(model, arrays, tmp_path, strategy="optuna:random", n_trials=5)
+    assert model.training
+    assert type(model.fc1) is nn.Linear
+    assert list(before) == list(model.state_dict())
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
 def test_a_file_and_python_give_the_same_numbers(from_file, tmp_path):
     path, run, _ = from_file
     weights = run.folder / "checkpoints" / "best.pt"
-    own = bf.search(
+    by_name = bf.search(
         model="digits-mlp",
         data="npz",
         dataset_path=str(path.parent / "data.npz"),
@@ -239,7 +239,7 @@ def test_a_file_and_python_give_the_same_numbers(from_file, tmp_path):
         project_dir=str(tmp_path),
         accelerator="cpu",
     )
-    assert [(t.code, t.metrics) for t in own.trials] == [(t.code, t.metrics) for t in run.trials]
+    assert [(t.code, t.metrics) for t in by_name.trials] == [(t.code, t.metrics) for t in run.trials]
     data = bf.load_dataset("npz", bf_request(path.parent / "data.npz"))
     model = bf.build_model("digits-mlp", data.sample_shape, data.num_classes, 0)
     model.load_state_dict(torch.load(weights, weights_only=True))
@@ -266,11 +266,11 @@ def test_a_loaded_configuration_can_be_searched_with_changes(from_file):
 def test_splits_and_datasets_as_data(net, arrays, tmp_path, run):
     x, y = map(torch.tensor, arrays)
     splits = {"train": (x[:300], y[:300]), "val": (x[300:450], y[300:450])}
-    found = search(net, splits, tmp_path / "a", n_trials=2)
-    assert len(found) == 2
-    assert found.notes == ("test cut from train: train 255, val 150, test 45, stratified, seed 0",)
-    found = search(net, bf.from_arrays(*arrays), tmp_path / "b")
-    assert [t.metrics for t in found.trials] == [t.metrics for t in run.trials]
+    result = search(net, splits, tmp_path / "a", n_trials=2)
+    assert len(result) == 2
+    assert result.notes == ("test cut from train: train 255, val 150, test 45, stratified, seed 0",)
+    result = search(net, bf.from_arrays(*arrays), tmp_path / "b")
+    assert [t.metrics for t in result.trials] == [t.metrics for t in run.trials]
 
 
 def test_what_a_search_tells_meanwhile(from_file):
@@ -290,12 +290,12 @@ def test_a_listener_may_interrupt(net, arrays, tmp_path, run):
             if progress.done >= 3:
                 raise KeyboardInterrupt
 
-    found = search(net, arrays, tmp_path, events=Impatient())
-    assert found.stopped == "interrupted"
-    assert 3 <= len(found) < 36
+    interrupted = search(net, arrays, tmp_path, events=Impatient())
+    assert interrupted.stopped == "interrupted"
+    assert 3 <= len(interrupted) < 36
     whole = search(net, arrays, tmp_path)
     assert [t.metrics for t in whole.trials] == [t.metrics for t in run.trials]
-    assert whole.trials[: len(found)] == found.trials
+    assert whole.trials[: len(interrupted)] == interrupted.trials
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_listener_may_interrupt(net, arrays, tmp_path, run):
         ({"max_size": 35}, "the space has 36 candidates, and brute force stops at max_size = 35"),
     ],
 )
-def test_mistakes_are_told_before_any_work(net, arrays, tmp_path, more, message):
+def test_mistakes_are_reported_before_any_work(net, arrays, tmp_path, more, message):
     with pytest.raises(ConfigError) as error:
         search(net, arrays, tmp_path, **more)
     assert message in str(error.value)

@@ -104,7 +104,7 @@ def test_a_region_is_replaced_and_nothing_else(plots) -> None:
         plots.rewritten(page, {"three": "new"})
 
 
-def test_rows_of_several_situations_are_tables_of_their_own(plots) -> None:
+def test_rows_of_several_situations_are_separate_tables(plots) -> None:
     rows = [{"where": w, "a": a, "b": b} for w, a, b in (("one: x", 1, ""), ("one: x", 2, ""), ("two", 3, 4))]
     heading, first, other, second = plots.split(rows, "where")
     assert (heading, other) == ("**one: x**", "**two**")

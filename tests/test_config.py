@@ -61,7 +61,7 @@ def test_without_a_file_there_are_defaults_that_can_be_written():
     assert again.model_dump() == config.model_dump()
 
 
-def test_the_run_name_of_a_users_own_model_is_a_folders_name():
+def test_the_run_name_of_a_users_model_is_a_folders_name():
     assert parsed('model = "pkg/mod:make"\ndataset = "digits"').run_name == "pkg-mod-make-digits"
 
 

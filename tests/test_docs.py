@@ -55,9 +55,9 @@ def forked(warm: Warm) -> Typing:
 @pytest.mark.journey
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)])
 def test_commands_and_code_run(page: str, tmp_path: Path, forked: Typing) -> None:
-    found = blocks(page)
-    shown = outputs(found)
-    for block in found:
+    listed = blocks(page)
+    shown = outputs(listed)
+    for block in listed:
         printed = run(block, tmp_path, forked)
         for promised in re.findall(r"^# (.*)$", block.text, re.M) if "print(" in block.text else []:
             assert promised in printed, f"{page}:{block.line}: prints {printed!r}, not {promised!r}"
@@ -76,9 +76,9 @@ def test_toml_makes_a_plan(block: Block) -> None:
         text += "\n[search.search_space.seed.linear.config]\nname = ['integer']\ndata_in_width = [4, 8]\nweight_width = [4]\n"
     if "setup.by" not in text:
         text += "\n[search.search_space.setup]\nby = 'type'\n"
-    made = make_plan(config.from_document(tomlfile.parse(text, block.page), {"model": "jsc-new"}), dataset=data)
-    assert made.space.size > 1
-    assert not made.space.unused
+    plan = make_plan(config.from_document(tomlfile.parse(text, block.page), {"model": "jsc-new"}), dataset=data)
+    assert plan.space.size > 1
+    assert not plan.space.unused
 
 
 def test_outputs_are_compared_by_their_shape() -> None:

@@ -12,10 +12,10 @@ ROWS = re.findall(r"^\| ([^|]+) \| [^|]+ \| `([\w.]+):([\w.]+)` \|$", PAGE.read_
 
 @pytest.mark.parametrize(("word", "module", "path"), ROWS, ids=[row[0] for row in ROWS])
 def test_the_word_exists_in_the_code(word, module, path):
-    found = importlib.import_module(module)
+    member = importlib.import_module(module)
     for part in path.split("."):
-        assert hasattr(found, part), f"{word}: {module} has no {path}"
-        found = getattr(found, part)
+        assert hasattr(member, part), f"{word}: {module} has no {path}"
+        member = getattr(member, part)
 
 
 def test_every_row_is_read():

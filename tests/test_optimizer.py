@@ -22,22 +22,22 @@ def test_a_step_has_the_bits_of_torchs_optimizer(name, fused):
     """Also where parameters differ in type, and where one gets its first gradient later than the others."""
     random = torch.Generator().manual_seed(0)
     shapes = {(3, 4): torch.float32, (5,): torch.float32, (2, 3): torch.float64, (7,): torch.float32}
-    own = [nn.Parameter(torch.randn(shape, generator=random, dtype=kind)) for shape, kind in shapes.items()]
-    theirs = [nn.Parameter(p.detach().clone()) for p in own]
+    parameters = [nn.Parameter(torch.randn(shape, generator=random, dtype=kind)) for shape, kind in shapes.items()]
+    theirs = [nn.Parameter(p.detach().clone()) for p in parameters]
     references = [OPTIMIZERS[name]([p], lr=0.1, weight_decay=0.01, fused=fused or None) for p in theirs]
-    optimizer = Optimizer(own, name, 0.1, 0.01, fused=fused)
+    optimizer = Optimizer(parameters, name, 0.1, 0.01, fused=fused)
     for step in range(6):
         optimizer.rate = 0.1 / (step + 1)
-        for i, (p, q, reference) in enumerate(zip(own, theirs, references, strict=True)):
+        for i, (p, q, reference) in enumerate(zip(parameters, theirs, references, strict=True)):
             reference.param_groups[0]["lr"] = 0.1 / (step + 1)
             has_gradient = (step > 1 or i != 1) and (step != 4 or i != 2)
             p.grad = torch.randn(p.shape, generator=random, dtype=p.dtype) if has_gradient else None
             q.grad = None if p.grad is None else p.grad.clone()
             reference.step()
-        before = [p.detach().clone() for p in own]
+        before = [p.detach().clone() for p in parameters]
         optimizer.step()
-        assert all(torch.equal(p, q) for p, q in zip(own, theirs, strict=True))
-        assert all(p.grad is None or not torch.equal(p, q) for p, q in zip(own, before, strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(parameters, theirs, strict=True))
+        assert all(p.grad is None or not torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
 
 
 @pytest.mark.parametrize("steps", [0, 3])

@@ -192,7 +192,7 @@ def test_every_package_that_is_imported_is_a_declared_dependency():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             for package in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"bitfront"}:
-                found = {home.lower().replace("_", "-") for home in homes.get(package, [])}
-                assert not found or found & declared, (
+                projects = {home.lower().replace("_", "-") for home in homes.get(package, [])}
+                assert not projects or projects & declared, (
                     f"{path.relative_to(ROOT)}: {package} is in no list of pyproject.toml"
                 )

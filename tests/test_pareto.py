@@ -123,7 +123,7 @@ def test_objectives_are_scaled_sorted_by_name_and_turned_towards_smaller():
     ]
 
 
-def test_the_direction_asked_for_wins_over_the_metrics_own():
+def test_the_direction_asked_for_wins_over_that_of_the_metric():
     assert choose({"accuracy": (1.0, "minimize")}, [ACCURACY], None).directions == ("minimize",)
 
 

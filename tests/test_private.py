@@ -51,15 +51,15 @@ def test_both_are_recognised(text, is_private, is_onednn):
 
 
 def test_no_private_function_of_torch_or_optuna_is_called():
-    found = {str(f.relative_to(SOURCE)): users(f.read_text(encoding="utf-8"), private) for f in FILES}
-    assert {f: names for f, names in found.items() if names} == {}
+    users_by_file = {str(f.relative_to(SOURCE)): users(f.read_text(encoding="utf-8"), private) for f in FILES}
+    assert {f: names for f, names in users_by_file.items() if names} == {}
 
 
 def test_operators_of_onednn_are_called_in_one_file():
-    found = [str(f.relative_to(SOURCE)) for f in FILES if users(f.read_text(encoding="utf-8"), onednn)]
-    assert found == ["kernels/onednn.py"]
+    files = [str(f.relative_to(SOURCE)) for f in FILES if users(f.read_text(encoding="utf-8"), onednn)]
+    assert files == ["kernels/onednn.py"]
 
 
 def test_tables_of_optuna_are_written_in_one_file():
-    found = [str(f.relative_to(SOURCE)) for f in FILES if "version_info" in f.read_text(encoding="utf-8")]
-    assert found == ["report/study.py"]
+    files = [str(f.relative_to(SOURCE)) for f in FILES if "version_info" in f.read_text(encoding="utf-8")]
+    assert files == ["report/study.py"]

@@ -22,7 +22,7 @@ def test_every_name_is_there_and_documented(name):
     assert callable(member)
     assert member.__module__.startswith("bitfront.")
     assert inspect.getdoc(member)
-    assert not (inspect.isclass(member) and member.__doc__ is None), "a docstring of its own"
+    assert not (inspect.isclass(member) and member.__doc__ is None), "a docstring that is not inherited"
 
 
 def test_an_unknown_name():
@@ -47,12 +47,12 @@ def classes(annotation):
     """Bitfront's classes in a type."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return {annotation} if annotation.__module__.startswith("bitfront.") else set()
-    return {found for part in typing.get_args(annotation) for found in classes(part)}
+    return {cls for part in typing.get_args(annotation) for cls in classes(part)}
 
 
 def test_what_the_verbs_return_is_public():
     verbs = [getattr(bf, name) for name in bf.__all__ if not inspect.isclass(getattr(bf, name))]
-    returned = {found for verb in verbs for found in classes(typing.get_type_hints(verb)["return"])}
+    returned = {cls for verb in verbs for cls in classes(typing.get_type_hints(verb)["return"])}
     assert {"Run", "Plan", "Trained", "Analysis", "Comparison"} <= {c.__name__ for c in returned}
     assert {c for c in returned if getattr(bf, c.__name__, None) is not c} == set()
 
@@ -64,7 +64,7 @@ INSIDE = {"Band", "Constraint", "DescribedSpace", "TrainResult"}
 @pytest.mark.parametrize("result", [bf.Run, bf.Trial, bf.Comparison, bf.Trained, bf.Transformed])
 def test_what_results_hold_is_public(result):
     hints = typing.get_type_hints(result)
-    held = {found for field in dataclasses.fields(result) for found in classes(hints[field.name])}
+    held = {cls for field in dataclasses.fields(result) for cls in classes(hints[field.name])}
     for name, member in vars(result).items():
         function = member.fget if isinstance(member, property) else getattr(member, "func", None)
         if function is not None and not name.startswith("_"):

@@ -69,9 +69,9 @@ class Page(HTMLParser):
 def check_nothing_is_loaded(site: Path, pages: dict[Path, Page]) -> None:
     for path, page in pages.items():
         for load in page.loads:
-            found = urlsplit(load)
-            assert not found.scheme or found.scheme == "data", f"{path.relative_to(site)} loads {load}"
-            assert not found.netloc, f"{path.relative_to(site)} loads {load}"
+            address = urlsplit(load)
+            assert not address.scheme or address.scheme == "data", f"{path.relative_to(site)} loads {load}"
+            assert not address.netloc, f"{path.relative_to(site)} loads {load}"
     for style in site.rglob("*.css"):
         text = style.read_text(encoding="utf-8")
         assert not re.findall(r"(?:url\(\s*|@import\s+)['\"]?(?:https?:)?//", text), style
@@ -80,13 +80,13 @@ def check_nothing_is_loaded(site: Path, pages: dict[Path, Page]) -> None:
 def check_links(site: Path, pages: dict[Path, Page]) -> None:
     for path, page in pages.items():
         for link in page.links:
-            found = urlsplit(link)
-            if found.scheme or found.netloc:
+            address = urlsplit(link)
+            if address.scheme or address.netloc:
                 continue
-            target = (path.parent / unquote(found.path)).resolve() if found.path else path
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
             assert target.is_file(), f"{path.relative_to(site)}: {link} is nowhere"
-            if found.fragment and target in pages:
-                assert unquote(found.fragment) in pages[target].places, (
+            if address.fragment and target in pages:
+                assert unquote(address.fragment) in pages[target].places, (
                     f"{path.relative_to(site)}: {link} is no heading"
                 )
 
@@ -129,12 +129,12 @@ def test_what_is_wrong_fails_the_build(tmp_path: Path) -> None:
     kept = conf.read_text(encoding="utf-8")
     start = kept.index("NAVIGATION = {")
     end = kept.index("\n}\n", start) + 3
-    conf.write_text(kept[:start] + 'NAVIGATION = {"All": ["docs/found"]}\n' + kept[end:], encoding="utf-8")
+    conf.write_text(kept[:start] + 'NAVIGATION = {"All": ["docs/here"]}\n' + kept[end:], encoding="utf-8")
     shutil.rmtree(source / "docs" / "howto")
     for page in (source / "docs").glob("*.md"):
         page.unlink()
-    (source / "README.md").write_text("# Start\n\n[a](docs/found.md#there) [b](docs/found.md#gone) [c](docs/lost.md)\n")
-    (source / "docs" / "found.md").write_text("# Found\n\n## There\n")
+    (source / "README.md").write_text("# Start\n\n[a](docs/here.md#there) [b](docs/here.md#gone) [c](docs/lost.md)\n")
+    (source / "docs" / "here.md").write_text("# Here\n\n## There\n")
     (source / "docs" / "forgotten.md").write_text("# Forgotten\n")
     done = build(source, tmp_path / "built")
     assert done.returncode != 0

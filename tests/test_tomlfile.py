@@ -74,7 +74,7 @@ k = 1
         (("inner",), None),
     ],
 )
-def test_every_key_is_found_on_its_line(key, line):
+def test_every_key_has_its_line(key, line):
     assert parse(ODD, "odd.toml").line(key) == line
 
 
@@ -106,10 +106,10 @@ def test_what_is_written_can_be_read_again(table):
 @given(st.dictionaries(names, st.dictionaries(names, scalars, min_size=1, max_size=3), min_size=1, max_size=3))
 def test_the_line_of_what_was_written_is_where_it_stands(table):
     document = parse(dumps(table), "x")
-    for outer, own in table.items():
-        for inner in own:
+    for outer, part in table.items():
+        for inner in part:
             line = document.line((outer, inner))
-            # The key alone, on a line of its own, parses to that key.
+            # The key alone, on one line, parses to that key.
             assert list(tomllib.loads(dumps(table).split("\n")[line - 1])) == [inner]
 
 

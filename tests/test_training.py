@@ -1,4 +1,4 @@
-"""The training loop: it learns, it repeats itself bit for bit, it stops when told."""
+"""The training loop: it learns, it repeats itself bit for bit, it stops when asked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bitfront.training import TrainSettings, evaluate, train
 def dataset(x, y, val=None, num_classes=None):
     """What training needs of a Dataset."""
     splits = {"train": (x, y), "val": val if val is not None else (x, y)}
-    return SimpleNamespace(name="made up", split=splits.__getitem__, num_classes=num_classes or int(y.max()) + 1)
+    return SimpleNamespace(name="synthetic", split=splits.__getitem__, num_classes=num_classes or int(y.max()) + 1)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_nothing_outside_changes(blobs, toy):
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_results_own_their_tensors(blobs, toy):
+def test_results_share_no_tensors(blobs, toy):
     result = train(toy, blobs, TrainSettings(max_epochs=3, learning_rate=0.01))
     assert result.best_epoch == 3
     toy.load_state_dict(result.best_state)
@@ -238,7 +238,7 @@ def test_an_unknown_optimizer():
 
 def test_empty_splits(blobs):
     x, y = blobs.split("train")
-    for empty, message in ((dataset(x, y, (x[:0], y[:0])), "the val split of dataset 'made up' is empty"),):
+    for empty, message in ((dataset(x, y, (x[:0], y[:0])), "the val split of dataset 'synthetic' is empty"),):
         with pytest.raises(DataError, match=message):
             train(nn.Linear(16, 5), empty, TrainSettings())
     with pytest.raises(DataError, match="no samples"):
@@ -255,17 +255,17 @@ class Returns(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "output"),
     [
         (lambda logits: logits[:, :3], r"returned a tensor of shape \(\d+, 3\)"),
         (lambda logits: logits.argmax(1), r"returned a tensor of shape \(\d+,\)"),
         (lambda logits: (logits, None), "returned tuple"),
     ],
 )
-def test_a_model_with_another_output(blobs, change, found):
-    with pytest.raises(EvaluationError, match=rf"logits of shape \(128, 5\); it {found}"):
+def test_a_model_with_another_output(blobs, change, output):
+    with pytest.raises(EvaluationError, match=rf"logits of shape \(128, 5\); it {output}"):
         train(Returns(change), blobs, TrainSettings())
-    with pytest.raises(EvaluationError, match=rf"logits of shape \(100, 5\); it {found}"):
+    with pytest.raises(EvaluationError, match=rf"logits of shape \(100, 5\); it {output}"):
         evaluate(Returns(change), *blobs.split("val"))
 
 

@@ -76,10 +76,10 @@ class Started:
 
     def _ended(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
-            told = os.read(self._status, 16)
+            status = os.read(self._status, 16)
             os.close(self._status)
-            assert told, "the process that forks commands has gone"
-            self.returncode = int(told)
+            assert status, "the process that forks commands has gone"
+            self.returncode = int(status)
         return self.returncode
 
 

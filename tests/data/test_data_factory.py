@@ -180,7 +180,7 @@ def module(request):
     sys.path[:] = before
 
 
-def test_a_factory_beside_the_toml_file_is_found(module):
+def test_a_factory_beside_the_toml_file_is_imported(module):
     dataset = load_dataset(f"{module}:make")
     check_dataset(dataset)
     assert dataset.name == "make"

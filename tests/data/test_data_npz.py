@@ -30,7 +30,7 @@ def test_x_and_y_are_split_and_standardised():
     assert dataset.source == "mine.npz"
 
 
-def test_the_files_own_splits_and_the_name_of_the_file():
+def test_the_splits_of_the_file_and_the_name_of_the_file():
     x, y = blobs()
     dataset = write(x_train=x[:80], y_train=y[:80], x_test=x[80:], y_test=y[80:], standardise=False)
     check_dataset(dataset)

@@ -1,6 +1,6 @@
 """Small searches whose every trial is pinned: what a change of the code's structure must not change.
 
-``python tests/golden/runs.py FOLDER`` writes what each of them gives into a file of its own: its trials, its
+``python tests/golden/runs.py FOLDER`` writes what each of them gives into one file: its trials, its
 ``best.json`` and its printed tables. ``--against FOLDER`` compares with what another checkout wrote on this machine, with
 ``PYTHONPATH`` set to its ``src``. ``test_golden.py`` compares with the files in ``expected``.
 """
@@ -224,7 +224,7 @@ def trials(store: Path) -> str:
 
 
 def outcome(name: str, folder: Path) -> str:
-    """What the run `name` gives, made in an empty `folder`: its trials, best.json and printed tables."""
+    """What the run `name` gives, run in an empty `folder`: its trials, best.json and printed tables."""
     model, text, words = RUNS[name]
     write_data(folder / "data.npz")
     weights = Path(__file__).parent / f"{model}.pt"

@@ -1,4 +1,4 @@
-"""Counted operations of real networks, against torch's own counter.
+"""Counted operations of real networks, against torch's counter.
 
 ``torch.utils.flop_counter`` counts products (a multiply-accumulate as two), at the level of aten, where it cannot miss
 any, and nothing elementwise; so twice our multiply-accumulates must be its total, to the last one. Two things are
@@ -120,7 +120,7 @@ def test_networks_of_transformers(name, attention):
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
 )
-def test_modules_with_products_of_their_own(module, shape):
+def test_modules_that_multiply_inside(module, shape):
     agree(nn.Sequential(module, nn.Flatten()), torch.randn(BATCH, *shape))
 
 

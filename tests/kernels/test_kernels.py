@@ -53,7 +53,7 @@ def test_the_loss_is_the_cross_entropy(given_logits, rectify):
     exact = (z.clamp(min=0) if rectify else z).double()
     flat = exact.transpose(1, 2).reshape(-1, z.shape[1])
     reference = F.cross_entropy(flat, y.long().repeat(len(z)), reduction="none").view(len(z), -1)
-    # Half a step of the grid, and float32's own rounding of the largest logits.
+    # Half a step of the grid, and the rounding of the largest logits in float32.
     step = 2.0**-21 + 4 * 2.0**-24 * (1 + float(exact.abs().max()))
     assert ((loss - reference.sum(1)).abs() <= step * len(y)).all()
     assert torch.equal(correct, (exact.argmax(1) == y).sum(1))

@@ -103,7 +103,7 @@ def test_mistakes_in_the_settings_of_a_runner_name_their_key(name, given, key, m
     assert ".".join(caught.value.key) == f"search.strategy.sw_runner.{name}" + (f".{key}" if key else "")
 
 
-def test_every_registered_runner_is_checked_here_or_in_a_file_of_its_own():
+def test_every_registered_runner_is_checked_here_or_in_another_file():
     here = {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation", "basic_train"}
     assert set(RUNNERS.names()) == here | {"bops", "ebops", "sparsity", "peak_memory", "latency", "energy"}
 

@@ -18,7 +18,7 @@ from bitfront.testing import check_operation
 
 RECORDS = {name: OPERATIONS.get(name) for name in OPERATIONS.names()}
 MODULES = [kind for record in RECORDS.values() for kind in record.modules]
-#: What a module is made with, and the shape of a sample that it takes; others are made with nothing and take 6 values.
+#: The arguments of a module, and the shape of a sample that it takes; others have no arguments and take 6 values.
 ARGUMENTS = {
     nn.Linear: ((6, 5), (6,)),
     nn.Conv1d: ((2, 3, 3), (2, 6)),
@@ -245,7 +245,7 @@ def test_an_activation_that_can_be_quantized(changed):
 
 
 class Swish(nn.Module):
-    """A layer that is nobody's but ours, with an operand of its own name."""
+    """A layer that is nobody's but ours, with an operand that only it has."""
 
     def __init__(self):
         super().__init__()
@@ -259,7 +259,7 @@ def swish(module, operands):
     return operands["data_in"] * torch.sigmoid(operands["slope"] * operands["data_in"])
 
 
-def test_a_layer_of_ones_own(changed):
+def test_a_layer_of_a_user(changed):
     slope = OperandSpec("slope", "weight", 1, "slope", channel_axis=0)
     changed("silu", modules=(Swish,), operands=(DATA_IN, slope), call=swish, onnx=None)
     model = nn.Sequential(nn.Linear(6, 6), Swish(), nn.Linear(6, 3))

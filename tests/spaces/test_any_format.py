@@ -40,7 +40,7 @@ class Half(Format):
 
 @dataclass(frozen=True)
 class Parts(Format):
-    """Tenths or hundredths between −1 and 1, told by how many bits they take."""
+    """Tenths or hundredths between −1 and 1; the number of bits says which."""
 
     size: int
     parts: int

@@ -237,7 +237,7 @@ def test_a_name_is_one_call_of_a_shared_module_and_a_path_is_all_of_them(key, ex
     assert built.graph.site(key).name == min(expected)
 
 
-def test_calls_of_a_shared_module_keep_their_own_choices_when_spelled_out(space_of):
+def test_calls_of_a_shared_module_keep_separate_choices_when_spelled_out(space_of):
     check_space(space_of(Twice(), (4,), {"default": {"name": ["integer", "NA"], "weight_width": [4, 8]}}))
 
 

@@ -138,9 +138,9 @@ def test_convolutions_have_widths_too():
 def test_a_rule_for_many_layers_leaves_those_that_cannot_change():
     built = space({"linear": out(1, 2)}, by="type")
     assert built.notes == ("the width of seq_blocks_6 is 5 and cannot change: the model's output",)
-    for own in (built, space({"default": out(1, 2)}), space({r"seq_blocks_[24]": out(1, 2)}, by="regex_name")):
-        found = [sizes(own, code) for code in own.numbered(0, own.size)]
-        assert found == [[a, b, 5] for a in (16, 32) for b in (16, 32)]
+    for ruled in (built, space({"default": out(1, 2)}), space({r"seq_blocks_[24]": out(1, 2)}, by="regex_name")):
+        widths = [sizes(ruled, code) for code in ruled.numbered(0, ruled.size)]
+        assert widths == [[a, b, 5] for a in (16, 32) for b in (16, 32)]
 
 
 # --- contradictions --------------------------------------------------------------------------------------------------
