@@ -67,6 +67,7 @@ class Page(HTMLParser):
 
 
 def check_nothing_is_loaded(site: Path, pages: dict[Path, Page]) -> None:
+    assert all(page.loads for page in pages.values()), "each page has a stylesheet"
     for path, page in pages.items():
         for load in page.loads:
             address = urlsplit(load)
@@ -78,6 +79,7 @@ def check_nothing_is_loaded(site: Path, pages: dict[Path, Page]) -> None:
 
 
 def check_links(site: Path, pages: dict[Path, Page]) -> None:
+    assert all(page.links and page.places for path, page in pages.items() if path.parent == site / "docs")
     for path, page in pages.items():
         for link in page.links:
             address = urlsplit(link)
@@ -173,5 +175,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_links_of_the_readme_to_folders_and_files() -> None:
     """What the site does not show, a repository's browser does."""
     for page in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
+        targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+        assert targets or page != "README.md"
+        for target in targets:
             assert (ROOT / target).exists(), f"{page}: {target}"

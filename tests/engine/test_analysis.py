@@ -185,11 +185,15 @@ def test_what_is_not_counted_is_named():
 def test_the_model_is_not_changed_and_keeps_no_hooks():
     model = Branches().train()
     x = torch.randn(2, 6, requires_grad=True)
+    tensors = (x, *model.parameters())
+    values, marks = [t.detach().clone() for t in tensors], [dict(vars(t)) for t in tensors]
     bf.analyze(model, x)
     bf.analyze(Tokens(), torch.randint(10, (2, 5)))
     assert model.training
+    assert all(map(torch.equal, tensors, values))
+    assert [t.grad for t in tensors] == [None] * len(tensors)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert not any(hasattr(t, "_bitfront_fed") for t in (x, *model.parameters()))
+    assert [vars(t) for t in tensors] == marks, "only copies of tensors are marked"
 
 
 def test_as_dictionary_csv_and_text():

@@ -60,7 +60,7 @@ def test_what_older_runs_hold_is_read():
 
 def test_a_format_that_is_registered_nowhere_is_not_written():
     with pytest.raises(
-        UnknownNameError, match=r"the format 'MyFmt' \(.*test_spelling.py\) is registered under no name"
+        UnknownNameError, match=r"the format 'MyFmt' \(.*test_spelling.py\) is not registered; decorate it"
     ):
         spelled({"a": {"weight": MyFmt(4, 2)}})
 

@@ -5,11 +5,13 @@ import json
 import pytest
 
 import bitfront as bf
+from bitfront.data.base import DataRequest
+from bitfront.training import evaluate
 
 pytestmark = pytest.mark.journey
 
 
-def test_winners_are_trained_on_and_can_be_rebuilt(trained):
+def test_winners_are_trained_on_and_can_be_rebuilt(trained, data):
     text = (trained.folder / "small.toml").read_text()
     (trained.folder / "small.toml").write_text(text + "\n[search.finetune]\nmax_epochs = 3\nlearning_rate = 0.003\n")
     typed = trained("search", "--config", "small.toml", "--finetune", 3)
@@ -18,18 +20,23 @@ def test_winners_are_trained_on_and_can_be_rebuilt(trained):
     assert typed.out.splitlines()[0].split("|")[-2].strip() == "fine-tuned"
     assert typed.err.count(" on\n") == len(run.finetuned)
     gains = []
+    test_split = bf.load_dataset("npz", DataRequest(path=data)).split("test")
     for trial in run.front:
         tuned = trial.finetuned
         if tuned is None:
             continue
         assert tuned.kept == (tuned.metrics["accuracy"] > trial.metrics["accuracy"])
-        assert 0 <= tuned.test["accuracy"] <= 1
         gains.append(tuned.metrics["accuracy"] - trial.metrics["accuracy"])
         alone = json.loads(
             trained("transform", "--run", "runs/small", "--trial", trial.number, "--check", "--json").out
         )
         expected = tuned.metrics if tuned.kept else trial.metrics
         assert (alone["accuracy"], alone["loss"]) == (expected["accuracy"], expected["loss"])
+        if tuned.kept:
+            model = bf.transform_trial(run.folder, trial.number).model
+            scores = evaluate(model, *test_split, batch_size=1000)
+            assert tuned.test["accuracy"] == scores.accuracy
+            assert tuned.test["loss"] == pytest.approx(scores.loss, rel=1e-6)
     assert max(gains) > 0
     best = json.loads((trained.folder / "runs/small/best.json").read_text())
     assert sum("finetuned" in entry for entry in best.values()) == len(run.finetuned)

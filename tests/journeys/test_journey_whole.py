@@ -49,6 +49,7 @@ def test_from_training_to_a_rebuilt_model(searched, trained_once, searched_once)
         assert entry["scaled_metrics"] == {"accuracy": accuracy, "average_bitwidth": 0.2 * bits}
         assert entry["value"] == [accuracy, 0.2 * bits]
     values = [entry["value"] for entry in best.values()]
+    assert len(values) > 1
     assert all(a[0] > b[0] and a[1] > b[1] for a, b in pairwise(values)), f"not a front: {values}"
     assert [row.split("|")[1].strip() for row in table] == ["float", *(str(e["number"]) for e in best.values())]
     assert log[str(best["0"]["number"])]["software_metrics"] == best["0"]["software_metrics"]
