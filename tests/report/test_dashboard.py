@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, MissingExtraError, RunError, UserError
 from bitfront.report import dashboard, study
-from bitfront.report.dashboard import served
+from bitfront.report.dashboard import for_this_computer, served
 
 pytest.importorskip("optuna_dashboard")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of what the dashboard imports
@@ -148,3 +149,37 @@ def test_mistakes(six, tmp_path, monkeypatch):
     missing = r"needs optuna_dashboard.*pip install 'bitfront\[dashboard\]'"
     with pytest.raises(MissingExtraError, match=missing), served(six.folder):
         pass
+
+
+def answered(host, port):
+    """(status, body) of what a guarded application says to a request that names `host`."""
+    said = []
+    app = for_this_computer(lambda environ, start: start("200 OK", []) or [b"a study"], port)
+    environ = {} if host is None else {"HTTP_HOST": host}
+    return b"".join(app(environ, lambda status, headers: said.append((status, dict(headers))))), *said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost:8080", "LocalHost:8080", "[::1]:8080"])
+def test_requests_that_name_this_computer_are_answered(host):
+    assert answered(host, 8080) == (b"a study", ("200 OK", {}))
+    assert answered(host.removesuffix(":8080"), 80)[0] == b"a study"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example:8080", "localhost.evil.example:8080", "127.0.0.1.evil:8080", "127.0.0.1:80", "localhost", "", None],
+)
+def test_requests_that_name_another_computer_are_refused(host):
+    """A name of another site that points here would let that site read the run."""
+    body, (status, headers) = answered(host, 8080)
+    assert status == "403 Forbidden"
+    assert headers["Content-Type"].startswith("text/plain")
+    assert body == b"The dashboard is for this computer only: open http://127.0.0.1:8080/\n"
+
+
+def test_a_foreign_name_is_refused_by_the_server(six):
+    with running(six.folder) as (found, ask):
+        request = urllib.request.Request(found.address, headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=PATIENCE)
+        assert numbers(ask) == [0, 1, 2, 3, 4, 5]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from bitfront.engine.storage.folder import STORE
@@ -24,7 +24,14 @@ from bitfront.errors import BitfrontError, ConfigError, UserError, require
 from bitfront.report import study
 from bitfront.report.columns import kept
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
 HOST = "127.0.0.1"
+#: How a request may name this computer.
+NAMES = (HOST, "localhost", "[::1]")
+#: A request to this port does not name it.
+HTTP_PORT = 80
 PORT = 8080
 #: Seconds between looks at the run folder.
 REFRESH = 1.0
@@ -49,6 +56,23 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def for_this_computer(app: WSGIApplication, port: int) -> WSGIApplication:
+    """`app` for requests that name this computer, and status 403 for all others.
+
+    A page of another site can have its own name point to this computer, and then read what is served here. Such a
+    request names the other site in its Host header.
+    """
+    allowed = {f"{name}:{port}" for name in NAMES} | ({*NAMES} if port == HTTP_PORT else set())
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("HTTP_HOST", "").lower() in allowed:
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"The dashboard is for this computer only: open http://{HOST}:{port}/\n".encode()]
+
+    return guarded
 
 
 @dataclass(frozen=True)
@@ -105,7 +129,7 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
         followed = _Followed(first, Path(folder) / "optuna.db", trials)
         storage = optuna.storages.get_storage(study.address(followed.path))
         number = storage.get_study_id_from_name(followed.name)
-        server.set_app(dashboard.wsgi(storage))
+        server.set_app(for_this_computer(dashboard.wsgi(storage), server.server_port))
         follower = threading.Thread(target=followed.follow, args=(stop,), daemon=True)
         follower.start()
         try:
