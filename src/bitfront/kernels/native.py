@@ -1,8 +1,8 @@
 """Compiles ``kernels.cpp`` and ``training.cpp`` for this machine, once, and loads them with ctypes.
 
-Each library is kept in the user's cache directory, under a name that depends on the source, the compiler and the
-processor. Compiling takes about a second. Everything runs on torch alone where there is no compiler, where the compiled
-kernels do not give the same bits as ``plain.py``, and under ``BITFRONT_NATIVE=0``.
+Each library is kept in the user's cache directory (``folder.py``), under a name that depends on the source, the
+compiler and the processor. Compiling takes about a second. Everything runs on torch alone where there is no compiler,
+where the compiled kernels do not give the same bits as ``plain.py``, and under ``BITFRONT_NATIVE=0``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bitfront.cache import cache_dir
+from bitfront.kernels.folder import library_path
 
 #: The two -fno let the compiler vectorise rounding and selection; neither changes a value.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
@@ -64,8 +64,8 @@ def _load_library(name: str, contraction: str, signatures: dict[str, tuple[list[
     if compiler is None:
         return None
     source = Path(__file__).with_name(name)
-    path = cache_dir() / f"{source.stem}-{_fingerprint(compiler, source, contraction)}.so"
     try:
+        path = library_path(f"{source.stem}-{_fingerprint(compiler, source, contraction)}.so")
         if not path.exists():
             _compile(compiler, source, contraction, path)
         loaded = ctypes.CDLL(str(path))
@@ -98,7 +98,6 @@ def _fingerprint(compiler: str, source: Path, contraction: str) -> str:
 
 def _compile(compiler: str, source: Path, contraction: str, path: Path) -> None:
     """Writes to a temporary file first, because another process may compile the same library at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
