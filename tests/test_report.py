@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bitfront.cli import printing
 from bitfront.engine.search.loop import Progress
 from bitfront.pareto import Front
 from bitfront.report import tables
@@ -162,3 +163,34 @@ def test_progress_tells_the_best_so_far(width):
     assert ("searching" in out.getvalue()) == ("━" in out.getvalue()) == ("timeout 60 s" in out.getvalue()) == wide
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue()).replace("\r", "\n").splitlines()
     assert max(map(len, lines)) <= width
+
+
+MARKUP = ["[/x]", "[bold]", "[link=http://x]y[/link]", ":smile:", "[]", "\\[/red]"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_that_look_like_markup_are_text(name, terminal):
+    text = shown(Sheet([name, "error"], [[f"a {name}", name]]), terminal=terminal)
+    assert text.count(name) == 3
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_messages_that_look_like_markup_are_text(name, capsys):
+    out = io.StringIO()
+    with Live(Console(file=out, width=200, force_terminal=True, color_system=None)) as live:
+        live.note(f"reading {name}")
+        live.running(f"{name}, seed 0")
+        live._start(live._searching, 3)
+        live._update(1, name)
+    assert f"reading {name}\n" in out.getvalue()
+    assert f"{name}, seed 0" in out.getvalue()
+    printing.print_line(f"wrote {name}")
+    printing.print_error(f"error: {name}: no such file")
+    assert capsys.readouterr() == (f"wrote {name}\n", f"error: {name}: no such file\n")
+
+
+def test_a_cell_of_markdown_ends_where_it_should():
+    text = shown(Sheet(["a|b", "c"], [["x|y", "one\ntwo\r\nthree"]]), terminal=False)
+    assert text.splitlines()[0].split() == ["|", "a\\|b", "|", "c", "|"]
+    assert text.splitlines()[2] == "| x\\|y | one, two, three |"

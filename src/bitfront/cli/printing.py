@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def console(*, stderr: bool = False) -> Console:
     """A rich console on standard output or standard error; wide enough for any line where it is not a terminal."""
-    writer = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    writer = Console(stderr=stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
     if not writer.is_terminal:
         writer.width = 10_000  # a pipe has no width, and a folded line would break the program that reads it
     return writer
@@ -32,9 +32,16 @@ def print_json(document: object) -> None:
     print(json.dumps(finite, indent=2, ensure_ascii=False))
 
 
+def print_line(text: str, *, stderr: bool = False) -> None:
+    """Prints one line as it is, however long. Paths, names and errors in it may look like markup, and are none."""
+    from rich.text import Text
+
+    console(stderr=stderr).print(Text(text), soft_wrap=True)
+
+
 def print_error(text: str) -> None:
     """Prints an error on standard error; what stands before the first colon is red."""
-    from rich.markup import escape
+    from rich.text import Text
 
     head, colon, rest = text.partition(":")
-    console(stderr=True).print(f"[bold red]{head}{colon}[/bold red]{escape(rest)}", soft_wrap=True)
+    console(stderr=True).print(Text.assemble((head + colon, "bold red"), rest), soft_wrap=True)

@@ -69,7 +69,7 @@ def transform(
     out.print()
     tables.formats(result).show(out)
     if result.widths:
-        out.print(f"widths: {', '.join(f'{layer} {x} ({w})' for layer, (x, w) in result.widths.items())}")
+        printing.print_line(f"widths: {', '.join(f'{layer} {x} ({w})' for layer, (x, w) in result.widths.items())}")
     if result.evaluation is not None:
         line = f"accuracy {result.evaluation.accuracy!r}, loss {result.evaluation.loss!r}"
         if result.trial is not None:
@@ -78,8 +78,8 @@ def transform(
                 line += f" (fine-tuning found {finetuned.metrics['accuracy']!r})"
             else:
                 line += f" (the search found {result.trial.metrics['accuracy']!r})"
-        out.print(line, soft_wrap=True)
-    out.print(f"saved to {result.folder}", soft_wrap=True)
+        printing.print_line(line)
+    printing.print_line(f"saved to {result.folder}")
 
 
 def _transformed(result: Transformed) -> dict[str, Any]:
@@ -137,10 +137,9 @@ def analyze(
     elif as_csv:
         print(result.to_csv(), end="")
     else:
-        out = printing.console()
-        tables.analysis(result).show(out)
+        tables.analysis(result).show(printing.console())
         for line in result.remarks():
-            out.print(line, soft_wrap=True, markup=False)
+            printing.print_line(line)
 
 
 def report(
@@ -213,11 +212,10 @@ def convert(
     print(done.path)
     if quiet:
         return
-    out = printing.console(stderr=True)
     part = "" if done.trials == done.total else f" of {done.total:,}, the front and an even sample; --trials takes more"
-    out.print(f"{done.trials:,} trials{part}", soft_wrap=True)
+    printing.print_line(f"{done.trials:,} trials{part}", stderr=True)
     if to == "optuna":
-        out.print(f"see it: optuna-dashboard {study.address(done.path)}", soft_wrap=True, markup=False)
+        printing.print_line(f"see it: optuna-dashboard {study.address(done.path)}", stderr=True)
 
 
 def dashboard(
@@ -244,7 +242,7 @@ def dashboard(
         if not quiet and not as_json:
             part = "" if server.trials == server.total else f" of {server.total:,}, the front and an even sample"
             text = f"{server.trials:,} trials{part}; new ones appear as they arrive; Ctrl-C ends it"
-            printing.console(stderr=True).print(text, soft_wrap=True)
+            printing.print_line(text, stderr=True)
         if browser and _has_window():
             import webbrowser
 

@@ -36,10 +36,9 @@ def search(
     if as_json:
         printing.print_json(tables.as_json(run))
     else:
-        out = printing.console()
-        tables.best_trials(run).show(out)
+        tables.best_trials(run).show(printing.console())
         for line in tables.summary(run):
-            out.print(line, soft_wrap=True)
+            printing.print_line(line)
     if run.stopped == "interrupted":
         raise typer.Exit(130)
 
@@ -79,10 +78,9 @@ def compare(
     if as_json:
         printing.print_json(comparison_report.as_json(comparison))
         return
-    out = printing.console()
-    comparison_report.sheet(comparison).show(out)
+    comparison_report.sheet(comparison).show(printing.console())
     for line in comparison_report.lines(comparison):
-        out.print(line, soft_wrap=True, markup=False)
+        printing.print_line(line)
 
 
 def plan(
@@ -124,10 +122,9 @@ def plan(
             }
         )
         return
-    out = printing.console()
-    tables.plan_sites(search_plan).show(out)
+    tables.plan_sites(search_plan).show(printing.console())
     for line in tables.plan_summary(search_plan, seconds):
-        out.print(line, soft_wrap=True)
+        printing.print_line(line)
 
 
 def train(
@@ -152,10 +149,9 @@ def train(
     if as_json:
         printing.print_json({"checkpoint": str(trained.checkpoint), "stopped": result.stopped, **vars(best)})
     else:
-        printing.console().print(
+        printing.print_line(
             f"{trained.checkpoint}: epoch {best.epoch} of {len(result.history)} ({result.stopped}), "
             f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.4f}",
-            soft_wrap=True,
         )
     if result.stopped == "interrupted":
         raise typer.Exit(130)
@@ -180,8 +176,7 @@ def test(
     if as_json:
         printing.print_json({**vars(result), "accuracy_interval": [low, high], "split": split})
     else:
-        printing.console().print(
+        printing.print_line(
             f"{split}: loss {result.loss:.4f}, accuracy {result.accuracy:.4f} [{low:.4f}, {high:.4f}] "
             f"({result.correct:,} of {result.samples:,})",
-            soft_wrap=True,
         )

@@ -45,13 +45,13 @@ def init(
 
     text, notes = api.init(model, dataset, dataset_path, str(target) if str(target) != "-" else "FILE.toml")
     for note in () if quiet else notes:
-        printing.console(stderr=True).print(f"note: {note}", soft_wrap=True)
+        printing.print_line(f"note: {note}", stderr=True)
     if str(target) == "-":
         print(text, end="")
         return
     target.write_text(text, encoding="utf-8")
     hint = "" if quiet else f"; now: bitfront search --config {target}"
-    printing.console().print(f"wrote {target}{hint}", soft_wrap=True)
+    printing.print_line(f"wrote {target}{hint}")
 
 
 def list_(

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from bitfront.events import Events
 from bitfront.report import tables
@@ -50,7 +50,7 @@ class Live(Events):
         """Print one line; the same line only once."""
         if not self.quiet and text not in self._noted:
             self._noted.add(text)
-            self.console.print(escape(text), soft_wrap=True)
+            self.console.print(Text(text), soft_wrap=True)
 
     def downloading(self, done: int, total: int | None) -> None:
         """Show a bar of megabytes."""
@@ -129,11 +129,11 @@ class Live(Events):
         if self.quiet:
             return
         # On a narrow terminal the text beside the bar is more useful than the bar.
-        bar = (TextColumn("{task.description}"), BarColumn(20)) if self.console.width >= ROOM else ()
+        bar = (TextColumn("{task.description}", markup=False), BarColumn(20)) if self.console.width >= ROOM else ()
         self._bar = Progress(
             SpinnerColumn(),
             *bar,
-            TextColumn("{task.fields[text]} {task.fields[loss]}"),
+            TextColumn("{task.fields[text]} {task.fields[loss]}", markup=False),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,

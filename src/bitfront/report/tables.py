@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bitfront.constraints import fulfilled, total
 from bitfront.metrics.intervals import SIGNIFICANT
@@ -54,17 +54,17 @@ class Sheet:
                 for c in part:
                     right = self.columns[c] in self.right
                     framed.add_column(
-                        escape(self._header(c)),
+                        Text(self._header(c)),
                         justify="right" if right else "left",
                         overflow="fold",
                         no_wrap=self.columns[c] in self.whole,
                         min_width=min(self._need(c), console.width // 2),
                     )
                 for row in self.rows:
-                    framed.add_row(*(escape(row[c]) for c in part))
+                    framed.add_row(*(Text(row[c]) for c in part))
                 console.print(framed)
             return
-        lines = [[str(c).replace("\n", ", ") for c in row] for row in (self.columns, *self.rows)]
+        lines = [[_in_markdown(str(c)) for c in row] for row in (self.columns, *self.rows)]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
         rule = ["-" * (w - 1) + ":" if c in self.right else "-" * w for c, w in zip(self.columns, widths, strict=True)]
         for row in [lines[0], rule, *lines[1:]]:
@@ -72,7 +72,7 @@ class Sheet:
                 cell.rjust(w) if c in self.right else cell.ljust(w)
                 for cell, w, c in zip(row, widths, self.columns, strict=True)
             ]
-            console.print(escape("| " + " | ".join(cells) + " |"), soft_wrap=True)
+            console.print(Text("| " + " | ".join(cells) + " |"), soft_wrap=True)
 
     def _parts(self, width: int) -> list[list[int]]:
         """The columns of each frame. Columns that do not fit without breaking words go into another frame below, which
@@ -98,6 +98,11 @@ class Sheet:
         """The header of a column. Above numbers it has one word per line, so that the column stays narrow."""
         name = self.columns[column]
         return name.replace(" ", "\n") if name in self.right else name
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell on one line, in which no bar ends it."""
+    return ", ".join(cell.splitlines()).replace("|", "\\|")
 
 
 def number(value: float) -> str:
