@@ -64,7 +64,7 @@ def clocked(module, name, part):
 clocked(builder, "open_data", "data")
 clocked(bitfront.api, "make_plan", "capture")  # the data is within it
 clocked(session, "trained_model", "weights")
-clocked(session.checkpoints, "save", "weights")
+clocked(session.checkpoints, "save_checkpoint", "weights")
 clocked(loop, "run", "search")
 clocked(session, "_test_front", "test")
 clocked(session, "write_results", "report")

@@ -8,6 +8,7 @@ Their errors get file and line here too (:meth:`Config.locating`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,7 +253,8 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     notes = [f"{document.name}: {key} has no effect here" for key in ignored]
     for key in ignored:
         del values[key]
-    changes = {k: v for k, v in (overrides or {}).items() if v is not None}
+    paths = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in (overrides or {}).items()}
+    changes = {k: v for k, v in paths.items() if v is not None}
     if "search.strategy.setup.sampler" in changes:
         # A sampler belongs to the strategy optuna, whichever strategy the file names.
         changes.setdefault("search.strategy.name", "optuna")

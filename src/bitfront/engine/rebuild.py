@@ -147,6 +147,11 @@ def candidate_of(
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
         if kept[key] != now[key]:
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
+    if "forward" in kept and not stores.same_outputs(kept["forward"], now["forward"]):
+        raise RunError(
+            f"{folder}: the code of the model changed since the search, its outputs on the same samples are others; "
+            f"trial {number} cannot be rebuilt with it"
+        )
     if samples is not None:
         plan = plan.sampled(samples)
     own = np.array(trial.code, dtype=np.int64)

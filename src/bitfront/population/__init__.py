@@ -88,6 +88,7 @@ def train_population(
     device: torch.device | str = "cpu",
     keep: Keep | None = None,
     parts: dict[str, float] | None = None,
+    alone: str = "",
 ) -> tuple[TrainedMember, ...]:
     """Train a copy of each model on the train split, and evaluate it on the val split after each epoch.
 
@@ -103,6 +104,7 @@ def train_population(
             the state dict of a model. It returns for each model whether it goes on; for models that are not trained
             any more the value is ignored.
         parts: the seconds that compiled steps spend on each of ``kernels.training.PARTS`` are added here.
+        alone: a reason to train each model alone, whatever its structure; empty for none.
 
     Returns:
         One result per model, in the order of `models`. A model whose training diverges fails alone.
@@ -121,7 +123,7 @@ def train_population(
         check_batch_norm(model, len(labels), settings)
     shape, classes = tuple(samples.shape[1:]), dataset.num_classes
     traced: Traced = {}
-    members = [_Member(model, _program(model, shape, device, traced, classes)) for model in models]
+    members = [_Member(model, alone or _program(model, shape, device, traced, classes)) for model in models]
     groups: list[_Group | _Alone] = [
         _Group(together, _trainer(together, settings, device, parts), dataset, settings, device)
         for together in _grouped(members, device)

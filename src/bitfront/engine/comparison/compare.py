@@ -27,6 +27,7 @@ from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
+from bitfront.engine.search.checking import verified_plan
 from bitfront.engine.search.session import bounds, first_candidates, float_metrics, with_samples
 from bitfront.engine.search.weights import trained_model
 from bitfront.engine.storage import store as stores
@@ -157,7 +158,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
     identity = _identity(plan, weights_fingerprint(plan.model))
     store = Store.open(path, evaluator.metrics, len(space.parameters), identity, space.keys)
     try:
-        plan = with_samples(plan, store, events)
+        plan = verified_plan(with_samples(plan, store, events), 0.0, events)
         limits = bounds(plan, float_metrics(plan))
         own = competitors(plan, _default(plan, store, events) if names is None else names)
         with Dispatcher(plan.evaluator, plan.settings.strategy.setup.n_jobs) as dispatcher:

@@ -250,6 +250,9 @@ class FixedEvaluator(ModelEvaluator):
     def _tree(self) -> TreeScorer | None:
         """None where the model cannot be taken apart."""
         graph = self.space.graph
+        if self.job.whole:
+            self.plain = self.job.whole
+            return None
         if graph.fx_graph is None:
             self.plain = f"the model cannot be traced: {graph.untraced}"
             return None
@@ -257,7 +260,8 @@ class FixedEvaluator(ModelEvaluator):
         if culprit:
             self.plain = f"{culprit} changes its input in place"
             return None
-        return TreeScorer(Program(graph, self.space, self._calibration, self.job.device), self.effort)
+        program = Program(graph, self.space, self._calibration, self.job.device, self.job.unmerged)
+        return TreeScorer(program, self.effort)
 
     @property
     def inexact(self) -> Mapping[str, str]:

@@ -47,6 +47,7 @@ class CandidateTraining:
         init: whether a candidate begins with weights inherited from the float model, or with fresh ones.
         float_epochs: how long a network that is not the float model is trained in float first.
         halving: which candidates are not trained to the end; None: all are.
+        separately: why each candidate must be trained alone; empty if several may be trained together.
     """
 
     x: Tensor
@@ -56,6 +57,7 @@ class CandidateTraining:
     init: Literal["inherit", "fresh"] = "inherit"
     float_epochs: int = 0
     halving: Halving | None = None
+    separately: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,8 @@ class EvaluationJob:
         threads: how many may share the work of this process; None: as many as torch would take.
         parts: what the space is built from beside, if it has several parts.
         training: how each candidate is trained; None where candidates have the weights of `model`.
+        unmerged: names of graph nodes that are computed state by state, because their fast path gave other numbers.
+        whole: why each candidate is evaluated as a whole model, alone; empty if they are evaluated together.
     """
 
     model: nn.Module
@@ -89,6 +93,8 @@ class EvaluationJob:
     corrections: Corrections = field(default_factory=Corrections)
     parts: Mapping[str, Part] = field(default_factory=dict)
     training: CandidateTraining | None = None
+    unmerged: frozenset[str] = frozenset()
+    whole: str = ""
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same with another model, whose weights need no corrections."""

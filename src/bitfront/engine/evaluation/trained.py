@@ -394,7 +394,7 @@ def _train(
                 stops[i] = stops[i] if goes_on else epoch
         return [stop > epoch for stop in stops]
 
-    members = train_population(models, few, training.settings, device=device, keep=keep)
+    members = train_population(models, few, training.settings, device=device, keep=keep, alone=training.separately)
     for member in members:
         if member.error:
             raise EvaluationError(member.error)

@@ -18,7 +18,7 @@ from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
-from bitfront.engine.planning.inputs import choose_device, load_weights, open_data, open_model
+from bitfront.engine.planning.inputs import choose_device, forward_fingerprint, load_weights, open_data, open_model
 from bitfront.engine.planning.notes import remarks
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
@@ -96,6 +96,7 @@ def make_plan(
         n_trials=n_trials,
         notes=(*remarks(config, dataset, evaluator, added, warning), *ignored),
         constraints=constraints,
+        forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
     )
     # How many samples "auto" means is known once there are weights; until then it is a guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)

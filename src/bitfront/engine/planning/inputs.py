@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from pathlib import Path
@@ -14,8 +15,11 @@ from bitfront import checkpoints, data, models  # noqa: F401  (registers the dat
 from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load_dataset
-from bitfront.errors import ConfigError
+from bitfront.errors import CaptureError, ConfigError
 from bitfront.models.base import build_model
+
+#: Samples, and values of their outputs, in a forward fingerprint.
+FINGERPRINT_SAMPLES, FINGERPRINT_VALUES = 4, 64
 
 
 def training_settings(config: Config) -> dict[str, Any]:
@@ -31,6 +35,34 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def forward_fingerprint(model: nn.Module, x: Tensor) -> list[float]:
+    """What a model computes on some samples: it changes with the code of ``forward``, which no weight shows.
+
+    Args:
+        model: with the weights that it has before any training; not changed.
+        x: samples, shape ``(samples, *features)``; the first few are used.
+
+    Returns:
+        Outputs in evaluation mode, then in training mode with a fixed random seed where the model runs in it, rounded
+        to six digits. Compare with ``storage.store.same_outputs``.
+    """
+    values: list[float] = []
+    for training in (False, True):
+        copied = copy.deepcopy(model).cpu().train(training)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                out = copied(x[:FINGERPRINT_SAMPLES].cpu().clone())
+        except Exception as error:
+            if training:  # some models run in evaluation mode only; these are not trained
+                break
+            raise CaptureError(f"the model fails on its input: {type(error).__name__}: {error}") from error
+        if isinstance(out, Tensor):
+            few = torch.nan_to_num(out.detach().double()).flatten()[:FINGERPRINT_VALUES]
+            values += [float(f"{v:.6g}") for v in few.tolist()]
+    return values
 
 
 def choose_device(accelerator: str) -> tuple[str, str | None]:

@@ -12,6 +12,7 @@ from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset, Split
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.evaluation.trained import open_evaluator
+from bitfront.engine.evaluation.verification import Verification
 from bitfront.engine.planning.inputs import training_settings
 from bitfront.engine.planning.runners import Runners, auto_split
 from bitfront.metrics.base import Side
@@ -37,6 +38,7 @@ class Plan:
         n_trials: how many distinct candidates are evaluated at most.
         notes: remarks for the user.
         constraints: what every result must fulfil; those against the float model have no number yet.
+        forward: the forward fingerprint of `model` before any training.
     """
 
     config: Config
@@ -50,6 +52,7 @@ class Plan:
     n_trials: int
     notes: tuple[str, ...]
     constraints: tuple[Constraint, ...] = ()
+    forward: tuple[float, ...] = ()
 
     @property
     def space(self) -> ModelSpace:
@@ -76,6 +79,12 @@ class Plan:
         """The same plan with the trained model in it."""
         job = replace(self.evaluator.job, model=model)
         return replace(self, model=model, evaluator=open_evaluator(job))
+
+    def verified(self, verification: Verification) -> Plan:
+        """The same plan without the fast paths that gave other numbers than the deployed model."""
+        job = verification.applied(self.evaluator.job)
+        notes = (*self.notes, *verification.notes)
+        return replace(self, notes=notes, evaluator=open_evaluator(job, self.space))
 
     @property
     def auto_split(self) -> Split | None:
@@ -115,4 +124,5 @@ class Plan:
             **self.strategy.identity,
             "parameters": [p.name for p in self.space.parameters],
             "weights": weights,
+            "forward": list(self.forward),
         }

@@ -18,6 +18,7 @@ from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
+from bitfront.engine.search.checking import check_front, verified_plan
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
 from bitfront.engine.search.paired import compare, enough_samples
 from bitfront.engine.search.weights import trained_model
@@ -86,7 +87,10 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         plan = with_samples(plan, store, events)
         _describe(plan, store)
         resumed = len(store)
-        events.planned(plan, seconds_per_candidate(plan) if resumed < plan.n_trials else 0.0)
+        each = seconds_per_candidate(plan) if resumed < plan.n_trials else 0.0
+        events.planned(plan, each)
+        if resumed < plan.n_trials:
+            plan = verified_plan(plan, each * (plan.n_trials - resumed), events)
         if resumed:
             events.note(f"{resumed:,} trials are there from before")
         summary = store.meta("summary")
@@ -99,6 +103,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
             events.finishing()
             run = Run.load(folder)
             _keep_front(plan, run)
+            check_front(plan, run, run.front_rows[:TESTED].tolist())
             _test_front(plan, store, run)
             _compare_front(plan, store, run)
             _finetune(plan, store, run, events)

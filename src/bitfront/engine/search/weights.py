@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import one_thread
 from bitfront.engine.planning.inputs import (
     choose_device,
+    forward_fingerprint,
     load_weights,
     open_data,
     open_model,
     training_settings,
     weights_fingerprint,
 )
+from bitfront.engine.storage.store import same_outputs
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
 from bitfront.graph import capture
@@ -126,8 +129,17 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) ->
         "initial_weights": weights_fingerprint(model),
         "data": dataset.fingerprint,
         "seed": config.seed,
+        "forward": forward_fingerprint(model, dataset.split("train")[0]),
         **training_settings(config),
     }
+
+
+def _same_training(before: Any, now: Mapping[str, Any]) -> bool:
+    """Whether weights that were trained with `before` are those that would be trained now."""
+    if not isinstance(before, dict) or "forward" not in before:
+        return False  # trained by a version that did not look at the code of the model
+    rest = [{k: v for k, v in of.items() if k != "forward"} for of in (before, now)]
+    return rest[0] == rest[1] and same_outputs(before["forward"], now["forward"])
 
 
 def trained_model(
@@ -160,7 +172,7 @@ def trained_model(
         if not path.exists():
             continue
         try:
-            if checkpoints.read_meta(path).get("training") == fingerprint:
+            if _same_training(checkpoints.read_meta(path).get("training"), fingerprint):
                 loaded = copy.deepcopy(model)
                 loaded.load_state_dict(checkpoints.load_checkpoint(path, model))
                 events.note(f"weights from {path}, trained earlier with these settings")

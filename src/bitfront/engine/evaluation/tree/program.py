@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,9 +102,17 @@ class Program:
         graph: a traced graph.
         space: what may be chosen at its sites.
         calibration: knows whatever the options that are asked for need to know.
+        unmerged: names of nodes that are computed state by state, whatever their operation offers.
     """
 
-    def __init__(self, graph: Graph, space: FormatSpace, calibration: Calibration, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        space: FormatSpace,
+        calibration: Calibration,
+        device: str = "cpu",
+        unmerged: Collection[str] = (),
+    ) -> None:
         assert graph.fx_graph is not None
         self.graph, self.device = graph, device
         self._calibration = calibration
@@ -119,7 +127,7 @@ class Program:
         self._lock = threading.Lock()
         #: Site → why some of its products are not merged. Grows as candidates are met.
         self.inexact: dict[str, str] = {}
-        self.steps, self.output = _steps(graph, self.model, calibration)
+        self.steps, self.output = _steps(graph, self.model, calibration, unmerged)
         self.last_use = [max((j for j, s in enumerate(self.steps) if i in s.inputs), default=i) for i in self._all]
         self.last_use[self.output] = len(self.steps)
 
@@ -326,7 +334,9 @@ def _taken_apart(options: Sequence[Mapping[Operand, Format]]) -> Options:
     return Options(np.array(data_of), tuple(data), np.array(parameters_of), tuple(map(dict, parameters)))
 
 
-def _steps(graph: Graph, model: nn.Module, calibration: Calibration) -> tuple[tuple[Step, ...], int]:
+def _steps(
+    graph: Graph, model: nn.Module, calibration: Calibration, unmerged: Collection[str]
+) -> tuple[tuple[Step, ...], int]:
     """The nodes that the output depends on, in order; and which of them is the output."""
     assert graph.fx_graph is not None
     nodes = {n.name: n for n in graph.nodes}
@@ -350,7 +360,7 @@ def _steps(graph: Graph, model: nn.Module, calibration: Calibration) -> tuple[tu
         steps.append(
             Step(
                 node,
-                _kind(node, site, model),
+                "call" if node.name in unmerged else _kind(node, site, model),
                 tuple(index[n] for n in node.all_input_nodes),
                 site,
                 groups.get(node.name),

@@ -1,0 +1,268 @@
+"""The check at the door: before a search, the evaluator must give the numbers of the deployed model.
+
+Some candidates are evaluated twice on real samples: by the evaluator of the search, together and with all that makes it
+fast, and each alone as the model that would be deployed. Where they differ, the fast path of the step to blame is
+switched off (``EvaluationJob.unmerged``), or all of them (``EvaluationJob.whole``), and a note says so; the search then
+goes on with true numbers. Where candidates are trained, two of them are trained for two steps, together and each alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront.data.base import Dataset
+from bitfront.engine.evaluation.fixed import one_thread
+from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evaluator
+from bitfront.engine.evaluation.trained import open_evaluator
+from bitfront.errors import EvaluationError, UserError
+from bitfront.population import train_population
+from bitfront.spaces.base import Codes
+from bitfront.spaces.model_space import ModelSpace
+from bitfront.training import evaluate
+
+#: (loss, share of right answers).
+Score = tuple[float, float]
+#: Samples on which candidates are evaluated twice.
+SAMPLES = 64
+#: Candidates that are checked whatever it costs.
+LEAST = 8
+#: Share of the expected time of a search that the check may take.
+SHARE = 0.02
+#: Relative difference of two losses of one network where their last digits may differ: on a GPU, on another machine.
+SAME_LOSS = 1e-5
+#: Steps of training, and what two trainings may differ by: the sums of gradients are taken in another order.
+TRAINING_STEPS, SAME_WEIGHTS = 2, 1e-3
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the check at the door gave.
+
+    Attributes:
+        unmerged: names of steps of the graph whose fast path must not be used.
+        whole: why no fast path may be used; empty if they may.
+        separately: why candidates must not be trained together; empty if they may.
+        notes: for the user.
+        candidates: how many were evaluated twice.
+    """
+
+    unmerged: frozenset[str] = frozenset()
+    whole: str = ""
+    separately: str = ""
+    notes: tuple[str, ...] = ()
+    candidates: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing must be switched off."""
+        return not (self.unmerged or self.whole or self.separately)
+
+    def applied(self, job: EvaluationJob) -> EvaluationJob:
+        """The job without the fast paths that are wrong."""
+        training = job.training and replace(job.training, separately=self.separately)
+        return replace(job, unmerged=self.unmerged, whole=self.whole, training=training)
+
+
+def verify(evaluator: Evaluator, model: nn.Module, expected_seconds: float = 0.0) -> Verification:
+    """Compare the evaluator with the deployed model on a spread of candidates.
+
+    Args:
+        evaluator: of the search, with the weights of the search.
+        model: the user's float model, with these weights.
+        expected_seconds: of the whole search; the check takes a fiftieth of it at most, but eight candidates at least.
+
+    Raises:
+        EvaluationError: the captured float model does not compute what the user's model computes.
+    """
+    began = time.perf_counter()
+    if evaluator.accuracy_samples is None and not evaluator.job.splits:
+        return Verification()  # no candidate is run
+    split, x, y = _samples(evaluator)
+    _check_float(evaluator, model, x)
+    job = replace(evaluator.job, training=None, splits={split: (x, y)})
+    # Without training: what is checked is how a network is evaluated, whichever weights it has.
+    untrained = open_evaluator(job, evaluator.space)
+    codes: list[NDArray[np.int64]] = []
+    expected: list[tuple[float, float]] = []
+    for code in spread(evaluator.space):
+        if len(codes) >= LEAST and time.perf_counter() - began > SHARE * expected_seconds:
+            break
+        codes.append(code)
+        expected.append(deployed_score(untrained, code, split))
+    result = _agreeing(untrained, np.array(codes), np.array(expected), split)
+    separately = _training_differs(evaluator, np.array(codes[:2])) if evaluator.job.training else ""
+    if separately:
+        note = f"candidates are trained one by one, which is slow: {separately}"
+        result = replace(result, separately=separately, notes=(*result.notes, note))
+    return replace(result, candidates=len(codes))
+
+
+def spread(space: ModelSpace) -> Iterator[NDArray[np.int64]]:
+    """Candidates that together have every option of every parameter, widely mixed: first uniform ones from the lowest
+    to the highest, then mixed ones. Each has shape (parameters,); none comes twice."""
+    seen: set[bytes] = set()
+    uniform = space.uniform()
+    mixed = _mixed(space.cardinalities.tolist())
+    ends = uniform[np.unique(np.linspace(0, len(uniform) - 1, 4).astype(int))] if len(uniform) else uniform
+    for code in (*ends, *mixed, *uniform):
+        canonical = space.canonical(np.asarray(code, dtype=np.int64)[None])[0]
+        if canonical.tobytes() not in seen:
+            seen.add(canonical.tobytes())
+            yield canonical
+
+
+def _mixed(counts: list[int]) -> Codes:
+    """Codes in which every option of every parameter appears, shape (largest count, parameters)."""
+    rng = np.random.default_rng(0)
+    rows = max(counts, default=1)
+    columns = [rng.permutation(np.resize(rng.permutation(count), rows)) for count in counts]
+    return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((1, 0), dtype=np.int64)
+
+
+def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, number: int | None = None) -> Score:
+    """Loss and share of right answers of one candidate as the model that would be deployed, evaluated alone.
+
+    A candidate that fails has NaN for both.
+
+    Args:
+        code: of the candidate, shape (parameters,).
+        split: the samples, the first `number` of them; None for all.
+    """
+    x, y = evaluator.samples(split, number)
+    try:
+        alone, code_there = evaluator.alone(code)
+        with one_thread():
+            result = evaluate(alone.model(code_there, bake=True), x, y, batch_size=alone.chunk)
+    except UserError:
+        raise
+    except Exception:  # the evaluator must fail too, and then it says why
+        return float("nan"), float("nan")
+    return result.loss, result.accuracy
+
+
+def same(score: Score, expected: Score, *, exact: bool = False) -> bool:
+    """Whether two scores are of the same network.
+
+    Args:
+        exact: whether the losses must be equal to the last bit.
+    """
+    tolerance = 0.0 if exact else SAME_LOSS
+    return bool(
+        np.array_equal(score[1], expected[1], equal_nan=True)
+        and np.isclose(score[0], expected[0], rtol=tolerance, atol=tolerance, equal_nan=True)
+    )
+
+
+def _samples(evaluator: Evaluator) -> tuple[str, Tensor, Tensor]:
+    """(a split that the search evaluates on, some of its samples and labels)."""
+    choice = evaluator.accuracy_samples
+    split = choice.split if choice else next(iter(evaluator.job.splits))
+    x, y = evaluator.job.splits[split]
+    return split, x[:SAMPLES], y[:SAMPLES]
+
+
+def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> None:
+    """Raises EvaluationError if the captured float model does not compute what the user's model computes."""
+    device = evaluator.device
+    alone = evaluator.float_evaluator()
+    with torch.no_grad(), one_thread():
+        expected = copy.deepcopy(model).to(device).eval()(x.to(device).clone())
+        captured = alone.model(ONLY_CODE)(x.to(device).clone())
+    if not torch.equal(torch.nan_to_num(captured), torch.nan_to_num(expected)):
+        largest = float((captured - expected).abs().max())
+        raise EvaluationError(
+            f"the captured model does not compute what the model computes: on {len(x)} samples its outputs differ by "
+            f"up to {largest:.3g}. Its forward may depend on something that is not its input (a clock, a counter, "
+            "random numbers): make it depend on its input and its parameters alone"
+        )
+
+
+def _agreeing(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], split: str) -> Verification:
+    """Which fast paths must be switched off, so that the evaluator gives the expected scores."""
+    wrong = _wrong(evaluator, codes, expected, split)
+    if not len(wrong):
+        return Verification()
+    culprits: set[str] = set()
+    steps = evaluator.space.graph.nodes
+    job = evaluator.job
+    for step in steps:
+        trial = open_evaluator(replace(job, unmerged=frozenset({step.name})), evaluator.space)
+        if not len(_wrong(trial, codes[wrong], expected[wrong], split)):
+            culprits = {step.name}
+            break
+    else:
+        culprits = {step.name for step in steps}
+    careful = open_evaluator(replace(job, unmerged=frozenset(culprits)), evaluator.space)
+    first = _named(evaluator.space, codes[wrong[0]])
+    if len(_wrong(careful, codes, expected, split)):
+        why = f"the fast evaluation of {first} differs from its deployed model"
+        return Verification(whole=why)  # the dispatcher says so after the search
+    layers = next(iter(culprits)) if len(culprits) == 1 else "all layers"
+    note = (
+        f"the fast evaluation of {layers} differs from the deployed model (seen with {first}); candidates get there "
+        "what their own model computes, which is slower"
+    )
+    return Verification(unmerged=frozenset(culprits), notes=(note,))
+
+
+def _wrong(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], split: str) -> NDArray[np.int64]:
+    """Which of some candidates do not get the expected scores from an evaluator, when they are evaluated together."""
+    scores = evaluator.scores(codes, split, None)
+    accuracies = np.where([bool(e) for e in scores.errors], np.nan, scores.correct / max(1, scores.samples))
+    pairs = zip(scores.loss.tolist(), accuracies.tolist(), expected.tolist(), strict=True)
+    return np.array(
+        [i for i, (loss, accuracy, want) in enumerate(pairs) if not same((loss, accuracy), want)], dtype=int
+    )
+
+
+def _named(space: ModelSpace, code: NDArray[np.int64]) -> str:
+    """A candidate in words, short."""
+    words = ", ".join(f"{p.name} {p.labels[c]}" for p, c in zip(space.parameters, code.tolist(), strict=True))
+    return f"candidate ({words if len(words) <= 120 else words[:117] + '...'})"
+
+
+def _training_differs(evaluator: Evaluator, codes: Codes) -> str:
+    """Why candidates must not be trained together: what two of them become is not what each alone becomes."""
+    training = evaluator.job.training
+    assert training is not None
+    settings = replace(training.settings, max_epochs=1, max_steps=TRAINING_STEPS)
+    used = slice(0, min(len(training.y), TRAINING_STEPS * settings.batch_size))
+    x, y = training.x[used], training.y[used]
+    names = tuple(map(str, range(training.classes)))
+    few = Dataset("candidates", {"train": x, "val": x[:SAMPLES]}, {"train": y, "val": y[:SAMPLES]}, names, "a check")
+    untrained = open_evaluator(replace(evaluator.job, training=None), evaluator.space)
+    with one_thread():
+        models = []
+        for code in codes:
+            alone, code_there = untrained.alone(code)
+            models.append(alone.model(code_there))
+        together = train_population(models, few, settings, device=evaluator.device)
+        apart = [train_population([m], few, settings, device=evaluator.device, alone="a check")[0] for m in models]
+    for code, member, reference in zip(codes, together, apart, strict=True):
+        if member.alone or member.error or reference.error:
+            continue
+        name = _first_difference(member.state, reference.state)
+        if name:
+            return f"trained with others, {_named(evaluator.space, code)} gets another {name} than alone"
+    return ""
+
+
+def _first_difference(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> str:
+    """The first parameter or buffer that differs by more than the order of sums explains; empty if none does."""
+    for name, value in reference.items():
+        ours = state[name]
+        if value.is_floating_point():
+            scale = float(value.abs().max()) if value.numel() else 0.0
+            if not torch.allclose(ours, value, rtol=SAME_WEIGHTS, atol=SAME_WEIGHTS * scale + 1e-6, equal_nan=True):
+                return name
+        elif not torch.equal(ours, value):
+            return name
+    return ""
