@@ -3,7 +3,7 @@
 Timings of this project are ratios of things measured in turns (a, b, a, b, ...) in one process, because machines are
 shared and clocks move; the median of the paired ratios is what is reported, and ``spread`` says how far to trust it.
 A script ends by calling ``report``, which prints a plain table and, with ``--json FILE``, writes
-``{"machine", "rows", "summary"}`` for ``evaluator/plots.py``.
+``{"machine", "rows", "summary"}`` for ``bench/plots.py``.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitfront.engine.evaluation.fixed import BatchMetrics, FixedEvaluator
 from bitfront.models.base import build_model
+from bitfront.scoring import evaluate
 from bitfront.spaces.base import Codes, Space
-from bitfront.training import evaluate
 from models import resnet20
 
 WIDTHS = [3, 4, 6, 8]

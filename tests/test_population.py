@@ -19,7 +19,8 @@ from bitfront.models.base import build_model
 from bitfront.population import train_population, why_alone
 from bitfront.population.batched import GpuTrainer, structure
 from bitfront.population.programs import program
-from bitfront.training import TrainSettings, evaluate, learning_rate, train
+from bitfront.scoring import evaluate
+from bitfront.training import TrainSettings, learning_rate, train
 from bitfront.transforms import quantize
 
 compiled = pytest.mark.skipif(not steps.available(), reason="no compiled training steps")

@@ -13,7 +13,8 @@ from torch import nn
 
 from bitfront.errors import ConfigError, DataError, EvaluationError
 from bitfront.models.base import build_model
-from bitfront.training import TrainSettings, evaluate, train
+from bitfront.scoring import evaluate
+from bitfront.training import TrainSettings, train
 
 
 def dataset(x, y, val=None, num_classes=None):

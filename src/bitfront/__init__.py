@@ -9,12 +9,13 @@ The map of the house, from the door inwards. Imports point downwards only::
                   analysis      what a model costs, module by module
                   rebuild       a trial → its model again
                   search        the loop, weights, fine-tuning, the front on the test split
-                  planning      configuration → plan: every mistake is found here
+                  planning      configuration → plan: reports every mistake
                   evaluation    a batch of codes → metrics;  tree: many candidates through one graph
                   storage       trials on disk, a run folder read back
     population    many networks trained together
     training      one training loop                 checkpoints  weights on disk
-    strategies    what to try next                  metrics      what a candidate is worth
+    scoring       loss and accuracy on some samples
+    strategies    what to try next                  metrics      what a candidate costs
     spaces        what may be chosen: sites × options ↔ codes
     export        (graph, formats) → files and modules that run without Bitfront
     transforms    (graph, formats) → a new model
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from bitfront.pareto import hypervolume, non_dominated
     from bitfront.report.convert import Converted, convert
     from bitfront.report.writing import Report, write_report
-    from bitfront.training import Evaluation
+    from bitfront.scoring import Evaluation
     from bitfront.transforms import calibrate, quantize
 
 _HOMES = {
@@ -77,7 +78,7 @@ _HOMES = {
     "convert": "bitfront.report.convert",
     "Converted": "bitfront.report.convert",
     "Dataset": "bitfront.data.base",
-    "Evaluation": "bitfront.training",
+    "Evaluation": "bitfront.scoring",
     "EvaluationError": "bitfront.errors",
     "Events": "bitfront.events",
     "Finetuned": "bitfront.engine.storage.records",

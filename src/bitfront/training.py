@@ -1,8 +1,8 @@
-"""One plain training loop, and the evaluation that goes with it.
+"""The training loop of one network.
 
-Data sits on the device as whole tensors and a batch is an index into them: for the small models searched here
-a ``DataLoader`` would cost more than the arithmetic. For the same reason nothing is read back from the device
-within an epoch. The model passed in is never changed: a copy is trained, and what comes back are state dicts.
+The data is on the device as whole tensors, and a batch is an index into them: for small models a ``DataLoader`` takes
+more time than the arithmetic. For the same reason nothing is read back from the device within an epoch. The model
+passed in is never changed: a copy is trained, and the results are state dicts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bitfront import kernels
 from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
 from bitfront.optimizer import FUSED, Optimizer, OptimizerName
+from bitfront.scoring import checked_logits, evaluate
 
 if TYPE_CHECKING:
     from bitfront.data.base import Dataset, Split
@@ -35,7 +33,7 @@ OnStep = Callable[[int, Callable[[], float]], None]
 OnEpoch = Callable[["EpochRecord"], None]
 
 FINAL_LEARNING_RATE = 1e-6
-"""Where the cosine schedule ends."""
+"""The last learning rate of the cosine schedule."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,14 @@ class TrainSettings:
     """How to train.
 
     Attributes:
-        max_epochs: passes over the train split, unless something stops it before. The learning rate follows a
-            cosine over these epochs, from `learning_rate` to 1e-6.
+        max_epochs: passes over the train split, if nothing else stops the training before. The learning rate follows
+            a cosine over these epochs, from `learning_rate` to 1e-6.
         max_steps: optimizer steps at most; -1 for no limit.
         batch_size: samples per step.
         weight_decay: as the optimizer defines it (decoupled for adamw, L2 for the others).
         optimizer: sgd has momentum 0.9, Nesterov's.
         patience: stop after this many epochs in a row without a lower validation loss; None for never.
-        seed: of the order of the samples and of dropout.
+        seed: random seed for the order of the samples and for dropout.
         log_every_n_steps: how often `on_step` is called.
 
     Raises:
@@ -98,16 +96,6 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a model is worth on some samples: mean cross entropy and top-1 accuracy (0 to 1)."""
-
-    loss: float
-    accuracy: float
-    correct: int
-    samples: int
-
-
-@dataclass(frozen=True)
 class EpochRecord:
     """One finished epoch, counted from 1.
 
@@ -115,7 +103,7 @@ class EpochRecord:
         train_loss: mean cross entropy over the epoch's batches, each taken before its step.
         train_accuracy: likewise, top-1, 0 to 1.
         val_loss: mean cross entropy on the val split after the epoch, in eval mode.
-        learning_rate: in force during the epoch.
+        learning_rate: the one used during the epoch.
         best: whether this epoch has the lowest val_loss so far.
     """
 
@@ -130,16 +118,16 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left behind.
+    """The result of a training.
 
     Attributes:
         best_state: state dict of the epoch with the lowest validation loss, on the CPU.
-        last_state: state dict after the last finished epoch, on the CPU; best_state itself if that was best.
-        best_epoch: counted from 1; 0 if training was interrupted within the first epoch, when both states are
-            the weights it started from.
+        last_state: state dict after the last finished epoch, on the CPU; `best_state` itself if that was the best.
+        best_epoch: counted from 1; 0 if training was interrupted in the first epoch: both states are then the weights
+            that it started from.
         history: one record per finished epoch.
-        steps: optimizer steps taken in finished epochs.
-        stopped: what ended it.
+        steps: optimizer steps in finished epochs.
+        stopped: why it ended.
     """
 
     best_state: StateDict
@@ -159,10 +147,10 @@ def train(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
-    """Train a copy of `model` on the train split, and judge each epoch on the val split.
+    """Train a copy of `model` on the train split, and evaluate it on the val split after each epoch.
 
     The same model, data, settings and device give the same weights, bit for bit on the CPU (with the same
-    number of threads); neither reads nor changes PyTorch's global random state.
+    number of threads). PyTorch's global random state is neither read nor changed.
 
     Args:
         model: logits of shape (samples, num_classes) from x of shape (samples, *sample_shape). Not changed.
@@ -175,14 +163,14 @@ def train(
 
     Raises:
         DataError: the train or val split is empty.
-        ConfigError: the model has nothing to train, or its BatchNorm would see batches of one sample.
+        ConfigError: the model has nothing to train, or its BatchNorm would get batches of one sample.
         EvaluationError: the loss became infinite or NaN, or the model's output has the wrong shape.
     """
     device = torch.device(device)
     start = snapshot(model)
     result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
     try:
-        # A single assignment: an interrupt finds this epoch's result or the one before, whole.
+        # A single assignment: after an interrupt, `result` is that of this epoch or of the one before.
         for result in epochs(model, dataset, settings, device=device, on_step=on_step):
             if on_epoch is not None:
                 on_epoch(result.history[-1])
@@ -199,9 +187,9 @@ def epochs(
     device: torch.device,
     on_step: OnStep | None = None,
 ) -> Generator[TrainResult]:
-    """What ``train`` does, epoch by epoch: gives the result so far after each, the last one being the whole.
+    """Like ``train``, epoch by epoch: gives the result so far after each epoch.
 
-    Several of these may take turns: each carries the state of its random numbers along. Arguments and errors as for
+    Several of these generators may take turns: each keeps the state of its random numbers. Arguments and errors as for
     ``train``.
     """
     x, y = resident(dataset, "train", device)
@@ -246,60 +234,12 @@ def epochs(
 
 
 def stopped_by(settings: TrainSettings, steps: int, epoch: int, best_epoch: int) -> Stopped | None:
-    """What ends a training after `epoch`, other than the number of epochs."""
+    """Why a training ends after `epoch`; None if only `max_epochs` can end it."""
     if 0 < settings.max_steps <= steps:
         return "max_steps"
     if settings.patience is not None and epoch - best_epoch >= settings.patience:
         return "patience"
     return None
-
-
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> Evaluation:
-    """Mean cross entropy and top-1 accuracy of `model` on (x, y), in eval mode and without gradients.
-
-    The mean is taken in float64 over the samples' own losses, so the size of the chunks does not enter it.
-    Every module's training flag is put back.
-
-    Args:
-        model: logits of shape (samples, classes) from x.
-        x: samples, shape (samples, *sample_shape); moved to the model's device chunk by chunk.
-        y: int64 class indices, shape (samples,).
-        batch_size: samples per chunk; a matter of memory only.
-
-    Raises:
-        DataError: there are no samples.
-        EvaluationError: the model's output does not have that shape, or too few classes for `y`.
-    """
-    if len(y) == 0:
-        raise DataError("there are no samples to evaluate on")
-    device = next((p.device for p in model.parameters()), x.device)
-    losses = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for logits, target in _outputs(model, x, y, batch_size):
-        loss, right = kernels.score(logits.t().unsqueeze(0), target.int())
-        losses += loss[0]
-        correct += right[0]
-    total = float(losses)
-    hits = int(correct)
-    return Evaluation(total / len(y), hits / len(y), hits, len(y))
-
-
-def right_answers(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> NDArray[np.bool_]:
-    """Which samples the model answers rightly, shape (samples,): those that ``evaluate`` counts. Arguments and errors
-    as there."""
-    found = [(logits.argmax(dim=1) == target).cpu() for logits, target in _outputs(model, x, y, batch_size)]
-    return torch.cat(found).numpy() if found else np.zeros(0, dtype=bool)
-
-
-def _outputs(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits, labels) chunk by chunk, on the model's device, in eval mode and without gradients."""
-    device = next((p.device for p in model.parameters()), x.device)
-    classes = int(y.max()) + 1
-    with _eval_mode(model), torch.inference_mode():
-        for x_chunk, y_chunk in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            target = y_chunk.to(device)
-            # A model may change its input in place.
-            yield _checked(model(x_chunk.to(device, copy=True)), len(target), classes, exact=False), target
 
 
 def _epoch(
@@ -317,9 +257,9 @@ def _epoch(
     predicted: list[Tensor] = []
     targets, sizes = y.index_select(0, torch.cat(list(batches))), [len(batch) for batch in batches]
     for step, (batch, target, size) in enumerate(zip(batches, torch.split(targets, sizes), sizes, strict=True)):
-        logits = _checked(model(x.index_select(0, batch)), size, num_classes, exact=True)
+        logits = checked_logits(model(x.index_select(0, batch)), size, num_classes, exact=True)
         loss = functional.cross_entropy(logits, target)
-        for parameter in optimizer.parameters:  # what zero_grad() does, without the time it takes
+        for parameter in optimizer.parameters:  # the same as zero_grad(), but faster
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -332,7 +272,7 @@ def _epoch(
 
 
 def _every(period: int, steps_before: int, on_step: OnStep) -> Callable[[int, Tensor], None]:
-    """Passes on each `period`-th step of the training; `steps_before` of them lie before this epoch."""
+    """A function that reports every `period`-th step. `steps_before` steps were done before this epoch."""
 
     def report(step_of_epoch: int, loss: Tensor) -> None:
         step = steps_before + step_of_epoch + 1
@@ -343,7 +283,7 @@ def _every(period: int, steps_before: int, on_step: OnStep) -> Callable[[int, Te
 
 
 def mean_loss(losses: Tensor, batches: Sequence[Tensor], epoch: int, settings: TrainSettings) -> float:
-    """The mean over an epoch's samples of its batches' mean losses. Raises EvaluationError where one is not finite."""
+    """The mean over an epoch's samples of its batches' mean losses. Raises EvaluationError if one is not finite."""
     per_batch = losses.cpu().double()
     bad = (~per_batch.isfinite()).nonzero()
     if len(bad):
@@ -358,7 +298,7 @@ def mean_loss(losses: Tensor, batches: Sequence[Tensor], epoch: int, settings: T
 
 
 def diverged(what: str, settings: TrainSettings) -> EvaluationError:
-    """The error for a training that ran away, with advice."""
+    """The error for a training that diverged, with advice."""
     return EvaluationError(
         f"training diverged: {what}. Try a lower learning rate than {settings.learning_rate:g}, for example "
         f"{settings.learning_rate / 10:g}; if that does not help, look for NaN or very large values in the "
@@ -366,21 +306,8 @@ def diverged(what: str, settings: TrainSettings) -> EvaluationError:
     )
 
 
-def _checked(logits: object, samples: int, classes: int, *, exact: bool) -> Tensor:
-    # Without this a wrong output ends in an IndexError on the CPU and in a dead CUDA context on a GPU.
-    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == samples:
-        width = logits.shape[1]
-        if width == classes or (width > classes and not exact):
-            return logits
-    found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    raise EvaluationError(
-        f"for {samples} samples of {classes} classes the model must return logits of shape ({samples}, "
-        f"{classes}); it returned {found}"
-    )
-
-
 def resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(x, y) of a split, whole, on the device. Raises DataError where it is empty."""
+    """(x, y) of a whole split, on the device. Raises DataError where it is empty."""
     x, y = dataset.split(split)
     if len(y) == 0:
         raise DataError(f"the {split} split of dataset {dataset.name!r} is empty, and training needs it")
@@ -396,7 +323,7 @@ def optimizer_of(parameters: Sequence[nn.Parameter], settings: TrainSettings, de
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
-    """In force during `epoch`, counted from 1: a cosine over all epochs."""
+    """The learning rate during `epoch`, counted from 1: a cosine over all epochs."""
     floor = min(FINAL_LEARNING_RATE, settings.learning_rate)
     done = (epoch - 1) / settings.max_epochs
     return floor + (settings.learning_rate - floor) * (1 + math.cos(math.pi * done)) / 2
@@ -407,7 +334,7 @@ def _has_batch_norm(model: nn.Module) -> bool:
 
 
 def check_batch_norm(model: nn.Module, samples: int, settings: TrainSettings) -> None:
-    """Raises ConfigError where batch norms would see batches of one sample."""
+    """Raises ConfigError if batch norms would get batches of one sample."""
     if min(samples, settings.batch_size) < 2 and _has_batch_norm(model):
         raise ConfigError(
             f"batch_size = {settings.batch_size} on {samples} samples makes batches of one sample, over "
@@ -419,7 +346,7 @@ def check_batch_norm(model: nn.Module, samples: int, settings: TrainSettings) ->
 def batches_of(model: nn.Module, order: Tensor, settings: TrainSettings) -> Sequence[Tensor]:
     """An epoch's batches, of samples in this order."""
     batches = torch.split(order, settings.batch_size)
-    # The rest of one sample is left out for this epoch only: the next order leaves out another.
+    # A last batch of one sample is left out in this epoch only: the next order leaves out another sample.
     if len(batches[-1]) == 1 and _has_batch_norm(model):
         return batches[:-1]
     return batches
@@ -430,19 +357,8 @@ def snapshot(model: nn.Module) -> StateDict:
     return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
 
 
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
 class _Random:
-    """The random numbers that dropout draws: a stream of its own, beside PyTorch's global one."""
+    """The random numbers of dropout: a separate stream, independent of PyTorch's global one."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self._cuda = [device] if device.type == "cuda" else []
@@ -451,7 +367,7 @@ class _Random:
 
     @contextlib.contextmanager
     def drawn(self) -> Iterator[None]:
-        """Within this, the global generators go on where this stream stopped; afterwards they are put back."""
+        """Inside this block, the global generators continue this stream; after it, they have their old state again."""
         with torch.random.fork_rng(devices=self._cuda):
             if self._states:
                 torch.set_rng_state(self._states[0])

@@ -18,8 +18,8 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning.builder import make_plan
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
+from bitfront.scoring import evaluate
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.training import evaluate
 from engine.networks import Functional, Residual, SharedLayer, seeded_model
 
 pytestmark = pytest.mark.slow

@@ -47,9 +47,9 @@ from bitfront.errors import ConfigError
 from bitfront.graph import capture
 from bitfront.kernels import onednn
 from bitfront.metrics.configured import configured_runner
+from bitfront.scoring import evaluate
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
-from bitfront.training import evaluate
 from bitfront.transforms.correct import has_bias, norms_behind
 from properties import max_examples
 

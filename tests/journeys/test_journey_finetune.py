@@ -6,7 +6,7 @@ import pytest
 
 import bitfront as bf
 from bitfront.data.base import DataRequest
-from bitfront.training import evaluate
+from bitfront.scoring import evaluate
 
 pytestmark = pytest.mark.journey
 

@@ -30,9 +30,9 @@ from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
+from bitfront.scoring import Evaluation, evaluate
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import single
-from bitfront.training import Evaluation, evaluate
 from bitfront.transforms import calibrate, quantize
 
 #: Of the training split, for ``[passes.quantize]``: what a search takes unless it is told otherwise.

@@ -30,7 +30,8 @@ from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Call, Operation
 from bitfront.operations.lookup import bare, count, of_class, of_function, of_node, shapes_in
 from bitfront.population import train_population, why_alone
-from bitfront.training import TrainSettings, evaluate, train
+from bitfront.scoring import evaluate
+from bitfront.training import TrainSettings, train
 from bitfront.transforms import quantize
 
 CLASSES = 3

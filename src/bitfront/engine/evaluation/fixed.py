@@ -32,10 +32,11 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import changes_in_place, parameter
 from bitfront.metrics.base import Kind, Runner, Scores, Values
+from bitfront.scoring import evaluate, right_answers
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.training import StateDict, evaluate, right_answers
+from bitfront.training import StateDict
 from bitfront.transforms import SiteFormats, quantize
 from bitfront.transforms.correct import Correction
 

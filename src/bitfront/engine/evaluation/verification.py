@@ -24,9 +24,9 @@ from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evalu
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError
 from bitfront.population import train_population
+from bitfront.scoring import evaluate
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
-from bitfront.training import evaluate
 
 #: (loss, share of right answers).
 Score = tuple[float, float]

@@ -28,7 +28,8 @@ from bitfront.engine.storage.store import same_outputs
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
 from bitfront.graph import capture
-from bitfront.training import Evaluation, TrainResult, TrainSettings, evaluate
+from bitfront.scoring import Evaluation, evaluate
+from bitfront.training import TrainResult, TrainSettings
 from bitfront.training import train as run_training
 
 #: Operations per training step; below this a second thread costs more time than it saves.

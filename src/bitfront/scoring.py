@@ -1,0 +1,117 @@
+"""The loss and the accuracy of a model on some samples.
+
+Data is passed as whole tensors and evaluated chunk by chunk, without gradients. The model passed in is never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront import kernels
+from bitfront.errors import DataError, EvaluationError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on some samples.
+
+    Attributes:
+        loss: mean cross entropy.
+        accuracy: top-1, 0 to 1.
+        correct: number of samples with the right answer.
+        samples: number of all samples.
+    """
+
+    loss: float
+    accuracy: float
+    correct: int
+    samples: int
+
+
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> Evaluation:
+    """Mean cross entropy and top-1 accuracy of `model` on (x, y), in eval mode and without gradients.
+
+    The mean is taken in float64 over the loss of each sample, so the size of the chunks does not change it.
+    The training flag of every module is restored at the end.
+
+    Args:
+        model: logits of shape (samples, classes) from x.
+        x: samples, shape (samples, *sample_shape); moved to the model's device chunk by chunk.
+        y: int64 class indices, shape (samples,).
+        batch_size: samples per chunk; it changes the memory needed, not the result.
+
+    Raises:
+        DataError: there are no samples.
+        EvaluationError: the model's output does not have that shape, or too few classes for `y`.
+    """
+    if len(y) == 0:
+        raise DataError("there are no samples to evaluate on")
+    device = next((p.device for p in model.parameters()), x.device)
+    losses = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for logits, target in _outputs(model, x, y, batch_size):
+        loss, right = kernels.score(logits.t().unsqueeze(0), target.int())
+        losses += loss[0]
+        correct += right[0]
+    total = float(losses)
+    hits = int(correct)
+    return Evaluation(total / len(y), hits / len(y), hits, len(y))
+
+
+def right_answers(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> NDArray[np.bool_]:
+    """Which samples the model answers correctly, shape (samples,), bool: those that ``evaluate`` counts as correct.
+
+    Arguments and errors as for ``evaluate``.
+    """
+    hits = [(logits.argmax(dim=1) == target).cpu() for logits, target in _outputs(model, x, y, batch_size)]
+    return torch.cat(hits).numpy() if hits else np.zeros(0, dtype=bool)
+
+
+def _outputs(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, labels) chunk by chunk, on the model's device, in eval mode and without gradients."""
+    device = next((p.device for p in model.parameters()), x.device)
+    classes = int(y.max()) + 1
+    with _eval_mode(model), torch.inference_mode():
+        for x_chunk, y_chunk in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            target = y_chunk.to(device)
+            # A model may change its input in place.
+            yield checked_logits(model(x_chunk.to(device, copy=True)), len(target), classes, exact=False), target
+
+
+def checked_logits(logits: object, samples: int, classes: int, *, exact: bool) -> Tensor:
+    """The output of a model, checked to be logits of shape (samples, classes).
+
+    Args:
+        exact: whether more columns than `classes` are an error, too.
+
+    Raises:
+        EvaluationError: it has another shape, or is no tensor.
+    """
+    # Without this check a wrong output is an IndexError on the CPU, and breaks the CUDA context on a GPU.
+    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == samples:
+        width = logits.shape[1]
+        if width == classes or (width > classes and not exact):
+            return logits
+    output = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    raise EvaluationError(
+        f"for {samples} samples of {classes} classes the model must return logits of shape ({samples}, "
+        f"{classes}); it returned {output}"
+    )
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
