@@ -42,7 +42,7 @@ STRATEGIES = (EXHAUSTIVE, "evolution", "optuna:tpe", "optuna:nsgaii", "optuna:ra
 EARLIER = (25, 50, 100, 200)
 COLUMNS = (
     *("evals to 95 %", "evals to 99 %", "seconds to 95 %", "regret", "shortfall"),
-    *("seconds own + evaluating", "repeats", "pays from, ms"),
+    *("seconds strategy + evaluating", "repeats", "pays from, ms"),
     *(f"after {count}" for count in EARLIER),
 )
 TRAINED = {"max_epochs": 1, "num_samples": 8192, "batch_size": 256, "learning_rate": 2e-3}

@@ -61,7 +61,7 @@ def test_a_killed_comparison_goes_on(shell, data):
     after = rows(shell.folder / "runs/slow/compare/cache.sqlite")
     assert after[: len(before)] == before
     assert len({row[1] for row in after}) == len(after) < 40
-    assert "the true front is not known: everything is relative to the best that these runs found together" in typed.out
+    assert "the true front is not known: everything is relative to the best results of all these runs" in typed.out
 
 
 MISTAKES = {

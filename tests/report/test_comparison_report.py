@@ -210,7 +210,7 @@ def test_what_was_not_reached_is_said(values, shown):
 
 
 def test_a_spread_where_nothing_was_found():
-    assert comparison_report.spread(Spread((math.inf,), math.inf, math.inf, math.inf)) == "nothing found"
+    assert comparison_report.spread(Spread((math.inf,), math.inf, math.inf, math.inf)) == "no result"
     assert comparison_report.spread(Spread((0.0123456, 0.5), 0.25617, 0.0123456, 0.5)) == "0.26 [0.012, 0.5]"
 
 
@@ -218,7 +218,7 @@ def test_the_table(known):
     sheet = comparison_report.sheet(known)
     assert sheet.columns == [
         "strategy", "evals to 95 %", "evals to 99 %", "seconds to 95 %", "regret at 30",
-        "shortfall at 30", "seconds own + evaluating", "repeats",
+        "shortfall at 30", "seconds strategy + evaluating", "repeats",
     ]  # fmt: skip
     assert [row[0] for row in sheet.rows] == list(known.strategies)
     evolution = dict(zip(sheet.columns, sheet.rows[1], strict=True))
@@ -231,7 +231,7 @@ def test_the_table(known):
 def test_with_one_objective_there_is_no_column_of_volumes(tmp_path):
     result = comparison(tmp_path, SUM)
     assert comparison_report.sheet(result).columns == [
-        "strategy", "evals to the best", "shortfall at 30", "seconds own + evaluating", "repeats",
+        "strategy", "evals to the best", "shortfall at 30", "seconds strategy + evaluating", "repeats",
     ]  # fmt: skip
     text = "\n".join(comparison_report.lines(result))
     assert "hypervolume" not in text
@@ -250,7 +250,7 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
     assert "brute_force evaluates all 120 in the order of the space" in text
     assert "17 candidates evaluated now, 3 known from before" in text
     text = "\n".join(comparison_report.lines(comparison(tmp_path, truth=False, seeds=1, constraints=("size <= 5",))))
-    assert "the true front is not known: everything is relative to the best that these runs found together" in text
+    assert "the true front is not known: everything is relative to the best results of all these runs" in text
     assert "of the best known hypervolume" in text
     assert "worse than the best known\n" in text
     assert "true hypervolume" not in text

@@ -86,7 +86,8 @@ def test_where_nothing_can_be_said_it_says_why(values, why):
 
 def test_nothing_to_choose():
     assert (
-        importance(product(1), "m", np.zeros((3, 0), dtype=np.int64), np.ones(3)).missing == "nothing was to be chosen"
+        importance(product(1), "m", np.zeros((3, 0), dtype=np.int64), np.ones(3)).missing
+        == "there was nothing to choose"
     )
 
 

@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_is_shown_as_that(tmp_path):
     with contextlib.closing(stores.read(run.folder / "trials.sqlite")) as writing:
         writing.add(full_grid()[:1], {"accuracy": np.array([0.5]), "average_bitwidth": np.array([2.0])}, [""], [0.1])
         text = page_of(run.folder, tmp_path / "out").read_text(encoding="utf-8")
-    assert "the search was still running when this page was made" in text
+    assert "the search was still running when this page was written" in text
     assert "3 effects need 6 trials with accuracy, and there are 1" in text
 
 

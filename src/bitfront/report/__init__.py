@@ -1,1 +1,1 @@
-"""What people look at: tables of a plan, of a run, of a transformed model. Reads results, never the loop."""
+"""Output for people: tables, figures and pages of a plan, a run or a transformed model. It reads results only."""

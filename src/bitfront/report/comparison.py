@@ -67,7 +67,7 @@ def sheet(comparison: Comparison) -> Sheet:
         columns += ["evals to the best"]
     at = f"at {comparison.budget:,}"
     columns += [f"regret {at}"] if several else []
-    columns += [f"shortfall {at}", "seconds own + evaluating", "repeats"]
+    columns += [f"shortfall {at}", "seconds strategy + evaluating", "repeats"]
     rows = []
     for result in comparison.results:
         spent = int(result.spent.median)
@@ -108,7 +108,7 @@ def _bracketed(median: str, low: str, high: str) -> str:
 
 def _one(value: float) -> str:
     if math.isinf(value):
-        return "nothing found"
+        return "no result"
     return number(value if value == int(value) else float(f"{value:.{max(2, len(str(int(abs(value)))))}g}"))
 
 
@@ -132,7 +132,7 @@ def lines(comparison: Comparison) -> list[str]:
             else "the true front is known: every candidate was evaluated"
         )
     else:
-        remarks.append("the true front is not known: everything is relative to the best that these runs found together")
+        remarks.append("the true front is not known: everything is relative to the best results of all these runs")
     if several:
         signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
         point = ", ".join(f"{n} {number(v)}" for n, v in zip(names, comparison.reference * signs, strict=True))

@@ -1,7 +1,7 @@
-"""A run in optuna-dashboard, also while it goes on. Only this computer can see it.
+"""Shows a run in optuna-dashboard, also while the search goes on. Only this computer can open the page.
 
-The dashboard reads a temporary study (``study.py``), into which new trials are written as they arrive. The run folder
-is only read, so whatever is clicked there is gone when serving ends.
+The dashboard reads a temporary study (``study.py``), and new trials are written into it as they arrive. The run folder
+is only read, so notes and other changes in the dashboard are lost when serving ends.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ NAMES = (HOST, "localhost", "[::1]")
 #: A request to this port does not name it.
 HTTP_PORT = 80
 PORT = 8080
-#: Seconds between looks at the run folder.
+#: Seconds between two checks of the run folder.
 REFRESH = 1.0
-#: Of longer runs so many trials are shown: Optuna takes some milliseconds to read each, and the browser to draw it.
+#: Number of trials shown of a longer run: Optuna takes some milliseconds to read each, and the browser to draw it.
 SHOWN = 2000
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Answers each request in a thread of its own, none of which holds up the end."""
+    """Answers each request in a separate thread. Threads that are still running do not delay the end."""
 
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Without asking the network what this computer is called, which may take seconds."""
+        """Bind without asking the network for the name of this computer, which may take seconds."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
         self.setup_environ()
 
 
 class _Handler(WSGIRequestHandler):
-    """Says nothing about each request."""
+    """Logs no requests."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -80,9 +80,9 @@ class Served:
     """A run that is being served.
 
     Attributes:
-        address: where, for a browser.
-        trials: how many of its trials are shown, to begin with.
-        total: how many it has.
+        address: the URL for a browser.
+        trials: number of its trials that are shown at first.
+        total: number of all its trials.
         wait: answers requests until it is interrupted.
     """
 
@@ -97,8 +97,8 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
     """Serve a run folder on this computer until the block ends.
 
     Args:
-        port: where; 0 takes any that is free.
-        trials: of a longer run the front and every n-th trial, about so many in all.
+        port: the port; 0 takes any that is free.
+        trials: about how many trials to show: of a longer run, the front and every n-th trial.
 
     Raises:
         MissingExtraError: optuna-dashboard is not installed.
@@ -150,7 +150,7 @@ class _Followed:
         self._begin(run)
 
     def follow(self, stop: threading.Event) -> None:
-        """Look for new trials every now and then, until told to stop."""
+        """Look for new trials every ``REFRESH`` seconds, until `stop` is set."""
         while not stop.wait(REFRESH):
             state = self._state()
             if state == self._seen:
@@ -158,17 +158,17 @@ class _Followed:
             try:
                 run = Run.load(self.folder)
             except BitfrontError:
-                continue  # it is being thrown away, or has just been: what is shown stays
+                continue  # the run is being deleted or has been: what is shown stays
             self._seen = state
             if len(run) and run.columns.number[-1] < self._last:
-                self._begin(run)  # begun again: its numbers mean other candidates
+                self._begin(run)  # a new search in this folder: its numbers mean other candidates
             else:
                 self._add(run)
 
     def _begin(self, run: Run) -> None:
         self._names += 1
-        own = run.folder.resolve().name
-        self.name = study.create(self.path, run, own if self._names == 1 else f"{own} ({self._names})")
+        name = run.folder.resolve().name
+        self.name = study.create(self.path, run, name if self._names == 1 else f"{name} ({self._names})")
         self._began: datetime = study.began(run)
         self._last = -1
         self._add(run)
@@ -182,10 +182,10 @@ class _Followed:
             self.trials += len(rows)
 
     def _state(self) -> tuple[Any, ...]:
-        """What changes whenever trials are written."""
-        found: list[tuple[int, int]] = []
+        """(time of change, size) of the files of the store; it changes when trials are written."""
+        state: list[tuple[int, int]] = []
         for name in (STORE, f"{STORE}-wal"):
             with suppress(OSError):
-                known = (self.folder / name).stat()
-                found.append((known.st_mtime_ns, known.st_size))
-        return tuple(found)
+                status = (self.folder / name).stat()
+                state.append((status.st_mtime_ns, status.st_size))
+        return tuple(state)

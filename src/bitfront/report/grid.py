@@ -179,39 +179,16 @@ def bars(cells: CellGrid) -> Figure:
     size = 8 if rows * columns <= 36 else 6
     halo = [withStroke(linewidth=2.5, foreground="white")]
     lift = 0.03 * (high - floor)
-    # Far bars first, so that near ones stand before them.
+    # Far bars first, so that near ones cover them.
     for r in range(rows - 1, -1, -1):
         for c in range(columns):
-            value = cells.values[r, c]
+            value, label = cells.values[r, c], {"s": cells.text(r, c), "ha": "center", "fontsize": size, "zorder": 1000}
             if cells.trials[r, c]:
-                axes.bar3d(
-                    c - 0.35,
-                    r - 0.35,
-                    floor,
-                    0.7,
-                    0.7,
-                    value - floor,
-                    color=colours(norm(value)),
-                    edgecolor="#222222",
-                    linewidth=0.3,
-                    shade=True,
-                )
-                axes.text(
-                    c,
-                    r,
-                    max(value, floor) + lift,
-                    cells.text(r, c),
-                    ha="center",
-                    fontsize=size,
-                    zorder=1000,
-                    path_effects=halo,
-                )
+                _bar(axes, c, r, floor, value - floor, colours(norm(value)))
+                axes.text(c, r, max(value, floor) + lift, **label, path_effects=halo)
             else:
-                for xs, ys in (((-0.35, 0.35), (-0.35, 0.35)), ((-0.35, 0.35), (0.35, -0.35))):
-                    axes.plot([c + v for v in xs], [r + v for v in ys], [floor, floor], color="#888888", lw=0.8)
-                axes.text(
-                    c, r, floor + lift, cells.text(r, c), ha="center", fontsize=size, color="#555555", zorder=1000
-                )
+                _cross(axes, c, r, floor)
+                axes.text(c, r, floor + lift, **label, color="#555555")
     axes.set_xticks(range(columns), cells.columns, fontsize=8)
     axes.set_yticks(range(rows), cells.rows, fontsize=8)
     axes.tick_params(axis="z", pad=6)
@@ -225,6 +202,18 @@ def bars(cells: CellGrid) -> Figure:
     axes.view_init(elev=28, azim=-58)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
     return figure
+
+
+def _bar(axes: Any, x: int, y: int, floor: float, height: float, colour: Any) -> None:
+    """Draw one bar, which stands on `floor`."""
+    edges = {"edgecolor": "#222222", "linewidth": 0.3}
+    axes.bar3d(x - 0.35, y - 0.35, floor, 0.7, 0.7, height, color=colour, shade=True, **edges)
+
+
+def _cross(axes: Any, x: int, y: int, floor: float) -> None:
+    """Draw the cross of a cell without a value."""
+    for xs, ys in (((-0.35, 0.35), (-0.35, 0.35)), ((-0.35, 0.35), (0.35, -0.35))):
+        axes.plot([x + v for v in xs], [y + v for v in ys], [floor, floor], color="#888888", lw=0.8)
 
 
 def base(known: Values) -> tuple[float, float, float]:

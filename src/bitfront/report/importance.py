@@ -79,7 +79,7 @@ def importance(space: Space, metric: str, codes: Codes, values: Values) -> Impor
     codes, values = codes[known], values[known]
     effects = int(sum(len(p.labels) - 1 for p in space.parameters))
     if not space.parameters:
-        return Importance(metric, trials=len(values), missing="nothing was to be chosen")
+        return Importance(metric, trials=len(values), missing="there was nothing to choose")
     # If the whole space is evaluated, the means are exact, and fewer trials are enough.
     needed = min(TRIALS_PER_EFFECT * (effects + 1), space.size)
     if len(values) < needed:

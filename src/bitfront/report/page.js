@@ -19,11 +19,11 @@ function number(value) {
 }
 
 function element(tag, content, attributes = {}) {
-  const made = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (typeof content === "string") made.textContent = content;
-  else made.append(...(content || []));
-  return made;
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (typeof content === "string") node.textContent = content;
+  else node.append(...(content || []));
+  return node;
 }
 
 function layout(more) {
@@ -44,15 +44,15 @@ function draw(target, traces, more) {
   return Plotly.react(target, traces, layout(more), settings);
 }
 
-// A box for one picture inside `parent`, made once.
+// A box for one picture inside `parent`, created once.
 function box(parent, name, height) {
-  let found = byId(name);
-  if (!found) {
-    found = element("div", [], { id: name, class: "plot", role: "img" });
-    byId(parent).append(found);
+  let target = byId(name);
+  if (!target) {
+    target = element("div", [], { id: name, class: "plot", role: "img" });
+    byId(parent).append(target);
   }
-  found.style.height = `${height}px`;
-  return found;
+  target.style.height = `${height}px`;
+  return target;
 }
 
 function spelled(place) {
@@ -72,9 +72,9 @@ function choices(place) {
 
 function hover(place) {
   const shown = [...new Set([data.quality, ...data.costs])].map((m) => `${text(data.metrics[m])}: ${number(data.values[m][place])}`);
-  const own = choices(place).map(([name, label]) => `${text(name)} ${text(label)}`);
-  const more = own.length > 12 ? [`… and ${own.length - 12} more`] : [];
-  return [`<b>trial ${data.number[place]}</b>`, ...shown, ...own.slice(0, 12), ...more].join("<br>") + "<extra></extra>";
+  const labels = choices(place).map(([name, label]) => `${text(name)} ${text(label)}`);
+  const more = labels.length > 12 ? [`… and ${labels.length - 12} more`] : [];
+  return [`<b>trial ${data.number[place]}</b>`, ...shown, ...labels.slice(0, 12), ...more].join("<br>") + "<extra></extra>";
 }
 
 // ---- the front
@@ -83,11 +83,11 @@ function hover(place) {
 function ticks(values) {
   const known = values.filter((v) => typeof v === "number" && v > 0);
   const [low, high] = [Math.min(...known), Math.max(...known)];
-  const found = [];
+  const round = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
-    found.push(...[1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+    round.push(...[1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
   }
-  const inside = found.filter((v) => v >= low * 0.7 && v <= high * 1.4);
+  const inside = round.filter((v) => v >= low * 0.7 && v <= high * 1.4);
   return inside.length > 12 ? inside.filter((v) => Number.isInteger(Math.log10(v))) : inside;
 }
 
@@ -97,23 +97,23 @@ function front() {
   const others = data.drawn.filter((place) => !onFront.has(place));
   const sorted = data.front.map((place, i) => [place, i]).sort((a, b) => data.values[x][a[0]] - data.values[x][b[0]]);
   const points = sorted.map(([place]) => place);
-  const trace = (own, more) => ({
-    type: "scatter", mode: "markers", x: own.map((p) => data.values[x][p]), y: own.map((p) => data.values[y][p]),
-    customdata: own.map((p) => data.number[p]), hovertemplate: own.map(hover), ...more,
+  const trace = (shown, more) => ({
+    type: "scatter", mode: "markers", x: shown.map((p) => data.values[x][p]), y: shown.map((p) => data.values[y][p]),
+    customdata: shown.map((p) => data.number[p]), hovertemplate: shown.map(hover), ...more,
   });
   const traces = [trace(others, { name: "trials", marker: { color: colour("cloud"), size: 6, opacity: 0.6 } })];
-  const own = trace(points, {
+  const frontTrace = trace(points, {
     name: "front", mode: y === data.quality && data.costs.includes(x) ? "lines+markers" : "markers",
     line: { color: colour("front"), width: 1 }, marker: { color: colour("front"), size: 10, symbol: "diamond" },
   });
   if (y === data.quality && data.low.some((v) => v !== null)) {
-    own.error_y = {
+    frontTrace.error_y = {
       type: "data", symmetric: false, color: colour("front"), thickness: 1, width: 3,
       array: sorted.map(([p, i]) => (data.high[i] === null ? 0 : data.high[i] - data.values[y][p])),
       arrayminus: sorted.map(([p, i]) => (data.low[i] === null ? 0 : data.values[y][p] - data.low[i])),
     };
   }
-  traces.push(own);
+  traces.push(frontTrace);
   const reference = [data.reference[x], data.reference[y]];
   if (reference.every((v) => v !== null && v !== undefined)) {
     traces.push({
@@ -194,9 +194,9 @@ function fillFront() {
 
 function importance(one, i) {
   if (one.missing) return;
-  const own = [...one.parameters].reverse();
-  const names = ["interactions and noise", ...own.map((p) => p.name)];
-  const shares = [one.rest, ...own.map((p) => p.share)];
+  const parameters = [...one.parameters].reverse();
+  const names = ["interactions and noise", ...parameters.map((p) => p.name)];
+  const shares = [one.rest, ...parameters.map((p) => p.share)];
   draw(box("importance", `importance-${i}`, 110 + 26 * names.length), [{
     type: "bar", orientation: "h", x: shares, y: names.map(text), text: shares.map((s) => `${(100 * s).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, marker: { color: names.map((_, j) => colour(j ? "front" : "cloud")) },
@@ -206,11 +206,11 @@ function importance(one, i) {
 
 function effects(one, i) {
   if (one.missing) return;
-  const own = [...one.parameters].reverse();
+  const parameters = [...one.parameters].reverse();
   const lines = { x: [], y: [] }, dots = { x: [], y: [], label: [], about: [] };
-  const every = own.flatMap((parameter) => parameter.effects.map((e) => e.mean));
+  const every = parameters.flatMap((parameter) => parameter.effects.map((e) => e.mean));
   const room = (Math.max(...every) - Math.min(...every)) * (narrow() ? 0.1 : 0.035);
-  own.forEach((parameter) => {
+  parameters.forEach((parameter) => {
     const means = parameter.effects.map((e) => e.mean);
     lines.x.push(Math.min(...means), Math.max(...means), null);
     lines.y.push(text(parameter.name), text(parameter.name), null);
@@ -226,19 +226,19 @@ function effects(one, i) {
       dots.about.push(`${text(parameter.name)} ${text(e.label)}<br>mean ${number(e.mean)} (${e.effect >= 0 ? "+" : ""}${number(e.effect)})<br>${e.trials.toLocaleString("en")} trials<extra></extra>`);
     });
   });
-  draw(box("effects", `effects-${i}`, 110 + 44 * own.length), [
+  draw(box("effects", `effects-${i}`, 110 + 44 * parameters.length), [
     { type: "scatter", mode: "lines", ...lines, line: { color: colour("cloud"), width: 1 }, hoverinfo: "skip" },
     { type: "scatter", mode: "markers+text", x: dots.x, y: dots.y, text: dots.label, textposition: "top center", hovertemplate: dots.about, marker: { color: colour("front"), size: 9 }, textfont: { size: 11 }, cliponaxis: false },
-  ], { showlegend: false, xaxis: { title: { text: `mean<br>${text(one.title)}` } }, yaxis: { ticksuffix: " ", range: [-0.5, own.length - 0.2] } });
+  ], { showlegend: false, xaxis: { title: { text: `mean<br>${text(one.title)}` } }, yaxis: { ticksuffix: " ", range: [-0.5, parameters.length - 0.2] } });
 }
 
 // ---- how the search went
 
 function history() {
-  const over = byId("history-x").value, own = data.history;
+  const over = byId("history-x").value, search = data.history;
   const title = byId("history-x").selectedOptions[0].textContent;
-  const end = own.end[over === "trials" ? 0 : 1];
-  own.courses.forEach((course, i) => {
+  const end = search.end[over === "trials" ? 0 : 1];
+  search.courses.forEach((course, i) => {
     const best = [...course.best], steps = [...(over === "trials" ? course.steps : course.step_seconds)];
     if (best.length) { best.push(best.at(-1)); steps.push(end); }
     draw(box("courses", `course-${i}`, 300), [
@@ -246,11 +246,11 @@ function history() {
       { type: "scatter", mode: "lines", name: "best so far", x: steps, y: best, line: { shape: "hv", color: colour("front"), width: 2 } },
     ], { xaxis: { title: { text: title } }, yaxis: { title: { text: text(course.title) } } });
   });
-  if (own.missing) {
-    byId("volume").textContent = `Not shown: ${own.missing}.`;
+  if (search.missing) {
+    byId("volume").textContent = `Not shown: ${search.missing}.`;
   } else {
     draw(box("volume", "volume-plot", 300), [
-      { type: "scatter", mode: "lines", x: own[over], y: own.volume, line: { shape: "hv", color: colour("volume"), width: 2 }, hovertemplate: "%{x}: %{y:.4f}<extra></extra>" },
+      { type: "scatter", mode: "lines", x: search[over], y: search.volume, line: { shape: "hv", color: colour("volume"), width: 2 }, hovertemplate: "%{x}: %{y:.4f}<extra></extra>" },
     ], { xaxis: { title: { text: title } }, yaxis: { title: { text: "hypervolume" }, range: [0, 1.02] } });
   }
 }
@@ -258,27 +258,27 @@ function history() {
 // ---- parallel coordinates
 
 function parallel() {
-  const own = data.parallel;
-  const left = own.left_out ? ` ${own.left_out} parameters that matter less are left out.` : "";
-  byId("parallel-note").textContent = `${own.rows.length.toLocaleString("en")} trials as lines, the front in colour; a click shows one.${left}`;
-  const across = own.axes.map((_, i) => i);
-  const pick = (line) => own.rows.map((_, i) => i).filter((i) => own.front[i] === line);
+  const lines = data.parallel;
+  const left = lines.left_out ? ` ${lines.left_out} parameters that matter less are left out.` : "";
+  byId("parallel-note").textContent = `${lines.rows.length.toLocaleString("en")} trials as lines, the front in colour; a click shows one.${left}`;
+  const across = lines.axes.map((_, i) => i);
+  const pick = (line) => lines.rows.map((_, i) => i).filter((i) => lines.front[i] === line);
   const joined = (rows) => ({
-    x: rows.flatMap(() => [...across, null]), y: rows.flatMap((i) => [...own.heights.map((h) => h[i]), null]),
-    customdata: rows.flatMap((i) => Array(across.length + 1).fill(data.number[own.rows[i]])),
+    x: rows.flatMap(() => [...across, null]), y: rows.flatMap((i) => [...lines.heights.map((h) => h[i]), null]),
+    customdata: rows.flatMap((i) => Array(across.length + 1).fill(data.number[lines.rows[i]])),
   });
-  const ticks = own.axes.flatMap((axis, i) => axis.ticks.map(([height, label]) => ({
+  const ticks = lines.axes.flatMap((axis, i) => axis.ticks.map(([height, label]) => ({
     x: i, y: height, text: text(label), showarrow: false, xanchor: "left", xshift: 4, font: { size: 11 }, bgcolor: colour("paper"), borderpad: 1, opacity: 0.9,
   })));
   const line = { type: "scatter", mode: "lines", hovertemplate: "trial %{customdata}<extra></extra>" };
-  byId("lines").style.minWidth = `${Math.max(320, 90 * own.axes.length)}px`;
+  byId("lines").style.minWidth = `${Math.max(320, 90 * lines.axes.length)}px`;
   draw("lines", [
     { ...line, ...joined(pick(false)), name: "trials", opacity: 0.5, line: { color: colour("cloud"), width: 1 } },
     { ...line, ...joined(pick(true)), name: "front", line: { color: colour("front"), width: 2 } },
   ], {
     annotations: ticks, margin: { l: 20, r: 55, t: 10, b: 90 }, dragmode: false,
     shapes: across.map((i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: colour("ink"), width: 1 } })),
-    xaxis: { tickvals: across, ticktext: own.axes.map((a) => text(a.title)), tickangle: 25, ticklabeloverflow: "allow", showgrid: false, zeroline: false, range: [-0.1, across.length - 0.8] },
+    xaxis: { tickvals: across, ticktext: lines.axes.map((a) => text(a.title)), tickangle: 25, ticklabeloverflow: "allow", showgrid: false, zeroline: false, range: [-0.1, across.length - 0.8] },
     yaxis: { visible: false, range: [-0.02, 1.02] },
   });
 }

@@ -1,8 +1,8 @@
-"""The page: one HTML file with everything in it, to be opened anywhere and mailed. It asks the network for nothing.
+"""The page: one HTML file that contains everything, so that it can be opened anywhere and sent by mail.
 
-Tables stand in it as HTML, so that they are there for every reader; pictures are drawn in the browser by plotly.js and
-``page.js`` from the JSON in the page. Jinja2 fills in ``page.html``; it escapes every text, since names, errors and
-paths are the user's. A content security policy in the page forbids it to load anything.
+The tables are HTML, so that every reader can use them. The pictures are drawn in the browser by plotly.js and
+``page.js``, from JSON in the page. Jinja2 fills in ``page.html`` and escapes every text, since names, errors and paths
+come from the user. A content security policy forbids the page to load anything from the network.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from bitfront.engine.storage.run import Run
 
-#: Bytes that the page stays below, so that it can be mailed.
+#: The page has fewer bytes than this, so that it can be sent by mail.
 LIMIT = 5_900_000
-#: (trials drawn, whether bars stand beside the tables of grids); the next one is taken where the page is too large.
+#: (number of trials drawn, whether grids have bars). If a page is too large, the next entry is tried.
 DRAWN = ((data.SHOWN, True), (1000, True), (500, True), (200, True), (50, False))
 
 
@@ -51,12 +51,12 @@ def page(run: Run, grids: Sequence[CellGrid], influences: Sequence[Importance]) 
         "failures": page_tables.failures(run),
         "config": tomlfile.dumps(run.config.effective()),
     }
-    heatmaps, pictures = [page_tables.heatmap(own) for own in grids], [_picture(own) for own in grids]
+    heatmaps, pictures = [page_tables.heatmap(cells) for cells in grids], [_picture(cells) for cells in grids]
     template = _template()
     for limit, pictured in DRAWN:
         shown = [
-            {"table": table, "picture": picture if pictured else "", "alt": _alt(own)}
-            for own, table, picture in zip(grids, heatmaps, pictures, strict=True)
+            {"table": table, "picture": picture if pictured else "", "alt": _alt(cells)}
+            for cells, table, picture in zip(grids, heatmaps, pictures, strict=True)
         ]
         content = page_data.content(run, influences, limit)
         text = template.render(fixed, grids=shown, pictured=pictured, data=content)
@@ -70,7 +70,7 @@ def _template() -> Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # JSON without spaces, and in UTF-8: half the bytes. ``tojson`` escapes what could end the script.
+    # JSON without spaces, in UTF-8, has half the bytes. ``tojson`` escapes what could end the script.
     environment.policies["json.dumps_kwargs"] = {
         "ensure_ascii": False,
         "allow_nan": False,
@@ -84,15 +84,15 @@ def _part(name: str) -> str:
     return files("bitfront.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _alt(own: CellGrid) -> str:
-    return f"{own.title} as bars over {own.x} and {own.y}; the values are in the table"
+def _alt(cells: CellGrid) -> str:
+    return f"{cells.title} as bars over {cells.x} and {cells.y}; the values are in the table"
 
 
-def _picture(own: CellGrid) -> str:
-    """The bars as an image in a palette of 128 colours: a third of the bytes."""
+def _picture(cells: CellGrid) -> str:
+    """The bars as an image with 128 colours, which needs a third of the bytes."""
     from PIL import Image
 
     drawn, out = io.BytesIO(), io.BytesIO()
-    bars(own).savefig(drawn, format="png", dpi=90)
+    bars(cells).savefig(drawn, format="png", dpi=90)
     Image.open(drawn).convert("RGB").quantize(128).save(out, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

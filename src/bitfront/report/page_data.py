@@ -1,6 +1,6 @@
-"""What the pictures of the page are drawn from, as JSON: trials, influences, the course of the search, lines.
+"""The data of the pictures on the page, as JSON: trials, influences, the course of the search, lines.
 
-Numbers are shortened, and what candidates share is written once: the page is to be mailed.
+To keep the page small, numbers are shortened, and parts that several candidates share are written once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 def content(run: Run, influences: Sequence[Importance], limit: int = data.SHOWN) -> dict[str, Any]:
-    """What the pictures of the page are drawn from: what JSON can hold, null for NaN and infinity. Trials are numbered
-    by their place among those in it.
+    """The data of the pictures on the page. NaN and infinity become null.
+
+    A trial is referred to by its index among the trials that are in the data.
 
     Args:
-        limit: trials drawn, where there are more.
+        limit: the largest number of trials that are drawn.
     """
     cloud, lines = data.cloud(run, limit), data.parallel(run, influences)
     rows = np.union1d(cloud.rows, np.concatenate([cloud.front, lines.rows]))
@@ -54,14 +55,14 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def _trials(run: Run, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """What some trials chose, −1 where a choice had no effect, and what was measured."""
-    own, codes = run.columns, run.columns.codes(rows)
+    """The choices of some trials (−1 for a choice without effect) and their metrics."""
+    columns, codes = run.columns, run.columns.codes(rows)
     chosen = [np.where(active(run.space, c, codes), codes[:, c], -1) for c in range(codes.shape[1])]
     nodes, keys, roots = _interned(run.space.decode(code) for code in codes)
     return {
         "parameters": [{"name": p.name, "labels": p.labels} for p in run.space.parameters],
-        "number": own.number[rows].tolist(),
-        "values": {m: _numbers(own.metrics[m][rows]) for m in data.metric_names(run)},
+        "number": columns.number[rows].tolist(),
+        "values": {m: _numbers(columns.metrics[m][rows]) for m in data.metric_names(run)},
         "choices": [c.tolist() for c in chosen],
         "config": {"nodes": nodes, "keys": keys, "roots": roots},
     }
@@ -96,9 +97,9 @@ def _influence(run: Run, one: Importance) -> dict[str, Any]:
     }
 
 
-def _effects(own: Sequence[Effect], sizes: Mapping[str, Size]) -> list[dict[str, Any]]:
-    brief = data.shortened([e.label for e in own], sizes)
-    return [{**vars(e), "short": text} for e, text in zip(own, brief, strict=True)]
+def _effects(effects: Sequence[Effect], sizes: Mapping[str, Size]) -> list[dict[str, Any]]:
+    brief = data.shortened([e.label for e in effects], sizes)
+    return [{**vars(e), "short": text} for e, text in zip(effects, brief, strict=True)]
 
 
 def _history(run: Run, history: data.SearchCourse) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _parallel(lines: data.Parallel, place: Mapping[int, int]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON does not have."""
+    """The same with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -145,22 +146,22 @@ def _finite(value: Any) -> Any:
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float]:
-    """Seven digits: more than a picture shows, in half the bytes."""
+    """Numbers with seven digits: more than a picture shows, in half the bytes."""
     return [float(f"{v:.7g}") for v in values.tolist()]
 
 
 def _interned(configs: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[list[str]], list[int]]:
-    """Candidates spelled out, with what they share written once: (nodes, lists of keys, a node per candidate).
+    """Configurations, with equal parts written once: (nodes, lists of keys, index of a node per candidate).
 
-    A node is a list of a value alone, or [index of a list of keys, the node of each].
+    A node is [value], or [index of a list of keys, indices of the nodes of their values].
     """
     nodes: dict[tuple[Any, ...], int] = {}
     keys: dict[tuple[str, ...], int] = {}
 
     def node(value: Any) -> int:
         if isinstance(value, Mapping):
-            own = keys.setdefault(tuple(value), len(keys))
-            key: tuple[Any, ...] = ("table", own, tuple(node(v) for v in value.values()))
+            index = keys.setdefault(tuple(value), len(keys))
+            key: tuple[Any, ...] = ("table", index, tuple(node(v) for v in value.values()))
         else:
             key = ("value", json.dumps(value))
         return nodes.setdefault(key, len(nodes))

@@ -1,4 +1,4 @@
-"""The tables of the page, cell by cell, as the template writes them. All is plain text; the template escapes it."""
+"""The tables of the page, cell by cell. All cells are plain text, which the template escapes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class HtmlCell:
     """One cell.
 
     Attributes:
-        note: small print behind the text.
+        note: text in small print after the text.
         kind: its CSS class.
         style: its CSS.
-        tip: what is shown where the pointer rests on it.
-        trial: number of the trial that a click on it shows; None: it is no button.
+        tip: text that the browser shows when the pointer is on the cell.
+        trial: the cell is a button that shows the trial with this number; None: it is no button.
     """
 
     text: str = ""
@@ -49,7 +49,7 @@ class HtmlTable:
 
     Attributes:
         kind: its CSS class.
-        note: a paragraph in place of a table without rows, or after one with rows.
+        note: a paragraph below the rows; without rows it replaces the table.
     """
 
     caption: str = ""
@@ -60,20 +60,20 @@ class HtmlTable:
 
 
 def summary(run: Run) -> tuple[dict[str, str], list[str]]:
-    """Facts about the run, title → text, and remarks."""
-    space, own = run.space, run.columns
-    failed = int((~own.complete).sum())
+    """Facts about the run (title → text), and remarks."""
+    space, columns = run.space, run.columns
+    failed = int((~columns.complete).sum())
     objectives = zip(run.objectives.names, run.objectives.directions, strict=True)
     facts = {
         "model": run.config.model,
         "dataset": run.config.dataset,
         "objectives": ", ".join(f"{name} ({direction})" for name, direction in objectives),
         "trials": f"{len(run):,} of {space.size:,} candidates" + (f", {failed:,} failed" if failed else ""),
-        "state": run.stopped or "the search was still running when this page was made",
+        "state": run.stopped or "the search was still running when this page was written",
         "strategy": run.config.search.strategy.name if run.config.search else "",
         "front": f"{len(run.front_rows):,} trials",
         "samples": f"{run.samples:,} per candidate" if run.samples else "",
-        "evaluation": f"{own.duration.sum():,.3g} s, summed over trials",
+        "evaluation": f"{columns.duration.sum():,.3g} s, summed over trials",
         "run folder": str(run.folder),
     }
     facts["undefined"] = ", ".join(f"{m} has no value in {n:,} trials" for m, n in data.undefined(run).items())
@@ -83,7 +83,7 @@ def summary(run: Run) -> tuple[dict[str, str], list[str]]:
 
 
 def best(run: Run) -> HtmlTable:
-    """The float model, the front, and what was trained on."""
+    """The float model, the front, and the fine-tuned trials."""
     names = list(dict.fromkeys([*(p.metric for p in run.objectives.parts), *data.metric_names(run)]))
     tested, trained = bool(run.reference_test), bool(run.finetuned)
     head = ["trial", *(data.title(run, m) for m in names)]
@@ -109,47 +109,47 @@ def best(run: Run) -> HtmlTable:
 
 
 def layers(run: Run) -> HtmlTable:
-    """What every layer chose in the trials of the front."""
-    own = data.layer_map(run, data.cloud(run).front[:ROWS])
-    if not own.places:
-        return HtmlTable(note="Nothing was to be chosen.")
-    if not own.numbers:
+    """The choices of each layer in the trials of the front."""
+    chosen = data.layer_map(run, data.cloud(run).front[:ROWS])
+    if not chosen.places:
+        return HtmlTable(note="There was nothing to choose.")
+    if not chosen.numbers:
         return HtmlTable(note="No trial is on the front.")
     rows = []
-    for place, labels, short, shades in zip(own.places, own.labels, own.short, own.shades, strict=True):
+    for place, labels, short, shades in zip(chosen.places, chosen.labels, chosen.short, chosen.shades, strict=True):
         cells = zip(labels, short, shades.tolist(), strict=True)
         rows.append([HtmlCell(place), *(HtmlCell(text, style=_paint(s), tip=label) for label, text, s in cells)])
-    head = [HtmlCell("site/operand"), *(_button(n) for n in own.numbers)]
+    head = [HtmlCell("site/operand"), *(_button(n) for n in chosen.numbers)]
     return _table("Bits or widths that the trials of the front chose", head, rows, "map")
 
 
-def heatmap(own: CellGrid) -> HtmlTable:
+def heatmap(cells: CellGrid) -> HtmlTable:
     """A metric over two parameters; the first row is the topmost."""
-    known = own.values[np.isfinite(own.values)]
+    known = cells.values[np.isfinite(cells.values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
 
     def cell(row: int, column: int) -> HtmlCell:
-        trials, text = own.trials[row, column], own.text(row, column)
-        if not trials and own.failed[row, column]:
+        trials, text = cells.trials[row, column], cells.text(row, column)
+        if not trials and cells.failed[row, column]:
             return HtmlCell(text, kind="failed", tip="failed")
         if not trials:
             return HtmlCell(text, kind="empty", tip="never evaluated")
-        share = (float(own.values[row, column]) - low) / (high - low) if high > low else 0.5
+        share = (float(cells.values[row, column]) - low) / (high - low) if high > low else 0.5
         return HtmlCell(text, style=_paint(share), tip=f"{trials:,} trials")
 
     rows = [
-        [HtmlCell(name), *(cell(row, column) for column in range(len(own.columns)))]
-        for row, name in reversed(list(enumerate(own.rows)))
+        [HtmlCell(name), *(cell(row, column) for column in range(len(cells.columns)))]
+        for row, name in reversed(list(enumerate(cells.rows)))
     ]
-    caption = ", ".join(filter(None, [own.title, own.note])) + f"; {own.x} across, {own.y} up"
-    return _table(caption, ["", *own.columns], rows, "map")
+    caption = ", ".join(filter(None, [cells.title, cells.note])) + f"; {cells.x} across, {cells.y} up"
+    return _table(caption, ["", *cells.columns], rows, "map")
 
 
-def influences(run: Run, own: Sequence[Importance]) -> list[HtmlTable]:
-    """The main effects per metric, for who does not see the picture; or why they are not known."""
+def influences(run: Run, importances: Sequence[Importance]) -> list[HtmlTable]:
+    """The main effects per metric as tables, for readers who cannot see the picture; or why they are not known."""
     head = ["parameter", "share of the variance", "option", "mean with it", "difference", "trials"]
     tables = []
-    for one in own:
+    for one in importances:
         if one.missing:
             tables.append(HtmlTable(note=f"{one.metric}: {one.missing}."))
             continue
@@ -197,16 +197,16 @@ def _number(value: float | None) -> str:
 
 
 def _finetuned(trial: Trial) -> str:
-    own = trial.finetuned
-    if own is None:
+    result = trial.finetuned
+    if result is None:
         return ""
-    if own.failed:
-        return f"failed: {own.failed}"
-    return _number(own.metrics.get("accuracy")) + ("" if own.kept else " (no better)")
+    if result.failed:
+        return f"failed: {result.failed}"
+    return _number(result.metrics.get("accuracy")) + ("" if result.kept else " (no better)")
 
 
 def _paint(shade: float) -> str:
-    """The colour of a share, and a text colour that can be read on it."""
+    """CSS: the colour for a share, and a text colour that is readable on it."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

@@ -1,8 +1,8 @@
-"""A run as a study of Optuna's, in an SQLite file that Optuna and optuna-dashboard read.
+"""A run as an Optuna study: an SQLite file that Optuna and optuna-dashboard read.
 
-Optuna makes the tables and the study. Trials are written into the tables directly, in one transaction: by Optuna's
-functions each would take tens of milliseconds, and a number of Optuna's choice. How the tables are laid out is Optuna's
-business, so it is looked at first; where it is not as it is known here, Optuna's functions write the trials.
+Optuna creates the tables and the study. The trials are written directly into the tables, in one transaction. Optuna's
+functions would take tens of milliseconds per trial and would number the trials anew. The layout of the tables is not
+part of Optuna's public API, so it is checked first. If it is an unknown one, Optuna's functions write the trials.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from bitfront.report.data import objective_title
 if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run
 
-#: The layout of Optuna's tables that is written here; Optuna 3.2 to 5 have it.
+#: The version of the layout of Optuna's tables that this file can write; Optuna 3.2 to 5 have it.
 SCHEMA = 12
-#: What is written of trials: table → columns.
+#: The columns that are written: table → columns.
 TABLES = {
     "trials": ("trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"),
     "trial_values": ("trial_id", "objective", "value", "value_type"),
@@ -38,28 +38,28 @@ TABLES = {
     "trial_user_attributes": ("trial_id", "key", "value_json"),
     "trial_system_attributes": ("trial_id", "key", "value_json"),
 }
-#: How an infinite value is written.
+#: Infinite value → its value_type.
 INFINITE = {np.inf: "INF_POS", -np.inf: "INF_NEG"}
-#: The key of a trial's excesses over its constraints. Optuna has a newer way, which optuna-dashboard does not read.
+#: The key for how far a trial exceeds its constraints. optuna-dashboard does not read Optuna's newer way.
 CONSTRAINTS = "constraints"
 
 
 def create(path: Path, run: Run, name: str = "") -> str:
-    """Make an empty study for a run, and the file if there is none; gives the study's name, that of the run."""
+    """Create an empty study for a run, and the file if there is none. Returns the name of the study."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _storage(path) as storage:
-        made = optuna.create_study(
+        study = optuna.create_study(
             storage=storage, study_name=name or run.folder.resolve().name, directions=run.objectives.directions
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            made.set_metric_names([objective_title(run, n) for n in run.objectives.names])
-        made.set_user_attr("run", str(run.folder.resolve()))
+            study.set_metric_names([objective_title(run, n) for n in run.objectives.names])
+        study.set_user_attr("run", str(run.folder.resolve()))
         for metric, value in run.reference.items():
-            made.set_user_attr(f"float model: {metric}", value)
-    return made.study_name
+            study.set_user_attr(f"float model: {metric}", value)
+    return study.study_name
 
 
 @contextlib.contextmanager
@@ -75,21 +75,26 @@ def _storage(path: Path) -> Iterator[Any]:
 
 
 def address(path: Path) -> str:
-    """How Optuna calls a storage in that file."""
+    """The URL by which Optuna opens this file."""
     return f"sqlite:///{path}"
 
 
 def began(run: Run) -> datetime:
-    """When a run would have begun, had it done nothing but evaluate, one trial after the other: so long before its last
-    trial was written as all of them took. The times of day in a study follow from that and the durations."""
+    """The start of a run, as if its trials had been evaluated one after the other without a pause.
+
+    It is the time of the last trial minus the durations of all trials. The times of the trials in a study are computed
+    from it and from the durations.
+    """
     seconds = float(np.nan_to_num(run.columns.duration).sum())
     last = (run.folder / STORE).stat().st_mtime
     return datetime.fromtimestamp(last - seconds, UTC)
 
 
 def append(path: Path, name: str, run: Run, rows: Rows, began: datetime) -> None:
-    """Write some trials of a run into its study, under their own numbers where Optuna's tables are as known here. Where
-    they are not, Optuna numbers the trials, and their own number is the user attribute ``trial``.
+    """Write some trials of a run into its study.
+
+    They keep their numbers if the layout of Optuna's tables is known. Otherwise Optuna numbers them, and the number in
+    the run is the user attribute ``trial``.
 
     Raises:
         RunError: they cannot be written.
@@ -105,7 +110,7 @@ def append(path: Path, name: str, run: Run, rows: Rows, began: datetime) -> None
 
 
 def known_layout(db: sqlite3.Connection) -> bool:
-    """Whether the tables of an Optuna study are as they are written here."""
+    """Whether the tables of an Optuna study have the known layout."""
     try:
         for table, columns in TABLES.items():
             db.execute(f"SELECT {', '.join(columns)} FROM {table} LIMIT 0")
@@ -124,7 +129,7 @@ def _write(db: sqlite3.Connection, name: str, run: Run, rows: Rows, began: datet
 
 
 def _add(path: Path, name: str, run: Run, rows: Rows, began: datetime) -> None:
-    """The same trials, by Optuna's functions."""
+    """Write the same trials by Optuna's functions."""
     import optuna
 
     trials: dict[int, Any] = {}
@@ -164,18 +169,18 @@ def _add(path: Path, name: str, run: Run, rows: Rows, began: datetime) -> None:
 
 
 def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Iterator[tuple[str, Iterable[Any]]]:
-    """(table, rows) of everything that Optuna keeps of trials, each row as ``TABLES`` says."""
+    """(table, rows) of the trials in each of Optuna's tables; a row has the columns in ``TABLES``."""
     from optuna.distributions import CategoricalDistribution, distribution_to_json
 
-    own = run.columns
-    values = run.objectives.values({m: v[rows] for m, v in own.metrics.items()})
+    columns = run.columns
+    values = run.objectives.values({m: v[rows] for m, v in columns.metrics.items()})
     unknown = np.asarray(np.isnan(values).any(axis=1))
-    complete = own.complete[rows] & ~unknown  # of a complete trial Optuna wants all values
+    complete = columns.complete[rows] & ~unknown  # Optuna requires all values of a complete trial
 
     states = np.where(complete, "COMPLETE", "FAIL").tolist()
-    numbers = own.number[rows].tolist()
-    end = np.cumsum(np.nan_to_num(own.duration))[rows]
-    start = end - np.nan_to_num(own.duration[rows])
+    numbers = columns.number[rows].tolist()
+    end = np.cumsum(np.nan_to_num(columns.duration))[rows]
+    start = end - np.nan_to_num(columns.duration[rows])
     yield (
         "trials",
         zip(ids.tolist(), numbers, [study] * len(rows), states, _times(began, start), _times(began, end), strict=True),
@@ -190,7 +195,7 @@ def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Ite
             ),
         )
     for chosen in choices(run, rows):
-        # The values are places in it.
+        # The values are indices into its labels.
         text, counts = distribution_to_json(CategoricalDistribution(chosen.parameter.labels)), chosen.counts
         yield (
             "trial_params",
@@ -201,8 +206,10 @@ def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Ite
         )
     yield "trial_user_attributes", _attributes(run, rows, ids, unknown)
     if run.constraints:
-        # What is not known is missed by all of it.
-        over = np.nan_to_num([c.excess(own.metrics[c.metric][rows]) for c in run.constraints], nan=1.0, posinf=1e300)
+        # A constraint on an unknown value counts as not fulfilled.
+        over = np.nan_to_num(
+            [c.excess(columns.metrics[c.metric][rows]) for c in run.constraints], nan=1.0, posinf=1e300
+        )
         yield (
             "trial_system_attributes",
             ((i, CONSTRAINTS, json.dumps(v)) for i, v in zip(ids.tolist(), over.T.tolist(), strict=True)),
@@ -210,7 +217,7 @@ def _tables(run: Run, rows: Rows, ids: Rows, study: int, began: datetime) -> Ite
 
 
 def _attributes(run: Run, rows: Rows, ids: Rows, unknown: NDArray[np.bool_]) -> Iterator[tuple[int, str, str]]:
-    """(trial, key, JSON): whatever was measured and is no objective as it is, and why a trial failed."""
+    """(trial, key, JSON): the metrics that are no objectives without a scale, and the errors of failed trials."""
     for name, column in measured(run, rows).items():
         known = ~np.isnan(column)
         if name not in run.objectives.unscaled:
@@ -223,7 +230,7 @@ def _attributes(run: Run, rows: Rows, ids: Rows, unknown: NDArray[np.bool_]) -> 
 
 
 def _times(began: datetime, seconds: Values) -> list[str]:
-    """Moments so long after `began`, as SQLAlchemy writes them: UTC, without saying so."""
+    """The times `seconds` after `began`, in the form of SQLAlchemy: UTC, without a time zone."""
     first = np.datetime64(began.replace(tzinfo=None), "us")
     moments = first + (seconds * 1e6).astype("timedelta64[us]")
     return [text.replace("T", " ") for text in np.datetime_as_string(moments, "us").tolist()]

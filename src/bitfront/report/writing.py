@@ -1,4 +1,4 @@
-"""A run folder becomes a report: ``report.html`` and ``figures/``. Reads what is stored; nothing is measured again."""
+"""Writes the report of a run folder: ``report.html`` and ``figures/``. It reads stored results and measures nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitfront.errors import RunError, require
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page, and the figures, each as PNG and SVG."""
+    """The files of a report: the page, and the figures, each as PNG and SVG."""
 
     page: Path
     figures: tuple[Path, ...]
@@ -31,34 +31,34 @@ def write_report(
     Args:
         run: the run, or its folder.
         output: where to write; default: the run folder.
-        x, y: parameters of the grid pictures, e.g. ``"fc1/weight"``; a run with two parameters has them by itself.
-        metrics: of the grid pictures; none: all.
+        x, y: parameters of the grid pictures, e.g. ``"fc1/weight"``. Default: a space with two parameters uses these.
+        metrics: metrics of the grid pictures; empty: all.
 
     Raises:
         MissingExtraError: jinja2, matplotlib or plotly is not installed.
-        RunError: there is no such run, or nothing can be written there.
-        ConfigError: no such parameter or metric.
+        RunError: there is no such run, or a file cannot be written.
+        ConfigError: there is no such parameter or metric.
     """
     for module in ("jinja2", "matplotlib", "plotly"):
         require(module, "report", "the report")
     from bitfront.report import data, figures, grid, page
 
-    own = run if isinstance(run, Run) else Run.load(run)
-    grids = grid.grids(own, x, y, metrics)
-    influences = data.influences(own)
-    cloud, failed = data.cloud(own), data.failures(own)
-    target = Path(output) if output is not None else own.folder
+    loaded = run if isinstance(run, Run) else Run.load(run)
+    grids = grid.grids(loaded, x, y, metrics)
+    influences = data.influences(loaded)
+    cloud, failed = data.cloud(loaded), data.failures(loaded)
+    target = Path(output) if output is not None else loaded.folder
     try:
         (target / "figures").mkdir(parents=True, exist_ok=True)
         path = target / "report.html"
-        path.write_text(page.page(own, grids, influences), encoding="utf-8")
+        path.write_text(page.page(loaded, grids, influences), encoding="utf-8")
         drawn = [
-            ("front", figures.front(own, cloud)),
-            ("layers", figures.layers(data.layer_map(own, cloud.front))),
+            ("front", figures.front(loaded, cloud)),
+            ("layers", figures.layers(data.layer_map(loaded, cloud.front))),
             ("importance", figures.importances(influences)),
-            ("effects", figures.effects(own, influences)),
-            ("history", figures.history(data.history(own))),
-            ("parallel", figures.parallel(data.parallel(own, influences))),
+            ("effects", figures.effects(loaded, influences)),
+            ("history", figures.history(data.history(loaded))),
+            ("parallel", figures.parallel(data.parallel(loaded, influences))),
             *([("failures", figures.failures(failed))] if failed else []),
             *((f"grid-{g.metric}", grid.heatmap(g)) for g in grids),
             *((f"bars-{g.metric}", grid.bars(g)) for g in grids),
