@@ -89,14 +89,14 @@ class Faulty(Integer):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("idempotent", "rounding twice"),
+        ("idempotent", "rounding a second time"),
         ("purity", "changes its input"),
-        ("monotone", "rounding twice|monotone|gradient"),
-        ("nearest", "nearest|rounding twice|symmetr|huge"),
-        ("coarse grid", "a value is none of its grid"),
-        ("narrow grid", "a value is none of its grid"),
-        ("fine grid", "rounds otherwise than its grid"),
-        ("other range", "its learned range rounds otherwise at the beginning"),
+        ("monotone", "rounding a second time|monotone|gradient"),
+        ("nearest", "nearest|rounding a second time|symmetr|huge"),
+        ("coarse grid", "a value is not on its grid"),
+        ("narrow grid", "a value is not on its grid"),
+        ("fine grid", "rounds differently from its grid"),
+        ("other range", "its learned range rounds differently before training"),
         ("other kind", "its learned range becomes Integer"),
     ],
 )

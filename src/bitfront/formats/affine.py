@@ -95,7 +95,7 @@ class Affine(Format):
         return self.width
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """A float32 scale per tensor or channel, and a zero point of `width` bits where it is not fixed at 0."""
+        """A float32 scale per tensor or channel, and a zero point of `width` bits if it is not fixed at 0."""
         scales = shape[self.axis] if self.granularity == "channel" and len(shape) > self.axis else 1
         return scales * (FLOAT_BITS + (0 if self.symmetric else self.width))
 
@@ -128,7 +128,7 @@ class Affine(Format):
         return replace(self, scale=tuple(s for s, _ in pairs), zero_point=tuple(z for _, z in pairs))
 
     def _scale_of(self, values: Tensor) -> tuple[float, int]:
-        # Zero must be representable, or padding and ReLU would shift.
+        # Zero must be representable; otherwise padding and ReLU would shift values.
         ends = percentile_range(values) if self.range == "percentile" else (float(values.min()), float(values.max()))
         low, high = min(0.0, ends[0]), max(0.0, ends[1])
         if self.range != "mse":
@@ -174,7 +174,7 @@ class Affine(Format):
         return self.grid.ends(x)
 
     def learned_range(self) -> LearnedAffine:
-        """With scales that are learned."""
+        """A module that learns the scales."""
         return LearnedAffine(self)
 
 
@@ -192,7 +192,7 @@ class LearnedAffine(LearnedRange):
         self.exponent = nn.Parameter(torch.log2(torch.tensor(start.scale)))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """`x` through the scales at hand."""
+        """`x` rounded with the current scales."""
         first, last = self.start.codes
         scale, zero = torch.exp2(self.exponent), torch.tensor(self.start.zero_point or (0,), dtype=x.dtype)
         zero = zero.to(x.device)
@@ -205,5 +205,5 @@ class LearnedAffine(LearnedRange):
         return (rounded(x / scale + zero, first, last) - zero) * scale
 
     def frozen(self) -> Affine:
-        """What was learned, as a format."""
+        """The learned range as a format."""
         return replace(self.start, scale=tuple(torch.exp2(self.exponent.detach()).tolist()))

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 #: Name of an operand of a site, as its operation spells it: ``data_in``, ``weight``, ``bias``, ``weight_ih`` ...
 Operand = str
-#: Bits of a value that is left as it is.
+#: Bits of a value that is not quantized.
 FLOAT_BITS = 32
-#: More values than this say nothing new about a scale; calibration looks at a random part of them.
+#: More values than this do not improve a scale; calibration uses a random part of them.
 CALIBRATION_VALUES = 65_536
 #: Share of the absolute values that a ``percentile`` range covers: the mildest of those that Wu et al. 2020
 #: (arXiv:2004.09602, section 5) compare, 99.9 to 99.9999 %, and the one that tells most from min-max.
@@ -34,12 +34,12 @@ PERCENTILE = 0.999
 
 
 def channel_axis(operand: Operand) -> int:
-    """The dimension along which a format per channel has its scales: features of what flows, rows of a parameter."""
+    """The dimension along which a format per channel has its scales: features of an input, rows of a parameter."""
     return 1 if operand.startswith("data_in") else 0
 
 
 class FormatError(ValueError):
-    """A format's parameters make no sense. `parameter` names the one to blame, None where it is the combination."""
+    """The parameters of a format are not possible. `parameter` is the wrong one; None if it is the combination."""
 
     def __init__(self, message: str, parameter: str | None = None) -> None:
         super().__init__(message)
@@ -48,14 +48,14 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True)
 class FormatParameter:
-    """One parameter of a format, as it stands in the TOML after the operand's name.
+    """One parameter of a format. In the TOML, its key has the name of the operand as prefix.
 
     Attributes:
-        meaning: for the configuration reference.
-        default: used where the TOML has none; ``...`` where one must be given.
+        meaning: the text in the configuration reference.
+        default: the value if the TOML has none; ``...`` if the TOML must have one.
         low, high: the range of an integer, both inclusive.
-        words: the strings allowed beside, or instead of, an integer; ``"NA"`` stands for None.
-        boolean: true and false are allowed.
+        words: the strings that are allowed; ``"NA"`` means None.
+        boolean: whether true and false are allowed.
     """
 
     meaning: str
@@ -66,13 +66,13 @@ class FormatParameter:
     boolean: bool = False
 
     def allowed(self) -> str:
-        """What may stand there, for messages and the reference."""
+        """The allowed values as text, for messages and the reference."""
         parts = [f"a whole number from {self.low} to {self.high}"] if self.low is not None else []
         parts += ["true", "false"] if self.boolean else []
         return " or ".join(parts + [repr(w) for w in self.words])
 
     def check(self, name: str, value: object) -> None:
-        """Raises FormatError if `value` may not stand there."""
+        """Raises FormatError if `value` is not allowed."""
         if isinstance(value, bool):
             ok = self.boolean
         elif isinstance(value, int):
@@ -87,13 +87,13 @@ class FormatParameter:
 class Format(ABC):
     """A number format with its parameters: the base class of every format.
 
-    A subclass is a frozen dataclass whose fields are its parameters and what it learned: None, bool, int, float, str,
-    or tuples of these, nested or not. Only they are compared, hashed, and kept in a run folder (as JSON under the
+    A subclass is a frozen dataclass whose fields are its parameters and its calibrated values: None, bool, int, float,
+    str, or tuples of these, nested or not. Only they are compared, hashed, and kept in a run folder (as JSON under the
     registered name, so no field may be called ``format``). Equal formats must quantize equally.
 
-    Every method is a pure function: it changes neither the format nor a tensor, draws no random numbers that are not
-    seeded, and remembers nothing that could change a later result. Methods are called from several threads and
-    processes at once, with tensors on the CPU or a GPU, of float32 or float64.
+    Every method is a pure function: it changes neither the format nor a tensor, draws random numbers only from a fixed
+    seed, and stores nothing that could change a later result. Methods are called from several threads and processes at
+    once, with tensors on the CPU or a GPU, of float32 or float64.
 
     A subclass must define ``parameters``, ``_build``, ``bits``, ``label``, ``round`` and ``bounds``. The other methods
     have defaults, for a format that learns nothing, stores nothing beside its values and has no grid.
@@ -111,14 +111,14 @@ class Format(ABC):
         """The format for `settings`, e.g. ``{"width": 8, "frac_width": "NA"}``.
 
         The space calls it for every operand of every site and every combination of parameters that the TOML allows,
-        before any work is done, and again when a candidate is read from a configuration. Not to be overridden:
-        :meth:`_build` is.
+        before any work is done, and again when a candidate is read from a configuration. Do not override it;
+        override :meth:`_build`.
 
         Args:
             settings: parameter name → value, without the operand's prefix. ``"NA"`` is None.
             operand: what will be quantized.
-            signed: whether the tensor can be negative (the input of a ReLU counts as not, since what is negative is
-                cut off anyway).
+            signed: whether the tensor can be negative. False for the input of a ReLU, which removes negative values
+                anyway.
 
         Raises:
             FormatError: an unknown parameter or a value out of range (an error of the configuration), or values that
@@ -145,7 +145,7 @@ class Format(ABC):
     def leaves_float(cls, settings: Mapping[str, object]) -> bool:
         """Whether `settings`, as for :meth:`parse`, leave the operand in float.
 
-        The space asks before it parses them. Not to be overridden.
+        The space calls it before :meth:`parse`. Do not override it.
         """
         if cls.bits_parameter is None:
             return False
@@ -154,15 +154,15 @@ class Format(ABC):
     @classmethod
     @abstractmethod
     def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:
-        """The format for values that are complete and were checked one by one. Called by :meth:`parse` alone.
+        """The format for complete values, each of which is allowed. Called by :meth:`parse` only.
 
         Args:
             values: every parameter → its value or default; ``"NA"`` is None.
             operand, signed: as in :meth:`parse`.
 
         Raises:
-            FormatError: the values contradict each other. Its `parameter` must then be None, or the configuration is
-                refused instead of the combination left out.
+            FormatError: the values contradict each other. Its `parameter` must be None: then the combination is
+                left out. Otherwise the configuration is refused.
         """
 
     @property
@@ -170,7 +170,7 @@ class Format(ABC):
     def bits(self) -> int:
         """Bits of one stored value, 1 to 32; the value of ``bits_parameter`` where there is one.
 
-        Metrics, tables and the report ask it of formats that may not be calibrated; calibration must not change it.
+        Metrics, tables and the report read it, also before calibration; calibration must not change it.
         """
 
     @property
@@ -178,57 +178,57 @@ class Format(ABC):
     def label(self) -> str:
         """A few characters for tables, e.g. ``int8.4``: at most 20, without blanks.
 
-        Asked before calibration for the options of a space, and after it for what a rebuilt model computes in. Formats
-        that a user may choose between should have different labels.
+        Read before calibration for the options of a space, and after it for the formats of a rebuilt model. Formats
+        that are options of one choice should have different labels.
         """
 
     @property
     def rank(self) -> float:
-        """Among formats of equal bits the one with the lowest rank is tried first.
+        """Of formats with equal bits, the one with the lowest rank is tried first.
 
-        The space asks it for the uniform candidates that a search begins with. The format may not be calibrated.
+        The space reads it for the uniform candidates at the start of a search, before calibration.
         """
         return 0.0
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002
-        """Bits stored once for a tensor beside its values, e.g. its scales.
+        """Bits that are stored once per tensor in addition to its values, e.g. for scales.
 
-        The space asks it for every parameter of the model, for the metrics of size. The format may not be calibrated;
-        calibration must not change the answer.
+        The space calls it for every parameter of the model, for the metrics of size, also before calibration;
+        calibration must not change the result.
 
         Args:
-            shape: of the whole tensor.
+            shape: shape of the whole tensor.
         """
         return 0
 
     @property
     def calibrates(self) -> bool:
-        """Whether :meth:`calibrated` must be called with a sample before :meth:`round`. False of what it returns."""
+        """Whether :meth:`calibrated` must be called with a sample before :meth:`round`. False after that."""
         return False
 
     def calibrated(self, sample: Tensor) -> Self:  # noqa: ARG002
-        """The same format with whatever it learns from `sample`; itself where :attr:`calibrates` is false.
+        """The same format, calibrated on `sample`; the format itself if :attr:`calibrates` is false.
 
         Called once per site, operand and format of a search, and again in each process that evaluates: it must depend
         on `sample` alone. Before a search it is also called with a stand-in, to see whether a runtime has a kernel.
 
         Args:
-            sample: for a parameter the parameter itself, in float; else what the calibration samples make of the
-                operand in the float model, first dimension samples, of large tensors the first ones. It may hold
-                infinite values, where the model overflows.
+            sample: for a parameter, the parameter in float. Otherwise the values of the operand in the float model on
+                the calibration samples (only the first samples if it is large); the first dimension is the
+                samples. It may have infinite values, if the model overflows.
         """
         return self
 
     @abstractmethod
     def round(self, x: Tensor) -> Tensor:
-        """`x` mapped to the nearest representable values. Same shape and dtype, in memory of its own.
+        """`x` mapped to the nearest representable values. Same shape and dtype, in new memory.
 
-        Called by :meth:`quantize`, and where no gradients are wanted, with any tensor that the operand can be: a batch
-        of any size, the whole parameter. Rounding twice must be rounding once. The result for a value of one sample may
-        depend on other values of that sample, in the same group or block, never on another sample.
+        Called by :meth:`quantize`, and directly if no gradients are needed. `x` is any tensor that the operand can be:
+        a batch of any size, or the whole parameter. Rounding a second time must change nothing. The result for a value
+        of one sample may depend on other values of that sample, in the same group or block, never on another sample.
 
         Raises:
-            FormatError: the format calibrates, and was not calibrated.
+            FormatError: the format needs calibration, and was not calibrated.
         """
 
     @abstractmethod
@@ -241,53 +241,53 @@ class Format(ABC):
 
     @property
     def grid(self) -> Grid | None:
-        """The whole numbers behind the values, where they are the same for every tensor; None elsewhere.
+        """The grid of whole numbers that the values lie on, if it is the same for every tensor; None otherwise.
 
-        Asked of a calibrated format by whoever computes in whole numbers: the evaluation, which merges products that
-        are exact; compiled training; exporters and kernels of bytes. With None they take the general path, through
-        :meth:`round`, or refuse. What :meth:`round` gives must lie on the grid, and be the grid's rounding where the
-        grid is ``complete``. Raises as :meth:`round` does.
+        Read from a calibrated format by the parts that compute in whole numbers: the evaluation, which merges products
+        that are exact; compiled training; exporters and kernels of bytes. With None they take the general path, through
+        :meth:`round`, or refuse. The result of :meth:`round` must lie on the grid. If the grid is ``complete``,
+        it must be the rounding of the grid. Raises as :meth:`round` does.
         """
         return None
 
     def grid_of(self, x: Tensor) -> Grid | None:  # noqa: ARG002
-        """The grid on which ``round(x)`` lies; None where there is none.
+        """The grid that ``round(x)`` lies on; None if there is none.
 
-        Asked of a calibrated format by the evaluation, with the whole of a parameter after it was rounded. The same as
-        :attr:`grid` unless steps depend on the tensor, as those of block formats do.
+        Called by the evaluation on a calibrated format, with a whole parameter that is rounded already. It equals
+        :attr:`grid` unless the steps depend on the tensor, as in block formats.
         """
         return self.grid
 
     def learned_range(self) -> LearnedRange | None:
-        """A module that rounds as this format does and learns its range; None where there is no range to learn.
+        """A module that rounds like this format and learns its range; None if there is no range to learn.
 
-        Asked of a calibrated format when a candidate is fine-tuned, once per operand. The module starts at this
-        format's range, and must be new on every call.
+        Called on a calibrated format when a candidate is fine-tuned, once per operand. The module starts with the range
+        of this format, and every call must return a new module.
         """
         return None
 
     def quantize(self, x: Tensor) -> Tensor:
         """``round(x)`` with gradients: same shape and dtype.
 
-        They pass straight through where `x` is within :meth:`bounds` and are zero outside (the clipped straight-through
-        estimator of Jacob et al. 2018, section 3). Called wherever an operand is computed with, in evaluation and in
-        training. Where it is overridden, for other gradients, the values must stay those of :meth:`round`, and
-        candidates are trained one by one, since compiled training knows only these gradients.
+        Gradients pass unchanged where `x` is within :meth:`bounds`, and are zero outside (the clipped straight-through
+        estimator of Jacob et al. 2018, section 3). Called for every operand in evaluation and in training. A subclass
+        may override it for other gradients. Then the values must still be those of :meth:`round`, and candidates are
+        trained one by one, since compiled training has only these gradients.
         """
         rounded = self.round(x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return rounded
         low, high = self.bounds(x)
         inside = torch.clamp(x, low, high)  # type: ignore[arg-type]
-        # Subtracts exact zeros (adding them would turn −0 into 0): the value stays the rounded one to the last bit, the
-        # gradient is the clamp's.
+        # This subtracts exact zeros (adding them would turn −0 into 0). The value is exactly the rounded one, and the
+        # gradient is that of the clamp.
         return rounded.detach() - (inside.detach() - inside)
 
 
 def thinned(sample: Tensor) -> Tensor:
     """At most CALIBRATION_VALUES values of `sample`, flat, float64: enough to choose a scale by its squared error.
 
-    Drawn at random under a fixed seed: an even stride would see some features only, wherever it divides their number.
+    They are drawn at random from a fixed seed. Every n-th value would miss some features if n divides their number.
     """
     flat = sample.detach().flatten()
     if flat.numel() > CALIBRATION_VALUES:
@@ -299,10 +299,10 @@ def thinned(sample: Tensor) -> Tensor:
 def percentile_range(sample: Tensor) -> tuple[float, float]:
     """(low, high) of `sample` without the largest 0.1 % of its absolute values (the definition of Wu et al. 2020,
     arXiv:2004.09602, section 3.3): the observed range cut to [−p, p], where p is the smallest of the absolute values
-    that no more than 0.1 % of them exceed. Nothing is cut off fewer than 1,000 values.
+    that no more than 0.1 % of them exceed. Fewer than 1,000 values are not cut.
 
     Args:
-        sample: any shape, at least one value; of large ones a part is looked at, as ``thinned`` says.
+        sample: any shape, at least one value; of a large one a part is used, see ``thinned``.
     """
     size = thinned(sample).abs()
     reach = float(size.kthvalue(math.ceil(PERCENTILE * len(size))).values)

@@ -1,9 +1,9 @@
-"""The whole numbers behind a format's values: a value is ``(code − zero) · step`` for a whole code from low to high.
+"""Grids: each value of a format is ``(code − zero) · step``, with a whole-number code from low to high.
 
-A grid says so for every value of a tensor at once. All values may share one step (a format per tensor), or those of a
-channel, of a group or of a block, or each value has its own; zero, low and high likewise. Whoever computes in whole
-numbers asks the grid: it adds up codes exactly and scales the sum once. Where all values share a step that is a power
-of two, sums of products are exact in floating point as well; that is what :attr:`Grid.fixed_point` is for.
+A grid describes all values of a tensor. One step can belong to the whole tensor, to a channel, to a group or block, or
+to a single value; the same holds for zero, low and high. Code that computes in whole numbers uses the grid: it adds up
+codes exactly and scales the sum once. If all values share a step that is a power of two, sums of products are exact in
+floating point too; see :attr:`Grid.fixed_point`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FixedPoint:
 
     @property
     def row(self) -> tuple[float, int, int, float]:
-        """What the kernels take: 1 / step, low, high, step."""
+        """The arguments of the kernels: 1 / step, low, high, step."""
         return 1 / self.step, self.low, self.high, self.step
 
 
@@ -41,15 +41,15 @@ class Grid:
     Attributes:
         step: positive; a tensor is float64.
         low, high: the smallest and the largest code, both inclusive; a tensor is int64.
-        zero: the code of the value 0; a tensor is int64. None where the format has no zero point: 0 is code 0, and
+        zero: the code of the value 0; a tensor is int64. None if the format has no zero point: 0 is code 0, and
             rounding keeps the sign of a zero.
         block: how many neighbours along each dimension share an element of the tensors, ``WHOLE`` for all of them.
             Dimensions after the last one that is named are whole. ``()``: no entry is a tensor. ``(1,)``: one per index
             of dimension 0, the channels of a weight. ``(WHOLE, 1)``: one per index of dimension 1, the channels of an
-            input. ``(1, 32)``: groups of 32 along dimension 1 of a weight. ``(1, 1)``: each element of a matrix has its
-            own. A tensor has as many dimensions as `block` has entries.
-        complete: every code is a value, and the format rounds to the nearest of them, half to even. Otherwise values
-            are some of these numbers only, as those of a floating-point format are.
+            input. ``(1, 32)``: groups of 32 along dimension 1 of a weight. ``(1, 1)``: one per element
+            of a matrix. A tensor has as many dimensions as `block` has entries.
+        complete: every code is a value, and the format rounds to the nearest of them, half to even. Otherwise only
+            some of these numbers are values, as in a floating-point format.
     """
 
     step: float | Tensor
@@ -72,15 +72,15 @@ class Grid:
 
     @property
     def axis(self) -> int | None:
-        """The dimension whose indices have an element each, where values differ along no other; None elsewhere."""
+        """The only dimension along which entries differ, with one element per index; None if there is none."""
         *before, last = self.block or (WHOLE,)
         return len(before) if last == 1 and not any(before) else None
 
     @property
     def fixed_point(self) -> FixedPoint | None:
-        """Fixed-point numbers among which all values are: sums and products of them can be exact in floating point.
+        """Fixed-point numbers that contain all values: sums and products of them can be exact in floating point.
 
-        None where steps differ or are no powers of two, and for formats with a zero point.
+        None if steps differ or are no powers of two, and for formats with a zero point.
         """
         step, low, high = self.step, self.low, self.high
         if isinstance(step, Tensor) or isinstance(low, Tensor) or isinstance(high, Tensor) or self.zero is not None:
@@ -96,7 +96,7 @@ class Grid:
     def codes(self, x: Tensor) -> Tensor:
         """The code of each value of `x`: the nearest one, half to even, saturating. Same shape and dtype.
 
-        Of a grid that is not complete: for values that are rounded already.
+        If the grid is not complete, `x` must be rounded already.
         """
         codes = torch.round(x / self.along(self.step, x))
         if self.zero is not None:
@@ -105,7 +105,7 @@ class Grid:
         return torch.clamp(codes, low, high)  # type: ignore[arg-type]
 
     def values(self, codes: Tensor) -> Tensor:
-        """What codes stand for. Same shape and dtype."""
+        """The values of codes. Same shape and dtype."""
         return self._scaled(codes, codes)
 
     def round(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Grid:
         return codes * self.along(self.step, x)
 
     def along(self, entry: float | Tensor, x: Tensor) -> Tensor:
-        """An entry of the grid in the dtype of `x` and on its device, laid out so that it broadcasts against `x`."""
+        """An entry of the grid with the dtype and device of `x`, in a shape that broadcasts against `x`."""
         if not isinstance(entry, Tensor):
             return torch.tensor(entry, dtype=x.dtype, device=x.device)
         if entry.dim() > x.dim():

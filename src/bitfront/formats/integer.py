@@ -1,4 +1,4 @@
-"""Fixed point: integers with a binary point at a place fixed beforehand.
+"""Fixed point: integers with a fixed binary point.
 
 The value of x is ``clamp(round(x·2^f), −2^(w−1), 2^(w−1)−1) / 2^f``, unsigned ``clamp(round(x·2^f), 0, 2^w−1) / 2^f``,
 rounding half to even: the ``ap_fixed<w, w−f, AP_RND_CONV, AP_SAT>`` of high-level synthesis. Scaling by a power of two
@@ -21,14 +21,14 @@ from bitfront.formats.grid import Grid
 from bitfront.formats.learned import LearnedRange, rounded, straight_through
 
 LOWEST_FRAC_WIDTH = -32
-#: How a frac width is learned.
+#: How calibration chooses the frac width.
 Rule = Literal["auto", "minmax", "percentile"]
 
 
 @FORMATS.register("integer", "fixed", "int")
 @dataclass(frozen=True)
 class Integer(Format):
-    """Fixed point: `width` bits in all, `frac_width` of them behind the binary point."""
+    """Fixed point: `width` bits in all, `frac_width` of them after the binary point."""
 
     width: int
     frac_width: int | Rule
@@ -60,8 +60,8 @@ class Integer(Format):
         frac = width // 2 if frac is None else frac
         if isinstance(frac, int) and frac > width:
             raise FormatError(f"frac_width = {frac} is larger than width = {width}; frac_width <= width must hold")
-        own = values["signed"]
-        return cls(width, cast("int | Rule", frac), signed if own is None else bool(own))
+        given = values["signed"]
+        return cls(width, cast("int | Rule", frac), signed if given is None else bool(given))
 
     @property
     def bits(self) -> int:
@@ -70,12 +70,12 @@ class Integer(Format):
 
     @property
     def rank(self) -> float:
-        """First those whose frac width is learned, then those with the point in the middle."""
+        """First formats whose frac width is calibrated, then those with the point in the middle."""
         return abs(self.frac_width - self.width / 2) if isinstance(self.frac_width, int) else 0.0
 
     @property
     def label(self) -> str:
-        """E.g. ``int8.4`` or ``uint8.4``; until it is learned ``int8.auto``."""
+        """E.g. ``int8.4`` or ``uint8.4``; before calibration e.g. ``int8.auto``."""
         return f"{'' if self.signed else 'u'}int{self.width}.{self.frac_width}"
 
     @property
@@ -89,8 +89,8 @@ class Integer(Format):
         return not isinstance(self.frac_width, int)
 
     def calibrated(self, sample: Tensor) -> Self:
-        """With the frac width that the rule finds in `sample`; the lowest there is where that holds no or infinite
-        values."""
+        """The format with the frac width that the rule chooses for `sample`; the lowest one if `sample` is empty or has
+        infinite values."""
         if not self.calibrates:
             return self
         values = thinned(sample)
@@ -98,7 +98,7 @@ class Integer(Format):
             return replace(self, frac_width=LOWEST_FRAC_WIDTH)
         if self.frac_width == "auto":
             return replace(self, frac_width=self._least_error(values))
-        # What an unsigned format cuts off below is meant to be; it says nothing about the frac width.
+        # An unsigned format cuts off negative values on purpose, so they do not count for the frac width.
         seen = sample.detach() if self.signed else sample.detach().clamp(min=0)
         low, high = percentile_range(seen) if self.frac_width == "percentile" else _ends(seen)
         return replace(self, frac_width=self._covering(low, high))
@@ -123,20 +123,20 @@ class Integer(Format):
             return float(((replace(self, frac_width=frac).round(values) - values) ** 2).sum())
 
         def clipped(frac: int) -> float:
-            """What saturation alone costs: it only grows with the frac width."""
+            """The error of saturation alone, which only grows with the frac width."""
             scale = math.ldexp(1.0, frac)
             return float(((values.clamp(low / scale, high / scale) - values) ** 2).sum())
 
-        # As long as nothing saturates, a finer grid contains the coarser one and is no worse anywhere.
+        # As long as nothing saturates, a finer grid contains the coarser one, so its error is not larger.
         frac = self._covering(*_ends(values))
         best, least = frac, error(frac)
         while best > LOWEST_FRAC_WIDTH and error(best - 1) == least:
             best -= 1
         while frac < self.width and clipped(frac + 1) < least:
             frac += 1
-            found = error(frac)
-            if found < least:
-                best, least = frac, found
+            loss = error(frac)
+            if loss < least:
+                best, least = frac, loss
         return best
 
     def round(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class Integer(Format):
         return low / scale, high / scale
 
     def learned_range(self) -> LearnedInteger:
-        """With a frac width that is learned."""
+        """A module that learns the frac width."""
         return LearnedInteger(self)
 
     def _frac(self) -> int:
@@ -177,7 +177,7 @@ class LearnedInteger(LearnedRange):
         super().__init__()
         self.start = start
         self.exponent = nn.Parameter(torch.tensor(-float(start.frac_width)))
-        #: The exponent once it is settled; NaN before. In the state dict, as it belongs to what was trained.
+        #: The exponent once it is settled; NaN before. It is in the state dict, because it is a result of training.
         self.settled: Tensor
         self.register_buffer("settled", torch.tensor(math.nan))
 
@@ -186,17 +186,17 @@ class LearnedInteger(LearnedRange):
         return torch.where(self.settled.isnan(), straight_through(torch.round(limited), limited), self.settled)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """`x` on the grid of the exponent at hand."""
+        """`x` rounded to the grid of the current exponent."""
         low, high = self.start.codes
         step = torch.exp2(self._used())
         return rounded(x / step, low, high) * step
 
     def settle(self) -> None:
-        """Learn the exponent no further."""
+        """Stop learning the exponent."""
         self.settled.copy_(self._used().detach())
 
     def frozen(self) -> Integer:
-        """What was learned, as a format."""
+        """The learned range as a format."""
         return replace(self.start, frac_width=-round(float(self._used().detach())))
 
 

@@ -1,4 +1,4 @@
-"""Formats as JSON, with everything they learned, and back: how a run folder keeps the formats of a trained candidate.
+"""Calibrated formats as JSON, and back. A run folder stores the formats of a trained candidate in this form.
 
 A format is stored as the name it is registered under and the values of its fields, never as code. Tuples become lists
 in JSON and are tuples again when they are read, because the fields of a format are hashable.
@@ -24,7 +24,7 @@ def spelled(formats: Mapping[str, Mapping[Operand, Format]]) -> dict[str, dict[s
 
 
 def read(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[Operand, Format]]:
-    """What ``spelled`` was given. Raises like ``from_json``."""
+    """The inverse of ``spelled``. Raises like ``from_json``."""
     formats: dict[str, dict[Operand, Format]] = {}
     for site, of_site in document.items():
         for operand, entry in of_site.items():
@@ -36,14 +36,14 @@ def as_json(form: Format) -> dict[str, Any]:
     """``{"format": registered name, field: value}``.
 
     Raises:
-        UnknownNameError: the format's class is registered under no name.
+        UnknownNameError: the class of the format is not registered.
     """
     fields = {f.name: _listed(getattr(form, f.name)) for f in dataclasses.fields(form) if f.init}
     return {NAME: FORMATS.name_of(type(form)), **fields}
 
 
 def from_json(entry: Mapping[str, Any]) -> Format:
-    """The format that ``as_json`` was given.
+    """The inverse of ``as_json``.
 
     Raises:
         UnknownNameError: no format of that name is registered.
