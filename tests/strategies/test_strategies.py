@@ -68,7 +68,7 @@ def test_the_conformance_suite_notices(make, message):
 
 def test_the_conformance_suite_notices_state_where_none_is_allowed():
     check_strategy(optuna_with("random"), calls=3)
-    with pytest.raises(AssertionError, match="a new strategy, shown the same history, goes on differently"):
+    with pytest.raises(AssertionError, match="a new strategy, given the same history, proposes other candidates"):
         check_strategy(optuna_with("random"), calls=3, stateless=True)
 
 

@@ -1,8 +1,8 @@
 """Conformance suites: what every dataset, format, metric runner, model, operation, space and strategy must do.
 
 Each ``check_...`` takes the member (or its name) and raises an AssertionError that names the broken promise. They test
-the members that Bitfront brings, and are part of the package so that yours can be tested by the same: register it,
-then call its suite in a test.
+the members that are part of Bitfront, and they are public so that you can test yours in the same way: register it, then
+call its suite in a test.
 """
 
 from bitfront.testing.data import check_dataset

@@ -1,4 +1,4 @@
-"""What every number format must do. Run by the tests of each format, also of a stranger's.
+"""The conformance suite of number formats: what every format must do. The tests of each format run it.
 
 from bitfront.testing import check_format
 check_format("integer", {"width": 8, "frac_width": 4})
@@ -36,18 +36,18 @@ def check_format(
 
     Args:
         settings: as in the TOML, without the operand's prefix.
-        operand: what it stands for; its channels lie along dimension 1 of an input, 0 of a weight.
+        operand: the operand that is quantized; its channels lie along dimension 1 of an input, 0 of a weight.
         signed: whether the tensor can be negative.
-        elementwise: a value's rounding depends on that value alone once the format is calibrated; false for formats
-            whose values share something within a block.
+        elementwise: whether, after calibration, the rounding of a value depends on this value alone; false for
+            formats whose values share something within a block.
         spread: standard deviation of the values that it is calibrated on.
-        seed: of these values.
+        seed: random seed of these values.
 
     Returns:
-        The calibrated format, for tests of its own.
+        The calibrated format, for further tests.
 
     Raises:
-        AssertionError: a promise is broken; the message says which.
+        AssertionError: the contract is broken; the message says how.
     """
     family = FORMATS.get(name)
     generator = torch.Generator().manual_seed(seed)
@@ -59,8 +59,8 @@ def check_format(
     _check_value(parsed, family.parse(dict(settings), operand, signed=signed))
     _check_parameters(family, settings, operand)
     form = _check_calibration(parsed, sample)
-    for own in (parsed, form):
-        _check_storage(own, FORMATS.official(name))
+    for each in (parsed, form):
+        _check_storage(each, FORMATS.official(name))
     _check_facts(parsed, form, settings, tuple(sample.shape))
     for dtype in (torch.float32, torch.float64):
         x = _points(form, sample.to(dtype), operand)
@@ -78,7 +78,7 @@ def _check_value(one: Format, other: Format) -> None:
     called = repr(one)
     assert one == other, f"{called}: equal settings give unequal formats"
     assert hash(one) == hash(other), f"{called}: equal formats have two hashes"
-    assert pickle.loads(pickle.dumps(one)) == one, f"{called}: pickling changes it"  # noqa: S301 (our own bytes)
+    assert pickle.loads(pickle.dumps(one)) == one, f"{called}: pickling changes it"  # noqa: S301 (bytes of this process)
     first = next((f.name for f in dataclasses.fields(one)), "label")
     try:
         setattr(one, first, getattr(one, first))
@@ -88,7 +88,7 @@ def _check_value(one: Format, other: Format) -> None:
 
 
 def _check_parameters(family: type[Format], settings: Mapping[str, object], operand: Operand) -> None:
-    assert (family.__doc__ or "").strip(), f"{family.__name__} needs a docstring: its first line is what is listed"
+    assert (family.__doc__ or "").strip(), f"{family.__name__} needs a docstring: `bitfront list` shows its first line"
     for name, parameter in family.parameters.items():
         assert parameter.meaning, f"{family.__name__}: parameter {name} needs a meaning"
         assert parameter.allowed(), f"{family.__name__}: parameter {name} must say what is allowed"
@@ -107,18 +107,18 @@ def _check_calibration(parsed: Format, sample: Tensor) -> Format:
     called = repr(parsed)
     assert torch.equal(sample, before), f"{called}: calibration changes its sample"
     assert type(form) is type(parsed), f"{called}: calibration gives another type"
-    assert not form.calibrates, f"{called}: still wants to be calibrated after it was"
+    assert not form.calibrates, f"{called}: must be calibrated again after calibration"
     assert form == parsed.calibrated(sample.clone()), f"{called}: two calibrations on one sample differ"
-    assert form.calibrated(sample * 7) == form, f"{called}: a calibrated format learns again"
-    assert parsed.calibrates or form == parsed, f"{called}: has nothing to calibrate, and changes"
+    assert form.calibrated(sample * 7) == form, f"{called}: a calibrated format is changed by another calibration"
+    assert parsed.calibrates or form == parsed, f"{called}: has nothing to calibrate, but calibration changes it"
     _check_value(form, parsed.calibrated(sample))
     return form
 
 
 def _check_storage(form: Format, name: str) -> None:
-    """As a run folder keeps it: written as JSON under its registered name, and read again."""
+    """Check that the format is the same after it was stored in a run folder (as JSON) and read again."""
     called, entry = repr(form), as_json(form)
-    assert entry["format"] == name, f"{called}: is stored as {entry['format']!r}, and registered as {name!r}"
+    assert entry["format"] == name, f"{called}: is stored as {entry['format']!r}, but registered as {name!r}"
     try:
         text = json.dumps(entry)
     except TypeError as error:
@@ -131,13 +131,13 @@ def _check_facts(parsed: Format, form: Format, settings: Mapping[str, object], s
     called = repr(form)
     assert isinstance(form.bits, int), f"{called}: bits must be an int"
     assert 1 <= form.bits <= 32, f"{called}: {form.bits} bits"
-    said = settings.get(form.bits_parameter or "", form.bits)
-    assert form.bits == said, f"{called}: {form.bits} bits are not its {form.bits_parameter}"
+    expected = settings.get(form.bits_parameter or "", form.bits)
+    assert form.bits == expected, f"{called}: {form.bits} bits are not its {form.bits_parameter}"
     assert form.bits == parsed.bits, f"{called}: calibration changes its bits"
-    for own in (parsed, form):
-        assert own.label, f"{called}: needs a label"
-        assert len(own.label) <= 20, f"{called}: the label {own.label!r} is too long for a table"
-        assert not set(own.label) & set(" \t\n"), f"{called}: the label {own.label!r} has blanks"
+    for each in (parsed, form):
+        assert each.label, f"{called}: needs a label"
+        assert len(each.label) <= 20, f"{called}: the label {each.label!r} is too long for a table"
+        assert not set(each.label) & set(" \t\n"), f"{called}: the label {each.label!r} has blanks"
     for shape_ in (shape, (1,), (5, 4, 3, 3)):
         overhead = form.overhead_bits(shape_)
         assert isinstance(overhead, int), f"{called}: overhead_bits must be an int"
@@ -178,24 +178,24 @@ def _check_purity(form: Format, x: Tensor) -> None:
     shapes = [x]
     if _bounds(form, x)[0].numel() == 1:
         shapes += [x[0, 0], x[0], x[:, :0], x[None, :, :, None]]
-    for own in shapes:
-        out = form.quantize(own)
-        assert out.shape == own.shape, f"{called}: shape {tuple(own.shape)} becomes {tuple(out.shape)}"
-        assert out.dtype == own.dtype, f"{called}: {own.dtype} becomes {out.dtype}"
+    for tensor in shapes:
+        out = form.quantize(tensor)
+        assert out.shape == tensor.shape, f"{called}: shape {tuple(tensor.shape)} becomes {tuple(out.shape)}"
+        assert out.dtype == tensor.dtype, f"{called}: {tensor.dtype} becomes {out.dtype}"
 
 
 def _check_gradients(form: Format, x: Tensor) -> None:
     called, plain = repr(form), form.quantize(x)
     leaf = x.clone().requires_grad_()
     out = form.quantize(leaf)
-    assert torch.equal(_bits(out.detach()), _bits(plain)), f"{called}: with gradients on the value is another"
+    assert torch.equal(_bits(out.detach()), _bits(plain)), f"{called}: the value differs when gradients are on"
     weights = torch.arange(1, x.numel() + 1, dtype=x.dtype).reshape(x.shape)
     (gradient,) = torch.autograd.grad((out * weights).sum(), leaf)
     low, high = _bounds(form, x)
     expected = torch.where((x >= low) & (x <= high), weights, torch.zeros_like(weights))
     assert torch.equal(gradient, expected), f"{called}: the gradient is not 1 inside the range and 0 outside"
     with torch.no_grad():
-        assert not form.quantize(leaf).requires_grad, f"{called}: a gradient where gradients are off"
+        assert not form.quantize(leaf).requires_grad, f"{called}: a gradient although gradients are off"
 
 
 def _check_grid(form: Format, x: Tensor) -> None:
@@ -203,29 +203,29 @@ def _check_grid(form: Format, x: Tensor) -> None:
     for grid in (form.grid, form.grid_of(x)):
         if grid is None:
             continue
-        assert torch.equal(grid.round(out), out), f"{called}: a value is none of its grid, {grid}"
+        assert torch.equal(grid.round(out), out), f"{called}: a value is not on its grid, {grid}"
         if grid.complete:
-            assert torch.equal(_bits(grid.round(x)), _bits(out)), f"{called}: rounds otherwise than its grid, {grid}"
-            for own, end in zip(_bounds(form, x), grid.ends(x), strict=True):
-                assert torch.equal(own.expand_as(x), end.expand_as(x)), (
-                    f"{called}: its bounds are not its grid's, {grid}"
+            assert torch.equal(_bits(grid.round(x)), _bits(out)), f"{called}: rounds differently from its grid, {grid}"
+            for bound, end in zip(_bounds(form, x), grid.ends(x), strict=True):
+                assert torch.equal(bound.expand_as(x), end.expand_as(x)), (
+                    f"{called}: its bounds are not those of its grid, {grid}"
                 )
 
 
 def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> None:
     called = repr(form)
     out = form.round(x)
-    assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding twice is not rounding once"
+    assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
     low, high = (b.reshape(-1, 1) for b in _bounds(form, x))
     rounded = out.movedim(1, 0) if operand == "data_in" else out
     assert bool((rounded >= low).all() and (rounded <= high).all()), f"{called}: a value is out of its bounds"
     huge = rows.abs() >= 1e30
     ends = torch.where(rows > 0, high.expand_as(rows), low.expand_as(rows))
     assert torch.equal(rounded[huge], ends[huge]), f"{called}: a huge value does not become the largest one"
-    for values, own in zip(rows.contiguous(), rounded, strict=True):
+    for values, result in zip(rows.contiguous(), rounded, strict=True):
         order = values.argsort()
-        assert bool((own[order].diff() >= 0).all()), f"{called}: is not monotone"
-        levels = own.unique()
+        assert bool((result[order].diff() >= 0).all()), f"{called}: is not monotone"
+        levels = result.unique()
         assert len(levels) <= 2**form.bits, f"{called}: {len(levels)} values in {form.bits} bits"
         # Nearest of all values seen: on an even grid, an error of at most half a step.
         exact = values.double()
@@ -234,7 +234,7 @@ def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> N
         below, above = levels.double()[place - 1], levels.double()[place.clamp(max=len(levels) - 1)]
         near = torch.minimum((exact - below).abs(), (exact - above).abs())
         slack = torch.finfo(x.dtype).eps * (exact.abs() + levels.abs().max().double()) * 4
-        error = (own.double() - exact).abs()
+        error = (result.double() - exact).abs()
         assert bool((error <= near + slack)[inside].all()), f"{called}: a value does not become the nearest one"
     reach = torch.minimum(-low, high)
     mirrored = form.round(-x).movedim(1, 0) if operand == "data_in" else form.round(-x)
@@ -247,20 +247,22 @@ def _check_learned_range(form: Format, x: Tensor) -> None:
     if learned is None:
         return
     assert list(learned.parameters()), f"{called}: its learned range has no parameter"
-    # Values that are rounded already lie far from where rounding turns.
+    # Rounded values are far from the points where rounding changes to the next value.
     levels = form.round(x)
     leaf = levels.clone().requires_grad_()
     out = learned.quantize(leaf)
     assert out.shape == x.shape, f"{called}: its learned range changes the shape {tuple(x.shape)} to {tuple(out.shape)}"
     assert out.dtype == x.dtype, f"{called}: its learned range changes {x.dtype} to {out.dtype}"
-    assert torch.allclose(out, levels, rtol=1e-4), f"{called}: its learned range rounds otherwise at the beginning"
+    assert torch.allclose(out, levels, rtol=1e-4), f"{called}: its learned range rounds differently before training"
     out.square().sum().backward()  # type: ignore[no-untyped-call]
     for name, part in (("its input", leaf), *learned.named_parameters()):
         assert part.grad is not None, f"{called}: its learned range gives no gradient to {name}"
     for settled in (False, True):
         if settled:
             learned.settle()
-        own = learned.frozen()
-        assert type(own) is type(form), f"{called}: its learned range becomes {own!r}"
-        assert (own.bits, own.calibrates) == (form.bits, False), f"{called}: its learned range becomes {own!r}"
-        assert torch.allclose(own.round(levels), levels, rtol=1e-4), f"{called}: its learned range becomes {own!r}"
+        frozen = learned.frozen()
+        assert type(frozen) is type(form), f"{called}: its learned range becomes {frozen!r}"
+        assert (frozen.bits, frozen.calibrates) == (form.bits, False), f"{called}: its learned range becomes {frozen!r}"
+        assert torch.allclose(frozen.round(levels), levels, rtol=1e-4), (
+            f"{called}: its learned range becomes {frozen!r}"
+        )

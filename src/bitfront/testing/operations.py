@@ -1,4 +1,4 @@
-"""What every record of an operation must do. Run by the tests of each operation, also of a stranger's.
+"""The conformance suite of operations: what every record must do. The tests of each operation run it.
 
 from bitfront.testing import check_operation
 check_operation("silu", nn.SiLU(), torch.randn(8, 6))
@@ -42,19 +42,19 @@ CANDIDATES = 24
 def check_operation(
     name: str, example: Callable[[Tensor], Any] | None = None, x: Tensor | None = None, *, seed: int = 0
 ) -> Operation:
-    """Assert that the operation called `name` keeps the promises of ``bitfront.operations.base.Operation``.
+    """Assert that the operation called `name` keeps the contract of :class:`bitfront.operations.base.Operation`.
 
     Args:
         example: a module of it, a module that calls one, or a function of one tensor. It returns a tensor, or a tuple
-            that begins with one, whose first dimension is the samples. Without one only the record itself is looked at.
-        x: samples that `example` takes, first dimension samples, eight or more; not changed.
-        seed: of the weights around the example, and of the candidates that are drawn.
+            that begins with one, whose first dimension is the samples. Without it, only the record is checked.
+        x: input of `example`; the first dimension is the samples, eight or more. It is not changed.
+        seed: random seed of the weights around the example, and of the candidates that are drawn.
 
     Returns:
-        The record, for tests of its own.
+        The record, for further tests.
 
     Raises:
-        AssertionError: a promise is broken; the message says which.
+        AssertionError: the contract is broken; the message says how.
     """
     record = OPERATIONS.get(name)
     _check_record(record)
@@ -83,7 +83,7 @@ def check_operation(
 
 
 class _Network(nn.Module):
-    """An example between two sites whose formats give it different inputs and readers."""
+    """An example between two sites, whose formats change its input and what reads its output."""
 
     def __init__(self, example: Callable[[Tensor], Any], x: Tensor) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _Called:
-    """A call of the operation, and what came out."""
+    """A call of the operation, and its result."""
 
     call: Call
     value: Any
@@ -147,12 +147,12 @@ def _check_record(record: Operation) -> None:
         assert operand.name.isidentifier(), f"{operand.name!r} is no prefix of keys in a TOML file"
         assert operand.format_of in ("", *names), f"{operand.name} shares the format of an operand that {name} lacks"
     if record.operands and record.modules:
-        assert record.call is not None, f"modules of {name} have operands, and it has no call"
+        assert record.call is not None, f"modules of {name} have operands, but the record has no call"
     assert record.onnx_integer is None or record.onnx is not None, f"{name} has integer operators and no rule for ONNX"
 
 
 def _check_call(record: Operation, called: _Called) -> None:
-    """The module's ``call`` with its input and parameters is its ``forward``."""
+    """Check that ``call`` computes the same as the module's ``forward``."""
     module = called.call.module
     if module is None or not record.operands:
         return
@@ -163,7 +163,7 @@ def _check_call(record: Operation, called: _Called) -> None:
     }
     with torch.no_grad():
         value = record.call(module, operands)
-    assert torch.equal(value, called.value), f"the call of {record.name} computes something else than its modules"
+    assert torch.equal(value, called.value), f"the call of {record.name} computes something different from its modules"
 
 
 def _check_counts(record: Operation, once: list[_Called], twice: list[_Called]) -> None:
@@ -189,7 +189,7 @@ def _format(operand: Operand, width: int, frac_width: int) -> Format:
 
 
 def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
-    """Every format has an effect; what is quantized keeps its keys, and can be copied and sent."""
+    """Check that every format has an effect, and that quantized models keep their keys and can be copied."""
     before = graph.model(x)
     keys = graph.model.state_dict().keys()
     for operand in site.operands:
@@ -200,13 +200,13 @@ def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
             assert model.state_dict().keys() == keys, f"quantizing {site.title} changes the keys of the state dict"
         for way, other in (
             ("a copy", copy.deepcopy(model)),
-            ("a pickle", pickle.loads(pickle.dumps(model))),  # noqa: S301 (our own bytes)
+            ("a pickle", pickle.loads(pickle.dumps(model))),  # noqa: S301 (bytes of this process)
         ):
             assert torch.equal(other(x), expected), f"{way} of the quantized {site.title} computes something else"
 
 
 def _check_onnx(graph: Graph, sites: list[Site], x: Tensor) -> None:
-    """ONNX Runtime computes the same: in float, and in bytes in both forms."""
+    """Check that ONNX Runtime computes the same: in float, and in bytes in both forms."""
     narrow = {s.name: {o: _format(o, 8, 4) for o in s.operands} for s in sites}
     integer = [s.name for s in sites if not obstacle(s, narrow[s.name])]
     assert bool(integer) == any(s.operation.onnx_integer is not None for s in sites), (
@@ -225,7 +225,7 @@ def _check_onnx(graph: Graph, sites: list[Site], x: Tensor) -> None:
 def _in_onnx_runtime(model: Any, x: Tensor) -> Tensor:
     runtime: Any = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
-    # Optimized, it rounds biases once more.
+    # With optimizations, it rounds biases once more.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -233,7 +233,7 @@ def _in_onnx_runtime(model: Any, x: Tensor) -> Tensor:
 
 
 def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> None:
-    """Candidates computed together have the loss that each has alone, to the bit."""
+    """Check that candidates computed together have the same loss as each alone, to the last bit."""
     operands = list(dict.fromkeys(itertools.chain(*(site.operands for site in graph.sites))))
     choices: dict[str, object] = {"name": ["integer", "NA"]}
     for operand in operands:
@@ -261,7 +261,7 @@ def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> Non
 
 
 def _check_trained(graph: Graph, x: Tensor) -> None:
-    """Members of a population are trained as if alone: float ones, and those with formats."""
+    """Check that members of a population are trained as if alone, in float and with formats."""
     y = torch.arange(len(x)) % CLASSES
     data: Any = SimpleNamespace(name="samples", split=lambda _: (x, y), num_classes=CLASSES)
     settings = TrainSettings(max_epochs=1, max_steps=1, batch_size=len(x), learning_rate=0.1, optimizer="sgd")
@@ -274,4 +274,4 @@ def _check_trained(graph: Graph, x: Tensor) -> None:
         assert not member.error, member.error
         for key, value in expected.items():
             close = torch.allclose(member.state[key].float(), value.float(), rtol=1e-4, atol=1e-5)
-            assert close, f"a population trains {key} of a {how} example to something else"
+            assert close, f"a population trains {key} of a {how} example to other weights"

@@ -1,4 +1,4 @@
-"""What every strategy must do. Run by the tests of each strategy, also of a stranger's.
+"""The conformance suite of strategies: what every strategy must do. The tests of each strategy run it.
 
 from bitfront.testing import check_strategy
 check_strategy(MyStrategy)
@@ -41,15 +41,15 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
     """Assert that the strategies `make` gives keep the contract of :class:`bitfront.strategies.base.Strategy`.
 
     Args:
-        make: ``(space, objectives, seed) -> Strategy``; a strategy's class will do.
-        calls: how often to ask in each check; few for what is slow.
-        n: how many candidates to ask for at a time.
+        make: ``(space, objectives, seed) -> Strategy``; the class of a strategy is one.
+        calls: number of calls of ``propose`` in each check; choose few for a slow strategy.
+        n: number of candidates to ask for in each call.
         seeded: whether another seed must give other proposals.
-        stateless: whether ``propose`` is a function of its arguments alone, so that a new strategy goes on where an
-            earlier one stopped; Bitfront's own are.
+        stateless: whether ``propose`` depends on its arguments alone, so that a new object continues where an earlier
+            one stopped; the strategies in Bitfront are.
 
     Raises:
-        AssertionError: a promise is broken; the message says which.
+        AssertionError: the contract is broken; the message says how.
     """
     _check_settings(type(make(toy_space(), 1, 0)))
     for objectives, failing in ((1, 0), (2, 3)):
@@ -63,7 +63,7 @@ def check_strategy(make: Make, *, calls: int = 6, n: int = 4, seeded: bool = Tru
             renewed = _asked(make(space, objectives, 0), space, objectives, calls, n, failing, renew=make)
             for step, (one, two) in enumerate(zip(first, renewed, strict=True)):
                 assert np.array_equal(one, two), (
-                    f"call {step}: a new strategy, shown the same history, goes on differently"
+                    f"call {step}: a new strategy, given the same history, proposes other candidates"
                 )
         if seeded:
             other = _asked(make(space, objectives, 1), space, objectives, calls, n, failing)
@@ -96,7 +96,7 @@ def _global_numpy() -> NDArray[np.uint32]:
 
 
 def _propose(strategy: Strategy, history: History, n: int, rng: np.random.Generator) -> Codes:
-    """One call, with everything that it must not touch compared before and after."""
+    """One call of ``propose``. Checks that everything it must not change is the same before and after."""
     space = strategy.space
     codes, losses = history.codes.copy(), history.losses.copy()
     state = (random.getstate(), _global_numpy(), torch.get_rng_state())
@@ -107,7 +107,7 @@ def _propose(strategy: Strategy, history: History, n: int, rng: np.random.Genera
     assert np.array_equal(history.codes, codes), "propose changes the history"
     assert np.array_equal(history.losses, losses, equal_nan=True), "propose changes the history"
     assert proposed.dtype == np.int64, f"proposed codes are {proposed.dtype}, not int64"
-    assert len(proposed) <= n, f"{len(proposed)} candidates proposed, asked for were {n}"
+    assert len(proposed) <= n, f"{len(proposed)} candidates were proposed, but {n} were asked for"
     space.check(proposed)
     assert np.array_equal(space.canonical(proposed), proposed), "a proposed code is not canonical"
     return proposed
@@ -123,16 +123,16 @@ def _tell(space: Space, history: History, codes: Codes, failing: int) -> None:
 def _asked(
     strategy: Strategy, space: Space, objectives: int, calls: int, n: int, failing: int, renew: Make | None = None
 ) -> list[Codes]:
-    history, found = History(len(space.parameters), objectives), []
+    history, proposals = History(len(space.parameters), objectives), []
     for step in range(calls):
         if renew is not None:
             strategy = renew(space, objectives, strategy.seed)
         proposed = _propose(strategy, history, n, np.random.default_rng([strategy.seed, step]))
         if not len(proposed):
             break
-        found.append(proposed)
+        proposals.append(proposed)
         _tell(space, history, proposed, failing)
-    return found
+    return proposals
 
 
 def _check_foreign_history(make: Make, n: int) -> None:
@@ -141,8 +141,8 @@ def _check_foreign_history(make: Make, n: int) -> None:
     for _ in range(3):
         _tell(space, history, space.sample(5, rng), 3)
         proposed = _propose(strategy, history, n, rng)
-        assert len(proposed), "nothing is proposed beside candidates that came from elsewhere"
-        # A part of what was asked for may never be told: another one was taken in its place.
+        assert len(proposed), "nothing is proposed after candidates that the strategy did not propose"
+        # Some proposed candidates may never be told, because others were evaluated in their place.
         _tell(space, history, proposed[1:], 3)
 
 
@@ -160,7 +160,7 @@ def _check_single_candidate(make: Make) -> None:
     space, rng = Space([Group("site", (Branch("NA"),))]), np.random.default_rng(0)
     strategy, history = make(space, 1, 0), History(0, 1)
     proposed = _propose(strategy, history, 1, rng)
-    assert proposed.shape == (1, 0), f"of the only candidate the code has shape {proposed.shape}, not (1, 0)"
+    assert proposed.shape == (1, 0), f"the code of the only candidate has shape {proposed.shape}, not (1, 0)"
     _tell(space, history, proposed, 0)
     _propose(strategy, history, 1, rng)
 
@@ -172,11 +172,11 @@ def _check_all_failed(make: Make, n: int) -> None:
         codes = space.sample(n, rng)
         fresh = np.array(list({c.tobytes(): c for c in codes if history.row(c) is None}.values()))
         history.tell(fresh, np.full((len(fresh), 2), np.nan))
-        assert len(_propose(strategy, history, n, rng)), "nothing is proposed where everything failed so far"
+        assert len(_propose(strategy, history, n, rng)), "nothing is proposed if all candidates failed so far"
 
 
 def _check_constrained(make: Make, n: int) -> None:
-    """Candidates that violate a constraint are told like others, those never evaluated without losses."""
+    """Check that a strategy accepts candidates that violate a constraint, also those without losses."""
     space, rng = toy_space(), np.random.default_rng(0)
     for evaluated in (True, False):
         strategy, history = make(space, 2, 0), History(len(space.parameters), 2)
@@ -185,4 +185,4 @@ def _check_constrained(make: Make, n: int) -> None:
             losses, violation = toy_losses(space, fresh, 2), np.maximum(0.0, space.options(fresh).sum(axis=1) - 20.0)
             losses[(violation > 0) & (not evaluated)] = np.nan
             history.tell(fresh, losses, violation)
-        assert len(_propose(strategy, history, n, rng)), "nothing is proposed where some violate a constraint"
+        assert len(_propose(strategy, history, n, rng)), "nothing is proposed if some candidates violate a constraint"
