@@ -1,10 +1,10 @@
-"""Populations on a GPU: members of one structure are stacked, and each layer is one batched product for all of them.
+"""Population training on a GPU: members with the same structure form a stack, and each layer is one batched product.
 
-Activations of vectors have shape (members, samples, features); those of images (samples, members · channels, height,
-width), so that convolutions are grouped ones and batch norms and pooling are PyTorch's own. Members whose structure or
-widths differ stand in different stacks; bit-widths are tensors with an entry per member. Nothing crosses over from
-one member to another, but a library may choose another algorithm for another number of them: on a GPU results are
-equal to within float error, not to the last bit.
+Activations of vectors have shape (members, samples, features), those of images (samples, members · channels, height,
+width). So convolutions are grouped convolutions, and PyTorch's batch norm and pooling can be used. Members with another
+structure or other widths are in another stack; bit-widths are tensors with one entry per member. Members do not
+influence each other. But a library may choose another algorithm for another number of members, so results on a GPU are
+equal within float error, not to the last bit.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from bitfront.population.compiled import EpochOutcome
 from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.training import StateDict, TrainSettings, optimizer_of, snapshot
 
-#: Samples that are scored together.
+#: Number of samples that are evaluated at a time.
 VAL_BATCH = 8192
-#: scale, low, high and step of each member's grid, shape (4, members); None: as it is.
+#: scale, low, high and step of each member's grid, shape (4, members); None: no rounding.
 Grids = Tensor | None
 
 
 def structure(model: nn.Module, program: TrainingProgram) -> Hashable:
-    """Equal for models that can stand in one stack: all but the weights and the numbers of their grids."""
+    """Equal for models that can be in one stack. It covers everything but the weights and the numbers of the grids."""
     steps = []
     for step in program.steps:
         norm = model.get_submodule(step.path) if step.kind == "norm" else None
         owned = [name for name, p in _owned(model, step) if p is not None]
-        own = (norm.momentum, norm.eps) if norm is not None else ()
-        steps.append((replace(step, first=None, second=None), step.first is None, step.second is None, *owned, own))
+        settings = (norm.momentum, norm.eps) if norm is not None else ()
+        steps.append(
+            (replace(step, first=None, second=None), step.first is None, step.second is None, *owned, settings)
+        )
     return tuple(steps), program.shapes
 
 
 class GpuTrainer:
-    """Models of one structure in training, on one device."""
+    """Trains models with the same structure, on one device."""
 
     def __init__(
         self,
@@ -81,8 +83,7 @@ class GpuTrainer:
         batches: Sequence[Tensor],
         rate: float,
     ) -> list[EpochOutcome]:
-        """One pass of the members `going` over `batches`, indices into x and y, and their scores on `val`; the others
-        are let go for good. All tensors on the device."""
+        """Train the members `going` for one epoch; see ``Trainer.epoch``. The training of the others ends for good."""
         if list(going) != self.members:
             self._let_go(going)
         self.optimizer.rate = rate
@@ -94,27 +95,27 @@ class GpuTrainer:
             loss = each.view(len(going), -1).mean(dim=1)
             for parameter in self.values.values():
                 parameter.grad = None
-            # Of the sum each member's weights get the gradient of that member's own mean.
+            # The gradient of the sum is, for each member's weights, the gradient of the mean loss of this member.
             loss.sum().backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             losses.append(loss.detach())
             correct += (logits.detach().argmax(2) == target).sum(dim=1)
         self.taken += len(batches)
-        return self._found(torch.stack(losses, dim=1).double().cpu(), correct.tolist(), val)
+        return self._outcomes(torch.stack(losses, dim=1).double().cpu(), correct.tolist(), val)
 
     def state(self, member: int) -> StateDict:
-        """The state dict of a model as it is now, or as it was when it was let go; on the CPU."""
+        """The state dict of a model on the CPU: the current one, or the last one if its training has ended."""
         if member not in self.members:
             return self.states[member]
-        own = self.members.index(member)
-        found = snapshot(self.models[member])
+        index = self.members.index(member)
+        state = snapshot(self.models[member])
         tensors = {**self.values, **self.buffers}
         for (path, name), stacked in tensors.items():
-            found[f"{path}.{name}" if path else name] = stacked[own].detach().cpu().clone()
+            state[f"{path}.{name}" if path else name] = stacked[index].detach().cpu().clone()
         for path in dict.fromkeys(step.path for step in self.program.steps if step.kind == "norm"):
             calls = sum(step.path == path for step in self.program.steps)
-            found[f"{path}.num_batches_tracked" if path else "num_batches_tracked"] += calls * self.taken
-        return found
+            state[f"{path}.num_batches_tracked" if path else "num_batches_tracked"] += calls * self.taken
+        return state
 
     def _let_go(self, going: Sequence[int]) -> None:
         for member in self.members:
@@ -128,19 +129,19 @@ class GpuTrainer:
         self.members = list(going)
 
     @torch.no_grad()
-    def _found(self, losses: Tensor, correct: Sequence[int], val: tuple[Tensor, Tensor]) -> list[EpochOutcome]:
+    def _outcomes(self, losses: Tensor, correct: Sequence[int], val: tuple[Tensor, Tensor]) -> list[EpochOutcome]:
         loss = torch.zeros(len(losses), dtype=torch.float64, device=self.device)
         right = torch.zeros(len(losses), dtype=torch.int64, device=self.device)
         for x, y in zip(torch.split(val[0], VAL_BATCH), torch.split(val[1], VAL_BATCH), strict=True):
-            own, hits = kernels.score(self._logits(x, train=False).transpose(1, 2), y.int())
-            loss += own
+            part, hits = kernels.score(self._logits(x, train=False).transpose(1, 2), y.int())
+            loss += part
             right += hits
         n = len(val[1])
         scores = zip(losses, correct, (loss / n).tolist(), (right / n).tolist(), strict=True)
         return [EpochOutcome(*score) for score in scores]
 
     def _logits(self, x: Tensor, *, train: bool) -> Tensor:
-        """(members, samples, classes) from samples that all share."""
+        """Logits of all members on the same samples, shape (members, samples, classes)."""
         count = len(self.members)
         shared = x.expand(count, *x.shape) if x.dim() == 2 else x.repeat(1, count, 1, 1)
         values: dict[int, Tensor] = {0: shared}
@@ -157,8 +158,8 @@ class GpuTrainer:
         if step.kind == "conv":
             assert step.window is not None
             weight, bias = self._weights(step, grids)
-            own = None if bias is None else bias.flatten()
-            return F.conv2d(x, weight.flatten(0, 1), own, step.window.stride, step.window.padding, groups=count)
+            flat = None if bias is None else bias.flatten()
+            return F.conv2d(x, weight.flatten(0, 1), flat, step.window.stride, step.window.padding, groups=count)
         if step.kind == "norm":
             return self._norm(step, x, train)
         if step.kind == "activate":
@@ -197,7 +198,7 @@ class GpuTrainer:
 
 
 class _Activate(torch.autograd.Function):
-    """Rounding, ReLU and rounding again; straight through what was inside the ranges."""
+    """Rounding, ReLU and rounding again. Gradients pass unchanged where a value was inside the ranges."""
 
     @staticmethod
     def forward(ctx, x, first, rectify, second):  # type: ignore[no-untyped-def]
@@ -225,7 +226,7 @@ class _Activate(torch.autograd.Function):
 
 
 def _rounded(values: Tensor, grids: Grids) -> Tensor:
-    """Weights or biases on their grids; gradients as in ``transforms.quantize.through``."""
+    """Weights or biases, rounded to their grids; gradients as in ``transforms.quantize.through``."""
     if grids is None:
         return values
     scale, low, high, step = grids.view(4, -1, *[1] * (values.dim() - 1))
@@ -234,7 +235,7 @@ def _rounded(values: Tensor, grids: Grids) -> Tensor:
 
 
 def _along(grids: Tensor, x: Tensor) -> Tensor:
-    """An entry per member as an entry per value of x, or broadcastable to it."""
+    """One entry per member, expanded to the values of x or broadcastable to them."""
     if x.dim() == 3:
         return grids.view(4, -1, 1, 1)
     channels = x.shape[1] // grids.shape[1]

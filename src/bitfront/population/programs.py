@@ -1,8 +1,9 @@
-"""What a network computes, as the short list of steps that populations know how to train.
+"""From a network to a short list of steps, which is what population training can train.
 
-A step reads values and makes one; values are numbered, 0 is the input. Rounding of a layer's input is part of the step
-before it wherever nobody else reads that: one pass over the activations then does ReLU and rounding. Where a model has
-no such list, ``program`` says in words why; it is trained alone. Which steps an operation is says its record.
+A step reads values and computes one; values are numbered, and 0 is the input. If only one layer reads a value, the
+rounding of this layer's input is part of the step that computes the value: one pass then does both ReLU and rounding.
+If a model has no such list, ``program`` gives the reason, and the model is trained alone. The record of an operation
+says which steps it consists of.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class TrainingStep:
     """One operation.
 
     Attributes:
-        path: of the module with the parameters, "" where there are none.
-        first, second: activate: rounding before and after the ReLU. linear, conv: of weight and bias.
-        rectify: activate: whether there is a ReLU.
+        path: path of the module with the parameters, "" if there are none.
+        first, second: rounding. In activate: before and after the ReLU; in linear and conv: of weight and bias.
+        rectify: in activate: whether there is a ReLU.
     """
 
     kind: Kind
@@ -44,7 +45,7 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class TrainingProgram:
-    """A network: its steps in order, the shape of each value, and which value holds the logits."""
+    """A network: its steps in order, the shape of each value, and the number of the value with the logits."""
 
     steps: tuple[TrainingStep, ...]
     shapes: tuple[Shape, ...]
@@ -62,7 +63,7 @@ class _Tracer(fx.Tracer):
         return quantized or is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-#: Graphs that were traced before, by all that tracing can depend on.
+#: Graphs traced before. The key is everything that tracing can depend on.
 Traced = dict[Hashable, fx.Graph]
 
 
@@ -70,10 +71,10 @@ def program(model: nn.Module, sample_shape: Shape, traced: Traced) -> TrainingPr
     """The steps of `model` in training.
 
     Args:
-        traced: of other models of the same call; is added to. Tracing takes longer than all the rest.
+        traced: graphs of other models of this call; the graph of this model is added. Tracing takes most of the time.
 
     Raises:
-        UnsupportedError: it has none, for the reason in the message.
+        UnsupportedError: there is no such list; the message gives the reason.
     """
     _check_modules(model)
     key = _traced_by(model)
@@ -86,17 +87,17 @@ def program(model: nn.Module, sample_shape: Shape, traced: Traced) -> TrainingPr
 
 
 def _traced_by(model: nn.Module) -> Hashable:
-    """What tracing depends on: the classes of all modules, and the attributes of those that are looked into. None where
-    an attribute is more than a plain value."""
+    """What tracing depends on: the classes of all modules, and the attributes of those that are traced into. None if an
+    attribute is not a plain value."""
     parts: list[Hashable] = []
     for path, module in model.named_modules():
         parts.append((path, type(module)))
         if path and _LEAVES.is_leaf_module(module, path):
             continue
-        own = {name: value for name, value in vars(module).items() if name not in _OF_ANY_MODULE}
-        if not all(value is None or isinstance(value, (bool, int, float, str)) for value in own.values()):
+        attributes = {name: value for name, value in vars(module).items() if name not in _OF_ANY_MODULE}
+        if not all(value is None or isinstance(value, (bool, int, float, str)) for value in attributes.values()):
             return None
-        parts.append(tuple(sorted((name, type(value), value) for name, value in own.items())))
+        parts.append(tuple(sorted((name, type(value), value) for name, value in attributes.items())))
     return tuple(parts)
 
 
@@ -108,7 +109,7 @@ def _graph(model: nn.Module) -> fx.Graph:
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:
-            module.training = True  # a model may compute something else in training
+            module.training = True  # a model may compute differently in training
         return _Tracer().trace(model)
     except Exception as error:
         raise UnsupportedError(f"it cannot be traced: {error}") from error
@@ -139,7 +140,7 @@ def _check_modules(model: nn.Module) -> None:
 
 
 class _ProgramReader:
-    """Walks a graph once and collects the steps: an ``operations.training.ProgramReader``."""
+    """Reads a graph once and collects the steps: an ``operations.training.ProgramReader``."""
 
     def __init__(self, model: nn.Module, sample_shape: Shape) -> None:
         self.model = model
@@ -170,7 +171,7 @@ class _ProgramReader:
         if module is not None:
             kind = module.original if isinstance(module, Twin) else type(module)
             operation = of_class(kind)
-            # A subclass may hold its parameters in another way.
+            # A subclass may store its parameters differently.
             known = operation is not None and kind in operation.modules
         else:
             operation = of_function(node.target) if node.op in ("call_function", "call_method") else None
