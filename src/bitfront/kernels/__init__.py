@@ -1,4 +1,4 @@
-"""The inner loops of an evaluation: rounding activations to their grids, and scoring the logits of many candidates.
+"""The inner loops of evaluation: rounding activations to their grids, and scoring the logits of many candidates.
 
 Each has two implementations that give the same bits: C++ compiled on the user's machine (``native``), and torch
 (``plain``). ``score`` is the only definition of loss and accuracy in Bitfront: every evaluation calls it. Its sums do
@@ -55,7 +55,8 @@ def score(logits: Tensor, labels: Tensor, *, rectify: bool = False) -> tuple[Ten
 
     Returns:
         The sum of the samples' losses in nats, float64, shape (candidates,); NaN or infinite where a logit is. And the
-        number of samples whose largest logit (the first of equal ones) is the label's, int64, shape (candidates,).
+        number of samples whose largest logit (the first of equal ones) is the one of the label, int64, shape
+        (candidates,).
     """
     logits = logits.contiguous()
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and compiled():

@@ -1,8 +1,8 @@
 """Compiles ``kernels.cpp`` and ``training.cpp`` for this machine, once, and loads them with ctypes.
 
 Each library is kept in the user's cache directory (``folder.py``), under a name that depends on the source, the
-compiler and the processor. Compiling takes about a second. Everything runs on torch alone where there is no compiler,
-where the compiled kernels do not give the same bits as ``plain.py``, and under ``BITFRONT_NATIVE=0``.
+compiler and the processor. Compiling takes about a second. Everything runs on torch alone if there is no compiler,
+if the compiled kernels do not give the same bits as ``plain.py``, or if ``BITFRONT_NATIVE=0``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TRAINING: dict[str, tuple[list[Any], Any]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels of evaluation, or None where there are none. A call releases Python's lock.
+    """The compiled kernels of evaluation, or None if there are none. A call releases Python's lock.
 
     Compiled without fused multiply-adds, so that results equal those of torch.
     """
@@ -53,7 +53,7 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def training_library() -> ctypes.CDLL | None:
-    """The compiled training steps, or None where there are none. A call releases Python's lock."""
+    """The compiled training steps, or None if there are none. A call releases Python's lock."""
     return _load_library("training.cpp", "-ffp-contract=fast", _TRAINING)
 
 
@@ -83,7 +83,7 @@ def _compiler() -> str | None:
 
 
 def _fingerprint(compiler: str, source: Path, contraction: str) -> str:
-    """Of sources, compiler and processor: machines with different processors may share a home directory."""
+    """A hash of sources, compiler and processor: machines with different processors may share a home directory."""
     real = Path(compiler).resolve()
     texts = [file.read_text(encoding="utf-8") for file in (*HEADERS, source)]
     parts = [*texts, *FLAGS, contraction, str(real), str(real.stat().st_mtime_ns), platform.machine()]
@@ -97,7 +97,7 @@ def _fingerprint(compiler: str, source: Path, contraction: str) -> str:
 
 
 def _compile(compiler: str, source: Path, contraction: str, path: Path) -> None:
-    """Writes to a temporary file first, because another process may compile the same library at the same time."""
+    """Write to a temporary file first, because another process may compile the same library at the same time."""
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:

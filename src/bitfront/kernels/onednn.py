@@ -1,9 +1,9 @@
-"""Products of bytes by oneDNN, which a processor with VNNI runs several times faster than float32.
+"""Products of 8-bit integers by oneDNN. A processor with VNNI computes them several times faster than float32.
 
 Products of an input byte and a signed weight byte are added up in 32-bit integers; the sum times the two steps is a
-float32. Torch calls oneDNN by operators that it does not document and may change. They are called here only, and
-``exact`` looks whether they exist and are right: older processors add pairs of products in 16 bits, and saturate. Where
-it says no, callers compute in float.
+float32. Torch calls oneDNN through operators that are not documented and may change. They are called only here, and
+``exact`` tests whether they exist and give the right results: older processors add pairs of products in 16 bits, which
+can saturate. If it returns False, callers compute in float.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AS_FLOAT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
 
 @dataclass(frozen=True, eq=False)
 class _Kernel:
-    """What a linear layer and a convolution of bytes have in common.
+    """The common part of a linear layer and a convolution of bytes.
 
     Attributes:
         scale: step of the input.
@@ -48,7 +48,7 @@ class LinearKernel(_Kernel):
         """
         Args:
             weight: int8, shape (out, in).
-            steps: of the weight, float32, shape (out,).
+            steps: steps of the weight, float32, shape (out,).
             bias: float32, shape (out,).
         """
         packed = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -83,7 +83,7 @@ class ConvolutionKernel(_Kernel):
         """
         Args:
             weight: int8, shape (channels out, channels in / groups, height, width).
-            steps: of the weight, float32, shape (channels out,).
+            steps: steps of the weight, float32, shape (channels out,).
             bias: float32, shape (channels out,).
         """
         packed = torch.ops.onednn.qconv_prepack(weight, steps, scale, zero, *geometry, groups, None)
@@ -91,7 +91,7 @@ class ConvolutionKernel(_Kernel):
         return cls(scale, zero, packed, steps, zeros, bias, geometry, groups)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """uint8, shape (samples, channels in, height, width), channels last in memory → float32, likewise."""
+        """uint8, shape (samples, channels in, height, width), channels last in memory → float32, the same layout."""
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
             x, self.scale, self.zero, self._weight, self._steps, self._zeros, self._bias, *self._geometry, self._groups,
             *_AS_FLOAT,
@@ -101,7 +101,7 @@ class ConvolutionKernel(_Kernel):
 
 @cache
 def exact() -> bool:
-    """Whether products of bytes exist here, and add up exactly, the largest values included."""
+    """Whether products of bytes exist on this machine and are summed exactly, also for the largest values."""
     generator = torch.Generator().manual_seed(0)
 
     def bytes_of(*shape: int) -> tuple[Tensor, Tensor]:

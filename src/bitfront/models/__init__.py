@@ -5,12 +5,12 @@ with ``@MODELS.register("name")``; its first docstring line is what ``bitfront l
 in ``tests/models`` that runs ``bitfront.testing.check_model`` on it. Nothing else changes. Third parties
 register through the entry-point group ``bitfront.models``.
 
-The function is called when a configuration names the model: for a plan, for training, and for a trial that is rebuilt,
-so it must make the same layers each time. It is called with the shape of one sample, without the batch dimension, and
-the number of classes, under a random seed of PyTorch's generator for the CPU, which is all that initial weights may be
-drawn from. It raises ConfigError, with ``key=("model",)``, where the model cannot take such samples. What it returns
-takes a float32 tensor of shape (samples, *sample_shape) and gives logits of shape (samples, classes); a sample's logits
-in eval mode depend on that sample alone.
+The function is called when a configuration names the model: for a plan, for training, and when a trial is rebuilt. It
+must create the same layers each time. Its arguments are the shape of one sample, without the batch dimension, and the
+number of classes. PyTorch's CPU generator is seeded before the call; initial weights may be drawn from it only. If the
+model cannot take such samples, the function raises ConfigError with ``key=("model",)``. The model takes a float32
+tensor of shape (samples, *sample_shape) and returns logits of shape (samples, classes); in eval mode the logits of a
+sample depend on this sample alone.
 """
 
 from __future__ import annotations

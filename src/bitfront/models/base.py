@@ -1,7 +1,7 @@
 """From a model's name, or from ``package.module:factory``, to an initialised ``nn.Module``.
 
-The initial weights depend on the seed alone. Random numbers drawn before do not change them, and building a
-model does not change the random numbers drawn afterwards.
+The initial weights depend on the seed alone, not on random numbers drawn before. Building a model does not change the
+random numbers drawn after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def build_model(name: str, sample_shape: tuple[int, ...], num_classes: int, seed
             if it requires none. The working directory is importable.
         sample_shape: shape of one sample, without the batch dimension.
         num_classes: number of outputs.
-        seed: of the initial weights.
+        seed: random seed of the initial weights.
 
     Raises:
         UnknownNameError: no model is registered under `name`.

@@ -1,7 +1,6 @@
 """Two small classifiers of small images, sized for scikit-learn's digits (1 × 8 × 8 pixels).
 
-Each layer is a separate module with a name that says what it is, so torch.fx names the sites ``conv1``,
-``relu1``, ``fc1`` ...
+Each layer is a separate module with a clear name, so that torch.fx names the sites ``conv1``, ``relu1``, ``fc1`` ...
 """
 
 from __future__ import annotations
