@@ -1,9 +1,9 @@
-"""A graph and a format per operand → a torch module that computes in bytes, with oneDNN's kernels.
+"""From a graph and a format per operand to a torch module that computes in bytes, with oneDNN's kernels, on a CPU.
 
 Sites with an input and a weight of at most 8 bits become modules that round their input to unsigned bytes, multiply and
-add up in 32-bit integers, and give floats, as ``transforms.quantize`` simulates it; everything between them stays in
-float. For operations whose record names a kernel (Linear, Conv1d, Conv2d, ReLU), on a CPU; ``obstacle`` says why not,
-for any other.
+add up in 32-bit integers, and return floats: the computation that ``transforms.quantize`` simulates. Everything between
+them stays in float. This works for operations whose record names a kernel (Linear, Conv1d, Conv2d, ReLU). For any other
+site ``obstacle`` returns the reason.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SiteFormats = Mapping[Operand, Format]
 
 
 def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
-    """Why torch has no kernel of bytes for a site in these formats; empty where it has one, or where the site is left
-    in float. Formats must be calibrated."""
+    """Why torch has no kernel of bytes for a site in these formats; empty if it has one, or if the site stays in float.
+    Formats must be calibrated."""
     needed = [o for o in site.operation.operands if o.role != "bias"]
     if not any(o.name in formats for o in needed):
         return ""
@@ -39,16 +39,16 @@ def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
     if kernel is None:
         return f"there is no kernel of bytes for {site.op}"
     for operand in needed:
-        own = formats.get(operand.name)
-        if own is None:
+        rounding = formats.get(operand.name)
+        if rounding is None:
             return f"{operand.name} stays in float"
-        held = packing(own, activation=operand.role == "activation" and kernel.unsigned)
+        held = packing(rounding, activation=operand.role == "activation" and kernel.unsigned)
         if held is None:
-            return f"{operand.name} is {own.label}, which no kernel of bytes takes"
+            return f"{operand.name} is {rounding.label}, which no kernel of bytes takes"
         if operand.role == "activation" and held.axis is not None:
             return "an input with a scale per channel cannot be summed as integers"
         if operand.role == "weight" and not (held.signed and held.symmetric):
-            return f"its weight is {own.label}: the kernels take signed weights without a zero point"
+            return f"its weight is {rounding.label}: the kernels take signed weights without a zero point"
         if not kernel.unsigned and not held.symmetric:
             return "its input has a zero point other than 0"
     return kernel.obstacle(graph, site)
@@ -73,7 +73,7 @@ def integer_model(graph: Graph, formats: Mapping[str, SiteFormats]) -> nn.Module
     alone may have any format: they are added as float.
 
     Raises:
-        ExportError: a site has an ``obstacle``; names it.
+        ExportError: a site has an ``obstacle``; the message names it.
     """
     for site in graph.sites:
         why = obstacle(graph, site, formats.get(site.name, {}))
@@ -87,13 +87,13 @@ def integer_model(graph: Graph, formats: Mapping[str, SiteFormats]) -> nn.Module
     new.output(new.graph_copy(graph.fx_graph, mapping))
     by_name = {old.name: node for old, node in mapping.items()}
     for site in graph.sites:
-        own = formats.get(site.name, {})
-        if "data_in" not in own:
+        site_formats = formats.get(site.name, {})
+        if "data_in" not in site_formats:
             continue
         node = by_name[site.name]
         source = node.args[0] if site.path else operand_nodes(node, site.operation)["data_in"]
         target = f"{site.name}_integer"
-        model.add_module(target, _built(graph, site, own))
+        model.add_module(target, _built(graph, site, site_formats))
         with new.inserting_after(node):
             replacement = new.call_module(target, (source,))
         node.replace_all_uses_with(replacement)
@@ -122,7 +122,7 @@ def _convolution(graph: Graph, site: Site, formats: SiteFormats, held: Packing) 
 
 
 def _parameters(graph: Graph, site: Site, formats: SiteFormats) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The weight as bytes, its steps per output, and the bias."""
+    """The weight as bytes, its step per output, and the bias."""
     held = packing(formats["weight"], activation=False)
     assert held is not None
     assert site.weight is not None
@@ -195,12 +195,12 @@ class IntegerConv(_Input):
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel of bytes, by the name that records of operations give it.
+    """A kernel of bytes. Records of operations refer to it by name.
 
     Attributes:
-        build: (graph, site, formats, its input's packing) → the module.
-        obstacle: (graph, site) → why there is none for that site, whatever the formats; "" where there is one.
-        unsigned: whether it takes unsigned bytes only, whatever its input's format; else a zero point of 0 only.
+        build: (graph, site, formats, packing of its input) → the module.
+        obstacle: (graph, site) → why the site has no kernel in any format; "" if it has one.
+        unsigned: whether it takes unsigned bytes in any case; otherwise it requires a zero point of 0.
     """
 
     build: Callable[[Graph, Site, SiteFormats, Packing], nn.Module]

@@ -1,13 +1,14 @@
-"""A graph and a format per operand → an ONNX model (opset 21) that computes in these formats.
+"""From a graph and a format per operand to an ONNX model (opset 21) that computes in these formats.
 
-Operands of at most 8 bits are written as QuantizeLinear and DequantizeLinear (QDQ), the form in which runtimes look for
-integer kernels: activations as unsigned bytes, clipped first where the format is narrower; weights as bytes with a
-DequantizeLinear behind them; a bias as the floats of its quantized values. Sites named in `integer` are written with
-ONNX's integer operators (MatMulInteger, ConvInteger) in place of that: bytes in, 32-bit sums, floats out. Both forms
-compute what ``transforms.quantize`` simulates, up to the order of sums in float32.
+Operands of at most 8 bits are written as QuantizeLinear and DequantizeLinear (QDQ), for which runtimes have integer
+kernels: activations as unsigned bytes, clipped first if the format is narrower; weights as bytes followed by a
+DequantizeLinear; a bias as floats, which are its quantized values. Sites named in `integer` are written with ONNX's
+integer operators (MatMulInteger, ConvInteger) instead: bytes in, 32-bit sums, floats out. Both forms compute what
+``transforms.quantize`` simulates, up to the order of sums in float32.
 
-The graph is written while torch.fx runs it on a sample: whatever is no tensor (a size, a list of dimensions) is known
-by then. The batch stays open. How an operation is written says its record; here is the writer that its rule gets.
+The graph is written while torch.fx runs it on a sample, so that everything that is not a tensor (a size, a list of
+dimensions) is known. The size of the batch is not fixed. The record of an operation has the rule that writes it; this
+file has the writer that the rule uses.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bitfront.operations.onnx import Bytes
 
 OPSET, IR_VERSION = 21, 10
 INPUT, OUTPUT = "input", "output"
-#: Samples that run while the graph is written: a number that is unlikely to be one of the model's own.
+#: Number of samples in the run that writes the graph. It is unlikely to be a size in the model.
 _BATCH = 3
 
 SiteFormats = Mapping[Operand, Format]
@@ -40,18 +41,18 @@ SiteFormats = Mapping[Operand, Format]
 def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], integer: Collection[str] = ()) -> Any:
     """An ``onnx.ModelProto``: input ``input``, shape ``(batch, *features)``, output ``output``, both float32.
 
-    ONNX Runtime's default optimizations fuse QuantizeLinear and DequantizeLinear into kernels that round biases again:
-    a few answers are then others than those that were evaluated. Sites in `integer` are free of that, and so is a
+    ONNX Runtime's default optimizations fuse QuantizeLinear and DequantizeLinear into kernels that round biases again.
+    Then a few results differ from those that were evaluated. This does not happen for sites in `integer`, or in a
     session with ``graph_optimization_level = ORT_DISABLE_ALL``.
 
     Args:
         graph: the captured model; on the CPU.
         formats: site name → formats by operand, calibrated; sites that are absent stay in float.
-        integer: sites written with integer operators; each must be free of an ``obstacle``.
+        integer: sites written with integer operators; none of them may have an ``obstacle``.
 
     Raises:
         MissingExtraError: the package onnx is not installed.
-        ExportError: an operation or a format has no counterpart; names the node.
+        ExportError: an operation or a format has no counterpart; the message names the node.
     """
     if graph.fx_graph is None:
         raise ExportError(f"the model cannot be traced, so it cannot be written as ONNX: {graph.untraced}")
@@ -63,8 +64,8 @@ def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], integer: Collec
 
 
 def obstacle(site: Site, formats: SiteFormats) -> str:
-    """Why ONNX Runtime has no integer kernel for a site in these formats; empty where it has one, or where the site is
-    left in float. Formats must be calibrated."""
+    """Why ONNX Runtime has no integer kernel for a site in these formats; empty if it has one, or if the site stays in
+    float. Formats must be calibrated."""
     needed = [o for o in site.operands if site.operation.operand(o).role != "bias"]
     if not any(o in needed for o in formats):
         return ""
@@ -73,12 +74,12 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
     held = dict(site.operand_parameters)
     packed: dict[str, Packing] = {}
     for operand in needed:
-        own = formats.get(operand)
-        if own is None:
+        rounding = formats.get(operand)
+        if rounding is None:
             return f"{operand} stays in float"
-        as_bytes = packing(own, activation=False)
+        as_bytes = packing(rounding, activation=False)
         if as_bytes is None:
-            return f"{operand} is {own.label}, which no kernel of bytes takes"
+            return f"{operand} is {rounding.label}, which no kernel of bytes takes"
         packed[operand] = as_bytes
     if any(p.axis is not None for o, p in packed.items() if o not in held):
         return "an input with a scale per channel cannot be summed as integers"
@@ -86,13 +87,13 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
 
 
 class _Writer(fx.Interpreter):
-    """Runs the graph and writes down each step: an ``operations.onnx.OnnxWriter``."""
+    """Runs the graph and writes each step: an ``operations.onnx.OnnxWriter``."""
 
     def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], integer: frozenset[str]) -> None:
         assert graph.fx_graph is not None
         super().__init__(fx.GraphModule(graph.model, graph.fx_graph))
         self.onnx = require("onnx", "onnx", "writing ONNX")
-        self.extra_traceback = False  # it would write the tracer's state into our messages
+        self.extra_traceback = False  # it would add the tracer's state to messages
         self.captured, self.formats, self.in_integers = graph, formats, integer
         self.sites = {s.name: s for s in graph.sites}
         self.names: dict[fx.Node, str] = {}
@@ -100,7 +101,7 @@ class _Writer(fx.Interpreter):
         self.initializers: dict[str, NDArray[Any]] = {}
         self.taken: dict[str, int] = {}
         self.result: tuple[int, ...] = ()
-        #: Operands of the node that is being written whose formats were asked for.
+        #: The operands of the current node whose formats its rule has used.
         self.written: set[str] = set()
         self.out, self.batch = torch.empty(0), _BATCH
 
@@ -144,9 +145,10 @@ class _Writer(fx.Interpreter):
     # --- what the rules of operations use -----------------------------------------------------------------------------
 
     def model(self) -> Any:
-        """What was written, checked."""
+        """The finished model, checked."""
         h, kinds = self.onnx.helper, self.onnx.TensorProto
-        # Of a weight that goes into integer operators the scale is merged with the input's; runtimes warn of leftovers.
+        # With integer operators, the scale of a weight is merged with that of the input; runtimes warn if one is
+        # unused.
         used = {name for node in self.nodes for name in node.input}
         graph = h.make_graph(
             self.nodes,
@@ -155,11 +157,11 @@ class _Writer(fx.Interpreter):
             [h.make_tensor_value_info(OUTPUT, kinds.FLOAT, ["batch", *self.result])],
             [self.onnx.numpy_helper.from_array(v, k) for k, v in self.initializers.items() if k in used],
         )
-        made = h.make_model(
+        model = h.make_model(
             graph, producer_name="bitfront", opset_imports=[h.make_opsetid("", OPSET)], ir_version=IR_VERSION
         )
-        self.onnx.checker.check_model(made)
-        return made
+        self.onnx.checker.check_model(model)
+        return model
 
     def add(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         name = self._free(name)
@@ -199,7 +201,7 @@ class _Writer(fx.Interpreter):
 
     def name_of(self, n: fx.Node) -> str:
         if n not in self.names:
-            raise ExportError(f"{n.name} ({self.kind(n)}) makes something else than one tensor")
+            raise ExportError(f"{n.name} ({self.kind(n)}) does not return one tensor")
         return self.names[n]
 
     def tensor(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
@@ -220,15 +222,15 @@ class _Writer(fx.Interpreter):
         return self.constant(f"{n.name}.{name}", value.detach().numpy())
 
     def value(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
-        own = self._format(n, position)
-        if own is None:
+        rounding = self._format(n, position)
+        if rounding is None:
             return self.tensor(n, position, name)
         held = self.packed(n, position, name)
         rounded = f"{n.name}.{self._operand(n, position)}.rounded"
         return self.add("DequantizeLinear", [held.name, held.scale, held.zero], rounded, **_axis(held.held.axis))
 
     def _operand(self, n: fx.Node, position: int) -> str:
-        """The operand at a place, by the name that its format has; "" where none is there."""
+        """The name of the operand at a position; "" if there is none."""
         operation = self._operation(n)
         operands = () if operation is None else operation.operands
         return next((o.format_of or o.name for o in operands if o.position == position), "")
@@ -244,14 +246,18 @@ class _Writer(fx.Interpreter):
         return n.name in self.in_integers
 
     def packed(self, n: fx.Node, position: int = 0, name: str = "input", *, signed: bool = False) -> Bytes:
-        value, own, label = self.tensor(n, position, name), self._format(n, position), self._operand(n, position)
-        assert own is not None
-        held = packing(own, activation=not signed)
+        value, rounding, label = self.tensor(n, position, name), self._format(n, position), self._operand(n, position)
+        assert rounding is not None
+        held = packing(rounding, activation=not signed)
         if held is None:
-            raise ExportError(f"{n.name}: {label} is {own.label}, and ONNX's QuantizeLinear takes at most 8 bits here")
+            raise ExportError(
+                f"{n.name}: {label} is {rounding.label}, and ONNX's QuantizeLinear takes at most 8 bits here"
+            )
         if held.narrow:
             if held.axis is not None:
-                raise ExportError(f"{n.name}: {label} is {own.label}, narrower than 8 bits with a scale per channel")
+                raise ExportError(
+                    f"{n.name}: {label} is {rounding.label}, narrower than 8 bits with a scale per channel"
+                )
             low, high = (
                 self.constant(f"{n.name}.{label}.{w}", np.array(b, np.float32))
                 for w, b in zip(("low", "high"), held.range, strict=True)
@@ -281,10 +287,10 @@ class _Writer(fx.Interpreter):
         return parameter(self.captured.model, site.weight)
 
     def _held(self, n: fx.Node) -> Packing | None:
-        own = self._format_of(n, "weight")
-        held = packing(own, activation=False) if own is not None else None
-        if own is not None and held is None:
-            raise ExportError(f"{n.name}: weight is {own.label}, and at most 8 bits are written to ONNX here")
+        rounding = self._format_of(n, "weight")
+        held = packing(rounding, activation=False) if rounding is not None else None
+        if rounding is not None and held is None:
+            raise ExportError(f"{n.name}: weight is {rounding.label}, and at most 8 bits are written to ONNX here")
         return held
 
     def weight_shape(self, n: fx.Node) -> tuple[int, ...]:
@@ -310,13 +316,13 @@ class _Writer(fx.Interpreter):
         return self.add("DequantizeLinear", inputs, f"{n.name}.weight.rounded", **_axis(axis))
 
     def bias(self, n: fx.Node) -> NDArray[np.float32] | None:
-        own, tensor = self._format_of(n, "bias"), self.setting(n, 2, "bias")
+        rounding, tensor = self._format_of(n, "bias"), self.setting(n, 2, "bias")
         if tensor is None:
             return None
         site = self._site(n)
         if site.path == "" and site.bias is None:
             raise ExportError(f"{n.name} ({site.type}): its bias is computed, not a parameter")
-        held = tensor.detach() if own is None else own.quantize(tensor.detach())
+        held = tensor.detach() if rounding is None else rounding.quantize(tensor.detach())
         result: NDArray[np.float32] = held.float().numpy()
         return result
 

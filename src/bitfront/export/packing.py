@@ -1,8 +1,8 @@
-"""Formats of at most 8 bits as bytes with a scale and a zero point, the way runtimes hold them.
+"""Formats of at most 8 bits as bytes with a scale and a zero point, as runtimes store them.
 
 Activations are always unsigned bytes: oneDNN and ONNX Runtime multiply unsigned activations by signed weights several
 times faster than signed by signed. A signed format becomes unsigned by moving its zero point by 128, which changes no
-value. Formats narrower than 8 bits use a part of the byte's range, and whoever rounds must clip to it.
+value. Formats narrower than 8 bits use a part of the range of a byte, and rounding must clip to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitfront.formats.base import Format
 
-#: A byte holds no more.
+#: Bits of a byte.
 WIDEST = 8
 
 
@@ -29,7 +29,7 @@ class Packing:
         zero: int64, same shape; within the range of the byte.
         low, high: the smallest and the largest byte in use.
         signed: int8, else uint8.
-        axis: the dimension that the channels lie along; None where there is one scale for all.
+        axis: the dimension that the channels lie along; None if there is one scale for all.
     """
 
     scale: NDArray[np.float32]
@@ -41,7 +41,7 @@ class Packing:
 
     @property
     def narrow(self) -> bool:
-        """Whether a byte could hold more values than the format has."""
+        """Whether a byte can hold more values than the format has."""
         return self.high - self.low < 255
 
     @property
@@ -51,7 +51,7 @@ class Packing:
 
     @property
     def range(self) -> tuple[np.float32, np.float32]:
-        """The smallest and the largest value; for one scale."""
+        """The smallest and the largest value; only for a single scale."""
         zero = int(self.zero)
         return np.float32((self.low - zero) * self.scale), np.float32((self.high - zero) * self.scale)
 
@@ -67,13 +67,13 @@ class Packing:
         return values.astype(np.int8) if self.signed else values.astype(np.uint8)
 
 
-def packing(own: Format, *, activation: bool) -> Packing | None:
-    """How a calibrated format is held in bytes; None where it cannot be.
+def packing(form: Format, *, activation: bool) -> Packing | None:
+    """The form of a calibrated format in bytes; None if it has none.
 
     Args:
-        activation: always unsigned; else as the format is.
+        activation: whether the bytes are always unsigned; otherwise they are signed if the format is.
     """
-    grid = None if own.bits > WIDEST else own.grid
+    grid = None if form.bits > WIDEST else form.grid
     if grid is None or not grid.complete or not (grid.uniform or grid.axis is not None):
         return None
     low, high = grid.low, grid.high
@@ -81,7 +81,7 @@ def packing(own: Format, *, activation: bool) -> Packing | None:
         return None
     steps, zeros = np.broadcast_arrays(np.asarray(grid.step), np.asarray(0 if grid.zero is None else grid.zero))
     signed = low < 0
-    # The byte of the value 0 must be among those in use: padding is made of it.
+    # The byte of the value 0 must be in use, because padding consists of it.
     if not (-128 if signed else 0) <= low <= zeros.min() or not zeros.max() <= high <= (127 if signed else 255):
         return None
     shape = () if grid.uniform else (-1,)
