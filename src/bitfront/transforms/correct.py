@@ -26,7 +26,7 @@ Statistics = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """The corrections of one site, made when its formats are applied.
+    """The corrections of one site, computed when its formats are applied.
 
     Attributes:
         bias: the corrected bias before it is quantized; None if the bias is not corrected.

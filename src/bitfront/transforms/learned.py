@@ -1,6 +1,6 @@
-"""A candidate's model with ranges that are learned, for fine-tuning, and back to plain formats.
+"""From formats to learned ranges, for fine-tuning a candidate, and back to formats.
 
-Each format offers the module that learns its range (``Format.learned_range``); those that offer none stay as they are.
+A format creates the module that learns its range (``Format.learned_range``). Formats without one do not change.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from bitfront.transforms.quantize import Rounds, rebuilt
 
 
 def learning(form: Format) -> Rounds:
-    """A calibrated format with a range that is learned; formats without one as they are."""
+    """The learned range of a calibrated format; the format itself if it has none."""
     return form.learned_range() or form
 
 
 def learning_model(
     graph: Graph, formats: Mapping[str, Mapping[Operand, Format]], corrections: Mapping[str, Correction]
 ) -> tuple[nn.Module, dict[str, dict[Operand, Rounds]]]:
-    """As ``quantize(graph, formats, corrections=...)``, for training: ranges are parameters of the model.
+    """Like ``quantize(graph, formats, corrections=...)``, for training: ranges are parameters of the model.
 
     Args:
         formats: site name → calibrated formats by operand.
 
     Returns:
-        The model, and what rounds in it, by site and operand.
+        The model, and its formats and learned ranges by site and operand.
     """
-    rounds = {site: {o: learning(f) for o, f in own.items()} for site, own in formats.items()}
+    rounds = {site: {o: learning(f) for o, f in operands.items()} for site, operands in formats.items()}
     model = rebuilt(graph, rounds, corrections)
     for module in list(model.modules()):
-        for operand, own in getattr(module, "formats", {}).items():
-            if isinstance(own, nn.Module):
-                module.add_module(f"{operand}_range", own)
+        for operand, rounding in getattr(module, "formats", {}).items():
+            if isinstance(rounding, nn.Module):
+                module.add_module(f"{operand}_range", rounding)
     return model, rounds
 
 
 def settle(rounds: Mapping[str, Mapping[Operand, Rounds]]) -> None:
-    """What jumps while it is learned stays as it is from now on; whatever else is learned goes on."""
-    for own in rounds.values():
-        for each in own.values():
+    """Stop learning the ranges that change in jumps; all other training goes on."""
+    for operands in rounds.values():
+        for each in operands.values():
             if isinstance(each, LearnedRange):
                 each.settle()
 
 
 def frozen(rounds: Mapping[str, Mapping[Operand, Rounds]]) -> dict[str, dict[Operand, Format]]:
-    """Site → operand → the format that was learned."""
+    """Site → operand → the learned format."""
     formats: dict[str, dict[Operand, Format]] = {}
     for site, of_site in rounds.items():
         for operand, each in of_site.items():
@@ -61,11 +61,11 @@ def frozen(rounds: Mapping[str, Mapping[Operand, Rounds]]) -> dict[str, dict[Ope
 
 
 def shadow(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The float weights behind a trained model of ``learning_model``: a state dict of the graph's own model."""
-    own = {name: state[name] for name in graph.model.state_dict() if name in state}
+    """The float weights of a trained model of ``learning_model``, as a state dict of the captured model."""
+    weights = {name: state[name] for name in graph.model.state_dict() if name in state}
     for site in graph.sites:
-        # A functional site with a corrected bias trains that one.
+        # For a functional site with a corrected bias, this corrected bias was trained.
         corrected = f"{site.name}_bias_corrected"
         if corrected in state and site.bias:
-            own[site.bias] = state[corrected]
-    return own
+            weights[site.bias] = state[corrected]
+    return weights

@@ -1,9 +1,9 @@
-"""A graph and a format per operand → a new model that computes in these formats (simulated in floating point).
+"""From a graph and a format per operand to a new model that computes in these formats, simulated in floating point.
 
-Module sites become quantized twins of their own class, under their own names, so that the state dict keeps its keys;
-functional sites get quantizers in front of their arguments. The model the graph was captured from is never touched.
-``bake=True`` writes the quantized weights into the new model's parameters: quantizing is idempotent, so the model
-computes the same, and its state dict holds what would be deployed.
+Module sites become quantized twins: modules of a subclass of their class, with the same names, so that the state dict
+keeps its keys. Functional sites get quantizers before their arguments. The captured model is never changed. With
+``bake=True`` the parameters of the new model are the quantized weights. Quantizing a second time changes nothing, so
+the model computes the same, and its state dict has the weights to deploy.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from bitfront.operations.base import Operation
 from bitfront.operations.lookup import of_class, operand_nodes
 from bitfront.transforms.correct import Correction
 
-#: operand → its format; an operand that is absent stays as it is.
+#: Operand → its format; operands that are missing stay in float.
 SiteFormats = Mapping[Operand, Format]
 
 
 class Rounds(Protocol):
-    """What a quantized module applies to an operand: a format, or an observer in its place."""
+    """Rounds an operand in a quantized module: a format, a learned range or an observer."""
 
     def quantize(self, x: Tensor) -> Tensor:
-        """`x` as the operation shall see it."""
+        """`x` as the operation gets it."""
         ...
 
 
 def through(rounds: Rounds, x: Tensor) -> Tensor:
-    """A weight in its format, with gradients as if it were not (the plain straight-through estimator, Bengio et al.
-    2013, arXiv:1308.3432): clipped ones would never move a weight again that is cut off. Ranges that are learned have
-    gradients of their own."""
+    """A weight in its format, with the gradients of the float weight (the plain straight-through estimator, Bengio et
+    al. 2013, arXiv:1308.3432). With clipped gradients, a weight that is cut off would never change again. Learned
+    ranges define other gradients."""
     rounded = rounds.quantize(x)
     if not (isinstance(rounds, Format) and torch.is_grad_enabled() and x.requires_grad):
         return rounded
@@ -45,10 +45,10 @@ def through(rounds: Rounds, x: Tensor) -> Tensor:
 
 
 class Quantizer(nn.Module):
-    """A format as a module, put in front of an argument of a functional site.
+    """A format as a module, placed before an argument of a functional site.
 
     Args:
-        owned: the argument is a parameter.
+        owned: whether the argument is a parameter.
     """
 
     def __init__(self, rounds: Rounds, owned: bool = False) -> None:
@@ -62,19 +62,19 @@ class Quantizer(nn.Module):
 
 
 class Twin:
-    """Mixin of the quantized twin of a module: the module's own class, state and name, and a ``forward`` that calls
-    the operation with each operand as its format holds it.
+    """Mixin of quantized twins. A twin has the state and the name of the module, and is of a subclass of its class; its
+    ``forward`` calls the operation with rounded operands.
 
     Attributes:
-        formats: operand → what it is rounded by; an operand that is absent stays as it is.
+        formats: operand → what rounds it; operands that are missing stay in float.
     """
 
     formats: Mapping[str, Rounds]
-    #: The class it is the twin of.
+    #: The class of the module without formats.
     original: ClassVar[type[nn.Module]]
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """As the original's."""
+        """Same arguments and shapes as in the original class."""
         module = cast(nn.Module, self)
         operation = twin_operation(module)
         assert operation is not None
@@ -92,7 +92,7 @@ class Twin:
         return operation.call(module, operands)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made here and has no name of its own under which pickle could find it.
+        # The class is created here and has no name under which pickle could import it.
         return _blank_twin, (self.original,), self.__dict__
 
 
@@ -124,17 +124,17 @@ def quantize(
     corrections: Mapping[str, Correction] | None = None,
     bake: bool = False,
 ) -> nn.Module:
-    """A new model that computes as `graph.model` does, with the given formats at its sites.
+    """A new model that computes like `graph.model`, with the given formats at its sites.
 
     Args:
         graph: the captured model.
-        formats: site name → formats by operand, calibrated; sites that are absent stay as they are.
-        corrections: site name → what else changes because of its formats; only of sites that have formats.
+        formats: site name → formats by operand, calibrated; sites that are missing stay in float.
+        corrections: site name → its corrections; only for sites that have formats.
         bake: write the quantized weights and biases into the parameters.
 
     Returns:
-        A model in evaluation mode, with parameters of its own. Of the same class as the original unless a
-        functional site, or one of several calls of a shared module, is quantized: then an ``fx.GraphModule``.
+        A model in evaluation mode, with new parameters. It has the class of the original, or is an ``fx.GraphModule``
+        if a functional site, or one of several calls of a shared module, is quantized.
     """
     return rebuilt(graph, formats, corrections or {}, bake)
 
@@ -145,13 +145,13 @@ def rebuilt(
     corrections: Mapping[str, Correction],
     bake: bool = False,
 ) -> nn.Module:
-    """``quantize`` with anything that rounds in place of formats: observers, ranges that are learned."""
+    """Like ``quantize``, for formats, learned ranges and observers."""
     model = copy.deepcopy(graph.model)
     for correction in corrections.values():
         for path, (mean, variance) in correction.norms.items():
             norm = model.get_submodule(path)
             norm.running_mean, norm.running_var = mean.clone(), variance.clone()
-    biases = {name: own.bias for name, own in corrections.items() if own.bias is not None}
+    biases = {name: correction.bias for name, correction in corrections.items() if correction.bias is not None}
     touched = [site for site in graph.sites if rounds.get(site.name)]
     calls = [site.path for site in graph.sites if site.path]
     in_graph: list[Site] = []
@@ -175,11 +175,11 @@ def _twin(
     if bias is not None:
         twin._parameters["bias"] = _in_place_of(module.bias, bias)
     if bake:
-        for name, own in list(twin.named_parameters(recurse=False)):
+        for name, parameter in list(twin.named_parameters(recurse=False)):
             if name in rounds:
                 with torch.no_grad():
-                    baked = rounds[name].quantize(own)
-                twin._parameters[name] = _in_place_of(own, baked)
+                    baked = rounds[name].quantize(parameter)
+                twin._parameters[name] = _in_place_of(parameter, baked)
     return twin
 
 
@@ -205,7 +205,7 @@ def _rewrite(
     biases: Mapping[str, Tensor],
     bake: bool,
 ) -> nn.Module:
-    """The graph itself rewritten: for functional sites, and for one of several calls of a shared module."""
+    """A rewritten graph, for functional sites and for one of several calls of a shared module."""
     assert graph.fx_graph is not None
     new = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -224,7 +224,7 @@ def _rewrite(
             continue
         for operand, argument in operand_nodes(node, site.operation).items():
             spec = site.operation.operand(operand)
-            own = rounds[site.name].get(spec.format_of or operand)
+            rounding = rounds[site.name].get(spec.format_of or operand)
             given = argument
             if operand == "bias" and site.name in biases:
                 target = f"{site.name}_bias_corrected"
@@ -233,9 +233,9 @@ def _rewrite(
                 )
                 with new.inserting_before(node):
                     given = new.get_attr(target)
-            if own is not None:
+            if rounding is not None:
                 target = f"{site.name}_{operand}_quantizer"
-                model.add_module(target, Quantizer(own, argument.op == "get_attr"))
+                model.add_module(target, Quantizer(rounding, argument.op == "get_attr"))
                 with new.inserting_before(node):
                     given = new.call_module(target, (given,))
             if given is argument:
@@ -250,13 +250,13 @@ def _rewrite(
 
 
 class _OperandObserver:
-    """Stands in for a format, remembers what flows by, changes nothing."""
+    """Takes the place of a format: stores the values of an operand and does not change them."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
     def quantize(self, x: Tensor) -> Tensor:
-        # Flattened samples would lose the channels that a per-channel format needs.
+        # A format per channel needs the channels, which flattened samples do not have.
         seen = x.detach().reshape(-1) if x.dim() < 2 else x.detach()
         rows = max(1, CALIBRATION_VALUES * 4 // max(1, seen[0].numel()))
         self.seen.append(seen[:rows].clone())
@@ -264,7 +264,7 @@ class _OperandObserver:
 
 
 def joined(seen: Sequence[Tensor]) -> Tensor:
-    """Everything observed at an operand as one sample; flat where shapes differ: the two sides of an addition may."""
+    """All observed values of an operand as one sample; flat if shapes differ, as those of an addition may."""
     shapes = {s.shape[1:] for s in seen}
     return torch.cat(list(seen) if len(shapes) == 1 else [s.flatten() for s in seen])
 
@@ -272,7 +272,7 @@ def joined(seen: Sequence[Tensor]) -> Tensor:
 def observe(
     graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor
 ) -> dict[tuple[str, Operand], tuple[Tensor, ...]]:
-    """What the float model feeds into operands of its sites.
+    """The values of operands in the float model.
 
     Args:
         graph: the captured model.
@@ -280,8 +280,8 @@ def observe(
         x: input samples, shape (samples, *features).
 
     Returns:
-        Per pair what each call brings, first dimension samples, of large tensors the first ones; for a parameter, the
-        parameter itself.
+        Per pair the values in each call; the first dimension is the samples, and of large tensors only the first
+        samples are kept. For a parameter, the parameter itself.
     """
     result: dict[tuple[str, Operand], tuple[Tensor, ...]] = {}
     observers: dict[str, dict[Operand, Rounds]] = {}
@@ -302,9 +302,9 @@ def observe(
 
 
 def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> dict[str, dict[Operand, Format]]:
-    """`formats` with everything learned that calibrates: weights from themselves, inputs from what `x` makes of them.
+    """`formats`, calibrated: those of weights on the weights, those of inputs on their values for the samples `x`.
 
-    Inputs are observed in the float model, so that the result for a site does not depend on the other sites' formats.
+    Inputs are observed in the float model, so the result for a site does not depend on the formats of other sites.
     """
     wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
     samples = observe(graph, wanted, x) if wanted else {}

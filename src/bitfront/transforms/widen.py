@@ -125,7 +125,7 @@ def multiplied(graph: Graph, multipliers: Mapping[str, float], divisor: int = 1)
 
 
 def multiplied_groups(structure: Channels, multipliers: Mapping[str, float], divisor: int = 1) -> dict[int, int]:
-    """As ``multiplied``, from the channel groups of a model."""
+    """Like ``multiplied``, from the channel groups of a model."""
     if divisor < 1:
         raise ConfigError(f"divisor is {divisor}; allowed: whole numbers from 1")
     factors: dict[int, tuple[str, float]] = {}
