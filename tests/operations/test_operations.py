@@ -274,7 +274,7 @@ WEIGHT = OperandSpec("weight", "weight", 1, "weight")
 @pytest.mark.parametrize(
     ("kind", "answers", "message"),
     [
-        (nn.SiLU, {"operands": (DATA_IN,)}, "modules of silu have operands, and it has no call"),
+        (nn.SiLU, {"operands": (DATA_IN,)}, "modules of silu have operands, but the record has no call"),
         (nn.SiLU, {"operands": (DATA_IN, DATA_IN)}, "two operands of silu have one name"),
         (nn.SiLU, {"names": ("silu", "tanhshrink")}, "is in two operations"),
         (nn.SiLU, {"operands": (DATA_IN,), "call": lambda m, o: o["data_in"].sigmoid()}, "the call of silu computes"),

@@ -1,4 +1,4 @@
-"""Activation functions: one value in, one value out; and softmax, which looks at a whole dimension."""
+"""Activation functions: one value in, one value out; and softmax, which reads a whole dimension."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _write_relu(w: OnnxWriter, n: fx.Node) -> str:
     if not w.integer(n):
         return w.add("Relu", [w.value(n)], n.name)
     data = w.packed(n, signed=True)
-    # Unsigned bytes whose zero is 0 are what a ReLU leaves.
+    # A ReLU does not change unsigned bytes whose zero is 0.
     cut = w.add("Relu", [data.name], f"{n.name}.integer") if data.held.signed else data.name
     return w.add("DequantizeLinear", [cut, data.scale, data.zero], n.name)
 
@@ -44,7 +44,7 @@ def _train_relu(reader: ProgramReader, node: fx.Node, module: nn.Module | None) 
             raise unsupported(node, module)
         return reader.rectified(reader.sources(node, 1)[0])
     path, (source,) = str(node.target), reader.sources(node, 1)
-    # A quantized one reads what it has rounded, which is a tensor of its own.
+    # A quantized one reads its rounded input, which is a new tensor.
     if getattr(module, "inplace", False) and type(module) is nn.ReLU and len(source.users) > 1:
         raise UnsupportedError(f"{path} changes a tensor in place that others read")
     return reader.rectified(source, path)
@@ -70,7 +70,7 @@ RELU = define(
 
 
 def _prelu(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
-    """One slope for everything, or one per channel."""
+    """One slope for all values, or one per channel."""
     x = call.tensor
     weight = None if call.module is None else call.held().get("weight")
     if x is None or weight is None or (weight.numel() > 1 and len(x.dims) < 2):

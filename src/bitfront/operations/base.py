@@ -1,8 +1,8 @@
 """The record of an operation, its operands, and a call of it.
 
 ``Operation`` is plain data and a few functions. The functions that make an operation fast or exportable take the
-consumer that asks (the one that writes ONNX, follows channels or reads a training program) as an argument. What they
-may ask of it is a protocol in this folder: ``layout.py``, ``training.py``, ``onnx.py``.
+caller (the part that writes ONNX, follows channels or reads a training program) as an argument. The methods of the
+caller that they may use are a protocol in this folder: ``layout.py``, ``training.py``, ``onnx.py``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class OperandSpec:
     """A tensor that an operation takes and that can have a format.
 
     Attributes:
-        name: prefix of its keys in the TOML: ``weight`` in ``weight_width``; for a module that holds it, also the
-            name of the parameter.
-        role: what it is: something that flows, a weight, a bias, or a state that a recurrence carries along.
+        name: prefix of its keys in the TOML: ``weight`` in ``weight_width``. If it is a parameter of the module, also
+            the name of the parameter.
+        role: an activation, a weight, a bias, or the state of a recurrence.
         position: its place among the arguments of the operation's functions.
         argument: its keyword there.
         channel_axis: the dimension along which a format per channel has its scales; None: the operand has no channels.
-        format_of: the operand whose format it shares, as the second input of an addition does. It then has no keys.
+        format_of: the operand whose format it shares (for the second input of an addition). It then has no keys.
     """
 
     name: str
@@ -62,9 +62,9 @@ class Call:
     """One call of a module, function or method, on a whole batch.
 
     Attributes:
-        op: the name of the operation, or whatever a function is called.
+        op: the name of the operation; without a record, the name of the function.
         tensors: shapes of the tensors among the arguments, in order, parameters included.
-        output: shape of what it returns; of the first tensor where there are several.
+        output: shape of the result; of the first tensor if there are several.
         args, kwargs: the arguments; those of a module's ``forward``.
         module: the module, None for a function or method.
     """
@@ -104,14 +104,14 @@ ModuleCall = Callable[[nn.Module, Mapping[str, Tensor | None]], Tensor]
 
 @dataclass(frozen=True)
 class Merge:
-    """How the tree evaluator computes many states of an operation at once. Only kinds that give each state the bits of
-    a call of its own exist.
+    """How the tree evaluator computes many states of an operation at once. With every kind, each state gets the same
+    bits as in a separate call.
 
     Attributes:
-        kind: ``dense`` and ``convolution``: one product for all inputs and all weights, where sums are exact;
+        kind: ``dense`` and ``convolution``: one product for all inputs and all weights, if sums are exact;
             ``rectifier``: max(x, 0), done in the next pass over memory; ``arithmetic``: `function` of two tensors of
-            one shape, element by element; ``identity``: nothing is computed; ``flatten``: all features of a sample in
-            a row; ``selection``: picks values of a sample, and commutes with a rectifier; ``norm``: a product and a
+            the same shape, element by element; ``identity``: nothing is computed; ``flatten``: all features of a sample
+            in a row; ``selection``: picks values of a sample, and commutes with a rectifier; ``norm``: a product and a
             sum per channel, done in the next pass.
         function: for ``arithmetic``.
     """
@@ -122,26 +122,28 @@ class Merge:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operation, or several that everybody treats alike.
+    """One operation, or several that all parts treat alike.
 
     Attributes:
-        name: unique; what a site of it is called in the TOML where ``by = "type"``.
+        name: unique; the key for its sites in the TOML with ``by = "type"``.
         summary: one line, for lists and docs.
-        modules: classes of modules that are it. A subclass with a ``forward`` of its own is something else.
-        functions: function objects that are it, where a name does not say it.
-        names: names of torch's functions and of tensor methods that are it, without the underscores of operators and
-            in-place forms.
-        operands: what can have a format, in the order in which options are enumerated; empty: it is no site.
+        modules: classes of modules that are this operation. A subclass with another ``forward`` is not.
+        functions: function objects that are this operation and cannot be recognised by name.
+        names: names of torch's functions and of tensor methods that are this operation, without the underscores of
+            operators and in-place forms.
+        operands: the tensors that can have a format, in the order in which options are enumerated; empty: it is no
+            site.
         count: operations of a call on the whole batch; None: not counted.
-        call: how a module of it is called with other operands; needed where it has operands and modules.
+        call: how one of its modules is called with other operands; needed if it has operands and modules.
         output_channels: the dimension of its output that holds the channels, counted from the end; for operations
             with a weight.
-        view: whether it makes no values of its own, but shows its input in another shape.
-        rectifies: whether nothing of the sign of its input is left, so that its format needs no negative values.
+        view: whether it computes no new values, but gives its input another shape.
+        rectifies: whether it removes negative values, so that the format of its input needs none.
         merge: how the tree merges it; None: one call per state.
-        train: how a population trains it (``operations/training.py``); None: such members are trained alone.
-        onnx: how it is written as ONNX (``operations/onnx.py``); None: refused, by name.
-        onnx_integer: why ONNX's integer operators cannot take its operands in some formats; None: there are none.
+        train: how a population trains it (``operations/training.py``); None: models with it are trained alone.
+        onnx: how it is written as ONNX (``operations/onnx.py``); None: the export is refused.
+        onnx_integer: why ONNX's integer operators cannot take its operands in some formats; None: there are no such
+            operators for it.
         channels: how channels flow through it (``operations/layout.py``); None: widths around it are fixed.
         kernel: its kernel of bytes (``export/integer.py``); None: there is none.
     """
@@ -166,7 +168,7 @@ class Operation:
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]
-        """What lists show."""
+        """The line in lists."""
         return self.summary
 
     def operand(self, name: str) -> OperandSpec:
@@ -178,12 +180,12 @@ class Operation:
 
     @property
     def formatted(self) -> tuple[str, ...]:
-        """Names of the operands that have a format of their own."""
+        """Names of the operands with a separate format."""
         return tuple(o.name for o in self.operands if not o.format_of)
 
 
 def define(name: str, summary: str, **answers: Any) -> Operation:
-    """Make the record of an operation and register it.
+    """Create the record of an operation and register it.
 
     Args:
         answers: fields of ``Operation``.
@@ -195,7 +197,7 @@ def define(name: str, summary: str, **answers: Any) -> Operation:
 
 
 def extend(name: str, **answers: Any) -> Operation:
-    """Register more answers for an operation that exists, e.g. operands for one that could not be quantized.
+    """Set more fields of an operation that exists, e.g. operands for one that could not be quantized.
 
     Raises:
         UnknownNameError: there is no such operation.
@@ -212,22 +214,22 @@ def classes(names: str) -> tuple[type[nn.Module], ...]:
 
 
 def products(macs: int) -> Count:
-    """Nothing but multiply-accumulates."""
+    """Only multiply-accumulates."""
     return Count(macs, macs)
 
 
 def per_input(operations: int) -> CountRule:
-    """So many operations for each input value."""
+    """This many operations per input value."""
     return lambda call: Count(operations * call.n)
 
 
 def per_output(operations: int) -> CountRule:
-    """So many operations for each output value."""
+    """This many operations per output value."""
     return lambda call: Count(operations * call.out)
 
 
 def free(_: Call) -> Count:
-    """Moving data is free."""
+    """Moving data counts nothing."""
     return Count(0)
 
 

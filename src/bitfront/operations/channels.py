@@ -1,7 +1,7 @@
-"""How channels flow, in the ways that several operations share: value by value, through windows, and so on.
+"""Rules for how channels flow that several operations share: value by value, through windows, and so on.
 
-These are the rules and parts of rules that records name as their ``channels``; no operation is registered here. A rule
-takes the layouts of an operation's inputs, ties those that must change together, and says what comes out.
+Records use these rules, or parts of them, as their ``channels``; no operation is registered here. A rule takes the
+layouts of the inputs, ties dimensions that must change together, and returns the layout of the output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent
 
 
 def elementwise(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
-    """Value by value: tensors, as many as there are, broadcast against each other."""
+    """Value by value: any number of tensors, which are broadcast against each other."""
     if call.shape is None:
         return None
     layouts = []
@@ -63,7 +63,7 @@ def windows(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
 
 
 def spatial(flow: ChannelFollower, x: Layout, call: ChannelCall) -> Layout | None:
-    """Dimensions 2 and up of `x` change, samples and channels stay what they are."""
+    """Dimensions 2 and up of `x` change; samples and channels do not."""
     if call.shape is None:
         return None
     for dim in x.dims[2:]:
@@ -98,7 +98,7 @@ def permutation(_: ChannelFollower, call: ChannelCall) -> Layout | None:
     x = call.tensor
     if x is None or not call.constant:
         return None
-    # Asked of torch itself, on a tensor whose sizes say which dimension is which; nothing is computed.
+    # Torch itself is called, on a tensor whose sizes identify the dimensions; nothing is computed.
     probe = torch.empty(*range(1, len(x.dims) + 1), device="meta")
     permuted: Any = call.function(probe, *call.args[1:], **call.kwargs)
     return Layout(tuple(x.dims[size - 1] for size in permuted.shape))
@@ -108,11 +108,11 @@ def regroup(flow: ChannelFollower, x: Layout, shape: Sequence[int], claims: Mapp
     """The same elements in other dimensions, in the same order.
 
     Args:
-        flow: who follows.
-        x: what goes in.
-        shape: of what comes out.
-        claims: position → what the model says about its size: -1, a number, or an Extent. A dimension without a claim
-            is what it turns out to be.
+        flow: the caller.
+        x: the input.
+        shape: shape of the output.
+        claims: position → the size that the model gives: -1, a number, or an Extent. The size of a dimension without a
+            claim follows from the others.
     """
     dims: list[Dim] = []
     for inner, sizes in _blocks([flow.size(d) for d in x.dims], list(shape)):
@@ -123,7 +123,7 @@ def regroup(flow: ChannelFollower, x: Layout, shape: Sequence[int], claims: Mapp
             merged = _merged(flow, block)
             claim = claims.get(len(dims), -1)
             if isinstance(claim, Extent):
-                # What takes its size from something else must go on having the same.
+                # A dimension whose size comes from something else must keep that size.
                 flow.unify(merged, claim.dim)
             elif claim != -1:
                 flow.fix(merged, "names its size")
@@ -133,14 +133,14 @@ def regroup(flow: ChannelFollower, x: Layout, shape: Sequence[int], claims: Mapp
                 flow.fix(dim, "splits it")
             dims += flow.new(sizes)
     for claim in claims.values():
-        # The size of something else, put where there is nothing of that kind.
+        # A size of something else, used for a dimension of another kind.
         if isinstance(claim, Extent) and not any(flow.same(claim.dim, d) for d in dims):
             flow.fix(claim.dim, "computes with its size")
     return Layout(tuple(dims))
 
 
 def _merged(flow: ChannelFollower, block: Sequence[Dim]) -> Dim:
-    """One dimension of several: of those, only the first that is not just 1 may change."""
+    """Several dimensions become one: only the first that is larger than 1 may change."""
     lead = next((i for i, d in enumerate(block) if flow.size(d) > 1 or not flow.is_fixed(d)), 0)
     for i, dim in enumerate(block):
         if i != lead:
@@ -161,7 +161,7 @@ def _blocks(inner: list[int], outer: list[int]) -> Iterable[tuple[list[int], lis
                 have, i = have * inner[i], i + 1
             else:
                 want, o = want * outer[o], o + 1
-        # What is left of one side is ones.
+        # The rest of one side are ones.
         if o == len(outer):
             i = len(inner)
         elif i == len(inner):

@@ -20,8 +20,8 @@ from bitfront.operations.training import ProgramReader, SlidingWindow, Unsupport
 
 
 def _convolve(module: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
-    own: Any = module
-    result: Tensor = own._conv_forward(operands["data_in"], operands["weight"], operands.get("bias"))
+    convolution: Any = module
+    result: Tensor = convolution._conv_forward(operands["data_in"], operands["weight"], operands.get("bias"))
     return result
 
 
@@ -94,7 +94,7 @@ def _channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
         return None
     depthwise = groups == flow.size(channels) and groups > 1
     if depthwise and call.module is None:
-        return None  # the number of groups that the function is given would have to change with the width
+        return None  # the number of groups, an argument of the function, would have to change with the width
     if depthwise:
         followed = flow.repeat(weight, channels, outgoing)
         flow.fix(inner, "is depthwise")

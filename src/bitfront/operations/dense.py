@@ -74,7 +74,7 @@ def _addmm(call: Call) -> Count:
 def _einsum(call: Call) -> Count | None:
     equation = call.args[0] if call.args else None
     if not isinstance(equation, str) or len(call.tensors) > 2:
-        return None  # the order of three factors is not ours to know
+        return None  # the order in which three factors are multiplied is unknown
     terms = equation.replace(" ", "").split("->")[0].split(",")
     if len(terms) != len(call.tensors):
         return None
@@ -153,7 +153,7 @@ LINEAR = define(
     channels=_linear_channels,
     kernel="linear",
 )
-#: The second factor of a product is its weight, be it a parameter or an activation.
+#: The second factor of a product is its weight, whether it is a parameter or an activation.
 FACTOR: dict[str, Any] = {"role": "weight", "position": 1, "channel_axis": 0}
 MATMUL = define(
     "matmul",

@@ -1,9 +1,9 @@
-"""Layouts of tensors: what a rule for channels is given, and what it may say.
+"""Layouts of tensors: the input and output of rules for channels.
 
-While the widths of a model are analysed, the model runs once on a small batch, and beside each tensor goes its
-``Layout``: what each of its dimensions is made of. The ``channels`` of an operation's record is asked at every call of
-it. It reads the layouts from the ``ChannelCall``, tells the ``ChannelFollower`` which dimensions must keep the same
-elements and which can no longer change, and returns the layout of the output.
+To analyse the widths of a model, it is run once on a small batch. Each tensor has a ``Layout``: the channels that each
+of its dimensions consists of. At every call of an operation, the ``channels`` of its record is called. It reads the
+layouts from the ``ChannelCall``, tells the ``ChannelFollower`` which dimensions must keep the same elements and which
+can no longer change, and returns the layout of the output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Dim = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """A tensor: its dimensions, batch included, and the id of the parameter or buffer that it is, if it is one."""
+    """A tensor: its dimensions, with the batch, and its id if it is a parameter or buffer."""
 
     dims: tuple[Dim, ...]
     owned: int | None = None
@@ -35,20 +35,20 @@ class Extent:
     dim: Dim
 
 
-#: What goes beside a value: nothing where it does not depend on widths.
+#: The layout of a value; None if it does not depend on widths.
 Followed: TypeAlias = "Layout | Extent | tuple[Followed, ...] | None"
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelCall:
-    """One call of a module, function or method, as its rule sees it.
+    """One call of a module, function or method: the argument of a rule.
 
     Attributes:
-        name: the class of the module; or what the function or method is called, as in the record's ``names``.
-        function: what was called; a method as the function that takes the tensor first.
-        args, kwargs: the arguments; in place of tensors their layouts, of sizes read off tensors their extents. Numbers
-            that were computed are themselves: whatever they were computed from no longer changes.
-        output: what came out on the batch on which the model runs.
+        name: the class of the module, or the name of the function or method as in ``names`` of the record.
+        function: the function; for a method, the function that takes the tensor as first argument.
+        args, kwargs: the arguments, with layouts for tensors and extents for sizes of tensors. Computed numbers stay
+            numbers: the sizes that they were computed from can no longer change.
+        output: the result on the batch on which the model runs.
         module: the module, None for a function or method.
     """
 
@@ -66,12 +66,12 @@ class ChannelCall:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of the output; None where that is not a tensor."""
+        """The shape of the output; None if it is not a tensor."""
         return tuple(self.output.shape) if isinstance(self.output, Tensor) else None
 
     @property
     def tensor(self) -> Layout | None:
-        """The layout of the first argument; None where this, or the output, is not a tensor."""
+        """The layout of the first argument; None if the first argument or the output is not a tensor."""
         return self.first if isinstance(self.first, Layout) and self.shape is not None else None
 
     @property
@@ -81,7 +81,7 @@ class ChannelCall:
 
     @property
     def extents(self) -> bool:
-        """Whether an argument is a size that was read off a tensor."""
+        """Whether an argument is a size of a tensor."""
         return any(isinstance(each, Extent) for each in inside((self.args, self.kwargs)))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
@@ -96,8 +96,8 @@ class ChannelCall:
 
 
 class ChannelFollower(Protocol):
-    """Whoever follows channels, at one call. Dimensions are fixed for a reason: `why` goes on from the call's title, as
-    in "conv (Conv2d) slides over it"."""
+    """The part that follows channels, at one call. A dimension is fixed for a reason `why`, which continues the title
+    of the call, as in "conv (Conv2d) slides over it"."""
 
     def size(self, dim: Dim) -> int:
         """The number of elements of a dimension."""
@@ -109,19 +109,19 @@ class ChannelFollower(Protocol):
         """Whether both are known to have the same elements, however widths change."""
 
     def unify(self, a: Dim, b: Dim) -> None:
-        """From now on both have the same elements, in the same order; where that cannot be, both are fixed."""
+        """From now on both have the same elements, in the same order; if that is not possible, both are fixed."""
 
     def fix(self, dim: Dim, why: str) -> None:
         """From now on the dimension keeps its size."""
 
     def new(self, sizes: Iterable[int]) -> tuple[Dim, ...]:
-        """Dimensions that this call makes and that have no channels of any layer: fixed ones."""
+        """New dimensions, without channels of any layer; they are fixed."""
 
     def hold(self, tensor: Tensor) -> Layout:
-        """The layout of a parameter or buffer of the module, whose uses tie it to what it meets."""
+        """The layout of a parameter or buffer of the module."""
 
     def hold_values(self, tensor: Tensor) -> Layout:
-        """The same, for one that is used value by value, as a bias is: a copied channel needs a copy of the value."""
+        """The same, for one that is used value by value, like a bias: a copied channel needs a copy of its value."""
 
     def contract(self, weight: Layout, over: int, incoming: Dim, outgoing: Dim, blocks: int = 1) -> bool:
         """The call is a layer that sums over dimension `over` of a weight.
@@ -130,20 +130,20 @@ class ChannelFollower(Protocol):
             weight: a parameter or buffer.
             over: the dimension that meets `incoming`.
             incoming: the channels that it takes.
-            outgoing: the channels that it makes.
-            blocks: into how many equal blocks both are cut; a block of outputs takes one block of inputs alone.
+            outgoing: the channels of its output.
+            blocks: number of equal blocks of both; a block of outputs takes one block of inputs only.
 
         Returns:
             Whether the weight can be followed: False if another call reads it in other blocks.
         """
 
     def repeat(self, weight: Layout, incoming: Dim, outgoing: Dim) -> bool:
-        """The call is a layer without a sum over channels, as a depthwise convolution is: `outgoing`, the first
+        """The call is a layer without a sum over channels, such as a depthwise convolution: `outgoing`, the first
         dimension of the weight, has a whole number of elements for each channel of `incoming`. Returns as ``contract``.
         """
 
     def cut(self, dim: Dim, blocks: int) -> None:
-        """The call needs the dimension in so many equal blocks."""
+        """The call needs the dimension in this number of equal blocks."""
 
     def take_statistics(self, dims: Iterable[Dim]) -> None:
         """The call is a norm whose mean or variance is taken over these dimensions."""
@@ -152,7 +152,7 @@ class ChannelFollower(Protocol):
         """The attribute of the module holds the size of a dimension, or is a tuple of the sizes of several."""
 
 
-#: (who follows, the call) → what goes beside the output; None: what the call does to channels is not known.
+#: (follower, call) → the layout of the output; None: the effect of the call on channels is unknown.
 ChannelRule = Callable[[ChannelFollower, ChannelCall], Followed]
 
 

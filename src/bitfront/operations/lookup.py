@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Call, Count, Operation, Shape
 
-#: Packages whose functions are what their names say. A user's function may have any name.
+#: Packages whose functions can be recognised by name. A user's function may have any name.
 LIBRARIES = ("torch", "operator", "_operator", "torchvision", "timm", "transformers")
 
 
@@ -27,7 +27,7 @@ class _Index:
 
 
 @lru_cache(maxsize=2)
-def _index(version: int) -> _Index:  # noqa: ARG001  (members may join, which makes another version)
+def _index(version: int) -> _Index:  # noqa: ARG001  (a new record changes the version)
     modules: dict[type[nn.Module], Operation] = {}
     functions: dict[object, Operation] = {}
     names: dict[str, Operation] = {}
@@ -55,12 +55,13 @@ def _known() -> _Index:
 
 
 def of_module(module: nn.Module) -> Operation | None:
-    """The operation of a module; None for one without a record, or with a ``forward`` of its own."""
+    """The operation of a module; None for one without a record, or with another ``forward`` than its class in the
+    record."""
     return of_class(type(module))
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether tracers take a module as one node, instead of looking into it, because a record names its class."""
+    """Whether tracers take a module as one node, instead of tracing into it, because a record has its class."""
     operation = of_module(module)
     return operation is not None and type(module) in operation.modules
 
@@ -115,13 +116,13 @@ def module_name(module: nn.Module) -> str:
 
 
 def function_name(function: object) -> str:
-    """The name of a function's operation if that can be a site; else the function's own."""
+    """The name of a function's operation if that can be a site; otherwise the name of the function."""
     operation = of_function(function)
     return operation.name if operation is not None and operation.operands else bare(function)
 
 
 def count(call: Call, operation: Operation | None) -> Count | None:
-    """What a call does on the whole batch; None where no rule covers it."""
+    """The count of a call on the whole batch; None if no rule covers it."""
     return operation.count(call) if operation is not None and operation.count is not None else None
 
 
@@ -131,7 +132,7 @@ def sites() -> Mapping[str, Operation]:
 
 
 def operand_names() -> tuple[str, ...]:
-    """The operands that any operation has and that have a format of their own; the usual three first."""
+    """All operands of any operation with a separate format; data_in, weight and bias first."""
     return _known().operand_names
 
 
@@ -153,11 +154,11 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def operand_nodes(node: fx.Node, operation: Operation) -> dict[str, fx.Node]:
-    """The graph nodes behind the operands of a function or method."""
-    found: dict[str, fx.Node] = {}
+    """Operand → the graph node that computes it, for a function or method."""
+    nodes: dict[str, fx.Node] = {}
     for operand in operation.operands:
         position = operand.position
         value = node.args[position] if position < len(node.args) else node.kwargs.get(operand.argument)
         if isinstance(value, fx.Node):
-            found[operand.name] = value
-    return found
+            nodes[operand.name] = value
+    return nodes

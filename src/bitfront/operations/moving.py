@@ -1,4 +1,4 @@
-"""What moves data and computes nothing: copies, parts, joins, padding; and the sizes of tensors."""
+"""Operations that move data and compute nothing: copies, parts, joins, padding; and the sizes of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitfront.operations.onnx import OnnxWriter
 
 
 def _clone(_: ChannelFollower, call: ChannelCall) -> Layout | None:
-    """The first argument; another one says at most of what type the copy is."""
+    """The layout of the first argument; other arguments give at most the type of the copy."""
     return None if call.tensor is None else Layout(call.tensor.dims)
 
 
@@ -54,12 +54,12 @@ def _attribute(flow: ChannelFollower, call: ChannelCall) -> Followed:
         return tuple(Extent(dim) for dim in x.dims)
     if name in ("T", "mT"):
         return permutation(flow, call)
-    # Nothing of these depends on widths, and there is nothing to follow.
+    # None of these depends on widths, so there is nothing to follow.
     return () if name in ("device", "dtype", "ndim", "is_cuda", "requires_grad") else None
 
 
 def _item(flow: ChannelFollower, call: ChannelCall) -> Followed:
-    """x[:, 1, ..., 2:, None]: whole dimensions go on, others are cut to what the index names."""
+    """x[:, 1, ..., 2:, None]: whole dimensions stay, others are reduced to the elements of the index."""
     values, index = call.first, call.args[1]
     if isinstance(values, tuple):
         item: Followed = values[index] if isinstance(index, (int, slice)) else None

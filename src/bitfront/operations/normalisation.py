@@ -62,7 +62,7 @@ def _by_group(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
 
 
 def _by_layer(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
-    """Statistics over the last dimensions, for each value of which the parameters have one."""
+    """Statistics over the last dimensions; the parameters have one value for each value in them."""
     x, module = call.tensor, call.module
     if x is None or not isinstance(module, nn.LayerNorm):
         return None

@@ -1,4 +1,4 @@
-"""How operations are written as ONNX: what a record's rule is given, and what several rules share.
+"""How operations are written as ONNX: the writer that rules use, and parts that several rules share.
 
 A rule (``Operation.onnx``) gets a writer and a node of the traced graph, adds ONNX nodes, and returns the name of the
 tensor that holds the result. The model runs on a sample while it is written, so that a rule may look at shapes.
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 
 class Packed(Protocol):
-    """How a tensor is held in bytes: a value is (byte − zero) · scale."""
+    """A tensor in bytes: a value is (byte − zero) · scale."""
 
     @property
     def scale(self) -> NDArray[np.float32]:
@@ -26,7 +26,7 @@ class Packed(Protocol):
 
     @property
     def zero(self) -> NDArray[np.int64]:
-        """Shape as that of the scale."""
+        """The same shape as the scale."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Packed(Protocol):
 
     @property
     def axis(self) -> int | None:
-        """The dimension that channels lie along; None where there is one scale for all."""
+        """The dimension that channels lie along; None if there is one scale for all."""
         ...
 
     @property
@@ -51,7 +51,7 @@ class Bytes:
 
     Attributes:
         name, scale, zero: names of the tensor, its scale and its zero point in the model.
-        held: what they are.
+        held: their values.
     """
 
     name: str
@@ -61,19 +61,19 @@ class Bytes:
 
 
 class OnnxWriter(Protocol):
-    """What rules write with. Tensors of the ONNX model are known by their names."""
+    """The writer that rules use. Tensors of the ONNX model are referred to by name."""
 
-    #: What the node that is being written computes on the sample.
+    #: The value of the current node on the sample.
     out: Tensor
-    #: Samples in the sample.
+    #: Number of samples in that run.
     batch: int
 
     def add(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """A node with one output, called `name` (numbered where that is taken). Returns the output's name."""
+        """A node with one output, called `name` (with a number if that is taken). Returns the output's name."""
         ...
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """An array that the model holds. Returns its name."""
+        """A constant array in the model. Returns its name."""
         ...
 
     def kind(self, n: fx.Node) -> str:
@@ -93,35 +93,36 @@ class OnnxWriter(Protocol):
         ...
 
     def source(self, n: fx.Node) -> Tensor:
-        """What the first input of a node is on the sample."""
+        """The value of the first input of a node on the sample."""
         ...
 
     def name_of(self, n: fx.Node) -> str:
         """The tensor that a node of the graph computes.
 
         Raises:
-            ExportError: it computes something else than one tensor.
+            ExportError: it does not compute one tensor.
         """
         ...
 
     def tensor(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
-        """The tensor, or number, among the arguments, without the format it may have."""
+        """A tensor or number among the arguments, without its format."""
         ...
 
     def value(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
-        """The same, as the format of that operand holds it. What every rule takes its inputs by."""
+        """The same, in the format of the operand. Every rule gets its inputs by this method."""
         ...
 
     def parameter(self, n: fx.Node, position: int, name: str) -> str | None:
-        """A parameter or buffer that has no format; None where the module or the call has none."""
+        """A parameter or buffer without a format; None if the module or the call has no such tensor."""
         ...
 
     def integer(self, n: fx.Node) -> bool:
-        """Whether the node is to be written with integer operators. Its rule ``onnx_integer`` had no objection."""
+        """Whether the node is to be written with integer operators. Its rule ``onnx_integer`` has returned no reason
+        against it."""
         ...
 
     def packed(self, n: fx.Node, position: int = 0, name: str = "input", *, signed: bool = False) -> Bytes:
-        """An activation in bytes: unsigned ones, or with `signed` as the format is.
+        """An activation in bytes: unsigned, or, with `signed`, signed if the format is.
 
         Raises:
             ExportError: its format has more than 8 bits.
@@ -133,7 +134,7 @@ class OnnxWriter(Protocol):
         ...
 
     def packed_weight(self, n: fx.Node, *, turned: bool = False, one_zero: bool = False) -> Bytes:
-        """A weight in bytes: transposed if `turned`; with `one_zero` its zero point is one number."""
+        """A weight in bytes: transposed if `turned`; with `one_zero`, with a single zero point."""
         ...
 
     def weights(self, n: fx.Node, *, turned: bool = False) -> str:
@@ -149,7 +150,7 @@ class OnnxWriter(Protocol):
         ...
 
     def bias(self, n: fx.Node) -> NDArray[np.float32] | None:
-        """A bias in its format; None where there is none. Raises ExportError for one that is computed."""
+        """A bias in its format; None if there is none. Raises ExportError if it is computed."""
         ...
 
     def scaled(self, n: fx.Node, sums: str, scale: NDArray[np.float32], bias: NDArray[np.float32] | None) -> str:
@@ -157,10 +158,10 @@ class OnnxWriter(Protocol):
         ...
 
 
-#: (writer, node) → the name of the tensor with the node's result. Raises ExportError for what cannot be written.
+#: (writer, node) → the name of the tensor with the node's result. Raises ExportError if it cannot be written.
 Write = Callable[[OnnxWriter, fx.Node], str]
-#: Operands that sums are taken over, by name, as they are held → why ONNX has no integer operator for them; "" where
-#: it has one.
+#: Operand → its form in bytes, for the operands of the sum → why ONNX has no integer operator for them; "" if it has
+#: one.
 IntegerObstacle = Callable[[Mapping[str, Packed]], str]
 
 

@@ -33,7 +33,7 @@ def _interpolated(call: Call) -> Count | None:
 
 
 def _dimensions(name: str) -> int:
-    """Those that a pool called ``avg_pool2d`` or ``AvgPool2d`` has windows in."""
+    """The dimensions in which a pool called ``avg_pool2d`` or ``AvgPool2d`` has windows."""
     return next(int(c) for c in reversed(name) if c.isdigit())
 
 
@@ -91,7 +91,7 @@ def _train_average(reader: ProgramReader, source: fx.Node, module: nn.Module, pa
     if not isinstance(module, nn.AvgPool2d):
         raise UnsupportedError(f"{path} is a {type(module).__name__}")
     if module.ceil_mode or two(module.padding) != (0, 0) or module.divisor_override:
-        raise UnsupportedError(f"{path} is a pooling with padding, ceil_mode or a divisor of its own")
+        raise UnsupportedError(f"{path} is a pooling with padding, ceil_mode or another divisor")
     window = SlidingWindow(two(module.kernel_size), two(module.stride), (0, 0))
     return _train_window(reader, "mean", source, window, path)
 
@@ -127,7 +127,7 @@ def _resampling(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
     return spatial(flow, x, call) if x is not None and len(x.dims) > 2 and call.constant else None
 
 
-# F's max pools are made by one factory, and all have its name.
+# torch.nn.functional's max pools come from one factory, and all have its name.
 MAX_POOL1D = define(
     "max_pool1d",
     "Largest value of a window, over one dimension.",

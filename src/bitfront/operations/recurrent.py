@@ -9,7 +9,7 @@ from bitfront.operations.base import Call, Count, classes, define
 
 
 def _recurrent(call: Call) -> Count:
-    """Products of both weights of each layer and direction at every step; then, per unit, what the gates do.
+    """Products of both weights of each layer and direction at every step; then, per unit, the operations of the gates.
 
     An LSTM's unit adds 4 pairs of sums, has 5 nonlinearities, 3 products and 1 sum; a GRU's 3, 3, 3 and 2; an RNN's
     1 and 1.

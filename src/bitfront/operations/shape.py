@@ -21,7 +21,7 @@ def _flatten(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
 
 
 def _view(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
-    """The one place where a size that was read off a tensor may stand for a width."""
+    """The only place where a size of a tensor may stand for a width."""
     x, shape, rest = call.tensor, call.shape, call.args[1:]
     claims = call.kwargs.get("shape", rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest)
     if x is None or shape is None or call.module is not None:
@@ -102,7 +102,7 @@ def _write_permute(w: OnnxWriter, n: fx.Node) -> str:
 
 IDENTITY = define(
     "identity",
-    "Gives back what it is given: Identity, and dropout in evaluation.",
+    "Returns its input: Identity, and dropout in evaluation.",
     modules=classes("Identity Dropout Dropout1d Dropout2d"),
     names=("identity",),
     count=free,

@@ -1,4 +1,4 @@
-"""How operations are trained in a population: what a record's rule is given, and the words it answers in.
+"""How operations are trained in a population: the reader that rules use, and the steps that they add.
 
 A rule (``Operation.train``) adds the steps of one call to a program and returns the number of the value that holds the
 result. ``population/programs.py`` has the reader that collects them; no operation is registered here.
@@ -13,13 +13,13 @@ from typing import Any, Literal, Protocol
 from torch import fx, nn
 
 Kind = Literal["linear", "conv", "activate", "norm", "add", "largest", "mean", "flatten"]
-#: Of one sample: channels, then height and width of an image.
+#: Shape of one sample: channels, then height and width of an image.
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How a convolution or pooling slides over an image; each (height, width)."""
+    """How a convolution or pooling slides over an image; each is (height, width)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -27,14 +27,14 @@ class SlidingWindow:
 
 
 class UnsupportedError(Exception):
-    """A population cannot train a model; the message says what in it stands in the way."""
+    """A population cannot train a model; the message gives the reason."""
 
 
 class ProgramReader(Protocol):
-    """What rules add steps with. Values are numbered; they are of one sample."""
+    """The reader with which rules add steps. Values are numbered, and belong to one sample."""
 
     def sources(self, node: fx.Node, count: int) -> list[fx.Node]:
-        """The inputs of a node. Raises UnsupportedError where it has other arguments than `count` tensors."""
+        """The inputs of a node. Raises UnsupportedError if its arguments are not `count` tensors."""
         ...
 
     def value(self, node: fx.Node) -> int:
@@ -46,7 +46,7 @@ class ProgramReader(Protocol):
         ...
 
     def rounded(self, source: fx.Node, path: str) -> int:
-        """The value of `source` as the module at `path` rounds its input; as it is where the module does not.
+        """The value of `source`, rounded like the input of the module at `path`; unchanged if that rounds no input.
 
         Raises:
             UnsupportedError: the input's format is no fixed-point grid.
@@ -54,7 +54,7 @@ class ProgramReader(Protocol):
         ...
 
     def rectified(self, source: fx.Node, path: str = "") -> int:
-        """The same, or with no `path` the value itself, through a ReLU."""
+        """The same, followed by a ReLU; without a `path` nothing is rounded."""
         ...
 
     def emit(
@@ -63,7 +63,7 @@ class ProgramReader(Protocol):
         """Add a step. Returns the number of its value, of shape `shape`.
 
         Args:
-            path: of the module with the parameters, in their formats; "" where there are none.
+            path: path of the module with the parameters and their formats; "" if there are none.
 
         Raises:
             UnsupportedError: a parameter's format is no fixed-point grid.
@@ -71,7 +71,7 @@ class ProgramReader(Protocol):
         ...
 
     def flatten(self, value: int) -> int:
-        """All features of a value in a row. Raises UnsupportedError where it is neither a vector nor an image."""
+        """All features of a value as a vector. Raises UnsupportedError if it is neither a vector nor an image."""
         ...
 
 
@@ -80,7 +80,7 @@ TrainRule = Callable[[ProgramReader, fx.Node, nn.Module | None], int]
 
 
 def for_modules(rule: Callable[[ProgramReader, fx.Node, Any, str], int]) -> TrainRule:
-    """A rule of modules alone, from (reader, the module's input, module, its path) → value."""
+    """A rule for modules only, from a function (reader, input of the module, module, its path) → value."""
 
     def train(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
         if module is None:
@@ -91,7 +91,7 @@ def for_modules(rule: Callable[[ProgramReader, fx.Node, Any, str], int]) -> Trai
 
 
 def unsupported(node: fx.Node, module: nn.Module | None) -> UnsupportedError:
-    """The error that names a node which no rule covers."""
+    """The error for a node that no rule covers."""
     if module is not None:
         return UnsupportedError(f"{node.target} is a {type(module).__name__}")
     return UnsupportedError(f"{node.name} is a {getattr(node.target, '__name__', node.target)}")
@@ -103,7 +103,7 @@ def two(size: Any) -> tuple[int, int]:
 
 
 def slid(shape: Shape, window: SlidingWindow, path: str) -> Shape:
-    """Height and width of what a window makes of an image.
+    """Height and width of the output of a window on an image.
 
     Raises:
         UnsupportedError: the value is no image.
