@@ -5,10 +5,10 @@ To add one, write a file here with a function ``(DataRequest) -> Dataset`` and d
 in ``tests/data`` that runs ``bitfront.testing.data.check_dataset`` on it. Nothing else changes. Third parties
 register through the entry-point group ``bitfront.data``.
 
-The function is called once for each verb that needs the data, before any other work, and again when a trial is rebuilt:
-from the same request it must give the same tensors, to the bit, as the fingerprint of a run folder says. It draws the
-split from ``request.seed`` where the data brings none, tells of slow steps with ``request.report`` and of a download
-with ``request.progress``, writes to nothing but Bitfront's cache, and raises DataError for whatever cannot be read.
+The function is called once by each verb that needs the data, before any other work, and again when a trial is rebuilt.
+For the same request it must return the same tensors, to the bit: the run folder has their fingerprint. If the data has
+no splits, it draws them from ``request.seed``. It reports slow steps with ``request.report`` and a download with
+``request.progress``, writes only to Bitfront's cache, and raises DataError if something cannot be read.
 """
 
 from __future__ import annotations

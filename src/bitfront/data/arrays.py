@@ -2,11 +2,11 @@
 
 Every dataset is built here, by the same rules:
 
-* A split that the data brings is kept, row for row. A missing one is cut: with no split at all, 70 % train,
+* A split in the data is kept, row for row. A missing one is cut: with no split at all, 70 % train,
   15 % val and 15 % test; a missing val (or test) alone is 15 % of the train rows. Cuts are stratified by class
   and drawn from the seed. Identical rows stay in one split, so that no test row was trained on.
 * uint8 features are images: they are divided by 255. Other features are used as they are, or standardised
-  with the training split's mean and standard deviation where the dataset asks for it.
+  with the training split's mean and standard deviation if the dataset is defined so.
 * Labels are class indices from 0, or class names, or one-hot rows.
 """
 
@@ -29,7 +29,7 @@ from bitfront.errors import DataError
 
 @dataclass(frozen=True)
 class _Description:
-    """What a dataset is besides its arrays; the fields are arguments of :func:`from_arrays`."""
+    """The facts about a dataset besides its arrays; the fields are arguments of :func:`from_arrays`."""
 
     name: str
     class_names: Sequence[str]
@@ -57,11 +57,11 @@ def from_arrays(
     Args:
         x: ``(samples, *features)``, any real dtype; uint8 is divided by 255.
         y: (samples,) integers from 0 or class names, or (samples, classes) one-hot.
-        name: what the dataset is called in tables and reports.
+        name: the name in tables and reports.
         class_names: by index; empty for "0", "1", ... or the sorted names that occur in `y`.
         feature_names: one per feature, or empty.
         standardise: standardise the features with the training split's statistics.
-        seed: of the split; 0 and above.
+        seed: random seed of the split, 0 or more.
         source: where the data comes from, for the run folder and for messages.
         notes: facts that a reader of the results must know.
 
@@ -122,7 +122,7 @@ def _with_source(source: str, build: Callable[[], Dataset]) -> Dataset:
 
 
 def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], description: _Description) -> Dataset:
-    """The dataset of (x, y) by split, or under None where the samples are not split yet."""
+    """The dataset of (x, y) by split, or under None if the samples are not split yet."""
     x = {split: real_features(features, array_name("x", split)) for split, (features, _) in pairs.items()}
     y, class_names = class_indices({split: labels for split, (_, labels) in pairs.items()}, description.class_names)
     _check_shapes(x, y)

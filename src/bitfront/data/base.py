@@ -31,15 +31,15 @@ def _silent(message: str) -> None:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """How the user wants a dataset: from where, and split by which seed.
+    """The user's request for a dataset: its location, and the seed of its split.
 
     Attributes:
         path: a local file or folder (``dataset_path``), or None for the dataset's default location.
-        seed: of the split, where the dataset brings none; 0 and above.
+        seed: random seed of the split, if the data has no splits; 0 or more.
         report: called with one-line messages worth showing ("downloading ...", "12 MB read into memory").
-        progress: called during a download with (bytes done, total bytes); the total is None where the server
+        progress: called during a download with (bytes done, total bytes); the total is None if the server
             does not send it.
-        limit_bytes: the most memory, in bytes as float32, that a factory's data may take.
+        limit_bytes: the largest memory, in bytes as float32, that the data of a factory may take.
     """
 
     path: Path | None = None
@@ -67,17 +67,17 @@ class Dataset:
     """The tensors of one dataset, in memory. Immutable; two datasets are equal if their fingerprints are.
 
     Attributes:
-        name: what it is called in tables and reports.
+        name: the name in tables and reports.
         x: by split, float32, shape ``(samples, *features)``.
         y: by split, int64 class indices, shape (samples,).
         class_names: the name of each class, by index.
         source: where the data came from, for the run folder ("scikit-learn's load_digits", a path ...).
         feature_names: the name of each feature, or empty.
         notes: facts that a reader of the results must know ("val was cut from train ...").
-        scaler: what standardised the features, or None where they are not standardised.
+        scaler: the standardisation of the features; None if they are not standardised.
 
     Raises:
-        DataError: on construction, where the tensors are not as described here.
+        DataError: on construction, if the tensors are not as described here.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The columns of the jet substructure data: its features and classes, found in a file by their names."""
+"""The columns of the jet substructure data: its features and classes, which a file is searched for by name."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def load_dataset(name: str, request: DataRequest | None = None) -> Dataset:
     Raises:
         UnknownNameError: no dataset has that name.
         ConfigError: the factory's module or function does not exist.
-        DataError: the data cannot be read, found or split.
+        DataError: the data does not exist, or cannot be read or split.
     """
     request = request or DataRequest()
     if request.path is not None:
