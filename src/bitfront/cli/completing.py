@@ -46,10 +46,10 @@ def runs(incomplete: str) -> list[str]:
 
 
 def of_key(name: str, annotation: Any) -> Complete | None:
-    """The completion for the flag of a configuration key; None where any text is allowed.
+    """The completion for the flag of a configuration key; None if any text is allowed.
 
     Args:
-        name: of the flag, e.g. ``n_trials``.
+        name: the name of the flag, e.g. ``n_trials``.
         annotation: the type of the key's field.
     """
     by_name = {

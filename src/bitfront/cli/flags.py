@@ -1,7 +1,7 @@
 """Flags for the keys of the configuration, and errors that name flags.
 
-Flags are made from the schema, so the two cannot disagree. Errors name arguments of the Python API or keys of the TOML;
-on the command line the user's flags take their places.
+Flags are generated from the schema, so the two cannot disagree. Errors name arguments of the Python API or keys of the
+TOML; on the command line they are replaced by the flags.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _flag_names() -> dict[str, str]:
 
 
 def _flag_type(annotation: Any) -> type | None:
-    """The type that a field's flag is parsed as; None for tables. The schema checks words, with better messages."""
+    """The type as which a flag is parsed; None for tables. The schema checks words, with better messages."""
     if get_origin(annotation) is dict:
         return None
     for part in (annotation, *get_args(annotation)):

@@ -26,7 +26,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and er
 
 
 def one_file(positional: Path | None, option: Path | None) -> Path | None:
-    """The configuration file, given either as an argument or as ``--config``; None where neither is given.
+    """The configuration file, given either as an argument or as ``--config``; None if neither is given.
 
     Raises:
         ConfigError: both are given.
@@ -58,7 +58,7 @@ def load_configuration(file: Path | None, overrides: dict[str, Any]) -> Config:
 
 
 def refuse_flags(overrides: dict[str, Any]) -> None:
-    """Raises ConfigError where flags would override the configuration of a run folder."""
+    """Raises ConfigError if flags would override the configuration of a run folder."""
     if set(overrides) - {"project_dir"}:
         given = ", ".join("--" + key.replace("_", "-") for key in overrides)
         raise ConfigError(f"--run takes its configuration from the run folder; leave out {given}")
@@ -67,8 +67,7 @@ def refuse_flags(overrides: dict[str, Any]) -> None:
 def run_folder(run: Path, project_dir: str = "runs") -> Path:
     """The folder of a run, given as a path or as the name of a run below the project folder.
 
-    Where neither exists and `run` is a single word, the folder below the project folder, so that messages name that
-    one.
+    If neither exists and `run` is a single word, the folder below the project folder, so that messages name it.
     """
     below_project = Path(project_dir) / run
     is_name = below_project.exists() or (len(run.parts) == 1 and below_project.parent.is_dir())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console on standard output or standard error; wide enough for any line where it is not a terminal."""
+    """A rich console on standard output or standard error; if it is not a terminal, wide enough for any line."""
     writer = Console(stderr=stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
     if not writer.is_terminal:
         writer.width = 10_000  # a pipe has no width, and a folded line would break the program that reads it
