@@ -80,8 +80,8 @@ def search(
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
             With ``"name": "channel_size"`` it is of widths; ``{"name": "joint", "widths": {...}, "quantize": {...}}``
             is of both.
-        metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``, or a list of names; their runners are
-            found.
+        metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``, or a list of names; the runners are
+            added.
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML:
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
         restart: throw away the trials of an earlier search in this run folder.
@@ -115,8 +115,8 @@ def compare(
 ) -> Comparison:
     """Run several strategies on one space, with the same budget and the same random seeds, and say how each stands.
 
-    Every candidate is evaluated once, whoever asks for it first. What was found is kept in the folder ``compare`` of
-    the run folder, with ``compare.json`` and, where matplotlib is installed, ``figures/``.
+    Every candidate is evaluated once, whichever strategy proposes it first. The results are kept in the folder
+    ``compare`` of the run folder, with ``compare.json`` and, where matplotlib is installed, ``figures/``.
 
     Args:
         strategies: e.g. ``["brute_force", "optuna:tpe"]``; None: evolution, three of Optuna's samplers, and brute force
@@ -144,21 +144,21 @@ def compare(
     layout = _laid_out(config, model, data, events, configured_strategy("evolution"))
     if not can_draw():
         events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
-    found = run_comparison(layout, strategies, seeds, restart, events)
-    write_comparison(found)
-    return found
+    result = run_comparison(layout, strategies, seeds, restart, events)
+    write_comparison(result)
+    return result
 
 
 def _laid_out(
     config: Config, model: Any, data: Any, events: Events, strategy: ConfiguredStrategy | None = None
 ) -> Plan:
     """The plan of a search, of what the configuration names or of what was given in place of that."""
-    own_model = model if isinstance(model, nn.Module) else None
-    own_data = dataset_of(data, config.seed, events)
+    given_model = model if isinstance(model, nn.Module) else None
+    given_data = dataset_of(data, config.seed, events)
     return make_plan(
         config,
-        model=own_model,
-        dataset=own_data,
+        model=given_model,
+        dataset=given_data,
         strategy=strategy,
         report=events.note,
         progress=events.downloading,
@@ -230,24 +230,24 @@ def _search_table(
     table: dict[str, Any] = {}
     if space is not None:
         table["search_space"] = _space_table(space)
-    own: dict[str, Any] = {}
+    strategy_table: dict[str, Any] = {}
     if isinstance(strategy, str):
         name, setup = with_variant(strategy)
-        own = {"name": name, **({"setup": setup} if setup else {})}
+        strategy_table = {"name": name, **({"setup": setup} if setup else {})}
     elif strategy is not None:
-        own = dict(strategy)
+        strategy_table = dict(strategy)
     if metrics is not None:
         if isinstance(metrics, str):
             metrics = [metrics]
         if not isinstance(metrics, Mapping):
             metrics = {name: {} for name in metrics}
-        own["metrics"] = {k: {"direction": v} if isinstance(v, str) else dict(v) for k, v in metrics.items()}
+        strategy_table["metrics"] = {k: {"direction": v} if isinstance(v, str) else dict(v) for k, v in metrics.items()}
         for name in RUNNERS.names():
             runner = RUNNERS.get(name)
             if any(m.name in metrics for m in runner.produces):
-                own.setdefault(runner.side, {}).setdefault(name, {})
-    if own:
-        table["strategy"] = own
+                strategy_table.setdefault(runner.side, {}).setdefault(name, {})
+    if strategy_table:
+        table["strategy"] = strategy_table
     if table:
         table.setdefault("search_space", {})
         table.setdefault("strategy", {})
@@ -286,7 +286,7 @@ def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 def init(model: str, dataset: str, dataset_path: str | None = None, file: str = "FILE.toml") -> tuple[str, list[str]]:
     """(text of a TOML that runs, notes) for a model and a dataset.
 
-    The model is captured to see what it is made of; where the data is not there yet, the text is a guess, and a note
+    The model is captured to list its layers; where the data is not there yet, the text is a guess, and a note
     says so.
     """
     config = configuration.load_config(None, {"model": model, "dataset": dataset, "dataset_path": dataset_path})

@@ -4,7 +4,7 @@
     ├── UserError                    the request cannot be fulfilled; the command exits with 2, without a traceback
     │   ├── ConfigError              a key or value of the configuration is wrong: file, key, line, what is allowed
     │   │   └── UnknownNameError     a name that is not registered: model, format, metric, sampler ...
-    │   ├── DataError                a dataset cannot be read, found or split
+    │   ├── DataError                a dataset is missing, or cannot be read or split
     │   │   └── DownloadError        a download failed; says which file to put where instead
     │   ├── CheckpointError          a checkpoint does not fit the model, or cannot be read safely
     │   ├── CaptureError             a model cannot be captured at all
@@ -89,7 +89,7 @@ class UnknownNameError(ConfigError):
 
 
 class DataError(UserError):
-    """A dataset cannot be read, found or split."""
+    """A dataset is missing, or cannot be read or split."""
 
 
 class DownloadError(DataError):

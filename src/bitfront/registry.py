@@ -179,7 +179,7 @@ def import_object(spec: str, key: str) -> object:
         key: the key of the configuration that holds `spec`, for messages.
 
     Raises:
-        ConfigError: `spec` is malformed, the module is not found or fails on import, or it lacks the name.
+        ConfigError: `spec` is malformed, there is no such module, or it fails on import, or it lacks the name.
     """
     module_name, _, attribute = spec.partition(":")
     if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:

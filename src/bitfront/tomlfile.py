@@ -56,9 +56,9 @@ def parse(text: str, name: str) -> Document:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        position = re.search(r"\(at line (\d+), column \d+\)", str(error))
         message = re.sub(r" \(at .*\)$", "", str(error))
-        line = int(found[1]) if found else len(text.splitlines())
+        line = int(position[1]) if position else len(text.splitlines())
         raise ConfigError(f"this is not valid TOML: {message}", file=name, line=line) from None
     return Document(name, values, _scan(text))
 
