@@ -1,6 +1,6 @@
-"""The verbs of the Python API that are more than one call: plan, search, compare, init, list.
+"""The verbs of the Python API that combine several parts: plan, search, compare, init, list.
 
-The command uses them too.
+The command line uses them too.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from bitfront.strategies.configured import ConfiguredStrategy, all_settings, con
 from bitfront.strategies.optuna import MEANINGS
 from bitfront.template import template
 
-#: What a dataset that came from memory is called.
+#: The name of a dataset from memory.
 ARRAYS = "arrays"
 
 
 def plan(config: Config, *, events: Events | None = None) -> Plan:
-    """Check a search and lay it out, without doing it. Raises UserError."""
+    """Check and plan a search, without running it. Raises UserError."""
     events = events or Events()
     return make_plan(config, report=events.note, progress=events.downloading)
 
@@ -66,7 +66,7 @@ def search(
     events: Events | None = None,
     **overrides: Any,
 ) -> Run:
-    """Search for the front of a model, and give the run.
+    """Search for the front of a model. Returns the run.
 
     Either from a file, ``search("file.toml")``, or from Python::
 
@@ -75,21 +75,21 @@ def search(
 
     Args:
         source: a TOML file, or a loaded configuration.
-        model: a trained nn.Module, which is used as it is and not changed; or a name.
+        model: a trained nn.Module, which is not changed; or a name.
         data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name.
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
-            With ``"name": "channel_size"`` it is of widths; ``{"name": "joint", "widths": {...}, "quantize": {...}}``
-            is of both.
+            With ``"name": "channel_size"`` it is a space of widths; ``{"name": "joint", "widths": {...}, "quantize":
+            {...}}`` has both.
         metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``, or a list of names; the runners are
             added.
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML:
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
-        restart: throw away the trials of an earlier search in this run folder.
+        restart: delete the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``,
             ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``.
 
     Raises:
-        UserError: what was asked cannot be done; nothing has been evaluated.
+        UserError: the request is wrong; nothing has been evaluated.
         EvaluationError: nothing could be evaluated, or trials could not be written.
     """
     events = events or Events()
@@ -113,26 +113,26 @@ def compare(
     events: Events | None = None,
     **overrides: Any,
 ) -> Comparison:
-    """Run several strategies on one space, with the same budget and the same random seeds, and say how each stands.
+    """Run several strategies on one space, with the same budget and the same random seeds, and return the results of each.
 
     Every candidate is evaluated once, whichever strategy proposes it first. The results are kept in the folder
-    ``compare`` of the run folder, with ``compare.json`` and, where matplotlib is installed, ``figures/``.
+    ``compare`` of the run folder, with ``compare.json`` and, if matplotlib is installed, ``figures/``.
 
     Args:
         strategies: e.g. ``["brute_force", "optuna:tpe"]``; None: evolution, three of Optuna's samplers, and brute force
-            where that takes no more than two minutes. Brute force goes through the whole space, whatever the budget,
-            and what it finds is the truth that all are measured against.
-        seeds: runs of each strategy: with the random seed of the configuration and those after it. Model, data and
-            samples are those of the first.
-        restart: throw away what an earlier comparison in this run folder has evaluated.
-        source, model, data, space, metrics, overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 if
-            it is not given. Strategy and timeout of the configuration have no say.
+            if that takes no more than two minutes. Brute force evaluates the whole space, whatever the budget, and its
+            front is the true front that all are compared with.
+        seeds: number of runs of each strategy, with the random seed of the configuration and the following ones. Model,
+            data and samples are those of the first seed.
+        restart: delete the results of an earlier comparison in this run folder.
+        source, model, data, space, metrics, overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 by
+            default. Strategy and timeout of the configuration are ignored.
 
     Returns:
-        ``results`` has the figures of each strategy, ``curve(strategy, what, over)`` the curves, ``runs`` every run.
+        ``results`` has the numbers of each strategy, ``curve(strategy, what, over)`` the curves, ``runs`` every run.
 
     Raises:
-        UserError: what was asked cannot be done; nothing has been evaluated.
+        UserError: the request is wrong; nothing has been evaluated.
         EvaluationError: nothing could be evaluated, or results could not be written.
     """
     events = events or Events()
@@ -140,7 +140,7 @@ def compare(
     if isinstance(strategies, str):
         strategies = [strategies]
     config = prepared(_configured(source, model, data, space, metrics, None, overrides))
-    # Which strategies are compared is decided once there is a plan; until then it has one that takes any space.
+    # The compared strategies are chosen after planning; until then the plan has a strategy that takes any space.
     layout = _laid_out(config, model, data, events, configured_strategy("evolution"))
     if not can_draw():
         events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
@@ -152,7 +152,7 @@ def compare(
 def _laid_out(
     config: Config, model: Any, data: Any, events: Events, strategy: ConfiguredStrategy | None = None
 ) -> Plan:
-    """The plan of a search, of what the configuration names or of what was given in place of that."""
+    """The plan of a search; objects among the arguments replace what the configuration names."""
     given_model = model if isinstance(model, nn.Module) else None
     given_data = dataset_of(data, config.seed, events)
     return make_plan(
@@ -213,8 +213,8 @@ def _configured(
 
 
 def _path_of(key: str) -> str:
-    """The dotted key that an override is meant for: the keys of a strategy's setup, those of any strategy included, and
-    ``tensorboard`` are known without their tables."""
+    """The dotted key of an override. Keys of a strategy's setup (of any strategy) and ``tensorboard`` need no table in
+    their names."""
     if key in Config.model_fields or "." in key:
         return key
     if key in StrategySetup.model_fields or key in all_settings():
@@ -264,7 +264,7 @@ def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dataset | None:
-    """The dataset in what was given as `data`: arrays, splits, a torch Dataset or DataLoader; None for a name.
+    """The dataset of the argument `data`: arrays, splits, a torch Dataset or DataLoader; None for a name.
 
     Raises:
         DataError: it is none of these, or cannot be used.
@@ -286,15 +286,14 @@ def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 def init(model: str, dataset: str, dataset_path: str | None = None, file: str = "FILE.toml") -> tuple[str, list[str]]:
     """(text of a TOML that runs, notes) for a model and a dataset.
 
-    The model is captured to list its layers; where the data is not there yet, the text is a guess, and a note
-    says so.
+    The model is captured to list its layers; if the data is missing, the text is a guess, and a note says so.
     """
     config = configuration.load_config(None, {"model": model, "dataset": dataset, "dataset_path": dataset_path})
     try:
         data = open_data(config)
     except DataError as error:
         if model not in MODELS and ":" not in model:
-            MODELS.get(model)  # raises, and says which there are
+            MODELS.get(model)  # raises, and lists the models
         return template(model, dataset, dataset_path=dataset_path, file=file), [
             f"the layers are a guess, the data is not here yet: {error}"
         ]
@@ -309,7 +308,7 @@ ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies",
 
 
 def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
-    """(column names, rows) of everything of a kind. Raises ConfigError for an unknown kind."""
+    """(column names, rows) of all members of a kind. Raises ConfigError for an unknown kind."""
     if what == "samplers":
         return ["name", "what it is"], sorted(MEANINGS.items())
     if what == "metrics":
