@@ -1,11 +1,11 @@
-"""The code blocks of the documents: found, run, and compared with the outputs that are shown.
+"""Runs the code blocks of the documents, and compares their output with the text that the pages show.
 
 - ``sh`` and ``python`` blocks are run in their order, all of a page in one folder.
-- One whose first line is a file's name in a comment (``# mine.py``) is written to that file instead, ``toml`` too.
-- A ``text`` block right after one that is run is what was printed; ``...`` in it stands for any lines. Numbers may
+- A block whose first line is a file name in a comment (``# mine.py``) is written to that file instead, also ``toml``.
+- A ``text`` block directly after a block that is run shows its output; ``...`` in it stands for any lines. Numbers may
   differ, as they do between machines.
 
-The tests run every page. ``docs/record.py`` writes the outputs and pictures of the tutorial anew.
+The tests run every page. ``docs/record.py`` updates the outputs and pictures of the tutorial.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it stands, and the span of its content in the page's text."""
+    """A fenced block: its page and line, and the span of its content in the text of the page."""
 
     page: str
     line: int
@@ -39,9 +39,9 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that it is the content of."""
-        found = NAMED.match(self.text)
-        return found[1] if found and self.language in ("python", "toml") else None
+        """The file that it is written to, if any."""
+        name = NAMED.match(self.text)
+        return name[1] if name and self.language in ("python", "toml") else None
 
     @property
     def runs(self) -> bool:
@@ -50,14 +50,14 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """Those of a page, given by its path from the root."""
+    """The blocks of a page, given by its path from the root."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.M | re.S)
-    return [Block(page, text[: m.start()].count("\n") + 1, m[1], m[2], *m.span(2)) for m in found]
+    matches = re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.M | re.S)
+    return [Block(page, text[: m.start()].count("\n") + 1, m[1], m[2], *m.span(2)) for m in matches]
 
 
 def outputs(page: list[Block]) -> dict[Block, Block]:
-    """Block that is run → the ``text`` block right after it."""
+    """Block that is run → the ``text`` block directly after it."""
     return {
         block: after
         for block, after in itertools.pairwise(page)
@@ -70,7 +70,7 @@ Typing = Callable[[list[str], Path, dict[str, str]], tuple[int, str]]
 
 
 def typed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command as a process of its own."""
+    """Run a command in a new process."""
     done = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
@@ -78,10 +78,10 @@ def typed(command: list[str], folder: Path, environment: dict[str, str]) -> tupl
 
 
 def run(block: Block, folder: Path, typed: Typing = typed) -> str:
-    """What a block prints, to both streams, as somebody sees it who types it in `folder`; or write its file there.
+    """Run a block in `folder`, and return what it prints to both streams; or write its file there.
 
     Args:
-        typed: runs a command; the tests have one that is quicker.
+        typed: runs a command; the tests use a faster one.
 
     Raises:
         AssertionError: a command failed.
@@ -107,7 +107,7 @@ def run(block: Block, folder: Path, typed: Typing = typed) -> str:
 
 
 def _serves_until_interrupted(command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """What serves forever: on any port that is free, without a browser, until it has answered."""
+    """Run a server on any free port, without a browser, until it has answered once."""
     command = [*command, "--port", "0", "--no-browser"]
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -126,7 +126,7 @@ def _commands(block: Block) -> list[list[str]]:
     lines = [line.split("#")[0].strip() for line in block.text.splitlines()]
     commands = [line.split() for line in lines if line]
     for i, command in enumerate(commands):
-        # Installing again, or starting the tests from a test, would say nothing: the target must exist.
+        # Do not install again or start the tests from a test; only check that the target exists.
         if command[0] == "make":
             commands[i] = ["make", "-n", "-C", str(ROOT), *command[1:]]
         if command[0].startswith(".venv/"):
@@ -135,42 +135,42 @@ def _commands(block: Block) -> list[list[str]]:
 
 
 def shape(line: str) -> str:
-    """A line without what may differ between machines: numbers, spaces, how often a phrase comes in a row."""
+    """A line without what may differ between machines: numbers, spaces, repeats of a phrase."""
     line = re.sub(r"\s+", " ", NUMBER.sub("#", line)).strip()
     line = re.sub(r"-{3,}", "---", line)
     return re.sub(r"(?<= )([^,]{3,})(?:, \1)+(?: and # more)?", r"\1", line)
 
 
 def unprinted(shown: str, printed: str) -> list[str]:
-    """Lines of a ``text`` block that have no counterpart among those printed."""
+    """Lines of a ``text`` block that were not printed."""
     there = {shape(line) for line in printed.splitlines()}
     return [line for line in shown.splitlines() if line.strip() != "..." and shape(line) not in there]
 
 
 def renewed(shown: str, printed: str) -> str:
-    """A ``text`` block with what is printed now: all of it, or, where it has gaps, the lines that were shown before.
+    """A ``text`` block with the new output: all of it, or, if the block has gaps, the lines that it showed before.
 
     Raises:
-        ValueError: a line that was shown has no counterpart any more.
+        ValueError: a line of the block is not printed any more.
     """
     lines = [line.rstrip() for line in printed.splitlines()]
     if "..." not in shown.splitlines():
         return "\n".join(lines) + "\n"
-    found = []
+    new = []
     for line in shown.splitlines():
         if line.strip() == "...":
-            found.append(line)
+            new.append(line)
             continue
         alike = [i for i, other in enumerate(lines) if shape(other) == shape(line)]
         if not alike:
             raise ValueError(f"not printed any more: {line}")
-        # Of the rows of a table the one of the same trial, while there is one.
+        # Of the rows of a table, take that of the same trial if there is one.
         at = next((i for i in alike if _first_number(lines[i]) == _first_number(line)), alike[0])
-        found.append(lines[at])
+        new.append(lines[at])
         lines = lines[at + 1 :]
-    return "\n".join(found) + "\n"
+    return "\n".join(new) + "\n"
 
 
 def _first_number(line: str) -> str:
-    found = NUMBER.search(line)
-    return found[0] if found else ""
+    number = NUMBER.search(line)
+    return number[0] if number else ""

@@ -1,7 +1,7 @@
 """The site: README, docs/ and the docstrings of the package, as pages that work offline. `make site` builds it.
 
-A page joins by its name in ``NAVIGATION``; one that is missing there is an error. The Markdown stays what a browser of
-the repository shows: README is the start page, and its table of contents is added while it is read.
+To add a page, write its name into ``NAVIGATION``; a page that is missing there is an error. The Markdown files
+also work in a repository browser: README is the start page, and its table of contents is added only for the site.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ project = "Bitfront"
 version = release = metadata.version("bitfront")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
-# The folder of the sources is the repository's.
+# The source folder is the repository.
 include_patterns = ["*.md", "docs/**.md", "docs/**.rst"]
 exclude_patterns = [".*", "bench", "build", "examples", "runs", "site", "src", "tests"]
 nitpicky = True
 # Names of other packages are not looked up: the build asks the network for nothing.
 nitpick_ignore_regex = [("py:.*", r"(?!bitfront\.).*")]
-#: Types that stand in signatures, but that users neither make nor look into.
+#: Types in signatures that users neither create nor read.
 INNER = """
 config.SearchTable engine.evaluation.interface.Evaluator registry.T spaces.assignment.Assignment
 transforms.correct.Correction
@@ -61,7 +61,7 @@ transforms.correct.Correction
 nitpick_ignore = [("py:class", f"bitfront.{name}") for name in INNER.split()]
 show_warning_types = True
 
-# As a repository's browser makes them, so that links to headings work in both.
+# The same anchors as in a repository browser, so that links to headings work in both.
 myst_heading_anchors = 4
 
 default_role = "code"
@@ -81,7 +81,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 html_use_index = False
-# A summary would be fetched, which a browser refuses to pages that are opened as files.
+# A summary would be fetched, which browsers do not allow for pages that are opened as files.
 html_show_search_summary = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
@@ -97,7 +97,7 @@ def with_contents(_: Sphinx, name: str, source: list[str]) -> None:
 def readable(
     _: Sphinx, kind: str, name: str, member: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str, str | None] | None:
-    """Signatures without what cannot be parsed, and none of tables, whose keys the configuration reference has."""
+    """Signatures without parts that cannot be parsed; none for tables: the configuration reference has their keys."""
     del name, options
     if kind == "class" and issubclass(member, Table):
         return "", None
@@ -105,7 +105,7 @@ def readable(
 
 
 def started(app: Sphinx, error: Exception | None) -> None:
-    """The start page is also what a folder shows."""
+    """Copies the start page to ``index.html``, which opens with the folder."""
     if error is None:
         shutil.copy(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
 

@@ -22,31 +22,31 @@ FOLDER = Path(__file__).parent
 HEAD = """\
 # The configuration
 
-*Made from the schema by `docs/generate.py`; do not edit.*
+*Generated from the schema by `docs/generate.py`; do not edit.*
 
 One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
-an error that names the line. `"NA"` is none. Keys at the top have a flag of the same name (`max_epochs` →
-`--max-epochs`), and so have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `max_size`, `tensorboard` and, for
+an error that names the line. `"NA"` means none. Keys at the top have a flag of the same name (`max_epochs` →
+`--max-epochs`). So have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `max_size`, `tensorboard` and, for
 `search.finetune.trials`, `finetune`; flags override the file. `bitfront init` writes a commented file that runs;
-`bitfront plan FILE` shows what a file means without doing it.
-The configuration as it took effect is saved in the run folder.
+`bitfront plan FILE` shows what a file means without running it.
+The configuration that was used is saved in the run folder.
 """
 TABLES = [
     ("The top", "", config.Config),
-    ("`[search]`", "Beside the tables below.\n\n", config.SearchTable),
+    ("`[search]`", "And the tables below.\n\n", config.SearchTable),
     ("`[search.search_space]`", "", config.SearchSpace),
     ("`[search.search_space.setup]`", "", config.SpaceSetup),
     ("`[search.search_space.seed.KEY]`", "", config.ChoicesTable),
     (
         "`[search.search_space.quantize]` and `[search.search_space.widths]`",
-        'The two parts of `name = "joint"`: `mixed_precision_ptq` and `channel_size`, each with its own setup and '
+        'The two parts of `name = "joint"`: `mixed_precision_ptq` and `channel_size`, each with a setup and a '
         "seed.\n\n",
         config.SpacePart,
     ),
     ("`[search.strategy]`", "", config.StrategyTable),
     (
         "`[search.strategy.setup]`",
-        "What every search has; beside it stand [the settings of the strategy](#strategies).\n\n",
+        "The keys of every search; the same table has [the settings of the strategy](#strategies).\n\n",
         config.StrategySetup,
     ),
     ("`[search.strategy.metrics.METRIC]`", "", config.MetricSetup),
@@ -60,16 +60,16 @@ TABLES = [
 SEED = """\
 ### What may be chosen
 
-`KEY` is `default`, or what `setup.by` says: a site's name (`seq_blocks_2`, or the module path `seq_blocks.2`), a type
-of site (the [operations](operations.md) with operands:
+`KEY` is `default`, or of the kind that `setup.by` sets: a site's name (`seq_blocks_2`, or the module path
+`seq_blocks.2`), a type of site (the [operations](operations.md) with operands:
 SITES), or a regular expression that
-matches the whole name. With `by = "name"` a key that is a type is allowed, and named as unused; so is a site's name
-with `by = "type"`. Sites that no key names get `default`; without one they stay in float.
+matches the whole name. With `by = "name"` a key that is a type is allowed, but a note says that it is unused; the same
+holds for a site's name with `by = "type"`. Sites that no key names get `default`; without one they stay in float.
 
 In `config`, `name` lists number formats (`"NA"`: stay in float) and `<operand>_<parameter>` their parameters, for the
 operands `data_in`, `weight` and `bias`. An operand without a `width` stays in float. Every value is a list of choices;
-the choices of an operand are all combinations that are valid, so that `width` never meets a `frac_width` larger than
-itself. A list of tables is a choice between whole settings:
+the choices of an operand are all combinations that are valid, so that a `frac_width` is never larger than
+its `width`. A list of tables is a choice between complete settings:
 
 ```toml
 [search.search_space.seed.linear.config]
@@ -80,52 +80,53 @@ weight_frac_width = ["NA", "auto"]
 bias_width = [8]
 ```
 
-`bypass = true` leaves a site in float, as `name = "NA"` does. `[passes.quantize]` takes the same tables with one value
+`bypass = true` leaves a site in float, like `name = "NA"`. `[passes.quantize]` takes the same tables with one value
 each; `bitfront transform --config FILE` applies it.
 
 ### What widths may be chosen
 
-With `name = "channel_size"` (`graph/quantize/channel_size_modifier`) `KEY` names layers: what has weights and output
+With `name = "channel_size"` (`graph/quantize/channel_size_modifier`) `KEY` names layers: sites with weights and output
 channels. In `config`:
 
 | key | allowed | default | meaning |
 | --- | --- | --- | --- |
-| `channel_multiplier` | numbers above 0 | `1` | by what the layer's output width is multiplied |
+| `channel_multiplier` | numbers above 0 | `1` | factor of the layer's output width |
 | `name` | `"output_only"`, `"both"`, `"input_only"`, `"NA"` | `"NA"` | the layer keeps its width with the last two |
 | `divisor` | one whole number ≥ 1 | `1` | a new width is rounded to the nearest multiple of it |
-| `parent_block_name` | a node | | what makes the layer's input. Not needed; another one than in the model is an error |
+| `parent_block_name` | a node | | the node before the layer. Not needed; another node than in the model is an error |
 
-Input widths always follow from the model, through whatever lies between, and so do layers that share their channels, as
-the two sides of an addition: they take the same choices, or one of them takes none. Multipliers that come to the same
-width are one candidate, and the multiplier of an `input_only` layer has no effect. The model's output keeps its width:
-to multiply it by its name is an error, by `default`, a type or a pattern it is left out, with a note.
+Input widths always follow from the model. Layers that share their channels, such as the two sides of an addition, must
+have the same choices, or only one of them has choices. Multipliers that give the same width are one candidate, and the
+multiplier of an `input_only` layer has no effect. The model's output keeps its width: a key with its name is an error;
+with `default`, a type or a pattern it is skipped, with a note.
 
-A wider layer begins with what it computed before, a narrower one with its channels of the largest filters. Without
-[`basic_train`](#sw_runnerbasic_train) candidates are evaluated like that, which says little about what they can learn.
+A wider layer first computes the same as before; a narrower one keeps the channels with the largest filters. Without
+[`basic_train`](#sw_runnerbasic_train) candidates are evaluated in this state, which says little about their accuracy
+after training.
 """
 OPERATIONS_HEAD = """\
 # Operations
 
-*Made from the records in `src/bitfront/operations/` by `docs/generate.py`; do not edit.*
+*Generated from the records in `src/bitfront/operations/` by `docs/generate.py`; do not edit.*
 
-What Bitfront knows of each kind of layer and function. An operation without a mark takes a path that is correct and
-slower, or is refused by name:
+What Bitfront knows about each kind of layer and function. Without a mark, the operation takes a correct, slower path,
+or is refused by name:
 
 | column | with a mark | without |
 | --- | --- | --- |
-| operands | what can have a format, by the prefix of its keys in the configuration | it stays in float |
-| counted | its operations are counted | the network's total says that it is not known |
-| merged | how many candidates are computed at once where weights are fixed | computed once per distinct input |
+| operands | the tensors that can have a format: the prefix of their keys in the configuration | it stays in float |
+| counted | its operations are counted | the network's total says that it is unknown |
+| merged | how many candidates are computed at once if weights are fixed | computed once per distinct input |
 | channels | widths are followed through it | the widths around it are fixed |
 | trained | a population trains it | candidates with it are trained one by one |
-| ONNX | it is written as ONNX; *integer*: also with integer operators | the export is refused, by its name |
-| byte kernel | the kernel of bytes that PyTorch runs | where it is quantized, latency and energy are modelled |
+| ONNX | it is written as ONNX; *integer*: also with integer operators | the export is refused |
+| byte kernel | the kernel of bytes that PyTorch runs | if it is quantized, latency and energy are modelled |
 
-A mark does not mean every setting of a layer: of the paddings of a convolution, say, only zeros are written as ONNX.
-The message then names the setting. [How to add one](howto/extend.md#an-operation).
+A mark does not include every setting of a layer: for example, of the paddings of a convolution, only zeros are written
+as ONNX. The message then names the setting. [How to add one](howto/extend.md#an-operation).
 
 """
-#: Column → what the table says in it.
+#: Column → the text of its cells.
 CAPABILITIES: dict[str, Callable[[Operation], str]] = {
     "operands": lambda o: ", ".join(f"`{name}`" for name in o.formatted),
     "counted": lambda o: _mark(o.count),
@@ -135,29 +136,30 @@ CAPABILITIES: dict[str, Callable[[Operation], str]] = {
     "ONNX": lambda o: "integer" if o.onnx_integer is not None else _mark(o.onnx),
     "byte kernel": lambda o: o.kernel or "",
 }
-#: What there is to say of a runner beside its metrics and settings.
+#: Text about a runner besides its metrics and settings.
 MORE = {
     "basic_train": """\
-That it is there is what asks for it: each candidate begins with the float model's weights, in its own widths, and is
-trained with its formats in place and straight-through gradients. It is evaluated with the weights after the last epoch,
-in the formats that it was trained in, in eval mode (also with `eval_mode = false`), on another split than the
-training's. Its result depends on no other candidate, nor on `n_jobs`. `bias_correction` and `batch_norm` of the
-calibration have no place beside it.
+If this table is present, each candidate is trained. It begins with the float model's weights, in its widths, and is
+trained with its formats and straight-through gradients. It is evaluated with the weights after the last epoch, in the
+formats that it was trained in, in eval mode (also with `eval_mode = false`), on another split than the training split.
+Its result depends neither on other candidates nor on `n_jobs`. It cannot be combined with `bias_correction` and
+`batch_norm` of the calibration.
 
-Formats learn their scales before that, from the network as it is then. One that was just cut to other widths is hardly
-a network; with `float_epochs` it is trained in float first, once for all candidates of its widths.
+Formats are calibrated before this training, on the network in its state then. Directly after its widths were changed, a
+network has a low accuracy; with `float_epochs` it is first trained in float, once for all candidates with its widths.
 
-With `halving = {rungs = [1], keep = 0.5, cohort = 16}` so many candidates at a time are compared after each of the
-epochs in `rungs`, and those that others dominate, in accuracy and in the costs among the objectives, stop there. They
-are trials like any other, with a smaller `trained_epochs`. How long a candidate is trained then depends on its cohort,
-which is cut from what is proposed: still on neither `n_jobs` nor interruptions. The others' results do not change.
+With `halving = {rungs = [1], keep = 0.5, cohort = 16}`, 16 candidates at a time are compared after each of the epochs
+in `rungs`. Candidates that others dominate, in accuracy and in the costs among the objectives, stop there. They are
+trials like any other, with a smaller `trained_epochs`. How long a candidate is trained then depends on its cohort,
+which consists of consecutive proposals, but still neither on `n_jobs` nor on interruptions. The results of the others
+do not change.
 
 """
 }
 
 
 def main() -> None:
-    """Write the files, or with ``--check`` say whether they are up to date."""
+    """Write the files; with ``--check``, only say whether they are up to date."""
     pages = {FOLDER / "configuration.md": configuration(), FOLDER / "operations.md": operations()}
     if "--check" in sys.argv:
         old = [str(path) for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
@@ -188,8 +190,9 @@ def configuration() -> str:
     parts.append(_runners())
     parts.append(_strategies())
     parts.append(
-        "## Accepted without effect\n\nKeys of the system that these files come from, which mean nothing here; each is "
-        "named in a note: " + ", ".join(f"`{k}`" for k in sorted(config.WITHOUT_EFFECT)) + ".\n"
+        "## Accepted without effect\n\nKeys of MASE that have no effect in Bitfront; a note names each of them: "
+        + ", ".join(f"`{k}`" for k in sorted(config.WITHOUT_EFFECT))
+        + ".\n"
     )
     return "\n".join(parts)
 
@@ -208,7 +211,7 @@ def _formats() -> str:
 def _runners() -> str:
     parts = [
         "## Metric runners: `[search.strategy.sw_runner.NAME]` and `hw_runner`\n\n"
-        "A runner may stand under either table; its metrics are reported as software or hardware metrics accordingly.\n"
+        "A runner may be in either table; its metrics are reported as software or hardware metrics accordingly.\n"
     ]
     for name in RUNNERS.names():
         runner = RUNNERS.get(name)
@@ -223,7 +226,7 @@ def _runners() -> str:
 
 def _strategies() -> str:
     parts = [
-        "## Strategies\n\n`name` in `[search.strategy]`; settings stand in `[search.strategy.setup]`. "
+        "## Strategies\n\n`name` in `[search.strategy]`; settings are in `[search.strategy.setup]`. "
         '`optuna:tpe` is strategy `optuna` with `sampler = "tpe"`. A setting of another strategy has no effect, and '
         "is named in a note.\n"
     ]

@@ -1,4 +1,4 @@
-"""Writes what docs/tutorial.md shows anew: the outputs of its commands, and its pictures. `make docs` runs it."""
+"""Updates docs/tutorial.md: the outputs of its commands, and its pictures. `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PAGE = "docs/tutorial.md"
 
 
 def main() -> None:
-    """Run the page in a new folder; put what came out of it into the page."""
-    path, found = ROOT / PAGE, blocks(PAGE)
-    text, shown = path.read_text(encoding="utf-8"), outputs(found)
+    """Run the page in a new folder, and put the outputs and pictures into the page."""
+    path, page = ROOT / PAGE, blocks(PAGE)
+    text, shown = path.read_text(encoding="utf-8"), outputs(page)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        printed = {block: run(block, folder) for block in found}
-        for block, own in reversed(shown.items()):
-            text = text[: own.start] + renewed(own.text, printed[block]) + text[own.end :]
+        printed = {block: run(block, folder) for block in page}
+        for block, output in reversed(shown.items()):
+            text = text[: output.start] + renewed(output.text, printed[block]) + text[output.end :]
         for picture in re.findall(r"!\[[^]]*\]\((tutorial/\S+)\)", text):
-            (made,) = folder.glob(f"runs/*/figures/{Path(picture).name}")
-            shutil.copy(made, path.parent / picture)
+            (drawn,) = folder.glob(f"runs/*/figures/{Path(picture).name}")
+            shutil.copy(drawn, path.parent / picture)
     path.write_text(text, encoding="utf-8")
 
 
