@@ -113,7 +113,7 @@ def compare(
     events: Events | None = None,
     **overrides: Any,
 ) -> Comparison:
-    """Run several strategies on one space, with the same budget and the same random seeds, and return the results of each.
+    """Run several strategies on one space, with the same budget and the same random seeds. Returns the results of each.
 
     Every candidate is evaluated once, whichever strategy proposes it first. The results are kept in the folder
     ``compare`` of the run folder, with ``compare.json`` and, if matplotlib is installed, ``figures/``.
