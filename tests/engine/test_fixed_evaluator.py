@@ -216,8 +216,18 @@ EXACT = {"name": ["integer"], "data_in_width": [3, 8], "weight_width": [2, 4], "
             r"\(2 sites, first fc1 \(Linear\): sums of up to .* bits, more than the 24 that float32 holds\)",
             1,
         ),
-        (Stubborn, {"default": EXACT}, r"evaluated whole, one by one, which is slow: the model cannot be traced", 1),
-        (Stubborn, {"default": EXACT}, r"evaluated whole, one by one, which is slow: the model cannot be traced", 2),
+        (
+            Stubborn,
+            {"default": EXACT},
+            r"evaluated one by one as whole models, which is slow: the model cannot be traced",
+            1,
+        ),
+        (
+            Stubborn,
+            {"default": EXACT},
+            r"evaluated one by one as whole models, which is slow: the model cannot be traced",
+            2,
+        ),
     ],
 )
 def test_what_is_not_exact_or_slow_is_said(model, seed, said, n_jobs):

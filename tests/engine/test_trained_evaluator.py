@@ -216,7 +216,7 @@ def test_a_candidate_is_judged_in_the_formats_it_was_trained_in(dataset):
     plan = plan_of(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"))
     relearned = 0
     for code in everything(plan):
-        (_, untrained, codes), *_ = plan.evaluator._untrained(code[None])
+        (_, untrained, codes), *_ = plan.evaluator._untrained_networks(code[None])
         trained, only = plan.evaluator.alone(code)
         assert trained.formats(only) == untrained.formats(codes[0])
         again = plan_of(dataset, QUANTIZE, model=trained.space.graph.model).evaluator

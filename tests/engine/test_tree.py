@@ -97,7 +97,7 @@ def job_of(
 
 def evaluator_of(job, effort=None):
     """An evaluator, with that effort."""
-    return FixedEvaluator(job, effort=None if effort is None else WorkLimits(**effort))
+    return FixedEvaluator(job, limits=None if effort is None else WorkLimits(**effort))
 
 
 def alone(evaluator, codes):

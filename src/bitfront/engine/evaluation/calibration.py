@@ -32,7 +32,7 @@ FormatsKey = tuple[tuple[Operand, Format], ...]
 
 @dataclass(frozen=True)
 class Corrections:
-    """Which corrections are made for quantized sites; none by default.
+    """Which corrections are done for quantized sites; none by default.
 
     Attributes:
         bias: correct biases for the error of the quantized weights.
@@ -49,7 +49,7 @@ class Calibration:
     Args:
         graph: the float model.
         x: calibration samples, float32, shape (samples, ...), on the CPU.
-        corrections: which corrections are made.
+        corrections: which corrections are done.
     """
 
     def __init__(self, graph: Graph, x: Tensor, corrections: Corrections) -> None:

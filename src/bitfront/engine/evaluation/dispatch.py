@@ -1,4 +1,4 @@
-"""The dispatcher: cuts candidates into blocks and has them evaluated, in this process or in several.
+"""The dispatcher cuts candidates into blocks and has them evaluated, in this process or in several.
 
 The size of a block depends on the clock. The metrics of a candidate do not depend on its block.
 """
@@ -27,7 +27,7 @@ from bitfront.spaces.base import Codes
 BLOCK_SECONDS = 0.25
 #: Number of candidates in the first block.
 FIRST_BLOCK = 16
-#: The same for candidates that are trained: together, a few are trained much faster than each alone.
+#: The same for candidates that are trained. A few together are trained much faster than each alone.
 TRAINED_BLOCK = 8
 #: Largest number of candidates in a block.
 LARGEST_BLOCK = 1 << 16
@@ -62,12 +62,12 @@ class Dispatcher:
         """What a user should know about how the candidates were evaluated, one text per remark."""
         remarks = []
         if self.plain:
-            remarks.append(f"candidates were evaluated whole, one by one, which is slow: {self.plain}")
+            remarks.append(f"candidates were evaluated one by one as whole models, which is slow: {self.plain}")
         if self.inexact:
             site, why = next(iter(self.inexact.items()))
             which = site if len(self.inexact) == 1 else f"{len(self.inexact)} sites, first {site}"
             remarks.append(
-                f"not every sum is exact in float32 ({which}: {why}): these were computed one by one, as in the "
+                f"not every sum is exact in float32 ({which}: {why}). Such sums were computed one by one, as in the "
                 "deployed model; on other machines the last digits may differ"
             )
         return remarks

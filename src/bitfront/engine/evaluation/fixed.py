@@ -1,12 +1,13 @@
-"""From a batch of codes to arrays of metrics.
+"""The evaluator of candidates that all have the weights of one model.
 
-``FixedEvaluator`` evaluates candidates that all have the weights of one model. It is built from a plain, picklable
-``EvaluationJob``, and holds the captured model, the space, the samples and the runners. A traced model's candidates go
-through ``TreeScorer`` together. Those of a model that cannot be traced, and any that the tree fails on, are rebuilt one
-by one through ``transforms.quantize`` and run whole. That is the plain path, and the tree must agree with it.
+``FixedEvaluator`` is built from a plain, picklable ``EvaluationJob``. It holds the captured model, the space, the
+samples and the runners. Candidates of a traced model go through ``TreeScorer`` together. Where the model cannot be
+traced, or the tree fails on a candidate, ``transforms.quantize`` rebuilds candidates one by one and each is run as a
+whole model. This is the plain path, and the tree must give the same results.
 
-One candidate's numbers depend on nothing but the candidate: the same samples in the same chunks, each product on one
-thread (sums in floating point depend on how many share them), no state from one batch to the next.
+The metrics of a candidate depend on the candidate alone. All candidates see the same samples in the same chunks, no
+state is carried from one batch to the next, and each product is computed on one thread, because the last bits of a
+floating-point sum depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from bitfront.transforms.correct import Correction
 
 @contextlib.contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Lets torch use that many threads; None: as many as it would."""
+    """Let torch use this number of threads; None leaves its number as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -54,8 +55,10 @@ def threads(number: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Computes on one thread: on small work that is faster, and sums come out the same on every machine. On a GPU,
-    convolutions keep to float32: the 10 bits of TF32 are no place for exact sums."""
+    """Compute on one thread, which is faster for small work and gives the same sums on every machine.
+
+    On a GPU, convolutions compute in float32: TF32 has 10 bits of mantissa, too few for exact sums.
+    """
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -66,21 +69,22 @@ def one_thread() -> Iterator[None]:
 
 
 class FixedEvaluator(ModelEvaluator):
-    """Evaluates candidates of one job that have the weights of its model. The model in it is never changed.
+    """Evaluates the candidates of a job, which all have the weights of its model. Never changes that model.
 
     Args:
-        space: where the job's space is built already.
-        effort: how work is cut; default: fitting the model and the machine.
-        beside: the evaluator of the search, where this one measures something beside its candidates (the float model),
-            or some of its candidates in their own weights.
-        epochs: how long these weights were trained in the search.
+        job: everything the evaluation depends on.
+        space: the job's space, if it is built already.
+        limits: how work is cut; by default it fits the model and the machine.
+        beside: the evaluator of the search, if this one measures the float model or candidates with trained weights.
+            Runners and samples are shared with it.
+        epochs: number of epochs these weights were trained for in the search.
     """
 
     def __init__(
         self,
         job: EvaluationJob,
         space: FormatSpace | None = None,
-        effort: WorkLimits | None = None,
+        limits: WorkLimits | None = None,
         beside: FixedEvaluator | None = None,
         epochs: int = 0,
     ) -> None:
@@ -88,37 +92,37 @@ class FixedEvaluator(ModelEvaluator):
         if space is None:
             built = job.build_space()
             if built.changes_widths:
-                raise ValueError("candidates of other widths than the model need a TrainedEvaluator")
+                raise ValueError("candidates with other widths than the model need a TrainedEvaluator")
             space = built.quantization(built.graph)
         self._space = space
         self.epochs = epochs
         self._searched = beside.searched if beside else space
         threads = job.threads or torch.get_num_threads()
-        self.effort = effort or WorkLimits.fitting(space.graph, threads, job.device)
-        # The same runners: what one of them timed is not timed again.
+        self.limits = limits or WorkLimits.fitting(space.graph, threads, job.device)
+        # Runners are shared, so that nothing is timed twice.
         self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
         self._calibration = Calibration(space.graph, job.calibration, job.corrections)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
-        #: Why candidates go the plain way, where they do.
+        #: Why candidates take the plain path; empty if they do not.
         self.plain = ""
 
     @property
     def space(self) -> FormatSpace:
-        """The space the codes belong to."""
+        """The space that the codes belong to."""
         return self._space
 
     @property
     def searched(self) -> FormatSpace:
-        """The space of the search, also where the codes belong to the float model alone."""
+        """The space of the search. It differs from `space` if this evaluator measures a single network beside it."""
         return self._searched
 
     def float_evaluator(self) -> FixedEvaluator:
         """An evaluator whose only candidate, the empty code, is the float model."""
-        return FixedEvaluator(self.job, QuantizationSpace.of_float(self.space.graph), self.effort, self)
+        return FixedEvaluator(self.job, QuantizationSpace.of_float(self.space.graph), self.limits, self)
 
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> FixedEvaluator:
-        """The same candidates on other samples."""
+        """An evaluator of the same candidates on other samples."""
         return FixedEvaluator(replace(self.job, splits=splits), self._space)
 
     def alone(self, code: NDArray[np.int64]) -> tuple[FixedEvaluator, NDArray[np.int64]]:
@@ -128,7 +132,7 @@ class FixedEvaluator(ModelEvaluator):
     def evaluate(self, codes: Codes) -> BatchMetrics:
         """All metrics of a batch of candidates.
 
-        A candidate that fails is an entry in ``errors``, and does not touch the others.
+        A candidate that fails has an entry in ``errors``, and does not affect the others.
         """
         start = time.perf_counter()
         try:
@@ -139,20 +143,20 @@ class FixedEvaluator(ModelEvaluator):
             if len(codes) == 1:
                 nothing = {m: np.full(1, np.nan) for m in self.metrics}
                 return BatchMetrics(nothing, (described(error),), (time.perf_counter() - start,))
-            # Whoever is to blame is found one by one.
+            # Evaluated one by one, only the candidates that cause the error fail.
             return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
         return BatchMetrics(values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain)
 
     def kinds(self) -> dict[str, tuple[Kind, str]]:
-        """Metric → how its values come about in this search, and why if that is not the usual way."""
-        found: dict[str, tuple[Kind, str]] = {}
+        """Metric → (how its values are obtained in this search, the reason if that is not the usual way)."""
+        kinds: dict[str, tuple[Kind, str]] = {}
         for runner in self.runners:
-            found.update(runner.kinds(_Context(self)))
-        return found
+            kinds.update(runner.kinds(_Context(self)))
+        return kinds
 
     def closed_form_values(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
-        """Some closed-form metrics of a batch of candidates, and nothing else: no candidate is evaluated."""
+        """Some closed-form metrics of a batch of candidates. No candidate is evaluated for that."""
         values: dict[str, Values] = {}
         for runner in self.runners:
             if runner.closed_form and any(m.name in metrics for m in runner.produces):
@@ -161,11 +165,11 @@ class FixedEvaluator(ModelEvaluator):
 
     def _evaluate(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
         values: dict[str, Values] = {}
-        subject = _Context(self)
+        context = _Context(self)
         with one_thread():
             for runner in self.runners:
-                values.update(runner.measure(subject, codes))
-        errors = list(subject.errors) or [""] * len(codes)
+                values.update(runner.measure(context, codes))
+        errors = list(context.errors) or [""] * len(codes)
         for name, column in values.items():
             for i in np.flatnonzero(~np.isfinite(column)):
                 errors[i] = errors[i] or f"{name} is {column[i]}"
@@ -176,16 +180,24 @@ class FixedEvaluator(ModelEvaluator):
         """Site → operand → calibrated format of one candidate."""
         options = self.space.options(code[None])
         self._learn(options)
-        return {site.name: self._calibration.formats(site, own) for site, own in self._chosen(options[0]) if own}
+        chosen = self._chosen(options[0])
+        return {site.name: self._calibration.formats(site, by_operand) for site, by_operand in chosen if by_operand}
 
     def _chosen(self, options: Codes) -> Iterator[tuple[Site, SiteFormats]]:
-        """Each site with the formats that one candidate has there, shape (groups,), as the space spells them."""
-        for site, own, option in zip(self.space.sites, self.space.site_formats, options.tolist(), strict=True):
-            yield site, own[option]
+        """Each site with the formats that one candidate has there, not calibrated.
+
+        Args:
+            options: the candidate's option at each site, shape (sites,).
+        """
+        for site, formats, option in zip(self.space.sites, self.space.site_formats, options.tolist(), strict=True):
+            yield site, formats[option]
 
     def _learn(self, options: Codes) -> None:
-        """Learn what the sites need to know under the options of some candidates, each thing once. On one thread: a
-        correction is a mean of floats, which must be the same wherever a model is rebuilt."""
+        """Calibrate the options of some candidates, each once.
+
+        This runs on one thread. A correction is a mean of floats, which must come out the same wherever a model is
+        rebuilt.
+        """
         with one_thread():
             self._calibration.learn(
                 (site, self.space.site_formats[g][option])
@@ -194,7 +206,7 @@ class FixedEvaluator(ModelEvaluator):
             )
 
     def nonzero(self) -> tuple[NDArray[np.int64], ...]:
-        """Per group, how many weights of the site are not zero once quantized, under each option."""
+        """Per site, the number of quantized weights that are not zero, under each option; int64, shape (options,)."""
         return self._nonzero
 
     @cached_property
@@ -202,12 +214,12 @@ class FixedEvaluator(ModelEvaluator):
         """Counted once per format, not per option."""
         tables = []
         for site, options in zip(self.space.sites, self.space.site_formats, strict=True):
-            own: dict[Format | None, int] = {}
+            counts: dict[Format | None, int] = {}
             for formats in options:
                 wanted = formats.get("weight")
-                if wanted not in own:
-                    own[wanted] = self._nonzero_weights(site, wanted)
-            tables.append(np.array([own[f.get("weight")] for f in options], dtype=np.int64))
+                if wanted not in counts:
+                    counts[wanted] = self._nonzero_weights(site, wanted)
+            tables.append(np.array([counts[f.get("weight")] for f in options], dtype=np.int64))
         return tuple(tables)
 
     def _nonzero_weights(self, site: Site, wanted: Format | None) -> int:
@@ -219,37 +231,39 @@ class FixedEvaluator(ModelEvaluator):
         return int((weight != 0).sum())
 
     def parts(self, code: NDArray[np.int64]) -> tuple[Graph, dict[str, dict[Operand, Format]], dict[str, Correction]]:
-        """What one candidate is made of: the float model, formats and corrections by site."""
+        """The parts of one candidate: (the float model, formats by site, corrections by site)."""
         formats = self.formats(code)
         chosen = self._chosen(self.space.options(code[None])[0])
-        corrections = {site.name: self._calibration.correction(site, own) for site, own in chosen if own}
+        corrections = {site.name: self._calibration.correction(site, formats) for site, formats in chosen if formats}
         return self.space.graph, formats, corrections
 
     def trained(
         self, state: StateDict, formats: Mapping[str, Mapping[Operand, Format]], epochs: int = 0
     ) -> FixedEvaluator:
-        """An evaluator whose only candidate, the empty code, is this network in other weights and in formats that were
-        learned already: those it was trained in. Corrections are in the weights by then.
+        """An evaluator for this network with trained weights. Its only candidate is the empty code.
+
+        The formats are those that the network was trained in; they are not calibrated again. The weights contain the
+        corrections already.
 
         Args:
             state: float weights, a state dict of the captured model.
-            formats: site name → operand → format; sites that are absent stay in float.
-            epochs: how long it was trained in the search.
+            formats: site name → operand → calibrated format; sites that are absent stay in float.
+            epochs: number of epochs it was trained for in the search.
         """
         model = copy.deepcopy(self.space.graph.model)
         model.load_state_dict(state)
         graph = replace(self.space.graph, model=model.eval())
         space = QuantizationSpace.of_formats(graph, formats)
-        return FixedEvaluator(self.job.without_corrections(model), space, self.effort, self, epochs)
+        return FixedEvaluator(self.job.without_corrections(model), space, self.limits, self, epochs)
 
     def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
-        """The model of one candidate, in evaluation mode, with parameters of its own."""
+        """The model of one candidate, in evaluation mode. Its parameters are copies."""
         graph, formats, corrections = self.parts(code)
         return quantize(graph, formats, corrections=corrections, bake=bake).to(self.job.device)
 
     @cached_property
     def _tree(self) -> TreeScorer | None:
-        """None where the model cannot be taken apart."""
+        """The tree evaluator; None if the model cannot be evaluated node by node."""
         graph = self.space.graph
         if self.job.whole:
             self.plain = self.job.whole
@@ -262,17 +276,17 @@ class FixedEvaluator(ModelEvaluator):
             self.plain = f"{culprit} changes its input in place"
             return None
         program = Program(graph, self.space, self._calibration, self.job.device, self.job.unmerged)
-        return TreeScorer(program, self.effort)
+        return TreeScorer(program, self.limits)
 
     @property
     def inexact(self) -> Mapping[str, str]:
-        """Site → why its products are made one by one, where they are; of the candidates seen so far."""
+        """Site → why its products are computed one by one; of the candidates evaluated so far."""
         return {} if self._tree is None else self._tree.program.inexact
 
     @property
     def chunk(self) -> int:
-        """How many samples go through the model at a time. Sums in floating point may depend on it in the last bit."""
-        return self.effort.samples
+        """Number of samples that go through the model at a time. Sums of floats may depend on it in the last bit."""
+        return self.limits.samples
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
         """Loss and correct answers of each candidate on fixed samples of `split`."""
@@ -324,21 +338,21 @@ class FixedEvaluator(ModelEvaluator):
         return Scores(loss, correct, len(y), tuple(errors))
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
-        """Which of the samples each candidate answers rightly, shape (candidates, samples).
+        """Which samples each candidate classifies correctly, bool, shape (candidates, samples).
 
-        Candidates are run whole, one by one: meant for the few that are compared in the end. A candidate that fails
-        answers nothing.
+        Candidates are run one by one as whole models. This is meant for the few that are compared at the end of a
+        search. A candidate that fails has no correct answers.
 
         Args:
-            start, stop: which of the samples of the split, in the order in which ``num_samples`` takes them.
+            start, stop: range of samples of the split, in the order in which ``num_samples`` counts them.
         """
         x, y = (t[start:stop] for t in self.samples(split, None))
-        found = np.zeros((len(codes), len(y)), dtype=bool)
+        answers = np.zeros((len(codes), len(y)), dtype=bool)
         with one_thread():
-            for row, code in zip(found, codes, strict=True):
+            for row, code in zip(answers, codes, strict=True):
                 with contextlib.suppress(RuntimeError):
                     row[:] = right_answers(self.model(code), x, y, batch_size=self.chunk)
-        return found
+        return answers
 
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""
@@ -349,7 +363,7 @@ class FixedEvaluator(ModelEvaluator):
         return self._resident[key]
 
     def _int_labels(self, split: str, num_samples: int | None) -> tuple[Tensor, int]:
-        """The labels as int32, and how many classes they speak of."""
+        """(the labels as int32, the largest label plus one)."""
         key = (split, num_samples)
         if key not in self._labels:
             y = self.samples(split, num_samples)[1]
@@ -358,7 +372,7 @@ class FixedEvaluator(ModelEvaluator):
 
 
 class _Context:
-    """What the runners see of an evaluator during one batch; forward passes asked for twice are made once."""
+    """What the runners see of an evaluator during one batch. Several runners share one forward pass."""
 
     def __init__(self, evaluator: FixedEvaluator) -> None:
         self._evaluator = evaluator
@@ -395,7 +409,7 @@ class _Context:
 
     @property
     def errors(self) -> Sequence[str]:
-        """Per candidate the first error of any forward pass."""
+        """Per candidate the first error of any forward pass; empty if there was none."""
         columns = [s.errors for s in self._scores.values() if any(s.errors)]
         if not columns:
             return []
@@ -409,5 +423,5 @@ class _Context:
 
 
 def described(error: Exception) -> str:
-    """One line about an error."""
+    """An error as one line of text."""
     return f"{type(error).__name__}: {error}".strip().split("\n")[0]

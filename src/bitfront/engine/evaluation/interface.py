@@ -1,9 +1,10 @@
-"""What a search knows of whatever evaluates its candidates: a batch of codes in, arrays of metrics out.
+"""The interface of evaluators: a batch of codes in, arrays of metrics out.
 
-An ``Evaluator`` is built from a plain, picklable ``EvaluationJob``. There are two: ``FixedEvaluator`` evaluates
-candidates that all have the weights of one model, ``TrainedEvaluator`` those that are networks of their own, because
-their widths differ or because each is trained. ``open_evaluator`` in ``trained.py`` opens the one that a job needs, and
-nobody else asks which one it is. A ``ModelEvaluator`` gives candidates as models: any evaluator has one per candidate.
+An ``Evaluator`` is built from a plain, picklable ``EvaluationJob``. There are two. ``FixedEvaluator`` evaluates
+candidates that all have the weights of one model. ``TrainedEvaluator`` evaluates candidates that are separate networks,
+because their widths differ or because each is trained. ``open_evaluator`` in ``trained.py`` decides which one a job
+needs; no other code asks. A ``ModelEvaluator`` can also build the model of a candidate. Every evaluator can give one
+for a single candidate (``alone``).
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ class CandidateTraining:
     """How each candidate of a search is trained before it is evaluated. Picklable.
 
     Attributes:
-        x, y: the samples, the same for every candidate.
-        classes: how many classes there are.
-        settings: of the training; its seed is that of new weights too.
-        init: whether a candidate begins with weights inherited from the float model, or with fresh ones.
-        float_epochs: how long a network that is not the float model is trained in float first.
-        halving: which candidates are not trained to the end; None: all are.
+        x, y: the training samples, the same for every candidate.
+        classes: number of classes.
+        settings: the training's settings; their seed is also used for new weights.
+        init: whether a candidate starts from the float model's weights ("inherit") or from new ones ("fresh").
+        float_epochs: number of epochs for which a network of other widths is first trained in float.
+        halving: which candidates are not trained to the end; None if all are.
         separately: why each candidate must be trained alone; empty if several may be trained together.
     """
 
@@ -67,17 +68,17 @@ class EvaluationJob:
     Attributes:
         model: the trained float model.
         sample: two input samples, for capture.
-        space: name of the space; `by`, `choices` and `parts` are what it is built from.
+        space: name of the space. It is built from `by`, `choices` and `parts`.
         runners: the metric runners with their settings, in the order of their metrics.
-        splits: split → (x, y): the samples to evaluate on, already chosen and in order.
-        calibration: samples of the training split that formats learn their scales from, and sites their corrections.
-        corrections: what is corrected where a site is quantized.
+        splits: split → (x, y): the samples to evaluate on, already selected and in order.
+        calibration: samples of the training split; formats learn their scales from them, and sites their corrections.
+        corrections: which corrections are done for quantized sites.
         device: where to compute.
-        threads: how many may share the work of this process; None: as many as torch would take.
-        parts: what the space is built from beside, if it has several parts.
-        training: how each candidate is trained; None where candidates have the weights of `model`.
+        threads: largest number of threads for the work of this process; None for torch's number of threads.
+        parts: the parts of the space, if it has several.
+        training: how each candidate is trained; None if all candidates have the weights of `model`.
         unmerged: names of graph nodes that are computed state by state, because their fast path gave other numbers.
-        whole: why each candidate is evaluated as a whole model, alone; empty if they are evaluated together.
+        whole: why each candidate is evaluated alone as a whole model; empty if candidates are evaluated together.
     """
 
     model: nn.Module
@@ -97,7 +98,7 @@ class EvaluationJob:
     whole: str = ""
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
-        """The same with another model, whose weights need no corrections."""
+        """The same job with another model, whose weights need no corrections."""
         return replace(self, model=model, corrections=Corrections())
 
     def build_space(self) -> ModelSpace:
@@ -106,7 +107,7 @@ class EvaluationJob:
         return SPACES.get(self.space)(SpaceRequest(graph, self.by, self.choices, parts=self.parts))
 
     def make_runners(self) -> tuple[Runner, ...]:
-        """The metric runners, fresh."""
+        """New metric runners."""
         return tuple(runner.make() for runner in self.runners)
 
 
@@ -118,8 +119,8 @@ class BatchMetrics:
         values: metric → values of shape (candidates,); NaN where it could not be measured.
         errors: why a candidate failed; empty where it did not.
         seconds: time per candidate.
-        inexact: site → why products of it were made one by one, as far as it is known by then.
-        plain: why candidates were evaluated whole, one by one; empty where they were not.
+        inexact: site → why its products were computed one by one; of all candidates evaluated so far.
+        plain: why candidates were evaluated as whole models, one by one; empty if they were not.
     """
 
     values: Mapping[str, Values]
@@ -164,7 +165,7 @@ class Evaluator(ABC):
 
     @property
     def closed_form(self) -> frozenset[str]:
-        """Metrics that are known of a candidate before it is evaluated."""
+        """Metrics of a candidate that are known before it is evaluated."""
         return frozenset(m.name for runner in self.runners if runner.closed_form for m in runner.produces)
 
     @property
@@ -175,12 +176,12 @@ class Evaluator(ABC):
     @property
     def accuracy_samples(self) -> SampleChoice | None:
         """The samples that accuracy is measured on; None where no runner measures it."""
-        own = (r.settings.samples for r in self.runners if any(m.name == "accuracy" for m in r.produces))
-        return next(own, None)
+        choices = (r.settings.samples for r in self.runners if any(m.name == "accuracy" for m in r.produces))
+        return next(choices, None)
 
     @abstractmethod
     def kinds(self) -> dict[str, tuple[Kind, str]]:
-        """Metric → how its values come about in this search, and why if that is not the usual way."""
+        """Metric → (how its values are obtained in this search, the reason if that is not the usual way)."""
 
     @abstractmethod
     def float_evaluator(self) -> ModelEvaluator:
@@ -188,19 +189,22 @@ class Evaluator(ABC):
 
     @abstractmethod
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> Evaluator:
-        """The same candidates, in the same weights, on other samples."""
+        """An evaluator of the same candidates, with the same weights, on other samples."""
 
     @abstractmethod
     def alone(self, code: NDArray[np.int64]) -> tuple[ModelEvaluator, NDArray[np.int64]]:
-        """(an evaluator whose model has the weights of one candidate, the candidate's code there)."""
+        """(an evaluator whose model has the weights of one candidate, the code of the candidate in that evaluator)."""
 
     @abstractmethod
     def evaluate(self, codes: Codes) -> BatchMetrics:
-        """All metrics of a batch of candidates. One that fails is an entry in ``errors``, and does not touch others."""
+        """All metrics of a batch of candidates.
+
+        A candidate that fails has an entry in ``errors``, and does not affect the others.
+        """
 
     @abstractmethod
     def closed_form_values(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
-        """Some closed-form metrics of a batch of candidates, and nothing else: no candidate is evaluated."""
+        """Some closed-form metrics of a batch of candidates. No candidate is evaluated for that."""
 
     @abstractmethod
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
@@ -208,31 +212,31 @@ class Evaluator(ABC):
 
     @abstractmethod
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
-        """Which of the samples each candidate answers rightly, shape (candidates, samples)."""
+        """Which samples each candidate classifies correctly, bool, shape (candidates, samples)."""
 
     @abstractmethod
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""
 
     def keep(self, code: NDArray[np.int64], path: Path) -> None:  # noqa: ARG002
-        """Write the weights of one candidate to `path`, if it has weights of its own and they are not there yet."""
+        """Write the weights of one candidate to `path`, if candidates are trained and the file does not exist."""
         return
 
     def recall(self, code: NDArray[np.int64], metrics: Mapping[str, float], path: Path) -> None:  # noqa: ARG002
-        """Take for known what an earlier session made of one candidate, if candidates have weights of their own.
+        """Take over one candidate's training from an earlier session, if candidates are trained.
 
         Args:
-            metrics: what was measured of it.
-            path: where ``keep`` wrote its weights; there may be nothing.
+            metrics: the candidate's stored metrics.
+            path: where ``keep`` wrote its weights; the file may be missing.
 
         Raises:
-            CheckpointError: what is there is damaged, or of another network.
+            CheckpointError: the file is damaged, or belongs to another network.
         """
         return
 
 
 class ModelEvaluator(Evaluator):
-    """An evaluator whose candidates all have the weights of one captured model, so that each can be had as a model."""
+    """An evaluator whose candidates all have the weights of one captured model. It can build each candidate's model."""
 
     @property
     @abstractmethod
@@ -242,11 +246,11 @@ class ModelEvaluator(Evaluator):
     @property
     @abstractmethod
     def chunk(self) -> int:
-        """How many samples go through the model at a time. Sums in floating point may depend on it in the last bit."""
+        """Number of samples that go through the model at a time. Sums of floats may depend on it in the last bit."""
 
     @abstractmethod
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> ModelEvaluator:
-        """The same candidates on other samples."""
+        """An evaluator of the same candidates on other samples."""
 
     @abstractmethod
     def formats(self, code: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
@@ -254,32 +258,34 @@ class ModelEvaluator(Evaluator):
 
     @abstractmethod
     def parts(self, code: NDArray[np.int64]) -> tuple[Graph, dict[str, dict[Operand, Format]], dict[str, Correction]]:
-        """What one candidate is made of: the float model, formats and corrections by site."""
+        """The parts of one candidate: (the float model, formats by site, corrections by site)."""
 
     @abstractmethod
     def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
-        """The model of one candidate, in evaluation mode, with parameters of its own.
+        """The model of one candidate, in evaluation mode. Its parameters are copies.
 
         Args:
-            bake: with the quantized weights in its parameters, and nothing that quantizes them left.
+            bake: store the quantized weights as parameters, so that the model does not quantize them at each call.
         """
 
     @abstractmethod
     def trained(
         self, state: StateDict, formats: Mapping[str, Mapping[Operand, Format]], epochs: int = 0
     ) -> ModelEvaluator:
-        """An evaluator whose only candidate, the empty code, is this network in other weights and in formats that were
-        learned already: those it was trained in. Corrections are in the weights by then.
+        """An evaluator for this network with trained weights. Its only candidate is the empty code.
+
+        The formats are those that the network was trained in; they are not calibrated again. The weights contain the
+        corrections already.
 
         Args:
             state: float weights, a state dict of the captured model.
-            formats: site name → operand → format; sites that are absent stay in float.
-            epochs: how long it was trained in the search.
+            formats: site name → operand → calibrated format; sites that are absent stay in float.
+            epochs: number of epochs it was trained for in the search.
         """
 
 
 def joined(parts: Sequence[BatchMetrics]) -> BatchMetrics:
-    """Several batches as one."""
+    """Several batches joined into one."""
     return BatchMetrics(
         values={m: np.concatenate([p.values[m] for p in parts]) for m in (parts[0].values if parts else ())},
         errors=tuple(e for p in parts for e in p.errors),

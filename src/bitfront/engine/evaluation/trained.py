@@ -1,15 +1,15 @@
-"""Candidates that are networks of their own: of other widths than the model, or each trained before it is evaluated.
+"""The evaluator of candidates that are separate networks: their widths differ from the model's, or each is trained.
 
-A candidate begins with the float model's weights, widened or cut to its widths (``transforms.widen``); its costs are
-those of that network, so they follow the shapes. Where the search trains its candidates, a network of other widths may
-be trained in float first, once for all its candidates; formats learn their scales from what it is then. Each candidate
-is trained with its formats in place and straight-through gradients, and evaluated, in evaluation mode, in the same
-formats: learned anew from the weights that come out, they would be others than those that the weights have adapted to.
-Whatever happens to a candidate hangs on its code and the settings alone
-(with halving: how long it is trained also on its cohort, see ``halving.py``);
-it is trained from the same seed, on the same samples in the same order, together with others (``bitfront.population``)
-but as if alone, to the last bit. So it does not matter which others are trained, in which order,
-or in which process.
+A candidate starts from the float model's weights, widened or cut to its widths (``transforms.widen``). Its costs are
+those of that network, so they follow its shapes. If the search trains candidates, a network of other widths may first
+be trained in float, once for all its candidates; formats learn their scales after that. Then each candidate is trained
+with its formats in place and straight-through gradients, and evaluated in the same formats. Formats that were
+calibrated again on the trained weights would differ from those that the weights have adapted to.
+
+A candidate's training depends on its code and the settings alone: every candidate has the same seed and the same
+samples in the same order. With halving, the number of epochs depends on its cohort too (``halving.py``). Candidates are
+trained in groups (``bitfront.population``), each to the same bits as alone. So it does not matter which others are
+trained, in which order or in which process.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ from bitfront.transforms.widen import Widths, widen
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
-#: (members of a cohort by their places, their weights at a rung) → which of them go on.
-Judge = Callable[[Sequence[int], Sequence[StateDict]], NDArray[np.bool_]]
-#: What is added to copies of channels before training, as a share of the weights' standard deviation: copies that are
-#: equal would get equal gradients, and stay equal for ever.
+#: (positions of members in a cohort, their weights at a rung) → which of them go on, bool, shape (members,).
+Selection = Callable[[Sequence[int], Sequence[StateDict]], NDArray[np.bool_]]
+#: Noise that is added to copies of channels before training, as a share of the weights' standard deviation. Equal
+#: copies would get equal gradients, and stay equal.
 NOISE = 0.01
-#: Networks, and trained states, that are kept for the next question, in bytes of their weights.
-KEPT_BYTES = 2**28
-#: Samples on which training looks for a loss that is no number.
-WATCHED = 64
+#: Size of the caches of networks and of trained states, in bytes of weights.
+CACHE_BYTES = 2**28
+#: Number of samples on which training checks that the loss is a number.
+CHECKED_SAMPLES = 64
 
 
 def open_evaluator(job: EvaluationJob, space: ModelSpace | None = None) -> Evaluator:
     """The evaluator that a job needs.
 
     Args:
-        space: where it is built already.
+        space: the job's space, if it is built already.
     """
     space = space or job.build_space()
     if job.training is None and not space.changes_widths:
@@ -77,7 +77,7 @@ def open_evaluator(job: EvaluationJob, space: ModelSpace | None = None) -> Evalu
 
 @dataclass(frozen=True, eq=False)
 class TrainedCandidate:
-    """What training made of a candidate: float weights, for how long, and the formats it was trained in."""
+    """A candidate after training: its float weights, number of epochs, and the formats it was trained in."""
 
     state: StateDict
     epochs: int
@@ -85,27 +85,27 @@ class TrainedCandidate:
 
 
 class TrainedEvaluator(Evaluator):
-    """Evaluates candidates each of which has weights of its own.
+    """Evaluates candidates that each have different weights.
 
     Attributes:
-        candidates: code → what training made of it, of those that were trained last.
+        candidates: code → the trained candidate, for those used last.
+        stopped: code → number of epochs, for candidates that halving has judged.
     """
 
     def __init__(self, job: EvaluationJob, space: ModelSpace) -> None:
         self.job = job
         self._space = space
-        #: Everything that the candidates' own evaluators take from the job.
-        self._plain = replace(job, training=None)
-        self._float = FixedEvaluator(self._plain, space.quantization(space.graph))
+        #: The job of the evaluators of single networks.
+        self._network_job = replace(job, training=None)
+        self._float = FixedEvaluator(self._network_job, space.quantization(space.graph))
         self.runners = self._float.runners
         size = sum(t.numel() * t.element_size() for t in job.model.state_dict().values())
-        kept = max(8, KEPT_BYTES // max(1, size))
-        self.candidates: _Recent[bytes, TrainedCandidate] = _Recent(kept)
-        #: Code → epochs of candidates that are known to have been stopped early.
+        capacity = max(8, CACHE_BYTES // max(1, size))
+        self.candidates: _RecentlyUsed[bytes, TrainedCandidate] = _RecentlyUsed(capacity)
         self.stopped: dict[bytes, int] = {}
-        self._networks: _Recent[tuple[tuple[int, int], ...], FixedEvaluator] = _Recent(kept)
-        #: The evaluator of a network → the same after it was trained in float; as long as the first is there.
-        self._begun: WeakKeyDictionary[FixedEvaluator, FixedEvaluator] = WeakKeyDictionary()
+        self._networks: _RecentlyUsed[tuple[tuple[int, int], ...], FixedEvaluator] = _RecentlyUsed(capacity)
+        #: The evaluator of an untrained network → the evaluator of that network after training in float.
+        self._trained_in_float: WeakKeyDictionary[FixedEvaluator, FixedEvaluator] = WeakKeyDictionary()
 
     @property
     def space(self) -> ModelSpace:
@@ -114,19 +114,19 @@ class TrainedEvaluator(Evaluator):
 
     @property
     def closed_form(self) -> frozenset[str]:
-        """Of candidates that are trained, what depends on the weights is not known before."""
+        """Metrics that are known before a candidate is evaluated; if it is trained, none that look at its weights."""
         return super().closed_form - (self.of_weights if self.job.training else frozenset())
 
     def kinds(self) -> dict[str, tuple[Kind, str]]:
-        """As of a search among the formats of the model as it is."""
+        """Metric → (how its values are obtained, the reason if that is not the usual way); as for the float model."""
         return self._float.kinds()
 
     def float_evaluator(self) -> FixedEvaluator:
-        """The float model, which candidates inherit from."""
+        """An evaluator whose only candidate, the empty code, is the float model."""
         return self._float.float_evaluator()
 
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> TrainedEvaluator:
-        """The same candidates on other samples. Those that are trained are not trained again."""
+        """An evaluator of the same candidates on other samples. Trained candidates are not trained again."""
         other = TrainedEvaluator(replace(self.job, splits=splits), self._space)
         other.candidates, other.stopped = self.candidates, self.stopped
         return other
@@ -136,34 +136,39 @@ class TrainedEvaluator(Evaluator):
         return self._float.samples(split, num_samples)
 
     def alone(self, code: NDArray[np.int64]) -> tuple[FixedEvaluator, NDArray[np.int64]]:
-        """(the evaluator of one candidate's network, in its weights; its code there)."""
-        (_, evaluator, codes), *_ = self._networks_of(code[None])
+        """(the evaluator of one candidate's network with its weights, the candidate's code in that evaluator)."""
+        (_, evaluator, codes), *_ = self._trained_networks(code[None])
         return evaluator, codes[0]
 
     def recall(self, code: NDArray[np.int64], metrics: Mapping[str, float], path: Path) -> None:
-        """Take for known how long one candidate was trained, and what that gave, where ``keep`` wrote it to `path`."""
+        """Take over one candidate's number of epochs from `metrics`, and its weights if ``keep`` wrote them to `path`.
+
+        Raises:
+            CheckpointError: the file is damaged, or belongs to another network.
+        """
         if self.job.training is None:
             return
         epochs = int(metrics["trained_epochs"])
         self.stopped[code.tobytes()] = epochs
         if path.exists():
-            (_, evaluator, _), *_ = self._untrained(code[None])
+            (_, evaluator, _), *_ = self._untrained_networks(code[None])
             state, meta = checkpoints.load_checkpoint(path, evaluator.space.graph.model), checkpoints.read_meta(path)
             self.candidates.put(code.tobytes(), TrainedCandidate(state, epochs, read(meta["formats"])))
 
     def keep(self, code: NDArray[np.int64], path: Path) -> None:
-        """Write what training made of one candidate to `path`, where it is not there yet."""
+        """Write the trained weights and formats of one candidate to `path`, if the file does not exist."""
         if self.job.training is not None and not path.exists():
-            evaluator, own = self.alone(code)
+            evaluator, network_code = self.alone(code)
             checkpoints.save_checkpoint(
-                evaluator.space.graph.model.state_dict(), path, {"formats": spelled(evaluator.formats(own))}
+                evaluator.space.graph.model.state_dict(), path, {"formats": spelled(evaluator.formats(network_code))}
             )
 
     def evaluate(self, codes: Codes) -> BatchMetrics:
-        """All metrics of a batch of candidates, each trained first where the search trains."""
+        """All metrics of a batch of candidates, each trained first if the search trains candidates."""
         start = time.perf_counter()
         try:
-            parts = [(rows, evaluator.evaluate(own)) for rows, evaluator, own in self._networks_of(codes, judged=True)]
+            networks = self._trained_networks(codes, is_cohort=True)
+            parts = [(rows, evaluator.evaluate(network_codes)) for rows, evaluator, network_codes in networks]
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -171,23 +176,23 @@ class TrainedEvaluator(Evaluator):
             if len(codes) == 1:
                 nothing = {m: np.full(1, np.nan) for m in self.metrics}
                 return BatchMetrics(nothing, (described(error),), (seconds,))
-            # Training failed, and whose it was is found one by one.
+            # Training failed. Evaluated one by one, only the candidates that cause the error fail.
             return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
-        found = joined([measured for _, measured in parts])
-        back = np.argsort(np.concatenate([rows for rows, _ in parts])) if parts else np.zeros(0, dtype=np.int64)
+        measured = joined([metrics for _, metrics in parts])
+        order = np.argsort(np.concatenate([rows for rows, _ in parts])) if parts else np.zeros(0, dtype=np.int64)
         return replace(
-            found,
-            values={m: v[back] for m, v in found.values.items()},
-            errors=tuple(found.errors[i] for i in back),
+            measured,
+            values={m: v[order] for m, v in measured.values.items()},
+            errors=tuple(measured.errors[i] for i in order),
             seconds=(seconds,) * len(codes),
         )
 
     def closed_form_values(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
-        """Costs of the networks, without training them."""
+        """Some closed-form metrics of a batch of candidates. None is trained for that."""
         values = {m: np.full(len(codes), np.nan) for m in metrics}
-        for rows, evaluator, own in self._untrained(codes):
-            for name, column in evaluator.closed_form_values(own, metrics).items():
+        for rows, evaluator, network_codes in self._untrained_networks(codes):
+            for name, column in evaluator.closed_form_values(network_codes, metrics).items():
                 values[name][rows] = column
         return values
 
@@ -195,93 +200,96 @@ class TrainedEvaluator(Evaluator):
         """Loss and correct answers of each candidate on fixed samples of `split`."""
         loss, correct = np.full(len(codes), np.nan), np.zeros(len(codes), dtype=np.int64)
         errors = [""] * len(codes)
-        for rows, evaluator, own in self._networks_of(codes):
-            found = evaluator.scores(own, split, num_samples)
-            loss[rows], correct[rows] = found.loss, found.correct
-            for row, error in zip(rows.tolist(), found.errors, strict=True):
+        for rows, evaluator, network_codes in self._trained_networks(codes):
+            scores = evaluator.scores(network_codes, split, num_samples)
+            loss[rows], correct[rows] = scores.loss, scores.correct
+            for row, error in zip(rows.tolist(), scores.errors, strict=True):
                 errors[row] = error
         return Scores(loss, correct, len(self.samples(split, num_samples)[1]), tuple(errors))
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
-        """Which of the samples each candidate answers rightly, shape (candidates, samples)."""
-        there = len(self.samples(split, None)[1][start:stop])
-        found = np.zeros((len(codes), there), dtype=bool)
-        for rows, evaluator, own in self._networks_of(codes):
-            found[rows] = evaluator.answers(own, split, start, stop)
-        return found
+        """Which samples each candidate classifies correctly, bool, shape (candidates, samples)."""
+        count = len(self.samples(split, None)[1][start:stop])
+        answers = np.zeros((len(codes), count), dtype=bool)
+        for rows, evaluator, network_codes in self._trained_networks(codes):
+            answers[rows] = evaluator.answers(network_codes, split, start, stop)
+        return answers
 
     # --- networks ----------------------------------------------------------------------------------------------------
 
-    def _networks_of(
-        self, codes: Codes, *, judged: bool = False
+    def _trained_networks(
+        self, codes: Codes, *, is_cohort: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], FixedEvaluator, Codes]]:
-        """(rows of `codes`, the evaluator of their network in its weights, their codes there).
+        """Per network (its rows of `codes`, its evaluator with its weights, the codes of these rows there).
 
         Args:
-            judged: `codes` are a cohort, in which who is hopeless is not trained to the end; else how long a candidate
-                was trained is known.
+            is_cohort: `codes` are a cohort: with halving, the worst are not trained to the end. Otherwise each
+                candidate's number of epochs is known already.
         """
         training = self.job.training
         if training is None:
-            yield from self._untrained(codes)
+            yield from self._untrained_networks(codes)
             return
         keys = [code.tobytes() for code in codes]
-        halving = training.halving if judged else None
-        # Held here: a batch may be larger than what is kept.
+        halving = training.halving if is_cohort else None
+        # A separate table, because a batch may be larger than the cache.
         known = {row: None if halving else self.candidates.get(key) for row, key in enumerate(keys)}
-        unknown = np.array([row for row, found in known.items() if not self._fits(keys[row], found)], dtype=np.int64)
+        unknown = np.array([row for row, value in known.items() if not self._fits(keys[row], value)], dtype=np.int64)
         missing = [
             (int(unknown[i]), evaluator, code)
-            for rows, evaluator, own in self._beginnings(codes[unknown], training)
-            for i, code in zip(rows, own, strict=True)
+            for rows, evaluator, network_codes in self._starting_networks(codes[unknown], training)
+            for i, code in zip(rows, network_codes, strict=True)
         ]
         most = [training.settings.max_epochs if halving else self._epochs(keys[row]) for row, _, _ in missing]
         with one_thread():
             twins = [evaluator.model(code) for _, evaluator, code in missing]
             formats = [evaluator.formats(code) for _, evaluator, code in missing]
 
-        def judge(members: Sequence[int], states: Sequence[StateDict]) -> NDArray[np.bool_]:
+        def select(members: Sequence[int], states: Sequence[StateDict]) -> NDArray[np.bool_]:
             assert halving is not None
-            there = [
-                missing[i][1].trained(_shadow(missing[i][1].space.graph, state), formats[i])
+            evaluators = [
+                missing[i][1].trained(_float_state(missing[i][1].space.graph, state), formats[i])
                 for i, state in zip(members, states, strict=True)
             ]
-            return going_on(self._at_rung(there, halving), halving.keep)
+            return going_on(self._rung_losses(evaluators, halving), halving.keep)
 
         with threads(self.job.threads):
-            trained = _train(twins, training, self.job.device, most, judge if halving else None) if twins else []
-        for (row, evaluator, _), own, (state, epochs) in zip(missing, formats, trained, strict=True):
-            known[row] = TrainedCandidate(_shadow(evaluator.space.graph, state), epochs, own)
-        networks = {int(row): evaluator for rows, evaluator, _ in self._untrained(codes) for row in rows}
+            trained = _train(twins, training, self.job.device, most, select if halving else None) if twins else []
+        for (row, evaluator, _), site_formats, (state, epochs) in zip(missing, formats, trained, strict=True):
+            known[row] = TrainedCandidate(_float_state(evaluator.space.graph, state), epochs, site_formats)
+        networks = {int(row): evaluator for rows, evaluator, _ in self._untrained_networks(codes) for row in rows}
         for row, evaluator in sorted(networks.items()):
-            found = known[row]
-            assert found is not None
-            self.candidates.put(keys[row], found)
+            candidate = known[row]
+            assert candidate is not None
+            self.candidates.put(keys[row], candidate)
             if halving:
-                self.stopped[keys[row]] = found.epochs
-            yield np.array([row]), evaluator.trained(found.state, found.formats, found.epochs), ONLY_CODE[None]
+                self.stopped[keys[row]] = candidate.epochs
+            network = evaluator.trained(candidate.state, candidate.formats, candidate.epochs)
+            yield np.array([row]), network, ONLY_CODE[None]
 
     def _epochs(self, key: bytes) -> int:
-        """How long a candidate is trained where nobody judges it."""
+        """Number of epochs for a candidate that is not part of a cohort."""
         assert self.job.training is not None
         return self.stopped.get(key, self.job.training.settings.max_epochs)
 
     def _fits(self, key: bytes, known: TrainedCandidate | None) -> bool:
         return known is not None and known.epochs == self._epochs(key)
 
-    def _at_rung(self, members: Sequence[FixedEvaluator], halving: Halving) -> NDArray[np.float64]:
-        """What a cohort is judged by at a rung, shape (candidates, 1 + costs), smaller is better."""
+    def _rung_losses(self, members: Sequence[FixedEvaluator], halving: Halving) -> NDArray[np.float64]:
+        """The losses of a cohort at a rung, shape (candidates, 1 + costs), smaller is better: − correct answers, then
+        costs."""
         samples = self.accuracy_samples
         assert samples is not None, "the plan checks that"
         rows = []
-        for own in members:
-            scores = own.scores(ONLY_CODE[None], samples.split, samples.number)
-            costs = own.closed_form_values(ONLY_CODE[None], [name for name, _ in halving.costs])
+        for member in members:
+            scores = member.scores(ONLY_CODE[None], samples.split, samples.number)
+            costs = member.closed_form_values(ONLY_CODE[None], [name for name, _ in halving.costs])
             rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
         return np.array(rows)
 
-    def _untrained(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], FixedEvaluator, Codes]]:
-        """(rows of `codes` of the same widths, the evaluator of the network they begin as, their codes there)."""
+    def _untrained_networks(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], FixedEvaluator, Codes]]:
+        """Per distinct widths (their rows of `codes`, the evaluator of the untrained network, the codes of these rows
+        there)."""
         widths, formats = self._space.split(codes)
         if not len(codes):
             return
@@ -290,15 +298,16 @@ class TrainedEvaluator(Evaluator):
             rows = np.flatnonzero(which.reshape(-1) == index)
             yield rows, self._network(self._space.widths(options)), formats[rows]
 
-    def _beginnings(
+    def _starting_networks(
         self, codes: Codes, training: CandidateTraining
     ) -> Iterator[tuple[NDArray[np.int64], FixedEvaluator, Codes]]:
-        """As ``_untrained``, after the networks were trained in float, where they are; those of a batch together."""
-        parts = list(self._untrained(codes))
+        """As ``_untrained_networks``, but networks of other widths are trained in float if the settings ask for it.
+        The networks of a batch are trained together."""
+        parts = list(self._untrained_networks(codes))
         other = (
             [evaluator for _, evaluator, _ in parts if evaluator is not self._float] if training.float_epochs else []
         )
-        missing = [evaluator for evaluator in other if evaluator not in self._begun]
+        missing = [evaluator for evaluator in other if evaluator not in self._trained_in_float]
         if missing:
             settings = replace(training.settings, max_epochs=training.float_epochs)
             with threads(self.job.threads):
@@ -309,13 +318,13 @@ class TrainedEvaluator(Evaluator):
                 model = copy.deepcopy(evaluator.space.graph.model)
                 model.load_state_dict(state)
                 graph = replace(evaluator.space.graph, model=model.eval())
-                job, space = replace(self._plain, model=model), self._space.quantization(graph)
-                self._begun[evaluator] = FixedEvaluator(job, space, evaluator.effort, self._float)
-        for rows, evaluator, own in parts:
-            yield rows, self._begun.get(evaluator, evaluator), own
+                job, space = replace(self._network_job, model=model), self._space.quantization(graph)
+                self._trained_in_float[evaluator] = FixedEvaluator(job, space, evaluator.limits, self._float)
+        for rows, evaluator, network_codes in parts:
+            yield rows, self._trained_in_float.get(evaluator, evaluator), network_codes
 
     def _network(self, widths: Mapping[int, int]) -> FixedEvaluator:
-        """The evaluator of the network of these widths, in the weights that it begins with."""
+        """The evaluator of the network of these widths, with the weights that it starts from."""
         training = self.job.training
         key = tuple(sorted(widths.items()))
         known = self._networks.get(key)
@@ -331,31 +340,31 @@ class TrainedEvaluator(Evaluator):
                 noise=NOISE if training else 0.0,
             )
             graph = capture(model, self.job.sample)
-        job = replace(self._plain, model=graph.model)
+        job = replace(self._network_job, model=graph.model)
         network = FixedEvaluator(job, self._space.quantization(graph), beside=self._float)
         self._networks.put(key, network)
         return network
 
 
-class _Recent(Generic[Key, Value]):
-    """A mapping that forgets what was not asked for longest."""
+class _RecentlyUsed(Generic[Key, Value]):
+    """A cache of limited size. If it is full, the value that was not used for the longest time is dropped."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[Key, Value] = OrderedDict()
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
-        """The value; None where there is none."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+        """The value of a key; None if it is not in the cache."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
 
     def put(self, key: Key, value: Value) -> None:
-        """Keep a value."""
-        self._kept[key] = value
-        self._kept.move_to_end(key)
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        """Store a value."""
+        self._values[key] = value
+        self._values.move_to_end(key)
+        if len(self._values) > self._capacity:
+            self._values.popitem(last=False)
 
 
 def _train(
@@ -363,34 +372,34 @@ def _train(
     training: CandidateTraining,
     device: str,
     epochs: Sequence[int],
-    judge: Judge | None = None,
+    select: Selection | None = None,
 ) -> list[tuple[StateDict, int]]:
-    """(weights, epochs) of each model after training, each as if it were the only one.
+    """(weights, epochs) of each model after training, each the same as if it were trained alone.
 
     Args:
-        epochs: of each model; the schedule of the learning rate is that of all epochs in any case.
-        judge: with it, models that it does not let go on stop at a rung.
+        epochs: number of epochs of each model. The learning rate's schedule always covers all epochs of the settings.
+        select: which models go on at a rung; the others stop there.
 
     Raises:
-        EvaluationError: one of them diverged.
+        EvaluationError: the training of a model diverged.
     """
-    # The last weights are taken, whatever the epochs between were worth: a choice among them would need samples that
-    # neither they were trained on nor will be evaluated on. So the loop has few to look at.
+    # The weights of the last epoch are used. To choose the best epoch would need samples that are used neither for
+    # training nor for evaluation. So the validation split here has only the few samples that check the loss.
     x, y = training.x, training.y
     few = Dataset(
         name="candidates",
-        x={"train": x, "val": x[:WATCHED]},
-        y={"train": y, "val": y[:WATCHED]},
+        x={"train": x, "val": x[:CHECKED_SAMPLES]},
+        y={"train": y, "val": y[:CHECKED_SAMPLES]},
         class_names=tuple(map(str, range(training.classes))),
         source="the training split",
     )
-    rungs = training.halving.rungs if judge and training.halving else ()
+    rungs = training.halving.rungs if select and training.halving else ()
     stops = list(epochs)
 
     def keep(epoch: int, _: object, state: Callable[[int], StateDict]) -> list[bool]:
         going = [i for i, stop in enumerate(stops) if stop > epoch]
-        if judge and epoch in rungs:
-            for i, goes_on in zip(going, judge(going, [state(i) for i in going]), strict=True):
+        if select and epoch in rungs:
+            for i, goes_on in zip(going, select(going, [state(i) for i in going]), strict=True):
                 stops[i] = stops[i] if goes_on else epoch
         return [stop > epoch for stop in stops]
 
@@ -401,15 +410,16 @@ def _train(
     return [(member.state, stop) for member, stop in zip(members, stops, strict=True)]
 
 
-def _shadow(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:
-    """The weights of a network in float, from the state of its quantized twin.
+def _float_state(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:
+    """The state dict of the float network, from that of its quantized twin.
 
-    Twins keep the names of what they stand for. Where the graph was rewritten, one of several calls of a shared module
-    has a name of its own, and what nobody calls is not in it.
+    A twin's parameters have the names of the float network's. There is an exception: if a shared module is called
+    several times, the rewritten graph names each call's module differently. A module that is not called is missing
+    from the twin; its state stays that of the float network.
     """
     names = {f"{site.name}_quantized": site.path for site in graph.sites if site.path}
     renamed = {}
     for name, tensor in trained.items():
         path, dot, key = name.rpartition(".")
         renamed[f"{names.get(path, path)}{dot}{key}"] = tensor
-    return {name: renamed.get(name, own.cpu()) for name, own in graph.model.state_dict().items()}
+    return {name: renamed.get(name, tensor.cpu()) for name, tensor in graph.model.state_dict().items()}

@@ -67,8 +67,8 @@ class WorkLimits:
 class TreeScorer:
     """Scores batches of candidates."""
 
-    def __init__(self, program: Program, effort: WorkLimits) -> None:
-        self.program, self.effort = program, effort
+    def __init__(self, program: Program, limits: WorkLimits) -> None:
+        self.program, self.limits = program, limits
         self._pool: ThreadPoolExecutor | None = None
 
     def scores(self, options: Codes, x: Tensor, y: Tensor) -> tuple[NDArray[np.float64], Ints]:
@@ -82,7 +82,7 @@ class TreeScorer:
         schedule = Schedule(self.program, options)
         final = schedule.states[self.program.output]
         loss, correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
-        chunks = list(zip(torch.split(x, self.effort.samples), torch.split(y, self.effort.samples), strict=True))
+        chunks = list(zip(torch.split(x, self.limits.samples), torch.split(y, self.limits.samples), strict=True))
         threads = self._threads(schedule, len(y))
         # Threads that share out samples lose nothing; those that share out candidates do some of the work twice.
         pieces = _even(len(schedule), 1 if len(chunks) >= threads else threads)
@@ -114,19 +114,19 @@ class TreeScorer:
             states.count * samples * (step.operations / OPERATIONS_PER_SECOND + int(np.prod(step.shape)) * PASS_SECONDS)
             for step, states in zip(self.program.steps, schedule.states, strict=True)
         )
-        return self.effort.threads if seconds > THREAD_SECONDS else 1
+        return self.limits.threads if seconds > THREAD_SECONDS else 1
 
     def _task(self, schedule: Schedule, x: Tensor, y: Tensor, piece: tuple[int, int]) -> list[Scored]:
-        effort = self.effort
+        limits = self.limits
         while True:
             try:
                 with torch.inference_mode():
-                    return Pass(self.program, schedule, effort.bytes, x, y).run(piece)
+                    return Pass(self.program, schedule, limits.bytes, x, y).run(piece)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                if effort.bytes > 4096:
-                    effort = replace(effort, bytes=effort.bytes // 2)
+                if limits.bytes > 4096:
+                    limits = replace(limits, bytes=limits.bytes // 2)
                     continue
             # A single state does not fit: fewer samples at a time.
             if len(y) == 1:
