@@ -1,10 +1,11 @@
-"""Tensors of one node in many states, and how they are rounded.
+"""Batched activations: the tensors of one node in many states, and how they are rounded.
 
-A stack keeps the states of a node in as few blocks of memory as possible, in the layout in which the product that made
-them leaves them and the next pass reads them. A batch norm or a ReLU that follows is only noted: both cost nothing
-when they are done in the same pass over memory as the rounding, or the addition, that comes next.
+The states of a node are stored in as few blocks of memory ("parts") as possible, in the layout in which the product
+computes them. A batch norm or a ReLU that follows is postponed ("pending"): it costs nothing in the same pass over
+memory as the next rounding or addition.
 
-Layouts, of a part with `rows` × `columns` states (a product of several inputs with several weights makes a table):
+A part holds a table of `rows` × `columns` states: a product of several inputs (rows) with several weights (columns)
+gives such a table. Layouts of a part:
 
 ======== ============================================== =========================================
 samples  (rows, samples, columns, *features)             anything
@@ -33,11 +34,12 @@ from bitfront.formats.base import Format
 
 Ints = NDArray[np.int64]
 Layout = Literal["samples", "first", "last"]
-#: Elements of a row that a kernel does not notice the ends of.
+#: Rows of this many elements are long enough for a kernel to run at full speed.
 LONG_ROW = 1024
 _TILING = threading.Lock()
-#: Of memory, in bytes: a cache line.
+#: Size of a cache line in bytes.
 ALIGNMENT = 64
+#: Layout → the axis of a part that counts columns.
 COLUMNS = {"samples": 2, "first": 1, "last": 4}
 
 
@@ -52,7 +54,8 @@ class Norm:
 
     @classmethod
     def of(cls, module: Any) -> Norm:
-        """Read off what torch computes: of 0 that is beta, of 2^60 it is alpha · 2^60, in which beta is lost."""
+        """The norm of a module, from what torch computes: 0 gives beta, and 2^60 gives alpha · 2^60, because beta is
+        too small to change that."""
         x = torch.zeros(2, module.num_features, *(1,) * (2 if isinstance(module, nn.BatchNorm2d) else 0))
         x[1] = 2.0**60
         with torch.no_grad():
@@ -60,7 +63,7 @@ class Norm:
         return cls(module, large * 2.0**-60, beta)
 
     def affine(self, repeats: int = 1) -> kernels.Affine:
-        """For the kernels, on rows of so many pixels each: long rows are faster."""
+        """The norm as the kernels take it, for rows of `repeats` pixels. Long rows are faster."""
         with _TILING:
             if repeats not in self._tiled:
                 self._tiled[repeats] = (self.alpha.repeat(repeats), self.beta.repeat(repeats))
@@ -68,7 +71,7 @@ class Norm:
 
 
 def _repeats(rows: int, length: int) -> int:
-    """How many rows that follow each other may be taken as one."""
+    """How many consecutive rows a kernel takes as one."""
     repeats = 1
     while rows % (2 * repeats) == 0 and 2 * repeats * length <= LONG_ROW:
         repeats *= 2
@@ -77,8 +80,10 @@ def _repeats(rows: int, length: int) -> int:
 
 @cache
 def norm_mode() -> int | None:
-    """How torch computes a batch norm on this machine: 1 with a separate product and sum, 2 fused; None if our kernel
-    computes neither to the last bit, or there is none."""
+    """How torch computes a batch norm on this machine: 1 with separate product and sum, 2 with both fused.
+
+    None if there is no compiled kernel, or if its results differ from torch's in both modes.
+    """
     if not kernels.compiled():
         return None
     generator = torch.Generator().manual_seed(0)
@@ -105,16 +110,16 @@ class BatchedActivations:
 
     Attributes:
         parts: blocks of states.
-        have: the numbers of the states, ascending.
-        irregular: per state its part, row and column, shape (states, 3); None where the states fill the only part
-            row by row.
-        norm: still to be applied; in layout ``last`` only.
-        rectify: whether a ReLU is still to be applied, after the norm.
+        states: the numbers of the states, ascending.
+        irregular: per state its part, row and column, shape (states, 3); None if the states fill the only part row by
+            row.
+        norm: a pending batch norm; in layout ``last`` only.
+        rectify: whether a ReLU is pending, after the norm.
     """
 
     parts: list[Tensor]
     layout: Layout
-    have: Ints
+    states: Ints
     irregular: Ints | None = None
     norm: Norm | None = None
     rectify: bool = False
@@ -132,25 +137,25 @@ class BatchedActivations:
         """Per state its part, row and column, shape (states, 3)."""
         if self.irregular is not None:
             return self.irregular
-        rows, columns = np.divmod(np.arange(len(self.have)), self.parts[0].shape[COLUMNS[self.layout]])
+        rows, columns = np.divmod(np.arange(len(self.states)), self.parts[0].shape[COLUMNS[self.layout]])
         return np.stack([np.zeros_like(rows), rows, columns], axis=1)
 
     @property
     def whole(self) -> bool:
-        """Whether every row and column of every part is a state of this stack."""
+        """Whether every row and column of every part is one of these states."""
         axis = COLUMNS[self.layout]
-        return self.irregular is None or len(self.have) == sum(p.shape[0] * p.shape[axis] for p in self.parts)
+        return self.irregular is None or len(self.states) == sum(p.shape[0] * p.shape[axis] for p in self.parts)
 
     def positions(self, states: Ints) -> Ints:
-        """Where states of these numbers stand in ``have``."""
-        if len(self.have) == self.have[-1] - self.have[0] + 1:
-            shifted: Ints = states - self.have[0]
+        """Where states of these numbers stand in ``states``."""
+        if len(self.states) == self.states[-1] - self.states[0] + 1:
+            shifted: Ints = states - self.states[0]
             return shifted
-        positions: Ints = np.searchsorted(self.have, states)
+        positions: Ints = np.searchsorted(self.states, states)
         return positions
 
     def raw(self, position: int) -> Tensor:
-        """The tensor of the state at a position, as a view of shape (samples, *features), without what is pending."""
+        """The tensor of the state at a position, a view of shape (samples, *features), without pending operations."""
         part, row, column = (int(i) for i in self.where[position])
         block = self.parts[part][row]
         if self.layout == "first":
@@ -158,21 +163,21 @@ class BatchedActivations:
         return block[..., column, :].permute(0, 3, 1, 2) if self.layout == "last" else block[:, column]
 
     def tensor(self, position: int) -> Tensor:
-        """The same with what is pending, as the deployed model has it there."""
+        """The tensor of the state at a position with pending operations done, as in the deployed model."""
         x = aligned(self.raw(position))
         if self.norm is not None:
             x = self.norm.module(x)
         return F.relu(x) if self.rectify else x
 
     def restricted(self, needed: Ints) -> BatchedActivations:
-        """For fewer states: blocks are cut where that needs no copy."""
-        if len(needed) == len(self.have):
+        """The activations of fewer states. Parts are cut where that needs no copy."""
+        if len(needed) == len(self.states):
             return self
         at, axis = self.positions(needed), COLUMNS[self.layout]
         start, stop = int(at[0]), int(at[-1]) + 1
         width = self.parts[0].shape[axis]
         if self.irregular is None and stop - start == len(at) and start % width == stop % width == 0:
-            return replace(self, parts=[self.parts[0][start // width : stop // width]], have=needed)
+            return replace(self, parts=[self.parts[0][start // width : stop // width]], states=needed)
         where = self.where[at]
         parts, moved = [], where.copy()
         for number, index in enumerate(np.unique(where[:, 0])):
@@ -182,43 +187,46 @@ class BatchedActivations:
             part = self.parts[index][r : int(rows.max()) + 1]
             parts.append(part.narrow(axis, c, int(columns.max()) + 1 - c))
             moved[here] = np.stack([np.full(len(rows), number), rows - r, columns - c], axis=1)
-        return replace(self, parts=parts, have=needed, irregular=moved)
+        return replace(self, parts=parts, states=needed, irregular=moved)
 
     def compact(self) -> BatchedActivations:
-        """Without rows and columns that are no states of this stack."""
+        """The same states without the rows and columns of parts that are not needed."""
         if self.whole:
             return self
-        return filled(torch.stack([self.block(k) for k in range(len(self.have))]), self.layout, self)
+        return filled(torch.stack([self.block(k) for k in range(len(self.states))]), self.layout, self)
 
     def block(self, position: int) -> Tensor:
-        """The state at a position in the layout of this stack, as a view, without row and column."""
+        """The state at a position, a view in this layout without row and column, without pending operations."""
         part, row, column = (int(i) for i in self.where[position])
         return self.parts[part][row].select(COLUMNS[self.layout] - 1, column)
 
     def settled(self) -> BatchedActivations:
-        """With everything pending done."""
+        """The same states with pending operations done."""
         if self.norm is None and not self.rectify:
             return self
-        stack, parts = self.compact(), []
-        for part in stack.parts:
-            if stack.norm is not None:
+        compact, parts = self.compact(), []
+        for part in compact.parts:
+            if compact.norm is not None:
                 rows, samples, height, width, columns, depth = part.shape
                 flat = part.reshape(rows * samples, height, width, columns * depth).permute(0, 3, 1, 2)
-                part = _normed(stack.norm.module, flat, columns).permute(0, 2, 3, 1).view(part.shape)
-            parts.append(F.relu(part) if stack.rectify else part)
-        return replace(stack, parts=parts, norm=None, rectify=False)
+                part = _normed(compact.norm.module, flat, columns).permute(0, 2, 3, 1).view(part.shape)
+            parts.append(F.relu(part) if compact.rectify else part)
+        return replace(compact, parts=parts, norm=None, rectify=False)
 
     def turned(self, layout: Layout) -> BatchedActivations:
-        """In another layout, with nothing pending."""
+        """The same states in another layout, with pending operations done; itself if it has that layout."""
         if layout == self.layout:
             return self
-        stack = self.settled().compact()
-        return replace(stack, parts=[from_plain(to_plain(p, stack.layout), layout) for p in stack.parts], layout=layout)
+        old = self.settled().compact()
+        return replace(old, parts=[from_plain(to_plain(p, old.layout), layout) for p in old.parts], layout=layout)
 
 
 def room(shape: Sequence[int], device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uninitialised memory. On the CPU it is numpy's: torch asks for aligned memory, and what is freed of that the C
-    library often does not give again (glibc bug 14581), until the heap is many times larger than what is in use."""
+    """An uninitialised tensor.
+
+    On the CPU its memory comes from numpy. torch asks for aligned memory, and the C library often does not reuse such
+    memory after it is freed (glibc bug 14581), so that the heap grows to many times what is in use.
+    """
     size = math.prod(shape)
     if torch.device(device).type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -229,33 +237,37 @@ def room(shape: Sequence[int], device: torch.device | str, dtype: torch.dtype = 
 
 
 def aligned(x: Tensor) -> Tensor:
-    """`x` as torch lays out a new tensor: contiguous, from the beginning of a cache line on. Both decide how a matrix
+    """`x` in memory like a new tensor of torch: contiguous, and starting at a cache line. Both affect how a matrix
     product of floats is rounded."""
     x = x.contiguous()
     return x if x.device.type != "cpu" or x.data_ptr() % ALIGNMENT == 0 else x.clone()
 
 
 def filled(blocks: Tensor, layout: Layout, like: BatchedActivations) -> BatchedActivations:
-    """A stack of blocks, shape (states, ...), for the states of `like`, with its pending operations."""
+    """The activations of the states of `like`, with its pending operations, in one part.
+
+    Args:
+        blocks: shape (states, ...), the rest as in `layout` without columns.
+    """
     return replace(like, parts=[blocks.unsqueeze(COLUMNS[layout])], layout=layout, irregular=None)
 
 
 def to_plain(part: Tensor, layout: Layout) -> Tensor:
-    """As (rows, samples, columns, *features)."""
+    """A part as (rows, samples, columns, *features)."""
     if layout == "first":
         return part.permute(0, 3, 1, 2)
     return part.permute(0, 1, 4, 5, 2, 3) if layout == "last" else part
 
 
 def from_plain(part: Tensor, layout: Layout) -> Tensor:
-    """From (rows, samples, columns, *features), contiguous."""
+    """A part of shape (rows, samples, columns, *features) in another layout, contiguous."""
     if layout == "first":
         return part.permute(0, 2, 3, 1).contiguous()
     return part.permute(0, 1, 4, 5, 2, 3).contiguous() if layout == "last" else part.contiguous()
 
 
 def _normed(module: Any, x: Tensor, columns: int) -> Tensor:
-    """A batch norm on (samples, columns · channels, height, width)."""
+    """The value of a batch norm for `x` of shape (samples, columns · channels, height, width)."""
     parameters = [module.running_mean, module.running_var, module.weight, module.bias]
     mean, var, weight, bias = (None if p is None else p.repeat(columns) for p in parameters)
     return F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps)
@@ -269,9 +281,9 @@ class Rounding:
     """How states are rounded.
 
     Attributes:
-        grids: per format of the site's input scale, low, high and step, shape (formats, 4).
-        covered: which of them the kernels cover, shape (formats,).
-        format: any of them by its number; None for an input that stays as it is.
+        grids: scale, low, high and step of each format of the site's input, shape (formats, 4).
+        covered: which formats the kernels can round to, shape (formats,).
+        format: number of a format → the format; None for an input that stays in float.
     """
 
     grids: NDArray[np.float32]
@@ -289,14 +301,14 @@ def rounded(
     extra: int = 0,
     rectify: bool = False,
 ) -> Tensor:
-    """States of a stack, each in a format, side by side.
+    """States, each rounded to a format, in one block.
 
     Args:
-        at: positions in `x`.
-        formats: for each of them the number of a format.
-        layout: of the result.
-        extra: in layout ``first`` so many more features, left to the caller to fill.
-        rectify: apply a ReLU too.
+        at: positions of the states in `x`.
+        formats: for each state the number of its format.
+        layout: the layout of the result.
+        extra: number of features that are added in layout ``first``; the caller fills them.
+        rectify: whether to apply a ReLU too.
 
     Returns:
         Shape (states, ...) with the rest as in `layout`, without columns.
@@ -325,13 +337,13 @@ def rounded(
         else:
             _round_plain(x, at[bulk], grids, out, bulk)
     for k in np.flatnonzero(~rounding.covered[formats]).tolist():
-        own_format = rounding.format(int(formats[k]))
-        if own_format is None and x.norm is None:
+        form = rounding.format(int(formats[k]))
+        if form is None and x.norm is None:
             value = x.block(int(at[k]))
         else:
-            # Per-channel formats count axes as the deployed model does.
+            # Per-channel formats need the axes in the order of the deployed model.
             value = x.tensor(int(at[k]))
-            value = value if own_format is None else own_format.quantize(value)
+            value = value if form is None else form.quantize(value)
             value = value.t() if layout == "first" else value.permute(0, 2, 3, 1) if layout == "last" else value
         target = out[k, : value.shape[0]] if layout == "first" else out[k]
         target.copy_(F.relu(value) if rectify else value)
@@ -339,13 +351,14 @@ def rounded(
 
 
 def rounded_bytes(x: BatchedActivations, at: Ints, grids: NDArray[np.float32]) -> Tensor | None:
-    """States in layout ``last``, each as whole numbers of its grid, shifted so that they fit a byte.
+    """States in layout ``last`` as whole numbers of their grids, shifted so that they fit a byte.
 
     Args:
-        grids: for each state scale, low, high and what is added, shape (states, 4).
+        at: positions of the states in `x`.
+        grids: for each state scale, low, high and the offset that is added, shape (states, 4).
 
     Returns:
-        Shape (states, samples, height, width, depth), uint8; None if a value is no number.
+        Shape (states, samples, height, width, depth), uint8; None if a value is not a number.
     """
     _, samples, height, width, _, depth = x.parts[0].shape
     out = room((len(at), samples, height, width, depth), "cpu", torch.uint8)
@@ -378,7 +391,7 @@ def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], o
 
 
 def _rows(part: Tensor, layout: Layout, dense: bool) -> tuple[int, int, int] | None:
-    """A state of a part as rows in memory: how many, how long, how far apart. None if it is none."""
+    """A state of a part as rows in memory: (number, length, distance). None if it is not stored as such rows."""
     block = part[0].select(COLUMNS[layout] - 1, 0)
     if dense and block.is_contiguous():
         return (1, block.numel(), 0)
@@ -406,7 +419,10 @@ def _round_plain(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], ou
 
 
 def added(a: BatchedActivations, b: BatchedActivations, at: tuple[Ints, Ints]) -> Tensor:
-    """Sums of states of two stacks of one layout, with whatever is pending in either.
+    """Sums of states of `a` and `b`, which have the same layout; pending operations of both are done.
+
+    Args:
+        at: positions of the states in `a` and in `b`.
 
     Returns:
         Shape (states, ...), as in the layout, without columns.

@@ -1,7 +1,7 @@
-"""Convolutions of bytes in the tree: oneDNN's kernels take several options of a weight at once.
+"""Convolutions of bytes in the tree: one call of oneDNN's kernel computes several options of a weight.
 
-The step of the input times the step of a weight is a power of two. So the sum of bytes times it is the float32 that the
-deployed model computes, as long as that one is exact too.
+The input's step times the weight's step is a power of two. So the sum of products of bytes, times this power of two, is
+the same float32 that the deployed model computes, if the deployed model's sum is exact too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bitfront.kernels import onednn
 
 @dataclass(frozen=True, eq=False)
 class ByteConvolution:
-    """One convolution module with weights in bytes.
+    """A convolution with weights in bytes.
 
     Attributes:
-        grid: how its input is rounded: scale, low, high, and what is added, shape (4,).
-        kernel: what computes it.
+        grid: how its input is rounded: scale, low, high and the offset that is added, shape (4,).
+        kernel: oneDNN's kernel for these weights.
     """
 
     grid: NDArray[np.float32]
@@ -34,12 +34,15 @@ class ByteConvolution:
     def of(
         cls, module: Any, weight: Tensor, steps: Tensor, bias: Tensor | None, size: float, grid: NDArray[np.float32]
     ) -> ByteConvolution:
-        """
+        """Prepare the kernel of a convolution.
+
         Args:
-            module: whose stride, padding and dilation it has.
+            module: the convolution module that gives stride, padding and dilation.
             weight: int8, shape (channels out, channels in, height, width).
-            steps: of the weights, per output channel.
-            size: step of the input.
+            steps: the steps of the weights, float32, shape (channels out,).
+            bias: float32, shape (channels out,); None if there is no bias.
+            size: the step of the input.
+            grid: as the attribute.
         """
         geometry = (list(module.stride), list(module.padding), list(module.dilation))
         return cls(grid, onednn.ConvolutionKernel.of(weight, steps, bias, size, int(grid[3]), geometry))
@@ -50,12 +53,12 @@ class ByteConvolution:
 
 
 def byte_sized(module: Any) -> bool:
-    """Whether a module is a convolution of the plain kind."""
+    """Whether a module is a two-dimensional convolution with zero padding and without groups."""
     plain = isinstance(module, torch.nn.Conv2d) and module.padding_mode == "zeros" and module.groups == 1
     return plain and not isinstance(module.padding, str)
 
 
 def exact_bytes() -> bool:
-    """Whether inputs can be rounded to bytes here, and convolutions of bytes are exact; where not, the tree computes in
-    float."""
+    """Whether this machine can round inputs to bytes and its convolutions of bytes are exact. If not, the tree computes
+    convolutions in float."""
     return kernels.compiled() and onednn.exact()

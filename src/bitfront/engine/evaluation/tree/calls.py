@@ -1,4 +1,4 @@
-"""One step in one state: the call that the deployed model makes there, with operands in their formats."""
+"""Computes one step in one state as the deployed model does: the same call, with operands in their formats."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bitfront.operations.lookup import operand_nodes
 def arguments(
     program: Program, step: Step, data: int, parameters: int, values: Mapping[fx.Node, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a step's call; those of a site rounded to their formats.
+    """The arguments of a step's call. If the step is a site, its operands are rounded to their formats.
 
     Args:
-        data: which format its input has, among the step's options.
-        parameters: which formats its other operands have.
-        values: of the nodes that it takes.
+        data: number of the data option, which gives the format of the input.
+        parameters: number of the parameter option, which gives the formats of the other operands.
+        values: the values of the nodes that the step takes.
     """
     args, kwargs = _mapped(step.node, values)
     if step.site is None or step.group is None:
@@ -47,10 +47,10 @@ def arguments(
 
 
 def call(program: Program, step: Step, parameters: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a step gives for its arguments.
+    """The value of a step for its arguments.
 
     Args:
-        parameters: which formats its parameters have, among the step's options.
+        parameters: number of the parameter option, which gives the formats of its parameters.
     """
     node = step.node
     function: Any = node.target
@@ -66,7 +66,7 @@ def call(program: Program, step: Step, parameters: int, args: Sequence[Any], kwa
 
 
 def apply(program: Program, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer or convolution with other parameters."""
+    """The value of a linear layer or convolution with the given weight and bias."""
     assert step.site is not None
     return apply_site(program.model, step.site, step.node, {"data_in": x, "weight": weight, "bias": bias})
 
@@ -78,7 +78,7 @@ def attribute(model: nn.Module, target: str) -> Any:
 
 
 def _call_site(program: Program, step: Step, parameters: int, args: Sequence[Any]) -> Tensor:
-    """A module that can be quantized, and that nothing merges: its operation, on rounded operands."""
+    """The value of a quantizable module whose operation is not merged: its operation's call, on rounded operands."""
     assert step.site is not None
     operation, formats = step.site.operation, program.parameter_formats(step, parameters)
     assert operation.call is not None
@@ -98,7 +98,7 @@ def _rounded(formats: Mapping[str, Format], spec: OperandSpec, value: Any) -> An
 
 
 def _mapped(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """A node's arguments with values in place of nodes."""
+    """A node's arguments, with each node replaced by its value."""
     args: Any = fx.map_arg(node.args, lambda n: values[n])
     kwargs: Any = fx.map_arg(node.kwargs, lambda n: values[n])
     return list(args), dict(kwargs)

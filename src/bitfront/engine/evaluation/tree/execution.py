@@ -1,8 +1,8 @@
-"""One pass of some samples through the graph: each step computed for all states that a range of candidates needs.
+"""One pass of some samples through the graph: each step is computed for all states that a range of candidates needs.
 
-What is done at a step depends on how its operation merges. Products of exact operands are one product for all inputs
-and all weights; a norm or a rectifier waits for the next pass over memory; everything else is a call per state, as the
-deployed model makes it (``calls.py``).
+How a step is computed depends on how its operation merges. Exact products are one product for all inputs and all
+weights. A norm or a rectifier is postponed to the next pass over memory. Everything else is one call per state, the
+same call that the deployed model does (``calls.py``).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class SeparateActivations:
     """Values of any type, one per state."""
 
     values: list[Any]
-    have: Ints
+    states: Ints
 
     def positions(self, states: Ints) -> Ints:
-        """Where states of these numbers stand in ``have``."""
-        return np.searchsorted(self.have, states)
+        """Where states of these numbers stand in ``states``."""
+        return np.searchsorted(self.states, states)
 
     def restricted(self, needed: Ints) -> SeparateActivations:
         """For fewer states."""
@@ -40,21 +40,21 @@ class SeparateActivations:
 
 
 Live = dict[int, BatchedActivations | SeparateActivations]
-#: Numbers of some final states, their losses, their right answers.
+#: (numbers of some final states, their losses, their numbers of correct answers).
 Scored = tuple[Ints, Tensor, Tensor]
 
 
 class Pass:
-    """Some samples through the graph, for ranges of the schedule's candidates.
+    """Takes some samples through the graph, for ranges of the schedule's candidates.
 
     Args:
-        bytes_at_once: activations that one step may make at a time, unless a single state needs more.
+        bytes_at_once: size of the activations that one step may compute at a time, unless a single state needs more.
         x, y: the samples, and their labels as int32.
     """
 
     def __init__(self, program: Program, schedule: Schedule, bytes_at_once: int, x: Tensor, y: Tensor) -> None:
         self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
-        # Where samples begin in memory must not matter: the deployed model gets a copy of them.
+        # Results must not depend on the samples' address in memory. So they are aligned, as in the deployed model.
         self.x, self.y, self.samples = activations.aligned(x), y, len(y)
         self.scored: list[Scored] = []
 
@@ -78,7 +78,7 @@ class Pass:
         self._score(live[program.output])
 
     def _cuts(self, i: int, start: int, stop: int) -> list[int]:
-        """Edges of the ranges in which step i is computed; [start, stop] if at once."""
+        """Edges of the ranges in which step i is computed; [start, stop] if one range is enough."""
         if stop - start <= 1:
             return [start, stop]
         step, states = self.program.steps[i], self.schedule.states[i]
@@ -91,7 +91,7 @@ class Pass:
         if count <= room:
             return [start, stop]
         fresh = np.diff(of, prepend=of[0] - 1) != 0
-        # Cut between parents, so that all their options stay together; within one only if it alone is too much.
+        # Cut between parents, so that all options of a parent stay together. Cut within a parent only if there is one.
         parents = states.parents[of]
         borders = np.flatnonzero((np.diff(parents, axis=0) != 0).any(axis=1)) + 1 if parents.shape[1] else of[:0]
         if not len(borders):
@@ -113,7 +113,7 @@ class Pass:
         if step.kind == "constant":
             return SeparateActivations([calls.attribute(self.program.model, str(step.node.target))], needed)
         inputs = [live[j] for j in step.inputs]
-        tensors = [self._stacked(v) for v in inputs]
+        tensors = [self._batched(v) for v in inputs]
         x = tensors[0] if tensors else None
         result: BatchedActivations | None = None
         if x is not None:
@@ -129,18 +129,20 @@ class Pass:
                 result = self._module(step, needed, x)
         return self._call(i, states, needed, inputs) if result is None else result
 
-    def _stacked(self, value: BatchedActivations | SeparateActivations) -> BatchedActivations | None:
-        """As a stack, where it can be one: one tensor per sample and state."""
+    def _batched(self, value: BatchedActivations | SeparateActivations) -> BatchedActivations | None:
+        """A value as batched activations; None if it is not one tensor per state whose first axis is the samples."""
         if isinstance(value, BatchedActivations):
             return value
         if all(isinstance(v, Tensor) and v.dim() >= 2 and len(v) == self.samples for v in value.values):
             where = np.zeros((len(value.values), 3), dtype=np.int64)
             where[:, 0] = np.arange(len(value.values))
-            return BatchedActivations([v.unsqueeze(0).unsqueeze(2) for v in value.values], "samples", value.have, where)
+            return BatchedActivations(
+                [v.unsqueeze(0).unsqueeze(2) for v in value.values], "samples", value.states, where
+            )
         return None
 
     def _layout(self, step: Step, x: BatchedActivations) -> Layout:
-        """In which a product is computed."""
+        """The layout in which a product is computed."""
         if step.kind == "dense" and len(x.features) == 1:
             return "first"
         return "last" if step.kind == "convolution" and len(x.features) == 3 else "samples"
@@ -155,7 +157,7 @@ class Pass:
             members, counts = np.unique(rounded, return_counts=True)
             columns = counts[0]
             chosen = parameters[:columns]
-            # States are numbered by rounded input, then by parameters: often they are a full table of the two.
+            # States are numbered by rounded input, then by parameters. Often they are a full table of both.
             if (counts == columns).all() and (parameters.reshape(-1, columns) == chosen).all():
                 subset = tuple(chosen.tolist())
                 formats = np.unique(states.rounded_data[members]).tolist()
@@ -166,8 +168,8 @@ class Pass:
     def _scattered(
         self, i: int, states: States, needed: Ints, x: BatchedActivations, layout: Layout
     ) -> BatchedActivations:
-        """Products for any set of rounded inputs and parameters: those inputs that need the same parameters together,
-        and what is not exact alone."""
+        """Products for any set of pairs of rounded input and parameters. Inputs that need the same parameters are
+        computed together, and pairs that are not exact one by one."""
         step = self.program.steps[i]
         rounded, parameters = states.rounded[needed].tolist(), states.parameters[needed].tolist()
         place = {pair: k for k, pair in enumerate(zip(rounded, parameters, strict=True))}
@@ -208,7 +210,7 @@ class Pass:
     def _merged(
         self, i: int, subset: tuple[int, ...], members: Ints, states: States, x: BatchedActivations, layout: Layout
     ) -> Tensor:
-        """One product for some rounded inputs and parameter options, all exact: a part of the result."""
+        """One product for some rounded inputs and parameter options, all exact; it is a part of the result."""
         step, program = self.program.steps[i], self.program
         at, formats = x.positions(states.rounded_parent[members]), states.rounded_data[members]
         if layout == "last":
@@ -230,7 +232,7 @@ class Pass:
         return out.view(len(members), len(subset), -1, self.samples)
 
     def _bytes(self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: BatchedActivations) -> Tensor | None:
-        """A merged convolution whose operands fit bytes; None if they do not."""
+        """A merged convolution in bytes; None if its operands do not fit bytes."""
         step, program = self.program.steps[i], self.program
         parts: list[tuple[Ints, Tensor]] = []
         for data_format in np.unique(formats).tolist():
@@ -252,21 +254,25 @@ class Pass:
         return whole
 
     def _table(self, out: Tensor, rows: int, columns: int) -> Tensor:
-        """The result of a merged convolution, (rows · samples, columns · depth, height, width), as a part."""
+        """The result of a merged convolution as a part.
+
+        Args:
+            out: shape (rows · samples, columns · depth, height, width).
+        """
         last = out.permute(0, 2, 3, 1).contiguous()
         return last.view(rows, self.samples, *last.shape[1:3], columns, -1)
 
     def _relu(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
         step = self.program.steps[i]
         formats = states.data[needed]
-        if self.program.unformatted(step, formats) and len(needed) == len(x.have):
-            return replace(x, rectify=True, have=needed)
+        if self.program.unformatted(step, formats) and len(needed) == len(x.states):
+            return replace(x, rectify=True, states=needed)
         at = x.positions(states.parents[needed, 0])
         out = activations.rounded(x, at, formats, self.program.rounding(step), x.layout, rectify=True)
         return BatchedActivations([out.unsqueeze(activations.COLUMNS[x.layout])], x.layout, needed)
 
     def _sum(self, i: int, states: States, needed: Ints, inputs: list[BatchedActivations]) -> BatchedActivations | None:
-        """Elementwise arithmetic on two tensors of one shape; None where it is something else (broadcasting)."""
+        """Elementwise arithmetic on two tensors of the same shape; None for anything else (broadcasting)."""
         step = self.program.steps[i]
         nodes = [n for n in step.node.args if isinstance(n, fx.Node)]
         order = [step.node.all_input_nodes.index(n) for n in nodes]
@@ -291,14 +297,14 @@ class Pass:
         return BatchedActivations([out.unsqueeze(activations.COLUMNS[layout])], layout, needed)
 
     def _module(self, step: Step, needed: Ints, x: BatchedActivations) -> BatchedActivations | None:
-        """A module that treats every value, or every window of a channel, alone."""
+        """A module that treats every value, or every window of a channel, separately."""
         module: Any = self.program.model.get_submodule(str(step.node.target))
         normalises = step.kind == "norm"
         if step.kind == "identity" or (step.kind == "flatten" and len(x.features) == 1):
-            return replace(x, have=needed)
+            return replace(x, states=needed)
         if normalises and x.layout == "last":
             x = x.settled()
-            return replace(x, have=needed, norm=self.program.norm(step))
+            return replace(x, states=needed, norm=self.program.norm(step))
         x = x.compact()
         if x.layout == "last" and step.kind == "selection":
             parts = []
@@ -307,7 +313,7 @@ class Pass:
                 flat = part.reshape(rows * samples, height, width, columns * depth).permute(0, 3, 1, 2)
                 out = module(flat).permute(0, 2, 3, 1).contiguous()
                 parts.append(out.view(rows, samples, *out.shape[1:3], columns, depth))
-            # A maximum and a ReLU may change places.
+            # A maximum and a ReLU can be exchanged, so the ReLU stays postponed.
             return BatchedActivations(parts, "last", needed, x.irregular, rectify=x.rectify and x.norm is None)
         rectify = x.rectify and not normalises and x.norm is None
         plain = (replace(x, rectify=False) if rectify else x.settled()).turned("samples")
@@ -318,7 +324,8 @@ class Pass:
         return BatchedActivations(parts, "samples", needed, plain.irregular, rectify=rectify)
 
     def _corrected(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
-        """A batch norm whose statistics depend on the option of the site before it: states of an option together."""
+        """A batch norm whose statistics depend on the option of the site before it. States with the same option are
+        computed together."""
         step = self.program.steps[i]
         x = x.turned("samples").settled()
         at = x.positions(states.parents[needed, 0])
@@ -334,7 +341,7 @@ class Pass:
         return BatchedActivations(parts, "samples", needed, where)
 
     def _options_before(self, i: int, states: States, needed: Ints) -> Ints:
-        """Per state of a corrected batch norm the data and the parameter option of the site before it."""
+        """The data option and the parameter option of the site before a corrected batch norm, shape (states, 2)."""
         site = self.schedule.states[self.program.steps[i].inputs[0]]
         parents = states.parents[needed, 0]
         return np.stack([site.data[parents], site.parameters[parents]], axis=1)
@@ -342,7 +349,7 @@ class Pass:
     def _call(
         self, i: int, states: States, needed: Ints, inputs: Sequence[BatchedActivations | SeparateActivations]
     ) -> SeparateActivations:
-        """Anything else: state by state, as the deployed model does it."""
+        """Any other step, computed state by state as the deployed model does it."""
         step, program = self.program.steps[i], self.program
         values: list[Any] = []
         for state in needed.tolist():
@@ -362,22 +369,22 @@ class Pass:
     # --- the end ---
 
     def _score(self, value: BatchedActivations | SeparateActivations) -> None:
-        stack = self._stacked(value)
-        if stack is None or len(stack.features) != 1:
-            raise TypeError("the model's output is no tensor of shape (samples, classes)")
-        if not stack.whole:
-            stack = stack.compact()
-        if stack.layout == "first":
-            logits = [p.flatten(0, 1) for p in stack.parts]
+        output = self._batched(value)
+        if output is None or len(output.features) != 1:
+            raise TypeError("the model's output is not a tensor of shape (samples, classes)")
+        if not output.whole:
+            output = output.compact()
+        if output.layout == "first":
+            logits = [p.flatten(0, 1) for p in output.parts]
         else:
-            logits = [p.permute(0, 2, 3, 1).flatten(0, 1) for p in stack.parts]
-        results = [kernels.score(z, self.y, rectify=stack.rectify) for z in logits]
-        if stack.irregular is None:
-            self.scored.append((stack.have, *results[0]))
+            logits = [p.permute(0, 2, 3, 1).flatten(0, 1) for p in output.parts]
+        results = [kernels.score(z, self.y, rectify=output.rectify) for z in logits]
+        if output.irregular is None:
+            self.scored.append((output.states, *results[0]))
             return
         loss, correct = (torch.cat(column) for column in zip(*results, strict=True))
-        widths = np.array([p.shape[activations.COLUMNS[stack.layout]] for p in stack.parts])
+        widths = np.array([p.shape[activations.COLUMNS[output.layout]] for p in output.parts])
         offsets = np.concatenate([[0], np.cumsum([len(z) for z in logits])])
-        part, row, column = stack.where.T
+        part, row, column = output.where.T
         index = torch.from_numpy(offsets[part] + row * widths[part] + column).to(loss.device)
-        self.scored.append((stack.have, loss[index], correct[index]))
+        self.scored.append((output.states, loss[index], correct[index]))

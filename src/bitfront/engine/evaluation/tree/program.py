@@ -1,9 +1,9 @@
-"""What a captured graph does, step by step, and everything that hangs off its options: weights quantized once for the
-whole search, and whether a sum of products under these options is exact.
+"""The steps of a captured graph, and what depends on options alone, computed once per search.
 
-A sum of products of fixed-point numbers is itself a fixed-point number. As long as it needs no more than 24 bits,
-float32 holds it, and every partial sum, exactly: it is the same in whatever order it is taken. Where that does not hold
-(floats, scales that are no powers of two, sums beyond 2^24) ``Program.inexact`` says where and why.
+This is the quantized weights, and whether the sums of products under some options are exact. A sum of products of
+fixed-point numbers is a fixed-point number. If it needs no more than 24 bits, float32 holds it and every partial sum
+exactly, so it is the same in any order of summation. Where that does not hold (floats, scales that are not powers of
+two, sums beyond 2^24), ``Program.inexact`` says where and why.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bitfront.transforms.correct import is_norm
 #: Sums up to here are exact in float32.
 EXACT = 2**24
 
-#: How a step is computed: as its operation merges (``operations.base.Merge``), or state by state by its ``call``.
+#: How a step is computed: merged, in the way of its operation (``operations.base.Merge``), or state by state ("call").
 Kind = Literal[
     "input",
     "constant",
@@ -49,10 +49,10 @@ Kind = Literal[
     "norm",
     "call",
 ]
-#: One product of all inputs and weights.
+#: Kinds that are computed as one product of all inputs and weights.
 PRODUCTS = ("dense", "convolution")
-#: Modules that treat every value, or every window of every channel, alone, so that it does not matter how many
-#: samples they see at a time.
+#: Kinds that treat every value, or every window of every channel, separately. Their results do not depend on the number
+#: of samples in a call.
 PER_SAMPLE = ("identity", "flatten", "selection", "norm")
 
 
@@ -61,12 +61,12 @@ class Step:
     """One node of the graph.
 
     Attributes:
-        inputs: the steps whose values it takes.
-        group: the site's group in the space; None for a node that is no site.
-        shape: of its value, per sample; only of sites and modules.
-        operations: per sample.
-        groups: of a convolution.
-        corrected: a batch norm whose statistics depend on the option of the site before it.
+        inputs: numbers of the steps whose values it takes.
+        group: the site's group in the space; None for a node that is not a site.
+        shape: shape of its value per sample; empty for a node that is neither a site nor a module.
+        operations: number of operations per sample.
+        groups: number of groups of a convolution.
+        corrected: whether it is a batch norm whose statistics depend on the option of the site before it.
     """
 
     node: fx.Node
@@ -82,11 +82,13 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Options:
-    """The options of one site, taken apart.
+    """The options of one site, each split into a data option and a parameter option.
 
     Attributes:
-        data: per option an index into `data_formats`, the formats of its input.
-        parameters: per option an index into `parameter_formats`, the formats of all other operands together.
+        data: the data option of each option, an index into `data_formats`, int64, shape (options,).
+        data_formats: the distinct formats of the site's input; None for float.
+        parameters: the parameter option of each option, an index into `parameter_formats`, int64, shape (options,).
+        parameter_formats: the distinct formats of all other operands together.
     """
 
     data: Ints
@@ -96,13 +98,14 @@ class Options:
 
 
 class Program:
-    """The steps of a captured graph, and everything that hangs off options: quantized weights, computed once.
+    """The steps of a captured graph, and what depends on options alone: quantized weights, exactness.
 
     Args:
         graph: a traced graph.
-        space: what may be chosen at its sites.
-        calibration: knows whatever the options that are asked for need to know.
-        unmerged: names of nodes that are computed state by state, whatever their operation offers.
+        space: the space of its sites' formats.
+        calibration: calibrated formats and corrections; the options in use must have been learned.
+        device: where to compute.
+        unmerged: names of nodes that are computed state by state, even if their operation can be merged.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class Program:
         self.graph, self.device = graph, device
         self._calibration = calibration
         self.model = graph.model if device == "cpu" else _moved(graph.model, device)
-        self.options = tuple(_taken_apart(o) for o in space.site_formats)
+        self.options = tuple(_split_options(o) for o in space.site_formats)
         self._parameters: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
         self._merged: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
         self._exact: dict[tuple[int, int, int], str] = {}
@@ -125,7 +128,7 @@ class Program:
         self._bytes: dict[tuple[int, int, tuple[int, ...], bool], ByteConvolution | None] = {}
         self._grids: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         self._lock = threading.Lock()
-        #: Site → why some of its products are not merged. Grows as candidates are met.
+        #: Site → why some of its products are not merged. Grows while candidates are evaluated.
         self.inexact: dict[str, str] = {}
         self.steps, self.output = _steps(graph, self.model, calibration, unmerged)
         self.last_use = [max((j for j, s in enumerate(self.steps) if i in s.inputs), default=i) for i in self._all]
@@ -136,26 +139,26 @@ class Program:
         return range(len(self.steps))
 
     def data_format(self, step: Step, index: int) -> Format | None:
-        """The format of the step's input, number `index` of its options."""
+        """The format of the step's input under data option `index`; None for float."""
         assert step.group is not None
         assert step.site is not None
         wanted = self.options[step.group].data_formats[index]
         return None if wanted is None else self._calibration.format(step.site, "data_in", wanted)
 
     def parameter_formats(self, step: Step, index: int) -> Mapping[Operand, Format]:
-        """The formats of the step's operands but its input, number `index` of its parameter options."""
+        """The formats of the step's operands, without its input, under parameter option `index`."""
         assert step.group is not None
         assert step.site is not None
         return self._calibration.formats(step.site, self.options[step.group].parameter_formats[index])
 
     def unformatted(self, step: Step, data: Ints) -> bool:
-        """Whether the step's input stays as it is under all of some data options."""
+        """Whether the step's input stays in float under all of some data options."""
         assert step.group is not None
         formats = self.options[step.group].data_formats
         return all(formats[d] is None for d in np.unique(data).tolist())
 
     def rounding(self, step: Step) -> Rounding:
-        """Of the formats of the step's input that were prepared."""
+        """How the step's input is rounded; ``prepare`` must have been called for the data options in use."""
         assert step.group is not None
         return Rounding(*self._grids[step.group], lambda k: self.data_format(step, k))
 
@@ -167,11 +170,12 @@ class Program:
         return self._norms[key]
 
     def bytes(self, step: Step, data: int, indices: tuple[int, ...], rectified: bool) -> ByteConvolution | None:
-        """The step as a convolution of bytes under a data option and several parameter options, all exact; None where
-        that cannot be.
+        """The step as a convolution of bytes under a data option and several parameter options, all exact.
+
+        None if its operands do not fit bytes, or the device has no kernel for them.
 
         Args:
-            rectified: whether the input passes a ReLU before it is rounded.
+            rectified: whether a ReLU is applied to the input before it is rounded.
         """
         assert step.group is not None
         key = (step.group, data, indices, rectified)
@@ -216,15 +220,15 @@ class Program:
                 table[k], covered[k] = rounding.row, True
 
     def parameters(self, step: Step, index: int) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the step, quantized as number `index` of its parameter options says."""
+        """The step's quantized weight and bias under parameter option `index`."""
         assert step.group is not None
         assert step.site is not None
         key = (step.group, index)
         with self._lock:
             if key not in self._parameters:
                 weight, bias = self._float_parameters(step)
-                asked = self.options[step.group].parameter_formats[index]
-                corrected = self._calibration.bias(step.site, asked.get("weight"))
+                uncalibrated = self.options[step.group].parameter_formats[index]
+                corrected = self._calibration.bias(step.site, uncalibrated.get("weight"))
                 bias = bias if corrected is None else corrected.to(self.device)
                 formats = self.parameter_formats(step, index)
                 if "weight" in formats:
@@ -235,10 +239,12 @@ class Program:
             return self._parameters[key]
 
     def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
-        """The step, a batch norm, on what the site before it sends under these options.
+        """The value of the step, a batch norm, for the output of the site before it.
 
         Args:
-            x: shape (samples, channels, ...).
+            before: the step of that site.
+            data, parameters: the options of that site.
+            x: its output, shape (samples, channels, ...).
         """
         assert before.group is not None
         assert before.site is not None
@@ -254,8 +260,8 @@ class Program:
         return F.batch_norm(x, mean, variance, module.weight, module.bias, False, 0.0, module.eps)
 
     def merged(self, step: Step, indices: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Weights and biases of several parameter options, one under the other. A linear step's bias, if any option
-        has one, is the last column of its weight."""
+        """Weights and biases of several parameter options, concatenated along the output channels. The bias of a
+        linear step is the last column of its weight."""
         assert step.group is not None
         key = (step.group, indices)
         if key not in self._merged:
@@ -299,7 +305,7 @@ class Program:
         x_grid, w_grid = None if x.grid is None else x.grid.fixed_point, _multiples(w, weight)
         b_grid = None if bias is None else _multiples(b, bias)
         if x_grid is None or w_grid is None or (bias is not None and b_grid is None):
-            return "a format whose step is no power of two, or differs between values"
+            return "a format whose step is not a power of two, or differs between values"
         step_size = min([x_grid.step * w_grid.step] + ([] if b_grid is None else [b_grid.step]))
         sums = weight.double().abs().flatten(1).sum(dim=1) * (max(-x_grid.low, x_grid.high) * x_grid.step)
         if bias is not None:
@@ -311,12 +317,16 @@ class Program:
 
 
 def _rounding(form: Format | None) -> FixedPoint | None:
-    """The fixed-point numbers to which a format rounds, None for any other rounding."""
+    """The fixed-point numbers to which a format rounds; None for any other rounding."""
     return None if form is None or form.grid is None else form.grid.rounding
 
 
 def _multiples(form: Format | None, x: Tensor) -> FixedPoint | None:
-    """Fixed-point numbers among which all values of `x` are, a tensor that a format has rounded."""
+    """Fixed-point numbers that contain all values of `x`; None if there are none.
+
+    Args:
+        form: the format that rounded `x`.
+    """
     grid = None if form is None else form.grid_of(x)
     return None if grid is None else grid.fixed_point
 
@@ -325,7 +335,7 @@ def _moved(model: nn.Module, device: str) -> nn.Module:
     return copy.deepcopy(model).to(device)
 
 
-def _taken_apart(options: Sequence[Mapping[Operand, Format]]) -> Options:
+def _split_options(options: Sequence[Mapping[Operand, Format]]) -> Options:
     data: dict[Format | None, int] = {}
     parameters: dict[tuple[tuple[Operand, Format], ...], int] = {}
     data_of = [data.setdefault(o.get("data_in"), len(data)) for o in options]
@@ -337,7 +347,7 @@ def _taken_apart(options: Sequence[Mapping[Operand, Format]]) -> Options:
 def _steps(
     graph: Graph, model: nn.Module, calibration: Calibration, unmerged: Collection[str]
 ) -> tuple[tuple[Step, ...], int]:
-    """The nodes that the output depends on, in order; and which of them is the output."""
+    """(the steps that the output depends on, in order; the number of the output's step)."""
     assert graph.fx_graph is not None
     nodes = {n.name: n for n in graph.nodes}
     groups = {s.name: g for g, s in enumerate(graph.sites)}

@@ -1,10 +1,10 @@
-"""Many candidates through one graph, sharing whatever they share.
+"""The tree evaluator: loss and accuracy of many candidates, with each shared value computed once.
 
-``TreeScorer`` computes every state that a batch of candidates needs (``schedule.py``) once: depth first, cutting
-candidates and samples so that what is held at a time stays within ``WorkLimits.bytes``. All states and all weight
-options of a site go through one product, wherever its sums are exact (``program.py``); convolutions of narrow operands
-go through it as bytes. What is not exact is computed alone, with the call, shapes and samples of the deployed model.
-Either way each candidate gets, to the last bit, the numbers that it gets alone.
+``TreeScorer`` computes each state that a batch of candidates needs (``schedule.py``) once, depth first. Candidates and
+samples are cut into pieces, so that the activations of a step stay within ``WorkLimits.bytes``. All states and all
+weight options of a site go through one product if its sums are exact (``program.py``); convolutions of narrow operands
+are computed in bytes. What is not exact is computed state by state, with the call, shapes and samples of the deployed
+model. Either way each candidate gets the same bits as if it were evaluated alone.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ from bitfront.engine.evaluation.tree.schedule import Schedule
 from bitfront.graph import Graph
 from bitfront.spaces.base import Codes
 
-#: The largest activation of the samples that go through together: small enough for a cache, large enough for a call.
+#: Size of the largest activation of a chunk of samples: small enough for the cache, large enough that the cost of a
+#: call does not matter.
 ACTIVATION_BYTES = 4 << 20
-#: Activations that one step makes at a time: enough that calling it costs little beside them.
-STACK_BYTES = 32 << 20
-#: Less work than this is done by one thread: threads take turns at running Python, and lose more than they save.
+#: Size of the activations that one step computes at a time: large enough that the cost of a call does not matter.
+STEP_BYTES = 32 << 20
+#: Less work than this, in seconds, is done by one thread. Python runs one thread at a time, so several would be slower.
 THREAD_SECONDS = 0.1
-#: What a core does with small matrices, and with one value in a pass over memory, for the estimate of the work.
+#: For the estimate of the work: speed of a core with small matrices, and its time per value in a pass over memory.
 OPERATIONS_PER_SECOND = 3e10
 PASS_SECONDS = 1e-9
 
 
 @dataclass(frozen=True)
 class WorkLimits:
-    """How work is cut. It decides about time and memory.
+    """How work is cut, which decides its time and memory.
 
     Attributes:
-        samples: how many go through the graph together. What is not exact depends on it in the last bits.
-        bytes: activations that one step may make at a time, unless a single state needs more.
-        threads: how many share the work.
+        samples: number of samples that go through the graph together. Sums that are not exact depend on it in the
+            last bits.
+        bytes: size of the activations that one step may compute at a time, unless a single state needs more.
+        threads: number of threads that share the work.
     """
 
     samples: int
@@ -55,13 +57,16 @@ class WorkLimits:
 
     @classmethod
     def fitting(cls, graph: Graph, threads: int, device: str = "cpu") -> WorkLimits:
-        """So that on a CPU the largest activation, and a few states of it, stay in the cache; on a GPU so that every
-        kernel is large. The number of samples depends on the graph alone."""
+        """Limits for a graph and a device.
+
+        On a CPU the largest activation stays in the cache; on a GPU every kernel is large. On the CPU the number of
+        samples depends on the graph alone.
+        """
         largest = max([int(np.prod(s)) for n in graph.nodes for s in (*n.inputs, n.output)], default=1) * 4
         if device != "cpu":
             return cls(8192, 1 << 30, 1)
         samples = 1 << max(4, min(11, int(np.log2(max(1, ACTIVATION_BYTES // max(1, largest))))))
-        return cls(samples, STACK_BYTES, threads)
+        return cls(samples, STEP_BYTES, threads)
 
 
 class TreeScorer:
@@ -72,7 +77,7 @@ class TreeScorer:
         self._pool: ThreadPoolExecutor | None = None
 
     def scores(self, options: Codes, x: Tensor, y: Tensor) -> tuple[NDArray[np.float64], Ints]:
-        """Sum of losses, and number of right answers, of each candidate.
+        """(sum of losses, number of correct answers) of each candidate, each of shape (candidates,).
 
         Args:
             options: shape (candidates, groups).
@@ -84,16 +89,16 @@ class TreeScorer:
         loss, correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
         chunks = list(zip(torch.split(x, self.limits.samples), torch.split(y, self.limits.samples), strict=True))
         threads = self._threads(schedule, len(y))
-        # Threads that share out samples lose nothing; those that share out candidates do some of the work twice.
+        # If threads share the samples, no work is done twice. If they share the candidates, some is.
         pieces = _even(len(schedule), 1 if len(chunks) >= threads else threads)
         tasks = [(xs, ys, piece) for xs, ys in chunks for piece in pieces]
         done = self._map(schedule, tasks, threads)
         for _ in chunks:
-            # A state that two pieces need was computed by both, and counts once.
+            # A state that two pieces need was computed by both. It counts once.
             piece_loss, piece_correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
             for _ in pieces:
-                for have, part_loss, part_correct in next(done):
-                    piece_loss[have], piece_correct[have] = part_loss.cpu().numpy(), part_correct.cpu().numpy()
+                for states, part_loss, part_correct in next(done):
+                    piece_loss[states], piece_correct[states] = part_loss.cpu().numpy(), part_correct.cpu().numpy()
             loss += piece_loss
             correct += piece_correct
         at = np.empty(len(schedule), dtype=np.int64)
@@ -105,7 +110,7 @@ class TreeScorer:
             yield from (self._task(schedule, *t) for t in tasks)
             return
         if self._pool is None:
-            # Kept: a thread's first tensor operation costs milliseconds.
+            # The pool stays open, because a thread's first tensor operation takes milliseconds.
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bitfront")
         yield from self._pool.map(lambda t: self._task(schedule, *t), tasks)
 
@@ -128,7 +133,7 @@ class TreeScorer:
                 if limits.bytes > 4096:
                     limits = replace(limits, bytes=limits.bytes // 2)
                     continue
-            # A single state does not fit: fewer samples at a time.
+            # A single state does not fit into memory, so take fewer samples at a time.
             if len(y) == 1:
                 raise MemoryError("one sample of one candidate does not fit into memory")
             half = len(y) // 2
@@ -137,14 +142,14 @@ class TreeScorer:
 
 
 def _added(parts: Sequence[list[Scored]]) -> list[Scored]:
-    """The scores of several sets of samples as those of all of them."""
+    """The sum of the scores of several sets of samples, per state."""
     losses: dict[int, Tensor] = {}
     hits: dict[int, Tensor] = {}
     for scored in parts:
-        scores = {int(h): (a, b) for have, loss, right in scored for h, a, b in zip(have, loss, right, strict=True)}
-        for h, (a, b) in scores.items():
-            losses[h] = losses[h] + a if h in losses else a
-            hits[h] = hits[h] + b if h in hits else b
+        scores = {int(s): (a, b) for states, loss, hit in scored for s, a, b in zip(states, loss, hit, strict=True)}
+        for s, (a, b) in scores.items():
+            losses[s] = losses[s] + a if s in losses else a
+            hits[s] = hits[s] + b if s in hits else b
     return [(np.array(list(losses)), torch.stack(list(losses.values())), torch.stack(list(hits.values())))]
 
 
@@ -153,5 +158,6 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _even(count: int, parts: int) -> list[tuple[int, int]]:
+    """(start, stop) of `parts` ranges of about equal length."""
     edges = np.linspace(0, count, min(parts, count) + 1).astype(int).tolist()
     return list(itertools.pairwise(edges))
