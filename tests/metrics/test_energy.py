@@ -177,16 +177,16 @@ def test_a_window_by_a_fake_clock():
 def test_energy_above_idle_by_a_fake_clock(tiny_mlp, monkeypatch):
     machine = Machine()
     monkeypatch.setattr("bitfront.metrics.energy.os.cpu_count", lambda: 4)
-    subject = evaluator(tiny_mlp, (4,), {"default": FLOAT})
+    context = evaluator(tiny_mlp, (4,), {"default": FLOAT})
     runner = Energy(EnergySettings(window=2.0, batch_size=5), machine, machine.clocks())
-    original = type(runner._prepared(subject)[0]).network
+    original = type(runner._prepared(context)[0]).network
 
     def network(*args):
         deployed = original(*args)
         return type(deployed)(lambda: machine.spend(0.5, 50.0, 0.25), lambda: 1.0)
 
     monkeypatch.setattr("bitfront.metrics.energy.Deployment.network", network)
-    metrics = runner.measure(subject, subject.space.numbered(0, 1))
+    metrics = runner.measure(context, context.space.numbered(0, 1))
     # 100 J in 2 s less 40 J idle, in 4 runs of 5 samples.
     assert {k: v.tolist() for k, v in metrics.items()} == {
         "energy": [60 / 20 * 1e3],
@@ -195,22 +195,22 @@ def test_energy_above_idle_by_a_fake_clock(tiny_mlp, monkeypatch):
         "cpu_utilization": [0.5 / 4],
         "gpu_utilization": [0.0],
     }
-    kinds = runner.kinds(subject)
+    kinds = runner.kinds(context)
     assert kinds["energy"] == ("measured", "")
     assert kinds["gpu_utilization"] == ("estimated", "the network uses no GPU")
     before = machine.now
-    runner.measure(subject, subject.space.numbered(0, 1))
+    runner.measure(context, context.space.numbered(0, 1))
     assert machine.now == before
 
 
 def test_without_a_counter_it_is_an_estimate_and_says_so(tiny_mlp):
-    subject = evaluator(tiny_mlp, (4,), {"default": FLOAT})
+    context = evaluator(tiny_mlp, (4,), {"default": FLOAT})
     runner = Energy(EnergySettings(window=0.05, tdp=30.0, source="estimated"))
-    kind, why = runner.kinds(subject)["energy"]
+    kind, why = runner.kinds(context)["energy"]
     assert kind == "estimated"
     assert why == "share of the processors' time × 30 W: source = 'estimated'"
-    assert runner.kinds(subject)["cpu_utilization"] == ("measured", "")
-    metrics = {k: v[0] for k, v in runner.measure(subject, subject.space.numbered(0, 1)).items()}
+    assert runner.kinds(context)["cpu_utilization"] == ("measured", "")
+    metrics = {k: v[0] for k, v in runner.measure(context, context.space.numbered(0, 1)).items()}
     assert metrics["idle_power"] == 0
     assert metrics["power"] == pytest.approx(30 * metrics["cpu_utilization"], rel=0.2)
     assert 0 < metrics["cpu_utilization"] <= 1
@@ -219,20 +219,20 @@ def test_without_a_counter_it_is_an_estimate_and_says_so(tiny_mlp):
 
 def test_where_nothing_can_be_run_it_is_the_modelled_latency_times_watts(tiny_mlp):
     seed = {"fc1": {"name": ["integer"], "data_in_width": [16], "weight_width": [4, 16]}}
-    subject = evaluator(tiny_mlp, (4,), seed)
-    codes = subject.space.numbered(0, 2)
+    context = evaluator(tiny_mlp, (4,), seed)
+    codes = context.space.numbered(0, 2)
     runner = Energy(EnergySettings(tdp=10.0, batch_size=2))
-    kind, why = runner.kinds(subject)["energy"]
+    kind, why = runner.kinds(context)["energy"]
     assert kind == "estimated"
     assert why.startswith("modelled latency × 10 W, the processor fully busy: fc1 (Linear): data_in is int16.8")
     latency = RUNNERS.get("latency")
-    seconds = latency(latency.Settings(batch_size=2)).measure(subject, codes)["latency"] / 1e3
-    assert np.allclose(runner.measure(subject, codes)["energy"], seconds * 10 / 2 * 1e3)
+    seconds = latency(latency.Settings(batch_size=2)).measure(context, codes)["latency"] / 1e3
+    assert np.allclose(runner.measure(context, codes)["energy"], seconds * 10 / 2 * 1e3)
 
 
 def test_the_estimated_energy_conforms(tiny_mlp):
-    subject = evaluator(
+    context = evaluator(
         tiny_mlp, (4,), {"default": {"name": ["integer"], "data_in_width": [4, 8], "weight_width": [4, 8]}}
     )
     settings = {"backend": "modelled", "source": "estimated"}
-    check_runner("energy", settings, subject, subject.space.sample(12, np.random.default_rng(0)))
+    check_runner("energy", settings, context, context.space.sample(12, np.random.default_rng(0)))

@@ -34,8 +34,8 @@ def latency(**settings):
     return kind(kind.Settings(**{**QUICK, **settings}))
 
 
-def every(subject):
-    return subject.space.numbered(0, subject.space.size)
+def every(context):
+    return context.space.numbered(0, context.space.size)
 
 
 class Counts:
@@ -57,16 +57,16 @@ def test_networks_in_bytes_are_measured_once_per_signature(backend, tiny_mlp, mo
     if backend == "onnxruntime":
         pytest.importorskip("onnxruntime")
     counts = Counts(monkeypatch)
-    subject = evaluator(tiny_mlp, (4,), {"linear": BYTES}, by="type")
+    context = evaluator(tiny_mlp, (4,), {"linear": BYTES}, by="type")
     runner = latency(backend=backend, batch_size=3)
-    assert set(runner.kinds(subject).values()) == {("measured", "")}
-    metrics = runner.measure(subject, every(subject))
+    assert set(runner.kinds(context).values()) == {("measured", "")}
+    metrics = runner.measure(context, every(context))
     # Two sites in float or in bytes; a narrower input is one more operator of ONNX.
     assert counts.built == (9 if backend == "onnxruntime" else 4)
     # Candidates with one signature share one measurement.
-    deployment, measured = Deployment(runner.settings, subject), {}
-    for code, value in zip(every(subject), metrics["latency"].tolist(), strict=True):
-        measured.setdefault(deployment.signature(subject.space.graph, subject.formats(code)), set()).add(value)
+    deployment, measured = Deployment(runner.settings, context), {}
+    for code, value in zip(every(context), metrics["latency"].tolist(), strict=True):
+        measured.setdefault(deployment.signature(context.space.graph, context.formats(code)), set()).add(value)
     assert [len(values) for values in measured.values()] == [1] * counts.built
     for values in metrics.values():
         assert (values > 0).all()
@@ -74,7 +74,7 @@ def test_networks_in_bytes_are_measured_once_per_signature(backend, tiny_mlp, mo
     assert (metrics["latency"] <= metrics["latency_high"]).all()
     assert (metrics["latency"] <= metrics["latency_p90"]).all()
     assert metrics["latency_per_sample"] == pytest.approx(metrics["latency"] / 3)
-    again = runner.measure(subject, every(subject)[::-1])
+    again = runner.measure(context, every(context)[::-1])
     assert np.array_equal(again["latency"][::-1], metrics["latency"])
     assert counts.built <= 9
 
@@ -87,8 +87,8 @@ def test_a_larger_network_loses_on_any_machine(backend):
     networks = []
     for width in (1500, 32):
         model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
-        subject = evaluator(model, (8,), {"default": FLOAT})
-        networks.append(Deployment(runner.settings, subject).network(subject, every(subject)[0]))
+        context = evaluator(model, (8,), {"default": FLOAT})
+        networks.append(Deployment(runner.settings, context).network(context, every(context)[0]))
     large, small = (summarise(s) for s in time_in_turns([n.timed for n in networks], 0.05, 20))
     assert large.low > small.high
 
@@ -104,10 +104,10 @@ def test_a_larger_network_loses_on_any_machine(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_option_without_a_kernel_and_nothing_is_measured(backend, entry, why, tiny_mlp, monkeypatch):
     counts = Counts(monkeypatch)
-    subject = evaluator(tiny_mlp, (4,), {"fc2": {"name": ["integer", "NA"], **entry}, "fc1": BYTES})
+    context = evaluator(tiny_mlp, (4,), {"fc2": {"name": ["integer", "NA"], **entry}, "fc1": BYTES})
     runner = latency(backend=backend)
-    assert set(runner.kinds(subject).values()) == {("modelled", f"fc2 (Linear): {why}")}
-    metrics = runner.measure(subject, every(subject))
+    assert set(runner.kinds(context).values()) == {("modelled", f"fc2 (Linear): {why}")}
+    metrics = runner.measure(context, every(context))
     assert counts.built == 0
     for name in ("latency_low", "latency_high", "latency_p90"):
         assert np.array_equal(metrics[name], metrics["latency"])
@@ -115,36 +115,36 @@ def test_one_option_without_a_kernel_and_nothing_is_measured(backend, entry, why
 
 def test_the_float_model_beside_a_search_comes_about_as_its_candidates_do(tiny_mlp):
     wide = {"name": ["integer"], "data_in_width": [16], "weight_width": [16]}
-    subject = evaluator(tiny_mlp, (4,), {"fc1": wide}, runners=[configured_runner("latency", QUICK)])
-    (kind,) = {k for k, _ in subject.float_evaluator().runners[0].kinds(subject.float_evaluator()).values()}
+    context = evaluator(tiny_mlp, (4,), {"fc1": wide}, runners=[configured_runner("latency", QUICK)])
+    (kind,) = {k for k, _ in context.float_evaluator().runners[0].kinds(context.float_evaluator()).values()}
     assert kind == "modelled"
-    floating = subject.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"][0]
-    wider = subject.evaluate(every(subject)).values["latency"][0]
+    floating = context.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"][0]
+    wider = context.evaluate(every(context)).values["latency"][0]
     assert floating > wider > 0
     # And shares what was measured.
-    subject = evaluator(tiny_mlp, (4,), {"fc1": FLOAT}, runners=[configured_runner("latency", QUICK)])
-    first = subject.evaluate(every(subject)).values["latency"]
-    assert np.array_equal(subject.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"], first)
+    context = evaluator(tiny_mlp, (4,), {"fc1": FLOAT}, runners=[configured_runner("latency", QUICK)])
+    first = context.evaluate(every(context)).values["latency"]
+    assert np.array_equal(context.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["latency"], first)
 
 
 def test_the_roofline_of_jsc_tiny_by_hand():
     seed = {"seq_blocks_2": {"name": ["integer", "NA"], "data_in_width": [8], "weight_width": [4]}}
-    subject = evaluator(build_model("jsc-tiny", (16,), 5, seed=0), (16,), seed)
+    context = evaluator(build_model("jsc-tiny", (16,), 5, seed=0), (16,), seed)
     settings = {"backend": "modelled", "batch_size": 10, "operations_per_second": 1e6, "bytes_per_second": 1e9}
-    metrics = latency(**settings).measure(subject, every(subject))
+    metrics = latency(**settings).measure(context, every(context))
     # BatchNorm 4·16, ReLU 16, Linear 16·5 at a quarter, ReLU 5: all bound by operations at a million per second.
     assert metrics["latency"] == pytest.approx([10 * (64 + 16 + 80 / 4 + 5) / 1e3, 10 * (64 + 16 + 80 + 5) / 1e3])
     assert metrics["latency_per_sample"] == pytest.approx(metrics["latency"] / 10)
     settings |= {"operations_per_second": 1e15, "bytes_per_second": 1e3}
-    metrics = latency(**settings).measure(subject, every(subject))
+    metrics = latency(**settings).measure(context, every(context))
     norm, relu, last = (16 + 16) * 4 * 10 + 32 * 4, (16 + 16) * 4 * 10, (5 + 5) * 4 * 10
     quantized, floating = 80 * 4 / 8 + 10 * (16 + 5 * 4), 80 * 4 + 10 * (16 * 4 + 5 * 4)
     assert metrics["latency"] == pytest.approx([norm + relu + last + quantized, norm + relu + last + floating])
 
 
 def test_the_modelled_latency_conforms(tiny_mlp):
-    subject = evaluator(tiny_mlp, (4,), {"default": {**BYTES, "weight_width": [8, 16]}})
-    check_runner("latency", {"backend": "modelled"}, subject, subject.space.sample(24, np.random.default_rng(0)))
+    context = evaluator(tiny_mlp, (4,), {"default": {**BYTES, "weight_width": [8, 16]}})
+    check_runner("latency", {"backend": "modelled"}, context, context.space.sample(24, np.random.default_rng(0)))
 
 
 def test_a_model_that_cannot_be_traced_is_measured_in_float_only():
@@ -174,6 +174,6 @@ def test_a_missing_package_is_said_before_any_work(monkeypatch):
 
 def test_threads_of_torch_are_as_before(tiny_mlp):
     before = torch.get_num_threads()
-    subject = evaluator(tiny_mlp, (4,), {"default": FLOAT})
-    latency(threads=2).measure(subject, every(subject))
+    context = evaluator(tiny_mlp, (4,), {"default": FLOAT})
+    latency(threads=2).measure(context, every(context))
     assert torch.get_num_threads() == before

@@ -40,10 +40,10 @@ def evaluator(model, shape, seed, runners=(), by="name", samples=60):
     )
 
 
-def measure(runner, settings, subject, codes=None):
+def measure(runner, settings, context, codes=None):
     kind = RUNNERS.get(runner)
-    codes = subject.space.numbered(0, subject.space.size) if codes is None else codes
-    return kind(kind.Settings(**settings)).measure(subject, codes)
+    codes = context.space.numbered(0, context.space.size) if codes is None else codes
+    return kind(kind.Settings(**settings)).measure(context, codes)
 
 
 INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "NA"], "bias_width": [6]}
@@ -67,9 +67,9 @@ INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "
     ],
 )
 def test_runners_conform(name, settings, tiny_mlp):
-    subject = evaluator(tiny_mlp, (4,), {"default": INT})
-    codes = subject.space.sample(24, np.random.default_rng(0))
-    check_runner(name, settings, subject, codes)
+    context = evaluator(tiny_mlp, (4,), {"default": INT})
+    codes = context.space.sample(24, np.random.default_rng(0))
+    check_runner(name, settings, context, codes)
 
 
 def test_a_configured_runner_is_parsed_once_and_travels():
@@ -113,8 +113,8 @@ class MeansOfAllBefore(RUNNERS.get("basic_evaluation")):
 
     seen = ()
 
-    def measure(self, subject, codes):
-        metrics = super().measure(subject, codes)
+    def measure(self, context, codes):
+        metrics = super().measure(context, codes)
         type(self).seen = (*self.seen, *metrics["loss"])
         return {**metrics, "loss": np.full(len(codes), np.mean(self.seen))}
 
@@ -122,8 +122,8 @@ class MeansOfAllBefore(RUNNERS.get("basic_evaluation")):
 class CountsFailuresAsWrong(RUNNERS.get("basic_evaluation")):
     """A number where there is none."""
 
-    def measure(self, subject, codes):
-        scores = subject.scores(codes, "val", None)
+    def measure(self, context, codes):
+        scores = context.scores(codes, "val", None)
         return {"loss": np.nan_to_num(scores.loss), "accuracy": scores.correct / scores.samples}
 
 
@@ -134,9 +134,9 @@ class CountsFailuresAsWrong(RUNNERS.get("basic_evaluation")):
 def test_the_conformance_suite_notices(kind, message, tiny_mlp, monkeypatch):
     assert issubclass(kind, Runner)
     monkeypatch.setitem(RUNNERS._members, "basicevaluation", ("basic_evaluation", kind))
-    subject = evaluator(tiny_mlp, (4,), {"default": INT})
+    context = evaluator(tiny_mlp, (4,), {"default": INT})
     with pytest.raises(AssertionError, match=message):
-        check_runner("basic_evaluation", {}, subject, subject.space.numbered(0, 6))
+        check_runner("basic_evaluation", {}, context, context.space.numbered(0, 6))
 
 
 # --- bits ------------------------------------------------------------------------------------------------------------
@@ -145,11 +145,11 @@ def test_the_conformance_suite_notices(kind, message, tiny_mlp, monkeypatch):
 def test_average_bitwidth_is_the_mean_over_all_weights_and_float_ones_count_32(tiny_mlp):
     # fc1 has 12 weights, fc2 has 6; biases and the ReLU's input do not count.
     seed = {"fc1": {"name": ["integer", "NA"], "weight_width": [4], "bias_width": [2]}}
-    subject = evaluator(tiny_mlp, (4,), seed)
-    metrics = measure("average_bitwidth", {}, subject)
+    context = evaluator(tiny_mlp, (4,), seed)
+    metrics = measure("average_bitwidth", {}, context)
     assert metrics["average_bitwidth"].tolist() == [(12 * 4 + 6 * 32) / 18, 32.0]
     assert metrics["memory_density"].tolist() == [32 / ((12 * 4 + 6 * 32) / 18), 1.0]
-    metrics = measure("average_bitwidth", {"over": "quantized", "compare_to": 16}, subject)
+    metrics = measure("average_bitwidth", {"over": "quantized", "compare_to": 16}, context)
     assert metrics["average_bitwidth"].tolist() == [4.0, 32.0]
     assert metrics["memory_density"].tolist() == [4.0, 0.5]
 
@@ -264,14 +264,14 @@ def test_a_shared_parameter_is_stored_once_in_its_widest_form(factory, sites, re
 
 
 def test_loss_and_accuracy_are_those_of_the_quantized_model_on_the_samples_asked_for(tiny_mlp):
-    subject = evaluator(tiny_mlp, (4,), {"default": INT})
-    codes = subject.space.numbered(0, 5)
+    context = evaluator(tiny_mlp, (4,), {"default": INT})
+    codes = context.space.numbered(0, 5)
     for split, num in (("val", None), ("val", 13), ("train", 9)):
         settings = {"data_loader": f"{split}_dataloader", "num_samples": num}
-        metrics = measure("basic_evaluation", settings, subject, codes)
-        x, y = (t[:num] for t in subject.job.splits[split])
+        metrics = measure("basic_evaluation", settings, context, codes)
+        x, y = (t[:num] for t in context.job.splits[split])
         for i, code in enumerate(codes):
-            logits = subject.model(code)(x).detach()
+            logits = context.model(code)(x).detach()
             assert metrics["accuracy"][i] == (logits.argmax(1) == y).double().mean()
             assert metrics["loss"][i] == pytest.approx(float(F.cross_entropy(logits.double(), y)), rel=1e-6)
 
@@ -315,18 +315,18 @@ def test_ebops_of_dense_uniform_networks_are_the_published_ones():
 
 
 def test_weights_that_round_to_zero_cost_nothing(tiny_mlp):
-    subject = evaluator(
+    context = evaluator(
         tiny_mlp, (4,), {"linear": {"name": ["integer"], "data_in_width": [8], "weight_width": [2, 8]}}, by="type"
     )
-    codes = subject.space.numbered(0, subject.space.size)
-    sparsity = measure("sparsity", {}, subject)["sparsity"]
-    ebops = measure("ebops", {}, subject)["ebops"]
-    choosing = [g for g, group in enumerate(subject.space.groups) if group.size > 1]
-    for i, (code, options) in enumerate(zip(codes, subject.space.options(codes), strict=True)):
-        linears = [m for m in subject.model(code, bake=True).modules() if isinstance(m, nn.Linear)]
+    codes = context.space.numbered(0, context.space.size)
+    sparsity = measure("sparsity", {}, context)["sparsity"]
+    ebops = measure("ebops", {}, context)["ebops"]
+    choosing = [g for g, group in enumerate(context.space.groups) if group.size > 1]
+    for i, (code, options) in enumerate(zip(codes, context.space.options(codes), strict=True)):
+        linears = [m for m in context.model(code, bake=True).modules() if isinstance(m, nn.Linear)]
         zeros = sum(int((m.weight == 0).sum()) for m in linears)
         assert sparsity[i] == pytest.approx(zeros / sum(m.weight.numel() for m in linears))
-        bits = [int(subject.space.bits("weight")[g][options[g]]) for g in choosing]
+        bits = [int(context.space.bits("weight")[g][options[g]]) for g in choosing]
         assert ebops[i] == sum(int((m.weight != 0).sum()) * 8 * b for m, b in zip(linears, bits, strict=True))
 
 
@@ -345,10 +345,10 @@ class Residual(nn.Module):
 
 
 def test_peak_memory_is_the_largest_set_of_live_activations():
-    subject = evaluator(Residual(), (8,), {"default": INT})
+    context = evaluator(Residual(), (8,), {"default": INT})
     # relu holds what it takes (32) and gives (32), while the input (8) waits for the addition: 72 values of 4 bytes.
     code = np.zeros((1, 0), dtype=np.int64)
-    assert measure("peak_memory", {}, subject.float_evaluator(), code)["peak_memory"].tolist() == [72 * 4]
+    assert measure("peak_memory", {}, context.float_evaluator(), code)["peak_memory"].tolist() == [72 * 4]
 
 
 def test_activations_are_held_in_the_widest_format_that_takes_them():
@@ -359,25 +359,25 @@ def test_activations_are_held_in_the_widest_format_that_takes_them():
         "add": {"name": ["integer"], "data_in_width": [6]},
         "out": {"name": ["integer"], "data_in_width": [8]},
     }
-    subject = evaluator(Residual(), (8,), seed)
+    context = evaluator(Residual(), (8,), seed)
     # At the relu: 32 values of 16 bits in, 32 of 8 out, and the input, which the addition takes in 6 bits: 6 bytes.
-    assert measure("peak_memory", {}, subject)["peak_memory"].tolist() == [64 + 32 + 6]
+    assert measure("peak_memory", {}, context)["peak_memory"].tolist() == [64 + 32 + 6]
 
 
 def test_views_make_no_second_copy():
     net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 2))
-    subject = evaluator(net, (1, 4, 4), {"default": INT})
+    context = evaluator(net, (1, 4, 4), {"default": INT})
     code = np.zeros((1, 0), dtype=np.int64)
     # Convolution: 16 in, 32 out. Flatten: the same 32. Linear: 32 in, 2 out.
-    assert measure("peak_memory", {}, subject.float_evaluator(), code)["peak_memory"].tolist() == [48 * 4]
+    assert measure("peak_memory", {}, context.float_evaluator(), code)["peak_memory"].tolist() == [48 * 4]
 
 
 def test_the_least_peak_is_that_of_all_candidates():
     """A maximum over sites, which no single site may move."""
     settings = {"name": ["NA", "integer"], "data_in_width": [8, 4]}
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    subject = evaluator(net, (8,), {"default": settings}, runners=[configured_runner("peak_memory")])
+    context = evaluator(net, (8,), {"default": settings}, runners=[configured_runner("peak_memory")])
     limit = Constraint("peak_memory <= 1 B", "peak_memory", "<=", 1.0)
-    least = subject.closed_form_values(closest(subject, [limit])[None], {"peak_memory"})["peak_memory"][0]
-    everything = subject.space.numbered(0, subject.space.size)
-    assert least == subject.closed_form_values(everything, {"peak_memory"})["peak_memory"].min()
+    least = context.closed_form_values(closest(context, [limit])[None], {"peak_memory"})["peak_memory"][0]
+    everything = context.space.numbered(0, context.space.size)
+    assert least == context.closed_form_values(everything, {"peak_memory"})["peak_memory"].min()

@@ -196,7 +196,7 @@ class Runner(ABC):
         """
         return
 
-    def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:  # noqa: ARG002
+    def kinds(self, context: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:  # noqa: ARG002
         """Metric → (how its values come about in this search, why if that is not what ``produces`` says).
 
         The same for every candidate of a search, so that a column never mixes what was measured with what was not.
@@ -204,12 +204,12 @@ class Runner(ABC):
         return {m.name: (m.kind, "") for m in self.produces}
 
     @abstractmethod
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The metrics of a batch of candidates.
 
         Args:
-            subject: what evaluates them.
-            codes: canonical codes of ``subject.space``, int64 of shape (candidates, parameters); not to be changed.
+            context: what evaluates them.
+            codes: canonical codes of ``context.space``, int64 of shape (candidates, parameters); not to be changed.
 
         Returns:
             Each metric of `produces` → values, float64 of shape (candidates,), in the unit that it declares. NaN

@@ -42,12 +42,12 @@ class _Multiplications(Runner):
     closed_form: ClassVar[bool] = True
     of_weights: ClassVar[bool] = True
 
-    def _tables(self, subject: EvaluationContext) -> list[NDArray[np.float64]]:
+    def _tables(self, context: EvaluationContext) -> list[NDArray[np.float64]]:
         settings = self.settings
-        space = subject.space
+        space = context.space
         first = first_weighted(space.graph) if settings.input_bits else frozenset()
         tables = []
-        bits = zip(space.sites, space.bits("data_in"), space.bits("weight"), subject.nonzero(), strict=True)
+        bits = zip(space.sites, space.bits("data_in"), space.bits("weight"), context.nonzero(), strict=True)
         for site, data, weight, nonzero in bits:
             input_bits = np.full_like(data, settings.input_bits) if site.name in first else data
             # Of a weight that is an activation no value is known to be zero.
@@ -60,9 +60,9 @@ class _Multiplications(Runner):
             tables.append(np.broadcast_to(np.asarray(cost, dtype=np.float64), data.shape))
         return tables
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The sum for each candidate."""
-        return {self.produces[0].name: option_sum(self._tables(subject), subject.space.options(codes))}
+        return {self.produces[0].name: option_sum(self._tables(context), context.space.options(codes))}
 
 
 @RUNNERS.register("bops")
@@ -98,11 +98,11 @@ class Sparsity(Runner):
     of_weights: ClassVar[bool] = True
     produces = (Metric("sparsity", "", "maximize", "modelled", "share of weights that are zero once quantized"),)
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The sparsity of each candidate, 0 to 1; 0 for a model without weights."""
-        space = subject.space
+        space = context.space
         counts = [math.prod(s.weight_shape) if s.weight else 0 for s in space.sites]
-        nonzero = [table.astype(np.float64) for table in subject.nonzero()]
+        nonzero = [table.astype(np.float64) for table in context.nonzero()]
         remaining = option_sum(nonzero, space.options(codes))
         return {"sparsity": 1.0 - remaining / sum(counts) if sum(counts) else np.zeros(len(codes))}
 

@@ -40,9 +40,9 @@ class BasicComputation(Runner):
         ),
     )
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Both metrics of each candidate."""
-        space = subject.space
+        space = context.space
         flops = sum(n.operations or 0 for n in space.graph.nodes)
         bitops = table_sum(space, site_bitops(space), codes)
         others = [n for n in space.graph.nodes if not isinstance(n, Site)]

@@ -91,9 +91,9 @@ class Deployment:
         reason: why the values are modelled; empty where they are measured.
     """
 
-    def __init__(self, settings: DeployedSettings, subject: EvaluationContext) -> None:
+    def __init__(self, settings: DeployedSettings, context: EvaluationContext) -> None:
         self.settings = settings
-        self.reason = _why_modelled(settings, subject)
+        self.reason = _why_modelled(settings, context)
 
     def signature(self, graph: Graph, formats: Mapping[str, SiteFormats]) -> Signature:
         """Everything that the time of a network depends on: the shapes of its tensors, and the kernels of its sites."""
@@ -106,14 +106,14 @@ class Deployment:
         )
         return tuple(node.output for node in graph.nodes), kernels
 
-    def network(self, subject: EvaluationContext, code: NDArray[np.int64]) -> DeployedNetwork:
+    def network(self, context: EvaluationContext, code: NDArray[np.int64]) -> DeployedNetwork:
         """The candidate `code` on the backend, with a batch of inputs."""
-        graph, formats = subject.space.graph, subject.formats(code)
+        graph, formats = context.space.graph, context.formats(code)
         batch = self.settings.batch_size
-        x = subject.sample[torch.arange(batch) % len(subject.sample)].contiguous()
+        x = context.sample[torch.arange(batch) % len(context.sample)].contiguous()
         if self.settings.backend == "onnxruntime":
             return _on_onnxruntime(graph, formats, x, self.settings)
-        return _on_torch(graph, formats, x, subject.device)
+        return _on_torch(graph, formats, x, context.device)
 
     def modelled(self, space: FormatSpace, codes: Codes) -> Values:
         """Seconds per batch of each candidate, shape (candidates,), by the roofline model (Williams et al. 2009).
@@ -150,16 +150,16 @@ class Deployment:
         )
 
 
-def _why_modelled(settings: DeployedSettings, subject: EvaluationContext) -> str:
+def _why_modelled(settings: DeployedSettings, context: EvaluationContext) -> str:
     """Why the values of a search are modelled; empty where they are measured."""
     if settings.backend == "modelled":
         return "backend = 'modelled'"
-    if settings.backend == "onnxruntime" and subject.device != "cpu":
-        return f"the search computes on {subject.device}, and ONNX Runtime is used on the CPU only"
-    space = subject.searched
+    if settings.backend == "onnxruntime" and context.device != "cpu":
+        return f"the search computes on {context.device}, and ONNX Runtime is used on the CPU only"
+    space = context.searched
     for site, options in zip(space.sites, space.site_formats, strict=True):
         for formats in options:
-            obstacle = _obstacle(settings, subject, site, formats)
+            obstacle = _obstacle(settings, context, site, formats)
             if obstacle:
                 return f"{site.title}: {obstacle}"
     if settings.backend == "onnxruntime":
@@ -170,19 +170,19 @@ def _why_modelled(settings: DeployedSettings, subject: EvaluationContext) -> str
     return ""
 
 
-def _obstacle(settings: DeployedSettings, subject: EvaluationContext, site: Site, formats: SiteFormats) -> str:
+def _obstacle(settings: DeployedSettings, context: EvaluationContext, site: Site, formats: SiteFormats) -> str:
     """Why an option has no kernel; empty where it has one.
 
     Called before calibration, so a zero point that calibration sets counts as not 0.
     """
-    if subject.device != "cpu":
+    if context.device != "cpu":
         labels = [number_format.label for operand, number_format in formats.items() if operand != "bias"]
-        return f"{labels[0]} has no kernel on {subject.device}" if labels else ""
+        return f"{labels[0]} has no kernel on {context.device}" if labels else ""
     sample = torch.linspace(-1, 1, 64).reshape(8, 8)
     calibrated = {operand: f.calibrated(sample) if f.calibrates else f for operand, f in formats.items()}
     if settings.backend == "onnxruntime":
         return onnx.obstacle(site, calibrated)
-    return integer.obstacle(subject.space.graph, site, calibrated)
+    return integer.obstacle(context.space.graph, site, calibrated)
 
 
 def _on_torch(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, device: str) -> DeployedNetwork:

@@ -111,9 +111,9 @@ class Energy(Runner):
                 f"{error}. source = 'auto' estimates where there is no counter", key=("source",)
             ) from None
 
-    def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
+    def kinds(self, context: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
         """Measured if there is a counter and the backend can run every option of the space, else estimated; and why."""
-        deployment, meter = self._prepared(subject)
+        deployment, meter = self._prepared(context)
         if deployment.reason:
             why = f"modelled latency × {self.settings.tdp:g} W, the processor fully busy: {deployment.reason}"
             return {m.name: ("estimated", why) for m in self.produces}
@@ -123,16 +123,16 @@ class Energy(Runner):
             kinds["energy"] = kinds["power"] = ("estimated", why)
             kinds["idle_power"] = ("estimated", "unknown without a counter, and counted as 0")
         if meter.source != "nvml":
-            on_cpu = subject.device == "cpu"
+            on_cpu = context.device == "cpu"
             kinds["gpu_utilization"] = ("estimated", "the network uses no GPU" if on_cpu else "unknown without NVML: 0")
         return kinds
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """All five metrics of each candidate."""
-        deployment, meter = self._prepared(subject)
+        deployment, meter = self._prepared(context)
         names = [m.name for m in self.produces]
         if deployment.reason:
-            seconds = deployment.modelled(subject.space, codes)
+            seconds = deployment.modelled(context.space, codes)
             ones = np.ones(len(codes))
             energy = seconds * self.settings.tdp / self.settings.batch_size * 1e3
             return dict(zip(names, (energy, ones * self.settings.tdp, ones * 0, ones, ones * 0), strict=True))
@@ -141,10 +141,10 @@ class Energy(Runner):
             self._idle_watts = 0.0 if meter.source == "estimated" else idle.joules / idle.seconds
         rows = []
         for code in codes:
-            signature = deployment.signature(subject.space.graph, subject.formats(code))
+            signature = deployment.signature(context.space.graph, context.formats(code))
             if signature not in self._measured:
                 with torch_threads(self.settings.threads):
-                    network = deployment.network(subject, code)
+                    network = deployment.network(context, code)
                     warm_up(network.timed, self.settings.window)
                     window = metered(meter, self.settings.window, network.once, self._clocks)
                 self._measured[signature] = self._values(window, self._idle_watts, meter)
@@ -163,9 +163,9 @@ class Energy(Runner):
             meter.gpu_utilization(),
         )
 
-    def _prepared(self, subject: EvaluationContext) -> tuple[Deployment, Counter]:
+    def _prepared(self, context: EvaluationContext) -> tuple[Deployment, Counter]:
         if self._deployment is None:
-            self._deployment = Deployment(self.settings, subject)
+            self._deployment = Deployment(self.settings, context)
         if self._meter is None:
-            self._meter, self._why_estimated = counter(self.settings.source, subject.device, self.settings.tdp)
+            self._meter, self._why_estimated = counter(self.settings.source, context.device, self.settings.tdp)
         return self._deployment, self._meter

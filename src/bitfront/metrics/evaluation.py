@@ -51,11 +51,11 @@ class BasicEvaluation(Runner):
         Metric("accuracy", "", "maximize", "measured", "top-1 accuracy over the evaluation samples, 0 to 1"),
     )
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Loss and accuracy of each candidate; NaN where its evaluation failed."""
         samples = self.settings.samples
         assert not samples.auto, "the search replaces `auto` by a number before it begins"
-        scores = subject.scores(codes, samples.split, samples.number)
+        scores = context.scores(codes, samples.split, samples.number)
         failed = np.array([bool(e) for e in scores.errors], dtype=bool)
         accuracy = np.where(failed, np.nan, scores.correct / scores.samples)
         return {"loss": np.where(failed, np.nan, scores.loss), "accuracy": accuracy}

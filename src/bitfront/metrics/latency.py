@@ -50,26 +50,26 @@ class Latency(Runner):
         """Raises ConfigError where the backend is not installed."""
         check_backend(self.settings)
 
-    def deployment(self, subject: EvaluationContext) -> Deployment:
+    def deployment(self, context: EvaluationContext) -> Deployment:
         """How candidates are deployed; the same for the whole search."""
         if self._deployment is None:
-            self._deployment = Deployment(self.settings, subject)
+            self._deployment = Deployment(self.settings, context)
         return self._deployment
 
-    def kinds(self, subject: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
+    def kinds(self, context: EvaluationContext) -> Mapping[str, tuple[Kind, str]]:
         """Measured if the backend can run every option of the space, else modelled, and why."""
-        reason = self.deployment(subject).reason
+        reason = self.deployment(context).reason
         kind: Kind = "modelled" if reason else "measured"
         return {m.name: (kind, reason) for m in self.produces}
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """All five metrics, in ms. A modelled latency is one number: percentile and interval are equal to it."""
-        deployment = self.deployment(subject)
+        deployment = self.deployment(context)
         if deployment.reason:
-            seconds = deployment.modelled(subject.space, codes)
+            seconds = deployment.modelled(context.space, codes)
             return self._metrics(seconds, seconds, seconds, seconds)
-        signatures = [deployment.signature(subject.space.graph, subject.formats(code)) for code in codes]
-        self._measure_new(subject, codes, signatures)
+        signatures = [deployment.signature(context.space.graph, context.formats(code)) for code in codes]
+        self._measure_new(context, codes, signatures)
         summaries = [self._measured[signature] for signature in signatures]
         median, p90, low, high = (
             np.array([getattr(summary, name) for summary in summaries], dtype=np.float64)
@@ -77,14 +77,14 @@ class Latency(Runner):
         )
         return self._metrics(median, p90, low, high)
 
-    def _measure_new(self, subject: EvaluationContext, codes: Codes, signatures: list[Signature]) -> None:
+    def _measure_new(self, context: EvaluationContext, codes: Codes, signatures: list[Signature]) -> None:
         """Measure the networks among `codes` that are not measured yet, in turns."""
         new = {s: i for i, s in reversed(list(enumerate(signatures))) if s not in self._measured}
         if not new:
             return
-        deployment = self.deployment(subject)
+        deployment = self.deployment(context)
         with torch_threads(self.settings.threads):
-            networks = [deployment.network(subject, codes[i]) for i in new.values()]
+            networks = [deployment.network(context, codes[i]) for i in new.values()]
             times = time_in_turns([n.timed for n in networks], self.settings.seconds, self.settings.repeats)
         self._measured.update(zip(new, map(summarise, times), strict=True))
 

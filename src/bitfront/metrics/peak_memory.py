@@ -56,9 +56,9 @@ class PeakMemory(Runner):
         ),
     )
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Bytes for each candidate. Each tensor ends on a whole byte."""
-        space = subject.space
+        space = context.space
         tensors = activations(space.graph)
         options, bits = space.options(codes), space.bits("data_in")
         steps = max((tensor.last for tensor in tensors), default=0) + 1

@@ -45,10 +45,10 @@ class AverageBitwidth(Runner):
         Metric("memory_density", "", "maximize", "modelled", "compare_to / average_bitwidth"),
     )
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Both metrics of each candidate; with ``over = "quantized"`` 32 bits where no weight is quantized."""
         settings = self.settings
-        space = subject.space
+        space = context.space
         bits: list[NDArray[np.float64]] = []
         weights: list[NDArray[np.float64]] = []
         tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), strict=True)
@@ -79,9 +79,9 @@ class ModelSize(Runner):
         ),
     )
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Bytes of each candidate. A parameter shared by several sites is stored once, in its widest format."""
-        space = subject.space
+        space = context.space
         options = space.options(codes)
         uses: dict[str, list[tuple[int, NDArray[np.int64]]]] = defaultdict(list)
         for name, group, table in space.storage():

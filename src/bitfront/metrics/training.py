@@ -60,6 +60,6 @@ class BasicTrain(Runner):
     side: ClassVar[Side] = "sw_runner"
     produces = (Metric("trained_epochs", "epochs", "maximize", "measured", "epochs that the candidate was trained"),)
 
-    def measure(self, subject: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
+    def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The number of epochs, the same for all candidates of a batch."""
-        return {"trained_epochs": np.full(len(codes), float(subject.epochs))}
+        return {"trained_epochs": np.full(len(codes), float(context.epochs))}

@@ -20,7 +20,7 @@ from bitfront.spaces.base import Codes
 
 
 def check_runner(
-    name: str, settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
+    name: str, settings: Mapping[str, Any], context: EvaluationContext, codes: Codes
 ) -> Mapping[str, Values]:
     """Assert that the runner `name` keeps the contract of :class:`bitfront.metrics.base.Runner`.
 
@@ -29,7 +29,7 @@ def check_runner(
     Args:
         name: the registered name of the runner.
         settings: as in its table in the TOML.
-        subject: e.g. a ``FixedEvaluator``.
+        context: e.g. a ``FixedEvaluator``.
         codes: three or more candidates of its space, int64, shape (candidates, parameters).
 
     Returns:
@@ -42,24 +42,24 @@ def check_runner(
     kind = RUNNERS.get(name)
     _check_facts(kind, settings)
     before = codes.copy()
-    state = {k: v.clone() for k, v in subject.space.graph.model.state_dict().items()}
-    metrics = _measured(kind, settings, subject, codes)
+    state = {k: v.clone() for k, v in context.space.graph.model.state_dict().items()}
+    metrics = _measured(kind, settings, context, codes)
     assert np.array_equal(codes, before), f"{name}: changes the codes"
-    after = subject.space.graph.model.state_dict()
+    after = context.space.graph.model.state_dict()
     assert all(bool((after[k] == v).all()) for k, v in state.items()), f"{name}: changes the model"
 
     runner = kind(kind.Settings(**settings))
     for what, other in (
-        ("measured by another runner", runner.measure(subject, codes)),
-        ("measured twice by one runner", runner.measure(subject, codes)),
-        ("in another order", {m: v[::-1] for m, v in _measured(kind, settings, subject, codes[::-1]).items()}),
-        ("one by one", _one_by_one(kind, settings, subject, codes)),
+        ("measured by another runner", runner.measure(context, codes)),
+        ("measured twice by one runner", runner.measure(context, codes)),
+        ("in another order", {m: v[::-1] for m, v in _measured(kind, settings, context, codes[::-1]).items()}),
+        ("one by one", _one_by_one(kind, settings, context, codes)),
     ):
         for metric, values in metrics.items():
             assert np.array_equal(values, other[metric], equal_nan=True), (
                 f"{name}: {metric} of the same candidates differs {what}: {values} and {other[metric]}"
             )
-    _check_failure(kind, settings, subject, codes, metrics)
+    _check_failure(kind, settings, context, codes, metrics)
     return metrics
 
 
@@ -82,9 +82,9 @@ def _check_facts(kind: type[Runner], settings: Mapping[str, Any]) -> None:
 
 
 def _measured(
-    kind: type[Runner], settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
+    kind: type[Runner], settings: Mapping[str, Any], context: EvaluationContext, codes: Codes
 ) -> dict[str, Values]:
-    metrics = kind(kind.Settings(**settings)).measure(subject, codes)
+    metrics = kind(kind.Settings(**settings)).measure(context, codes)
     produced = {m.name for m in kind.produces}
     assert set(metrics) == produced, f"{kind.__name__} gives {sorted(metrics)} and declares {sorted(produced)}"
     for metric, values in metrics.items():
@@ -94,9 +94,9 @@ def _measured(
 
 
 def _one_by_one(
-    kind: type[Runner], settings: Mapping[str, Any], subject: EvaluationContext, codes: Codes
+    kind: type[Runner], settings: Mapping[str, Any], context: EvaluationContext, codes: Codes
 ) -> dict[str, Values]:
-    parts = [_measured(kind, settings, subject, codes[i : i + 1]) for i in range(len(codes))]
+    parts = [_measured(kind, settings, context, codes[i : i + 1]) for i in range(len(codes))]
     return {m.name: np.concatenate([p[m.name] for p in parts]) for m in kind.produces}
 
 
@@ -107,16 +107,16 @@ class _OneFails:
         used: whether the runner has asked for scores.
     """
 
-    def __init__(self, subject: EvaluationContext, failing: Codes) -> None:
-        self._subject, self._failing = subject, failing
+    def __init__(self, context: EvaluationContext, failing: Codes) -> None:
+        self._context, self._failing = context, failing
         self.used = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._subject, name)
+        return getattr(self._context, name)
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
         self.used = True
-        scores = self._subject.scores(codes, split, num_samples)
+        scores = self._context.scores(codes, split, num_samples)
         failed = (codes == self._failing).all(axis=1)
         return Scores(
             loss=np.where(failed, np.nan, scores.loss),
@@ -129,12 +129,12 @@ class _OneFails:
 def _check_failure(
     kind: type[Runner],
     settings: Mapping[str, Any],
-    subject: EvaluationContext,
+    context: EvaluationContext,
     codes: Codes,
     metrics: Mapping[str, Values],
 ) -> None:
     failing = codes[1]
-    one_fails = _OneFails(subject, failing)
+    one_fails = _OneFails(context, failing)
     with_failure = _measured(kind, settings, cast(EvaluationContext, one_fails), codes)
     failed = (codes == failing).all(axis=1) & one_fails.used
     for metric, values in with_failure.items():
