@@ -171,7 +171,7 @@ def test_weights_that_no_metric_of_bits_sees_are_named(arrays, tmp_path):
 
     events = Listener()
     run = search(Recurrent(), arrays, tmp_path, events=events)
-    note = "192 of 239 parameters are weights of layers that cannot be configured (lstm): they stay in float"
+    note = "192 of 239 parameters are weights of layers that cannot be configured (lstm). They stay in float"
     assert any(note in n for n in events.notes)
     assert run.best(minimize="model_size" if "model_size" in run.columns.metrics else "average_bitwidth")
 

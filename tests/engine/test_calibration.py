@@ -196,7 +196,7 @@ def test_corrections_that_find_nothing_are_named(tmp_path):
         "batch_norm = true has no effect: the model cannot be traced",
     ]
     assert notes(nn.Sequential(nn.Linear(6, 4))) == [
-        "batch_norm = true has no effect: no batch norm is right behind a layer with weights"
+        "batch_norm = true has no effect: no batch norm directly follows a layer with weights"
     ]
 
 

@@ -1,4 +1,4 @@
-"""A model rebuilt from what was written down: a trial of a run, or ``[passes.quantize]`` of a file. And saved."""
+"""Rebuilds the quantized model of a trial of a run, or of ``[passes.quantize]`` of a file, and saves it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import single
 from bitfront.transforms import calibrate, quantize
 
-#: Of the training split, for ``[passes.quantize]``: what a search takes unless it is told otherwise.
+#: Number of calibration samples for ``[passes.quantize]``: the default of a search.
 CALIBRATION_SAMPLES = configuration.CalibrationTable().num_samples
 
 
@@ -46,11 +46,13 @@ class Transformed:
     Attributes:
         model: in evaluation mode, with the quantized weights in its parameters.
         formats: site → operand → format, calibrated.
-        graph: the float model it was made from.
-        trial: the trial it rebuilds; None where it came from ``[passes.quantize]``.
-        folder: where it was saved.
-        evaluation: on the trial's own evaluation samples, if asked for.
-        widths: layer → (its multiplier, its output width), where these were chosen.
+        graph: the captured float model.
+        config: the candidate spelled out.
+        folder: the folder that the model is saved in.
+        trial: the trial; None for ``[passes.quantize]``.
+        evaluation: loss and accuracy, if requested: of a trial on the samples of its search, else on the validation
+            split.
+        widths: layer → (its multiplier, its output width), for layers whose width was searched.
     """
 
     model: nn.Module
@@ -72,29 +74,32 @@ def transform_trial(
     model: nn.Module | None = None,
     events: Events | None = None,
 ) -> Transformed:
-    """Rebuild the model of a trial from what the run folder says of it, and save it below the folder.
+    """Rebuild the model of a trial from the run folder, and save it in a folder below it.
 
     Args:
-        check: evaluate it again, on the samples of the search.
-        data, model: where the search was given objects from Python, the same ones (``dataset_of`` makes the first).
+        folder: the run folder.
+        number: the number of the trial.
+        check: whether to evaluate the model again, on the samples of the search.
+        data, model: the same objects that the search was given from Python, if it was (``dataset_of`` makes the first).
+        events: receives notes.
 
     Raises:
-        RunError: there is no such run or trial, or its model or data is not what it was.
+        RunError: there is no such run or trial, or its model or data has changed since the search.
     """
-    found = candidate_of(folder, number, data=data, model=model, events=events)
-    evaluator, code, trial = found.evaluator, found.code, found.trial
+    candidate = candidate_of(folder, number, data=data, model=model, events=events)
+    evaluator, code, trial = candidate.evaluator, candidate.code, candidate.trial
     formats = evaluator.formats(code)
     rebuilt = evaluator.model(code, bake=True)
     evaluation = None
     if check:
-        samples = found.plan.evaluator.accuracy_samples
+        samples = candidate.plan.evaluator.accuracy_samples
         if samples is None:
             raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
         x, y = evaluator.samples(samples.split, samples.number)
         with one_thread():
             evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk)
     saved = Path(folder) / "transformed" / f"trial-{trial.number}"
-    widths = found.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
+    widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
     _save(result)
     return result
@@ -102,7 +107,7 @@ def transform_trial(
 
 @dataclass(frozen=True, eq=False)
 class RebuiltTrial:
-    """A trial, ready to be looked at: `code` is its code in `evaluator`, whose model has its weights."""
+    """A trial with its weights: `code` is its code in `evaluator`, whose model has these weights."""
 
     trial: Trial
     plan: Plan
@@ -118,10 +123,13 @@ def candidate_of(
     model: nn.Module | None = None,
     events: Events | None = None,
 ) -> RebuiltTrial:
-    """A trial of a run with its weights; trained again, the same way, where they were not kept.
+    """A trial of a run with its weights. If they were not stored, it is trained again to the same weights.
+
+    Args:
+        folder, number, data, model, events: as in ``transform_trial``.
 
     Raises:
-        RunError: there is no such run or trial, or its model or data is not what it was.
+        RunError: there is no such run or trial, or its model or data has changed since the search.
     """
     events = events or Events()
     run = Run.load(folder)
@@ -140,12 +148,12 @@ def candidate_of(
         plan = plan.trained(searched)
     store = stores.read(Path(folder) / STORE)
     try:
-        kept, samples = store.meta("identity"), store.meta("num_samples")
+        before, samples = store.meta("identity"), store.meta("num_samples")
     finally:
         store.close()
     now = plan.identity(weights_fingerprint(plan.model))
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
-        if kept[key] != now[key]:
+        if before[key] != now[key]:
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
     if "forward" in kept and not stores.same_outputs(kept["forward"], now["forward"]):
         raise RunError(
@@ -154,17 +162,16 @@ def candidate_of(
         )
     if samples is not None:
         plan = plan.sampled(samples)
-    own = np.array(trial.code, dtype=np.int64)
-    place = trial_weights(Path(folder), number)
-    plan.evaluator.recall(own, trial.metrics, place)
-    evaluator, code = plan.evaluator.alone(own)
+    searched_code = np.array(trial.code, dtype=np.int64)
+    plan.evaluator.recall(searched_code, trial.metrics, trial_weights(Path(folder), number))
+    evaluator, code = plan.evaluator.alone(searched_code)
     if trial.finetuned is not None and trial.finetuned.kept:
         evaluator, code = _finetuned(evaluator, Path(folder), number), ONLY_CODE
     return RebuiltTrial(trial, plan, evaluator, code)
 
 
 def _finetuned(evaluator: ModelEvaluator, folder: Path, number: int) -> ModelEvaluator:
-    """The candidate as it was trained on, from the run folder's checkpoint."""
+    """The evaluator of the fine-tuned candidate, from the run folder's checkpoint."""
     path = finetuned_weights(folder, number)
     state, meta = checkpoints.load_checkpoint(path, evaluator.space.graph.model), checkpoints.read_meta(path)
     return evaluator.trained(state, read(meta["formats"]))
@@ -174,7 +181,12 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     """Apply ``[passes.quantize]`` to the trained model of `config`, and save the result in the run folder.
 
     Args:
-        check: evaluate it on the validation split.
+        config: the configuration.
+        check: whether to evaluate the result on the validation split.
+        events: receives notes and the progress of a training.
+
+    Raises:
+        UserError: the configuration, the data or the checkpoint cannot be used; the message says why.
     """
     events = events or Events()
     passes = configuration.quantize_pass(config)
@@ -200,7 +212,7 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
 
 
 def _save(result: Transformed) -> None:
-    """The state dict, and beside it what each site computes in."""
+    """Save the state dict, and the formats of each site beside it."""
     checkpoints.save_checkpoint(result.model.state_dict(), result.folder / "model.pt")
     document = {"config": dict(result.config), "formats": spelled(result.formats)}
     write_json(result.folder / "quantization.json", document)

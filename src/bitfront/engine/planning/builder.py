@@ -1,7 +1,7 @@
-"""From a configuration to a plan: everything a search needs, checked before any work starts.
+"""Builds a plan from a configuration: everything a search needs, checked before any work starts.
 
-A plan is made with the model as it is initialised, which is enough to know its sites, the space, the metrics and every
-mistake in the file. Training comes after.
+A plan is built with the initialised model. That is enough to know its sites, the space and the metrics, and to find
+every mistake in the file. Training comes later.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ def make_plan(
     report: Any = None,
     progress: Any = None,
 ) -> Plan:
-    """Check everything, and lay out the search.
+    """Check a configuration and build the plan of its search.
 
     Args:
-        model, dataset, strategy: instead of those that the configuration names.
+        config: the configuration; it must have a ``[search]`` table.
+        model, dataset, strategy: used in place of those that the configuration names.
         report, progress: as in ``DataRequest``.
 
     Raises:
-        UserError: whatever is wrong, named before any work.
+        UserError: something in the configuration, the data or the model cannot be used; the message says what.
     """
     if config.search is None:
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
@@ -73,7 +74,7 @@ def make_plan(
     dataset = dataset or open_data(config, report, progress)
     network = model if model is not None else open_model(config, dataset)
     if model is None and config.load_name is not None:
-        load_weights(config, network)  # thrown away: it only must not fail later
+        load_weights(config, network)  # only to see now whether the checkpoint can be read
     device, warning = choose_device(config.accelerator)
     with config.locating():
         check_ready(runners, device)
@@ -98,12 +99,12 @@ def make_plan(
         constraints=constraints,
         forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
     )
-    # How many samples "auto" means is known once there are weights; until then it is a guess.
+    # The number of samples that "auto" means depends on the weights. Until they are known, it is a first guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
 
 
 def _choices(config: Config) -> Choices:
-    """What may be chosen: the tables ``[search.search_space.seed.*]``."""
+    """The tables of choices, ``[search.search_space.seed.*]``."""
     assert config.search is not None
     return {k: v.config for k, v in config.search.search_space.seed.items()}
 
@@ -111,19 +112,19 @@ def _choices(config: Config) -> Choices:
 def _space(config: Config, graph: Graph) -> ModelSpace:
     """The space of the captured model. Raises ConfigError."""
     assert config.search is not None
-    asked = config.search.search_space
+    table = config.search.search_space
     try:
-        build_space = SPACES.get(asked.name)
+        build_space = SPACES.get(table.name)
     except ConfigError as error:
         error.key = ("search", "search_space", "name")
         raise
-    return build_space(SpaceRequest(graph, asked.setup.by, _choices(config), parts=_parts(config)))
+    return build_space(SpaceRequest(graph, table.setup.by, _choices(config), parts=_parts(config)))
 
 
 def _job(
     config: Config, graph: Graph, dataset: Dataset, runners: Runners, objectives: Objectives, device: str
 ) -> EvaluationJob:
-    """What evaluating candidates takes, on the model as it is initialised."""
+    """The evaluation job of the search, with the initialised model."""
     assert config.search is not None
     search = config.search
     with config.locating():
@@ -145,11 +146,11 @@ def _job(
 
 
 def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]:
-    """The constraints, none of which is out of reach. Raises ConfigError."""
+    """The constraints. Raises ConfigError if no candidate can fulfil one of them."""
     assert config.search is not None
     if config.search.finetune.trials and "accuracy" not in evaluator.metrics:
         raise ConfigError(
-            "what is trained on is judged by its accuracy, and no runner measures it; add "
+            "fine-tuning compares accuracies, and no runner measures accuracy; add "
             "[search.strategy.sw_runner.basic_evaluation]",
             key=("search", "finetune", "trials"),
         )
@@ -159,41 +160,41 @@ def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]
 
 
 def _parts(config: Config) -> dict[str, Part]:
-    """The tables of a space that is made of others."""
+    """The tables of the parts of a joint space; empty for other spaces. Raises ConfigError."""
     assert config.search is not None
-    own = config.search.search_space
+    table = config.search.search_space
     where = ("search", "search_space")
-    if SPACES.official(own.name) != "joint":
-        for name in own.parts:
+    if SPACES.official(table.name) != "joint":
+        for name in table.parts:
             raise ConfigError(
-                f"only a space with name = 'joint' has parts, and this one is {own.name!r}", key=(*where, name)
+                f"only a space with name = 'joint' has parts, and this one is {table.name!r}", key=(*where, name)
             )
-    elif own.seed:
+    elif table.seed:
         raise ConfigError("a joint space has its seeds in the tables quantize and widths", key=(*where, "seed"))
-    return {name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}) for name, p in own.parts.items()}
+    return {name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}) for name, p in table.parts.items()}
 
 
 def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
     assert config.search is not None
-    own = config.search.strategy
-    summed = own.setup.direction if own.setup.sum_scaled_metrics else None
-    if own.setup.sum_scaled_metrics and summed is None:
+    table = config.search.strategy
+    summed = table.setup.direction if table.setup.sum_scaled_metrics else None
+    if table.setup.sum_scaled_metrics and summed is None:
         raise ConfigError(
             "sum_scaled_metrics = true needs direction = 'maximize' or 'minimize'",
             key=("search", "strategy", "setup", "sum_scaled_metrics"),
         )
-    return choosing.choose({n: (m.scale, m.direction) for n, m in own.metrics.items()}, metrics, summed)
+    return choosing.choose({n: (m.scale, m.direction) for n, m in table.metrics.items()}, metrics, summed)
 
 
 def _budget(setup: StrategySetup, strategy: ConfiguredStrategy, size: int) -> int:
-    """How many candidates are evaluated at most. Raises ConfigError where the space is too large to need no number."""
+    """The largest number of candidates to evaluate. Raises ConfigError if the strategy needs one and none is given."""
     if setup.n_trials is not None:
         return setup.n_trials
     largest, limit = strategy.largest, strategy.kind.limit
     if largest is not None and size > largest:
         raise ConfigError(
-            f"the space has {size:,} candidates, and {strategy.words} stops at {limit} = {largest:,}. Take choices "
-            f"out, set {limit} (or n_trials) yourself, or use another strategy, e.g. name = 'optuna'",
+            f"the space has {size:,} candidates, and {strategy.words} stops at {limit} = {largest:,}. Remove choices, "
+            f"set {limit} or n_trials, or use another strategy, e.g. name = 'optuna'",
             key=(*SETUP, limit),
         )
     return size if strategy.kind.exhaustive else DEFAULT_TRIALS

@@ -1,4 +1,4 @@
-"""What a user should know about a plan before the search starts: remarks that are no errors."""
+"""Remarks on a plan: what the user should know before the search starts, and is not an error."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.runners import Runners, size_notes
-from bitfront.engine.planning.training import asked_training
+from bitfront.engine.planning.training import configured_training
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.transforms.correct import has_bias, norms_behind
 
 
 def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[str], warning: str | None) -> list[str]:
-    """Every remark on a plan.
+    """All remarks on a plan, one text each.
 
     Args:
-        added: runners that a constraint needs, and that the file does not name.
-        warning: about the device.
+        config: the configuration of the search.
+        dataset: its dataset.
+        evaluator: its evaluator.
+        added: names of runners that a constraint needs and the file does not name.
+        warning: a warning about the device; None if there is none.
     """
     assert config.search is not None
     job, space = evaluator.job, evaluator.space
@@ -34,8 +37,8 @@ def _graph_notes(space: ModelSpace) -> list[str]:
     notes, graph = [], space.graph
     if graph.untraced:
         notes.append(
-            f"torch.fx cannot trace this model, so its modules alone are sites and candidates are evaluated whole; "
-            f"the tracer stopped at {graph.untraced}"
+            f"torch.fx cannot trace this model: the tracer stopped at {graph.untraced}. So only its modules are sites, "
+            "and candidates are evaluated one by one as whole models"
         )
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
@@ -43,7 +46,7 @@ def _graph_notes(space: ModelSpace) -> list[str]:
 
 
 def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, runners: Runners, trains: bool) -> list[str]:
-    """What the user should know about what is trained, and what is not."""
+    """Remarks on the training of candidates."""
     assert config.search is not None
     if not trains:
         notes = []
@@ -51,13 +54,13 @@ def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, runners
             notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
         if space.changes_widths:
             notes.append(
-                "networks of other widths are not trained, they have the float model's weights, widened or cut; "
+                "networks of other widths are not trained: they have the float model's weights, widened or cut. "
                 "sw_runner.basic_train trains each candidate"
             )
         return notes
-    found, there = asked_training(runners), len(dataset.split("train")[1])
-    if found is not None and (asked := found[1].num_samples) is not None and asked > there:
-        return [f"{found[0].name}.num_samples = {asked:,}, and train has {there:,} samples: all are used"]
+    training, available = configured_training(runners), len(dataset.split("train")[1])
+    if training is not None and (number := training[1].num_samples) is not None and number > available:
+        return [f"{training[0].name}.num_samples = {number:,}, and train has {available:,} samples: all are used"]
     return []
 
 
@@ -66,30 +69,31 @@ def _objective_notes(config: Config) -> list[str]:
     setup = config.search.strategy.setup
     if not setup.sum_scaled_metrics:
         return [
-            f"metrics.{name}.scale is negative, which turns the metric round: {own.direction} means the other way here"
-            for name, own in config.search.strategy.metrics.items()
-            if own.scale < 0 and own.direction is not None
+            f"metrics.{name}.scale is negative, which reverses the metric: {objective.direction} means the opposite "
+            "here"
+            for name, objective in config.search.strategy.metrics.items()
+            if objective.scale < 0 and objective.direction is not None
         ]
     return [
-        f"metrics.{name}.direction = {own.direction!r} has no effect: with sum_scaled_metrics the sum is what is "
-        f"{setup.direction}d; turn the metric round with a negative scale"
-        for name, own in config.search.strategy.metrics.items()
-        if own.direction is not None and own.direction != setup.direction and own.scale > 0
+        f"metrics.{name}.direction = {objective.direction!r} has no effect: with sum_scaled_metrics the sum is "
+        f"{setup.direction}d; reverse the metric with a negative scale"
+        for name, objective in config.search.strategy.metrics.items()
+        if objective.direction is not None and objective.direction != setup.direction and objective.scale > 0
     ]
 
 
 def _kind_notes(evaluator: Evaluator) -> list[str]:
-    """Metrics whose values come about in another way in this search than they usually do."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Metrics whose values are obtained in another way in this search than usual."""
+    unusual: dict[tuple[str, str], list[str]] = {}
     usual = {m.name: m.kind for runner in evaluator.runners for m in runner.produces}
     for name, (kind, why) in evaluator.kinds().items():
         if kind != usual[name]:
-            found.setdefault((kind, why), []).append(name)
-    return [f"{', '.join(names)}: {kind}, not measured ({why})" for (kind, why), names in found.items()]
+            unusual.setdefault((kind, why), []).append(name)
+    return [f"{', '.join(names)}: {kind}, not measured ({why})" for (kind, why), names in unusual.items()]
 
 
 def _weight_notes(space: ModelSpace) -> list[str]:
-    """What average_bitwidth does not see: weights of layers that are no site."""
+    """Weights that average_bitwidth does not count, because their layers are not sites."""
     model, seen = space.graph.model, {name for site in space.graph.sites for name in site.parameters}
     outside = {n: p.numel() for n, p in model.named_parameters() if n not in seen and p.dim() > 1}
     if not outside:
@@ -98,16 +102,16 @@ def _weight_notes(space: ModelSpace) -> list[str]:
     total = sum(p.numel() for p in model.parameters())
     return [
         f"{sum(outside.values()):,} of {total:,} parameters are weights of layers that cannot be configured "
-        f"({layers}): they stay in float, model_size counts them, average_bitwidth does not"
+        f"({layers}). They stay in float; model_size counts them, average_bitwidth does not"
     ]
 
 
-def _correction_notes(space: ModelSpace, asked: Corrections) -> list[str]:
-    """Corrections that are asked for and find nothing to correct."""
+def _correction_notes(space: ModelSpace, corrections: Corrections) -> list[str]:
+    """Configured corrections that have no effect in this model."""
     graph, notes = space.graph, []
-    if asked.bias and not any(has_bias(graph, s) for s in graph.sites):
+    if corrections.bias and not any(has_bias(graph, s) for s in graph.sites):
         notes.append("bias_correction = true has no effect: no layer that can be configured has a bias")
-    if asked.batch_norm and not any(norms_behind(graph, s) for s in graph.sites):
-        why = "the model cannot be traced" if graph.untraced else "no batch norm is right behind a layer with weights"
+    if corrections.batch_norm and not any(norms_behind(graph, s) for s in graph.sites):
+        why = "the model cannot be traced" if graph.untraced else "no batch norm directly follows a layer with weights"
         notes.append(f"batch_norm = true has no effect: {why}")
     return notes

@@ -1,4 +1,4 @@
-"""A search, checked and laid out before any work: a value that nothing changes."""
+"""The plan of a search, checked before any work. An immutable value."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from bitfront.strategies.configured import ConfiguredStrategy
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A search, checked, before any work.
+    """The plan of a search, checked before any work.
 
     Attributes:
-        config: the configuration that it was made of.
+        config: the configuration of the search.
         dataset: the data, all splits in memory.
-        model: the float model; initialised, not trained, unless the user gave a model object.
-        brings_weights: whether the user gave a model object, whose weights are used as they are.
+        model: the float model. It is initialised but not trained, unless the user passed a model object.
+        brings_weights: whether the user passed a model object; its weights are used as they are.
         evaluator: evaluates candidates of that model; its space is the space of the search.
-        runners: the metric runners as they are configured, with ``num_samples = "auto"`` where that is asked for.
+        runners: the metric runners as configured; ``num_samples = "auto"`` is not replaced by a number.
         objectives: what is optimised.
-        strategy: which strategy, with its settings.
-        n_trials: how many distinct candidates are evaluated at most.
+        strategy: the strategy with its settings.
+        n_trials: the largest number of distinct candidates to evaluate.
         notes: remarks for the user.
-        constraints: what every result must fulfil; those against the float model have no number yet.
+        constraints: what every result must fulfil. Bounds relative to the float model are not resolved yet.
         forward: the forward fingerprint of `model` before any training.
     """
 
@@ -61,12 +61,12 @@ class Plan:
 
     @property
     def sides(self) -> dict[str, Side]:
-        """Metric → the table that its runner stands in."""
+        """Metric → the table of its runner, ``sw_runner`` or ``hw_runner``."""
         return {metric.name: runner.side for runner in self.runners for metric in runner.produces}
 
     @property
     def exhaustive(self) -> bool:
-        """Whether every candidate of the space will be evaluated in the space's order."""
+        """Whether every candidate of the space will be evaluated, in the space's order."""
         return self.strategy.kind.exhaustive and self.n_trials >= self.space.size
 
     @property
@@ -76,7 +76,7 @@ class Plan:
         return self.config.search
 
     def trained(self, model: nn.Module) -> Plan:
-        """The same plan with the trained model in it."""
+        """The same plan with a trained model."""
         job = replace(self.evaluator.job, model=model)
         return replace(self, model=model, evaluator=open_evaluator(job))
 
@@ -88,11 +88,11 @@ class Plan:
 
     @property
     def auto_split(self) -> Split | None:
-        """The split of which a runner shall take as many samples as it needs; None where none asks for that."""
+        """The split of the runner with ``num_samples = "auto"``; None if there is no such runner."""
         return auto_split(self.runners)
 
     def sampled(self, number: int) -> Plan:
-        """The same plan with `number` samples where a runner shall take as many as it needs."""
+        """The same plan with `number` samples for runners with ``num_samples = "auto"``."""
         runners = tuple(
             replace(runner, settings=runner.settings.with_samples(number)) if auto_split((runner,)) else runner
             for runner in self.runners
@@ -100,12 +100,20 @@ class Plan:
         return replace(self, evaluator=open_evaluator(replace(self.evaluator.job, runners=runners), self.space))
 
     def make_strategy(self, seed: int | None = None) -> Strategy:
-        """A fresh strategy; without `seed`, with that of the configuration."""
+        """A new strategy object.
+
+        Args:
+            seed: its random seed; None for that of the configuration.
+        """
         seed = self.config.seed if seed is None else seed
         return self.strategy.make(self.space, len(self.objectives.directions), seed)
 
     def identity(self, weights: str | None) -> dict[str, Any]:
-        """What trials of this search depend on; a run folder holds trials of one identity only."""
+        """Everything that the trials of this search depend on. A run folder holds trials of one identity only.
+
+        Args:
+            weights: fingerprint of the float model's weights; None if it is not known yet.
+        """
         search = self.settings
         trains = not self.brings_weights and self.config.load_name is None
         return {
