@@ -154,8 +154,8 @@ def test_another_identity_is_refused_and_the_differences_are_listed(tmp_path):
         opened(tmp_path, model="n", training={"lr": 0.2, "epochs": 3})
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: this run folder holds trials of another configuration:")
-    assert 'model: it has "m", asked for is "n"' in message
-    assert "training.lr: it has 0.1, asked for is 0.2" in message
+    assert 'model: it has "m", requested is "n"' in message
+    assert "training.lr: it has 0.1, requested is 0.2" in message
     assert "epochs" not in message
     assert "restart=True" in message
     assert "project=..." in message
@@ -180,7 +180,7 @@ def test_a_full_disk_keeps_what_was_stored_and_says_what_to_do(tmp_path):
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(
-        EvaluationError, match=r"trials.sqlite: cannot be written: .*full.*All trials told so far are safe"
+        EvaluationError, match=r"trials.sqlite: cannot be written: .*full.*All trials written before are safe"
     ):
         add(store, *range(100, 5000))
     stored = store.trials()
@@ -234,8 +234,8 @@ def test_results_on_the_test_split_are_kept_by_number(tmp_path):
     ("prepare", "message"),
     [
         (lambda path: None, "there is no such file; a search writes it"),
-        (lambda path: path.write_bytes(b"no database at all" * 100), "not a store of trials"),
-        (lambda path: sqlite3.connect(path).close(), "not a store of trials|there is no such file"),
+        (lambda path: path.write_bytes(b"no database at all" * 100), "a store of trials"),
+        (lambda path: sqlite3.connect(path).close(), "a store of trials|there is no such file"),
         (
             lambda path: of_format(path, FORMAT + 1),
             rf"its format is {FORMAT + 1}, and this version of Bitfront reads {FORMAT}",

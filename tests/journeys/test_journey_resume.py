@@ -61,7 +61,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_pat
     assert 10 <= len(before) < SEARCHES[name][-1], "it was to be killed in the middle"
 
     typed = slow(*of(name))
-    assert f"{len(before)} trials are there from before" in typed.err
+    assert f"{len(before)} trials are known from earlier sessions" in typed.err
     after = rows(store)
     assert after[: len(before)] == before
     codes = [row[1] for row in after]
@@ -117,7 +117,7 @@ def test_interrupted_with_ctrl_c(slow):
     assert not any("test_metrics" in entry for entry in best.values())
 
     typed = slow(*search)
-    assert f"{number} trials are there from before" in typed.err
+    assert f"{number} trials are known from earlier sessions" in typed.err
     assert "100 of 100 candidates evaluated (space exhausted)" in typed.out
     assert all("test_metrics" in entry for entry in json.loads(read(slow, "best.json")).values())
 
@@ -127,7 +127,7 @@ def test_a_finished_search_evaluates_nothing_again(searched, searched_once):
     log, before = (searched.folder / "runs/small/log.json").read_bytes(), rows(store)
     second = searched("search", "--config", "small.toml")
     assert second.out == searched_once[1].out
-    assert "36 trials are there from before" in second.err
+    assert "36 trials are known from earlier sessions" in second.err
     assert (searched.folder / "runs/small/log.json").read_bytes() == log  # with the times of the first
     assert rows(store) == before
 
@@ -138,8 +138,8 @@ def test_another_configuration_is_refused_before_training(searched):
     typed = searched("search", "--config", "other.toml", "--max-epochs", 3, code=2)
     assert "training:" not in typed.err
     assert "runs/small: this run folder holds trials of another configuration:" in typed.err
-    assert "training.max_epochs: it has 2, asked for is 3" in typed.err
-    assert "weight_width: it has [2, 4, 8], asked for is [2, 4]" in typed.err
+    assert "training.max_epochs: it has 2, requested is 3" in typed.err
+    assert "weight_width: it has [2, 4, 8], requested is [2, 4]" in typed.err
     assert "--restart" in typed.err
     typed = searched("search", "--config", "other.toml", "--restart")
     assert "16 of 16 candidates evaluated" in typed.out

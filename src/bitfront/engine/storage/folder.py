@@ -1,12 +1,12 @@
-"""Where things are in a run folder."""
+"""Names of the files in a run folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: The trials, in the run folder.
+#: The file with the trials.
 STORE = "trials.sqlite"
-#: The weights that a search's trials are made of, in its run folder.
+#: The weights of the float model of the search.
 WEIGHTS = Path("checkpoints") / "searched.pt"
 
 

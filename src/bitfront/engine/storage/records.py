@@ -1,4 +1,4 @@
-"""What a finished search knows of its front beside the trials: paired comparisons, and winners that were trained on."""
+"""Results about the front of a finished search, beside its trials: paired comparisons and fine-tuned trials."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """A trial of the front against others, on the search's samples.
+    """A trial of the front compared with others on the samples of the search.
 
     Attributes:
-        number: of the trial.
-        above: the next more accurate trial of the front; None for the first.
-        p_above, p_best: McNemar's probability that the difference to it, and to the most accurate one, is chance.
+        number: the number of the trial.
+        above: the number of the next more accurate trial of the front; None for the most accurate one.
+        p_above, p_best: p-value of McNemar's test (0 to 1) of the difference to the trial `above`, and to the most
+            accurate one.
     """
 
     number: int
@@ -24,13 +25,14 @@ class PairedComparison:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A trial that was trained on.
+    """A fine-tuned trial.
 
     Attributes:
-        metrics: of the trained candidate, on the samples of the search.
-        test: loss and accuracy on the test split; empty where there is none.
-        kept: whether it is better than the candidate as found; if not, that one stays.
-        epochs: which epoch was the best on the validation split; 0 if training made nothing better.
+        number: the number of the trial.
+        metrics: metrics after fine-tuning, on the samples of the search; None where one could not be measured.
+        test: loss and accuracy on the test split after fine-tuning; empty if there is no test split.
+        kept: whether the fine-tuned candidate is more accurate than before. If not, the trial keeps its weights.
+        epochs: the best epoch on the validation split; 0 if no epoch was better than the start.
         failed: why it could not be trained; empty if it could.
     """
 

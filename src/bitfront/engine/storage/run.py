@@ -1,8 +1,8 @@
-"""A search's result: its trials, its front, its best, read from the run folder. Nothing is measured here.
+"""The result of a search, read from its run folder: its trials, its front, its best trial. Nothing is measured here.
 
-The folder holds ``config.toml`` (as it took effect), ``trials.sqlite``, ``best.json`` (the front, or the single best),
-``log.json`` (every trial; of more than 10,000 the first ones, and the front) and ``checkpoints/``. The JSON files are
-objects keyed "0", "1", ... like pandas writes with ``orient="index"``.
+The folder contains ``config.toml`` (with all values that took effect), ``trials.sqlite``, ``best.json`` (the front, or
+the single best trial), ``log.json`` (every trial; if there are more than 10,000, the first 10,000 and the front) and
+``checkpoints/``. The JSON files are objects with the keys "0", "1", ..., as pandas writes with ``orient="index"``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from bitfront.spaces.described import CandidateConfig, DescribedSpace
 if TYPE_CHECKING:
     import pandas
 
-#: Of longer runs log.json has the first so many trials and the front, and a table of all trials leaves out configs: a
-#: million of either spelled out takes gigabytes. The store has all.
+#: If a run has more trials than this, log.json has only the first ones and the front, and a table of trials has no
+#: configs: a million of them spelled out would take gigabytes. The store has all trials.
 LOGGED = 10_000
 SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
 
@@ -45,13 +45,18 @@ class Trial:
     """One evaluated candidate.
 
     Attributes:
+        number: its number in the run, from 0 on, in the order of evaluation.
+        code: its canonical code, one integer per parameter of the space.
         config: the candidate spelled out, as ``[passes.quantize]`` takes it.
-        values: the objectives' values (scaled), in the order of ``Run.objectives``.
-        intervals: metric → 95 % interval, where there is one.
-        test_metrics: what was measured on the test split; empty for all but the front.
-        finetuned: what training it on made of it; None where that was not done.
-        state: ``complete`` or ``failed``; `error` says why.
-        duration: seconds.
+        software_metrics, hardware_metrics: metric → value, by the table of its runner.
+        scaled_metrics: objective → value times scale.
+        values: the scaled values of the objectives, in the order of ``Run.objectives``.
+        intervals: metric → 95 % interval, for metrics that have one.
+        test_metrics: metric → value on the test split; empty for trials that are not on the front.
+        finetuned: the result of fine-tuning; None if it was not fine-tuned.
+        state: ``complete`` or ``failed``.
+        error: why it failed; empty if it did not.
+        duration: time of the evaluation in seconds.
     """
 
     number: int
@@ -81,19 +86,26 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished, or still running, search.
+    """A finished or running search.
 
     Attributes:
         folder: the run folder.
-        columns: the trials as columns; quicker and smaller than ``trials`` where there are many.
+        config: the configuration of the search.
+        columns: the trials as arrays; faster and smaller than ``trials`` if there are many.
         objectives: what was optimised.
-        reference: metric → value of the float model.
+        space: the space as text, which spells out candidates.
+        sides: metric → the table of its runner, ``sw_runner`` or ``hw_runner``.
         units: metric → unit.
-        kinds: metric → (measured, modelled or estimated; why, if that is not what the metric usually is).
+        kinds: metric → (``measured``, ``modelled`` or ``estimated``; the reason if that is not the usual kind).
+        samples: number of samples that accuracy was measured on; None if it was not measured.
+        reference: metric → value of the float model.
+        reference_test: metric → value of the float model on the test split; empty if there is none.
+        test_results: trial number → metric → value on the test split.
         stopped: why the search ended; empty while it runs.
-        constraints: what the front fulfils, those against the float model with its numbers in them.
-        finetuned: trial number → what training it on made of it.
-        compared: the front's members with each other, on the same samples, most accurate first.
+        constraints: what every trial of the front fulfils. Bounds relative to the float model are resolved.
+        compared: paired comparisons of the trials of the front, the most accurate first.
+        finetuned: trial number → the result of fine-tuning.
+        notes: remarks for the user.
     """
 
     folder: Path
@@ -116,10 +128,10 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """The run in `folder`.
+        """Read the run in `folder`.
 
         Raises:
-            RunError: there is none.
+            RunError: there is no run, or it cannot be read.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -130,7 +142,7 @@ class Run:
         try:
             summary = store.meta("summary")
             if summary is None:
-                raise RunError(f"{folder / STORE}: the search that wrote it had not begun; start it again")
+                raise RunError(f"{folder / STORE}: the search stopped before its first trial; start it again")
             objectives = Objectives(tuple(Objective(**p) for p in summary["objectives"]), summary["summed"])
             return cls(
                 folder=folder,
@@ -161,36 +173,36 @@ class Run:
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """Every evaluated candidate, by number, spelled out. Of a million, ``columns`` is quicker and smaller."""
+        """Every evaluated candidate, by number, spelled out. ``columns`` is faster and smaller for a million trials."""
         return tuple(self.row(row) for row in range(len(self.columns)))
 
     def trials_dataframe(self) -> pandas.DataFrame:
-        """The trials as a pandas DataFrame, a row each.
+        """The trials as a pandas DataFrame, one row per trial.
 
-        Indexed by number; columns ``state`` (``complete`` or ``failed``), one per metric, ``scaled:`` metrics,
-        ``duration`` (seconds), ``error``, and ``config``, which is left out for more than 10,000 trials:
-        ``run.trial(number).config`` spells one out.
+        The index is the number. The columns are ``state`` (``complete`` or ``failed``), one per metric, one per
+        objective (``scaled:`` and its name), ``duration`` (seconds), ``error`` and ``config``. With more than 10,000
+        trials there is no ``config``; ``run.trial(number).config`` spells out one trial.
 
         Raises:
             MissingExtraError: pandas is not installed.
         """
         frame = require("pandas", "pandas", "run.trials_dataframe()")
-        own = self.columns
+        columns = self.columns
         table = {
-            "state": np.where(own.complete, "complete", "failed").astype(object),
-            **own.metrics,
-            **{f"scaled:{m}": v for m, v in self.objectives.scaled(own.metrics).items()},
-            "duration": own.duration,
-            "error": [own.errors.get(n, "") for n in own.number.tolist()],
+            "state": np.where(columns.complete, "complete", "failed").astype(object),
+            **columns.metrics,
+            **{f"scaled:{m}": v for m, v in self.objectives.scaled(columns.metrics).items()},
+            "duration": columns.duration,
+            "error": [columns.errors.get(n, "") for n in columns.number.tolist()],
         }
-        if len(own) <= LOGGED:
-            table["config"] = [self.space.decode(code) for code in own.code]
-        return frame.DataFrame(table, index=frame.Index(own.number, name="number"))
+        if len(columns) <= LOGGED:
+            table["config"] = [self.space.decode(code) for code in columns.code]
+        return frame.DataFrame(table, index=frame.Index(columns.number, name="number"))
 
     @cached_property
     def front(self) -> tuple[Trial, ...]:
-        """The trials that fulfil the constraints and that no other such trial dominates, by their objectives; with one
-        objective, the first of the best."""
+        """The trials that fulfil the constraints and that no other such trial dominates. With one objective it is a
+        single trial, the first one with the best value."""
         return tuple(self.row(int(row)) for row in self.front_rows)
 
     @cached_property
@@ -201,25 +213,25 @@ class Run:
 
     @property
     def ranked_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Rows that fulfil the constraints, by the first objective, best first."""
+        """Rows in ``columns`` of the trials that fulfil the constraints, sorted by the first objective, best first."""
         first = self._losses[:, 0]
         order: np.ndarray[Any, np.dtype[np.int64]] = np.argsort(first, kind="stable")
         return order[: int((~np.isnan(first)).sum())]
 
     @property
     def _losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Objectives to be minimised; NaN for what failed or violates a constraint."""
+        """Objectives to be minimised; NaN for trials that failed or violate a constraint."""
         losses = self.objectives.losses(self.columns.metrics)
-        losses[~self.columns.complete] = np.nan  # a failed trial may still have the metrics that count
+        losses[~self.columns.complete] = np.nan  # a failed trial may still have values of the objectives
         if self.constraints and len(self):
             losses[~fulfilled(self.constraints, self.columns.metrics)] = np.nan
         return losses
 
     def trial(self, number: int) -> Trial:
-        """The trial of that number.
+        """The trial with that number.
 
         Raises:
-            RunError: there is none.
+            RunError: there is no such trial.
         """
         row = self.columns.position(number)
         if row is None:
@@ -229,24 +241,25 @@ class Run:
         return self.row(row)
 
     def best(self, *constraints: str, minimize: str | None = None, maximize: str | None = None) -> Trial:
-        """The best trial under constraints, from what is stored; nothing is evaluated.
+        """The best stored trial under constraints. Nothing is evaluated.
 
         Args:
             constraints: e.g. ``"average_bitwidth <= 4"``, ``"accuracy_drop <= 1 %"``, ``"model_size <= 2 kB"``; any
-                metric of the run, units as in ``[search.constraints]``. They come on top of those of the search.
-            minimize, maximize: the metric to choose by; default: the objective, or the first of them.
+                metric of the run, with units as in ``[search.constraints]``. The constraints of the search apply too.
+            minimize, maximize: the metric to choose by; by default the first objective.
 
         Raises:
-            ConfigError: a constraint cannot be read, or names a metric the run does not have.
-            RunError: no trial fulfils the constraints; the message says how near one gets.
+            ConfigError: a constraint cannot be read or names a metric that the run does not have, or both `minimize`
+                and `maximize` are given.
+            RunError: no trial fulfils the constraints; the message gives the range of the metric that fails.
         """
         if minimize and maximize:
             raise ConfigError("give either minimize or maximize, not both")
         metrics = self.columns.metrics
         allowed = self.columns.complete.copy()
         known = {name: _RunMetric(name, self.units.get(name, "")) for name in metrics}
-        own = [parse_constraint(text, known).resolved(self.reference) for text in constraints]
-        for constraint in (*self.constraints, *own):
+        added = [parse_constraint(text, known).resolved(self.reference) for text in constraints]
+        for constraint in (*self.constraints, *added):
             fine = constraint.excess(metrics[constraint.metric]) == 0
             if not (allowed & fine).any():
                 near = metrics[constraint.metric][allowed]
@@ -265,7 +278,7 @@ class Run:
         else:
             loss = self.objectives.losses(metrics)[:, 0]
         rows = np.flatnonzero(allowed & ~np.isnan(loss))
-        # Among equals the one that is better in the other objectives, then the first.
+        # Among equally good trials: the one that is better in the other objectives, then the first one.
         others = self.objectives.losses(metrics)
         order = np.lexsort([rows, *others[rows].T[::-1], loss[rows]])
         return self.row(int(rows[order[0]]))
@@ -300,42 +313,50 @@ class Run:
         )
 
     def intervals(self, values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-        """Metric → 95 % interval, for those of `values` that have one."""
-        found = {
+        """Metric → 95 % interval (low, high), for the metrics that have one.
+
+        Args:
+            values: metric → value of one trial.
+        """
+        intervals = {
             name: (values[f"{name}_low"], values[f"{name}_high"])
             for name in values
-            # What is modelled has no spread.
+            # A modelled value has no spread: its low and high are equal.
             if values.get(f"{name}_low", 0.0) < values.get(f"{name}_high", 0.0)
         }
         accuracy = values.get("accuracy", float("nan"))
         if self.samples is not None and not np.isnan(accuracy):
-            found["accuracy"] = wilson(accuracy, self.samples)
-        return found
+            intervals["accuracy"] = wilson(accuracy, self.samples)
+        return intervals
 
 
 @dataclass(frozen=True)
 class _RunMetric:
-    """A metric as the run knows it."""
+    """The name and unit of a metric, for the parser of constraints."""
 
     name: str
     unit: str
 
 
 def write_results(run: Run) -> None:
-    """Write best.json and log.json into the run folder, each whole or not at all."""
+    """Write best.json and log.json into the run folder, each completely or not at all.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
     write_records(run.folder / "best.json", (_record(t) for t in run.front))
     write_records(run.folder / "log.json", (_record(run.row(r), timed=True) for r in _logged(run)))
 
 
 def _logged(run: Run) -> list[int]:
-    """Rows of the trials in log.json: all, or of a very long run the first ones and the front."""
+    """Rows of the trials in log.json: all, or in a very long run the first ones and the front."""
     if len(run) <= LOGGED:
         return list(range(len(run)))
     return sorted({*range(LOGGED), *run.front_rows.tolist()})
 
 
 def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
-    # Times stay out of best.json: the same search writes the same bytes.
+    # best.json contains no times, so that the same search writes the same bytes.
     record: dict[str, Any] = {
         "number": trial.number,
         "value": trial.values[0] if len(trial.values) == 1 else list(trial.values),
@@ -357,7 +378,7 @@ def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write `document` atomically; NaN becomes null, which JSON can hold.
+    """Write `document` as JSON, completely or not at all; NaN becomes null.
 
     Raises:
         RunError: the file cannot be written.
@@ -366,7 +387,7 @@ def write_json(path: Path, document: object) -> None:
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write records keyed "0", "1", ... as pandas reads and writes them with ``orient="index"``, one after the other.
+    """Write records with the keys "0", "1", ..., as pandas does with ``orient="index"``, one after the other.
 
     Raises:
         RunError: the file cannot be written.
@@ -375,7 +396,7 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _texts(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The text that ``json.dumps`` would give for all of them together."""
+    """The text that ``json.dumps`` would give for all records together, in pieces."""
     end = "{}"
     for i, record in enumerate(records):
         text = json.dumps({str(i): _finite(record)}, indent=2, ensure_ascii=False)
@@ -392,7 +413,7 @@ def _write(path: Path, texts: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to be there whole, or as it was before: it becomes `path` if nothing goes wrong.
+    """A temporary path to write a file to. It becomes `path` if nothing fails; otherwise `path` stays as it was.
 
     Raises:
         RunError: the file cannot be written.

@@ -1,17 +1,17 @@
-"""Where trials are kept: one SQLite file per run, durable as soon as a trial is told.
+"""The store of trials: one SQLite file per run. A trial is on disk before the strategy learns of it.
 
-Trials are written in blocks, as they are evaluated: one row per block, so that a million candidates cost seconds less
-than a row each would, and are read again as arrays. Tables:
+Trials are written in the blocks in which they are evaluated, one row per block. For a million trials that is faster
+than a row each, and they can be read as arrays. Tables:
 
-- ``meta``: key, JSON value. Among them the format's version, the names of the metrics, and the identity of the run
-  the file belongs to; another identity is refused.
-- ``blocks``: the number of its ``first`` trial, how many trials (``count``), and as little-endian arrays the ``codes``
-  (count × parameters, unsigned integers of 1, 2, 4 or 8 bytes: ``length / count / parameters`` says which), the
-  ``metrics`` (metrics × count, float64, NaN where one could not be measured) and the ``durations`` in seconds (count,
+- ``meta``: key, JSON value. Among them are the format's version, the names of the metrics, and the identity of the run
+  that the file belongs to; a run with another identity is refused.
+- ``blocks``: the number of the ``first`` trial, the number of trials (``count``), and three little-endian arrays:
+  ``codes`` (count × parameters, unsigned integers of 1, 2, 4 or 8 bytes: ``length / count / parameters``),
+  ``metrics`` (metrics × count, float64, NaN where a metric could not be measured) and ``durations`` in seconds (count,
   float64).
-- ``failures``: ``number`` of a failed trial, its ``error``, and whether it is ``forgotten``: tried again when the run
-  went on, under a new number.
-- ``test_results``: number, metric, value: what was measured once on the test split.
+- ``failures``: ``number`` of a failed trial, its ``error``, and whether it is ``forgotten``, because the candidate was
+  tried again under a new number when the run was resumed.
+- ``test_results``: number of a trial, metric, value on the test split.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bitfront.spaces.base import Codes
 from bitfront.spaces.index import Keys
 
 FORMAT = 2
-#: TrialColumns read at a time.
+#: Number of trials that are read at a time.
 CHUNK = 2**15
 
 
@@ -41,17 +41,17 @@ class Store:
     """The SQLite file of one run.
 
     Args:
-        path: the file; made if it does not exist.
+        path: the file; created if it does not exist.
         metrics: names of the metrics.
         parameters: number of columns of a code.
-        keys: from codes to what tells candidates apart (``Space.keys``); without it, the codes themselves.
+        keys: from codes to keys that identify candidates, as ``Space.keys``; None to use the codes as keys.
     """
 
     def __init__(
         self, path: Path, metrics: Sequence[str], parameters: int, keys: Callable[[Codes], Keys] | None = None
     ) -> None:
         self.path, self.metrics, self.parameters = path, tuple(metrics), parameters
-        self._keys = keys or _codes_themselves
+        self._keys = keys or _codes_as_keys
         self._db = _connect(path)
         with self._writing():
             for table in (
@@ -77,12 +77,17 @@ class Store:
         identity: Mapping[str, Any],
         keys: Callable[[Codes], Keys] | None = None,
     ) -> Self:
-        """The store of a run that is about to start or go on.
+        """The store of a run that starts or is resumed.
 
         Candidates that failed in an earlier session are forgotten, so that they are tried again.
 
+        Args:
+            path, metrics, parameters, keys: as for the class.
+            identity: everything that trials of this run depend on.
+
         Raises:
-            RunError: the file belongs to another configuration, and the differences are listed; or to another version.
+            RunError: the file belongs to another configuration (the message lists the differences), or was written by
+                another version.
         """
         if path.exists():
             check_identity(path, identity)
@@ -101,9 +106,16 @@ class Store:
         return self._added + (len(self._earlier) if self._earlier else 0)
 
     def recall(self, codes: Codes) -> tuple[NDArray[np.bool_], Mapping[str, Values]]:
-        """What earlier sessions found out about `codes`: (which of them are known, metrics with NaN for the others).
+        """The metrics of candidates that earlier sessions evaluated.
 
-        Quick where candidates are asked for in the order in which they were stored, as a run that goes on does.
+        This is fast if the candidates come in the order in which they are stored, as in a resumed run.
+
+        Args:
+            codes: candidates, int64, shape (candidates, parameters).
+
+        Returns:
+            (whether each candidate is stored, bool, shape (candidates,); metric → values, float64, shape
+            (candidates,), NaN for candidates that are not stored).
         """
         if self._earlier is None:
             return np.zeros(len(codes), dtype=bool), {m: np.full(len(codes), np.nan) for m in self.metrics}
@@ -113,10 +125,19 @@ class Store:
     def add(
         self, codes: Codes, values: Mapping[str, Values], errors: Sequence[str], durations: Sequence[float] | Values
     ) -> NDArray[np.int64]:
-        """Write evaluated candidates, none of which is in the store, in one durable transaction; gives their numbers.
+        """Write evaluated candidates in one transaction. None of them may be in the store.
+
+        Args:
+            codes: int64, shape (candidates, parameters).
+            values: metric → values, float64, shape (candidates,); NaN where one could not be measured.
+            errors: why each candidate failed; empty for one that did not.
+            durations: time of each evaluation in seconds, shape (candidates,).
+
+        Returns:
+            The numbers of the new trials, int64, shape (candidates,).
 
         Raises:
-            EvaluationError: the file cannot be written (disk full, permissions). What was written before stays.
+            EvaluationError: the file cannot be written (disk full, permissions). Earlier trials stay in it.
         """
         first, count = self._next, len(codes)
         if not count:
@@ -139,8 +160,8 @@ class Store:
         return np.arange(first, first + count, dtype=np.int64)
 
     def trials(self, start: int = 0) -> TrialColumns:
-        """Everything in the file that is not forgotten, by number; from trial number `start` on."""
-        self._db.execute("BEGIN")  # one state of the file, whoever writes into it meanwhile
+        """All trials from number `start` on that are not forgotten, by number."""
+        self._db.execute("BEGIN")  # one state of the file, even if another process writes to it meanwhile
         try:
             failed = "SELECT number, error FROM failures WHERE NOT forgotten AND number >= ? ORDER BY number"
             errors = dict(self._db.execute(failed, (start,)))
@@ -162,13 +183,13 @@ class Store:
 
     @property
     def next_number(self) -> int:
-        """The number of the next trial: how many have ever been written, failed ones that were tried again included."""
+        """The number of the next trial: the number of all trials in the file, with those that are forgotten."""
         last = self._db.execute("SELECT first + count FROM blocks ORDER BY first DESC LIMIT 1").fetchone()
         return int(last[0]) if last else 0
 
     def _chunks(self, start: int = 0) -> Iterator[Chunk]:
-        """What is there now and not forgotten, by number, some tens of thousands at a time; from the block on that
-        trial number `start` is in."""
+        """The trials that are now in the file and not forgotten, by number, some tens of thousands at a time. The first
+        block is the one that contains trial number `start`."""
         failures = self._db.execute("SELECT number FROM failures WHERE forgotten ORDER BY number").fetchall()
         block = self._db.execute("SELECT max(first) FROM blocks WHERE first <= ?", (start,)).fetchone()[0]
         return self._read(block or 0, self.next_number, np.array(failures, dtype=np.int64).ravel())
@@ -192,35 +213,35 @@ class Store:
                 start = first + count
                 if start - begin >= CHUNK:
                     break
-            blocks.close()  # left open it would keep the write-ahead log from being folded into the file
+            blocks.close()  # while it is open, SQLite cannot move the write-ahead log into the file
             yield Chunk.joined(read)
 
     def meta(self, key: str) -> Any:
-        """A value by key; None if it is not there."""
+        """The JSON value of a key; None if there is none."""
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def set_meta(self, key: str, value: Any) -> None:
-        """Keep a JSON value by key."""
+        """Store a JSON value under a key."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def test_results(self) -> dict[int, dict[str, float]]:
         """Trial number → metric → value on the test split."""
-        found: dict[int, dict[str, float]] = {}
+        results: dict[int, dict[str, float]] = {}
         for number, metric, value in self._db.execute("SELECT number, metric, value FROM test_results"):
-            found.setdefault(number, {})[metric] = value
-        return found
+            results.setdefault(number, {})[metric] = value
+        return results
 
     def add_test_results(self, results: Mapping[int, Mapping[str, float]]) -> None:
-        """Keep what was measured on the test split, so that it is measured once."""
+        """Store results on the test split: trial number → metric → value."""
         with self._writing():
             self._db.executemany(
                 "INSERT OR REPLACE INTO test_results VALUES (?, ?, ?)",
-                [(n, m, v) for n, own in results.items() for m, v in own.items()],
+                [(number, m, v) for number, metrics in results.items() for m, v in metrics.items()],
             )
 
     def close(self) -> None:
-        """Close the file; the write-ahead log is folded into it."""
+        """Close the file. SQLite moves the write-ahead log into it."""
         self._db.close()
 
     @contextlib.contextmanager
@@ -235,31 +256,31 @@ class Store:
             if not isinstance(error, sqlite3.Error):
                 raise
             raise EvaluationError(
-                f"{self.path}: cannot be written: {error}. All trials told so far are safe; make room or fix the "
-                "permissions, then give the same command again"
+                f"{self.path}: cannot be written: {error}. All trials written before are safe; free disk space or fix "
+                "the permissions, then give the same command again"
             ) from None
 
 
-def _codes_themselves(codes: Codes) -> Keys:
+def _codes_as_keys(codes: Codes) -> Keys:
     return codes if codes.shape[1] else np.zeros((len(codes), 1), dtype=np.int64)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
-        # isolation_level None: transactions begin and end where the code says so.
+        # isolation_level None: transactions begin and end only where this code says so.
         db = sqlite3.connect(path, isolation_level=None)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
     except sqlite3.Error as error:
-        raise RunError(f"{path}: not a store of trials that can be opened: {error}") from None
+        raise RunError(f"{path}: cannot be opened as a store of trials: {error}") from None
     return db
 
 
 def read(path: Path) -> Store:
-    """The store of a finished, or still running, search.
+    """The store of a finished or running search.
 
     Raises:
-        RunError: there is none at `path`, or it is of another version.
+        RunError: there is no store at `path`, or it was written by another version.
     """
     if not path.exists():
         raise RunError(f"{path}: there is no such file; a search writes it into its run folder")
@@ -267,24 +288,33 @@ def read(path: Path) -> Store:
         try:
             meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
         except sqlite3.Error as error:
-            raise RunError(f"{path}: not a store of trials: {error}") from None
+            raise RunError(f"{path}: this is not a store of trials: {error}") from None
     _check_format(path, meta.get("format"))
     if "identity" not in meta:
-        raise RunError(f"{path}: the search that made it had not begun; start it again")
+        raise RunError(f"{path}: the search stopped before its first trial; start it again")
     return Store(path, meta["metrics"], len(meta["identity"]["parameters"]))
 
 
-def _check_format(path: Path, found: Any) -> None:
-    if found != FORMAT:
+def _check_format(path: Path, version: Any) -> None:
+    if version != FORMAT:
         raise RunError(
-            f"{path}: its format is {found or 'none'}, and this version of Bitfront reads {FORMAT}. Read it with the "
-            "version that wrote it, or give restart=True to throw it away",
+            f"{path}: its format is {version or 'none'}, and this version of Bitfront reads {FORMAT}. Read it with the "
+            "version that wrote it, or give restart=True to delete it",
             arguments=["restart=True"],
         )
 
 
 def check_identity(path: Path, identity: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> None:
-    """Raises RunError if the store at `path` is of another format, or belongs to another run; lists differences."""
+    """Check that the store at `path` belongs to the run with this identity.
+
+    Args:
+        path: the file.
+        identity: everything that trials of the run depend on.
+        ignore: keys of `identity` that are not compared.
+
+    Raises:
+        RunError: the store has another format, or another identity; the message lists the differences.
+    """
     with contextlib.closing(_connect(path)) as db:
         try:
             meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
@@ -302,7 +332,7 @@ def check_identity(path: Path, identity: Mapping[str, Any], *, ignore: Sequence[
         shown = "\n  ".join(differences[:6] + (["..."] if len(differences) > 6 else []))
         raise RunError(
             f"{path.parent}: this run folder holds trials of another configuration:\n  {shown}\n"
-            "Give restart=True to throw them away, or choose another name with project=...",
+            "Give restart=True to delete them, or choose another name with project=...",
             arguments=["restart=True", "project=..."],
         )
 
@@ -319,7 +349,7 @@ def _differences(key: str, before: Any, now: Any) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k))]
-    return [] if before == now else [f"{key}: it has {_brief(before)}, asked for is {_brief(now)}"]
+    return [] if before == now else [f"{key}: it has {_brief(before)}, requested is {_brief(now)}"]
 
 
 def _brief(value: Any) -> str:
@@ -329,13 +359,13 @@ def _brief(value: Any) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the run folder for one search at a time, also after a kill: the system lets go of a dead process's lock.
+    """Lock the run folder, so that one search at a time uses it. The system releases the lock of a killed process.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process has locked it.
         OSError: the folder cannot be written.
     """
-    from filelock import FileLock, Timeout  # here, because who only reads a run needs no lock
+    from filelock import FileLock, Timeout  # imported here, because reading a run needs no lock
 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)

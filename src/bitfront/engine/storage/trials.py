@@ -1,7 +1,7 @@
-"""Evaluated candidates as columns of arrays: all those of a run, or a chunk of them as they lie in the store.
+"""Evaluated candidates as columns of arrays: all of a run, or a chunk as it is in the store.
 
-Codes are kept in as few bytes as hold them, one per parameter as a rule, and errors only where there are any: a million
-trials of a model with four sites and five metrics are some 70 MB.
+Codes are stored in the smallest integers that hold them, usually one byte per parameter, and errors only of failed
+trials. A million trials of a model with four sites and five metrics need some 70 MB.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ Packed = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True, eq=False)
 class TrialColumns:
-    """Evaluated candidates, by number. Columns of equal length.
+    """Evaluated candidates, sorted by number, as columns of equal length.
 
     Attributes:
-        packed: codes as they are stored, shape (trials, parameters), in as few bytes as hold them.
-        metrics: metric name → values; NaN where it could not be measured.
-        complete: whether the trial has all its metrics.
-        duration: seconds.
-        errors: number → why it failed, for those that did.
+        number: the number of each trial, int64, shape (trials,).
+        packed: codes in the smallest unsigned integers that hold them, shape (trials, parameters).
+        metrics: metric → values, float64, shape (trials,); NaN where it could not be measured.
+        complete: whether each trial has all its metrics, bool, shape (trials,).
+        duration: time of each evaluation in seconds, shape (trials,).
+        errors: number → why the trial failed, for failed trials.
     """
 
     number: NDArray[np.int64]
@@ -43,27 +44,27 @@ class TrialColumns:
 
     @property
     def code(self) -> Codes:
-        """Codes of all trials, shape (trials, parameters); a copy."""
+        """Codes of all trials, int64, shape (trials, parameters); a copy."""
         return self.packed.astype(np.int64)
 
     def codes(self, rows: Sequence[int] | NDArray[np.int64]) -> Codes:
-        """Codes of the trials in some rows, shape (rows, parameters)."""
+        """Codes of the trials in some rows, int64, shape (rows, parameters)."""
         return self.packed[np.asarray(rows, dtype=np.int64)].astype(np.int64)
 
     @property
     def first_error(self) -> str:
-        """Why the first of those that failed did; empty if none did."""
+        """Why the first failed trial failed; empty if none did."""
         return next(iter(self.errors.values()), "")
 
     def position(self, number: int) -> int | None:
-        """Row of the trial of that number."""
+        """The row of the trial with that number; None if there is no such trial."""
         at = int(np.searchsorted(self.number, number))
         return at if at < len(self) and self.number[at] == number else None
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some trials, as they lie in the file: `packed` as in ``TrialColumns``, `table` of shape (metrics, trials)."""
+    """Some trials as they are in the file; as ``TrialColumns``, but with one `table` of shape (metrics, trials)."""
 
     number: NDArray[np.int64]
     packed: Packed
@@ -74,7 +75,7 @@ class Chunk:
         return len(self.number)
 
     def without(self, rows: NDArray[np.int64]) -> Chunk:
-        """All but some rows."""
+        """The chunk without some rows."""
         return Chunk(
             np.delete(self.number, rows),
             np.delete(self.packed, rows, axis=0),
@@ -83,12 +84,12 @@ class Chunk:
         )
 
     def after(self, row: int) -> Chunk:
-        """All from a row on."""
+        """The rows from a row on."""
         return Chunk(self.number[row:], self.packed[row:], self.table[:, row:], self.duration[row:])
 
     @staticmethod
     def joined(parts: Sequence[Chunk]) -> Chunk:
-        """Several as one."""
+        """Several chunks joined into one."""
         if len(parts) == 1:
             return parts[0]
         return Chunk(
@@ -100,7 +101,7 @@ class Chunk:
 
 
 def packed(codes: Codes) -> Packed:
-    """Codes in as few bytes as hold them."""
+    """Codes in the smallest unsigned integers that hold them."""
     largest = int(codes.max(initial=0))
     width = next(w for w in (1, 2, 4, 8) if largest < 1 << (8 * w))
     return codes.astype(f"<u{width}")
