@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitfront.engine.evaluation.fixed import BatchMetrics
-from bitfront.engine.search.loop import HOPELESS, Limits, run
+from bitfront.engine.search.loop import MAX_FAILURES, Limits, run
 from bitfront.engine.storage.store import Store
 from bitfront.errors import EvaluationError
 from bitfront.pareto import non_dominated
@@ -220,10 +220,11 @@ def test_a_search_in_which_everything_fails_stops_and_says_why(tmp_path):
 
     broken = Broken(size=1)
     with pytest.raises(
-        EvaluationError, match=f"the first {HOPELESS} candidates all failed; the last one with: ValueError: wrong shape"
+        EvaluationError,
+        match=f"the first {MAX_FAILURES} candidates all failed; the last one with: ValueError: wrong shape",
     ):
         search(tmp_path, "tpe", broken)
-    assert len(broken.evaluated) == HOPELESS
+    assert len(broken.evaluated) == MAX_FAILURES
     store = opened(tmp_path)  # what fails is tried again
     assert len(store) == 0
     store.close()
@@ -434,7 +435,7 @@ def test_a_constrained_search_goes_on_exactly(tmp_path, name, patience):
 def test_a_search_that_finds_nothing_allowed_ends(tmp_path, monkeypatch):
     from bitfront.engine.search import loop
 
-    monkeypatch.setattr(loop, "FRUITLESS", 20)
+    monkeypatch.setattr(loop, "MAX_INFEASIBLE", 20)
     for name, expected in (("tpe", "nothing feasible found"), ("brute_force", "space exhausted")):
         (tmp_path / name).mkdir()
         dispatcher = BlockEvaluator()

@@ -57,7 +57,7 @@ def test_a_killed_comparison_goes_on(shell, data):
     process.communicate()
     before = rows(shell.folder / "runs/slow/compare/cache.sqlite")
     typed = shell(*asked, "--n-trials", 20)
-    assert f"{len(before)} candidates are known from before" in typed.err
+    assert f"{len(before)} candidates are known from earlier sessions" in typed.err
     after = rows(shell.folder / "runs/slow/compare/cache.sqlite")
     assert after[: len(before)] == before
     assert len({row[1] for row in after}) == len(after) < 40

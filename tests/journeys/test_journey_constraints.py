@@ -108,4 +108,4 @@ def test_as_many_samples_as_settle_the_order(jets):
     assert checked["accuracy"] == run.trials[0].metrics["accuracy"]
     again = jets("search", "auto.toml", "--max-epochs", 1, "--strategy", "evolution", "--n-trials", 61)
     assert "num_samples = 'auto'" not in again.err
-    assert "60 trials are there from before" in again.err
+    assert "60 trials are known from earlier sessions" in again.err

@@ -43,7 +43,7 @@ def test_winners_are_trained_on_and_can_be_rebuilt(trained, data):
 
     # What was done is not done again; more of it is.
     again = trained("search", "--config", "small.toml", "--finetune", 3)
-    assert "training trial" not in again.err
+    assert "fine-tuning trial" not in again.err
     assert bf.Run.load(trained.folder / "runs/small").finetuned == run.finetuned
 
 

@@ -65,7 +65,7 @@ def test_a_killed_search_that_trains_ends_as_if_it_had_not_been(training, tmp_pa
     assert len(before) in (8, 9, 17, 25), "cohorts are whole: of the 9 uniform candidates, and of generations of 8"
 
     typed = training(*search)
-    assert f"{len(before)} trials are there from before" in typed.err
+    assert f"{len(before)} trials are known from earlier sessions" in typed.err
     after = rows(store)
     assert after[: len(before)] == before
     assert len({row[1] for row in after}) == len(after) == TRIALS

@@ -1,9 +1,9 @@
-"""The winners of a search, trained on as what they are: quantized, with ranges that are learned.
+"""Fine-tuning: some trials of the front are trained further with their formats in place and with learned ranges.
 
-A search compares candidates with the float model's weights, which is quick and enough to tell them apart. Some of the
-front are then trained with their formats in place (quantization-aware training) and judged on the search's own samples,
-and once on the test split; of each the better one is kept, as trained or as found. What was learned lies in the run
-folder's ``checkpoints``: float weights, and the formats as they became.
+A search compares candidates with the float model's weights, which is fast and enough to order them. Some trials of the
+front are then trained with their formats (quantization-aware training), and evaluated on the samples of the search and
+once on the test split. A trial keeps the trained weights if they are more accurate. Float weights and trained formats
+are stored in ``checkpoints`` in the run folder.
 """
 
 from __future__ import annotations
@@ -31,26 +31,32 @@ from bitfront.training import EpochRecord, TrainSettings
 from bitfront.training import train as run_training
 from bitfront.transforms.learned import frozen, learning_model, settle, shadow
 
-#: The share of the epochs in which powers of two are learned; after them grids stay where they are.
+#: The share of the epochs in which steps that are powers of two are learned; after that they are fixed.
 LEARNED = 0.3
 
 
 def chosen(rows: Sequence[int], count: int) -> list[int]:
-    """`count` of the front's rows, from end to end of it; all if there are no more."""
+    """`count` of the front's rows, evenly spread over the front with both ends; all if there are no more."""
     if count >= len(rows):
         return list(rows)
     return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int)).tolist()]
 
 
-def settings_of(own: FinetuneTable, batch_size: int, optimizer: str, weight_decay: float, seed: int) -> TrainSettings:
-    """How to train, given the configuration's own settings for what ``[search.finetune]`` leaves open."""
+def settings_of(table: FinetuneTable, batch_size: int, optimizer: str, weight_decay: float, seed: int) -> TrainSettings:
+    """The settings of the training.
+
+    Args:
+        table: the table ``[search.finetune]``.
+        batch_size: used if the table has none.
+        optimizer, weight_decay, seed: those of the configuration.
+    """
     return TrainSettings(
-        max_epochs=own.max_epochs,
-        batch_size=own.batch_size or batch_size,
-        learning_rate=own.learning_rate,
+        max_epochs=table.max_epochs,
+        batch_size=table.batch_size or batch_size,
+        learning_rate=table.learning_rate,
         weight_decay=weight_decay,
         optimizer=optimizer,  # type: ignore[arg-type]
-        patience=own.patience,
+        patience=table.patience,
         seed=seed,
     )
 
@@ -65,14 +71,20 @@ def finetune(
     folder: Path,
     events: Events,
 ) -> Finetuned:
-    """Train one candidate on, and keep what comes of it in `folder`.
+    """Fine-tune one candidate, and store its weights and formats in `folder`.
 
     Args:
-        code: shape (parameters,).
-        number: of the trial.
-        before: its accuracy as found, on the samples of the search.
-        dataset: trained on its train split; the best epoch is that of the lowest loss on its val split.
-        folder: where the checkpoint goes.
+        evaluator: an evaluator whose model has the weights of the candidate.
+        code: its code there, int64, shape (parameters,).
+        number: the number of the trial.
+        before: its accuracy before fine-tuning, on the samples of the search.
+        dataset: it is trained on the train split; the best epoch has the lowest loss on the val split.
+        settings: the settings of the training.
+        folder: the run folder.
+        events: receives the progress.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted.
     """
     graph, formats, corrections = evaluator.parts(code)
     model, rounds = learning_model(graph, formats, corrections)

@@ -1,15 +1,15 @@
-"""The loop of a search: initial candidates → propose → drop the known → evaluate in blocks → store → tell → stop rules.
+"""The loop of a search: initial candidates → propose → drop known ones → evaluate blocks → store → tell → stop rules.
 
-It is deterministic: what is proposed depends on the seed and on what was told, in order. A search that was killed is
-resumed by running the same loop again; whatever is in the store is answered from there, at no cost, until the loop
-arrives where it was stopped.
+The loop is deterministic: proposals depend on the random seed and on the history alone. A killed search is resumed by
+running the same loop again. Candidates that are in the store are answered from there, until the loop arrives where it
+was stopped.
 
-Duplicates are the loop's business, never the sampler's: a candidate that is known is not evaluated again and does not
-count; when a strategy only comes up with known ones, unseen neighbours of the front are taken instead; a space with
-nothing unseen left ends the search. Budgets count distinct candidates.
+The loop handles duplicates, so that strategies need not. A known candidate is not evaluated again and does not count.
+If a strategy proposes only known candidates, unseen neighbours of the front are taken instead. The search ends when the
+space has no unseen candidate. Budgets count distinct candidates.
 
-A million candidates go through it as through a pipe: of what was told it keeps the front, and for strategies that look
-back the codes and losses; everything else is in the store.
+For a million candidates the loop needs little memory: it keeps the front, and codes and losses for strategies that look
+back. Everything else is in the store.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 
 StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted", "nothing feasible found"]
-#: Known proposals in a row after which the loop takes neighbours of the front itself.
+#: Number of known proposals in a row after which the loop takes neighbours of the front.
 PATIENCE = 3
-#: A search whose first so many candidates all fail is broken.
-HOPELESS = 20
-#: So many candidates in a row that violate the constraints end a search.
-FRUITLESS = 50_000
-#: Small blocks are written together: what was evaluated waits about so long, at most, until it is durable.
+#: If this many candidates fail, and none succeeds, the search ends with an error.
+MAX_FAILURES = 20
+#: If this many candidates in a row violate the constraints, the search ends.
+MAX_INFEASIBLE = 50_000
+#: Small blocks are written together, about this many seconds apart.
 COMMIT_SECONDS = 0.1
 
 
 class TrialSink(Protocol):
-    """Where trials go as they are told: the file of a run, or memory."""
+    """Stores the trials of a search: in the file of a run, or in memory."""
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -54,11 +54,16 @@ class TrialSink(Protocol):
         ...
 
     def __len__(self) -> int:
-        """How many trials there are, those of earlier sessions included."""
+        """Number of trials, with those of earlier sessions."""
         ...
 
     def recall(self, codes: Codes) -> tuple[NDArray[np.bool_], Mapping[str, NDArray[np.float64]]]:
-        """What earlier sessions found out about `codes`: (which of them are known, metrics with NaN for the others)."""
+        """The metrics of candidates that earlier sessions evaluated.
+
+        Returns:
+            (whether each of `codes` is stored, bool, shape (candidates,); metric → values, shape (candidates,), NaN for
+            candidates that are not stored).
+        """
         ...
 
     def add(
@@ -68,30 +73,30 @@ class TrialSink(Protocol):
         errors: Sequence[str],
         durations: NDArray[np.float64],
     ) -> object:
-        """Keep evaluated candidates, none of which is there yet."""
+        """Store evaluated candidates. None of them may be stored already."""
         ...
 
 
 class BlockEvaluator(Protocol):
-    """What evaluates candidates."""
+    """Evaluates candidates in blocks."""
 
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
-        """Evaluate `codes` block by block, in order."""
+        """Evaluate `codes` block by block, in order; yields (codes of a block, its metrics)."""
         ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the search is, for whoever shows it.
+    """The progress of a search, for display.
 
     Attributes:
-        done: distinct candidates evaluated, earlier sessions included.
-        total: how many there will be at most.
-        new: how many of them in this session.
-        failed: how many of these failed.
-        skipped: candidates that were not evaluated, because they cannot fulfil the constraints.
-        seconds: since this session began.
-        front: the front of what was told so far. To be read, not to be kept: it changes.
+        done: number of distinct candidates evaluated, with those of earlier sessions.
+        total: the largest number of candidates that will be evaluated.
+        new: number of candidates evaluated in this session.
+        failed: number of candidates that failed in this session.
+        skipped: number of candidates that were not evaluated, because they violate the constraints.
+        seconds: time since this session began.
+        front: the front so far. It changes while the search runs, so read it at once.
     """
 
     done: int
@@ -105,7 +110,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: `n_trials` counts distinct candidates over all sessions, `timeout` the seconds of this one."""
+    """When to stop.
+
+    Attributes:
+        n_trials: number of distinct candidates over all sessions.
+        timeout: seconds of this session; None for no limit.
+    """
 
     n_trials: int
     timeout: float | None = None
@@ -123,18 +133,28 @@ def run(
     on_progress: Callable[[Progress], None] = lambda _: None,
     feasibility: Feasibility | None = None,
 ) -> StopReason:
-    """Search until a stop rule applies; every trial is in the store as soon as it is told.
+    """Search until a stop rule applies. Every trial is in the store before the strategy learns of it.
 
-    Candidates that are known to violate the constraints are told without being evaluated: they are no trials, and do
-    not count against the budget.
+    Candidates that are known to violate the constraints are not evaluated. The strategy learns of them, but they are
+    not trials and do not count against the budget.
 
     Args:
-        initial: candidates to begin with, before the strategy is asked, shape (candidates, parameters).
+        space: the space of the search.
+        strategy: proposes candidates.
+        initial: candidates that are evaluated before the strategy's, int64, shape (candidates, parameters).
+        objectives: what is optimised.
+        store: stores the trials; knows those of earlier sessions.
+        evaluator: evaluates candidates.
+        limits: when to stop.
         seed: root of the random choices.
-        feasibility: the constraints; None, or a false one: there are none.
+        on_progress: called after each block.
+        feasibility: the constraints; None or an empty one if there are none.
+
+    Returns:
+        Why the search ended.
 
     Raises:
-        EvaluationError: the store cannot be written, a worker died, or nothing but failures comes out.
+        EvaluationError: the store cannot be written, a worker process died, or the first candidates all failed.
     """
     state = _State(space, strategy, objectives, store, evaluator, limits, on_progress, feasibility or None)
     try:
@@ -152,7 +172,7 @@ def run(
 
 
 class _State:
-    """What the loop knows at a moment: what was told, the front, and counters for the stop rules."""
+    """The state of the loop: the history, the front, and counters for the stop rules."""
 
     def __init__(
         self,
@@ -176,7 +196,7 @@ class _State:
         self.before = len(store)
         self.failed = self.skipped = 0
         #: Candidates in a row that violate the constraints.
-        self.fruitless = 0
+        self.infeasible = 0
         #: Proposals in a row that were all known.
         self.stalled = 0
 
@@ -192,14 +212,14 @@ class _State:
             return "n_trials reached"
         if self.late():
             return "timeout"
-        if self.fruitless >= FRUITLESS and self.strategy.looks_back:
+        if self.infeasible >= MAX_INFEASIBLE and self.strategy.looks_back:
             return "nothing feasible found"
         return None
 
     def next_candidates(self, rng: np.random.Generator) -> Codes:
-        """Unknown candidates: the strategy's, or, when it only proposes known ones, neighbours of the front."""
+        """Unknown candidates: proposed by the strategy, or neighbours of the front if it proposes only known ones."""
         history, strategy = self.history, self.strategy
-        # The budget must not decide what a strategy proposes, but for one that does not look back it cannot.
+        # The budget must not affect what a strategy proposes. It cannot, for a strategy that does not look back.
         limited = not strategy.looks_back and self.feasibility is None
         wanted = min(strategy.batch, (self.total if limited else self.space.size) - len(history))
         proposed = strategy.propose(history, wanted, rng)
@@ -212,7 +232,10 @@ class _State:
         return unseen_neighbours(self.space, history, rows, wanted, rng)
 
     def settle(self, codes: Codes) -> None:
-        """Answer from the store or evaluate, then tell in the proposed order. Stops early when time is up."""
+        """Look candidates up in the store, evaluate the others, and tell the history of all, in the proposed order.
+
+        Ends early when time is up.
+        """
         violation = self.feasibility.before(codes) if self.feasibility else None
         known, values = self._recall(codes, violation)
         try:
@@ -226,7 +249,7 @@ class _State:
         self._report()
 
     def _recall(self, codes: Codes, violation: Values | None) -> tuple[NDArray[np.bool_], dict[str, Values]]:
-        """(which candidates need no evaluation, the metrics that are known of them; NaN for the others)."""
+        """(which candidates need no evaluation; metric → their known values, NaN for the others)."""
         if violation is None or not violation.any():
             known, recalled = self.store.recall(codes)
             return known, dict(recalled)
@@ -237,11 +260,11 @@ class _State:
         for name, column in recalled.items():
             values[name][inside] = column
         self.skipped += len(codes) - len(inside)
-        self.fruitless = 0 if len(inside) else self.fruitless + len(codes)
+        self.infeasible = 0 if len(inside) else self.infeasible + len(codes)
         return known, values
 
     def _evaluate(self, codes: Codes, known: NDArray[np.bool_], values: dict[str, Values]) -> None:
-        """Evaluate what is not known, as far as budget and time reach; fills in `known` and `values`."""
+        """Evaluate unknown candidates until budget or time is used up; fills in `known` and `values`."""
         new = np.flatnonzero(~known)[: max(0, self.total - len(self.store))]
         place = 0
         for block, metrics in self.evaluator.blocks(codes[new]) if len(new) else ():
@@ -251,10 +274,10 @@ class _State:
             known[rows] = True
             fine = np.array([not e for e in metrics.errors]) if any(metrics.errors) else np.bool_(True)
             for name, column in values.items():
-                # What a failed candidate has of metrics is in the file, but must not look good to a strategy.
+                # A failed candidate may have some metrics. The store has them, but a strategy must not see them.
                 column[rows] = np.where(fine, metrics.values[name], np.nan)
             self.failed += sum(map(bool, metrics.errors)) if not fine.all() else 0
-            if self.failed >= HOPELESS and self.failed == len(self.store) + self.writer.waiting:
+            if self.failed >= MAX_FAILURES and self.failed == len(self.store) + self.writer.waiting:
                 raise EvaluationError(
                     f"the first {self.failed} candidates all failed; the last one with: {metrics.errors[-1]}"
                 )
@@ -278,7 +301,7 @@ class _State:
 
 
 class Writer:
-    """Gathers small blocks on their way into the store, so that a quick search does not wait for the disk."""
+    """Collects small blocks and writes them to the store together, so that a fast search does not wait for the disk."""
 
     def __init__(self, store: TrialSink) -> None:
         self._store = store
@@ -287,23 +310,23 @@ class Writer:
 
     @property
     def waiting(self) -> int:
-        """How many candidates are not written yet."""
+        """Number of candidates that are not written yet."""
         return sum(len(codes) for codes, _ in self._blocks)
 
     def add(self, codes: Codes, measured: BatchMetrics) -> None:
-        """Take a block, and write what there is if the last time is long enough ago."""
+        """Add a block. All blocks are written if the last write is at least ``COMMIT_SECONDS`` ago."""
         self._blocks.append((codes, measured))
         if time.perf_counter() - self._written >= COMMIT_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Make everything durable. Raises EvaluationError if it cannot be written."""
-        blocks, self._blocks = self._blocks, []  # never twice, whatever interrupts it
+        """Write all blocks to the store. Raises EvaluationError if that fails."""
+        blocks, self._blocks = self._blocks, []  # before writing, so that no interrupt makes it write them twice
         if blocks:
             self._store.add(
                 np.concatenate([codes for codes, _ in blocks]),
-                {m: np.concatenate([own.values[m] for _, own in blocks]) for m in self._store.metrics},
-                [error for _, own in blocks for error in own.errors],
-                np.concatenate([own.seconds for _, own in blocks]),
+                {m: np.concatenate([measured.values[m] for _, measured in blocks]) for m in self._store.metrics},
+                [error for _, measured in blocks for error in measured.errors],
+                np.concatenate([measured.seconds for _, measured in blocks]),
             )
         self._written = time.perf_counter()

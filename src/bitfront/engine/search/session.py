@@ -1,4 +1,4 @@
-"""A whole search in its run folder: lock, identity, weights, loop, the front on the test split, results."""
+"""Runs a whole search in its run folder: lock, identity, weights, loop, the front on the test split, results."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
 from bitfront.spaces.base import Codes
 
-#: Of a front with very many members, so many are measured on the test split.
+#: The largest number of trials of the front that are measured on the test split.
 TESTED = 100
-#: So many uniform-precision candidates at most are tried before the strategy is asked.
+#: The largest number of uniform candidates that are evaluated before the strategy is asked.
 UNIFORM = 64
 
 
 def run_search(plan: Plan, restart: bool, events: Events) -> Run:
-    """Do what `plan` lays out, or go on with it, in its run folder.
+    """Run the search of `plan` in its run folder, or resume it.
 
     Args:
-        restart: throw away the trials of an earlier search there.
+        plan: the plan of the search.
+        restart: delete the trials of an earlier search in that folder.
+        events: receives notes and the progress.
 
     Raises:
         RunError: the folder belongs to another configuration, or to a search that is running.
-        EvaluationError: nothing could be evaluated, or trials could not be written.
+        EvaluationError: every candidate failed, or trials could not be written.
     """
     for note in plan.notes:
         events.note(note)
@@ -56,32 +58,32 @@ def run_search(plan: Plan, restart: bool, events: Events) -> Run:
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
     except sqlite3.Error as error:
         raise EvaluationError(
-            f"{folder / STORE}: {error}. Make room or fix the permissions, then give the same command again: it goes "
-            "on where it was"
+            f"{folder / STORE}: {error}. Free disk space or fix the permissions, then give the same command again; the "
+            "search continues from there"
         ) from None
 
 
 def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
     path = folder / STORE
     if path.exists() and not restart:
-        # Before training: a mismatch found after it would have cost the training, and the checkpoint.
+        # This is checked before training, because a mismatch afterwards would waste the training.
         stores.check_identity(path, plan.identity(None), ignore=["weights"])
     if not plan.brings_weights:
         model = trained_model(plan.config, plan.model, plan.dataset, events).model
         plan = plan.trained(model)
     if restart:
-        # Now that nothing can be wrong any more: what is thrown away here was hours of somebody's search.
-        made = [*folder.glob(f"{STORE}-*"), *(folder / "checkpoints").glob("trial-*.pt")]
-        made += (folder / "tensorboard").glob("events.out.tfevents.*")
-        for old in [path, *made, folder / "best.json", folder / "log.json"]:
-            old.unlink(missing_ok=True)
+        # This comes after all checks, because it may delete hours of somebody's search.
+        outputs = [*folder.glob(f"{STORE}-*"), *(folder / "checkpoints").glob("trial-*.pt")]
+        outputs += (folder / "tensorboard").glob("events.out.tfevents.*")
+        for file in [path, *outputs, folder / "best.json", folder / "log.json"]:
+            file.unlink(missing_ok=True)
     weights = weights_fingerprint(plan.model)
     space = plan.space
     with plan.config.locating():
         starts = check(plan.evaluator, plan.constraints, trained=True)
     store = Store.open(path, plan.evaluator.metrics, len(space.parameters), plan.identity(weights), space.keys)
     try:
-        # Trials are rebuilt from these, wherever the weights came from and whatever becomes of that file.
+        # Trials are rebuilt from this copy, whatever happens to the checkpoint that the weights came from.
         checkpoints.save_checkpoint(plan.model.state_dict(), folder / WEIGHTS, {"weights": weights})
         (folder / "config.toml").write_text(tomlfile.dumps(_absolute(plan.config)), encoding="utf-8")
         plan = with_samples(plan, store, events)
@@ -92,10 +94,10 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         if resumed < plan.n_trials:
             plan = verified_plan(plan, each * (plan.n_trials - resumed), events)
         if resumed:
-            events.note(f"{resumed:,} trials are there from before")
+            events.note(f"{resumed:,} trials are known from earlier sessions")
         summary = store.meta("summary")
         limits = bounds(plan, summary["reference"])
-        # Readers of the run folder want them too.
+        # The constraints with resolved bounds are stored for readers of the run folder.
         store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
         reason = _evaluate(plan, store, limits, starts, events)
         store.set_meta("stopped", reason)
@@ -117,7 +119,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
 
 
 def _absolute(config: Config) -> dict[str, Any]:
-    """The configuration as it took effect; its files are found from any working directory."""
+    """The configuration with all values that took effect, and with absolute paths."""
     values = config.effective()
     for key in ("dataset_path", "load_name"):
         if key in values:
@@ -126,24 +128,30 @@ def _absolute(config: Config) -> dict[str, Any]:
 
 
 def with_samples(plan: Plan, store: Store, events: Events) -> Plan:
-    """With as many samples as settle the order of candidates, where that is what was asked for; found out once."""
+    """The plan with a number in place of ``num_samples = "auto"``. It is determined once, and then read from the store.
+
+    Args:
+        plan: a plan with a trained model.
+        store: the store of the search.
+        events: receives a note.
+    """
     split = plan.auto_split
     if split is None:
         return plan
-    found = store.meta("num_samples")
-    if found is None:
-        found, candidates = enough_samples(plan.evaluator, split, plan.config.seed)
-        store.set_meta("num_samples", found)
-        there = len(plan.evaluator.samples(split, None)[1])
+    number = store.meta("num_samples")
+    if number is None:
+        number, candidates = enough_samples(plan.evaluator, split, plan.config.seed)
+        store.set_meta("num_samples", number)
+        available = len(plan.evaluator.samples(split, None)[1])
         events.note(
-            f"num_samples = 'auto': {found:,} of {there:,} samples"
-            + (" (all there are)" if found == there else f" settle the order of {candidates} candidates")
+            f"num_samples = 'auto': {number:,} of {available:,} samples"
+            + (" (all there are)" if number == available else f" are enough to order {candidates} candidates")
         )
-    return plan.sampled(found)
+    return plan.sampled(number)
 
 
 def _describe(plan: Plan, store: Store) -> None:
-    """Everything a reader of the run folder needs beside the trials."""
+    """Store everything that a reader of the run folder needs beside the trials."""
     evaluator = plan.evaluator
     samples = evaluator.accuracy_samples
     number = None if samples is None else len(evaluator.samples(samples.split, samples.number)[1])
@@ -166,21 +174,34 @@ def _describe(plan: Plan, store: Store) -> None:
 
 
 def float_metrics(plan: Plan) -> dict[str, float | None]:
-    """Metric → value of the float model; None where it has none."""
-    found = plan.evaluator.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64))
-    return {m: None if np.isnan(v[0]) else float(v[0]) for m, v in found.values.items()}
+    """Metric → value of the float model; None if it cannot be measured."""
+    metrics = plan.evaluator.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64))
+    return {m: None if np.isnan(v[0]) else float(v[0]) for m, v in metrics.values.items()}
 
 
 def bounds(plan: Plan, reference: Mapping[str, float | None]) -> Feasibility:
-    """The constraints, those against the float model with its numbers in them."""
+    """The constraints of a plan, with bounds relative to the float model resolved.
+
+    Args:
+        plan: the plan.
+        reference: metric → value of the float model.
+
+    Raises:
+        ConfigError: a bound refers to a metric that the float model does not have.
+    """
     with plan.config.locating():
         return Feasibility(plan.evaluator, tuple(c.resolved(reference) for c in plan.constraints))
 
 
 def first_candidates(plan: Plan, starts: Codes) -> Codes:
-    """What is tried before the strategy is asked: where constraints point to, and uniform-precision candidates."""
+    """The candidates that are evaluated before the strategy is asked, int64, shape (candidates, parameters).
+
+    Args:
+        plan: the plan.
+        starts: candidates that fulfil the constraints best; uniform ones come after them.
+    """
     initial = np.concatenate([starts, plan.space.uniform()[:UNIFORM]])
-    return initial[:0] if plan.exhaustive else initial  # all of them come anyway, in the space's own order
+    return initial[:0] if plan.exhaustive else initial  # an exhaustive search evaluates all, in the space's order
 
 
 def _evaluate(plan: Plan, store: Store, bounds: Feasibility, starts: Codes, events: Events) -> loop.StopReason:
@@ -204,16 +225,16 @@ def _evaluate(plan: Plan, store: Store, bounds: Feasibility, starts: Codes, even
 
 
 def _keep_front(plan: Plan, run: Run) -> None:
-    """The trained weights of the front, where each candidate has its own; those kept before are not trained again."""
+    """Store the weights of the front, if candidates are trained. Weights in a file are not trained again."""
     for row in run.front_rows[:TESTED].tolist():
         code = run.columns.codes([row])[0]
-        place = trial_weights(run.folder, int(run.columns.number[row]))
-        plan.evaluator.recall(code, {m: float(v[row]) for m, v in run.columns.metrics.items()}, place)
-        plan.evaluator.keep(code, place)
+        path = trial_weights(run.folder, int(run.columns.number[row]))
+        plan.evaluator.recall(code, {m: float(v[row]) for m, v in run.columns.metrics.items()}, path)
+        plan.evaluator.keep(code, path)
 
 
 def _test_front(plan: Plan, store: Store, run: Run) -> None:
-    """The front, and the float model, on the test split: each once, however often the search is resumed."""
+    """Measure the front and the float model on the test split, each once, however often the search is resumed."""
     if "test" not in plan.dataset.splits or "accuracy" not in plan.evaluator.metrics:
         return
     evaluator = plan.evaluator.with_splits({"test": plan.dataset.split("test")})
@@ -236,7 +257,7 @@ def _test_front(plan: Plan, store: Store, run: Run) -> None:
 
 
 def _compare_front(plan: Plan, store: Store, run: Run) -> None:
-    """The front's members with each other, on the samples of the search."""
+    """Compare the trials of the front with each other, on the samples of the search."""
     samples, rows = plan.evaluator.accuracy_samples, run.front_rows[:TESTED]
     if samples is None or len(rows) < 2:
         store.set_meta("compared", [])
@@ -246,26 +267,26 @@ def _compare_front(plan: Plan, store: Store, run: Run) -> None:
 
 
 def _finetune(plan: Plan, store: Store, run: Run, events: Events) -> None:
-    """Some of the front trained on; what was done earlier with the same settings is not done again."""
-    own, config = plan.settings.finetune, plan.config
-    if not own.trials:
+    """Fine-tune some trials of the front. Trials that were fine-tuned before with the same settings are skipped."""
+    table, config = plan.settings.finetune, plan.config
+    if not table.trials:
         return
-    settings = settings_of(own, config.batch_size, config.training_optimizer, config.weight_decay, config.seed)
-    kept = store.meta("finetuned") or {}
-    done = kept.get("trials", []) if kept.get("settings") == vars(settings) else []
+    settings = settings_of(table, config.batch_size, config.training_optimizer, config.weight_decay, config.seed)
+    stored = store.meta("finetuned") or {}
+    done = stored.get("trials", []) if stored.get("settings") == vars(settings) else []
     if len(run.objectives.directions) == 1:
-        rows = run.ranked_rows[: own.trials].tolist()
+        rows = run.ranked_rows[: table.trials].tolist()
     else:
         order = sorted(run.front_rows.tolist(), key=lambda row: -run.columns.metrics["accuracy"][row])
-        rows = chosen(order, own.trials)
+        rows = chosen(order, table.trials)
     for row in rows:
         number = int(run.columns.number[row])
         if any(entry["number"] == number for entry in done):
             continue
         before = float(run.columns.metrics["accuracy"][row])
-        events.note(f"training trial {number} on")
+        events.note(f"fine-tuning trial {number}")
         events.training(settings, len(plan.dataset.split("train")[1]))
         evaluator, code = plan.evaluator.alone(run.columns.codes([row])[0])
-        found = finetune(evaluator, code, number, before, plan.dataset, settings, run.folder, events)
-        done.append(vars(found))
+        finetuned = finetune(evaluator, code, number, before, plan.dataset, settings, run.folder, events)
+        done.append(vars(finetuned))
         store.set_meta("finetuned", {"settings": vars(settings), "trials": done})
