@@ -322,10 +322,10 @@ def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch)
             notes.append(text)
 
     assert compare(given, tmp_path / "a", seeds=1, n_trials=10).strategies == ("brute_force", *compare_module.DEFAULT)
-    monkeypatch.setattr(compare_module, "FINISHES", 0.0)
+    monkeypatch.setattr(compare_module, "EXHAUSTIVE_SECONDS", 0.0)
     comparison = compare(given, tmp_path / "b", seeds=1, n_trials=10, events=Noting())
     assert comparison.strategies == compare_module.DEFAULT
-    assert any("brute force is not among them: for 36 candidates it would need" in note for note in notes)
+    assert any("brute force is not compared: for 36 candidates it would need" in note for note in notes)
     notes.clear()
     comparison = compare(given, tmp_path / "c", seeds=1, n_trials=10, max_size=20, events=Noting())
     assert comparison.strategies == compare_module.DEFAULT
@@ -340,7 +340,7 @@ def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch)
     [
         ({"strategies": ["brutal"]}, "strategies.brutal: there is no strategy called 'brutal'; allowed: brute_force, "),
         ({"strategies": ["optuna:tpee"]}, "there is no sampler 'tpee'; allowed: tpe, .* Did you mean 'tpe'?"),
-        ({"strategies": ["evolution:tpe"]}, "strategy 'evolution' has no variants, so nothing can stand behind"),
+        ({"strategies": ["evolution:tpe"]}, "strategy 'evolution' has no variants, so write its name without a colon"),
         ({"strategies": ["tpe"]}, "strategies.tpe: 'tpe' is a sampler of strategy 'optuna'; write optuna:tpe"),
         ({"strategies": ["brute"], "max_size": 0}, "search.strategy.setup.max_size: 0 is not possible: input"),
         ({"search.strategy.setup.n_trails": 3}, "setup.n_trails: unknown key; .* Did you mean 'n_trials'"),
@@ -359,7 +359,7 @@ def test_halving_is_refused(given, tmp_path):
     halving = {"rungs": [1], "keep": 0.5}
     trained = {"name": "evolution", "sw_runner": {"basic_train": {"max_epochs": 2, "halving": halving}}}
     config = bf.Config.model_validate({"search": {"search_space": {}, "strategy": trained}})
-    with pytest.raises(ConfigError, match="strategies cannot share results; leave it out"):
+    with pytest.raises(ConfigError, match="strategies cannot share results; remove it"):
         compare_module.prepared(config)
 
 

@@ -1,7 +1,7 @@
-"""What several runs of the loop on one space share, and how each of them is watched.
+"""What the runs of a comparison share, the evaluator with its cache, and what each has: its trials and a clock.
 
-Every candidate is evaluated once, whoever asks for it first; whoever asks for it later is answered from memory, with
-the same numbers and the same duration. Results do not depend on who asked, so each run finds what it would find alone.
+Every candidate is evaluated once, for the run that needs it first. Later runs get the same metrics and the same
+duration from memory. Metrics do not depend on the run, so each run gives the same trials as it would alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Values = NDArray[np.float64]
 
 
 class CachedEvaluator:
-    """In front of an evaluator: answers what is known, has the rest evaluated, and keeps it in a file.
+    """An evaluator with a cache in memory and in a file: known candidates are not evaluated again.
 
     Args:
-        store: where results of all runs go; those of earlier sessions are in it.
-        keys: from codes to what tells candidates apart.
+        dispatcher: evaluates unknown candidates.
+        store: the file; it has the results of earlier sessions.
+        keys: from codes to keys that identify candidates, as ``Space.keys``.
     """
 
     def __init__(self, dispatcher: BlockEvaluator, store: Store, keys: Callable[[Codes], Keys]) -> None:
@@ -37,7 +38,7 @@ class CachedEvaluator:
         self._table = np.zeros((len(store.metrics) + 1, 0))
         self._errors: list[str] = []
         self._metrics = tuple(store.metrics)
-        #: How many candidates were evaluated in this session.
+        #: Number of candidates evaluated in this session.
         self.evaluated = 0
         if len(earlier):
             errors = [earlier.errors.get(n, "") for n in earlier.number.tolist()]
@@ -47,7 +48,13 @@ class CachedEvaluator:
         return len(self._errors)
 
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
-        """Results of `codes`, block by block, in order; what was evaluated is durable soon, and when this ends."""
+        """The metrics of `codes`, block by block, in order.
+
+        New results are written to the file within a fraction of a second, and at the latest at the end.
+
+        Yields:
+            (codes of a block, its metrics).
+        """
         missing = np.flatnonzero(self._find(codes) < 0)
         given = done = 0
         try:
@@ -87,7 +94,7 @@ class CachedEvaluator:
 
 
 class InMemoryTrials:
-    """The trials of one run, in memory: nothing is known from before, and nothing stays."""
+    """The trials of one run, in memory. There are no earlier sessions, and nothing is written to disk."""
 
     def __init__(self, metrics: Sequence[str]) -> None:
         self.metrics = tuple(metrics)
@@ -98,18 +105,26 @@ class InMemoryTrials:
         return self._count
 
     def recall(self, codes: Codes) -> tuple[NDArray[np.bool_], Mapping[str, Values]]:
-        """Nothing is known."""
+        """No candidate is known: (an array of False; metric → NaN), each of shape (candidates,)."""
         return np.zeros(len(codes), dtype=bool), {m: np.full(len(codes), np.nan) for m in self.metrics}
 
     def add(self, codes: Codes, values: Mapping[str, Values], errors: Sequence[str], durations: Values) -> None:
-        """Keep evaluated candidates, none of which is there yet."""
+        """Store evaluated candidates. None of them may be stored already."""
         fine = np.array([not error for error in errors], dtype=bool)
         table = np.stack([values[m] for m in self.metrics])
         self._blocks.append((codes, table, fine, np.asarray(durations, dtype=np.float64)))
         self._count += len(codes)
 
     def columns(self, parameters: int) -> tuple[Codes, dict[str, Values], NDArray[np.bool_], Values]:
-        """(codes, metric → values, which are complete, seconds) of all of them, in order."""
+        """All trials, in order.
+
+        Args:
+            parameters: number of columns of a code.
+
+        Returns:
+            (codes, shape (trials, parameters); metric → values, whether each trial is complete, and its duration in
+            seconds, each of shape (trials,)).
+        """
         nothing = np.zeros((0, parameters), dtype=np.int64), np.zeros((len(self.metrics), 0)), np.zeros(0, bool)
         blocks = [(*nothing, np.zeros(0)), *self._blocks]
         table = np.concatenate([b[1] for b in blocks], axis=1)
@@ -122,39 +137,40 @@ class InMemoryTrials:
 
 
 class TimedStrategy(Strategy):
-    """A strategy as it is, with a clock and counters beside it.
+    """Wraps a strategy, with a clock and counters. Its proposals stay the same.
 
     Args:
-        make: gives the strategy; what making it takes counts.
-        evaluated: how many candidates have been evaluated so far.
+        make: creates the strategy; the time for that counts.
+        evaluated: gives the number of candidates evaluated so far.
 
     Attributes:
-        seconds: what making it, asking it and (as that happens in asking) telling it has taken so far.
-        proposals: how many candidates it has proposed.
-        repeats: how many of them were known to it already, or came twice in one proposal.
+        seconds: time spent so far in creating the strategy and in its ``propose``.
+        proposals: number of candidates it has proposed.
+        repeats: number of proposals that were in the history already, or twice in one proposal.
     """
 
     def __init__(self, make: Callable[[], Strategy], evaluated: Callable[[], int]) -> None:
         begin = time.perf_counter()
-        self._own, self._evaluated = make(), evaluated
+        self._strategy, self._evaluated = make(), evaluated
         self.seconds = time.perf_counter() - begin
-        super().__init__(self._own.space, self._own.objectives, self._own.seed, self._own.settings)
-        self.batch, self.looks_back = self._own.batch, self._own.looks_back
+        super().__init__(self._strategy.space, self._strategy.objectives, self._strategy.seed, self._strategy.settings)
+        self.batch, self.looks_back = self._strategy.batch, self._strategy.looks_back
         self.proposals = self.repeats = 0
-        self._asked = [(0, self.seconds)]
+        #: (number of candidates evaluated, seconds spent) after each call.
+        self._spent = [(0, self.seconds)]
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
-        """What the strategy proposes."""
+        """The proposals of the strategy."""
         begin = time.perf_counter()
-        found = self._own.propose(history, n, rng)
+        proposed = self._strategy.propose(history, n, rng)
         self.seconds += time.perf_counter() - begin
-        self.proposals += len(found)
-        self.repeats += len(found) - len(history.fresh(found))
-        self._asked.append((self._evaluated(), self.seconds))
-        return found
+        self.proposals += len(proposed)
+        self.repeats += len(proposed) - len(history.fresh(proposed))
+        self._spent.append((self._evaluated(), self.seconds))
+        return proposed
 
     def asked(self, count: int) -> Values:
-        """What had been spent in the strategy when candidate 1, 2, ... `count` was about to be evaluated."""
-        before, seconds = np.array(self._asked).T
+        """Seconds spent in the strategy before each of the evaluations 1, 2, ... `count`, shape (count,)."""
+        before, seconds = np.array(self._spent).T
         spent: Values = seconds[np.searchsorted(before, np.arange(count), side="right") - 1]
         return spent

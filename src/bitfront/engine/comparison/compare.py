@@ -1,11 +1,11 @@
-"""Several strategies on one space: the same budget, the same random seeds, every candidate evaluated once for all.
+"""Compares several strategies on one space, with the same budget and the same random seeds.
 
-Each run is the loop of a search, as it would have gone alone: the same random seed gives the same trials in one order.
-What is evaluated goes into one store, ``compare/cache.sqlite`` in the run folder, of which all runs are answered, and a
-comparison that is given again, after whatever stopped it, too. Only the strategies' own time is spent again.
+Each run is the loop of a search and gives the same trials, in the same order, as that search alone. Every candidate is
+evaluated once for all runs and stored in ``compare/cache.sqlite`` in the run folder. A comparison that is started again
+is answered from there; only the time spent in the strategies is spent again.
 
-Brute force goes through the whole space, whatever the budget, and before all others: then it is known what there is to
-be found, and a candidate costs everybody what it costs in brute force's large blocks.
+Brute force evaluates the whole space, whatever the budget, and runs first. So the true front is known, and the
+recorded time of each candidate is that in brute force's large blocks, the same for all strategies.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ from bitfront.events import Events
 from bitfront.spaces.base import Codes
 from bitfront.strategies.configured import SETUP, configured_strategy, variant_settings
 
-#: Below the run folder.
+#: Folder in the run folder, and the file in it with all evaluated candidates.
 FOLDER, CACHE = "compare", "cache.sqlite"
 DEFAULT = ("evolution", "optuna:tpe", "optuna:nsgaii", "optuna:random")
 BUDGET = 400
-#: Brute force comes along by itself where going through the whole space takes no longer, in seconds.
-FINISHES = 120.0
-#: What a search is known by, and results are not.
+#: Brute force is one of the default strategies if the whole space takes at most this many seconds.
+EXHAUSTIVE_SECONDS = 120.0
+#: Keys of a search's identity that the metrics of its candidates do not depend on.
 OF_THE_SEARCH = ("objectives", "summed", "constraints", "strategy", "sampler")
 
 
 def prepared(config: Config) -> Config:
-    """The configuration of a comparison: the timeout and the fine-tuning of the search in it have no say.
+    """The configuration of a comparison: that of a search, without timeout and fine-tuning.
 
     Raises:
-        ConfigError: candidates are compared while they are trained, so that their results depend on the strategy.
+        ConfigError: halving is configured, so that a candidate's results depend on the strategy.
     """
     if config.search is None:
-        return config  # the plan says what is missing
-    own = config.search.strategy
-    for name, table in own.sw_runner.items():
+        return config  # the builder of the plan says what is missing
+    searched = config.search.strategy
+    for name, table in searched.sw_runner.items():
         if table.get("halving") is not None:
             raise ConfigError(
-                "with halving a candidate's result depends on who is trained beside it, so strategies cannot share "
-                "results; leave it out",
+                "with halving a candidate's result depends on the candidates that are trained with it, so strategies "
+                "cannot share results; remove it",
                 key=("search", "strategy", "sw_runner", name, "halving"),
             )
-    setup = own.setup.model_copy(update={"timeout": None, "n_trials": own.setup.n_trials or BUDGET})
-    strategy = own.model_copy(update={"setup": setup})
+    setup = searched.setup.model_copy(update={"timeout": None, "n_trials": searched.setup.n_trials or BUDGET})
+    strategy = searched.model_copy(update={"setup": setup})
     finetune = config.search.finetune.model_copy(update={"trials": 0})
     return config.model_copy(
         update={"search": config.search.model_copy(update={"strategy": strategy, "finetune": finetune})}
@@ -72,12 +72,17 @@ def prepared(config: Config) -> Config:
 
 
 def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
-    """`plan` once per strategy, ``"evolution"`` or ``"optuna:tpe"``; brute force first, with the whole space to do.
+    """`plan` once per strategy. Brute force comes first, with the whole space as its budget.
+
+    Args:
+        plan: the plan of the comparison.
+        names: strategies, such as ``"evolution"`` or ``"optuna:tpe"``.
 
     Raises:
-        ConfigError: there is no such strategy or sampler, one is named twice, or brute force would not finish.
+        ConfigError: there is no such strategy or sampler, one is named twice, or the space is too large for brute
+            force.
     """
-    found: list[Plan] = []
+    plans: list[Plan] = []
     for text in names:
         try:
             strategy = configured_strategy(text, _setup(plan))
@@ -87,47 +92,49 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
                 raise
             with plan.config.locating():
                 raise
-        if strategy.title in (other.strategy.title for other in found):
+        if strategy.title in (other.strategy.title for other in plans):
             raise ConfigError(f"{strategy.title} is named twice", key=("strategies", text))
-        own = replace(plan, strategy=strategy)
+        competitor = replace(plan, strategy=strategy)
         if strategy.kind.exhaustive:
-            own = replace(own, n_trials=plan.space.size)
+            competitor = replace(competitor, n_trials=plan.space.size)
             if strategy.largest is not None and plan.space.size > strategy.largest:
                 raise ConfigError(
-                    f"the space has {plan.space.size:,} candidates, and {strategy.words}, which goes through all of "
-                    f"them, stops at {strategy.kind.limit} = {strategy.largest:,}; leave it out, or set "
-                    f"{strategy.kind.limit} yourself",
+                    f"the space has {plan.space.size:,} candidates, and {strategy.words}, which evaluates all of "
+                    f"them, stops at {strategy.kind.limit} = {strategy.largest:,}; remove it, or set "
+                    f"{strategy.kind.limit}",
                     key=("strategies", text),
                 )
-        found.append(own)
-    return tuple(sorted(found, key=lambda p: not p.strategy.kind.exhaustive))
+        plans.append(competitor)
+    return tuple(sorted(plans, key=lambda p: not p.strategy.kind.exhaustive))
 
 
 def _setup(plan: Plan) -> dict[str, Any]:
-    """The settings of strategies in the file: they are for all that are compared. Which variant of a strategy is meant,
-    its name says."""
+    """The settings of strategies in the file, for all strategies that are compared. The setting that chooses a variant
+    is left out, because the name of a strategy gives its variant."""
     given = plan.settings.strategy.setup.of_strategy
     return {key: value for key, value in given.items() if key not in variant_settings()}
 
 
 def run_comparison(plan: Plan, names: Sequence[str] | None, repeats: int, restart: bool, events: Events) -> Comparison:
-    """Compare strategies, or go on with it, in ``compare`` of the run folder.
+    """Compare strategies, or continue a comparison, in the folder ``compare`` of the run folder.
 
     Args:
-        plan: of a configuration that is ``prepared``.
-        names: the strategies; None: ``DEFAULT``, and brute force where it takes no more than two minutes.
-        repeats: how many runs of each: with the random seed of the configuration, and those after it.
-        restart: throw away what an earlier comparison there has evaluated.
+        plan: the plan of a configuration from ``prepared``.
+        names: the strategies; None for ``DEFAULT``, with brute force if it takes at most ``EXHAUSTIVE_SECONDS``.
+        repeats: number of runs of each strategy, 1 or more. Their random seeds are consecutive; the first is the
+            configuration's.
+        restart: delete the results of an earlier comparison in that folder.
+        events: receives notes and the progress.
 
     Raises:
-        ConfigError: a strategy is not possible, before any work.
+        ConfigError: a strategy or the number of repeats is not possible; nothing was evaluated.
         RunError: the folder belongs to another configuration, or to a search or comparison that is running.
-        EvaluationError: nothing could be evaluated, nothing fulfils the constraints, or results cannot be written.
-        KeyboardInterrupt: what was evaluated until then is kept.
+        EvaluationError: every candidate failed, none fulfils the constraints, or results cannot be written.
+        KeyboardInterrupt: the comparison was interrupted; evaluated candidates are stored.
     """
     if repeats < 1:
         raise ConfigError(f"{repeats} is not possible; allowed: 1 or more", key=("seeds",))
-    competitors(plan, names or DEFAULT)  # mistakes come before any work
+    competitors(plan, names or DEFAULT)  # raises an error for mistakes, before any work
     for note in plan.notes:
         events.note(note)
     folder = plan.config.run_folder
@@ -138,7 +145,8 @@ def run_comparison(plan: Plan, names: Sequence[str] | None, repeats: int, restar
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
     except sqlite3.Error as error:
         raise EvaluationError(
-            f"{folder / FOLDER / CACHE}: {error}. Make room or fix the permissions, then give the same command again"
+            f"{folder / FOLDER / CACHE}: {error}. Free disk space or fix the permissions, then give the same command "
+            "again"
         ) from None
 
 
@@ -160,23 +168,23 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
     try:
         plan = verified_plan(with_samples(plan, store, events), 0.0, events)
         limits = bounds(plan, float_metrics(plan))
-        own = competitors(plan, _default(plan, store, events) if names is None else names)
+        plans = competitors(plan, _default(plan, store, events) if names is None else names)
         with Dispatcher(plan.evaluator, plan.settings.strategy.setup.n_jobs) as dispatcher:
-            shared = CachedEvaluator(dispatcher, store, space.keys)
-            known = len(shared)
-            _announce(own, repeats, known, events)
-            runs = _runs(own, repeats, starts, limits, shared, events)
+            cached = CachedEvaluator(dispatcher, store, space.keys)
+            known = len(cached)
+            _announce(plans, repeats, known, events)
+            runs = _runs(plans, repeats, starts, limits, cached, events)
             remarks = tuple(dispatcher.remarks)
     finally:
         store.close()
     if not any(np.isfinite(run.losses).all(axis=1).any() for run in runs):
-        raise EvaluationError("nothing that was evaluated is complete and fulfils the constraints")
+        raise EvaluationError("no evaluated candidate is complete and fulfils the constraints")
     for remark in remarks:
         events.note(remark)
     with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives)
     return Comparison(
         folder=folder,
-        strategies=tuple(p.strategy.title for p in own),
+        strategies=tuple(p.strategy.title for p in plans),
         seeds=_random_seeds(plan, repeats),
         budget=min(plan.n_trials, space.size),
         size=space.size,
@@ -187,16 +195,16 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         reference=reference,
         hypervolume=hypervolume,
         runs=with_curves,
-        evaluated=shared.evaluated,
+        evaluated=cached.evaluated,
         known=known,
         notes=(*plan.notes, *remarks),
     )
 
 
 def _identity(plan: Plan, weights: str | None) -> dict[str, Any]:
-    """What results depend on: those of any strategy, for any objectives."""
-    own = {k: v for k, v in plan.identity(weights).items() if k not in OF_THE_SEARCH}
-    return {**own, "metrics": list(plan.evaluator.metrics)}
+    """Everything that the metrics of candidates depend on. They are the same for any strategy and any objectives."""
+    identity = {k: v for k, v in plan.identity(weights).items() if k not in OF_THE_SEARCH}
+    return {**identity, "metrics": list(plan.evaluator.metrics)}
 
 
 def _random_seeds(plan: Plan, repeats: int) -> tuple[int, ...]:
@@ -204,83 +212,84 @@ def _random_seeds(plan: Plan, repeats: int) -> tuple[int, ...]:
 
 
 def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
-    """The strategies that are compared unless others are named; decided once, as it depends on the clock."""
+    """The default strategies. Whether brute force is one depends on the clock, so that is decided once and stored."""
     size, largest = plan.space.size, configured_strategy(EXHAUSTIVE, _setup(plan)).largest
     seconds = store.meta("brute_force_seconds")
     if seconds is None and (largest is None or size <= largest):
         (exhaustive,) = competitors(plan, [EXHAUSTIVE])
         seconds = size * seconds_per_candidate(exhaustive)
         store.set_meta("brute_force_seconds", seconds)
-    if seconds is not None and seconds <= FINISHES:
+    if seconds is not None and seconds <= EXHAUSTIVE_SECONDS:
         return (EXHAUSTIVE, *DEFAULT)
     would = f"would need some {seconds:,.0f} s" if seconds is not None else f"stops at max_size = {largest:,}"
     events.note(
-        f"brute force is not among them: for {size:,} candidates it {would}; name it among the strategies to have it"
+        f"brute force is not compared: for {size:,} candidates it {would}; name it among the strategies to compare it"
     )
     return DEFAULT
 
 
-def _announce(own: Sequence[Plan], repeats: int, known: int, events: Events) -> None:
-    plan = own[-1]
+def _announce(plans: Sequence[Plan], repeats: int, known: int, events: Events) -> None:
+    plan = plans[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
     events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
-    names = ", ".join(p.strategy.title for p in own)
+    names = ", ".join(p.strategy.title for p in plans)
     events.note(
         f"compared: {names}; {repeats} {'seed' if repeats == 1 else 'seeds'}, {budget:,} distinct evaluations each"
-        + (f", brute force all {size:,}" if own[0].strategy.kind.exhaustive else "")
+        + (f", brute force all {size:,}" if plans[0].strategy.kind.exhaustive else "")
     )
-    each = 1000 * seconds_per_candidate(own[0])  # also what happens once happens now, and not to the first candidate
-    events.note(f"cost: {each:.2g} ms per candidate (measured), which is paid once, and the strategies' own time")
+    # Measured now, so that the first candidate's time does not include what happens once, such as calibration.
+    each = 1000 * seconds_per_candidate(plans[0])
+    events.note(f"cost: {each:.2g} ms per candidate (measured), spent once, plus the time in the strategies")
     if known:
-        events.note(f"{known:,} candidates are known from before")
+        events.note(f"{known:,} candidates are known from earlier sessions")
 
 
 def _runs(
-    own: Sequence[Plan], repeats: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
+    plans: Sequence[Plan], repeats: int, starts: Codes, limits: Feasibility, cached: CachedEvaluator, events: Events
 ) -> list[StrategyRun]:
-    """Every run, strategy by strategy."""
-    found: list[StrategyRun] = []
-    for competitor in own:
+    """All runs, strategy by strategy."""
+    finished: list[StrategyRun] = []
+    for competitor in plans:
         several = (None,) if competitor.strategy.kind.exhaustive else _random_seeds(competitor, repeats)
         for seed in several:
             which = f"seed {seed}" if seed is not None else "the whole space"
             events.running(f"{competitor.strategy.title}, {which}")
-            found.append(
-                _run(competitor, competitor.config.seed if seed is None else seed, starts, limits, shared, events)
+            finished.append(
+                _run(competitor, competitor.config.seed if seed is None else seed, starts, limits, cached, events)
             )
-        runs = found[-len(several) :]
+        runs = finished[-len(several) :]
         events.ran(competitor.strategy.title, len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
-    return found
+    return finished
 
 
 def _run(
-    own: Plan, seed: int, starts: Codes, limits: Feasibility, shared: CachedEvaluator, events: Events
+    plan: Plan, seed: int, starts: Codes, limits: Feasibility, cached: CachedEvaluator, events: Events
 ) -> StrategyRun:
-    """One run: the loop of a search, on what all runs share."""
-    told = InMemoryTrials(own.evaluator.metrics)
-    strategy = TimedStrategy(lambda: own.make_strategy(seed), told.__len__)
+    """One run: the loop of a search, with the evaluator that all runs share."""
+    trials = InMemoryTrials(plan.evaluator.metrics)
+    strategy = TimedStrategy(lambda: plan.make_strategy(seed), trials.__len__)
     stopped = loop.run(
-        space=own.space,
+        space=plan.space,
         strategy=strategy,
-        initial=first_candidates(own, starts),
-        objectives=own.objectives,
-        store=told,
-        evaluator=shared,
-        limits=loop.Limits(own.n_trials),
+        initial=first_candidates(plan, starts),
+        objectives=plan.objectives,
+        store=trials,
+        evaluator=cached,
+        limits=loop.Limits(plan.n_trials),
         seed=seed,
-        on_progress=lambda progress: events.progress(progress, own),
+        on_progress=lambda progress: events.progress(progress, plan),
         feasibility=limits,
     )
     if stopped == "interrupted":
         raise KeyboardInterrupt
-    codes, values, complete, seconds = told.columns(len(own.space.parameters))
-    losses = own.objectives.losses(values)
+    codes, values, complete, seconds = trials.columns(len(plan.space.parameters))
+    losses = plan.objectives.losses(values)
     counts = complete & np.isfinite(losses).all(axis=1)
     if limits:
         counts &= fulfilled(limits.constraints, values)
     losses[~counts] = np.nan
     return StrategyRun(
-        strategy=own.strategy.title,
+        strategy=plan.strategy.title,
         seed=seed,
         codes=codes,
         losses=losses,
