@@ -1,11 +1,10 @@
-"""How channels flow through a model: what ``bitfront.graph.channels`` sorts into groups.
+"""Follows channels through a model; ``bitfront.graph.channels`` sorts the result into groups.
 
-The traced graph is run once on a small batch of zeros, and beside each tensor goes its ``Layout``: what each of its
-dimensions is made of. At each call the record of its operation is asked (``Operation.channels``): it ties dimensions
-that must change together, and says what comes out. An operation without a rule fixes everything that flows into it,
-with its name as the reason: a rule that is missing costs freedom, never correctness. Numbers that a model reads off
-shapes (``x.size(1)``) are followed into views, the one place where they may stand for a width; anywhere else they fix
-it.
+The traced graph is run once on a small batch of zeros. Each tensor has a ``Layout``: the channels that each of its
+dimensions consists of. At each call the rule of the operation is used (``Operation.channels``): it ties dimensions that
+must change together, and returns the layout of the output. An operation without a rule fixes all its inputs, with its
+name as the reason. So with a missing rule fewer widths can change, but nothing is wrong. Sizes that a model reads from
+shapes (``x.size(1)``) may stand for a width in views only; anywhere else they fix the width.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from bitfront.operations.base import Operation
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, inside, repeated
 from bitfront.operations.lookup import bare, of_node
 
-#: Samples in the batch; odd and larger than 1, so that a view that mixes samples with channels is seen as such.
+#: Samples in the batch; odd and larger than 1, so that a view that mixes samples with channels is noticed.
 _BATCH = 3
 
 
@@ -35,9 +34,9 @@ class Held:
 
     Attributes:
         dims: its dimensions; the second of a grouped convolution's weight is that of its whole input.
-        contracted: the dimension that is summed over with the input, as the second of a Linear's weight.
-        copied: whether it is used in another way too, element by element.
-        blocks: into how many blocks its first two dimensions fall, only the diagonal ones of which are held.
+        contracted: the dimension that is summed over with the input, such as the second of a Linear's weight.
+        copied: whether it is also used element by element.
+        blocks: number of blocks of its first two dimensions; it has only the diagonal blocks.
     """
 
     dims: list[Dim]
@@ -48,13 +47,13 @@ class Held:
 
 @dataclass
 class Walk:
-    """What was learned on the way.
+    """The result of following a model.
 
     Attributes:
         held: parameters and buffers by id.
         weights: node → (id of its weight, its input's channels, its output's channels).
-        blocks: (node, dimension, n): whose width must stay a multiple of n, in equal blocks, for that node.
-        statistics: (node, dimension): over which dimensions norms take statistics.
+        blocks: (node, dimension, n): the node needs the width of the dimension to be a multiple of n, in equal blocks.
+        statistics: (node, dimension): dimensions over which a norm computes statistics.
         sizes: node → attribute of its module → the dimensions whose sizes it holds.
     """
 
@@ -66,20 +65,20 @@ class Walk:
     sizes: dict[str, dict[str, tuple[Dim, ...]]] = field(default_factory=dict)
 
     def hold(self, tensor: Tensor) -> Layout:
-        """The layout of a parameter or buffer: unknowns, which its uses tie to what they meet."""
+        """The layout of a parameter or buffer: new variables, which its uses tie to other dimensions."""
         key = id(tensor)
         if key not in self.held:
             self.held[key] = Held([self.variables.new(size) for size in tensor.shape])
         return Layout(tuple(self.held[key].dims), key)
 
     def fix_all(self, values: object, reason: str) -> None:
-        """Whatever layouts and extents are among the values keep their sizes."""
+        """Fix the sizes of all layouts and extents among the values."""
         for value in inside(values):
             for dim in value.dims if isinstance(value, Layout) else (value.dim,):
                 self.variables.fix(dim, reason)
 
     def constants(self, value: object, reason: str) -> object:
-        """What goes beside a value whose sizes never change: beside a number, the number itself."""
+        """The layout of a value whose sizes never change; for a number, the number itself."""
         if isinstance(value, Tensor):
             return Layout(tuple(self.variables.new(size, reason) for size in value.shape))
         if isinstance(value, (tuple, list)):
@@ -87,7 +86,7 @@ class Walk:
         return value
 
     def fits(self, followed: Followed, value: object) -> bool:
-        """Whether layouts and extents have the sizes of the value that they stand beside."""
+        """Whether layouts and extents have the same sizes as the value that they describe."""
         if isinstance(followed, Layout):
             sizes = tuple(self.variables.size(dim) for dim in followed.dims)
             return isinstance(value, Tensor) and sizes == tuple(value.shape)
@@ -127,7 +126,7 @@ def walk(graph: Graph) -> Walk:
 
 
 class _ChannelInterpreter(fx.Interpreter):
-    """Runs the graph; `self.seen` holds the layout, extent, constant or tuple of these beside each node's value."""
+    """Runs the graph; `self.seen` has the layout, extent, constant or tuple of these for the value of each node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -167,7 +166,7 @@ class _ChannelInterpreter(fx.Interpreter):
         return self.walk.constants(out, reason)
 
     def _use_by_value(self, n: fx.Node, given: Iterable[object]) -> None:
-        """Parameters that a call was given, except the one that it contracts, go into it value by value."""
+        """Parameters among the arguments of a call, except the one that it contracts, are used value by value."""
         contracted = self.walk.weights[n.name][0] if n.name in self.walk.weights else None
         for each in given:
             if isinstance(each, Layout) and each.owned not in (None, contracted):
@@ -175,7 +174,7 @@ class _ChannelInterpreter(fx.Interpreter):
 
 
 def _hooked(module: nn.Module | None) -> bool:
-    """Whether a module does more than its class says."""
+    """Whether a module does more than its class, e.g. because of hooks."""
     return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -188,14 +187,14 @@ def _function(n: fx.Node, module: nn.Module | None) -> Any:
 def _name(n: fx.Node, module: nn.Module | None, operation: Operation) -> str:
     if module is not None:
         return type(module).__name__
-    # Functions that a factory makes have its name, not their own.
+    # A function from a factory has the name of the factory's inner function.
     name = bare(n.target)
     return name if name in operation.names else operation.name
 
 
 @dataclass(frozen=True)
 class _CallFollower(ChannelFollower):
-    """One call: what its rule says goes into the walk, under the node's name."""
+    """One call: the statements of its rule are stored in the walk, under the name of the node."""
 
     walk: Walk
     node: str
@@ -237,7 +236,7 @@ class _CallFollower(ChannelFollower):
             for dim in held.dims:
                 self.fix(dim, "uses a shared weight the other way round")
         if held.blocks != blocks:
-            # The weight's dimension is that of one block.
+            # The dimension of the weight is that of one block.
             held.dims[over] = self.walk.variables.new(self.size(incoming))
             held.blocks = blocks
         held.contracted = over
@@ -253,7 +252,7 @@ class _CallFollower(ChannelFollower):
         held = self.walk.held[weight.owned]
         if held.contracted is not None:
             return False
-        # Channel c makes the outputs c·m .. c·m + m - 1, so the output is made of the input's channels.
+        # Channel c makes the outputs c·m .. c·m + m - 1, so the output consists of the channels of the input.
         self.unify(outgoing, repeated(incoming, self.size(outgoing) // self.size(incoming)))
         held.copied = True
         self.walk.weights[self.node] = (weight.owned, incoming, outgoing)

@@ -35,7 +35,7 @@ class CallSummary:
 
 @dataclass(frozen=True, eq=False)
 class RecordedCall:
-    """One call that a model made while it ran.
+    """One call in a run of a model.
 
     Attributes:
         path: the module's path; for a function the path of the module that called it.
