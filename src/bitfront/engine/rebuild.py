@@ -155,7 +155,7 @@ def candidate_of(
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
         if before[key] != now[key]:
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
-    if "forward" in kept and not stores.same_outputs(kept["forward"], now["forward"]):
+    if "forward" in before and not stores.same_outputs(before["forward"], now["forward"]):
         raise RunError(
             f"{folder}: the code of the model changed since the search, its outputs on the same samples are others; "
             f"trial {number} cannot be rebuilt with it"
