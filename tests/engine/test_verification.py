@@ -191,7 +191,7 @@ def test_where_nothing_helps_candidates_are_evaluated_whole(tmp_path, monkeypatc
     right_merged = Pass._merged
     monkeypatch.setattr(Pass, "_merged", lambda self, *rest: right_merged(self, *rest) * 2)
     run, notes = search(tmp_path)
-    assert [n for n in notes if "evaluated whole, one by one" in n and "differs from its deployed model" in n]
+    assert [n for n in notes if "evaluated one by one as whole models" in n and "differs from its deployed model" in n]
     assert_true(run)
 
 
