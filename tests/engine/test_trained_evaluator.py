@@ -1,4 +1,4 @@
-"""Candidates that are networks with trained weights: trained alike whatever is trained beside them, costs by their shapes."""
+"""Candidates that are networks to be trained: alike whatever is trained beside them, with costs by their shapes."""
 
 import pickle
 from dataclasses import replace

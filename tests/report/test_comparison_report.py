@@ -209,7 +209,7 @@ def test_what_was_not_reached_is_said(values, shown):
     assert comparison_report.reached(spread(values), 400) == shown
 
 
-def test_a_spread_where_nothing_was_found():
+def test_a_spread_without_any_value():
     assert comparison_report.spread(Spread((math.inf,), math.inf, math.inf, math.inf)) == "no result"
     assert comparison_report.spread(Spread((0.0123456, 0.5), 0.25617, 0.0123456, 0.5)) == "0.26 [0.012, 0.5]"
 
