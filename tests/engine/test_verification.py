@@ -197,8 +197,8 @@ def test_where_nothing_helps_candidates_are_evaluated_whole(tmp_path, monkeypatc
 
 def test_several_processes_get_what_is_switched_off(tmp_path, monkeypatch):
     right = verification.verify
-    found = verification.Verification(unmerged=frozenset({"second"}), notes=("second differs",))
-    monkeypatch.setattr("bitfront.engine.search.checking.verify", lambda *rest: found if right(*rest) else None)
+    difference = verification.Verification(unmerged=frozenset({"second"}), notes=("second differs",))
+    monkeypatch.setattr("bitfront.engine.search.checking.verify", lambda *rest: difference if right(*rest) else None)
     run, notes = search(tmp_path, n_jobs=2)
     assert "second differs" in notes
     assert_true(run)

@@ -102,7 +102,7 @@ def test_a_planted_library_is_not_loaded(cache, monkeypatch):
     assert [path.parent for path in loaded] == [folder.private_folder()]
 
 
-@pytest.mark.parametrize("home", [None, "/proc/nowhere"], ids=["no home", "a home that cannot be made"])
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"], ids=["no home", "a home that cannot be created"])
 def test_without_a_home_the_kernels_are_in_a_private_folder(cache, monkeypatch, home):
     monkeypatch.delenv("BITFRONT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -178,8 +178,8 @@ def test_requests_that_name_another_computer_are_refused(host):
 
 
 def test_a_foreign_name_is_refused_by_the_server(six):
-    with running(six.folder) as (found, ask):
-        request = urllib.request.Request(found.address, headers={"Host": "evil.example"})
+    with running(six.folder) as (server, ask):
+        request = urllib.request.Request(server.address, headers={"Host": "evil.example"})
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(request, timeout=PATIENCE)
         assert numbers(ask) == [0, 1, 2, 3, 4, 5]
