@@ -240,7 +240,7 @@ def test_inputs_have_the_bits_of_the_operands_that_they_are():
             torch.randn(2, 16),
             {"config": {"by": "type", "linear": {"config": {**EIGHT, "weight_width": [4, 8]}}}},
             ConfigError,
-            "one configuration is needed, and this leaves a choice at",
+            "a single configuration is needed, and this leaves a choice at",
         ),
     ],
     ids=["shape", "empty", "text", "batch", "choice"],

@@ -1,9 +1,9 @@
-"""What may be chosen: sites × options ↔ integer codes. One file per kind of space.
+"""Search spaces: sites × options ↔ integer codes. One file per kind of space.
 
-To add one, write a file here with a class that extends ``ModelSpace`` and is made of a ``SpaceRequest``, or a function
-that takes one and gives a ``ModelSpace``, and decorate it with ``@SPACES.register("name")``; its first docstring line
-is what ``bitfront list spaces`` shows. Run ``bitfront.testing.check_space`` on it in ``tests/spaces``. Nothing else
-changes. Third parties register through the entry-point group ``bitfront.spaces``.
+To add a kind of space, write a file here with a class that extends ``ModelSpace`` and takes a ``SpaceRequest``, or with
+a function from a ``SpaceRequest`` to a ``ModelSpace``. Decorate it with ``@SPACES.register("name")``; ``bitfront list
+spaces`` shows the first line of its docstring. Test it with ``bitfront.testing.check_space`` in ``tests/spaces``.
+Nothing else changes. Third parties register through the entry-point group ``bitfront.spaces``.
 """
 
 from __future__ import annotations

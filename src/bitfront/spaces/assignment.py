@@ -1,4 +1,4 @@
-"""What each site of a space of formats got: its formats, and the settings of each operand."""
+"""The formats that a space offers at each site, and the settings of each operand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from bitfront.graph import Site
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to treat an operand: what the TOML says, and the format it means (None: left in float)."""
+    """One way to treat an operand.
+
+    Attributes:
+        written: parameter → value, as in the TOML.
+        format: the format, not calibrated; None if the operand stays in float.
+    """
 
     written: tuple[tuple[str, object], ...]
     format: Format | None
@@ -26,7 +31,7 @@ class Setting:
         return self.format.bits if self.format else FLOAT_BITS
 
     def stored_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of that shape, scales included; a tensor ends on a whole byte."""
+        """Bytes of a tensor of that shape, with its scales; rounded up to a whole byte."""
         values = int(np.prod(shape, dtype=np.int64))
         if self.format is None:
             return values * FLOAT_BITS // 8
@@ -51,14 +56,14 @@ FLOAT = Alternative("NA")
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a site got.
+    """What a space offers at a site.
 
     Attributes:
         site: the site.
-        key: the key of the table of choices that applied; ``default`` where no other did.
+        key: the key of the table of choices that applies; ``default`` if no other does.
         alternatives: the branches.
-        excluded: how many settings were left out because their parameters contradict each other.
-        why: of the last of them, what the format says.
+        excluded: number of settings that were left out because their parameters contradict each other.
+        why: the format's message about the last of them.
     """
 
     site: Site
@@ -75,10 +80,11 @@ class Assignment:
                 yield tuple(zip(operands, picks, strict=True))
 
     def nearest_option(self, name: str, target: Mapping[str, int]) -> int:
-        """The option whose operands have as nearly as possible so many bits.
+        """The number of the option whose bits are nearest to a target.
 
         Args:
-            name: of the format; a site without it, but with a choice, takes its first option.
+            name: the name of the format. A site that does not offer it takes its only format, or, if it has several,
+                its first option.
             target: operand → bits.
         """
         offset = 0
@@ -106,5 +112,5 @@ class Assignment:
 
 
 def _distance(setting: Setting, target: int, index: int) -> tuple[float, float, int]:
-    """Nearest bits first; among equal bits as the format ranks."""
+    """The sorting key of a setting: distance in bits, then the format's rank, then its position."""
     return abs(setting.bits - target), setting.format.rank if setting.format else 0.0, index

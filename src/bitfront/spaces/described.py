@@ -1,4 +1,4 @@
-"""A space as text: enough to spell its candidates out, without the model. All that a run folder keeps of a space."""
+"""A space as text: enough to spell out its candidates without the model. A run folder stores a space in this form."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ CandidateConfig = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How large a choice is: bits of a value, or how many times as wide as in the model a layer is."""
+    """The size of a setting: bits per value (``bits``), or the multiplier of a layer's width (``width``)."""
 
     kind: Literal["bits", "width"]
     amount: float
 
 
 class DescribedSpace(Space):
-    """A space as text: enough to spell candidates out, without the model. What a run folder keeps.
+    """A space as text: enough to spell out its candidates without the model.
 
     Args:
-        description: per site ``{"site": name, "alternatives": [{"name": format, "operands": [{"operand": name,
-            "settings": [{"label": text, "set": {parameter: value}}]}]}]}``; JSON. An entry may have a ``part``, the
-            table of the configuration that it is spelled in; an alternative ``also`` what else is spelled with it; and
-            a setting ``bits``, those of a value under it, or a ``width``, that of the layer under it.
+        description: JSON, per site ``{"site": name, "alternatives": [{"name": format, "operands": [{"operand": name,
+            "settings": [{"label": text, "set": {parameter: value}}]}]}]}``. Optional keys: ``part`` of an entry, the
+            name of the table in which it is spelled out; ``also`` of an alternative, more keys that are spelled out
+            with it; ``bits`` of a setting, its bits per value; ``width`` of a setting, the layer's output width.
     """
 
     def __init__(self, description: Sequence[Mapping[str, Any]]) -> None:
@@ -43,7 +43,7 @@ class DescribedSpace(Space):
         for entry in description:
             branches: list[Branch] = []
             for a in entry["alternatives"]:
-                # A format whose settings are no plain product has several branches.
+                # If the settings of a format are not a plain product, the format has several branches.
                 before = sum(b.label.split("#")[0] == a["name"] for b in branches)
                 choices = (Choice(o["operand"], tuple(s["label"] for s in o["settings"])) for o in a["operands"])
                 branches.append(Branch(f"{a['name']}#{before + 1}" if before else a["name"], tuple(choices)))
@@ -51,9 +51,12 @@ class DescribedSpace(Space):
         super().__init__(groups)
 
     def decode(self, code: NDArray[np.int64]) -> CandidateConfig:
-        """The candidate spelled out, as ``[passes.quantize]`` takes it. Sites that can only be float are left out.
+        """The candidate spelled out, as ``[passes.quantize]`` takes it, without sites that can only be float.
 
-        Where the space has parts, each of them stands under its name.
+        If the space has parts, the result maps the name of each part to its table.
+
+        Args:
+            code: a canonical code, int64, shape (parameters,).
         """
         tables: dict[str, dict[str, Any]] = {}
         options = self.options(code[None])[0].tolist()
@@ -66,7 +69,7 @@ class DescribedSpace(Space):
         return spelled
 
     def _written(self, g: int, option: int) -> Mapping[str, object]:
-        """What the TOML says of one option of a site."""
+        """One option of a site as the TOML spells it: key → value."""
         known = self._spelled.get((g, option))
         if known is None:
             alternative, chosen = self._chosen(g, option)
@@ -81,7 +84,7 @@ class DescribedSpace(Space):
         return known
 
     def _chosen(self, g: int, option: int) -> tuple[Mapping[str, Any], list[tuple[str, Mapping[str, Any]]]]:
-        """(the alternative, (operand, setting) of each operand) of one option of a site."""
+        """(the alternative, the pair (operand, setting) of each operand) of one option of a site."""
         branch, picks = self.groups[g].picks(option)
         alternative = self.description[g]["alternatives"][branch]
         pairs = zip(alternative["operands"], picks, strict=True)
@@ -102,7 +105,7 @@ class DescribedSpace(Space):
         }
 
     def operand_bits(self, code: NDArray[np.int64]) -> dict[str, dict[str, int | None]]:
-        """Site → operand → bits of a value, for the operands that have a format; None where they are not known."""
+        """Site → operand → bits per value, for operands that have a format; None if the bits are not known."""
         options = self.options(code[None])[0].tolist()
         bits: dict[str, dict[str, int | None]] = {}
         for g, entry in enumerate(self.description):
@@ -114,7 +117,7 @@ class DescribedSpace(Space):
 
     @cached_property
     def sizes(self) -> Mapping[str, Size]:
-        """How large that is which a label stands for. A label is absent where its size is not known."""
+        """Label of a setting → its size. A label whose size is not known is absent."""
         sizes = {"float": Size("bits", FLOAT_BITS)}
         alternatives = [a for entry in self.description for a in entry["alternatives"]]
         for name, operand in ((a["name"], o) for a in alternatives for o in a["operands"]):
@@ -127,7 +130,7 @@ class DescribedSpace(Space):
 
 
 def _bits(name: str, operand: str, setting: Mapping[str, Any]) -> int | None:
-    """Bits under a setting; None for one of an older run folder, which does not say them, whose format is not there."""
+    """Bits per value under a setting; None if an older run folder lacks them and the format is not installed."""
     if "bits" in setting:
         return int(setting["bits"])
     try:

@@ -1,8 +1,8 @@
-"""From the table of choices of a space of formats to what each site gets.
+"""Reads the table of choices of a space of formats, and gives each site its formats.
 
-Every mistake in the table is an error here: keys that name nothing, formats and parameters that do not exist, values
-that are not possible. An operand is a choice among complete settings: settings whose parameters contradict each other
-are left out, and so are settings that mean the same.
+Every mistake in the table is an error here: keys that match nothing, formats and parameters that do not exist, values
+that are not possible. An operand is a choice among complete settings. Settings whose parameters contradict each other
+are left out; of settings that mean the same format, one is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True)
 class _Operand:
-    """The settings of an operand, how many were left out, and why the last of these was."""
+    """The settings of an operand, the number of settings that were left out, and the reason for the last of them."""
 
     settings: tuple[Setting, ...]
     excluded: int = 0
@@ -37,7 +37,7 @@ class _Operand:
 
 
 def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, ...]]:
-    """(what each site got, keys of the table that name nothing).
+    """(what the space offers at each site, keys of the table that match nothing).
 
     Raises:
         ConfigError: a mistake in the table; its key is named.
@@ -63,9 +63,9 @@ def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[s
     if not request.float_only and all(a.alternatives == (FLOAT,) for a in assignments):
         names = ", ".join(s.name for s in graph.sites)
         for key in dict.fromkeys(a.key for a in assignments):
-            own = choices.get(key, {"name": "NA"})
-            if own["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in own):
-                sizes = dict.fromkeys(f.bits_parameter for f in _formats(_listed(own["name"], where), where) if f)
+            table = choices.get(key, {"name": "NA"})
+            if table["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in table):
+                sizes = dict.fromkeys(f.bits_parameter for f in _formats(_listed(table["name"], where), where) if f)
                 allowed = [f"{o}_{p}" if p else o for p in sizes for o in operand_names()]
                 raise ConfigError(
                     f"every site stays in float: no operand has a {' or '.join(p or 'format' for p in sizes)}; "
@@ -83,7 +83,7 @@ def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[s
 
 def _names(key: str, site: Site, request: SpaceRequest) -> bool:
     if request.by == "name":
-        # The name of a site is that site alone; several calls of a shared module have one path.
+        # A key that is the name of a site means that site alone. Several calls of a shared module have the same path.
         named = any(key == s.name for s in request.graph.sites)
         return key == (site.name if named else site.path)
     if request.by == "type":
@@ -132,18 +132,18 @@ def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]
     for name, format_class in formats.items_by_name() if False in bypass else ():
         operands = []
         for operand in site.operands:
-            own = _settings(site, operand, format_class, values, where)
-            excluded, why = excluded + own.excluded, own.why or why
-            operands.append((operand, own.settings))
+            choice = _settings(site, operand, format_class, values, where)
+            excluded, why = excluded + choice.excluded, choice.why or why
+            operands.append((operand, choice.settings))
         alternative = Alternative(name, tuple(operands))
         floats = any(map(_can_be_float, alternatives))
-        # Float is one candidate, whichever format it is spelled in.
+        # Float is one option, even if several formats allow it.
         alternatives += _never_float(alternative) if floats else [alternative]
     floats = any(map(_can_be_float, alternatives))
     if (None in formats or True in bypass) and not floats:
         alternatives.append(FLOAT)
     if alternatives and all(s.format is None for a in alternatives for _, ss in a.operands for s in ss):
-        # A format without a width for any of the site's operands leaves the site as it is.
+        # A format that has no width for any operand of the site leaves the site in float.
         alternatives = [FLOAT]
     return Assignment(site, key, tuple(alternatives), excluded, why)
 
@@ -167,7 +167,7 @@ def _never_float(alternative: Alternative) -> list[Alternative]:
 
 
 class _Formats(dict["type[Format] | None", str]):
-    """Format class (None: float) → its name, as chosen at a site."""
+    """Format class (None for float) → its name; the formats of one key of the table."""
 
     def items_by_name(self) -> Iterator[tuple[str, type[Format]]]:
         for format_class, name in self.items():
@@ -176,16 +176,16 @@ class _Formats(dict["type[Format] | None", str]):
 
 
 def _formats(names: Sequence[object], where: tuple[str, ...]) -> _Formats:
-    found = _Formats()
+    formats = _Formats()
     for name in names:
         if name in (None, "NA"):
-            found.setdefault(None, "NA")
+            formats.setdefault(None, "NA")
         elif isinstance(name, str) and name in FORMATS:
-            found.setdefault(FORMATS.get(name), FORMATS.official(name))
+            formats.setdefault(FORMATS.get(name), FORMATS.official(name))
         else:
             hint = nearest(str(name), FORMATS.names())
             raise ConfigError(f"there is no format {name!r}; {one_of([*FORMATS.names(), 'NA'])}.{hint}", key=where)
-    return found
+    return formats
 
 
 def _listed(value: object, where: tuple[str, ...]) -> list[object]:
@@ -197,7 +197,7 @@ def _listed(value: object, where: tuple[str, ...]) -> list[object]:
 
 def _split(key: str) -> tuple[Operand, str] | None:
     """``weight_width`` → (weight, width); ``weight`` → (weight, "")."""
-    # The longest first: ``weight_ih_width`` is no key of ``weight``.
+    # The longest name first: ``weight_ih_width`` belongs to ``weight_ih``, not to ``weight``.
     for operand in sorted(operand_names(), key=len, reverse=True):
         if key == operand:
             return operand, ""
@@ -207,7 +207,7 @@ def _split(key: str) -> tuple[Operand, str] | None:
 
 
 def _check_parameters(values: Mapping[str, list[object]], formats: list[type[Format]], where: tuple[str, ...]) -> None:
-    """Every key must belong to an operand and to at least one of the formats; where only NA is named, to any."""
+    """Check that every key belongs to an operand and to one of the formats; to any format if only NA is named."""
     formats = formats or [FORMATS.get(n) for n in FORMATS.names()]
     known = {name: p for f in formats for name, p in f.parameters.items()}
     allowed = ["name", "bypass", *operand_names(), *(f"{o}_{n}" for o in operand_names() for n in known)]
@@ -220,7 +220,7 @@ def _check_parameters(values: Mapping[str, list[object]], formats: list[type[For
             if not part[1] and not isinstance(choice, Mapping):
                 needed = ", ".join(f"{n} = {choice!r}" for n, p in formats[0].parameters.items() if p.default is ...)
                 raise ConfigError(
-                    f"{choice!r} is not possible: a choice among whole settings is a list of tables, such as "
+                    f"{choice!r} is not possible: a choice among complete settings is a list of tables, such as "
                     f"{key} = [{{{needed}}}]",
                     key=(*where, key),
                 )
@@ -254,21 +254,21 @@ def _settings(
     values: Mapping[str, list[object]],
     where: tuple[str, ...],
 ) -> _Operand:
-    own = {name: v for key, v in values.items() if (part := _split(key)) and part[0] == operand for name in [part[1]]}
-    if not own:
+    given = {name: v for key, v in values.items() if (part := _split(key)) and part[0] == operand for name in [part[1]]}
+    if not given:
         return _Operand((Setting((), None),))
-    if "" in own and len(own) > 1:
+    if "" in given and len(given) > 1:
         raise ConfigError(
-            f"{operand} is given both as whole settings and by single parameters; use one of the two",
+            f"{operand} is given both as complete settings and by single parameters; use one of the two",
             key=(*where, operand),
         )
     tables: list[dict[str, object]]
-    if "" in own:
-        tables = [dict(cast(Mapping[str, object], t)) for t in own[""]]
+    if "" in given:
+        tables = [dict(cast(Mapping[str, object], t)) for t in given[""]]
         place = (*where, operand)
     else:
-        names = [n for n in own if n in format_class.parameters]
-        tables = [dict(zip(names, picks, strict=True)) for picks in itertools.product(*(own[n] for n in names))]
+        names = [n for n in given if n in format_class.parameters]
+        tables = [dict(zip(names, picks, strict=True)) for picks in itertools.product(*(given[n] for n in names))]
         place = (*where, f"{operand}_{names[0]}") if names else where
     settings: dict[Format | None, Setting] = {}
     why, excluded = "", 0

@@ -1,8 +1,8 @@
-"""Spaces of candidates of one captured model: what every kind of space that can be searched is.
+"""The interface of search spaces: candidates of one captured model.
 
-A candidate of a model has two sides: how wide its layers are, and in which formats it computes. Each kind of space says
-how its codes split into the two; whoever evaluates candidates needs to know nothing else of the kind. The second side
-is a code of a ``FormatSpace``, whose candidates differ in formats alone.
+A candidate has two parts: the widths of its layers and the formats that it computes in. Each kind of space says how its
+codes split into these two parts, and an evaluator needs to know nothing else about the kind. The second part is a code
+of a ``FormatSpace``, whose candidates differ in formats alone.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from bitfront.spaces.described import CandidateConfig, DescribedSpace
 
 @dataclass(frozen=True)
 class Offer:
-    """What a space offers at a site, for people.
+    """What a space offers at a site, as text for users.
 
     Attributes:
-        site: its name.
-        type: of the site, e.g. ``Linear``.
-        rule: the key of the table of choices that applied.
-        choices: what the site may become, in words.
-        options: how many that are.
+        site: the name of the site.
+        type: the type of the site, e.g. ``Linear``.
+        rule: the key of the table of choices that applies.
+        choices: the options of the site, in words.
+        options: the number of options.
     """
 
     site: str
@@ -43,23 +43,25 @@ class Offer:
 class ModelSpace(DescribedSpace):
     """A space of candidates of one captured model.
 
-    **When it is called.** A space is made when a search is planned, of the model as it is initialised, and again with
-    the trained weights and in every worker process: from the same request it must be the same space. Strategies see
-    its codes (``spaces.base.Space``); the plan asks for ``offers``, ``spelled_size``, `unused` and `notes`, for people;
-    the loop begins with ``uniform``; evaluators ask for ``split`` of each batch, then ``widths`` and ``quantization``.
+    **When it is called.** A space is built when a search is planned, from the initialised model, and again with the
+    trained weights and in every worker process. The same request must always give the same space. Strategies use its
+    codes (``spaces.base.Space``). The plan reads ``offers``, ``spelled_size``, `unused` and `notes`, to show them. The
+    loop starts with ``uniform``. Evaluators call ``split`` for each batch, then ``widths`` and ``quantization``.
 
-    **What it may not do.** Change the graph or its model, or depend on the values of the weights. Its description is
-    JSON, and all that a run folder keeps of it: codes must mean there what they mean here.
+    **What it may not do.** It may not change the graph or its model, nor depend on the values of the weights. Its
+    description is JSON, and a run folder stores nothing else of it, so a code must mean the same with the description
+    alone.
 
-    Every mistake in the request is a ConfigError when the space is made. ``bitfront.testing.check_space`` tests it.
+    Every mistake in the request raises a ConfigError when the space is built. ``bitfront.testing.check_space`` tests
+    all of this.
 
     Class attributes:
         changes_widths: whether a candidate may have other layer widths than the model.
 
     Attributes:
         graph: the captured model.
-        unused: keys of the table of choices that name nothing.
-        notes: what the user should know about how the choices were understood.
+        unused: keys of the table of choices that match nothing in the model.
+        notes: remarks for the user on how the choices were understood.
     """
 
     changes_widths: ClassVar[bool] = True
@@ -69,60 +71,61 @@ class ModelSpace(DescribedSpace):
 
     @property
     def spelled_size(self) -> int:
-        """How many candidates the file spells out, those that turn out to be the same network included."""
+        """Number of candidates that the file spells out. Several of them may be the same network; each counts."""
         return self.size
 
     @abstractmethod
     def offers(self) -> tuple[Offer, ...]:
-        """What may be chosen, site by site."""
+        """What the space offers, site by site."""
 
     @abstractmethod
     def uniform(self) -> Codes:
-        """Candidates that treat all sites alike, as far as they can: what a search should begin with.
+        """Candidates that treat all sites alike as far as possible. A search evaluates them first.
 
         Returns:
-            Canonical codes of shape (candidates, parameters), each once; there may be none.
+            Canonical codes, int64, shape (candidates, parameters), each once; there may be none.
         """
 
     @abstractmethod
     def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
-        """The code of a candidate spelled out, as ``decode`` spells it.
+        """The code of a candidate spelled out as ``decode`` does.
 
         Returns:
-            A canonical code of shape (parameters,).
+            A canonical code, int64, shape (parameters,).
 
         Raises:
-            ConfigError: `config` is not a candidate of this space; says where, and what there is.
+            ConfigError: `config` is not a candidate of this space; the message says where, and what is offered there.
         """
 
     @abstractmethod
     def split(self, codes: Codes) -> tuple[Codes, Codes]:
-        """The two sides of candidates.
+        """The two parts of candidates: widths and formats.
 
         Args:
-            codes: canonical codes of shape (candidates, parameters).
+            codes: canonical codes, int64, shape (candidates, parameters).
 
         Returns:
-            (what ``widths`` takes, a row each; codes of the space that ``quantization`` gives, a row each).
+            (options for ``widths``, one row per candidate; codes of the space that ``quantization`` gives, one row per
+            candidate).
         """
 
     @abstractmethod
     def widths(self, options: NDArray[np.int64]) -> dict[int, int]:
-        """The channel groups whose width changes, with their new widths; what ``transforms.widen`` takes.
+        """Channel group → new width, for the groups whose width changes; as ``transforms.widen`` takes it.
 
         Args:
-            options: the first side of one candidate, a row of what ``split`` gives.
+            options: the first part of one candidate, a row of the first result of ``split``.
         """
 
     @abstractmethod
     def quantization(self, graph: Graph) -> FormatSpace:
-        """The formats that may be chosen, as a space of `graph`: the model in other widths, or as it is."""
+        """The space of the formats at the sites of `graph`, which is the model with its widths or with others."""
 
 
 class FormatSpace(ModelSpace):
-    """A space whose candidates differ in the formats of the model's sites alone: group i is site i of the graph.
+    """A space whose candidates differ in the formats of the model's sites alone. Group i is site i of the graph.
 
-    Metric runners and evaluators see spaces of this kind. Tables per option number options as ``Space`` does.
+    Metric runners and evaluators work with spaces of this kind. Options are numbered as in ``Space``.
     """
 
     changes_widths: ClassVar[bool] = False
@@ -133,11 +136,11 @@ class FormatSpace(ModelSpace):
         return self.graph.sites
 
     def split(self, codes: Codes) -> tuple[Codes, Codes]:
-        """No candidate changes a width."""
+        """(options without columns, as no candidate changes a width; the codes)."""
         return np.zeros((len(codes), 0), dtype=np.int64), codes
 
     def widths(self, options: NDArray[np.int64]) -> dict[int, int]:  # noqa: ARG002
-        """None."""
+        """Empty, as no candidate changes a width."""
         return {}
 
     @property
@@ -147,22 +150,26 @@ class FormatSpace(ModelSpace):
 
     @abstractmethod
     def bits(self, operand: Operand) -> list[NDArray[np.int64]]:
-        """Bits of `operand` under each option, per group an array of shape (options,). Float and absent: 32."""
+        """Bits of `operand` under each option; per group an int64 array of shape (options,). 32 if it is in float, or
+        if the site has no such operand."""
 
     @abstractmethod
     def quantized(self, operand: Operand) -> list[NDArray[np.bool_]]:
-        """Whether `operand` has a format under each option; per group an array of shape (options,)."""
+        """Whether `operand` has a format under each option; per group a bool array of shape (options,)."""
 
     @abstractmethod
     def storage(self) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
-        """(parameter, group, bytes under each option of the group) for every parameter with a format of its own.
+        """(parameter, group, bytes under each option of the group) for every parameter that is an operand of a site.
 
-        Scales are included, and a tensor ends on a whole byte. A parameter that several sites share comes up once per
-        site.
+        Bytes include scales, and are rounded up to a whole byte per tensor. A parameter that several sites share
+        occurs once per site.
         """
 
     def formats(self, options: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
-        """Site → operand → format (not calibrated) of one candidate given by its options, shape (groups,). A site left
-        in float is absent."""
+        """Site → operand → format (not calibrated) of one candidate; a site in float is absent.
+
+        Args:
+            options: the candidate's option at each group, int64, shape (groups,).
+        """
         chosen = zip(self.sites, self.site_formats, options.tolist(), strict=True)
         return {site.name: dict(table[option]) for site, table, option in chosen if table[option]}

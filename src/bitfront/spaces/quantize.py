@@ -1,9 +1,9 @@
-"""The space of mixed precision: which number format, with which parameters, for each operand of each site.
+"""The space of mixed precision: a number format, with its parameters, for each operand of each site.
 
-A site is a group; each format named for it is a branch (``NA``, which leaves the site in float, is one too); each
-operand is a choice among complete settings, so that a width never meets a frac width that does not fit: settings whose
-parameters contradict each other are left out when the space is built, and so are settings that mean the same.
-A single configuration (``[passes.quantize]``, a trial's ``sampled_config``) is a space with one candidate.
+A site is a group. Each format named for it is a branch; so is ``NA``, which leaves the site in float. Each operand is a
+choice among complete settings. Settings whose parameters contradict each other, such as a width with a frac width that
+does not fit, are left out when the space is built; of settings that mean the same format, one is kept. A single
+configuration (``[passes.quantize]``, a trial's ``sampled_config``) is a space with one candidate.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from bitfront.spaces.format_choices import Settings, read_choices
 from bitfront.spaces.model_space import FormatSpace, Offer
 from bitfront.spaces.request import SpaceRequest
 
-#: How an operand without a choice is treated.
-AS_IT_IS = Setting((), None)
+#: The setting of an operand without a choice.
+IN_FLOAT = Setting((), None)
 
 
 @SPACES.register("graph/quantize/mixed_precision_ptq", "mixed_precision_ptq")
@@ -44,7 +44,7 @@ class QuantizationSpace(FormatSpace):
 
     @classmethod
     def of_float(cls, graph: Graph) -> QuantizationSpace:
-        """The space whose only candidate is the float model itself, for its row in the table."""
+        """The space whose only candidate is the float model."""
         return cls(SpaceRequest(graph, float_only=True))
 
     def quantization(self, graph: Graph) -> QuantizationSpace:
@@ -52,8 +52,8 @@ class QuantizationSpace(FormatSpace):
         return self if graph is self.graph else QuantizationSpace(replace(self._request, graph=graph))
 
     def offers(self) -> tuple[Offer, ...]:
-        """Formats by operand, and how many pairs of parameters were left out."""
-        found = []
+        """What the space offers at each site: formats by operand, and the number of settings that were left out."""
+        offers = []
         for assignment, group in zip(self.assignments, self.groups, strict=True):
             choices = []
             for alternative in assignment.alternatives:
@@ -65,38 +65,42 @@ class QuantizationSpace(FormatSpace):
             if assignment.excluded:
                 choices[-1] += f" ({assignment.excluded} left out, e.g. {assignment.why})"
             site = assignment.site
-            found.append(Offer(site.name, site.type, assignment.key, " or ".join(choices), group.size))
-        return tuple(found)
+            offers.append(Offer(site.name, site.type, assignment.key, " or ".join(choices), group.size))
+        return tuple(offers)
 
     @classmethod
     def of_formats(cls, graph: Graph, formats: Mapping[str, Mapping[Operand, Format]]) -> QuantizationSpace:
-        """The space whose only candidate has the given formats, calibrated ones as they are: site name → operand →
-        format."""
+        """The space whose only candidate has the given formats.
+
+        Args:
+            graph: the captured model.
+            formats: site name → operand → format. Calibrated formats are not calibrated again.
+        """
         assignments = []
         for site in graph.sites:
-            own = formats.get(site.name, {})
-            name = FORMATS.name_of(type(next(iter(own.values())))) if own else "NA"
-            operands = tuple((operand, (Setting((), form),)) for operand, form in own.items())
+            by_operand = formats.get(site.name, {})
+            name = FORMATS.name_of(type(next(iter(by_operand.values())))) if by_operand else "NA"
+            operands = tuple((operand, (Setting((), form),)) for operand, form in by_operand.items())
             assignments.append(Assignment(site, "default", (Alternative(name, operands),)))
         return cls(SpaceRequest(graph, float_only=True), tuple(assignments))
 
     def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
-        """The code of a candidate spelled out.
+        """The code of a candidate spelled out, int64, shape (parameters,).
 
         Raises:
-            ConfigError: `config` is not of this space; the site and what it offers are named.
+            ConfigError: `config` is not a candidate of this space; the message names the site and the formats.
         """
         wanted = single(self.graph, config)
         formats = wanted.formats(np.zeros(len(wanted.groups), dtype=np.int64))
         options = np.zeros((1, len(self.groups)), dtype=np.int64)
         for g, assignment in enumerate(self.assignments):
-            own = formats.get(assignment.site.name, {})
+            by_operand = formats.get(assignment.site.name, {})
             for index, settings in enumerate(assignment.options()):
-                if {o: s.format for o, s in settings if s.format is not None} == own:
+                if {o: s.format for o, s in settings if s.format is not None} == by_operand:
                     options[0, g] = index
                     break
             else:
-                described = ", ".join(f"{o} {f.label}" for o, f in own.items()) or "float"
+                described = ", ".join(f"{o} {f.label}" for o, f in by_operand.items()) or "float"
                 raise ConfigError(f"this space does not offer {described} at {assignment.site.title}")
         code: NDArray[np.int64] = self.codes(options)[0]
         return code
@@ -105,47 +109,55 @@ class QuantizationSpace(FormatSpace):
     def site_formats(self) -> tuple[tuple[Mapping[Operand, Format], ...], ...]:
         """Per group and option: operand → format (not calibrated); an operand left in float is absent."""
         return tuple(
-            tuple({o: s.format for o, s in settings if s.format is not None} for settings in own)
-            for own in self._every_option
+            tuple({o: s.format for o, s in settings if s.format is not None} for settings in options)
+            for options in self._options
         )
 
     def bits(self, operand: Operand) -> list[NDArray[np.int64]]:
-        """Bits of `operand` under each option, per group an array of shape (options,). Float and absent: 32."""
+        """Bits of `operand` under each option; per group an int64 array of shape (options,). 32 if it is in float, or
+        if the site has no such operand."""
         return [
-            np.array([dict(settings)[operand].bits if operand in dict(settings) else FLOAT_BITS for settings in own])
-            for own in self._every_option
+            np.array(
+                [dict(settings)[operand].bits if operand in dict(settings) else FLOAT_BITS for settings in options]
+            )
+            for options in self._options
         ]
 
     def quantized(self, operand: Operand) -> list[NDArray[np.bool_]]:
-        """Whether `operand` has a format under each option; per group an array of shape (options,)."""
+        """Whether `operand` has a format under each option; per group a bool array of shape (options,)."""
         return [
-            np.array([operand in dict(o) and dict(o)[operand].format is not None for o in own], dtype=bool)
-            for own in self._every_option
+            np.array([operand in dict(o) and dict(o)[operand].format is not None for o in options], dtype=bool)
+            for options in self._options
         ]
 
     def storage(self) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
-        """(parameter, group, bytes under each option of the group) for every parameter with a format of its own.
+        """(parameter, group, bytes under each option of the group) for every parameter that is an operand of a site.
 
-        Scales are included, and a tensor ends on a whole byte. A parameter that several sites share comes up once per
-        site.
+        Bytes include scales, and are rounded up to a whole byte per tensor. A parameter that several sites share
+        occurs once per site.
         """
         first: dict[int, str] = {}
-        # Tied parameters have several names, and are stored once.
+        # A tied parameter has several names and is stored once, under the first one.
         names = {
             name: first.setdefault(id(tensor), name)
             for name, tensor in self.graph.model.named_parameters(remove_duplicate=False)
         }
-        for g, (assignment, own) in enumerate(zip(self.assignments, self._every_option, strict=True)):
+        for g, (assignment, options) in enumerate(zip(self.assignments, self._options, strict=True)):
             for operand in assignment.site.operands:
                 parameter = assignment.site.parameter(operand)
                 if parameter is not None:
                     name, shape = names.get(parameter[0], parameter[0]), parameter[1]
-                    sizes = [dict(settings).get(operand, AS_IT_IS).stored_bytes(shape) for settings in own]
+                    sizes = [dict(settings).get(operand, IN_FLOAT).stored_bytes(shape) for settings in options]
                     yield name, g, np.array(sizes, dtype=np.int64)
 
     def uniform(self) -> Codes:
-        """Uniform-precision candidates: for every format and pair of a weight and an input width in the space, each
-        site as near to that pair as it can get. Equal widths first; each candidate once."""
+        """Uniform-precision candidates: one per format and pair of input and weight bits in the space.
+
+        Each site takes the option that is nearest to that pair. Pairs of equal bits come first.
+
+        Returns:
+            Canonical codes, int64, shape (candidates, parameters), each once.
+        """
         rows = []
         names = dict.fromkeys(alt.name for a in self.assignments for alt in a.alternatives if alt.operands)
         for name in names:
@@ -161,7 +173,8 @@ class QuantizationSpace(FormatSpace):
         return codes[sorted(first.values())]
 
     def _widths(self, name: str, operand: Operand) -> list[int]:
-        found = {
+        """The bits of an operand in a format, at any site, ascending."""
+        widths = {
             s.bits
             for a in self.assignments
             for alternative in a.alternatives
@@ -171,18 +184,24 @@ class QuantizationSpace(FormatSpace):
             for s in settings
             if s.format is not None
         }
-        return sorted(found)
+        return sorted(widths)
 
     @cached_property
-    def _every_option(self) -> list[list[tuple[tuple[Operand, Setting], ...]]]:
+    def _options(self) -> list[list[tuple[tuple[Operand, Setting], ...]]]:
+        """Per group and option: the setting of each operand."""
         return [list(a.options()) for a in self.assignments]
 
 
 def single(graph: Graph, config: CandidateConfig, where: tuple[str, ...] = ()) -> QuantizationSpace:
-    """The space whose only candidate is `config` (``{"by": ..., key: {"config": {...}}}``).
+    """The space whose only candidate is `config`.
+
+    Args:
+        graph: the captured model.
+        config: a candidate spelled out, ``{"by": ..., key: {"config": {...}}}``.
+        where: path of the table in the TOML, for messages.
 
     Raises:
-        ConfigError: as for any space, or more than one candidate is described.
+        ConfigError: there is a mistake in `config`, or it describes several candidates.
     """
     choices: dict[str, Settings] = {}
     for key, table in config.items():
@@ -194,11 +213,11 @@ def single(graph: Graph, config: CandidateConfig, where: tuple[str, ...] = ()) -
         choices[key] = settings
     request = SpaceRequest(graph, str(config.get("by", "name")), choices, where)
     space = QuantizationSpace(replace(request, float_only=True))
-    said = set(choices) - {"default", *space.unused}
-    if not any(choices[key].get("name") in (None, "NA", ["NA"]) for key in said):
-        # Nothing says that a site shall stay in float, as the candidate that quantizes nothing does.
+    used = set(choices) - {"default", *space.unused}
+    if not any(choices[key].get("name") in (None, "NA", ["NA"]) for key in used):
+        # No key leaves a site in float on purpose, so it is an error if all sites stay in float.
         space = QuantizationSpace(request)
     if space.size != 1:
         free = ", ".join(p.name for p in space.parameters)
-        raise ConfigError(f"one configuration is needed, and this leaves a choice at {free}", key=where)
+        raise ConfigError(f"a single configuration is needed, and this leaves a choice at {free}", key=where)
     return space

@@ -1,4 +1,4 @@
-"""The input of a space: a captured model and the tables of the TOML that say what may be chosen."""
+"""The input of a space: a captured model and the tables of choices in the TOML."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class SpaceRequest:
         by: what the keys of `choices` are: ``name``, ``type`` or ``regex_name``.
         choices: the table of choices, which the TOML calls ``seed``.
         where: path of the table in the TOML, for messages.
-        float_only: accept a table that leaves every site as it is; without it that is an error.
-        parts: for a space made of others: name of the part → its tables.
+        float_only: whether a table that leaves every site in float is accepted; otherwise it is an error.
+        parts: for a space that has parts: name of the part → its tables.
     """
 
     graph: Graph

@@ -88,7 +88,9 @@ class WidthSpace(ModelSpace):
         alone = WidthSpace(replace(self._request, **vars(candidate_table(config)), where=(), float_only=True))
         if alone.size != 1:
             free = ", ".join(p.name for p in alone.parameters)
-            raise ConfigError(f"one configuration is needed, and this leaves a choice at {free}; give one value each")
+            raise ConfigError(
+                f"a single configuration is needed, and this leaves a choice at {free}; give one value each"
+            )
         wanted = alone.widths(np.zeros(len(alone.groups), dtype=np.int64))
         options = np.zeros((1, len(self.groups)), dtype=np.int64)
         for g, choice in enumerate(self._choices):
