@@ -40,7 +40,7 @@ def test_candidates_have_the_rows_they_were_added_at(space, kind):
 def test_a_candidate_is_added_once(kind):
     history = histories(SMALL)[kind]
     history.tell(SMALL.numbered(3, 6), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="was told before"):
+    with pytest.raises(ValueError, match="is in the history already"):
         history.tell(SMALL.numbered(5, 8), np.zeros((3, 2)))
 
 

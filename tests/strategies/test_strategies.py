@@ -171,7 +171,7 @@ def test_a_history_grows_keeps_its_order_and_refuses_repeats():
     assert np.array_equal(history.losses, toy_losses(space, codes, 2, failing=3), equal_nan=True)
     assert [history.row(c) for c in codes] == list(range(300))
     assert history.row(space.numbered(300, 301)[0]) is None
-    with pytest.raises(ValueError, match="was told before"):
+    with pytest.raises(ValueError, match="is in the history already"):
         history.tell(codes[:1], np.zeros((1, 2)))
 
 

@@ -1,9 +1,9 @@
-"""What to try next. One file per strategy family.
+"""Strategies: they decide which candidates to evaluate next. One file per family of strategies.
 
-To add one, write a file here with a class that extends ``Strategy`` (its ``Settings`` and ``propose``) and decorate it
-with ``@STRATEGIES.register("name")``; its first docstring line is what ``bitfront list strategies`` shows. Run
-``bitfront.testing.check_strategy`` on it in ``tests/strategies``. Nothing else changes. Third parties register through
-the entry-point group ``bitfront.strategies``.
+To add a strategy, write a file here with a class that extends ``Strategy`` (its ``Settings`` and ``propose``).
+Decorate it with ``@STRATEGIES.register("name")``; ``bitfront list strategies`` shows the first line of its docstring.
+Test it with ``bitfront.testing.check_strategy`` in ``tests/strategies``. Nothing else changes. Third parties register
+through the entry-point group ``bitfront.strategies``.
 """
 
 from __future__ import annotations

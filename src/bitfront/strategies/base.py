@@ -1,9 +1,9 @@
-"""What a strategy is, and what it knows: the space's codes and the objectives of those already told. Never a model.
+"""The interface of strategies, and the history that they see: codes and objectives of candidates, never a model.
 
-The same calls of ``propose(history, n, rng)``, with histories that grow in the same way, give the same
-proposals: a killed search is resumed by replaying it from the start, against the store. Bitfront's own strategies are
-functions of their arguments alone. Optuna's samplers have a random state that moves on with every call; their study is
-otherwise a cache of the history.
+The same calls of ``propose(history, n, rng)``, with the same histories, give the same proposals. So a killed search is
+resumed by replaying it from the start with the results in the store. Evolution and brute force are functions of their
+arguments alone. Optuna's samplers have a random state that changes with every call; apart from that their study is a
+cache of the history.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from bitfront.config import Table
 from bitfront.spaces.base import Codes, Space
 from bitfront.spaces.index import Index, Keys
 
-#: Candidates looked through at a time for the last unknown ones of a space.
+#: Number of candidates that are looked at together to find the last unknown ones of a space.
 SCANNED = 4096
 
 
 class History:
-    """Candidates told so far, in order, each once. Grows; what is in it never changes.
+    """The candidates that a search has results for, in order, each once. It grows; its entries never change.
 
     Args:
         parameters: number of columns of a code.
         objectives: number of objectives.
-        space: where the codes live. With it, what tells them apart is kept as their numbers, 8 bytes each, and nothing
-            at all for stretches of consecutive ones; without, as whole codes.
-        forgets: keep neither codes nor losses, for strategies that do not look at them: any number of candidates then
-            takes no memory but what the index needs.
+        space: the space of the codes. With it, the index of known candidates stores their numbers (8 bytes each, and
+            nothing for ranges of consecutive numbers); without it, whole codes.
+        forgets: whether codes and losses are dropped, for strategies that do not look at them. Then only the index
+            needs memory.
     """
 
     def __init__(self, parameters: int, objectives: int, space: Space | None = None, *, forgets: bool = False) -> None:
@@ -47,11 +47,14 @@ class History:
         self.constrained = False
 
     def tell(self, codes: Codes, losses: NDArray[np.float64], violation: NDArray[np.float64] | None = None) -> None:
-        """Append candidates with their objectives, all to be minimised; a row of NaN is a candidate that failed, or,
-        if it violates a constraint, one that was never evaluated.
+        """Append candidates.
 
         Args:
-            violation: by how much each misses the constraints, 0 where it fulfils them; None: there are none.
+            codes: canonical codes, int64, shape (candidates, parameters).
+            losses: objectives to be minimised, float64, shape (candidates, objectives). A row of NaN is a candidate
+                that failed, or, if it violates a constraint, one that was not evaluated.
+            violation: total violation of the constraints, shape (candidates,), 0 where they are fulfilled; None if
+                there are no constraints.
 
         Raises:
             ValueError: a candidate is known already.
@@ -63,7 +66,7 @@ class History:
         try:
             self._index.add(keys)
         except ValueError as error:
-            raise ValueError(f"candidate {codes[error.args[0]].tolist()} was told before") from None
+            raise ValueError(f"candidate {codes[error.args[0]].tolist()} is in the history already") from None
         if self.forgets:
             return
         while stop > len(self._codes):
@@ -79,35 +82,36 @@ class History:
 
     @property
     def codes(self) -> Codes:
-        """Shape (candidates, parameters)."""
-        assert not self.forgets, "this strategy said that it does not look back"
+        """All codes, int64, shape (candidates, parameters)."""
+        assert not self.forgets, "a strategy with looks_back = False must not read this"
         return self._codes[: len(self)]
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """Shape (candidates, objectives), smaller is better; NaN where a candidate failed or was not evaluated."""
-        assert not self.forgets, "this strategy said that it does not look back"
+        """Objectives, shape (candidates, objectives), smaller is better; NaN if a candidate failed or was not
+        evaluated."""
+        assert not self.forgets, "a strategy with looks_back = False must not read this"
         return self._losses[: len(self)]
 
     @property
     def violation(self) -> NDArray[np.float64]:
-        """Shape (candidates,): by how much each misses the constraints; 0 where it fulfils them."""
-        assert not self.forgets, "this strategy said that it does not look back"
+        """Total violation of the constraints, shape (candidates,); 0 where they are fulfilled."""
+        assert not self.forgets, "a strategy with looks_back = False must not read this"
         return self._violation[: len(self)]
 
     def row(self, code: NDArray[np.int64]) -> int | None:
-        """Where a canonical code stands; None if it is not known."""
+        """The row of a canonical code; None if it is not known."""
         row = int(self.rows(code[None])[0])
         return None if row < 0 else row
 
     def rows(self, codes: Codes) -> NDArray[np.int64]:
-        """Where canonical codes stand, shape (codes,); −1 for those that are not known."""
+        """The rows of canonical codes, int64, shape (candidates,); −1 for codes that are not known."""
         if self._index is None:
             return np.full(len(codes), -1, dtype=np.int64)
         return self._index.find(self._keys(codes))
 
     def fresh(self, codes: Codes) -> Codes:
-        """`codes` without those that are known and without repeats, in their order."""
+        """`codes` without known ones and without repeats, in their order."""
         keys = self._keys(codes)
         unknown = np.ones(len(codes), dtype=bool) if self._index is None else self._index.find(keys) < 0
         if not (keys.shape[1] == 1 and (np.diff(keys[:, 0]) > 0).all()):
@@ -126,57 +130,57 @@ class History:
 class StrategySettings(Table):
     """Settings of a strategy; this class has none. Unknown keys are errors.
 
-    A strategy with settings extends it, a field per key of ``[search.strategy.setup]``, each with a default and a
-    description (``Field(0.5, gt=0, description="...")``). Trials of a run folder belong to one choice of settings;
-    a field with ``exclude=True`` is one that proposals do not depend on, such as a limit, and may change.
-    The keys that every search has (``config.StrategySetup``) cannot be settings of a strategy.
+    A strategy with settings extends it with one field per key of ``[search.strategy.setup]``, each with a default and a
+    description (``Field(0.5, gt=0, description="...")``). All trials of a run folder have the same settings. A field
+    with ``exclude=True`` may change, because proposals do not depend on it, such as a limit. The keys that every search
+    has (``config.StrategySetup``) cannot be settings of a strategy.
     """
 
     @property
     def instead(self) -> str | None:
-        """The name of another strategy, where that is what these settings ask for."""
+        """The name of another strategy that these settings stand for; None for this strategy itself."""
         return None
 
 
 class Strategy(ABC):
-    """Decides what to try next.
+    """Decides which candidates to evaluate next.
 
-    **When it is called.** A strategy is made once per search, when everything that can be wrong has been checked, and
-    once per run of a comparison; resuming a search makes it anew. The loop (``engine.search.loop``) then asks
-    ``propose`` for up to `batch` candidates, evaluates those that are new, tells the history of them, and asks again,
-    until the budget or the space is used up. Candidates that the strategy did not propose are told too: those that the
-    loop begins with, and neighbours of the front where a strategy proposes nothing new several times in a row. A part
-    of what was proposed may never be told: time was up, or the candidate was known.
+    **When it is called.** A strategy object is created once per search, after everything was checked, and once per run
+    of a comparison. A resumed search creates a new one. The loop (``engine.search.loop``) calls ``propose`` for up to
+    `batch` candidates, evaluates the new ones, appends them to the history, and calls again, until the budget or the
+    space is used up. The history also gets candidates that the strategy did not propose: the initial candidates, and
+    neighbours of the front if a strategy proposes nothing new several times in a row. Some proposals may never get into
+    the history, because time was up.
 
-    **What it is given.** Codes of a space, and losses: never a model, a metric's name or data. Everything that it
-    decides by is in the arguments: with the same settings, seed and calls it proposes the same. That is how a search is
-    resumed: its calls are made again, answered from the store. State beside the arguments may be a cache of the
-    history, or the random state of a sampler that moves with every call.
+    **What it is given.** It sees codes of a space and losses, never a model, the name of a metric or data. Its
+    proposals depend on the arguments alone: the same settings, seed and calls give the same proposals. A search is
+    resumed by repeating these calls with the results in the store. A strategy may keep a cache of the history, or the
+    random state of a sampler that changes with every call, but no other state.
 
-    **What it may not do.** Change the history or the space; draw from any generator but `rng` and one that it seeds
-    with `seed`; look at a clock, at the number of processes or at the machine; print.
+    **What it may not do.** It may not change the history or the space, draw from any generator except `rng` and one
+    that it seeds with `seed`, read a clock, depend on the number of processes or on the machine, or print.
 
-    ``bitfront.testing.check_strategy`` tests all that.
+    ``bitfront.testing.check_strategy`` tests all of this.
 
     Class attributes:
-        Settings: its keys of ``[search.strategy.setup]``; they arrive as `settings`.
-        variant: the setting that may stand behind a colon: with ``variant = "sampler"``, ``optuna:tpe`` is strategy
+        Settings: its keys of ``[search.strategy.setup]``; their values arrive as `settings`.
+        variant: the setting whose value may follow a colon: with ``variant = "sampler"``, ``optuna:tpe`` is strategy
             ``optuna`` with ``sampler = "tpe"``. Empty for strategies without variants.
-        variants: what may stand there → what it is, in one line.
-        exhaustive: whether it goes through the whole space in its order, each candidate once. Its budget is the whole
+        variants: value of that setting → what it is, in one line.
+        exhaustive: whether it evaluates the whole space in its order, each candidate once. Its budget is the whole
             space, unless another one is given.
-        limit: for an exhaustive one, the setting that says how large a space may be; larger ones are refused before any
-            work, unless a budget is given. Empty: any.
-        batch: how many candidates to ask for at a time. A constant of the strategy, or of its settings, never of the
-            machine: the sequence of candidates must not depend on the number of workers.
-        looks_back: whether `propose` looks at the codes and losses of the history. One that does not (it may ask
-            whether a candidate is known: ``history.rows``, ``history.fresh``) gets a history without them.
+        limit: for an exhaustive strategy, the setting with the largest size of a space. Larger spaces are refused
+            before any work, unless a budget is given. Empty if there is no limit.
+        batch: number of candidates to request at a time. It is a constant of the strategy or of its settings, and does
+            not depend on the machine, so that the sequence of candidates is the same for any number of workers.
+        looks_back: whether `propose` reads the codes and losses of the history. If not, it gets a history without them;
+            ``history.rows`` and ``history.fresh`` still say which candidates are known.
 
     Args:
-        space: where the codes live.
-        objectives: how many values each candidate has, all to be minimised.
-        seed: root of whatever is random in it, from 0 on.
-        settings: an instance of `Settings`; None: the defaults.
+        space: the space of the codes.
+        objectives: number of objectives, all to be minimised.
+        seed: random seed, 0 or more.
+        settings: an instance of `Settings`; None for the defaults.
     """
 
     Settings: ClassVar[type[StrategySettings]] = StrategySettings
@@ -194,30 +198,36 @@ class Strategy(ABC):
 
     @abstractmethod
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
-        """Candidates to try next.
+        """Candidates to evaluate next.
 
         Args:
-            history: everything told so far, in order; candidates that failed are among it, with losses of NaN. It is
-                not to be changed.
-            n: how many at most; at least 1.
-            rng: fresh for every call, made of the search's seed and the number of the call.
+            history: all candidates with results so far, in order; failed ones have losses of NaN. Not to be changed.
+            n: the largest number of candidates, 1 or more.
+            rng: a new generator for every call, seeded with the search's seed and the number of the call.
 
         Returns:
-            Up to `n` canonical codes of the space, int64 of shape (candidates, parameters), the most promising first.
-            Known ones and repeats may be among them: the loop leaves them out, and they cost nothing. An empty array
-            means that nothing is left to try.
+            Up to `n` canonical codes of the space, int64, shape (candidates, parameters), the most promising first.
+            They may contain known candidates and repeats; the loop drops them, and they cost nothing. An empty array
+            means that there is nothing left to propose.
 
-        An exception ends the search; what was told by then is kept.
+        An exception ends the search; evaluated candidates stay in the store.
         """
 
 
 def unseen_neighbours(
     space: Space, history: History, front: NDArray[np.int64], n: int, rng: np.random.Generator
 ) -> Codes:
-    """Up to `n` unknown candidates: neighbours of the front's members, nearest changes first; else any unknown one.
+    """Up to `n` unknown candidates: neighbours of the front, smallest changes first; if these are too few, others.
 
     Args:
-        front: rows of `history` to start from.
+        space: the space of the codes.
+        history: the known candidates.
+        front: rows of `history` whose neighbours are taken, int64, shape (members,).
+        n: the largest number of candidates.
+        rng: source of all random numbers.
+
+    Returns:
+        Canonical codes, int64, shape (candidates, parameters), each once.
     """
     chosen = np.zeros((0, len(space.parameters)), dtype=np.int64)
 
@@ -232,7 +242,7 @@ def unseen_neighbours(
     for _ in range(8):
         if take(space.sample(4 * n, rng)):
             return chosen
-    # So little is left that chance does not find it.
+    # Only few unknown candidates are left, and random sampling missed them. So go through the whole space.
     for start in range(0, space.size, SCANNED):
         if take(space.numbered(start, start + SCANNED)):
             break

@@ -1,4 +1,4 @@
-"""Every candidate of the space, once, in the space's own order."""
+"""Brute force: every candidate of the space, once, in the space's order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, StrategySettings
 
-#: Numbers looked at in one go at least: where nearly everything is known, going one by one would take for ever.
+#: The smallest number of candidates to look at together. If nearly all are known, one by one would take too long.
 STRIDE = 256
 
 
@@ -28,26 +28,26 @@ class BruteForce(Strategy):
     Settings = BruteForceSettings
     exhaustive = True
     limit = "max_size"
-    #: Large, so that a block holds whole subtrees of the tree of shared prefixes.
+    #: Large, so that a block contains whole subtrees of candidates that share the same first options.
     batch = 2**16
     looks_back = False
 
     def __init__(self, space: Space, objectives: int, seed: int, settings: BruteForceSettings | None = None) -> None:
         super().__init__(space, objectives, seed, settings)
-        # A cache of the history: everything before the cursor is known. Starting at 0 again only costs time.
+        # A cache of the history: all candidates before the cursor are known. A new object starts at 0 and skips them.
         self._cursor = 0
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
-        """The next `n` candidates that are not known; empty at the end of the space."""
-        found: list[Codes] = []
+        """The next `n` unknown candidates, shape (candidates, parameters); none at the end of the space."""
+        parts: list[Codes] = []
         missing, cursor = n, self._cursor
         while missing > 0 and cursor < self.space.size:
             block = self.space.numbered(cursor, cursor + max(missing, STRIDE))
             cursor += len(block)
-            new = history.rows(block) < 0
-            if not found and not new.any():
+            unknown = history.rows(block) < 0
+            if not parts and not unknown.any():
                 self._cursor = cursor
-            own = block[:missing] if new[:missing].all() else block[new][:missing]
-            found.append(own)
-            missing -= len(own)
-        return np.concatenate(found) if found else np.zeros((0, len(self.space.parameters)), dtype=np.int64)
+            part = block[:missing] if unknown[:missing].all() else block[unknown][:missing]
+            parts.append(part)
+            missing -= len(part)
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.space.parameters)), dtype=np.int64)

@@ -1,7 +1,7 @@
-"""A strategy as a search is configured with it: which one, with which settings.
+"""A configured strategy: its class and its settings.
 
-The name, ``evolution`` or ``optuna:tpe``, and the keys of ``[search.strategy.setup]`` are parsed into this once;
-whoever plans, searches or compares asks it.
+It is parsed once from the name, ``evolution`` or ``optuna:tpe``, and the keys of ``[search.strategy.setup]``. Planning,
+searching and comparing all use it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class ConfiguredStrategy:
     """A strategy with its settings.
 
     Attributes:
-        name: as it is registered.
+        name: the name under which it is registered.
         kind: its class.
-        settings: checked; an instance of ``kind.Settings``.
+        settings: its checked settings, an instance of ``kind.Settings``.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ConfiguredStrategy:
 
     @property
     def variant(self) -> str | None:
-        """What stands behind the colon of ``optuna:tpe``; None for strategies without variants."""
+        """The variant: the part after the colon of ``optuna:tpe``; None for strategies without variants."""
         return str(getattr(self.settings, self.kind.variant)) if self.kind.variant else None
 
     @property
@@ -46,36 +46,42 @@ class ConfiguredStrategy:
 
     @property
     def words(self) -> str:
-        """The name as it stands in a sentence."""
+        """The name as a part of a sentence."""
         return self.name.replace("_", " ")
 
     @property
     def largest(self) -> int | None:
-        """The largest space that it goes through without a budget, in candidates; None: any."""
+        """The largest space that it evaluates without a budget, in candidates; None if there is no limit."""
         return int(getattr(self.settings, self.kind.limit)) if self.kind.limit else None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What proposals depend on beside space, history and seed: part of what a run folder is known by."""
-        own = self.settings.model_dump(exclude_defaults=True, exclude={self.kind.variant})
-        # "sampler" is what run folders have called the variant from the beginning.
-        return {"strategy": self.name, "sampler": self.variant, **({"strategy_settings": own} if own else {})}
+        """What proposals depend on beside space, history and seed; a part of the identity of a run."""
+        settings = self.settings.model_dump(exclude_defaults=True, exclude={self.kind.variant})
+        # In run folders the key of the variant is "sampler" for every strategy.
+        return {"strategy": self.name, "sampler": self.variant, **({"strategy_settings": settings} if settings else {})}
 
     def make(self, space: Space, objectives: int, seed: int) -> Strategy:
-        """The strategy itself, fresh."""
+        """A new strategy object.
+
+        Args:
+            space: the space of the search.
+            objectives: number of objectives.
+            seed: random seed, 0 or more.
+        """
         return self.kind(space, objectives, seed, self.settings)
 
 
 def configured_strategy(text: str, setup: Mapping[str, Any] | None = None) -> ConfiguredStrategy:
-    """The strategy called `text`, with its keys of ``[search.strategy.setup]``.
+    """The strategy with the name `text`, with its settings.
 
     Args:
-        text: a name, ``evolution``, or a name and a variant, ``optuna:tpe``.
-        setup: key → value, without the keys that every search has. Those of other strategies may be among them, as a
-            file is used with several strategies; they have no effect.
+        text: a name (``evolution``), or a name and a variant (``optuna:tpe``).
+        setup: key → value of ``[search.strategy.setup]``, without the keys that every search has. Keys of other
+            strategies are accepted and have no effect, because one file may be used with several strategies.
 
     Raises:
-        ConfigError: there is no such strategy or variant; a key is no strategy's, or has a wrong value; ``key`` is its
+        ConfigError: there is no such strategy or variant, or a key is unknown or has a wrong value. Its ``key`` is the
             path in the TOML.
     """
     name, named = with_variant(text)
@@ -83,15 +89,16 @@ def configured_strategy(text: str, setup: Mapping[str, Any] | None = None) -> Co
     given = {**(setup or {}), **named}
     for key in given:
         _check_key(key, given[key], kind, official)
-    own = {key: value for key, value in given.items() if key in kind.Settings.model_fields}
-    settings = settings_of(kind.Settings, own, SETUP)
+    used = {key: value for key, value in given.items() if key in kind.Settings.model_fields}
+    settings = settings_of(kind.Settings, used, SETUP)
     instead = settings.instead
     return configured_strategy(instead, setup) if instead else ConfiguredStrategy(official, kind, settings)
 
 
 def with_variant(text: str) -> tuple[str, dict[str, Any]]:
-    """``("optuna", {"sampler": "tpe"})`` of ``optuna:tpe``. A name without a colon, or one that nobody has, stays as it
-    is.
+    """(name, the setting of the variant): ``("optuna", {"sampler": "tpe"})`` for ``optuna:tpe``.
+
+    A name without a colon, or one that is not registered, is returned unchanged, with an empty table.
 
     Raises:
         ConfigError: the strategy has no variants.
@@ -103,7 +110,7 @@ def with_variant(text: str) -> tuple[str, dict[str, Any]]:
     if not key:
         with_variants = [n for n in STRATEGIES.names() if STRATEGIES.get(n).variant]
         raise ConfigError(
-            f"strategy {name!r} has no variants, so nothing can stand behind its name; those with variants are "
+            f"strategy {name!r} has no variants, so write its name without a colon; strategies with variants: "
             f"{', '.join(with_variants)}",
             key=NAME,
         )
@@ -111,17 +118,17 @@ def with_variant(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def all_settings() -> frozenset[str]:
-    """The keys of ``[search.strategy.setup]`` that are settings of a strategy, whichever."""
+    """The keys of ``[search.strategy.setup]`` that are settings of any strategy."""
     return frozenset(key for name in STRATEGIES.names() for key in STRATEGIES.get(name).Settings.model_fields)
 
 
 def variant_settings() -> frozenset[str]:
-    """Those of them that say which variant of a strategy is meant."""
+    """The keys of ``[search.strategy.setup]`` that choose a variant of a strategy."""
     return frozenset(STRATEGIES.get(name).variant for name in STRATEGIES.names()) - {""}
 
 
 def without_effect(strategy: ConfiguredStrategy, setup: Mapping[str, Any]) -> list[str]:
-    """Remarks on keys of `setup` that are settings of other strategies, and say something else than the default."""
+    """Remarks on keys of `setup` that are settings of other strategies only, and differ from their defaults."""
     notes = []
     for key, value in setup.items():
         if key in strategy.kind.Settings.model_fields:
@@ -151,7 +158,7 @@ def _owners(key: str) -> list[str]:
 
 
 def _check_key(key: str, value: object, kind: type[Strategy], name: str) -> None:
-    """A key that is a setting of nobody is a mistake, and so is one that names a variant of another strategy."""
+    """Raise ConfigError for a key that no strategy has, or that chooses a variant of another strategy."""
     if key in kind.Settings.model_fields:
         return
     owners = _owners(key)

@@ -1,11 +1,12 @@
-"""Optuna's samplers behind ``propose``, driven by ask and tell.
+"""Optuna's samplers as a strategy.
 
-The study lives in memory and is a cache of the history: before asking, everything the history has learned is added to
-it, also candidates that came from elsewhere (initial ones, neighbours of the front). Choices are encoded as ordered
-integers and TPE is multivariate: both repeat less and find more in such spaces.
+The study is in memory and is a cache of the history. Before each proposal all new candidates of the history are added
+to it, also those that the sampler did not propose (initial candidates, neighbours of the front). Choices are encoded as
+ordered integers, and TPE is multivariate: both give fewer repeats and better fronts in such spaces.
 
-Asking is done in batches, of which only the first is a trial of Optuna's (a trial's ``suggest`` copies all values for
-every parameter); of the others the sampler is asked itself. TPE needs its trials, see ``_ask_with_lies``.
+Candidates are proposed in batches. Only the first of a batch is a trial of Optuna, because a trial's ``suggest`` copies
+all values for every parameter; for the others the sampler is called directly. TPE needs trials, see
+``_ask_with_lies``.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, StrategySettings
 from bitfront.strategies.brute_force import BruteForce
 
+#: Number of candidates of a generation of NSGA-II and NSGA-III.
 POPULATION = 24
-#: How many are asked for at a time: of TPE as many as leave the front as good, of NSGA-II and III a generation.
+#: Number of candidates per batch. For TPE it is as large as possible without a worse front.
 BATCHES = {"tpe": 8, "random": 64, "nsgaii": POPULATION, "nsgaiii": POPULATION, "qmc": 64, "gp": 1}
 
 
 class Places(optuna.distributions.IntDistribution):
-    """The places of a choice, 0 to `count` − 1. Never changes, so the storage's deep copies of trials may share it."""
+    """The positions of a choice, 0 to `count` − 1. Immutable, so that deep copies of trials can share it."""
 
     def __init__(self, count: int) -> None:
         super().__init__(0, count - 1)
@@ -49,7 +51,7 @@ SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
 }
-#: One line about each.
+#: Sampler → what it is, in one line.
 SAMPLER_MEANINGS: Mapping[str, str] = {
     "tpe": "Tree-structured Parzen estimator, multivariate: a model of good and bad candidates.",
     "random": "Uniform random choice: the yardstick.",
@@ -58,15 +60,15 @@ SAMPLER_MEANINGS: Mapping[str, str] = {
     "qmc": "Sobol sequence: spreads evenly; a good initial design.",
     "gp": "Gaussian process: best for few, expensive evaluations; seconds per proposal.",
 }
-#: The same for ``bitfront list samplers``, with what may be named as a sampler too.
+#: The same with everything that may be named as a sampler, for ``bitfront list samplers``.
 MEANINGS: Mapping[str, str] = {
     **SAMPLER_MEANINGS,
-    "brute_force": "Every candidate, once (Bitfront's own, not Optuna's).",
+    "brute_force": "Every candidate, once (a strategy of Bitfront, not of Optuna).",
 }
 
 
 def sampler_name(name: str) -> str:
-    """The official spelling of a sampler's name; ``brute``, ``brute-force`` ... are ``brute_force``.
+    """The registered spelling of a sampler's name; ``brute``, ``brute-force`` ... become ``brute_force``.
 
     Raises:
         UnknownNameError: there is no such sampler.
@@ -87,7 +89,7 @@ class OptunaSettings(StrategySettings):
     @field_validator("sampler")
     @classmethod
     def _official(cls, name: str) -> str:
-        """The official spelling."""
+        """The registered spelling."""
         try:
             return sampler_name(name)
         except ConfigError as error:
@@ -96,7 +98,7 @@ class OptunaSettings(StrategySettings):
 
     @property
     def instead(self) -> str | None:
-        """Optuna's own brute force costs 100 ms per proposal at 3,000 trials, and does not survive batches."""
+        """``brute_force`` for that sampler: Optuna's takes 100 ms per proposal at 3,000 trials, and no batches."""
         return None if self.sampler in SAMPLERS else self.sampler
 
 
@@ -112,32 +114,32 @@ class OptunaStrategy(Strategy):
     def __init__(self, space: Space, objectives: int, seed: int, settings: OptunaSettings | None = None) -> None:
         super().__init__(space, objectives, seed, settings)
         self.sampler = self.settings.sampler
-        # A Gaussian process is for evaluations that are dearer than asking: each answer is worth waiting for.
+        # A Gaussian process is meant for expensive evaluations, so it gets each result before the next proposal.
         self.batch = BATCHES[self.sampler]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._own = SAMPLERS[self.sampler](seed)
-        self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=self._own)
+            self._optuna_sampler = SAMPLERS[self.sampler](seed)
+        self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=self._optuna_sampler)
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             f"p{i}": Places(int(c)) for i, c in enumerate(space.cardinalities)
         }
-        # What was asked for and not told yet, with what the sampler remembers of it (NSGA-II: its generation).
+        # Proposals without results so far, with the sampler's attributes of each (NSGA-II: its generation).
         self._asked: list[tuple[NDArray[np.int64], dict[str, Any]]] = []
         self._seen = 0
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
-        """What the sampler asks for; it is free to ask for what is known."""
+        """The sampler's proposals; known candidates may be among them."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._catch_up(history)
             return self._ask_with_lies(n) if self.sampler == "tpe" else self._ask(n)
 
     def _ask_with_lies(self, n: int) -> Codes:
-        """One trial after the other, those before still open: TPE takes them for bad, and asks for others.
+        """A batch of trials that are asked for one by one. TPE counts open trials as bad, and so proposes others.
 
-        A whole batch from one fit of its model is six times as fast, and finds much less (0.87 of the front instead of
-        0.98, after 200 candidates of digits-mlp).
+        A whole batch from one fit of its model is six times as fast, but gives a worse front: 0.87 of the hypervolume
+        instead of 0.98, after 200 candidates of digits-mlp.
         """
         trials = [self._study.ask(self._distributions) for _ in range(n)]
         asked = np.array([list(trial.params.values()) for trial in trials], dtype=np.int64)
@@ -148,25 +150,28 @@ class OptunaStrategy(Strategy):
         return codes
 
     def _ask(self, n: int) -> Codes:
-        """What `n` calls of ``study.ask`` would give; only the first is one, the others ask the sampler itself."""
+        """The same proposals as `n` calls of ``study.ask``. Only the first is such a call; then the sampler is called
+        directly."""
         trial = self._study.ask()
-        found = [trial.relative_params]
-        # What comes of it is told as another trial; this one, left open, would count as one without parameters. What
-        # it remembers (NSGA-II: its generation) holds for the whole batch, as nothing is told in between.
+        proposals = [trial.relative_params]
+        # Results are added as new trials, so this one is closed; an open one would count as a trial without parameters.
+        # Its attributes (NSGA-II: its generation) are valid for the whole batch, because no result comes in between.
         attributes = self._study.tell(trial, state=optuna.trial.TrialState.FAIL).system_attrs
         like = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, system_attrs=attributes)
-        searched = self._own.infer_relative_search_space(self._study, like)
-        found += [self._own.sample_relative(self._study, like, searched) for _ in range(n - 1)]
+        sampler = self._optuna_sampler
+        searched = sampler.infer_relative_search_space(self._study, like)
+        proposals += [sampler.sample_relative(self._study, like, searched) for _ in range(n - 1)]
         codes = np.zeros((n, len(self.space.parameters)), dtype=np.int64)
-        for row, values in zip(codes, found, strict=True):
+        for row, values in zip(codes, proposals, strict=True):
             for i, (name, choices) in enumerate(self._distributions.items()):
                 known = name in values
-                row[i] = values[name] if known else self._own.sample_independent(self._study, like, name, choices)
+                row[i] = values[name] if known else sampler.sample_independent(self._study, like, name, choices)
         codes = self.space.canonical(codes)
         self._asked += [(code, attributes) for code in codes]
         return codes
 
     def _catch_up(self, history: History) -> None:
+        """Add all new candidates of the history to the study."""
         codes = np.array([code for code, _ in self._asked], dtype=np.int64)
         rows = history.rows(codes.reshape(len(self._asked), len(self.space.parameters))).tolist()
         for row, (_, attributes) in zip(rows, self._asked, strict=True):
@@ -180,12 +185,13 @@ class OptunaStrategy(Strategy):
         self._seen = len(history)
 
     def _add(self, history: History, row: int, attributes: dict[str, Any]) -> None:
-        """Tell the study of a candidate, unless it failed: samplers look at complete trials only."""
+        """Add a candidate to the study, unless it failed: samplers look at complete trials only."""
         losses, violation, constraints = history.losses[row], float(history.violation[row]), None
         if history.constrained:
             constraints = {"all": violation}
             if violation and np.isnan(losses).any():
-                # Never evaluated: as bad as the worst so far. Samplers compare such trials by their violation alone.
+                # It was not evaluated, so it counts as bad as the worst so far. Samplers compare such trials by their
+                # violation alone.
                 worst = np.nan_to_num(history.losses[:row], nan=-np.inf).max(axis=0, initial=-np.inf)
                 losses = np.where(np.isfinite(worst), worst, 0.0)
         if np.isnan(losses).any():
