@@ -96,7 +96,7 @@ def job_of(
 
 
 def evaluator_of(job, effort=None):
-    """An evaluator, with that effort."""
+    """An evaluator with these work limits."""
     return FixedEvaluator(job, limits=None if effort is None else WorkLimits(**effort))
 
 

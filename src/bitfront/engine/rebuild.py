@@ -157,7 +157,7 @@ def candidate_of(
             raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
     if "forward" in before and not stores.same_outputs(before["forward"], now["forward"]):
         raise RunError(
-            f"{folder}: the code of the model changed since the search, its outputs on the same samples are others; "
+            f"{folder}: the code of the model changed since the search: its outputs on the same samples differ; "
             f"trial {number} cannot be rebuilt with it"
         )
     if samples is not None:

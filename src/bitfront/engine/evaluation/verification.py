@@ -1,9 +1,9 @@
-"""The check at the door: before a search, the evaluator must give the numbers of the deployed model.
+"""The check before a search: the evaluator must give the same metrics as the deployed model.
 
-Some candidates are evaluated twice on real samples: by the evaluator of the search, together and with all that makes it
-fast, and each alone as the model that would be deployed. Where they differ, the fast path of the step to blame is
-switched off (``EvaluationJob.unmerged``), or all of them (``EvaluationJob.whole``), and a note says so; the search then
-goes on with true numbers. Where candidates are trained, two of them are trained for two steps, together and each alone.
+Some candidates are evaluated twice on real samples: together by the evaluator of the search, with its fast paths, and
+each alone as the model that would be deployed. If they differ, the fast path of the step that causes it is switched off
+(``EvaluationJob.unmerged``), or all fast paths are (``EvaluationJob.whole``). A note says so, and the search continues
+with correct metrics. If candidates are trained, two of them are trained for two steps, together and each alone.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ from bitfront.scoring import evaluate
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
 
-#: (loss, share of right answers).
+#: (loss, share of correct answers).
 Score = tuple[float, float]
-#: Samples on which candidates are evaluated twice.
+#: Number of samples on which candidates are evaluated twice.
 SAMPLES = 64
-#: Candidates that are checked whatever it costs.
+#: Number of candidates that are checked, however long that takes.
 LEAST = 8
 #: Share of the expected time of a search that the check may take.
 SHARE = 0.02
-#: Relative difference of two losses of one network where their last digits may differ: on a GPU, on another machine.
+#: Largest relative difference of two losses of one network: the last digits may differ on a GPU or another machine.
 SAME_LOSS = 1e-5
-#: Steps of training, and what two trainings may differ by: the sums of gradients are taken in another order.
+#: Number of training steps, and the largest relative difference of two trainings: their sums of gradients have another
+#: order.
 TRAINING_STEPS, SAME_WEIGHTS = 2, 1e-3
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What the check at the door gave.
+    """The result of the check before a search.
 
     Attributes:
         unmerged: names of steps of the graph whose fast path must not be used.
         whole: why no fast path may be used; empty if they may.
         separately: why candidates must not be trained together; empty if they may.
-        notes: for the user.
-        candidates: how many were evaluated twice.
+        notes: remarks for the user.
+        candidates: number of candidates that were evaluated twice.
     """
 
     unmerged: frozenset[str] = frozenset()
@@ -62,7 +63,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing must be switched off."""
+        """Whether every fast path may be used."""
         return not (self.unmerged or self.whole or self.separately)
 
     def applied(self, job: EvaluationJob) -> EvaluationJob:
@@ -75,9 +76,10 @@ def verify(evaluator: Evaluator, model: nn.Module, expected_seconds: float = 0.0
     """Compare the evaluator with the deployed model on a spread of candidates.
 
     Args:
-        evaluator: of the search, with the weights of the search.
+        evaluator: the evaluator of the search, with the weights of the search.
         model: the user's float model, with these weights.
-        expected_seconds: of the whole search; the check takes a fiftieth of it at most, but eight candidates at least.
+        expected_seconds: expected time of the whole search. The check takes at most a fiftieth of it, but checks at
+            least eight candidates.
 
     Raises:
         EvaluationError: the captured float model does not compute what the user's model computes.
@@ -88,7 +90,7 @@ def verify(evaluator: Evaluator, model: nn.Module, expected_seconds: float = 0.0
     split, x, y = _samples(evaluator)
     _check_float(evaluator, model, x)
     job = replace(evaluator.job, training=None, splits={split: (x, y)})
-    # Without training: what is checked is how a network is evaluated, whichever weights it has.
+    # Without training, because the check is about the evaluation of a network, with any weights.
     untrained = open_evaluator(job, evaluator.space)
     codes: list[NDArray[np.int64]] = []
     expected: list[tuple[float, float]] = []
@@ -106,8 +108,11 @@ def verify(evaluator: Evaluator, model: nn.Module, expected_seconds: float = 0.0
 
 
 def spread(space: ModelSpace) -> Iterator[NDArray[np.int64]]:
-    """Candidates that together have every option of every parameter, widely mixed: first uniform ones from the lowest
-    to the highest, then mixed ones. Each has shape (parameters,); none comes twice."""
+    """Candidates that together have every option of every parameter.
+
+    First come uniform ones from the lowest to the highest, then mixed ones, then the other uniform ones. Each is a
+    canonical code, int64, shape (parameters,); none occurs twice.
+    """
     seen: set[bytes] = set()
     uniform = space.uniform()
     mixed = _mixed(space.cardinalities.tolist())
@@ -128,13 +133,15 @@ def _mixed(counts: list[int]) -> Codes:
 
 
 def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, number: int | None = None) -> Score:
-    """Loss and share of right answers of one candidate as the model that would be deployed, evaluated alone.
+    """Loss and share of correct answers of one candidate, evaluated alone as the model that would be deployed.
 
-    A candidate that fails has NaN for both.
+    Both are NaN for a candidate that fails.
 
     Args:
-        code: of the candidate, shape (parameters,).
-        split: the samples, the first `number` of them; None for all.
+        evaluator: the evaluator of the search.
+        code: the code of the candidate, int64, shape (parameters,).
+        split: the split that it is evaluated on.
+        number: number of samples; None for all.
     """
     x, y = evaluator.samples(split, number)
     try:
@@ -143,15 +150,16 @@ def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, nu
             result = evaluate(alone.model(code_there, bake=True), x, y, batch_size=alone.chunk)
     except UserError:
         raise
-    except Exception:  # the evaluator must fail too, and then it says why
+    except Exception:  # the search's evaluator must fail for it too, and stores the reason
         return float("nan"), float("nan")
     return result.loss, result.accuracy
 
 
 def same(score: Score, expected: Score, *, exact: bool = False) -> bool:
-    """Whether two scores are of the same network.
+    """Whether two scores can be those of the same network.
 
     Args:
+        score, expected: the two scores.
         exact: whether the losses must be equal to the last bit.
     """
     tolerance = 0.0 if exact else SAME_LOSS
@@ -180,13 +188,13 @@ def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> None:
         largest = float((captured - expected).abs().max())
         raise EvaluationError(
             f"the captured model does not compute what the model computes: on {len(x)} samples its outputs differ by "
-            f"up to {largest:.3g}. Its forward may depend on something that is not its input (a clock, a counter, "
-            "random numbers): make it depend on its input and its parameters alone"
+            f"up to {largest:.3g}. Its forward may depend on more than its input (a clock, a counter, random numbers); "
+            "make it depend on its input and its parameters alone"
         )
 
 
 def _agreeing(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], split: str) -> Verification:
-    """Which fast paths must be switched off, so that the evaluator gives the expected scores."""
+    """The fast paths that must be switched off so that the evaluator gives the expected scores."""
     wrong = _wrong(evaluator, codes, expected, split)
     if not len(wrong):
         return Verification()
@@ -204,17 +212,17 @@ def _agreeing(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64],
     first = _named(evaluator.space, codes[wrong[0]])
     if len(_wrong(careful, codes, expected, split)):
         why = f"the fast evaluation of {first} differs from its deployed model"
-        return Verification(whole=why)  # the dispatcher says so after the search
+        return Verification(whole=why)  # the dispatcher reports it after the search
     layers = next(iter(culprits)) if len(culprits) == 1 else "all layers"
     note = (
-        f"the fast evaluation of {layers} differs from the deployed model (seen with {first}); candidates get there "
-        "what their own model computes, which is slower"
+        f"the fast evaluation of {layers} differs from the deployed model (seen with {first}); there candidates are "
+        "computed as in the deployed model, which is slower"
     )
     return Verification(unmerged=frozenset(culprits), notes=(note,))
 
 
 def _wrong(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], split: str) -> NDArray[np.int64]:
-    """Which of some candidates do not get the expected scores from an evaluator, when they are evaluated together."""
+    """The rows of `codes` whose scores differ from the expected ones when all are evaluated together."""
     scores = evaluator.scores(codes, split, None)
     accuracies = np.where([bool(e) for e in scores.errors], np.nan, scores.correct / max(1, scores.samples))
     pairs = zip(scores.loss.tolist(), accuracies.tolist(), expected.tolist(), strict=True)
@@ -224,13 +232,13 @@ def _wrong(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], sp
 
 
 def _named(space: ModelSpace, code: NDArray[np.int64]) -> str:
-    """A candidate in words, short."""
+    """A candidate as a short text."""
     words = ", ".join(f"{p.name} {p.labels[c]}" for p, c in zip(space.parameters, code.tolist(), strict=True))
     return f"candidate ({words if len(words) <= 120 else words[:117] + '...'})"
 
 
 def _training_differs(evaluator: Evaluator, codes: Codes) -> str:
-    """Why candidates must not be trained together: what two of them become is not what each alone becomes."""
+    """Why candidates must not be trained together: two of them get other weights than each alone. Empty if not."""
     training = evaluator.job.training
     assert training is not None
     settings = replace(training.settings, max_epochs=1, max_steps=TRAINING_STEPS)
@@ -256,13 +264,13 @@ def _training_differs(evaluator: Evaluator, codes: Codes) -> str:
 
 
 def _first_difference(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> str:
-    """The first parameter or buffer that differs by more than the order of sums explains; empty if none does."""
+    """The first parameter or buffer that differs by more than another order of sums can cause; empty if none does."""
     for name, value in reference.items():
-        ours = state[name]
+        other = state[name]
         if value.is_floating_point():
             scale = float(value.abs().max()) if value.numel() else 0.0
-            if not torch.allclose(ours, value, rtol=SAME_WEIGHTS, atol=SAME_WEIGHTS * scale + 1e-6, equal_nan=True):
+            if not torch.allclose(other, value, rtol=SAME_WEIGHTS, atol=SAME_WEIGHTS * scale + 1e-6, equal_nan=True):
                 return name
-        elif not torch.equal(ours, value):
+        elif not torch.equal(other, value):
             return name
     return ""

@@ -38,10 +38,10 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def forward_fingerprint(model: nn.Module, x: Tensor) -> list[float]:
-    """What a model computes on some samples: it changes with the code of ``forward``, which no weight shows.
+    """The outputs of a model for some samples. They change when the code of ``forward`` changes.
 
     Args:
-        model: with the weights that it has before any training; not changed.
+        model: the model with its weights before any training; not changed.
         x: samples, shape ``(samples, *features)``; the first few are used.
 
     Returns:
@@ -56,7 +56,7 @@ def forward_fingerprint(model: nn.Module, x: Tensor) -> list[float]:
                 torch.manual_seed(0)
                 out = copied(x[:FINGERPRINT_SAMPLES].cpu().clone())
         except Exception as error:
-            if training:  # some models run in evaluation mode only; these are not trained
+            if training:  # some models run in evaluation mode only; such a model is not trained
                 break
             raise CaptureError(f"the model fails on its input: {type(error).__name__}: {error}") from error
         if isinstance(out, Tensor):

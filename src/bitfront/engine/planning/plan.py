@@ -81,7 +81,7 @@ class Plan:
         return replace(self, model=model, evaluator=open_evaluator(job))
 
     def verified(self, verification: Verification) -> Plan:
-        """The same plan without the fast paths that gave other numbers than the deployed model."""
+        """The same plan without the fast paths whose results differ from the deployed model's."""
         job = verification.applied(self.evaluator.job)
         notes = (*self.notes, *verification.notes)
         return replace(self, notes=notes, evaluator=open_evaluator(job, self.space))

@@ -1,4 +1,4 @@
-"""What a search checks while it runs: its evaluator before the first candidate, and its front after the last."""
+"""The checks of a search: its evaluator before the first candidate, and its front after the last one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def verified_plan(plan: Plan, expected_seconds: float, events: Events) -> Plan:
     """The plan without the fast paths that give other numbers than the deployed model; notes say which these are.
 
     Args:
-        plan: with the weights of the search.
-        expected_seconds: of the whole search.
+        plan: the plan with the weights of the search.
+        expected_seconds: expected time of the whole search.
+        events: receives the notes.
 
     Raises:
         EvaluationError: the captured model does not compute what the user's model computes.
@@ -30,15 +31,15 @@ def verified_plan(plan: Plan, expected_seconds: float, events: Events) -> Plan:
 
 
 def check_front(plan: Plan, run: Run, rows: Sequence[int]) -> None:
-    """Evaluate members of the front once more, each alone, as the model that would be deployed.
+    """Evaluate trials of the front again, each alone as the model that would be deployed.
 
     Args:
-        plan: of the search.
+        plan: the plan of the search.
         run: the finished run.
-        rows: of the members in the run's columns.
+        rows: rows of the trials in ``run.columns``.
 
     Raises:
-        EvaluationError: a trial has another accuracy or loss than its deployed model; the message names the trial.
+        EvaluationError: the accuracy or loss of a trial differs from its deployed model's; the message names the trial.
     """
     samples, columns = plan.evaluator.accuracy_samples, run.columns
     if samples is None:

@@ -136,9 +136,9 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) ->
 
 
 def _same_training(before: Any, now: Mapping[str, Any]) -> bool:
-    """Whether weights that were trained with `before` are those that would be trained now."""
+    """Whether training with the fingerprint `before` gave the same weights as training with `now` would."""
     if not isinstance(before, dict) or "forward" not in before:
-        return False  # trained by a version that did not look at the code of the model
+        return False  # trained by a version whose fingerprint did not contain the code of the model
     rest = [{k: v for k, v in of.items() if k != "forward"} for of in (before, now)]
     return rest[0] == rest[1] and same_outputs(before["forward"], now["forward"])
 

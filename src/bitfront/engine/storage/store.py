@@ -327,7 +327,7 @@ def check_identity(path: Path, identity: Mapping[str, Any], *, ignore: Sequence[
     keys = [key for key in {**now, **before} if key not in (*ignore, "forward")]
     differences = [line for key in keys for line in _differences(key, before.get(key), now.get(key))]
     if "forward" in before and not same_outputs(before["forward"], now["forward"]):
-        differences.append("forward: the code of the model changed, its outputs on the same samples are others")
+        differences.append("forward: the code of the model changed; its outputs on the same samples differ")
     if differences:
         shown = "\n  ".join(differences[:6] + (["..."] if len(differences) > 6 else []))
         raise RunError(
@@ -338,7 +338,7 @@ def check_identity(path: Path, identity: Mapping[str, Any], *, ignore: Sequence[
 
 
 def same_outputs(before: object, now: object) -> bool:
-    """Whether two forward fingerprints are of the same code; other machines may differ in the last digits."""
+    """Whether two forward fingerprints are equal, except for last digits, which depend on the machine."""
     if not (isinstance(before, list) and isinstance(now, list) and len(before) == len(now)):
         return False
     a, b = np.array(before, dtype=float), np.array(now, dtype=float)
