@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bitfront.errors import ConfigError, nearest, one_of
 
 Values = NDArray[np.float64]
-Comparison = Literal["<=", "<", ">=", ">", "=="]
+ComparisonOperator = Literal["<=", "<", ">=", ">", "=="]
 #: Suffix of a metric's name, for the float model's value minus the candidate's.
 DROP = "_drop"
 _STATEMENT = re.compile(
@@ -75,7 +75,7 @@ class Constraint:
 
     text: str
     metric: str
-    comparison: Comparison
+    comparison: ComparisonOperator
     bound: float
     drop: bool = False
 
@@ -96,7 +96,7 @@ class Constraint:
                 f"{self.text!r} compares with the float model, whose {self.metric} is not known; give a bound on "
                 f"{self.metric} instead"
             )
-        opposite: Mapping[str, Comparison] = {"<=": ">=", "<": ">", ">=": "<=", ">": "<", "==": "=="}
+        opposite: Mapping[str, ComparisonOperator] = {"<=": ">=", "<": ">", ">=": "<=", ">": "<", "==": "=="}
         return replace(self, comparison=opposite[self.comparison], bound=float_value - self.bound, drop=False)
 
     def excess(self, values: Values) -> Values:

@@ -194,7 +194,7 @@ class IntegerConv(_Input):
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class _ByteKernel:
     """A kernel of bytes. Records of operations refer to it by name.
 
     Attributes:
@@ -208,8 +208,8 @@ class _Kernel:
     unsigned: bool = True
 
 
-_KERNELS: Mapping[str, _Kernel] = {
-    "linear": _Kernel(_linear, _no_product),
-    "convolution": _Kernel(_convolution, _no_convolution),
-    "rectifier": _Kernel(_rectifier, lambda _graph, _site: "", unsigned=False),
+_KERNELS: Mapping[str, _ByteKernel] = {
+    "linear": _ByteKernel(_linear, _no_product),
+    "convolution": _ByteKernel(_convolution, _no_convolution),
+    "rectifier": _ByteKernel(_rectifier, lambda _graph, _site: "", unsigned=False),
 }

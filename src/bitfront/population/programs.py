@@ -57,7 +57,7 @@ class TrainingProgram:
         return any(step.kind == "norm" for step in self.steps)
 
 
-class _Tracer(fx.Tracer):
+class _TwinTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         quantized = isinstance(m, (Twin, Quantizer))
         return quantized or is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
@@ -102,7 +102,7 @@ def _traced_by(model: nn.Module) -> Hashable:
 
 
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))
-_LEAVES = _Tracer()
+_LEAVES = _TwinTracer()
 
 
 def _graph(model: nn.Module) -> fx.Graph:
@@ -110,7 +110,7 @@ def _graph(model: nn.Module) -> fx.Graph:
     try:
         for module, _ in flags:
             module.training = True  # a model may compute differently in training
-        return _Tracer().trace(model)
+        return _TwinTracer().trace(model)
     except Exception as error:
         raise UnsupportedError(f"it cannot be traced: {error}") from error
     finally:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bitfront.spaces.base import Codes
 
 Values = NDArray[np.float64]
-Packed = NDArray[np.unsignedinteger[Any]]
+PackedCodes = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class TrialColumns:
     """
 
     number: NDArray[np.int64]
-    packed: Packed
+    packed: PackedCodes
     metrics: Mapping[str, Values]
     complete: NDArray[np.bool_]
     duration: Values
@@ -67,7 +67,7 @@ class Chunk:
     """Some trials as they are in the file; as ``TrialColumns``, but with one `table` of shape (metrics, trials)."""
 
     number: NDArray[np.int64]
-    packed: Packed
+    packed: PackedCodes
     table: Values
     duration: Values
 
@@ -100,7 +100,7 @@ class Chunk:
         )
 
 
-def packed(codes: Codes) -> Packed:
+def packed(codes: Codes) -> PackedCodes:
     """Codes in the smallest unsigned integers that hold them."""
     largest = int(codes.max(initial=0))
     width = next(w for w in (1, 2, 4, 8) if largest < 1 << (8 * w))

@@ -33,7 +33,7 @@ from bitfront import kernels
 from bitfront.formats.base import Format
 
 Ints = NDArray[np.int64]
-Layout = Literal["samples", "first", "last"]
+MemoryLayout = Literal["samples", "first", "last"]
 #: Rows of this many elements are long enough for a kernel to run at full speed.
 LONG_ROW = 1024
 _TILING = threading.Lock()
@@ -118,7 +118,7 @@ class BatchedActivations:
     """
 
     parts: list[Tensor]
-    layout: Layout
+    layout: MemoryLayout
     states: Ints
     irregular: Ints | None = None
     norm: Norm | None = None
@@ -213,7 +213,7 @@ class BatchedActivations:
             parts.append(F.relu(part) if compact.rectify else part)
         return replace(compact, parts=parts, norm=None, rectify=False)
 
-    def turned(self, layout: Layout) -> BatchedActivations:
+    def turned(self, layout: MemoryLayout) -> BatchedActivations:
         """The same states in another layout, with pending operations done; itself if it has that layout."""
         if layout == self.layout:
             return self
@@ -243,7 +243,7 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.device.type != "cpu" or x.data_ptr() % ALIGNMENT == 0 else x.clone()
 
 
-def filled(blocks: Tensor, layout: Layout, like: BatchedActivations) -> BatchedActivations:
+def filled(blocks: Tensor, layout: MemoryLayout, like: BatchedActivations) -> BatchedActivations:
     """The activations of the states of `like`, with its pending operations, in one part.
 
     Args:
@@ -252,14 +252,14 @@ def filled(blocks: Tensor, layout: Layout, like: BatchedActivations) -> BatchedA
     return replace(like, parts=[blocks.unsqueeze(COLUMNS[layout])], layout=layout, irregular=None)
 
 
-def to_plain(part: Tensor, layout: Layout) -> Tensor:
+def to_plain(part: Tensor, layout: MemoryLayout) -> Tensor:
     """A part as (rows, samples, columns, *features)."""
     if layout == "first":
         return part.permute(0, 3, 1, 2)
     return part.permute(0, 1, 4, 5, 2, 3) if layout == "last" else part
 
 
-def from_plain(part: Tensor, layout: Layout) -> Tensor:
+def from_plain(part: Tensor, layout: MemoryLayout) -> Tensor:
     """A part of shape (rows, samples, columns, *features) in another layout, contiguous."""
     if layout == "first":
         return part.permute(0, 2, 3, 1).contiguous()
@@ -296,7 +296,7 @@ def rounded(
     at: Ints,
     formats: Ints,
     rounding: Rounding,
-    layout: Layout,
+    layout: MemoryLayout,
     *,
     extra: int = 0,
     rectify: bool = False,
@@ -390,7 +390,7 @@ def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], o
     return none
 
 
-def _rows(part: Tensor, layout: Layout, dense: bool) -> tuple[int, int, int] | None:
+def _rows(part: Tensor, layout: MemoryLayout, dense: bool) -> tuple[int, int, int] | None:
     """A state of a part as rows in memory: (number, length, distance). None if it is not stored as such rows."""
     block = part[0].select(COLUMNS[layout] - 1, 0)
     if dense and block.is_contiguous():

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations, calls
-from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, Layout
+from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, MemoryLayout
 from bitfront.engine.evaluation.tree.program import PER_SAMPLE, PRODUCTS, Program, Step
 from bitfront.engine.evaluation.tree.schedule import Schedule, States
 
@@ -39,7 +39,7 @@ class SeparateActivations:
         return SeparateActivations([self.values[i] for i in self.positions(needed)], needed)
 
 
-Live = dict[int, BatchedActivations | SeparateActivations]
+LiveValues = dict[int, BatchedActivations | SeparateActivations]
 #: (numbers of some final states, their losses, their numbers of correct answers).
 Scored = tuple[Ints, Tensor, Tensor]
 
@@ -63,7 +63,7 @@ class Pass:
         self._descend(0, *piece, {})
         return self.scored
 
-    def _descend(self, first: int, start: int, stop: int, live: Live) -> None:
+    def _descend(self, first: int, start: int, stop: int, live: LiveValues) -> None:
         program = self.program
         for i in range(first, len(program.steps)):
             edges = self._cuts(i, start, stop)
@@ -106,7 +106,7 @@ class Pass:
 
     # --- the steps ---
 
-    def _step(self, i: int, needed: Ints, live: Live) -> BatchedActivations | SeparateActivations:
+    def _step(self, i: int, needed: Ints, live: LiveValues) -> BatchedActivations | SeparateActivations:
         step, states = self.program.steps[i], self.schedule.states[i]
         if step.kind == "input":
             return BatchedActivations([self.x.reshape(1, self.samples, 1, *self.x.shape[1:])], "samples", needed)
@@ -141,7 +141,7 @@ class Pass:
             )
         return None
 
-    def _layout(self, step: Step, x: BatchedActivations) -> Layout:
+    def _layout(self, step: Step, x: BatchedActivations) -> MemoryLayout:
         """The layout in which a product is computed."""
         if step.kind == "dense" and len(x.features) == 1:
             return "first"
@@ -166,7 +166,7 @@ class Pass:
         return self._scattered(i, states, needed, x, layout)
 
     def _scattered(
-        self, i: int, states: States, needed: Ints, x: BatchedActivations, layout: Layout
+        self, i: int, states: States, needed: Ints, x: BatchedActivations, layout: MemoryLayout
     ) -> BatchedActivations:
         """Products for any set of pairs of rounded input and parameters. Inputs that need the same parameters are
         computed together, and pairs that are not exact one by one."""
@@ -208,7 +208,13 @@ class Pass:
         return BatchedActivations(parts, layout, needed, where)
 
     def _merged(
-        self, i: int, subset: tuple[int, ...], members: Ints, states: States, x: BatchedActivations, layout: Layout
+        self,
+        i: int,
+        subset: tuple[int, ...],
+        members: Ints,
+        states: States,
+        x: BatchedActivations,
+        layout: MemoryLayout,
     ) -> Tensor:
         """One product for some rounded inputs and parameter options, all exact; it is a part of the result."""
         step, program = self.program.steps[i], self.program
@@ -279,7 +285,7 @@ class Pass:
         if len(order) != 2 or inputs[order[0]].features != inputs[order[1]].features:
             return None
         a, b = (inputs[k] for k in order)
-        layout: Layout = "last" if "last" in (a.layout, b.layout) else a.layout
+        layout: MemoryLayout = "last" if "last" in (a.layout, b.layout) else a.layout
         a, b = a.turned(layout), b.turned(layout)
         at = (a.positions(states.parents[needed, order[0]]), b.positions(states.parents[needed, order[1]]))
         formats = states.data[needed]

@@ -36,7 +36,7 @@ from bitfront.transforms.correct import is_norm
 EXACT = 2**24
 
 #: How a step is computed: merged, in the way of its operation (``operations.base.Merge``), or state by state ("call").
-Kind = Literal[
+StepKind = Literal[
     "input",
     "constant",
     "dense",
@@ -70,7 +70,7 @@ class Step:
     """
 
     node: fx.Node
-    kind: Kind
+    kind: StepKind
     inputs: tuple[int, ...]
     site: Site | None = None
     group: int | None = None
@@ -392,7 +392,7 @@ def _groups(node: fx.Node, site: Site | None, model: nn.Module) -> int:
     return int(module.groups if module is not None else given)
 
 
-def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> Kind:
+def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> StepKind:
     if node.op == "placeholder":
         return "input"
     if node.op == "get_attr":
