@@ -73,7 +73,7 @@ MISTAKES = {
     ("--seeds", "two"): "Invalid value for '--seeds'",
     ("--n-trials", "0"): "error: --n-trials: 0 is not possible",
     ("--sampler", "tpe"): "No such option: --sampler",
-    ("--strategy", "brute", "--max-size", "10"): "the space has 36 candidates, and brute force, which goes through all",
+    ("--strategy", "brute", "--max-size", "10"): "the space has 36 candidates, and brute force, which evaluates all",
 }
 
 

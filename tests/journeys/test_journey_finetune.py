@@ -18,7 +18,7 @@ def test_winners_are_trained_on_and_can_be_rebuilt(trained, data):
     run = bf.Run.load(trained.folder / "runs/small")
     assert len(run.finetuned) == min(3, len(run.front))
     assert typed.out.splitlines()[0].split("|")[-2].strip() == "fine-tuned"
-    assert typed.err.count(" on\n") == len(run.finetuned)
+    assert typed.err.count("fine-tuning trial ") == len(run.finetuned)
     gains = []
     test_split = bf.load_dataset("npz", DataRequest(path=data)).split("test")
     for trial in run.front:
@@ -54,4 +54,4 @@ def test_training_on_needs_an_accuracy(trained):
     text = "\n".join(line for line in text.replace(runner, "").splitlines() if not line.startswith("accuracy."))
     (trained.folder / "without.toml").write_text(text)
     typed = trained("search", "--config", "without.toml", "--finetune", 3, code=2)
-    assert "no runner measures it" in typed.err
+    assert "no runner measures accuracy" in typed.err
