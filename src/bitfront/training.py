@@ -8,7 +8,6 @@ passed in is never changed: a copy is trained, and the results are state dicts.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
+from bitfront.graph.baking import private_copy
 from bitfront.optimizer import FUSED, Optimizer, OptimizerName
 from bitfront.scoring import checked_logits, evaluate
 
@@ -194,7 +194,7 @@ def epochs(
     """
     x, y = resident(dataset, "train", device)
     x_val, y_val = resident(dataset, "val", device)
-    trained = copy.deepcopy(model).to(device)
+    trained = private_copy(model).to(device)
     optimizer = optimizer_of([p for p in trained.parameters() if p.requires_grad], settings, device)
     check_batch_norm(trained, len(y), settings)
     order = torch.Generator().manual_seed(settings.seed)

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitfront.graph import capture
-from bitfront.graph.capture import recorded_nodes
+from bitfront.graph.nodes import recorded_nodes
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,6 @@ equal the metrics of a search. All numbers are for one batch; nothing is trained
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import io
@@ -28,8 +27,10 @@ from bitfront.errors import CaptureError, ConfigError
 from bitfront.events import Events
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Node, Site, capture
-from bitfront.graph.capture import parameter, recorded_nodes
+from bitfront.graph.baking import private_copy
+from bitfront.graph.capture import parameter
 from bitfront.graph.costs import bit_operations, bops, ebops
+from bitfront.graph.nodes import recorded_nodes
 from bitfront.operations.lookup import tensors_in
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
@@ -282,7 +283,7 @@ def graph_of(model: nn.Module, sample: object) -> Graph:
         except CaptureError as error:
             untraced = str(error)
     try:
-        copied = copy.deepcopy(model).eval()
+        copied = private_copy(model).eval()
     except Exception as error:
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
     args, kwargs = ((), pair) if isinstance(pair, Mapping) else (pair if isinstance(pair, tuple) else (pair,), {})

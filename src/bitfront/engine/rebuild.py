@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from bitfront.events import Events
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
+from bitfront.graph.baking import private_copy
 from bitfront.scoring import Evaluation, evaluate
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import single
@@ -143,7 +143,7 @@ def candidate_of(
         progress=events.downloading,
     )
     if model is None:
-        searched = copy.deepcopy(plan.model)
+        searched = private_copy(plan.model)
         searched.load_state_dict(checkpoints.load_checkpoint(Path(folder) / WEIGHTS, searched))
         plan = plan.trained(searched)
     store = stores.read(Path(folder) / STORE)

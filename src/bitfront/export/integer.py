@@ -22,7 +22,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
 from bitfront.kernels import onednn
-from bitfront.operations.lookup import operand_nodes
+from bitfront.operations.lookup import hooks, operand_nodes
 
 SiteFormats = Mapping[Operand, Format]
 
@@ -35,6 +35,9 @@ def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
         return ""
     if graph.fx_graph is None:
         return f"the model cannot be traced: {graph.untraced}"
+    beside = hooks(graph.model.get_submodule(site.path)) if site.path else ""
+    if beside:
+        return f"{beside}, which no kernel of bytes runs"
     kernel = _KERNELS.get(site.operation.kernel or "")
     if kernel is None:
         return f"there is no kernel of bytes for {site.op}"

@@ -27,7 +27,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
 from bitfront.operations.base import Operation
-from bitfront.operations.lookup import of_node
+from bitfront.operations.lookup import of_node, unusual
 from bitfront.operations.onnx import Bytes
 
 OPSET, IR_VERSION = 21, 10
@@ -129,7 +129,9 @@ class _Writer(fx.Interpreter):
             return self.constant(f"{n.name}.value", self.out.detach().numpy())
         operation = self._operation(n)
         if operation is None or operation.onnx is None:
-            raise ExportError(f"{n.name} ({self.kind(n)}) has no counterpart in ONNX here")
+            module = self.module_of(n)
+            why = unusual(module) if module is not None else ""
+            raise ExportError(f"{n.name} ({self.kind(n)}) has no counterpart in ONNX here{why and f': {why}'}")
         self.written = set()
         name = operation.onnx(self, n)
         forgotten = self.formats.get(n.name, {}).keys() - self.written
@@ -274,7 +276,9 @@ class _Writer(fx.Interpreter):
 
     def _site(self, n: fx.Node) -> Site:
         if n.name not in self.sites:
-            raise ExportError(f"{n.name} ({self.kind(n)}) has no counterpart in ONNX here")
+            module = self.module_of(n)
+            why = unusual(module) if module is not None else ""
+            raise ExportError(f"{n.name} ({self.kind(n)}) has no counterpart in ONNX here{why and f': {why}'}")
         return self.sites[n.name]
 
     def has_weight(self, n: fx.Node) -> bool:

@@ -6,8 +6,11 @@ A node is one computing step; a site is a node that can be configured. Names are
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import fx, nn
 
@@ -57,11 +60,14 @@ class Site(Node):
         operands: names of the operands that can have a format, in the order in which options are enumerated.
         operand_parameters: (operand, name of the model's parameter), for the operands that are parameters.
         shapes: (operand, shape) of the weights, biases and states, whether they are parameters or computed.
+        computed_from: names of the parameters that the weight is computed from, where it is computed and does not
+            depend on the model's input. Such a weight is stored, like one that is a parameter.
     """
 
     operands: tuple[Operand, ...] = ()
     operand_parameters: tuple[tuple[Operand, str], ...] = ()
     shapes: tuple[tuple[Operand, Shape], ...] = ()
+    computed_from: tuple[str, ...] = ()
 
     @property
     def operation(self) -> Operation:
@@ -84,6 +90,11 @@ class Site(Node):
         return dict(self.shapes).get("weight", ())
 
     @property
+    def stored_weights(self) -> int:
+        """How many weights the site has: values of a parameter, or computed from parameters; not those of an input."""
+        return math.prod(self.weight_shape) if self.weight or self.computed_from else 0
+
+    @property
     def negative_inputs_matter(self) -> bool:
         """Whether negative inputs change the output; false for a ReLU."""
         return not self.operation.rectifies
@@ -92,6 +103,41 @@ class Site(Node):
         """(name, shape) of the parameter that is `operand`; None where the operand is computed."""
         name = dict(self.operand_parameters).get(operand)
         return None if name is None else (name, dict(self.shapes)[operand])
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A layer that stays in float, though layers of its class are sites: it computes something beside its class.
+
+    Attributes:
+        path: of the module.
+        type: its class.
+        why: what it does beside, in words.
+        weights: how many weights it has, 32 bits each.
+        macs: its multiply-accumulates per sample.
+    """
+
+    path: str
+    type: str
+    why: str
+    weights: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Switch:
+    """An argument of a node that is another one in training, such as ``training`` of a functional dropout.
+
+    Attributes:
+        node: the node's name.
+        argument: its place among the arguments, or its keyword.
+        in_training, in_evaluation: its values.
+    """
+
+    node: str
+    argument: int | str
+    in_training: Any
+    in_evaluation: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +151,11 @@ class Graph:
         sample_shape: shape of one input sample.
         untraced: why and where tracing failed ("file.py:12: if x.sum() > 0"); empty if it succeeded. Without a traced
             graph only modules are sites, and every candidate is evaluated as a whole model.
+        switches: what is otherwise in training, as arguments of nodes; ``fx_graph`` has those of evaluation.
+        not_in_training: what is otherwise in training beside, in a graph that was captured for training; functions are
+            then no sites, so that whatever is trained is a model of the user's own class. Empty if nothing is.
+        baked: weights that are computed from other parameters in the user's model, and parameters in this one.
+        left_out: layers that stay in float because they compute something beside their class.
     """
 
     model: nn.Module
@@ -112,11 +163,23 @@ class Graph:
     nodes: tuple[Node, ...]
     sample_shape: Shape
     untraced: str = ""
+    switches: tuple[Switch, ...] = ()
+    not_in_training: str = ""
+    baked: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The nodes that can be configured, in execution order."""
         return tuple(n for n in self.nodes if isinstance(n, Site))
+
+    @cached_property
+    def _calls(self) -> Counter[str]:
+        return Counter(site.path for site in self.sites)
+
+    def is_rewritten_for(self, site: Site) -> bool:
+        """Whether formats of a site need a rewritten graph: it is a function, or one of several calls of a module."""
+        return not site.path or self._calls[site.path] > 1
 
     @cached_property
     def uncounted(self) -> tuple[Node, ...]:

@@ -10,69 +10,98 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import linecache
-import traceback
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from bitfront.errors import CaptureError
-from bitfront.graph.base import Graph, Node, Site
-from bitfront.graph.recording import (
-    CallSummary,
-    RecordedCall,
-    mark_as_input,
-    per_sample,
-    record,
-    record_function,
-)
-from bitfront.operations.base import Call, Count, Shape
-from bitfront.operations.lookup import (
-    bare,
-    count,
-    function_name,
-    is_leaf,
-    module_name,
-    of_function,
-    of_module,
-    of_node,
-    operand_nodes,
-    shapes_in,
-)
+from bitfront.graph.baking import bake, has_computed_weights, private_copy
+from bitfront.graph.base import Graph, Node, Site, Switch
+from bitfront.graph.checking import deployed, first_difference, same_bits
+from bitfront.graph.nodes import left_out, recorded_nodes, traced_nodes
+from bitfront.graph.tracing import input_name, other_inputs, switches_of, trace
+from bitfront.operations.lookup import operand_nodes
 
 
-def capture(model: nn.Module, sample: Tensor) -> Graph:
+def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Graph:
     """Capture a copy of `model`; the model itself is not changed.
 
     Args:
-        model: any nn.Module that takes one tensor, shape ``(batch, *features)``.
+        model: any nn.Module that can be called with one tensor, shape ``(batch, *features)``.
         sample: two or more input samples, on the model's device.
+        training: whether candidates will be trained. What the graph cannot express of the model in training is then
+            no site (``Graph.not_in_training``).
 
     Raises:
-        CaptureError: the model cannot be copied, fails on `sample`, or does not return one tensor of shape
-            ``(batch, classes)``.
+        CaptureError: the model cannot be copied, fails on `sample`, needs more than one tensor, or does not return one
+            tensor of shape ``(batch, classes)``.
     """
     try:
-        copied = copy.deepcopy(model).eval()
+        copied = private_copy(model).eval()
     except Exception as error:
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
     expected = _logits(copied, sample)
-    fx_graph, untraced = _trace(copied)
+    copied, baked = _with_plain_weights(copied, sample, expected)
+    fx_graph, untraced = trace(copied)
+    switches: tuple[Switch, ...] = ()
+    differs = ""
     if fx_graph is not None:
+        switches, differs = switches_of(copied, fx_graph)
         without_inplace = _disable_inplace(copy.deepcopy(copied))
-        if torch.equal(_logits(without_inplace, sample), expected):
+        if same_bits(_logits(without_inplace, sample), expected):
             copied = without_inplace
         fx_graph = _without_inplace(copied, fx_graph, sample, expected)
-        traced = fx.GraphModule(copied, fx_graph)
-        if not torch.allclose(_logits(traced, sample), expected, rtol=1e-4, atol=1e-5, equal_nan=True):
-            fx_graph, untraced = None, "the traced graph computes something else than the model"
+        untraced = _difference(copied, fx_graph, sample, expected)
+        fx_graph = None if untraced else fx_graph
     shape = tuple(sample.shape[1:])
     if fx_graph is None:
-        return Graph(copied, None, recorded_nodes(copied, (sample.clone(),), {}, sample.shape[0]), shape, untraced)
-    return Graph(copied, fx_graph, _traced_nodes(copied, fx_graph, sample), shape)
+        nodes = recorded_nodes(copied, (sample.clone(),), {}, sample.shape[0])
+        return Graph(copied, None, nodes, shape, untraced, baked=baked, left_out=left_out(copied, nodes))
+    nodes = traced_nodes(copied, fx_graph, sample)
+    graph = Graph(copied, fx_graph, nodes, shape, "", switches, "", baked, left_out(copied, nodes))
+    return _for_training(graph, differs, sample) if training else graph
+
+
+def _with_plain_weights(model: nn.Module, sample: Tensor, expected: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model with computed weights as parameters, and which they are, if it still gives the same bits."""
+    if not has_computed_weights(model):
+        return model, ()
+    changed = copy.deepcopy(model)
+    baked = bake(changed)
+    return (changed, baked) if same_bits(_logits(changed, sample), expected) else (model, ())
+
+
+def _difference(model: nn.Module, graph: fx.Graph, sample: Tensor, expected: Tensor) -> str:
+    """What the traced graph computes otherwise than the model, in words; empty where the bits are the same."""
+    try:
+        if same_bits(_logits(fx.GraphModule(model, graph), sample), expected):
+            return ""
+    except (CaptureError, SyntaxError) as error:
+        return f"the traced graph does not run: {error}"
+    other = first_difference(copy.deepcopy(model), fx.GraphModule(copy.deepcopy(model), graph), sample)
+    return f"the traced graph computes something else than the model: {other}"
+
+
+def _for_training(graph: Graph, differs: str, sample: Tensor) -> Graph:
+    """The graph, without sites that would be trained otherwise than in the user's model."""
+    if not any(graph.is_rewritten_for(site) for site in graph.sites):
+        return graph
+    differs = differs or first_difference(copy.deepcopy(graph.model), deployed(graph), sample, training=True)
+    if not differs:
+        return graph
+    if any(site.path and graph.is_rewritten_for(site) for site in graph.sites):
+        # A module that is called several times is one site only where the model is run as it is.
+        nodes = recorded_nodes(graph.model, (sample.clone(),), {}, sample.shape[0])
+        why = f"candidates are trained, and {differs}"
+        return dataclasses.replace(graph, fx_graph=None, nodes=nodes, untraced=why, switches=())
+    nodes = tuple(_no_site(node) if isinstance(node, Site) and not node.path else node for node in graph.nodes)
+    return dataclasses.replace(graph, nodes=nodes, not_in_training=differs, switches=())
+
+
+def _no_site(site: Site) -> Node:
+    return Node(**{field.name: getattr(site, field.name) for field in dataclasses.fields(Node)})
 
 
 def _logits(model: nn.Module, sample: Tensor) -> Tensor:
@@ -80,6 +109,14 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
         with torch.no_grad():
             out = model(sample.clone())  # a model may change its input
     except Exception as error:
+        others = other_inputs(model)
+        if others:
+            raise CaptureError(
+                f"the forward of {type(model).__name__} needs {len(others) + 1} inputs ({input_name(model)}, "
+                f"{', '.join(others)}), and a model is given one tensor here, of shape {tuple(sample.shape)} (batch "
+                f"first). Give {' and '.join(others)} a default, or wrap the model in a module whose forward takes one "
+                "tensor"
+            ) from error
         raise CaptureError(
             f"the model fails on an input of shape {tuple(sample.shape)} (batch first): {type(error).__name__}: {error}"
         ) from error
@@ -87,28 +124,6 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
         returned = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise CaptureError(f"the model must return one tensor of shape (batch, classes); it returned {returned}")
     return out
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
-    try:
-        return _Tracer().trace(model), ""
-    except Exception as error:
-        return None, _culprit(error)
-
-
-def _culprit(error: Exception) -> str:
-    """The user's line that stopped the tracer: the innermost one that is neither in torch nor in this folder."""
-    library_folders = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(library_folders) and Path(frame.filename).suffix == ".py":
-            line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
-            return f"{frame.filename}:{frame.lineno}: {line}"
-    return f"{type(error).__name__}: {error}"
 
 
 def _disable_inplace(model: nn.Module) -> nn.Module:
@@ -125,7 +140,10 @@ def _without_inplace(model: nn.Module, graph: fx.Graph, sample: Tensor, expected
     for node in changed.nodes:
         if node.op == "call_function" and node.kwargs.get("inplace"):
             node.update_kwarg("inplace", False)
-    same = torch.equal(_logits(fx.GraphModule(model, changed), sample), expected)
+    try:
+        same = same_bits(_logits(fx.GraphModule(model, changed), sample), expected)
+    except (CaptureError, SyntaxError):
+        same = False
     return changed if same else graph
 
 
@@ -157,111 +175,6 @@ def changes_in_place(graph: Graph, sample: Tensor) -> str:
     with torch.no_grad():
         detector.run(sample.clone())
     return detector.culprit
-
-
-class _ShapeInterpreter(fx.Interpreter):
-    """Runs the graph and stores a summary of every node: its shapes and its operations."""
-
-    def __init__(self, module: fx.GraphModule, batch: int) -> None:
-        super().__init__(module)
-        self.batch = batch
-        self.shapes: dict[fx.Node, Shape] = {}
-        self.summaries: dict[fx.Node, CallSummary] = {}
-        #: Nodes whose value depends on the input, and therefore has one part per sample.
-        self.from_input: set[fx.Node] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "placeholder" or any(a in self.from_input for a in n.all_input_nodes):
-            self.from_input.add(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        tensors = shapes_in((args, kwargs))  # before the call, which may change a tensor in place
-        inputs = tuple(self.shapes[a] for a in n.all_input_nodes if a in self.shapes and a.op != "get_attr")
-        for value in (self.env[a] for a in self.from_input.intersection(n.all_input_nodes)):
-            mark_as_input(value)
-        out = super().run_node(n)
-        outputs = shapes_in(out)
-        counted = self._counted(n, tensors, outputs, args, kwargs)
-        summary = per_sample((), outputs[0] if outputs else (), counted, self.batch, n in self.from_input)
-        self.summaries[n] = dataclasses.replace(summary, inputs=inputs)
-        if isinstance(out, Tensor):
-            self.shapes[n] = summary.output
-        return out
-
-    def _counted(
-        self,
-        n: fx.Node,
-        inputs: tuple[Shape, ...],
-        outputs: tuple[Shape, ...],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Count | None:
-        """The operations of a node, for the whole batch; None where no rule covers them."""
-        if n.op == "call_module":
-            module = self.module.get_submodule(str(n.target))
-            operation = of_module(module)
-            if operation is None:
-                return self._sum(record(module, args, kwargs, self.batch))
-            output = outputs[0] if outputs else ()
-            return count(Call(module_name(module), inputs, output, args, kwargs, module), operation)
-        if n.op in ("call_function", "call_method") and outputs:
-            target = _target(n)
-            counted = count(Call(bare(target), inputs, outputs[0], args, kwargs), of_function(target))
-            if counted is None and callable(n.target):
-                return self._sum(record_function(n.target, args, kwargs, self.batch))
-            return counted
-        return Count(0)
-
-    def _sum(self, calls: Sequence[RecordedCall]) -> Count | None:
-        """The operations inside a block or function of a library that the tracer does not enter.
-
-        None where a call is not covered by a rule, or where no call is recorded: its operations are then unknown.
-        """
-        summaries = [call.summary for call in calls]
-        if not summaries or any(summary.operations is None for summary in summaries):
-            return None
-        operations = sum(summary.operations or 0 for summary in summaries)
-        return Count(self.batch * operations, self.batch * sum(summary.macs for summary in summaries))
-
-
-def _traced_nodes(model: nn.Module, graph: fx.Graph, sample: Tensor) -> tuple[Node, ...]:
-    interpreter = _ShapeInterpreter(fx.GraphModule(model, graph), sample.shape[0])
-    with torch.no_grad():
-        interpreter.run(sample.clone())
-    nodes = []
-    for n in graph.nodes:
-        if n.op == "call_module":
-            module = model.get_submodule(str(n.target))
-            nodes.append(_module_node(n.name, str(n.target), module, interpreter.summaries[n]))
-        elif n.op in ("call_function", "call_method"):
-            nodes.append(_function_node(n, interpreter))
-    return tuple(nodes)
-
-
-def _module_node(name: str, path: str, module: nn.Module, summary: CallSummary) -> Node:
-    operation = of_module(module)
-    full_names = {key: f"{path}.{key}" if path else key for key, _ in module.named_parameters()}
-    common: dict[str, Any] = {
-        "name": name,
-        "path": path,
-        "op": module_name(module),
-        "type": type(module).__name__,
-        "inputs": summary.inputs,
-        "output": summary.output,
-        "operations": summary.operations,
-        "macs": summary.macs,
-        "parameters": tuple(full_names.values()),
-    }
-    if operation is None or not operation.operands:
-        return Node(**common)
-    parameters = dict(module.named_parameters(recurse=False))
-    activations = [operand.name for operand in operation.operands if operand.role == "activation"]
-    formatted_parameters = [name for name in operation.formatted if name in parameters]
-    return Site(
-        **common,
-        operands=tuple(name for name in operation.formatted if name in activations or name in parameters),
-        operand_parameters=tuple((name, full_names[name]) for name in formatted_parameters),
-        shapes=tuple((name, tuple(parameters[name].shape)) for name in formatted_parameters),
-    )
 
 
 def node_of(graph: Graph, site: Site) -> fx.Node | None:
@@ -309,85 +222,3 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     tensor = getattr(model.get_submodule(path), key)
     assert isinstance(tensor, Tensor)
     return tensor.detach()
-
-
-def _target(n: fx.Node) -> object:
-    return str(n.target) if n.op == "call_method" else n.target
-
-
-def _function_node(n: fx.Node, interpreter: _ShapeInterpreter) -> Node:
-    target, operation = _target(n), of_node(n, interpreter.module)
-    summary, shapes = interpreter.summaries[n], interpreter.shapes
-    common: dict[str, Any] = {
-        "name": n.name,
-        "path": "",
-        "op": function_name(target),
-        "type": str(getattr(target, "__name__", target)),
-        "inputs": summary.inputs,
-        "output": summary.output,
-        "operations": summary.operations,
-        "macs": summary.macs,
-        "parameters": tuple(str(a.target) for a in n.all_input_nodes if a.op == "get_attr"),
-    }
-    if operation is None or not operation.operands:
-        return Node(**common)
-    operands = operand_nodes(n, operation)
-    tensors = [v for v in operands.values() if v in shapes]
-    # x + 1 has no second tensor to quantize, so it is not a site.
-    needed = sum(operand.role in ("activation", "weight") for operand in operation.operands)
-    if len(tensors) < (needed if operation.call is None else 1):
-        return Node(**common)
-    fixed = {name: node for name, node in operands.items() if operation.operand(name).role != "activation"}
-    return Site(
-        **common,
-        operands=tuple(name for name in operation.formatted if name in operands),
-        operand_parameters=tuple((name, str(node.target)) for name, node in fixed.items() if node.op == "get_attr"),
-        shapes=tuple((name, shapes[node]) for name, node in fixed.items()),
-    )
-
-
-def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> tuple[Node, ...]:
-    """The nodes of a model that is run instead of traced: its modules, and the functions called between them.
-
-    A module is one node, however often it is called, and a site if its operation has operands. Functions are never
-    sites, because their operands cannot be replaced. Functions that only move data are left out.
-
-    Args:
-        model: in evaluation mode.
-        args: its arguments; their tensors hold samples.
-        kwargs: its keyword arguments.
-        batch: samples in these tensors.
-    """
-    mark_as_input((args, kwargs))
-    nodes: dict[str, Node] = {}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for call in record(model, args, kwargs, batch):
-        if call.module is not None:
-            name = call.path.replace(".", "_") or type(call.module).__name__.lower()
-            node = _module_node(name, call.path, call.module, call.summary)
-            earlier = nodes.get(name)
-            if earlier is not None:
-                unknown = earlier.operations is None or node.operations is None
-                operations = None if unknown else (earlier.operations or 0) + (node.operations or 0)
-                node = dataclasses.replace(node, operations=operations, macs=earlier.macs + node.macs)
-        elif call.summary.operations == 0:
-            continue
-        else:
-            stem = "_".join(part for part in (call.path.replace(".", "_"), call.op) if part)
-            name, number = stem, 0
-            while name in nodes:
-                number += 1
-                name = f"{stem}_{number}"
-            node = Node(
-                name=name,
-                path=call.path,
-                op=call.op,
-                type=call.type,
-                inputs=call.summary.inputs,
-                output=call.summary.output,
-                operations=call.summary.operations,
-                macs=call.summary.macs,
-                parameters=tuple(names[id(p)] for p in call.parameters if id(p) in names),
-            )
-        nodes[name] = node
-    return tuple(nodes.values())

@@ -146,7 +146,7 @@ def channels(graph: Graph) -> Channels:
     if graph.fx_graph is None:
         raise CaptureError(
             "the widths of this model cannot be searched: that needs a model that torch.fx can trace, to see which "
-            f"layers share a width. The tracer stopped at: {graph.untraced}"
+            f"layers share a width. What stopped torch.fx: {graph.untraced}"
         )
     seen = walk(graph)
     _settle(seen)

@@ -113,7 +113,7 @@ class _FunctionRecorder(TorchFunctionMode):
         super().__init__()
         self.batch = batch
         self.calls: list[RecordedCall] = []
-        self.paths: list[str] = []
+        self.paths: list[str] = [""]  # pre-hooks of the model run before it is entered
         self.depth = 0  # how many modules that are recorded as one call enclose the current one
 
     def __torch_function__(
@@ -210,7 +210,6 @@ def record_function(
         batch: samples in these tensors.
     """
     recorder = _FunctionRecorder(batch)
-    recorder.paths.append("")
     with torch.no_grad(), recorder:
         function(*args, **kwargs)
     return recorder.calls

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import fx
 
+from bitfront.formats.base import FLOAT_BITS
 from bitfront.graph import Graph
 from bitfront.graph.costs import bops, ebops
 from bitfront.metrics import RUNNERS
@@ -62,7 +63,10 @@ class _Multiplications(Runner):
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The sum for each candidate."""
-        return {self.produces[0].name: option_sum(self._tables(context), context.space.options(codes))}
+        space = context.space
+        # Layers that compute something beside their class are no sites: they multiply 32 bits by 32 bits.
+        apart = sum(layer.macs for layer in space.graph.left_out) * FLOAT_BITS**2
+        return {self.produces[0].name: option_sum(self._tables(context), space.options(codes)) + apart}
 
 
 @RUNNERS.register("bops")

@@ -127,7 +127,7 @@ class Deployment:
         tables = []
         for site, data, weight in zip(space.sites, space.bits("data_in"), space.bits("weight"), strict=True):
             # A weight that is an activation is among the inputs.
-            weights = float(np.prod(site.weight_shape)) if site.weight else 0.0
+            weights = float(site.stored_weights)
             widest = np.maximum(data, weight) if "weight" in site.operands else data
             inputs = sum(float(np.prod(shape)) for shape in site.inputs)
             activations = settings.batch_size * (inputs * data / 8 + float(np.prod(site.output)) * 4)

@@ -53,12 +53,14 @@ class AverageBitwidth(Runner):
         weights: list[NDArray[np.float64]] = []
         tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), strict=True)
         for site, weight_bits, quantized in tables:
-            count = float(np.prod(site.weight_shape)) if site.weight else 0.0
+            count = float(site.stored_weights)
             included = np.ones(len(weight_bits)) if settings.over == "all" else quantized.astype(np.float64)
             bits.append(count * weight_bits * included)
             weights.append(count * included)
         options = space.options(codes)
-        total, number = option_sum(bits, options), option_sum(weights, options)
+        # Layers that compute something beside their class are no sites, and stay in float.
+        apart = sum(layer.weights for layer in space.graph.left_out) if settings.over == "all" else 0
+        total, number = option_sum(bits, options) + apart * FLOAT_BITS, option_sum(weights, options) + apart
         average = np.divide(total, number, out=np.full(len(codes), float(FLOAT_BITS)), where=number > 0)
         return {"average_bitwidth": average, "memory_density": settings.compare_to / average}
 

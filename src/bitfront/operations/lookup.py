@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,9 +56,95 @@ def _known() -> _Index:
 
 
 def of_module(module: nn.Module) -> Operation | None:
-    """The operation of a module; None for one without a record, or with another ``forward`` than its class in the
-    record."""
-    return of_class(type(module))
+    """The operation of a module; None for one without a record, or one that computes something else than its record
+    says (``departure``). Hooks around the module (``hooks``) do not count: whoever calls the module runs them."""
+    operation = of_class(type(module))
+    return None if operation is None or departure(module) else operation
+
+
+def unusual(module: nn.Module) -> str:
+    """What a module does beside the ``forward`` of the class that its record names, in words; empty for nothing.
+
+    This is the one place that knows. A module with a ``departure`` has no record; one with ``hooks`` has a record and
+    must be called as a module, so that they run.
+    """
+    return departure(module) or hooks(module)
+
+
+def hooks(module: nn.Module) -> str:
+    """The hooks that run with a module's ``forward``, in words; empty for none."""
+    kinds = (("forward pre-hook", module._forward_pre_hooks), ("forward hook", module._forward_hooks))
+    names = [f"a {kind} ({_name_of(hook)})" for kind, own in kinds for hook in own.values()]
+    return f"it has {' and '.join(names)}" if names else ""
+
+
+def _name_of(hook: object) -> str:
+    return str(getattr(hook, "__qualname__", type(hook).__name__)).rpartition("<locals>.")[2]
+
+
+def departure(module: nn.Module) -> str:
+    """Why a module computes something else than the record of its class, or of the class it is derived from, says, in
+    words; empty where it does not, and for a class without a record."""
+    base = _recorded_base(type(module))
+    if base is None:
+        return ""
+    used = _used_names(base)
+    for name, value in vars(module).items():
+        if name in used and callable(value) and hasattr(base, name):
+            return f"its {name} was replaced on this one module"
+    kind: Any = type(module)
+    overridden = _overridden(kind, base)
+    if overridden:
+        return f"its class {kind.__name__} overrides {overridden} of {base.__name__}"
+    for operand in _known().modules[base].operands:
+        if operand.role in ("weight", "bias") and operand.name not in module._parameters:
+            held = getattr(module, operand.name, None)
+            if isinstance(held, Tensor):
+                return f"its {operand.name} is no parameter, but {_kept_as(module, operand.name)}"
+    return ""
+
+
+def _kept_as(module: nn.Module, name: str) -> str:
+    return "a buffer" if name in module._buffers else "a tensor that something else computes"
+
+
+def _recorded_base(kind: type[nn.Module]) -> Any:
+    """The nearest class with a record that a class is derived from; itself, if it has one; None without one."""
+    table = _known().modules
+    return next((base for base in kind.__mro__ if base in table), None)
+
+
+def operation_it_resembles(module: nn.Module) -> Operation | None:
+    """The operation of the class that a module is derived from, whatever it does beside; None without one."""
+    base = _recorded_base(type(module))
+    return None if base is None else _known().modules[base]
+
+
+@lru_cache(maxsize=1024)
+def _used_names(base: Any) -> frozenset[str]:
+    """Names of everything that the ``forward`` of a class looks up, and the helpers that it calls."""
+    names, todo = {"forward"}, ["forward"]
+    while todo:
+        code = getattr(inspect.getattr_static(base, todo.pop(), None), "__code__", None)
+        new = set(code.co_names if code is not None else ()) - names
+        names |= new
+        todo += sorted(new)
+    return frozenset(names)
+
+
+#: What calls ``forward``, and how attributes are looked up.
+_MACHINERY = frozenset(("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__"))
+
+
+@lru_cache(maxsize=1024)
+def _overridden(kind: Any, base: Any) -> str:
+    """The first method or property that a class has in place of one that the ``forward`` of its base uses."""
+    wanted = _used_names(base) | _MACHINERY
+    for between in kind.__mro__[: kind.__mro__.index(base)]:
+        for name, value in vars(between).items():
+            if name in wanted and (callable(value) or hasattr(value, "__get__")):
+                return str(name)
+    return ""
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -66,13 +153,10 @@ def is_leaf(module: nn.Module) -> bool:
     return operation is not None and type(module) in operation.modules
 
 
-def of_class(kind: type[nn.Module]) -> Operation | None:
-    """The operation of the modules of a class."""
-    table = _known().modules
-    for base in kind.__mro__:
-        if base in table and kind.forward is base.forward:  # type: ignore[attr-defined]
-            return table[base]
-    return None
+def of_class(kind: Any) -> Operation | None:
+    """The operation of the modules of a class; None without a record, or where it overrides what its base computes."""
+    base = _recorded_base(kind)
+    return None if base is None or _overridden(kind, base) else _known().modules[base]
 
 
 def of_function(function: object) -> Operation | None:
@@ -95,9 +179,11 @@ def _of_library(function: object) -> bool:
 
 
 def of_node(node: fx.Node, model: nn.Module) -> Operation | None:
-    """The operation of a node of a traced graph."""
+    """The operation of a node of a traced graph; None for a module with hooks: the node does more than the record says,
+    and nothing but a call of the module does the same."""
     if node.op == "call_module":
-        return of_module(model.get_submodule(str(node.target)))
+        module = model.get_submodule(str(node.target))
+        return None if hooks(module) else of_module(module)
     if node.op == "call_method":
         return of_function(str(node.target))
     return of_function(node.target) if node.op == "call_function" else None

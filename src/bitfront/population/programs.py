@@ -18,7 +18,8 @@ from torch import fx, nn
 
 from bitfront.formats.base import Format
 from bitfront.formats.grid import FixedPoint
-from bitfront.operations.lookup import is_leaf, of_class, of_function
+from bitfront.graph.tracing import OneInputTracer, trace
+from bitfront.operations.lookup import departure, of_class, of_function
 from bitfront.operations.training import Kind, Shape, SlidingWindow, UnsupportedError, unsupported
 from bitfront.transforms.quantize import Quantizer, Twin
 
@@ -57,10 +58,9 @@ class TrainingProgram:
         return any(step.kind == "norm" for step in self.steps)
 
 
-class _TwinTracer(fx.Tracer):
+class _TwinTracer(OneInputTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        quantized = isinstance(m, (Twin, Quantizer))
-        return quantized or is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (Twin, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
 
 
 #: Graphs traced before. The key is everything that tracing can depend on.
@@ -106,16 +106,11 @@ _LEAVES = _TwinTracer()
 
 
 def _graph(model: nn.Module) -> fx.Graph:
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = True  # a model may compute differently in training
-        return _TwinTracer().trace(model)
-    except Exception as error:
-        raise UnsupportedError(f"it cannot be traced: {error}") from error
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    # A model may compute something else in training.
+    graph, why = trace(model, training=True, tracer=_TwinTracer)
+    if graph is None:
+        raise UnsupportedError(f"it cannot be traced: {why}")
+    return graph
 
 
 def _check_modules(model: nn.Module) -> None:
@@ -128,6 +123,13 @@ def _check_modules(model: nn.Module) -> None:
         )
         if any(hooks):
             raise UnsupportedError(f"{path or 'the model'} has hooks")
+        if type(module).train is not nn.Module.train:
+            raise UnsupportedError(
+                f"{path or 'the model'} has a method train of its class, which may keep parts of it in evaluation"
+            )
+        why = "" if isinstance(module, Twin) else departure(module)
+        if why:
+            raise UnsupportedError(f"{path or 'the model'}: {why}")
     if len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False))):
         raise UnsupportedError("some of its modules share parameters")
     for path, parameter in model.named_parameters():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import apply_site, node_of, owns_parameters, parameter
-from bitfront.operations.lookup import of_module
+from bitfront.operations.lookup import hooks, of_module
 
 #: (mean, variance) per channel, each of shape (channels,).
 Statistics = tuple[Tensor, Tensor]
@@ -44,8 +44,8 @@ def has_bias(graph: Graph, site: Site) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm with running statistics, which can be replaced."""
-    operation = of_module(module)
+    """Whether a module is a batch norm with running statistics, which can be replaced, and nothing beside."""
+    operation = None if hooks(module) else of_module(module)
     merges = operation is not None and operation.merge is not None and operation.merge.kind == "norm"
     return merges and bool(getattr(module, "track_running_stats", False))
 
@@ -57,6 +57,8 @@ def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
     """
     if graph.fx_graph is None or not owns_parameters(site, node_of(graph, site)):
         return ()
+    if site.path and hooks(graph.model.get_submodule(site.path)):
+        return ()  # a hook may change what the batch norm gets
     calls = [n for n in graph.fx_graph.nodes if n.op == "call_module"]
     modules: list[Any] = [graph.model.get_submodule(str(n.target)) for n in calls]
     return tuple(

@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
+from bitfront.graph.checking import copied_graph
+from bitfront.graph.tracing import install
 from bitfront.operations.base import Operation
 from bitfront.operations.lookup import of_class, operand_nodes
 from bitfront.transforms.correct import Correction
@@ -153,20 +155,29 @@ def rebuilt(
             norm.running_mean, norm.running_var = mean.clone(), variance.clone()
     biases = {name: correction.bias for name, correction in corrections.items() if correction.bias is not None}
     touched = [site for site in graph.sites if rounds.get(site.name)]
-    calls = [site.path for site in graph.sites if site.path]
     in_graph: list[Site] = []
     for site in touched:
-        if site.path and calls.count(site.path) == 1:
-            twin = _twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), bake)
+        if not graph.is_rewritten_for(site):
+            twin = twin_of(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), bake)
             _replace(model, site.path, twin)
         else:
             in_graph.append(site)
     return _rewrite(model, graph, in_graph, rounds, biases, bake) if in_graph else model
 
 
-def _twin(
-    module: nn.Module, site: Site, rounds: Mapping[Operand, Rounds], bias: Tensor | None, bake: bool
+def twin_of(
+    module: nn.Module,
+    site: Site,
+    rounds: Mapping[Operand, Rounds],
+    bias: Tensor | None = None,
+    bake: bool = False,
 ) -> nn.Module:
+    """The quantized twin of the module of a site: the same parameters, hooks and children, other arithmetic.
+
+    Args:
+        bias: in place of its bias; None keeps it.
+        bake: with parameters of its own, that hold the quantized values.
+    """
     assert site.operation.call is not None
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
@@ -206,12 +217,7 @@ def _rewrite(
     bake: bool,
 ) -> nn.Module:
     """A rewritten graph, for functional sites and for one of several calls of a shared module."""
-    assert graph.fx_graph is not None
-    new = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    output = new.graph_copy(graph.fx_graph, mapping)
-    new.output(output)
-    by_name = {old.name: node for old, node in mapping.items()}
+    new, by_name = copied_graph(graph)
     for node in new.nodes:
         node.type = None  # an annotation of the user's forward may be text, which torch.fx cannot pickle
     for site in sites:
@@ -219,7 +225,7 @@ def _rewrite(
         if site.path:
             target = f"{site.name}_quantized"
             module, bias = model.get_submodule(site.path), biases.get(site.name)
-            model.add_module(target, _twin(module, site, rounds[site.name], bias, bake))
+            model.add_module(target, twin_of(module, site, rounds[site.name], bias, bake))
             node.target = target
             continue
         for operand, argument in operand_nodes(node, site.operation).items():
@@ -245,6 +251,7 @@ def _rewrite(
                 node.update_arg(spec.position, given)
             else:
                 node.update_kwarg(spec.argument, given)
+    install(new, by_name, graph.switches)
     new.lint()
     return fx.GraphModule(model, new).eval()
 

@@ -143,7 +143,7 @@ def _start_pool(job: EvaluationJob, n_jobs: int) -> Executor:
     except Exception as error:
         raise UserError(
             f"n_jobs = {n_jobs} needs a model that can be sent to other processes, and this one cannot be pickled "
-            f"({described(error)}). Define its class at the top level of a module, or use n_jobs = 1"
+            f"({described(error)}). Define its class and its hooks at the top level of a module, or use n_jobs = 1"
         ) from None
     # spawn, not fork: a forked child would inherit torch's threads in an undefined state.
     return ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"), initializer=_init_worker, initargs=(payload,))

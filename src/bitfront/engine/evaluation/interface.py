@@ -79,6 +79,7 @@ class EvaluationJob:
         training: how each candidate is trained; None if all candidates have the weights of `model`.
         unmerged: names of graph nodes that are computed state by state, because their fast path gave other numbers.
         whole: why each candidate is evaluated alone as a whole model; empty if candidates are evaluated together.
+        trains: whether candidates are trained, in the search or after it.
     """
 
     model: nn.Module
@@ -96,6 +97,7 @@ class EvaluationJob:
     training: CandidateTraining | None = None
     unmerged: frozenset[str] = frozenset()
     whole: str = ""
+    trains: bool = False
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
@@ -103,7 +105,7 @@ class EvaluationJob:
 
     def build_space(self) -> ModelSpace:
         """The space, of the captured model."""
-        graph = capture(self.model, self.sample)
+        graph = capture(self.model, self.sample, training=self.trains)
         return SPACES.get(self.space)(SpaceRequest(graph, self.by, self.choices, parts=self.parts))
 
     def make_runners(self) -> tuple[Runner, ...]:

@@ -339,7 +339,7 @@ class TrainedEvaluator(Evaluator):
                 seed=training.settings.seed if training else 0,
                 noise=NOISE if training else 0.0,
             )
-            graph = capture(model, self.job.sample)
+            graph = capture(model, self.job.sample, training=self.job.trains)
         job = replace(self._network_job, model=graph.model)
         network = FixedEvaluator(job, self._space.quantization(graph), beside=self._float)
         self._networks.put(key, network)

@@ -29,7 +29,7 @@ from bitfront.engine.planning.runners import (
     configured,
     evaluation_samples,
 )
-from bitfront.engine.planning.training import candidate_training
+from bitfront.engine.planning.training import candidate_training, configured_training
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
 from bitfront.metrics.base import Metric
@@ -78,7 +78,7 @@ def make_plan(
     device, warning = choose_device(config.accelerator)
     with config.locating():
         check_ready(runners, device)
-    graph = capture(network, dataset.split("train")[0][:2])
+    graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
         space = _space(config, graph)
         n_trials = _budget(setup, strategy, space.size)
@@ -101,6 +101,12 @@ def make_plan(
     )
     # The number of samples that "auto" means depends on the weights. Until they are known, it is a first guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
+
+
+def _trains(config: Config, runners: Runners) -> bool:
+    """Whether candidates are trained, in the search or after it."""
+    assert config.search is not None
+    return configured_training(runners) is not None or config.search.finetune.trials > 0
 
 
 def _choices(config: Config) -> Choices:
@@ -142,6 +148,7 @@ def _job(
         corrections=Corrections(search.calibration.bias_correction, search.calibration.batch_norm),
         parts=_parts(config),
         training=training,
+        trains=_trains(config, runners),
     )
 
 

@@ -27,7 +27,7 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes = [*config.notes, *([warning] if warning else []), *dataset.notes]
     notes += [f"[search.constraints] needs runner {name}: it was added with its defaults" for name in added]
     notes += [f"{k!r} of the seed names nothing here (by = {job.by!r}), and is not used" for k in space.unused]
-    notes += _graph_notes(space)
+    notes += [*_graph_notes(space), *_departure_notes(space, job.trains)]
     notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_weight_notes(space)]
     notes += [*_correction_notes(space, job.corrections), *_kind_notes(evaluator)]
     return [*notes, *space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
@@ -42,6 +42,33 @@ def _graph_notes(space: ModelSpace) -> list[str]:
         )
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
+    return notes
+
+
+def _departure_notes(space: ModelSpace, trains: bool) -> list[str]:
+    """Where the captured model is not the user's model layer by layer, or a layer stays in float because of what it
+    does."""
+    graph, notes = space.graph, []
+    if graph.baked:
+        notes.append(
+            f"weights that are computed from other parameters get their formats as what they are in evaluation: "
+            f"{', '.join(graph.baked)}"
+        )
+    if graph.baked and trains:
+        notes.append(
+            "candidates are trained with these as plain weights: not through what computes them, and where a mask made "
+            "weights zero, they do not stay zero"
+        )
+    for layer in graph.left_out:
+        notes.append(
+            f"{layer.path} ({layer.type}) stays in float, 32 bits per weight: {layer.why}. To give it formats, let "
+            f"it be a layer of torch.nn with a plain parameter, and do the rest in the forward of a module around it"
+        )
+    if graph.not_in_training:
+        notes.append(
+            f"functions in forward stay in float, and modules alone are sites: candidates are trained, and "
+            f"{graph.not_in_training}"
+        )
     return notes
 
 
@@ -94,7 +121,10 @@ def _kind_notes(evaluator: Evaluator) -> list[str]:
 
 def _weight_notes(space: ModelSpace) -> list[str]:
     """Weights that average_bitwidth does not count, because their layers are not sites."""
-    model, seen = space.graph.model, {name for site in space.graph.sites for name in site.parameters}
+    model = space.graph.model
+    seen = {name for site in space.graph.sites for name in (*site.parameters, *site.computed_from)}
+    for layer in space.graph.left_out:  # a note of its own, and counted
+        seen |= {f"{layer.path}.{name}" for name, _ in model.get_submodule(layer.path).named_parameters(recurse=False)}
     outside = {n: p.numel() for n, p in model.named_parameters() if n not in seen and p.dim() > 1}
     if not outside:
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from bitfront.engine.storage.store import same_outputs
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
 from bitfront.graph import capture
+from bitfront.graph.baking import private_copy
 from bitfront.scoring import Evaluation, evaluate
 from bitfront.training import TrainResult, TrainSettings
 from bitfront.training import train as run_training
@@ -117,7 +117,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
     meta = {"training": fingerprint, "history": history}
     checkpoints.save_checkpoint(result.last_state, folder / "last.pt", meta)
     checkpoints.save_checkpoint(result.best_state, folder / "best.pt", meta)
-    trained = copy.deepcopy(model)
+    trained = private_copy(model)
     trained.load_state_dict(result.best_state)
     return Trained(trained.eval(), folder / "best.pt", result)
 
@@ -163,7 +163,7 @@ def trained_model(
         KeyboardInterrupt: training was interrupted.
     """
     if config.load_name is not None:
-        loaded = copy.deepcopy(model)
+        loaded = private_copy(model)
         loaded.load_state_dict(load_weights(config, model))
         events.note(f"weights from {config.load_name}")
         return Trained(loaded.eval(), Path(config.load_name), None)
@@ -174,7 +174,7 @@ def trained_model(
             continue
         try:
             if _same_training(checkpoints.read_meta(path).get("training"), fingerprint):
-                loaded = copy.deepcopy(model)
+                loaded = private_copy(model)
                 loaded.load_state_dict(checkpoints.load_checkpoint(path, model))
                 events.note(f"weights from {path}, trained earlier with these settings")
                 return Trained(loaded.eval(), path, None)

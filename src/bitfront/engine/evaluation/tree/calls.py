@@ -25,7 +25,7 @@ def arguments(
         values: the values of the nodes that the step takes.
     """
     args, kwargs = _mapped(step.node, values)
-    if step.site is None or step.group is None:
+    if step.site is None or step.group is None or step.hooked:
         return args, kwargs
     formats = dict(program.parameter_formats(step, parameters))
     data_format = program.data_format(step, data)
@@ -46,12 +46,17 @@ def arguments(
     return args, kwargs
 
 
-def call(program: Program, step: Step, parameters: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def call(
+    program: Program, step: Step, data: int, parameters: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
     """The value of a step for its arguments.
 
     Args:
+        data: number of the data option, which gives the format of its input.
         parameters: number of the parameter option, which gives the formats of its parameters.
     """
+    if step.hooked:
+        return program.twin(step, data, parameters)(*args, **kwargs)
     node = step.node
     function: Any = node.target
     if step.kind in PRODUCTS:

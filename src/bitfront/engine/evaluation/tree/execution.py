@@ -369,7 +369,7 @@ class Pass:
                 ((data, parameters),) = self._options_before(i, states, np.array([state])).tolist()
                 values.append(program.normalise(step, program.steps[step.inputs[0]], data, parameters, args[0]))
             else:
-                values.append(calls.call(program, step, int(parameters), args, kwargs))
+                values.append(calls.call(program, step, int(data), int(parameters), args, kwargs))
         return SeparateActivations(values, needed)
 
     # --- the end ---

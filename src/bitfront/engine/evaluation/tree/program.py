@@ -28,9 +28,10 @@ from bitfront.formats.base import Format, Operand
 from bitfront.formats.grid import FixedPoint
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
-from bitfront.operations.lookup import of_node
+from bitfront.operations.lookup import hooks, of_node
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.transforms.correct import is_norm
+from bitfront.transforms.quantize import twin_of
 
 #: Sums up to here are exact in float32.
 EXACT = 2**24
@@ -67,6 +68,7 @@ class Step:
         operations: number of operations per sample.
         groups: number of groups of a convolution.
         corrected: whether it is a batch norm whose statistics depend on the option of the site before it.
+        hooked: whether it is a site whose module has hooks. It is called as the deployed module, so that they run.
     """
 
     node: fx.Node
@@ -78,6 +80,7 @@ class Step:
     operations: int = 0
     groups: int = 1
     corrected: bool = False
+    hooked: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +128,7 @@ class Program:
         self._merged: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
         self._exact: dict[tuple[int, int, int], str] = {}
         self._norms: dict[str, Norm] = {}
+        self._twins: dict[tuple[int, int, int], nn.Module] = {}
         self._bytes: dict[tuple[int, int, tuple[int, ...], bool], ByteConvolution | None] = {}
         self._grids: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         self._lock = threading.Lock()
@@ -237,6 +241,22 @@ class Program:
                     bias = formats["bias"].quantize(bias)
                 self._parameters[key] = (weight, bias)
             return self._parameters[key]
+
+    def twin(self, step: Step, data: int, parameters: int) -> nn.Module:
+        """The module of a site as it is deployed under these options."""
+        assert step.group is not None
+        assert step.site is not None
+        key = (step.group, data, parameters)
+        if key not in self._twins:
+            formats = dict(self.parameter_formats(step, parameters))
+            if (data_format := self.data_format(step, data)) is not None:
+                formats["data_in"] = data_format
+            wanted = self.options[step.group].parameter_formats[parameters].get("weight")
+            bias = self._calibration.bias(step.site, wanted) if formats else None
+            module = self.model.get_submodule(step.site.path)
+            bias = None if bias is None else bias.to(self.device)
+            self._twins[key] = twin_of(module, step.site, formats, bias) if formats else module
+        return self._twins[key]
 
     def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
         """The value of the step, a batch norm, for the output of the site before it.
@@ -378,6 +398,7 @@ def _steps(
                 (info.operations or 0) if info else 0,
                 _groups(node, site, model),
                 node.op == "call_module" and str(node.target) in corrected,
+                site is not None and bool(site.path) and bool(hooks(model.get_submodule(site.path))),
             )
         )
         index[node] = len(steps) - 1
