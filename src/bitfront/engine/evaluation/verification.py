@@ -8,7 +8,6 @@ with correct metrics. If candidates are trained, two of them are trained for two
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,8 @@ from bitfront.engine.evaluation.fixed import one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evaluator
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError
+from bitfront.graph.baking import private_copy
+from bitfront.graph.checking import check_same
 from bitfront.population import train_population
 from bitfront.scoring import evaluate
 from bitfront.spaces.base import Codes
@@ -182,7 +183,7 @@ def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> None:
     device = evaluator.device
     alone = evaluator.float_evaluator()
     with torch.no_grad(), one_thread():
-        expected = copy.deepcopy(model).to(device).eval()(x.to(device).clone())
+        expected = private_copy(model).to(device).eval()(x.to(device).clone())
         captured = alone.model(ONLY_CODE)(x.to(device).clone())
     if not torch.equal(torch.nan_to_num(captured), torch.nan_to_num(expected)):
         largest = float((captured - expected).abs().max())
@@ -190,6 +191,13 @@ def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> None:
             f"the captured model does not compute what the model computes: on {len(x)} samples its outputs differ by "
             f"up to {largest:.3g}. Its forward may depend on more than its input (a clock, a counter, random numbers); "
             "make it depend on its input and its parameters alone"
+        )
+    # What is rebuilt with formats of functions is made of the graph, which may differ where the modules do not.
+    difference = check_same(evaluator.space.graph, model, x) if device == "cpu" else ""
+    if difference:
+        raise EvaluationError(
+            f"the captured graph does not compute what the model computes on {len(x)} samples: {difference}. Its "
+            "forward may depend on more than its input; make it depend on its input and its parameters alone"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load_dataset
 from bitfront.errors import CaptureError, ConfigError
+from bitfront.graph.baking import private_copy
 from bitfront.models.base import build_model
 
 #: Samples, and values of their outputs, in a forward fingerprint.
@@ -50,7 +50,7 @@ def forward_fingerprint(model: nn.Module, x: Tensor) -> list[float]:
     """
     values: list[float] = []
     for training in (False, True):
-        copied = copy.deepcopy(model).cpu().train(training)
+        copied = private_copy(model).cpu().train(training)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
