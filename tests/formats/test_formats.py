@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
-from bitfront.formats.base import CALIBRATION_VALUES, FormatError, percentile_range, thinned
+from bitfront.formats.base import CALIBRATION_VALUES, FormatError, finite, percentile_range, thinned
 from bitfront.formats.grid import Grid
-from bitfront.formats.integer import LOWEST_FRAC_WIDTH, Integer, LearnedInteger
+from bitfront.formats.integer import HIGHEST_FRAC_WIDTH, LOWEST_FRAC_WIDTH, Integer, LearnedInteger
 from bitfront.testing.formats import check_format
 
 operands = st.sampled_from(["data_in", "weight"])
@@ -22,7 +22,7 @@ operands = st.sampled_from(["data_in", "weight"])
 @st.composite
 def integer_settings(draw, widest=24):
     width = draw(st.integers(1, widest))
-    frac = draw(st.one_of(st.sampled_from(["NA", "auto", "minmax", "percentile", width]), st.integers(-8, width)))
+    frac = draw(st.one_of(st.sampled_from(["NA", "auto", "minmax", "percentile", width]), st.integers(-20, 40)))
     return {"width": width, "frac_width": frac, "signed": draw(st.sampled_from([True, False, "NA"]))}
 
 
@@ -153,7 +153,7 @@ def fixed_point(x: float, width: int, frac: int, signed: bool) -> float:
 @st.composite
 def widths_and_values(draw, widest, bits):
     width = draw(st.integers(1, widest))
-    frac = draw(st.integers(LOWEST_FRAC_WIDTH, width))
+    frac = draw(st.integers(LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH))
     tie = st.integers(-(2**14), 2**14).map(lambda k: (k + 0.5) * 2.0**-frac)
     value = st.one_of(tie, st.floats(-300, 300, width=bits), st.floats(allow_nan=False, width=bits))
     return width, frac, draw(st.booleans()), draw(st.lists(value, min_size=1, max_size=20))
@@ -187,11 +187,11 @@ def test_signed_na_follows_the_tensor(signed, setting, expected):
     assert Integer.parse(settings, "data_in", signed=signed).signed is expected
 
 
-@given(st.integers(2, 12), st.booleans(), st.sampled_from([1e-6, 0.02, 1.0, 500.0, 1e7]), st.integers(0, 99))
+@given(st.integers(2, 12), st.booleans(), st.sampled_from([1e-20, 1e-6, 0.02, 1.0, 500.0, 1e12]), st.integers(0, 99))
 def test_frac_width_auto_has_the_smallest_squared_error_of_all(width, signed, spread, seed):
     x = np.random.default_rng(seed).normal(0, spread, 300).astype(np.float32).astype(np.float64)
     low, high = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if signed else (0, 2**width - 1)
-    fracs = range(LOWEST_FRAC_WIDTH, width + 1)
+    fracs = range(LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH + 1)
     errors = [((np.clip(np.rint(x * 2.0**f), low, high) / 2.0**f - x) ** 2).sum() for f in fracs]
     frac_width = Integer(width, "auto", signed).calibrated(torch.tensor(x, dtype=torch.float32)).frac_width
     assert frac_width == fracs[int(np.argmin(errors))]
@@ -201,7 +201,7 @@ def squared_error(form, x):
     return float(((form.round(x.double()) - x.double()) ** 2).sum())
 
 
-@given(st.integers(2, 12), st.booleans(), st.sampled_from([1e-6, 0.02, 1.0, 500.0, 1e7]), st.integers(0, 99))
+@given(st.integers(2, 12), st.booleans(), st.sampled_from([1e-20, 1e-6, 0.02, 1.0, 500.0, 1e12]), st.integers(0, 99))
 def test_frac_widths_by_rule_are_what_the_rule_says(width, signed, spread, seed):
     x = torch.tensor(np.random.default_rng(seed).standard_t(2, 5000) * spread, dtype=torch.float32)
     auto, minmax, percentile = (Integer(width, r, signed).calibrated(x) for r in ("auto", "minmax", "percentile"))
@@ -214,16 +214,14 @@ def test_frac_widths_by_rule_are_what_the_rule_says(width, signed, spread, seed)
         return float(((codes < low) | (codes > high)).double().mean())
 
     assert saturating(minmax.frac_width) == 0
-    assert minmax.frac_width == width or saturating(minmax.frac_width + 1) > 0
+    assert saturating(minmax.frac_width + 1) > 0
     assert saturating(percentile.frac_width) <= 0.001
     assert percentile.frac_width >= minmax.frac_width
     # To both sides alike: where the next frac width saturates no more than one in a thousand, one end alone is full.
-    if percentile.frac_width < width:
-        reach = seen.abs().kthvalue(4995).values
-        ends = torch.stack([seen.min().clamp(min=-reach), seen.max().clamp(max=reach)]) * 2.0 ** (
-            percentile.frac_width + 1
-        )
-        assert torch.round(ends[0]) < low or torch.round(ends[1]) > high
+    reach = seen.abs().kthvalue(4995).values
+    ends = torch.stack([seen.min().clamp(min=-reach), seen.max().clamp(max=reach)])
+    ends = torch.round(ends * 2.0 ** (percentile.frac_width + 1))
+    assert ends[0] < low or ends[1] > high
     assert squared_error(auto, x) <= min(squared_error(minmax, x), squared_error(percentile, x))
 
 
@@ -236,16 +234,76 @@ def test_an_outlier_takes_bits_from_minmax_and_not_from_percentile():
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000])
 def test_a_percentile_cuts_one_in_a_thousand_and_nothing_off_fewer(count):
     if not count:
-        assert Integer(8, "percentile").calibrated(torch.zeros(0)).frac_width == LOWEST_FRAC_WIDTH
+        assert Integer(8, "percentile").calibrated(torch.zeros(0)).frac_width == 4
         return
     x = -torch.arange(1.0, count + 1)
     assert percentile_range(x) == (-float(count - count // 1000), -1.0)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+RULES = [
+    *(Integer(8, rule, signed) for rule in ("auto", "minmax", "percentile") for signed in (True, False)),
+    *(
+        Affine.parse({"width": 8, "range": rule, "granularity": granularity}, operand)
+        for rule in ("mse", "minmax", "percentile")
+        for granularity in ("tensor", "channel")
+        for operand in ("weight", "data_in")
+    ),
+]
+rules = pytest.mark.parametrize("form", RULES, ids=lambda form: form.label)
+
+
+@rules
+@pytest.mark.parametrize("bad", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf, np.nan]])
+def test_finite_values_alone_decide_and_the_others_saturate(form, bad):
+    alone = torch.randn(6, 50, generator=torch.Generator().manual_seed(3))
+    both = torch.cat([alone, torch.tensor(bad).repeat(6, 100)], 1)
+    if getattr(form, "axis", 0) == 1:
+        alone, both = alone.T.contiguous(), both.T.contiguous()
+    found = form.calibrated(both)
+    assert found == form.calibrated(alone)
+    low, high = (torch.as_tensor(b).expand_as(both) for b in found.bounds(both))
+    out = found.round(both)
+    assert torch.equal(out[both == np.inf], high[both == np.inf])
+    assert torch.equal(out[both == -np.inf], low[both == -np.inf])
+    assert torch.equal(out.isnan(), both.isnan())
+
+
+@rules
+@pytest.mark.parametrize("value", [0.0, 0.75, -0.75, np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(6, 7), (6, 1), (6, 0), (0, 6)])
+def test_tensors_without_variety_are_fine(form, value, shape):
+    x = torch.full(shape, value)
+    found = form.calibrated(x)
+    assert torch.equal(found.round(torch.zeros(shape)), torch.zeros(shape))
+    if np.isfinite(value):
+        expected = x.relu() if getattr(found, "signed", True) is False else x
+        assert torch.allclose(found.round(x), expected, atol=0.01 * abs(value))
+
+
+def test_finite_values_keep_their_order_and_nothing_else_does():
+    x = torch.tensor([[1.0, np.inf, 3.0], [np.nan, -np.inf, -2.0]])
+    assert finite(x).tolist() == [1.0, 3.0, -2.0]
+    assert finite(x[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**-12, 2.0**-6, 1.0, 2.0**10, 2.0**60])
 @pytest.mark.parametrize("rule", ["auto", "minmax", "percentile"])
-def test_what_is_no_number_has_the_lowest_frac_width(rule, bad):
-    assert Integer(8, rule).calibrated(torch.tensor([1.0, bad, 2.0])).frac_width == LOWEST_FRAC_WIDTH
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+def test_what_a_frac_width_becomes_follows_the_size_of_a_tensor(width, rule, scale):
+    x = torch.randn(3000, generator=torch.Generator().manual_seed(width))
+    one, scaled = Integer(width, rule).calibrated(x), Integer(width, rule).calibrated(x * scale)
+    assert scaled.frac_width == one.frac_width - int(np.log2(scale))
+    assert torch.equal(scaled.round(x * scale), one.round(x) * scale)
+
+
+def test_a_tensor_of_zeros_with_few_outliers_keeps_them_under_a_percentile():
+    x = torch.zeros(5000)
+    x[17] = 3.0
+    for form in (Integer(8, "percentile"), Affine.parse({"width": 8, "range": "percentile"}, "data_in")):
+        assert form.calibrated(x).round(x)[17] == pytest.approx(3.0, rel=0.01)
+    many = torch.zeros(50 * CALIBRATION_VALUES)
+    many[17] = 3.0  # not among those that are drawn
+    assert Integer(8, "auto").calibrated(many).round(many)[17] == 3.0
 
 
 def test_rules_have_different_names_in_tables():
@@ -391,7 +449,7 @@ def test_affine_na_depends_on_the_operand(operand, symmetric, granularity, overh
         ("integer", {"width": 8.0}, "width", r"width = 8.0 is not possible"),
         ("integer", {"width": True}, "width", r"width = True is not possible"),
         ("integer", {"width": "NA"}, "width", r"width = None is not possible"),
-        ("integer", {"width": 4, "frac_width": 5}, None, r"frac_width = 5 is larger than width = 4; frac_width <= width must hold"),
+        ("integer", {"width": 4, "frac_width": 97}, "frac_width", r"frac_width = 97 is not possible; allowed: a whole number from -96 to 96"),
         ("integer", {"width": 4, "frac_width": "half"}, "frac_width", r"frac_width = 'half' .* or 'NA' or 'auto'"),
         ("integer", {"width": 4, "fracwidth": 2}, "fracwidth", r"no parameter 'fracwidth'; allowed: width, frac_width, signed. Did you mean 'frac_width'\?"),
         ("integer", {"width": 4, "signed": 1}, "signed", r"signed = 1 is not possible; allowed: true or false or 'NA'"),

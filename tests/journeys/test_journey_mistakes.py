@@ -73,9 +73,9 @@ MISTAKES = {
         "search.search_space.seed.liner",
         ["'liner'", "allowed:", "Did you mean 'linear'?"],
     ),
-    "no valid pair of widths": (
+    "a frac width that no number has": (
         'weight_frac_width = ["auto"]',
-        "weight_frac_width = [9, 10]",
+        "weight_frac_width = [9, 100]",
         "search.search_space.seed.linear.config.weight",
         ["frac_width"],
     ),
@@ -175,7 +175,7 @@ def test_a_mistake_in_the_file(what, answers, data):
         )
         if what == "nothing but float":
             line = 1 + good[: good.index("[search.search_space.seed.")].count("\n")
-        if what == "no valid pair of widths":
+        if what == "a frac width that no number has":
             line = int(message.split(":")[2])
         assert message.startswith(f"error: bad.toml:{line}: {key}"), typed
     for part in parts:

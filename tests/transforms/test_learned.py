@@ -67,7 +67,7 @@ def test_ranges_move_to_where_the_error_is_smaller(start, better):
 
 def test_a_frac_width_stays_what_a_configuration_can_say():
     learned = LearnedInteger(Integer(4, 2))
-    for exponent, expected in ((-9.0, 4), (40.0, -32), (-1.4, 1)):
+    for exponent, expected in ((-9.0, 9), (-200.0, 96), (200.0, -96), (-1.4, 1)):
         with torch.no_grad():
             learned.exponent.fill_(exponent)
         assert learned.frozen().frac_width == expected

@@ -23,6 +23,7 @@ from bitfront.formats.base import (
     FormatParameter,
     Operand,
     channel_axis,
+    finite,
     percentile_range,
     thinned,
 )
@@ -117,7 +118,8 @@ class Affine(Format):
         return self.scale is None
 
     def calibrated(self, sample: Tensor) -> Self:
-        """With scale and zero point from `sample`; its channels lie along `axis`."""
+        """With scale and zero point from the finite values of `sample`; its channels lie along `axis`. The smallest
+        scale there is for a channel that has none but zeros."""
         if not self.calibrates:
             return self
         if self.granularity == "channel" and sample.dim() > self.axis:
@@ -128,7 +130,10 @@ class Affine(Format):
         return replace(self, scale=tuple(s for s, _ in pairs), zero_point=tuple(z for _, z in pairs))
 
     def _scale_of(self, values: Tensor) -> tuple[float, int]:
-        # Zero must be representable; otherwise padding and ReLU would shift values.
+        values = finite(values)
+        if not len(values):
+            return self._cover(0.0, 0.0)
+        # Zero must be representable, or padding and ReLU would shift.
         ends = percentile_range(values) if self.range == "percentile" else (float(values.min()), float(values.max()))
         low, high = min(0.0, ends[0]), max(0.0, ends[1])
         if self.range != "mse":

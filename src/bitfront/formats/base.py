@@ -284,6 +284,13 @@ class Format(ABC):
         return rounded.detach() - (inside.detach() - inside)
 
 
+def finite(sample: Tensor) -> Tensor:
+    """The finite values of `sample`, flat, detached: a NaN or an infinity says nothing about a range."""
+    flat = sample.detach().flatten()
+    kept = flat.isfinite()
+    return flat if bool(kept.all()) else flat[kept]
+
+
 def thinned(sample: Tensor) -> Tensor:
     """At most CALIBRATION_VALUES values of `sample`, flat, float64: enough to choose a scale by its squared error.
 
@@ -299,11 +306,12 @@ def thinned(sample: Tensor) -> Tensor:
 def percentile_range(sample: Tensor) -> tuple[float, float]:
     """(low, high) of `sample` without the largest 0.1 % of its absolute values (the definition of Wu et al. 2020,
     arXiv:2004.09602, section 3.3): the observed range cut to [−p, p], where p is the smallest of the absolute values
-    that no more than 0.1 % of them exceed. Fewer than 1,000 values are not cut.
+    that no more than 0.1 % of them exceed. Nothing is cut off fewer than 1,000 values, nor where p is 0: a tensor that
+    is nearly all zeros would become nothing else.
 
     Args:
-        sample: any shape, at least one value; of a large one a part is used, see ``thinned``.
+        sample: any shape, at least one value, all finite; of large ones a part is looked at, as ``thinned`` says.
     """
     size = thinned(sample).abs()
-    reach = float(size.kthvalue(math.ceil(PERCENTILE * len(size))).values)
+    reach = float(size.kthvalue(math.ceil(PERCENTILE * len(size))).values) or math.inf
     return max(float(sample.min()), -reach), min(float(sample.max()), reach)

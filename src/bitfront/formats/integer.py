@@ -16,19 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, percentile_range, thinned
+from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, finite, percentile_range, thinned
 from bitfront.formats.grid import Grid
 from bitfront.formats.learned import LearnedRange, rounded, straight_through
 
-LOWEST_FRAC_WIDTH = -32
-#: How calibration chooses the frac width.
+#: Any step from 2^-96 to 2^96: with codes of up to 32 bits, all values are float32's.
+LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH = -96, 96
+#: How a frac width is learned.
 Rule = Literal["auto", "minmax", "percentile"]
 
 
 @FORMATS.register("integer", "fixed", "int")
 @dataclass(frozen=True)
 class Integer(Format):
-    """Fixed point: `width` bits in all, `frac_width` of them after the binary point."""
+    """Fixed point: a whole number of `width` bits, divided by 2^frac_width."""
 
     width: int
     frac_width: int | Rule
@@ -37,12 +38,13 @@ class Integer(Format):
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value, sign included", low=1, high=32),
         "frac_width": FormatParameter(
-            "bits behind the binary point, at most `width`; 'NA' is width // 2; learned from the calibration samples: "
-            "'auto' is the one with the smallest squared error, 'minmax' the largest at which nothing is cut off, "
-            "'percentile' the largest at which 99.9 % of the absolute values are not",
+            "bits behind the binary point, more than `width` for small values, negative for large ones; 'NA' is "
+            "width // 2; learned from the calibration samples: 'auto' is the one with the smallest squared error, "
+            "'minmax' the largest at which nothing is cut off, 'percentile' the largest at which 99.9 % of the "
+            "absolute values are not",
             default=None,
             low=LOWEST_FRAC_WIDTH,
-            high=32,
+            high=HIGHEST_FRAC_WIDTH,
             words=("NA", *get_args(Rule)),
         ),
         "signed": FormatParameter(
@@ -58,10 +60,8 @@ class Integer(Format):
         width = cast(int, values["width"])
         frac = values["frac_width"]
         frac = width // 2 if frac is None else frac
-        if isinstance(frac, int) and frac > width:
-            raise FormatError(f"frac_width = {frac} is larger than width = {width}; frac_width <= width must hold")
-        given = values["signed"]
-        return cls(width, cast("int | Rule", frac), signed if given is None else bool(given))
+        own = values["signed"]
+        return cls(width, cast("int | Rule", frac), signed if own is None else bool(own))
 
     @property
     def bits(self) -> int:
@@ -89,26 +89,26 @@ class Integer(Format):
         return not isinstance(self.frac_width, int)
 
     def calibrated(self, sample: Tensor) -> Self:
-        """The format with the frac width that the rule chooses for `sample`; the lowest one if `sample` is empty or has
-        infinite values."""
+        """With the frac width that the rule finds in the finite values of `sample`; width // 2 where all are zero."""
         if not self.calibrates:
             return self
-        values = thinned(sample)
-        if not len(values) or not values.isfinite().all():
-            return replace(self, frac_width=LOWEST_FRAC_WIDTH)
+        values = finite(sample)
+        # What an unsigned format cuts off below is meant to be; it says nothing about the frac width.
+        seen = values if self.signed else values.clamp(min=0)
+        if not seen.any():
+            return replace(self, frac_width=self.width // 2)
         if self.frac_width == "auto":
-            return replace(self, frac_width=self._least_error(values))
-        # An unsigned format cuts off negative values on purpose, so they do not count for the frac width.
-        seen = sample.detach() if self.signed else sample.detach().clamp(min=0)
+            part = thinned(values)
+            if (part != 0 if self.signed else part > 0).any():
+                return replace(self, frac_width=self._least_error(part))
         low, high = percentile_range(seen) if self.frac_width == "percentile" else _ends(seen)
         return replace(self, frac_width=self._covering(low, high))
 
     def _covering(self, smallest: float, largest: float) -> int:
-        """The largest frac width under which both ends round to a value without saturating."""
-        if not (math.isfinite(smallest) and math.isfinite(largest)):
-            return LOWEST_FRAC_WIDTH
+        """The largest frac width under which both ends, one of which is not zero, round without saturating."""
         low, high = self.codes
-        frac = self.width
+        beyond = self.width + 1 - math.frexp(max(-smallest, largest))[1]
+        frac = max(LOWEST_FRAC_WIDTH, min(HIGHEST_FRAC_WIDTH, beyond))
         while frac > LOWEST_FRAC_WIDTH and not (
             low <= round(smallest * 2.0**frac) and round(largest * 2.0**frac) <= high
         ):
@@ -132,7 +132,7 @@ class Integer(Format):
         best, least = frac, error(frac)
         while best > LOWEST_FRAC_WIDTH and error(best - 1) == least:
             best -= 1
-        while frac < self.width and clipped(frac + 1) < least:
+        while frac < HIGHEST_FRAC_WIDTH and clipped(frac + 1) < least:
             frac += 1
             loss = error(frac)
             if loss < least:
@@ -167,7 +167,7 @@ class Integer(Format):
 
 
 class LearnedInteger(LearnedRange):
-    """Fixed point with a frac width that is learned, at most `width`.
+    """Fixed point with a frac width that is learned.
 
     Args:
         start: calibrated; the first range.
@@ -182,7 +182,7 @@ class LearnedInteger(LearnedRange):
         self.register_buffer("settled", torch.tensor(math.nan))
 
     def _used(self) -> Tensor:
-        limited = self.exponent.clamp(-self.start.width, -LOWEST_FRAC_WIDTH)
+        limited = self.exponent.clamp(-HIGHEST_FRAC_WIDTH, -LOWEST_FRAC_WIDTH)
         return torch.where(self.settled.isnan(), straight_through(torch.round(limited), limited), self.settled)
 
     def quantize(self, x: Tensor) -> Tensor:

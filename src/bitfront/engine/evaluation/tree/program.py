@@ -35,6 +35,8 @@ from bitfront.transforms.quantize import twin_of
 
 #: Sums up to here are exact in float32.
 EXACT = 2**24
+#: Of the numbers that every unit computes with in full; some take smaller ones for 0.
+SMALLEST_STEP = 2.0**-126
 
 #: How a step is computed: merged, in the way of its operation (``operations.base.Merge``), or state by state ("call").
 StepKind = Literal[
@@ -330,6 +332,8 @@ class Program:
         sums = weight.double().abs().flatten(1).sum(dim=1) * (max(-x_grid.low, x_grid.high) * x_grid.step)
         if bias is not None:
             sums = sums + bias.double().abs()
+        if not step_size >= SMALLEST_STEP:
+            return "steps whose product is smaller than the numbers of float32"
         largest = float(sums.max()) / step_size
         if not largest <= EXACT:
             return f"sums of up to {np.log2(largest):.1f} bits, more than the 24 that float32 holds"
