@@ -64,7 +64,8 @@ class Affine(Format):
             boolean=True,
         ),
         "granularity": FormatParameter(
-            "one scale per 'tensor' or per 'channel'; 'NA' is per channel for weights, else per tensor",
+            "one scale per 'tensor' or per 'channel'; 'NA' is per channel for weights that are parameters, else per "
+            "tensor",
             default=None,
             words=("NA", "tensor", "channel"),
         ),
@@ -120,22 +121,26 @@ class Affine(Format):
     def calibrated(self, sample: Tensor) -> Self:
         """With scale and zero point from the finite values of `sample`; its channels lie along `axis`. The smallest
         scale there is for a channel that has none but zeros."""
+        return self.calibrated_on(sample, sample)
+
+    def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:
+        """As :meth:`calibrated`; nothing but `ends` says what the largest values are."""
         if not self.calibrates:
             return self
+        rows = [[sample], [ends]]
         if self.granularity == "channel" and sample.dim() > self.axis:
-            rows = list(sample.detach().movedim(self.axis, 0))
-        else:
-            rows = [sample.detach()]
-        pairs = [self._scale_of(row) for row in rows]
+            rows = [list(x.movedim(self.axis, 0)) for x in (sample, ends)]
+        pairs = [self._scale_of(finite(row), finite(ends)) for row, ends in zip(*rows, strict=True)]
         return replace(self, scale=tuple(s for s, _ in pairs), zero_point=tuple(z for _, z in pairs))
 
-    def _scale_of(self, values: Tensor) -> tuple[float, int]:
-        values = finite(values)
-        if not len(values):
+    def _scale_of(self, values: Tensor, ends: Tensor) -> tuple[float, int]:
+        if not len(ends):
             return self._cover(0.0, 0.0)
+        covered = (
+            percentile_range(values, ends) if self.range == "percentile" else (float(ends.min()), float(ends.max()))
+        )
         # Zero must be representable, or padding and ReLU would shift.
-        ends = percentile_range(values) if self.range == "percentile" else (float(values.min()), float(values.max()))
-        low, high = min(0.0, ends[0]), max(0.0, ends[1])
+        low, high = min(0.0, covered[0]), max(0.0, covered[1])
         if self.range != "mse":
             return self._cover(low, high)
         values = thinned(values)

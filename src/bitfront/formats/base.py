@@ -33,9 +33,14 @@ CALIBRATION_VALUES = 65_536
 PERCENTILE = 0.999
 
 
+#: What a weight is parsed as where it depends on the samples, as the second factor of a product of activations does:
+#: its first dimension holds samples, and no channels.
+FACTOR: Operand = "factor"
+
+
 def channel_axis(operand: Operand) -> int:
     """The dimension along which a format per channel has its scales: features of an input, rows of a parameter."""
-    return 1 if operand.startswith("data_in") else 0
+    return 1 if operand == FACTOR or operand.startswith("data_in") else 0
 
 
 class FormatError(ValueError):
@@ -116,7 +121,7 @@ class Format(ABC):
 
         Args:
             settings: parameter name → value, without the operand's prefix. ``"NA"`` is None.
-            operand: what will be quantized.
+            operand: what will be quantized; ``FACTOR`` for a weight that depends on the samples.
             signed: whether the tensor can be negative. False for the input of a ReLU, which removes negative values
                 anyway.
 
@@ -214,10 +219,21 @@ class Format(ABC):
 
         Args:
             sample: for a parameter, the parameter in float. Otherwise the values of the operand in the float model on
-                the calibration samples (only the first samples if it is large); the first dimension is the
-                samples. It may have infinite values, if the model overflows.
+                the calibration samples; the first dimension is the samples. It may have NaN and infinite values, if the
+                model overflows or has masks: they should not decide.
         """
         return self
+
+    def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:
+        """As :meth:`calibrated`, called in its place where a tensor is too large to keep.
+
+        Args:
+            sample: a random part of the tensor: all channels of some samples and positions, shape (draws, channels, 1,
+                ...) with as many dimensions as the tensor has.
+            ends: the smallest and the largest finite value of each channel of the whole tensor, shape (2, channels, 1,
+                ...); infinite where a channel has none. A format that overrides this can tell them from the others.
+        """
+        return self.calibrated(torch.cat([sample, ends]))
 
     @abstractmethod
     def round(self, x: Tensor) -> Tensor:
@@ -303,15 +319,16 @@ def thinned(sample: Tensor) -> Tensor:
     return flat.double()
 
 
-def percentile_range(sample: Tensor) -> tuple[float, float]:
+def percentile_range(sample: Tensor, ends: Tensor) -> tuple[float, float]:
     """(low, high) of `sample` without the largest 0.1 % of its absolute values (the definition of Wu et al. 2020,
     arXiv:2004.09602, section 3.3): the observed range cut to [−p, p], where p is the smallest of the absolute values
     that no more than 0.1 % of them exceed. Nothing is cut off fewer than 1,000 values, nor where p is 0: a tensor that
     is nearly all zeros would become nothing else.
 
     Args:
-        sample: any shape, at least one value, all finite; of large ones a part is looked at, as ``thinned`` says.
+        sample: any shape, all finite; of large ones a part is looked at, as ``thinned`` says.
+        ends: any shape, at least one value: its smallest and its largest one are those of the whole tensor.
     """
     size = thinned(sample).abs()
-    reach = float(size.kthvalue(math.ceil(PERCENTILE * len(size))).values) or math.inf
-    return max(float(sample.min()), -reach), min(float(sample.max()), reach)
+    reach = (float(size.kthvalue(math.ceil(PERCENTILE * len(size))).values) if len(size) else 0.0) or math.inf
+    return max(float(ends.min()), -reach), min(float(ends.max()), reach)

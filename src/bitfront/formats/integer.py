@@ -90,18 +90,22 @@ class Integer(Format):
 
     def calibrated(self, sample: Tensor) -> Self:
         """With the frac width that the rule finds in the finite values of `sample`; width // 2 where all are zero."""
+        return self.calibrated_on(sample, sample)
+
+    def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:
+        """As :meth:`calibrated`; nothing but `ends` says what the largest values are."""
         if not self.calibrates:
             return self
-        values = finite(sample)
+        values, ends = finite(sample), finite(ends)
         # What an unsigned format cuts off below is meant to be; it says nothing about the frac width.
-        seen = values if self.signed else values.clamp(min=0)
-        if not seen.any():
+        seen, ends = (values, ends) if self.signed else (values.clamp(min=0), ends.clamp(min=0))
+        if not ends.any():
             return replace(self, frac_width=self.width // 2)
         if self.frac_width == "auto":
             part = thinned(values)
             if (part != 0 if self.signed else part > 0).any():
                 return replace(self, frac_width=self._least_error(part))
-        low, high = percentile_range(seen) if self.frac_width == "percentile" else _ends(seen)
+        low, high = percentile_range(seen, ends) if self.frac_width == "percentile" else _ends(ends)
         return replace(self, frac_width=self._covering(low, high))
 
     def _covering(self, smallest: float, largest: float) -> int:

@@ -62,12 +62,15 @@ class Site(Node):
         shapes: (operand, shape) of the weights, biases and states, whether they are parameters or computed.
         computed_from: names of the parameters that the weight is computed from, where it is computed and does not
             depend on the model's input. Such a weight is stored, like one that is a parameter.
+        flowing: the operands that depend on the samples, and have these along their first dimension: inputs, and the
+            second factor of a product of two activations.
     """
 
     operands: tuple[Operand, ...] = ()
     operand_parameters: tuple[tuple[Operand, str], ...] = ()
     shapes: tuple[tuple[Operand, Shape], ...] = ()
     computed_from: tuple[str, ...] = ()
+    flowing: tuple[Operand, ...] = ()
 
     @property
     def operation(self) -> Operation:
@@ -98,6 +101,10 @@ class Site(Node):
     def negative_inputs_matter(self) -> bool:
         """Whether negative inputs change the output; false for a ReLU."""
         return not self.operation.rectifies
+
+    def flows(self, operand: Operand) -> bool:
+        """Whether `operand` depends on the samples, rather than being the same for all of them."""
+        return operand in self.flowing
 
     def parameter(self, operand: Operand) -> tuple[str, Shape] | None:
         """(name, shape) of the parameter that is `operand`; None where the operand is computed."""

@@ -216,6 +216,22 @@ def apply_site(model: nn.Module, site: Site, node: fx.Node | None, operands: Map
     return result
 
 
+def holding_nan(state: Mapping[str, Tensor]) -> str:
+    """Which tensor of a state dict holds NaN, and how many; empty if none does."""
+    for name, tensor in state.items():
+        number = int(tensor.isnan().sum()) if tensor.is_floating_point() else 0
+        if number:
+            return f"{name} holds NaN in {number:,} of its {tensor.numel():,} values"
+    return ""
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raises CaptureError if a parameter or buffer of `model` holds NaN, of which no number format knows the value."""
+    bad = holding_nan(model.state_dict())
+    if bad:
+        raise CaptureError(f"the model's {bad}: train it again, or load weights from before they became NaN")
+
+
 def parameter(model: nn.Module, name: str) -> Tensor:
     """A parameter or buffer of `model` by its full name, detached."""
     path, _, key = name.rpartition(".")

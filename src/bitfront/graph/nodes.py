@@ -146,6 +146,7 @@ def _module_node(name: str, path: str, module: nn.Module, summary: CallSummary) 
         operands=tuple(name for name in operation.formatted if name in activations or name in parameters),
         operand_parameters=tuple((name, full_names[name]) for name in formatted_parameters),
         shapes=tuple((name, tuple(parameters[name].shape)) for name in formatted_parameters),
+        flowing=tuple(name for name in operation.formatted if name in activations),
     )
 
 
@@ -181,6 +182,7 @@ def _function_node(n: fx.Node, interpreter: _ShapeInterpreter) -> Node:
         operands=tuple(name for name in operation.formatted if name in operands),
         operand_parameters=tuple((name, str(node.target)) for name, node in fixed.items() if node.op == "get_attr"),
         shapes=tuple((name, shapes[node]) for name, node in fixed.items()),
+        flowing=tuple(name for name, node in operands.items() if node in interpreter.from_input),
         computed_from=_computed_from(operands.get("weight"), interpreter),
     )
 

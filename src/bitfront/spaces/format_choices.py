@@ -15,7 +15,7 @@ from typing import cast
 
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, Operand
+from bitfront.formats.base import FACTOR, Format, FormatError, Operand
 from bitfront.graph import Site
 from bitfront.operations.lookup import operand_names
 from bitfront.operations.lookup import sites as site_operations
@@ -270,6 +270,8 @@ def _settings(
         names = [n for n in given if n in format_class.parameters]
         tables = [dict(zip(names, picks, strict=True)) for picks in itertools.product(*(given[n] for n in names))]
         place = (*where, f"{operand}_{names[0]}") if names else where
+    computed = site.flows(operand) and site.operation.operand(operand).role != "activation"
+    kind = FACTOR if computed else operand
     settings: dict[Format | None, Setting] = {}
     why, excluded = "", 0
     for table in tables:
@@ -277,7 +279,7 @@ def _settings(
             settings.setdefault(None, Setting(((str(format_class.bits_parameter), "NA"),) if table else (), None))
             continue
         try:
-            parsed = format_class.parse(table, operand, signed=operand != "data_in" or site.negative_inputs_matter)
+            parsed = format_class.parse(table, kind, signed=operand != "data_in" or site.negative_inputs_matter)
         except FormatError as error:
             if error.parameter is not None:
                 raise ConfigError(f"{operand} of {site.title}: {error}", key=place) from None

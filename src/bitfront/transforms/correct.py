@@ -93,7 +93,8 @@ def corrected_bias(graph: Graph, site: Site, weight: Format, inputs: Sequence[Te
     with torch.no_grad():
         outputs = [apply_site(graph.model, site, node, {"data_in": x, "weight": error}).double() for x in inputs]
     rows = torch.cat([output.movedim(channels, 0).flatten(1) for output in outputs], dim=1)
-    return (bias.double() - rows.mean(dim=1)).to(bias.dtype)
+    # A channel without a finite value, as behind an infinite weight, keeps its bias.
+    return (bias.double() - _over_finite(rows)[0].nan_to_num(0.0)).to(bias.dtype)
 
 
 def output_statistics(
@@ -121,7 +122,16 @@ def output_statistics(
     with torch.no_grad():
         out = apply_site(graph.model, site, node_of(graph, site), operands)
     rows = out.double().movedim(1, 0).flatten(1)
-    return rows.mean(dim=1), rows.var(dim=1, correction=0)
+    return _over_finite(rows)
+
+
+def _over_finite(rows: Tensor) -> Statistics:
+    """Mean and variance of each row's finite values; NaN for a row without any."""
+    if bool(rows.isfinite().all()):
+        return rows.mean(dim=1), rows.var(dim=1, correction=0)
+    known = rows.where(rows.isfinite(), torch.nan)
+    mean = known.nanmean(dim=1)
+    return mean, (known - mean[:, None]).square().nanmean(dim=1)
 
 
 def rescaled_statistics(norm: Any, floating: Statistics, quantized: Statistics) -> Statistics:
@@ -133,7 +143,7 @@ def rescaled_statistics(norm: Any, floating: Statistics, quantized: Statistics) 
     The running statistics come from training, on more data than the calibration samples. So they are not replaced by
     estimates, but shifted and scaled by the change that quantization causes: with r = var_q / var_float, the new
     variance is var · r, and the new mean is as many standard deviations from the samples' mean as before. If a channel
-    is constant, before or after quantization, its variance stays.
+    is constant, before or after quantization, its variance stays; if it has no finite value, so does its mean.
 
     Args:
         norm: the batch norm of the float model.
@@ -148,4 +158,5 @@ def rescaled_statistics(norm: Any, floating: Statistics, quantized: Statistics) 
     ratio = torch.where(varies, quantized[1] / floating[1], torch.ones_like(quantized[1]))
     scale = torch.sqrt((variance * ratio + norm.eps) / (variance + norm.eps))
     shifted = quantized[0] - scale * (floating[0] - mean)
+    shifted = torch.where(shifted.isnan(), mean, shifted)
     return shifted.to(norm.running_mean.dtype), (variance * ratio).to(norm.running_var.dtype)

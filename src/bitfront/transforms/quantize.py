@@ -9,15 +9,14 @@ the model computes the same, and its state dict has the weights to deploy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
+from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import parameter
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations.base import Operation
@@ -254,68 +253,3 @@ def _rewrite(
     install(new, by_name, graph.switches)
     new.lint()
     return fx.GraphModule(model, new).eval()
-
-
-class _OperandObserver:
-    """Takes the place of a format: stores the values of an operand and does not change them."""
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    def quantize(self, x: Tensor) -> Tensor:
-        # A format per channel needs the channels, which flattened samples do not have.
-        seen = x.detach().reshape(-1) if x.dim() < 2 else x.detach()
-        rows = max(1, CALIBRATION_VALUES * 4 // max(1, seen[0].numel()))
-        self.seen.append(seen[:rows].clone())
-        return x
-
-
-def joined(seen: Sequence[Tensor]) -> Tensor:
-    """All observed values of an operand as one sample; flat if shapes differ, as those of an addition may."""
-    shapes = {s.shape[1:] for s in seen}
-    return torch.cat(list(seen) if len(shapes) == 1 else [s.flatten() for s in seen])
-
-
-def observe(
-    graph: Graph, wanted: Iterable[tuple[str, Operand]], x: Tensor
-) -> dict[tuple[str, Operand], tuple[Tensor, ...]]:
-    """The values of operands in the float model.
-
-    Args:
-        graph: the captured model.
-        wanted: (site name, operand) pairs.
-        x: input samples, shape (samples, *features).
-
-    Returns:
-        Per pair the values in each call; the first dimension is the samples, and of large tensors only the first
-        samples are kept. For a parameter, the parameter itself.
-    """
-    result: dict[tuple[str, Operand], tuple[Tensor, ...]] = {}
-    observers: dict[str, dict[Operand, Rounds]] = {}
-    for name, operand in wanted:
-        owned = graph.site(name).parameter(operand)
-        if owned is not None:
-            result[name, operand] = (parameter(graph.model, owned[0]),)
-        else:
-            observers.setdefault(name, {})[operand] = _OperandObserver()
-    if observers:
-        with torch.no_grad():
-            rebuilt(graph, observers, {}, bake=False)(x)
-        for name, by_operand in observers.items():
-            for operand, observer in by_operand.items():
-                assert isinstance(observer, _OperandObserver)
-                result[name, operand] = tuple(observer.seen)
-    return result
-
-
-def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> dict[str, dict[Operand, Format]]:
-    """`formats`, calibrated: those of weights on the weights, those of inputs on their values for the samples `x`.
-
-    Inputs are observed in the float model, so the result for a site does not depend on the formats of other sites.
-    """
-    wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
-    samples = observe(graph, wanted, x) if wanted else {}
-    return {
-        name: {o: f.calibrated(joined(samples[name, o])) if f.calibrates else f for o, f in by_operand.items()}
-        for name, by_operand in formats.items()
-    }

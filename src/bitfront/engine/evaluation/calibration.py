@@ -24,7 +24,7 @@ from bitfront.transforms.correct import (
     output_statistics,
     rescaled_statistics,
 )
-from bitfront.transforms.quantize import joined, observe
+from bitfront.transforms.observe import Observed, observe
 
 #: The formats of a site's operands before calibration, sorted by operand; hashable.
 FormatsKey = tuple[tuple[Operand, Format], ...]
@@ -56,7 +56,8 @@ class Calibration:
         self._graph, self._x = graph, x
         self._biased = {s.name for s in graph.sites if corrections.bias and has_bias(graph, s)}
         self._norms = {s.name: norms_behind(graph, s) for s in graph.sites} if corrections.batch_norm else {}
-        self._observed: dict[tuple[str, Operand], tuple[Tensor, ...]] = {}
+        self._corrects = bool(self._biased or self._norms)
+        self._observed: dict[tuple[str, Operand], Observed] = {}
         self._formats: dict[tuple[str, Operand, Format, Format | None], Format] = {}
         self._biases: dict[tuple[str, Format], Tensor] = {}
         self._floating: dict[str, Statistics] = {}
@@ -84,7 +85,7 @@ class Calibration:
                 operands.add((site.name, "data_in"))
         unseen = operands - set(self._observed)
         if unseen:
-            self._observed.update(observe(self._graph, sorted(unseen), self._x))
+            self._observed.update(observe(self._graph, sorted(unseen), self._x, self._corrects))
         for site, formats in missing:
             self._learn(site, formats)
 
@@ -104,7 +105,7 @@ class Calibration:
             if operand != "bias":
                 self._learn_format(site, operand, formats, None)
         if self._changes_bias(site, formats) and (site.name, formats["weight"]) not in self._biases:
-            inputs = self._observed[site.name, "data_in"]
+            inputs = self._observed[site.name, "data_in"].samples
             weight = self.format(site, "weight", formats["weight"])
             self._biases[site.name, formats["weight"]] = corrected_bias(self._graph, site, weight, inputs)
         if "bias" in formats:
@@ -116,12 +117,12 @@ class Calibration:
         """Calibrate a format on `sample`, or on the values that were observed at the operand."""
         key = self._key(site, operand, formats[operand], formats.get("weight"))
         if formats[operand].calibrates and key not in self._formats:
-            sample = joined(self._observed[site.name, operand]) if sample is None else sample
-            self._formats[key] = formats[operand].calibrated(sample)
+            seen = self._observed[site.name, operand] if sample is None else Observed(sample)
+            self._formats[key] = seen.calibrated(formats[operand])
 
     def _rescaled(self, site: Site, formats: SiteFormats) -> dict[str, Statistics]:
         # A traced site is called once, so there is one tensor of inputs.
-        (x,) = self._observed[site.name, "data_in"]
+        (x,) = self._observed[site.name, "data_in"].samples
         if site.name not in self._floating:
             self._floating[site.name] = output_statistics(self._graph, site, {}, None, x)
         bias = self.bias(site, formats.get("weight"))

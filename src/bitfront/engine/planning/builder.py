@@ -32,6 +32,7 @@ from bitfront.engine.planning.runners import (
 from bitfront.engine.planning.training import candidate_training, configured_training
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
+from bitfront.graph.capture import check_weights
 from bitfront.metrics.base import Metric
 from bitfront.objectives import Objectives
 from bitfront.spaces import SPACES
@@ -78,6 +79,8 @@ def make_plan(
     device, warning = choose_device(config.accelerator)
     with config.locating():
         check_ready(runners, device)
+    if model is not None:
+        check_weights(model)
     graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
         space = _space(config, graph)

@@ -14,8 +14,9 @@ from bitfront import checkpoints, data, models  # noqa: F401  (registers the dat
 from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load_dataset
-from bitfront.errors import CaptureError, ConfigError
+from bitfront.errors import CaptureError, CheckpointError, ConfigError
 from bitfront.graph.baking import private_copy
+from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model
 
 #: Samples, and values of their outputs, in a forward fingerprint.
@@ -134,7 +135,12 @@ def load_weights(config: Config, model: nn.Module) -> dict[str, Tensor]:
     """Read the state dict of the checkpoint that ``load_name`` names; it must not be None.
 
     Raises:
-        CheckpointError: the file cannot be read, or does not fit `model`.
+        CheckpointError: the file cannot be read, does not fit `model`, or holds NaN.
     """
     assert config.load_name is not None
-    return checkpoints.load_checkpoint(Path(config.load_name).expanduser(), model, config.load_type)
+    path = Path(config.load_name).expanduser()
+    state = checkpoints.load_checkpoint(path, model, config.load_type)
+    bad = holding_nan(state)
+    if bad:
+        raise CheckpointError(f"{path}: {bad}; load weights from before they became NaN", arguments=["load_name=..."])
+    return state
