@@ -34,8 +34,8 @@ def randn(*shape, seed=0):
 
 def labelled(x, classes=3):
     y = torch.arange(len(x)) % classes
-    a = len(x) * 2 // 3
-    return {"train": (x[:a], y[:a]), "val": (x[a:], y[a:])}
+    a, b = len(x) * 2 // 3, len(x) * 5 // 6
+    return {"train": (x[:a], y[:a]), "val": (x[a:b], y[a:b]), "test": (x[b:], y[b:])}
 
 
 def searched(model, data, tmp_path, **space):
@@ -366,3 +366,136 @@ def test_quantize_takes_what_calibrate_gives():
     formats = calibrate(graph, {"matmul": {"weight": bf_format({"width": 8}, "affine", "factor")}}, x)
     with torch.no_grad():
         assert torch.allclose(quantize(graph, formats)(x), model(x), atol=0.1)
+
+
+# --- two inputs ------------------------------------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    """Two inputs far apart in size meet in one operation; `form` says how it is written."""
+
+    def __init__(self, meet, gain=2.0**-9):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.meet, self.gain = meet, gain
+        with torch.no_grad():
+            self.right.weight.mul_(gain)
+            self.right.bias.mul_(gain)
+
+    def meeting(self, x, rounded=lambda a, b: (a, b)):
+        return self.meet(*rounded(self.left(x), self.right(x)))
+
+    def forward(self, x):
+        return self.head(self.meeting(x) / self.gain)
+
+
+def masked(a, b):
+    """An additive mask, as attention has it."""
+    mask = torch.where(b > 0, 0.0, -torch.inf)
+    return (a + mask).softmax(-1)
+
+
+MEETINGS = {
+    "add": (torch.add, "add"),
+    "+": (lambda a, b: a + b, "add"),
+    "sub": (torch.sub, "sub"),
+    "-": (lambda a, b: b - a, "sub"),
+    "mul": (torch.mul, "mul"),
+    "alone": (lambda a, b: a + b.mean(1, keepdim=True), "add"),
+}
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+@pytest.mark.parametrize("rule", ["auto", "minmax"])
+def test_each_input_has_a_frac_width_of_its_own(name, rule, tmp_path):
+    torch.manual_seed(2)
+    meet, op = MEETINGS[name]
+    model, data = Two(meet), labelled(randn(200, 6))
+    space = {"name": "integer", "data_in_width": [6, 8], "data_in_frac_width": rule}
+    run, rebuilt, _ = searched(model, data, tmp_path, **{op: space})
+    assert run.space.size == 2  # the second input has no choice of its own
+    (own,) = rebuilt.formats.values()
+    x = data["train"][0]
+    with torch.no_grad():
+        a, b = model.left(x), model.right(x)
+    first, second = (b, a) if name == "-" else (a, b.mean(1, keepdim=True) if name == "alone" else b)
+    assert own["data_in"].width == own["data_in_2"].width == 6
+    if rule == "auto":
+        assert own["data_in"].frac_width == best_frac(first, 6)
+        assert own["data_in_2"].frac_width == best_frac(second, 6)
+    assert abs(own["data_in"].frac_width - own["data_in_2"].frac_width) > 5
+
+    class Hand(Two):
+        def forward(self, x):
+            a, b = self.left(x), self.right(x)
+            small = own["data_in"] if name == "-" else own["data_in_2"]
+            large = own["data_in_2"] if name == "-" else own["data_in"]
+            a = fixed(a, 6, large.frac_width)
+            if name == "alone":
+                return self.head((a + fixed(b.mean(1, keepdim=True), 6, small.frac_width)) / self.gain)
+            return self.head(self.meet(a, fixed(b, 6, small.frac_width)) / self.gain)
+
+    hand = Hand(meet)
+    hand.load_state_dict(model.state_dict())
+    assert run.trial(0).metrics["loss"] == pytest.approx(loss_by_hand(hand, data), rel=1e-5)
+
+
+def test_the_second_input_may_have_keys_of_its_own(tmp_path):
+    torch.manual_seed(2)
+    model, data = Two(torch.add), labelled(randn(100, 6))
+    space = {"name": "integer", "data_in_width": [4, 8], "data_in_2_width": [3, 6], "data_in_2_frac_width": "auto"}
+    run, rebuilt, _ = searched(model, data, tmp_path, add=space)
+    assert run.space.size == 4
+    (own,) = rebuilt.formats.values()
+    assert (own["data_in"], own["data_in_2"].width) == (Integer(4, 2), 3)
+    numbers = {t.number: t for t in run.trials}
+    bits = {n: [t.config["add"]["config"][f"data_in{k}_width"] for k in ("", "_2")] for n, t in numbers.items()}
+    for number, trial in numbers.items():
+        again = bf.transform_trial(run.folder, number, model=model, data=bf.from_splits(data), check=True)
+        assert again.evaluation.loss == trial.metrics["loss"]
+        (own,) = again.formats.values()
+        assert [own["data_in"].width, own["data_in_2"].width] == bits[number]
+    costs = {n: t.metrics["total_bitops"] for n, t in numbers.items()}
+    widest = {n: max(b) for n, b in bits.items()}
+    assert all((costs[a] > costs[b]) == (widest[a] > widest[b]) for a in numbers for b in numbers)
+    alone = {"name": "integer", "data_in_2_width": [4]}
+    _, rebuilt, _ = searched(model, data, tmp_path / "alone", add=alone)
+    assert list(next(iter(rebuilt.formats.values()))) == ["data_in_2"]
+
+
+@pytest.mark.parametrize("name", ["integer", "affine"])
+def test_an_additive_mask_of_infinities_is_rounded_like_a_mask(name, tmp_path):
+    torch.manual_seed(2)
+    model, data = Two(masked, gain=1.0), labelled(randn(200, 6))
+    rule = {"data_in_frac_width": "auto"} if name == "integer" else {"data_in_symmetric": True}
+    run, rebuilt, _ = searched(model, data, tmp_path, add={"name": name, "data_in_width": [8]} | rule)
+    (own,) = rebuilt.formats.values()
+    assert own["data_in_2"].round(torch.tensor([0.0, -torch.inf])).tolist()[0] == 0.0
+    assert np.isfinite(run.trial(0).metrics["loss"])
+    with torch.no_grad():
+        a = model.left(data["train"][0])
+    if name == "integer":
+        assert own["data_in"].frac_width == best_frac(a, 8)
+    else:
+        assert own["data_in"].scale[0] == pytest.approx(a.abs().max().item() / 127)
+
+
+class Positions(nn.Module):
+    """A residual sum, and one with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.place, self.head = nn.Linear(8, 8), nn.Parameter(1e-3 * randn(1, 6, 8)), nn.Linear(48, 3)
+
+    def forward(self, x):
+        x = x + self.place
+        return self.head((x + self.fc(x)).flatten(1))
+
+
+def test_a_parameter_that_is_added_has_its_own_range(tmp_path):
+    model, data = Positions(), labelled(randn(90, 6, 8))
+    own = {"name": "integer", "data_in_width": [8], "data_in_frac_width": "auto"}
+    _, rebuilt, _ = searched(model, data, tmp_path, add=own)
+    place = rebuilt.formats["add"]["data_in_2"]
+    assert place.frac_width == best_frac(model.place.detach(), 8) > 12
+    assert rebuilt.formats["add_1"]["data_in"].frac_width < 8

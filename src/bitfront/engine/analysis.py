@@ -358,7 +358,7 @@ def _input_bits(node: Node, bits: Mapping[Operand, int]) -> tuple[int, ...]:
     if not isinstance(node, Site):
         return (bits["data_in"],) * len(node.inputs)
     parameters = dict(node.operand_parameters)
-    named = [o.format_of or o.name for o in node.operation.operands if o.name not in parameters]
+    named = [o.name for o in node.operation.operands if o.name not in parameters]
     return tuple(bits[name] for name in named if name in bits)
 
 

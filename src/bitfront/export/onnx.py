@@ -235,14 +235,17 @@ class _Writer(fx.Interpreter):
         """The name of the operand at a position; "" if there is none."""
         operation = self._operation(n)
         operands = () if operation is None else operation.operands
-        return next((o.format_of or o.name for o in operands if o.position == position), "")
+        return next((o.name for o in operands if o.position == position), "")
 
     def _format(self, n: fx.Node, position: int) -> Format | None:
         return self._format_of(n, self._operand(n, position))
 
     def _format_of(self, n: fx.Node, operand: str) -> Format | None:
         self.written.add(operand)
-        return self.formats.get(n.name, {}).get(operand)
+        operation, formats = self._operation(n), self.formats.get(n.name, {})
+        if operation is None or operand not in operation.formatted:
+            return formats.get(operand)
+        return operation.operand(operand).chosen(formats)
 
     def integer(self, n: fx.Node) -> bool:
         return n.name in self.in_integers

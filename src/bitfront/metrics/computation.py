@@ -53,6 +53,6 @@ class BasicComputation(Runner):
 def site_bitops(space: FormatSpace) -> list[NDArray[np.float64]]:
     """Bit operations per sample of each site for each of its options: an array of shape (options,) per group."""
     tables = []
-    for site, data, weight in zip(space.sites, space.bits("data_in"), space.bits("weight"), strict=True):
+    for site, data, weight in zip(space.sites, space.input_bits(), space.bits("weight"), strict=True):
         tables.append(np.asarray(bit_operations(site, data, weight), dtype=np.float64))
     return tables

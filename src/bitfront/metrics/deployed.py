@@ -102,7 +102,8 @@ class Deployment:
             (name, operand, packed.signed, packed.symmetric, packed.axis is not None, narrow and packed.narrow)
             for name, site_formats in sorted(formats.items())
             for operand, number_format in sorted(site_formats.items())
-            if operand != "bias" and (packed := packing(number_format, activation=operand == "data_in")) is not None
+            if operand != "bias"
+            and (packed := packing(number_format, activation=operand.startswith("data_in"))) is not None
         )
         return tuple(node.output for node in graph.nodes), kernels
 
@@ -125,7 +126,7 @@ class Deployment:
         """
         settings = self.settings
         tables = []
-        for site, data, weight in zip(space.sites, space.bits("data_in"), space.bits("weight"), strict=True):
+        for site, data, weight in zip(space.sites, space.input_bits(), space.bits("weight"), strict=True):
             # A weight that is an activation is among the inputs.
             weights = float(site.stored_weights)
             widest = np.maximum(data, weight) if "weight" in site.operands else data

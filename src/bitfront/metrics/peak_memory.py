@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 from torch import fx
 
-from bitfront.formats.base import FLOAT_BITS
+from bitfront.formats.base import FLOAT_BITS, Operand
 from bitfront.graph import Graph
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values
-from bitfront.operations.lookup import of_node
+from bitfront.operations.lookup import of_node, operand_nodes
 from bitfront.spaces.base import Codes
 
 
@@ -26,7 +26,7 @@ class Activation:
     Attributes:
         name: of the node that computes it.
         values: number of values per sample.
-        groups: the groups of the space whose sites take it as data_in; it is stored in the widest of their formats.
+        uses: (group of the space, input) of the sites that take it; it is stored in the widest of their formats.
         floats: whether a node takes it in float.
         first: the step that computes it.
         last: the last step that uses it.
@@ -34,7 +34,7 @@ class Activation:
 
     name: str
     values: int
-    groups: tuple[int, ...]
+    uses: tuple[tuple[int, Operand], ...]
     floats: bool
     first: int
     last: int
@@ -60,13 +60,14 @@ class PeakMemory(Runner):
         """Bytes for each candidate. Each tensor ends on a whole byte."""
         space = context.space
         tensors = activations(space.graph)
-        options, bits = space.options(codes), space.bits("data_in")
+        options = space.options(codes)
+        bits = {operand: space.bits(operand) for operand in {o for t in tensors for _, o in t.uses}}
         steps = max((tensor.last for tensor in tensors), default=0) + 1
         in_memory = np.zeros((steps, len(codes)))
         for tensor in tensors:
             width = np.full(len(codes), FLOAT_BITS if tensor.floats else 0)
-            for g in tensor.groups:
-                width = np.maximum(width, bits[g][options[:, g]])
+            for g, operand in tensor.uses:
+                width = np.maximum(width, bits[operand][g][options[:, g]])
             in_memory[tensor.first : tensor.last + 1] += np.ceil(tensor.values * width / 8)
         return {"peak_memory": in_memory.max(axis=0)}
 
@@ -85,13 +86,13 @@ def activations(graph: Graph) -> tuple[Activation, ...]:
     order = [n for n in graph.fx_graph.nodes if n.op != "get_attr"]
     step = {n: i for i, n in enumerate(order)}
     #: Node → the groups that use its output, whether a node uses it in float, and the last step that uses it.
-    uses: dict[fx.Node, tuple[set[int], bool, int]] = {}
+    uses: dict[fx.Node, tuple[set[tuple[int, Operand]], bool, int]] = {}
     for node in reversed(order):
-        users, floats, last = set[int](), False, step[node]
+        users, floats, last = set[tuple[int, Operand]](), False, step[node]
         for user in node.users:
             last = max(last, step[user])
             if user.name in groups:
-                users.add(groups[user.name])
+                users |= {(groups[user.name], operand) for operand in _taken_as(node, user, graph)}
             elif _is_view(user, graph):
                 users |= uses[user][0]
                 floats, last = floats or uses[user][1], max(last, uses[user][2])
@@ -109,6 +110,16 @@ def activations(graph: Graph) -> tuple[Activation, ...]:
     return tuple(tensors)
 
 
+def _taken_as(node: fx.Node, user: fx.Node, graph: Graph) -> set[Operand]:
+    """As which inputs a site takes a node's output."""
+    operation = of_node(user, graph.model)
+    if operation is None or user.op == "call_module":
+        return {"data_in"}
+    shared = {operand.name for operand in operation.operands if operand.format_of}
+    found = {o if o in shared else "data_in" for o, n in operand_nodes(user, operation).items() if n is node}
+    return found or {"data_in"}
+
+
 def _is_view(node: fx.Node, graph: Graph) -> bool:
     """Whether a node's output is its input in another shape, so that it needs no memory."""
     operation = of_node(node, graph.model)
@@ -118,7 +129,7 @@ def _is_view(node: fx.Node, graph: Graph) -> bool:
 def _untraced(graph: Graph, groups: Mapping[str, int]) -> list[Activation]:
     tensors = []
     for step, node in enumerate(graph.nodes):
-        users = (groups[node.name],) if node.name in groups else ()
+        users = ((groups[node.name], "data_in"),) if node.name in groups else ()
         for k, shape in enumerate(node.inputs):
             tensors.append(Activation(f"{node.name}.{k}", math.prod(shape), users, not users, step, step))
         tensors.append(Activation(node.name, math.prod(node.output), (), True, step, step))

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from bitfront.operations.training import TrainRule
 
 Shape = tuple[int, ...]
 Role = Literal["activation", "weight", "bias", "state"]
+Chosen = TypeVar("Chosen")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class OperandSpec:
         position: its place among the arguments of the operation's functions.
         argument: its keyword there.
         channel_axis: the dimension along which a format per channel has its scales; None: the operand has no channels.
-        format_of: the operand whose format it shares (for the second input of an addition). It then has no keys.
+        format_of: the operand whose choice it shares unless it has keys of its own, as the second input of an addition
+            does. What its format learns, it learns from its own values.
     """
 
     name: str
@@ -44,6 +46,10 @@ class OperandSpec:
     argument: str = "input"
     channel_axis: int | None = None
     format_of: str = ""
+
+    def chosen(self, formats: Mapping[str, Chosen]) -> Chosen | None:
+        """What `formats`, by operand, have for it: its entry, or else that of the operand whose choice it shares."""
+        return formats.get(self.name, formats.get(self.format_of))
 
 
 DATA_IN = OperandSpec("data_in", "activation", 0, "input", channel_axis=1)
@@ -180,8 +186,8 @@ class Operation:
 
     @property
     def formatted(self) -> tuple[str, ...]:
-        """Names of the operands with a separate format."""
-        return tuple(o.name for o in self.operands if not o.format_of)
+        """Names of the operands."""
+        return tuple(o.name for o in self.operands)
 
 
 def define(name: str, summary: str, **answers: Any) -> Operation:

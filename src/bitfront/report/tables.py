@@ -391,9 +391,11 @@ def changes(result: Transformed) -> Sheet:
 def formats(result: Transformed) -> Sheet:
     """The format of each operand, per quantized site."""
     rows: list[list[str]] = []
+    names = ["data_in", *(["data_in_2"] if any("data_in_2" in o for o in result.formats.values()) else [])]
+    names += ["weight", "bias"]
     for site, operands in result.formats.items():
-        rows.append([site, *(operands[o].label if o in operands else "float" for o in ("data_in", "weight", "bias"))])
-    return Sheet(["site", "data_in", "weight", "bias"], rows)
+        rows.append([site, *(operands[o].label if o in operands else "float" for o in names)])
+    return Sheet(["site", *names], rows)
 
 
 def as_json(run: Run) -> dict[str, Any]:

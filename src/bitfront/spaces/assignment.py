@@ -73,11 +73,16 @@ class Assignment:
     why: str = ""
 
     def options(self) -> Iterator[tuple[tuple[Operand, Setting], ...]]:
-        """Every option of the site, in the order in which a space numbers them."""
+        """Every option of the site, in the order in which a space numbers them. An operand that shares the choice of
+        another has the same format, not yet calibrated."""
+        specs = [self.site.operation.operand(o) for o in self.site.operands]
         for alternative in self.alternatives:
             operands = [o for o, _ in alternative.operands]
+            sharing = [s for s in specs if s.format_of in operands and s.name not in operands]
             for picks in itertools.product(*(settings for _, settings in alternative.operands)):
-                yield tuple(zip(operands, picks, strict=True))
+                chosen = dict(zip(operands, picks, strict=True))
+                shared = {s.name: Setting((), chosen[s.format_of].format) for s in sharing}
+                yield (*chosen.items(), *shared.items())
 
     def nearest_option(self, name: str, target: Mapping[str, int]) -> int:
         """The number of the option whose bits are nearest to a target.
@@ -92,12 +97,15 @@ class Assignment:
             radices = [len(settings) for _, settings in alternative.operands]
             if alternative.name == name or len(self.alternatives) == 1:
                 picks = [
-                    min(range(len(settings)), key=lambda i: _distance(settings[i], target[operand], i))
+                    min(range(len(settings)), key=lambda i: _distance(settings[i], self._target(operand, target), i))
                     for operand, settings in alternative.operands
                 ]
                 return offset + int(np.ravel_multi_index(picks, radices) if radices else 0)
             offset += int(np.prod(radices, dtype=np.int64)) if radices else 1
         return 0
+
+    def _target(self, operand: str, target: Mapping[str, int]) -> int:
+        return target[operand if operand in target else self.site.operation.operand(operand).format_of]
 
     def described(self) -> dict[str, Any]:
         """Its entry in the description of a space (``spaces.described``)."""

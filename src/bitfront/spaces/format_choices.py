@@ -132,6 +132,8 @@ def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]
     for name, format_class in formats.items_by_name() if False in bypass else ():
         operands = []
         for operand in site.operands:
+            if site.operation.operand(operand).format_of and not _named(operand, values):
+                continue
             choice = _settings(site, operand, format_class, values, where)
             excluded, why = excluded + choice.excluded, choice.why or why
             operands.append((operand, choice.settings))
@@ -206,6 +208,11 @@ def _split(key: str) -> tuple[Operand, str] | None:
     return None
 
 
+def _named(operand: Operand, values: Mapping[str, list[object]]) -> dict[str, list[object]]:
+    """The parameters of an operand that the table names, with their choices."""
+    return {part[1]: v for key, v in values.items() if (part := _split(key)) and part[0] == operand}
+
+
 def _check_parameters(values: Mapping[str, list[object]], formats: list[type[Format]], where: tuple[str, ...]) -> None:
     """Check that every key belongs to an operand and to one of the formats; to any format if only NA is named."""
     formats = formats or [FORMATS.get(n) for n in FORMATS.names()]
@@ -254,7 +261,7 @@ def _settings(
     values: Mapping[str, list[object]],
     where: tuple[str, ...],
 ) -> _Operand:
-    given = {name: v for key, v in values.items() if (part := _split(key)) and part[0] == operand for name in [part[1]]}
+    given = _named(operand, values)
     if not given:
         return _Operand((Setting((), None),))
     if "" in given and len(given) > 1:

@@ -153,6 +153,15 @@ class FormatSpace(ModelSpace):
         """Bits of `operand` under each option; per group an int64 array of shape (options,). 32 if it is in float, or
         if the site has no such operand."""
 
+    def input_bits(self) -> list[NDArray[np.int64]]:
+        """Bits of the widest input of a site under each option, per group an array of shape (options,). Float: 32."""
+        widest = self.bits("data_in")
+        for g, site in enumerate(self.sites):
+            for operand in site.operands:
+                if site.operation.operand(operand).format_of == "data_in":
+                    widest[g] = np.maximum(widest[g], self.bits(operand)[g])
+        return widest
+
     @abstractmethod
     def quantized(self, operand: Operand) -> list[NDArray[np.bool_]]:
         """Whether `operand` has a format under each option; per group a bool array of shape (options,)."""

@@ -138,6 +138,7 @@ def observe(
     Returns:
         What was seen, by pair; for a parameter, the parameter itself.
     """
+    wanted = list(wanted)
     result: dict[tuple[str, Operand], Observed] = {}
     observers: dict[str, dict[Operand, _OperandObserver]] = {}
     for name, operand in wanted:
@@ -148,14 +149,26 @@ def observe(
         else:
             keep = samples and operand == "data_in"
             observers.setdefault(name, {})[operand] = _OperandObserver(site.flows(operand), keep)
+    for name, by_operand in observers.items():
+        # Formats stand for the operands that share their choice; an observer sees one operand.
+        for spec in graph.site(name).operation.operands:
+            if spec.format_of and spec.name not in by_operand:
+                by_operand[spec.name] = _OperandObserver(True, False)
+    asked = set(wanted)
     if observers:
         rounds: dict[str, Mapping[Operand, Rounds]] = {**observers}
         with torch.no_grad():
             rebuilt(graph, rounds, {}, bake=False)(x)
         for name, by_operand in observers.items():
-            for operand, observer in by_operand.items():
-                result[name, operand] = observer.observed()
+            result |= {(name, o): seen.observed() for o, seen in by_operand.items() if (name, o) in asked}
     return result
+
+
+def _for_each(graph: Graph, name: str, formats: SiteFormats) -> SiteFormats:
+    """`formats` with an entry for each operand that shares the choice of another."""
+    site = graph.site(name)
+    chosen = {o: site.operation.operand(o).chosen(formats) for o in site.operands}
+    return {**formats, **{o: form for o, form in chosen.items() if form is not None}}
 
 
 def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> dict[str, dict[Operand, Format]]:
@@ -167,6 +180,7 @@ def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> di
         CaptureError: a parameter holds NaN; names it.
     """
     check_weights(graph.model)
+    formats = {name: _for_each(graph, name, own) for name, own in formats.items()}
     wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
     seen = observe(graph, wanted, x) if wanted else {}
     return {

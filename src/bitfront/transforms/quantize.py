@@ -83,7 +83,7 @@ class Twin:
         flowing = iter((*inputs, *named.values()))
         operands: dict[str, Tensor | None] = {}
         for operand in operation.operands:
-            rounds = self.formats.get(operand.format_of or operand.name)
+            rounds = operand.chosen(self.formats)
             if operand.role == "activation":
                 x = next(flowing)
                 operands[operand.name] = x if rounds is None else rounds.quantize(x)
@@ -229,7 +229,7 @@ def _rewrite(
             continue
         for operand, argument in operand_nodes(node, site.operation).items():
             spec = site.operation.operand(operand)
-            rounding = rounds[site.name].get(spec.format_of or operand)
+            rounding = spec.chosen(rounds[site.name])
             given = argument
             if operand == "bias" and site.name in biases:
                 target = f"{site.name}_bias_corrected"

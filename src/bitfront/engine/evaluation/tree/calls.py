@@ -98,7 +98,7 @@ def _call_site(program: Program, step: Step, parameters: int, args: Sequence[Any
 
 
 def _rounded(formats: Mapping[str, Format], spec: OperandSpec, value: Any) -> Any:
-    rounds = formats.get(spec.format_of or spec.name)
+    rounds = spec.chosen(formats)
     return value if rounds is None else rounds.quantize(value)
 
 

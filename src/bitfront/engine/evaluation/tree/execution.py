@@ -288,17 +288,21 @@ class Pass:
         layout: MemoryLayout = "last" if "last" in (a.layout, b.layout) else a.layout
         a, b = a.turned(layout), b.turned(layout)
         at = (a.positions(states.parents[needed, order[0]]), b.positions(states.parents[needed, order[1]]))
-        formats = states.data[needed]
+        formats, second = states.data[needed], states.parameters[needed]
         assert step.site is not None
         merge = step.site.operation.merge
         assert merge is not None
         assert merge.function is not None
-        if merge.function is torch.add and self.program.unformatted(step, formats):
+        program = self.program
+        if (
+            merge.function is torch.add
+            and program.unformatted(step, formats)
+            and program.unformatted_second(step, second)
+        ):
             out = activations.added(a, b, at)
         else:
-            rounding = self.program.rounding(step)
-            out = activations.rounded(a, at[0], formats, rounding, layout)
-            right = activations.rounded(b, at[1], formats, rounding, layout)
+            out = activations.rounded(a, at[0], formats, program.rounding(step), layout)
+            right = activations.rounded(b, at[1], second, program.second_rounding(step), layout)
             merge.function(out, right, out=out)
         return BatchedActivations([out.unsqueeze(activations.COLUMNS[layout])], layout, needed)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ from bitfront.spaces.model_space import FormatSpace
 from bitfront.transforms.correct import is_norm
 from bitfront.transforms.quantize import twin_of
 
+#: The second input of arithmetic.
+SECOND: Operand = "data_in_2"
 #: Sums up to here are exact in float32.
 EXACT = 2**24
 #: Of the numbers that every unit computes with in full; some take smaller ones for 0.
@@ -132,7 +134,7 @@ class Program:
         self._norms: dict[str, Norm] = {}
         self._twins: dict[tuple[int, int, int], nn.Module] = {}
         self._bytes: dict[tuple[int, int, tuple[int, ...], bool], ByteConvolution | None] = {}
-        self._grids: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+        self._grids: dict[tuple[int, Operand], tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         self._lock = threading.Lock()
         #: Site → why some of its products are not merged. Grows while candidates are evaluated.
         self.inexact: dict[str, str] = {}
@@ -163,10 +165,21 @@ class Program:
         formats = self.options[step.group].data_formats
         return all(formats[d] is None for d in np.unique(data).tolist())
 
+    def unformatted_second(self, step: Step, parameters: Ints) -> bool:
+        """Whether the step's second input stays as it is under all of some parameter options."""
+        assert step.group is not None
+        formats = self.options[step.group].parameter_formats
+        return not any(SECOND in formats[p] for p in np.unique(parameters).tolist())
+
     def rounding(self, step: Step) -> Rounding:
         """How the step's input is rounded; ``prepare`` must have been called for the data options in use."""
         assert step.group is not None
-        return Rounding(*self._grids[step.group], lambda k: self.data_format(step, k))
+        return Rounding(*self._grids[step.group, "data_in"], lambda k: self.data_format(step, k))
+
+    def second_rounding(self, step: Step) -> Rounding:
+        """Of the formats of the step's second input that were prepared, by parameter option."""
+        assert step.group is not None
+        return Rounding(*self._grids[step.group, SECOND], lambda k: self.parameter_formats(step, k).get(SECOND))
 
     def norm(self, step: Step) -> Norm:
         """The step's batch norm."""
@@ -214,14 +227,22 @@ class Program:
         numbers = np.array([1 / rounding.step, low, high, offset], dtype=np.float32)
         return ByteConvolution.of(module, torch.cat(weights), torch.cat(steps), bias, rounding.step, numbers)
 
-    def prepare(self, step: Step, data: Ints) -> None:
-        """Look up the grids of some formats of the step's input."""
+    def prepare(self, step: Step, data: Ints, parameters: Ints) -> None:
+        """Look up the grids of some formats of the step's inputs."""
         assert step.group is not None
-        count = len(self.options[step.group].data_formats)
+        own = self.options[step.group]
+        self._prepare(step.group, "data_in", data, len(own.data_formats), lambda k: self.data_format(step, k))
+        if step.kind == "arithmetic":
+            count = len(own.parameter_formats)
+            self._prepare(step.group, SECOND, parameters, count, lambda k: self.parameter_formats(step, k).get(SECOND))
+
+    def _prepare(
+        self, group: int, operand: Operand, numbers: Ints, count: int, form: Callable[[int], Format | None]
+    ) -> None:
         empty = np.zeros((count, 4), dtype=np.float32), np.zeros(count, dtype=bool)
-        table, covered = self._grids.setdefault(step.group, empty)
-        for k in np.flatnonzero(np.bincount(data, minlength=count) * ~covered).tolist():
-            rounding = _rounding(self.data_format(step, k))
+        table, covered = self._grids.setdefault((group, operand), empty)
+        for k in np.flatnonzero(np.bincount(numbers, minlength=count) * ~covered).tolist():
+            rounding = _rounding(form(k))
             if rounding is not None and max(-rounding.low, rounding.high) < 2**kernels.WIDEST:
                 table[k], covered[k] = rounding.row, True
 

@@ -77,8 +77,8 @@ class Schedule:
         if step.group is None:
             return _combined([s.of for s in inputs], len(options))
         site_options = program.options[step.group]
-        program.prepare(step, site_options.data[options[:, step.group]])
         data, parameters = site_options.data[options[:, step.group]], site_options.parameters[options[:, step.group]]
+        program.prepare(step, data, parameters)
         if step.kind not in PRODUCTS:
             states = _combined([*(s.of for s in inputs), data, parameters], len(options))
             *_, states.data, states.parameters = states.parents.T
