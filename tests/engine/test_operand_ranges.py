@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitfront as bf
+from bitfront.engine.evaluation.range_loss import lost
 from bitfront.errors import CaptureError
 from bitfront.formats.base import Format
 from bitfront.formats.integer import Integer
@@ -499,3 +500,82 @@ def test_a_parameter_that_is_added_has_its_own_range(tmp_path):
     place = rebuilt.formats["add"]["data_in_2"]
     assert place.frac_width == best_frac(model.place.detach(), 8) > 12
     assert rebuilt.formats["add_1"]["data_in"].frac_width < 8
+
+
+# --- what is said of it ----------------------------------------------------------------------------------------------
+
+
+def said(notes, start):
+    return [n for n in notes if n.startswith(start)]
+
+
+@pytest.mark.parametrize(
+    ("space", "start", "named"),
+    [
+        ({"weight_width": 4, "weight_frac_width": -8}, "all zeros once rounded: ", "weight of _0 (Linear) as int4.-8"),
+        ({"data_in_width": 4, "data_in_frac_width": -9}, "all zeros", "data_in of _0 (Linear) as int4.-9"),
+        ({"bias_width": 4, "bias_frac_width": -3}, "all zeros", "bias of _0 (Linear) as int4.-3"),
+        ({"data_in_width": 4, "data_in_frac_width": 6}, "more than 1 %", "data_in of _0 (Linear) as int4.6 ("),
+        ({"weight_width": 4, "weight_frac_width": 9}, "more than 1 %", "weight of _0 (Linear) as int4.9 ("),
+    ],
+)
+def test_what_a_range_loses_is_noted_in_the_plan_and_in_the_run(space, start, named, tmp_path):
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 3)), labelled(randn(90, 6))
+    run, _, heard = searched(model, data, tmp_path, linear={"name": "integer"} | space)
+    for notes in (heard, run.notes):
+        (line,) = said(notes, start)
+        assert named in line
+
+
+def test_infinite_calibration_values_are_noted_with_their_site(tmp_path):
+    torch.manual_seed(2)
+    model, data = Two(masked, gain=1.0), labelled(randn(200, 6))
+    run, *_ = searched(model, data, tmp_path, add={"name": "integer", "data_in_width": 8, "data_in_frac_width": "auto"})
+    (line,) = said(run.notes, "NaN or infinite values")
+    assert "data_in_2 of add (add)" in line
+    assert "data_in of" not in line
+
+
+def test_many_losses_are_one_line_and_few_are_none(tmp_path):
+    torch.manual_seed(0)
+    data = labelled(randn(90, 6))
+    deep = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(6, 6), nn.Identity())], nn.Linear(6, 3))
+    run, *_ = searched(deep, data, tmp_path, linear={"name": "integer", "weight_width": 4, "weight_frac_width": -8})
+    (line,) = said(run.notes, "all zeros")
+    assert line.endswith(" and 4 more")
+    fine = {"name": "integer", "weight_width": 8, "weight_frac_width": "minmax", "data_in_width": 8}
+    run, *_ = searched(deep, data, tmp_path / "fine", linear=fine | {"data_in_frac_width": "minmax"})
+    assert not [n for n in run.notes if n.startswith(("all zeros", "more than 1 %", "NaN"))]
+
+
+def test_a_search_that_loads_its_weights_says_it_at_the_end(tmp_path):
+    torch.manual_seed(0)
+    x, y = randn(300, 6), torch.arange(300) % 3
+    np.savez(tmp_path / "data.npz", X_train=x, y_train=y, X_val=randn(60, 6, seed=1), y_val=y[:60])
+    text = """
+model = "jsc-tiny"
+dataset = "npz"
+dataset_path = "DATA"
+max_epochs = 1
+[search.search_space]
+seed.linear.config = {name = "integer", weight_width = 4, weight_frac_width = -8}
+[search.search_space.setup]
+by = "type"
+[search.strategy]
+name = "brute_force"
+[search.strategy.sw_runner.basic_evaluation]
+[search.strategy.metrics]
+accuracy.direction = "maximize"
+accuracy.scale = 1.0
+""".replace("DATA", str(tmp_path / "data.npz"))
+    (tmp_path / "s.toml").write_text(text)
+    run = bf.search(tmp_path / "s.toml", project_dir=str(tmp_path), project="r")
+    assert len(said(run.notes, "all zeros once rounded")) == 1
+
+
+def test_relus_are_meant_to_cut_off_what_is_negative():
+    assert lost(Integer(8, 4, signed=False), randn(1000), negative_matters=False) == {}
+    assert lost(Integer(8, 4, signed=False), randn(1000), negative_matters=True)["saturated"] > 0.4
+    assert lost(Integer(8, 4), torch.zeros(9), negative_matters=True) == {}
+    assert lost(Integer(8, 4), torch.full((9,), 8.0 - 2**-5), negative_matters=True) == {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bitfront.engine.evaluation.range_loss import Kind, losses_of, merged
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.transforms import SiteFormats
@@ -50,9 +51,11 @@ class Calibration:
         graph: the float model.
         x: calibration samples, float32, shape (samples, ...), on the CPU.
         corrections: which corrections are done.
+        looks: say what formats lose of an input also where they learn nothing from it, which takes a forward pass.
     """
 
-    def __init__(self, graph: Graph, x: Tensor, corrections: Corrections) -> None:
+    def __init__(self, graph: Graph, x: Tensor, corrections: Corrections, looks: bool = False) -> None:
+        self._looks = looks
         self._graph, self._x = graph, x
         self._biased = {s.name for s in graph.sites if corrections.bias and has_bias(graph, s)}
         self._norms = {s.name: norms_behind(graph, s) for s in graph.sites} if corrections.batch_norm else {}
@@ -62,6 +65,9 @@ class Calibration:
         self._biases: dict[tuple[str, Format], Tensor] = {}
         self._floating: dict[str, Statistics] = {}
         self._statistics: dict[tuple[str, FormatsKey], Mapping[str, Statistics]] = {}
+        self._looked: set[tuple[str, Operand, Format, Format | None]] = set()
+        #: What the formats that were learned or looked at lose of the calibration samples.
+        self.losses: dict[tuple[str, Operand, Kind], tuple[float, str]] = {}
 
     def norms(self, site: Site) -> tuple[str, ...]:
         """Module paths of the batch norms that are corrected if the site is quantized."""
@@ -80,7 +86,7 @@ class Calibration:
         missing = [(site, formats) for site, formats in pairs if not self._knows(site, formats)]
         operands: set[tuple[str, Operand]] = set()
         for site, formats in missing:
-            operands |= {(site.name, operand) for operand, form in formats.items() if form.calibrates}
+            operands |= {(site.name, o) for o, form in formats.items() if self._looks_at(site, o, form)}
             if self._changes_bias(site, formats) or (formats and self.norms(site)):
                 operands.add((site.name, "data_in"))
         unseen = operands - set(self._observed)
@@ -91,7 +97,7 @@ class Calibration:
 
     def _knows(self, site: Site, formats: SiteFormats) -> bool:
         known = all(
-            not f.calibrates or self._key(site, o, f, formats.get("weight")) in self._formats
+            not self._looks_at(site, o, f) or self._key(site, o, f, formats.get("weight")) in self._looked
             for o, f in formats.items()
         )
         if self._changes_bias(site, formats):
@@ -116,9 +122,18 @@ class Calibration:
     def _learn_format(self, site: Site, operand: Operand, formats: SiteFormats, sample: Tensor | None) -> None:
         """Calibrate a format on `sample`, or on the values that were observed at the operand."""
         key = self._key(site, operand, formats[operand], formats.get("weight"))
-        if formats[operand].calibrates and key not in self._formats:
-            seen = self._observed[site.name, operand] if sample is None else Observed(sample)
-            self._formats[key] = seen.calibrated(formats[operand])
+        if key in self._looked or not self._looks_at(site, operand, formats[operand]):
+            return
+        seen = self._observed[site.name, operand] if sample is None else Observed(sample)
+        form = seen.calibrated(formats[operand])
+        if formats[operand].calibrates:
+            self._formats[key] = form
+        self.losses = merged([self.losses, losses_of(site, operand, form, seen.values)])
+        self._looked.add(key)
+
+    def _looks_at(self, site: Site, operand: Operand, form: Format) -> bool:
+        """Whether values of an operand are needed: a format learns from them, or what it loses is to be said."""
+        return form.calibrates or self._looks or (operand != "bias" and site.parameter(operand) is not None)
 
     def _rescaled(self, site: Site, formats: SiteFormats) -> dict[str, Statistics]:
         # A traced site is called once, so there is one tensor of inputs.

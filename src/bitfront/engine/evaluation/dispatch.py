@@ -18,6 +18,7 @@ import numpy as np
 
 from bitfront.engine.evaluation.fixed import described
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, Evaluator
+from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError
 from bitfront.spaces.base import Codes
@@ -43,7 +44,7 @@ class Dispatcher:
         n_jobs: number of processes, 1 or more.
 
     Attributes:
-        inexact, plain: as in ``BatchMetrics``, of all candidates so far.
+        inexact, plain, losses: as in ``BatchMetrics``, of all candidates so far.
     """
 
     def __init__(self, evaluator: Evaluator, n_jobs: int = 1) -> None:
@@ -56,6 +57,7 @@ class Dispatcher:
         self._least = TRAINED_BLOCK if training else 1
         self.inexact: dict[str, str] = {}
         self.plain = ""
+        self.losses: RangeLosses = {}
 
     @property
     def remarks(self) -> list[str]:
@@ -104,6 +106,7 @@ class Dispatcher:
             for part, metrics in zip(parts, self._map(parts), strict=True):
                 self.inexact.update(metrics.inexact)
                 self.plain = self.plain or metrics.plain
+                self.losses = merged([self.losses, metrics.losses])
                 yield part, metrics
             seconds = time.perf_counter() - begin
             start += sum(map(len, parts))

@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitfront.engine.evaluation.calibration import Calibration
+from bitfront.engine.evaluation.calibration import Calibration, Corrections
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, ModelEvaluator, joined
+from bitfront.engine.evaluation.range_loss import RangeLosses
 from bitfront.engine.evaluation.tree.program import Program
 from bitfront.engine.evaluation.tree.scorer import TreeScorer, WorkLimits
 from bitfront.errors import UserError
@@ -40,6 +41,9 @@ from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import StateDict
 from bitfront.transforms import SiteFormats, quantize
 from bitfront.transforms.correct import Correction
+
+#: Before a search, ranges are looked at if that takes no more than about a second: operations, and formats.
+LOOKED_OPERATIONS, LOOKED_FORMATS = 5 * 10**9, 300
 
 
 @contextlib.contextmanager
@@ -101,7 +105,7 @@ class FixedEvaluator(ModelEvaluator):
         self.limits = limits or WorkLimits.fitting(space.graph, threads, job.device)
         # Runners are shared, so that nothing is timed twice.
         self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
-        self._calibration = Calibration(space.graph, job.calibration, job.corrections)
+        self._calibration = Calibration(space.graph, job.calibration, job.corrections, looks=beside is None)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
         #: Why candidates take the plain path; empty if they do not.
@@ -146,7 +150,9 @@ class FixedEvaluator(ModelEvaluator):
             # Evaluated one by one, only the candidates that cause the error fail.
             return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
-        return BatchMetrics(values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain)
+        return BatchMetrics(
+            values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain, self._calibration.losses
+        )
 
     def kinds(self) -> dict[str, tuple[Kind, str]]:
         """Metric → (how its values are obtained in this search, the reason if that is not the usual way)."""
@@ -182,6 +188,22 @@ class FixedEvaluator(ModelEvaluator):
         self._learn(options)
         chosen = self._chosen(options[0])
         return {site.name: self._calibration.formats(site, by_operand) for site, by_operand in chosen if by_operand}
+
+    def range_losses(self) -> RangeLosses:
+        """What the formats of the space lose of the calibration samples; empty where it takes long to find out."""
+        graph, calibration = self.space.graph, Calibration(self.space.graph, self.job.calibration, Corrections(), True)
+        work = sum(n.operations or 0 for n in graph.nodes) * len(self.job.calibration)
+        distinct = {
+            (site, operand, form)
+            for site, options in zip(self.space.sites, self.space.site_formats, strict=True)
+            for formats in options
+            for operand, form in formats.items()
+        }
+        if work > LOOKED_OPERATIONS or len(distinct) > LOOKED_FORMATS:
+            return {}
+        with one_thread():
+            calibration.learn((site, {operand: form}) for site, operand, form in distinct)
+        return calibration.losses
 
     def _chosen(self, options: Codes) -> Iterator[tuple[Site, SiteFormats]]:
         """Each site with the formats that one candidate has there, not calibrated.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.halving import Halving
+from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, capture
 from bitfront.metrics.base import Kind, Runner, SampleChoice, Scores, Values
@@ -123,6 +124,7 @@ class BatchMetrics:
         seconds: time per candidate.
         inexact: site → why its products were computed one by one; of all candidates evaluated so far.
         plain: why candidates were evaluated as whole models, one by one; empty if they were not.
+        losses: what ranges lose of the calibration samples; of all candidates evaluated so far.
     """
 
     values: Mapping[str, Values]
@@ -130,6 +132,7 @@ class BatchMetrics:
     seconds: tuple[float, ...]
     inexact: Mapping[str, str] = field(default_factory=dict)
     plain: str = ""
+    losses: RangeLosses = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -154,6 +157,11 @@ class Evaluator(ABC):
     def sample(self) -> Tensor:
         """Two input samples, on the CPU."""
         return self.job.sample.cpu()
+
+    def range_losses(self) -> RangeLosses:
+        """What the formats of the space lose of the calibration samples; empty where it takes long to find out, or
+        where candidates have weights of their own."""
+        return {}
 
     @property
     def device(self) -> str:
@@ -294,4 +302,5 @@ def joined(parts: Sequence[BatchMetrics]) -> BatchMetrics:
         seconds=tuple(s for p in parts for s in p.seconds),
         inexact={site: why for p in parts for site, why in p.inexact.items()},
         plain=next((p.plain for p in parts if p.plain), ""),
+        losses=merged(p.losses for p in parts),
     )

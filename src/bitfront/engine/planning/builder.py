@@ -15,6 +15,7 @@ from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
+from bitfront.engine.evaluation.range_loss import remarks as range_remarks
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
@@ -88,6 +89,7 @@ def make_plan(
     evaluator = open_evaluator(_job(config, graph, dataset, runners, objectives, device), space)
     with config.locating():
         constraints = _constraints(config, evaluator)
+    lost = [] if model is None else range_remarks(evaluator.range_losses())
     plan = Plan(
         config=config,
         dataset=dataset,
@@ -98,7 +100,7 @@ def make_plan(
         objectives=objectives,
         strategy=strategy,
         n_trials=n_trials,
-        notes=(*remarks(config, dataset, evaluator, added, warning), *ignored),
+        notes=(*remarks(config, dataset, evaluator, added, warning), *ignored, *lost),
         constraints=constraints,
         forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
     )

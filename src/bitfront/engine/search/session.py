@@ -13,6 +13,7 @@ import numpy as np
 from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
 from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.evaluation.range_loss import remarks
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
@@ -99,7 +100,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         limits = bounds(plan, summary["reference"])
         # The constraints with resolved bounds are stored for readers of the run folder.
         store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
-        reason = _evaluate(plan, store, limits, starts, events)
+        reason, lost = _evaluate(plan, store, limits, starts, events)
         store.set_meta("stopped", reason)
         if reason != "interrupted":
             events.finishing()
@@ -109,7 +110,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
             _test_front(plan, store, run)
             _compare_front(plan, store, run)
             _finetune(plan, store, run, events)
-        run = replace(Run.load(folder), notes=plan.notes)
+        run = replace(Run.load(folder), notes=(*plan.notes, *lost))
         write_results(run)
         if len(run) and not run.columns.complete.any():
             raise EvaluationError(f"all {len(run)} candidates failed; the first with: {run.columns.first_error}")
@@ -204,7 +205,10 @@ def first_candidates(plan: Plan, starts: Codes) -> Codes:
     return initial[:0] if plan.exhaustive else initial  # an exhaustive search evaluates all, in the space's order
 
 
-def _evaluate(plan: Plan, store: Store, bounds: Feasibility, starts: Codes, events: Events) -> loop.StopReason:
+def _evaluate(
+    plan: Plan, store: Store, bounds: Feasibility, starts: Codes, events: Events
+) -> tuple[loop.StopReason, list[str]]:
+    """Why the loop stopped, and notes on ranges that the plan could not have yet."""
     setup = plan.settings.strategy.setup
     with Dispatcher(plan.evaluator, setup.n_jobs) as dispatcher:
         reason = loop.run(
@@ -219,9 +223,11 @@ def _evaluate(plan: Plan, store: Store, bounds: Feasibility, starts: Codes, even
             on_progress=lambda progress: events.progress(progress, plan),
             feasibility=bounds,
         )
-        for remark in dispatcher.remarks:
+        known = {note.partition(":")[0] for note in plan.notes}
+        lost = [line for line in remarks(dispatcher.losses) if line.partition(":")[0] not in known]
+        for remark in [*dispatcher.remarks, *lost]:
             events.note(remark)
-        return reason
+        return reason, lost
 
 
 def _keep_front(plan: Plan, run: Run) -> None:

@@ -1,0 +1,88 @@
+"""What ranges lose of the calibration samples: operands that become all zeros, saturate often, or are no numbers.
+
+Each is found when a format is calibrated, and said once per search, in a line per kind that names the worst operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bitfront.formats.base import Format, Operand
+from bitfront.graph import Site
+
+Kind = Literal["zeros", "saturated", "no numbers"]
+#: (title of the site, operand, what is lost) → (share of its values, label of the format where it is largest).
+RangeLosses = Mapping[tuple[str, Operand, Kind], tuple[float, str]]
+#: A larger share of saturating values is worth a note.
+SATURATED = 0.01
+#: So many operands are named in a note.
+NAMED = 3
+_TEXTS: Mapping[Kind, str] = {
+    "no numbers": "NaN or infinite values among the calibration values (finite ones decide the range)",
+    "zeros": "all zeros once rounded",
+    "saturated": "more than 1 % of the calibration values saturate",
+}
+
+
+def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, float]:
+    """What a calibrated format loses of the values it was calibrated on, as shares of them.
+
+    Args:
+        values: of the operand, with channels where the format has them.
+        negative_matters: false where negative values are meant to be cut off, as in front of a ReLU.
+    """
+    known = values.isfinite()
+    number = max(1, int(known.sum()))
+    found: dict[Kind, float] = {}
+    if not bool(known.all()):
+        found["no numbers"] = 1 - number / values.numel()
+    rounded = form.round(values)
+    seen = values if negative_matters else values.clamp(min=0)
+    if bool((seen[known] != 0).any()) and not bool((rounded[known] != 0).any()):
+        found["zeros"] = 1.0
+        return found
+    low, high = (torch.as_tensor(end, dtype=values.dtype) for end in form.bounds(values))
+    # What lies within half a step of the ends is rounded, not cut off.
+    grid = form.grid
+    slack = 0.0 if grid is None else grid.along(grid.step, values) * (0.5 + 1e-6)
+    cut = (values > high + slack) | ((values < low - slack) if negative_matters else False)
+    share = int((cut & known).sum()) / number
+    if share > SATURATED:
+        found["saturated"] = share
+    return found
+
+
+def merged(parts: Iterable[RangeLosses]) -> dict[tuple[str, Operand, Kind], tuple[float, str]]:
+    """All of several, each at its worst."""
+    found: dict[tuple[str, Operand, Kind], tuple[float, str]] = {}
+    for part in parts:
+        for key, loss in part.items():
+            found[key] = max(loss, found.get(key, loss))
+    return found
+
+
+def losses_of(
+    site: Site, operand: Operand, form: Format, values: Tensor
+) -> dict[tuple[str, Operand, Kind], tuple[float, str]]:
+    """What a calibrated format loses at an operand; empty where that is little."""
+    matters = operand != "data_in" or site.negative_inputs_matter
+    return {(site.title, operand, kind): (share, form.label) for kind, share in lost(form, values, matters).items()}
+
+
+def remarks(losses: RangeLosses) -> list[str]:
+    """A line per kind of loss, for the user."""
+    lines = []
+    for kind, text in _TEXTS.items():
+        own = sorted((-share, *key[:2], label) for key, (share, label) in losses.items() if key[2] == kind)
+        if own:
+            shown = [
+                f"{operand} of {site} as {label}" + (f" ({-share:.0%})" if kind == "saturated" else "")
+                for share, site, operand, label in own[:NAMED]
+            ]
+            more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+            lines.append(f"{text}: {', '.join(shown)}{more}")
+    return lines
