@@ -97,7 +97,7 @@ class Integer(Format):
         if not self.calibrates:
             return self
         values, ends = finite(sample), finite(ends)
-        # What an unsigned format cuts off below is meant to be; it says nothing about the frac width.
+        # An unsigned format cuts off negative values on purpose, so they do not count for the frac width.
         seen, ends = (values, ends) if self.signed else (values.clamp(min=0), ends.clamp(min=0))
         if not ends.any():
             return replace(self, frac_width=self.width // 2)

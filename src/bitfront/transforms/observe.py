@@ -60,12 +60,12 @@ class _OperandObserver:
         self.samples: list[Tensor] = []
 
     def quantize(self, x: Tensor) -> Tensor:
-        own = x.detach()
-        values, ends = _drawn(own) if self.flows else (own.clone(), None)
+        flowing = x.detach()
+        values, ends = _drawn(flowing) if self.flows else (flowing.clone(), None)
         self.values.append(values)
         self.ends.append(ends)
         if self.keeps_samples:
-            self.samples.append(_some(own))
+            self.samples.append(_some(flowing))
         return x
 
     def observed(self) -> Observed:
@@ -143,9 +143,9 @@ def observe(
     observers: dict[str, dict[Operand, _OperandObserver]] = {}
     for name, operand in wanted:
         site = graph.site(name)
-        owned = site.parameter(operand)
-        if owned is not None:
-            result[name, operand] = Observed(parameter(graph.model, owned[0]))
+        held = site.parameter(operand)
+        if held is not None:
+            result[name, operand] = Observed(parameter(graph.model, held[0]))
         else:
             keep = samples and operand == "data_in"
             observers.setdefault(name, {})[operand] = _OperandObserver(site.flows(operand), keep)
@@ -180,7 +180,7 @@ def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> di
         CaptureError: a parameter holds NaN; names it.
     """
     check_weights(graph.model)
-    formats = {name: _for_each(graph, name, own) for name, own in formats.items()}
+    formats = {name: _for_each(graph, name, chosen) for name, chosen in formats.items()}
     wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
     seen = observe(graph, wanted, x) if wanted else {}
     return {

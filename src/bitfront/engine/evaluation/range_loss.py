@@ -37,14 +37,14 @@ def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, flo
     """
     known = values.isfinite()
     number = max(1, int(known.sum()))
-    found: dict[Kind, float] = {}
+    losses: dict[Kind, float] = {}
     if not bool(known.all()):
-        found["no numbers"] = 1 - number / values.numel()
+        losses["no numbers"] = 1 - number / values.numel()
     rounded = form.round(values)
     seen = values if negative_matters else values.clamp(min=0)
     if bool((seen[known] != 0).any()) and not bool((rounded[known] != 0).any()):
-        found["zeros"] = 1.0
-        return found
+        losses["zeros"] = 1.0
+        return losses
     low, high = (torch.as_tensor(end, dtype=values.dtype) for end in form.bounds(values))
     # What lies within half a step of the ends is rounded, not cut off.
     grid = form.grid
@@ -52,17 +52,17 @@ def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, flo
     cut = (values > high + slack) | ((values < low - slack) if negative_matters else False)
     share = int((cut & known).sum()) / number
     if share > SATURATED:
-        found["saturated"] = share
-    return found
+        losses["saturated"] = share
+    return losses
 
 
 def merged(parts: Iterable[RangeLosses]) -> dict[tuple[str, Operand, Kind], tuple[float, str]]:
     """All of several, each at its worst."""
-    found: dict[tuple[str, Operand, Kind], tuple[float, str]] = {}
+    result: dict[tuple[str, Operand, Kind], tuple[float, str]] = {}
     for part in parts:
         for key, loss in part.items():
-            found[key] = max(loss, found.get(key, loss))
-    return found
+            result[key] = max(loss, result.get(key, loss))
+    return result
 
 
 def losses_of(
@@ -77,12 +77,12 @@ def remarks(losses: RangeLosses) -> list[str]:
     """A line per kind of loss, for the user."""
     lines = []
     for kind, text in _TEXTS.items():
-        own = sorted((-share, *key[:2], label) for key, (share, label) in losses.items() if key[2] == kind)
-        if own:
+        worst = sorted((-share, *key[:2], label) for key, (share, label) in losses.items() if key[2] == kind)
+        if worst:
             shown = [
                 f"{operand} of {site} as {label}" + (f" ({-share:.0%})" if kind == "saturated" else "")
-                for share, site, operand, label in own[:NAMED]
+                for share, site, operand, label in worst[:NAMED]
             ]
-            more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+            more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
             lines.append(f"{text}: {', '.join(shown)}{more}")
     return lines

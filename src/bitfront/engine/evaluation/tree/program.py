@@ -230,10 +230,10 @@ class Program:
     def prepare(self, step: Step, data: Ints, parameters: Ints) -> None:
         """Look up the grids of some formats of the step's inputs."""
         assert step.group is not None
-        own = self.options[step.group]
-        self._prepare(step.group, "data_in", data, len(own.data_formats), lambda k: self.data_format(step, k))
+        options = self.options[step.group]
+        self._prepare(step.group, "data_in", data, len(options.data_formats), lambda k: self.data_format(step, k))
         if step.kind == "arithmetic":
-            count = len(own.parameter_formats)
+            count = len(options.parameter_formats)
             self._prepare(step.group, SECOND, parameters, count, lambda k: self.parameter_formats(step, k).get(SECOND))
 
     def _prepare(
