@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitfront import kernels
 from bitfront.errors import DataError, EvaluationError
+from bitfront.kernels.losses import Outputs
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Evaluation:
     """How well a model does on some samples.
 
     Attributes:
-        loss: mean cross entropy.
+        loss: mean loss in nats.
         accuracy: top-1, 0 to 1.
         correct: number of samples with the right answer.
         samples: number of all samples.
@@ -35,17 +36,20 @@ class Evaluation:
     samples: int
 
 
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> Evaluation:
-    """Mean cross entropy and top-1 accuracy of `model` on (x, y), in eval mode and without gradients.
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192, outputs: Outputs = "logits"
+) -> Evaluation:
+    """Mean loss and top-1 accuracy of `model` on (x, y), in eval mode and without gradients.
 
     The mean is taken in float64 over the loss of each sample, so the size of the chunks does not change it.
     The training flag of every module is restored at the end.
 
     Args:
-        model: logits of shape (samples, classes) from x.
+        model: outputs of shape (samples, classes) from x.
         x: samples, shape (samples, *sample_shape); moved to the model's device chunk by chunk.
         y: int64 class indices, shape (samples,).
         batch_size: samples per chunk; it changes the memory needed, not the result.
+        outputs: what the model's outputs are; the loss follows from it (``kernels.losses``).
 
     Raises:
         DataError: there are no samples.
@@ -57,7 +61,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) 
     losses = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for logits, target in _outputs(model, x, y, batch_size):
-        loss, right = kernels.score(logits.t().unsqueeze(0), target.int())
+        loss, right = kernels.score(logits.t().unsqueeze(0), target.int(), outputs=outputs)
         losses += loss[0]
         correct += right[0]
     total = float(losses)

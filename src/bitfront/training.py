@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
 from bitfront.graph.baking import private_copy
+from bitfront.kernels.losses import Outputs, training_loss
 from bitfront.optimizer import FUSED, Optimizer, OptimizerName
 from bitfront.scoring import checked_logits, evaluate
 
@@ -100,9 +100,9 @@ class EpochRecord:
     """One finished epoch, counted from 1.
 
     Attributes:
-        train_loss: mean cross entropy over the epoch's batches, each taken before its step.
+        train_loss: mean loss over the epoch's batches, each taken before its step.
         train_accuracy: likewise, top-1, 0 to 1.
-        val_loss: mean cross entropy on the val split after the epoch, in eval mode.
+        val_loss: mean loss on the val split after the epoch, in eval mode.
         learning_rate: the one used during the epoch.
         best: whether this epoch has the lowest val_loss so far.
     """
@@ -144,6 +144,7 @@ def train(
     settings: TrainSettings,
     *,
     device: torch.device | str = "cpu",
+    outputs: Outputs = "logits",
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
@@ -153,7 +154,8 @@ def train(
     number of threads). PyTorch's global random state is neither read nor changed.
 
     Args:
-        model: logits of shape (samples, num_classes) from x of shape (samples, *sample_shape). Not changed.
+        model: outputs of shape (samples, num_classes) from x of shape (samples, *sample_shape). Not changed.
+        outputs: what they are (``graph.outputs`` of the captured model); the loss follows from it.
         on_step: called as ``on_step(step, loss)`` every `settings.log_every_n_steps` steps (counted from 1);
             ``loss()`` is that step's loss, and waits for the device only when called.
         on_epoch: called after each epoch with its record.
@@ -171,7 +173,7 @@ def train(
     result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
     try:
         # A single assignment: after an interrupt, `result` is that of this epoch or of the one before.
-        for result in epochs(model, dataset, settings, device=device, on_step=on_step):
+        for result in epochs(model, dataset, settings, device=device, outputs=outputs, on_step=on_step):
             if on_epoch is not None:
                 on_epoch(result.history[-1])
     except KeyboardInterrupt:
@@ -185,6 +187,7 @@ def epochs(
     settings: TrainSettings,
     *,
     device: torch.device,
+    outputs: Outputs = "logits",
     on_step: OnStep | None = None,
 ) -> Generator[TrainResult]:
     """Like ``train``, epoch by epoch: gives the result so far after each epoch.
@@ -209,9 +212,9 @@ def epochs(
             batches = batches[: settings.max_steps - result.steps]
         report = on_step and _every(settings.log_every_n_steps, result.steps, on_step)
         with random.drawn():
-            losses, accuracy = _epoch(trained, optimizer, x, y, batches, dataset.num_classes, report)
+            losses, accuracy = _epoch(trained, optimizer, x, y, batches, dataset.num_classes, outputs, report)
             loss = mean_loss(losses, batches, epoch, settings)
-            val = evaluate(trained, x_val, y_val)
+            val = evaluate(trained, x_val, y_val, outputs=outputs)
         if not math.isfinite(val.loss):
             raise diverged(f"the validation loss is {val.loss} after epoch {epoch}", settings)
         better = val.loss < best_loss
@@ -249,6 +252,7 @@ def _epoch(
     y: Tensor,
     batches: Sequence[Tensor],
     num_classes: int,
+    outputs: Outputs,
     report: Callable[[int, Tensor], None] | None,
 ) -> tuple[Tensor, float]:
     """One pass over `batches`, indices into x and y: each batch's mean loss, and the accuracy of all."""
@@ -258,7 +262,7 @@ def _epoch(
     targets, sizes = y.index_select(0, torch.cat(list(batches))), [len(batch) for batch in batches]
     for step, (batch, target, size) in enumerate(zip(batches, torch.split(targets, sizes), sizes, strict=True)):
         logits = checked_logits(model(x.index_select(0, batch)), size, num_classes, exact=True)
-        loss = functional.cross_entropy(logits, target)
+        loss = training_loss(logits, target, outputs)
         for parameter in optimizer.parameters:  # the same as zero_grad(), but faster
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

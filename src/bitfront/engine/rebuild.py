@@ -97,7 +97,7 @@ def transform_trial(
             raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
         x, y = evaluator.samples(samples.split, samples.number)
         with one_thread():
-            evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk)
+            evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk, outputs=evaluator.space.graph.outputs)
     saved = Path(folder) / "transformed" / f"trial-{trial.number}"
     widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
@@ -204,7 +204,7 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     wanted = space.formats(np.zeros(len(space.groups), dtype=np.int64))
     formats = calibrate(graph, wanted, chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0])
     rebuilt = quantize(graph, formats, bake=True)
-    evaluation = evaluate(rebuilt, *dataset.split("val")) if check else None
+    evaluation = evaluate(rebuilt, *dataset.split("val"), outputs=graph.outputs) if check else None
     saved = config.run_folder / "transformed" / "quantize"
     result = Transformed(rebuilt, formats, graph, passes, saved, None, evaluation)
     _save(result)

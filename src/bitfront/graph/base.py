@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from bitfront.formats.base import Operand
+from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Operation, Shape
 
@@ -163,6 +164,8 @@ class Graph:
             then no sites, so that whatever is trained is a model of the user's own class. Empty if nothing is.
         baked: weights that are computed from other parameters in the user's model, and parameters in this one.
         left_out: layers that stay in float because they compute something beside their class.
+        outputs: what the model's outputs are; the loss of every candidate, and of its training, follows from it.
+        ending: the operation at the end that says so, for messages; empty for logits.
     """
 
     model: nn.Module
@@ -174,6 +177,8 @@ class Graph:
     not_in_training: str = ""
     baked: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    outputs: Outputs = "logits"
+    ending: str = ""
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

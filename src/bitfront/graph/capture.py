@@ -21,6 +21,7 @@ from bitfront.graph.baking import bake, has_computed_weights, private_copy
 from bitfront.graph.base import Graph, Node, Site, Switch
 from bitfront.graph.checking import deployed, first_difference, same_bits
 from bitfront.graph.nodes import left_out, recorded_nodes, traced_nodes
+from bitfront.graph.outputs import outputs_of
 from bitfront.graph.tracing import input_name, other_inputs, switches_of, trace
 from bitfront.operations.lookup import operand_nodes
 
@@ -55,12 +56,16 @@ def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Grap
         fx_graph = _without_inplace(copied, fx_graph, sample, expected)
         untraced = _difference(copied, fx_graph, sample, expected)
         fx_graph = None if untraced else fx_graph
-    shape = tuple(sample.shape[1:])
+    shape, (outputs, ending) = tuple(sample.shape[1:]), outputs_of(copied, fx_graph, sample, expected)
     if fx_graph is None:
         nodes = recorded_nodes(copied, (sample.clone(),), {}, sample.shape[0])
-        return Graph(copied, None, nodes, shape, untraced, baked=baked, left_out=left_out(copied, nodes))
+        others = left_out(copied, nodes)
+        return Graph(
+            copied, None, nodes, shape, untraced, baked=baked, left_out=others, outputs=outputs, ending=ending
+        )
     nodes = traced_nodes(copied, fx_graph, sample)
-    graph = Graph(copied, fx_graph, nodes, shape, "", switches, "", baked, left_out(copied, nodes))
+    others = left_out(copied, nodes)
+    graph = Graph(copied, fx_graph, nodes, shape, "", switches, "", baked, others, outputs, ending)
     return _for_training(graph, differs, sample) if training else graph
 
 

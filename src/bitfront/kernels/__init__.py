@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitfront.kernels import native, plain
+from bitfront.kernels import losses, native, plain
+from bitfront.kernels.losses import Outputs
 
 #: Grids whose bounds are below 2^WIDEST steps are rounded exactly by the kernels, in 32-bit floats.
 WIDEST = 22
@@ -42,22 +43,28 @@ def compiled() -> bool:
     )
 
 
-def score(logits: Tensor, labels: Tensor, *, rectify: bool = False) -> tuple[Tensor, Tensor]:
-    """Cross entropy and number of correct answers of many candidates on the same samples.
+def score(
+    logits: Tensor, labels: Tensor, *, rectify: bool = False, outputs: Outputs = "logits"
+) -> tuple[Tensor, Tensor]:
+    """Loss and number of correct answers of many candidates on the same samples.
 
-    The loss of each sample, log Σ exp z − z_label, is rounded to a multiple of 2⁻²⁰ (an error of at most 5·10⁻⁷). So
-    the sum over samples is exact in float64, and the same in any order and in any number of parts.
+    The loss of each sample, of logits log Σ exp z − z_label, is rounded to a multiple of 2⁻²⁰ (an error of at most
+    5·10⁻⁷). So the sum over samples is exact in float64, and the same in any order and in any number of parts.
 
     Args:
         logits: shape (candidates, classes, samples), float32.
         labels: shape (samples,), int32, each from 0 to classes − 1.
         rectify: whether a ReLU is applied to `logits` before the loss.
+        outputs: what `logits` are, where they are something else (``losses``).
 
     Returns:
         The sum of the samples' losses in nats, float64, shape (candidates,); NaN or infinite where a logit is. And the
         number of samples whose largest logit (the first of equal ones) is the one of the label, int64, shape
         (candidates,).
     """
+    if outputs != "logits":
+        values = logits.float()
+        return losses.score(values.clamp(min=0.0) if rectify else values, labels, outputs)
     logits = logits.contiguous()
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and compiled():
         return _native_score(logits, labels, rectify)

@@ -32,14 +32,15 @@ def score(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor, Tensor
     label_logits = z.gather(1, labels.long().expand(len(z), 1, -1)).squeeze(1)
     total = torch.zeros_like(best)
     for c in range(z.shape[1]):
-        total += _exp_nonpositive(z[:, c] - best)
-    loss = _log_from_one(total) + (best - label_logits)
+        total += exp_nonpositive(z[:, c] - best)
+    loss = log_positive(total) + (best - label_logits)
     loss = torch.where(total == total, loss, total)
     loss = torch.round(loss * 2.0**20) * 2.0**-20
     return loss.double().sum(dim=1), (arg == labels).sum(dim=1)
 
 
-def _exp_nonpositive(x: Tensor) -> Tensor:
+def exp_nonpositive(x: Tensor) -> Tensor:
+    """e to the power of x, for x ≤ 0; below −87 as at −87."""
     x = torch.where(x < -87.0, -87.0, x)
     n = torch.round(x * 1.44269504088896341)
     r = (x - n * 0.693359375) - n * -2.12194440e-4
@@ -52,7 +53,8 @@ def _exp_nonpositive(x: Tensor) -> Tensor:
     return p * exponent.view(torch.float32)
 
 
-def _log_from_one(x: Tensor) -> Tensor:
+def log_positive(x: Tensor) -> Tensor:
+    """The natural logarithm of normal positive numbers."""
     bits = torch.nan_to_num(x, nan=1.0).view(torch.int32)
     m = ((bits & 0x7FFFFF) | 0x3F800000).view(torch.float32)
     high = m > 1.41421356237

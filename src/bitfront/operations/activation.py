@@ -137,9 +137,15 @@ _activation("silu", "x · sigmoid(x).", "SiLU", onnx=_write_silu)
 _activation("mish", "x · tanh(softplus(x)).", "Mish")
 _activation("hardtanh", "x within two bounds.", "Hardtanh", onnx=_write_hardtanh)
 _activation("hardswish", "x · relu6(x + 3) / 6.", "Hardswish", onnx=unary("HardSwish"))
-_activation("hardsigmoid", "relu6(x + 3) / 6.", "Hardsigmoid", onnx=unary("HardSigmoid", alpha=1 / 6, beta=0.5))
-_activation("sigmoid", "1 / (1 + e⁻ˣ).", "Sigmoid", onnx=unary("Sigmoid"))
-_activation("logsigmoid", "Logarithm of the sigmoid.", "LogSigmoid")
+_activation(
+    "hardsigmoid",
+    "relu6(x + 3) / 6.",
+    "Hardsigmoid",
+    onnx=unary("HardSigmoid", alpha=1 / 6, beta=0.5),
+    gives="class_probabilities",
+)
+_activation("sigmoid", "1 / (1 + e⁻ˣ).", "Sigmoid", onnx=unary("Sigmoid"), gives="class_probabilities")
+_activation("logsigmoid", "Logarithm of the sigmoid.", "LogSigmoid", gives="class_log_probabilities")
 _activation("tanh", "Hyperbolic tangent.", "Tanh", onnx=unary("Tanh"))
 _activation("tanhshrink", "x − tanh(x).", "Tanhshrink")
 _activation("softshrink", "x moved towards 0 by a bound, and 0 within it.", "Softshrink")
@@ -156,6 +162,7 @@ SOFTMAX = define(
     modules=(nn.Softmax,),
     names=("softmax",),
     onnx=_write_softmax("Softmax"),
+    gives="probabilities",
     **_SOFTMAX,
 )
 LOG_SOFTMAX = define(
@@ -164,6 +171,7 @@ LOG_SOFTMAX = define(
     modules=(nn.LogSoftmax,),
     names=("log_softmax",),
     onnx=_write_softmax("LogSoftmax"),
+    gives="log_probabilities",
     **_SOFTMAX,
 )
 SOFTMIN = define(
@@ -171,5 +179,6 @@ SOFTMIN = define(
     "Softmax of −x, and softmax over the channels of an image.",
     modules=(nn.Softmin, nn.Softmax2d),
     names=("softmin",),
+    gives="probabilities",
     **_SOFTMAX,
 )

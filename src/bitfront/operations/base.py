@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
 from bitfront.operations.layout import ChannelRule
 from bitfront.operations.onnx import IntegerObstacle, Write
@@ -144,6 +145,7 @@ class Operation:
         output_channels: the dimension of its output that holds the channels, counted from the end; for operations
             with a weight.
         view: whether it computes no new values, but gives its input another shape.
+        gives: what a network that ends in it gives (``kernels.losses``); None: logits, as far as is known.
         rectifies: whether it removes negative values, so that the format of its input needs none.
         merge: how the tree merges it; None: one call per state.
         train: how a population trains it (``operations/training.py``); None: models with it are trained alone.
@@ -165,6 +167,7 @@ class Operation:
     output_channels: int | None = None
     view: bool = False
     rectifies: bool = False
+    gives: Outputs | None = None
     merge: Merge | None = None
     train: TrainRule | None = None
     onnx: Write | None = None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bitfront.errors import ConfigError, EvaluationError
 from bitfront.kernels import training as steps
+from bitfront.kernels.losses import Outputs
 from bitfront.operations.training import UnsupportedError
 from bitfront.population.batched import GpuTrainer, structure
 from bitfront.population.compiled import CpuTrainer, EpochOutcome
@@ -86,6 +87,7 @@ def train_population(
     settings: TrainSettings,
     *,
     device: torch.device | str = "cpu",
+    outputs: Outputs = "logits",
     keep: Keep | None = None,
     parts: dict[str, float] | None = None,
     alone: str = "",
@@ -99,6 +101,7 @@ def train_population(
             epoch, so a small one saves time.
         settings: for every member, `seed` included, so that all see the samples in the same order.
         device: ``cpu`` or a GPU.
+        outputs: what the models' outputs are; those that do not end in logits are trained alone.
         keep: for successive halving. Called after each epoch as ``keep(epoch, records, state)``: `records` has the
             record of each model for this epoch, None for those that are not trained any more; ``state(place)`` gives
             the state dict of a model. It returns for each model whether it goes on; for models that are not trained
@@ -123,12 +126,14 @@ def train_population(
         check_batch_norm(model, len(labels), settings)
     shape, classes = tuple(samples.shape[1:]), dataset.num_classes
     traced: Traced = {}
+    if outputs != "logits":
+        alone = alone or f"its outputs are {outputs.replace('_', ' ')}, and what is compiled takes logits"
     members = [_Member(model, alone or _program(model, shape, device, traced, classes)) for model in models]
     groups: list[_Group | _Alone] = [
         _Group(together, _trainer(together, settings, device, parts), dataset, settings, device)
         for together in _grouped(members, device)
     ]
-    groups += [_Alone(m, dataset, settings, device) for m in members if isinstance(m.program, str)]
+    groups += [_Alone(m, dataset, settings, device, outputs) for m in members if isinstance(m.program, str)]
     for epoch in range(1, settings.max_epochs + 1):
         going = [member for member in members if member.stopped is None]
         if not going:
@@ -287,10 +292,12 @@ class _Group:
 class _Alone:
     """A member that ``training.epochs`` trains, one epoch at a time, in turn with the groups."""
 
-    def __init__(self, member: _Member, dataset: Dataset, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(
+        self, member: _Member, dataset: Dataset, settings: TrainSettings, device: torch.device, outputs: Outputs
+    ) -> None:
         self.member = member
         member.state = partial(snapshot, member.model)
-        self.results = epochs(member.model, dataset, settings, device=device)
+        self.results = epochs(member.model, dataset, settings, device=device, outputs=outputs)
 
     def epoch(self, number: int) -> None:  # noqa: ARG002
         member = self.member

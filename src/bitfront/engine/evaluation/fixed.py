@@ -350,7 +350,8 @@ class FixedEvaluator(ModelEvaluator):
         for i, code in enumerate(codes):
             try:
                 with one_thread():
-                    result = evaluate(self.model(code), x, y, batch_size=self.chunk)
+                    outputs = self.space.graph.outputs
+                    result = evaluate(self.model(code), x, y, batch_size=self.chunk, outputs=outputs)
             except UserError:
                 raise
             except Exception as error:

@@ -43,6 +43,7 @@ from bitfront.errors import EvaluationError, UserError
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
+from bitfront.kernels.losses import Outputs
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
 from bitfront.spaces.base import Codes
@@ -254,7 +255,10 @@ class TrainedEvaluator(Evaluator):
             return going_on(self._rung_losses(evaluators, halving), halving.keep)
 
         with threads(self.job.threads):
-            trained = _train(twins, training, self.job.device, most, select if halving else None) if twins else []
+            outputs = self._space.graph.outputs
+            trained = (
+                _train(twins, training, self.job.device, most, outputs, select if halving else None) if twins else []
+            )
         for (row, evaluator, _), site_formats, (state, epochs) in zip(missing, formats, trained, strict=True):
             known[row] = TrainedCandidate(_float_state(evaluator.space.graph, state), epochs, site_formats)
         networks = {int(row): evaluator for rows, evaluator, _ in self._untrained_networks(codes) for row in rows}
@@ -313,7 +317,8 @@ class TrainedEvaluator(Evaluator):
             with threads(self.job.threads):
                 models = [evaluator.space.graph.model for evaluator in missing]
                 epochs = [training.float_epochs] * len(models)
-                trained = _train(models, replace(training, settings=settings), self.job.device, epochs)
+                own_settings = replace(training, settings=settings)
+                trained = _train(models, own_settings, self.job.device, epochs, self._space.graph.outputs)
             for evaluator, (state, _) in zip(missing, trained, strict=True):
                 model = copy.deepcopy(evaluator.space.graph.model)
                 model.load_state_dict(state)
@@ -372,12 +377,14 @@ def _train(
     training: CandidateTraining,
     device: str,
     epochs: Sequence[int],
+    outputs: Outputs,
     select: Selection | None = None,
 ) -> list[tuple[StateDict, int]]:
     """(weights, epochs) of each model after training, each the same as if it were trained alone.
 
     Args:
         epochs: number of epochs of each model. The learning rate's schedule always covers all epochs of the settings.
+        outputs: what the models' outputs are.
         select: which models go on at a rung; the others stop there.
 
     Raises:
@@ -403,7 +410,15 @@ def _train(
                 stops[i] = stops[i] if goes_on else epoch
         return [stop > epoch for stop in stops]
 
-    members = train_population(models, few, training.settings, device=device, keep=keep, alone=training.separately)
+    members = train_population(
+        models,
+        few,
+        training.settings,
+        device=device,
+        outputs=outputs,
+        keep=keep,
+        alone=training.separately,
+    )
     for member in members:
         if member.error:
             raise EvaluationError(member.error)

@@ -8,6 +8,7 @@ from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
+from bitfront.graph.outputs import outputs_note
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.transforms.correct import has_bias, norms_behind
 
@@ -40,6 +41,7 @@ def _graph_notes(space: ModelSpace) -> list[str]:
             f"torch.fx cannot trace this model: the tracer stopped at {graph.untraced}. So only its modules are sites, "
             "and candidates are evaluated one by one as whole models"
         )
+    notes += [note] if (note := outputs_note(graph)) else []
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
     return notes

@@ -133,4 +133,6 @@ class Plan:
             "parameters": [p.name for p in self.space.parameters],
             "weights": weights,
             "forward": list(self.forward),
+            # Of logits there is nothing to say, as before there were other outputs.
+            **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }

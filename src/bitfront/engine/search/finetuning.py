@@ -97,7 +97,9 @@ def finetune(
     small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
     try:
         with one_thread() if small else contextlib.nullcontext():
-            result = run_training(model, dataset, settings, device=evaluator.device, on_epoch=after)
+            result = run_training(
+                model, dataset, settings, device=evaluator.device, outputs=graph.outputs, on_epoch=after
+            )
     except EvaluationError as error:
         return Finetuned(number, {}, {}, False, 0, str(error))
     if result.stopped == "interrupted":

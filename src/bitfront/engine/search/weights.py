@@ -26,8 +26,10 @@ from bitfront.engine.planning.inputs import (
 from bitfront.engine.storage.store import same_outputs
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
-from bitfront.graph import capture
 from bitfront.graph.baking import private_copy
+from bitfront.graph import Graph, capture
+from bitfront.graph.outputs import outputs_note
+from bitfront.kernels.losses import Outputs
 from bitfront.scoring import Evaluation, evaluate
 from bitfront.training import TrainResult, TrainSettings
 from bitfront.training import train as run_training
@@ -79,6 +81,7 @@ def train(config: Config, *, events: Events | None = None) -> Trained:
     dataset, model = open_inputs(config, events)
     if config.load_name is not None:
         model.load_state_dict(load_weights(config, model))
+    _note_outputs(capture(model, dataset.split("train")[0][:2]), events)
     return _train(config, model, dataset, events)
 
 
@@ -95,7 +98,8 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
         seed=config.seed,
         log_every_n_steps=config.log_every_n_steps,
     )
-    fingerprint = _training_fingerprint(config, model, dataset)
+    graph = capture(model, dataset.split("train")[0][:2])
+    fingerprint = _training_fingerprint(config, model, dataset, graph.outputs)
     folder = (below or config.run_folder) / "checkpoints"
     try:
         folder.mkdir(parents=True, exist_ok=True)  # before training, so that a failure loses no work
@@ -104,10 +108,17 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
             f"{folder}: the folder cannot be created: {error.strerror}; choose another project_dir"
         ) from None
     events.training(settings, len(dataset.split("train")[1]))
-    graph = capture(model, dataset.split("train")[0][:2])
     small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
     with config.locating(), one_thread() if small else contextlib.nullcontext():
-        result = run_training(model, dataset, settings, device=device, on_step=events.step, on_epoch=events.epoch)
+        result = run_training(
+            model,
+            dataset,
+            settings,
+            device=device,
+            outputs=graph.outputs,
+            on_step=events.step,
+            on_epoch=events.epoch,
+        )
     if result.stopped == "interrupted":
         # The weights so far are stored, but a later search must not take them for the result of the whole training.
         fingerprint = {"interrupted": True}
@@ -122,7 +133,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
     return Trained(trained.eval(), folder / "best.pt", result)
 
 
-def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset, outputs: Outputs) -> dict[str, Any]:
     """What the trained weights depend on."""
     return {
         "model": config.model,
@@ -132,6 +143,7 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset) ->
         "seed": config.seed,
         "forward": forward_fingerprint(model, dataset.split("train")[0]),
         **training_settings(config),
+        **({} if outputs == "logits" else {"outputs": outputs}),
     }
 
 
@@ -167,7 +179,8 @@ def trained_model(
         loaded.load_state_dict(load_weights(config, model))
         events.note(f"weights from {config.load_name}")
         return Trained(loaded.eval(), Path(config.load_name), None)
-    fingerprint = _training_fingerprint(config, model, dataset)
+    outputs = capture(model, dataset.split("train")[0][:2]).outputs
+    fingerprint = _training_fingerprint(config, model, dataset, outputs)
     folders = [config.run_folder] + ([below] if below else [])
     for path in (folder / "checkpoints" / "best.pt" for folder in folders):
         if not path.exists():
@@ -214,4 +227,11 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
     events.note(f"weights from {config.load_name or path}")
     device, _ = choose_device(config.accelerator)
     x, y = dataset.split(split)  # type: ignore[arg-type]
-    return evaluate(model.to(device), x, y)
+    graph = capture(model, x[:2])
+    _note_outputs(graph, events)
+    return evaluate(model.to(device), x, y, outputs=graph.outputs)
+
+
+def _note_outputs(graph: Graph, events: Events) -> None:
+    if note := outputs_note(graph):
+        events.note(note)

@@ -388,7 +388,8 @@ class Pass:
             logits = [p.flatten(0, 1) for p in output.parts]
         else:
             logits = [p.permute(0, 2, 3, 1).flatten(0, 1) for p in output.parts]
-        results = [kernels.score(z, self.y, rectify=output.rectify) for z in logits]
+        outputs = self.program.graph.outputs
+        results = [kernels.score(z, self.y, rectify=output.rectify, outputs=outputs) for z in logits]
         if output.irregular is None:
             self.scored.append((output.states, *results[0]))
             return
