@@ -31,6 +31,7 @@ from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import parameter
 from bitfront.graph.costs import bit_operations, bops, ebops
 from bitfront.graph.nodes import recorded_nodes
+from bitfront.metrics.stored import stored_forms
 from bitfront.operations.lookup import tensors_in
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
@@ -326,22 +327,18 @@ def describe(
     """
     space = QuantizationSpace.of_float(graph) if config is None else single(graph, config, where)
     formats = space.formats(np.zeros(len(space.groups), dtype=np.int64))
-    stored: dict[str, int] = {}
-    for name, _, sizes in space.storage():
-        # A parameter that several sites share is stored once, in its widest format.
-        stored[name] = max(stored.get(name, 0), int(sizes[0]))
-    first: dict[int, str] = {}
-    # A tied parameter has several names and counts once, under the first one.
-    names = {n: first.setdefault(id(p), n) for n, p in graph.model.named_parameters(remove_duplicate=False)}
-    tensors = dict(graph.model.named_parameters())
-    for name, tensor in tensors.items():
-        stored.setdefault(name, tensor.numel() * tensor.element_size())
+    forms = [form for form in stored_forms(space) if form.tensor.parameter]
+    # A parameter with several names counts once, under the first one.
+    names = {name: form.tensor.names[0] for form in forms for name in form.tensor.names}
+    tensors = {form.tensor.names[0]: form.tensor.elements for form in forms}
+    only = np.zeros((1, len(space.groups)), dtype=np.int64)
+    stored = {form.tensor.names[0]: int(form.widest(form.bytes, only)[0]) for form in forms}
     rows = tuple(_row(node, graph, batch, formats.get(node.name, {}), names, stored) for node in graph.nodes)
     total = Total(
         operations=sum(r.operations or 0 for r in rows),
         backward_operations=sum(r.backward_operations or 0 for r in rows),
         macs=sum(r.macs for r in rows),
-        parameters=sum(p.numel() for p in tensors.values()),
+        parameters=sum(tensors.values()),
         parameter_bytes=sum(stored.values()),
         bitops=sum(r.bitops or 0 for r in rows),
         operation_bits=sum(r.operation_bits or 0 for r in rows),

@@ -20,6 +20,7 @@ from bitfront.errors import CaptureError
 from bitfront.graph.baking import bake, has_computed_weights, private_copy
 from bitfront.graph.base import Graph, Node, Site, Switch
 from bitfront.graph.checking import deployed, first_difference, same_bits
+from bitfront.graph.memory import remember_places
 from bitfront.graph.nodes import left_out, recorded_nodes, traced_nodes
 from bitfront.graph.outputs import outputs_of
 from bitfront.graph.tracing import input_name, other_inputs, switches_of, trace
@@ -44,6 +45,7 @@ def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Grap
     except Exception as error:
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
     expected = _logits(copied, sample)
+    remember_places(model, copied)
     copied, baked = _with_plain_weights(copied, sample, expected)
     fx_graph, untraced = trace(copied)
     switches: tuple[Switch, ...] = ()
@@ -60,9 +62,7 @@ def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Grap
     if fx_graph is None:
         nodes = recorded_nodes(copied, (sample.clone(),), {}, sample.shape[0])
         others = left_out(copied, nodes)
-        return Graph(
-            copied, None, nodes, shape, untraced, baked=baked, left_out=others, outputs=outputs, ending=ending
-        )
+        return Graph(copied, None, nodes, shape, untraced, baked=baked, left_out=others, outputs=outputs, ending=ending)
     nodes = traced_nodes(copied, fx_graph, sample)
     others = left_out(copied, nodes)
     graph = Graph(copied, fx_graph, nodes, shape, "", switches, "", baked, others, outputs, ending)

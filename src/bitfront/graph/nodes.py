@@ -227,7 +227,7 @@ def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
                 unknown = earlier.operations is None or node.operations is None
                 operations = None if unknown else (earlier.operations or 0) + (node.operations or 0)
                 node = dataclasses.replace(node, operations=operations, macs=earlier.macs + node.macs)
-        elif call.summary.operations == 0:
+        elif call.summary.operations == 0 and not call.parameters:
             continue
         else:
             name = _free_name("_".join(part for part in (call.path, call.op) if part), nodes)

@@ -17,9 +17,11 @@ from torch import fx
 
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.graph import Graph
+from bitfront.graph.capture import parameter
 from bitfront.graph.costs import bops, ebops
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values, option_sum
+from bitfront.metrics.stored import weights
 from bitfront.spaces.base import Codes
 
 
@@ -103,12 +105,23 @@ class Sparsity(Runner):
     produces = (Metric("sparsity", "", "maximize", "modelled", "share of weights that are zero once quantized"),)
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """The sparsity of each candidate, 0 to 1; 0 for a model without weights."""
-        space = context.space
-        counts = [math.prod(s.weight_shape) if s.weight else 0 for s in space.sites]
-        nonzero = [table.astype(np.float64) for table in context.nonzero()]
-        remaining = option_sum(nonzero, space.options(codes))
-        return {"sparsity": 1.0 - remaining / sum(counts) if sum(counts) else np.zeros(len(codes))}
+        """The sparsity of each candidate, 0 to 1; 0 for a model without weights.
+
+        Weights that several use count once, as they are stored.
+        """
+        space, options = context.space, context.space.options(codes)
+        known = {site.name for site in space.sites if site.weight}
+        total, remaining, nonzero = 0, np.zeros(len(codes)), context.nonzero()
+        for weight in weights(space):
+            uses = [use for use in weight.tensor.uses if use.operand == "weight" and use.site in known]
+            if not uses:
+                continue  # it is seen through a view alone, and its values there are not looked at
+            total += weight.tensor.elements
+            if weight.tensor.as_it_is:
+                remaining += int((parameter(space.graph.model, weight.tensor.names[0]) != 0).sum())
+            else:
+                remaining += weight.in_widest(nonzero, options)
+        return {"sparsity": 1.0 - remaining / total if total else np.zeros(len(codes))}
 
 
 def first_weighted(graph: Graph) -> frozenset[str]:

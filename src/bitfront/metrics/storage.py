@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
 
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values, option_sum
+from bitfront.metrics.stored import stored_forms, weights
 from bitfront.spaces.base import Codes
 
 
@@ -48,19 +46,24 @@ class AverageBitwidth(Runner):
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Both metrics of each candidate; with ``over = "quantized"`` 32 bits where no weight is quantized."""
         settings = self.settings
-        space = context.space
-        bits: list[NDArray[np.float64]] = []
-        weights: list[NDArray[np.float64]] = []
-        tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), strict=True)
-        for site, weight_bits, quantized in tables:
-            count = float(site.stored_weights)
-            included = np.ones(len(weight_bits)) if settings.over == "all" else quantized.astype(np.float64)
-            bits.append(count * weight_bits * included)
-            weights.append(count * included)
+        space, covered = context.space, set[str]()
         options = space.options(codes)
         # Layers that compute something beside their class are no sites, and stay in float.
-        apart = sum(layer.weights for layer in space.graph.left_out) if settings.over == "all" else 0
-        total, number = option_sum(bits, options) + apart * FLOAT_BITS, option_sum(weights, options) + apart
+        apart = sum(layer.weights for layer in context.space.graph.left_out) if settings.over == "all" else 0
+        total, number = np.full(len(codes), float(apart * FLOAT_BITS)), np.full(len(codes), float(apart))
+        for weight in weights(context.space):
+            count = weight.tensor.elements
+            bits = weight.widest(weight.bits, options)
+            included = np.ones(len(codes)) if settings.over == "all" else weight.quantized(options)
+            total += count * bits * included
+            number += count * included
+            covered |= {use.site for use in weight.tensor.uses if use.operand == "weight"}
+        tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), options.T, strict=True)
+        for site, widths, quantized, chosen in tables:
+            if site.stored_weights and site.name not in covered:  # they are computed from several parameters
+                included = np.ones(len(codes)) if settings.over == "all" else quantized[chosen].astype(np.float64)
+                total += site.stored_weights * widths[chosen] * included
+                number += site.stored_weights * included
         average = np.divide(total, number, out=np.full(len(codes), float(FLOAT_BITS)), where=number > 0)
         return {"average_bitwidth": average, "memory_density": settings.compare_to / average}
 
@@ -82,28 +85,16 @@ class ModelSize(Runner):
     )
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """Bytes of each candidate. A parameter shared by several sites is stored once, in its widest format."""
+        """Bytes of each candidate. What several use is stored once: in float if one of them uses it so, else in the
+        widest of their formats."""
         space = context.space
         options = space.options(codes)
-        uses: dict[str, list[tuple[int, NDArray[np.int64]]]] = defaultdict(list)
-        for name, group, table in space.storage():
-            uses[name].append((group, table))
-        # Parameters that a single site uses are summed into one table per group.
-        unshared = [np.zeros(group.size) for group in space.groups]
-        for group, table in (tables[0] for tables in uses.values() if len(tables) == 1):
-            unshared[group] += table
-        total = option_sum(unshared, options) + float(fixed_bytes(space.graph.model, set(uses)))
-        for tables in uses.values():
-            if len(tables) > 1:
-                total += np.maximum.reduce([table[options[:, group]] for group, table in tables])
-        return {"model_size": total}
-
-
-def fixed_bytes(model: nn.Module, without: set[str]) -> int:
-    """Bytes of the parameters and buffers as they are in the model, except the parameters named in `without`.
-
-    BatchNorm's step counter does not count, because it is not deployed.
-    """
-    tensors: list[Tensor] = [tensor for name, tensor in model.named_parameters() if name not in without]
-    tensors += [tensor for name, tensor in model.named_buffers() if not name.endswith("num_batches_tracked")]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        # Tensors with a single use are summed into one table per group.
+        single = [np.zeros(group.size) for group in space.groups]
+        total = np.zeros(len(codes))
+        for stored in stored_forms(space):
+            if len(stored.groups) == 1 and not stored.tensor.as_it_is:
+                single[stored.groups[0]] += stored.bytes[0]
+            else:
+                total += stored.widest(stored.bytes, options)
+        return {"model_size": total + option_sum(single, options)}

@@ -30,13 +30,6 @@ class Setting:
         """Bits per value."""
         return self.format.bits if self.format else FLOAT_BITS
 
-    def stored_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of that shape, with its scales; rounded up to a whole byte."""
-        values = int(np.prod(shape, dtype=np.int64))
-        if self.format is None:
-            return values * FLOAT_BITS // 8
-        return -(-(values * self.bits + self.format.overhead_bits(shape)) // 8)
-
     def described(self) -> dict[str, Any]:
         """Its entry in the description of a space (``spaces.described``)."""
         written = {key: "NA" if value is None else value for key, value in self.written}

@@ -8,7 +8,7 @@ of a ``FormatSpace``, whose candidates differ in formats alone.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -165,14 +165,6 @@ class FormatSpace(ModelSpace):
     @abstractmethod
     def quantized(self, operand: Operand) -> list[NDArray[np.bool_]]:
         """Whether `operand` has a format under each option; per group a bool array of shape (options,)."""
-
-    @abstractmethod
-    def storage(self) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
-        """(parameter, group, bytes under each option of the group) for every parameter that is an operand of a site.
-
-        Bytes include scales, and are rounded up to a whole byte per tensor. A parameter that several sites share
-        occurs once per site.
-        """
 
     def formats(self, options: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
         """Site → operand → format (not calibrated) of one candidate; a site in float is absent.

@@ -9,7 +9,7 @@ configuration (``[passes.quantize]``, a trial's ``sampled_config``) is a space w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -27,9 +27,6 @@ from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.format_choices import Settings, read_choices
 from bitfront.spaces.model_space import FormatSpace, Offer
 from bitfront.spaces.request import SpaceRequest
-
-#: The setting of an operand without a choice.
-IN_FLOAT = Setting((), None)
 
 
 @SPACES.register("graph/quantize/mixed_precision_ptq", "mixed_precision_ptq")
@@ -129,26 +126,6 @@ class QuantizationSpace(FormatSpace):
             np.array([operand in dict(o) and dict(o)[operand].format is not None for o in options], dtype=bool)
             for options in self._options
         ]
-
-    def storage(self) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
-        """(parameter, group, bytes under each option of the group) for every parameter that is an operand of a site.
-
-        Bytes include scales, and are rounded up to a whole byte per tensor. A parameter that several sites share
-        occurs once per site.
-        """
-        first: dict[int, str] = {}
-        # A tied parameter has several names and is stored once, under the first one.
-        names = {
-            name: first.setdefault(id(tensor), name)
-            for name, tensor in self.graph.model.named_parameters(remove_duplicate=False)
-        }
-        for g, (assignment, options) in enumerate(zip(self.assignments, self._options, strict=True)):
-            for operand in assignment.site.operands:
-                parameter = assignment.site.parameter(operand)
-                if parameter is not None:
-                    name, shape = names.get(parameter[0], parameter[0]), parameter[1]
-                    sizes = [dict(settings).get(operand, IN_FLOAT).stored_bytes(shape) for settings in options]
-                    yield name, g, np.array(sizes, dtype=np.int64)
 
     def uniform(self) -> Codes:
         """Uniform-precision candidates: one per format and pair of input and weight bits in the space.

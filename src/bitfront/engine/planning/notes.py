@@ -8,6 +8,8 @@ from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
+from bitfront.graph.capture import parameter
+from bitfront.graph.memory import stored_tensors
 from bitfront.graph.outputs import outputs_note
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.transforms.correct import has_bias, norms_behind
@@ -122,19 +124,34 @@ def _kind_notes(evaluator: Evaluator) -> list[str]:
 
 
 def _weight_notes(space: ModelSpace) -> list[str]:
-    """Weights that average_bitwidth does not count, because their layers are not sites."""
-    model = space.graph.model
+    """Weights of layers that are no site, unseen by average_bitwidth; and what such layers share with sites."""
+    model, stored = space.graph.model, stored_tensors(space.graph)
+    notes = [
+        f"{' = '.join(tensor.names)} is used by {', '.join(dict.fromkeys(use.site for use in tensor.uses))} in a "
+        f"format and by {', '.join(tensor.floats)} in float: it is stored in float, whatever formats the sites get"
+        for tensor in stored
+        if tensor.uses and tensor.floats
+    ]
+    # Layers that are left out have a note of their own, and are counted.
     seen = {name for site in space.graph.sites for name in (*site.parameters, *site.computed_from)}
-    for layer in space.graph.left_out:  # a note of its own, and counted
+    for layer in space.graph.left_out:
         seen |= {f"{layer.path}.{name}" for name, _ in model.get_submodule(layer.path).named_parameters(recurse=False)}
-    outside = {n: p.numel() for n, p in model.named_parameters() if n not in seen and p.dim() > 1}
+    outside = {
+        tensor.names[0]: tensor.elements
+        for tensor in stored
+        if tensor.parameter
+        and not tensor.uses
+        and not seen.intersection(tensor.names)
+        and parameter(model, tensor.names[0]).dim() > 1
+    }
     if not outside:
-        return []
+        return notes
     layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in outside))
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(tensor.elements for tensor in stored if tensor.parameter)
     return [
+        *notes,
         f"{sum(outside.values()):,} of {total:,} parameters are weights of layers that cannot be configured "
-        f"({layers}). They stay in float; model_size counts them, average_bitwidth does not"
+        f"({layers}). They stay in float; model_size counts them, average_bitwidth does not",
     ]
 
 

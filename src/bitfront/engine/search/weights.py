@@ -26,8 +26,8 @@ from bitfront.engine.planning.inputs import (
 from bitfront.engine.storage.store import same_outputs
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
-from bitfront.graph.baking import private_copy
 from bitfront.graph import Graph, capture
+from bitfront.graph.baking import private_copy
 from bitfront.graph.outputs import outputs_note
 from bitfront.kernels.losses import Outputs
 from bitfront.scoring import Evaluation, evaluate
