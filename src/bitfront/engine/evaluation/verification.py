@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -148,7 +149,8 @@ def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, nu
     try:
         alone, code_there = evaluator.alone(code)
         with one_thread():
-            result = evaluate(alone.model(code_there, bake=True), x, y, batch_size=alone.chunk)
+            outputs = alone.space.graph.outputs
+            result = evaluate(alone.model(code_there, bake=True), x, y, batch_size=alone.chunk, outputs=outputs)
     except UserError:
         raise
     except Exception:  # the search's evaluator must fail for it too, and stores the reason
@@ -260,8 +262,10 @@ def _training_differs(evaluator: Evaluator, codes: Codes) -> str:
         for code in codes:
             alone, code_there = untrained.alone(code)
             models.append(alone.model(code_there))
-        together = train_population(models, few, settings, device=evaluator.device)
-        apart = [train_population([m], few, settings, device=evaluator.device, alone="a check")[0] for m in models]
+        outputs = evaluator.space.graph.outputs
+        train = partial(train_population, dataset=few, settings=settings, device=evaluator.device, outputs=outputs)
+        together = train(models)
+        apart = [train([m], alone="a check")[0] for m in models]
     for code, member, reference in zip(codes, together, apart, strict=True):
         if member.alone or member.error or reference.error:
             continue
