@@ -139,6 +139,82 @@ def test_uint8_is_divided_by_255_and_other_numbers_are_kept():
     assert max(float(t.max()) for t in from_arrays(x.astype(np.int32), y).x.values()) == 255
 
 
+def images(dtype, n=60):
+    x = np.random.default_rng(0).integers(0, 256, size=(n, 3, 5, 5)).astype(np.uint8)
+    y = np.arange(n) % 3
+    return (x if dtype == "uint8" else (x / 255).astype(dtype)), y
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        ("uint8", "float32", r"x of train uint8, x of val float32\).*divided by 255.*Give every split the same dtype"),
+        ("float64", "uint8", r"x of train float64, x of val uint8\)"),
+        ("uint8", "int64", r"x of train uint8, x of val int64\)"),
+        ("uint8", "bool", r"x of train uint8, x of val bool\)"),
+        ("int64", "float32", r"x of train int64, x of val float32\).*one of them seems to be scaled"),
+        ("float16", "int32", r"x of train float16, x of val int32\)"),
+    ],
+)
+def test_splits_of_which_one_is_scaled_are_refused(train, val, expected):
+    pairs = {}
+    for split, dtype in (("train", train), ("val", val)):
+        x, y = images("float64" if dtype.startswith("f") else "uint8")
+        pairs[split] = (x.astype(dtype), y)
+    with pytest.raises(DataError, match=expected):
+        from_splits(pairs)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("float64", "float32"), ("float32", "float16"), ("int64", "int32"), ("int16", "float32"), ("bool", "int8")],
+)
+def test_dtypes_of_one_scale_may_differ(train, val):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 2 if train == "bool" else 90, size=(90, 8)), np.arange(90) % 3
+    if train.startswith("float"):
+        x = x / 4
+    parts = {"train": slice(0, 60), "val": slice(60, 75), "test": slice(75, 90)}
+    data = from_splits({s: (x[p].astype(train if s == "train" else val), y[p]) for s, p in parts.items()})
+    for split, part in parts.items():
+        np.testing.assert_array_equal(data.x[split].numpy(), x[part].astype(np.float32))
+
+
+def test_two_uint8_splits_are_scaled_alike():
+    x, y = images("uint8")
+    other = 255 - x
+    data = from_splits({"train": (x, y), "test": (torch.from_numpy(other), y)})
+    np.testing.assert_allclose(data.x["test"].numpy() * 255, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("other", "advice"),
+    [((5, 5, 3), r"np.moveaxis\(x, -1, 1\)"), ((75,), "every split needs the same"), ((3, 5, 4), "the same")],
+)
+def test_splits_of_other_shapes_are_refused_with_the_shapes(other, advice):
+    x, y = images("float32")
+    moved = np.resize(x, (60, *other))
+    with pytest.raises(DataError, match=rf"samples of val have the shape .*\(3, 5, 5\).*{advice}"):
+        from_splits({"train": (x, y), "val": (moved, y)})
+    with pytest.raises(DataError, match=r"samples of val have the shape \(3, 5, 5\)"):
+        from_splits({"train": (moved, y), "val": (x, y)})
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        (np.arange(60) % 3, np.array(["a", "b", "c"] * 20), r"y of train int64, y of val <U1\)"),
+        (np.array(["0", "1", "2"] * 20), np.arange(60) % 3, r"y of train <U1, y of val int64\)"),
+        (np.eye(3)[np.arange(60) % 3], np.array(["a", "b", "c"] * 20), r"names, those of others are numbers"),
+        (np.eye(4)[np.arange(60) % 4], np.eye(3)[np.arange(60) % 3], r"y of train 4, y of val 3\)"),
+    ],
+)
+def test_labels_of_two_kinds_are_refused(train, val, expected):
+    x = np.random.default_rng(0).normal(size=(120, 4))
+    with pytest.raises(DataError, match=expected):
+        from_splits({"train": (x[:60], train), "val": (x[60:], val)})
+
+
 # -- what is accepted ---------------------------------------------------------------------------
 
 

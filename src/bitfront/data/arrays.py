@@ -5,7 +5,8 @@ Every dataset is built here, by the same rules:
 * A split in the data is kept, row for row. A missing one is cut: with no split at all, 70 % train,
   15 % val and 15 % test; a missing val (or test) alone is 15 % of the train rows. Cuts are stratified by class
   and drawn from the seed. Identical rows stay in one split, so that no test row was trained on.
-* uint8 features are images: they are divided by 255. Other features are used as they are, or standardised
+* uint8 features are images: they are divided by 255. Splits of which one is scaled so and another is not are refused.
+  Other features are used as they are, or standardised
   with the training split's mean and standard deviation if the dataset is defined so.
 * Labels are class indices from 0, or class names, or one-hot rows.
 """
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from bitfront.data.base import SPLITS, Dataset, Scaler, Split
-from bitfront.data.features import fit_scaler, real_features, to_float32
+from bitfront.data.features import fit_scaler, real_features, refuse_mixed_scales, to_float32
 from bitfront.data.labels import class_indices
 from bitfront.data.raw import Array, ArrayLike, array_name
 from bitfront.data.splitting import SHARES, refuse_training_rows, row_hashes, split_name, stratified_split
@@ -93,7 +94,7 @@ def from_splits(
 
     Raises:
         DataError: as :func:`from_arrays`; or there is no train split, a split has an unknown name, shapes
-            differ between splits, or most rows of val or test are training rows.
+            differ between splits, dtypes of them mean different scales, or most rows of val or test are training rows.
     """
     description = _Description(name, class_names, feature_names, standardise, seed, source, notes)
 
@@ -123,6 +124,7 @@ def _with_source(source: str, build: Callable[[], Dataset]) -> Dataset:
 
 def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], description: _Description) -> Dataset:
     """The dataset of (x, y) by split, or under None if the samples are not split yet."""
+    refuse_mixed_scales({split: features for split, (features, _) in pairs.items()})
     x = {split: real_features(features, array_name("x", split)) for split, (features, _) in pairs.items()}
     y, class_names = class_indices({split: labels for split, (_, labels) in pairs.items()}, description.class_names)
     _check_shapes(x, y)
@@ -161,8 +163,19 @@ def _check_shapes(x: Mapping[Split | None, Array], y: Mapping[Split | None, Arra
         if features.shape[1:] != first.shape[1:]:
             raise DataError(
                 f"samples of {split} have the shape {features.shape[1:]}, those of {first_split} {first.shape[1:]}; "
-                "every split needs the same"
+                f"every split needs the same{_channels_moved(first.shape[1:], features.shape[1:])}"
             )
+
+
+def _channels_moved(first: tuple[int, ...], other: tuple[int, ...]) -> str:
+    """What to do where one shape has the channels first and the other has them last; else empty."""
+    if len(first) < 2 or len(first) != len(other):
+        return ""
+    if other == (*first[1:], first[0]):
+        return ". One has the channels last: np.moveaxis(x, -1, 1) puts them first"
+    if first == (*other[1:], other[0]):
+        return ". One has the channels first: np.moveaxis(x, 1, -1) puts them last"
+    return ""
 
 
 def _split(

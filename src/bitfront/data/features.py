@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bitfront.data.base import Scaler, Split
@@ -33,6 +35,29 @@ def real_features(value: ArrayLike, what: str) -> Array:
         too_large = np.abs(x) > np.finfo(np.float32).max
         _refuse_where(too_large, x, what, "it does not fit into float32; rescale the feature")
     return x
+
+
+def refuse_mixed_scales(values: Mapping[Split | None, ArrayLike]) -> None:
+    """Raises DataError where splits have dtypes that mean other scales: uint8, which is divided by 255, beside anything
+    else; or integers beside floats that are no whole numbers, which somebody has scaled. Widths of floats may differ.
+
+    Args:
+        values: the features of each split, as they were given.
+    """
+    arrays = {split: to_numpy(value, array_name("x", split)) for split, value in values.items()}
+    images = {split for split, x in arrays.items() if x.dtype == np.uint8}
+    whole = {split for split, x in arrays.items() if x.dtype.kind in "iub"}
+    if images and len(images) < len(arrays):
+        why = "uint8 is divided by 255, and other dtypes are used as they are"
+    elif whole and any(x.dtype.kind == "f" and not (x == np.floor(x)).all() for x in arrays.values()):
+        why = "whole numbers beside fractions: one of them seems to be scaled already"
+    else:
+        return
+    given = ", ".join(f"{array_name('x', split)} {x.dtype}" for split, x in arrays.items())
+    raise DataError(
+        f"the splits have different dtypes ({given}): {why}. Give every split the same dtype and the same scale, for "
+        "example x.astype(np.float32) / 255 for images"
+    )
 
 
 def to_float32(x: Array, scaler: Scaler | None, split: Split) -> Array:

@@ -31,6 +31,7 @@ def class_indices(
         raise DataError(f"class_names gives a name twice: {', '.join(names)}; every class needs a different one")
     raw = {split: to_numpy(y, array_name("y", split)) for split, y in labels.items()}
     columns = {split: _one_column(y, array_name("y", split)) for split, y in raw.items()}
+    _refuse_mixed(raw, columns)
     if any(y.dtype.kind in "US" for y in columns.values()):
         texts = {split: y.astype(str) for split, y in columns.items()}
         names = names or tuple(np.unique(np.concatenate(list(texts.values()))).tolist())
@@ -41,6 +42,21 @@ def class_indices(
     if count < 2:
         raise DataError("every label is the same; a classifier needs at least two classes")
     return indices, names or tuple(str(index) for index in range(count))
+
+
+def _refuse_mixed(raw: Mapping[Split | None, Array], columns: Mapping[Split | None, Array]) -> None:
+    """Raises DataError where one split has class names and another numbers, or one-hot rows are not equally wide."""
+    texts = [split for split, y in columns.items() if y.dtype.kind in "US"]
+    if texts and len(texts) < len(columns):
+        given = ", ".join(f"{array_name('y', split)} {y.dtype}" for split, y in columns.items())
+        raise DataError(
+            f"the labels of some splits are names, those of others are numbers ({given}); which name is which number "
+            "is not known. Give all splits names, or all of them class indices"
+        )
+    widths = {split: y.shape[1] for split, y in raw.items() if y.ndim == 2 and y.shape[1] > 1}
+    if len(set(widths.values())) > 1:
+        given = ", ".join(f"{array_name('y', split)} {width}" for split, width in widths.items())
+        raise DataError(f"one-hot rows differ in their number of classes ({given}); every split needs the same")
 
 
 def indices_by_name(labels: Array, names: Sequence[str], what: str) -> Array:
