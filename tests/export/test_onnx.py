@@ -9,8 +9,9 @@ from exported import EVERY, case, formats_of
 from torch import nn
 
 from bitfront.errors import ExportError
-from bitfront.export.onnx import INPUT, obstacle, onnx_model
+from bitfront.export.onnx import INPUT, integer_sites, obstacle, onnx_model
 from bitfront.export.packing import packing
+from bitfront.export.written import write_onnx
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
@@ -37,11 +38,10 @@ def run(model, x, optimized=True):
 @pytest.mark.parametrize("form", ["qdq", "integer"])
 def test_onnx_runtime_computes_what_the_simulated_model_computes(name, shape, family, width, form):
     graph, formats, x = case(name, shape, family, width)
-    integer = [s.name for s in graph.sites if form == "integer" and not obstacle(s, formats[s.name])]
-    assert form == "qdq" or integer
+    assert any(not obstacle(s, formats[s.name]) for s in graph.sites)
     expected = quantize(graph, formats)(x).detach()
     # Optimized, ONNX Runtime rounds the biases of a QDQ graph to multiples that it chooses.
-    model = onnx_model(graph, formats, integer)
+    model = onnx_model(graph, formats, form)
     computed = run(model, x, optimized=form == "integer")
     torch.testing.assert_close(computed, expected, rtol=0, atol=1e-4)
     used = {name for node in model.graph.node for name in node.input}
@@ -74,8 +74,7 @@ def test_every_candidate_answers_alike_on_digits(family):
     for width in (8, 3):
         formats = calibrate(graph, formats_of(graph, family, width), x[:256])
         expected = quantize(graph, formats)(x).argmax(1)
-        integer = [s.name for s in graph.sites]
-        predicted = run(onnx_model(graph, formats, integer), x).argmax(1)
+        predicted = run(onnx_model(graph, formats), x).argmax(1)
         assert torch.equal(predicted, expected)
         assert (expected == y).double().mean() > (0.7 if width == 8 else 0.1)
 
@@ -148,9 +147,8 @@ def test_a_product_with_a_parameter(granularity, symmetric):
     settings = {"width": 8, "granularity": granularity, "symmetric": symmetric}
     wanted = {"data_in": Affine.parse({"width": 8}, "data_in"), "weight": Affine.parse(settings, "weight")}
     formats = calibrate(graph, {site.name: wanted}, x)
-    integer = [] if obstacle(site, formats[site.name]) else [site.name]
-    assert bool(integer) == (granularity == "tensor")
-    computed = run(onnx_model(graph, formats, integer), x, optimized=bool(integer))
+    assert bool(obstacle(site, formats[site.name])) == (granularity == "channel")
+    computed = run(onnx_model(graph, formats), x)
     torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
 
 
@@ -167,8 +165,98 @@ def test_asymmetric_weights():
     }
     formats = calibrate(graph, wanted, x)
     assert not any(obstacle(s, formats[s.name]) for s in graph.sites)
-    computed = run(onnx_model(graph, formats, ["_0", "_2"]), x)
+    computed = run(onnx_model(graph, formats), x)
     torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [2, 3, 8])
+@pytest.mark.parametrize("family", ["integer", "affine"])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("digits-cnn", (1, 8, 8)), ("residual", (2, 8, 8)), ("attention", (4, 6)), ("sequence", (2, 8))]
+)
+def test_the_default_form_answers_as_the_deployed_model(name, shape, family, width):
+    graph, formats, _ = case(name, shape, family, width)
+    x = torch.randn(300, *shape, generator=torch.Generator().manual_seed(5))
+    expected = quantize(graph, formats)(x).detach()
+    computed = run(onnx_model(graph, formats), x)  # with all optimizations of the runtime
+    torch.testing.assert_close(computed, expected, rtol=0, atol=1e-5)
+    assert torch.equal(computed.argmax(1), expected.argmax(1))
+
+
+class Sums(nn.Module):
+    """Sites that no integer operator takes: an addition, a layer with a float weight, one with a float input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.a(x)) + self.b(x))
+
+
+def test_what_no_integer_operator_takes_is_rounded_so_that_no_runtime_changes_it():
+    # Multiples of 1/16: sums in float are exact then, in any order.
+    x = (16 * torch.randn(300, 6, generator=torch.Generator().manual_seed(1))).round() / 16
+    torch.manual_seed(0)
+    network = Sums()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_((16 * parameter).round() / 16)
+    graph = capture(network, x[:2])
+    wanted = {
+        "a": {"data_in": Integer(3, 1)},
+        "b": {"weight": Integer(3, 2)},
+        "add": {"data_in": Affine.parse({"width": 3}, "data_in")},
+        "c": {"data_in": Integer(3, 1), "weight": Integer(2, 1), "bias": Integer(8, 4)},
+    }
+    formats = calibrate(graph, wanted, x)
+    assert integer_sites(graph, formats) == {"c"}
+    expected = quantize(graph, formats)(x).detach()
+    model = onnx_model(graph, formats)
+    torch.testing.assert_close(run(model, x), expected, rtol=0, atol=1e-5)
+    assert not {"QLinearAdd", "QLinearMatMul"} & {node.op_type for node in model.graph.node}
+
+
+def test_a_form_that_does_not_exist_is_refused():
+    graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    with pytest.raises(ExportError, match=r"no form 'exact' of an ONNX model; .*integer.*qdq"):
+        onnx_model(graph, {}, "exact")
+
+
+@pytest.mark.parametrize("form", ["integer", "qdq"])
+def test_a_file_is_read_back_and_says_what_was_compared(form, tmp_path):
+    graph, formats, _ = case("residual", (2, 8, 8), "integer", 3)
+    x = torch.randn(300, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"old")
+    written = write_onnx(graph, formats, path, x, form=form)
+    # Once more by hand, from the file.
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    computed = torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
+    expected = quantize(graph, formats)(x).detach()
+    assert written.alike == int((computed.argmax(1) == expected.argmax(1)).sum())
+    assert written.difference == pytest.approx(float((computed - expected).abs().max()), abs=1e-6)
+    assert f"{written.alike} of 300 answers alike" in written.message
+    assert ("approximate" in written.message) == (form == "qdq")
+    assert list(tmp_path.iterdir()) == [path]
+    if form == "integer":
+        assert written.alike == 300
+
+
+class Turned(nn.Sequential):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def test_a_file_of_another_model_than_the_deployed_one_is_seen(tmp_path):
+    graph, formats, x = case("sequence", (2, 8), "integer", 8)
+    written = write_onnx(graph, formats, tmp_path / "net.onnx", x, model=Turned(quantize(graph, formats)))
+    assert written.alike == 0
+    assert "0 of 64 answers alike" in written.message
+    with pytest.raises(ExportError, match="cannot be written"):
+        write_onnx(graph, formats, tmp_path / "nowhere" / "net.onnx", x)
+    with pytest.raises(ExportError, match="no samples"):
+        write_onnx(graph, formats, tmp_path / "net.onnx", x[:0])
 
 
 class Reused(nn.Module):

@@ -1,10 +1,15 @@
 """From a graph and a format per operand to an ONNX model (opset 21) that computes in these formats.
 
-Operands of at most 8 bits are written as QuantizeLinear and DequantizeLinear (QDQ), for which runtimes have integer
-kernels: activations as unsigned bytes, clipped first if the format is narrower; weights as bytes followed by a
-DequantizeLinear; a bias as floats, which are its quantized values. Sites named in `integer` are written with ONNX's
-integer operators (MatMulInteger, ConvInteger) instead: bytes in, 32-bit sums, floats out. Both forms compute what
-``transforms.quantize`` simulates, up to the order of sums in float32.
+There are two forms. The default, ``integer``, answers as the simulated model does, whatever optimizations a runtime
+makes: sites that ONNX has integer operators for (MatMulInteger, ConvInteger) take bytes in, sum in 32 bits, and give
+floats out; elsewhere activations are rounded by plain operators (Div, Round, Clip, Mul), which no runtime fuses.
+
+The other, ``qdq``, is approximate: QuantizeLinear and DequantizeLinear in front of every operand, the form in which
+runtimes look for integer kernels of their own. ONNX Runtime's default optimizations fuse these and round biases once
+more, so some answers are others than those that were evaluated.
+
+Operands have at most 8 bits. Weights are held as bytes with a DequantizeLinear behind them where no integer operator
+takes them; a bias as the floats of its quantized values.
 
 The graph is written while torch.fx runs it on a sample, so that everything that is not a tensor (a size, a list of
 dimensions) is known. The size of the batch is not fixed. The record of an operation has the rule that writes it; this
@@ -13,15 +18,15 @@ file has the writer that the rule uses.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from bitfront.errors import ExportError, require
+from bitfront.errors import ExportError, one_of, require
 from bitfront.export.packing import Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
@@ -36,37 +41,53 @@ INPUT, OUTPUT = "input", "output"
 _BATCH = 3
 
 SiteFormats = Mapping[Operand, Format]
+#: How quantized sites are written.
+Form = Literal["integer", "qdq"]
 
 
-def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], integer: Collection[str] = ()) -> Any:
+def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], form: Form = "integer") -> Any:
     """An ``onnx.ModelProto``: input ``input``, shape ``(batch, *features)``, output ``output``, both float32.
-
-    ONNX Runtime's default optimizations fuse QuantizeLinear and DequantizeLinear into kernels that round biases again.
-    Then a few results differ from those that were evaluated. This does not happen for sites in `integer`, or in a
-    session with ``graph_optimization_level = ORT_DISABLE_ALL``.
 
     Args:
         graph: the captured model; on the CPU.
         formats: site name → formats by operand, calibrated; sites that are absent stay in float.
-        integer: sites written with integer operators; none of them may have an ``obstacle``.
+        form: ``integer`` computes what ``transforms.quantize`` simulates, up to the order of sums in float32. ``qdq``
+            does so only in a session with ``graph_optimization_level = ORT_DISABLE_ALL``: it is approximate.
 
     Raises:
         MissingExtraError: the package onnx is not installed.
-        ExportError: an operation or a format has no counterpart; the message names the node.
+        ExportError: an operation or a format has no counterpart; the message names the node. Or there is no such form.
     """
+    if form not in get_args(Form):
+        raise ExportError(f"there is no form {form!r} of an ONNX model; {one_of(get_args(Form))}")
     if graph.fx_graph is None:
         raise ExportError(f"the model cannot be traced, so it cannot be written as ONNX: {graph.untraced}")
-    writer = _Writer(graph, formats, frozenset(integer))
+    writer = _Writer(graph, formats, form)
     sample = torch.zeros(_BATCH, *graph.sample_shape)
     with torch.no_grad():
         writer.run(sample)
     return writer.model()
 
 
+def integer_sites(graph: Graph, formats: Mapping[str, SiteFormats]) -> frozenset[str]:
+    """The sites that ONNX's integer operators compute in these formats."""
+    return frozenset(s.name for s in graph.sites if formats.get(s.name) and not _missing(s, formats[s.name]))
+
+
+def _missing(site: Site, formats: SiteFormats) -> str:
+    """As ``obstacle``; but a site whose sums are left in float has no integer operator either."""
+    needed = _summed(site)
+    return obstacle(site, formats) or ("" if any(o in needed for o in formats) else "its sums are in float")
+
+
+def _summed(site: Site) -> list[Operand]:
+    return [o for o in site.operands if site.operation.operand(o).role != "bias"]
+
+
 def obstacle(site: Site, formats: SiteFormats) -> str:
-    """Why ONNX Runtime has no integer kernel for a site in these formats; empty if it has one, or if the site stays in
-    float. Formats must be calibrated."""
-    needed = [o for o in site.operands if site.operation.operand(o).role != "bias"]
+    """Why ONNX Runtime has no integer kernel for a site in these formats; empty if it has one, or if the site stays
+    in float. Formats must be calibrated."""
+    needed = _summed(site)
     if not any(o in needed for o in formats):
         return ""
     if site.operation.onnx_integer is None:
@@ -89,12 +110,13 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
 class _Writer(fx.Interpreter):
     """Runs the graph and writes each step: an ``operations.onnx.OnnxWriter``."""
 
-    def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], integer: frozenset[str]) -> None:
+    def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], form: Form) -> None:
         assert graph.fx_graph is not None
         super().__init__(fx.GraphModule(graph.model, graph.fx_graph))
         self.onnx = require("onnx", "onnx", "writing ONNX")
         self.extra_traceback = False  # it would add the tracer's state to messages
-        self.captured, self.formats, self.in_integers = graph, formats, integer
+        self.captured, self.formats, self.form = graph, formats, form
+        self.in_integers = integer_sites(graph, formats) if form == "integer" else frozenset[str]()
         self.sites = {s.name: s for s in graph.sites}
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[Any] = []
@@ -227,9 +249,39 @@ class _Writer(fx.Interpreter):
         rounding = self._format(n, position)
         if rounding is None:
             return self.tensor(n, position, name)
+        if self.form == "integer":
+            return self._rounded(n, position, name, rounding)
         held = self.packed(n, position, name)
         rounded = f"{n.name}.{self._operand(n, position)}.rounded"
         return self.add("DequantizeLinear", [held.name, held.scale, held.zero], rounded, **_axis(held.held.axis))
+
+    def _rounded(self, n: fx.Node, position: int, name: str, rounding: Format) -> str:
+        """An activation rounded by plain operators: as the format rounds, and nothing that a runtime would fuse."""
+        given, label = self.tensor(n, position, name), self._operand(n, position)
+        self._packing(n, label, rounding)
+        grid, place = rounding.grid, f"{n.name}.{label}"
+        assert grid is not None
+        source = n.args[position] if position < len(n.args) else n.kwargs.get(name)
+        x = self.env[source] if isinstance(source, fx.Node) else torch.zeros(())
+
+        def constant(what: str, entry: float | Tensor) -> str:
+            return self.constant(f"{place}.{what}", grid.along(entry, x).numpy())
+
+        step = constant("step", grid.step)
+        codes = self.add("Round", [self.add("Div", [given, step], f"{place}.steps")], f"{place}.whole")
+        zero = None if grid.zero is None else constant("zero", grid.zero)
+        codes = codes if zero is None else self.add("Add", [codes, zero], f"{place}.moved")
+        codes = self.add("Clip", [codes, constant("low", grid.low), constant("high", grid.high)], f"{place}.codes")
+        codes = codes if zero is None else self.add("Sub", [codes, zero], f"{place}.centred")
+        return self.add("Mul", [codes, step], f"{place}.rounded")
+
+    def _packing(self, n: fx.Node, label: str, rounding: Format, *, activation: bool = True) -> Packing:
+        held = packing(rounding, activation=activation)
+        if held is None:
+            raise ExportError(
+                f"{n.name}: {label} is {rounding.label}, and ONNX's QuantizeLinear takes at most 8 bits here"
+            )
+        return held
 
     def _operand(self, n: fx.Node, position: int) -> str:
         """The name of the operand at a position; "" if there is none."""
@@ -253,11 +305,7 @@ class _Writer(fx.Interpreter):
     def packed(self, n: fx.Node, position: int = 0, name: str = "input", *, signed: bool = False) -> Bytes:
         value, rounding, label = self.tensor(n, position, name), self._format(n, position), self._operand(n, position)
         assert rounding is not None
-        held = packing(rounding, activation=not signed)
-        if held is None:
-            raise ExportError(
-                f"{n.name}: {label} is {rounding.label}, and ONNX's QuantizeLinear takes at most 8 bits here"
-            )
+        held = self._packing(n, label, rounding, activation=not signed)
         if held.narrow:
             if held.axis is not None:
                 raise ExportError(

@@ -46,7 +46,7 @@ class DeployedSettings(RunnerSettings):
         description="what runs the network: PyTorch (8-bit sites with oneDNN's kernels) or ONNX Runtime (with its "
         "integer operators); `modelled`: nothing is run, a roofline model gives the time",
     )
-    onnx_form: Literal["integer", "qdq"] = Field(
+    onnx_form: onnx.Form = Field(
         "integer",
         description="a quantized site in ONNX Runtime: `integer` operators, which compute the same as the search; or "
         "`qdq`: QuantizeLinear and DequantizeLinear, which ONNX Runtime may fuse and round differently",
@@ -220,8 +220,7 @@ def _on_onnxruntime(
     graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, settings: DeployedSettings
 ) -> DeployedNetwork:
     runtime: Any = require("onnxruntime", "onnx", "backend = 'onnxruntime'")
-    sites = [s.name for s in graph.sites if "data_in" in formats.get(s.name, {})]
-    model = onnx.onnx_model(graph, formats, integer=sites if settings.onnx_form == "integer" else ())
+    model = onnx.onnx_model(graph, formats, settings.onnx_form)
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
     options.log_severity_level = 3

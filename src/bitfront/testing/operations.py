@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
-from bitfront.export.onnx import INPUT, obstacle, onnx_model
+from bitfront.export.onnx import INPUT, Form, obstacle, onnx_model
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site, capture
@@ -212,12 +212,13 @@ def _check_onnx(graph: Graph, sites: list[Site], x: Tensor) -> None:
     assert bool(integer) == any(s.operation.onnx_integer is not None for s in sites), (
         f"integer operators do not take 8 bits: {[obstacle(s, narrow[s.name]) for s in sites]}"
     )
-    cases: list[tuple[str, Mapping[str, Mapping[Operand, Format]], list[str]]] = [("in float", {}, [])]
-    cases += [("quantized", narrow, [])] * bool(sites) + [("in integers", narrow, integer)] * bool(integer)
-    for how, formats, names in cases:
+    cases: list[tuple[str, Mapping[str, Mapping[Operand, Format]], Form]] = [("in float", {}, "integer")]
+    if sites:
+        cases += [("quantized", narrow, "qdq"), ("in integers", narrow, "integer")]
+    for how, formats, form in cases:
         with torch.no_grad():
             expected = quantize(graph, formats)(x)
-        computed = _in_onnx_runtime(onnx_model(graph, formats, names), x)
+        computed = _in_onnx_runtime(onnx_model(graph, formats, form), x)
         off = float((computed - expected).abs().max())
         assert off <= 1e-4, f"{how}, the ONNX model differs from the quantized one by {off}"
 

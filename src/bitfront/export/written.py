@@ -1,0 +1,89 @@
+"""An ONNX file that was read back: what ONNX Runtime computes of it, beside what the deployed model computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitfront.errors import ExportError, require
+from bitfront.export.onnx import INPUT, Form, SiteFormats, onnx_model
+from bitfront.graph import Graph
+from bitfront.transforms import quantize
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file, and how it compares with the deployed model on the samples that were given.
+
+    Attributes:
+        samples: how many were compared.
+        alike: for how many the largest output is the same one.
+        difference: the largest difference between two outputs, absolute.
+    """
+
+    path: Path
+    form: Form
+    samples: int
+    alike: int
+    difference: float
+
+    @property
+    def message(self) -> str:
+        """What was compared with what, and what came out."""
+        kind = "" if self.form == "integer" else ", an approximate form"
+        return (
+            f"{self.path} (form {self.form}{kind}): read back with ONNX Runtime and compared with the deployed model "
+            f"on {self.samples:,} samples: {self.alike:,} of {self.samples:,} answers alike, outputs differ by at most "
+            f"{self.difference:.3g}"
+        )
+
+
+def write_onnx(
+    graph: Graph,
+    formats: Mapping[str, SiteFormats],
+    path: str | Path,
+    x: Tensor,
+    *,
+    model: nn.Module | None = None,
+    form: Form = "integer",
+) -> OnnxFile:
+    """Write an ONNX file, read it back, and compare it with the deployed model.
+
+    Args:
+        graph, formats, form: as in ``onnx_model``.
+        path: the file; what is there is overwritten, once the new file was read back.
+        x: samples to compare on, float32 of shape (samples, *features), on the CPU; at least one.
+        model: the deployed model, e.g. ``Transformed.model``; default: the graph in these formats.
+
+    Raises:
+        MissingExtraError: onnx or onnxruntime is not installed.
+        ExportError: as ``onnx_model``; there are no samples, or the file cannot be written.
+    """
+    runtime: Any = require("onnxruntime", "onnx", "reading an ONNX file back")
+    if not len(x):
+        raise ExportError("there are no samples to compare the ONNX file on; give at least one")
+    written = onnx_model(graph, formats, form).SerializeToString()
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(written)
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        session = runtime.InferenceSession(str(part), options, providers=["CPUExecutionProvider"])
+        computed = session.run(None, {INPUT: x.numpy()})[0]
+        with torch.no_grad():
+            expected = (quantize(graph, formats) if model is None else model)(x.clone()).numpy()
+        os.replace(part, path)  # noqa: PTH105 (as atomic as the system has it)
+    except OSError as error:
+        raise ExportError(f"{path}: the file cannot be written: {error.strerror}; choose another path") from None
+    finally:
+        part.unlink(missing_ok=True)
+    alike = int((computed.argmax(1) == expected.argmax(1)).sum())
+    return OnnxFile(path, form, len(x), alike, float(np.abs(computed - expected).max()))
