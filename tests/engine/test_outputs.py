@@ -1,6 +1,7 @@
 """Networks that do not end in logits: what they give is recognised, and judged as what it is. The judge is torch."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_a_probability_of_zero_costs_a_hundred_nats_and_a_nan_stays_one():
     assert float(kernels.score(minus_infinity, torch.zeros(1).int(), outputs="log_probabilities")[0]) == 100
 
 
-def searched(model, splits, tmp_path, **tables):
+def searched(model, splits, tmp_path, overrides=None, **tables):
     space = {
         "linear": {
             "name": ["integer", "NA"],
@@ -155,6 +156,7 @@ def searched(model, splits, tmp_path, **tables):
         strategy={"name": "brute_force", **tables},
         project_dir=str(tmp_path),
         project="run",
+        **(overrides or {}),
     )
 
 
@@ -219,3 +221,47 @@ def test_candidates_that_are_trained_are_trained_on_the_loss_of_what_they_give(t
         run = searched(Body(end), splits, tmp_path / name, sw_runner=runner)
         losses.append([trial.metrics["loss"] for trial in run.trials])
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+
+
+def test_fine_tuning_goes_by_what_the_network_gives(tmp_path):
+    found = []
+    for name, end in (("plain", nn.Identity()), ("softmax", nn.Softmax(1))):
+        tuned = {"search.finetune.trials": 2, "search.finetune.max_epochs": 3}
+        run = searched(Body(end).eval(), data(), tmp_path / name, overrides=tuned)
+        trials = [trial.finetuned for trial in run.trials if trial.finetuned]
+        found.append([(t.number, t.metrics["loss"], t.test["loss"]) for t in trials])
+    assert len(found[0]) == 2
+    assert [t[0] for t in found[1]] == [t[0] for t in found[0]]
+    for softmax, plain in zip(found[1], found[0], strict=True):
+        assert softmax == pytest.approx(plain, abs=1e-4)
+
+
+def test_the_commands_train_and_test_go_by_what_the_network_gives(tmp_path, monkeypatch):
+    (tmp_path / "mine_outputs.py").write_text(
+        "from torch import nn\n"
+        "def plain(sample_shape, num_classes):\n"
+        "    return nn.Sequential(nn.Linear(*sample_shape, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+        "def softmax(sample_shape, num_classes):\n"
+        "    return nn.Sequential(*plain(sample_shape, num_classes), nn.Softmax(-1))\n"
+        "def data():\n"
+        "    import torch\n"
+        "    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))\n"
+        "    return x, (x.sum(1) > 0).long()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    tests, notes = [], []
+
+    class Heard(bf.Events):
+        def note(self, text):
+            notes.append(text)
+
+    for name in ("plain", "softmax"):
+        Path(f"{name}.toml").write_text(
+            f'model = "mine_outputs:{name}"\ndataset = "mine_outputs:data"\nproject = "{name}"\nmax_epochs = 3\n'
+        )
+        config = bf.load_config(f"{name}.toml")
+        bf.train(config, events=Heard())
+        tests.append(bf.test(config, events=Heard()))
+    assert tests[1].loss == pytest.approx(tests[0].loss, abs=1e-5)
+    assert tests[1].correct == tests[0].correct
+    assert sum("Softmax" in note for note in notes) == 2
