@@ -128,6 +128,17 @@ class FrozenWeight(nn.Module):
         return functional.linear(x, self.w)
 
 
+class Expanded(nn.Module):
+    """A weight of one value, repeated."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1, 4))
+
+    def forward(self, x):
+        return functional.linear(x, self.w.expand(3, 4))
+
+
 MID = 256 // 2 + 16
 CASES = {
     # name: (model, sample shape, formats by site, bytes, mean bits of a weight)
@@ -159,6 +170,7 @@ CASES = {
     "a part in float": (Rows, (4,), {"linear": 4, "last": 4}, 32 * 4 + 24 // 2, (32 * 32 + 24 * 4) / 56),
     "buffers": (Buffers, (4,), {"fc": 4}, 16 * 4 + 4 + 4 * 4, 32.0),
     "parts of one": (Flat, (4,), {"fc1": 4, "fc2": 2, "fc3": 6}, 16 * 6 // 8 + 16 * 2 // 8, (16 * 6 + 16 * 2) / 32),
+    "repeated": (Expanded, (4,), {"linear": 4}, 2, 4.0),
     "an alias": (Aliased, (4,), {"fc": 4}, 16 // 2, 4.0),
     "a buffer as weight": (FrozenWeight, (4,), {"linear": 4}, 12 // 2, 4.0),
 }
@@ -237,3 +249,8 @@ def test_a_note_names_what_is_shared_with_somebody_in_float():
     assert "emb.weight = head.weight" in note
     assert "by head in a format and by emb in float" in note
     assert not _weight_notes(subject_of("an alias").space)
+
+
+def test_a_layer_that_has_no_shape_yet_is_captured():
+    graph = capture(nn.Sequential(nn.LazyLinear(3), nn.ReLU()), torch.randn(2, 4))
+    assert [t.elements for t in stored_tensors(graph)] == [12, 3]

@@ -11,6 +11,7 @@ user's tensors had; they count as long as the values there agree.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from bitfront.formats.base import Operand
 from bitfront.graph.base import Graph, Site
@@ -29,6 +31,10 @@ from bitfront.operations.lookup import of_node, operand_nodes
 #: Where a captured copy holds the places: name → (number of the memory, its elements, offset, shape, strides).
 _PLACES = "_bitfront_places"
 Place = tuple[int, int, int, Shape, Shape]
+#: Whose values can be compared; others are taken to be tensors of their own.
+_COMPARED = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64)
+)
 
 
 @dataclass(frozen=True)
@@ -74,22 +80,28 @@ def remember_places(model: nn.Module, copied: nn.Module) -> None:
     """Write into a copy of a model which of the model's tensors share memory, or repeat a part of it."""
     if _PLACES in vars(copied):
         return  # the model is a copy itself, and has it from there
-    tensors = {name: tensor for name, tensor in _tensors(model).items() if tensor.layout == torch.strided}
     memories: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if tensor.numel() and tensor.device.type != "meta":
+    for name, tensor in _tensors(model).items():
+        if not is_lazy(tensor) and tensor.layout == torch.strided and tensor.dtype in _COMPARED and tensor.numel():
             memories.setdefault(tensor.untyped_storage().data_ptr(), {})[name] = tensor
     places: dict[str, Place] = {}
     for number, sharing in enumerate(memories.values()):
-        repeated = any(0 in t.stride() and t.numel() > 1 for t in sharing.values())
-        if len({t.element_size() for t in sharing.values()}) == 1 and (
-            repeated or len({id(t) for t in sharing.values()}) > 1
-        ):
+        if len({t.dtype for t in sharing.values()}) == 1 and _meet(list({id(t): t for t in sharing.values()}.values())):
             for name, t in sharing.items():
                 elements = t.untyped_storage().nbytes() // t.element_size()
                 places[name] = (number, elements, int(t.storage_offset()), tuple(t.shape), tuple(t.stride()))
     if places:
         vars(copied)[_PLACES] = places
+
+
+def _meet(tensors: list[Tensor]) -> bool:
+    """Whether tensors of one memory may overlap, or one of them repeats a value."""
+    extents = sorted(
+        (t.storage_offset(), t.storage_offset() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+        for t in tensors
+    )
+    repeated = any(s == 0 and n > 1 for t in tensors for n, s in zip(t.shape, t.stride(), strict=True))
+    return repeated or any(start <= last for (_, last), (start, _) in itertools.pairwise(extents))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
