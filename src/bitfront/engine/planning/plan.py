@@ -21,6 +21,9 @@ from bitfront.spaces.model_space import ModelSpace
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.configured import ConfiguredStrategy
 
+#: Counts up when the same settings give other ranges: trials with the ranges of before do not belong to this search.
+RANGES = 2
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -124,6 +127,7 @@ class Plan:
             "training": training_settings(self.config) if trains else "none, the weights are given",
             "search_space": search.search_space.model_dump(exclude_none=True),
             "calibration": search.calibration.model_dump(),
+            "ranges": RANGES,
             "sw_runner": dict(search.strategy.sw_runner),
             "hw_runner": dict(search.strategy.hw_runner),
             "objectives": self.objectives.described(),
