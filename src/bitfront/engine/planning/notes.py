@@ -40,8 +40,8 @@ def _graph_notes(space: ModelSpace) -> list[str]:
     notes, graph = [], space.graph
     if graph.untraced:
         notes.append(
-            f"torch.fx cannot trace this model: the tracer stopped at {graph.untraced}. So only its modules are sites, "
-            "and candidates are evaluated one by one as whole models"
+            "torch.fx cannot trace this model. So only its modules are sites, and candidates are evaluated one by one "
+            f"as whole models. The reason: {graph.untraced}"
         )
     notes += [note] if (note := outputs_note(graph)) else []
     if graph.uncounted:
