@@ -201,7 +201,7 @@ def test_training_in_the_formats_is_better_than_rounding_afterwards(dataset):
     # The float model first, so that both begin with the same good weights.
     model = plan_of(dataset, QUANTIZE).model
     settings = training_bench.CandidateTraining(*dataset.split("train"), 5, bf_settings(20))
-    ((state, _),) = training_bench._train([model], settings, "cpu", [20])
+    ((state, _),) = training_bench._train([model], settings, "cpu", [20], "logits")
     model.load_state_dict(state)
     rounded = plan_of(dataset, QUANTIZE, model=model)
     learned = plan_of(dataset, QUANTIZE, TRAIN.replace("max_epochs = 2", "max_epochs = 10"), model=model)

@@ -83,7 +83,7 @@ class FunctionalConv(nn.Module):
 @pytest.mark.parametrize(
     ("factory", "shape", "expected"),
     [
-        (Residual, (6,), [("fc", "linear", WEIGHTED), ("add", "add", ("data_in",))]),
+        (Residual, (6,), [("fc", "linear", WEIGHTED), ("add", "add", ("data_in", "data_in_2"))]),
         (
             Concatenating,
             (6,),
@@ -98,7 +98,7 @@ class FunctionalConv(nn.Module):
                 ("left", "linear", WEIGHTED),
                 ("right", "linear", WEIGHTED),
                 ("relu_1", "relu", ("data_in",)),
-                ("mul", "mul", ("data_in",)),
+                ("mul", "mul", ("data_in", "data_in_2")),
             ],
         ),
         (SharedLayer, (6,), [("fc", "linear", WEIGHTED), ("fc_1", "linear", WEIGHTED)]),
@@ -108,7 +108,7 @@ class FunctionalConv(nn.Module):
             [
                 ("linear", "linear", WEIGHTED),
                 ("relu", "relu", ("data_in",)),
-                ("add", "add", ("data_in",)),
+                ("add", "add", ("data_in", "data_in_2")),
                 ("matmul", "matmul", ("data_in", "weight")),
             ],
         ),
