@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import fx, nn
 
-Kind = Literal["linear", "conv", "activate", "norm", "add", "largest", "mean", "flatten"]
+TrainingStepKind = Literal["linear", "conv", "activate", "norm", "add", "largest", "mean", "flatten"]
 #: Shape of one sample: channels, then height and width of an image.
 Shape = tuple[int, ...]
 
@@ -58,7 +58,13 @@ class ProgramReader(Protocol):
         ...
 
     def emit(
-        self, kind: Kind, inputs: tuple[int, ...], shape: Shape, *, path: str = "", window: SlidingWindow | None = None
+        self,
+        kind: TrainingStepKind,
+        inputs: tuple[int, ...],
+        shape: Shape,
+        *,
+        path: str = "",
+        window: SlidingWindow | None = None,
     ) -> int:
         """Add a step. Returns the number of its value, of shape `shape`.
 

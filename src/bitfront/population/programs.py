@@ -20,7 +20,7 @@ from bitfront.formats.base import Format
 from bitfront.formats.grid import FixedPoint
 from bitfront.graph.tracing import OneInputTracer, trace
 from bitfront.operations.lookup import departure, of_class, of_function
-from bitfront.operations.training import Kind, Shape, SlidingWindow, UnsupportedError, unsupported
+from bitfront.operations.training import Shape, SlidingWindow, TrainingStepKind, UnsupportedError, unsupported
 from bitfront.transforms.quantize import Quantizer, Twin
 
 
@@ -34,7 +34,7 @@ class TrainingStep:
         rectify: in activate: whether there is a ReLU.
     """
 
-    kind: Kind
+    kind: TrainingStepKind
     inputs: tuple[int, ...]
     output: int
     path: str = ""
@@ -202,7 +202,13 @@ class _ProgramReader:
         return self._activate(source, first=self._grid(path, "data_in"), rectify=True)
 
     def emit(
-        self, kind: Kind, inputs: tuple[int, ...], shape: Shape, *, path: str = "", window: SlidingWindow | None = None
+        self,
+        kind: TrainingStepKind,
+        inputs: tuple[int, ...],
+        shape: Shape,
+        *,
+        path: str = "",
+        window: SlidingWindow | None = None,
     ) -> int:
         weight, bias = self._grid(path, "weight"), self._grid(path, "bias")
         step = TrainingStep(kind, inputs, len(self.shapes), path, window, first=weight, second=bias)
