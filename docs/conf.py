@@ -20,7 +20,7 @@ from bitfront.config import Table
 NAVIGATION = {
     "Begin": ["docs/tutorial"],
     "How to": [
-        "docs/howto/own-model",
+        "docs/howto/your-model",
         "docs/howto/choose-layers",
         "docs/howto/budgets",
         "docs/howto/widths",
