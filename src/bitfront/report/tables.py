@@ -201,7 +201,7 @@ def _finetuned(run: Run, trial: Trial) -> str:
     parts = [_metrics(shown, run.intervals(shown), run)] if shown else ["nothing changed"]
     if "accuracy" in finetuned.test:
         parts.append(f"test accuracy {number(finetuned.test['accuracy'])}")
-    return "\n".join([*parts, "kept" if finetuned.kept else "no better: the trial stays as found"])
+    return "\n".join([*parts, "kept" if finetuned.kept else "no better: the trial is not changed"])
 
 
 def summary(run: Run) -> list[str]:
