@@ -65,10 +65,10 @@ SOURCE_AT_START = source_now()
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The options every benchmark has. Give it the module's docstring."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", metavar="FILE", type=Path, help="also write machine, rows and summary to this file")
-    made.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The numbers mean nothing")
-    return made
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--json", metavar="FILE", type=Path, help="also write machine, rows and summary to this file")
+    options.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The numbers mean nothing")
+    return options
 
 
 def machine() -> dict[str, Any]:
@@ -105,9 +105,9 @@ def report(
         summary: the numbers that are compared with targets.
         data: what was evaluated on, for the header.
     """
-    own = {**machine(), **({"data": data} if data else {})}
+    header = {**machine(), **({"data": data} if data else {})}
     print(title)
-    for key, value in own.items():
+    for key, value in header.items():
         print(f"  {key}: {value}")
     print()
     print(table(rows))
@@ -116,7 +116,7 @@ def report(
         print(f"{key} = {cell(value)}")
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        document = {"machine": own, "rows": [dict(r) for r in rows], "summary": dict(summary)}
+        document = {"machine": header, "rows": [dict(r) for r in rows], "summary": dict(summary)}
         json_path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -176,12 +176,12 @@ def measured(evaluator: FixedEvaluator, codes: Codes) -> BatchMetrics:
     return succeeded(evaluator.evaluate(codes))
 
 
-def succeeded(found: BatchMetrics) -> BatchMetrics:
+def succeeded(batch: BatchMetrics) -> BatchMetrics:
     """Raises where a candidate failed, because failing is fast."""
-    failed = [error for error in found.errors if error]
+    failed = [error for error in batch.errors if error]
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(found)} candidates failed, the first with: {failed[0]}")
-    return found
+        raise RuntimeError(f"{len(failed)} of {len(batch)} candidates failed, the first with: {failed[0]}")
+    return batch
 
 
 # -- timing
@@ -246,7 +246,7 @@ def jets() -> tuple[Dataset, str]:
                 return data, f"{data.name}, {sum(len(y) for y in data.y.values()):,} jets, from {file.name}"
             except DataError as error:
                 print(f"{file}: {error}")
-    return clusters(), "synthetic clusters of the shape of the jets (16 features, 5 classes): no jsc.npz was found"
+    return clusters(), "synthetic clusters of the shape of the jets (16 features, 5 classes): there is no jsc.npz"
 
 
 def clusters(samples: int = 120_000, features: int = 16, classes: int = 5, seed: int = 0) -> Dataset:

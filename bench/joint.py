@@ -61,7 +61,7 @@ def bits(formats: Sequence[tuple[list[int], list[int]]], sites: Sequence[str] = 
     """The space of formats; of each layer (bits of its input, bits of its weights)."""
     seeds = {}
     for i, (site, (data, weight)) in enumerate(zip(sites, formats, strict=True)):
-        own = {
+        config = {
             "name": "integer",
             "data_in_width": data,
             "data_in_frac_width": "auto",
@@ -71,7 +71,7 @@ def bits(formats: Sequence[tuple[list[int], list[int]]], sites: Sequence[str] = 
             "bias_frac_width": "auto",
         }
         # What comes out of a ReLU is not negative: its format needs no sign.
-        seeds[site] = {"config": {**own, **({"data_in_signed": False} if i else {})}}
+        seeds[site] = {"config": {**config, **({"data_in_signed": False} if i else {})}}
     return {"seed": seeds}
 
 
@@ -215,7 +215,7 @@ def yardsticks(data: Dataset, quick: bool) -> Iterator[tuple[Row, tuple[str, flo
     training = {"max_epochs": epochs, "num_samples": samples, "learning_rate": 1e-2, "float_epochs": 1 if quick else 15}
     if not quick:
         training["halving"] = {"rungs": [1, 4, 12], "keep": 0.34}
-    found: list[Row] = []
+    candidates: list[Row] = []
     for budget in YARDSTICKS:
         # Networks which can be near the budget: a search for the whole front spends most of itself far below.
         large = budget > 50_000
@@ -234,18 +234,19 @@ def yardsticks(data: Dataset, quick: bool) -> Iterator[tuple[Row, tuple[str, flo
             row: Row = {"part": "yardsticks", "trials": len(run), "hypervolume": "", "s": time.perf_counter() - begin}
             for trial in run.front:
                 before, number = trial.metrics["accuracy"], {"seed": trial.number}
-                as_found = {"val before": "", "best val": before, "test": trial.test_metrics["accuracy"]}
+                before_tuning = {"val before": "", "best val": before, "test": trial.test_metrics["accuracy"]}
                 cost = {"cost": int(trial.metrics["ebops"])}
-                found.append({**row, **number, "space": f"<= {budget:,}", **as_found, **cost})
-                own = run.finetuned.get(trial.number)
-                if own is not None and not own.failed:
-                    after = {"val before": before, "best val": own.metrics["accuracy"], "test": own.test["accuracy"]}
-                    cost = {"cost": int(own.metrics["ebops"] or 0)}
-                    found.append({**row, **number, "space": f"<= {budget:,}, trained on", **after, **cost})
-    for row in found:
+                candidates.append({**row, **number, "space": f"<= {budget:,}", **before_tuning, **cost})
+                finetuned = run.finetuned.get(trial.number)
+                if finetuned is not None and not finetuned.failed:
+                    after = {"val before": before, "best val": finetuned.metrics["accuracy"]}
+                    after["test"] = finetuned.test["accuracy"]
+                    cost = {"cost": int(finetuned.metrics["ebops"] or 0)}
+                    candidates.append({**row, **number, "space": f"<= {budget:,}, trained on", **after, **cost})
+    for row in candidates:
         yield row, None
     for budget, yardstick in YARDSTICKS.items():
-        within = [row for row in found if row["cost"] <= budget]  # type: ignore[operator]
+        within = [row for row in candidates if row["cost"] <= budget]  # type: ignore[operator]
         if not within:
             continue
         best = max(within, key=lambda row: row["best val"])  # type: ignore[arg-type, return-value]

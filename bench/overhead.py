@@ -1,11 +1,11 @@
 """What is paid beside the evaluation: the whole command on a small search, and durable trials.
 
-command   ``bitfront search`` on the 18 candidates of shared/examples/jsc_new_by_type_brute.toml, in a process of its
-          own, with a checkpoint that is trained already; median of some runs. Its parts, measured inside: ``start``
+command   ``bitfront search`` on the 18 candidates of shared/examples/jsc_new_by_type_brute.toml, in a new
+          process, with a checkpoint that is trained already; median of some runs. Its parts, measured inside: ``start``
           (interpreter and imports), ``data`` (read, split, fingerprint), ``capture`` (model, graph, space, plan),
           ``weights`` (the checkpoint is read and copied), ``search`` (the loop), ``test`` (the front on the test
           split), ``report`` (best.json, log.json, tables); ``rest`` is what is left of the whole.
-store     a trial that is told and durable (SQLite, write-ahead log, synchronous = FULL): alone, and in blocks.
+store     a trial until it is durable on disk (SQLite, write-ahead log, synchronous = FULL): alone, and in blocks.
 strategy  brute force: a proposal.
 metrics   a million candidates' average_bitwidth, total_bitops and model_size.
 """
@@ -52,11 +52,11 @@ from bitfront.report import tables
 times = {"start": time.time() - float(sys.argv.pop(1))}
 
 def clocked(module, name, part):
-    own = getattr(module, name)
+    function = getattr(module, name)
     def call(*args, **kwargs):
         begin = time.perf_counter()
         try:
-            return own(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             times[part] = times.get(part, 0.0) + time.perf_counter() - begin
     setattr(module, name, call)
@@ -83,7 +83,7 @@ def command(runs: int) -> list[dict[str, Any]]:
     if not EXAMPLE.is_file():
         print(f"{EXAMPLE} is not there: the command is left out", file=sys.stderr)
         return []
-    found: list[dict[str, float]] = []
+    timings: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         base = ["--config", str(EXAMPLE), "--project-dir", folder]
         env = {**os.environ, "BITFRONT_DATA": os.environ.get("BITFRONT_DATA", str(ROOT.parent / "shared" / "data"))}
@@ -99,8 +99,8 @@ def command(runs: int) -> list[dict[str, Any]]:
                 sys.exit(done.stderr)
             parts = json.loads(done.stderr.splitlines()[-1])
             parts["rest"] = whole - sum(parts.values())
-            found.append({**parts, "whole": whole})
-    medians = {p: statistics.median(f.get(p, 0.0) for f in found) for p in (*PARTS, "whole")}
+            timings.append({**parts, "whole": whole})
+    medians = {p: statistics.median(timing.get(p, 0.0) for timing in timings) for p in (*PARTS, "whole")}
     return [_row("command", part, seconds * 1e3, "ms") for part, seconds in medians.items()]
 
 
@@ -116,12 +116,12 @@ def durable(scale: int) -> list[dict[str, Any]]:
             nothing, seconds = ("",) * block, (1e-6,) * block
             store = Store.open(Path(folder) / f"{block}.sqlite", metrics, 12, {"parameters": ["p"] * 12})
             count = max(2, blocks // scale)
-            own = [timed(lambda: store.add(codes, values, nothing, seconds)) for _ in range(count)]  # noqa: B023
+            times = [timed(lambda: store.add(codes, values, nothing, seconds)) for _ in range(count)]  # noqa: B023
             store.close()
-            what = "trial told alone" if block == 1 else f"trial in blocks of {block:,}"
-            rows.append(_row("store", what, statistics.fmean(own) / block * 1e3, "ms"))
+            what = "one trial, stored alone" if block == 1 else f"trial in blocks of {block:,}"
+            rows.append(_row("store", what, statistics.fmean(times) / block * 1e3, "ms"))
             if block == 1:
-                rows.append(_row("store", "the same, median", statistics.median(own) * 1e3, "ms"))
+                rows.append(_row("store", "the same, median", statistics.median(times) * 1e3, "ms"))
     return rows
 
 
@@ -154,9 +154,9 @@ def analytic(count: int) -> list[dict[str, Any]]:
     def each(runner: Any) -> Callable[[], object]:
         return lambda: runner.measure(evaluator, codes)
 
-    own = {name: min(timed(each(r)) for _ in range(3)) for name, r in zip(names, evaluator.runners, strict=True)}
-    own["all three"] = sum(own.values())
-    return [_row("metrics", f"{name}, {count:,} candidates", s * 1e3, "ms") for name, s in own.items()]
+    fastest = {name: min(timed(each(r)) for _ in range(3)) for name, r in zip(names, evaluator.runners, strict=True)}
+    fastest["all three"] = sum(fastest.values())
+    return [_row("metrics", f"{name}, {count:,} candidates", s * 1e3, "ms") for name, s in fastest.items()]
 
 
 def _row(what: str, part: str, value: float, unit: str) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def main() -> None:
     ]
     value = {(r["what"], r["part"]): r["value"] for r in rows}
     summary = {
-        "durable_trial_alone_ms": value["store", "trial told alone"],
+        "durable_trial_alone_ms": value["store", "one trial, stored alone"],
         "durable_trial_batched_ms": value["store", "trial in blocks of 1,024"],
         "durable_trial_us_at_a_million": value["store", "trial in blocks of 65,536"] * 1e3,
         "brute_force_proposal_ms": value["strategy", "brute force, a proposal"],

@@ -1,9 +1,9 @@
-"""From ``evaluator/results/*.json`` to the tables, pictures and verdicts of ``docs/benchmarks.md``.
+"""From ``bench/results/*.json`` to the tables, pictures and verdicts of ``docs/benchmarks.md``.
 
-What has a page of its own (``PAGES``) goes there. Whatever stands between ``<!-- begin:NAME -->`` and ``<!-- end
--->`` is written here: the machine, each target with what was measured and whether it is met, the table, and a picture
-in ``docs/benchmarks/``. The prose around it is typed by hand and holds no number. A benchmark without results keeps
-what the page says about it.
+``PAGES`` names the benchmarks that are on another page. Whatever stands between ``<!-- begin:NAME -->`` and
+``<!-- end -->`` is written here: the machine, each target with what was measured and whether it is met, the table, and
+a picture in ``docs/benchmarks/``. The prose around it is typed by hand and holds no number. A benchmark without
+results keeps what the page says about it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from matplotlib.axes import Axes
 
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-#: Benchmarks that have a page of their own.
+#: Benchmarks with a separate page.
 PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md"}
-#: Benchmarks whose rows are tables of their own: the column that says which, and is left out.
+#: Benchmarks whose rows are several tables → the column that says which table; it is left out.
 SPLIT = {"strategies": "situation"}
 PICTURES = ROOT / "docs" / "benchmarks"
 
@@ -74,7 +74,7 @@ TARGETS: Mapping[str, Sequence[Target]] = {
     "overhead": (
         Target("command_seconds", 4, "s", "the whole command, 18 candidates", at_most=True),
         Target("search_seconds", 0.1, "s", "of which the search", at_most=True),
-        Target("durable_trial_alone_ms", 3, "ms", "a durable trial, told alone", at_most=True),
+        Target("durable_trial_alone_ms", 3, "ms", "a durable trial, stored alone", at_most=True),
         Target("durable_trial_batched_ms", 0.2, "ms", "a durable trial, in blocks of 1,024", at_most=True),
         Target("brute_force_proposal_ms", 0.01, "ms", "a proposal of brute force", at_most=True),
         Target("analytic_million_seconds", 1, "s", "bits, bit operations and bytes of 10⁶ candidates", at_most=True),
@@ -120,10 +120,12 @@ def draw_trial_cost(axes: Axes, result: Result) -> None:
     groups = list(dict.fromkeys((r["model"], r["samples"]) for r in rows))
     loops = ["bitfront", "plain", "dataloader, 0 workers", "dataloader, 2 workers"]
     for i, loop in enumerate(loops):
-        own = [next(r for r in rows if (r["model"], r["samples"]) == g and r["loop"].startswith(loop)) for g in groups]
+        of_loop = [
+            next(r for r in rows if (r["model"], r["samples"]) == g and r["loop"].startswith(loop)) for g in groups
+        ]
         places = [g + (i - 1.5) * 0.2 for g in range(len(groups))]
-        bars = axes.bar(places, [r["ms/candidate"] for r in own], 0.19, label=loop)
-        axes.bar_label(bars, [cell(r["ms/candidate"]) for r in own], fontsize=7)
+        bars = axes.bar(places, [r["ms/candidate"] for r in of_loop], 0.19, label=loop)
+        axes.bar_label(bars, [cell(r["ms/candidate"]) for r in of_loop], fontsize=7)
     axes.set_xticks(range(len(groups)), [f"{m}, {n:,} samples" for m, n in groups])
     axes.set_ylabel("time per candidate, ms")
     axes.set_yscale("log")
@@ -137,10 +139,12 @@ def draw_roofline(axes: Axes, result: Result) -> None:
     models = list(dict.fromkeys(r["model"] for r in rows))
     targets = {"nsga-ii": 1.0, "brute-force": 0.5}
     for i, model in enumerate(models):
-        own = [next(r for r in rows if r["model"] == model and r["what"] == s) for s in streams]
+        of_model = [next(r for r in rows if r["model"] == model and r["what"] == s) for s in streams]
         places = [s + (i - 0.5) * 0.3 for s in range(len(streams))]
-        bars = axes.bar(places, [r["float forwards"] for r in own], 0.28, label=f"{model}, {own[0]['samples']} samples")
-        axes.bar_label(bars, [cell(r["float forwards"]) for r in own], fontsize=8)
+        bars = axes.bar(
+            places, [r["float forwards"] for r in of_model], 0.28, label=f"{model}, {of_model[0]['samples']} samples"
+        )
+        axes.bar_label(bars, [cell(r["float forwards"]) for r in of_model], fontsize=8)
     for s, name in enumerate(streams):
         label = "target" if not s else None
         axes.plot([s - 0.4, s + 0.4], [targets[name]] * 2, "k--", linewidth=1, label=label)
@@ -168,11 +172,11 @@ def draw_samplers(axes: Axes, result: Result) -> None:
     strategies = list(dict.fromkeys(r["strategy"] for r in wanted))
     for i, strategy in enumerate(strategies):
         for p, problem in enumerate(problems):
-            own = [r for r in wanted if r["strategy"] == strategy and r["space"] == problem]
-            budgets = [int(r["measure"].split()[2].rstrip(",")) for r in own]
+            points = [r for r in wanted if r["strategy"] == strategy and r["space"] == problem]
+            budgets = [int(r["measure"].split()[2].rstrip(",")) for r in points]
             places = [p + 0.2 * b / max(budgets) * 3 + 0.03 * i for b in budgets]
-            values = [r["median"] for r in own]
-            spread = [[r["median"] - r["least"] for r in own], [r["most"] - r["median"] for r in own]]
+            values = [r["median"] for r in points]
+            spread = [[r["median"] - r["least"] for r in points], [r["most"] - r["median"] for r in points]]
             label = strategy if not p else None
             axes.errorbar(places, values, yerr=spread, fmt="o-", color=f"C{i}", capsize=2, markersize=4, label=label)
     axes.set_xticks([p + 0.3 for p in range(len(problems))], [f"{p} candidates" for p in problems])
@@ -185,15 +189,17 @@ def draw_joint(axes: Axes, result: Result) -> None:
     rows = [r for r in result["rows"] if r["part"] == "fronts" and isinstance(r["seed"], int)]
     spaces = list(dict.fromkeys(r["space"] for r in rows))
     for seed in dict.fromkeys(r["seed"] for r in rows):
-        own = [r for r in rows if r["seed"] == seed]
-        axes.plot([spaces.index(r["space"]) for r in own], [r["hypervolume"] for r in own], "o", label=f"seed {seed}")
+        of_seed = [r for r in rows if r["seed"] == seed]
+        axes.plot(
+            [spaces.index(r["space"]) for r in of_seed], [r["hypervolume"] for r in of_seed], "o", label=f"seed {seed}"
+        )
     axes.set_xticks(range(len(spaces)), spaces)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("hypervolume: accuracy, log10 bops")
 
 
 def draw_summary(name: str) -> Callable[[Axes, Result], None]:
-    """The picture of a benchmark that has none of its own: each promised number as a share of its target."""
+    """The picture of a benchmark for which nothing else is drawn: each promised number as a share of its target."""
 
     def draw(axes: Axes, result: Result) -> None:
         targets = [t for t in TARGETS[name] if t.key in result["summary"]]
@@ -216,7 +222,7 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
 
 
 def picture(name: str, result: Result) -> Path | None:
-    """Draws ``docs/benchmarks/NAME.svg``; nothing where there is neither a picture of its own nor a target."""
+    """Draws ``docs/benchmarks/NAME.svg``; nothing where there is neither a function in ``DRAWN`` nor a target."""
     draw = DRAWN.get(name) or (draw_summary(name) if TARGETS.get(name) else None)
     if draw is None:
         return None
@@ -268,9 +274,9 @@ def split(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     """A heading, a table and, where there are any, pictures for each value of a column; without empty columns."""
     parts: list[str] = []
     for which in dict.fromkeys(row[column] for row in rows):
-        own = [row for row in rows if row[column] == which]
-        filled = [c for c in own[0] if c != column and any(row[c] != "" for row in own)]
-        parts += [f"**{which}**", table([{c: row[c] for c in filled} for row in own], markdown=True)]
+        chosen = [row for row in rows if row[column] == which]
+        filled = [c for c in chosen[0] if c != column and any(row[c] != "" for row in chosen)]
+        parts += [f"**{which}**", table([{c: row[c] for c in filled} for row in chosen], markdown=True)]
         folder = ROOT / "docs" / "strategies"
         pictures = sorted(folder.glob(f"{which.partition(':')[0]}-*.png"))
         parts += [f"![{p.stem.replace('-', ', ')}]({folder.name}/{p.name})" for p in pictures]
@@ -295,8 +301,8 @@ def main() -> None:
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
     if not asked.check:
         for page in (PAGE, *PAGES.values()):
-            own = {n: region(n, r) for n, r in results.items() if PAGES.get(n, PAGE) == page}
-            page.write_text(rewritten(page.read_text(encoding="utf-8"), own), encoding="utf-8")
+            regions = {n: region(n, r) for n, r in results.items() if PAGES.get(n, PAGE) == page}
+            page.write_text(rewritten(page.read_text(encoding="utf-8"), regions), encoding="utf-8")
     missed = 0
     for name, result in results.items():
         for target in TARGETS.get(name, ()):

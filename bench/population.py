@@ -1,13 +1,13 @@
 """What training many candidates together costs, against training them one by one.
 
 jsc-mlp (16-64-32-32-5) on 65,536 jets of the train split, one epoch of Adam, then loss and accuracy on 8,192 jets of
-the val split: 1, 8, 32 and 128 candidates with weights of their own, in batches of 1,024 and of 128 samples. ``float``
-are plain models, ``8 and 4 bits`` quantized ones, trained through straight-through gradients: weights, inputs and
-biases of each layer have 8 or 4 bits, drawn per candidate.
+the val split: 1, 8, 32 and 128 candidates, each with separate weights, in batches of 1,024 and of 128 samples.
+``float`` are plain models, ``8 and 4 bits`` quantized ones, trained through straight-through gradients: weights, inputs
+and biases of each layer have 8 or 4 bits, drawn per candidate.
 
 population     ``train_population``, everything included: reading the models, gathering batches, state dicts at the end.
                It uses both cores.
-one by one     ``training.train``, Bitfront's own loop, which has resident data, fused optimizers and no reading back
+one by one     ``training.train``, the loop for one model, which has resident data, fused optimizers and no reading back
                within an epoch; on 1 or 2 threads, whichever is faster. As many candidates as ``alone`` says are
                trained, the time is scaled to all.
 
@@ -50,11 +50,11 @@ def part_of(data: Dataset, samples: int, val: int) -> Dataset:
         x, y = data.split(split)
         return x[:n], y[:n]
 
-    own = {"train": cut("train", samples), "val": cut("val", val)}
+    splits = {"train": cut("train", samples), "val": cut("val", val)}
     return Dataset(
         data.name,
-        {k: x for k, (x, _) in own.items()},
-        {k: y for k, (_, y) in own.items()},
+        {k: x for k, (x, _) in splits.items()},
+        {k: y for k, (_, y) in splits.items()},
         data.class_names,
         data.source,
     )
@@ -66,7 +66,7 @@ def float_models(count: int) -> list[nn.Module]:
 
 def quantized_models(count: int, x: torch.Tensor) -> list[nn.Module]:
     rng = np.random.default_rng(0)
-    made = []
+    models = []
     for model in float_models(count):
         graph = capture(model, x[:2])
         formats = {
@@ -74,8 +74,8 @@ def quantized_models(count: int, x: torch.Tensor) -> list[nn.Module]:
             for site in graph.sites
             if site.op == "linear"
         }
-        made.append(quantize(graph, calibrate(graph, formats, x)))
-    return made
+        models.append(quantize(graph, calibrate(graph, formats, x)))
+    return models
 
 
 def alone(
@@ -130,8 +130,8 @@ def compare(
     for k in counts:
         scaled = [t / by_hand * k for t in times["one by one"]]
         ratios = [a / b for a, b in zip(scaled, times[str(k)], strict=True)]
-        own = spread(ratios)
-        speedups[str(k)] = own["median"]
+        quartiles = spread(ratios)
+        speedups[str(k)] = quartiles["median"]
         rows.append(
             {
                 "candidates": name,
@@ -140,9 +140,9 @@ def compare(
                 "population": statistics.median(times[str(k)]),
                 "one by one": statistics.median(scaled),
                 "alone": f"{by_hand}, {threads} thread{'s' * (threads > 1)}",
-                "times": own["median"],
-                "q1": own["q1"],
-                "q3": own["q3"],
+                "times": quartiles["median"],
+                "q1": quartiles["q1"],
+                "q3": quartiles["q3"],
             }
         )
     # The compiled steps alone know what they spend their time on.
@@ -188,10 +188,10 @@ def main() -> int:
         ("8 and 4 bits", "quantized_", low, 1024, 4),
         ("8 and 4 bits", "quantized_batch_128_", low, 128, 2),
     ):
-        found, speedups, difference = compare(
+        case_rows, speedups, difference = compare(
             name, models, data, batch, min(by_hand, count), 1 if quick else 5 if by_hand > 2 else 3, options.device
         )
-        rows += found
+        rows += case_rows
         summary |= {f"{key}speedup_{k}": value for k, value in speedups.items()}
         differences.append(difference)
     summary["max_val_loss_difference"] = max(differences)

@@ -8,7 +8,7 @@ weights of every convolution and linear layer, so 16 options at each. Two stream
 
 nsga-ii        Generations of 50 new candidates, as a genetic search proposes them (tournaments, crossover, mutation on
                the codes, here against a cheap formula instead of an accuracy, so that the stream is always the same).
-brute-force    Consecutive candidates of the space, in its own order.
+brute-force    Consecutive candidates, in the order of the space.
 
 Calibration is done once a search; it is timed apart (``set-up``). A forward pass is timed between blocks of
 candidates. FLOPs are those of ``torch.utils.flop_counter`` (a multiply-add is two). GFLOP/s of a stream are effective:
@@ -100,8 +100,8 @@ def ranked(values: np.ndarray) -> np.ndarray:
     left, rank = np.arange(len(values)), np.zeros(len(values))
     front = 0
     while len(left):
-        own = values[left]
-        beaten = ((own[:, None] >= own[None]).all(2) & (own[:, None] > own[None]).any(2)).any(1)
+        remaining = values[left]
+        beaten = ((remaining[:, None] >= remaining[None]).all(2) & (remaining[:, None] > remaining[None]).any(2)).any(1)
         members = left[~beaten]
         rank[members] = front + crowding(values[members]) / 2
         left, front = left[beaten], front + 1
@@ -135,17 +135,17 @@ def ceilings(quick: bool) -> dict[str, float]:
     n = 256 if quick else 1024
     a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
     source, target = torch.randn(2**20 if quick else 2**25), torch.empty(2**20 if quick else 2**25)
-    found = {}
+    figures = {}
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
         repeats = 3 if quick else 12
         product = min(timed(lambda: torch.mm(a, b, out=c)) for _ in range(repeats))
         copy = min(timed(lambda: target.copy_(source)) for _ in range(repeats))
-        found[f"gemm_gflops_{threads}"] = 2 * n**3 / product / 1e9
-        found[f"copy_gbs_{threads}"] = 2 * source.nbytes / copy / 1e9
+        figures[f"gemm_gflops_{threads}"] = 2 * n**3 / product / 1e9
+        figures[f"copy_gbs_{threads}"] = 2 * source.nbytes / copy / 1e9
     torch.set_num_threads(before)
-    return found
+    return figures
 
 
 def compiled(model: nn.Module, x: Tensor, quick: bool) -> tuple[Callable[[], object], str, float]:
@@ -208,12 +208,12 @@ def stream(
 ) -> tuple[int, float, float]:
     """(candidates, their seconds in all, largest difference to running whole); a forward pass between blocks."""
     count, seconds, worst = 0, 0.0, 0.0
-    found: list[BatchMetrics] = []
+    results: list[BatchMetrics] = []
     for codes in blocks:
-        measured_in = timed(lambda codes=codes: found.append(measured(evaluator, codes)))
+        measured_in = timed(lambda codes=codes: results.append(measured(evaluator, codes)))
         count, seconds = count + len(codes), seconds + measured_in
         forward()
-        worst = max(worst, difference(evaluator, codes[-1], found[-1]))  # finite: whatever is not has failed
+        worst = max(worst, difference(evaluator, codes[-1], results[-1]))  # finite: whatever is not has failed
         if seconds > limit:
             break
     return count, seconds, worst
@@ -297,8 +297,8 @@ def main() -> int:
     for name, model, shape, samples, limit in cases:
         x = torch.randn(samples, *shape, generator=generator)
         y = torch.randint(10, (samples,), generator=generator)
-        found, figures = compare(name, model, x, y, 0 if quick else limit, ceiling, quick)
-        rows += found
+        case_rows, figures = compare(name, model, x, y, 0 if quick else limit, ceiling, quick)
+        rows += case_rows
         worst = max(figures.pop("max_difference"), summary.get("max_difference", 0.0))
         summary |= {**figures, "max_difference": worst}
     for what in ("nsga_ii", "brute_force"):

@@ -1,9 +1,9 @@
-"""What asking costs and what it finds: every strategy, in batches and one by one, on spaces whose front is known.
+"""What asking costs, and how good the fronts are: every strategy, on spaces whose front is known.
 
 1. CPU ms per proposal, telling included, over a whole search in a space of 12 or 60 parameters.
-2. Optuna's samplers as Bitfront asks them, in batches, against Optuna's own ask and tell, one by one: time of the whole
-   search, and the front found.
-3. Fronts found in three spaces of jsc and digits models, every candidate of which is evaluated beforehand.
+2. Optuna's samplers as Bitfront asks them, in batches, against Optuna's ask and tell, one by one: time of the whole
+   search, and the front.
+3. Fronts in three spaces of jsc and digits models, every candidate of which is evaluated beforehand.
 
 Fronts are compared by hypervolume at equal numbers of distinct candidates, the same seeds for all, as a part of what
 the exact front dominates. Reference point: the worst of the exact front in each objective, and a tenth of its extent
@@ -73,13 +73,13 @@ class OneByOne(Strategy):
     def __init__(self, space: Space, objectives: int, seed: int, sampler: str) -> None:
         super().__init__(space, objectives, seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        made = {
+        samplers = {
             "tpe": lambda: optuna.samplers.TPESampler(multivariate=True, seed=seed),
             "nsgaii": lambda: optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed),
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=made[sampler]())
+            self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=samplers[sampler]())
         self._choices = {
             f"p{i}": optuna.distributions.IntDistribution(0, int(c) - 1) for i, c in enumerate(space.cardinalities)
         }
@@ -141,7 +141,7 @@ def search(
     return history.losses, seconds, asked
 
 
-def found(problem: Problem, losses: Losses, budget: int) -> float:
+def hypervolume_share(problem: Problem, losses: Losses, budget: int) -> float:
     """Hypervolume of the first `budget` candidates, as a part of the exact one."""
     return hypervolume(losses[:budget], problem.reference) / problem.exact
 
@@ -287,13 +287,14 @@ def batches(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] 
     for sampler in ("tpe", "nsgaii", "evolution"):
         pairs = []
         for seed in range(seeds):
-            own = sampler == "evolution"
-            single = SingleEvolution(problem.space, 2, seed) if own else OneByOne(problem.space, 2, seed, sampler)
-            make = Evolution if own else partial(OptunaStrategy, settings=OptunaSettings(sampler=sampler))
+            evolves = sampler == "evolution"
+            single = SingleEvolution(problem.space, 2, seed) if evolves else OneByOne(problem.space, 2, seed, sampler)
+            make = Evolution if evolves else partial(OptunaStrategy, settings=OptunaSettings(sampler=sampler))
             several = make(problem.space, 2, seed)
             one = search(problem, single, trials, seed)
             many = search(problem, several, trials, seed)
-            pairs.append((one[1], many[1], found(problem, one[0], trials), found(problem, many[0], trials)))
+            shares = [hypervolume_share(problem, losses, trials) for losses in (one[0], many[0])]
+            pairs.append((one[1], many[1], *shares))
         for name, i in (("one by one", 0), ("in batches", 1)):
             yield row("batches", problem.name, f"{sampler} {name}", f"s for {trials}", *(p[i] for p in pairs)), None
             yield row("batches", problem.name, f"{sampler} {name}", "hypervolume", *(p[2 + i] for p in pairs)), None
@@ -309,7 +310,7 @@ def batches(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] 
 
 
 def fronts(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] | None]]:
-    """Rows about the fronts found."""
+    """Rows about the fronts."""
     for name in SPACES:
         problem = bench_space(name, quick)
         for seeded in (True, False):
@@ -324,16 +325,16 @@ def fronts(quick: bool) -> Iterator[tuple[dict[str, object], tuple[str, float] |
                 ]
                 medians[strategy] = []
                 for budget in budgets:
-                    values = [found(problem, losses, budget) for losses in runs]
+                    values = [hypervolume_share(problem, losses, budget) for losses in runs]
                     medians[strategy].append(statistics.median(values))
                     measure = f"hypervolume at {budget}, {start}"
                     yield row("fronts", problem.name, strategy, measure, *values), None
             others = [max(m) for m in zip(*(medians[s] for s in COMPARED[1:]), strict=True)]
-            for budget, own, other in zip(budgets, medians["evolution"], others, strict=True):
+            for budget, ours, other in zip(budgets, medians["evolution"], others, strict=True):
                 key = f"{name}_{budget}_{'uniform' if seeded else 'bare'}_gain"
                 yield (
-                    row("fronts", problem.name, "evolution", f"gain on the better at {budget}, {start}", own - other),
-                    (key, own - other),
+                    row("fronts", problem.name, "evolution", f"gain on the better at {budget}, {start}", ours - other),
+                    (key, ours - other),
                 )
 
 

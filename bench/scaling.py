@@ -1,6 +1,6 @@
 """How the cost of a candidate and the memory of a search grow: with candidates, sites, samples; and a search killed.
 
-Every row is a search by brute force in a process of its own: the whole loop, from proposals over evaluation to trials
+Every row is a search by brute force in a separate process: the whole loop, from proposals over evaluation to trials
 that are durable in the store. ``loop us`` is what of the time per candidate is not the evaluator's. ``peak MB`` is the
 resident memory of the process at its largest, ``grown MB`` how much of it came after the search began.
 
@@ -61,10 +61,10 @@ class Timed(Dispatcher):
     seconds = 0.0
 
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
-        own = super().blocks(codes)
+        evaluated = super().blocks(codes)
         while True:
             begin = time.perf_counter()
-            block = next(own, None)
+            block = next(evaluated, None)
             self.seconds += time.perf_counter() - begin
             if block is None:
                 return
@@ -165,8 +165,8 @@ def main() -> None:
     powers = [10**p for p in (3, 4, 5)] if not given.quick else [100]
     wanted: list[tuple[str, dict[str, Any]]] = [("candidates", {**mlp, "candidates": n}) for n in (*powers, many)]
     for sites in (1, 4, 15, 60) if not given.quick else (4,):
-        own = {"model": "chain", "sites": sites, "settings": 4, "samples": mlp["samples"]}
-        wanted.append(("sites", {**own, "candidates": min(4**sites, 16_384 if not given.quick else 64)}))
+        chains = {"model": "chain", "sites": sites, "settings": 4, "samples": mlp["samples"]}
+        wanted.append(("sites", {**chains, "candidates": min(4**sites, 16_384 if not given.quick else 64)}))
     for p in (2, 3, 4, 5, 6) if not given.quick else (2,):
         wanted.append(("samples", {**mlp, "samples": 10**p, "candidates": min(many // 100, 2 * 10 ** (7 - p))}))
     wanted.append(("target", {**mlp, "settings": 30, "candidates": target}))

@@ -8,8 +8,8 @@ trained    729 candidates that are trained before they are evaluated, which make
 
 Evaluations and regrets do not depend on the clock; seconds are of the machine named. Medians and quartiles over seeds.
 ``pays from``: what an evaluation must cost, in ms, for the strategy to have 95 % of the true hypervolume sooner than
-brute force has all of it: its own seconds until then, over the evaluations it saves. ``large_alone_ms``: what one takes
-where TPE asks for eight at a time; in a comparison everybody pays what it took in brute force's blocks.
+brute force has all of it: seconds of the strategy until then, over the evaluations it saves. ``large_alone_ms``: what
+one takes where TPE asks for eight at a time; in a comparison everybody pays what it took in brute force's blocks.
 
 A run that is kept (``--json``, without ``--quick``) also draws the pictures of docs/strategies.md.
 """
@@ -58,8 +58,8 @@ def situations(quick: bool) -> Iterator[tuple[str, dict[str, Any], int]]:
     yield "large", _with(large, [2, 8], [4, 8]) if quick else large, 12 if quick else 400
     yield "covered", _with(large, [2, 4, 8], [8] if quick else [4, 8]), 27 if quick else 216
     trained = _with(large, [2, 8] if quick else [2, 4, 8], [8] if quick else [3, 4, 8])
-    own = trained["search"]["strategy"]["sw_runner"]
-    own["basic_train"] = {**TRAINED, "num_samples": 256} if quick else TRAINED
+    runners = trained["search"]["strategy"]["sw_runner"]
+    runners["basic_train"] = {**TRAINED, "num_samples": 256} if quick else TRAINED
     yield "trained", trained, 6 if quick else 150
 
 
@@ -84,14 +84,14 @@ class Said(bf.Events):
     """Says which strategy is done."""
 
     def ran(self, strategy: str, runs: int, evaluations: int, seconds: float) -> None:
-        print(f"  {strategy}: {runs} runs, {evaluations} evaluations, {seconds:.1f} s of its own", flush=True)
+        print(f"  {strategy}: {runs} runs, {evaluations} evaluations, {seconds:.1f} s in the strategy", flush=True)
 
 
-def rows_of(title: str, own: bf.Comparison) -> Iterator[Row]:
+def rows_of(title: str, comparison: bf.Comparison) -> Iterator[Row]:
     """The table of a comparison, with what an evaluation must cost."""
-    sheet = comparison_report.sheet(own)
-    for cells, standing in zip(sheet.rows, own.results, strict=True):
-        price = pays_from(own, standing)
+    sheet = comparison_report.sheet(comparison)
+    for cells, result in zip(sheet.rows, comparison.results, strict=True):
+        price = pays_from(comparison, result)
         shown = "" if price is None else comparison_report.spread(curves.spread([price]))
         yield _row(title, [*cells, shown])
 
@@ -102,24 +102,26 @@ def _row(title: str, cells: Sequence[str], **more: str) -> Row:
     return {**dict.fromkeys(columns, ""), **dict(zip(columns, (title, *cells), strict=False)), **more}
 
 
-def pays_from(own: bf.Comparison, standing: StrategyResult) -> float | None:
+def pays_from(comparison: bf.Comparison, result: StrategyResult) -> float | None:
     """Milliseconds per evaluation from which a strategy has 95 % before brute force is through; None: it has not."""
-    needed = standing.evaluations[0]
-    if standing.strategy == EXHAUSTIVE or not np.isfinite(needed.median):
+    needed = result.evaluations[0]
+    if result.strategy == EXHAUSTIVE or not np.isfinite(needed.median):
         return None
-    spent = [c.asking[int(n) - 1] for c, n in zip(own.of(standing.strategy), needed.values, strict=True) if n < np.inf]
-    return 1000 * statistics.median(spent) / (own.size - needed.median)
+    spent = [
+        c.asking[int(n) - 1] for c, n in zip(comparison.of(result.strategy), needed.values, strict=True) if n < np.inf
+    ]
+    return 1000 * statistics.median(spent) / (comparison.size - needed.median)
 
 
-def earlier(own: bf.Comparison) -> Iterator[Row]:
+def earlier(comparison: bf.Comparison) -> Iterator[Row]:
     """Regrets of the same runs after fewer evaluations."""
-    for strategy in own.strategies:
-        found = {}
+    for strategy in comparison.strategies:
+        regrets = {}
         for count in EARLIER:
-            left = [max(0.0, 1.0 - float(c.volume[:count][-1])) for c in own.of(strategy)]
-            found[f"after {count}"] = comparison_report.spread(curves.spread(left))
+            left = [max(0.0, 1.0 - float(c.volume[:count][-1])) for c in comparison.of(strategy)]
+            regrets[f"after {count}"] = comparison_report.spread(curves.spread(left))
         yield _row(
-            "less: the part of the true hypervolume that is missing after fewer evaluations", [strategy], **found
+            "less: the part of the true hypervolume that is missing after fewer evaluations", [strategy], **regrets
         )
 
 
@@ -127,17 +129,17 @@ def alone(values: dict[str, Any], budget: int, data: Dataset, folder: Path) -> f
     """Milliseconds per evaluation where a strategy asks for a few candidates at a time, and nobody shares with it."""
     values = {**values, "project": "alone", "project_dir": str(folder)}
     config = configuration.from_document(tomlfile.Document(EXAMPLE.name, values))
-    own = bf.compare(config, data=data, strategies=["optuna:tpe"], seeds=1, n_trials=budget)
-    return 1000 * float(own.runs[0].evaluating.mean())
+    comparison = bf.compare(config, data=data, strategies=["optuna:tpe"], seeds=1, n_trials=budget)
+    return 1000 * float(comparison.runs[0].evaluating.mean())
 
 
-def draw(name: str, own: bf.Comparison) -> None:
+def draw(name: str, comparison: bf.Comparison) -> None:
     """The picture of a situation, for the page."""
     matplotlib.use("agg")
     PICTURES.mkdir(exist_ok=True)
-    drawn = {"courses": comparison_figures.courses(comparison_report.panels(own))}
+    drawn = {"courses": comparison_figures.courses(comparison_report.panels(comparison))}
     if name == "large":
-        drawn["fronts"] = comparison_figures.fronts(comparison_report.planes(own), own)
+        drawn["fronts"] = comparison_figures.fronts(comparison_report.planes(comparison), comparison)
     for kind, figure in drawn.items():
         figure.savefig(PICTURES / f"{name}-{kind}.png", dpi=100, metadata={"Software": None})
 
@@ -152,26 +154,26 @@ def main() -> None:
     summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, values, budget in situations(options.quick):
-            own = compared(name, values, budget, data, Path(folder), options.quick)
-            brute = own.of(EXHAUSTIVE)[0]
+            comparison = compared(name, values, budget, data, Path(folder), options.quick)
+            brute = comparison.of(EXHAUSTIVE)[0]
             each = 1000 * float(brute.evaluating.mean())
-            title = f"{name}: {own.size:,} candidates, {own.budget:,} evaluations, {each:.3g} ms each"
-            rows += rows_of(title, own)
+            title = f"{name}: {comparison.size:,} candidates, {comparison.budget:,} evaluations, {each:.3g} ms each"
+            rows += rows_of(title, comparison)
             if name == "large":
-                rows += earlier(own)
+                rows += earlier(comparison)
                 summary["large_alone_ms"] = alone(values, budget, data, Path(folder))
             summary[f"{name}_evaluation_ms"] = each
-            for standing in own.results:
-                key = f"{name}_{standing.strategy.replace('optuna:', '')}"
-                if standing.regret is not None:
-                    summary[f"{key}_regret"] = standing.regret.median
-                if np.isfinite(standing.evaluations[0].median):
-                    summary[f"{key}_to_95"] = standing.evaluations[0].median
-                price = pays_from(own, standing)
+            for result in comparison.results:
+                key = f"{name}_{result.strategy.replace('optuna:', '')}"
+                if result.regret is not None:
+                    summary[f"{key}_regret"] = result.regret.median
+                if np.isfinite(result.evaluations[0].median):
+                    summary[f"{key}_to_95"] = result.evaluations[0].median
+                price = pays_from(comparison, result)
                 if price is not None:
                     summary[f"{key}_pays_from_ms"] = price
             if options.json and not options.quick:
-                draw(name, own)
+                draw(name, comparison)
     report("Strategies compared", rows, summary, options.json, data=what)
 
 

@@ -72,7 +72,7 @@ def rounded(x: Tensor, form: Integer | None) -> Tensor:
 
 
 class FakeQuantLinear(nn.Module):
-    """A linear layer; its weights are quantized once, when it is made."""
+    """A linear layer; its weights are quantized once, before the first batch."""
 
     def __init__(self, layer: nn.Linear, formats: Mapping[str, Integer]) -> None:
         super().__init__()
@@ -94,10 +94,10 @@ class FakeQuantReLU(nn.Module):
 
 
 def swap(model: nn.Module, formats: Formats) -> nn.Module:
-    for path, own in formats.items():
+    for path, operands in formats.items():
         parent, _, name = path.rpartition(".")
         layer = model.get_submodule(path)
-        twin = FakeQuantLinear(layer, own) if isinstance(layer, nn.Linear) else FakeQuantReLU(own)
+        twin = FakeQuantLinear(layer, operands) if isinstance(layer, nn.Linear) else FakeQuantReLU(operands)
         setattr(model.get_submodule(parent), name, twin)
     return model
 
@@ -163,13 +163,15 @@ class Case:
 
 def formats_of(evaluator: FixedEvaluator, code: np.ndarray) -> Formats:
     return {
-        path: dict(own) for path, m in evaluator.model(code).named_modules() if (own := getattr(m, "formats", None))
+        path: dict(operands)
+        for path, m in evaluator.model(code).named_modules()
+        if (operands := getattr(m, "formats", None))
     }
 
 
 def run_bitfront(job: EvaluationJob, codes: Codes) -> None:
-    for _, found in Dispatcher(FixedEvaluator(job)).blocks(codes):
-        succeeded(found)
+    for _, batch in Dispatcher(FixedEvaluator(job)).blocks(codes):
+        succeeded(batch)
 
 
 def on_threads(threads: int, function: Callable[[], object]) -> None:
@@ -230,7 +232,7 @@ def compare(case: Case) -> tuple[list[dict[str, object]], dict[str, float], tupl
     )
     counts = dict(zip(times, (len(whole), len(candidates), case.loader, case.loader), strict=True))
     each_of = {name: [1e3 * t / counts[name] for t in values] for name, values in times.items()}
-    own = each_of["bitfront"]
+    bitfront_ms = each_of["bitfront"]
     rows = [
         {
             "model": case.name,
@@ -241,16 +243,16 @@ def compare(case: Case) -> tuple[list[dict[str, object]], dict[str, float], tupl
             "ms/candidate": spread(values)["median"],
             "q1": spread(values)["q1"],
             "q3": spread(values)["q3"],
-            "times bitfront": ratio(values, own),
+            "times bitfront": ratio(values, bitfront_ms),
         }
         for name, values in each_of.items()
     ]
     plain_ms, loader_ms, tuned_ms = (v for name, v in each_of.items() if name != "bitfront")
     figures = {
-        "ms_per_candidate": statistics.median(own),
-        "vs_plain": ratio(plain_ms, own),
-        "vs_dataloader": ratio(loader_ms, own),
-        "vs_dataloader_tuned": ratio(tuned_ms, own),
+        "ms_per_candidate": statistics.median(bitfront_ms),
+        "vs_plain": ratio(plain_ms, bitfront_ms),
+        "vs_dataloader": ratio(loader_ms, bitfront_ms),
+        "vs_dataloader_tuned": ratio(tuned_ms, bitfront_ms),
     }
     return rows, figures, differences
 
@@ -284,8 +286,8 @@ def main() -> int:
                 bitfront=8 if quick else 15**3 if large else 15**4,
                 rounds=1 if quick else 7,
             )
-            found, figures, difference = compare(case)
-            rows += found
+            case_rows, figures, difference = compare(case)
+            rows += case_rows
             summary.update({f"{prefix}{key}_{samples}": value for key, value in figures.items()})
             differences.append(difference)
     summary["max_accuracy_difference"] = max(d[0] for d in differences)
