@@ -237,10 +237,8 @@ def _wrong(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], sp
     scores = evaluator.scores(codes, split, None)
     accuracies = np.where([bool(e) for e in scores.errors], np.nan, scores.correct / max(1, scores.samples))
     pairs = zip(scores.loss.tolist(), accuracies.tolist(), expected.tolist(), strict=True)
-    return np.array(
-        [i for i, (loss, accuracy, want) in enumerate(pairs) if not same((loss, accuracy), want, exact=exact)],
-        dtype=int,
-    )
+    wrong = [i for i, (loss, accuracy, want) in enumerate(pairs) if not same((loss, accuracy), want, exact=exact)]
+    return np.array(wrong, dtype=np.int64)
 
 
 def _named(space: ModelSpace, code: NDArray[np.int64]) -> str:
