@@ -56,7 +56,7 @@ def test_shared_examples_are_read_and_what_took_effect_can_be_read_again(name, t
 def test_without_a_file_there_are_defaults_that_can_be_written():
     config = load_config()
     assert config.model_dump() == Config().model_dump()
-    assert config.run_folder == Path("runs/digits-cnn-digits")
+    assert config.run_folder == Path("runs/digits-cnn-digits").absolute()
     again = from_document(tomlfile.parse(tomlfile.dumps(config.effective()), "x"))
     assert again.model_dump() == config.model_dump()
 

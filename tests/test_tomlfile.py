@@ -149,5 +149,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the configuration: Is a directory"):
         read(tmp_path)
     (tmp_path / "latin.toml").write_bytes("a = 'ä'".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin.toml: cannot read the configuration: it is not UTF-8 text"):
+    with pytest.raises(
+        ConfigError, match=r"latin.toml:1: cannot read the configuration: it is not UTF-8 text .byte 0xe4.; save"
+    ):
         read(tmp_path / "latin.toml")

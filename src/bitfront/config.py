@@ -9,6 +9,7 @@ Their errors get file and line here too (:meth:`Config.locating`).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from bitfront import tomlfile
 from bitfront.errors import ConfigError, nearest, one_of
 
+#: Keys whose values become names of files.
+OF_FILES = (("dataset_path",), ("project",), ("project_dir",), ("load_name",))
 Direction = Literal["maximize", "minimize"]
 #: Keys of MASE that have no meaning here; they are accepted, and named in a note.
 WITHOUT_EFFECT = frozenset(
@@ -159,6 +162,13 @@ class SearchTable(Table):
     tensorboard: bool = Field(False, description="log trials and progress to `tensorboard/` in the run folder")
 
 
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it was deleted
+        return Path()
+
+
 class Config(Table):
     """The top level of the file."""
 
@@ -187,6 +197,8 @@ class Config(Table):
 
     _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
     _notes: tuple[str, ...] = PrivateAttr(())
+    #: The working directory when this was made: later a model may change it.
+    _base: Path = PrivateAttr(default_factory=_working_directory)
     #: Dotted keys whose values come from overrides, not from the document.
     _overridden: frozenset[str] = PrivateAttr(frozenset())
 
@@ -202,8 +214,15 @@ class Config(Table):
 
     @property
     def run_folder(self) -> Path:
-        """The run folder: ``project_dir/project``."""
-        return Path(self.project_dir) / self.run_name
+        """The run folder, ``project_dir/project``, from the root: whatever the working directory becomes."""
+        return self._base / self.project_dir / self.run_name
+
+    def path(self, given: str) -> Path:
+        """A file that the configuration names, from the root. Raises ConfigError where ``~`` stands for nothing."""
+        try:
+            return self._base / Path(given).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{given}: there is no home directory that ~ could stand for; set HOME") from None
 
     def effective(self) -> dict[str, Any]:
         """All values in effect, defaults included, without unset ones; can be written as TOML and read again."""
@@ -259,6 +278,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
         # A sampler belongs to the strategy optuna, whichever strategy the file names.
         changes.setdefault("search.strategy.name", "optuna")
     _override(values, changes, document)
+    _check_texts(values, (), document, changes)
     values = _without_na(values)
     try:
         config = Config.model_validate(values)
@@ -276,6 +296,44 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     config._overridden = frozenset(changes)
     _check_passes(config)
     return config
+
+
+def _check_texts(value: Any, key: tuple[str, ...], document: tomlfile.Document, changes: Mapping[str, Any]) -> None:
+    """Refuse texts that no file or module can be called by: with a NUL character, or that are not Unicode; and, under
+    the keys that name files, those that the locale has no letters for."""
+    if isinstance(value, Mapping):
+        for part, inner in value.items():
+            _check_texts(part, key, document, changes)
+            _check_texts(inner, (*key, str(part)), document, changes)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_texts(inner, key, document, changes)
+    elif isinstance(value, str):
+        problem = _unusable(value, names_file=key in OF_FILES)
+        if problem:
+            given = ".".join(key) in changes
+            raise ConfigError(
+                f"{value!a} {problem}",
+                key=[ascii(part)[1:-1] for part in key],
+                file=None if given else document.name,
+                line=None if given else document.line(key),
+            )
+
+
+def _unusable(text: str, *, names_file: bool) -> str:
+    """Why a text cannot be used; empty if it can."""
+    if "\0" in text:
+        return "has a NUL character, which is not possible in a name or a text; leave it out"
+    try:
+        os.fsencode(text) if names_file else text.encode()
+    except UnicodeEncodeError:
+        if names_file:
+            return (
+                f"cannot be the name of a file in this locale, whose encoding is {sys.getfilesystemencoding()}; set "
+                "PYTHONUTF8=1 or LC_ALL=C.UTF-8, or choose a name of ASCII letters"
+            )
+        return "is not Unicode text; write it in UTF-8"
+    return ""
 
 
 def _override(values: dict[str, Any], changes: Mapping[str, Any], document: tomlfile.Document) -> None:

@@ -19,10 +19,14 @@ the TOML; the command replaces them by its flags (``cli.flags.with_flag_names``)
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
+
+#: Of the text of a foreign error, so many characters are shown.
+_SHOWN = 300
 
 
 class BitfrontError(Exception):
@@ -118,6 +122,43 @@ class MissingExtraError(UserError):
 
 class EvaluationError(BitfrontError):
     """A candidate, or every candidate, could not be evaluated."""
+
+
+@contextlib.contextmanager
+def parsing(kind: type[UserError], what: str, remedy: str) -> Iterator[None]:
+    """Where foreign bytes become values: whatever a parser raises in this block comes out as an error of Bitfront.
+
+    A parser of somebody else's format meets damaged and hostile files, and may then raise anything, running out of
+    memory or of stack included. Errors of Bitfront and what ends a process pass as they are.
+
+    Args:
+        kind: the error that fits this sort of file.
+        what: the beginning of the message: the file, and what could not be done with it.
+        remedy: the end of the message: what to do.
+
+    Raises:
+        UserError: of that kind.
+    """
+    try:
+        yield
+    except BitfrontError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {cause(error)}; {remedy}") from error
+
+
+def cause(error: Exception) -> str:
+    """What a foreign error says, in one short line."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
+    if isinstance(error, OSError | ValueError) and shown:
+        return shown
+    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """TOML with line numbers, and TOML written back.
 
 ``tomllib`` parses; it keeps no positions, so a second, forgiving scan of the text finds the line of every key, for
-messages. ``tomli_w`` writes what a configuration holds: tables, lists, strings, numbers and booleans.
+messages. What is nested too deep for a parser is refused before. ``tomli_w`` writes what a configuration holds: tables,
+lists, strings, numbers and booleans.
 """
 
 from __future__ import annotations
@@ -15,9 +16,28 @@ from typing import Any
 
 import tomli_w
 
-from bitfront.errors import ConfigError
+from bitfront.errors import ConfigError, parsing
 
 Key = tuple[str, ...]
+#: Larger files are no configurations.
+LARGEST = 2**24
+#: A configuration is nested some ten deep.
+DEEPEST = 64
+#: Byte order marks of encodings that TOML does not allow; the longer ones first.
+_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+#: What changes the depth, or hides what does: quotes and comments.
+_TOKEN = re.compile(r"""\"{3}|'{3}|["'.\[\]{},=\n]|#[^\n]*""")
+_CLOSING = {
+    '"': re.compile(r'(?:[^"\\\n]|\\.)*+(?:"|(?=\n))'),
+    "'": re.compile(r"[^'\n]*+(?:'|(?=\n))"),
+    '"""': re.compile(r'(?:[^"\\]|\\.|"(?!""))*+"{3,5}', re.DOTALL),
+    "'''": re.compile(r"(?:[^']|'(?!''))*+'{3,5}"),
+}
 _KEY_PART = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)\s*""")
 
 
@@ -38,29 +58,77 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """Parse the file at `path`.
+    """Parse the file at `path`: UTF-8, with or without a byte order mark.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML; with the line.
+        ConfigError: it cannot be read, is in another encoding, or is not TOML; with the line.
     """
+    why = f"{path}: cannot read the configuration"
+    with parsing(ConfigError, why, "give the path of a TOML file"), path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ConfigError(
+            f"cannot read the configuration: it has more than {LARGEST // 2**20} MiB; is it a TOML file?",
+            file=str(path),
+        )
+    return parse(_decoded(data, str(path)), str(path))
+
+
+def _decoded(data: bytes, name: str) -> str:
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            raise ConfigError(
+                f"cannot read the configuration: it is {encoding} text, and TOML is UTF-8; save it as UTF-8", file=name
+            )
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read the configuration: {reason}", file=str(path)) from None
-    return parse(text, str(path))
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"cannot read the configuration: it is not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8",
+            file=name,
+            line=data.count(b"\n", 0, error.start) + 1,
+        ) from None
 
 
 def parse(text: str, name: str) -> Document:
     """Parse `text`; `name` is what messages call it. Raises ConfigError."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        position = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        message = re.sub(r" \(at .*\)$", "", str(error))
-        line = int(position[1]) if position else len(text.splitlines())
-        raise ConfigError(f"this is not valid TOML: {message}", file=name, line=line) from None
-    return Document(name, values, _scan(text))
+    _check_depth(text, name)
+    with parsing(ConfigError, f"{name}: this is not valid TOML", "correct it"):
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            position = re.search(r"\(at line (\d+), column \d+\)", str(error))
+            message = re.sub(r" \(at .*\)$", "", str(error))
+            line = int(position[1]) if position else len(text.splitlines())
+            raise ConfigError(f"this is not valid TOML: {message}", file=name, line=line) from None
+        return Document(name, values, _scan(text))
+
+
+def _check_depth(text: str, name: str) -> None:
+    """Refuse what is nested deeper than a configuration ever is: parsers need stack for it, and for a key of many parts
+    a time that grows with their square."""
+    depth = dots = at = 0
+    while token := _TOKEN.search(text, at):
+        begin, at, what = token.start(), token.end(), token[0]
+        if what in ('"', "'", '"""', "'''"):
+            closing = _CLOSING[what].search(text, at)
+            if closing is None:
+                return  # the parser says what is wrong
+            at = closing.end()
+        elif what == ".":
+            dots += 1
+        elif what in "[{":
+            depth += 1
+        elif what in "]}":
+            depth -= 1
+        elif what in ",=\n":
+            dots = 0
+        if max(depth, dots) > DEEPEST:
+            raise ConfigError(
+                f"this is nested more than {DEEPEST} deep, which no configuration is",
+                file=name,
+                line=text.count("\n", 0, begin) + 1,
+            )
 
 
 def _scan(text: str) -> dict[Key, int]:

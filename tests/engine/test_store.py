@@ -234,8 +234,8 @@ def test_results_on_the_test_split_are_kept_by_number(tmp_path):
     ("prepare", "message"),
     [
         (lambda path: None, "there is no such file; a search writes it"),
-        (lambda path: path.write_bytes(b"no database at all" * 100), "a store of trials"),
-        (lambda path: sqlite3.connect(path).close(), "a store of trials|there is no such file"),
+        (lambda path: path.write_bytes(b"no database at all" * 100), "not a store of trials"),
+        (lambda path: sqlite3.connect(path).close(), "the search stopped before its first trial"),
         (
             lambda path: of_format(path, FORMAT + 1),
             rf"its format is {FORMAT + 1}, and this version of Bitfront reads {FORMAT}",

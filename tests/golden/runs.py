@@ -212,14 +212,19 @@ def trials(store: Path) -> str:
     with contextlib.closing(sqlite3.connect(store)) as db:
         metrics = db.execute("SELECT value FROM meta WHERE key = 'metrics'").fetchone()[0]
         lines = [f"metrics {metrics}"]
-        for first, count, codes, values, _ in db.execute("SELECT * FROM blocks ORDER BY first"):
+        for first, count, codes, values, _ in db.execute(
+            "SELECT first, count, codes, metrics, durations FROM blocks ORDER BY first"
+        ):
             table = np.frombuffer(values, "<f8").reshape(-1, count)
             size = len(codes) // count
             for i in range(count):
                 code = codes[i * size : (i + 1) * size].hex()
                 lines.append(f"{first + i} {code} {' '.join(map(repr, table[:, i].tolist()))}")
         lines += [f"failed {row}" for row in db.execute("SELECT number, error FROM failures ORDER BY number")]
-        lines += [f"test {row}" for row in db.execute("SELECT * FROM test_results ORDER BY number, metric")]
+        lines += [
+            f"test {row}"
+            for row in db.execute("SELECT number, metric, value FROM test_results ORDER BY number, metric")
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -219,7 +219,7 @@ def test_no_mistake_costs_the_trials_of_an_earlier_search(searched):
 
 def test_places_that_cannot_be_written_to(shell):
     typed = shell("init", "--output", "nowhere/x.toml", code=2)
-    assert typed.err == "error: nowhere/x.toml: No such file or directory\n"
+    assert typed.err == "error: nowhere/x.toml: cannot be written: No such file or directory\n"
     typed = shell("init", "--output", ".", "--force", code=2)
     assert "Is a directory" in typed.err
 

@@ -19,6 +19,7 @@ from bitfront.cli.options import AsJson, Quiet
 from bitfront.cli.results import analyze, convert, dashboard, report, transform
 from bitfront.cli.searching import compare, plan, search, test, train
 from bitfront.errors import ConfigError
+from bitfront.files import write_text
 
 
 def init(
@@ -49,7 +50,7 @@ def init(
     if str(target) == "-":
         print(text, end="")
         return
-    target.write_text(text, encoding="utf-8")
+    write_text(target, text, ConfigError)
     hint = "" if quiet else f"; now: bitfront search --config {target}"
     printing.print_line(f"wrote {target}{hint}")
 

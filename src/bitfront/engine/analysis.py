@@ -239,7 +239,7 @@ def analyze_config(config: Config, batch: int = 1, events: Events | None = None)
     dataset = open_data(config, events.note, events.downloading)
     model = open_model(config, dataset)
     if config.load_name is not None:
-        model.load_state_dict(load_weights(config, model))
+        model.load_state_dict(load_weights(config, model).state)
     passes = configuration.quantize_pass(config) if "quantize" in config.passes else None
     graph = graph_of(model, dataset.split("train")[0])
     with config.locating():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from bitfront.engine.storage.folder import STORE, WEIGHTS, finetuned_weights, tr
 from bitfront.engine.storage.run import Run, Trial, write_json
 from bitfront.errors import RunError
 from bitfront.events import Events
+from bitfront.files import shown
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
@@ -98,21 +99,22 @@ def transform_trial(
         x, y = evaluator.samples(samples.split, samples.number)
         with one_thread():
             evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk, outputs=evaluator.space.graph.outputs)
-    saved = Path(folder) / "transformed" / f"trial-{trial.number}"
+    saved = candidate.folder / "transformed" / f"trial-{trial.number}"
     widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
-    _save(result)
-    return result
+    return _save(result)
 
 
 @dataclass(frozen=True, eq=False)
 class RebuiltTrial:
-    """A trial with its weights: `code` is its code in `evaluator`, whose model has these weights."""
+    """A trial with its weights: `code` is its code in `evaluator`, whose model has these weights; `folder` is the run
+    folder, as an absolute path."""
 
     trial: Trial
     plan: Plan
     evaluator: ModelEvaluator
     code: NDArray[np.int64]
+    folder: Path
 
 
 def candidate_of(
@@ -133,8 +135,11 @@ def candidate_of(
     """
     events = events or Events()
     run = Run.load(folder)
+    for note in run.notes:
+        events.note(note)
+    folder = Path(folder).absolute()  # the model may change the working directory
     trial = run.trial(number)
-    config = run.config.model_copy(update={"project": Path(folder).name, "project_dir": str(Path(folder).parent)})
+    config = run.config.model_copy(update={"project": folder.name, "project_dir": str(folder.parent)})
     plan = make_plan(
         config,
         model=model,
@@ -144,9 +149,9 @@ def candidate_of(
     )
     if model is None:
         searched = private_copy(plan.model)
-        searched.load_state_dict(checkpoints.load_checkpoint(Path(folder) / WEIGHTS, searched))
+        searched.load_state_dict(checkpoints.load_checkpoint(folder / WEIGHTS, searched))
         plan = plan.trained(searched)
-    store = stores.read(Path(folder) / STORE)
+    store = stores.read(folder / STORE)
     try:
         before, samples = store.meta("identity"), store.meta("num_samples")
     finally:
@@ -163,11 +168,11 @@ def candidate_of(
     if samples is not None:
         plan = plan.sampled(samples)
     searched_code = np.array(trial.code, dtype=np.int64)
-    plan.evaluator.recall(searched_code, trial.metrics, trial_weights(Path(folder), number))
+    plan.evaluator.recall(searched_code, trial.metrics, trial_weights(folder, number))
     evaluator, code = plan.evaluator.alone(searched_code)
     if trial.finetuned is not None and trial.finetuned.kept:
-        evaluator, code = _finetuned(evaluator, Path(folder), number), ONLY_CODE
-    return RebuiltTrial(trial, plan, evaluator, code)
+        evaluator, code = _finetuned(evaluator, folder, number), ONLY_CODE
+    return RebuiltTrial(trial, plan, evaluator, code, folder)
 
 
 def _finetuned(evaluator: ModelEvaluator, folder: Path, number: int) -> ModelEvaluator:
@@ -207,12 +212,12 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     evaluation = evaluate(rebuilt, *dataset.split("val"), outputs=graph.outputs) if check else None
     saved = config.run_folder / "transformed" / "quantize"
     result = Transformed(rebuilt, formats, graph, passes, saved, None, evaluation)
-    _save(result)
-    return result
+    return _save(result)
 
 
-def _save(result: Transformed) -> None:
+def _save(result: Transformed) -> Transformed:
     """Save the state dict, and the formats of each site beside it."""
     checkpoints.save_checkpoint(result.model.state_dict(), result.folder / "model.pt")
     document = {"config": dict(result.config), "formats": spelled(result.formats)}
     write_json(result.folder / "quantization.json", document)
+    return replace(result, folder=shown(result.folder))

@@ -11,8 +11,9 @@ from typing import Any, TextIO
 from numpy.typing import NDArray
 
 from bitfront.engine.storage.folder import STORE
-from bitfront.engine.storage.run import Run, whole
+from bitfront.engine.storage.run import Run
 from bitfront.errors import ConfigError, RunError, nearest, one_of, require
+from bitfront.files import whole
 from bitfront.report import study
 from bitfront.report.columns import Rows, kept, table
 

@@ -7,7 +7,6 @@ is only read, so notes and other changes in the dashboard are lost when serving 
 from __future__ import annotations
 
 import errno
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.run import Run
 from bitfront.errors import BitfrontError, ConfigError, UserError, require
+from bitfront.files import scratch
 from bitfront.report import study
 from bitfront.report.columns import kept
 
@@ -125,8 +125,8 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
             arguments=["port=...", "port=0"],
         ) from None
     stop = threading.Event()
-    with server, tempfile.TemporaryDirectory(prefix="bitfront-dashboard-") as folder:
-        followed = _Followed(first, Path(folder) / "optuna.db", trials)
+    with server, scratch("dashboard") as folder:
+        followed = _Followed(first, folder / "optuna.db", trials)
         storage = optuna.storages.get_storage(study.address(followed.path))
         number = storage.get_study_id_from_name(followed.name)
         server.set_app(for_this_computer(dashboard.wsgi(storage), server.server_port))

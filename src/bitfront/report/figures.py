@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.files import whole
 from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCourse, heights, shortened, title
 from bitfront.report.grid import COLOURS, readable
 from bitfront.report.importance import Importance, Influence
@@ -43,8 +44,8 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         path = folder / f"{name}.{kind}"
-        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-            figure.savefig(path, dpi=150, metadata=metadata)
+        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), whole(path) as part:
+            figure.savefig(part, format=kind, dpi=150, metadata=metadata)
         written.append(path)
     return written
 

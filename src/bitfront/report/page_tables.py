@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitfront.engine.storage.run import UNCHECKED
 from bitfront.report import data, figures
 from bitfront.report.grid import COLOURS, CellGrid, readable
 from bitfront.report.importance import Importance
@@ -79,6 +80,7 @@ def summary(run: Run) -> tuple[dict[str, str], list[str]]:
     facts["undefined"] = ", ".join(f"{m} has no value in {n:,} trials" for m, n in data.undefined(run).items())
     remarks = [*compared(run), *(f"{m} is {kind}: {why}" for m, (kind, why) in reasons(run).items())]
     remarks += [constrained(run)] if run.constraints else []
+    remarks += [note for note in run.notes if note == UNCHECKED]
     return {title: text for title, text in facts.items() if text}, remarks
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitfront.engine.storage.run import Run
 from bitfront.errors import RunError, require
+from bitfront.files import write_text
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def write_report(
     try:
         (target / "figures").mkdir(parents=True, exist_ok=True)
         path = target / "report.html"
-        path.write_text(page.page(loaded, grids, influences), encoding="utf-8")
+        write_text(path, page.page(loaded, grids, influences))
         drawn = [
             ("front", figures.front(loaded, cloud)),
             ("layers", figures.layers(data.layer_map(loaded, cloud.front))),

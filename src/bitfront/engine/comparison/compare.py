@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, EvaluationError, RunError
 from bitfront.events import Events
+from bitfront.files import shown, sweep
 from bitfront.spaces.base import Codes
 from bitfront.strategies.configured import SETUP, configured_strategy, variant_settings
 
@@ -140,13 +142,14 @@ def run_comparison(plan: Plan, names: Sequence[str] | None, repeats: int, restar
     folder = plan.config.run_folder
     try:
         with stores.locked(folder):
+            sweep(folder)
             return _compare(plan, names, repeats, restart, events)
     except OSError as error:
-        raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
+        raise RunError(f"{shown(Path(error.filename or folder))}: {error.strerror or error}") from None
     except sqlite3.Error as error:
         raise EvaluationError(
-            f"{folder / FOLDER / CACHE}: {error}. Free disk space or fix the permissions, then give the same command "
-            "again"
+            f"{shown(folder / FOLDER / CACHE)}: {error}. Free disk space or fix the permissions, then give the same "
+            "command again"
         ) from None
 
 
@@ -183,7 +186,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         events.note(remark)
     with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives)
     return Comparison(
-        folder=folder,
+        folder=shown(folder),
         strategies=tuple(p.strategy.title for p in plans),
         seeds=_random_seeds(plan, repeats),
         budget=min(plan.n_trials, space.size),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ from bitfront import checkpoints, data, models  # noqa: F401  (registers the dat
 from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load_dataset
+from bitfront.engine.storage.folder import WEIGHTS
 from bitfront.errors import CaptureError, CheckpointError, ConfigError
+from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model
@@ -104,7 +105,7 @@ def open_data(config: Config, report: Any = None, progress: Any = None) -> Datas
         DataError: the data cannot be read or downloaded.
     """
     request = DataRequest(
-        path=Path(config.dataset_path).expanduser() if config.dataset_path else None,
+        path=config.path(config.dataset_path) if config.dataset_path else None,
         seed=config.seed,
         **({"report": report} if report else {}),
         progress=progress,
@@ -131,16 +132,22 @@ def open_model(config: Config, dataset: Dataset) -> nn.Module:
             raise
 
 
-def load_weights(config: Config, model: nn.Module) -> dict[str, Tensor]:
-    """Read the state dict of the checkpoint that ``load_name`` names; it must not be None.
+def load_weights(config: Config, model: nn.Module) -> checkpoints.Loaded:
+    """Read the checkpoint that ``load_name`` names; it must not be None.
+
+    Where that file is gone, the weights that an earlier search took from it are still in its run folder.
 
     Raises:
         CheckpointError: the file cannot be read, does not fit `model`, or holds NaN.
     """
     assert config.load_name is not None
-    path = Path(config.load_name).expanduser()
-    state = checkpoints.load_checkpoint(path, model, config.load_type)
-    bad = holding_nan(state)
+    path, kept = config.path(config.load_name), config.run_folder / WEIGHTS
+    if path.exists() or not kept.exists() or checkpoints.read_meta(kept).get("load_name") != str(path):
+        loaded = checkpoints.read_checkpoint(path, model, config.load_type)
+    else:
+        note = f"{config.load_name} is gone; the weights that an earlier search took from it are in {shown(kept)}"
+        loaded = checkpoints.Loaded(checkpoints.load_checkpoint(kept, model), (note,))
+    bad = holding_nan(loaded.state)
     if bad:
         raise CheckpointError(f"{path}: {bad}; load weights from before they became NaN", arguments=["load_name=..."])
-    return state
+    return loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,13 +23,14 @@ from bitfront.engine.search import loop
 from bitfront.engine.search.checking import check_front, verified_plan
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
 from bitfront.engine.search.paired import compare, enough_samples
-from bitfront.engine.search.weights import trained_model
+from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, WEIGHTS, trial_weights
 from bitfront.engine.storage.run import Run, write_results
 from bitfront.engine.storage.store import Store
 from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
+from bitfront.files import shown, sweep, write_text
 from bitfront.spaces.base import Codes
 
 #: The largest number of trials of the front that are measured on the test split.
@@ -54,13 +56,14 @@ def run_search(plan: Plan, restart: bool, events: Events) -> Run:
     folder = plan.config.run_folder
     try:
         with stores.locked(folder):
+            sweep(folder)
             return _search(plan, folder, restart, events)
     except OSError as error:
-        raise RunError(f"{error.filename or folder}: {error.strerror or error}") from None
+        raise RunError(f"{shown(Path(error.filename or folder))}: {error.strerror or error}") from None
     except sqlite3.Error as error:
         raise EvaluationError(
-            f"{folder / STORE}: {error}. Free disk space or fix the permissions, then give the same command again; the "
-            "search continues from there"
+            f"{shown(folder / STORE)}: {error}. Free disk space or fix the permissions, then give the same command "
+            "again; the search continues from there"
         ) from None
 
 
@@ -69,7 +72,9 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
     if path.exists() and not restart:
         # This is checked before training, because a mismatch afterwards would waste the training.
         stores.check_identity(path, plan.identity(None), ignore=["weights"])
+    source: Mapping[str, Any] = {}
     if not plan.brings_weights:
+        source = source_of_weights(plan.config, plan.model, plan.dataset)
         model = trained_model(plan.config, plan.model, plan.dataset, events).model
         plan = plan.trained(model)
     if restart:
@@ -85,8 +90,10 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
     store = Store.open(path, plan.evaluator.metrics, len(space.parameters), plan.identity(weights), space.keys)
     try:
         # Trials are rebuilt from this copy, whatever happens to the checkpoint that the weights came from.
-        checkpoints.save_checkpoint(plan.model.state_dict(), folder / WEIGHTS, {"weights": weights})
-        (folder / "config.toml").write_text(tomlfile.dumps(_absolute(plan.config)), encoding="utf-8")
+        checkpoints.save_checkpoint(plan.model.state_dict(), folder / WEIGHTS, {"weights": weights, **source})
+        text = tomlfile.dumps(_absolute(plan.config))
+        write_text(folder / "config.toml", text)
+        store.set_meta("config", hashlib.sha256(text.encode()).hexdigest())
         plan = with_samples(plan, store, events)
         _describe(plan, store)
         resumed = len(store)
@@ -110,8 +117,8 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
             _test_front(plan, store, run)
             _compare_front(plan, store, run)
             _finetune(plan, store, run, events)
-        run = replace(Run.load(folder), notes=(*plan.notes, *lost))
-        write_results(run)
+        run = replace(Run.load(folder), notes=(*plan.notes, *lost), folder=shown(folder))
+        write_results(folder, run)
         if len(run) and not run.columns.complete.any():
             raise EvaluationError(f"all {len(run)} candidates failed; the first with: {run.columns.first_error}")
         return run
@@ -124,7 +131,7 @@ def _absolute(config: Config) -> dict[str, Any]:
     values = config.effective()
     for key in ("dataset_path", "load_name"):
         if key in values:
-            values[key] = str(Path(values[key]).expanduser().resolve())
+            values[key] = str(config.path(values[key]).resolve())
     return values
 
 

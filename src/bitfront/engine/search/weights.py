@@ -23,9 +23,11 @@ from bitfront.engine.planning.inputs import (
     training_settings,
     weights_fingerprint,
 )
+from bitfront.engine.storage.folder import WEIGHTS
 from bitfront.engine.storage.store import same_outputs
 from bitfront.errors import CheckpointError, RunError
 from bitfront.events import Events
+from bitfront.files import shown
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
 from bitfront.graph.outputs import outputs_note
@@ -80,7 +82,7 @@ def train(config: Config, *, events: Events | None = None) -> Trained:
     events = events or Events()
     dataset, model = open_inputs(config, events)
     if config.load_name is not None:
-        model.load_state_dict(load_weights(config, model))
+        model.load_state_dict(_loaded(config, model, events))
     _note_outputs(capture(model, dataset.split("train")[0][:2]), events)
     return _train(config, model, dataset, events)
 
@@ -105,7 +107,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
         folder.mkdir(parents=True, exist_ok=True)  # before training, so that a failure loses no work
     except OSError as error:
         raise RunError(
-            f"{folder}: the folder cannot be created: {error.strerror}; choose another project_dir"
+            f"{shown(folder)}: the folder cannot be created: {error.strerror}; choose another project_dir"
         ) from None
     events.training(settings, len(dataset.split("train")[1]))
     small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
@@ -130,7 +132,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
     checkpoints.save_checkpoint(result.best_state, folder / "best.pt", meta)
     trained = private_copy(model)
     trained.load_state_dict(result.best_state)
-    return Trained(trained.eval(), folder / "best.pt", result)
+    return Trained(trained.eval(), shown(folder / "best.pt"), result)
 
 
 def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset, outputs: Outputs) -> dict[str, Any]:
@@ -155,6 +157,26 @@ def _same_training(before: Any, now: Mapping[str, Any]) -> bool:
     return rest[0] == rest[1] and same_outputs(before["forward"], now["forward"])
 
 
+def _loaded(config: Config, model: nn.Module, events: Events) -> checkpoints.StateDict:
+    """The weights of ``load_name``; what was chosen or converted in reading them becomes notes."""
+    found = load_weights(config, model)
+    for note in (f"weights from {config.load_name}", *found.notes):
+        events.note(note)
+    return found.state
+
+
+def source_of_weights(config: Config, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    """What a search says of the weights that it keeps, so that a later one recognises them.
+
+    Args:
+        model: the initialised model, before training.
+    """
+    if config.load_name is not None:
+        return {"load_name": str(config.path(config.load_name))}
+    outputs = capture(model, dataset.split("train")[0][:2]).outputs
+    return {"training": _training_fingerprint(config, model, dataset, outputs)}
+
+
 def trained_model(
     config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None
 ) -> Trained:
@@ -176,20 +198,20 @@ def trained_model(
     """
     if config.load_name is not None:
         loaded = private_copy(model)
-        loaded.load_state_dict(load_weights(config, model))
-        events.note(f"weights from {config.load_name}")
-        return Trained(loaded.eval(), Path(config.load_name), None)
+        loaded.load_state_dict(_loaded(config, model, events))
+        return Trained(loaded.eval(), config.path(config.load_name), None)
     outputs = capture(model, dataset.split("train")[0][:2]).outputs
     fingerprint = _training_fingerprint(config, model, dataset, outputs)
     folders = [config.run_folder] + ([below] if below else [])
-    for path in (folder / "checkpoints" / "best.pt" for folder in folders):
+    # A search keeps the weights that its trials are made of, so that it can go on where the others are gone.
+    for path in (*(folder / "checkpoints" / "best.pt" for folder in folders), config.run_folder / WEIGHTS):
         if not path.exists():
             continue
         try:
             if _same_training(checkpoints.read_meta(path).get("training"), fingerprint):
                 loaded = private_copy(model)
                 loaded.load_state_dict(checkpoints.load_checkpoint(path, model))
-                events.note(f"weights from {path}, trained earlier with these settings")
+                events.note(f"weights from {shown(path)}, trained earlier with these settings")
                 return Trained(loaded.eval(), path, None)
         except CheckpointError as error:
             events.note(f"training again: {error}")
@@ -219,12 +241,15 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
     path = config.run_folder / "checkpoints" / "best.pt"
     if config.load_name is None and not path.exists():
         raise CheckpointError(
-            f"there is no trained model in {path.parent}; train it first (bitfront train), or name one with "
+            f"there is no trained model in {shown(path.parent)}; train it first (bitfront train), or name one with "
             "load_name=...",
             arguments=["load_name=..."],
         )
-    model.load_state_dict(load_weights(config, model) if config.load_name else checkpoints.load_checkpoint(path, model))
-    events.note(f"weights from {config.load_name or path}")
+    if config.load_name is not None:
+        model.load_state_dict(_loaded(config, model, events))
+    else:
+        model.load_state_dict(checkpoints.load_checkpoint(path, model))
+        events.note(f"weights from {shown(path)}")
     device, _ = choose_device(config.accelerator)
     x, y = dataset.split(split)  # type: ignore[arg-type]
     graph = capture(model, x[:2])

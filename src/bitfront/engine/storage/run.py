@@ -8,8 +8,8 @@ the single best trial), ``log.json`` (every trial; if there are more than 10,000
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,10 +22,13 @@ from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.constraints import Constraint, fulfilled, parse_constraint
 from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.database import REMEDY
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.records import Finetuned, PairedComparison
+from bitfront.engine.storage.store import Store
 from bitfront.engine.storage.trials import TrialColumns
-from bitfront.errors import ConfigError, RunError, nearest, one_of, require
+from bitfront.errors import ConfigError, RunError, nearest, one_of, parsing, require
+from bitfront.files import whole
 from bitfront.metrics.intervals import wilson
 from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
@@ -37,6 +40,11 @@ if TYPE_CHECKING:
 #: If a run has more trials than this, log.json has only the first ones and the front, and a table of trials has no
 #: configs: a million of them spelled out would take gigabytes. The store has all trials.
 LOGGED = 10_000
+#: What a user should know of a run folder of an earlier version.
+UNCHECKED = (
+    "an earlier version of Bitfront wrote this run folder, without checksums: damage to its numbers would not be "
+    "noticed; the search, given again, adds them"
+)
 SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
 
 
@@ -131,39 +139,49 @@ class Run:
         """Read the run in `folder`.
 
         Raises:
-            RunError: there is no run, or it cannot be read.
+            RunError: there is none, it is damaged, or of another version.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise RunError(f"{folder}: there is no such run folder{_runs_beside(folder)}")
-        if not (folder / STORE).is_file():
-            raise RunError(f"{folder}: this folder has no {STORE}; a search writes it{_runs_beside(folder)}")
-        store = stores.read(folder / STORE)
-        try:
-            summary = store.meta("summary")
-            if summary is None:
+        remedy = "give another path"
+        with parsing(RunError, f"{str(folder)!r} cannot be read as a run folder", remedy):
+            if not folder.is_dir():
+                raise RunError(f"{folder}: there is no such run folder{_runs_beside(folder)}")
+            if not (folder / STORE).is_file():
+                raise RunError(f"{folder}: this folder has no {STORE}; a search writes it{_runs_beside(folder)}")
+        with contextlib.closing(stores.read(folder / STORE)) as store:
+            if store.meta("summary") is None:
                 raise RunError(f"{folder / STORE}: the search stopped before its first trial; start it again")
-            objectives = Objectives(tuple(Objective(**p) for p in summary["objectives"]), summary["summed"])
-            return cls(
-                folder=folder,
-                config=configuration.load_config(folder / "config.toml"),
-                columns=store.trials(),
-                objectives=objectives,
-                space=DescribedSpace(store.meta("space")),
-                sides=summary["sides"],
-                units=summary.get("units", {}),
-                kinds={m: (kind, why) for m, (kind, why) in summary.get("kinds", {}).items()},
-                samples=summary["samples"],
-                reference=summary["reference"],
-                reference_test=store.meta("reference_test") or {},
-                test_results=store.test_results(),
-                stopped=store.meta("stopped") or "",
-                constraints=tuple(Constraint(**c) for c in summary.get("constraints", ())),
-                compared=tuple(PairedComparison(**c) for c in store.meta("compared") or ()),
-                finetuned={f["number"]: Finetuned(**f) for f in (store.meta("finetuned") or {}).get("trials", ())},
-            )
-        finally:
-            store.close()
+            config = _config(folder, store.meta("config"))
+            with parsing(RunError, f"{folder / STORE} is damaged", REMEDY):
+                return cls._of(folder, config, store, store.meta("summary"))
+
+    @classmethod
+    def _of(cls, folder: Path, config: Config, store: Store, summary: Mapping[str, Any]) -> Run:
+        """The run in a store. What a store without checksums holds may be anything, and raises anything."""
+        space, columns = DescribedSpace(store.meta("space")), store.trials()
+        for codes in np.array_split(columns.packed, max(1, len(columns) >> 16)):
+            space.check(codes.astype(np.int64))
+        if set(summary["sides"]) != set(columns.metrics) or not set(summary["sides"].values()) <= set(SIDES):
+            raise ValueError("its summary is of other metrics than its trials")
+        return cls(
+            folder=folder,
+            config=config,
+            columns=columns,
+            objectives=Objectives(tuple(Objective(**p) for p in summary["objectives"]), summary["summed"]),
+            space=space,
+            sides=summary["sides"],
+            units=summary.get("units", {}),
+            kinds={m: (kind, why) for m, (kind, why) in summary.get("kinds", {}).items()},
+            samples=summary["samples"],
+            reference=summary["reference"],
+            reference_test=store.meta("reference_test") or {},
+            test_results=store.test_results(),
+            stopped=store.meta("stopped") or "",
+            constraints=tuple(Constraint(**c) for c in summary.get("constraints", ())),
+            compared=tuple(PairedComparison(**c) for c in store.meta("compared") or ()),
+            finetuned={f["number"]: Finetuned(**f) for f in (store.meta("finetuned") or {}).get("trials", ())},
+            notes=() if store.has_checksums else (UNCHECKED,),
+        )
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -338,14 +356,14 @@ class _RunMetric:
     unit: str
 
 
-def write_results(run: Run) -> None:
-    """Write best.json and log.json into the run folder, each completely or not at all.
+def write_results(folder: Path, run: Run) -> None:
+    """Write best.json and log.json into a run folder, each completely or not at all.
 
     Raises:
         RunError: a file cannot be written.
     """
-    write_records(run.folder / "best.json", (_record(t) for t in run.front))
-    write_records(run.folder / "log.json", (_record(run.row(r), timed=True) for r in _logged(run)))
+    write_records(folder / "best.json", (_record(t) for t in run.front))
+    write_records(folder / "log.json", (_record(run.row(r), timed=True) for r in _logged(run)))
 
 
 def _logged(run: Run) -> list[int]:
@@ -411,24 +429,6 @@ def _write(path: Path, texts: Iterable[str]) -> None:
         file.write("\n")
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file to. It becomes `path` if nothing fails; otherwise `path` stays as it was.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
 def _finite(value: object) -> object:
     if isinstance(value, float) and not np.isfinite(value):
         return None
@@ -437,6 +437,18 @@ def _finite(value: object) -> object:
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return value
+
+
+def _config(folder: Path, digest: str | None) -> Config:
+    """The configuration in a run folder; `digest` is the checksum that the search stored of it, None in older ones."""
+    path = folder / "config.toml"
+    with parsing(RunError, f"{path} cannot be read", REMEDY):
+        if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise RunError(
+                f"{path} is not what the search wrote: it is damaged, or was edited; the same search command, given "
+                "again, writes it again"
+            )
+    return configuration.load_config(path)
 
 
 def _runs_beside(folder: Path) -> str:

@@ -12,6 +12,8 @@ than a row each, and they can be read as arrays. Tables:
 - ``failures``: ``number`` of a failed trial, its ``error``, and whether it is ``forgotten``, because the candidate was
   tried again under a new number when the run was resumed.
 - ``test_results``: number of a trial, metric, value on the test split.
+
+Each row ends with a checksum of its values (``database.py``).
 """
 
 from __future__ import annotations
@@ -19,20 +21,24 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.engine.storage import database
+from bitfront.engine.storage.database import FORMAT
 from bitfront.engine.storage.replay import ReplayCursor
 from bitfront.engine.storage.trials import Chunk, TrialColumns, Values, packed
-from bitfront.errors import EvaluationError, RunError
+from bitfront.errors import EvaluationError, RunError, parsing
+from bitfront.files import shown
 from bitfront.spaces.base import Codes
 from bitfront.spaces.index import Keys
 
-FORMAT = 2
+__all__ = ["FORMAT", "Store", "check_identity", "locked", "read", "same_outputs"]
+
 #: Number of trials that are read at a time.
 CHUNK = 2**15
 
@@ -45,28 +51,33 @@ class Store:
         metrics: names of the metrics.
         parameters: number of columns of a code.
         keys: from codes to keys that identify candidates, as ``Space.keys``; None to use the codes as keys.
+        reading: closes the file at the end, where it is opened only for reading; the file must exist then.
     """
 
     def __init__(
-        self, path: Path, metrics: Sequence[str], parameters: int, keys: Callable[[Codes], Keys] | None = None
+        self,
+        path: Path,
+        metrics: Sequence[str],
+        parameters: int,
+        keys: Callable[[Codes], Keys] | None = None,
+        *,
+        reading: contextlib.ExitStack | None = None,
     ) -> None:
         self.path, self.metrics, self.parameters = path, tuple(metrics), parameters
         self._keys = keys or _codes_as_keys
-        self._db = _connect(path)
+        self._next = self._added = 0
+        self._earlier: ReplayCursor | None = None
+        self._opened = reading or contextlib.ExitStack()
+        if reading is not None:
+            self._db = database.open_to_read(path, reading)
+            return
+        self._db = database.open_to_write(path)
+        self._opened.callback(self._db.close)
         with self._writing():
-            for table in (
-                "meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-                "blocks (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, codes BLOB NOT NULL, "
-                "metrics BLOB NOT NULL, durations BLOB NOT NULL)",
-                "failures (number INTEGER PRIMARY KEY, error TEXT NOT NULL, forgotten INTEGER NOT NULL DEFAULT 0)",
-                "test_results (number INTEGER, metric TEXT, value REAL, PRIMARY KEY (number, metric))",
-            ):
-                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            database.make_tables(self._db)
             if self.meta("format") is None:
                 self.set_meta("format", FORMAT)
                 self.set_meta("metrics", self.metrics)
-        self._next = self._added = 0
-        self._earlier: ReplayCursor | None = None
 
     @classmethod
     def open(
@@ -95,10 +106,10 @@ class Store:
         store = cls(path, metrics, parameters, keys)
         with store._writing():
             store.set_meta("identity", identity)
-            store._db.execute("UPDATE failures SET forgotten = 1")
+            failures = [(number, error, 1) for number, error, _ in store._select("failures")]
+            database.insert(store._db, "failures", *failures)
         store._next = store.next_number
-        failed = store._db.execute("SELECT count(*) FROM failures").fetchone()[0]
-        count = store._db.execute("SELECT coalesce(sum(count), 0) FROM blocks").fetchone()[0] - failed
+        count = store._next - len(failures)
         store._earlier = ReplayCursor(store._chunks(), count, len(store.metrics), store._keys)
         return store
 
@@ -150,11 +161,12 @@ class Store:
             table.astype("<f8", copy=False).tobytes(),
             np.asarray(durations, dtype="<f8").tobytes(),
         )
-        failures = [(first + i, error) for i, error in enumerate(errors) if error] if any(errors) else []
+        # An error's text may have been put together from bytes that are no text.
+        failures = [(first + i, e.encode("utf-8", "replace").decode(), 0) for i, e in enumerate(errors) if e]
         with self._writing():
-            self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", block)
+            database.insert(self._db, "blocks", block)
             if failures:
-                self._db.executemany("INSERT INTO failures (number, error) VALUES (?, ?)", failures)
+                database.insert(self._db, "failures", *failures)
         self._next += count
         self._added += count
         return np.arange(first, first + count, dtype=np.int64)
@@ -163,14 +175,16 @@ class Store:
         """All trials from number `start` on that are not forgotten, by number."""
         self._db.execute("BEGIN")  # one state of the file, even if another process writes to it meanwhile
         try:
-            failed = "SELECT number, error FROM failures WHERE NOT forgotten AND number >= ? ORDER BY number"
-            errors = dict(self._db.execute(failed, (start,)))
+            failed = self._select("failures", "WHERE NOT forgotten AND number >= ? ORDER BY number", (start,))
+            errors = {number: error for number, error, _ in failed}
             parts = [part.after(int(np.searchsorted(part.number, start))) for part in self._chunks(start)]
         finally:
             self._db.execute("COMMIT")
         number = np.concatenate([np.zeros(0, dtype=np.int64), *(p.number for p in parts)])
         table = np.concatenate([np.zeros((len(self.metrics), 0)), *(p.table for p in parts)], axis=1)
         complete = np.ones(len(number), dtype=bool)
+        if errors and not np.isin(list(errors), number).all():
+            raise database.damaged(self.path, "a trial that failed is not there")
         complete[np.searchsorted(number, list(errors))] = False
         return TrialColumns(
             number=number,
@@ -190,59 +204,77 @@ class Store:
     def _chunks(self, start: int = 0) -> Iterator[Chunk]:
         """The trials that are now in the file and not forgotten, by number, some tens of thousands at a time. The first
         block is the one that contains trial number `start`."""
-        failures = self._db.execute("SELECT number FROM failures WHERE forgotten ORDER BY number").fetchall()
+        failures = [number for number, *_ in self._select("failures", "WHERE forgotten ORDER BY number")]
         block = self._db.execute("SELECT max(first) FROM blocks WHERE first <= ?", (start,)).fetchone()[0]
-        return self._read(block or 0, self.next_number, np.array(failures, dtype=np.int64).ravel())
+        return self._read(block or 0, self.next_number, np.array(failures, dtype=np.int64))
 
     def _read(self, start: int, stop: int, forgotten: NDArray[np.int64]) -> Iterator[Chunk]:
         while start < stop:
             begin, read = start, []
-            blocks = self._db.execute(
-                "SELECT * FROM blocks WHERE first >= ? AND first < ? ORDER BY first", (start, stop)
-            )
-            for first, count, codes, metrics, durations in blocks:
-                width = len(codes) // (count * self.parameters) if self.parameters else 1
-                chunk = Chunk(
-                    number=np.arange(first, first + count, dtype=np.int64),
-                    packed=np.frombuffer(codes, dtype=f"<u{width}").reshape(count, self.parameters),
-                    table=np.frombuffer(metrics, dtype="<f8").reshape(len(self.metrics), count),
-                    duration=np.frombuffer(durations, dtype="<f8"),
-                )
-                low, high = np.searchsorted(forgotten, (first, first + count))
-                read.append(chunk.without(forgotten[low:high] - first) if high > low else chunk)
-                start = first + count
-                if start - begin >= CHUNK:
-                    break
-            blocks.close()  # while it is open, SQLite cannot move the write-ahead log into the file
+            blocks = self._select("blocks", "WHERE first >= ? AND first < ? ORDER BY first", (start, stop))
+            # While it is open, SQLite cannot move the write-ahead log into the file.
+            with contextlib.closing(blocks):
+                for first, count, codes, metrics, durations in blocks:
+                    if first != start or count < 1:
+                        raise database.damaged(self.path, f"trial {start} is not there")
+                    with parsing(RunError, f"{shown(self.path)} is damaged: trials {first} and on", database.REMEDY):
+                        chunk = self._chunk(first, count, codes, metrics, durations)
+                    low, high = np.searchsorted(forgotten, (first, first + count))
+                    read.append(chunk.without(forgotten[low:high] - first) if high > low else chunk)
+                    start = first + count
+                    if start - begin >= CHUNK:
+                        break
+            if start == begin:
+                raise database.damaged(self.path, f"trial {start} is not there")
             yield Chunk.joined(read)
+
+    def _chunk(self, first: int, count: int, codes: bytes, metrics: bytes, durations: bytes) -> Chunk:
+        width = len(codes) // (count * self.parameters) if self.parameters else 1
+        return Chunk(
+            number=np.arange(first, first + count, dtype=np.int64),
+            packed=np.frombuffer(codes, dtype=f"<u{width}").reshape(count, self.parameters),
+            table=np.frombuffer(metrics, dtype="<f8").reshape(len(self.metrics), count),
+            duration=np.frombuffer(durations, dtype="<f8").reshape(count),
+        )
+
+    def _select(
+        self, table: str, clause: str = "", arguments: database.Row = ()
+    ) -> Generator[database.Row, None, None]:
+        return database.select(self._db, self.path, table, clause, arguments)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether damage to what is stored is noticed; files of earlier versions of Bitfront have no checksums."""
+        return database.has_checksums(self._db)
 
     def meta(self, key: str) -> Any:
         """The JSON value of a key; None if there is none."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        row = next(self._select("meta", "NOT INDEXED WHERE key = ?", (key,)), None)
+        if row is None:
+            return None
+        with parsing(RunError, f"{shown(self.path)} is damaged: {key!r} of its table 'meta'", database.REMEDY):
+            return json.loads(row[1])
 
     def set_meta(self, key: str, value: Any) -> None:
         """Store a JSON value under a key."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        database.insert(self._db, "meta", (key, json.dumps(value)))
 
     def test_results(self) -> dict[int, dict[str, float]]:
         """Trial number → metric → value on the test split."""
         results: dict[int, dict[str, float]] = {}
-        for number, metric, value in self._db.execute("SELECT number, metric, value FROM test_results"):
+        for number, metric, value in self._select("test_results", "NOT INDEXED"):
             results.setdefault(number, {})[metric] = value
         return results
 
     def add_test_results(self, results: Mapping[int, Mapping[str, float]]) -> None:
         """Store results on the test split: trial number → metric → value."""
         with self._writing():
-            self._db.executemany(
-                "INSERT OR REPLACE INTO test_results VALUES (?, ?, ?)",
-                [(number, m, v) for number, metrics in results.items() for m, v in metrics.items()],
-            )
+            rows = [(n, m, float(v)) for n, metrics in results.items() for m, v in metrics.items()]
+            database.insert(self._db, "test_results", *rows)
 
     def close(self) -> None:
         """Close the file. SQLite moves the write-ahead log into it."""
-        self._db.close()
+        self._opened.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -256,8 +288,8 @@ class Store:
             if not isinstance(error, sqlite3.Error):
                 raise
             raise EvaluationError(
-                f"{self.path}: cannot be written: {error}. All trials written before are safe; free disk space or fix "
-                "the permissions, then give the same command again"
+                f"{shown(self.path)}: cannot be written: {error}. All trials written before are safe; free disk space "
+                "or fix the permissions, then give the same command again"
             ) from None
 
 
@@ -265,73 +297,53 @@ def _codes_as_keys(codes: Codes) -> Keys:
     return codes if codes.shape[1] else np.zeros((len(codes), 1), dtype=np.int64)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        # isolation_level None: transactions begin and end only where this code says so.
-        db = sqlite3.connect(path, isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error as error:
-        raise RunError(f"{path}: cannot be opened as a store of trials: {error}") from None
-    return db
-
-
 def read(path: Path) -> Store:
-    """The store of a finished or running search.
+    """The store of a finished, or still running, search, for reading alone; its folder need not be writable.
 
     Raises:
-        RunError: there is no store at `path`, or it was written by another version.
+        RunError: there is none at `path`, it is damaged, or of another version.
     """
     if not path.exists():
-        raise RunError(f"{path}: there is no such file; a search writes it into its run folder")
-    with contextlib.closing(_connect(path)) as db:
-        try:
-            meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
-        except sqlite3.Error as error:
-            raise RunError(f"{path}: this is not a store of trials: {error}") from None
-    _check_format(path, meta.get("format"))
-    if "identity" not in meta:
-        raise RunError(f"{path}: the search stopped before its first trial; start it again")
-    return Store(path, meta["metrics"], len(meta["identity"]["parameters"]))
+        raise RunError(f"{shown(path)}: there is no such file; a search writes it into its run folder")
+    with contextlib.ExitStack() as stack:
+        store = Store(path, (), 0, reading=stack)
+        meta = _meta(store._db, path)
+        if not meta or "identity" not in meta:
+            raise RunError(f"{shown(path)}: the search stopped before its first trial; start it again")
+        database.check_structure(store._db, path)
+        with parsing(RunError, f"{shown(path)} is damaged: its table 'meta'", database.REMEDY):
+            store.metrics, store.parameters = tuple(meta["metrics"]), len(meta["identity"]["parameters"])
+        store._opened = stack.pop_all()
+        return store
 
 
-def _check_format(path: Path, version: Any) -> None:
-    if version != FORMAT:
-        raise RunError(
-            f"{path}: its format is {version or 'none'}, and this version of Bitfront reads {FORMAT}. Read it with the "
-            "version that wrote it, or give restart=True to delete it",
-            arguments=["restart=True"],
-        )
+def _meta(db: sqlite3.Connection, path: Path) -> dict[str, Any]:
+    """The table ``meta``; empty in a file without any table, which a killed process may leave."""
+    with parsing(RunError, f"{shown(path)}: not a store of trials", database.REMEDY):
+        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return {}
+    return database.meta_of(db, path)
 
 
 def check_identity(path: Path, identity: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> None:
-    """Check that the store at `path` belongs to the run with this identity.
-
-    Args:
-        path: the file.
-        identity: everything that trials of the run depend on.
-        ignore: keys of `identity` that are not compared.
-
-    Raises:
-        RunError: the store has another format, or another identity; the message lists the differences.
-    """
-    with contextlib.closing(_connect(path)) as db:
-        try:
-            meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
-        except sqlite3.Error:
+    """Raises RunError if the store at `path` is damaged, of another format, or belongs to another run; lists
+    differences."""
+    with database.reading(path) as db:
+        meta = _meta(db, path)
+        if "identity" not in meta:
             return
-    if "identity" not in meta:
-        return
-    _check_format(path, meta.get("format"))
+        database.check_structure(db, path)
     before, now = meta["identity"], json.loads(json.dumps(identity))
+    if not isinstance(before, dict):
+        raise database.damaged(path, "its identity is no table")
     keys = [key for key in {**now, **before} if key not in (*ignore, "forward")]
     differences = [line for key in keys for line in _differences(key, before.get(key), now.get(key))]
     if "forward" in before and not same_outputs(before["forward"], now["forward"]):
         differences.append("forward: the code of the model changed; its outputs on the same samples differ")
     if differences:
-        shown = "\n  ".join(differences[:6] + (["..."] if len(differences) > 6 else []))
+        listed = "\n  ".join(differences[:6] + (["..."] if len(differences) > 6 else []))
         raise RunError(
-            f"{path.parent}: this run folder holds trials of another configuration:\n  {shown}\n"
+            f"{shown(path.parent)}: this run folder holds trials of another configuration:\n  {listed}\n"
             "Give restart=True to delete them, or choose another name with project=...",
             arguments=["restart=True", "project=..."],
         )
@@ -373,7 +385,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"{folder}: another search is running in this folder; wait for it, or choose another one with project=...",
+            f"{shown(folder)}: another search is running in this folder; wait for it, or choose another one with "
+            "project=...",
             arguments=["project=..."],
         ) from None
     try:
