@@ -13,7 +13,7 @@ import numpy as np
 
 from bitfront.data.jsc_columns import CLASSES, feature_columns, plain_name
 from bitfront.data.raw import Array
-from bitfront.errors import DataError, one_of
+from bitfront.errors import DataError, one_of, parsing
 
 CHUNK_BYTES = 1 << 24
 ATTRIBUTE = re.compile(r"""@attribute\s+('[^']*'|"[^"]*"|\S+)\s+(.+)""", re.IGNORECASE)
@@ -25,7 +25,7 @@ def read_arff(path: Path) -> tuple[Array, Array]:
     Raises:
         DataError: a feature or the class is missing, a line cannot be read, or there is no row.
     """
-    with path.open("rb") as file:
+    with parsing(DataError, f"{path} cannot be read as ARFF", "get the file again"), path.open("rb") as file:
         header = _arff_header(file, path)
         order = feature_columns(header.names, path)
         # Classes are single letters that no number contains. So one table of bytes turns labels into class

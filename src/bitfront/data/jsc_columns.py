@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bitfront.data.labels import indices_by_name
-from bitfront.data.raw import Array
+from bitfront.data.raw import Array, as_text
 from bitfront.errors import DataError, one_of
 
 CLASSES = ("g", "q", "w", "z", "t")
@@ -56,7 +56,7 @@ def class_positions(y: Array, class_names: Sequence[str], what: str) -> Array:
         DataError: the classes have no names or other names, or a label is not one of them.
     """
     if y.dtype.kind in "US":
-        texts = np.array([plain_name(text) for text in y.astype(str).reshape(-1).tolist()])
+        texts = np.array([plain_name(text) for text in as_text(y).reshape(-1).tolist()])
         return indices_by_name(texts, CLASSES, what)
     if not class_names:
         raise DataError(

@@ -6,8 +6,6 @@ ARFF and HDF5 take long to parse, so what they hold is kept as .npz in the cache
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from bitfront.archives import check_sizes
 from bitfront.cache import cache_dir
 from bitfront.data.base import Scaler
 from bitfront.data.jsc_arff import read_arff
 from bitfront.data.jsc_columns import CLASSES, FEATURES, class_positions, feature_columns, one_hot_positions
 from bitfront.data.npz import check_file, read_npz
 from bitfront.data.raw import Array
-from bitfront.errors import DataError, one_of, require
+from bitfront.errors import DataError, cause, one_of, parsing, require
+from bitfront.files import whole
 
 HDF5_TABLE = "t_allpar_new"
 #: The name of a published file, by its number of rows.
@@ -119,37 +119,57 @@ def _parsed_once(path: Path, reader: ColumnReader, report: Callable[[str], None]
 
 
 def _keep(target: Path, report: Callable[[str], None], **arrays: Any) -> None:
-    """Writes atomically: to a temporary file first, so that processes started together do not collide."""
+    """Writes atomically, so that processes started together do not collide."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, **arrays)
-            Path(temporary).replace(target)  # atomic
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        report(f"the parsed data cannot be kept in {target.parent} ({reason}); the next start parses it again")
+        with whole(target, DataError) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
+    except (OSError, DataError) as error:
+        report(f"the parsed data cannot be kept in {target.parent} ({cause(error)}); the next start parses it again")
 
 
 def _read_hdf5(path: Path) -> tuple[Array, Array]:
     h5py = require("h5py", "hdf5", f"reading {path}")
     label_names = [f"j_{name}" for name in CLASSES]
-    try:
-        with h5py.File(path, "r") as file:
-            if HDF5_TABLE not in file:
-                raise DataError(f"{path} has no table {HDF5_TABLE!r}; it has {', '.join(file) or 'nothing'}")
-            table = file[HDF5_TABLE]
-            names = list(getattr(table.dtype, "names", None) or ())
-            feature_names = [names[index] for index in feature_columns(names, path)]
-            missing = [label for label in label_names if label not in names]
-            if missing:
-                raise DataError(f"{path} lacks the label column {missing[0]!r}; {one_of(label_names)}, one-hot")
-            rows = table.fields([*feature_names, *label_names])[()]
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as HDF5: {error}; the file may be cut short, get it again") from error
+    remedy = "the file may be damaged or cut short, get it again"
+    with parsing(DataError, f"{path} cannot be read as HDF5", remedy), h5py.File(path, "r") as file:
+        table = _hdf5_table(h5py, file, path)
+        names = list(table.dtype.names or ())
+        feature_names = [names[index] for index in feature_columns(names, path)]
+        missing = [label for label in label_names if label not in names]
+        if missing:
+            raise DataError(f"{path} lacks the label column {missing[0]!r}; {one_of(label_names)}, one-hot")
+        wanted = [*feature_names, *label_names]
+        odd = [f"{name} ({table.dtype[name]})" for name in wanted if not _is_number(table.dtype[name])]
+        if odd:
+            raise DataError(f"{path}: the column {odd[0]} does not hold one number per row; needed are plain numbers")
+        rows = table.fields(wanted)[()]
     x = np.stack([rows[name] for name in feature_names], axis=1).astype(np.float32)
     one_hot = np.stack([rows[label] for label in label_names], axis=1)
     return x, one_hot_positions(one_hot, CLASSES, str(path))
+
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fiub" and dtype.names is None and dtype.subdtype is None
+
+
+def _hdf5_table(h5py: Any, file: Any, path: Path) -> Any:
+    """The table of jets, once it is in this very file and no larger than that can be."""
+    names = list(file)
+    if HDF5_TABLE not in names:
+        raise DataError(f"{path} has no table {HDF5_TABLE!r}; it has {', '.join(names[:30]) or 'nothing'}")
+    link = file.get(HDF5_TABLE, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        # A link may lead to any file of this machine.
+        raise DataError(
+            f"{path}: {HDF5_TABLE!r} is a {type(link).__name__}, which is not followed; give a file with the table"
+        )
+    table = file[HDF5_TABLE]
+    if not isinstance(table, h5py.Dataset):
+        raise DataError(f"{path}: {HDF5_TABLE!r} is a {type(table).__name__}; needed is a table")
+    if table.is_virtual or table.external:
+        raise DataError(f"{path}: {HDF5_TABLE!r} has its rows in other files, which are not read; copy them into one")
+    if table.ndim != 1 or not len(table):
+        raise DataError(f"{path}: {HDF5_TABLE!r} has the shape {table.shape}; needed is one dimension, of rows")
+    check_sizes(path, [table.size * table.dtype.itemsize], path.stat().st_size, DataError)
+    return table

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bitfront.data.base import Split
-from bitfront.data.raw import Array, ArrayLike, array_name, to_numpy
+from bitfront.data.raw import Array, ArrayLike, array_name, as_text, to_numpy
 from bitfront.errors import DataError, one_of
 
 #: More classes than this are taken for a mistake, such as identifiers given as labels.
@@ -33,7 +33,7 @@ def class_indices(
     columns = {split: _one_column(y, array_name("y", split)) for split, y in raw.items()}
     _refuse_mixed(raw, columns)
     if any(y.dtype.kind in "US" for y in columns.values()):
-        texts = {split: y.astype(str) for split, y in columns.items()}
+        texts = {split: as_text(y) for split, y in columns.items()}
         names = names or tuple(np.unique(np.concatenate(list(texts.values()))).tolist())
         return {split: indices_by_name(y, names, array_name("y", split)) for split, y in texts.items()}, names
     indices = {split: _checked_indices(y, len(names), array_name("y", split)) for split, y in columns.items()}

@@ -11,19 +11,20 @@ shape are used as they are, because a mean per pixel is seldom wanted.
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bitfront.archives import check_members
 from bitfront.data import DATASETS
 from bitfront.data.arrays import from_arrays, from_splits
 from bitfront.data.base import SPLITS, DataRequest, Dataset
-from bitfront.data.raw import Array
-from bitfront.errors import DataError
+from bitfront.data.raw import Array, as_text
+from bitfront.errors import DataError, parsing
 
 NEEDED = "needed are X_train, y_train[, X_val, y_val], X_test, y_test, or X and y"
 
@@ -47,16 +48,20 @@ def npz(request: DataRequest) -> Dataset:
     }
     if None in content.splits:
         x, y = content.splits[None]
-        return from_arrays(x, y, standardise=_standardise(x, content), **common)
+        return from_arrays(x, y, standardise=_standardise(x, content, request.path), **common)
     splits = {str(split): pair for split, pair in content.splits.items()}
     x, _ = next(iter(splits.values()))
-    return from_splits(splits, standardise=_standardise(x, content), **common)
+    return from_splits(splits, standardise=_standardise(x, content, request.path), **common)
 
 
-def _standardise(x: Array, content: NpzContent) -> bool:
+def _standardise(x: Array, content: NpzContent, path: Path) -> bool:
     """Whether the features are standardised: as the file says, or else if they are floats in two dimensions."""
     setting = content.extra.get("standardise")
-    return x.dtype.kind == "f" and x.ndim == 2 if setting is None else bool(setting)
+    if setting is None:
+        return x.dtype.kind == "f" and x.ndim == 2
+    if setting.size != 1 or setting.dtype.kind not in "biu":
+        raise DataError(f"{path}: standardise is {setting.dtype} {setting.shape}; needed is one of True and False")
+    return bool(setting)
 
 
 @dataclass(frozen=True)
@@ -85,16 +90,7 @@ def read_npz(path: Path) -> NpzContent:
         DataError: the file is missing, broken, not an .npz file, or lacks an array.
     """
     check_file(path)
-    try:
-        # Opened here, not by numpy, which leaves a broken archive open.
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is one bare array; {NEEDED}, saved with numpy.savez")
-            arrays = {key: _read_array(archive, key, path) for key in archive.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez") from error
-
+    arrays = _arrays(path)
     keys = {key.lower(): key for key in arrays}
     holds = "the file has " + (", ".join(f"{key} {array.shape}" for key, array in arrays.items()) or "nothing")
     splits: dict[str | None, tuple[Array, Array]] = {}
@@ -112,7 +108,7 @@ def read_npz(path: Path) -> NpzContent:
         raise DataError(f"{path} has no features and labels; {holds}; {NEEDED}")
     name = arrays.pop("name", None)
     return NpzContent(
-        name=path.stem if name is None else str(name),
+        name=path.stem if name is None else " ".join(_strings(name)),
         splits=splits,
         class_names=_strings(arrays.pop("class_names", None)),
         feature_names=_strings(arrays.pop("feature_names", None)),
@@ -132,13 +128,46 @@ def check_file(path: Path) -> None:
     raise DataError(f"there is no file {path}; {listing}")
 
 
-def _read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> Array:
-    try:
-        return np.asarray(archive[key])
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        why = "it holds Python objects, which are never read" if "pickle" in str(error) else f"it is broken: {error}"
-        raise DataError(f"{path}: the array {key} cannot be read: {why}; save plain numbers or text") from error
+def _arrays(path: Path) -> dict[str, Array]:
+    """Every array of the file, by name; what it declares is held against it before memory is taken."""
+    why = f"{path} cannot be read as an .npz file"
+    # Opened here, not by numpy, which leaves a broken archive open.
+    with parsing(DataError, why, "write it with numpy.savez"), path.open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise DataError(f"{path} is one bare array; {NEEDED}, saved with numpy.savez")
+        with zipfile.ZipFile(file) as archive:
+            members = check_members(path, archive, path.stat().st_size, DataError)
+            return {member.filename.removesuffix(".npy"): _array(archive, member, path) for member in members}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> Array:
+    key = member.filename.removesuffix(".npy")
+    remedy = "save plain numbers or text with numpy.savez"
+    with (
+        parsing(DataError, f"{path}: the array {key} cannot be read: it is broken", remedy),
+        archive.open(member) as file,
+    ):
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"its format is {version}, and {list(readers)} are read")
+        shape, fortran, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise DataError(
+                f"{path}: the array {key} cannot be read: it holds Python objects, which are never read; save plain "
+                "numbers or text: y.astype(str) for labels that are words"
+            )
+        if dtype.names is not None or dtype.subdtype is not None:
+            raise DataError(f"{path}: the array {key} has the dtype {dtype}; save one array of plain numbers per name")
+        declared, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        if declared != held:
+            raise ValueError(f"its header declares {declared:,} bytes, and {held:,} follow")
+        data = file.read()  # to the end, where the archive's checksum is compared
+        if len(data) != held:
+            raise ValueError(f"{held:,} bytes are declared, and {len(data):,} are there")
+        flat = np.frombuffer(bytearray(data), dtype=dtype) if held else np.zeros(math.prod(shape), dtype=dtype)
+        return flat.reshape(shape[::-1]).transpose() if fortran else flat.reshape(shape)
 
 
 def _strings(array: Array | None) -> tuple[str, ...]:
-    return () if array is None else tuple(str(item) for item in array.reshape(-1).tolist())
+    return () if array is None else tuple(as_text(array).reshape(-1).tolist())
