@@ -8,6 +8,7 @@ codes: 0 success, 1 the work failed, 2 the request is wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from bitfront.cli import printing
 from bitfront.cli.flags import with_flag_names, with_flags
 from bitfront.cli.printing import print_error
 from bitfront.cli.subcommands import BUDGET, CONFIGURED, SUBCOMMANDS
@@ -77,6 +79,10 @@ def _description_only(function: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> None:
     """The command ``bitfront``: runs a subcommand, and turns an error into one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # In a locale that has no arrows or umlauts, a result with one is shown with a ? and not lost.
+        if isinstance(stream, io.TextIOWrapper) and not printing.is_unicode(stream):
+            stream.reconfigure(errors="replace")
     try:
         application(sys.argv[1:])()
     except BitfrontError as error:

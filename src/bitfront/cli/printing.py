@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
@@ -29,7 +30,12 @@ def events(quiet: bool) -> Live:
 def print_json(document: object) -> None:
     """Prints a result for programs. JSON has no NaN, so what was not measured is null."""
     finite = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
-    print(json.dumps(finite, indent=2, ensure_ascii=False))
+    print(json.dumps(finite, indent=2, ensure_ascii=not is_unicode(sys.stdout)))
+
+
+def is_unicode(stream: TextIO) -> bool:
+    """Whether any text can be written there."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") in ("utf8", "utf16", "utf32")
 
 
 def print_line(text: str, *, stderr: bool = False) -> None:

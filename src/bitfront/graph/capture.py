@@ -23,6 +23,7 @@ from bitfront.graph.checking import deployed, first_difference, same_bits
 from bitfront.graph.memory import remember_places
 from bitfront.graph.nodes import left_out, recorded_nodes, traced_nodes
 from bitfront.graph.outputs import outputs_of
+from bitfront.graph.readiness import hint_for_failure, refuse_unready
 from bitfront.graph.tracing import input_name, other_inputs, switches_of, trace
 from bitfront.operations.lookup import operand_nodes
 
@@ -40,6 +41,7 @@ def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Grap
         CaptureError: the model cannot be copied, fails on `sample`, needs more than one tensor, or does not return one
             tensor of shape ``(batch, classes)``.
     """
+    refuse_unready(model)
     try:
         copied = private_copy(model).eval()
     except Exception as error:
@@ -124,6 +126,7 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
             ) from error
         raise CaptureError(
             f"the model fails on an input of shape {tuple(sample.shape)} (batch first): {type(error).__name__}: {error}"
+            + hint_for_failure(model)
         ) from error
     if not isinstance(out, Tensor) or out.dim() < 2 or out.shape[0] != sample.shape[0]:
         returned = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__

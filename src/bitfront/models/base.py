@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from bitfront.errors import BitfrontError, ConfigError
 from bitfront.models import MODELS
@@ -73,7 +74,25 @@ def build_from_factory(
             "return the model?",
             key=("model",),
         )
-    return model.to(device="cpu", dtype=torch.float32)
+    model = model.to(device="cpu", dtype=torch.float32)
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        _give_shapes(model, sample_shape, seed, name)
+    return model
+
+
+def _give_shapes(model: nn.Module, sample_shape: tuple[int, ...], seed: int, name: str) -> None:
+    """Call a model with layers such as LazyLinear once, so that they get their weights, from the seed."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        try:
+            model.eval()(torch.zeros(2, *sample_shape))
+        except Exception as error:
+            raise ConfigError(
+                f"model {name!r} has lazy layers, and fails on an input of shape {(2, *sample_shape)}: "
+                f"{type(error).__name__}: {error}",
+                key=("model",),
+            ) from error
+    model.train()
 
 
 def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
