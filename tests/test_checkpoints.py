@@ -10,8 +10,10 @@ import json
 import os
 import pathlib
 import pickle
+import zipfile
 from collections import OrderedDict, defaultdict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -343,3 +345,174 @@ def test_the_sidecar_is_plain_json(model, file):
     document = json.loads((file.parent / "weights.pt.json").read_text())
     assert document["version"] == 1
     assert document["meta"] == {"epoch": 3}
+
+
+def wrapped(state, *path):
+    """`state` below some names, as other tools write it."""
+    for name in reversed(path):
+        state = {name: state, "epoch": 3, "optimizer": {"state": {}}}
+    return state
+
+
+FORMS = {
+    "an average": lambda m, s: wrapped(s, "ema"),
+    "an average, timm's": lambda m, s: {"state_dict_ema": s, "state_dict": s},
+    "AveragedModel": lambda m, s: torch.optim.swa_utils.AveragedModel(m).state_dict(),
+    "AveragedModel in a table": lambda m, s: wrapped(torch.optim.swa_utils.AveragedModel(m).state_dict(), "ema"),
+    "tables in tables": lambda m, s: wrapped(s, "model", "state_dict"),
+    "compile of DDP of a wrapper": lambda m, s: wrapped(prefixed(s, "_orig_mod.module.net."), "model"),
+    "DDP of compile": lambda m, s: prefixed(s, "module._orig_mod."),
+    "a compiled part": lambda m, s: {k.replace("seq_blocks.", "seq_blocks._orig_mod."): v for k, v in s.items()},
+    "a profiler's counters": lambda m, s: {
+        **s,
+        "total_ops": torch.zeros(1),
+        "seq_blocks.0.total_params": torch.ones(1),
+    },
+    "numbers of a profiler": lambda m, s: {**s, "__flops__": 3},
+    "before torch 0.4.1": lambda m, s: {k: v for k, v in s.items() if "num_batches_tracked" not in k},
+    "NumPy": lambda m, s: {k: v.numpy() for k, v in s.items()},
+    "NumPy of other orders": lambda m, s: {
+        k: np.array(v.numpy(), dtype=v.numpy().dtype.newbyteorder(">"), order="F") for k, v in s.items()
+    },
+    "Parameters": lambda m, s: dict(m.named_parameters()) | dict(m.named_buffers()),
+    "double precision": lambda m, s: {k: v.double() for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_that_people_have(model, other, file, form):
+    torch.save(FORMS[form](model, model.state_dict()), file)
+    assert_equal(checkpoints.load_checkpoint(file, other), model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_converted_and_said(model, other, file, dtype):
+    half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    torch.save(half, file)
+    loaded = checkpoints.read_checkpoint(file, other)
+    assert_equal(loaded.state, {k: v.to(model.state_dict()[k].dtype) for k, v in half.items()})
+    assert loaded.notes == (f"weights are stored as {str(dtype)[6:]}, and converted to the dtype that the model has",)
+
+
+def test_of_two_sets_the_plain_one_is_taken_and_said(model, other, file):
+    torch.save({"ema": other.state_dict(), "state_dict": model.state_dict()}, file)
+    loaded = checkpoints.read_checkpoint(file, other)
+    assert_equal(loaded.state, model.state_dict())
+    assert loaded.notes == ("the weights under 'state_dict' are taken; the file also has ema",)
+
+
+def test_a_table_that_does_not_fit_is_passed_by(model, other, file):
+    torch.save({"model": {"width": torch.zeros(3)}, "ema": model.state_dict()}, file)
+    assert_equal(checkpoints.load_checkpoint(file, other), model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("odd", "word"),
+    [
+        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), r"quantized: save tensor.dequantize\(\)"),
+        (lambda v: v.to_sparse(), "sparse or nested"),
+        (lambda v: v.to(torch.complex64), "complex"),
+        (lambda v: v.to("meta"), "on the meta device"),
+        (lambda v: v.double() * 1e300, "not every value of it can be a float32"),
+    ],
+)
+def test_tensors_that_are_no_weights(model, file, odd, word):
+    state = dict(model.state_dict())
+    name = next(k for k in state if k.endswith("2.weight"))
+    state[name] = odd(state[name])
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match=rf"(?s){name}.*{word}"):
+        checkpoints.load_checkpoint(file, model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript is deprecated, and people have its files
+def test_files_that_hold_more_than_weights_say_the_two_lines(model, file):
+    torch.jit.trace(model.eval(), torch.zeros(2, 16)).save(str(file))
+    with pytest.raises(CheckpointError, match=r"(?s)TorchScript archive.*torch\.jit\.load\(.*torch\.save\(model"):
+        checkpoints.load_checkpoint(file, model)
+    torch.save((model.state_dict(), 3), file)
+    with pytest.raises(CheckpointError, match=r"holds a tuple.*Take it out of the tuple: .*weights_only=True\)\[0\]"):
+        checkpoints.load_checkpoint(file, model)
+    torch.save({"epoch": 3, "model": model}, file)
+    with pytest.raises(CheckpointError, match=r"(?s)weights_only=False\)\['model'\]"):
+        checkpoints.load_checkpoint(file, model)
+
+
+def safetensors(state, **changed):
+    header, body = {"__metadata__": {"format": "pt"}}, b""
+    for name, value in state.items():
+        part = value.numpy().tobytes()
+        kind = {torch.float32: "F32", torch.int64: "I64"}[value.dtype]
+        header[name] = {"dtype": kind, "shape": [*value.shape], "data_offsets": [len(body), len(body) + len(part)]}
+        body += part
+    text = json.dumps(header | changed).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def test_safetensors(model, other, tmp_path):
+    for name in ("weights.safetensors", "weights.bin"):
+        (tmp_path / name).write_bytes(safetensors(model.state_dict()))
+        assert_equal(checkpoints.load_checkpoint(tmp_path / name, other), model.state_dict())
+
+
+def one(dtype, shape, *offsets):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [*offsets]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff" * 7, "its header would have"),
+        ((2**60).to_bytes(8, "little") + b"{}", "its header would have 1,152,921,504,606,846,976 bytes"),
+        ((2).to_bytes(8, "little") + b"[]", "no table of tensors"),
+        ((2).to_bytes(8, "little") + b"{}x", "its tensors have 0 bytes, and 1 follow"),
+        (safetensors({}, a=one("F32", [1 << 40], 0, 1 << 42)), "and 0 follow"),
+        (safetensors({}, a=one("F32", [2], 0, 4)), "its shape needs 8"),
+        (safetensors({}, a=one("F32", [-1], 0, -4)), "has the shape"),
+        (safetensors({}, a=one("Q9", [1], 0, 4)), "has the dtype 'Q9'"),
+        (safetensors({}, a=one(["F32"], [1], 0, 4)), "unhashable"),
+        (safetensors({}, a=one("F32", [True], 0, 4)), "has the shape"),
+        (safetensors({"a": torch.ones(2)}, b=one("F32", [2], 0, 8)), "begins at byte 0"),
+        (safetensors({"a": torch.ones(2)}, b=one("F32", [0], 9, 9)), "begins at byte 9"),
+        ((14).to_bytes(8, "little") + b'{"a":1,"a": 2}', "a name twice"),
+        ((5000).to_bytes(8, "little") + b'{"a":' * 1000, "nested too deeply|Expecting"),
+        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "nested too deeply|Expecting"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
+)
+def test_safetensors_that_are_not_what_they_say(model, tmp_path, data, message):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"weights.safetensors cannot be read as safetensors: .*({message})"):
+        checkpoints.load_checkpoint(path, model)
+
+
+def test_a_wrong_bit_is_noticed_wherever_it_is_in_the_weights(model, file):
+    """By the checksums in the archive, and without those by the one beside it."""
+    checkpoints.save_checkpoint(model.state_dict(), file)
+    whole = file.read_bytes()
+    first = model.state_dict()["seq_blocks.2.weight"].numpy().tobytes()
+    wrong = bytearray(whole)
+    wrong[whole.index(first) + 1] ^= 1
+    file.write_bytes(wrong)
+    with pytest.raises(CheckpointError, match="differs from its checksum"):
+        checkpoints.load_checkpoint(file, model)
+    torch.serialization.set_crc32_options(False)
+    try:
+        checkpoints.save_checkpoint(model.state_dict(), file, {"epoch": 1})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_equal(checkpoints.load_checkpoint(file, model), model.state_dict())
+    wrong = bytearray(file.read_bytes())
+    wrong[wrong.index(first) + 1] ^= 1
+    file.write_bytes(wrong)
+    with pytest.raises(CheckpointError, match="describes other weights"):
+        checkpoints.load_checkpoint(file, model)
+
+
+def test_a_checkpoint_that_unpacks_to_far_more_than_it_is(model, file):
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(100_000_000))
+    with pytest.raises(CheckpointError, match=r"declares 100,000,000, which no data of that size unpacks to"):
+        checkpoints.load_checkpoint(file, model)

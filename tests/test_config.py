@@ -1,6 +1,8 @@
 """The schema of the TOML: what is wrong is named with its key, its line, what is allowed and the nearest spelling."""
 
 import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -198,3 +200,30 @@ def test_the_quantize_pass_is_what_stands_in_the_file():
     assert quantize_pass(config) == {"by": "type", "linear": {"config": {"name": "integer"}}}
     with pytest.raises(ConfigError, match=r"there is no \[passes.quantize\]"):
         quantize_pass(parsed(SEARCH))
+
+
+@pytest.mark.parametrize(
+    "text", ['project = "a\\u0000b"', '"a\\u0000" = 1', 'load_name = "\\u0000"', '[passes.quantize]\nby = "\\u0000"']
+)
+def test_a_nul_character_is_refused_with_its_place(tmp_path, text):
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"x.toml:\d: .*NUL character"):
+        load_config(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(("value", "message"), [("a\0b", "NUL character"), ("\ud800", "cannot be the name of a file")])
+def test_so_are_overrides(value, message):
+    with pytest.raises(ConfigError, match=f"^project: .*{message}"):
+        load_config(None, {"project": value})
+
+
+def test_a_name_that_the_locale_has_no_letters_for(tmp_path):
+    script = (
+        "from bitfront.config import load_config\nfrom bitfront.errors import ConfigError\n"
+        "try:\n    load_config('x.toml')\nexcept ConfigError as error:\n    print(error)\n"
+    )
+    (tmp_path / "x.toml").write_text('model = "jsc-tiny"\nproject = "ü"\n', encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith(r"x.toml:2: project: '\xfc' cannot be the name of a file in this locale"), done.stderr
+    assert "PYTHONUTF8=1" in done.stdout

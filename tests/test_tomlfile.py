@@ -153,3 +153,52 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path):
         ConfigError, match=r"latin.toml:1: cannot read the configuration: it is not UTF-8 text .byte 0xe4.; save"
     ):
         read(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a=" + b"[" * 1000 + b"]" * 1000, r":1: this is nested more than 64 deep"),
+        (b"\na=" + b"{a=" * 1000 + b"}" * 1000, r":2: this is nested more than 64 deep"),
+        (b"a." * 5000 + b"a=1", r":1: this is nested more than 64 deep"),
+        (b"[" + b'"a" . ' * 5000 + b"a]", r":1: this is nested more than 64 deep"),
+        (b"a = 1\nb = " + b"9" * 5000, r"this is not valid TOML: .*digits"),
+        ("a = 1".encode("utf-16"), r"it is UTF-16 text, and TOML is UTF-8; save it as UTF-8"),
+        ("a = 1".encode("utf-32"), r"it is UTF-32 text"),
+        (b"#" * (2**24 + 1), r"more than 16 MiB"),
+        (b"a = 'x\0'", r"not valid TOML"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
+)
+def test_what_no_configuration_is(tmp_path, data, message):
+    (tmp_path / "x.toml").write_bytes(data)
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = '''" + "[" * 100 + "'''",
+        'a = """' + "[.]" * 100 + '\\\\""" ""\n"""',
+        'a = """' + "[" * 100 + '\\""""',
+        'a = "' + ".[" * 100 + '\\"[[["',
+        "# " + "[." * 100 + "\na = 1",
+        "a = [" + "1.5, " * 100 + "]",
+        "".join(f"a.b{i}.c = {i}.5\n" for i in range(100)),
+    ],
+)
+def test_what_only_looks_deep_is_read_as_tomllib_reads_it(text):
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        with pytest.raises(ConfigError, match="not valid TOML"):
+            parse(text, "x")
+    else:
+        assert parse(text, "x").values == values
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbfa = 1\r\nb = 2\r\n")
+    assert read(tmp_path / "x.toml").values == {"a": 1, "b": 2}
+    assert read(tmp_path / "x.toml").line(("b",)) == 2

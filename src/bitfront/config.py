@@ -303,7 +303,7 @@ def _check_texts(value: Any, key: tuple[str, ...], document: tomlfile.Document, 
     the keys that name files, those that the locale has no letters for."""
     if isinstance(value, Mapping):
         for part, inner in value.items():
-            _check_texts(part, key, document, changes)
+            _check_texts(part, (*key, str(part)), document, changes)
             _check_texts(inner, (*key, str(part)), document, changes)
     elif isinstance(value, list | tuple):
         for inner in value:

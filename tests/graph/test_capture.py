@@ -326,3 +326,22 @@ class Uncopyable(nn.Linear):
 def test_models_that_cannot_be_captured_say_why(model, message):
     with pytest.raises(CaptureError, match=message):
         capture(model, torch.randn(2, 6))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript is deprecated, and people have its models
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3)), r"0\.weight has no shape yet.*model\(x\[:2\]\)"),
+        (lambda: nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(6, 3)), r"has no shape yet"),
+        (lambda: torch.jit.script(nn.Linear(6, 3)), r"is a ScriptModule.*model\.load_state_dict\(scripted"),
+        (lambda: torch.jit.trace(nn.Linear(6, 3), torch.zeros(2, 6)), r"is a ScriptModule"),
+        (lambda: nn.Linear(6, 3, device="meta"), r"weight is on the meta device.*model\.to_empty"),
+        (lambda: nn.Linear(6, 3).half(), r"its weights are float16, and samples are float32.*model\.float\(\)"),
+        (lambda: nn.Linear(6, 3).bfloat16(), r"its weights are bfloat16"),
+        (lambda: nn.Linear(6, 3).double(), r"its weights are float64"),
+    ],
+)  # fmt: skip
+def test_models_that_people_have_are_refused_with_the_line_that_helps(make, message):
+    with pytest.raises(CaptureError, match=message):
+        capture(make(), torch.zeros(2, 6))
