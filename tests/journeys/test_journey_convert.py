@@ -95,7 +95,7 @@ def test_the_dashboard_while_a_search_goes_on_until_it_is_interrupted(trained):
     address = process.stdout.readline().strip()
     assert address.startswith("http://127.0.0.1:")
     assert len(get(address, "/api/studies/1")["trials"]) == 10
-    assert list(temp.glob("bitfront-dashboard-*"))
+    assert list(temp.glob("bitfront-*-dashboard-*"))
     port = address.split(":")[2].split("/")[0]
     typed = trained("dashboard", "small", "--port", port, "--no-browser", code=2)
     assert typed.err == f"error: port {port} is in use; --port names another, --port 0 takes any that is free\n"
@@ -107,7 +107,7 @@ def test_the_dashboard_while_a_search_goes_on_until_it_is_interrupted(trained):
     process.send_signal(signal.SIGINT)
     typed = trained.finish(process, code=0)
     assert typed.err == "10 trials; new ones appear as they arrive; Ctrl-C ends it\n"
-    assert not list(temp.glob("bitfront-dashboard-*"))
+    assert not list(temp.glob("bitfront-*-dashboard-*"))
     with socket.socket() as nobody:
         assert nobody.connect_ex(("127.0.0.1", int(port))) != 0
 
