@@ -17,6 +17,8 @@ from bitfront.errors import UserError
 FREE_BYTES = 1 << 26
 #: Beyond that, at most so many times the size of the file: zip reaches 1000 on zeros, and 3 to 30 on data.
 RATIO = 200
+#: The attribute of a part that is a folder.
+_FOLDER = 0x10
 
 
 def check_sizes(path: Path, sizes: Sequence[int], held: int, kind: type[UserError]) -> None:
@@ -73,6 +75,10 @@ def check_contents(path: Path, archive: zipfile.ZipFile, held: int, kind: type[U
         zipfile.BadZipFile, OSError, RuntimeError: the archive is damaged in another way.
     """
     members = check_members(path, archive, held, kind)
+    folder = next((member.filename for member in members if member.external_attr & _FOLDER and member.file_size), None)
+    if folder is not None:
+        # torch takes such a part for empty, and gives a tensor of whatever was in the memory.
+        raise kind(f"{path} is damaged: its part {folder!r} is marked as a folder; get or save the file again")
     if all(member.CRC == 0 for member in members):
         return  # torch.serialization.set_crc32_options(False) writes none
     damaged = archive.testzip()
