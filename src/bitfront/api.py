@@ -30,6 +30,7 @@ from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
+from bitfront.interrupts import guarded
 from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.operations import OPERATIONS
@@ -95,9 +96,11 @@ def search(
     events = events or Events()
     _refuse_in_worker("search")
     config = _configured(source, model, data, space, metrics, strategy, overrides)
-    layout = _laid_out(config, model, data, events)
-    with tensorboard.logged(config.run_folder, events) if layout.settings.tensorboard else nullcontext(events) as heard:
-        return run_search(layout, restart, heard)
+    with guarded():
+        layout = _laid_out(config, model, data, events)
+        logged = layout.settings.tensorboard
+        with tensorboard.logged(config.run_folder, events) if logged else nullcontext(events) as heard:
+            return run_search(layout, restart, heard)
 
 
 def compare(
@@ -140,12 +143,13 @@ def compare(
     if isinstance(strategies, str):
         strategies = [strategies]
     config = prepared(_configured(source, model, data, space, metrics, None, overrides))
-    # The compared strategies are chosen after planning; until then the plan has a strategy that takes any space.
-    layout = _laid_out(config, model, data, events, configured_strategy("evolution"))
-    if not can_draw():
-        events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
-    result = run_comparison(layout, strategies, seeds, restart, events)
-    write_comparison(result)
+    with guarded():
+        # The compared strategies are chosen after planning; until then the plan has a strategy that takes any space.
+        layout = _laid_out(config, model, data, events, configured_strategy("evolution"))
+        if not can_draw():
+            events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
+        result = run_comparison(layout, strategies, seeds, restart, events)
+        write_comparison(result)
     return result
 
 

@@ -88,6 +88,12 @@ class StrategySetup(Table):
         description="budget in distinct candidates; none: the whole space for brute force, else 100",
     )
     timeout: float | None = Field(None, gt=0, description="seconds after which no new candidate is started")
+    candidate_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="seconds that one candidate may take; one that takes longer is ended, and has failed. With it, "
+        "candidates are evaluated in worker processes also where `n_jobs` is 1",
+    )
     sum_scaled_metrics: bool = Field(
         False,
         description="true: one objective, the sum of the scaled metrics; false: one objective per metric, and a front",

@@ -161,6 +161,26 @@ def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 
+#: Bytes, in UTF-8, of the longest text of an error that is kept or shown.
+LONGEST_TEXT = 10_000
+
+
+def cut(text: str) -> str:
+    """`text` without what a terminal or a database would choke on, cut at ``LONGEST_TEXT``."""
+    data = text[:LONGEST_TEXT].encode("utf-8", "replace")[:LONGEST_TEXT].decode("utf-8", "ignore")
+    kept = "".join(c if c.isprintable() or c == "\n" else " " for c in data)
+    return kept if len(data) == len(text) else f"{kept} ... (cut at {LONGEST_TEXT // 1000} kB)"
+
+
+def described(error: BaseException) -> str:
+    """One line about an error of somebody's code, whatever it is."""
+    try:
+        text = getattr(error, "what", None) or f"{type(error).__name__}: {error}"
+    except Exception as other:
+        text = f"{type(error).__name__}, whose text cannot be read: {type(other).__name__}"
+    return cut(text.strip().split("\n")[0])
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest of `allowed`, or an empty string where none is close."""
     by_lower_case = {word.lower(): word for word in allowed}

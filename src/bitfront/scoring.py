@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitfront import kernels
 from bitfront.errors import DataError, EvaluationError
+from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs
 
 
@@ -85,8 +86,9 @@ def _outputs(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterato
     with _eval_mode(model), torch.inference_mode():
         for x_chunk, y_chunk in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             target = y_chunk.to(device)
-            # A model may change its input in place.
-            yield checked_logits(model(x_chunk.to(device, copy=True)), len(target), classes, exact=False), target
+            with contained():
+                outputs = model(x_chunk.to(device, copy=True))  # a model may change its input in place
+            yield checked_logits(outputs, len(target), classes, exact=False), target
 
 
 def checked_logits(logits: object, samples: int, classes: int, *, exact: bool) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
 from bitfront.graph.baking import private_copy
+from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs, training_loss
 from bitfront.optimizer import FUSED, Optimizer, OptimizerName
 from bitfront.scoring import checked_logits, evaluate
@@ -261,7 +262,9 @@ def _epoch(
     predicted: list[Tensor] = []
     targets, sizes = y.index_select(0, torch.cat(list(batches))), [len(batch) for batch in batches]
     for step, (batch, target, size) in enumerate(zip(batches, torch.split(targets, sizes), sizes, strict=True)):
-        logits = checked_logits(model(x.index_select(0, batch)), size, num_classes, exact=True)
+        with contained():
+            answers = model(x.index_select(0, batch))
+        logits = checked_logits(answers, size, num_classes, exact=True)
         loss = training_loss(logits, target, outputs)
         for parameter in optimizer.parameters:  # the same as zero_grad(), but faster
             parameter.grad = None

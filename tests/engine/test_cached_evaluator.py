@@ -17,6 +17,8 @@ SPACE = toy_space(2, 3)  # 10 · 10 candidates
 class BlockEvaluator:
     """Blocks of three; some candidates fail."""
 
+    isolated = False
+
     def __init__(self, patience=1000):
         self.seen, self.patience = [], patience
 

@@ -131,7 +131,7 @@ def measured(monkeypatch):
         return evaluate(evaluator, codes)
 
     monkeypatch.setattr(fixed.FixedEvaluator, "evaluate", measure)
-    monkeypatch.setattr("bitfront.engine.comparison.compare.seconds_per_candidate", lambda _: 1e-6)
+    monkeypatch.setattr("bitfront.engine.comparison.compare.seconds_per_candidate", lambda *_: 1e-6)
     return seen
 
 

@@ -26,6 +26,8 @@ NONE = SPACE.numbered(0, 0)
 class BlockEvaluator:
     """Stands in for ``engine.evaluator.Dispatcher``: blocks of `size`, interrupted after `patience` candidates."""
 
+    isolated = False
+
     def __init__(self, size=3, patience=None, failing=0, after_block=lambda: None):
         self.size, self.patience, self.failing, self.after_block = size, patience, failing, after_block
         self.evaluated = []
@@ -298,6 +300,7 @@ def losses(codes):
     return {"a": (options**2).sum(axis=1) + 0.1 * options[:, 0], "b": ((options - 3) ** 2).sum(axis=1)}
 
 class Evaluates:
+    isolated = True  # so that small blocks are written together
     done = 0
 
     def blocks(self, codes):

@@ -8,19 +8,21 @@ codes: 0 success, 1 the work failed, 2 the request is wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bitfront.cli import printing
 from bitfront.cli.flags import with_flag_names, with_flags
-from bitfront.cli.printing import print_error
+from bitfront.cli.printing import end_of_json, print_error
 from bitfront.cli.subcommands import BUDGET, CONFIGURED, SUBCOMMANDS
 from bitfront.errors import BitfrontError
+from bitfront.interrupts import contained
 
 #: Environment variables in which bash, and zsh and fish, give the line that is being completed.
 COMPLETED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
@@ -59,12 +61,23 @@ def application(argv: list[str]) -> typer.Typer:
     app.callback()(_main)
     for name, function in SUBCOMMANDS.items():
         if function not in CONFIGURED:
-            app.command(name=name)(function)
+            app.command(name=name)(_contained(function))
         elif name in typed:
-            app.command(name=name)(with_flags(function, BUDGET.get(function, ())))
+            app.command(name=name)(with_flags(_contained(function), BUDGET.get(function, ())))
         else:
             app.command(name=name)(_description_only(function))
     return app
+
+
+def _contained(function: Callable[..., None]) -> Callable[..., None]:
+    """A subcommand that does not end with the exit code of code that it loads."""
+
+    @functools.wraps(function)
+    def subcommand(*arguments: Any, **options: Any) -> None:
+        with contained():
+            function(*arguments, **options)
+
+    return subcommand
 
 
 def _description_only(function: Callable[..., None]) -> Callable[..., None]:
@@ -98,3 +111,5 @@ def main() -> None:
         # The reader has closed the pipe (head, less).
         sys.stderr.close()
         sys.exit(0)
+    finally:
+        end_of_json()

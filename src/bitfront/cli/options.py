@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitfront.cli.completing import runs
+from bitfront.cli.printing import json_alone
 from bitfront.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run below runs.", autocompletion=runs)
 ]
 RunOption = Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.", autocompletion=runs)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", callback=json_alone)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
+from bitfront.errors import cut
+
 if TYPE_CHECKING:
     from bitfront.report.live import Live
+
+#: File descriptors of standard output and standard error.
+STDOUT, STDERR = 1, 2
+
+
+class _Console(Console):
+    """Where the reader of standard output has gone (head, less), rich would end the program by itself."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def console(*, stderr: bool = False) -> Console:
     """A rich console on standard output or standard error; if it is not a terminal, wide enough for any line."""
-    writer = Console(stderr=stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
+    writer = _Console(stderr=stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
     if not writer.is_terminal:
         writer.width = 10_000  # a pipe has no width, and a folded line would break the program that reads it
     return writer
@@ -27,10 +42,54 @@ def events(quiet: bool) -> Live:
     return Live(console(stderr=True), quiet=quiet)
 
 
+#: Where JSON goes, while everything else that is printed goes to standard error; empty without ``--json``.
+_FOR_JSON: list[TextIO] = []
+#: What standard output was then.
+_BEFORE: list[TextIO] = []
+
+
+def json_alone(wanted: bool) -> bool:
+    """The callback of ``--json``: from here on, whatever else is printed to standard output goes to standard error.
+
+    A model may print what it likes, also from C and in worker processes: the result is one JSON document all the same.
+    """
+    if wanted and not _FOR_JSON:
+        sys.stdout.flush()
+        _BEFORE.append(sys.stdout)
+        _FOR_JSON.append(_moved_aside(sys.stdout))
+        sys.stdout = sys.stderr
+    return wanted
+
+
+def _moved_aside(out: TextIO) -> TextIO:
+    """A file that writes where `out` does, after the descriptor 1 was pointed to standard error; `out` itself where it
+    has another descriptor, or none."""
+    try:
+        if out.fileno() != STDOUT:
+            return out
+        kept = os.dup(STDOUT)
+    except (OSError, ValueError):  # closed, or no file
+        return out
+    try:
+        os.dup2(STDERR, STDOUT)
+    except OSError:  # there is no standard error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return os.fdopen(kept, "w", encoding=out.encoding, errors=out.errors)
+
+
+def end_of_json() -> None:
+    """The command is over, and its JSON is written. What is printed still later stays apart from it."""
+    if _FOR_JSON:
+        file, before = _FOR_JSON.pop(), _BEFORE.pop()
+        if file is before:
+            sys.stdout = before
+
+
 def print_json(document: object) -> None:
     """Prints a result for programs. JSON has no NaN, so what was not measured is null."""
     finite = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
-    print(json.dumps(finite, indent=2, ensure_ascii=not is_unicode(sys.stdout)))
+    out = _FOR_JSON[0] if _FOR_JSON else sys.stdout
+    print(json.dumps(finite, indent=2, ensure_ascii=not is_unicode(out)), file=out, flush=True)
 
 
 def is_unicode(stream: TextIO) -> bool:
@@ -49,5 +108,5 @@ def print_error(text: str) -> None:
     """Prints an error on standard error; what stands before the first colon is red."""
     from rich.text import Text
 
-    head, colon, rest = text.partition(":")
+    head, colon, rest = cut(text).partition(":")
     console(stderr=True).print(Text.assemble((head + colon, "bold red"), rest), soft_wrap=True)

@@ -32,7 +32,8 @@ class CachedEvaluator:
     """
 
     def __init__(self, dispatcher: BlockEvaluator, store: Store, keys: Callable[[Codes], Keys]) -> None:
-        self._evaluator, self._keys, self._writer = dispatcher, keys, Writer(store)
+        self._evaluator, self._keys = dispatcher, keys
+        self._writer, self.isolated = Writer(store, gathers=dispatcher.isolated), dispatcher.isolated
         earlier = store.trials()
         self._index: Index | None = None
         self._table = np.zeros((len(store.metrics) + 1, 0))

@@ -29,7 +29,7 @@ from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
 from bitfront.engine.search.checking import verified_plan
-from bitfront.engine.search.session import bounds, first_candidates, float_metrics, with_samples
+from bitfront.engine.search.session import bounds, first_candidates, float_metrics, open_dispatcher, with_samples
 from bitfront.engine.search.weights import trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.store import Store
@@ -169,13 +169,14 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
     identity = _identity(plan, weights_fingerprint(plan.model))
     store = Store.open(path, evaluator.metrics, len(space.parameters), identity, space.keys)
     try:
-        plan = verified_plan(with_samples(plan, store, events), 0.0, events)
-        limits = bounds(plan, float_metrics(plan))
-        plans = competitors(plan, _default(plan, store, events) if names is None else names)
-        with Dispatcher(plan.evaluator, plan.settings.strategy.setup.n_jobs) as dispatcher:
+        with open_dispatcher(plan, store, events) as dispatcher:
+            plan = verified_plan(with_samples(plan, store, events, dispatcher), 0.0, events, dispatcher.safe)
+            dispatcher.use(plan.evaluator)
+            limits = bounds(plan, float_metrics(plan))
+            plans = competitors(plan, _default(plan, store, dispatcher, events) if names is None else names)
             cached = CachedEvaluator(dispatcher, store, space.keys)
             known = len(cached)
-            _announce(plans, repeats, known, events)
+            _announce(plans, repeats, known, dispatcher, events)
             runs = _runs(plans, repeats, starts, limits, cached, events)
             remarks = tuple(dispatcher.remarks)
     finally:
@@ -214,13 +215,13 @@ def _random_seeds(plan: Plan, repeats: int) -> tuple[int, ...]:
     return tuple(range(plan.config.seed, plan.config.seed + repeats))
 
 
-def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
+def _default(plan: Plan, store: Store, dispatcher: Dispatcher, events: Events) -> tuple[str, ...]:
     """The default strategies. Whether brute force is one depends on the clock, so that is decided once and stored."""
     size, largest = plan.space.size, configured_strategy(EXHAUSTIVE, _setup(plan)).largest
     seconds = store.meta("brute_force_seconds")
     if seconds is None and (largest is None or size <= largest):
         (exhaustive,) = competitors(plan, [EXHAUSTIVE])
-        seconds = size * seconds_per_candidate(exhaustive)
+        seconds = size * seconds_per_candidate(exhaustive, dispatcher.safe)
         store.set_meta("brute_force_seconds", seconds)
     if seconds is not None and seconds <= EXHAUSTIVE_SECONDS:
         return (EXHAUSTIVE, *DEFAULT)
@@ -231,7 +232,7 @@ def _default(plan: Plan, store: Store, events: Events) -> tuple[str, ...]:
     return DEFAULT
 
 
-def _announce(plans: Sequence[Plan], repeats: int, known: int, events: Events) -> None:
+def _announce(plans: Sequence[Plan], repeats: int, known: int, dispatcher: Dispatcher, events: Events) -> None:
     plan = plans[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
     events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
@@ -241,7 +242,7 @@ def _announce(plans: Sequence[Plan], repeats: int, known: int, events: Events) -
         + (f", brute force all {size:,}" if plans[0].strategy.kind.exhaustive else "")
     )
     # Measured now, so that the first candidate's time does not include what happens once, such as calibration.
-    each = 1000 * seconds_per_candidate(plans[0])
+    each = 1000 * seconds_per_candidate(plans[0], dispatcher.safe)
     events.note(f"cost: {each:.2g} ms per candidate (measured), spent once, plus the time in the strategies")
     if known:
         events.note(f"{known:,} candidates are known from earlier sessions")

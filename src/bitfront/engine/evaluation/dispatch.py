@@ -5,21 +5,18 @@ The size of a block depends on the clock. The metrics of a candidate do not depe
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing import get_context, parent_process
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bitfront.engine.evaluation.fixed import described
-from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, Evaluator
+from bitfront import interrupts
+from bitfront.engine.evaluation.interface import BatchMetrics, Evaluator, joined
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
-from bitfront.engine.evaluation.trained import open_evaluator
+from bitfront.engine.evaluation.workers import DEATHS, LETHAL, Workers, failed
+from bitfront.engine.storage.inflight import InFlight, key_of
 from bitfront.errors import EvaluationError, UserError
 from bitfront.spaces.base import Codes
 
@@ -42,22 +39,40 @@ class Dispatcher:
     Args:
         evaluator: evaluates the blocks. With several processes each of them builds an evaluator from its job.
         n_jobs: number of processes, 1 or more.
+        seconds: how long one candidate may take. With it a worker process evaluates also where `n_jobs` is 1: only a
+            process can be ended whatever it does.
+        in_flight: what earlier sessions left, and where this one notes what it evaluates in this process.
 
     Attributes:
+        lethal: key of a candidate → why it must not be evaluated: it ends its process, or takes too long.
         inexact, plain, losses: as in ``BatchMetrics``, of all candidates so far.
     """
 
-    def __init__(self, evaluator: Evaluator, n_jobs: int = 1) -> None:
-        self.evaluator, self.n_jobs = evaluator, n_jobs
-        self._pool: Executor | None = None
+    def __init__(
+        self, evaluator: Evaluator, n_jobs: int = 1, seconds: float | None = None, in_flight: InFlight | None = None
+    ) -> None:
+        self.evaluator, self.n_jobs, self.seconds = evaluator, n_jobs, seconds
+        self.in_flight = in_flight or InFlight()
+        self.lethal: dict[bytes, str] = {}
+        self._tried: set[bytes] = set()
+        self._pool: Workers | None = None
+        self._sends_model, self._warned = True, False
         training = evaluator.job.training
         #: With halving, a block is a cohort, so that its size does not depend on the clock; 0 without halving.
         self._cohort = training.halving.cohort if training and training.halving else 0
-        self._block = self._cohort or (TRAINED_BLOCK if training else FIRST_BLOCK)
+        self._block = self._cohort or (TRAINED_BLOCK if training else FIRST_BLOCK if seconds is None else 1)
+        #: The target time of a block: well below what one candidate may take.
+        self._target = min(BLOCK_SECONDS, seconds / 4) if seconds else BLOCK_SECONDS
         self._least = TRAINED_BLOCK if training else 1
         self.inexact: dict[str, str] = {}
         self.plain = ""
         self.losses: RangeLosses = {}
+
+    @property
+    def isolated(self) -> bool:
+        """Whether candidates are evaluated in worker processes only: several, or with a time limit, or because some
+        were found to end their process."""
+        return self.n_jobs > 1 or self.seconds is not None or self._warned
 
     @property
     def remarks(self) -> list[str]:
@@ -78,9 +93,9 @@ class Dispatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        self.close()
+        self.in_flight.forget([key for key in self.in_flight.suspects if key not in self.lethal])
+        self.in_flight.close()
 
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
         """Evaluate `codes` block by block, in order. When the caller stops iterating, no further block is evaluated.
@@ -92,9 +107,15 @@ class Dispatcher:
             (codes of the block, its metrics).
 
         Raises:
-            EvaluationError: a worker process died.
-            UserError: several processes were asked for, and the model cannot be pickled.
+            EvaluationError: worker processes cannot be started.
+            UserError: worker processes are needed, and the model cannot be pickled.
         """
+        try:
+            yield from self._blocks(codes)
+        finally:
+            self.in_flight.end()
+
+    def _blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
         start = 0
         while start < len(codes):
             ahead = codes[start : start + self._block * self.n_jobs]
@@ -112,63 +133,128 @@ class Dispatcher:
             start += sum(map(len, parts))
             if self._cohort:
                 continue
-            if seconds < BLOCK_SECONDS and len(parts) == self.n_jobs:
+            if seconds < self._target and len(parts) == self.n_jobs:
                 # Larger blocks share more work, so a block that took very little time grows by more than a factor of 2.
-                factor = 8 if seconds < BLOCK_SECONDS / 16 else 2
+                factor = 8 if seconds < self._target / 16 else 2
                 self._block = min(LARGEST_BLOCK, self._block * factor)
-            elif seconds > 2 * BLOCK_SECONDS:
+            elif seconds > 2 * self._target:
                 self._block = max(self._least, self._block // 2)
 
     def _map(self, parts: Sequence[Codes]) -> Iterator[BatchMetrics]:
-        if self.n_jobs == 1:
-            yield from (self.evaluator.evaluate(p) for p in parts)
+        """The metrics of each part, in order. Candidates that are known to be lethal are not evaluated."""
+        allowed = [np.array([key_of(code) not in self.lethal for code in part], dtype=bool) for part in parts]
+        if not self.lethal or all(rows.all() for rows in allowed):
+            yield from map(self._noted, parts, self._evaluated(parts))
             return
-        if self._pool is None:
-            self._pool = _start_pool(self.evaluator.job, self.n_jobs)
+        evaluated = self._evaluated([part[rows] for part, rows in zip(parts, allowed, strict=True) if rows.any()])
+        for part, rows in zip(parts, allowed, strict=True):
+            texts = [self.lethal[key_of(code)] for code in part[~rows]]
+            pieces = [(np.flatnonzero(~rows), failed(self.evaluator.metrics, texts))]
+            if rows.any():
+                pieces.append((np.flatnonzero(rows), self._noted(part[rows], next(evaluated))))
+            yield _merged(pieces)
+
+    def _evaluated(self, parts: Sequence[Codes]) -> Iterator[BatchMetrics]:
+        if self.isolated:
+            return self._workers().evaluate(parts, apart=bool(self._cohort))
+        return map(self._here, parts)
+
+    def _noted(self, codes: Codes, metrics: BatchMetrics) -> BatchMetrics:
+        """The same, after noting which candidates turned out to be lethal."""
+        errors = {key_of(codes[row]): text for row, text in enumerate(metrics.errors) if text.startswith(LETHAL)}
+        if errors:
+            self.lethal.update(errors)
+            for key in errors:
+                self.in_flight.suspects.setdefault(key, 0)
+            self.in_flight.save()
+        return metrics
+
+    def _here(self, part: Codes) -> BatchMetrics:
+        """Evaluate in this process, but suspects in another one."""
+        suspect = np.array([key_of(code) in self.in_flight.suspects for code in part], dtype=bool)
+        if not self.in_flight.suspects or not suspect.any():
+            self.in_flight.begin(part)
+            metrics = self.evaluator.evaluate(part)
+            interrupts.check()
+            return metrics
+        if self._cohort or suspect.all():
+            return self._alone(part)
+        rows = np.flatnonzero(suspect), np.flatnonzero(~suspect)
+        return _merged([(rows[0], self._alone(part[rows[0]])), (rows[1], self._here(part[rows[1]]))])
+
+    def _alone(self, part: Codes) -> BatchMetrics:
+        """Evaluate in worker processes; where there can be none, one by one in this process."""
+        if self._sends_model:
+            return next(self._workers().evaluate([part], apart=bool(self._cohort)))
+        pieces = []
+        for row in range(len(part)):
+            code = part[row : row + 1]
+            self.in_flight.begin(code)
+            pieces.append(self.evaluator.evaluate(code))
+            interrupts.check()
+        return joined(pieces)
+
+    def safe(self, codes: Codes) -> NDArray[np.bool_]:
+        """Which of some candidates may be evaluated in this process before the search: shape (candidates,).
+
+        With worker processes that is tried out in one of them, unless candidates are trained and nothing limits their
+        time. Without, the candidates are noted to be in flight.
+        """
+        if self.isolated and (self.seconds is not None or self.evaluator.job.training is None):
+            unknown = np.array([key_of(code) not in self._tried for code in codes], dtype=bool)
+            self._try_out(codes[unknown])
+        else:
+            self.in_flight.begin(codes)
+        return np.array([key_of(code) not in self.lethal for code in codes], dtype=bool)
+
+    def try_suspects(self) -> None:
+        """Find out which suspects end the process that evaluates them. To be called before anything is evaluated."""
+        suspects = self.in_flight.suspects
+        if not suspects:
+            return
+        parameters = len(self.evaluator.space.parameters)
+        codes = np.array([np.frombuffer(key, dtype=np.int64) for key in suspects], dtype=np.int64)
+        codes = codes.reshape(len(suspects), parameters)
         try:
-            yield from self._pool.map(_evaluate_in_worker, parts)
-        except BrokenProcessPool:
-            raise EvaluationError(
-                "a worker process died (out of memory?). All trials so far are stored; give the same command again, "
-                "with a smaller n_jobs"
-            ) from None
+            self._workers().start()
+            self._try_out(codes)
+            self._warned = bool(self.lethal)  # where there is one there may be others
+        except (UserError, EvaluationError):  # it cannot be sent to another process, or none can be started
+            self.close()
+            self._sends_model = False
+            for key in [key for key, deaths in suspects.items() if deaths >= DEATHS]:
+                self.lethal[key] = f"{LETHAL} it ended itself, {suspects[key]} times"
+
+    def _try_out(self, codes: Codes) -> None:
+        if len(codes):
+            self._noted(codes, next(self._workers().evaluate([codes])))
+            self._tried.update(map(key_of, codes))
+
+    def use(self, evaluator: Evaluator) -> None:
+        """From now on evaluate with another evaluator of the same candidates."""
+        if evaluator is not self.evaluator:
+            self.close()
+            self.evaluator = evaluator
+
+    def _workers(self) -> Workers:
+        if self._pool is None:
+            self._pool = Workers(self.evaluator.job, self.n_jobs, self.seconds, self.evaluator.metrics)
+        return self._pool
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
 
-_EVALUATOR: list[Evaluator] = []
-
-
-def _start_pool(job: EvaluationJob, n_jobs: int) -> Executor:
-    import pickle
-
-    try:
-        # Each worker computes on one thread, as there are several of them.
-        payload = pickle.dumps(replace(job, threads=1))
-    except Exception as error:
-        raise UserError(
-            f"n_jobs = {n_jobs} needs a model that can be sent to other processes, and this one cannot be pickled "
-            f"({described(error)}). Define its class and its hooks at the top level of a module, or use n_jobs = 1"
-        ) from None
-    # spawn, not fork: a forked child would inherit torch's threads in an undefined state.
-    return ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"), initializer=_init_worker, initargs=(payload,))
-
-
-def _init_worker(payload: bytes) -> None:
-    import pickle
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The bytes come from the parent process, so that unpickling them is safe.
-    _EVALUATOR[:] = [open_evaluator(pickle.loads(payload))]  # noqa: S301
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent has ended. A killed parent cannot do that, and the worker would wait forever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _evaluate_in_worker(codes: Codes) -> BatchMetrics:
-    return _EVALUATOR[0].evaluate(codes)
+def _merged(pieces: Sequence[tuple[NDArray[np.int64], BatchMetrics]]) -> BatchMetrics:
+    """The metrics of rows that were evaluated in several pieces, in the order of the rows."""
+    whole = joined([metrics for _, metrics in pieces])
+    back = np.argsort(np.concatenate([rows for rows, _ in pieces]))
+    return replace(
+        whole,
+        values={m: v[back] for m, v in whole.values.items()},
+        errors=tuple(whole.errors[i] for i in back),
+        seconds=tuple(whole.seconds[i] for i in back),
+    )

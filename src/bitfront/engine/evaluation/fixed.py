@@ -26,13 +26,15 @@ from torch import Tensor, nn
 
 from bitfront.engine.evaluation.calibration import Calibration, Corrections
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, ModelEvaluator, joined
+from bitfront.engine.evaluation.measured import measured
 from bitfront.engine.evaluation.range_loss import RangeLosses
 from bitfront.engine.evaluation.tree.program import Program
 from bitfront.engine.evaluation.tree.scorer import TreeScorer, WorkLimits
-from bitfront.errors import UserError
+from bitfront.errors import EvaluationError, UserError, described
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import changes_in_place, parameter
+from bitfront.interrupts import contained
 from bitfront.metrics.base import Kind, Runner, Scores, Values
 from bitfront.scoring import evaluate, right_answers
 from bitfront.spaces.base import Codes
@@ -140,7 +142,8 @@ class FixedEvaluator(ModelEvaluator):
         """
         start = time.perf_counter()
         try:
-            values, errors = self._evaluate(codes)
+            with contained():
+                values, errors = self._evaluate(codes)
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -166,7 +169,7 @@ class FixedEvaluator(ModelEvaluator):
         values: dict[str, Values] = {}
         for runner in self.runners:
             if runner.closed_form and any(m.name in metrics for m in runner.produces):
-                values.update(runner.measure(_Context(self), codes))
+                values.update(measured(runner, _Context(self), codes))
         return {m: values[m] for m in metrics}
 
     def _evaluate(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
@@ -174,7 +177,7 @@ class FixedEvaluator(ModelEvaluator):
         context = _Context(self)
         with one_thread():
             for runner in self.runners:
-                values.update(runner.measure(context, codes))
+                values.update(measured(runner, context, codes))
         errors = list(context.errors) or [""] * len(codes)
         for name, column in values.items():
             for i in np.flatnonzero(~np.isfinite(column)):
@@ -324,7 +327,7 @@ class FixedEvaluator(ModelEvaluator):
     def _tree_scores(self, tree: TreeScorer, codes: Codes, samples: tuple[Tensor, Tensor, Tensor]) -> Scores:
         x, y, labels = samples
         try:
-            with one_thread():
+            with contained(), one_thread():
                 loss, correct = tree.scores(self.space.options(codes), x, labels)
             return Scores(loss / len(y), correct, len(y), ("",) * len(codes))
         except (UserError, KeyboardInterrupt):
@@ -349,10 +352,10 @@ class FixedEvaluator(ModelEvaluator):
         errors = [""] * len(codes)
         for i, code in enumerate(codes):
             try:
-                with one_thread():
+                with contained(), one_thread():
                     outputs = self.space.graph.outputs
                     result = evaluate(self.model(code), x, y, batch_size=self.chunk, outputs=outputs)
-            except UserError:
+            except (UserError, KeyboardInterrupt):
                 raise
             except Exception as error:
                 errors[i] = described(error)
@@ -373,7 +376,7 @@ class FixedEvaluator(ModelEvaluator):
         answers = np.zeros((len(codes), len(y)), dtype=bool)
         with one_thread():
             for row, code in zip(answers, codes, strict=True):
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(RuntimeError, EvaluationError), contained():
                     row[:] = right_answers(self.model(code), x, y, batch_size=self.chunk)
         return answers
 
@@ -443,8 +446,3 @@ class _Context:
         if key not in self._scores:
             self._scores[key] = self._evaluator.scores(codes, split, num_samples)
         return self._scores[key]
-
-
-def described(error: Exception) -> str:
-    """An error as one line of text."""
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0]

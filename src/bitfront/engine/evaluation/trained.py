@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from bitfront import checkpoints
 from bitfront.data.base import Dataset
-from bitfront.engine.evaluation.fixed import FixedEvaluator, described, one_thread, threads
+from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.halving import Halving, going_on
 from bitfront.engine.evaluation.interface import (
     ONLY_CODE,
@@ -39,10 +39,11 @@ from bitfront.engine.evaluation.interface import (
     Evaluator,
     joined,
 )
-from bitfront.errors import EvaluationError, UserError
+from bitfront.errors import EvaluationError, UserError, described
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
+from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
@@ -168,8 +169,9 @@ class TrainedEvaluator(Evaluator):
         """All metrics of a batch of candidates, each trained first if the search trains candidates."""
         start = time.perf_counter()
         try:
-            networks = self._trained_networks(codes, is_cohort=True)
-            parts = [(rows, evaluator.evaluate(network_codes)) for rows, evaluator, network_codes in networks]
+            with contained():
+                networks = self._trained_networks(codes, is_cohort=True)
+                parts = [(rows, evaluator.evaluate(network_codes)) for rows, evaluator, network_codes in networks]
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:

@@ -9,7 +9,7 @@ with correct metrics. If candidates are trained, two of them are trained for two
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +25,7 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError
 from bitfront.graph.baking import private_copy
 from bitfront.graph.checking import check_same
+from bitfront.interrupts import contained
 from bitfront.population import train_population
 from bitfront.scoring import evaluate
 from bitfront.spaces.base import Codes
@@ -74,7 +75,12 @@ class Verification:
         return replace(job, unmerged=self.unmerged, whole=self.whole, training=training)
 
 
-def verify(evaluator: Evaluator, model: nn.Module, expected_seconds: float = 0.0) -> Verification:
+def verify(
+    evaluator: Evaluator,
+    model: nn.Module,
+    expected_seconds: float = 0.0,
+    safe: Callable[[Codes], NDArray[np.bool_]] | None = None,
+) -> Verification:
     """Compare the evaluator with the deployed model on a spread of candidates.
 
     Args:
@@ -82,6 +88,7 @@ def verify(evaluator: Evaluator, model: nn.Module, expected_seconds: float = 0.0
         model: the user's float model, with these weights.
         expected_seconds: expected time of the whole search. The check takes at most a fiftieth of it, but checks at
             least eight candidates.
+        safe: which of some candidates may be evaluated in this process (``Dispatcher.safe``); None: all.
 
     Raises:
         EvaluationError: the captured float model does not compute what the user's model computes.
@@ -99,8 +106,12 @@ def verify(evaluator: Evaluator, model: nn.Module, expected_seconds: float = 0.0
     for code in spread(evaluator.space):
         if len(codes) >= LEAST and time.perf_counter() - began > SHARE * expected_seconds:
             break
+        if safe is not None and not safe(code[None])[0]:
+            continue
         codes.append(code)
         expected.append(deployed_score(untrained, code, split))
+    if not codes:
+        return Verification()  # each of them would end this process
     result = _agreeing(untrained, np.array(codes), np.array(expected), split)
     separately = _training_differs(evaluator, np.array(codes[:2])) if evaluator.job.training else ""
     if separately:
@@ -148,7 +159,7 @@ def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, nu
     x, y = evaluator.samples(split, number)
     try:
         alone, code_there = evaluator.alone(code)
-        with one_thread():
+        with contained(), one_thread():
             outputs = alone.space.graph.outputs
             result = evaluate(alone.model(code_there, bake=True), x, y, batch_size=alone.chunk, outputs=outputs)
     except UserError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitfront.engine.planning.plan import Plan
 from bitfront.spaces.base import Codes
@@ -17,18 +19,27 @@ WARM_SECONDS = 5.0
 CONSECUTIVE, RANDOM = 1024, 32
 
 
-def seconds_per_candidate(plan: Plan) -> float:
+def all_safe(codes: Codes) -> NDArray[np.bool_]:
+    """Any candidate may be evaluated, shape (candidates,)."""
+    return np.ones(len(codes), dtype=bool)
+
+
+def seconds_per_candidate(plan: Plan, safe: Callable[[Codes], NDArray[np.bool_]] = all_safe) -> float:
     """Seconds that one candidate takes, measured in this process.
 
     Where the whole space will be evaluated, the candidates are consecutive ones, which share most of their work;
     otherwise they are random ones. If candidates are trained, one or two of them are.
+
+    Args:
+        safe: which of some candidates may be evaluated in this process (``Dispatcher.safe``).
     """
     count = CONSECUTIVE if plan.exhaustive else RANDOM
 
     def timed(codes: Codes) -> float:
+        codes = codes[safe(codes)]
         begin = time.perf_counter()
         plan.evaluator.evaluate(codes)
-        return (time.perf_counter() - begin) / len(codes)
+        return (time.perf_counter() - begin) / max(1, len(codes))
 
     if plan.evaluator.job.training is not None:
         # The time of the first candidate includes what happens once. It would not be trained a second time, so

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bitfront.engine.evaluation.verification import Score, deployed_score, same, verify
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.storage.run import Run
 from bitfront.errors import EvaluationError
 from bitfront.events import Events
+from bitfront.spaces.base import Codes
 
 
-def verified_plan(plan: Plan, expected_seconds: float, events: Events) -> Plan:
+def verified_plan(
+    plan: Plan, expected_seconds: float, events: Events, safe: Callable[[Codes], NDArray[np.bool_]] | None = None
+) -> Plan:
     """The plan without the fast paths that give other numbers than the deployed model; notes say which these are.
 
     Args:
         plan: the plan with the weights of the search.
         expected_seconds: expected time of the whole search.
         events: receives the notes.
+        safe: which of some candidates may be evaluated in this process; None: all.
 
     Raises:
         EvaluationError: the captured model does not compute what the user's model computes.
     """
-    verification = verify(plan.evaluator, plan.model, expected_seconds)
+    verification = verify(plan.evaluator, plan.model, expected_seconds, safe)
     if verification.passed:
         return plan
     for note in verification.notes:

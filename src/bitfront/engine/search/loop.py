@@ -80,6 +80,11 @@ class TrialSink(Protocol):
 class BlockEvaluator(Protocol):
     """Evaluates candidates in blocks."""
 
+    @property
+    def isolated(self) -> bool:
+        """Whether candidates are evaluated in worker processes, so that none can end or block this one."""
+        ...
+
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
         """Evaluate `codes` block by block, in order; yields (codes of a block, its metrics)."""
         ...
@@ -192,7 +197,7 @@ class _State:
         self.began = time.perf_counter()
         forgets = not strategy.looks_back
         self.history = History(len(space.parameters), strategy.objectives, space, forgets=forgets)
-        self.front, self.writer = Front(strategy.objectives), Writer(store)
+        self.front, self.writer = Front(strategy.objectives), Writer(store, gathers=evaluator.isolated)
         self.before = len(store)
         self.failed = self.skipped = 0
         #: Candidates in a row that violate the constraints.
@@ -301,10 +306,15 @@ class _State:
 
 
 class Writer:
-    """Collects small blocks and writes them to the store together, so that a fast search does not wait for the disk."""
+    """Writes blocks into the store.
 
-    def __init__(self, store: TrialSink) -> None:
-        self._store = store
+    Args:
+        gathers: whether small blocks are written together, so that several processes do not wait for the disk. Without,
+            each block is durable before the next one is evaluated, which may end the process.
+    """
+
+    def __init__(self, store: TrialSink, *, gathers: bool) -> None:
+        self._store, self._gathers = store, gathers
         self._blocks: list[tuple[Codes, BatchMetrics]] = []
         self._written = time.perf_counter()
 
@@ -316,7 +326,7 @@ class Writer:
     def add(self, codes: Codes, measured: BatchMetrics) -> None:
         """Add a block. All blocks are written if the last write is at least ``COMMIT_SECONDS`` ago."""
         self._blocks.append((codes, measured))
-        if time.perf_counter() - self._written >= COMMIT_SECONDS:
+        if not self._gathers or time.perf_counter() - self._written >= COMMIT_SECONDS:
             self.write()
 
     def write(self) -> None:

@@ -7,7 +7,7 @@ a paired test (McNemar), so it detects differences that are much smaller than th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,9 @@ def settled(answers: NDArray[np.bool_]) -> bool:
     return all(pair.distinguishable or pair.half_width <= RESOLUTION for pair in pairs)
 
 
-def enough_samples(evaluator: Evaluator, split: str, seed: int) -> tuple[int, int]:
+def enough_samples(
+    evaluator: Evaluator, split: str, seed: int, safe: Callable[[Codes], NDArray[np.bool_]] | None = None
+) -> tuple[int, int]:
     """The number of samples that are enough to order typical candidates by accuracy.
 
     The candidates are uniform ones and random ones of the space. The number of samples is doubled until it is enough,
@@ -73,6 +75,7 @@ def enough_samples(evaluator: Evaluator, split: str, seed: int) -> tuple[int, in
         evaluator: of the search.
         split: the split whose samples are used.
         seed: random seed of the random candidates.
+        safe: which of some candidates may be evaluated in this process; None: all.
 
     Returns:
         (number of samples, number of candidates that were evaluated).
@@ -80,6 +83,7 @@ def enough_samples(evaluator: Evaluator, split: str, seed: int) -> tuple[int, in
     space = evaluator.space
     codes: Codes = np.concatenate([space.uniform()[:UNIFORM], space.sample(RANDOM, np.random.default_rng(seed))])
     codes = codes[np.sort(np.unique(codes, axis=0, return_index=True)[1])] if codes.shape[1] else codes[:1]
+    codes = codes if safe is None else codes[safe(codes)]
     available = len(evaluator.samples(split, None)[1])
     used, answers = 0, np.zeros((len(codes), 0), dtype=bool)
     while used < available:

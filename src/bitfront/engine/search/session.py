@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from bitfront.engine.search.paired import compare, enough_samples
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, WEIGHTS, trial_weights
+from bitfront.engine.storage.inflight import InFlight, key_of
 from bitfront.engine.storage.run import Run, write_results
 from bitfront.engine.storage.store import Store
 from bitfront.errors import EvaluationError, RunError
@@ -94,21 +96,8 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         text = tomlfile.dumps(_absolute(plan.config))
         write_text(folder / "config.toml", text)
         store.set_meta("config", hashlib.sha256(text.encode()).hexdigest())
-        plan = with_samples(plan, store, events)
-        _describe(plan, store)
-        resumed = len(store)
-        each = seconds_per_candidate(plan) if resumed < plan.n_trials else 0.0
-        events.planned(plan, each)
-        if resumed < plan.n_trials:
-            plan = verified_plan(plan, each * (plan.n_trials - resumed), events)
-        if resumed:
-            events.note(f"{resumed:,} trials are known from earlier sessions")
-        summary = store.meta("summary")
-        limits = bounds(plan, summary["reference"])
-        # The constraints with resolved bounds are stored for readers of the run folder.
-        store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
-        reason, lost = _evaluate(plan, store, limits, starts, events)
-        store.set_meta("stopped", reason)
+        with open_dispatcher(plan, store, events) as dispatcher:
+            plan, reason, lost = _searched(plan, store, dispatcher, starts, events)
         if reason != "interrupted":
             events.finishing()
             run = Run.load(folder)
@@ -126,6 +115,47 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         store.close()
 
 
+@contextlib.contextmanager
+def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispatcher]:
+    """A dispatcher for a search whose trials are in `store`; what was in flight when it was last killed is tried out
+    in a process of its own first."""
+    setup, in_flight = plan.settings.strategy.setup, InFlight(store.path)
+    if in_flight.suspects:
+        in_flight.forget(set(map(key_of, store.trials().code)) & in_flight.suspects.keys())
+    with Dispatcher(plan.evaluator, setup.n_jobs, setup.candidate_timeout, in_flight) as dispatcher:
+        count = len(in_flight.suspects)
+        if count:
+            events.note(
+                f"{count:,} {'candidate was' if count == 1 else 'candidates were'} being evaluated when a process "
+                "ended; now they are evaluated in another process"
+            )
+            dispatcher.try_suspects()
+        yield dispatcher
+
+
+def _searched(
+    plan: Plan, store: Store, dispatcher: Dispatcher, starts: Codes, events: Events
+) -> tuple[Plan, loop.StopReason, list[str]]:
+    """(the plan as it was carried out, why the search stopped, notes on ranges that the plan could not have yet)."""
+    plan = with_samples(plan, store, events, dispatcher)
+    _describe(plan, store)
+    resumed = len(store)
+    each = seconds_per_candidate(plan, dispatcher.safe) if resumed < plan.n_trials else 0.0
+    events.planned(plan, each)
+    if resumed < plan.n_trials:
+        plan = verified_plan(plan, each * (plan.n_trials - resumed), events, dispatcher.safe)
+        dispatcher.use(plan.evaluator)
+    if resumed:
+        events.note(f"{resumed:,} trials are known from earlier sessions")
+    summary = store.meta("summary")
+    limits = bounds(plan, summary["reference"])
+    # The constraints with resolved bounds are stored for readers of the run folder.
+    store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
+    reason, lost = _evaluate(plan, store, limits, starts, dispatcher, events)
+    store.set_meta("stopped", reason)
+    return plan, reason, lost
+
+
 def _absolute(config: Config) -> dict[str, Any]:
     """The configuration with all values that took effect, and with absolute paths."""
     values = config.effective()
@@ -135,27 +165,30 @@ def _absolute(config: Config) -> dict[str, Any]:
     return values
 
 
-def with_samples(plan: Plan, store: Store, events: Events) -> Plan:
+def with_samples(plan: Plan, store: Store, events: Events, dispatcher: Dispatcher) -> Plan:
     """The plan with a number in place of ``num_samples = "auto"``. It is determined once, and then read from the store.
 
     Args:
         plan: a plan with a trained model.
         store: the store of the search.
         events: receives a note.
+        dispatcher: of the search; it goes on with the plan's evaluator.
     """
     split = plan.auto_split
     if split is None:
         return plan
     number = store.meta("num_samples")
     if number is None:
-        number, candidates = enough_samples(plan.evaluator, split, plan.config.seed)
+        number, candidates = enough_samples(plan.evaluator, split, plan.config.seed, dispatcher.safe)
         store.set_meta("num_samples", number)
         available = len(plan.evaluator.samples(split, None)[1])
         events.note(
             f"num_samples = 'auto': {number:,} of {available:,} samples"
             + (" (all there are)" if number == available else f" are enough to order {candidates} candidates")
         )
-    return plan.sampled(number)
+    plan = plan.sampled(number)
+    dispatcher.use(plan.evaluator)
+    return plan
 
 
 def _describe(plan: Plan, store: Store) -> None:
@@ -213,28 +246,26 @@ def first_candidates(plan: Plan, starts: Codes) -> Codes:
 
 
 def _evaluate(
-    plan: Plan, store: Store, bounds: Feasibility, starts: Codes, events: Events
+    plan: Plan, store: Store, bounds: Feasibility, starts: Codes, dispatcher: Dispatcher, events: Events
 ) -> tuple[loop.StopReason, list[str]]:
     """Why the loop stopped, and notes on ranges that the plan could not have yet."""
-    setup = plan.settings.strategy.setup
-    with Dispatcher(plan.evaluator, setup.n_jobs) as dispatcher:
-        reason = loop.run(
-            space=plan.space,
-            strategy=plan.make_strategy(),
-            initial=first_candidates(plan, starts),
-            objectives=plan.objectives,
-            store=store,
-            evaluator=dispatcher,
-            limits=loop.Limits(plan.n_trials, setup.timeout),
-            seed=plan.config.seed,
-            on_progress=lambda progress: events.progress(progress, plan),
-            feasibility=bounds,
-        )
-        known = {note.partition(":")[0] for note in plan.notes}
-        lost = [line for line in remarks(dispatcher.losses) if line.partition(":")[0] not in known]
-        for remark in [*dispatcher.remarks, *lost]:
-            events.note(remark)
-        return reason, lost
+    reason = loop.run(
+        space=plan.space,
+        strategy=plan.make_strategy(),
+        initial=first_candidates(plan, starts),
+        objectives=plan.objectives,
+        store=store,
+        evaluator=dispatcher,
+        limits=loop.Limits(plan.n_trials, plan.settings.strategy.setup.timeout),
+        seed=plan.config.seed,
+        on_progress=lambda progress: events.progress(progress, plan),
+        feasibility=bounds,
+    )
+    known = {note.partition(":")[0] for note in plan.notes}
+    lost = [line for line in remarks(dispatcher.losses) if line.partition(":")[0] not in known]
+    for remark in [*dispatcher.remarks, *lost]:
+        events.note(remark)
+    return reason, lost
 
 
 def _keep_front(plan: Plan, run: Run) -> None:
