@@ -43,9 +43,12 @@ quick: lint
 
 # The property tests with examples of other seeds, for so many minutes; SEED=... draws those of a failure again.
 MINUTES ?= 10
+# Then so many kills of searches and their workers.
+KILLS ?= 40
 
 fuzz: $(VENV)/installed-dev
 	$(TEST_ENV) $(BIN)/python tests/fuzz.py --seconds $$(($(MINUTES) * 60)) $(if $(SEED),--seed $(SEED)) -- -n 2 --dist worksteal
+	$(TEST_ENV) BITFRONT_KILLS=$(KILLS) $(BIN)/pytest tests/journeys/test_journey_kills.py
 
 # What small searches give with the source of another revision, and with that of this folder: every digit.
 BASE ?= HEAD

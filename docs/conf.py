@@ -28,6 +28,7 @@ NAVIGATION = {
         "docs/howto/finetune",
         "docs/howto/measure",
         "docs/howto/results",
+        "docs/howto/interruptions",
         "docs/howto/other-tools",
         "docs/howto/extend",
     ],

@@ -26,7 +26,8 @@ HEAD = """\
 
 One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
 an error that names the line. `"NA"` means none. Keys at the top have a flag of the same name (`max_epochs` →
-`--max-epochs`). So have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `max_size`, `tensorboard` and, for
+`--max-epochs`). So have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `candidate_timeout`, `max_size`,
+`tensorboard` and, for
 `search.finetune.trials`, `finetune`; flags override the file. `bitfront init` writes a commented file that runs;
 `bitfront plan FILE` shows what a file means without running it.
 The configuration that was used is saved in the run folder.

@@ -65,6 +65,8 @@ class _Task:
 class _Worker:
     process: SpawnProcess
     connection: connection.Connection[Any, Any]
+    #: Whether the job was sent. It waits until the process reads: it may be large, and the process may die before.
+    has_job: bool = False
     ready: bool = False
     fresh: bool = True
     task: _Task | None = None
@@ -169,7 +171,14 @@ class Workers:
                 raise message
             task, worker.task = worker.task, None
             if task is None:
-                worker.ready, self._failed_starts = True, 0
+                worker.ready, worker.has_job = worker.has_job, True
+                if worker.ready:
+                    self._failed_starts = 0
+                    continue
+                try:
+                    worker.connection.send_bytes(self._payload)
+                except OSError:
+                    yield from self._died(worker, waiting, apart)
                 continue
             seconds = time.perf_counter() - worker.since
             if worker.fresh:
@@ -224,7 +233,7 @@ class Workers:
         # spawn, not fork: a forked child would inherit torch's threads in an undefined state.
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(self._payload, theirs), name="bitfront worker")
+        process = context.Process(target=_work, args=(theirs,), name="bitfront worker")
         process.start()
         theirs.close()
         if process.pid is not None:
@@ -266,10 +275,12 @@ def payload_of(job: EvaluationJob, number: int) -> bytes:
         ) from None
 
 
-def _work(payload: bytes, pipe: connection.Connection[Any, Any]) -> None:
+def _work(pipe: connection.Connection[Any, Any]) -> None:
     """What a worker does until its parent process ends it."""
     interrupts.ignore()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    pipe.send(None)
+    payload = pipe.recv_bytes()
     try:
         with interrupts.contained():
             # The bytes come from the parent process, so that unpickling them is safe.
