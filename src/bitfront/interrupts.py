@@ -84,6 +84,19 @@ def ignore() -> None:
     _STATE.guarded = True
 
 
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Within this, SIGINT waits. A process that is started here does not get it, not even before it can ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def add_child(pid: int) -> None:
     """A worker process has begun; it is killed if the user presses Ctrl-C twice."""
     _STATE.children.add(pid)

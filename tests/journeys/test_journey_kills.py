@@ -70,7 +70,7 @@ def killed_until_whole(shell, kills, of_workers, rng):
                 continue  # they have just been killed
             os.kill(rng.choice(there), signal.SIGKILL)
             done += 1
-            time.sleep(0.5)
+            wait_for_rows(shell.folder / STORE, len(rows(shell.folder / STORE)) + 1, shell, process)
         else:
             process.kill()
             process.communicate()

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -31,7 +31,7 @@ from bitfront.errors import EvaluationError, UserError, described
 from bitfront.spaces.base import Codes
 
 #: How often in a row workers may die before they are ready.
-STARTS = 3
+STARTS = 5
 #: So often a candidate may end a process that evaluates it alone.
 DEATHS = 2
 #: How the error of a candidate begins that ends its process, or whose process was ended.
@@ -234,7 +234,9 @@ class Workers:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,), name="bitfront worker")
-        process.start()
+        resource_tracker.ensure_running()  # it would unblock the signal
+        with interrupts.blocked():
+            process.start()
         theirs.close()
         if process.pid is not None:
             interrupts.add_child(process.pid)
