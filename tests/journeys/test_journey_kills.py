@@ -70,7 +70,8 @@ def killed_until_whole(shell, kills, of_workers, rng):
                 continue  # they have just been killed
             os.kill(rng.choice(there), signal.SIGKILL)
             done += 1
-            wait_for_rows(shell.folder / STORE, len(rows(shell.folder / STORE)) + 1, shell, process)
+            more = min(CANDIDATES, len(rows(shell.folder / STORE)) + 1)
+            wait_for_rows(shell.folder / STORE, more, shell, process)
         else:
             process.kill()
             process.communicate()
