@@ -71,7 +71,7 @@ def test_what_the_runner_keeps_is_not_changed():
         object(),
         b"ab",
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_anything_else_is_refused_by_name(values):
     with pytest.raises(EvaluationError, match=r"^the metric speed of the runner Odd is a \w+ "):
