@@ -9,7 +9,6 @@ Their errors get file and line here too (:meth:`Config.locating`).
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,9 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from bitfront import tomlfile
+from bitfront.config_texts import check_texts
 from bitfront.errors import ConfigError, nearest, one_of
 
-#: Keys whose values become names of files.
-OF_FILES = (("dataset_path",), ("project",), ("project_dir",), ("load_name",))
 Direction = Literal["maximize", "minimize"]
 #: Keys of MASE that have no meaning here; they are accepted, and named in a note.
 WITHOUT_EFFECT = frozenset(
@@ -284,7 +282,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
         # A sampler belongs to the strategy optuna, whichever strategy the file names.
         changes.setdefault("search.strategy.name", "optuna")
     _override(values, changes, document)
-    _check_texts(values, (), document, changes)
+    check_texts(values, (), document, changes)
     values = _without_na(values)
     try:
         config = Config.model_validate(values)
@@ -302,44 +300,6 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     config._overridden = frozenset(changes)
     _check_passes(config)
     return config
-
-
-def _check_texts(value: Any, key: tuple[str, ...], document: tomlfile.Document, changes: Mapping[str, Any]) -> None:
-    """Refuse texts that no file or module can be called by: with a NUL character, or that are not Unicode; and, under
-    the keys that name files, those that the locale has no letters for."""
-    if isinstance(value, Mapping):
-        for part, inner in value.items():
-            _check_texts(part, (*key, str(part)), document, changes)
-            _check_texts(inner, (*key, str(part)), document, changes)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _check_texts(inner, key, document, changes)
-    elif isinstance(value, str):
-        problem = _unusable(value, names_file=key in OF_FILES)
-        if problem:
-            given = ".".join(key) in changes
-            raise ConfigError(
-                f"{value!a} {problem}",
-                key=[ascii(part)[1:-1] for part in key],
-                file=None if given else document.name,
-                line=None if given else document.line(key),
-            )
-
-
-def _unusable(text: str, *, names_file: bool) -> str:
-    """Why a text cannot be used; empty if it can."""
-    if "\0" in text:
-        return "has a NUL character, which is not possible in a name or a text; leave it out"
-    try:
-        os.fsencode(text) if names_file else text.encode()
-    except UnicodeEncodeError:
-        if names_file:
-            return (
-                f"cannot be the name of a file in this locale, whose encoding is {sys.getfilesystemencoding()}; set "
-                "PYTHONUTF8=1 or LC_ALL=C.UTF-8, or choose a name of ASCII letters"
-            )
-        return "is not Unicode text; write it in UTF-8"
-    return ""
 
 
 def _override(values: dict[str, Any], changes: Mapping[str, Any], document: tomlfile.Document) -> None:

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bitfront.engine.storage import run as runs
-from bitfront.engine.storage.run import write_records
+from bitfront.engine.storage import results
+from bitfront.engine.storage.results import write_records
 from bitfront.errors import RunError
 
 RECORDS = [{"number": 3, "value": [1.5, float("nan")], "sampled_config": {"by": "näme"}}, {}, {"error": "a\nb"}]
@@ -45,7 +45,7 @@ class Of(SimpleNamespace):
 
 
 def test_of_a_long_run_the_log_has_the_first_trials_and_the_front(monkeypatch):
-    monkeypatch.setattr(runs, "LOGGED", 10)
+    monkeypatch.setattr(results, "LOGGED", 10)
     front = np.array([20, 3, 15])
-    assert runs._logged(Of(count=10, front_rows=front)) == list(range(10))
-    assert runs._logged(Of(count=30, front_rows=front)) == [*range(10), 15, 20]
+    assert results._logged(Of(count=10, front_rows=front)) == list(range(10))
+    assert results._logged(Of(count=30, front_rows=front)) == [*range(10), 15, 20]

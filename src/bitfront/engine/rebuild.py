@@ -23,7 +23,8 @@ from bitfront.engine.planning.runners import chosen_samples
 from bitfront.engine.search.weights import open_inputs, trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, WEIGHTS, finetuned_weights, trial_weights
-from bitfront.engine.storage.run import Run, Trial, write_json
+from bitfront.engine.storage.results import write_json
+from bitfront.engine.storage.run import Run, Trial
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.files import shown

@@ -120,10 +120,7 @@ def train_population(
     device = torch.device(device)
     samples, labels = resident(dataset, "train", device)
     resident(dataset, "val", device)
-    for model in models:
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ConfigError("the model has no parameter to train (none, or all with requires_grad=False)")
-        check_batch_norm(model, len(labels), settings)
+    _check_trainable(models, len(labels), settings)
     shape, classes = tuple(samples.shape[1:]), dataset.num_classes
     traced: Traced = {}
     if outputs != "logits":
@@ -145,6 +142,14 @@ def train_population(
         if keep is not None:
             _apply_keep(keep, epoch, members, going)
     return tuple(member.result() for member in members)
+
+
+def _check_trainable(models: Sequence[nn.Module], samples: int, settings: TrainSettings) -> None:
+    """Raises ConfigError if a model has nothing to train, or if a batch norm would get batches of one sample."""
+    for model in models:
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError("the model has no parameter to train (none, or all with requires_grad=False)")
+        check_batch_norm(model, samples, settings)
 
 
 def _program(

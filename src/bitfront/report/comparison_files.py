@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitfront.engine.comparison.results import Comparison
-from bitfront.engine.storage.run import write_json
+from bitfront.engine.storage.results import write_json
 from bitfront.errors import RunError
 from bitfront.report import comparison
 

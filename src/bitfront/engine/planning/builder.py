@@ -74,14 +74,10 @@ def make_plan(
         runners, added = configured(config.search)
         objectives = _objectives(config, [metric for runner in runners for metric in runner.produces])
     dataset = dataset or open_data(config, report, progress)
-    network = model if model is not None else open_model(config, dataset)
-    if model is None and config.load_name is not None:
-        load_weights(config, network)  # only to see now whether the checkpoint can be read
+    network = _checked_model(config, dataset, model)
     device, warning = choose_device(config.accelerator)
     with config.locating():
         check_ready(runners, device)
-    if model is not None:
-        check_weights(model)
     graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
         space = _space(config, graph)
@@ -106,6 +102,17 @@ def make_plan(
     )
     # The number of samples that "auto" means depends on the weights. Until they are known, it is a first guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
+
+
+def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> nn.Module:
+    """The model that was given, or that of the configuration, as it is initialised. Raises UserError."""
+    if given is not None:
+        check_weights(given)
+        return given
+    model = open_model(config, dataset)
+    if config.load_name is not None:
+        load_weights(config, model)  # only to see now whether the checkpoint can be read
+    return model
 
 
 def _trains(config: Config, runners: Runners) -> bool:

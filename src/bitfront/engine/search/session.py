@@ -28,7 +28,8 @@ from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, WEIGHTS, trial_weights
 from bitfront.engine.storage.inflight import InFlight, key_of
-from bitfront.engine.storage.run import Run, write_results
+from bitfront.engine.storage.results import write_results
+from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.store import Store
 from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
