@@ -121,8 +121,7 @@ def train_population(
     samples, labels = resident(dataset, "train", device)
     resident(dataset, "val", device)
     _check_trainable(models, len(labels), settings)
-    shape, classes = tuple(samples.shape[1:]), dataset.num_classes
-    traced: Traced = {}
+    shape, classes, traced = tuple(samples.shape[1:]), dataset.num_classes, Traced()
     if outputs != "logits":
         alone = alone or f"its outputs are {outputs.replace('_', ' ')}, and what is compiled takes logits"
     members = [_Member(model, alone or _program(model, shape, device, traced, classes)) for model in models]
