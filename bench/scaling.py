@@ -58,14 +58,14 @@ def chain(sites: int) -> nn.Module:
 class Timed(Dispatcher):
     """An evaluator that knows how long it took."""
 
-    seconds = 0.0
+    spent = 0.0
 
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
         evaluated = super().blocks(codes)
         while True:
             begin = time.perf_counter()
             block = next(evaluated, None)
-            self.seconds += time.perf_counter() - begin
+            self.spent += time.perf_counter() - begin
             if block is None:
                 return
             yield block
@@ -114,7 +114,7 @@ def search(folder: Path, model: str, sites: int, settings: int, candidates: int,
         "samples": samples,
         "seconds": seconds,
         "us each": seconds / new * 1e6,
-        "loop us": (seconds - dispatcher.seconds) / new * 1e6,
+        "loop us": (seconds - dispatcher.spent) / new * 1e6,
         "peak MB": peak,
         "grown MB": peak - before,
         "store MB": (folder / "trials.sqlite").stat().st_size / 1e6,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic_runs import choice, full_grid, site, write
 
-from bitfront.engine.storage import store as stores
+from bitfront.engine.storage.store import Store
 from bitfront.report import writing
 from bitfront.report.page import LIMIT
 from bitfront.report.writing import write_report
@@ -128,7 +128,8 @@ def test_failures_and_nan_are_reported(tmp_path):
 def test_a_run_that_goes_on_is_shown_as_that(tmp_path):
     """While its store is open for writing, with what was written after it was created."""
     run = write(tmp_path / "on", full_grid()[:0], {"accuracy": [], "average_bitwidth": []}, stopped="")
-    with contextlib.closing(stores.read(run.folder / "trials.sqlite")) as writing:
+    path, metrics = run.folder / "trials.sqlite", ("accuracy", "average_bitwidth")
+    with contextlib.closing(Store(path, metrics, full_grid().shape[1])) as writing:
         writing.add(full_grid()[:1], {"accuracy": np.array([0.5]), "average_bitwidth": np.array([2.0])}, [""], [0.1])
         text = page_of(run.folder, tmp_path / "out").read_text(encoding="utf-8")
     assert "the search was still running when this page was written" in text
