@@ -12,11 +12,13 @@ from torch import nn
 
 import bitfront as bf
 from bitfront.engine.evaluation import verification
+from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.engine.evaluation.tree import calls
 from bitfront.engine.evaluation.tree.execution import Pass
 from bitfront.engine.evaluation.verification import spread, verify
+from bitfront.engine.evaluation.workers import Workers
 from bitfront.errors import EvaluationError, RunError
 from bitfront.metrics.configured import configured_runner
 from bitfront.population.compiled import CpuTrainer
@@ -294,3 +296,45 @@ def test_the_check_takes_its_share_of_the_time(monkeypatch):
     evaluator = FixedEvaluator(job())
     assert verify(evaluator, net()).candidates == verification.LEAST
     assert verify(evaluator, net(), 1e6).candidates == len(list(spread(evaluator.space)))
+
+
+def test_workers_that_differ_are_not_used(monkeypatch):
+    evaluator = FixedEvaluator(job())
+    codes = evaluator.space.numbered(0, 3)
+    with Dispatcher(evaluator, 2) as dispatcher:
+        assert dispatcher.verify_workers(codes) == ""
+        assert dispatcher.n_jobs == 2
+        right = evaluator.evaluate(codes)
+        wrong = replace(right, values={**right.values, "loss": right.values["loss"] + 1e-6})
+        monkeypatch.setattr(Workers, "evaluate", lambda *_, **__: iter([wrong]))
+        assert "worker processes measure another loss" in dispatcher.verify_workers(codes)
+        assert dispatcher.n_jobs == 1
+        ((_, metrics),) = dispatcher.blocks(codes)
+    assert np.array_equal(metrics.values["loss"], right.values["loss"])
+
+
+def test_a_worker_that_differs_and_keeps_the_time_is_an_error(monkeypatch):
+    evaluator = FixedEvaluator(job())
+    codes = evaluator.space.numbered(0, 3)
+    right = evaluator.evaluate(codes)
+    wrong = replace(right, values={**right.values, "accuracy": right.values["accuracy"] / 2})
+    monkeypatch.setattr(Workers, "evaluate", lambda *_, **__: iter([wrong]))
+    with Dispatcher(evaluator, 1, seconds=60) as dispatcher, pytest.raises(EvaluationError, match="candidate_timeout"):
+        dispatcher.verify_workers(codes)
+
+
+def test_the_front_of_a_comparison_is_evaluated_again(tmp_path, monkeypatch):
+    settings = {"space": SPACE, "metrics": {"accuracy": "maximize", "loss": "minimize", "model_size": "minimize"}}
+    folder = {"project_dir": str(tmp_path), "n_trials": 12}
+    bf.compare(model=net(), data=data(), strategies=["optuna:random"], seeds=1, project="right", **settings, **folder)
+    right = Dispatcher.blocks
+
+    def wrong(self, codes):
+        for block, measured in right(self, codes):
+            yield block, replace(measured, values={**measured.values, "loss": measured.values["loss"] - 0.01})
+
+    monkeypatch.setattr(Dispatcher, "blocks", wrong)
+    with pytest.raises(EvaluationError, match=r"candidate \[.*the search measured"):
+        bf.compare(
+            model=net(), data=data(), strategies=["optuna:random"], seeds=1, project="wrong", **settings, **folder
+        )

@@ -28,14 +28,22 @@ from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
-from bitfront.engine.search.checking import verified_plan
-from bitfront.engine.search.session import bounds, first_candidates, float_metrics, open_dispatcher, with_samples
+from bitfront.engine.search.checking import check_scores, verified_plan, verify_workers
+from bitfront.engine.search.session import (
+    TESTED,
+    bounds,
+    first_candidates,
+    float_metrics,
+    open_dispatcher,
+    with_samples,
+)
 from bitfront.engine.search.weights import trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, EvaluationError, RunError
 from bitfront.events import Events
 from bitfront.files import shown, sweep
+from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
 from bitfront.strategies.configured import SETUP, configured_strategy, variant_settings
 
@@ -172,6 +180,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         with open_dispatcher(plan, store, events) as dispatcher:
             plan = verified_plan(with_samples(plan, store, events, dispatcher), 0.0, events, dispatcher.safe)
             dispatcher.use(plan.evaluator)
+            verify_workers(dispatcher, events)
             limits = bounds(plan, float_metrics(plan))
             plans = competitors(plan, _default(plan, store, dispatcher, events) if names is None else names)
             cached = CachedEvaluator(dispatcher, store, space.keys)
@@ -179,6 +188,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
             _announce(plans, repeats, known, dispatcher, events)
             runs = _runs(plans, repeats, starts, limits, cached, events)
             remarks = tuple(dispatcher.remarks)
+            _check_front(plan, runs, cached)
     finally:
         store.close()
     if not any(np.isfinite(run.losses).all(axis=1).any() for run in runs):
@@ -203,6 +213,16 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         known=known,
         notes=(*plan.notes, *remarks),
     )
+
+
+def _check_front(plan: Plan, runs: Sequence[StrategyRun], cached: CachedEvaluator) -> None:
+    """Evaluate the front of all runs again as deployed models. Raises EvaluationError if a number differs."""
+    if plan.evaluator.job.training is not None:
+        return  # a comparison keeps no weights: each network would have to be trained again
+    rows = non_dominated(np.concatenate([run.losses for run in runs]))
+    codes = np.unique(np.concatenate([run.codes for run in runs])[rows], axis=0)[:TESTED]
+    for block, metrics in cached.blocks(codes):
+        check_scores(plan, [f"candidate {code.tolist()}" for code in block], block, metrics.values)
 
 
 def _identity(plan: Plan, weights: str | None) -> dict[str, Any]:

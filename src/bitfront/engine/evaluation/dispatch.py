@@ -230,6 +230,33 @@ class Dispatcher:
             self._noted(codes, next(self._workers().evaluate([codes])))
             self._tried.update(map(key_of, codes))
 
+    def verify_workers(self, codes: Codes) -> str:
+        """Compare worker processes with this process. Where they differ, this process evaluates from now on.
+
+        Args:
+            codes: candidates that may be evaluated in this process, a few.
+
+        Returns:
+            A note for the user; empty if nothing differs, or if candidates are trained, or if there are no workers.
+
+        Raises:
+            EvaluationError: they differ, and only workers can keep the time limit of a candidate.
+        """
+        if not self.isolated or self.evaluator.job.training is not None or not len(codes):
+            return ""
+        there, here = next(self._workers().evaluate([codes])), self.evaluator.evaluate(codes)
+        both = np.array([not a and not b for a, b in zip(there.errors, here.errors, strict=True)], dtype=bool)
+        names = [name for name in ("loss", "accuracy") if name in here.values]
+        different = [m for m in names if not np.array_equal(there.values[m][both], here.values[m][both])]
+        if not different:
+            return ""
+        text = f"worker processes measure another {different[0]} than this process"
+        if self.n_jobs == 1:
+            raise EvaluationError(f"{text}; leave candidate_timeout out, then this process evaluates all candidates")
+        self.close()
+        self.n_jobs = 1
+        return f"{text}; this process evaluates all candidates, which is slower"
+
     def use(self, evaluator: Evaluator) -> None:
         """From now on evaluate with another evaluator of the same candidates."""
         if evaluator is not self.evaluator:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.engine.evaluation.verification import Score, deployed_score, same, verify
+from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.evaluation.verification import Score, deployed_score, same, spread, verify
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.storage.run import Run
 from bitfront.errors import EvaluationError
 from bitfront.events import Events
 from bitfront.spaces.base import Codes
+
+#: Candidates that are evaluated in a worker and in this process.
+CHECKED_IN_WORKERS = 4
 
 
 def verified_plan(
@@ -37,6 +42,20 @@ def verified_plan(
     return plan.verified(verification)
 
 
+def verify_workers(dispatcher: Dispatcher, events: Events) -> None:
+    """Compare worker processes with this process on a few candidates; where they differ, a note says so.
+
+    Raises:
+        EvaluationError: they differ, and only workers can keep the time limit of a candidate.
+    """
+    if not dispatcher.isolated:
+        return
+    codes = np.array(list(itertools.islice(spread(dispatcher.evaluator.space), CHECKED_IN_WORKERS)), dtype=np.int64)
+    note = dispatcher.verify_workers(codes[dispatcher.safe(codes)])
+    if note:
+        events.note(note)
+
+
 def check_front(plan: Plan, run: Run, rows: Sequence[int]) -> None:
     """Evaluate trials of the front again, each alone as the model that would be deployed.
 
@@ -48,19 +67,36 @@ def check_front(plan: Plan, run: Run, rows: Sequence[int]) -> None:
     Raises:
         EvaluationError: the accuracy or loss of a trial differs from its deployed model's; the message names the trial.
     """
-    samples, columns = plan.evaluator.accuracy_samples, run.columns
+    metrics = {name: column[list(rows)] for name, column in run.columns.metrics.items()}
+    names = [f"trial {int(run.columns.number[row])}" for row in rows]
+    check_scores(plan, names, run.columns.codes(rows), metrics)
+
+
+def check_scores(plan: Plan, names: Sequence[str], codes: Codes, metrics: Mapping[str, NDArray[np.float64]]) -> None:
+    """Compare measured losses and accuracies with those of the deployed models.
+
+    Args:
+        plan: the plan of the search.
+        names: what the candidates are called in a message.
+        codes: their codes, int64, shape (candidates, parameters).
+        metrics: metric → measured values, shape (candidates,). "accuracy" must be one; "loss" may be.
+
+    Raises:
+        EvaluationError: they differ; the message names the first such candidate.
+    """
+    samples = plan.evaluator.accuracy_samples
     if samples is None:
         return
-    for row, code in zip(rows, columns.codes(rows), strict=True):
+    for row, (name, code) in enumerate(zip(names, codes, strict=True)):
         deployed = deployed_score(plan.evaluator, code, samples.split, samples.number)
         # A search may measure accuracy alone.
-        loss = float(columns.metrics["loss"][row]) if "loss" in columns.metrics else deployed[0]
-        measured = loss, float(columns.metrics["accuracy"][row])
+        loss = float(metrics["loss"][row]) if "loss" in metrics else deployed[0]
+        measured = loss, float(metrics["accuracy"][row])
         if not same(measured, deployed):
             raise EvaluationError(
-                f"trial {int(columns.number[row])}: the search measured {_words(measured)}, and the deployed model has "
-                f"{_words(deployed)}. If the trial comes from another machine or another version of torch, start the "
-                "search again; otherwise this is an error of Bitfront: please report it with the model"
+                f"{name}: the search measured {_words(measured)}, and the deployed model has {_words(deployed)}. If "
+                "the number comes from another machine or another version of torch, start the search again; otherwise "
+                "this is an error of Bitfront: please report it with the model"
             )
 
 

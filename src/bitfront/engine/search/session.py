@@ -21,7 +21,7 @@ from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
-from bitfront.engine.search.checking import check_front, verified_plan
+from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
 from bitfront.engine.search.paired import compare, enough_samples
 from bitfront.engine.search.weights import source_of_weights, trained_model
@@ -146,6 +146,7 @@ def _searched(
     if resumed < plan.n_trials:
         plan = verified_plan(plan, each * (plan.n_trials - resumed), events, dispatcher.safe)
         dispatcher.use(plan.evaluator)
+        verify_workers(dispatcher, events)
     if resumed:
         events.note(f"{resumed:,} trials are known from earlier sessions")
     summary = store.meta("summary")
