@@ -266,6 +266,11 @@ def _epoch(
             answers = model(x.index_select(0, batch))
         logits = checked_logits(answers, size, num_classes, exact=True)
         loss = training_loss(logits, target, outputs)
+        if not loss.requires_grad:
+            raise ConfigError(
+                "the model cannot be trained: its outputs have no gradients in training mode. Its forward may run "
+                "under torch.no_grad, or detach what it returns"
+            )
         for parameter in optimizer.parameters:  # the same as zero_grad(), but faster
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

@@ -133,6 +133,15 @@ def test_nothing_is_said_where_all_is_right(tmp_path):
     assert_true(run)
 
 
+def test_outputs_that_depend_on_the_batch_are_said(tmp_path):
+    model = net()
+    model.first = nn.Sequential(model.first, nn.BatchNorm1d(12, track_running_stats=False))
+    _, notes = search(tmp_path, model)
+    (note,) = [n for n in notes if "depend on the other samples" in n]
+    assert "differ by up to" in note
+    assert not [n for n in search(tmp_path / "other", net())[1] if "depend on the other samples" in n]
+
+
 def test_a_spread_has_every_option_of_every_parameter():
     space = FixedEvaluator(job()).space
     codes = np.array(list(spread(space)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitfront.errors import CaptureError
-from bitfront.graph.baking import bake, has_computed_weights, private_copy
+from bitfront.graph.baking import bake, has_computed_weights, private_copy, untouched
 from bitfront.graph.base import Graph, Node, Site, Switch
 from bitfront.graph.checking import deployed, first_difference, same_bits
 from bitfront.graph.memory import remember_places
@@ -60,12 +60,15 @@ def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Grap
         fx_graph = _without_inplace(copied, fx_graph, sample, expected)
         untraced = _difference(copied, fx_graph, sample, expected)
         fx_graph = None if untraced else fx_graph
-    shape, (outputs, ending) = tuple(sample.shape[1:]), outputs_of(copied, fx_graph, sample, expected)
+    with untouched(copied):
+        shape, (outputs, ending) = tuple(sample.shape[1:]), outputs_of(copied, fx_graph, sample, expected)
     if fx_graph is None:
-        nodes = recorded_nodes(copied, (sample.clone(),), {}, sample.shape[0])
+        with untouched(copied):
+            nodes = recorded_nodes(copied, (sample.clone(),), {}, sample.shape[0])
         others = left_out(copied, nodes)
         return Graph(copied, None, nodes, shape, untraced, baked=baked, left_out=others, outputs=outputs, ending=ending)
-    nodes = traced_nodes(copied, fx_graph, sample)
+    with untouched(copied):
+        nodes = traced_nodes(copied, fx_graph, sample)
     others = left_out(copied, nodes)
     graph = Graph(copied, fx_graph, nodes, shape, "", switches, "", baked, others, outputs, ending)
     return _for_training(graph, differs, sample) if training else graph
@@ -100,7 +103,8 @@ def _for_training(graph: Graph, differs: str, sample: Tensor) -> Graph:
         return graph
     if any(site.path and graph.is_rewritten_for(site) for site in graph.sites):
         # A module that is called several times is one site only where the model is run as it is.
-        nodes = recorded_nodes(graph.model, (sample.clone(),), {}, sample.shape[0])
+        with untouched(graph.model):
+            nodes = recorded_nodes(graph.model, (sample.clone(),), {}, sample.shape[0])
         why = f"candidates are trained, and {differs}"
         return dataclasses.replace(graph, fx_graph=None, nodes=nodes, untraced=why, switches=())
     nodes = tuple(_no_site(node) if isinstance(node, Site) and not node.path else node for node in graph.nodes)
@@ -113,7 +117,7 @@ def _no_site(site: Site) -> Node:
 
 def _logits(model: nn.Module, sample: Tensor) -> Tensor:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), untouched(model):
             out = model(sample.clone())  # a model may change its input
     except Exception as error:
         others = other_inputs(model)
@@ -179,8 +183,9 @@ def changes_in_place(graph: Graph, sample: Tensor) -> str:
         sample: input samples, on the model's device.
     """
     assert graph.fx_graph is not None
-    detector = _InPlaceDetector(fx.GraphModule(graph.model, graph.fx_graph))
-    with torch.no_grad():
+    model = fx.GraphModule(graph.model, graph.fx_graph)
+    detector = _InPlaceDetector(model)
+    with torch.no_grad(), untouched(model):
         detector.run(sample.clone())
     return detector.culprit
 

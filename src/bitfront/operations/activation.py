@@ -44,8 +44,7 @@ def _train_relu(reader: ProgramReader, node: fx.Node, module: nn.Module | None) 
             raise unsupported(node, module)
         return reader.rectified(reader.sources(node, 1)[0])
     path, (source,) = str(node.target), reader.sources(node, 1)
-    # A quantized one reads its rounded input, which is a new tensor.
-    if getattr(module, "inplace", False) and type(module) is nn.ReLU and len(source.users) > 1:
+    if getattr(module, "inplace", False) and len(source.users) > 1:
         raise UnsupportedError(f"{path} changes a tensor in place that others read")
     return reader.rectified(source, path)
 

@@ -10,6 +10,7 @@ from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorTy
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as _modules
 
 from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Call, Count, Operation, Shape
@@ -72,8 +73,13 @@ def unusual(module: nn.Module) -> str:
 
 
 def hooks(module: nn.Module) -> str:
-    """The hooks that run with a module's ``forward``, in words; empty for none."""
-    kinds = (("forward pre-hook", module._forward_pre_hooks), ("forward hook", module._forward_hooks))
+    """The hooks that run with a module's ``forward``, those of all modules included, in words; empty for none."""
+    kinds = (
+        ("forward pre-hook", module._forward_pre_hooks),
+        ("forward hook", module._forward_hooks),
+        ("forward pre-hook of all modules", _modules._global_forward_pre_hooks),
+        ("forward hook of all modules", _modules._global_forward_hooks),
+    )
     names = [f"a {kind} ({_name_of(hook)})" for kind, own in kinds for hook in own.values()]
     return f"it has {' and '.join(names)}" if names else ""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitfront.errors import CaptureError
 from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
 from bitfront.graph import Graph
 from bitfront.graph.capture import check_weights, parameter
@@ -60,7 +61,7 @@ class _OperandObserver:
         self.samples: list[Tensor] = []
 
     def quantize(self, x: Tensor) -> Tensor:
-        flowing = x.detach()
+        flowing = x.detach() if x.dim() else x.detach().reshape(1)
         values, ends = _drawn(flowing) if self.flows else (flowing.clone(), None)
         self.values.append(values)
         self.ends.append(ends)
@@ -158,8 +159,14 @@ def observe(
     if observers:
         rounds: dict[str, Mapping[Operand, Rounds]] = {**observers}
         with torch.no_grad():
-            rebuilt(graph, rounds, {}, bake=False)(x)
+            rebuilt(graph, rounds, {}, bake=False)(x.clone())  # a model may change its input
         for name, by_operand in observers.items():
+            if not all(seen.values for operand, seen in by_operand.items() if (name, operand) in asked):
+                raise CaptureError(
+                    f"{graph.site(name).title} is not called for the {len(x)} calibration samples, so nothing is known "
+                    "of its inputs: which layers the model's forward calls depends on the data. Give its formats fixed "
+                    "parameters (frac_width = 4), or leave it out of the search space"
+                )
             result |= {(name, o): seen.observed() for o, seen in by_operand.items() if (name, o) in asked}
     return result
 

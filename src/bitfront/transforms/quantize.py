@@ -9,10 +9,12 @@ the model computes the same, and its state dict has the weights to deploy.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.formats.base import Format, Operand
@@ -80,17 +82,21 @@ class Twin:
         operation = twin_operation(module)
         assert operation is not None
         assert operation.call is not None
-        flowing = iter((*inputs, *named.values()))
+        given, inplace = (*inputs, *named.values()), bool(getattr(module, "inplace", False))
+        flowing = iter(given)
         operands: dict[str, Tensor | None] = {}
         for operand in operation.operands:
             rounds = operand.chosen(self.formats)
             if operand.role == "activation":
-                x = next(flowing)
+                # What rounding keeps for its gradients must not change with the input.
+                x = next(flowing).clone() if inplace else next(flowing)
                 operands[operand.name] = x if rounds is None else rounds.quantize(x)
             else:
                 held = getattr(module, operand.name, None)
                 operands[operand.name] = held if held is None or rounds is None else through(rounds, held)
-        return operation.call(module, operands)
+        result = operation.call(module, operands)
+        # The module changes its input, which the model may read afterwards. A rounded input is another tensor.
+        return given[0].copy_(result) if inplace else result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is created here and has no name under which pickle could import it.
@@ -157,11 +163,26 @@ def rebuilt(
     in_graph: list[Site] = []
     for site in touched:
         if not graph.is_rewritten_for(site):
-            twin = twin_of(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), bake)
-            _replace(model, site.path, twin)
+            # In its place, not a copy: the model may hold the module under other names and in lists too.
+            _make_twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), bake)
         else:
             in_graph.append(site)
+    _call_layers_of_encoders(model)
     return _rewrite(model, graph, in_graph, rounds, biases, bake) if in_graph else model
+
+
+def _call_layers_of_encoders(model: nn.Module) -> None:
+    """Let torch's encoder layers call their quantized layers: in evaluation they only read the weights of their layers,
+    unless one of these has a hook."""
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoderLayer):
+            for module in encoder.modules():
+                if isinstance(module, Twin) and not module._forward_hooks:
+                    module.register_forward_hook(_nothing)
+
+
+def _nothing(*_: object) -> None:
+    """A hook that changes nothing."""
 
 
 def twin_of(
@@ -177,20 +198,29 @@ def twin_of(
         bias: in place of its bias; None keeps it.
         bake: with parameters of its own, that hold the quantized values.
     """
-    assert site.operation.call is not None
     twin = copy.copy(module)
-    twin._parameters = dict(module._parameters)
-    twin.__class__ = twin_class(type(module))
-    twin.formats = dict(rounds)  # type: ignore[assignment]
+    # What the copy gets must not be seen in the module.
+    twin._parameters, twin._modules = dict(module._parameters), dict(module._modules)
+    twin._forward_hooks = copy.copy(module._forward_hooks)
+    _make_twin(twin, site, rounds, bias, bake)
+    return twin
+
+
+def _make_twin(
+    module: Any, site: Site, rounds: Mapping[Operand, Rounds], bias: Tensor | None = None, bake: bool = False
+) -> None:
+    """Change a module into its quantized twin; arguments as for ``twin_of``."""
+    assert site.operation.call is not None
+    module.__class__ = twin_class(type(module))
+    module.formats = dict(rounds)
     if bias is not None:
-        twin._parameters["bias"] = _in_place_of(module.bias, bias)
+        module._parameters["bias"] = _in_place_of(module.bias, bias)
     if bake:
-        for name, parameter in list(twin.named_parameters(recurse=False)):
+        for name, parameter in list(module.named_parameters(recurse=False)):
             if name in rounds:
                 with torch.no_grad():
                     baked = rounds[name].quantize(parameter)
-                twin._parameters[name] = _in_place_of(parameter, baked)
-    return twin
+                module._parameters[name] = _in_place_of(parameter, baked)
 
 
 def _attribute(model: nn.Module, target: str) -> Any:
@@ -202,9 +232,35 @@ def _in_place_of(original: Any, value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.clone(), requires_grad=original.requires_grad)
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+#: Operators that change the tensor on their left, and those that do not.
+_OPERATORS: dict[object, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.imatmul: operator.matmul,
+}
+
+
+def _without_change(node: fx.Node) -> bool:
+    """Let a function or method return what it used to write into its first argument. False if it changes nothing."""
+    target: Any = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if target is F.relu:
+        changes = bool(node.kwargs.get("inplace") or node.args[1:2] == (True,))
+        node.args, node.kwargs = node.args[:1], {k: v for k, v in node.kwargs.items() if k != "inplace"}
+        return changes
+    if name.endswith("_") and not name.endswith("__"):
+        node.target = target[:-1] if isinstance(target, str) else getattr(torch, name[:-1])
+        return True
+    node.target = _OPERATORS.get(target, target)
+    return target in _OPERATORS
+
+
+def _written_into(node: fx.Node, argument: fx.Node) -> None:
+    """Write the result of a node into `argument`, which the model may read afterwards under any name."""
+    with node.graph.inserting_after(node):
+        written = node.graph.call_method("copy_", (argument, node))
+    node.replace_all_uses_with(written, delete_user_cb=lambda user: bool(user is not written))
 
 
 def _rewrite(
@@ -241,8 +297,13 @@ def _rewrite(
             if rounding is not None:
                 target = f"{site.name}_{operand}_quantizer"
                 model.add_module(target, Quantizer(rounding, argument.op == "get_attr"))
+                changed = spec.position == 0 and _without_change(node)
                 with new.inserting_before(node):
+                    # What rounding keeps for its gradients must not change with the argument.
+                    given = new.call_method("clone", (given,)) if changed else given
                     given = new.call_module(target, (given,))
+                if changed:
+                    _written_into(node, argument)
             if given is argument:
                 continue
             if spec.position < len(node.args):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import one_thread
-from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evaluator
+from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evaluator, ModelEvaluator
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError
 from bitfront.graph.baking import private_copy
@@ -41,6 +41,8 @@ LEAST = 8
 SHARE = 0.02
 #: Largest relative difference of two losses of one network: the last digits may differ on a GPU or another machine.
 SAME_LOSS = 1e-5
+#: Largest difference of outputs in batches of two sizes, as a share of the largest output: sums have another order.
+SAME_IN_BATCHES = 1e-3
 #: Number of training steps, and the largest relative difference of two trainings: their sums of gradients have another
 #: order.
 TRAINING_STEPS, SAME_WEIGHTS = 2, 1e-3
@@ -97,7 +99,7 @@ def verify(
     if evaluator.accuracy_samples is None and not evaluator.job.splits:
         return Verification()  # no candidate is run
     split, x, y = _samples(evaluator)
-    _check_float(evaluator, model, x)
+    remarks = _check_float(evaluator, model, x)
     job = replace(evaluator.job, training=None, splits={split: (x, y)})
     # Without training, because the check is about the evaluation of a network, with any weights.
     untrained = open_evaluator(job, evaluator.space)
@@ -111,13 +113,13 @@ def verify(
         codes.append(code)
         expected.append(deployed_score(untrained, code, split))
     if not codes:
-        return Verification()  # each of them would end this process
+        return Verification(notes=remarks)  # each of them would end this process
     result = _agreeing(untrained, np.array(codes), np.array(expected), split)
     separately = _training_differs(evaluator, np.array(codes[:2])) if evaluator.job.training else ""
     if separately:
         note = f"candidates are trained one by one, which is slow: {separately}"
         result = replace(result, separately=separately, notes=(*result.notes, note))
-    return replace(result, candidates=len(codes))
+    return replace(result, notes=(*remarks, *result.notes), candidates=len(codes))
 
 
 def spread(space: ModelSpace) -> Iterator[NDArray[np.int64]]:
@@ -191,8 +193,8 @@ def _samples(evaluator: Evaluator) -> tuple[str, Tensor, Tensor]:
     return split, x[:SAMPLES], y[:SAMPLES]
 
 
-def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> None:
-    """Raises EvaluationError if the captured float model does not compute what the user's model computes."""
+def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Remarks on what the float model computes. Raises EvaluationError if the captured one computes something else."""
     device = evaluator.device
     alone = evaluator.float_evaluator()
     with torch.no_grad(), one_thread():
@@ -212,6 +214,25 @@ def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> None:
             f"the captured graph does not compute what the model computes on {len(x)} samples: {difference}. Its "
             "forward may depend on more than its input; make it depend on its input and its parameters alone"
         )
+    return _batch_remarks(alone, x, captured)
+
+
+def _batch_remarks(alone: ModelEvaluator, x: Tensor, outputs: Tensor) -> tuple[str, ...]:
+    """A remark where the outputs for a sample depend on the other samples of its batch; `outputs` are those for `x`."""
+    if len(x) < 2:
+        return ()
+    with torch.no_grad(), one_thread():
+        model = alone.model(ONLY_CODE)
+        apart = torch.cat([model(half.to(outputs.device).clone()) for half in x.chunk(2)])
+    known = apart.isfinite() & outputs.isfinite()
+    difference, scale = (apart - outputs)[known].abs(), outputs[known].abs()
+    if not len(scale) or float(difference.max()) <= SAME_IN_BATCHES * float(scale.max()):
+        return ()
+    return (
+        f"the outputs for a sample depend on the other samples of its batch: those for {len(x)} samples differ by up "
+        f"to {float(difference.max()):.3g} where they are evaluated in two halves. Here a batch has up to "
+        f"{alone.chunk:,} samples; with another batch size the metrics are others. A batch norm without running statistics does that",
+    )
 
 
 def _agreeing(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], split: str) -> Verification:
@@ -275,8 +296,13 @@ def _training_differs(evaluator: Evaluator, codes: Codes) -> str:
             models.append(alone.model(code_there))
         outputs = evaluator.space.graph.outputs
         train = partial(train_population, dataset=few, settings=settings, device=evaluator.device, outputs=outputs)
-        together = train(models)
-        apart = [train([m], alone="a check")[0] for m in models]
+        try:
+            together = train(models)
+            apart = [train([m], alone="a check")[0] for m in models]
+        except UserError:
+            raise
+        except Exception:  # in the search these candidates fail with it, and their trials have the reason
+            return ""
     for code, member, reference in zip(codes, together, apart, strict=True):
         if member.alone or member.error or reference.error:
             continue

@@ -23,6 +23,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import numpy as np
+from torch.nn.modules import module as _modules
 
 from bitfront import interrupts
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, joined
@@ -265,9 +266,11 @@ def failed(metrics: Sequence[str], errors: Sequence[str], seconds: float = 0.0) 
 
 
 def payload_of(job: EvaluationJob, number: int) -> bytes:
-    """A job as bytes for another process, which computes on one thread. Raises UserError if that is impossible."""
+    """A job, and the hooks that torch runs around all modules of this process, as bytes for another process, which
+    computes on one thread. Raises UserError if that is impossible."""
     try:
-        return pickle.dumps(replace(job, threads=1))
+        hooks = [list(held.values()) for held in (_modules._global_forward_pre_hooks, _modules._global_forward_hooks)]
+        return pickle.dumps((replace(job, threads=1), hooks))
     except Exception as error:
         why = f"n_jobs = {number}" if number > 1 else "candidate_timeout"
         instead = "use n_jobs = 1" if number > 1 else "leave candidate_timeout out"
@@ -286,9 +289,20 @@ def _work(pipe: connection.Connection[Any, Any]) -> None:
     try:
         with interrupts.contained():
             # The bytes come from the parent process, so that unpickling them is safe.
-            evaluator = open_evaluator(pickle.loads(payload))  # noqa: S301
+            job, (before, after) = pickle.loads(payload)  # noqa: S301
+            for hook in before:
+                _modules.register_module_forward_pre_hook(hook)
+            for hook in after:
+                _modules.register_module_forward_hook(hook)
+            evaluator = open_evaluator(job)
     except Exception as error:
-        pipe.send(EvaluationError(f"a worker process cannot be prepared: {described(error)}"))
+        pipe.send(
+            EvaluationError(
+                f"a worker process cannot be prepared: {described(error)}. If the model is the reason, define its "
+                "class, its hooks and its functions at the top level of a module, or evaluate in one process "
+                "(n_jobs = 1, no candidate_timeout)"
+            )
+        )
         return
     pipe.send(None)
     while True:
