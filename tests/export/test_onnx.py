@@ -217,6 +217,48 @@ def test_what_no_integer_operator_takes_is_rounded_so_that_no_runtime_changes_it
     assert not {"QLinearAdd", "QLinearMatMul"} & {node.op_type for node in model.graph.node}
 
 
+def affine(width, operand, **settings):
+    return Affine.parse({"width": width, **settings}, operand)
+
+
+def test_no_runtime_changes_a_product_or_a_pooling_behind_a_relu_in_bytes():
+    """ONNX Runtime computes DequantizeLinear - MatMul otherwise, and cannot load some DequantizeLinear - MaxPool."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 2, 6, 6)
+    layers = nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(45, 16), nn.ReLU()
+    network = nn.Sequential(*layers, nn.Linear(16, 4))
+    graph = capture(network, x[:2])
+    wanted = {
+        "_0": {"data_in": Integer(8, 5), "weight": affine(4, "weight")},
+        "_1": {"data_in": affine(4, "data_in", symmetric=True)},
+        "_4": {"weight": affine(2, "weight", symmetric=False)},
+        "_5": {"data_in": Integer(3, 1, signed=False)},
+        "_6": {"weight": affine(3, "weight")},
+    }
+    formats = calibrate(graph, wanted, x)
+    assert {"_1", "_5"} <= integer_sites(graph, formats)
+    model = onnx_model(graph, formats)
+    assert "DequantizeLinear" not in {node.op_type for node in model.graph.node}
+    expected = quantize(graph, formats)(x).detach()
+    torch.testing.assert_close(run(model, x), expected, rtol=0, atol=1e-5)
+
+
+def test_what_onnx_runtime_cannot_load_is_not_written(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(20, 2, 6, 6)
+    layers = nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 8, 3), nn.Flatten()
+    graph = capture(nn.Sequential(*layers), x[:2])
+
+    class Broken:
+        def SerializeToString(self):  # noqa: N802 (onnx's name)
+            return b"no model"
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError, match="ONNX Runtime does not run the model"):
+        patch.setattr("bitfront.export.written.onnx_model", lambda *_: Broken())
+        write_onnx(graph, {}, tmp_path / "net.onnx", x)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_form_that_does_not_exist_is_refused():
     graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
     with pytest.raises(ExportError, match=r"no form 'exact' of an ONNX model; .*integer.*qdq"):
@@ -250,7 +292,11 @@ class Turned(nn.Sequential):
 
 def test_a_file_of_another_model_than_the_deployed_one_is_seen(tmp_path):
     graph, formats, x = case("sequence", (2, 8), "integer", 8)
-    written = write_onnx(graph, formats, tmp_path / "net.onnx", x, model=Turned(quantize(graph, formats)))
+    other = Turned(quantize(graph, formats))
+    with pytest.raises(ExportError, match=r"not written: ONNX Runtime answers otherwise .* for 64 of 64 samples"):
+        write_onnx(graph, formats, tmp_path / "net.onnx", x, model=other)
+    assert not list(tmp_path.iterdir())
+    written = write_onnx(graph, formats, tmp_path / "net.onnx", x, model=other, may_differ=64)
     assert written.alike == 0
     assert "0 of 64 answers alike" in written.message
     with pytest.raises(ExportError, match="cannot be written"):

@@ -2,14 +2,15 @@
 
 There are two forms. The default, ``integer``, answers as the simulated model does, whatever optimizations a runtime
 makes: sites that ONNX has integer operators for (MatMulInteger, ConvInteger) take bytes in, sum in 32 bits, and give
-floats out; elsewhere activations are rounded by plain operators (Div, Round, Clip, Mul), which no runtime fuses.
+floats out; elsewhere values are rounded by plain operators (Div, Round, Clip, Mul), which no runtime fuses. It has no
+DequantizeLinear: ONNX Runtime computes a product or pooling behind one in another way, or refuses the file.
 
 The other, ``qdq``, is approximate: QuantizeLinear and DequantizeLinear in front of every operand, the form in which
 runtimes look for integer kernels of their own. ONNX Runtime's default optimizations fuse these and round biases once
 more, so some answers are others than those that were evaluated.
 
-Operands have at most 8 bits. Weights are held as bytes with a DequantizeLinear behind them where no integer operator
-takes them; a bias as the floats of its quantized values.
+Operands have at most 8 bits. Weights are held as bytes, and where no integer operator takes them, operators behind them
+make floats of them; a bias as the floats of its quantized values.
 
 The graph is written while torch.fx runs it on a sample, so that everything that is not a tensor (a size, a list of
 dimensions) is known. The size of the batch is not fixed. The record of an operation has the rule that writes it; this
@@ -19,6 +20,7 @@ file has the writer that the rule uses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -251,9 +253,7 @@ class _Writer(fx.Interpreter):
             return self.tensor(n, position, name)
         if self.form == "integer":
             return self._rounded(n, position, name, rounding)
-        held = self.packed(n, position, name)
-        rounded = f"{n.name}.{self._operand(n, position)}.rounded"
-        return self.add("DequantizeLinear", [held.name, held.scale, held.zero], rounded, **_axis(held.held.axis))
+        return self.unpacked(self.packed(n, position, name), f"{n.name}.{self._operand(n, position)}.rounded")
 
     def _rounded(self, n: fx.Node, position: int, name: str, rounding: Format) -> str:
         """An activation rounded by plain operators: as the format rounds, and nothing that a runtime would fuse."""
@@ -320,6 +320,18 @@ class _Writer(fx.Interpreter):
         as_bytes = self.add("QuantizeLinear", [value, scale, zero], f"{n.name}.{label}.bytes", **_axis(held.axis))
         return Bytes(as_bytes, scale, zero, held)
 
+    def unpacked(self, stored: Bytes, name: str, dims: int = 0) -> str:
+        held = stored.held
+        if self.form == "qdq":
+            return self.add("DequantizeLinear", [stored.name, stored.scale, stored.zero], name, **_axis(held.axis))
+        # Plain operators: around a DequantizeLinear, runtimes look for products that they compute in another way.
+        shape = () if held.axis is None else tuple(-1 if d == held.axis else 1 for d in range(dims))
+        codes = self.add("Cast", [stored.name], f"{name}.codes", to=self.onnx.TensorProto.FLOAT)
+        if held.zero.any():
+            zero = self.constant(f"{name}.zero", held.zero.astype(np.float32).reshape(shape))
+            codes = self.add("Sub", [codes, zero], f"{name}.centred")
+        return self.add("Mul", [codes, self.constant(f"{name}.step", held.scale.reshape(shape))], name)
+
     def _scale(self, name: str, held: Packing, zero: NDArray[np.int64]) -> tuple[str, str]:
         kind = np.int8 if held.signed else np.uint8
         scale = self.constant(f"{name}.scale", held.scale.astype(np.float32))
@@ -367,8 +379,7 @@ class _Writer(fx.Interpreter):
             return self.constant(f"{n.name}.weight", plain.T if turned else plain)
         stored = self.packed_weight(n, turned=turned)
         axis = tensor.dim() - 1 - held.axis if turned and held.axis is not None else held.axis
-        inputs = [stored.name, stored.scale, stored.zero]
-        return self.add("DequantizeLinear", inputs, f"{n.name}.weight.rounded", **_axis(axis))
+        return self.unpacked(replace(stored, held=replace(held, axis=axis)), f"{n.name}.weight.rounded", tensor.dim())
 
     def bias(self, n: fx.Node) -> NDArray[np.float32] | None:
         rounding, tensor = self._format_of(n, "bias"), self.setting(n, 2, "bias")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def _write_relu(w: OnnxWriter, n: fx.Node) -> str:
     data = w.packed(n, signed=True)
     # A ReLU does not change unsigned bytes whose zero is 0.
     cut = w.add("Relu", [data.name], f"{n.name}.integer") if data.held.signed else data.name
-    return w.add("DequantizeLinear", [cut, data.scale, data.zero], n.name)
+    return w.unpacked(replace(data, name=cut), n.name)
 
 
 def _zero_is_zero(packed: Mapping[str, Packed]) -> str:

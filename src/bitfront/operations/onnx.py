@@ -129,6 +129,11 @@ class OnnxWriter(Protocol):
         """
         ...
 
+    def unpacked(self, stored: Bytes, name: str, dims: int = 0) -> str:
+        """Bytes as floats, in a tensor called `name`. `dims`: dimensions of the tensor; needed with a scale per
+        channel."""
+        ...
+
     def has_weight(self, n: fx.Node) -> bool:
         """Whether the weight is a parameter; else it is an activation."""
         ...
