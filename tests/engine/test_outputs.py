@@ -66,11 +66,15 @@ ENDS = {
     "Sigmoid": (nn.Sequential(nn.Sigmoid(), nn.Dropout(0.1)), "class_probabilities"),
     "sigmoid()": (Called(lambda z: z.sigmoid().reshape(-1, CLASSES)), "class_probabilities"),
     "Hardsigmoid": (nn.Hardsigmoid(), "class_probabilities"),
+    "logsigmoid()": (Called(functional.logsigmoid), "class_log_probabilities"),
+    "expit": (Called(torch.special.expit), "class_probabilities"),
+    "special": (Called(lambda z: torch.special.log_softmax(z, 1)), "log_probabilities"),
     "LogSigmoid": (nn.LogSigmoid(), "class_log_probabilities"),
     "nothing": (nn.Identity(), "logits"),
     "ReLU": (nn.ReLU(), "logits"),
     "softmax in the middle": (Called(lambda z: z.softmax(1) @ torch.eye(CLASSES).mul(3)), "logits"),
     "over the samples": (nn.Softmax(0), "logits"),
+    "a sigmoid, scaled": (Called(lambda z: z.sigmoid() * 0.5), "logits"),
 }
 
 
@@ -103,7 +107,7 @@ def test_what_the_outputs_are_is_recognised_and_said(name, kind):
     assert bool(graph.untraced) == (kind is Untraceable)
     assert graph.outputs == expected
     note = outputs_note(graph)
-    assert bool(note) == (expected != "logits" or name == "over the samples")
+    assert bool(note) == (expected != "logits" or name in ("over the samples", "a sigmoid, scaled"))
     assert expected == "logits" or expected.replace("_", " ") in note
 
 

@@ -243,18 +243,18 @@ def test_no_runtime_changes_a_product_or_a_pooling_behind_a_relu_in_bytes():
     torch.testing.assert_close(run(model, x), expected, rtol=0, atol=1e-5)
 
 
-def test_what_onnx_runtime_cannot_load_is_not_written(tmp_path):
+def test_what_onnx_runtime_cannot_load_is_not_written(tmp_path, monkeypatch):
     torch.manual_seed(0)
     x = torch.randn(20, 2, 6, 6)
     layers = nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 8, 3), nn.Flatten()
     graph = capture(nn.Sequential(*layers), x[:2])
 
     class Broken:
-        def SerializeToString(self):  # noqa: N802 (onnx's name)
+        def SerializeToString(self):
             return b"no model"
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError, match="ONNX Runtime does not run the model"):
-        patch.setattr("bitfront.export.written.onnx_model", lambda *_: Broken())
+    monkeypatch.setattr("bitfront.export.written.onnx_model", lambda *_: Broken())
+    with pytest.raises(ExportError, match="ONNX Runtime does not run the model"):
         write_onnx(graph, {}, tmp_path / "net.onnx", x)
     assert not list(tmp_path.iterdir())
 

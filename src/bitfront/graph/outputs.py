@@ -21,6 +21,10 @@ from bitfront.operations.lookup import bare, of_function, of_module, of_node
 Ending = tuple[Outputs, str]
 #: How far sums of probabilities may be from 1 where an operation says that they are some; half precision is coarse.
 _NEAR, _EXACTLY = 2e-2, 1e-4
+#: What a network ends in that gives values from 0 to 1, though no operation says that they are probabilities.
+_UNIT = "values from 0 to 1"
+#: Of fewer values it may be chance that all are from 0 to 1.
+_ENOUGH = 8
 _LOGARITHMS: dict[Outputs, Outputs] = {
     "probabilities": "log_probabilities",
     "class_probabilities": "class_log_probabilities",
@@ -43,6 +47,8 @@ def outputs_of(model: nn.Module, graph: fx.Graph | None, sample: Tensor, values:
         return (outputs, where) if _agrees(outputs, values) else ("logits", where)
     if outputs == "logits" and _distributions(values, _EXACTLY):
         return "probabilities", "values that sum to 1"
+    if not where and values.numel() >= _ENOUGH and bool(((values >= 0) & (values <= 1)).all()) and bool(values.any()):
+        return outputs, _UNIT
     return outputs, where
 
 
@@ -121,6 +127,12 @@ def outputs_note(graph: Graph) -> str:
         return (
             f"the network ends in {graph.ending}: its outputs are {graph.outputs.replace('_', ' ')}, no logits. `loss` "
             f"and training go by them: {LOSSES[graph.outputs]}; a logarithm is at least {FLOOR:g}"
+        )
+    if graph.ending == _UNIT:
+        return (
+            f"all outputs of the network are {_UNIT} on some samples, but none of its operations says that they are "
+            "probabilities: they are taken for logits, and `loss` is the cross entropy of these. Where they are "
+            "probabilities, let the network end in nn.Sigmoid or nn.Softmax, or without it"
         )
     if graph.ending:
         return (

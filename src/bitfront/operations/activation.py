@@ -88,8 +88,8 @@ def _softmax(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
 
 def _activation(name: str, summary: str, module: str = "", **answers: Any) -> None:
     """An activation function of torch, as a module and as a function called `name`."""
-    common: dict[str, Any] = {"count": per_output(1), "channels": elementwise}
-    define(name, summary, modules=classes(module), names=(name,), **common | answers)
+    common: dict[str, Any] = {"names": (name,), "count": per_output(1), "channels": elementwise}
+    define(name, summary, modules=classes(module), **common | answers)
 
 
 def _clip(w: OnnxWriter, n: fx.Node, low: float, high: float) -> str:
@@ -144,8 +144,21 @@ _activation(
     onnx=unary("HardSigmoid", alpha=1 / 6, beta=0.5),
     gives="class_probabilities",
 )
-_activation("sigmoid", "1 / (1 + e⁻ˣ).", "Sigmoid", onnx=unary("Sigmoid"), gives="class_probabilities")
-_activation("logsigmoid", "Logarithm of the sigmoid.", "LogSigmoid", gives="class_log_probabilities")
+_activation(
+    "sigmoid",
+    "1 / (1 + e⁻ˣ).",
+    "Sigmoid",
+    names=("sigmoid", "expit"),
+    onnx=unary("Sigmoid"),
+    gives="class_probabilities",
+)
+_activation(
+    "logsigmoid",
+    "Logarithm of the sigmoid.",
+    "LogSigmoid",
+    names=("logsigmoid", "log_sigmoid"),  # F.logsigmoid is called log_sigmoid
+    gives="class_log_probabilities",
+)
 _activation("tanh", "Hyperbolic tangent.", "Tanh", onnx=unary("Tanh"))
 _activation("tanhshrink", "x − tanh(x).", "Tanhshrink")
 _activation("softshrink", "x moved towards 0 by a bound, and 0 within it.", "Softshrink")

@@ -9,6 +9,7 @@ from functools import lru_cache
 from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as _modules
 
@@ -196,8 +197,11 @@ def of_node(node: fx.Node, model: nn.Module) -> Operation | None:
 
 
 def bare(function: object) -> str:
-    """A function's name: ``__iadd__``, ``add_`` and ``add`` give ``iadd``, ``add`` and ``add``."""
+    """A function's name: ``__iadd__``, ``add_`` and ``add`` give ``iadd``, ``add`` and ``add``. Those of torch.special
+    are called ``special_softmax``: without the first part."""
     name = str(getattr(function, "__name__", function))
+    if getattr(function, "__module__", None) == torch.special.softmax.__module__:
+        name = name.removeprefix("special_")
     return name.strip("_") or name
 
 
