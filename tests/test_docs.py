@@ -150,7 +150,7 @@ def test_example_scripts_run(script: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.journey
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda p: p.name)
 def test_example_files_run(example: Path, tmp_path: Path, forked: Typing) -> None:
     if 'dataset = "jsc"' in example.read_text() and "BITFRONT_DATA" not in os.environ:
         pytest.skip("jet data: BITFRONT_DATA is not set")

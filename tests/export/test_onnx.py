@@ -12,6 +12,7 @@ from bitfront.errors import ExportError
 from bitfront.export.onnx import INPUT, integer_sites, obstacle, onnx_model
 from bitfront.export.packing import packing
 from bitfront.export.written import write_onnx
+from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
@@ -91,8 +92,20 @@ def test_an_operation_without_a_counterpart_is_named():
 
 def test_a_wide_format_is_named():
     graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
-    with pytest.raises(ExportError, match=r"^_0: weight is int16.8, and at most 8 bits"):
+    with pytest.raises(ExportError, match=r"^_0: weight is int16.8, and only whole numbers of at most 8 bits"):
         onnx_model(graph, {"_0": {"weight": Integer(16, 8)}})
+
+
+@pytest.mark.parametrize("form", ["qdq", "integer"])
+@pytest.mark.parametrize("operand", ["data_in", "weight"])
+@pytest.mark.parametrize(
+    ("family", "settings", "label"),
+    [("minifloat_ieee", {"width": 8, "exponent_width": 4}, "e4m3"), ("float16", {}, "float16")],
+)
+def test_a_floating_point_format_is_named(form, operand, family, settings, label):
+    graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    with pytest.raises(ExportError, match=rf"^_0: {operand} is {label}, and .*whole numbers of at most 8 bits"):
+        onnx_model(graph, {"_0": {operand: FORMATS.get(family).parse(settings, operand)}}, form)
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,8 @@ class _Writer(fx.Interpreter):
         held = packing(rounding, activation=activation)
         if held is None:
             raise ExportError(
-                f"{n.name}: {label} is {rounding.label}, and ONNX's QuantizeLinear takes at most 8 bits here"
+                f"{n.name}: {label} is {rounding.label}, and ONNX's QuantizeLinear takes whole numbers of at most 8 "
+                "bits here"
             )
         return held
 
@@ -357,7 +358,10 @@ class _Writer(fx.Interpreter):
         rounding = self._format_of(n, "weight")
         held = packing(rounding, activation=False) if rounding is not None else None
         if rounding is not None and held is None:
-            raise ExportError(f"{n.name}: weight is {rounding.label}, and at most 8 bits are written to ONNX here")
+            raise ExportError(
+                f"{n.name}: weight is {rounding.label}, and only whole numbers of at most 8 bits are written to ONNX "
+                "here"
+            )
         return held
 
     def weight_shape(self, n: fx.Node) -> tuple[int, ...]:
