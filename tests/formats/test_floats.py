@@ -177,12 +177,28 @@ def test_tiny_values_are_not_moved():
 
 
 @pytest.mark.parametrize(
-    ("family", "largest", "smallest"), [("minifloat_ieee", 480, 2.0**-9), ("minifloat_denorm", 224, 2.0**-10)]
+    ("family", "width", "exponent_width", "smallest", "largest"),
+    [
+        ("minifloat_ieee", 4, 2, 0.5, 6),
+        ("minifloat_ieee", 4, 3, 0.25, 16),
+        ("minifloat_ieee", 6, 2, 0.125, 7.5),
+        ("minifloat_ieee", 6, 3, 0.0625, 28),
+        ("minifloat_ieee", 8, 3, 2.0**-6, 31),
+        ("minifloat_ieee", 8, 4, 2.0**-9, 480),
+        ("minifloat_ieee", 8, 5, 2.0**-16, 114_688),
+        ("minifloat_denorm", 4, 2, 0.25, 2),
+        ("minifloat_denorm", 6, 3, 2.0**-5, 12),
+        ("minifloat_denorm", 8, 4, 2.0**-10, 224),
+    ],
 )
-def test_the_table_of_the_documentation(family, largest, smallest):
-    form = minifloat(family, 8, 4)
+def test_the_tables_of_the_documentation(family, width, exponent_width, smallest, largest):
+    form = minifloat(family, width, exponent_width)
     assert form.bounds(torch.zeros(1)) == (-largest, largest)
-    assert form.grid.step == smallest
+    assert form.round(torch.tensor([0.51, 0.49, 1]) * torch.tensor([smallest, smallest, 2 * largest])).tolist() == [
+        smallest,
+        0,
+        largest,
+    ]
 
 
 @FAMILIES

@@ -249,7 +249,7 @@ class Format(ABC):
 
     @abstractmethod
     def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """The smallest and the largest representable value, broadcastable to `x`.
+        """The smallest and the largest representable value, broadcastable to `x`. Infinities count, if there are some.
 
         Called by :meth:`quantize` in every training step: outside these bounds the gradient is zero. Raises as
         :meth:`round` does.
