@@ -81,6 +81,9 @@ weight_frac_width = ["NA", "auto"]
 bias_width = [8]
 ```
 
+The value of a parameter that is a list, such as `block_size`, is a list within the list: `[[1, 16], [1, 64]]` are two
+choices, `[1, 16]` is one.
+
 `bypass = true` leaves a site in float, like `name = "NA"`. `[passes.quantize]` takes the same tables with one value
 each; `bitfront transform --config FILE` applies it.
 

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,12 @@ def channel_axis(operand: Operand) -> int:
     return 1 if operand == FACTOR or operand.startswith("data_in") else 0
 
 
+def holds_samples(operand: Operand) -> bool:
+    """Whether the first dimension of an operand is the samples. True for every operand that is not called a weight or a
+    bias: values of two samples must never depend on one another."""
+    return not operand.startswith(("weight", "bias"))
+
+
 class FormatError(ValueError):
     """The parameters of a format are not possible. `parameter` is the wrong one; None if it is the combination."""
 
@@ -61,6 +67,7 @@ class FormatParameter:
         low, high: the range of an integer, both inclusive.
         words: the strings that are allowed; ``"NA"`` means None.
         boolean: whether true and false are allowed.
+        listed: the value is a list of integers in that range, and not one of them. A format gets it as a tuple.
     """
 
     meaning: str
@@ -69,10 +76,12 @@ class FormatParameter:
     high: int | None = None
     words: tuple[str, ...] = ()
     boolean: bool = False
+    listed: bool = False
 
     def allowed(self) -> str:
         """The allowed values as text, for messages and the reference."""
-        parts = [f"a whole number from {self.low} to {self.high}"] if self.low is not None else []
+        numbers = "a list of whole numbers" if self.listed else "a whole number"
+        parts = [f"{numbers} from {self.low} to {self.high}"] if self.low is not None else []
         parts += ["true", "false"] if self.boolean else []
         return " or ".join(parts + [repr(w) for w in self.words])
 
@@ -81,11 +90,17 @@ class FormatParameter:
         if isinstance(value, bool):
             ok = self.boolean
         elif isinstance(value, int):
-            ok = self.low is not None and self.high is not None and self.low <= value <= self.high
+            ok = not self.listed and self._in_range(value)
+        elif isinstance(value, list | tuple):
+            ok = self.listed and bool(value) and all(map(self._in_range, value))
         else:
             ok = ("NA" if value is None else value) in self.words
         if not ok:
             raise FormatError(f"{name} = {value!r} is not possible; allowed: {self.allowed()}", name)
+
+    def _in_range(self, value: object) -> bool:
+        number = isinstance(value, int) and not isinstance(value, bool)
+        return number and self.low is not None and self.high is not None and self.low <= cast(int, value) <= self.high
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,7 @@ class Format(ABC):
             value = None if value == "NA" else value
             if name in settings:
                 parameter.check(name, value)
-            values[name] = value
+            values[name] = tuple(value) if isinstance(value, list) else value
         return cls._build(values, operand, signed)
 
     @classmethod
@@ -237,7 +252,9 @@ class Format(ABC):
 
     @abstractmethod
     def round(self, x: Tensor) -> Tensor:
-        """`x` mapped to the nearest representable values. Same shape and dtype, in new memory.
+        """`x` mapped to the nearest representable values (logarithmic formats: to the nearest exponents).
+
+        Same shape and dtype, in new memory.
 
         Called by :meth:`quantize`, and directly if no gradients are needed. `x` is any tensor that the operand can be:
         a batch of any size, or the whole parameter. Rounding a second time must change nothing. The result for a value

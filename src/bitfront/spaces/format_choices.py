@@ -116,7 +116,8 @@ def _check_key(key: str, request: SpaceRequest) -> None:
 
 
 def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]) -> Assignment:
-    values = {k: _listed(v, (*where, k)) for k, v in settings.items()}
+    values = {k: _listed(v, (*where, k)) for k, v in settings.items() if not _takes_list(k)}
+    values |= {k: _lists(v, (*where, k)) for k, v in settings.items() if _takes_list(k)}
     names = values.pop("name", None)
     if names is None:
         raise ConfigError(f"'name' is missing: the number format, or 'NA'; {one_of(FORMATS.names())}", key=where)
@@ -195,6 +196,20 @@ def _listed(value: object, where: tuple[str, ...]) -> list[object]:
     if not values:
         raise ConfigError("the list of choices is empty", key=where)
     return values
+
+
+def _lists(value: object, where: tuple[str, ...]) -> list[object]:
+    """The choices of a parameter whose value is a list: ``[[1, 16], [1, 32]]`` are two, ``[1, 16]`` is one."""
+    values = _listed(value, where)
+    return [values] if all(isinstance(v, int) for v in values) else values
+
+
+def _takes_list(key: str) -> bool:
+    """Whether a key's value is a list, in the formats that know it."""
+    part = _split(key)
+    return part is not None and any(
+        part[1] in f.parameters and f.parameters[part[1]].listed for f in map(FORMATS.get, FORMATS.names())
+    )
 
 
 def _split(key: str) -> tuple[Operand, str] | None:

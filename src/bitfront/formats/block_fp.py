@@ -1,0 +1,118 @@
+"""Block floating point: whole numbers with an exponent that the values of a block share.
+
+This is MSFP (Darvish Rouhani et al. 2020, Pushing the limits of narrow precision inferencing at cloud scale with
+Microsoft floating point). With
+E = clamp(⌊log2 max⌋ + 1, −b, 2^e − 1 − b) of the largest absolute value of the block, the value of x is
+``clamp(round(x / s), −(2^(w−1) − 1), 2^(w−1) − 1) · s`` with the step s = 2^(E − w + 1), rounding half to even. MASE
+takes ⌈log2 max⌉, which is less by one where the largest value is a power of two, and then cuts off that value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self, cast
+
+from torch import Tensor
+
+from bitfront.formats import FORMATS
+from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.blocks import (
+    BLOCK_SIZE,
+    HIGHEST,
+    LOWEST,
+    binade,
+    block_of,
+    labelled,
+    largest,
+    number_of_blocks,
+    spread,
+    to_codes,
+)
+from bitfront.formats.grid import Grid, common_grid
+
+
+@FORMATS.register("block_fp")
+@dataclass(frozen=True)
+class BlockFloat(Format):
+    """Block floating point: signed whole numbers, and one exponent per block (MSFP)."""
+
+    width: int
+    exponent_width: int
+    exponent_bias: int
+    block_size: tuple[int, ...]
+    samples: bool
+
+    parameters: ClassVar[Mapping[str, FormatParameter]] = {
+        "width": FormatParameter("bits of a value, sign included", low=2, high=24),
+        "exponent_width": FormatParameter("bits of the exponent of a block", low=1, high=8),
+        "exponent_bias": FormatParameter(
+            "what the stored exponent is larger by; 'NA' is 2^(exponent_width - 1) - 1",
+            default=None,
+            low=-HIGHEST,
+            high=255,
+            words=("NA",),
+        ),
+        "block_size": BLOCK_SIZE,
+    }
+
+    @classmethod
+    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+        width, exponent_width = cast(int, values["width"]), cast(int, values["exponent_width"])
+        bias = values["exponent_bias"]
+        bias = 2 ** (exponent_width - 1) - 1 if bias is None else cast(int, bias)
+        size = cast("tuple[int, ...]", values["block_size"])
+        form = cls(width, exponent_width, bias, size, holds_samples(operand))
+        low, high = form._steps
+        if low > high:
+            raise FormatError(
+                f"exponent_bias = {bias} leaves no exponent that float32 has in exponent_width = {exponent_width}"
+            )
+        return form
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored value, without its share of the exponent."""
+        return self.width
+
+    @property
+    def label(self) -> str:
+        """E.g. ``bfp8e8-1x16``; with a bias that is not the default ``bfp8e8b100-1x16``."""
+        bias = "" if self.exponent_bias == 2 ** (self.exponent_width - 1) - 1 else f"b{self.exponent_bias}"
+        return labelled(f"bfp{self.width}e{self.exponent_width}{bias}", self.block_size)
+
+    def overhead_bits(self, shape: tuple[int, ...]) -> int:
+        """An exponent per block."""
+        return number_of_blocks(shape, self._block(shape)) * self.exponent_width
+
+    def round(self, x: Tensor) -> Tensor:
+        """`x` rounded half to even with the step of its block, saturating."""
+        return to_codes(x, self._step(x), self._most)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value that the block of each value can have."""
+        end = self._step(x) * self._most
+        return -end, end
+
+    def grid_of(self, x: Tensor) -> Grid | None:
+        """The grid of the smallest step in use."""
+        return common_grid(self.round(x))
+
+    @property
+    def _most(self) -> int:
+        return int(2 ** (self.width - 1)) - 1
+
+    @property
+    def _steps(self) -> tuple[int, int]:
+        """The exponents of the smallest and the largest step, of those that float32 can hold."""
+        low = -self.exponent_bias - self.width + 1
+        return max(low, LOWEST), min(low + 2**self.exponent_width - 1, HIGHEST + 2 - self.width)
+
+    def _block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return block_of(shape, self.block_size, self.samples)
+
+    def _step(self, x: Tensor) -> Tensor:
+        block = self._block(x.shape)
+        low, high = self._steps
+        step = binade(largest(x, block)) * 2.0 ** (2 - self.width)
+        return spread(step.clamp(2.0**low, 2.0**high), x.shape, block)

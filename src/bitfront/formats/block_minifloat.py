@@ -1,0 +1,109 @@
+"""Block minifloat: small floating-point numbers with an exponent bias that the values of a block share.
+
+The bias is the one at which the largest exponent is that of the block's largest absolute value:
+b = clamp(2^e − 1 − ⌊log2 max⌋, 0, 2^B − 1), of B bits. The values are those of a floating-point format with this bias,
+m = w − e − 1 bits of mantissa and subnormal numbers, without infinities: ``±2^(E − b) · (1 + k / 2^m)`` for E from 1
+to 2^e − 1, ``±2^(1 − b) · k / 2^m``, with 0 ≤ k < 2^m. Rounding is half to even and saturates. (Fox et al. 2021, A
+block minifloat representation for training deep neural networks.) In MASE the bias has the opposite sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self, cast
+
+from torch import Tensor
+
+from bitfront.formats import FORMATS
+from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.blocks import (
+    BLOCK_SIZE,
+    LOWEST,
+    binade,
+    block_of,
+    labelled,
+    largest,
+    number_of_blocks,
+    spread,
+    to_floats,
+)
+from bitfront.formats.grid import Grid, common_grid
+
+
+@FORMATS.register("block_minifloat")
+@dataclass(frozen=True)
+class BlockMinifloat(Format):
+    """Small floating-point numbers, and one exponent bias per block."""
+
+    width: int
+    exponent_width: int
+    exponent_bias_width: int
+    block_size: tuple[int, ...]
+    samples: bool
+
+    parameters: ClassVar[Mapping[str, FormatParameter]] = {
+        "width": FormatParameter("bits of a value, sign included", low=3, high=24),
+        "exponent_width": FormatParameter("bits of the exponent of a value", low=1, high=7),
+        "exponent_bias_width": FormatParameter("bits of the exponent bias of a block", low=1, high=8),
+        "block_size": BLOCK_SIZE,
+    }
+
+    @classmethod
+    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+        width, exponent_width = cast(int, values["width"]), cast(int, values["exponent_width"])
+        if exponent_width > width - 2:
+            raise FormatError(f"exponent_width = {exponent_width} leaves no mantissa in width = {width}")
+        size = cast("tuple[int, ...]", values["block_size"])
+        return cls(width, exponent_width, cast(int, values["exponent_bias_width"]), size, holds_samples(operand))
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored value, without its share of the exponent bias."""
+        return self.width
+
+    @property
+    def label(self) -> str:
+        """E.g. ``bm-e4m3b8-1x16``: with a bias of 8 bits per block."""
+        return labelled(f"bm-e{self.exponent_width}m{self._mantissa}b{self.exponent_bias_width}", self.block_size)
+
+    def overhead_bits(self, shape: tuple[int, ...]) -> int:
+        """An exponent bias per block."""
+        return number_of_blocks(shape, self._block(shape)) * self.exponent_bias_width
+
+    def round(self, x: Tensor) -> Tensor:
+        """`x` rounded half to even with the bias of its block, saturating."""
+        top = self._top(x)
+        return to_floats(x, self._mantissa, top * self._lowest, top, top * self._largest)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value that the block of each value can have."""
+        end = self._top(x) * self._largest
+        return -end, end
+
+    def grid_of(self, x: Tensor) -> Grid | None:
+        """The grid of the smallest step in use."""
+        return common_grid(self.round(x))
+
+    @property
+    def _mantissa(self) -> int:
+        return self.width - 1 - self.exponent_width
+
+    @property
+    def _lowest(self) -> float:
+        """The smallest normal number, where the largest power of two is 1."""
+        return float(2.0 ** (2 - 2**self.exponent_width))
+
+    @property
+    def _largest(self) -> float:
+        """The largest number, where the largest power of two is 1."""
+        return float(2 - 2.0**-self._mantissa)
+
+    def _block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return block_of(shape, self.block_size, self.samples)
+
+    def _top(self, x: Tensor) -> Tensor:
+        """The largest power of two among the values of the block of each value."""
+        block, most = self._block(x.shape), 2**self.exponent_width - 1
+        low = max(most - (2**self.exponent_bias_width - 1), LOWEST + self._mantissa)
+        return spread(binade(largest(x, block)).clamp(2.0**low, 2.0**most), x.shape, block)
