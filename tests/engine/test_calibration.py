@@ -17,9 +17,11 @@ from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
 from bitfront.errors import RunError
 from bitfront.formats.integer import Integer
+from bitfront.graph import capture
 from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build_model
 from bitfront.training import TrainSettings, train
+from bitfront.transforms.correct import has_bias
 
 BOTH = Corrections(bias=True, batch_norm=True)
 FORMATS = {"name": ["integer", "NA"], "data_in_width": [3, 6], "weight_width": [2, 4], "bias_width": [6]}
@@ -256,3 +258,11 @@ def test_corrections_give_back_accuracy_at_low_precision(digits, make, which, ga
         accuracy[name], loss[name] = values["accuracy"], values["loss"]
     assert accuracy[which].mean() > accuracy[""].mean() + gained
     assert loss[which].mean() < 0.9 * loss[""].mean()
+
+
+def test_a_bias_that_several_use_is_not_corrected():
+    """Corrected for one of them it would be another tensor, which nobody has counted."""
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.bias = first.bias
+    graph = capture(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(6, 4)), torch.randn(2, 6))
+    assert [site.name for site in graph.sites if has_bias(graph, site)] == ["_4"]

@@ -244,3 +244,45 @@ def test_a_forward_that_is_another_one_in_training_is_trained_as_it_is(tmp_path)
     assert set(made.formats) == {"a", "b"}
     assert type(made.model) is SkippingAtRandom
     assert scored(made.model, *arrays()["val"])[0] == pytest.approx(run.trial(0).metrics["loss"], abs=2e-6)
+
+
+class Penalised(Net):
+    """The code reads a weight and a bias in float, beside the layer that has them in a format."""
+
+    def __init__(self, traceable=True):
+        super().__init__()
+        self.traceable = traceable
+
+    def forward(self, x):
+        if not self.traceable and x.sum() > 1e9:
+            x = -x
+        h = F.linear(self.act(self.a(x)), self.a.weight.t())
+        return self.b(h) - self.a.weight.pow(2).sum(0) + (5 * self.a.bias).sin()
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("traceable", [True, False])
+def test_what_the_code_reads_beside_a_layer_stays_in_float(traceable, corrected, tmp_path):
+    model, data = Penalised(traceable).eval(), arrays()
+    form = {**CHOICES, "weight_width": [2], "bias_width": [2], "bias_frac_width": "auto"}
+    run = bf.search(
+        model=model,
+        data=data,
+        space={"by": "name", "a": form},
+        metrics={"accuracy": "maximize", "loss": "minimize", "model_size": "minimize"},
+        strategy="brute_force",
+        project_dir=str(tmp_path),
+        project="run",
+        **({"search.calibration.bias_correction": True} if corrected else {}),
+    )
+    made = bf.transform_trial(run.folder, 0, model=model, data=bf.from_splits(data))
+    formats = made.formats["a"]
+    x, y = data["val"]
+    with torch.no_grad():
+        weight, bias = (fixed_point(formats[o], getattr(model.a, o)) for o in ("weight", "bias"))
+        h = torch.relu(F.linear(fixed_point(formats["data_in"], x), weight, bias))
+        by_hand = model.b(F.linear(h, model.a.weight.t())) - model.a.weight.pow(2).sum(0) + (5 * model.a.bias).sin()
+        torch.testing.assert_close(made.model(x), by_hand, rtol=1e-5, atol=1e-5)
+    trial = run.trial(0).metrics
+    assert trial["loss"] == pytest.approx(F.cross_entropy(by_hand, y).item(), abs=2e-6)
+    assert trial["model_size"] == 4 * 2 * (16 + 4)

@@ -31,7 +31,9 @@ def config(name, *operands):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_each_candidate_is_spelled_out_and_understood(name, space_of, tiny_mlp):
     widths = {"weight_width": [4, 6], "data_in_width": [4, 6, 8]}
-    space = space_of(tiny_mlp, (4,), {"fc1": {**config(name, "data_in", "weight", "bias"), **widths}, "fc2": {"name": "NA"}})
+    space = space_of(
+        tiny_mlp, (4,), {"fc1": {**config(name, "data_in", "weight", "bias"), **widths}, "fc2": {"name": "NA"}}
+    )
     check_space(space)
     assert space.size == 6
 
@@ -43,7 +45,9 @@ def test_each_candidate_is_spelled_out_and_understood(name, space_of, tiny_mlp):
 def test_a_choice_of_a_list_is_a_list_within_the_list(written, sizes, space_of, tiny_mlp):
     space = space_of(tiny_mlp, (4,), {"fc1": {**config("block_fp", "weight"), "weight_block_size": written}})
     check_space(space)
-    found = {space.formats(space.options(c[None])[0])["fc1"]["weight"].block_size for c in space.numbered(0, space.size)}
+    found = {
+        space.formats(space.options(c[None])[0])["fc1"]["weight"].block_size for c in space.numbered(0, space.size)
+    }
     assert found == set(sizes)
 
 
@@ -57,7 +61,10 @@ def test_a_list_in_complete_settings_is_a_value(space_of, tiny_mlp):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"weight_block_size": [[1, 0]]}, r"block_size = \[1, 0\] is not possible; allowed: a list of whole numbers from 1"),
+        (
+            {"weight_block_size": [[1, 0]]},
+            r"block_size = \[1, 0\] is not possible; allowed: a list of whole numbers from 1",
+        ),
         ({"weight_block_size": 16.5}, "block_size = 16.5 is not possible"),
         ({"weight_block_size": []}, "the list of choices is empty"),
         ({"weight_width": [[4]]}, r"width = \[4\] is not possible; allowed: a whole number from 2 to 24"),
@@ -114,7 +121,10 @@ def test_a_search_gives_the_numbers_of_the_deployed_model(name, mixed, images, t
     assert len(named) > 10
     for trial in named[:5]:
         rebuilt = bf.transform_trial(run.folder, trial.number, check=True, data=images, model=mixed)
-        assert (rebuilt.evaluation.loss, rebuilt.evaluation.accuracy) == (trial.metrics["loss"], trial.metrics["accuracy"])
+        assert (rebuilt.evaluation.loss, rebuilt.evaluation.accuracy) == (
+            trial.metrics["loss"],
+            trial.metrics["accuracy"],
+        )
         # The answer for a sample does not depend on the batch it is in.
         x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
@@ -128,7 +138,11 @@ def test_candidates_are_trained_in_it(name, tiny_mlp, tmp_path):
     run = bf.search(
         model=tiny_mlp,
         data=from_arrays(x, (x.sum(1) > 0).long()),
-        space={"by": "name", "fc1": config(name, "data_in", "weight"), "fc2": {"name": ["integer", "NA"], "weight_width": 4}},
+        space={
+            "by": "name",
+            "fc1": config(name, "data_in", "weight"),
+            "fc2": {"name": ["integer", "NA"], "weight_width": 4},
+        },
         metrics={"accuracy": "maximize", "model_size": "minimize"},
         strategy="brute_force",
         candidate_training={"max_epochs": 3, "learning_rate": 0.05},

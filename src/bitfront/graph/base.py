@@ -194,6 +194,17 @@ class Graph:
         return not site.path or self._calls[site.path] > 1
 
     @cached_property
+    def read_by_code(self) -> frozenset[str]:
+        """Names of the parameters that something beside their modules reads: the model's code, or a function's site."""
+        if self.fx_graph is None:
+            targets = {name for node in self.nodes if not node.path for name in node.parameters}
+        else:
+            targets = {str(node.target) for node in self.fx_graph.nodes if node.op == "get_attr"}
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        read = {id(named[target]) for target in targets if target in named}
+        return frozenset(name for name, parameter in named.items() if id(parameter) in read)
+
+    @cached_property
     def uncounted(self) -> tuple[Node, ...]:
         """Nodes whose operations are not counted, because no rule covers their type."""
         return tuple(n for n in self.nodes if n.operations is None)

@@ -21,14 +21,14 @@ from bitfront.operations.lookup import bare, of_function, of_module, of_node
 Ending = tuple[Outputs, str]
 #: How far sums of probabilities may be from 1 where an operation says that they are some; half precision is coarse.
 _NEAR, _EXACTLY = 2e-2, 1e-4
-#: What a network ends in that gives values from 0 to 1, though no operation says that they are probabilities.
-_UNIT = "values from 0 to 1"
-#: Of fewer values it may be chance that all are from 0 to 1.
-_ENOUGH = 8
+#: What a network ends in that changes values which were probabilities, one by one.
+_CHANGED = "arithmetic with probabilities"
 _LOGARITHMS: dict[Outputs, Outputs] = {
     "probabilities": "log_probabilities",
     "class_probabilities": "class_log_probabilities",
 }
+#: Records of arithmetic, value by value.
+_ARITHMETIC = ("add", "sub", "mul", "elementwise")
 #: What keeps probabilities, except for those at an end of their range.
 _CUTS = ("clamp", "clip", "clamp_min", "clamp_max", "nan_to_num", "dequantize", "to_dense")
 
@@ -47,9 +47,8 @@ def outputs_of(model: nn.Module, graph: fx.Graph | None, sample: Tensor, values:
         return (outputs, where) if _agrees(outputs, values) else ("logits", where)
     if outputs == "logits" and _distributions(values, _EXACTLY):
         return "probabilities", "values that sum to 1"
-    if not where and values.numel() >= _ENOUGH and bool(((values >= 0) & (values <= 1)).all()) and bool(values.any()):
-        return outputs, _UNIT
-    return outputs, where
+    changed = not where and _agrees("class_probabilities", values) and graph is not None and _changed(model, graph)
+    return outputs, _CHANGED if changed else where
 
 
 def _traced(model: nn.Module, graph: fx.Graph) -> Ending:
@@ -67,6 +66,23 @@ def _traced(model: nn.Module, graph: fx.Graph) -> Ending:
             logarithm = True
         node = node.all_input_nodes[0]
     return "logits", ""
+
+
+def _changed(model: nn.Module, graph: fx.Graph) -> bool:
+    """Whether probabilities come to the output through arithmetic alone, value by value."""
+    waiting = list(next(n for n in graph.nodes if n.op == "output").all_input_nodes)
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        operation = of_node(node, model)
+        if operation is None:
+            continue
+        if operation.gives is not None:
+            return True
+        if operation.name in _ARITHMETIC or _passes(operation, bare(node.target)):
+            waiting += [n for n in node.all_input_nodes if n not in seen]
+            seen.update(node.all_input_nodes)
+    return False
 
 
 def _called(model: nn.Module, sample: Tensor) -> Ending:
@@ -128,11 +144,11 @@ def outputs_note(graph: Graph) -> str:
             f"the network ends in {graph.ending}: its outputs are {graph.outputs.replace('_', ' ')}, no logits. `loss` "
             f"and training go by them: {LOSSES[graph.outputs]}; a logarithm is at least {FLOOR:g}"
         )
-    if graph.ending == _UNIT:
+    if graph.ending == _CHANGED:
         return (
-            f"all outputs of the network are {_UNIT} on some samples, but none of its operations says that they are "
-            "probabilities: they are taken for logits, and `loss` is the cross entropy of these. Where they are "
-            "probabilities, let the network end in nn.Sigmoid or nn.Softmax, or without it"
+            f"the network ends in {graph.ending}, and all outputs are from 0 to 1 on some samples: they are taken for "
+            "logits, and `loss` is the cross entropy of these. Where they are probabilities, let nn.Sigmoid or "
+            "nn.Softmax be the last operation, or leave it out"
         )
     if graph.ending:
         return (

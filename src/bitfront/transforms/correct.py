@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import apply_site, node_of, owns_parameters, parameter
+from bitfront.graph.memory import stored_tensors
 from bitfront.operations.lookup import hooks, of_module
 
 #: (mean, variance) per channel, each of shape (channels,).
@@ -39,8 +40,12 @@ class Correction:
 
 
 def has_bias(graph: Graph, site: Site) -> bool:
-    """Whether the site's bias can be corrected: the site is a layer with a weight and a bias among its parameters."""
-    return site.bias is not None and owns_parameters(site, node_of(graph, site))
+    """Whether the site's bias can be corrected: the site is a layer with a weight and a bias among its parameters, and
+    nobody else uses this bias."""
+    if site.bias is None or not owns_parameters(site, node_of(graph, site)):
+        return False
+    (stored,) = (tensor for tensor in stored_tensors(graph) if site.bias in tensor.names)
+    return len(stored.uses) == 1 and not stored.floats
 
 
 def is_norm(module: nn.Module) -> bool:

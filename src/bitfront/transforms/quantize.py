@@ -137,7 +137,8 @@ def quantize(
         graph: the captured model.
         formats: site name → formats by operand, calibrated; sites that are missing stay in float.
         corrections: site name → its corrections; only for sites that have formats.
-        bake: write the quantized weights and biases into the parameters.
+        bake: write the quantized weights and biases into the parameters; not into those that the model's code reads
+            beside, which are needed in float.
 
     Returns:
         A model in evaluation mode, with new parameters. It has the class of the original, or is an ``fx.GraphModule``
@@ -163,8 +164,10 @@ def rebuilt(
     in_graph: list[Site] = []
     for site in touched:
         if not graph.is_rewritten_for(site):
+            held = dict(site.operand_parameters)
+            baked = [o for o in rounds[site.name] if bake and held.get(o) not in graph.read_by_code]
             # In its place, not a copy: the model may hold the module under other names and in lists too.
-            _make_twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), bake)
+            _make_twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), baked)
         else:
             in_graph.append(site)
     _call_layers_of_encoders(model)
@@ -190,24 +193,24 @@ def twin_of(
     site: Site,
     rounds: Mapping[Operand, Rounds],
     bias: Tensor | None = None,
-    bake: bool = False,
+    baked: Iterable[Operand] = (),
 ) -> nn.Module:
     """The quantized twin of the module of a site: the same parameters, hooks and children, other arithmetic.
 
     Args:
         bias: in place of its bias; None keeps it.
-        bake: with parameters of its own, that hold the quantized values.
+        baked: operands whose parameters are replaced by new ones that hold the quantized values.
     """
     twin = copy.copy(module)
     # What the copy gets must not be seen in the module.
     twin._parameters, twin._modules = dict(module._parameters), dict(module._modules)
     twin._forward_hooks = copy.copy(module._forward_hooks)
-    _make_twin(twin, site, rounds, bias, bake)
+    _make_twin(twin, site, rounds, bias, baked)
     return twin
 
 
 def _make_twin(
-    module: Any, site: Site, rounds: Mapping[Operand, Rounds], bias: Tensor | None = None, bake: bool = False
+    module: Any, site: Site, rounds: Mapping[Operand, Rounds], bias: Tensor | None = None, baked: Iterable[Operand] = ()
 ) -> None:
     """Change a module into its quantized twin; arguments as for ``twin_of``."""
     assert site.operation.call is not None
@@ -215,12 +218,12 @@ def _make_twin(
     module.formats = dict(rounds)
     if bias is not None:
         module._parameters["bias"] = _in_place_of(module.bias, bias)
-    if bake:
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if name in rounds:
-                with torch.no_grad():
-                    baked = rounds[name].quantize(parameter)
-                module._parameters[name] = _in_place_of(parameter, baked)
+    for operand in baked:
+        parameter = module._parameters.get(operand)
+        if parameter is not None:
+            with torch.no_grad():
+                quantized = rounds[operand].quantize(parameter)
+            module._parameters[operand] = _in_place_of(parameter, quantized)
 
 
 def _attribute(model: nn.Module, target: str) -> Any:
@@ -280,7 +283,7 @@ def _rewrite(
         if site.path:
             target = f"{site.name}_quantized"
             module, bias = model.get_submodule(site.path), biases.get(site.name)
-            model.add_module(target, twin_of(module, site, rounds[site.name], bias, bake))
+            model.add_module(target, twin_of(module, site, rounds[site.name], bias, rounds[site.name] if bake else ()))
             node.target = target
             continue
         for operand, argument in operand_nodes(node, site.operation).items():
