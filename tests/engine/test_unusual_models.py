@@ -286,3 +286,45 @@ def test_what_the_code_reads_beside_a_layer_stays_in_float(traceable, corrected,
     trial = run.trial(0).metrics
     assert trial["loss"] == pytest.approx(F.cross_entropy(by_hand, y).item(), abs=2e-6)
     assert trial["model_size"] == 4 * 2 * (16 + 4)
+
+
+class SequenceFirst(nn.Module):
+    """Samples along the second dimension, where other models have channels."""
+
+    def __init__(self, square):
+        super().__init__()
+        torch.manual_seed(0)
+        self.square = square
+        self.a, self.w, self.b = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 6)), nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x[:, None].repeat(1, 3, 1).transpose(0, 1)))
+        return self.b((self.w @ h[0].t()).t() if self.square else h.mean(0))
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_a_scale_per_channel_is_none_per_sample(square, tmp_path):
+    model, data = SequenceFirst(square).eval(), arrays()
+    form = {"name": "affine", "data_in_width": [5], "data_in_granularity": "channel"}
+    weights = {"weight_width": [5], "weight_granularity": "channel"}
+    losses = []
+    for turned in (False, True):
+        splits = {s: (x.flip(0), y.flip(0)) if turned else (x, y) for s, (x, y) in data.items()}
+        run = bf.search(
+            model=model,
+            data=splits,
+            space={"linear": form, "relu": form, **({"matmul": {**form, **weights}} if square else {})},
+            metrics={"accuracy": "maximize", "loss": "minimize", "model_size": "minimize"},
+            strategy="brute_force",
+            project_dir=str(tmp_path),
+            project=f"turned-{turned}",
+        )
+        made = bf.transform_trial(run.folder, 0, model=model, data=bf.from_splits(splits))
+        loss, _ = scored(made.model, *splits["val"])
+        losses.append(run.trial(0).metrics["loss"])
+        assert losses[-1] == pytest.approx(loss, abs=2e-6)
+    assert losses[0] == pytest.approx(losses[1], abs=2e-6)
+    assert len(made.formats["a"]["data_in"].scale) == 1
+    assert len(made.formats["b"]["data_in"].scale) == 6
+    if square:
+        assert len(made.formats["matmul"]["weight"].scale) == 1

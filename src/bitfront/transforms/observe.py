@@ -22,6 +22,8 @@ from bitfront.transforms.quantize import Rounds, SiteFormats, rebuilt
 KEPT_VALUES = CALIBRATION_VALUES * 4
 #: Of each channel at least so many are drawn, and of whole samples so many.
 LEAST_VALUES, LEAST_SAMPLES = 1024, 16
+#: With so many samples the model is run first, to see which dimensions grow with them. One may be squeezed away.
+FEW = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,8 @@ class Observed:
     """What was seen at an operand.
 
     Attributes:
-        values: what a format learns from, first dimension samples (or draws), second one channels.
+        values: what a format learns from, first dimension samples (or draws), second one channels; flat where samples
+            lie along another dimension than the first.
         ends: where `values` are a part, the smallest and the largest finite value of each channel, among all of them:
             shape (2 or more, channels, 1, ...); None where `values` are all.
         samples: whole samples, one tensor per call, where they were asked for; of large ones some, drawn at random.
@@ -59,9 +62,17 @@ class _OperandObserver:
         self.values: list[Tensor] = []
         self.ends: list[Tensor | None] = []
         self.samples: list[Tensor] = []
+        #: Shapes of the calls with a few samples; while `measures`, nothing but them is remembered.
+        self.shapes: list[tuple[int, ...]] = []
+        self.measures = False
+        self.sizes: list[tuple[int, ...]] = []
 
     def quantize(self, x: Tensor) -> Tensor:
+        if self.measures:
+            self.shapes.append(tuple(x.shape))
+            return x
         flowing = x.detach() if x.dim() else x.detach().reshape(1)
+        self.sizes.append(tuple(x.shape))
         values, ends = _drawn(flowing) if self.flows else (flowing.clone(), None)
         self.values.append(values)
         self.ends.append(ends)
@@ -71,8 +82,16 @@ class _OperandObserver:
 
     def observed(self) -> Observed:
         known = [v if e is None else e for v, e in zip(self.values, self.ends, strict=True)]
-        part = any(e is not None for e in self.ends)
-        return Observed(_joined(self.values), _joined(known) if part else None, tuple(self.samples))
+        values, ends = _joined(self.values), _joined(known) if any(e is not None for e in self.ends) else None
+        if self._samples_elsewhere():
+            values, ends = values.flatten(), None if ends is None else ends.flatten()
+        return Observed(values, ends, tuple(self.samples))
+
+    def _samples_elsewhere(self) -> bool:
+        """Whether samples lie along another dimension than the first one, as behind ``x.transpose(0, 1)``. Then the
+        second one may hold them, and no channels: a scale for each would be one per sample."""
+        pairs = zip(self.shapes, self.sizes, strict=False)
+        return any(few[:1] == all_[:1] and few != all_ for few, all_ in pairs)
 
 
 def _generator() -> torch.Generator:
@@ -158,8 +177,16 @@ def observe(
     asked = set(wanted)
     if observers:
         rounds: dict[str, Mapping[Operand, Rounds]] = {**observers}
+        model = rebuilt(graph, rounds, {}, bake=False)
+        seeing = [observer for by_operand in observers.values() for observer in by_operand.values()]
         with torch.no_grad():
-            rebuilt(graph, rounds, {}, bake=False)(x.clone())  # a model may change its input
+            if len(x) > FEW:
+                for observer in seeing:
+                    observer.measures = True
+                model(x[:FEW].clone())
+                for observer in seeing:
+                    observer.measures = False
+            model(x.clone())  # a model may change its input
         for name, by_operand in observers.items():
             if not all(seen.values for operand, seen in by_operand.items() if (name, operand) in asked):
                 raise CaptureError(
