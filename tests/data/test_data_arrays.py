@@ -437,3 +437,15 @@ def test_a_dataset_travels_to_other_processes():
     assert restored.scaler == good.scaler
     with pytest.raises(TypeError):
         restored.x["train"] = None
+
+
+@pytest.mark.parametrize(("factor", "said"), [(255.0, True), (1 / 255, True), (4.0, False)])
+def test_splits_of_one_dtype_and_other_sizes_are_noted(factor, said):
+    x, y = blobs()
+    other = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32) * factor
+    dataset = from_splits({"train": (x, y), "val": (other, np.arange(30) % 3)})
+    notes = [note for note in dataset.notes if "differ in the size of their features" in note]
+    assert len(notes) == said
+    # Too few values say nothing.
+    few = from_splits({"train": (x, y), "val": (other[:3], np.arange(3))})
+    assert not [note for note in few.notes if "differ in the size" in note]

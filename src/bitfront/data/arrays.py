@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bitfront.data.base import SPLITS, Dataset, Scaler, Split
-from bitfront.data.features import fit_scaler, real_features, refuse_mixed_scales, to_float32
+from bitfront.data.features import fit_scaler, real_features, refuse_mixed_scales, scale_notes, to_float32
 from bitfront.data.labels import class_indices
 from bitfront.data.raw import Array, ArrayLike, array_name
 from bitfront.data.splitting import SHARES, refuse_training_rows, row_hashes, split_name, stratified_split
@@ -146,7 +146,7 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
         class_names=class_names,
         source=description.source,
         feature_names=tuple(map(str, description.feature_names)),
-        notes=(*description.notes, *split_notes, *class_notes),
+        notes=(*description.notes, *split_notes, *class_notes, *scale_notes(x)),
         scaler=scaler,
     )
 

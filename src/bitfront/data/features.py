@@ -10,6 +10,9 @@ from bitfront.data.base import Scaler, Split
 from bitfront.data.raw import Array, ArrayLike, array_name, to_numpy
 from bitfront.errors import DataError
 
+#: Splits with fewer values are not compared in size; nor is a difference of less than this factor worth a note.
+_COMPARED, _APART = 64, 32.0
+
 
 def real_features(value: ArrayLike, what: str) -> Array:
     """`value` as floats, shape ``(samples, *features)``: uint8 divided by 255, other integers as float64.
@@ -58,6 +61,30 @@ def refuse_mixed_scales(values: Mapping[Split | None, ArrayLike]) -> None:
         f"the splits have different dtypes ({given}): {why}. Give every split the same dtype and the same scale, for "
         "example x.astype(np.float32) / 255 for images"
     )
+
+
+def scale_notes(values: Mapping[Split | None, Array]) -> list[str]:
+    """A note where the features of splits differ so much in size that one seems to be scaled, and another not.
+
+    Args:
+        values: the features of each split, as ``real_features`` gives them.
+    """
+    sizes = {split: _typical(x) for split, x in values.items() if x.size >= _COMPARED}
+    sizes = {split: size for split, size in sizes.items() if size > 0}
+    if not sizes or max(sizes.values()) <= _APART * min(sizes.values()):
+        return []
+    given = ", ".join(f"{array_name('x', split)} {size:.3g}" for split, size in sizes.items())
+    return [
+        f"the splits differ in the size of their features (median of absolute values, without zeros: {given}): is one "
+        "of them scaled, and another not?"
+    ]
+
+
+def _typical(x: Array) -> float:
+    """The median of the absolute values that are not zero, of at most about 100,000 values; 0 where all are zero."""
+    rows = x[:: max(1, x.size // 100_000)] if len(x) > 1000 else x
+    size = np.abs(rows[rows != 0])
+    return float(np.median(size)) if size.size else 0.0
 
 
 def to_float32(x: Array, scaler: Scaler | None, split: Split) -> Array:
