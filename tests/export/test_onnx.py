@@ -108,6 +108,25 @@ def test_a_floating_point_format_is_named(form, operand, family, settings, label
         onnx_model(graph, {"_0": {operand: FORMATS.get(family).parse(settings, operand)}}, form)
 
 
+@pytest.mark.parametrize("form", ["integer", "qdq"])
+@pytest.mark.parametrize(
+    ("name", "settings", "label"),
+    [
+        ("binary", {}, "binary"),
+        ("ternary", {}, "ternary-sc"),
+        ("binary_residual", {"levels": 2}, "residual2c"),
+        ("nf4", {"group_size": 2}, "nf4-g2"),
+        ("affine", {"width": 4, "group_size": 2}, "affine4sg2"),
+    ],
+)
+def test_a_format_without_a_counterpart_is_named(name, settings, label, form):
+    net = nn.Sequential(nn.Linear(4, 3))
+    graph = capture(net, torch.randn(2, 4))
+    weight = FORMATS.get(name).parse(settings, "weight").calibrated(net[0].weight)
+    with pytest.raises(ExportError, match=rf"^_0: weight is {label}, and "):
+        onnx_model(graph, {"_0": {"weight": weight}}, form)
+
+
 @pytest.mark.parametrize(
     ("formats", "why"),
     [

@@ -48,7 +48,8 @@ def test_affine_conforms(settings, operand, signed, spread):
 
 def test_every_registered_format_is_checked_here():
     floats = {"minifloat_ieee", "minifloat_denorm", "float16", "bfloat16", "float32"}  # test_floats.py
-    assert set(FORMATS.names()) == {"integer", "affine"} | floats
+    few_bits = {"binary", "binary_residual", "nf4", "ternary"}  # test_few_bits.py
+    assert set(FORMATS.names()) == {"integer", "affine"} | floats | few_bits
     assert FORMATS.get("fixed") is FORMATS.get("Int") is Integer
 
 
@@ -455,7 +456,7 @@ def test_affine_na_depends_on_the_operand(operand, symmetric, granularity, overh
         ("integer", {"width": 4, "fracwidth": 2}, "fracwidth", r"no parameter 'fracwidth'; allowed: width, frac_width, signed. Did you mean 'frac_width'\?"),
         ("integer", {"width": 4, "signed": 1}, "signed", r"signed = 1 is not possible; allowed: true or false or 'NA'"),
         ("affine", {"width": 1}, "width", r"width = 1 is not possible; allowed: a whole number from 2 to 16"),
-        ("affine", {"width": 8, "granularity": "row"}, "granularity", r"allowed: 'NA' or 'tensor' or 'channel'"),
+        ("affine", {"width": 8, "granularity": "row"}, "granularity", r"allowed: 'NA' or 'tensor' or 'channel' or 'group'"),
         ("affine", {"width": 8, "range": "max"}, "range", r"range = 'max' is not possible"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Affine integers: a scale and a zero point, per tensor or per channel, as ONNX QuantizeLinear defines them.
+"""Affine integers: a scale and a zero point per tensor, channel or group, as ONNX QuantizeLinear defines them.
 
 The value of x is ``(saturate(round(x / scale) + zero_point) − zero_point) · scale``, rounding half to even (ONNX
 operator QuantizeLinear, opset 21). The scale comes from the calibration samples: the full range (``minmax``), or the
@@ -7,6 +7,7 @@ part of it that covers 99.9 % of the absolute values (``percentile``) or minimis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,11 +29,20 @@ from bitfront.formats.base import (
     thinned,
 )
 from bitfront.formats.grid import WHOLE, Grid
+from bitfront.formats.groups import (
+    block_of,
+    check_operand,
+    grouped,
+    groups_of,
+    known,
+    percentile_ends,
+    size_parameter,
+)
 from bitfront.formats.learned import LearnedRange, rounded
+from bitfront.formats.scales import SMALLEST_SCALE
 
 #: Parts of the full range that ``range = "mse"`` tries.
 SHRINKS = tuple(i / 64 for i in range(64, 7, -1))
-SMALLEST_SCALE = 2.0**-100
 _RANGES: Mapping[object, Literal["minmax", "percentile", "mse"]] = {
     None: "minmax",
     "minmax": "minmax",
@@ -45,15 +55,18 @@ _RANGES: Mapping[object, Literal["minmax", "percentile", "mse"]] = {
 @FORMATS.register("affine")
 @dataclass(frozen=True)
 class Affine(Format):
-    """Integers with a scale and a zero point, per tensor or per channel (ONNX QuantizeLinear)."""
+    """Integers with a scale and a zero point, per tensor, channel or group (ONNX QuantizeLinear)."""
 
     width: int
     symmetric: bool
-    granularity: Literal["tensor", "channel"]
+    granularity: Literal["tensor", "channel", "group"]
     range: Literal["minmax", "percentile", "mse"]
     axis: int
     scale: tuple[float, ...] | None = None
     zero_point: tuple[int, ...] | None = None
+    #: Of groups: how many neighbours along the input dimension are one, and the shape of scales and zero points.
+    group_size: int | None = None
+    shape: tuple[int, ...] | None = None
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value", low=2, high=16),
@@ -64,10 +77,15 @@ class Affine(Format):
             boolean=True,
         ),
         "granularity": FormatParameter(
-            "one scale per 'tensor' or per 'channel'; 'NA' is per channel for weights that are parameters, else per "
-            "tensor",
+            "one scale per 'tensor', per 'channel', or per 'group' of `group_size`; 'NA' is per group if there is a "
+            "group_size, else per channel for weights that are parameters, else per tensor",
             default=None,
-            words=("NA", "tensor", "channel"),
+            words=("NA", "tensor", "channel", "group"),
+        ),
+        "group_size": size_parameter(
+            "neighbours along the input dimension that share a scale, for weights that are parameters; the last group "
+            "may be shorter",
+            None,
         ),
         "range": FormatParameter(
             "the scale covers the whole range of the calibration samples ('minmax', 'NA'), the part of it that holds "
@@ -79,16 +97,24 @@ class Affine(Format):
 
     @classmethod
     def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
-        symmetric, granularity = values["symmetric"], values["granularity"]
+        symmetric, granularity, size = values["symmetric"], values["granularity"], values["group_size"]
+        if granularity == "group" or size is not None:
+            check_operand(operand, "granularity" if size is None else "group_size")
+            if size is None or granularity not in (None, "group"):
+                raise FormatError(
+                    f"granularity = {granularity or 'NA'!r} does not go with group_size = {size or 'NA'!r}"
+                )
+            granularity = "group"
         return cls(
             width=cast(int, values["width"]),
             symmetric=operand != "data_in" if symmetric is None else bool(symmetric),
             granularity=cast(
-                "Literal['tensor', 'channel']",
+                "Literal['tensor', 'channel', 'group']",
                 granularity or ("channel" if operand == "weight" else "tensor"),
             ),
             range=_RANGES[values["range"]],
             axis=channel_axis(operand),
+            group_size=cast("int | None", size),
         )
 
     @property
@@ -97,16 +123,19 @@ class Affine(Format):
         return self.width
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """A float32 scale per tensor or channel, and a zero point of `width` bits if it is not fixed at 0."""
+        """A float32 scale per tensor, channel or group, and a zero point of `width` bits if it is not fixed at 0."""
         scales = shape[self.axis] if self.granularity == "channel" and len(shape) > self.axis else 1
+        if self.group_size is not None:
+            scales = math.prod(groups_of(shape, self.group_size))
         return scales * (FLOAT_BITS + (0 if self.symmetric else self.width))
 
     @property
     def label(self) -> str:
-        """E.g. ``affine8`` (asymmetric, per tensor), ``affine8sc`` (symmetric, per channel), ``affine8-mse``,
-        ``affine8-p99.9``."""
+        """E.g. ``affine8`` (asymmetric, per tensor), ``affine8sc`` (symmetric, per channel), ``affine4sg64`` (groups
+        of 64), ``affine8-mse``, ``affine8-p99.9``."""
         rule = {"minmax": "", "percentile": "-p99.9", "mse": "-mse"}[self.range]
-        return f"affine{self.width}{'s' * self.symmetric}{'c' * (self.granularity == 'channel')}{rule}"
+        part = {"tensor": "", "channel": "c", "group": f"g{self.group_size}"}[self.granularity]
+        return f"affine{self.width}{'s' * self.symmetric}{part}{rule}"
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -127,47 +156,88 @@ class Affine(Format):
         """As :meth:`calibrated`; nothing but `ends` says what the largest values are."""
         if not self.calibrates:
             return self
+        if self.group_size is not None:
+            return self._by_group(sample, self.group_size)
         rows = [[sample], [ends]]
         if self.granularity == "channel" and sample.dim() > self.axis:
             rows = [list(x.movedim(self.axis, 0)) for x in (sample, ends)]
         pairs = [self._scale_of(finite(row), finite(ends)) for row, ends in zip(*rows, strict=True)]
         return replace(self, scale=tuple(s for s, _ in pairs), zero_point=tuple(z for _, z in pairs))
 
+    def _by_group(self, sample: Tensor, size: int) -> Self:
+        """With a scale and a zero point per group; nothing but the finite values of a group decides them."""
+        values = grouped(sample, size)
+        finite_values = known(values)
+        low, high = finite_values.amin(dim=-1).clamp(max=0), finite_values.amax(dim=-1).clamp(min=0)
+        if self.range == "percentile":
+            low, high = percentile_ends(values, low, high)
+        scale, zero = self._cover(low, high)
+        if self.range == "mse":
+            scale, zero = self._least_error(finite_values, low, high)
+        return replace(
+            self,
+            scale=tuple(scale.flatten().tolist()),
+            zero_point=tuple(zero.flatten().tolist()),
+            shape=tuple(scale.shape),
+        )
+
+    def _least_error(self, values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points of the part of the range with the smallest squared error; the largest among equals.
+
+        Args:
+            values: finite, shape (*groups, values).
+            low, high: the ends of each group.
+        """
+        best, scale, zero = torch.full_like(low, math.inf), torch.zeros_like(low), torch.zeros_like(low).long()
+        for part in SHRINKS:
+            step, point = self._cover(low * part, high * part)
+            grid = Grid(step, *self.codes, zero=point, block=(1,) * step.dim())
+            error = (grid.round(values) - values).square().sum(dim=-1)
+            less = error < best
+            best, scale, zero = (torch.where(less, a, b) for a, b in ((error, best), (step, scale), (point, zero)))
+        return scale, zero.long()
+
     def _scale_of(self, values: Tensor, ends: Tensor) -> tuple[float, int]:
         if not len(ends):
-            return self._cover(0.0, 0.0)
+            return self._cover_one(0.0, 0.0)
         covered = (
             percentile_range(values, ends) if self.range == "percentile" else (float(ends.min()), float(ends.max()))
         )
         # Zero must be representable, or padding and ReLU would shift.
         low, high = min(0.0, covered[0]), max(0.0, covered[1])
         if self.range != "mse":
-            return self._cover(low, high)
+            return self._cover_one(low, high)
         values = thinned(values)
-        choices = [self._cover(low * part, high * part) for part in SHRINKS]
+        choices = [self._cover_one(low * part, high * part) for part in SHRINKS]
         errors = []
         for scale, zero in choices:
             trial = replace(self, granularity="tensor", scale=(scale,), zero_point=(zero,))
             errors.append(float(((trial.round(values) - values) ** 2).sum()))
         return choices[errors.index(min(errors))]
 
-    def _cover(self, low: float, high: float) -> tuple[float, int]:
+    def _cover_one(self, low: float, high: float) -> tuple[float, int]:
+        scale, zero = self._cover(*torch.tensor([low, high], dtype=torch.float64))
+        return float(scale), int(zero)
+
+    def _cover(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales, float64, and zero points, int64, of ranges that contain 0; of the same shape."""
         first, last = self.codes
-        if self.symmetric:
-            scale = max(abs(low), abs(high)) / last
-        else:
-            scale = (high - low) / (last - first)
-        scale = max(scale, SMALLEST_SCALE)
+        scale = torch.maximum(-low, high) / last if self.symmetric else (high - low) / (last - first)
         # Kept as the float32 that the deployed model will hold.
-        scale = float(torch.tensor(scale, dtype=torch.float32))
-        zero = 0 if self.symmetric else int(min(max(round(first - low / scale), first), last))
-        return scale, zero
+        scale = scale.clamp(min=SMALLEST_SCALE).float().double()
+        if self.symmetric:
+            return scale, torch.zeros_like(scale).long()
+        return scale, (first - low / scale).round().clamp(first, last).long()
 
     @cached_property
     def grid(self) -> Grid:
-        """A step and a zero point for all values, or per channel."""
+        """A step and a zero point for all values, or per channel or group."""
         if self.scale is None or self.zero_point is None:
             raise FormatError("an affine format must be calibrated before it is used")
+        if self.shape is not None and self.group_size is not None:
+            step = torch.tensor(self.scale, dtype=torch.float64).reshape(self.shape)
+            zero = torch.tensor(self.zero_point).reshape(self.shape)
+            return Grid(step, *self.codes, zero=zero, block=block_of(self.shape, self.group_size))
         if len(self.scale) == 1:
             return Grid(self.scale[0], *self.codes, zero=self.zero_point[0])
         block = (*[WHOLE] * self.axis, 1)
@@ -203,15 +273,10 @@ class LearnedAffine(LearnedRange):
 
     def quantize(self, x: Tensor) -> Tensor:
         """`x` rounded with the current scales."""
-        first, last = self.start.codes
-        scale, zero = torch.exp2(self.exponent), torch.tensor(self.start.zero_point or (0,), dtype=x.dtype)
-        zero = zero.to(x.device)
-        if len(self.exponent) == 1:
-            scale, zero = scale.reshape(()), zero.reshape(())
-        else:
-            shape = [1] * x.dim()
-            shape[self.start.axis] = -1
-            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        (first, last), grid = self.start.codes, self.start.grid
+        scale = torch.exp2(self.exponent)
+        scale = grid.along(scale.reshape(grid.step.shape if isinstance(grid.step, Tensor) else ()), x)
+        zero = grid.along(0 if grid.zero is None else grid.zero, x)
         return (rounded(x / scale + zero, first, last) - zero) * scale
 
     def frozen(self) -> Affine:

@@ -125,6 +125,9 @@ class Format(ABC):
     #: The parameter that says how many bits a value has; ``"NA"`` for it leaves an operand in float. None for a format
     #: without one: an operand is then quantized by an empty table, ``weight = [{}]``.
     bits_parameter: ClassVar[str | None] = "width"
+    #: Whether calibration lets the bounds cover nearly all values, so that a note is worth writing if many are beyond.
+    #: False where the bounds are means, as for binary numbers.
+    covers_range: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], operand: Operand, *, signed: bool = True) -> Self:
@@ -255,6 +258,9 @@ class Format(ABC):
         """`x` mapped to the nearest representable values (logarithmic formats: to the nearest exponents).
 
         Same shape and dtype, in new memory.
+
+        A format with a threshold by definition, such as ternary, maps to a value by that threshold instead. NaN stays
+        NaN.
 
         Called by :meth:`quantize`, and directly if no gradients are needed. `x` is any tensor that the operand can be:
         a batch of any size, or the whole parameter. Rounding a second time must change nothing. The result for a value

@@ -32,6 +32,9 @@ def check_format(
     operand: Operand = "weight",
     signed: bool = True,
     elementwise: bool = True,
+    nearest: bool = True,
+    mirrored: bool = True,
+    grouped: bool = False,
     spread: float = 1.0,
     seed: int = 0,
 ) -> Format:
@@ -43,6 +46,11 @@ def check_format(
         signed: whether the tensor can be negative.
         elementwise: whether, after calibration, the rounding of a value depends on this value alone; false for
             formats whose values share something within a block.
+        nearest: whether a value becomes the nearest of the format's values; false for formats with a threshold by
+            definition.
+        mirrored: whether −x becomes −y wherever x becomes y and both can be held.
+        grouped: whether the format keeps something per group of the tensor that it was calibrated on, and so takes
+            tensors of that shape only; then the rounding of single values is not looked at.
         spread: standard deviation of the values that it is calibrated on.
         seed: random seed of these values.
 
@@ -66,14 +74,18 @@ def check_format(
         _check_storage(each, FORMATS.official(name))
     _check_facts(parsed, form, settings, tuple(sample.shape))
     for dtype in (torch.float32, torch.float64):
-        x = _points(form, sample.to(dtype), operand)
-        _check_purity(form, x)
-        _check_gradients(form, x)
-        if elementwise:
-            _check_numbers(form, x.movedim(1, 0) if operand == "data_in" else x, x, operand)
-        _check_grid(form, x)
-        if dtype == torch.float32:
-            _check_learned_range(form, x)
+        typed = sample.to(dtype)
+        for x in _points_of_groups(form, typed) if grouped else [_points(form, typed, operand)]:
+            _check_purity(form, x)
+            _check_gradients(form, x)
+            if grouped:
+                _check_stable(form, x)
+            elif elementwise:
+                rows = x.movedim(1, 0) if operand == "data_in" else x
+                _check_numbers(form, rows, x, operand, nearest=nearest, mirrored=mirrored)
+            _check_grid(form, x)
+            if dtype == torch.float32:
+                _check_learned_range(form, x)
     return form
 
 
@@ -165,6 +177,18 @@ def _points(form: Format, sample: Tensor, operand: Operand) -> Tensor:
     return x.T.contiguous() if operand == "data_in" else x
 
 
+def _points_of_groups(form: Format, sample: Tensor) -> list[Tensor]:
+    """As ``_points``, in tensors of the shape of `sample`: of each group the same parts of its range."""
+    low, high = (b.expand_as(sample) for b in _bounds(form, sample))
+    places = torch.linspace(-0.25, 1.25, sample.shape[1], dtype=sample.dtype)
+    # In another order for each row, so that a group sees all parts of its range.
+    orders = [torch.randperm(len(places), generator=torch.Generator().manual_seed(row)) for row in range(len(sample))]
+    spread = low + (high - low) * torch.stack([places[order] for order in orders])
+    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30], dtype=sample.dtype)
+    special = special.repeat(-(-sample.numel() // 6))[: sample.numel()].reshape(sample.shape)
+    return [sample, spread, form.round(spread), special]
+
+
 def _bounds(form: Format, x: Tensor) -> tuple[Tensor, Tensor]:
     low, high = form.bounds(x)
     return torch.as_tensor(low, dtype=x.dtype), torch.as_tensor(high, dtype=x.dtype)
@@ -204,6 +228,13 @@ def _check_gradients(form: Format, x: Tensor) -> None:
         assert not form.quantize(leaf).requires_grad, f"{called}: a gradient although gradients are off"
 
 
+def _check_stable(form: Format, x: Tensor) -> None:
+    called, out = repr(form), form.round(x)
+    assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
+    low, high = _bounds(form, x)
+    assert bool(((out >= low) & (out <= high)).all()), f"{called}: a value is out of its bounds"
+
+
 def _check_grid(form: Format, x: Tensor) -> None:
     called, out = repr(form), form.round(x)
     for grid in (form.grid, form.grid_of(x)):
@@ -218,7 +249,7 @@ def _check_grid(form: Format, x: Tensor) -> None:
                 )
 
 
-def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> None:
+def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand, *, nearest: bool, mirrored: bool) -> None:
     called = repr(form)
     out = form.round(x)
     assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
@@ -233,6 +264,8 @@ def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> N
         assert bool((result[order][1:] >= result[order][:-1]).all()), f"{called}: is not monotone"
         levels = result.unique()
         assert len(levels) <= 2**form.bits, f"{called}: {len(levels)} values in {form.bits} bits"
+        if not nearest:
+            continue
         # Nearest of all finite values seen: on an even grid, an error of at most half a step.
         levels = levels[levels.isfinite()]
         exact = values.double()
@@ -243,10 +276,12 @@ def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand) -> N
         slack = torch.finfo(x.dtype).eps * (exact.abs() + levels.abs().max().double()) * 4
         error = (result.double() - exact).abs()
         assert bool((error <= near + slack)[inside].all()), f"{called}: a value does not become the nearest one"
+    if not mirrored:
+        return
     reach = torch.minimum(-low, high)
-    mirrored = form.round(-x).movedim(1, 0) if operand == "data_in" else form.round(-x)
+    opposite = form.round(-x).movedim(1, 0) if operand == "data_in" else form.round(-x)
     both = rows.abs() <= reach
-    assert torch.equal(mirrored[both], -rounded[both]), f"{called}: −x does not become −y where both can be held"
+    assert torch.equal(opposite[both], -rounded[both]), f"{called}: −x does not become −y where both can be held"
 
 
 def _check_learned_range(form: Format, x: Tensor) -> None:

@@ -45,6 +45,8 @@ def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, flo
     if bool((seen[known] != 0).any()) and not bool((rounded[known] != 0).any()):
         losses["zeros"] = 1.0
         return losses
+    if not form.covers_range:
+        return losses
     low, high = (torch.as_tensor(end, dtype=values.dtype) for end in form.bounds(values))
     # What lies within half a step of the ends is rounded, not cut off.
     grid = form.grid

@@ -1,0 +1,85 @@
+"""Scales per tensor, per channel or per group: how values are laid out to learn them, and the steps of their grids.
+
+Means are summed in float64 by NumPy, which divides no sum among threads: a scale depends on the sample alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitfront.formats.base import FormatParameter, Operand
+from bitfront.formats.grid import WHOLE
+
+#: A smaller scale becomes this one, also that of zeros alone.
+SMALLEST_SCALE = 2.0**-100
+#: Values that share a scale.
+Granularity = Literal["tensor", "channel"]
+GRANULARITY = FormatParameter(
+    "one scale per 'tensor' or per 'channel'; 'NA' is per channel for weights that are parameters, else per tensor",
+    default=None,
+    words=("NA", "tensor", "channel"),
+)
+
+
+def is_weight(operand: Operand) -> bool:
+    """Whether an operand is a weight that is a parameter, and so does not depend on the samples."""
+    return operand.startswith("weight")
+
+
+def granularity(values: Mapping[str, object], operand: Operand) -> Granularity:
+    """What the parameter ``GRANULARITY`` says for an operand."""
+    given = values["granularity"]
+    by_channel = is_weight(operand) if given is None else given == "channel"
+    return "channel" if by_channel else "tensor"
+
+
+def scales_of(shape: tuple[int, ...], kind: Granularity, axis: int) -> int:
+    """Number of scales of a tensor of this shape, whose channels lie along `axis`."""
+    return shape[axis] if kind == "channel" and len(shape) > axis else 1
+
+
+def channel_steps(scales: tuple[float, ...], axis: int) -> tuple[float | Tensor, tuple[int, ...]]:
+    """(step, block) of a grid with one scale for all values, or one per index of `axis`."""
+    if len(scales) == 1:
+        return scales[0], ()
+    shape = (*[1] * axis, -1)
+    return torch.tensor(scales, dtype=torch.float64).reshape(shape), (*[WHOLE] * axis, 1)
+
+
+def magnitudes(sample: Tensor, kind: Granularity, axis: int) -> NDArray[np.float64]:
+    """Absolute values, a row per channel or one for the tensor; NaN where a value is not finite."""
+    x = sample.detach().cpu().double().abs()
+    x = x.movedim(axis, 0) if kind == "channel" and x.dim() > axis else x[None]
+    rows: NDArray[np.float64] = x.reshape(len(x), x[:1].numel()).numpy()
+    return np.where(np.isfinite(rows), rows, np.nan)
+
+
+def mean_of(rows: NDArray[np.float64], above: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """The mean of each row, or of those of its values that are larger than `above`; NaN does not count. 0 of none.
+
+    Args:
+        rows: shape (rows, values).
+        above: a value per row.
+
+    Returns:
+        Shape (rows,); float64 that float32 can hold, as the deployed model does.
+    """
+    kept = ~np.isnan(rows) if above is None else rows > above[:, None]
+    means: NDArray[np.float64] = np.where(kept, rows, 0.0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+    return means.astype(np.float32).astype(np.float64)
+
+
+def as_scale(means: NDArray[np.float64]) -> tuple[float, ...]:
+    """Means as scales, which are never 0."""
+    return tuple(np.maximum(means, SMALLEST_SCALE).tolist())
+
+
+def keep_nan(x: Tensor, rounded: Tensor) -> Tensor:
+    """`rounded`, but NaN where `x` is NaN."""
+    return torch.where(x.isnan(), x, rounded)
