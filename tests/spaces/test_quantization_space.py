@@ -169,6 +169,19 @@ def test_a_relu_quantizes_its_input_without_a_sign():
     assert built.formats(np.zeros(3, dtype=np.int64)) == {"body_1": {"data_in": Integer(4, 2, signed=False)}}
 
 
+def test_each_of_several_formats_takes_the_widths_that_it_has():
+    table = {"name": ["integer", "binary", "ternary", "affine"], "weight_width": [1, 2, 4]}
+    built = space({"head": table})
+    check_space(built)
+    assert labels(built, "head", "weight") == [
+        *("int1.0", "int2.1", "int4.2", "binary", "ternary-sc", "affine2sc", "affine4sc"),
+    ]
+    with pytest.raises(ConfigError, match="width = 99 is not possible; allowed: a whole number from 1 to 32"):
+        space({"head": {**table, "weight_width": [2, 99]}})
+    with pytest.raises(ConfigError, match=r"no valid setting is left for weight of head .*: width = 4 is not possible"):
+        space({"head": {**table, "weight_width": [4]}})
+
+
 def test_a_format_ignores_the_parameters_of_the_others_it_stands_beside():
     table = {"name": ["integer", "affine"], "weight_width": [4], "weight_frac_width": [1, 2], "weight_range": ["mse"]}
     assert labels(space({"head": table}), "head", "weight") == ["int4.1", "int4.2", "affine4sc-mse"]

@@ -135,7 +135,7 @@ def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]
         for operand in site.operands:
             if site.operation.operand(operand).format_of and not _named(operand, values):
                 continue
-            choice = _settings(site, operand, format_class, values, where)
+            choice = _settings(site, operand, format_class, values, where, alone=len(classes) == 1)
             excluded, why = excluded + choice.excluded, choice.why or why
             operands.append((operand, choice.settings))
         alternative = Alternative(name, tuple(operands))
@@ -275,6 +275,8 @@ def _settings(
     format_class: type[Format],
     values: Mapping[str, list[object]],
     where: tuple[str, ...],
+    *,
+    alone: bool,
 ) -> _Operand:
     given = _named(operand, values)
     if not given:
@@ -303,7 +305,8 @@ def _settings(
         try:
             parsed = format_class.parse(table, kind, signed=operand != "data_in" or site.negative_inputs_matter)
         except FormatError as error:
-            if error.parameter is not None:
+            # Of several formats, each takes from the list what it can; one of them takes every value.
+            if error.parameter is not None and (alone or error.parameter not in table):
                 raise ConfigError(f"{operand} of {site.title}: {error}", key=place) from None
             why, excluded = str(error), excluded + 1
             continue
