@@ -146,3 +146,21 @@ def test_values_that_are_some_of_a_grid_are_merged_exactly(network, formats):
     assert_as_alone(evaluator, codes)
     if network is Chain:
         assert not evaluator.inexact
+
+
+SHARED = {
+    "block_fp": {"exponent_width": 8, "block_size": [1, 4]},
+    "block_minifloat": {"exponent_width": 2, "exponent_bias_width": 8, "block_size": [1, 4]},
+    "block_log": {"exponent_bias_width": 8, "block_size": [1, 4]},
+    "log": {},
+    "mx": {},
+}
+
+
+@NETS
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_exponents_and_logarithms_have_the_numbers_of_the_deployed_model(name, network):
+    settings = {"width": [4, 6], **SHARED[name]}
+    seed = {"name": [name, "NA"], **{f"{o}_{k}": v for o in ("data_in", "weight", "bias") for k, v in settings.items()}}
+    evaluator = evaluator_of(job_of(seeded_model(network), network.shape, {"default": seed}, by="type"))
+    assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))

@@ -4,6 +4,7 @@ rationals and of ml_dtypes that share no code with them."""
 import itertools
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -389,3 +390,19 @@ def test_labels_are_short_and_differ():
     assert parsed("block_minifloat", **SETTINGS["block_minifloat"]).label == "bm-e4m3b8-1x16"
     assert parsed("log", width=5, exponent_bias=3).label == "log5b3"
     assert parsed("log", width=5).label == "log5"
+
+
+def test_the_table_of_the_documents_is_true():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    table = page.split("### What they do to six values")[1].split("|\n\n")[0].strip().splitlines()[2:]
+    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    numbers = [[float(c.replace("−", "-")) for c in row[1:]] for row in (header, *lines)]
+    given = torch.tensor(numbers[0])
+    known = {"e4m3": 4, "int8": 0, "e2m3": 2, "e2m1": 2}
+    for (title, *_), expected in zip(lines, numbers[1:], strict=True):
+        name, bits, *element = title.split(", ")
+        settings = {**SETTINGS[name.strip("`")], "width": int(bits.split()[0])}
+        if element:
+            settings["exponent_width"] = known[element[-1]]
+        assert parsed(name.strip("`"), **settings).round(given).tolist() == expected
+    assert len(lines) == 8

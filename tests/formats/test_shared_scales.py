@@ -144,8 +144,7 @@ def test_candidates_are_trained_in_it(name, tiny_mlp, tmp_path):
             "fc2": {"name": ["integer", "NA"], "weight_width": 4},
         },
         metrics={"accuracy": "maximize", "model_size": "minimize"},
-        strategy="brute_force",
-        candidate_training={"max_epochs": 3, "learning_rate": 0.05},
+        strategy={"name": "brute_force", "sw_runner": {"basic_train": {"max_epochs": 3, "learning_rate": 0.05}}},
         project_dir=str(tmp_path),
     )
     assert len(run) == 2

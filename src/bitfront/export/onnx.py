@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError, one_of, require
-from bitfront.export.packing import Packing, packing
+from bitfront.export.packing import WIDEST, Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
@@ -278,10 +278,7 @@ class _Writer(fx.Interpreter):
     def _packing(self, n: fx.Node, label: str, rounding: Format, *, activation: bool = True) -> Packing:
         held = packing(rounding, activation=activation)
         if held is None:
-            raise ExportError(
-                f"{n.name}: {label} is {rounding.label}, and ONNX's QuantizeLinear takes whole numbers of at most 8 "
-                "bits here"
-            )
+            raise ExportError(f"{n.name}: {label} is {rounding.label}, and {_why(rounding)}")
         return held
 
     def _operand(self, n: fx.Node, position: int) -> str:
@@ -358,10 +355,7 @@ class _Writer(fx.Interpreter):
         rounding = self._format_of(n, "weight")
         held = packing(rounding, activation=False) if rounding is not None else None
         if rounding is not None and held is None:
-            raise ExportError(
-                f"{n.name}: weight is {rounding.label}, and only whole numbers of at most 8 bits are written to ONNX "
-                "here"
-            )
+            raise ExportError(f"{n.name}: weight is {rounding.label}, and {_why(rounding)}")
         return held
 
     def weight_shape(self, n: fx.Node) -> tuple[int, ...]:
@@ -403,6 +397,13 @@ class _Writer(fx.Interpreter):
             return self.add("Mul", [as_float, scales], n.name)
         product = self.add("Mul", [as_float, scales], f"{n.name}.product")
         return self.add("Add", [product, self.constant(f"{n.name}.bias", bias)], n.name)
+
+
+def _why(form: Format) -> str:
+    """Why a format is not written."""
+    if form.bits > WIDEST:
+        return "at most 8 bits are written to ONNX here"
+    return "its values are no integers with one scale per tensor or channel, which are all that is written to ONNX here"
 
 
 def _axis(axis: int | None) -> dict[str, int]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: float64 holds all whole numbers up to this one.
+LARGEST_CODE = 2**53
 #: In ``Grid.block``: all values along the dimension share a step.
 WHOLE = 0
 
@@ -135,3 +137,23 @@ class Grid:
             if size > 1:
                 laid = laid.repeat_interleave(size, dim).narrow(dim, 0, x.shape[dim])
         return laid.reshape(*laid.shape, *[1] * (x.dim() - laid.dim()))
+
+
+def common_grid(rounded: Tensor) -> Grid | None:
+    """The coarsest grid with a power of two as its step that all values of a tensor lie on; None if its codes would not
+    be exact in float64, or a value is not finite. For ``Format.grid_of``, where steps depend on the tensor.
+
+    Args:
+        rounded: any shape, float32 or float64, rounded already.
+    """
+    values = rounded.detach()[rounded != 0].double()
+    if not len(values):
+        return Grid(1.0, 0, 0, complete=False)
+    if not bool(values.isfinite().all()):
+        return None
+    mantissa, exponent = torch.frexp(values)
+    whole = (mantissa.abs() * LARGEST_CODE).long()
+    # The lowest bit that is set says of which powers of two a whole number is a multiple.
+    lowest = int((torch.frexp((whole & -whole).double()).exponent + exponent).min()) - 54
+    most = math.ldexp(float(values.abs().max()), -lowest)
+    return Grid(math.ldexp(1.0, lowest), -int(most), int(most), complete=False) if most <= LARGEST_CODE else None

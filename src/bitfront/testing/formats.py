@@ -45,9 +45,9 @@ def check_format(
         operand: the operand that is quantized; its channels lie along dimension 1 of an input, 0 of a weight.
         signed: whether the tensor can be negative.
         elementwise: whether, after calibration, the rounding of a value depends on this value alone; false for
-            formats whose values share something within a block.
+            formats whose values share something within a block that depends on them.
         nearest: whether a value becomes the nearest of the format's values; false for formats with a threshold by
-            definition.
+            definition, and for those that round exponents.
         mirrored: whether −x becomes −y wherever x becomes y and both can be held.
         grouped: whether the format keeps something per group of the tensor that it was calibrated on, and so takes
             tensors of that shape only; then the rounding of single values is not looked at.
@@ -75,7 +75,11 @@ def check_format(
     _check_facts(parsed, form, settings, tuple(sample.shape))
     for dtype in (torch.float32, torch.float64):
         typed = sample.to(dtype)
-        for x in _points_of_groups(form, typed) if grouped else [_points(form, typed, operand)]:
+        if grouped:
+            points = _points_of_groups(form, typed)
+        else:
+            points = [_points(form, typed, operand) if elementwise else _shared(typed)]
+        for x in points:
             _check_purity(form, x)
             _check_gradients(form, x)
             if grouped:
@@ -83,6 +87,8 @@ def check_format(
             elif elementwise:
                 rows = x.movedim(1, 0) if operand == "data_in" else x
                 _check_numbers(form, rows, x, operand, nearest=nearest, mirrored=mirrored)
+            else:
+                _check_blocks(form, x, operand)
             _check_grid(form, x)
             if dtype == torch.float32:
                 _check_learned_range(form, x)
@@ -249,6 +255,32 @@ def _check_grid(form: Format, x: Tensor) -> None:
                 )
 
 
+def _shared(sample: Tensor) -> Tensor:
+    """Values to try where blocks of values share something: rows of many sizes, powers of two, ties, zeros, and large
+    and tiny values side by side."""
+    ties = torch.arange(-300, 301, dtype=sample.dtype) / 2
+    sizes = 2.0 ** torch.arange(-98, 96, 7, dtype=sample.dtype)[:, None]
+    rows = torch.cat([sample.flatten()[: len(ties) - 40], ties.new_zeros(40)])
+    mixed = torch.where(torch.arange(len(ties)) % 9 == 0, rows * 1e30, rows * 1e-30)
+    return torch.cat([ties * sizes, rows * sizes, torch.exp2(torch.round(ties / 4))[None], mixed[None], ties[None] * 0])
+
+
+def _check_blocks(form: Format, x: Tensor, operand: Operand) -> None:
+    """Check what holds although values depend on their neighbours."""
+    called, out = repr(form), form.round(x)
+    assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
+    low, high = form.bounds(x)
+    assert bool((out >= low).all() and (out <= high).all()), f"{called}: a value is out of its bounds"
+    assert torch.equal(form.round(-x), -out), f"{called}: −x does not become −y"
+    for tensor in (x[0], x[0, 0], x[:, :0], x[:0], x[None, :, :, None]):
+        rounded = form.quantize(tensor)
+        assert rounded.shape == tensor.shape, f"{called}: {tuple(tensor.shape)} becomes {tuple(rounded.shape)}"
+    if operand.startswith("data_in"):
+        for several in (x, x.reshape(len(x), 1, -1), x[:, :600].reshape(len(x), 4, 10, 15)):
+            alone = torch.cat([form.round(one) for one in torch.split(several, 1)])
+            assert torch.equal(_bits(form.round(several)), _bits(alone)), f"{called}: a sample depends on the others"
+
+
 def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand, *, nearest: bool, mirrored: bool) -> None:
     called = repr(form)
     out = form.round(x)
@@ -275,7 +307,9 @@ def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand, *, n
         near = torch.minimum((exact - below).abs(), (exact - above).abs())
         slack = torch.finfo(x.dtype).eps * (exact.abs() + levels.abs().max().double()) * 4
         error = (result.double() - exact).abs()
-        assert bool((error <= near + slack)[inside].all()), f"{called}: a value does not become the nearest one"
+        assert not nearest or bool((error <= near + slack)[inside].all()), (
+            f"{called}: a value does not become the nearest one"
+        )
     if not mirrored:
         return
     reach = torch.minimum(-low, high)
