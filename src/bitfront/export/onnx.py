@@ -109,6 +109,10 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
     return site.operation.onnx_integer(packed)
 
 
+#: What a format must be, for the end of a message.
+WRITTEN = "only whole numbers of at most 8 bits, with one scale per tensor or channel, are written to ONNX here"
+
+
 class _Writer(fx.Interpreter):
     """Runs the graph and writes each step: an ``operations.onnx.OnnxWriter``."""
 
@@ -278,7 +282,7 @@ class _Writer(fx.Interpreter):
     def _packing(self, n: fx.Node, label: str, rounding: Format, *, activation: bool = True) -> Packing:
         held = packing(rounding, activation=activation)
         if held is None:
-            raise ExportError(f"{n.name}: {label} is {rounding.label}, and {_why(rounding)}")
+            raise ExportError(f"{n.name}: {label} is {rounding.label}, and {WRITTEN}")
         return held
 
     def _operand(self, n: fx.Node, position: int) -> str:
@@ -355,7 +359,7 @@ class _Writer(fx.Interpreter):
         rounding = self._format_of(n, "weight")
         held = packing(rounding, activation=False) if rounding is not None else None
         if rounding is not None and held is None:
-            raise ExportError(f"{n.name}: weight is {rounding.label}, and {_why(rounding)}")
+            raise ExportError(f"{n.name}: weight is {rounding.label}, and {WRITTEN}")
         return held
 
     def weight_shape(self, n: fx.Node) -> tuple[int, ...]:
@@ -397,13 +401,6 @@ class _Writer(fx.Interpreter):
             return self.add("Mul", [as_float, scales], n.name)
         product = self.add("Mul", [as_float, scales], f"{n.name}.product")
         return self.add("Add", [product, self.constant(f"{n.name}.bias", bias)], n.name)
-
-
-def _why(form: Format) -> str:
-    """Why a format is not written."""
-    if form.bits > WIDEST:
-        return "at most 8 bits are written to ONNX here"
-    return "its values are no integers with one scale per tensor or channel, which are all that is written to ONNX here"
 
 
 def _axis(axis: int | None) -> dict[str, int]:
