@@ -1,5 +1,7 @@
 """The note of which candidates are being evaluated: what a killed process leaves, and what a finished one does not."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,36 @@ def test_without_a_store_nothing_is_written(tmp_path, monkeypatch):
     nowhere.end()
     nowhere.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_is_as_if_the_file_were_not_there(store):
+    """A wrong code would be evaluated as a candidate, and a wrong number of deaths would condemn one."""
+    places = [store.with_name(store.name + end) for end in (IN_FLIGHT, SUSPECTS)]
+    InFlight(store).begin(CODES[:1])
+    in_flight = places[0].read_bytes()
+    assert suspects(store)
+    for place, whole in zip(places, (in_flight, places[1].read_bytes()), strict=True):
+        bits = [
+            whole[: i // 8] + bytes([whole[i // 8] ^ 1 << i % 8]) + whole[i // 8 + 1 :]
+            for i in range(0, 8 * len(whole), 7)
+        ]
+        for wrong in (*bits, *(whole[:length] for length in range(len(whole)))):
+            for file in places:
+                file.unlink(missing_ok=True)
+            place.write_bytes(wrong)
+            assert not suspects(store), (place, wrong)
+
+
+def test_codes_of_another_space_are_not_read(store):
+    InFlight(store).begin(CODES)
+    assert set(InFlight(store, [9, 9, 6]).suspects) == {key_of(CODES[0]), key_of(CODES[1])}
+    assert not InFlight(store, [9, 9]).suspects
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_in_its_place_is_replaced(store):
+    for end in (IN_FLIGHT, SUSPECTS):
+        os.mkfifo(store.with_name(store.name + end))
+    first = InFlight(store)
+    first.begin(CODES[:1])
+    assert suspects(store) == {key_of(CODES[0]): 1}

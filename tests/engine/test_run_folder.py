@@ -15,9 +15,10 @@ from torch import nn
 
 import bitfront as bf
 from bitfront.api import dataset_of
+from bitfront.checkpoints import load_checkpoint
 from bitfront.engine.storage import database
 from bitfront.engine.storage.run import UNCHECKED
-from bitfront.errors import RunError
+from bitfront.errors import RunError, UserError
 
 SPACE = {"linear": {"name": "integer", "data_in_width": [8], "weight_width": [2, 4, 8]}}
 METRICS = {"accuracy": "maximize", "average_bitwidth": "minimize"}
@@ -209,3 +210,26 @@ def test_paths_with_every_kind_of_character(tmp_path):
         bf.Run.load("nul\0here")
     with pytest.raises(RunError):
         bf.Run.load("x" * 5000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("name", ["trials.sqlite", "trials.sqlite-journal", "trials.sqlite-wal", "config.toml"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(searched, folder, name):
+    path = folder / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"no {name}|{name}.*no regular file"):
+        bf.transform_trial(folder, 0, model=network(), data=dataset_of(DATA))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_in_the_place_of_weights_or_beside_them_is_not_read(folder):
+    path = folder / "checkpoints" / "searched.pt.json"
+    path.unlink()
+    os.mkfifo(path)
+    weights = path.with_name("searched.pt")
+    load_checkpoint(weights, network())
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(UserError, match=r"searched.pt is a pipe or a device"):
+        load_checkpoint(weights, network())

@@ -121,11 +121,13 @@ def read_checkpoint(path: Path, model: nn.Module, load_type: LoadType = "pt") ->
 def _check_sidecar(path: Path, data: bytes) -> None:
     """Raises CheckpointError where facts that Bitfront wrote beside these weights belong to others: then one of the two
     files is damaged."""
+    if not _sidecar(path).is_file():
+        return
     try:
         document = json.loads(_sidecar(path).read_bytes())
         digest = document["sha256"] if "meta" in document else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return  # a file of somebody else's, or none; who needs the facts calls read_meta
+        return  # a file of somebody else's; who needs the facts calls read_meta
     if digest is not None and digest != hashlib.sha256(data).hexdigest():
         raise _other_weights(path)
 
@@ -147,6 +149,8 @@ def _read(path: Path) -> bytes:
         siblings = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         where = "" if path.parent.is_dir() else f" (nor a directory {path.parent})"
         raise CheckpointError(f"there is no checkpoint {path}{where}.{nearest(path.name, siblings)}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a pipe or a device; give the path of a file that holds the weights")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -120,7 +120,8 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
 def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispatcher]:
     """A dispatcher for a search whose trials are in `store`; what was in flight when it was last killed is tried out
     in a process of its own first."""
-    setup, in_flight = plan.settings.strategy.setup, InFlight(store.path)
+    setup = plan.settings.strategy.setup
+    in_flight = InFlight(store.path, [len(p.labels) for p in plan.space.parameters])
     if in_flight.suspects:
         in_flight.forget(set(map(key_of, store.trials().code)) & in_flight.suspects.keys())
     with Dispatcher(plan.evaluator, setup.n_jobs, setup.candidate_timeout, in_flight) as dispatcher:

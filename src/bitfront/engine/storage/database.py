@@ -126,6 +126,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         sqlite3.Error: it cannot be written.
     """
     with parsing(RunError, f"{shown(path)}: not a store of trials that can be opened", REMEDY):
+        _check_files(path)
         # isolation_level None: transactions begin and end where the code says so.
         db = sqlite3.connect(path, isolation_level=None)
     try:
@@ -136,6 +137,14 @@ def open_to_write(path: Path) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+
+
+def _check_files(path: Path) -> None:
+    """Raises RunError where SQLite would open what is no file: a pipe never answers, and a device never ends."""
+    for beside in ("", "-journal", "-wal", "-shm"):
+        file = path.with_name(path.name + beside)
+        if file.exists() and not file.is_file():
+            raise damaged(file, "it is no regular file")
 
 
 def make_tables(db: sqlite3.Connection) -> None:
@@ -168,6 +177,7 @@ def open_to_read(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection:
     log = path.with_name(f"{path.name}-wal")
     writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
     with parsing(RunError, f"{shown(path)}: not a store of trials that can be opened", REMEDY):
+        _check_files(path)
         if not writable and log.is_file() and log.stat().st_size:
             # What was written last is in the log, which SQLite reads only where it may write beside it.
             copy = stack.enter_context(scratch("run")) / path.name

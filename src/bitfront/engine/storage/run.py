@@ -358,6 +358,8 @@ def _config(folder: Path, digest: str | None) -> Config:
     """The configuration in a run folder; `digest` is the checksum that the search stored of it, None in older ones."""
     path = folder / "config.toml"
     with parsing(RunError, f"{path} cannot be read", REMEDY):
+        if path.exists() and not path.is_file():
+            raise RunError(f"{path} cannot be read: it is no regular file; {REMEDY}", arguments=["restart=True"])
         if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise RunError(
                 f"{path} is not what the search wrote: it is damaged, or was edited; the same search command, given "
