@@ -60,12 +60,18 @@ class CodeExitError(EvaluationError):
 
 
 class contained:  # noqa: N801 - used like a function
-    """A context for the user's code: what would end the program becomes ``CodeExitError``, except for Ctrl-C."""
+    """A context for the user's code: what would end the program becomes ``CodeExitError``, except for Ctrl-C.
+
+    A process that this code has forked ends where the context ends. It would go on with the search otherwise, a second
+    time.
+    """
 
     def __enter__(self) -> None:
-        pass
+        self._process = os.getpid()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if os.getpid() != self._process:
+            os._exit(0 if error is None else 1)
         if error is None or isinstance(error, Exception) or _STATE.pressed:
             return
         if _STATE.guarded or not isinstance(error, KeyboardInterrupt):

@@ -105,6 +105,32 @@ def test_json_is_alone_on_standard_output(shell, data, more):
         assert "noise" in typed.err
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+@pytest.mark.parametrize("something", ["", "\n                raise ValueError"], ids=["goes on", "raises"])
+def test_a_process_that_a_model_forks_does_not_search_too(shell, data, something):
+    fork = f"child = os.fork()\n            if child: os.waitpid(child, 0)\n            else:{something or ' pass'}"
+    rude(shell, data, fork)
+    typed = shell("search", "--config", "rude.toml", "--json")
+    assert json.loads(typed.out)["trials"] == 6
+    assert typed.err.count("searched: 6 candidates") == 1
+    assert len(rows(shell.folder / STORE)) == 6
+    assert not failures(shell)
+
+
+@pytest.mark.parametrize("something", ["sys.stdout.close()", "sys.stderr.close()"])
+def test_a_model_closes_what_it_prints_to(shell, data, something):
+    rude(shell, data, something)
+    assert json.loads(shell("search", "--config", "rude.toml", "--json").out)["trials"] == 6
+    assert not failures(shell)
+
+
+def test_warnings_that_a_model_turns_into_errors(shell, data):
+    rude(shell, data, "__import__('warnings').simplefilter('error')")
+    typed = shell("search", "--config", "rude.toml", "--json", cold=True)
+    assert json.loads(typed.out)["trials"] == 6
+    assert "Warning" not in typed.err
+
+
 def test_without_json_a_model_may_print(shell, data):
     rude(shell, data, "pass")
     text = (shell.folder / "rude.py").read_text().replace("exact = F", f"{NOISY}\n        exact = F")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
@@ -19,8 +22,23 @@ if TYPE_CHECKING:
 STDOUT, STDERR = 1, 2
 
 
+@functools.cache
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
 class _Console(Console):
-    """Where the reader of standard output has gone (head, less), rich would end the program by itself."""
+    """Where the reader of standard output has gone (head, less), rich would end the program by itself. Where the user's
+    code has closed the stream, nothing is shown, and the work goes on."""
+
+    @property
+    def file(self) -> IO[str]:
+        stream = super().file
+        return _nowhere() if stream.closed else stream
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -83,6 +101,9 @@ def end_of_json() -> None:
         file, before = _FOR_JSON.pop(), _BEFORE.pop()
         if file is before:
             sys.stdout = before
+        else:
+            with contextlib.suppress(OSError):  # its reader has gone, or the user's code has closed it
+                file.close()
 
 
 def print_json(document: object) -> None:
