@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError
+from bitfront.formats.base import Format, FormatError
 from bitfront.formats.floating import binade
 from bitfront.formats.minifloat import Minifloat
 from bitfront.testing import check_format
@@ -340,6 +340,21 @@ def test_standard_floats_round_doubles_once(name, digits, smallest, largest, val
 
     x = torch.tensor(values, dtype=torch.float64)
     assert FORMATS.get(name)().round(x).tolist() == [expected(v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("largest", "message"), [(65504.0, "a huge value does not become"), (1e3, "out of its bounds")]
+)
+def test_the_conformance_suite_notices_where_infinities_are_not_what_was_said(largest, message, monkeypatch):
+    family = FORMATS.get("float16")
+    if largest == 65504.0:  # it saturates, but its bounds are infinite
+        before = family.round
+        monkeypatch.setattr(family, "round", lambda self, x: before(self, x.clamp(-largest, largest)))
+    else:
+        monkeypatch.setattr(family, "bounds", lambda self, x: (-largest, largest))
+        monkeypatch.setattr(family, "quantize", Format.quantize)
+    with pytest.raises(AssertionError, match=message):
+        check_format("float16", {})
 
 
 def test_infinities_have_gradients():

@@ -167,7 +167,7 @@ def _check_facts(parsed: Format, form: Format, settings: Mapping[str, object], s
 
 
 def _points(form: Format, sample: Tensor, operand: Operand) -> Tensor:
-    """Values to try: typical ones, an even grid over the range and beyond, ties, both zeros, tiny and huge ones."""
+    """Values to try: typical ones, an even grid over the range and beyond, ties, both zeros, tiny and infinite ones."""
     channels = sample.T if operand == "data_in" else sample
     low, high = (b.reshape(-1, 1) for b in _bounds(form, sample))
     low, high = (
@@ -178,7 +178,8 @@ def _points(form: Format, sample: Tensor, operand: Operand) -> Tensor:
     levels = form.round(grid.T if operand == "data_in" else grid)
     levels = (levels.T if operand == "data_in" else levels).sort(dim=1).values
     ties = (levels[:, 1:] + levels[:, :-1]) / 2
-    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30], dtype=sample.dtype).expand(CHANNELS, 6)
+    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, torch.inf, -torch.inf], dtype=sample.dtype)
+    special = special.expand(CHANNELS, -1)
     x = torch.cat([channels, grid, levels, ties, special], dim=1)
     return x.T.contiguous() if operand == "data_in" else x
 
@@ -288,7 +289,7 @@ def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand, *, n
     low, high = (b.reshape(-1, 1) for b in _bounds(form, x))
     rounded = out.movedim(1, 0) if operand == "data_in" else out
     assert bool((rounded >= low).all() and (rounded <= high).all()), f"{called}: a value is out of its bounds"
-    huge = (rows.abs() >= 1e30) & ((rows < low) | (rows > high))
+    huge = (rows.abs() >= 1e30) & ((rows <= low) | (rows >= high))
     ends = torch.where(rows > 0, high.expand_as(rows), low.expand_as(rows))
     assert torch.equal(rounded[huge], ends[huge]), f"{called}: a huge value does not become the largest one"
     for values, result in zip(rows.contiguous(), rounded, strict=True):
