@@ -386,7 +386,9 @@ def test_labels_are_short_and_differ():
     assert parsed("block_fp", **SETTINGS["block_fp"]).label == "bfp8e8-1x16"
     assert parsed("block_fp", **{**SETTINGS["block_fp"], "exponent_bias": 100}).label == "bfp8e8b100-1x16"
     assert parsed("block_fp", **{**SETTINGS["block_fp"], "block_size": [64, 64, 64, 64]}).label == "bfp8e8-64x64x64x64"
-    assert parsed("block_fp", **{**SETTINGS["block_fp"], "block_size": [6400, 640, 64, 64]}).label == "bfp8e8-16777216000"
+    assert (
+        parsed("block_fp", **{**SETTINGS["block_fp"], "block_size": [6400, 640, 64, 64]}).label == "bfp8e8-16777216000"
+    )
     assert parsed("block_minifloat", **SETTINGS["block_minifloat"]).label == "bm-e4m3b8-1x16"
     assert parsed("log", width=5, exponent_bias=3).label == "log5b3"
     assert parsed("log", width=5).label == "log5"
