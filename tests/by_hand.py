@@ -41,6 +41,8 @@ IN_PLACE |= {torch.relu_: torch.relu}
 
 def rounded(form, x):
     """`x` in a calibrated format, as docs/formats.md defines it."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return rounded(form, x.float()).to(x.dtype)
     if hasattr(form, "frac_width"):
         step = 2.0**-form.frac_width
         low, high = (-(2 ** (form.width - 1)), 2 ** (form.width - 1) - 1) if form.signed else (0, 2**form.width - 1)

@@ -9,6 +9,7 @@ from torch import nn
 
 import bitfront as bf
 from bitfront.errors import CaptureError, ConfigError
+from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.operations import lookup
@@ -125,6 +126,25 @@ def test_what_is_changed_in_place_keeps_its_formats(name):
     assert sites
     with torch.no_grad():
         torch.testing.assert_close(quantize(graph, sites)(x), model.b(expected(model.a(x), x)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_activations_in_half_precision_are_rounded_to_the_format(dtype):
+    x = torch.linspace(-1, 1, 101).to(dtype)
+    form = Affine(12, False, "tensor", "minmax", 1).calibrated(x.float())
+    # The zero point needs eleven bits, and bfloat16 has eight.
+    assert form.zero_point[0] > 1024
+    assert torch.equal(form.round(x), form.round(x.float()).to(dtype))
+    assert (form.round(x).float() - x.float()).abs().max() < 1e-2
+
+
+def test_a_state_dict_is_loaded_without_spectral_norm():
+    x = inputs()
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))).eval()
+    graph = capture(model, x)
+    assert graph.baked == ("0.weight (spectral_norm)",)
+    graph.model.load_state_dict(copy.deepcopy(graph.model.state_dict()))
+    torch.testing.assert_close(graph.model(x), model(x))
 
 
 def test_calibration_does_not_change_its_samples():

@@ -112,6 +112,9 @@ class Grid:
 
     def round(self, x: Tensor) -> Tensor:
         """`x` mapped to the nearest numbers of the grid. Same shape and dtype."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            # Their few bits do not hold the codes.
+            return self.round(x.float()).to(x.dtype)
         return self._scaled(self.codes(x), x)
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 
@@ -108,3 +108,8 @@ def _remove_hook(module: nn.Module, name: str) -> None:
         remove_weight_norm(module, name)
     else:
         remove_spectral_norm(module, name)
+        # torch leaves this one, and no state dict could be loaded any more.
+        left = module._load_state_dict_pre_hooks
+        for key, hook in list(left.items()):
+            if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+                del left[key]

@@ -231,8 +231,8 @@ def _batch_remarks(alone: ModelEvaluator, x: Tensor, outputs: Tensor) -> tuple[s
     return (
         f"the outputs for a sample depend on the other samples of its batch: those for {len(x)} samples differ by up "
         f"to {float(difference.max()):.3g} where they are evaluated in two halves. Here a batch has up to "
-        f"{alone.chunk:,} samples; with another batch size the metrics are others. A batch norm without running "
-        "statistics does that",
+        f"{alone.chunk:,} samples; with another batch size the metrics are others. A batch norm "
+        "without running statistics does that",
     )
 
 
