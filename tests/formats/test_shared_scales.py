@@ -1,6 +1,7 @@
 """Formats with shared exponents and scales in spaces, metrics, the evaluation, run folders and exports."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from bitfront.errors import ConfigError, ExportError
 from bitfront.export.onnx import onnx_model
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
+from bitfront.metrics.storage import AverageBitwidth, BitwidthSettings
+from bitfront.metrics.stored import weights
 from bitfront.testing import check_space
 
 BLOCKS = {
@@ -74,6 +77,21 @@ def test_a_list_in_complete_settings_is_a_value(space_of, tiny_mlp):
 def test_mistakes_in_lists_are_named(changed, message, space_of, tiny_mlp):
     with pytest.raises(ConfigError, match=message):
         space_of(tiny_mlp, (4,), {"fc1": {**config("block_fp", "weight"), **changed}})
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    # fc1 has 3 × 4 weights, 6 blocks of 2 or, for mx, 3 rows; the shared part has 8 bits.
+    [("block_fp", 6 + 4), ("block_minifloat", 6 + 4), ("block_log", 4 + 4), ("log", 5), ("mx", 6 + 2)],
+)
+def test_average_bitwidth_counts_what_is_shared(name, bits, space_of, tiny_mlp):
+    space = space_of(tiny_mlp, (4,), {"fc1": config(name, "weight"), "fc2": {"name": "NA"}})
+    (weight,) = [w for w in weights(space) if w.tensor.elements == 12]
+    assert weight.widest(weight.all_bits, space.options(space.numbered(0, 1))).tolist() == [12 * bits]
+    context = SimpleNamespace(space=space)
+    for over, expected in (("quantized", bits), ("all", (12 * bits + 6 * 32) / 18)):
+        runner = AverageBitwidth(BitwidthSettings(over=over))
+        assert runner.measure(context, space.numbered(0, 1))["average_bitwidth"].tolist() == [expected]
 
 
 class Mixed(nn.Module):

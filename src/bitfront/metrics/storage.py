@@ -38,7 +38,7 @@ class AverageBitwidth(Runner):
             "bits",
             "minimize",
             "modelled",
-            "mean bits per weight over the sites with weights",
+            "mean bits per weight over the sites with weights, scales included",
         ),
         Metric("memory_density", "", "maximize", "modelled", "compare_to / average_bitwidth"),
     )
@@ -53,9 +53,9 @@ class AverageBitwidth(Runner):
         total, number = np.full(len(codes), float(apart * FLOAT_BITS)), np.full(len(codes), float(apart))
         for weight in weights(context.space):
             count = weight.tensor.elements
-            bits = weight.widest(weight.bits, options)
+            bits = weight.widest(weight.all_bits, options)
             included = np.ones(len(codes)) if settings.over == "all" else weight.quantized(options)
-            total += count * bits * included
+            total += bits * included
             number += count * included
             covered |= {use.site for use in weight.tensor.uses if use.operand == "weight"}
         tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), options.T, strict=True)

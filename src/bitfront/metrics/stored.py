@@ -24,14 +24,16 @@ class StoredForms:
     Attributes:
         groups: of the sites that use it in a format; there may be none.
         bits: of a value, per group and option.
-        bytes: of the tensor, scales included, rounded up to a whole byte; likewise. In the last place, without a
-            group, bits and bytes of the tensor as it is in the model, where it is kept so.
+        all_bits: of the tensor, scales included; likewise.
+        bytes: the same, rounded up to whole bytes. In the last place, without a group, these three of a tensor in
+            float; the bytes are those that it has in the model.
         formatted: whether there is a format, per group and option.
     """
 
     tensor: StoredTensor
     groups: tuple[int, ...]
     bits: Tables
+    all_bits: Tables
     bytes: Tables
     formatted: Tables
 
@@ -82,18 +84,21 @@ def _forms(space: FormatSpace, tensor: StoredTensor) -> StoredForms:
     formats = [
         [option.get(use.operand) for option in space.site_formats[g]] for g, use in zip(groups, uses, strict=True)
     ]
-    as_it_is = tensor.elements * tensor.itemsize
     bits = [np.array([FLOAT_BITS if f is None else f.bits for f in own], dtype=np.int64) for own in formats]
-    sizes = [
-        np.array([_bytes(tensor, use, f) for f in own], dtype=np.int64) for use, own in zip(uses, formats, strict=True)
+    whole = [
+        np.array([_all_bits(tensor, use, f) for f in own], dtype=np.int64)
+        for use, own in zip(uses, formats, strict=True)
     ]
     formatted = [np.array([f is not None for f in own], dtype=np.int64) for own in formats]
-    last = np.array([FLOAT_BITS], dtype=np.int64), np.array([as_it_is], dtype=np.int64)
-    return StoredForms(tensor, groups, (*bits, last[0]), (*sizes, last[1]), tuple(formatted))
+    sizes = [-(-table // 8) for table in whole]
+    last = (FLOAT_BITS, tensor.elements * FLOAT_BITS, tensor.elements * tensor.itemsize)
+    for tables, figure in zip((bits, whole, sizes), last, strict=True):
+        tables.append(np.array([figure], dtype=np.int64))
+    return StoredForms(tensor, groups, tuple(bits), tuple(whole), tuple(sizes), tuple(formatted))
 
 
-def _bytes(tensor: StoredTensor, use: TensorUse, form: Format | None) -> int:
-    """Bytes of a tensor in a format, scales included; in float without one."""
+def _all_bits(tensor: StoredTensor, use: TensorUse, form: Format | None) -> int:
+    """Bits of a tensor in a format, scales included; in float without one."""
     if form is None:
-        return tensor.elements * FLOAT_BITS // 8
-    return -(-(tensor.elements * form.bits + form.overhead_bits(use.shape)) // 8)
+        return tensor.elements * FLOAT_BITS
+    return tensor.elements * form.bits + form.overhead_bits(use.shape)
