@@ -579,3 +579,26 @@ def test_relus_are_meant_to_cut_off_what_is_negative():
     assert lost(Integer(8, 4, signed=False), randn(1000), negative_matters=True)["saturated"] > 0.4
     assert lost(Integer(8, 4), torch.zeros(9), negative_matters=True) == {}
     assert lost(Integer(8, 4), torch.full((9,), 8.0 - 2**-5), negative_matters=True) == {}
+
+
+class Scaled(nn.Module):
+    """A number, far smaller than 1, is an operand."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.small = nn.Linear(4, 3), nn.Parameter(torch.tensor(1e-6))
+
+    def forward(self, x):
+        return self.fc(x) * self.small
+
+
+def test_a_number_is_calibrated_as_an_operand_of_its_own():
+    x = randn(20, 4)
+    graph = capture(Scaled().eval(), x[:2])
+    (site,) = (s for s in graph.sites if s.op == "mul")
+    form = Integer(8, "auto")
+    formats = calibrate(graph, {site.name: {"data_in": form}}, x)
+    frac = formats[site.name]["data_in_2"].frac_width
+    assert abs(frac - 26) <= 1  # 2^26 * 1e-6 = 67
+    assert fixed(graph.model.small.detach(), 8, frac).item() == pytest.approx(1e-6, rel=0.01)
+    assert quantize(graph, formats)(x).isfinite().all()

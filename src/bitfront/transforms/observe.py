@@ -136,7 +136,8 @@ def _ends(x: Tensor) -> Tensor:
 
 
 def _joined(seen: Sequence[Tensor]) -> Tensor:
-    """What several calls of a module bring, as one sample; flat where they have other channels."""
+    """What several calls of a module bring, as one sample; flat where they have other channels, or are numbers."""
+    seen = [s.reshape(1) if s.dim() == 0 else s for s in seen]
     if len({s.shape[1:] for s in seen}) == 1:
         return torch.cat(list(seen))
     if all(s.dim() > 1 for s in seen) and len({s.shape[1] for s in seen}) == 1:
