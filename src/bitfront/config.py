@@ -25,7 +25,8 @@ Direction = Literal["maximize", "minimize"]
 WITHOUT_EFFECT = frozenset(
     "accumulate_grad_batches auto_requeue cpu_num_workers debug disable_dataset_cache force_cpu github_ci "
     "is_pretrained is_to_auto_requeue log_level max_token_len no_warnings nodes num_devices num_nodes num_targets "
-    "num_workers pretrained profile report_to strategy target to_debug trainer_precision trainer_strategy".split()
+    "num_workers pretrained profile report_to strategy target to_debug trainer_precision trainer_strategy "
+    "transform".split()
 )
 
 

@@ -116,3 +116,13 @@ def test_channel_multiplier(shell, shared_examples):
         assert (alone["accuracy"], alone["loss"]) == (metrics["accuracy"], metrics["loss"])
     rows = shell("analyze", "--run", "runs/jsc-widths", "--trial", 5, "--csv").out.splitlines()
     assert [row.split(",")[0] for row in rows if "Linear" in row] == ["seq_blocks_2", "seq_blocks_4", "seq_blocks_6"]
+
+
+def test_minifloats_beside_integers(shell, shared_examples):
+    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    config = shared_examples / "old_schema_minifloat.toml"
+    typed = shell("search", "--config", config, "--n-trials", "12")
+    assert "transform has no effect here" in typed.err
+    assert "12 of " in typed.out + typed.err
+    typed = shell("transform", "--config", config, "--check")
+    assert "e4m3" in typed.out

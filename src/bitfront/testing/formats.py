@@ -61,11 +61,7 @@ def check_format(
         AssertionError: the contract is broken; the message says how.
     """
     family = FORMATS.get(name)
-    generator = torch.Generator().manual_seed(seed)
-    sample = torch.randn(CHANNELS, 257, generator=generator) * spread
-    sample *= torch.tensor([1.0, 0.25, 3.0])[:, None]
-    sample = sample if signed else sample.relu()
-    sample = sample.T.contiguous() if operand == "data_in" else sample
+    sample = _sample(operand, signed, spread, seed)
     parsed = family.parse(settings, operand, signed=signed)
     _check_value(parsed, family.parse(dict(settings), operand, signed=signed))
     _check_parameters(family, settings, operand)
@@ -85,14 +81,21 @@ def check_format(
             if grouped:
                 _check_stable(form, x)
             elif elementwise:
-                rows = x.movedim(1, 0) if operand == "data_in" else x
-                _check_numbers(form, rows, x, operand, nearest=nearest, mirrored=mirrored)
+                _check_numbers(form, x, operand, nearest=nearest, mirrored=mirrored)
             else:
                 _check_blocks(form, x, operand)
             _check_grid(form, x)
             if dtype == torch.float32:
                 _check_learned_range(form, x)
     return form
+
+
+def _sample(operand: Operand, signed: bool, spread: float, seed: int) -> Tensor:
+    """Random values of an operand whose channels differ in size."""
+    sample = torch.randn(CHANNELS, 257, generator=torch.Generator().manual_seed(seed)) * spread
+    sample *= torch.tensor([1.0, 0.25, 3.0])[:, None]
+    sample = sample if signed else sample.relu()
+    return sample.T.contiguous() if operand == "data_in" else sample
 
 
 def _check_value(one: Format, other: Format) -> None:
@@ -282,7 +285,8 @@ def _check_blocks(form: Format, x: Tensor, operand: Operand) -> None:
             assert torch.equal(_bits(form.round(several)), _bits(alone)), f"{called}: a sample depends on the others"
 
 
-def _check_numbers(form: Format, rows: Tensor, x: Tensor, operand: Operand, *, nearest: bool, mirrored: bool) -> None:
+def _check_numbers(form: Format, x: Tensor, operand: Operand, *, nearest: bool, mirrored: bool) -> None:
+    rows = x.movedim(1, 0) if operand == "data_in" else x
     called = repr(form)
     out = form.round(x)
     assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
