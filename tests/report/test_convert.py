@@ -19,7 +19,7 @@ from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, MissingExtraError, RunError
 from bitfront.report import study
 from bitfront.report.columns import kept
-from bitfront.report.convert import FORMATS
+from bitfront.report.convert import FORMATS, FileFormat
 
 pytestmark = pytest.mark.slow
 BUDGET = ({"text": "average_bitwidth <= 4", "metric": "average_bitwidth", "comparison": "<=", "bound": 4.0},)
@@ -278,3 +278,15 @@ def test_what_optuna_cannot_write_is_an_error(run, monkeypatch):
 
 def test_the_shell_completes_the_formats_there_are():
     assert tuple(FORMATS) == completing.FORMATS
+
+
+def test_a_library_that_cannot_write_its_file(troubled, tmp_path, monkeypatch):
+    """SQLAlchemy raises errors of its own where the disk is full."""
+
+    def full(*_):
+        raise RuntimeError("disk I/O error")
+
+    monkeypatch.setitem(FORMATS, "csv", FileFormat("trials.csv", full))
+    with pytest.raises(RunError, match=r"x.csv: cannot be written: .*disk I/O error; free disk space"):
+        bf.convert(troubled, "csv", tmp_path / "x.csv")
+    assert not (tmp_path / "x.csv").exists()

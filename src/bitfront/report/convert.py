@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.run import Run
-from bitfront.errors import ConfigError, RunError, nearest, one_of, require
-from bitfront.files import whole
+from bitfront.errors import ConfigError, RunError, nearest, one_of, parsing, require
+from bitfront.files import shown, whole
 from bitfront.report import study
 from bitfront.report.columns import Rows, kept, table
 
@@ -84,7 +84,8 @@ def convert(
     if not isinstance(run, Run):
         run = Run.load(folder)
     rows = kept(run, limit)
-    with whole(path) as part:
+    # Whatever the libraries for a format raise where the disk is full.
+    with whole(path) as part, parsing(RunError, f"{shown(path)}: cannot be written", "free disk space and try again"):
         wanted.write(part, run, rows)
     return Converted(path, to, len(rows), len(run))
 
