@@ -70,11 +70,7 @@ def check_format(
         _check_storage(each, FORMATS.official(name))
     _check_facts(parsed, form, settings, tuple(sample.shape))
     for dtype in (torch.float32, torch.float64):
-        typed = sample.to(dtype)
-        if grouped:
-            points = _points_of_groups(form, typed)
-        else:
-            points = [_points(form, typed, operand) if elementwise else _shared(typed)]
+        points = _tried(form, sample.to(dtype), operand, elementwise, grouped)
         for x in points:
             _check_purity(form, x)
             _check_gradients(form, x)
@@ -88,6 +84,13 @@ def check_format(
             if dtype == torch.float32:
                 _check_learned_range(form, x)
     return form
+
+
+def _tried(form: Format, sample: Tensor, operand: Operand, elementwise: bool, grouped: bool) -> list[Tensor]:
+    """The tensors that are rounded."""
+    if grouped:
+        return list(_points_of_groups(form, sample))
+    return [_points(form, sample, operand) if elementwise else _shared(sample)]
 
 
 def _sample(operand: Operand, signed: bool, spread: float, seed: int) -> Tensor:
