@@ -559,7 +559,7 @@ CORRECTED = {
     Norms: (3, 3),
     Functional: (1, 0),
     FunctionalConv: (2, 0),
-    SharedLayer: (3, 0),
+    SharedLayer: (1, 0),
     StubbornAndShared: (2, 0),
 }
 

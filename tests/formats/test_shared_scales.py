@@ -177,5 +177,7 @@ def test_onnx_is_refused_by_name(name, operand):
     form = FORMATS.get(name).parse(BLOCKS[name], operand)
     formats = {"_0": {"data_in": FORMATS.get("integer").parse({"width": 8}, "data_in"), operand: form}}
     for kind in ("integer", "qdq"):
-        with pytest.raises(ExportError, match=f"^_0: {operand} is {form.label}, and its values are no integers"):
+        with pytest.raises(
+            ExportError, match=f"^_0: {operand} is {form.label}, and only whole numbers of at most 8 bits"
+        ):
             onnx_model(graph, formats, form=kind)

@@ -1,4 +1,4 @@
-"""The example of each number format: searched, and a trial of its front rebuilt from the run folder."""
+"""The example of each number format: searched, and a trial in that format rebuilt from the run folder."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,8 @@ def test_the_example_of_a_format(example, shell):
     typed = shell("search", "--config", example, "--n-trials", 30, "--max-epochs", 3, "--project-dir", "runs")
     assert "30 of" in typed.out
     (folder,) = (shell.folder / "runs").iterdir()
-    best = json.loads((folder / "best.json").read_text())
-    entry = next(iter(best.values()))
-    assert any(
-        t.get("config", {}).get("name") == example.stem for t in entry["sampled_config"].values() if isinstance(t, dict)
-    )
+    trials = json.loads((folder / "log.json").read_text()).values()
+    names = [{t["config"]["name"] for t in e["sampled_config"].values() if isinstance(t, dict)} for e in trials]
+    entry = next(entry for entry, used in zip(trials, names, strict=True) if example.stem in used)
     typed = shell("transform", "--run", folder, "--trial", entry["number"], "--check", "--json")
     assert json.loads(typed.out)["accuracy"] == entry["software_metrics"]["accuracy"]

@@ -41,7 +41,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, value in values:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # what was not written may be expanded: it cannot be
+                    buffer.copy_(value)
         for module, attributes, buffers in before:
             vars(module).clear()
             vars(module).update(attributes)
