@@ -23,6 +23,8 @@ from bitfront.errors import EvaluationError, RunError
 from bitfront.metrics.configured import configured_runner
 from bitfront.population.compiled import CpuTrainer
 
+#: Each of them searches.
+pytestmark = pytest.mark.slow
 CLASSES = 3
 
 

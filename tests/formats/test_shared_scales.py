@@ -123,6 +123,7 @@ def mixed():
         return Mixed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_search_gives_the_numbers_of_the_deployed_model(name, mixed, images, tmp_path):
     sites = {**config(name, "data_in", "weight", "bias"), "name": [name, "integer", "NA"], "data_in_width": [4, 6]}
