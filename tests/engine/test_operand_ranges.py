@@ -18,6 +18,9 @@ from bitfront.graph import capture
 from bitfront.transforms import calibrate, quantize
 from bitfront.transforms.observe import KEPT_VALUES, observe
 
+#: Most of them search.
+pytestmark = pytest.mark.slow
+
 
 def fixed(x, width, frac, signed=True):
     low, high = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if signed else (0, 2**width - 1)

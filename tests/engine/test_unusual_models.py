@@ -12,6 +12,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import bitfront as bf
 
+#: Most of them search.
+pytestmark = pytest.mark.slow
+
 CHOICES = {
     "name": "integer",
     "data_in_width": [8],
