@@ -212,7 +212,7 @@ EXACT = {"name": ["integer"], "data_in_width": [3, 8], "weight_width": [2, 4], "
         ),
         (
             lambda: build_model("digits-mlp", (1, 8, 8), 5, seed=0),
-            {"default": {**EXACT, "data_in_width": [16], "weight_width": [16]}},
+            {"default": {**EXACT, "data_in_width": [20], "weight_width": [20]}},
             r"\(2 sites, first fc1 \(Linear\): sums of up to .* bits, more than the 24 that float32 holds\)",
             1,
         ),

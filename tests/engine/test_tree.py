@@ -583,6 +583,36 @@ def test_corrected_candidates_have_the_numbers_of_their_corrected_models(network
     assert same(joined([tiny.evaluate(c) for c in np.split(codes[::-1], 6)]), part(measured, range(len(codes))[::-1]))
 
 
+class Cancelling(nn.Module):
+    """Behind a ReLU, positive and negative weights that are equal: no part of a sum is as large as all of it."""
+
+    def __init__(self, rectifies=True):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, CLASSES, bias=False)
+        self.between = nn.Sequential(nn.ReLU() if rectifies else nn.Tanh(), nn.Dropout(), nn.Flatten())
+        with torch.no_grad():
+            self.last.weight[:] = torch.tensor([1.0, -1.0]).repeat(16) * (0.6 + 0.4 * torch.rand(CLASSES, 32))
+
+    def forward(self, x):
+        return self.last(self.between(self.first(x)))
+
+
+def test_sums_of_what_is_not_negative_need_fewer_bits():
+    """Σ|w|·max|x| needs more than 24 bits here; behind a ReLU no part of a sum is larger than about half of it."""
+    auto = {"data_in_frac_width": "auto", "weight_frac_width": "auto"}
+    space = {"last": {"name": "integer", "data_in_width": 11, "weight_width": [2, 11], **auto}}
+    for rectifies in (True, False):
+        torch.manual_seed(0)
+        model = Cancelling(rectifies).eval()
+        evaluator = evaluator_of(job_of(model, (6,), space))
+        codes = evaluator.space.numbered(0, evaluator.space.size)
+        assert_as_alone(evaluator, codes)
+        form = evaluator.formats(codes[-1])["last"]
+        whole = form["weight"].quantize(model.last.weight.detach()).double() * 2.0 ** form["weight"].frac_width
+        assert float(whole.abs().sum(dim=1).max()) * 2**10 > 2**24
+        assert any(site.startswith("last") for site in evaluator.inexact) is not rectifies
+
+
 class InPlace(nn.Module):
     """Changes what it is given."""
 

@@ -142,8 +142,11 @@ class Dispatcher:
 
     def _map(self, parts: Sequence[Codes]) -> Iterator[BatchMetrics]:
         """The metrics of each part, in order. Candidates that are known to be lethal are not evaluated."""
+        if not self.lethal:
+            yield from map(self._noted, parts, self._evaluated(parts))
+            return
         allowed = [np.array([key_of(code) not in self.lethal for code in part], dtype=bool) for part in parts]
-        if not self.lethal or all(rows.all() for rows in allowed):
+        if all(rows.all() for rows in allowed):
             yield from map(self._noted, parts, self._evaluated(parts))
             return
         evaluated = self._evaluated([part[rows] for part, rows in zip(parts, allowed, strict=True) if rows.any()])
@@ -161,6 +164,8 @@ class Dispatcher:
 
     def _noted(self, codes: Codes, metrics: BatchMetrics) -> BatchMetrics:
         """The same, after noting which candidates turned out to be lethal."""
+        if not any(metrics.errors):
+            return metrics
         errors = {key_of(codes[row]): text for row, text in enumerate(metrics.errors) if text.startswith(LETHAL)}
         if errors:
             self.lethal.update(errors)
@@ -171,8 +176,10 @@ class Dispatcher:
 
     def _here(self, part: Codes) -> BatchMetrics:
         """Evaluate in this process, but suspects in another one."""
-        suspect = np.array([key_of(code) in self.in_flight.suspects for code in part], dtype=bool)
-        if not self.in_flight.suspects or not suspect.any():
+        suspect = np.zeros(len(part), dtype=bool)
+        if self.in_flight.suspects:
+            suspect[:] = [key_of(code) in self.in_flight.suspects for code in part]
+        if not suspect.any():
             self.in_flight.begin(part)
             metrics = self.evaluator.evaluate(part)
             interrupts.check()

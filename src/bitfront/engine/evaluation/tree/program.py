@@ -336,6 +336,13 @@ class Program:
                 self.inexact.setdefault(step.site.title, self._exact[key])
         return not self._exact[key]
 
+    def _not_negative(self, step: Step) -> bool:
+        """Whether the input of a step comes from a ReLU, at most moved or selected since."""
+        before = self.steps[step.inputs[0]]
+        while before.kind in ("identity", "flatten", "selection"):
+            before = self.steps[before.inputs[0]]
+        return before.kind == "rectifier"
+
     def _why_inexact(self, step: Step, data: int, parameters: int) -> str:
         assert step.group is not None
         assert step.site is not None
@@ -350,7 +357,13 @@ class Program:
         if x_grid is None or w_grid is None or (bias is not None and b_grid is None):
             return "a format whose step is not a power of two, or differs between values"
         step_size = min([x_grid.step * w_grid.step] + ([] if b_grid is None else [b_grid.step]))
-        sums = weight.double().abs().flatten(1).sum(dim=1) * (max(-x_grid.low, x_grid.high) * x_grid.step)
+        low, high = -x_grid.low, x_grid.high
+        if self._not_negative(step):
+            low = 0
+        rows = weight.double().flatten(1)
+        up, down = rows.clamp(min=0).sum(dim=1), -rows.clamp(max=0).sum(dim=1)
+        # The largest absolute value of any part of a sum: every term at the end of its range that adds to it.
+        sums = torch.maximum(up * high + down * low, up * low + down * high) * x_grid.step
         if bias is not None:
             sums = sums + bias.double().abs()
         if not step_size >= SMALLEST_STEP:
