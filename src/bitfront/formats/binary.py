@@ -11,37 +11,34 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FLOAT_BITS, Format, FormatError, FormatParameter, Operand, channel_axis
+from bitfront.formats.base import FormatError, FormatParameter, Operand, channel_axis
 from bitfront.formats.grid import Grid
 from bitfront.formats.scales import (
     GRANULARITY,
-    Granularity,
+    MeanFormat,
     as_scale,
     channel_steps,
     granularity,
     keep_nan,
-    magnitudes,
     mean_of,
-    scales_of,
 )
 
 
 @FORMATS.register("binary")
 @dataclass(frozen=True)
-class Binary(Format):
+class Binary(MeanFormat):
     """One bit: the sign, or whether a value is positive; times 1 or the mean absolute value."""
 
     bipolar: bool
     scaling_factor: bool
-    granularity: Granularity
-    axis: int
     scale: tuple[float, ...] | None = None
 
-    covers_range: ClassVar[bool] = False
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value: 1", default=1, low=1, high=1),
         "bipolar": FormatParameter(
@@ -77,16 +74,12 @@ class Binary(Format):
         scaled = not bipolar if values["scaling_factor"] is None else bool(values["scaling_factor"])
         # Without a scale, nothing differs between channels.
         kind = granularity(values, operand) if scaled else "tensor"
-        return cls(bipolar, scaled, kind, channel_axis(operand) if scaled else 0)
+        return cls(kind, channel_axis(operand) if scaled else 0, bipolar, scaled)
 
     @property
     def bits(self) -> int:
         """One."""
         return 1
-
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """A float32 scale per tensor or channel; nothing without scales."""
-        return FLOAT_BITS * scales_of(shape, self.granularity, self.axis) if self.scaling_factor else 0
 
     @property
     def label(self) -> str:
@@ -99,15 +92,13 @@ class Binary(Format):
         """True while a scale is missing."""
         return self.scaling_factor and self.scale is None
 
-    def calibrated(self, sample: Tensor) -> Self:
-        """With the mean absolute value of the finite values of `sample`, per channel along `axis` or of all."""
-        if not self.calibrates:
-            return self
-        return replace(self, scale=as_scale(mean_of(magnitudes(sample, self.granularity, self.axis))))
+    @property
+    def scales_each(self) -> int:
+        """One, or none."""
+        return int(self.scaling_factor)
 
-    def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:  # noqa: ARG002
-        """As :meth:`calibrated`: a mean does not depend on the ends."""
-        return self.calibrated(sample)
+    def _learned(self, sizes: NDArray[np.float64]) -> Self:
+        return replace(self, scale=as_scale(mean_of(sizes)))
 
     @cached_property
     def grid(self) -> Grid:

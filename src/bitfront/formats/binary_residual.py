@@ -17,37 +17,33 @@ from typing import ClassVar, Self, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FLOAT_BITS, Format, FormatError, FormatParameter, Operand, channel_axis
+from bitfront.formats.base import FormatError, FormatParameter, Operand, channel_axis
 from bitfront.formats.grid import Grid
 from bitfront.formats.scales import (
     GRANULARITY,
-    Granularity,
+    MeanFormat,
     as_scale,
     channel_steps,
     granularity,
     keep_nan,
-    magnitudes,
     mean_of,
-    scales_of,
 )
 
 
 @FORMATS.register("binary_residual")
 @dataclass(frozen=True)
-class BinaryResidual(Format):
+class BinaryResidual(MeanFormat):
     """A sum of `levels` binary numbers, each with the mean absolute value of what is left as its scale."""
 
     levels: int
-    granularity: Granularity
-    axis: int
     #: Level → channel → scale.
     scales: tuple[tuple[float, ...], ...] | None = None
 
     bits_parameter: ClassVar[str | None] = "levels"
-    covers_range: ClassVar[bool] = False
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "levels": FormatParameter("binary numbers in a sum, one bit each", low=1, high=4),
         "granularity": replace(
@@ -59,16 +55,12 @@ class BinaryResidual(Format):
 
     @classmethod
     def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
-        return cls(cast(int, values["levels"]), granularity(values, operand), channel_axis(operand))
+        return cls(granularity(values, operand), channel_axis(operand), cast(int, values["levels"]))
 
     @property
     def bits(self) -> int:
         """One per level."""
         return self.levels
-
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """A float32 scale per level and tensor or channel."""
-        return FLOAT_BITS * self.levels * scales_of(shape, self.granularity, self.axis)
 
     @property
     def label(self) -> str:
@@ -80,21 +72,19 @@ class BinaryResidual(Format):
         """True while there are no scales."""
         return self.scales is None
 
-    def calibrated(self, sample: Tensor) -> Self:
-        """With scales from the finite values of `sample`, per channel along `axis` or of all."""
-        if not self.calibrates:
-            return self
+    @property
+    def scales_each(self) -> int:
+        """One per level."""
+        return self.levels
+
+    def _learned(self, sizes: NDArray[np.float64]) -> Self:
         # The sign of a residual does not matter for the next scale.
-        residual, scales = magnitudes(sample, self.granularity, self.axis), []
+        residual, scales = sizes, []
         for _ in range(self.levels):
             means = mean_of(residual)
             scales.append(as_scale(means))
             residual = np.abs(residual - means[:, None])
         return replace(self, scales=tuple(scales))
-
-    def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:  # noqa: ARG002
-        """As :meth:`calibrated`: a mean does not depend on the ends."""
-        return self.calibrated(sample)
 
     @cached_property
     def grid(self) -> Grid | None:

@@ -16,32 +16,27 @@ from typing import ClassVar, Self, cast
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.base import FormatError, FormatParameter, Operand, holds_samples
 from bitfront.formats.blocks import (
     BLOCK_SIZE,
     HIGHEST,
     LOWEST,
-    binade,
-    block_of,
+    SizedBlockFormat,
     labelled,
     largest,
-    number_of_blocks,
     spread,
     to_codes,
 )
-from bitfront.formats.grid import Grid, common_grid
+from bitfront.formats.floating import binade
 
 
 @FORMATS.register("block_fp")
 @dataclass(frozen=True)
-class BlockFloat(Format):
+class BlockFloat(SizedBlockFormat):
     """Block floating point: signed whole numbers, and one exponent per block (MSFP)."""
 
-    width: int
     exponent_width: int
     exponent_bias: int
-    block_size: tuple[int, ...]
-    samples: bool
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value, sign included", low=2, high=24),
@@ -62,7 +57,7 @@ class BlockFloat(Format):
         bias = values["exponent_bias"]
         bias = 2 ** (exponent_width - 1) - 1 if bias is None else cast(int, bias)
         size = cast("tuple[int, ...]", values["block_size"])
-        form = cls(width, exponent_width, bias, size, holds_samples(operand))
+        form = cls(width, holds_samples(operand), size, exponent_width, bias)
         low, high = form._steps
         if low > high:
             raise FormatError(
@@ -71,32 +66,23 @@ class BlockFloat(Format):
         return form
 
     @property
-    def bits(self) -> int:
-        """Bits of one stored value, without its share of the exponent."""
-        return self.width
-
-    @property
     def label(self) -> str:
         """E.g. ``bfp8e8-1x16``; with a bias that is not the default ``bfp8e8b100-1x16``."""
         bias = "" if self.exponent_bias == 2 ** (self.exponent_width - 1) - 1 else f"b{self.exponent_bias}"
         return labelled(f"bfp{self.width}e{self.exponent_width}{bias}", self.block_size)
 
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """An exponent per block."""
-        return number_of_blocks(shape, self._block(shape)) * self.exponent_width
+    @property
+    def shared_bits(self) -> int:
+        """Those of an exponent."""
+        return self.exponent_width
+
+    def end(self, x: Tensor) -> Tensor:
+        """The largest whole number times the step."""
+        return self._step(x) * self._most
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded half to even with the step of its block, saturating."""
         return to_codes(x, self._step(x), self._most)
-
-    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest value that the block of each value can have."""
-        end = self._step(x) * self._most
-        return -end, end
-
-    def grid_of(self, x: Tensor) -> Grid | None:
-        """The grid of the smallest step in use."""
-        return common_grid(self.round(x))
 
     @property
     def _most(self) -> int:
@@ -108,11 +94,8 @@ class BlockFloat(Format):
         low = -self.exponent_bias - self.width + 1
         return max(low, LOWEST), min(low + 2**self.exponent_width - 1, HIGHEST + 2 - self.width)
 
-    def _block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return block_of(shape, self.block_size, self.samples)
-
     def _step(self, x: Tensor) -> Tensor:
-        block = self._block(x.shape)
+        block = self.block(x.shape)
         low, high = self._steps
         step = binade(largest(x, block)) * 2.0 ** (2 - self.width)
         return spread(step.clamp(2.0**low, 2.0**high), x.shape, block)

@@ -14,30 +14,25 @@ import torch
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatParameter, Operand, holds_samples
+from bitfront.formats.base import FormatParameter, Operand, holds_samples
 from bitfront.formats.blocks import (
     BLOCK_SIZE,
     LOWEST,
-    binade,
-    block_of,
+    SizedBlockFormat,
     labelled,
     largest,
-    number_of_blocks,
     spread,
     to_powers,
 )
-from bitfront.formats.grid import Grid, common_grid
+from bitfront.formats.floating import binade
 
 
 @FORMATS.register("block_log")
 @dataclass(frozen=True)
-class BlockLog(Format):
+class BlockLog(SizedBlockFormat):
     """Powers of two of either sign, and 0, with one exponent bias per block."""
 
-    width: int
     exponent_bias_width: int
-    block_size: tuple[int, ...]
-    samples: bool
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value: a sign and an exponent", low=2, high=8),
@@ -49,46 +44,30 @@ class BlockLog(Format):
     def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
         size = cast("tuple[int, ...]", values["block_size"])
         bias = cast(int, values["exponent_bias_width"])
-        return cls(cast(int, values["width"]), bias, size, holds_samples(operand))
-
-    @property
-    def bits(self) -> int:
-        """Bits of one stored value, without its share of the exponent bias."""
-        return self.width
+        return cls(cast(int, values["width"]), holds_samples(operand), size, bias)
 
     @property
     def label(self) -> str:
         """E.g. ``blog5b8-1x16``: with a bias of 8 bits per block."""
         return labelled(f"blog{self.width}b{self.exponent_bias_width}", self.block_size)
 
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """An exponent bias per block."""
-        return number_of_blocks(shape, self._block(shape)) * self.exponent_bias_width
+    @property
+    def shared_bits(self) -> int:
+        """Those of an exponent bias."""
+        return self.exponent_bias_width
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded to the nearest exponent that its block has, saturating; 0 below the lowest one."""
-        top = self._top(x)
+        top = self.end(x)
         return to_powers(x, top * 2.0 ** (1 - self._most), top)
-
-    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest value that the block of each value can have."""
-        end = self._top(x)
-        return -end, end
-
-    def grid_of(self, x: Tensor) -> Grid | None:
-        """The grid of the smallest value in use."""
-        return common_grid(self.round(x))
 
     @property
     def _most(self) -> int:
         return int(2 ** (self.width - 1)) - 1
 
-    def _block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return block_of(shape, self.block_size, self.samples)
-
-    def _top(self, x: Tensor) -> Tensor:
-        """The largest value of the block of each value."""
-        block = self._block(x.shape)
+    def end(self, x: Tensor) -> Tensor:
+        """The largest power of two that the block of each value of `x` has."""
+        block = self.block(x.shape)
         size = largest(x, block)
         below = binade(size)
         reached = torch.where(size > below, below * 2, below)

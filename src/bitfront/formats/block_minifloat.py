@@ -16,31 +16,26 @@ from typing import ClassVar, Self, cast
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.base import FormatError, FormatParameter, Operand, holds_samples
 from bitfront.formats.blocks import (
     BLOCK_SIZE,
     LOWEST,
-    binade,
-    block_of,
+    SizedBlockFormat,
     labelled,
     largest,
-    number_of_blocks,
     spread,
     to_floats,
 )
-from bitfront.formats.grid import Grid, common_grid
+from bitfront.formats.floating import binade
 
 
 @FORMATS.register("block_minifloat")
 @dataclass(frozen=True)
-class BlockMinifloat(Format):
+class BlockMinifloat(SizedBlockFormat):
     """Small floating-point numbers, and one exponent bias per block."""
 
-    width: int
     exponent_width: int
     exponent_bias_width: int
-    block_size: tuple[int, ...]
-    samples: bool
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value, sign included", low=3, high=24),
@@ -55,35 +50,26 @@ class BlockMinifloat(Format):
         if exponent_width > width - 2:
             raise FormatError(f"exponent_width = {exponent_width} leaves no mantissa in width = {width}")
         size = cast("tuple[int, ...]", values["block_size"])
-        return cls(width, exponent_width, cast(int, values["exponent_bias_width"]), size, holds_samples(operand))
-
-    @property
-    def bits(self) -> int:
-        """Bits of one stored value, without its share of the exponent bias."""
-        return self.width
+        return cls(width, holds_samples(operand), size, exponent_width, cast(int, values["exponent_bias_width"]))
 
     @property
     def label(self) -> str:
         """E.g. ``bm-e4m3b8-1x16``: with a bias of 8 bits per block."""
         return labelled(f"bm-e{self.exponent_width}m{self._mantissa}b{self.exponent_bias_width}", self.block_size)
 
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """An exponent bias per block."""
-        return number_of_blocks(shape, self._block(shape)) * self.exponent_bias_width
+    @property
+    def shared_bits(self) -> int:
+        """Those of an exponent bias."""
+        return self.exponent_bias_width
+
+    def end(self, x: Tensor) -> Tensor:
+        """The largest number under the bias of the block."""
+        return self._top(x) * self._largest
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded half to even with the bias of its block, saturating."""
         top = self._top(x)
         return to_floats(x, self._mantissa, top * self._lowest, top, top * self._largest)
-
-    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest value that the block of each value can have."""
-        end = self._top(x) * self._largest
-        return -end, end
-
-    def grid_of(self, x: Tensor) -> Grid | None:
-        """The grid of the smallest step in use."""
-        return common_grid(self.round(x))
 
     @property
     def _mantissa(self) -> int:
@@ -99,11 +85,8 @@ class BlockMinifloat(Format):
         """The largest number, where the largest power of two is 1."""
         return float(2 - 2.0**-self._mantissa)
 
-    def _block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return block_of(shape, self.block_size, self.samples)
-
     def _top(self, x: Tensor) -> Tensor:
         """The largest power of two among the values of the block of each value."""
-        block, most = self._block(x.shape), 2**self.exponent_width - 1
+        block, most = self.block(x.shape), 2**self.exponent_width - 1
         low = max(most - (2**self.exponent_bias_width - 1), LOWEST + self._mantissa)
         return spread(binade(largest(x, block)).clamp(2.0**low, 2.0**most), x.shape, block)

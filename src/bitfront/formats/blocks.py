@@ -12,15 +12,18 @@ device.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bitfront.formats.base import FormatParameter
-from bitfront.formats.grid import WHOLE
+from bitfront.formats.base import Format, FormatParameter
+from bitfront.formats.floating import binade
+from bitfront.formats.grid import WHOLE, Grid, common_grid
 
 #: The exponents of float32's normal numbers.
 LOWEST, HIGHEST = -126, 127
@@ -85,16 +88,6 @@ def spread(per_block: Tensor, shape: Sequence[int], block: Sequence[int]) -> Ten
     return per_block
 
 
-def binade(x: Tensor) -> Tensor:
-    """The largest power of two that is at most ``|x|``: exact, since it is x without sign and mantissa.
-
-    0 for numbers below 2^-126 of float32 (2^-1022 of float64), infinity where `x` is not finite.
-    """
-    if x.dtype == torch.float32:
-        return (x.view(torch.int32) & 0x7F800000).view(torch.float32)
-    return (x.view(torch.int64) & 0x7FF0000000000000).view(torch.float64)
-
-
 def to_floats(x: Tensor, mantissa: int, lowest: Tensor, highest: Tensor, end: Tensor) -> Tensor:
     """`x` as floating-point numbers with subnormal ones, half to even, saturating.
 
@@ -134,3 +127,53 @@ def labelled(head: str, size: Sequence[int]) -> str:
     """A label that names the block: ``head-1x16``; of a long one the number of values."""
     text = f"{head}-{'x'.join(map(str, size))}"
     return text if len(text) <= LABEL else f"{head}-{math.prod(size)}"[:LABEL]
+
+
+@dataclass(frozen=True)
+class BlockFormat(Format):
+    """What formats have in common whose values share something, of ``shared_bits``, within a block."""
+
+    width: int
+    samples: bool
+
+    @property
+    @abstractmethod
+    def shared_bits(self) -> int:
+        """Bits of what the values of a block share."""
+
+    @abstractmethod
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """How many neighbours along each dimension of a tensor share something; ``WHOLE`` for all of them."""
+
+    @abstractmethod
+    def end(self, x: Tensor) -> Tensor:
+        """The largest value that the block of each value of `x` can have; broadcasts to `x`."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored value, without its part of what its block shares."""
+        return self.width
+
+    def overhead_bits(self, shape: tuple[int, ...]) -> int:
+        """The bits that blocks share."""
+        return number_of_blocks(shape, self.block(shape)) * self.shared_bits
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value that the block of each value can have."""
+        end = self.end(x)
+        return -end, end
+
+    def grid_of(self, x: Tensor) -> Grid | None:
+        """The grid of the smallest step in use."""
+        return common_grid(self.round(x))
+
+
+@dataclass(frozen=True)
+class SizedBlockFormat(BlockFormat):
+    """A block format whose blocks have the size of its parameter ``block_size``."""
+
+    block_size: tuple[int, ...]
+
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """As ``block_of``."""
+        return block_of(shape, self.block_size, self.samples)

@@ -16,9 +16,10 @@ from typing import ClassVar, NamedTuple, Self, cast
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, holds_samples
-from bitfront.formats.blocks import HIGHEST, LOWEST, binade, largest, number_of_blocks, spread, to_codes, to_floats
-from bitfront.formats.grid import WHOLE, Grid, common_grid
+from bitfront.formats.base import FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.blocks import HIGHEST, LOWEST, BlockFormat, largest, spread, to_codes, to_floats
+from bitfront.formats.floating import binade
+from bitfront.formats.grid import WHOLE
 
 #: Values that share a scale.
 BLOCK = 32
@@ -56,13 +57,11 @@ ELEMENTS: Mapping[tuple[int, int], Element] = {
 
 @FORMATS.register("mx")
 @dataclass(frozen=True)
-class Mx(Format):
+class Mx(BlockFormat):
     """Microscaling (OCP MX v1.0): elements of 8, 6 or 4 bits, and one scale per 32 of them."""
 
-    width: int
     exponent_width: int
     axis: int | None
-    samples: bool
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of an element: 8, 6 or 4", low=4, high=8),
@@ -97,12 +96,7 @@ class Mx(Format):
         samples, axis = holds_samples(operand), cast("int | None", values["axis"])
         if samples and axis == 0:
             raise FormatError("axis = 0 is not possible: it is the samples, and they share no scale", "axis")
-        return cls(width, cast(int, exponent_width), axis, samples)
-
-    @property
-    def bits(self) -> int:
-        """Bits of one element, without its share of the scale."""
-        return self.width
+        return cls(width, samples, cast(int, exponent_width), axis)
 
     @property
     def element(self) -> Element:
@@ -114,9 +108,10 @@ class Mx(Format):
         """E.g. ``mx-e4m3``; with an axis that is not the default ``mx-e4m3.0``."""
         return f"mx-{self.element.name}" + ("" if self.axis is None else f".{self.axis}")
 
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """A scale per block."""
-        return number_of_blocks(shape, self._block(shape)) * SCALE_BITS
+    @property
+    def shared_bits(self) -> int:
+        """Those of a scale."""
+        return SCALE_BITS
 
     def round(self, x: Tensor) -> Tensor:
         """`x` as elements times the scale of their block: the nearest ones, half to even, saturating."""
@@ -126,16 +121,12 @@ class Mx(Format):
         ends = scale * 2.0**element.emin, scale * 2.0**element.emax
         return to_floats(x, element.mantissa, *ends, scale * element.largest)
 
-    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest value that the block of each value can have."""
-        end = self._scale(x) * self.element.largest
-        return -end, end
+    def end(self, x: Tensor) -> Tensor:
+        """The largest element times the scale."""
+        return self._scale(x) * self.element.largest
 
-    def grid_of(self, x: Tensor) -> Grid | None:
-        """The grid of the smallest step in use."""
-        return common_grid(self.round(x))
-
-    def _block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """32 along one dimension; no two samples share."""
         dims = len(shape)
         axis = self.axis
         if axis is None:
@@ -146,7 +137,7 @@ class Mx(Format):
         return tuple(along if dim == axis and shares else 1 for dim in range(dims))
 
     def _scale(self, x: Tensor) -> Tensor:
-        block, element = self._block(x.shape), self.element
+        block, element = self.block(x.shape), self.element
         # An integer's step is a part of the scale, and must be a number of float32 too.
         low = LOWEST + (element.mantissa if self.exponent_width == 0 else 0)
         scale = binade(largest(x, block)) * 2.0**-element.emax

@@ -5,15 +5,17 @@ Means are summed in float64 by NumPy, which divides no sum among threads: a scal
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitfront.formats.base import FormatParameter, Operand
+from bitfront.formats.base import FLOAT_BITS, Format, FormatParameter, Operand
 from bitfront.formats.grid import WHOLE
 
 #: A smaller scale becomes this one, also that of zeros alone.
@@ -83,3 +85,34 @@ def as_scale(means: NDArray[np.float64]) -> tuple[float, ...]:
 def keep_nan(x: Tensor, rounded: Tensor) -> Tensor:
     """`rounded`, but NaN where `x` is NaN."""
     return torch.where(x.isnan(), x, rounded)
+
+
+@dataclass(frozen=True)
+class MeanFormat(Format):
+    """What formats have in common whose scales are means of absolute values, per tensor or per channel."""
+
+    granularity: Granularity
+    axis: int
+
+    covers_range: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def scales_each(self) -> int:
+        """How many scales a tensor, or a channel, has."""
+
+    @abstractmethod
+    def _learned(self, sizes: NDArray[np.float64]) -> Self:
+        """The calibrated format, from what :func:`magnitudes` gives."""
+
+    def overhead_bits(self, shape: tuple[int, ...]) -> int:
+        """A float32 number per scale."""
+        return FLOAT_BITS * self.scales_each * scales_of(shape, self.granularity, self.axis)
+
+    def calibrated(self, sample: Tensor) -> Self:
+        """With means over the finite values of `sample`, per channel along `axis` or over all."""
+        return self._learned(magnitudes(sample, self.granularity, self.axis)) if self.calibrates else self
+
+    def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:  # noqa: ARG002
+        """As :meth:`calibrated`: a mean does not depend on the ends."""
+        return self.calibrated(sample)

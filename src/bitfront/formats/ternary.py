@@ -15,21 +15,20 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FLOAT_BITS, Format, FormatError, FormatParameter, Operand, channel_axis
+from bitfront.formats.base import FormatError, FormatParameter, Operand, channel_axis
 from bitfront.formats.grid import Grid
 from bitfront.formats.scales import (
     GRANULARITY,
-    Granularity,
+    MeanFormat,
     as_scale,
     channel_steps,
     granularity,
     keep_nan,
-    magnitudes,
     mean_of,
-    scales_of,
 )
 
 #: The threshold as a part of the mean absolute value.
@@ -38,16 +37,13 @@ THRESHOLD = 0.75
 
 @FORMATS.register("ternary")
 @dataclass(frozen=True)
-class Ternary(Format):
+class Ternary(MeanFormat):
     """−1, 0 and 1, times 1 or the mean of what is above the threshold; two bits are stored."""
 
     scaling_factor: bool
-    granularity: Granularity
-    axis: int
     threshold: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
 
-    covers_range: ClassVar[bool] = False
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter(
             "bits of a stored value: 2, although three values are log2(3) = 1.58 bits of information",
@@ -71,16 +67,12 @@ class Ternary(Format):
     @classmethod
     def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
         scaled = values["scaling_factor"] is None or bool(values["scaling_factor"])
-        return cls(scaled, granularity(values, operand), channel_axis(operand))
+        return cls(granularity(values, operand), channel_axis(operand), scaled)
 
     @property
     def bits(self) -> int:
         """Two, as the values are stored."""
         return 2
-
-    def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """A float32 scale per tensor or channel, nothing without scales. The threshold is not stored."""
-        return FLOAT_BITS * scales_of(shape, self.granularity, self.axis) if self.scaling_factor else 0
 
     @property
     def label(self) -> str:
@@ -94,18 +86,15 @@ class Ternary(Format):
         """True while there is no threshold."""
         return self.threshold is None
 
-    def calibrated(self, sample: Tensor) -> Self:
-        """With threshold and scale from the finite values of `sample`, per channel along `axis` or of all."""
-        if not self.calibrates:
-            return self
-        sizes = magnitudes(sample, self.granularity, self.axis)
+    @property
+    def scales_each(self) -> int:
+        """One, or none. The threshold is not stored."""
+        return int(self.scaling_factor)
+
+    def _learned(self, sizes: NDArray[np.float64]) -> Self:
         threshold = (THRESHOLD * mean_of(sizes)).astype(np.float32).astype(np.float64)
         scale = as_scale(mean_of(sizes, threshold)) if self.scaling_factor else None
         return replace(self, threshold=tuple(threshold.tolist()), scale=scale)
-
-    def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:  # noqa: ARG002
-        """As :meth:`calibrated`: a mean does not depend on the ends."""
-        return self.calibrated(sample)
 
     @cached_property
     def grid(self) -> Grid:
