@@ -349,3 +349,20 @@ BLOCKS = (
     Overridden,
     Heads,
 )
+
+
+def models_in(namespace, besides=()):
+    """The modules that a test file defines, in its order; not those with a leading underscore, nor those `besides`.
+
+    Args:
+        namespace: ``globals()`` of the file.
+    """
+    return tuple(
+        kind
+        for kind in namespace.values()
+        if isinstance(kind, type)
+        and issubclass(kind, nn.Module)
+        and kind.__module__ == namespace["__name__"]
+        and not kind.__name__.startswith("_")
+        and kind not in besides
+    )

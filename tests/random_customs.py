@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from random_blocks import Block, layer
+from random_blocks import Block, layer, models_in
 from random_parts import channels
 
 
@@ -333,12 +333,4 @@ class Trying(Block):
         return self.b(h)
 
 
-CUSTOMS = tuple(
-    kind
-    for kind in list(globals().values())
-    if isinstance(kind, type)
-    and issubclass(kind, nn.Module)
-    and kind.__module__ == __name__
-    and not kind.__name__.startswith("_")
-    and kind not in (Centred, Squashed, StandardConv, Lowered)
-)
+CUSTOMS = models_in(globals(), (Centred, Squashed, StandardConv, Lowered))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from random_blocks import Block, layer
+from random_blocks import Block, layer, models_in
 
 
 def channels(shape):
@@ -326,11 +326,4 @@ class InputChanged(Block):
         return h + x
 
 
-PARTS = tuple(
-    kind
-    for kind in list(globals().values())
-    if isinstance(kind, type)
-    and issubclass(kind, nn.Module)
-    and kind.__module__ == __name__
-    and not kind.__name__.startswith("_")
-)
+PARTS = models_in(globals())
