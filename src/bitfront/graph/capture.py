@@ -25,6 +25,7 @@ from bitfront.graph.nodes import left_out, recorded_nodes, traced_nodes
 from bitfront.graph.outputs import outputs_of
 from bitfront.graph.readiness import hint_for_failure, refuse_unready
 from bitfront.graph.tracing import input_name, other_inputs, switches_of, trace
+from bitfront.operations.base import Operands
 from bitfront.operations.lookup import operand_nodes
 
 
@@ -219,7 +220,8 @@ def apply_site(model: nn.Module, site: Site, node: fx.Node | None, operands: Map
     """
     if site.path:
         assert site.operation.call is not None
-        return site.operation.call(model.get_submodule(site.path), operands)
+        called: Tensor = site.operation.call(model.get_submodule(site.path), Operands(operands))
+        return called
     assert node is not None
     values = {n: operands.get(operand) for operand, n in operand_nodes(node, site.operation).items()}
     args: Any = fx.map_arg(node.args, lambda n: values[n])

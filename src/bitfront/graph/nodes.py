@@ -139,14 +139,14 @@ def _module_node(name: str, path: str, module: nn.Module, summary: CallSummary) 
     if operation is None or not operation.operands:
         return Node(**common)
     parameters = dict(module.named_parameters(recurse=False))
-    activations = [operand.name for operand in operation.operands if operand.role == "activation"]
+    computed = [operand.name for operand in operation.operands if operand.role in ("activation", "inner")]
     formatted_parameters = [name for name in operation.formatted if name in parameters]
     return Site(
         **common,
-        operands=tuple(name for name in operation.formatted if name in activations or name in parameters),
+        operands=tuple(name for name in operation.formatted if name in computed or name in parameters),
         operand_parameters=tuple((name, full_names[name]) for name in formatted_parameters),
         shapes=tuple((name, tuple(parameters[name].shape)) for name in formatted_parameters),
-        flowing=tuple(name for name in operation.formatted if name in activations),
+        flowing=tuple(computed),
     )
 
 

@@ -12,17 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.operations.base import DATA_IN, Merge, classes, define, per_input, per_output
+from bitfront.operations.base import DATA_IN, Merge, Operands, classes, define, per_input, per_output
 from bitfront.operations.channels import elementwise, mixing, per_channel
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, Write, unary
 from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
 
-def _relu(_: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
-    x = operands["data_in"]
-    assert x is not None
-    return F.relu(x)
+def _relu(_: nn.Module, operands: Operands) -> Tensor:
+    return F.relu(operands["data_in"])
 
 
 def _write_relu(w: OnnxWriter, n: fx.Node) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from bitfront.operations.onnx import IntegerObstacle, Write
 from bitfront.operations.training import TrainRule
 
 Shape = tuple[int, ...]
-Role = Literal["activation", "weight", "bias", "state"]
+Role = Literal["activation", "weight", "bias", "inner"]
 Chosen = TypeVar("Chosen")
 
 
@@ -33,8 +33,10 @@ class OperandSpec:
     Attributes:
         name: prefix of its keys in the TOML: ``weight`` in ``weight_width``. If it is a parameter of the module, also
             the name of the parameter.
-        role: an activation, a weight, a bias, or the state of a recurrence.
-        position: its place among the arguments of the operation's functions.
+        role: an activation (an argument), a weight or a bias, or ``inner``: a value that the operation computes on its
+            way, such as the state of a recurrence or the scores of an attention.
+        position: its place among the arguments of the operation's functions, and of a module's ``forward`` if it is an
+            activation.
         argument: its keyword there.
         channel_axis: the dimension along which a format per channel has its scales; None: the operand has no channels.
         format_of: the operand whose choice it shares unless it has keys of its own, as the second input of an addition
@@ -104,9 +106,48 @@ class Call:
         return math.prod(self.output)
 
 
+class Rounds(Protocol):
+    """Rounds an operand: a format, a learned range or an observer."""
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """`x` as the operation gets it."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """The operands of one call of a module.
+
+    Attributes:
+        values: activations and parameters by name, rounded already; None for a parameter that the module lacks.
+        rounds: what rounds the inner operands, by name; a missing one stays in float.
+        args, kwargs: the arguments of the module's ``forward``, activations rounded; for what is no operand, such as a
+            mask.
+    """
+
+    values: Mapping[str, Tensor | None]
+    rounds: Mapping[str, Rounds] = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.values[name]
+        assert value is not None
+        return value
+
+    def get(self, name: str) -> Tensor | None:
+        """The operand; None if there is none."""
+        return self.values.get(name)
+
+    def round(self, name: str, x: Tensor) -> Tensor:
+        """`x`, the value of an inner operand, in its format."""
+        rounds = self.rounds.get(name)
+        return x if rounds is None else rounds.quantize(x)
+
+
 CountRule = Callable[[Call], Count | None]
-#: (module, operands by name) → what the module computes with these operands in place of its input and parameters.
-ModuleCall = Callable[[nn.Module, Mapping[str, Tensor | None]], Tensor]
+#: (module, its operands) → what the module computes with these operands in place of its inputs and parameters.
+ModuleCall = Callable[[nn.Module, Operands], Any]
 
 
 @dataclass(frozen=True)

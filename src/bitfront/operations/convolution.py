@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.operations.base import DATA_IN, Call, Count, Merge, classes, define, products, weighted
+from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, classes, define, products, weighted
 from bitfront.operations.dense import BIAS, WEIGHT, weight_and_bias
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, many
 from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid, two
 
 
-def _convolve(module: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
+def _convolve(module: nn.Module, operands: Operands) -> Tensor:
     convolution: Any = module
     result: Tensor = convolution._conv_forward(operands["data_in"], operands["weight"], operands.get("bias"))
     return result

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bitfront.operations.base import DATA_IN, Call, Count, Merge, OperandSpec, define, products, weighted
+from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, OperandSpec, define, products, weighted
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules
@@ -20,11 +20,8 @@ WEIGHT = OperandSpec("weight", "weight", 1, "weight", channel_axis=0)
 BIAS = OperandSpec("bias", "bias", 2, "bias")
 
 
-def _linear(_: nn.Module, operands: Mapping[str, Tensor | None]) -> Tensor:
-    x, weight = operands["data_in"], operands["weight"]
-    assert x is not None
-    assert weight is not None
-    return F.linear(x, weight, operands.get("bias"))
+def _linear(_: nn.Module, operands: Operands) -> Tensor:
+    return F.linear(operands["data_in"], operands["weight"], operands.get("bias"))
 
 
 def _write_linear(w: OnnxWriter, n: fx.Node) -> str:

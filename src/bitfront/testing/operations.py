@@ -33,6 +33,7 @@ from bitfront.population import train_population, why_alone
 from bitfront.scoring import evaluate
 from bitfront.training import TrainSettings, train
 from bitfront.transforms import quantize
+from bitfront.transforms.quantize import operands_of
 
 CLASSES = 3
 #: Candidates that are computed together and one by one.
@@ -157,10 +158,7 @@ def _check_call(record: Operation, called: _Called) -> None:
     if module is None or not record.operands:
         return
     assert record.call is not None
-    flowing = iter([*called.call.args, *(called.call.kwargs or {}).values()])
-    operands = {
-        o.name: next(flowing) if o.role == "activation" else getattr(module, o.name, None) for o in record.operands
-    }
+    operands = operands_of(record, module, called.call.args, called.call.kwargs or {}, {})
     with torch.no_grad():
         value = record.call(module, operands)
     assert torch.equal(value, called.value), f"the call of {record.name} computes something different from its modules"

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.learned import LearnedRange
 from bitfront.graph import Graph
+from bitfront.operations.base import Rounds
 from bitfront.transforms.correct import Correction
-from bitfront.transforms.quantize import Rounds, rebuilt
+from bitfront.transforms.quantize import rebuilt
 
 
 def learning(form: Format) -> Rounds:

@@ -16,7 +16,8 @@ from bitfront.errors import CaptureError
 from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
 from bitfront.graph import Graph
 from bitfront.graph.capture import check_weights, parameter
-from bitfront.transforms.quantize import Rounds, SiteFormats, rebuilt
+from bitfront.operations.base import Rounds
+from bitfront.transforms.quantize import SiteFormats, rebuilt
 
 #: An operand of no more values is kept whole; of a larger one about so many are drawn.
 KEPT_VALUES = CALIBRATION_VALUES * 4

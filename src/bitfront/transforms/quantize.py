@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +21,12 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
-from bitfront.operations.base import Operation
+from bitfront.operations.base import Operands, Operation, Rounds
 from bitfront.operations.lookup import of_class, operand_nodes
 from bitfront.transforms.correct import Correction
 
 #: Operand → its format; operands that are missing stay in float.
 SiteFormats = Mapping[Operand, Format]
-
-
-class Rounds(Protocol):
-    """Rounds an operand in a quantized module: a format, a learned range or an observer."""
-
-    def quantize(self, x: Tensor) -> Tensor:
-        """`x` as the operation gets it."""
-        ...
 
 
 def through(rounds: Rounds, x: Tensor) -> Tensor:
@@ -76,31 +68,57 @@ class Twin:
     #: The class of the module without formats.
     original: ClassVar[type[nn.Module]]
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """Same arguments and shapes as in the original class."""
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Same arguments, shapes and results as in the original class."""
         module = cast(nn.Module, self)
         operation = twin_operation(module)
         assert operation is not None
         assert operation.call is not None
-        given, inplace = (*inputs, *named.values()), bool(getattr(module, "inplace", False))
-        flowing = iter(given)
-        operands: dict[str, Tensor | None] = {}
-        for operand in operation.operands:
-            rounds = operand.chosen(self.formats)
-            if operand.role == "activation":
-                # What rounding keeps for its gradients must not change with the input.
-                x = next(flowing).clone() if inplace else next(flowing)
-                operands[operand.name] = x if rounds is None else rounds.quantize(x)
-            else:
-                held = getattr(module, operand.name, None)
-                operands[operand.name] = held if held is None or rounds is None else through(rounds, held)
-        result = operation.call(module, operands)
-        # The module changes its input, which the model may read afterwards. A rounded input is another tensor.
-        return given[0].copy_(result) if inplace else result
+        result = operation.call(module, operands_of(operation, module, inputs, named, self.formats))
+        if getattr(module, "inplace", False):
+            # The module changes its input, which the model may read afterwards. A rounded input is another tensor.
+            return (*inputs, *named.values())[0].copy_(result)
+        return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is created here and has no name under which pickle could import it.
         return _blank_twin, (self.original,), self.__dict__
+
+
+def operands_of(
+    operation: Operation,
+    module: nn.Module,
+    inputs: Sequence[Any],
+    named: Mapping[str, Any],
+    rounds: Mapping[Operand, Rounds],
+) -> Operands:
+    """The rounded operands of one call of a module.
+
+    Args:
+        operation: of the module.
+        inputs, named: the arguments of its ``forward``.
+        rounds: operand → what rounds it; operands that are missing stay in float.
+    """
+    args, kwargs = list(inputs), dict(named)
+    values: dict[str, Tensor | None] = {}
+    for operand in operation.operands:
+        rounding = operand.chosen(rounds)
+        if operand.role == "activation":
+            positional = operand.position < len(args)
+            taken: Any = args if positional else kwargs
+            place: Any = operand.position if positional else operand.argument
+            x = taken[place] if positional else taken.get(place)
+            if not isinstance(x, Tensor):
+                continue  # an argument that is left out
+            # What rounding keeps for its gradients must not change with the input.
+            x = x.clone() if getattr(module, "inplace", False) else x
+            values[operand.name] = taken[place] = x if rounding is None else rounding.quantize(x)
+        elif operand.role != "inner":
+            held = getattr(module, operand.name, None)
+            values[operand.name] = held if held is None or rounding is None else through(rounding, held)
+    chosen = {o.name: o.chosen(rounds) for o in operation.operands if o.role == "inner"}
+    inner = {name: rounding for name, rounding in chosen.items() if rounding is not None}
+    return Operands(values, inner, tuple(args), kwargs)
 
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {}

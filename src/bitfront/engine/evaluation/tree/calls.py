@@ -33,10 +33,7 @@ def arguments(
         formats["data_in"] = data_format
     operation = step.site.operation
     if step.site.path:
-        flowing = [operand for operand in operation.operands if operand.role == "activation"]
-        for position, spec in enumerate(flowing[: len(args)]):
-            args[position] = _rounded(formats, spec, args[position])
-        return args, kwargs
+        return args, kwargs  # the twin rounds them
     for name in operand_nodes(step.node, operation):
         spec = operation.operand(name)
         if spec.position < len(args):
@@ -59,10 +56,10 @@ def call(
         return program.twin(step, data, parameters)(*args, **kwargs)
     node = step.node
     function: Any = node.target
-    if step.kind in PRODUCTS:
+    if step.kind in PRODUCTS and node.op != "call_module":
         return apply(program, step, args[0], *program.parameters(step, parameters))
     if node.op == "call_module" and step.site is not None:
-        return _call_site(program, step, parameters, args)
+        return program.twin(step, data, parameters)(*args, **kwargs)
     if node.op == "call_module":
         return program.model.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
@@ -80,21 +77,6 @@ def attribute(model: nn.Module, target: str) -> Any:
     """A parameter, buffer or constant of the model by its full name."""
     path, _, name = target.rpartition(".")
     return getattr(model.get_submodule(path), name)
-
-
-def _call_site(program: Program, step: Step, parameters: int, args: Sequence[Any]) -> Tensor:
-    """The value of a quantizable module whose operation is not merged: its operation's call, on rounded operands."""
-    assert step.site is not None
-    operation, formats = step.site.operation, program.parameter_formats(step, parameters)
-    assert operation.call is not None
-    module = program.model.get_submodule(str(step.node.target))
-    flowing = iter(args)
-    operands: dict[str, Tensor | None] = {}
-    for spec in operation.operands:
-        held = spec.role != "activation"
-        value = getattr(module, spec.name, None) if held else next(flowing)
-        operands[spec.name] = _rounded(formats, spec, value) if held and value is not None else value
-    return operation.call(module, operands)
 
 
 def _rounded(formats: Mapping[str, Format], spec: OperandSpec, value: Any) -> Any:
