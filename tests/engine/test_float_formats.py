@@ -54,7 +54,7 @@ def test_products_of_wide_minifloats_are_not_and_it_is_said():
     wide = {f"{o}_{k}": v for o in ("data_in", "weight", "bias") for k, v in (("width", 12), ("exponent_width", 5))}
     evaluator = of_type(Chain, {"name": "minifloat_ieee", **wide})
     assert_as_alone(evaluator, evaluator.space.numbered(0, 1))
-    assert all("more than the 24 that float32 holds" in why for why in evaluator.inexact.values())
+    assert all("more than the 53 bits that float64 holds" in why for why in evaluator.inexact.values())
     assert evaluator.inexact
 
 

@@ -610,7 +610,10 @@ def test_sums_of_what_is_not_negative_need_fewer_bits():
         form = evaluator.formats(codes[-1])["last"]
         whole = form["weight"].quantize(model.last.weight.detach()).double() * 2.0 ** form["weight"].frac_width
         assert float(whole.abs().sum(dim=1).max()) * 2**10 > 2**24
-        assert any(site.startswith("last") for site in evaluator.inexact) is not rectifies
+        products = evaluator._tree._products
+        (step,) = [s for s in products._program.steps if s.site is not None and s.site.name == "last"]
+        kinds = {products.kind(step, d, p) for g, d, p in products._kinds if g == step.group}
+        assert ("long" not in kinds) is rectifies
 
 
 class InPlace(nn.Module):

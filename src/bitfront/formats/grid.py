@@ -30,7 +30,7 @@ class FixedPoint:
 
     @property
     def row(self) -> tuple[float, int, int, float]:
-        """The arguments of the kernels: 1 / step, low, high, step."""
+        """The arguments of the training kernels: 1 / step, low, high, step."""
         return 1 / self.step, self.low, self.high, self.step
 
 
@@ -95,6 +95,21 @@ class Grid:
         even. None for any other rounding."""
         return self.fixed_point if self.complete else None
 
+    def rounding_row(self, *, coded: bool = False) -> tuple[float, ...] | None:
+        """The numbers with which the kernels round to the grid (``kernels.round_blocks``): scale, low, high, step,
+        divisor and zero. None if it is not complete, or if entries differ.
+
+        Args:
+            coded: round to codes, less the zero point, and not to values.
+        """
+        step, low, high, zero = self.step, self.low, self.high, self.zero
+        if not self.complete or any(isinstance(e, Tensor) for e in (step, low, high, zero)):
+            return None
+        assert not isinstance(step, Tensor)
+        if self.fixed_point is not None:
+            return (1 / step, low, high, 1.0 if coded else step, 0.0, 0.0)  # type: ignore[return-value]
+        return (0.0, low, high, 1.0 if coded else step, step, zero or 0)  # type: ignore[return-value]
+
     def codes(self, x: Tensor) -> Tensor:
         """The code of each value of `x`: the nearest one, half to even, saturating. Same shape and dtype.
 
@@ -105,6 +120,11 @@ class Grid:
             codes = codes + self.along(self.zero, x)
         low, high = (e if isinstance(e, int) else self.along(e, x) for e in (self.low, self.high))
         return torch.clamp(codes, low, high)  # type: ignore[arg-type]
+
+    def centred(self, x: Tensor) -> Tensor:
+        """The codes of `x` less the zero point: 0 is the value 0. Same shape and dtype."""
+        codes = self.codes(x)
+        return codes if self.zero is None else codes - self.along(self.zero, x)
 
     def values(self, codes: Tensor) -> Tensor:
         """The values of codes. Same shape and dtype."""

@@ -204,7 +204,8 @@ def owns_parameters(site: Site, node: fx.Node | None) -> bool:
         site: the site.
         node: its node in the traced graph; None for a module of a model that could not be traced.
     """
-    if site.operation.output_channels is None or not site.weight or "data_in" not in site.operands:
+    product = site.operation.product
+    if product is None or product.matrix or not site.weight or "data_in" not in site.operands:
         return False
     return bool(site.path) or node is None or bool(site.bias) or "bias" not in operand_nodes(node, site.operation)
 

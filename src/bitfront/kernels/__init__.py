@@ -31,16 +31,78 @@ def compiled() -> bool:
     logits[0, 1, 5], logits[1, 2, 6], logits[2, 3, 7] = torch.nan, torch.inf, -torch.inf
     labels = torch.randint(7, (333,), generator=generator, dtype=torch.int32)
     native_score, plain_score = _native_score(logits, labels, False), plain.score(logits, labels, False)
-    grid = np.array([[8.0, -16.0, 15.0, 0.125]] * 3, dtype=np.float32)
+    grid = np.array([[8.0, -16.0, 15.0, 0.125, 0.0, 0.0]] * 2 + [[0.0, 0.0, 255.0, 0.03, 0.03, 99.0]], np.float32)
     rounded = torch.empty_like(logits)
     places = np.arange(3, dtype=np.int64) * 7 * 333
     round_blocks(logits, rounded, places, places, (1, 7 * 333, 0), grid)
-    expected = torch.clamp(torch.round(logits * 8), -16, 15) * 0.125
+    weight, x = logits[2, :5, :7], logits[0, :, 7:]
+    sums = torch.empty(5, x.shape[1])
+    _native_ordered(weight.contiguous(), x.contiguous(), sums)
     return (
         torch.equal(native_score[1][2:], plain_score[1][2:])
-        and torch.allclose(native_score[0], plain_score[0], rtol=0, atol=0, equal_nan=True)
-        and torch.allclose(rounded, expected, rtol=0, atol=0, equal_nan=True)
+        and _same(native_score[0], plain_score[0])
+        and _same(rounded, plain.rounded(logits, grid))
+        and _same(sums, plain.ordered(weight, x))
     )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def ordered(weight: Tensor, x: Tensor) -> Tensor:
+    """Matrix products ``weight · x``, each value summed in float64 in the order of the inner dimension, then rounded
+    once to float32. So its bits do not depend on what is computed beside it.
+
+    Args:
+        weight: float32, shape (rows, inner), or (batch, rows, inner).
+        x: float32, shape (batch, inner, columns).
+
+    Returns:
+        float32, shape (batch, rows, columns).
+    """
+    if x.device.type != "cpu" or not compiled():
+        return plain.ordered(weight, x)
+    out = torch.empty(len(x), weight.shape[-2], x.shape[2])
+    _native_ordered(weight.contiguous(), x.contiguous(), out)
+    return out
+
+
+def _native_ordered(weight: Tensor, x: Tensor, out: Tensor) -> None:
+    library = native.library()
+    assert library is not None
+    (rows, inner), columns = weight.shape[-2:], x.shape[-1]
+    batch = len(x) if x.dim() == 3 else 1
+    stride = rows * inner if weight.dim() == 3 else 0
+    arguments = (batch, rows, inner, columns, stride)
+    library.bitfront_ordered(x.data_ptr(), weight.data_ptr(), out.data_ptr(), *arguments)
+
+
+def scale(out: Tensor, scales: Tensor, bias: Tensor | None, *, last: bool) -> None:
+    """``out · scale + bias`` in place, two roundings.
+
+    Args:
+        out: float32, contiguous, shape (states, channels, samples), or with `last` (states, ..., channels).
+        scales: float32, shape (states, channels).
+        bias: float32, shape (channels,); None for none.
+        last: whether channels are the last dimension of `out`, else the second one.
+    """
+    if out.device.type != "cpu" or not compiled():
+        shape = (len(out), *[1] * (out.dim() - 2), -1) if last else (*scales.shape, *[1] * (out.dim() - 2))
+        out.mul_(scales.reshape(shape))
+        if bias is not None:
+            out.add_(bias if last else bias[:, None])
+        return
+    library = native.library()
+    assert library is not None
+    channels = scales.shape[1]
+    length = channels if last else out[0, 0].numel()
+    rows = out.numel() // max(1, length)
+    scales, bias = scales.contiguous(), None if bias is None else bias.contiguous()
+    library.bitfront_scale(
+        out.data_ptr(), rows, length, max(1, rows // max(1, len(out))), channels, int(last), scales.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+    )  # fmt: skip
 
 
 def score(
@@ -105,8 +167,8 @@ def round_blocks(
 ) -> bool:
     """Rounds blocks of `source` into blocks of `target`. Only where :func:`compiled` is true.
 
-    A float32 target gets clamp(round(x · scale), low, high) · step, a uint8 target clamp(round(x · scale), low, high) +
-    offset.
+    A float32 target gets clamp(round(x · scale), low, high) · step; or, if the divisor is not 0,
+    (clamp(round(x / divisor) + zero, low, high) − zero) · step. A uint8 target gets the clamped number plus an offset.
 
     Args:
         source: float32, on the CPU; the shape is ignored.
@@ -115,7 +177,8 @@ def round_blocks(
         target_places: the first element of each block of `target`, shape (blocks,).
         shape: rows of a block, elements of a row, and elements from one row of the source to the next. The rows of the
             target are contiguous.
-        grids: scale, low, high and step (or offset) of each block, shape (blocks, 4); low and high within ±2^WIDEST.
+        grids: scale, low, high, step (or offset), divisor and zero of each block, shape (blocks, 6); low and high
+            within ±2^WIDEST.
         affine: the pending batch norm of the source, one channel per element of a row; None where there is none.
 
     Returns:

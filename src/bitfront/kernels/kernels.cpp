@@ -67,28 +67,41 @@ template <int mode> static inline float affine(float x, const float* alpha, cons
     return x;
 }
 
-// out[i] = clamp(round(affine(in[i]) * scale), low, high) * inverse, NaN staying NaN.
+// The six numbers of a rounding.
+enum { SCALE, LOW, HIGH, STEP, DIVISOR, ZERO, NUMBERS };
+
+// With a step that is a power of two (DIVISOR is 0), out[i] = clamp(round(affine(in[i]) * SCALE), LOW, HIGH) * STEP.
+// Otherwise out[i] = (clamp(round(affine(in[i]) / DIVISOR) + ZERO, LOW, HIGH) - ZERO) * STEP. NaN stays NaN.
 template <int mode>
 static inline void round_row(const float* __restrict in, float* __restrict out, int64_t n, const float* f,
                              const float* __restrict alpha, const float* __restrict beta) {
-    const float scale = f[0], low = f[1], high = f[2], inverse = f[3];
-    for (int64_t i = 0; i < n; i++) {
-        float v = __builtin_rintf(affine<mode>(in[i], alpha, beta, i) * scale);
-        v = v < low ? low : v;
-        v = v > high ? high : v;
-        out[i] = v * inverse;
-    }
+    const float scale = f[SCALE], low = f[LOW], high = f[HIGH], step = f[STEP], divisor = f[DIVISOR], zero = f[ZERO];
+    if (divisor == 0)
+        for (int64_t i = 0; i < n; i++) {
+            float v = __builtin_rintf(affine<mode>(in[i], alpha, beta, i) * scale);
+            v = v < low ? low : v;
+            v = v > high ? high : v;
+            out[i] = v * step;
+        }
+    else
+        for (int64_t i = 0; i < n; i++) {
+            float v = __builtin_rintf(affine<mode>(in[i], alpha, beta, i) / divisor) + zero;
+            v = v < low ? low : v;
+            v = v > high ? high : v;
+            out[i] = (v - zero) * step;
+        }
 }
 
-// The same as integers plus an offset, which must fit into a byte. A NaN does not fit: the result says whether there is
-// one.
+// The codes themselves plus an offset (in the place of STEP), which must fit into a byte. A NaN does not fit: the result
+// says whether there is one.
 template <int mode>
 static inline int32_t round_row(const float* __restrict in, uint8_t* __restrict out, int64_t n, const float* f,
                                 const float* __restrict alpha, const float* __restrict beta) {
-    const float scale = f[0], low = f[1], high = f[2], offset = f[3];
+    const float scale = f[SCALE], low = f[LOW], high = f[HIGH], offset = f[STEP], divisor = f[DIVISOR], zero = f[ZERO];
     int32_t has_nan = 0;
     for (int64_t i = 0; i < n; i++) {
-        float v = __builtin_rintf(affine<mode>(in[i], alpha, beta, i) * scale);
+        const float x = affine<mode>(in[i], alpha, beta, i);
+        float v = divisor == 0 ? __builtin_rintf(x * scale) : __builtin_rintf(x / divisor) + zero;
         has_nan |= v != v;
         v = v > low ? v : low;
         v = v < high ? v : high;
@@ -107,9 +120,9 @@ static int32_t round_blocks(const float* in, Out* out, int64_t blocks, const int
         Out* target = out + out_places[b];
         for (int64_t r = 0; r < rows; r++, source += in_stride, target += length)
             if constexpr (sizeof(Out) == 1)
-                has_nan |= round_row<mode>(source, target, length, formats + 4 * b, alpha, beta);
+                has_nan |= round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
             else
-                round_row<mode>(source, target, length, formats + 4 * b, alpha, beta);
+                round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
     }
     return has_nan;
 }
@@ -127,11 +140,65 @@ static void add_rows(const float* a, const float* b, float* __restrict out, int6
         }
 }
 
+// Rows of w times a tile of columns of x, summed in float64 in the order of k. Each product is exact, so it makes no
+// difference whether product and sum are fused.
+template <bool full, int rows>
+static inline void ordered_tile(const float* x, const float* w, float* out, int64_t k_size, int64_t samples, int64_t n) {
+    Doubles sum[rows] = {};
+    for (int64_t k = 0; k < k_size; k++) {
+        Doubles v = __builtin_convertvector(load<full>(x + k * samples, n), Doubles);
+        for (int r = 0; r < rows; r++) sum[r] += (double)w[r * k_size + k] * v;
+    }
+    for (int r = 0; r < rows; r++) {
+        Floats rounded = __builtin_convertvector(sum[r], Floats);
+        memcpy(out + r * samples, &rounded, full ? sizeof rounded : clipped(n) * sizeof(float));
+    }
+}
+
+template <int rows>
+static void ordered_rows(const float* x, const float* w, float* out, int64_t k_size, int64_t samples) {
+    int64_t s = 0;
+    for (; s + LANES <= samples; s += LANES) ordered_tile<true, rows>(x + s, w, out + s, k_size, samples, LANES);
+    if (s < samples) ordered_tile<false, rows>(x + s, w, out + s, k_size, samples, samples - s);
+}
+
 extern "C" {
 
+// out[b] = w[b] · x[b], each value summed in float64 in the order of k and rounded once. x has shape (batch, k, samples),
+// out (batch, rows, samples); w has shape (rows, k) and a distance of `w_stride` from one b to the next.
+void bitfront_ordered(const float* x, const float* w, float* out, int64_t batch, int64_t rows, int64_t k_size,
+                      int64_t samples, int64_t w_stride) {
+    for (int64_t b = 0; b < batch; b++, x += k_size * samples, w += w_stride, out += rows * samples) {
+        int64_t r = 0;
+        for (; r + 4 <= rows; r += 4) ordered_rows<4>(x, w + r * k_size, out + r * samples, k_size, samples);
+        for (; r < rows; r++) ordered_rows<1>(x, w + r * k_size, out + r * samples, k_size, samples);
+    }
+}
+
+// out = out · scale + bias in place, two roundings. There are `rows` rows of `length` values. With `per_value` a row has
+// one scale and one bias per value and `channels` is `length`; otherwise row r has those of channel r % channels. There
+// is a set of `channels` scales for every `rows_per_scale` rows. `bias` may be null.
+void bitfront_scale(float* out, int64_t rows, int64_t length, int64_t rows_per_scale, int64_t channels,
+                    int32_t per_value, const float* scale, const float* bias) {
+    for (int64_t r = 0; r < rows; r++, out += length) {
+        const float* s = scale + r / rows_per_scale * channels;
+        if (per_value && bias)
+            for (int64_t i = 0; i < length; i++) out[i] = out[i] * s[i] + bias[i];
+        else if (per_value)
+            for (int64_t i = 0; i < length; i++) out[i] = out[i] * s[i];
+        else if (bias) {
+            const float factor = s[r % channels], sum = bias[r % channels];
+            for (int64_t i = 0; i < length; i++) out[i] = out[i] * factor + sum;
+        } else {
+            const float factor = s[r % channels];
+            for (int64_t i = 0; i < length; i++) out[i] = out[i] * factor;
+        }
+    }
+}
+
 // For each of `blocks` blocks: `rows` rows of `length` floats, `in_stride` apart in the input and contiguous in the
-// output, rounded with the four numbers of the block (scale, low, high, 1 / scale). Places count elements. `alpha` and
-// `beta` (length,) belong to the batch norm of mode `mode`.
+// output, rounded with the six numbers of the block. Places count elements. `alpha` and `beta` (length,) belong to the
+// batch norm of mode `mode`.
 void bitfront_round(const float* in, float* out, int64_t blocks, const int64_t* in_places, const int64_t* out_places,
                     int64_t rows, int64_t length, int64_t in_stride, const float* formats, const float* alpha,
                     const float* beta, int32_t mode) {
@@ -140,7 +207,7 @@ void bitfront_round(const float* in, float* out, int64_t blocks, const int64_t* 
     run(in, out, blocks, in_places, out_places, rows, length, in_stride, formats, alpha, beta);
 }
 
-// The same into bytes; the fourth number of a block is the offset. Returns 1 if there is a NaN, else 0.
+// The same into bytes. Returns 1 if there is a NaN, else 0.
 int32_t bitfront_round_bytes(const float* in, uint8_t* out, int64_t blocks, const int64_t* in_places,
                              const int64_t* out_places, int64_t rows, int64_t length, int64_t in_stride,
                              const float* formats, const float* alpha, const float* beta, int32_t mode) {

@@ -6,7 +6,9 @@ slower, because each operation is one pass over memory.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _EXP = (1.0, 5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
@@ -37,6 +39,28 @@ def score(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor, Tensor
     loss = torch.where(total == total, loss, total)
     loss = torch.round(loss * 2.0**20) * 2.0**-20
     return loss.double().sum(dim=1), (arg == labels).sum(dim=1)
+
+
+def ordered(weight: Tensor, x: Tensor) -> Tensor:
+    """See :func:`bitfront.kernels.ordered`; here without a batch too."""
+    rows, columns = weight.double(), x.double()
+    sums = torch.zeros(*x.shape[:-2], weight.shape[-2], x.shape[-1], dtype=torch.float64, device=x.device)
+    for k in range(x.shape[-2]):
+        sums += rows[..., k, None] * columns[..., k, None, :]
+    return sums.float()
+
+
+def rounded(values: Tensor, grids: NDArray[np.float32]) -> Tensor:
+    """`values`, float32, shape (states, ...), each state rounded by its numbers; see
+    :func:`bitfront.kernels.round_blocks`."""
+    wide = (-1, *(1,) * (values.dim() - 1))
+    scale, low, high, step, divisor, zero = (c.view(wide) for c in torch.from_numpy(grids).to(values.device).unbind(1))
+    coded = divisor != 0
+    plain = torch.clamp(torch.round(values * scale), low, high) * step
+    if not bool(coded.any()):
+        return plain
+    codes = torch.clamp(torch.round(values / torch.where(coded, divisor, 1.0)) + zero, low, high)
+    return torch.where(coded, (codes - zero) * step, plain)
 
 
 def exp_nonpositive(x: Tensor) -> Tensor:

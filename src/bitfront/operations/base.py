@@ -145,6 +145,31 @@ class Operands:
         return x if rounds is None else rounds.quantize(x)
 
 
+#: (the module, or None for a function; x; weight; both float32) → the result without its bias, float32. Each sum of
+#: products is taken in float64, in the order in which the weight lies in memory, and rounded once. None where the
+#: arguments do not say enough.
+OrderedSums = Callable[[nn.Module | None, Tensor, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Product:
+    """That the results of an operation are sums of products of its operands ``data_in`` and ``weight``, plus its bias.
+    They are then computed in whole numbers wherever formats allow (``transforms.arithmetic``).
+
+    Attributes:
+        ordered: its sums in a fixed order, for operands that are no whole numbers; None: torch's are used.
+        channels: the dimension of the weight that holds the output channels.
+        output: the dimension of the result that holds them, counted from the end.
+        matrix: whether the weight is a matrix (..., inner, channels), one per leading index; otherwise the products of
+            a sum are all values of the weight of one channel.
+    """
+
+    ordered: OrderedSums | None = None
+    channels: int = 0
+    output: int = -1
+    matrix: bool = False
+
+
 CountRule = Callable[[Call], Count | None]
 #: (module, its operands) → what the module computes with these operands in place of its inputs and parameters.
 ModuleCall = Callable[[nn.Module, Operands], Any]
@@ -183,8 +208,7 @@ class Operation:
             site.
         count: operations of a call on the whole batch; None: not counted.
         call: how one of its modules is called with other operands; needed if it has operands and modules.
-        output_channels: the dimension of its output that holds the channels, counted from the end; for operations
-            with a weight.
+        product: that its results are sums of products; None: they are not.
         view: whether it computes no new values, but gives its input another shape.
         gives: what a network that ends in it gives (``kernels.losses``); None: logits, as far as is known.
         rectifies: whether it removes negative values, so that the format of its input needs none.
@@ -205,7 +229,7 @@ class Operation:
     operands: tuple[OperandSpec, ...] = ()
     count: CountRule | None = None
     call: ModuleCall | None = None
-    output_channels: int | None = None
+    product: Product | None = None
     view: bool = False
     rectifies: bool = False
     gives: Outputs | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +12,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from bitfront import kernels
 from bitfront.errors import ExportError
-from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, classes, define, products, weighted
+from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, Product, classes, define, products, weighted
 from bitfront.operations.dense import BIAS, WEIGHT, weight_and_bias
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, many
 from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid, two
+
+#: Values of windows that exist at a time: 64 MB.
+WINDOW_VALUES = 2**24
 
 
 def _convolve(module: nn.Module, operands: Operands) -> Tensor:
     convolution: Any = module
     result: Tensor = convolution._conv_forward(operands["data_in"], operands["weight"], operands.get("bias"))
     return result
+
+
+def _ordered(module: nn.Module | None, x: Tensor, weight: Tensor) -> Tensor | None:
+    """A convolution as products of its windows; some samples at a time, because windows take memory."""
+    if module is None:
+        return None
+    convolution: Any = module
+    mode = convolution.padding_mode
+    spatial = weight.dim() - 2
+    batch = x if x.dim() == spatial + 2 else x[None]
+    padding = convolution._reversed_padding_repeated_twice
+    padded = F.pad(batch, padding, mode="constant" if mode == "zeros" else mode)
+    spans = [d * (k - 1) + 1 for d, k in zip(convolution.dilation, weight.shape[2:], strict=True)]
+    sizes = [(n - span) // s + 1 for n, span, s in zip(padded.shape[2:], spans, convolution.stride, strict=True)]
+    groups, inner, places = convolution.groups, math.prod(weight.shape[1:]), math.prod(sizes)
+    parts = []
+    for samples in torch.split(padded, max(1, WINDOW_VALUES // max(1, inner * groups * places))):
+        windows = []
+        for offset in itertools.product(*map(range, weight.shape[2:])):
+            steps = zip(offset, convolution.dilation, convolution.stride, sizes, strict=True)
+            cut = [slice(o * d, o * d + (n - 1) * s + 1, s) for o, d, s, n in steps]
+            windows.append(samples[(slice(None), slice(None), *cut)].flatten(2))
+        columns = torch.stack(windows, dim=2).reshape(len(samples) * groups, inner, places)
+        rows = weight.reshape(groups, -1, inner)
+        rows = rows.repeat(len(samples), 1, 1) if groups > 1 else rows[0]
+        parts.append(kernels.ordered(rows, columns).reshape(len(samples), len(weight), *sizes))
+    out = torch.cat(parts)
+    return out if x.dim() == spatial + 2 else out[0]
 
 
 def _transposed(call: Call) -> Count:
@@ -128,7 +161,7 @@ CONV1D = define(
     modules=(nn.Conv1d,),
     functions=(F.conv1d, torch.conv1d),
     names=("conv1d",),
-    output_channels=-2,
+    product=Product(_ordered, output=-2),
     **_SITE,
 )
 CONV2D = define(
@@ -137,7 +170,7 @@ CONV2D = define(
     modules=(nn.Conv2d,),
     functions=(F.conv2d, torch.conv2d),
     names=("conv2d",),
-    output_channels=-3,
+    product=Product(_ordered, output=-3),
     train=for_modules(_train),
     **_SITE,
 )

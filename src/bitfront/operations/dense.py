@@ -7,11 +7,24 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, OperandSpec, define, products, weighted
+from bitfront import kernels
+from bitfront.operations.base import (
+    DATA_IN,
+    Call,
+    Count,
+    Merge,
+    Operands,
+    OperandSpec,
+    Product,
+    define,
+    products,
+    weighted,
+)
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules
@@ -22,6 +35,19 @@ BIAS = OperandSpec("bias", "bias", 2, "bias")
 
 def _linear(_: nn.Module, operands: Operands) -> Tensor:
     return F.linear(operands["data_in"], operands["weight"], operands.get("bias"))
+
+
+def _ordered_linear(_: nn.Module | None, x: Tensor, weight: Tensor) -> Tensor:
+    columns = x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
+    return kernels.ordered(weight, columns)[0].t().reshape(*x.shape[:-1], len(weight)).contiguous()
+
+
+def _ordered_matrix(_: nn.Module | None, x: Tensor, weight: Tensor) -> Tensor | None:
+    if x.dim() < 2 or weight.dim() < 2:
+        return None
+    leading = np.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
+    rows, columns = (t.expand(*leading, *t.shape[-2:]).reshape(-1, *t.shape[-2:]) for t in (x, weight))
+    return kernels.ordered(rows, columns).reshape(*leading, x.shape[-2], weight.shape[-1])
 
 
 def _write_linear(w: OnnxWriter, n: fx.Node) -> str:
@@ -142,7 +168,7 @@ LINEAR = define(
     operands=(DATA_IN, WEIGHT, BIAS),
     count=weighted,
     call=_linear,
-    output_channels=-1,
+    product=Product(_ordered_linear),
     merge=Merge("dense"),
     train=for_modules(_train_linear),
     onnx=_write_linear,
@@ -150,6 +176,7 @@ LINEAR = define(
     channels=_linear_channels,
     kernel="linear",
 )
+MATRIX = Product(_ordered_matrix, channels=-1, matrix=True)
 #: The second factor of a product is its weight, whether it is a parameter or an activation.
 FACTOR: dict[str, Any] = {"role": "weight", "position": 1, "channel_axis": 0}
 MATMUL = define(
@@ -159,6 +186,7 @@ MATMUL = define(
     names=("matmul",),
     operands=(DATA_IN, OperandSpec("weight", argument="other", **FACTOR)),
     count=_matmul,
+    product=MATRIX,
     onnx=_write_matmul,
     onnx_integer=_rows_of_one_scale,
     channels=_product_channels,
@@ -170,6 +198,7 @@ BMM = define(
     names=("bmm",),
     operands=(DATA_IN, OperandSpec("weight", argument="mat2", **FACTOR)),
     count=_matmul,
+    product=MATRIX,
     onnx=_write_matmul,
     onnx_integer=_rows_of_one_scale,
 )

@@ -92,7 +92,8 @@ def corrected_bias(graph: Graph, site: Site, weight: Format, inputs: Sequence[Te
     float_weight, bias = parameter(graph.model, site.weight), parameter(graph.model, site.bias)
     error = weight.round(float_weight) - float_weight
     # The dimension of the channels: the last one for a linear layer, the one before the positions for a convolution.
-    channels = site.operation.output_channels
+    assert site.operation.product is not None
+    channels = site.operation.product.output
     assert channels is not None
     node = node_of(graph, site)
     with torch.no_grad():

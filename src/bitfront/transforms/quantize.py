@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -21,8 +22,10 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
+from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Operands, Operation, Rounds
 from bitfront.operations.lookup import of_class, operand_nodes
+from bitfront.transforms.arithmetic import product
 from bitfront.transforms.correct import Correction
 
 #: Operand → its format; operands that are missing stay in float.
@@ -74,7 +77,7 @@ class Twin:
         operation = twin_operation(module)
         assert operation is not None
         assert operation.call is not None
-        result = operation.call(module, operands_of(operation, module, inputs, named, self.formats))
+        result = _called(operation, module, operands_of(operation, module, inputs, named, self.formats), self.formats)
         if getattr(module, "inplace", False):
             # The module changes its input, which the model may read afterwards. A rounded input is another tensor.
             return (*inputs, *named.values())[0].copy_(result)
@@ -119,6 +122,98 @@ def operands_of(
     chosen = {o.name: o.chosen(rounds) for o in operation.operands if o.role == "inner"}
     inner = {name: rounding for name, rounding in chosen.items() if rounding is not None}
     return Operands(values, inner, tuple(args), kwargs)
+
+
+def _called(operation: Operation, module: nn.Module, operands: Operands, rounds: Mapping[Operand, Rounds]) -> Any:
+    """What the operation computes with its operands; a product in whole numbers where formats allow."""
+    assert operation.call is not None
+    rule, call = operation.product, operation.call
+    if rule is None or module.training:
+        return call(module, operands)
+
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        values = {**operands.values, "data_in": x, "weight": weight, "bias": bias}
+        result: Tensor = call(module, replace(operands, values=values))
+        return result
+
+    given = operands["data_in"], operands["weight"], operands.get("bias")
+    return product(rule, compute, given, formats_of(operation, rounds), module=module)
+
+
+def formats_of(operation: Operation, rounds: Mapping[Operand, Rounds]) -> tuple[Format | None, Format | None]:
+    """The formats of the input and the weight of a product; None for float, and for what is no format."""
+    chosen = [operation.operand(name).chosen(rounds) for name in ("data_in", "weight")]
+    data, weight = (c if isinstance(c, Format) else None for c in chosen)
+    return data, weight
+
+
+class ProductCall(nn.Module):
+    """A function that sums products, as a module: in evaluation it computes in whole numbers where formats allow.
+
+    Args:
+        operation: of the function.
+        function: the function, or the name of a method.
+        formats: of its input and its weight, which are rounded before.
+        flows: whether its weight depends on the samples.
+    """
+
+    def __init__(
+        self, operation: Operation, function: Any, formats: tuple[Format | None, Format | None], flows: bool
+    ) -> None:
+        super().__init__()
+        self.operation, self.function = operation.name, function
+        self.formats, self.flows = formats, flows
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments and result as the function."""
+        if self.training:
+            return called_function(self.function, args, kwargs)
+        return function_product(OPERATIONS.get(self.operation), self.function, args, kwargs, self.formats, self.flows)
+
+
+def called_function(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of a function, or of a method of the first argument, given by its name."""
+    if isinstance(function, str):
+        return getattr(args[0], function)(*args[1:], **kwargs)
+    return function(*args, **kwargs)
+
+
+def function_product(
+    operation: Operation,
+    function: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    formats: tuple[Format | None, Format | None],
+    flows: bool,
+) -> Any:
+    """The result of a function that sums products, in whole numbers where formats allow.
+
+    Args:
+        operation: of the function; it has a rule for products.
+        function, args, kwargs: its call, with operands rounded already.
+        formats: of its input and its weight.
+        flows: whether its weight depends on the samples.
+    """
+    assert operation.product is not None
+    specs = {o.name: o for o in operation.operands}
+
+    def given(name: str) -> Any:
+        spec = specs.get(name)
+        if spec is None:
+            return None
+        return args[spec.position] if spec.position < len(args) else kwargs.get(spec.argument)
+
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        new_args, new_kwargs = list(args), dict(kwargs)
+        for name, value in (("data_in", x), ("weight", weight), ("bias", bias)):
+            if name in specs and specs[name].position < len(args):
+                new_args[specs[name].position] = value
+            elif name in specs and specs[name].argument in kwargs:
+                new_kwargs[specs[name].argument] = value
+        result: Tensor = called_function(function, new_args, new_kwargs)
+        return result
+
+    return product(operation.product, compute, (given("data_in"), given("weight"), given("bias")), formats, flows=flows)
 
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {}
@@ -304,6 +399,7 @@ def _rewrite(
             model.add_module(target, twin_of(module, site, rounds[site.name], bias, rounds[site.name] if bake else ()))
             node.target = target
             continue
+        inplace = False
         for operand, argument in operand_nodes(node, site.operation).items():
             spec = site.operation.operand(operand)
             rounding = spec.chosen(rounds[site.name])
@@ -319,6 +415,7 @@ def _rewrite(
                 target = f"{site.name}_{operand}_quantizer"
                 model.add_module(target, Quantizer(rounding, argument.op == "get_attr"))
                 changed = spec.position == 0 and _without_change(node)
+                inplace = inplace or changed
                 with new.inserting_before(node):
                     # What rounding keeps for its gradients must not change with the argument.
                     given = new.call_method("clone", (given,)) if changed else given
@@ -332,6 +429,11 @@ def _rewrite(
                 node.update_arg(spec.position, given)
             else:
                 node.update_kwarg(spec.argument, given)
+        formats = (None, None) if site.operation.product is None else formats_of(site.operation, rounds[site.name])
+        if formats != (None, None) and not inplace:
+            target = f"{site.name}_product"
+            model.add_module(target, ProductCall(site.operation, node.target, formats, site.flows("weight")))
+            node.op, node.target = "call_module", target
     install(new, by_name, graph.switches)
     new.lint()
     return fx.GraphModule(model, new).eval()

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from bitfront import kernels
 from bitfront.formats.base import Format
+from bitfront.kernels import plain
 
 Ints = NDArray[np.int64]
 MemoryLayout = Literal["samples", "first", "last"]
@@ -39,6 +40,8 @@ LONG_ROW = 1024
 _TILING = threading.Lock()
 #: Size of a cache line in bytes.
 ALIGNMENT = 64
+#: Columns of the numbers of a rounding (``kernels.round_blocks``).
+LOW, STEP, DIVISOR, ZERO = 1, 3, 4, 5
 #: Layout → the axis of a part that counts columns.
 COLUMNS = {"samples": 2, "first": 1, "last": 4}
 
@@ -281,7 +284,7 @@ class Rounding:
     """How states are rounded.
 
     Attributes:
-        grids: scale, low, high and step of each format of the site's input, shape (formats, 4).
+        grids: the numbers of each format of the site's input (``kernels.round_blocks``), shape (formats, 6).
         covered: which formats the kernels can round to, shape (formats,).
         format: number of a format → the format; None for an input that stays in float.
     """
@@ -331,7 +334,7 @@ def rounded(
     if len(bulk):
         grids = rounding.grids[formats[bulk]]
         if rectify:
-            grids[:, 1] = np.maximum(grids[:, 1], 0)
+            grids[:, LOW] = np.maximum(grids[:, LOW], grids[:, ZERO])
         if out.device.type == "cpu" and kernels.compiled() and (x.norm is None or norm_mode()):
             _round_native(x, at[bulk], grids, out, bulk * out[0].numel())
         else:
@@ -355,7 +358,7 @@ def rounded_bytes(x: BatchedActivations, at: Ints, grids: NDArray[np.float32]) -
 
     Args:
         at: positions of the states in `x`.
-        grids: for each state scale, low, high and the offset that is added, shape (states, 4).
+        grids: for each state scale, low, high, the offset that is added, divisor and zero, shape (states, 6).
 
     Returns:
         Shape (states, samples, height, width, depth), uint8; None if a value is not a number.
@@ -409,9 +412,7 @@ def _rows(part: Tensor, layout: MemoryLayout, dense: bool) -> tuple[int, int, in
 def _round_plain(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], out: Tensor, target: Ints) -> None:
     x = x.settled()
     values = torch.stack([x.block(int(k)) for k in at])
-    wide = (-1, *(1,) * (values.dim() - 1))
-    scale, low, high, step = (c.view(wide) for c in torch.from_numpy(grids).to(values.device).unbind(1))
-    values = torch.clamp(torch.round(values * scale), low, high) * step
+    values = plain.rounded(values, grids)
     if len(target) == len(out):
         out[:, : values.shape[1]] = values
     else:

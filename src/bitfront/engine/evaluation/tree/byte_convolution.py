@@ -1,7 +1,7 @@
 """Convolutions of bytes in the tree: one call of oneDNN's kernel computes several options of a weight.
 
-The input's step times the weight's step is a power of two. So the sum of products of bytes, times this power of two, is
-the same float32 that the deployed model computes, if the deployed model's sum is exact too.
+What the kernel scales sums by is a power of two (1, if they are scaled afterwards). So the sum of products of bytes,
+times this power of two, is the same float32 that the deployed model computes, whose sum is exact too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ByteConvolution:
     """A convolution with weights in bytes.
 
     Attributes:
-        grid: how its input is rounded: scale, low, high and the offset that is added, shape (4,).
+        grid: how its input is rounded: scale, low, high, the offset that is added, divisor and zero, shape (6,).
         kernel: oneDNN's kernel for these weights.
     """
 
@@ -32,7 +32,14 @@ class ByteConvolution:
 
     @classmethod
     def of(
-        cls, module: Any, weight: Tensor, steps: Tensor, bias: Tensor | None, size: float, grid: NDArray[np.float32]
+        cls,
+        module: Any,
+        weight: Tensor,
+        steps: Tensor,
+        bias: Tensor | None,
+        size: float,
+        grid: NDArray[np.float32],
+        zero: int,
     ) -> ByteConvolution:
         """Prepare the kernel of a convolution.
 
@@ -43,9 +50,10 @@ class ByteConvolution:
             bias: float32, shape (channels out,); None if there is no bias.
             size: the step of the input.
             grid: as the attribute.
+            zero: the byte of the input's value 0.
         """
         geometry = (list(module.stride), list(module.padding), list(module.dilation))
-        return cls(grid, onednn.ConvolutionKernel.of(weight, steps, bias, size, int(grid[3]), geometry))
+        return cls(grid, onednn.ConvolutionKernel.of(weight, steps, bias, size, zero, geometry))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Bytes of shape (samples, channels in, height, width), channels last in memory → float32, likewise."""

@@ -12,6 +12,8 @@ from bitfront.formats.base import Format
 from bitfront.graph.capture import apply_site
 from bitfront.operations.base import OperandSpec
 from bitfront.operations.lookup import operand_nodes
+from bitfront.transforms.arithmetic import product
+from bitfront.transforms.quantize import called_function, function_product
 
 
 def arguments(
@@ -55,16 +57,33 @@ def call(
     if step.hooked:
         return program.twin(step, data, parameters)(*args, **kwargs)
     node = step.node
-    function: Any = node.target
     if step.kind in PRODUCTS and node.op != "call_module":
-        return apply(program, step, args[0], *program.parameters(step, parameters))
+        return single(program, step, data, parameters, args[0])
     if node.op == "call_module" and step.site is not None:
         return program.twin(step, data, parameters)(*args, **kwargs)
     if node.op == "call_module":
         return program.model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return function(*args, **kwargs)
+    function = str(node.target) if node.op == "call_method" else node.target
+    if step.site is not None and step.site.operation.product is not None:
+        formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
+        return function_product(step.site.operation, function, args, kwargs, formats, step.site.flows("weight"))
+    return called_function(function, args, kwargs)
+
+
+def single(program: Program, step: Step, data: int, parameters: int, rounded: Tensor) -> Tensor:
+    """The value of a linear layer or convolution for an input that is rounded already, as the deployed model computes
+    it."""
+    assert step.site is not None
+    rule = step.site.operation.product
+    assert rule is not None
+    weight, bias = program.parameters(step, parameters)
+    formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
+    module = program.model.get_submodule(step.site.path) if step.site.path else None
+
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return apply(program, step, x, weight, bias)
+
+    return product(rule, compute, (rounded, weight, bias), formats, module=module)
 
 
 def apply(program: Program, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

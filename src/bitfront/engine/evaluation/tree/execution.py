@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations, calls
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, MemoryLayout
+from bitfront.engine.evaluation.tree.products import ORDERED, WHOLE, Kind, Products
 from bitfront.engine.evaluation.tree.program import PER_SAMPLE, PRODUCTS, Program, Step
 from bitfront.engine.evaluation.tree.schedule import Schedule, States
 
@@ -48,12 +49,18 @@ class Pass:
     """Takes some samples through the graph, for ranges of the schedule's candidates.
 
     Args:
+        program: the steps.
+        products: how its products are computed.
+        schedule: the states that candidates need.
         bytes_at_once: size of the activations that one step may compute at a time, unless a single state needs more.
         x, y: the samples, and their labels as int32.
     """
 
-    def __init__(self, program: Program, schedule: Schedule, bytes_at_once: int, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self, program: Program, products: Products, schedule: Schedule, bytes_at_once: int, x: Tensor, y: Tensor
+    ) -> None:
         self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
+        self.products = products
         # Results must not depend on the samples' address in memory. So they are aligned, as in the deployed model.
         self.x, self.y, self.samples = activations.aligned(x), y, len(y)
         self.scored: list[Scored] = []
@@ -161,51 +168,60 @@ class Pass:
             if (counts == columns).all() and (parameters.reshape(-1, columns) == chosen).all():
                 subset = tuple(chosen.tolist())
                 formats = np.unique(states.rounded_data[members]).tolist()
-                if all(self.program.exact(step, d, p) for d in formats for p in subset):
-                    return BatchedActivations([self._merged(i, subset, members, states, x, layout)], layout, needed)
+                (kind, *others) = {self.products.kind(step, d, p) for d in formats for p in subset}
+                if kind != "alone" and not others:
+                    part = self._merged(i, subset, members, states, x, layout, kind)
+                    return BatchedActivations([part], layout, needed)
         return self._scattered(i, states, needed, x, layout)
 
     def _scattered(
         self, i: int, states: States, needed: Ints, x: BatchedActivations, layout: MemoryLayout
     ) -> BatchedActivations:
         """Products for any set of pairs of rounded input and parameters. Inputs that need the same parameters are
-        computed together, and pairs that are not exact one by one."""
+        computed together, and pairs that cannot be merged one by one."""
         step = self.program.steps[i]
         rounded, parameters = states.rounded[needed].tolist(), states.parameters[needed].tolist()
         place = {pair: k for k, pair in enumerate(zip(rounded, parameters, strict=True))}
-        exact: dict[int, list[int]] = {}
+        merged: dict[tuple[int, Kind], list[int]] = {}
         alone: list[tuple[int, int]] = []
         for r, p in place:
-            if layout != "samples" and self.program.exact(step, int(states.rounded_data[r]), p):
-                exact.setdefault(r, []).append(p)
-            else:
+            kind: Kind = "alone"
+            if layout != "samples":
+                kind = self.products.kind(step, int(states.rounded_data[r]), p)
+            if kind == "alone":
                 alone.append((r, p))
-        groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
-        for r, chosen in exact.items():
+            else:
+                merged.setdefault((r, kind), []).append(p)
+        groups: dict[tuple[tuple[int, ...], Kind, int], list[int]] = {}
+        for (r, kind), chosen in merged.items():
             # A convolution of bytes takes inputs of one format.
             data_format = int(states.rounded_data[r]) if layout == "last" else -1
             for subset in [tuple(chosen)] if step.groups == 1 else [(p,) for p in chosen]:
-                groups.setdefault((subset, data_format), []).append(r)
+                groups.setdefault((subset, kind, data_format), []).append(r)
         parts: list[Tensor] = []
         where = np.zeros((len(needed), 3), dtype=np.int64)
-        for number, ((subset, _), members) in enumerate(groups.items()):
-            parts.append(self._merged(i, subset, np.array(members), states, x, layout))
+        for number, ((subset, kind, _), members) in enumerate(groups.items()):
+            parts.append(self._merged(i, subset, np.array(members), states, x, layout, kind))
             for row, r in enumerate(members):
                 for column, p in enumerate(subset):
                     where[place[r, p]] = (number, row, column)
         last: tuple[int, Tensor] = (-1, self.x)
         for r, p in alone:
+            data = int(states.rounded_data[r])
             if last[0] != r:
                 value = x.tensor(int(x.positions(states.rounded_parent[r : r + 1])[0]))
-                rounds = self.program.data_format(step, int(states.rounded_data[r]))
+                rounds = self.program.data_format(step, data)
                 last = (r, value if rounds is None else rounds.quantize(value))
-            result = calls.apply(self.program, step, last[1], *self.program.parameters(step, p))
             where[place[r, p]] = (len(parts), 0, 0)
-            if layout == "first":
-                parts.append(result.t().contiguous()[None, None])
-            else:
-                parts.append(activations.from_plain(result[None, :, None], layout))
+            parts.append(self._alone(step, data, p, last[1], layout))
         return BatchedActivations(parts, layout, needed, where)
+
+    def _alone(self, step: Step, data: int, parameters: int, rounded: Tensor, layout: MemoryLayout) -> Tensor:
+        """A part with the product of one input, which is rounded, as the deployed model computes it."""
+        result = calls.single(self.program, step, data, parameters, rounded)
+        if layout == "first":
+            return result.t().contiguous()[None, None]
+        return activations.from_plain(result[None, :, None], layout)
 
     def _merged(
         self,
@@ -215,35 +231,61 @@ class Pass:
         states: States,
         x: BatchedActivations,
         layout: MemoryLayout,
+        kind: Kind,
     ) -> Tensor:
-        """One product for some rounded inputs and parameter options, all exact; it is a part of the result."""
+        """One product for some rounded inputs and parameter options, all of one kind; it is a part of the result."""
         step, program = self.program.steps[i], self.program
         at, formats = x.positions(states.rounded_parent[members]), states.rounded_data[members]
+        weight, bias = self.products.weights(step, subset, kind)
+        rounding = program.rounding(step, coded=kind in WHOLE)
         if layout == "last":
-            done = self._bytes(i, subset, at, formats, x)
-            if done is not None:
-                return done
-            weight, bias = program.merged(step, subset)
-            inputs = activations.rounded(x, at, formats, program.rounding(step), "last")
-            out = calls.apply(program, step, inputs.flatten(0, 1).permute(0, 3, 1, 2), weight, bias)
-            return self._table(out, len(members), len(subset))
-        weight, bias = program.merged(step, subset)
-        features = x.features[0]
-        ones = weight.shape[1] - features
-        inputs = activations.rounded(x, at, formats, program.rounding(step), "first", extra=ones)
+            out = self._bytes(i, subset, at, formats, x, kind)
+            if out is None and kind in ORDERED:
+                return self._one_by_one(i, subset, members, states, x)
+            if out is None:
+                inputs = activations.rounded(x, at, formats, rounding, "last").flatten(0, 1).permute(0, 3, 1, 2)
+                sums = calls.apply(program, step, inputs, weight, bias if kind == "exact" else None)
+                out = self._table(sums, len(members), len(subset))
+            if kind != "exact":
+                for row, scales in zip(out, self.products.scales(step, formats, subset, kind), strict=True):
+                    kernels.scale(row.view(1, -1, len(scales)), scales[None], bias, last=True)
+            return out
+        ones = weight.shape[1] - x.features[0]
+        inputs = activations.rounded(x, at, formats, rounding, "first", extra=ones)
         if ones:
-            inputs[:, features:] = 1.0
-        out = activations.room((len(members), len(weight), self.samples), program.device)
-        torch.bmm(weight.expand(len(members), *weight.shape), inputs, out=out)
+            inputs[:, -ones:] = 1.0
+        if kind in ORDERED:
+            out = kernels.ordered(weight, inputs)
+        else:
+            out = activations.room((len(members), len(weight), self.samples), program.device)
+            torch.bmm(weight.expand(len(members), *weight.shape), inputs, out=out)
+        if kind != "exact":
+            kernels.scale(out, self.products.scales(step, formats, subset, kind), bias, last=False)
         return out.view(len(members), len(subset), -1, self.samples)
 
-    def _bytes(self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: BatchedActivations) -> Tensor | None:
+    def _one_by_one(
+        self, i: int, subset: tuple[int, ...], members: Ints, states: States, x: BatchedActivations
+    ) -> Tensor:
+        """What ``_merged`` returns for layout ``last``, each pair computed alone."""
+        step, rows = self.program.steps[i], []
+        for r in members.tolist():
+            data = int(states.rounded_data[r])
+            value = x.tensor(int(x.positions(states.rounded_parent[r : r + 1])[0]))
+            rounds = self.program.data_format(step, data)
+            value = value if rounds is None else rounds.quantize(value)
+            parts = [self._alone(step, data, p, value, "last") for p in subset]
+            rows.append(torch.cat(parts, activations.COLUMNS["last"]))
+        return torch.cat(rows)
+
+    def _bytes(
+        self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: BatchedActivations, kind: Kind
+    ) -> Tensor | None:
         """A merged convolution in bytes; None if its operands do not fit bytes."""
-        step, program = self.program.steps[i], self.program
+        step = self.program.steps[i]
         parts: list[tuple[Ints, Tensor]] = []
         for data_format in np.unique(formats).tolist():
             rows = np.flatnonzero(formats == data_format)
-            convolution = program.bytes(step, data_format, subset, x.rectify)
+            convolution = self.products.bytes(step, data_format, subset, x.rectify, kind)
             if convolution is None:
                 return None
             grids = np.repeat(convolution.grid[None], len(rows), axis=0)

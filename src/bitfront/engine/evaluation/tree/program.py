@@ -1,9 +1,6 @@
 """The steps of a captured graph, and what depends on options alone, computed once per search.
 
-This is the quantized weights, and whether the sums of products under some options are exact. A sum of products of
-fixed-point numbers is a fixed-point number. If it needs no more than 24 bits, float32 holds it and every partial sum
-exactly, so it is the same in any order of summation. Where that does not hold (floats, scales that are not powers of
-two, sums beyond 2^24), ``Program.inexact`` says where and why.
+This is how inputs are rounded, and the quantized weights; ``products.py`` says how their products are computed.
 """
 
 from __future__ import annotations
@@ -15,17 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront import kernels
 from bitfront.engine.evaluation.calibration import Calibration
-from bitfront.engine.evaluation.tree.activations import Ints, Norm, Rounding
-from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, byte_sized, exact_bytes
+from bitfront.engine.evaluation.tree.activations import DIVISOR, STEP, Ints, Norm, Rounding
 from bitfront.formats.base import Format, Operand
-from bitfront.formats.grid import FixedPoint
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
 from bitfront.operations.lookup import hooks, of_node
@@ -35,10 +29,6 @@ from bitfront.transforms.quantize import twin_of
 
 #: The second input of arithmetic.
 SECOND: Operand = "data_in_2"
-#: Sums up to here are exact in float32.
-EXACT = 2**24
-#: Of the numbers that every unit computes with in full; some take smaller ones for 0.
-SMALLEST_STEP = 2.0**-126
 
 #: How a step is computed: merged, in the way of its operation (``operations.base.Merge``), or state by state ("call").
 StepKind = Literal[
@@ -129,14 +119,11 @@ class Program:
         self.model = graph.model if device == "cpu" else _moved(graph.model, device)
         self.options = tuple(_split_options(o) for o in space.site_formats)
         self._parameters: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
-        self._merged: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
-        self._exact: dict[tuple[int, int, int], str] = {}
         self._norms: dict[str, Norm] = {}
         self._twins: dict[tuple[int, int, int], nn.Module] = {}
-        self._bytes: dict[tuple[int, int, tuple[int, ...], bool], ByteConvolution | None] = {}
         self._grids: dict[tuple[int, Operand], tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         self._lock = threading.Lock()
-        #: Site → why some of its products are not merged. Grows while candidates are evaluated.
+        #: Site → why some of its sums are not of whole numbers. Grows while candidates are evaluated.
         self.inexact: dict[str, str] = {}
         self.steps, self.output = _steps(graph, self.model, calibration, unmerged)
         self.last_use = [max((j for j, s in enumerate(self.steps) if i in s.inputs), default=i) for i in self._all]
@@ -171,10 +158,18 @@ class Program:
         formats = self.options[step.group].parameter_formats
         return not any(SECOND in formats[p] for p in np.unique(parameters).tolist())
 
-    def rounding(self, step: Step) -> Rounding:
-        """How the step's input is rounded; ``prepare`` must have been called for the data options in use."""
+    def rounding(self, step: Step, *, coded: bool = False) -> Rounding:
+        """How the step's input is rounded; ``prepare`` must have been called for the data options in use.
+
+        Args:
+            coded: to what products multiply with (``Whole.numbers``), and not to values.
+        """
         assert step.group is not None
-        return Rounding(*self._grids[step.group, "data_in"], lambda k: self.data_format(step, k))
+        grids, covered = self._grids[step.group, "data_in"]
+        if coded:
+            grids = grids.copy()
+            grids[:, STEP] = np.where(grids[:, DIVISOR] != 0, 1.0, grids[:, STEP])
+        return Rounding(grids, covered, lambda k: self.data_format(step, k))
 
     def second_rounding(self, step: Step) -> Rounding:
         """Of the formats of the step's second input that were prepared, by parameter option."""
@@ -188,45 +183,6 @@ class Program:
             self._norms[key] = Norm.of(self.model.get_submodule(key))
         return self._norms[key]
 
-    def bytes(self, step: Step, data: int, indices: tuple[int, ...], rectified: bool) -> ByteConvolution | None:
-        """The step as a convolution of bytes under a data option and several parameter options, all exact.
-
-        None if its operands do not fit bytes, or the device has no kernel for them.
-
-        Args:
-            rectified: whether a ReLU is applied to the input before it is rounded.
-        """
-        assert step.group is not None
-        key = (step.group, data, indices, rectified)
-        if key not in self._bytes:
-            self._bytes[key] = self._byte_convolution(step, data, indices, rectified)
-        return self._bytes[key]
-
-    def _byte_convolution(
-        self, step: Step, data: int, indices: tuple[int, ...], rectified: bool
-    ) -> ByteConvolution | None:
-        if step.node.op != "call_module" or not exact_bytes() or self.device != "cpu":
-            return None
-        module: Any = self.model.get_submodule(str(step.node.target))
-        rounding = _rounding(self.data_format(step, data))
-        if rounding is None or not byte_sized(module):
-            return None
-        low, high = max(rounding.low, 0) if rectified else rounding.low, rounding.high
-        offset = 0 if low >= 0 else 128
-        if low + offset < 0 or high + offset > 255:
-            return None
-        weights, steps = [], []
-        for index in indices:
-            weight = self.parameters(step, index)[0]
-            w = _multiples(self.parameter_formats(step, index).get("weight"), weight)
-            if w is None or w.low < -128 or w.high > 127:
-                return None
-            weights.append((weight / w.step).to(torch.int8))
-            steps.append(torch.full((len(weight),), w.step))
-        _, bias = self.merged(step, indices)
-        numbers = np.array([1 / rounding.step, low, high, offset], dtype=np.float32)
-        return ByteConvolution.of(module, torch.cat(weights), torch.cat(steps), bias, rounding.step, numbers)
-
     def prepare(self, step: Step, data: Ints, parameters: Ints) -> None:
         """Look up the grids of some formats of the step's inputs."""
         assert step.group is not None
@@ -239,12 +195,12 @@ class Program:
     def _prepare(
         self, group: int, operand: Operand, numbers: Ints, count: int, form: Callable[[int], Format | None]
     ) -> None:
-        empty = np.zeros((count, 4), dtype=np.float32), np.zeros(count, dtype=bool)
+        empty = np.zeros((count, 6), dtype=np.float32), np.zeros(count, dtype=bool)
         table, covered = self._grids.setdefault((group, operand), empty)
         for k in np.flatnonzero(np.bincount(numbers, minlength=count) * ~covered).tolist():
-            rounding = _rounding(form(k))
-            if rounding is not None and max(-rounding.low, rounding.high) < 2**kernels.WIDEST:
-                table[k], covered[k] = rounding.row, True
+            row = rounding_row(form(k))
+            if row is not None:
+                table[k], covered[k] = row, True
 
     def parameters(self, step: Step, index: int) -> tuple[Tensor, Tensor | None]:
         """The step's quantized weight and bias under parameter option `index`."""
@@ -302,22 +258,6 @@ class Program:
         mean, variance = mean.to(self.device), variance.to(self.device)
         return F.batch_norm(x, mean, variance, module.weight, module.bias, False, 0.0, module.eps)
 
-    def merged(self, step: Step, indices: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Weights and biases of several parameter options, concatenated along the output channels. The bias of a
-        linear step is the last column of its weight."""
-        assert step.group is not None
-        key = (step.group, indices)
-        if key not in self._merged:
-            pairs = [self.parameters(step, i) for i in indices]
-            weight = torch.cat([w for w, _ in pairs])
-            bias = torch.cat([b for _, b in pairs if b is not None]) if pairs[0][1] is not None else None
-            if step.kind == "convolution" and weight.dim() == 4:
-                weight = weight.contiguous(memory_format=torch.channels_last)
-            if step.kind == "dense" and bias is not None:
-                weight, bias = torch.cat([weight, bias[:, None]], dim=1), None
-            self._merged[key] = (weight, bias)
-        return self._merged[key]
-
     def _float_parameters(self, step: Step) -> tuple[Tensor, Tensor | None]:
         site = step.site
         assert site is not None
@@ -325,68 +265,19 @@ class Program:
         named = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
         return named[site.weight].detach(), named[site.bias].detach() if site.bias else None
 
-    def exact(self, step: Step, data: int, parameters: int) -> bool:
-        """Whether the step's sums of products are exact in float32 under these options, in any order."""
-        assert step.group is not None
-        assert step.site is not None
-        key = (step.group, data, parameters)
-        if key not in self._exact:
-            self._exact[key] = self._why_inexact(step, data, parameters)
-            if self._exact[key]:
-                self.inexact.setdefault(step.site.title, self._exact[key])
-        return not self._exact[key]
-
-    def _not_negative(self, step: Step) -> bool:
+    def not_negative(self, step: Step) -> bool:
         """Whether the input of a step comes from a ReLU, at most moved or selected since."""
         before = self.steps[step.inputs[0]]
         while before.kind in ("identity", "flatten", "selection"):
             before = self.steps[before.inputs[0]]
         return before.kind == "rectifier"
 
-    def _why_inexact(self, step: Step, data: int, parameters: int) -> str:
-        assert step.group is not None
-        assert step.site is not None
-        weight, bias = self.parameters(step, parameters)
-        x = self.data_format(step, data)
-        formats = self.parameter_formats(step, parameters)
-        w, b = formats.get("weight"), formats.get("bias")
-        if x is None or w is None or (bias is not None and b is None):
-            return "an operand is left in float"
-        x_grid, w_grid = None if x.grid is None else x.grid.fixed_point, _multiples(w, weight)
-        b_grid = None if bias is None else _multiples(b, bias)
-        if x_grid is None or w_grid is None or (bias is not None and b_grid is None):
-            return "a format whose step is not a power of two, or differs between values"
-        step_size = min([x_grid.step * w_grid.step] + ([] if b_grid is None else [b_grid.step]))
-        low, high = -x_grid.low, x_grid.high
-        if self._not_negative(step):
-            low = 0
-        rows = weight.double().flatten(1)
-        up, down = rows.clamp(min=0).sum(dim=1), -rows.clamp(max=0).sum(dim=1)
-        # The largest absolute value of any part of a sum: every term at the end of its range that adds to it.
-        sums = torch.maximum(up * high + down * low, up * low + down * high) * x_grid.step
-        if bias is not None:
-            sums = sums + bias.double().abs()
-        if not step_size >= SMALLEST_STEP:
-            return "steps whose product is smaller than the numbers of float32"
-        largest = float(sums.max()) / step_size
-        if not largest <= EXACT:
-            return f"sums of up to {np.log2(largest):.1f} bits, more than the 24 that float32 holds"
-        return ""
 
-
-def _rounding(form: Format | None) -> FixedPoint | None:
-    """The fixed-point numbers to which a format rounds; None for any other rounding."""
-    return None if form is None or form.grid is None else form.grid.rounding
-
-
-def _multiples(form: Format | None, x: Tensor) -> FixedPoint | None:
-    """Fixed-point numbers that contain all values of `x`; None if there are none.
-
-    Args:
-        form: the format that rounded `x`.
-    """
-    grid = None if form is None else form.grid_of(x)
-    return None if grid is None else grid.fixed_point
+def rounding_row(form: Format | None) -> tuple[float, ...] | None:
+    """The numbers with which the kernels round to a format (``Grid.rounding_row``); None if they cannot."""
+    grid = None if form is None else form.grid
+    row = None if grid is None else grid.rounding_row()
+    return row if row is not None and max(-row[1], row[2]) < 2**kernels.WIDEST else None
 
 
 def _moved(model: nn.Module, device: str) -> nn.Module:

@@ -23,6 +23,7 @@ from torch import Tensor
 from bitfront.engine.evaluation.tree import activations as activations
 from bitfront.engine.evaluation.tree.activations import Ints
 from bitfront.engine.evaluation.tree.execution import Pass, Scored
+from bitfront.engine.evaluation.tree.products import Products
 from bitfront.engine.evaluation.tree.program import Program
 from bitfront.engine.evaluation.tree.schedule import Schedule
 from bitfront.graph import Graph
@@ -73,6 +74,7 @@ class TreeScorer:
     """Scores batches of candidates."""
 
     def __init__(self, program: Program, limits: WorkLimits) -> None:
+        self._products = Products(program)
         self.program, self.limits = program, limits
         self._pool: ThreadPoolExecutor | None = None
 
@@ -126,7 +128,7 @@ class TreeScorer:
         while True:
             try:
                 with torch.inference_mode():
-                    return Pass(self.program, schedule, limits.bytes, x, y).run(piece)
+                    return Pass(self.program, self._products, schedule, limits.bytes, x, y).run(piece)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise

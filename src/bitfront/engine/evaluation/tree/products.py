@@ -1,0 +1,207 @@
+"""How the tree computes the products of a linear layer or a convolution under some options.
+
+``transforms.arithmetic`` defines the result. Here is the fastest way to the same bits. All inputs and all weights of a
+site go through one product if its sums are exact in float32: then they do not depend on the order of summation, nor on
+what is computed beside them. Sums of a fixed order are merged too, by a kernel that keeps the order. The rest is
+computed one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitfront.engine.evaluation.tree.activations import Ints
+from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, byte_sized, exact_bytes
+from bitfront.engine.evaluation.tree.program import Program, Step, rounding_row
+from bitfront.transforms.arithmetic import EXACT, SMALLEST_STEP, Weight, Whole, whole_operands
+
+#: ``exact``: sums with their biases are exact in float32. ``scaled``: sums of whole numbers are; they are scaled, and
+#: get their biases, afterwards. ``long``: so are sums of whole numbers in float64. ``ordered``: sums of values in
+#: float64, in a fixed order; they get their biases afterwards. ``alone``: by the call of the deployed model.
+Kind = Literal["exact", "scaled", "long", "ordered", "alone"]
+#: Kinds that multiply whole numbers.
+WHOLE: tuple[Kind, ...] = ("scaled", "long")
+#: Kinds that are computed by the kernel that keeps the order of a sum.
+ORDERED: tuple[Kind, ...] = ("long", "ordered")
+
+
+#: The largest sum of bytes that 32-bit integers hold.
+LARGEST_SUM = 2**31 - 1
+
+
+class Products:
+    """How the products of a program's sites are computed. Everything is computed once per option.
+
+    Args:
+        program: the program.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._kinds: dict[tuple[int, int, int], Kind] = {}
+        self._whole: dict[tuple[int, int, int], tuple[Whole, Weight] | None] = {}
+        self._weights: dict[tuple[int, tuple[int, ...], Kind], tuple[Tensor, Tensor | None]] = {}
+        self._scales: dict[tuple[int, int, int], Tensor] = {}
+        self._bytes: dict[tuple[int, int, tuple[int, ...], bool, Kind], ByteConvolution | None] = {}
+
+    def kind(self, step: Step, data: int, parameters: int) -> Kind:
+        """How the step is computed under a data option and a parameter option."""
+        assert step.group is not None
+        key = (step.group, data, parameters)
+        if key not in self._kinds:
+            self._kinds[key] = self._kind(step, data, parameters)
+        return self._kinds[key]
+
+    def _operands(self, step: Step, data: int, parameters: int) -> tuple[Whole, Weight] | None:
+        """Input and weight as whole numbers; None if they are not."""
+        assert step.group is not None
+        assert step.site is not None
+        key = (step.group, data, parameters)
+        if key not in self._whole:
+            program, rule = self._program, step.site.operation.product
+            assert rule is not None
+            formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
+            inputs, weight, why = whole_operands(rule, program.parameters(step, parameters)[0], formats)
+            if why and formats != (None, None):
+                program.inexact.setdefault(step.site.title, why)
+            self._whole[key] = None if inputs is None or weight is None else (inputs, weight)
+        return self._whole[key]
+
+    def _kind(self, step: Step, data: int, parameters: int) -> Kind:
+        program = self._program
+        weight, bias = program.parameters(step, parameters)
+        formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
+        dense = step.kind == "dense"
+        if formats == (None, None) or weight.dtype != torch.float32:
+            return "alone"
+        whole = self._operands(step, data, parameters)
+        if whole is None:
+            return "ordered" if dense else "alone"
+        inputs, numbers = whole
+        longest = numbers.longest(inputs, rectified=program.not_negative(step))
+        if longest > EXACT:
+            # Without a kernel of bytes, a convolution has none that keeps long sums exact.
+            bytes_hold = longest <= LARGEST_SUM and self.bytes(step, data, (parameters,), False, "long") is not None
+            return "long" if dense or bytes_hold else "alone"
+        if inputs.coded or numbers.whole.coded:
+            return "scaled"
+        if bias is None:
+            return "exact"
+        form = program.parameter_formats(step, parameters).get("bias")
+        grid = None if form is None else form.grid_of(bias)
+        fixed = None if grid is None else grid.fixed_point
+        if fixed is None or isinstance(numbers.whole.step, Tensor):
+            return "scaled"
+        product = float(inputs.step) * numbers.whole.step
+        unit = min(product, fixed.step)
+        most = (longest * product + float(bias.abs().max())) / unit
+        return "exact" if most <= EXACT and unit >= SMALLEST_STEP else "scaled"
+
+    def weights(self, step: Step, indices: tuple[int, ...], kind: Kind) -> tuple[Tensor, Tensor | None]:
+        """What is multiplied with of the weights of several parameter options, and their biases, concatenated along the
+        output channels. The bias of an exact linear step is the last column of its weight."""
+        assert step.group is not None
+        key = (step.group, indices, kind)
+        if key not in self._weights:
+            program = self._program
+            pairs = [program.parameters(step, i) for i in indices]
+            rows = [self._numbers(step, i) for i in indices] if kind in WHOLE else [w for w, _ in pairs]
+            weight = torch.cat(rows)
+            bias = torch.cat([b for _, b in pairs if b is not None]) if pairs[0][1] is not None else None
+            if step.kind == "convolution" and weight.dim() == 4:
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            if step.kind == "dense" and bias is not None and kind == "exact":
+                weight, bias = torch.cat([weight, bias[:, None]], dim=1), None
+            self._weights[key] = (weight, bias)
+        return self._weights[key]
+
+    def _numbers(self, step: Step, parameters: int) -> Tensor:
+        """The whole numbers of a weight."""
+        assert step.site is not None
+        form = self._program.parameter_formats(step, parameters)["weight"]
+        rule = step.site.operation.product
+        assert rule is not None
+        weight = Weight.of(form, self._program.parameters(step, parameters)[0], rule, False)
+        assert weight is not None
+        return weight.numbers
+
+    def scales(self, step: Step, data: Ints, indices: tuple[int, ...], kind: Kind) -> Tensor:
+        """What sums are multiplied with afterwards.
+
+        Args:
+            data: the data option of each row of a product.
+            indices: the parameter options of its columns.
+
+        Returns:
+            float32, shape (rows, output channels of all columns).
+        """
+        return torch.stack([torch.cat([self._scale(step, d, p, kind) for p in indices]) for d in data.tolist()])
+
+    def _scale(self, step: Step, data: int, parameters: int, kind: Kind) -> Tensor:
+        assert step.group is not None
+        channels = len(self._program.parameters(step, parameters)[0])
+        if kind not in WHOLE:
+            return torch.ones(channels, device=self._program.device)
+        key = (step.group, data, parameters)
+        if key not in self._scales:
+            operands = self._operands(step, data, parameters)
+            assert operands is not None
+            inputs, weight = operands
+            scale = inputs.scale(weight.numbers) * weight.whole.scale(weight.numbers)
+            self._scales[key] = scale.expand(channels).contiguous()
+        return self._scales[key]
+
+    def bytes(
+        self, step: Step, data: int, indices: tuple[int, ...], rectified: bool, kind: Kind
+    ) -> ByteConvolution | None:
+        """The step as a convolution of bytes under a data option and several parameter options of one kind.
+
+        None if its operands do not fit bytes, or the device has no kernel for them.
+
+        Args:
+            rectified: whether a ReLU is applied to the input before it is rounded.
+        """
+        assert step.group is not None
+        key = (step.group, data, indices, rectified, kind)
+        if key not in self._bytes:
+            self._bytes[key] = self._byte_convolution(step, data, indices, rectified, kind)
+        return self._bytes[key]
+
+    def _byte_convolution(
+        self, step: Step, data: int, indices: tuple[int, ...], rectified: bool, kind: Kind
+    ) -> ByteConvolution | None:
+        program = self._program
+        if step.node.op != "call_module" or not exact_bytes() or program.device != "cpu":
+            return None
+        module: Any = program.model.get_submodule(str(step.node.target))
+        row = rounding_row(program.data_format(step, data))
+        if row is None or not byte_sized(module):
+            return None
+        scale, low, high, step_size, divisor, zero = row
+        low = max(low, zero) if rectified else low
+        offset = 0.0 if low >= 0 else 128.0
+        if low + offset < 0 or high + offset > 255:
+            return None
+        weights, steps = [], []
+        for index in indices:
+            operands = self._operands(step, data, index)
+            if operands is None:
+                return None
+            numbers = operands[1].rows(operands[1].numbers)
+            if float(numbers.min()) < -128 or float(numbers.max()) > 127:
+                return None
+            weight = program.parameters(step, index)[0]
+            weights.append(numbers.reshape(weight.shape).to(torch.int8))
+            # Scaled sums are scaled, and get their biases, afterwards.
+            unit = 1.0 if operands[1].whole.coded else operands[1].whole.step
+            steps.append(torch.as_tensor(unit).float().expand(len(weight)).contiguous())
+        bias = self.weights(step, indices, kind)[1] if kind == "exact" else None
+        size = 1.0 if divisor else step_size
+        numbers_of_input = np.array([scale, low, high, offset, divisor, zero], dtype=np.float32)
+        return ByteConvolution.of(
+            module, torch.cat(weights), torch.cat(steps), bias, size, numbers_of_input, int(zero + offset)
+        )

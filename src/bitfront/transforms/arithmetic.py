@@ -1,0 +1,296 @@
+"""Products of quantized operands, as hardware computes them: whole numbers summed exactly, then scaled.
+
+Let x and w be two operands in formats whose values are ``(code − zero) · step``, with one step per tensor for x, and
+one per tensor or per output channel j for w. Then
+
+    y_j = float32( Σ (cx − zx) (cw − zw) ) · float32(sx · sw_j) + b_j
+
+The sum is exact, and each of the three operations on it rounds once, in float32. So the result does not depend on the
+order of summation, the batch, the number of threads or the device, and it is what integer kernels compute (Jacob et al.
+2018, arXiv:1712.05877, equation 4; ONNX MatMulInteger and ConvInteger, followed by Cast, Mul and Add). If both steps
+are powers of two, this is the exact sum of products of the values, rounded to float32 once, plus the bias.
+
+An exact sum has no such form where an operand is in float, or where steps differ within a sum (groups and blocks along
+the summed dimension, an input with a step per channel). Then
+
+    y_j = float32( Σ_k x_k w_jk in float64, in the order of k ) + b_j
+
+where k runs over a row of the weight in the order of memory. Each product is exact in float64, and the sums have one
+order, so that nothing else changes their bits. Where all sums are exact in float64, both definitions agree for steps
+that are powers of two.
+
+In training mode products are those of torch, whose float32 sums differ from these in the last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitfront.formats.base import Format
+from bitfront.formats.grid import LARGEST_CODE, Grid
+from bitfront.operations.base import Product
+
+#: Sums up to here are exact in float32, in any order.
+EXACT = 2**24
+#: Of the numbers that every unit computes with in full; some take smaller ones for 0.
+SMALLEST_STEP = 2.0**-126
+#: The most digits that a weight is cut into, so that sums of each digit are exact in float32.
+DIGITS = 4
+
+#: (x, weight, bias or None) → the operation's result, in the dtype of x.
+Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+#: Why the sums of a product are not whole numbers.
+FLOAT = "an operand is left in float"
+MIXED = "steps that differ within a sum"
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """How the values of an operand are whole numbers times a step.
+
+    Attributes:
+        grid: of the values.
+        coded: whether products are computed of codes, less the zero point, and scaled afterwards. Otherwise they are
+            computed of the values, whose steps are powers of two.
+        step: of the numbers that are multiplied with: of values; 1 for codes. A tensor has one per output channel,
+            float64, shape (channels,).
+        low, high: ends of the values in steps; the zero point is at 0.
+    """
+
+    grid: Grid
+    coded: bool
+    step: float | Tensor
+    low: float
+    high: float
+
+    @property
+    def smallest(self) -> float:
+        """The smallest step."""
+        return float(torch.as_tensor(self.grid.step).min())
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """What to multiply with: the values, or whole numbers. Same shape and dtype as `x`, which is rounded."""
+        return self.grid.centred(x) if self.coded else x
+
+    def scale(self, like: Tensor) -> Tensor:
+        """What a sum is multiplied by for this operand: float32, shape () or (channels,), on the device of `like`."""
+        step = self.grid.step if self.coded else 1.0
+        return torch.as_tensor(step, dtype=torch.float64).flatten().float().to(like.device).squeeze()
+
+
+def whole(grid: Grid | None, channels: int | None = None) -> Whole | None:
+    """How operands on a grid are whole numbers; None if there is no grid, or its steps differ otherwise than along the
+    dimension `channels`."""
+    if grid is None or not (grid.uniform or (channels is not None and grid.axis == channels)):
+        return None
+    low, high = _centred_end(grid.low, grid.zero, min), _centred_end(grid.high, grid.zero, max)
+    step = grid.step
+    powers = grid.zero is None and (_is_power(step) if not isinstance(step, Tensor) else bool(_are_powers(step)))
+    if powers:
+        return Whole(grid, False, step.flatten() if isinstance(step, Tensor) else step, low, high)
+    return Whole(grid, True, 1.0, low, high) if grid.complete else None
+
+
+def _centred_end(end: int | Tensor, zero: int | Tensor | None, choose: Callable[[float, float], float]) -> float:
+    ends = torch.as_tensor(end) - (0 if zero is None else torch.as_tensor(zero))
+    return choose(float(ends.min()), float(ends.max()))
+
+
+def _is_power(step: float) -> bool:
+    return math.frexp(step)[0] == 0.5
+
+
+def _are_powers(steps: Tensor) -> Tensor:
+    return (torch.frexp(steps).mantissa == 0.5).all()
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A rounded weight whose values are whole numbers times a step.
+
+    Attributes:
+        whole: how.
+        numbers: what is multiplied with, float32, of the shape of the weight.
+        rule: of the product.
+        flows: whether it depends on the samples.
+    """
+
+    whole: Whole
+    numbers: Tensor
+    rule: Product
+    flows: bool
+
+    @classmethod
+    def of(cls, form: Format, rounded: Tensor, rule: Product, flows: bool) -> Weight | None:
+        """A weight that `form` has rounded; None if its values are not whole numbers (``whole``)."""
+        # What a sum is must not depend on the samples, so of a weight that does only the format counts.
+        grid = form.grid if flows else form.grid_of(rounded)
+        known = whole(grid, rule.channels % rounded.dim())
+        return None if known is None else cls(known, known.numbers(rounded), rule, flows)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Numbers of the shape of the weight in steps, one row per sum: float64, shape (sums, products)."""
+        step = self.whole.step
+        values = numbers.detach().double()
+        values = values / (self._along(step, values) if isinstance(step, Tensor) else step)
+        if self.rule.matrix:
+            return values.transpose(-1, -2).flatten(0, -2)
+        return values.movedim(self.rule.channels, 0).flatten(1)
+
+    def _along(self, step: Tensor, like: Tensor) -> Tensor:
+        channels = self.rule.channels % like.dim()
+        return step.to(like).reshape([-1 if d == channels else 1 for d in range(like.dim())])
+
+    def most(self, x: Whole) -> float:
+        """The largest absolute value that a sum can have, in steps of the product, whatever the samples are."""
+        if not self.flows:
+            return self.longest(x)
+        terms = self.numbers.shape[-2] if self.rule.matrix else self.numbers[0].numel()
+        return terms * max(-x.low, x.high) * max(-self.whole.low, self.whole.high)
+
+    def longest(self, x: Whole, numbers: Tensor | None = None, *, rectified: bool = False) -> float:
+        """The largest absolute value that a part of a sum can have, in steps of the product.
+
+        Args:
+            x: the input; every value of its grid may occur.
+            numbers: a part of the weight, in its place.
+            rectified: whether no input is negative.
+        """
+        rows = self.rows(self.numbers if numbers is None else numbers)
+        up, down = rows.clamp(min=0).sum(dim=1), -rows.clamp(max=0).sum(dim=1)
+        high, low = x.high, 0.0 if rectified else -x.low
+        sums = torch.maximum(up * high + down * low, up * low + down * high)
+        return float(sums.max()) if len(sums) else 0.0
+
+    def digits(self, x: Whole) -> list[Tensor] | None:
+        """The weight as a sum of a few tensors, such that the sums of each are exact in float32; None if that takes
+        more than ``DIGITS`` of them."""
+        step = self.whole.step
+        if isinstance(step, Tensor):
+            step = self._along(step, self.numbers)
+        bits = math.frexp(float(self.rows(self.numbers).abs().max()))[1]
+        for count in range(2, DIGITS + 1):
+            width = -(-bits // count)
+            parts, rest = [], self.numbers
+            for k in range(count - 1, 0, -1):
+                digit = step * 2.0 ** (width * k)
+                parts.append(torch.round(rest / digit) * digit)
+                rest = rest - parts[-1]
+            parts.append(rest)
+            # A digit is a multiple of 2^(width · k) steps, and so are its sums.
+            sizes = [self.longest(x, p) / 2.0 ** (width * (count - 1 - i)) for i, p in enumerate(parts)]
+            if max(sizes) <= EXACT:
+                return parts
+        return None
+
+
+def scaled(sums: Tensor, scale: Tensor, bias: Tensor | None, dim: int) -> Tensor:
+    """``float32(sums) · scale + bias``, each operation rounded once; channels lie along `dim`, counted from the end."""
+    shape = (-1, *[1] * (-dim - 1))
+    out = sums.float()
+    if scale.dim() or float(scale) != 1.0:
+        out = out * (scale.view(shape) if scale.dim() else scale)
+    return out if bias is None else out + bias.view(shape)
+
+
+def whole_sums(compute: Compute, x: Tensor, inputs: Whole, weight: Weight) -> Tensor:
+    """The exact sums of products of whole numbers.
+
+    Args:
+        compute: the operation.
+        x: what to multiply with of the input (``Whole.numbers``), float32.
+        inputs: how the input is whole numbers.
+        weight: the weight; no sum is longer than 2^53.
+
+    Returns:
+        float32 if sums need no more than 24 bits, else float64; exact in either.
+    """
+    if weight.longest(inputs) <= EXACT:
+        return compute(x, weight.numbers, None)
+    digits = weight.digits(inputs)
+    if digits is None:
+        return compute(x.double(), weight.numbers.double(), None)
+    total = compute(x, digits[0], None).double()
+    for digit in digits[1:]:
+        total += compute(x, digit, None)
+    return total
+
+
+def product(
+    rule: Product,
+    compute: Compute,
+    operands: tuple[Tensor, Tensor, Tensor | None],
+    formats: tuple[Format | None, Format | None],
+    *,
+    flows: bool = False,
+    module: nn.Module | None = None,
+) -> Tensor:
+    """The result of an operation that sums products of its operands.
+
+    Args:
+        rule: of the operation.
+        compute: the operation as torch computes it.
+        operands: input, weight and bias, rounded to their formats.
+        formats: of the input and the weight; None for float.
+        flows: whether the weight depends on the samples too.
+        module: the module of the operation; None for a function.
+
+    Returns:
+        As the module's docstring defines it, float32; what torch computes in training mode, without any format, for
+        other dtypes than float32, and where the record has no fixed order for sums that are not whole numbers.
+    """
+    x, weight, bias = operands
+    if formats == (None, None) or not x.dtype == weight.dtype == torch.float32:
+        return compute(x, weight, bias)
+    with torch.no_grad():
+        exact = _exact(rule, compute, (x.detach(), weight.detach(), bias), formats, flows, module)
+    if exact is None:
+        return compute(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
+        plain = compute(x, weight, bias)
+        return exact - (plain.detach() - plain)
+    return exact
+
+
+def _exact(
+    rule: Product,
+    compute: Compute,
+    operands: tuple[Tensor, Tensor, Tensor | None],
+    formats: tuple[Format | None, Format | None],
+    flows: bool,
+    module: nn.Module | None,
+) -> Tensor | None:
+    x, weight, bias = operands
+    inputs, numbers, _ = whole_operands(rule, weight, formats, flows)
+    if inputs is not None and numbers is not None:
+        sums = whole_sums(compute, inputs.numbers(x), inputs, numbers)
+        return scaled(sums, inputs.scale(x) * numbers.whole.scale(x), bias, rule.output)
+    ordered = None if rule.ordered is None else rule.ordered(module, x, weight)
+    return None if ordered is None else scaled(ordered, torch.ones(()), bias, rule.output)
+
+
+def whole_operands(
+    rule: Product, weight: Tensor, formats: tuple[Format | None, Format | None], flows: bool = False
+) -> tuple[Whole | None, Weight | None, str]:
+    """How input and weight of a product are whole numbers, and why they are not; the weight is rounded.
+
+    Sums of the result are exact in float64.
+    """
+    x_format, w_format = formats
+    if x_format is None or w_format is None:
+        return None, None, FLOAT
+    inputs = whole(x_format.grid)
+    numbers = Weight.of(w_format, weight, rule, flows)
+    if inputs is None or numbers is None:
+        return None, None, MIXED
+    step = inputs.smallest * numbers.whole.smallest
+    if not step >= SMALLEST_STEP:
+        return None, None, "steps whose product is smaller than the numbers of float32"
+    if not numbers.most(inputs) <= LARGEST_CODE:
+        return None, None, "sums of more than the 53 bits that float64 holds"
+    return inputs, numbers, ""
