@@ -122,7 +122,7 @@ class BatchMetrics:
         values: metric → values of shape (candidates,); NaN where it could not be measured.
         errors: why a candidate failed; empty where it did not.
         seconds: time per candidate.
-        inexact: site → why its products were computed one by one; of all candidates evaluated so far.
+        inexact: site → why its sums are not of whole numbers; of all candidates evaluated so far.
         plain: why candidates were evaluated as whole models, one by one; empty if they were not.
         losses: what ranges lose of the calibration samples; of all candidates evaluated so far.
     """
