@@ -10,6 +10,7 @@ give the same loss and accuracy (exit status 1).
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def main() -> int:
             for i in np.linspace(0, size - 1, 5).astype(int).tolist():
                 alone = evaluate(evaluator.model(codes[name][i]), x, y)
                 wrong += (alone.loss, alone.accuracy) != (batch.values["loss"][i], batch.values["accuracy"][i])
-        calls = {name: lambda n=name: measured(evaluators[n], codes[n]) for name in SPACES}
+        calls = {name: partial(measured, evaluators[name], codes[name]) for name in SPACES}
         times = paired(calls, 1 if options.quick else 7)
         per = {name: [s / len(codes[name]) for s in times[name]] for name in SPACES}
         for name in SPACES:
