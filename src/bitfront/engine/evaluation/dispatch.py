@@ -84,8 +84,8 @@ class Dispatcher:
             site, why = next(iter(self.inexact.items()))
             which = site if len(self.inexact) == 1 else f"{len(self.inexact)} sites, first {site}"
             remarks.append(
-                f"not every sum is one of whole numbers ({which}: {why}). Such sums are taken in float64, in one order, "
-                "as in the deployed model; a runtime that sums in another order may give other last digits"
+                f"not every sum is one of whole numbers ({which}: {why}). Such sums are taken in float64, in one "
+                "order, as in the deployed model; a runtime that sums in another order may give other last digits"
             )
         return remarks
 
