@@ -47,6 +47,7 @@ Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 #: Why the sums of a product are not whole numbers.
 FLOAT = "an operand is left in float"
 MIXED = "steps that differ within a sum"
+NO_STEP = "a format whose values have no common step"
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +288,8 @@ def whole_operands(
     inputs = whole(x_format.grid)
     numbers = Weight.of(w_format, weight, rule, flows)
     if inputs is None or numbers is None:
-        return None, None, MIXED
+        unknown = x_format.grid is None or (w_format.grid if flows else w_format.grid_of(weight)) is None
+        return None, None, NO_STEP if unknown else MIXED
     step = inputs.smallest * numbers.whole.smallest
     if not step >= SMALLEST_STEP:
         return None, None, "steps whose product is smaller than the numbers of float32"
