@@ -12,6 +12,7 @@ from torch import nn
 
 from bitfront.errors import ConfigError, DataError
 from bitfront.formats.affine import Affine
+from bitfront.formats.base import WEIGHT
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.kernels import training as steps
@@ -313,7 +314,7 @@ def frozen():
 def affine():
     model = mlp(16, 8, 5)
     graph = capture(model, torch.randn(2, 16))
-    form = Affine.parse({"width": 8}, "weight").calibrated(model[0].weight)
+    form = Affine.parse({"width": 8}, WEIGHT).calibrated(model[0].weight)
     return quantize(graph, {graph.sites[0].name: {"weight": form}})
 
 

@@ -9,6 +9,7 @@ from test_tree import assert_as_alone, evaluator_of, job_of
 
 from bitfront.engine.evaluation.range_loss import lost
 from bitfront.formats import FORMATS
+from bitfront.formats.base import WEIGHT
 
 WEIGHTS = {
     "binary": {"weight_width": [1], "weight_scaling_factor": [True, False], "data_in_width": [1, "NA"]},
@@ -45,9 +46,9 @@ def test_unscaled_signs_are_merged_exactly_with_fixed_point(name, width):
 def test_values_beyond_a_mean_are_no_saturated_values():
     x = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
     for name, settings in (("binary", {"scaling_factor": True}), ("ternary", {}), ("binary_residual", {"levels": 2})):
-        form = FORMATS.get(name).parse(settings, "weight").calibrated(x)
+        form = FORMATS.get(name).parse(settings, WEIGHT).calibrated(x)
         assert lost(form, x, True) == {}
-    assert lost(FORMATS.get("integer").parse({"width": 2}, "weight"), x, True).keys() == {"saturated"}
+    assert lost(FORMATS.get("integer").parse({"width": 2}, WEIGHT), x, True).keys() == {"saturated"}
     # A threshold that is the same for all may still turn everything into zeros.
-    ternary = FORMATS.get("ternary").parse({"granularity": "tensor"}, "weight").calibrated(x)
+    ternary = FORMATS.get("ternary").parse({"granularity": "tensor"}, WEIGHT).calibrated(x)
     assert lost(ternary, x / 100, True) == {"zeros": 1.0}

@@ -12,7 +12,7 @@ from torch import nn
 import bitfront as bf
 from bitfront.engine.evaluation.range_loss import lost
 from bitfront.errors import CaptureError
-from bitfront.formats.base import Format
+from bitfront.formats.base import ACTIVATION, FACTOR, Format
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.transforms import calibrate, quantize
@@ -115,8 +115,8 @@ def test_ranges_are_those_of_all_samples_whatever_the_size_of_one(name, place):
     assert np.allclose(scales, expected.numpy(), rtol=1e-6)
 
 
-def bf_format(settings, name="integer", operand="data_in") -> Format:
-    return bf.formats.FORMATS.get(name).parse(settings, operand)
+def bf_format(settings, name="integer", kind=ACTIVATION) -> Format:
+    return bf.formats.FORMATS.get(name).parse(settings, kind)
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -367,7 +367,7 @@ def test_a_weight_computed_from_parameters_keeps_its_channels(tmp_path):
 def test_quantize_takes_what_calibrate_gives():
     model, x = PRODUCTS["heads"]().eval(), randn(20, 6, 8)
     graph = capture(model, x[:2])
-    formats = calibrate(graph, {"matmul": {"weight": bf_format({"width": 8}, "affine", "factor")}}, x)
+    formats = calibrate(graph, {"matmul": {"weight": bf_format({"width": 8}, "affine", FACTOR)}}, x)
     with torch.no_grad():
         assert torch.allclose(quantize(graph, formats)(x), model(x), atol=0.1)
 

@@ -11,7 +11,7 @@ import torch
 from networks import Chain, Functional, Images, Normalised, ResidualImages, Signals, seeded_model
 from test_tree import assert_as_alone, evaluator_of, job_of
 
-from bitfront.formats.base import Format, FormatError, FormatParameter
+from bitfront.formats.base import ACTIVATION, Format, FormatError, FormatParameter
 from bitfront.formats.grid import Grid
 from bitfront.testing import check_format
 
@@ -35,7 +35,7 @@ class Stepped(Format):
     }
 
     @classmethod
-    def _build(cls, values, operand, signed):
+    def _build(cls, values, kind, signed):
         return cls(values["width"], values["each"])
 
     @property
@@ -84,7 +84,7 @@ class Powers(Format):
     parameters: ClassVar[Mapping[str, FormatParameter]] = {"width": FormatParameter("bits of a value", low=2, high=4)}
 
     @classmethod
-    def _build(cls, values, operand, signed):
+    def _build(cls, values, kind, signed):
         return cls(values["width"])
 
     @property
@@ -116,11 +116,11 @@ class Powers(Format):
 def test_they_keep_the_contract(formats):
     formats.register("stepped")(Stepped)
     formats.register("powers")(Powers)
-    check_format("stepped", {"width": 4, "each": "channel"})
-    check_format("stepped", {"width": 4, "each": "tensor"}, operand="data_in")
+    check_format("stepped", {"width": 4, "each": "channel"}, positional=True)
+    check_format("stepped", {"width": 4, "each": "tensor"}, kind=ACTIVATION)
     for width in (2, 3, 4):
         check_format("powers", {"width": width})
-        check_format("powers", {"width": width}, operand="data_in")
+        check_format("powers", {"width": width}, kind=ACTIVATION)
 
 
 @NETS

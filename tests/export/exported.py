@@ -84,15 +84,16 @@ def formats_of(graph, family, width):
     for site in graph.sites:
         by_operand = {}
         for operand in site.operands:
+            kind = site.operation.operand(operand).kind()
             signed = operand != "data_in" or site.negative_inputs_matter
             if family == "integer":
                 by_operand[operand] = Integer.parse(
-                    {"width": 16 if operand == "bias" else width, "frac_width": "auto"}, operand, signed=signed
+                    {"width": 16 if operand == "bias" else width, "frac_width": "auto"}, kind, signed=signed
                 )
             else:
                 granularity = "NA" if site.weight else "tensor"
                 by_operand[operand] = Affine.parse(
-                    {"width": 16 if operand == "bias" else width, "range": "mse", "granularity": granularity}, operand
+                    {"width": 16 if operand == "bias" else width, "range": "mse", "granularity": granularity}, kind
                 )
         formats[site.name] = by_operand
     return formats

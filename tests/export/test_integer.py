@@ -8,6 +8,7 @@ from torch import nn
 from bitfront.errors import ExportError
 from bitfront.export.integer import integer_model, obstacle
 from bitfront.formats.affine import Affine
+from bitfront.formats.base import ACTIVATION
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.kernels import onednn
@@ -60,7 +61,7 @@ def test_a_site_without_a_kernel_is_named():
 
 def test_a_relu_of_asymmetric_bytes_has_none():
     graph = capture(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
-    asymmetric = Affine.parse({"width": 8}, "data_in").calibrated(torch.linspace(-1, 1, 9))
+    asymmetric = Affine.parse({"width": 8}, ACTIVATION).calibrated(torch.linspace(-1, 1, 9))
     assert obstacle(graph, graph.sites[0], {"data_in": asymmetric}) == "its input has a zero point other than 0"
 
 

@@ -14,6 +14,7 @@ from bitfront.export.packing import packing
 from bitfront.export.written import write_onnx
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
+from bitfront.formats.base import ACTIVATION, WEIGHT
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.models.base import build_model
@@ -105,7 +106,7 @@ def test_a_wide_format_is_named():
 def test_a_floating_point_format_is_named(form, operand, family, settings, label):
     graph = capture(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
     with pytest.raises(ExportError, match=rf"^_0: {operand} is {label}, and .*whole numbers of at most 8 bits"):
-        onnx_model(graph, {"_0": {operand: FORMATS.get(family).parse(settings, operand)}}, form)
+        onnx_model(graph, {"_0": {operand: FORMATS.get(family).parse(settings, WEIGHT)}}, form)
 
 
 @pytest.mark.parametrize("form", ["integer", "qdq"])
@@ -122,7 +123,7 @@ def test_a_floating_point_format_is_named(form, operand, family, settings, label
 def test_a_format_without_a_counterpart_is_named(name, settings, label, form):
     net = nn.Sequential(nn.Linear(4, 3))
     graph = capture(net, torch.randn(2, 4))
-    weight = FORMATS.get(name).parse(settings, "weight").calibrated(net[0].weight)
+    weight = FORMATS.get(name).parse(settings, WEIGHT).calibrated(net[0].weight)
     with pytest.raises(ExportError, match=rf"^_0: weight is {label}, and "):
         onnx_model(graph, {"_0": {"weight": weight}}, form)
 
@@ -150,7 +151,7 @@ def test_signed_activations_are_unsigned_bytes_of_the_same_values():
     for number_format in (
         Integer(8, 4),
         Integer(5, 2),
-        Affine.parse({"width": 6, "symmetric": True}, "data_in").calibrated(x),
+        Affine.parse({"width": 6, "symmetric": True}, ACTIVATION).calibrated(x),
     ):
         held = packing(number_format, activation=True)
         values = (torch.from_numpy(held.pack(x).astype("int64")) - int(held.zero)) * float(held.scale)
@@ -177,11 +178,19 @@ def test_a_product_with_a_parameter(granularity, symmetric):
     graph = capture(Projected(), x[:2])
     (site,) = graph.sites
     settings = {"width": 8, "granularity": granularity, "symmetric": symmetric}
-    wanted = {"data_in": Affine.parse({"width": 8}, "data_in"), "weight": Affine.parse(settings, "weight")}
-    formats = calibrate(graph, {site.name: wanted}, x)
-    assert bool(obstacle(site, formats[site.name])) == (granularity == "channel")
+    weight = Affine.parse(settings, site.operation.operand("weight").kind())
+    formats = calibrate(graph, {site.name: {"data_in": Affine.parse({"width": 8}, ACTIVATION), "weight": weight}}, x)
+    assert len(formats[site.name]["weight"].scale) == (3 if granularity == "channel" else 1)
+    assert not obstacle(site, formats[site.name])
     computed = run(onnx_model(graph, formats), x)
     torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+
+
+def test_a_factor_with_scales_of_its_rows_has_no_operator():
+    graph = capture(Projected(), torch.randn(2, 4))
+    (site,) = graph.sites
+    rows = Affine.parse({"width": 8}, WEIGHT).calibrated(torch.randn(4, 3))
+    assert "columns of a matrix" in obstacle(site, {"data_in": Integer(8, 4), "weight": rows})
 
 
 def test_asymmetric_weights():
@@ -190,10 +199,10 @@ def test_asymmetric_weights():
     graph = capture(model, x[:2])
     wanted = {
         "_0": {
-            "data_in": Affine.parse({"width": 8}, "data_in"),
-            "weight": Affine.parse({"width": 7, "symmetric": False, "granularity": "tensor"}, "weight"),
+            "data_in": Affine.parse({"width": 8}, ACTIVATION),
+            "weight": Affine.parse({"width": 7, "symmetric": False, "granularity": "tensor"}, WEIGHT),
         },
-        "_2": {"data_in": Integer(8, 4), "weight": Affine.parse({"width": 8, "symmetric": False}, "weight")},
+        "_2": {"data_in": Integer(8, 4), "weight": Affine.parse({"width": 8, "symmetric": False}, WEIGHT)},
     }
     formats = calibrate(graph, wanted, x)
     assert not any(obstacle(s, formats[s.name]) for s in graph.sites)
@@ -238,7 +247,7 @@ def test_what_no_integer_operator_takes_is_rounded_so_that_no_runtime_changes_it
     wanted = {
         "a": {"data_in": Integer(3, 1)},
         "b": {"weight": Integer(3, 2)},
-        "add": {"data_in": Affine.parse({"width": 3}, "data_in")},
+        "add": {"data_in": Affine.parse({"width": 3}, ACTIVATION)},
         "c": {"data_in": Integer(3, 1), "weight": Integer(2, 1), "bias": Integer(8, 4)},
     }
     formats = calibrate(graph, wanted, x)
@@ -249,8 +258,8 @@ def test_what_no_integer_operator_takes_is_rounded_so_that_no_runtime_changes_it
     assert not {"QLinearAdd", "QLinearMatMul"} & {node.op_type for node in model.graph.node}
 
 
-def affine(width, operand, **settings):
-    return Affine.parse({"width": width, **settings}, operand)
+def affine(width, kind, **settings):
+    return Affine.parse({"width": width, **settings}, kind)
 
 
 def test_no_runtime_changes_a_product_or_a_pooling_behind_a_relu_in_bytes():
@@ -261,11 +270,11 @@ def test_no_runtime_changes_a_product_or_a_pooling_behind_a_relu_in_bytes():
     network = nn.Sequential(*layers, nn.Linear(16, 4))
     graph = capture(network, x[:2])
     wanted = {
-        "_0": {"data_in": Integer(8, 5), "weight": affine(4, "weight")},
-        "_1": {"data_in": affine(4, "data_in", symmetric=True)},
-        "_4": {"weight": affine(2, "weight", symmetric=False)},
+        "_0": {"data_in": Integer(8, 5), "weight": affine(4, WEIGHT)},
+        "_1": {"data_in": affine(4, ACTIVATION, symmetric=True)},
+        "_4": {"weight": affine(2, WEIGHT, symmetric=False)},
         "_5": {"data_in": Integer(3, 1, signed=False)},
-        "_6": {"weight": affine(3, "weight")},
+        "_6": {"weight": affine(3, WEIGHT)},
     }
     formats = calibrate(graph, wanted, x)
     assert {"_1", "_5"} <= integer_sites(graph, formats)

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError, holds_samples
+from bitfront.formats.base import ACTIVATION, BIAS, WEIGHT, FormatError
 from bitfront.formats.blocks import binade, block_of, largest, number_of_blocks, spread
 from bitfront.formats.grid import WHOLE, common_grid
 from bitfront.formats.mx import ELEMENTS
 from bitfront.testing.formats import check_format
 
-operands = st.sampled_from(["data_in", "weight", "bias"])
+kinds = st.sampled_from([ACTIVATION, WEIGHT, BIAS])
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 spreads = st.sampled_from([1e-3, 1.0, 30.0])
 WIDTHS = {e.name: {"width": w, "exponent_width": x} for (w, x), e in ELEMENTS.items()}
@@ -41,8 +41,8 @@ def rows(min_size=1, max_size=40):
     return st.lists(floats(), min_size=min_size, max_size=max_size)
 
 
-def parsed(name, operand="weight", **settings):
-    return FORMATS.get(name).parse(settings, operand)
+def parsed(name, kind=WEIGHT, **settings):
+    return FORMATS.get(name).parse(settings, kind)
 
 
 def floor_log2(x: Fraction) -> int:
@@ -70,34 +70,34 @@ def assert_rounds(form, values, reference):
 # --- conformance -----------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(2, 24), st.integers(1, 8), sizes, operands, spreads)
-def test_block_fp_conforms(width, exponent_width, size, operand, spread):
+@given(st.integers(2, 24), st.integers(1, 8), sizes, kinds, spreads)
+def test_block_fp_conforms(width, exponent_width, size, kind, spread):
     settings = {"width": width, "exponent_width": exponent_width, "exponent_bias": "NA", "block_size": size}
-    check_format("block_fp", settings, operand=operand, spread=spread, elementwise=False)
+    check_format("block_fp", settings, kind=kind, spread=spread, elementwise=False)
 
 
-@given(st.integers(3, 16), st.integers(1, 7), st.integers(1, 8), sizes, operands)
-def test_block_minifloat_conforms(width, exponent_width, bias_width, size, operand):
+@given(st.integers(3, 16), st.integers(1, 7), st.integers(1, 8), sizes, kinds)
+def test_block_minifloat_conforms(width, exponent_width, bias_width, size, kind):
     exponent_width = min(exponent_width, width - 2)
     settings = {"width": width, "exponent_width": exponent_width, "exponent_bias_width": bias_width, "block_size": size}
-    check_format("block_minifloat", settings, operand=operand, elementwise=False)
+    check_format("block_minifloat", settings, kind=kind, elementwise=False)
 
 
-@given(st.sampled_from(list(WIDTHS)), st.sampled_from([-2, -1, 1, "NA"]), operands)
-def test_mx_conforms(element, axis, operand):
-    check_format("mx", {**WIDTHS[element], "axis": axis}, operand=operand, elementwise=False)
+@given(st.sampled_from(list(WIDTHS)), st.sampled_from([-2, -1, 1, "NA"]), kinds)
+def test_mx_conforms(element, axis, kind):
+    check_format("mx", {**WIDTHS[element], "axis": axis}, kind=kind, elementwise=False, positional=axis != "NA")
 
 
-@given(st.integers(2, 8), st.one_of(st.just("NA"), st.integers(-2, 60)), operands, spreads)
-def test_log_conforms(width, bias, operand, spread):
+@given(st.integers(2, 8), st.one_of(st.just("NA"), st.integers(-2, 60)), kinds, spreads)
+def test_log_conforms(width, bias, kind, spread):
     bias = bias if width < 8 or bias == "NA" else 60
-    check_format("log", {"width": width, "exponent_bias": bias}, operand=operand, spread=spread, nearest=False)
+    check_format("log", {"width": width, "exponent_bias": bias}, kind=kind, spread=spread, nearest=False)
 
 
-@given(st.integers(2, 8), st.integers(1, 8), sizes, operands)
-def test_block_log_conforms(width, bias_width, size, operand):
+@given(st.integers(2, 8), st.integers(1, 8), sizes, kinds)
+def test_block_log_conforms(width, bias_width, size, kind):
     settings = {"width": width, "exponent_bias_width": bias_width, "block_size": size}
-    check_format("block_log", settings, operand=operand, elementwise=False)
+    check_format("block_log", settings, kind=kind, elementwise=False)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -294,17 +294,6 @@ def test_the_largest_value_of_each_block_is_found_and_spread(shape, size, sample
     assert not x.numel() or number_of_blocks(shape, block) == len(blocks)
 
 
-def test_what_holds_samples():
-    assert [
-        o for o in ("weight", "weight_ih", "bias", "data_in", "data_in_2", "factor", "state") if holds_samples(o)
-    ] == [
-        "data_in",
-        "data_in_2",
-        "factor",
-        "state",
-    ]
-
-
 @given(floats(-126, 127))
 def test_the_binade_is_that_of_frexp(x):
     for dtype in (torch.float32, torch.float64):
@@ -326,21 +315,21 @@ def test_a_block_of_mx_lies_along_the_sums(shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "operand", "shape", "bits"),
+    ("name", "kind", "shape", "bits"),
     [
-        ("mx", "weight", (64, 64), 64 * 2 * 8),
-        ("mx", "weight", (64, 65), 64 * 3 * 8),
-        ("mx", "weight", (5, 40, 3, 3), 5 * 2 * 9 * 8),
-        ("mx", "bias", (40,), 2 * 8),
-        ("block_fp", "weight", (64, 64), 64 * 4 * 8),
-        ("block_fp", "data_in", (64, 17), 64 * 2 * 8),
-        ("block_minifloat", "bias", (17,), 2 * 8),
-        ("block_log", "weight", (3, 5), 3 * 8),
-        ("log", "weight", (64, 64), 0),
+        ("mx", WEIGHT, (64, 64), 64 * 2 * 8),
+        ("mx", WEIGHT, (64, 65), 64 * 3 * 8),
+        ("mx", WEIGHT, (5, 40, 3, 3), 5 * 2 * 9 * 8),
+        ("mx", BIAS, (40,), 2 * 8),
+        ("block_fp", WEIGHT, (64, 64), 64 * 4 * 8),
+        ("block_fp", ACTIVATION, (64, 17), 64 * 2 * 8),
+        ("block_minifloat", BIAS, (17,), 2 * 8),
+        ("block_log", WEIGHT, (3, 5), 3 * 8),
+        ("log", WEIGHT, (64, 64), 0),
     ],
 )
-def test_shared_exponents_are_counted(name, operand, shape, bits):
-    assert parsed(name, operand, **SETTINGS[name]).overhead_bits(shape) == bits
+def test_shared_exponents_are_counted(name, kind, shape, bits):
+    assert parsed(name, kind, **SETTINGS[name]).overhead_bits(shape) == bits
 
 
 @given(rows())
@@ -379,7 +368,7 @@ def test_what_is_not_possible_is_said(name, settings, message):
 def test_an_axis_of_samples_is_refused():
     assert parsed("mx", width=8, axis=0).label == "mx-e4m3.0"
     with pytest.raises(FormatError, match="axis = 0 is not possible: it is the samples"):
-        parsed("mx", "data_in", width=8, axis=0)
+        parsed("mx", ACTIVATION, width=8, axis=0)
 
 
 def test_labels_are_short_and_differ():

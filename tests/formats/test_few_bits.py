@@ -10,39 +10,37 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FACTOR, FormatError
+from bitfront.formats.base import ACTIVATION, BIAS, FACTOR, WEIGHT, FormatError
 from bitfront.formats.nf4 import LEVELS
 from bitfront.testing.formats import check_format
 
-operands = st.sampled_from(["data_in", "weight", "bias"])
+kinds = st.sampled_from([ACTIVATION, WEIGHT, BIAS])
 granularities = st.sampled_from(["tensor", "channel", "NA"])
 scaled = st.sampled_from([True, False, "NA"])
 spreads = st.sampled_from([0.01, 1.0, 30.0])
 
 
-def parse(name, operand="weight", **settings):
-    return FORMATS.get(name).parse(settings, operand)
+def parse(name, kind=WEIGHT, **settings):
+    return FORMATS.get(name).parse(settings, kind)
 
 
-@given(scaled, st.sampled_from([True, False, "NA"]), granularities, operands, st.booleans(), spreads)
-def test_binary_conforms(scale, bipolar, granularity, operand, signed, spread):
+@given(scaled, st.sampled_from([True, False, "NA"]), granularities, kinds, st.booleans(), spreads)
+def test_binary_conforms(scale, bipolar, granularity, kind, signed, spread):
     settings = {"width": 1, "scaling_factor": scale, "bipolar": bipolar, "granularity": granularity}
-    form = FORMATS.get("binary").parse(settings, operand, signed=signed)
-    check_format(
-        "binary", settings, operand=operand, signed=signed, spread=spread, nearest=form.bipolar, mirrored=False
-    )
+    form = FORMATS.get("binary").parse(settings, kind, signed=signed)
+    check_format("binary", settings, kind=kind, signed=signed, spread=spread, nearest=form.bipolar, mirrored=False)
 
 
-@given(scaled, granularities, operands, st.booleans(), spreads)
-def test_ternary_conforms(scale, granularity, operand, signed, spread):
+@given(scaled, granularities, kinds, st.booleans(), spreads)
+def test_ternary_conforms(scale, granularity, kind, signed, spread):
     settings = {"width": 2, "scaling_factor": scale, "granularity": granularity}
-    check_format("ternary", settings, operand=operand, signed=signed, spread=spread, nearest=False)
+    check_format("ternary", settings, kind=kind, signed=signed, spread=spread, nearest=False)
 
 
-@given(st.integers(1, 4), granularities, operands, st.booleans(), spreads)
-def test_binary_residual_conforms(levels, granularity, operand, signed, spread):
+@given(st.integers(1, 4), granularities, kinds, st.booleans(), spreads)
+def test_binary_residual_conforms(levels, granularity, kind, signed, spread):
     settings = {"levels": levels, "granularity": granularity}
-    check_format("binary_residual", settings, operand=operand, signed=signed, spread=spread, mirrored=False)
+    check_format("binary_residual", settings, kind=kind, signed=signed, spread=spread, mirrored=False)
 
 
 @given(st.integers(1, 300), spreads)
@@ -145,7 +143,7 @@ def test_residual_binary_is_the_nearest_sum_of_the_means_of_residuals(shape, see
 @given(st.integers(0, 999), st.integers(1, 3))
 def test_residual_binary_is_greedy_where_scales_fall_fast(seed, levels):
     x = np.random.default_rng(seed).normal(0, 1, 400).astype(np.float32)
-    form = parse("binary_residual", "data_in", levels=levels, granularity="tensor").calibrated(torch.from_numpy(x))
+    form = parse("binary_residual", ACTIVATION, levels=levels, granularity="tensor").calibrated(torch.from_numpy(x))
     scales = [a for (a,) in form.scales]
     assume(all(a >= sum(scales[i + 1 :]) for i, a in enumerate(scales)))
     residual, total = x.astype(np.float64), np.zeros(len(x))
@@ -207,7 +205,7 @@ def test_nf4_is_the_nearest_level_times_the_largest_value_of_the_group(shape, se
         (parse("ternary"), "ternary-sc", 2, 32 * 6),
         (parse("ternary", granularity="tensor"), "ternary-s", 2, 32),
         (parse("ternary", scaling_factor=False), "ternary-c", 2, 0),
-        (parse("ternary", "data_in", scaling_factor=False), "ternary", 2, 0),
+        (parse("ternary", ACTIVATION, scaling_factor=False), "ternary", 2, 0),
         (parse("binary_residual", levels=3), "residual3c", 3, 3 * 32 * 6),
         (parse("nf4"), "nf4-g64", 4, 32 * 6 * 2),
     ],
@@ -219,8 +217,8 @@ def test_bits_scales_and_labels(form, label, bits, overhead):
 
 def test_the_input_of_a_relu_is_0_or_1():
     family = FORMATS.get("binary")
-    assert family.parse({}, "data_in", signed=True).bipolar
-    assert not family.parse({}, "data_in", signed=False).bipolar
+    assert family.parse({}, ACTIVATION, signed=True).bipolar
+    assert not family.parse({}, ACTIVATION, signed=False).bipolar
 
 
 def test_products_of_unscaled_signs_are_exact():
@@ -285,7 +283,7 @@ def test_a_mean_takes_no_notice_of_ends(seed, name):
     """Where a tensor is too large to keep, the ends are known beside a random part: they are no part of a mean."""
     x = torch.from_numpy(drawn((50, 4), seed))
     settings = {"levels": 2} if name == "binary_residual" else {"scaling_factor": True}
-    form = FORMATS.get(name).parse(settings, "data_in")
+    form = FORMATS.get(name).parse(settings, ACTIVATION)
     assert form.calibrated_on(x, torch.tensor([[-100.0], [100.0]]).expand(2, 4)) == form.calibrated(x)
 
 
@@ -297,27 +295,27 @@ def test_a_format_that_was_not_calibrated_says_so(form):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "operand", "parameter", "message"),
+    ("name", "settings", "kind", "parameter", "message"),
     [
         (
             "binary",
             {"stochastic": True},
-            "weight",
+            WEIGHT,
             "stochastic",
             "stochastic = true is not possible: a candidate would",
         ),
-        ("binary", {"width": 2}, "weight", "width", "width = 2 is not possible; allowed: a whole number from 1 to 1"),
-        ("ternary", {"width": 1}, "weight", "width", "width = 1 is not possible; allowed: a whole number from 2 to 2"),
-        ("binary_residual", {}, "weight", "levels", "needs 'levels'"),
-        ("binary_residual", {"levels": 5}, "weight", "levels", "levels = 5 is not possible"),
-        ("nf4", {}, "data_in", "width", "groups are for weights that are parameters, not for data_in"),
+        ("binary", {"width": 2}, WEIGHT, "width", "width = 2 is not possible; allowed: a whole number from 1 to 1"),
+        ("ternary", {"width": 1}, WEIGHT, "width", "width = 1 is not possible; allowed: a whole number from 2 to 2"),
+        ("binary_residual", {}, WEIGHT, "levels", "needs 'levels'"),
+        ("binary_residual", {"levels": 5}, WEIGHT, "levels", "levels = 5 is not possible"),
+        ("nf4", {}, ACTIVATION, "width", "groups are for weights that are parameters, not for an activation"),
         ("nf4", {}, FACTOR, "width", "not for a weight that depends on the samples"),
-        ("nf4", {"group_size": 0}, "weight", "group_size", "group_size = 0 is not possible"),
+        ("nf4", {"group_size": 0}, WEIGHT, "group_size", "group_size = 0 is not possible"),
     ],
 )
-def test_wrong_parameters_are_named_with_what_is_allowed(name, settings, operand, parameter, message):
+def test_wrong_parameters_are_named_with_what_is_allowed(name, settings, kind, parameter, message):
     with pytest.raises(FormatError, match=message) as caught:
-        FORMATS.get(name).parse(settings, operand)
+        FORMATS.get(name).parse(settings, kind)
     assert caught.value.parameter == parameter
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError
+from bitfront.formats.base import ACTIVATION, WEIGHT, Format, FormatError
 from bitfront.formats.floating import binade
 from bitfront.formats.minifloat import Minifloat
 from bitfront.testing import check_format
@@ -25,7 +25,7 @@ DTYPES = pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 32), (torch
 
 def minifloat(family, width, exponent_width, bias="NA") -> Minifloat:
     settings = {"width": width, "exponent_width": exponent_width, "exponent_bias": bias}
-    return FORMATS.get(family).parse(settings, "weight")
+    return FORMATS.get(family).parse(settings, WEIGHT)
 
 
 @st.composite
@@ -73,9 +73,9 @@ def nearest(x: float, values: list[Fraction]) -> float:
 
 @FAMILIES
 def test_minifloats_conform(family):
-    @given(settings(family), st.sampled_from(["data_in", "weight"]), st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
-    def check(chosen, operand, signed, spread):
-        check_format(family, chosen, operand=operand, signed=signed, spread=spread)
+    @given(settings(family), st.sampled_from([ACTIVATION, WEIGHT]), st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
+    def check(chosen, kind, signed, spread):
+        check_format(family, chosen, kind=kind, signed=signed, spread=spread)
 
     check()
 
@@ -300,7 +300,7 @@ def test_an_automatic_bias_must_be_calibrated(family):
 )
 def test_wrong_parameters_are_named(family, chosen, message, parameter):
     with pytest.raises(FormatError, match=message) as caught:
-        FORMATS.get(family).parse(chosen, "weight")
+        FORMATS.get(family).parse(chosen, WEIGHT)
     assert caught.value.parameter == parameter
 
 
@@ -308,9 +308,9 @@ def test_wrong_parameters_are_named(family, chosen, message, parameter):
 
 
 @pytest.mark.parametrize("name", STANDARD)
-@pytest.mark.parametrize("operand", ["data_in", "weight"])
-def test_standard_floats_conform(name, operand):
-    check_format(name, {}, operand=operand)
+@pytest.mark.parametrize("kind", [ACTIVATION, WEIGHT])
+def test_standard_floats_conform(name, kind):
+    check_format(name, {}, kind=kind)
 
 
 @pytest.mark.parametrize("name", STANDARD)

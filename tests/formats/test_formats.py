@@ -11,12 +11,21 @@ from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
-from bitfront.formats.base import CALIBRATION_VALUES, FormatError, finite, percentile_range, thinned
+from bitfront.formats.base import (
+    ACTIVATION,
+    BIAS,
+    CALIBRATION_VALUES,
+    WEIGHT,
+    FormatError,
+    finite,
+    percentile_range,
+    thinned,
+)
 from bitfront.formats.grid import Grid
 from bitfront.formats.integer import HIGHEST_FRAC_WIDTH, LOWEST_FRAC_WIDTH, Integer, LearnedInteger
 from bitfront.testing.formats import check_format
 
-operands = st.sampled_from(["data_in", "weight"])
+kinds = st.sampled_from([ACTIVATION, WEIGHT])
 
 
 @st.composite
@@ -36,14 +45,14 @@ affine_settings = st.fixed_dictionaries(
 )
 
 
-@given(integer_settings(), operands, st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
-def test_integer_conforms(settings, operand, signed, spread):
-    check_format("integer", settings, operand=operand, signed=signed, spread=spread)
+@given(integer_settings(), kinds, st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
+def test_integer_conforms(settings, kind, signed, spread):
+    check_format("integer", settings, kind=kind, signed=signed, spread=spread)
 
 
-@given(affine_settings, operands, st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
-def test_affine_conforms(settings, operand, signed, spread):
-    check_format("affine", settings, operand=operand, signed=signed, spread=spread)
+@given(affine_settings, kinds, st.booleans(), st.sampled_from([0.01, 1.0, 30.0]))
+def test_affine_conforms(settings, kind, signed, spread):
+    check_format("affine", settings, kind=kind, signed=signed, spread=spread)
 
 
 def test_every_registered_format_is_checked_here():
@@ -119,7 +128,7 @@ class Forgetful(Integer):
     learned: float = field(default=0.0, init=False)
 
     @classmethod
-    def _build(cls, values, operand, signed):
+    def _build(cls, values, kind, signed):
         parsed = cls(values["width"], values["frac_width"])
         if values["width"] == 5:
             object.__setattr__(parsed, "learned", 0.5)
@@ -178,7 +187,7 @@ def test_integer_is_exactly_fixed_point_arithmetic(dtype, widest, bits):
 
 @pytest.mark.parametrize("width", range(1, 33))
 def test_frac_width_na_is_half_the_width(width):
-    na, given_ = (Integer.parse({"width": width, **f}, "weight") for f in ({"frac_width": "NA"}, {}))
+    na, given_ = (Integer.parse({"width": width, **f}, WEIGHT) for f in ({"frac_width": "NA"}, {}))
     assert na == given_ == Integer(width, width // 2, True)
 
 
@@ -187,7 +196,7 @@ def test_frac_width_na_is_half_the_width(width):
 )
 def test_signed_na_follows_the_tensor(signed, setting, expected):
     settings = {"width": 8, "signed": setting}
-    assert Integer.parse(settings, "data_in", signed=signed).signed is expected
+    assert Integer.parse(settings, ACTIVATION, signed=signed).signed is expected
 
 
 @given(st.integers(2, 12), st.booleans(), st.sampled_from([1e-20, 1e-6, 0.02, 1.0, 500.0, 1e12]), st.integers(0, 99))
@@ -246,10 +255,10 @@ def test_a_percentile_cuts_one_in_a_thousand_and_nothing_off_fewer(count):
 RULES = [
     *(Integer(8, rule, signed) for rule in ("auto", "minmax", "percentile") for signed in (True, False)),
     *(
-        Affine.parse({"width": 8, "range": rule, "granularity": granularity}, operand)
+        Affine.parse({"width": 8, "range": rule, "granularity": granularity}, kind)
         for rule in ("mse", "minmax", "percentile")
         for granularity in ("tensor", "channel")
-        for operand in ("weight", "data_in")
+        for kind in (WEIGHT, ACTIVATION)
     ),
 ]
 rules = pytest.mark.parametrize("form", RULES, ids=lambda form: form.label)
@@ -302,7 +311,7 @@ def test_what_a_frac_width_becomes_follows_the_size_of_a_tensor(width, rule, sca
 def test_a_tensor_of_zeros_with_few_outliers_keeps_them_under_a_percentile():
     x = torch.zeros(5000)
     x[17] = 3.0
-    for form in (Integer(8, "percentile"), Affine.parse({"width": 8, "range": "percentile"}, "data_in")):
+    for form in (Integer(8, "percentile"), Affine.parse({"width": 8, "range": "percentile"}, ACTIVATION)):
         assert form.calibrated(x).round(x)[17] == pytest.approx(3.0, rel=0.01)
     many = torch.zeros(50 * CALIBRATION_VALUES)
     many[17] = 3.0  # not among those that are drawn
@@ -311,7 +320,7 @@ def test_a_tensor_of_zeros_with_few_outliers_keeps_them_under_a_percentile():
 
 def test_rules_have_different_names_in_tables():
     labels = [Integer(8, rule).label for rule in (4, "auto", "minmax", "percentile")]
-    labels += [Affine.parse({"width": 8, "range": r}, "weight").label for r in ("minmax", "percentile", "mse")]
+    labels += [Affine.parse({"width": 8, "range": r}, WEIGHT).label for r in ("minmax", "percentile", "mse")]
     assert labels == [
         *("int8.4", "int8.auto", "int8.minmax", "int8.percentile"),
         *("affine8sc", "affine8sc-p99.9", "affine8sc-mse"),
@@ -331,7 +340,7 @@ def affine_cases(draw):
             "granularity": draw(st.sampled_from(["tensor", "channel"])),
             "range": draw(st.sampled_from(["minmax", "percentile", "mse"])),
         },
-        draw(operands),
+        draw(kinds),
     )
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     shift, scale = draw(st.sampled_from([0.0, 2.0, -30.0])), draw(st.sampled_from([1e-3, 1.0, 1e3]))
@@ -388,7 +397,7 @@ def test_affine_mse_is_never_worse_than_minmax_and_better_with_an_outlier():
     x = torch.cat([torch.linspace(-1, 1, 1001), torch.tensor([20.0])])
     errors = {}
     for rule in ("minmax", "mse"):
-        form = Affine.parse({"width": 4, "range": rule}, "data_in").calibrated(x)
+        form = Affine.parse({"width": 4, "range": rule}, ACTIVATION).calibrated(x)
         errors[rule] = float(((form.round(x) - x) ** 2).sum())
     assert errors["mse"] < errors["minmax"]
 
@@ -412,7 +421,7 @@ def test_affine_percentile_covers_less_than_minmax_and_all_but_one_in_a_thousand
 def test_minmax_sees_every_value_of_a_large_tensor(place):
     x = torch.zeros(3 * CALIBRATION_VALUES + 5)
     x[place] = 5.0
-    form = Affine.parse({"width": 8, "symmetric": False}, "data_in").calibrated(x)
+    form = Affine.parse({"width": 8, "symmetric": False}, ACTIVATION).calibrated(x)
     assert form.bounds(x)[1] == pytest.approx(5.0)
     assert Integer(8, "minmax").calibrated(x).frac_width == 4
 
@@ -431,11 +440,11 @@ def test_large_samples_are_thinned_without_favouring_a_feature(features):
 
 
 @pytest.mark.parametrize(
-    ("operand", "symmetric", "granularity", "overhead"),
-    [("weight", True, "channel", 7 * 32), ("data_in", False, "tensor", 32 + 8), ("bias", True, "tensor", 32)],
+    ("kind", "symmetric", "granularity", "overhead"),
+    [(WEIGHT, True, "channel", 7 * 32), (ACTIVATION, False, "tensor", 32 + 8), (BIAS, True, "tensor", 32)],
 )
-def test_affine_na_depends_on_the_operand(operand, symmetric, granularity, overhead):
-    form = Affine.parse({"width": 8, "symmetric": "NA", "granularity": "NA", "range": "NA"}, operand)
+def test_affine_na_depends_on_the_operand(kind, symmetric, granularity, overhead):
+    form = Affine.parse({"width": 8, "symmetric": "NA", "granularity": "NA", "range": "NA"}, kind)
     assert (form.symmetric, form.granularity, form.range) == (symmetric, granularity, "minmax")
     assert form.overhead_bits((7, 5)) == overhead
 
@@ -463,13 +472,11 @@ def test_affine_na_depends_on_the_operand(operand, symmetric, granularity, overh
 )  # fmt: skip
 def test_wrong_parameters_are_named_with_what_is_allowed(name, settings, parameter, message):
     with pytest.raises(FormatError, match=message) as caught:
-        FORMATS.get(name).parse(settings, "weight")
+        FORMATS.get(name).parse(settings, WEIGHT)
     assert caught.value.parameter == parameter
 
 
-@pytest.mark.parametrize(
-    "form", [Integer(8, "minmax"), Affine.parse({"width": 8}, "weight")], ids=["integer", "affine"]
-)
+@pytest.mark.parametrize("form", [Integer(8, "minmax"), Affine.parse({"width": 8}, WEIGHT)], ids=["integer", "affine"])
 def test_a_format_that_was_not_calibrated_says_so(form):
     for use in (form.round, form.quantize, form.bounds):
         with pytest.raises(FormatError, match="must be calibrated before it is used"):

@@ -117,7 +117,7 @@ class OnGrid(Format):
     label = "grid"
 
     @classmethod
-    def _build(cls, values, operand, signed):
+    def _build(cls, values, kind, signed):
         raise NotImplementedError
 
     @property

@@ -13,6 +13,7 @@ from bitfront.data.arrays import from_arrays
 from bitfront.errors import ConfigError, ExportError
 from bitfront.export.onnx import onnx_model
 from bitfront.formats import FORMATS
+from bitfront.formats.base import ACTIVATION, WEIGHT
 from bitfront.graph import capture
 from bitfront.metrics.storage import AverageBitwidth, BitwidthSettings
 from bitfront.metrics.stored import weights
@@ -175,8 +176,8 @@ def test_candidates_are_trained_in_it(name, tiny_mlp, tmp_path):
 def test_onnx_is_refused_by_name(name, operand):
     model = nn.Sequential(nn.Linear(4, 3))
     graph = capture(model, torch.randn(2, 4))
-    form = FORMATS.get(name).parse(BLOCKS[name], operand)
-    formats = {"_0": {"data_in": FORMATS.get("integer").parse({"width": 8}, "data_in"), operand: form}}
+    form = FORMATS.get(name).parse(BLOCKS[name], WEIGHT)
+    formats = {"_0": {"data_in": FORMATS.get("integer").parse({"width": 8}, ACTIVATION), operand: form}}
     for kind in ("integer", "qdq"):
         with pytest.raises(
             ExportError, match=f"^_0: {operand} is {form.label}, and only whole numbers of at most 8 bits"

@@ -9,6 +9,7 @@ import torch
 from bitfront.errors import CheckpointError, UnknownNameError
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
+from bitfront.formats.base import WEIGHT
 from bitfront.formats.integer import Integer
 from bitfront.formats.spelling import read, spelled
 
@@ -25,7 +26,7 @@ def through_json(formats):
 
 
 def test_formats_survive_being_written():
-    affine = FORMATS.get("affine").parse({"width": 8}, "weight").calibrated(torch.randn(3, 5))
+    affine = FORMATS.get("affine").parse({"width": 8}, WEIGHT).calibrated(torch.randn(3, 5))
     formats = {"a": {"weight": Integer(4, -2, False), "data_in": affine}, "b": {"bias": Integer(8, "auto")}}
     assert through_json(formats) == formats
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from bitfront.formats import FORMATS
+from bitfront.formats.base import ACTIVATION
 
 
 def sample(rows=6, features=8):
@@ -12,7 +13,7 @@ def sample(rows=6, features=8):
 
 def wide():
     """A format that changes next to nothing."""
-    return FORMATS.get("integer").parse({"width": 30, "frac_width": 20}, "data_in")
+    return FORMATS.get("integer").parse({"width": 30, "frac_width": 20}, ACTIVATION)
 
 
 class Net(nn.Module):

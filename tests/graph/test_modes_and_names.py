@@ -11,6 +11,7 @@ from small_net import Net, sample, wide
 from torch import nn
 
 from bitfront.formats import FORMATS
+from bitfront.formats.base import WEIGHT
 from bitfront.graph import capture
 from bitfront.graph.checking import check_same
 from bitfront.transforms import quantize
@@ -186,7 +187,7 @@ def test_every_layer_is_a_site_with_a_name_of_its_own(factory):
     if factory is Clashing:
         assert any(keyword.iskeyword(word) and word in graph.untraced for word in ("class", "lambda"))
     # Formats at one layer change that layer.
-    coarse = FORMATS.get("integer").parse({"width": 3, "frac_width": 1}, "weight")
+    coarse = FORMATS.get("integer").parse({"width": 3, "frac_width": 1}, WEIGHT)
     for site in linear:
         by_hand = copy.deepcopy(model)
         weight = by_hand.get_submodule(site.path).weight

@@ -33,7 +33,7 @@ class MyFmt(Format):
     parameters: ClassVar[Mapping[str, FormatParameter]] = {"width": FormatParameter("bits of a value", low=2, high=8)}
 
     @classmethod
-    def _build(cls, values, operand, signed):
+    def _build(cls, values, kind, signed):
         return cls(values["width"])
 
     @property

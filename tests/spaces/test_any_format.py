@@ -28,7 +28,7 @@ class Half(Format):
     label = "half"
 
     @classmethod
-    def _build(cls, values, operand, signed):
+    def _build(cls, values, kind, signed):
         return cls()
 
     def round(self, x):
@@ -52,7 +52,7 @@ class Parts(Format):
     }
 
     @classmethod
-    def _build(cls, values, operand, signed):
+    def _build(cls, values, kind, signed):
         if 2 * values["parts"] + 1 > 2 ** values["size"]:
             raise FormatError(f"{values['size']} bits do not hold {2 * values['parts'] + 1} values")
         return cls(values["size"], values["parts"])

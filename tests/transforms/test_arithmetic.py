@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bitfront.formats import FORMATS
+from bitfront.formats.base import ACTIVATION, WEIGHT
 from bitfront.graph import capture
 from bitfront.kernels import plain
 from bitfront.transforms import quantize
@@ -15,8 +16,8 @@ from bitfront.transforms.arithmetic import EXACT, Weight, whole, whole_operands
 from bitfront.transforms.observe import calibrate
 
 
-def parsed(name, operand, **settings):
-    return FORMATS.get(name).parse(settings, operand)
+def parsed(name, kind, **settings):
+    return FORMATS.get(name).parse(settings, kind)
 
 
 class Matrix(nn.Module):
@@ -69,8 +70,10 @@ def deployed(model, x, data, weight):
     for site in graph.sites:
         factor = site.flows("weight")
         wanted[site.name] = {
-            "data_in": parsed(data[0], "data_in", **data[1]) if data else None,
-            "weight": parsed(weight[0], "factor" if factor else "weight", **weight[1]) if weight else None,
+            "data_in": parsed(data[0], ACTIVATION, **data[1]) if data else None,
+            "weight": parsed(weight[0], site.operation.operand("weight").kind(from_samples=factor), **weight[1])
+            if weight
+            else None,
         }
         wanted[site.name] = {o: f for o, f in wanted[site.name].items() if f is not None}
     formats = calibrate(graph, wanted, x)
@@ -190,8 +193,8 @@ def test_sums_cut_into_digits_are_exact(data_width, weight_width, inner, seed):
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(inner, 3, bias=False)
     x = torch.randn(5, inner, generator=generator)
-    data = parsed("affine", "data_in", width=data_width).calibrated(x)
-    weight = parsed("affine", "weight", width=weight_width).calibrated(layer.weight.detach())
+    data = parsed("affine", ACTIVATION, width=data_width).calibrated(x)
+    weight = parsed("affine", WEIGHT, width=weight_width).calibrated(layer.weight.detach())
     from bitfront.operations.dense import LINEAR
 
     rounded = weight.round(layer.weight.detach())
@@ -233,13 +236,13 @@ def test_what_is_no_whole_number_is_said():
     from bitfront.operations.dense import LINEAR
 
     weight = torch.randn(4, 64)
-    int8 = parsed("affine", "data_in", width=8).calibrated(torch.randn(9, 64))
-    groups = parsed("affine", "weight", width=4, group_size=16).calibrated(weight)
-    per_row = parsed("affine", "weight", width=4).calibrated(weight)
+    int8 = parsed("affine", ACTIVATION, width=8).calibrated(torch.randn(9, 64))
+    groups = parsed("affine", WEIGHT, width=4, group_size=16).calibrated(weight)
+    per_row = parsed("affine", WEIGHT, width=4).calibrated(weight)
     assert whole_operands(LINEAR.product, weight, (None, per_row))[2] == "an operand is left in float"
     assert "differ within a sum" in whole_operands(LINEAR.product, groups.round(weight), (int8, groups))[2]
-    wide = parsed("minifloat_ieee", "weight", width=12, exponent_width=5)
-    data = parsed("minifloat_ieee", "data_in", width=12, exponent_width=5)
+    wide = parsed("minifloat_ieee", WEIGHT, width=12, exponent_width=5)
+    data = parsed("minifloat_ieee", ACTIVATION, width=12, exponent_width=5)
     assert "53 bits" in whole_operands(LINEAR.product, wide.round(weight), (data, wide))[2]
     assert whole_operands(LINEAR.product, per_row.round(weight), (int8, per_row))[2] == ""
     assert whole(int8.grid).coded

@@ -8,6 +8,7 @@ from torch import nn
 
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine, LearnedAffine
+from bitfront.formats.base import WEIGHT
 from bitfront.formats.integer import Integer, LearnedInteger
 from bitfront.formats.spelling import spelled
 from bitfront.graph import capture
@@ -16,7 +17,7 @@ from bitfront.transforms.quantize import quantize
 
 
 def affine(width=4, **settings):
-    return FORMATS.get("affine").parse({"width": width, **settings}, "weight")
+    return FORMATS.get("affine").parse({"width": width, **settings}, WEIGHT)
 
 
 @given(st.integers(2, 8), st.integers(-4, 8), st.booleans(), st.integers(0, 10**6))

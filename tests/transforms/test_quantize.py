@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitfront.formats.affine import Affine
+from bitfront.formats.base import ACTIVATION
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.transforms import calibrate, quantize
@@ -178,10 +179,10 @@ def test_baked_weights_compute_the_same_and_are_what_the_format_holds(name, form
     model, shape = models()[name]
     graph, x = captured(model, *shape), inputs(9, *shape)
     make = {
-        "integer": lambda o: Integer(5, "auto"),
-        "affine": lambda o: Affine.parse({"width": 5, "range": "mse"}, o),
+        "integer": lambda _: Integer(5, "auto"),
+        "affine": lambda spec: Affine.parse({"width": 5, "range": "mse"}, spec.kind()),
     }[form]
-    formats = calibrate(graph, {s.name: {o: make(o) for o in s.operands} for s in graph.sites}, x)
+    formats = calibrate(graph, {s.name: {o: make(s.operation.operand(o)) for o in s.operands} for s in graph.sites}, x)
     before = copy.deepcopy(graph.model.state_dict())
     soft, baked = quantize(graph, formats), quantize(graph, formats, bake=True)
     assert torch.equal(soft(x), baked(x))
@@ -283,7 +284,7 @@ def test_calibration_learns_from_what_arrives_at_the_operand(tiny_mlp):
 def test_a_channelwise_input_scale_follows_the_channels_of_an_image():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())
     x = inputs(8, 3, 4, 4) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
-    form = Affine.parse({"width": 8, "granularity": "channel"}, "data_in")
+    form = Affine.parse({"width": 8, "granularity": "channel"}, ACTIVATION)
     learned = calibrate(captured(model, 3, 4, 4), {"_0": {"data_in": form}}, x)["_0"]["data_in"]
     spans = [float(x[:, c].max() - x[:, c].min()) for c in range(3)]
     assert learned.scale == pytest.approx([s / 255 for s in spans])

@@ -22,8 +22,8 @@ from bitfront.formats.base import (
     Format,
     FormatError,
     FormatParameter,
-    Operand,
-    channel_axis,
+    OperandKind,
+    dimension,
     finite,
     percentile_range,
     thinned,
@@ -31,10 +31,12 @@ from bitfront.formats.base import (
 from bitfront.formats.grid import WHOLE, Grid
 from bitfront.formats.groups import (
     block_of,
-    check_operand,
+    check_kind,
+    dimensions,
     grouped,
-    groups_of,
     known,
+    laid,
+    number_of_groups,
     percentile_ends,
     size_parameter,
 )
@@ -67,6 +69,8 @@ class Affine(Format):
     #: Of groups: how many neighbours along the input dimension are one, and the shape of scales and zero points.
     group_size: int | None = None
     shape: tuple[int, ...] | None = None
+    #: Of groups: the dimension of the sums; None: dimension 1.
+    summed: int | None = None
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value", low=2, high=16),
@@ -96,25 +100,27 @@ class Affine(Format):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         symmetric, granularity, size = values["symmetric"], values["granularity"], values["group_size"]
         if granularity == "group" or size is not None:
-            check_operand(operand, "granularity" if size is None else "group_size")
+            check_kind(kind, "granularity" if size is None else "group_size")
             if size is None or granularity not in (None, "group"):
                 raise FormatError(
                     f"granularity = {granularity or 'NA'!r} does not go with group_size = {size or 'NA'!r}"
                 )
             granularity = "group"
+        elif granularity is None:
+            granularity = "channel" if kind.stored_weight else "tensor"
+        if granularity == "channel" and kind.channel_axis is None:
+            granularity = "tensor"
         return cls(
             width=cast(int, values["width"]),
-            symmetric=operand != "data_in" if symmetric is None else bool(symmetric),
-            granularity=cast(
-                "Literal['tensor', 'channel', 'group']",
-                granularity or ("channel" if operand == "weight" else "tensor"),
-            ),
+            symmetric=kind.role != "activation" if symmetric is None else bool(symmetric),
+            granularity=cast("Literal['tensor', 'channel', 'group']", granularity),
             range=_RANGES[values["range"]],
-            axis=channel_axis(operand),
+            axis=kind.channel_axis or 0,
             group_size=cast("int | None", size),
+            summed=kind.sums if granularity == "group" else None,
         )
 
     @property
@@ -124,9 +130,10 @@ class Affine(Format):
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:
         """A float32 scale per tensor, channel or group, and a zero point of `width` bits if it is not fixed at 0."""
-        scales = shape[self.axis] if self.granularity == "channel" and len(shape) > self.axis else 1
+        dim = self._channels(len(shape))
+        scales = 1 if dim is None else shape[dim]
         if self.group_size is not None:
-            scales = math.prod(groups_of(shape, self.group_size))
+            scales = number_of_groups(shape, self.group_size, self.axis, self.summed)
         return scales * (FLOAT_BITS + (0 if self.symmetric else self.width))
 
     @property
@@ -158,15 +165,21 @@ class Affine(Format):
             return self
         if self.group_size is not None:
             return self._by_group(sample, self.group_size)
-        rows = [[sample], [ends]]
-        if self.granularity == "channel" and sample.dim() > self.axis:
-            rows = [list(x.movedim(self.axis, 0)) for x in (sample, ends)]
+        rows, dim = [[sample], [ends]], self._channels(sample.dim())
+        if dim is not None:
+            rows = [list(x.movedim(dim, 0)) for x in (sample, ends)]
         pairs = [self._scale_of(finite(row), finite(ends)) for row, ends in zip(*rows, strict=True)]
-        return replace(self, scale=tuple(s for s, _ in pairs), zero_point=tuple(z for _, z in pairs))
+        scales, zeros = tuple(s for s, _ in pairs), tuple(z for _, z in pairs)
+        return replace(self, scale=scales, zero_point=zeros, axis=self.axis if dim is None else dim)
+
+    def _channels(self, rank: int) -> int | None:
+        """The dimension of a tensor of this rank that has a scale per index; None: there is none."""
+        return dimension(self.axis, rank) if self.granularity == "channel" else None
 
     def _by_group(self, sample: Tensor, size: int) -> Self:
         """With a scale and a zero point per group; nothing but the finite values of a group decides them."""
-        values = grouped(sample, size)
+        rows, inputs = dimensions(sample.dim(), self.axis, self.summed)
+        values = grouped(sample, size, rows, inputs)
         finite_values = known(values)
         low, high = finite_values.amin(dim=-1).clamp(max=0), finite_values.amax(dim=-1).clamp(min=0)
         if self.range == "percentile":
@@ -174,8 +187,11 @@ class Affine(Format):
         scale, zero = self._cover(low, high)
         if self.range == "mse":
             scale, zero = self._least_error(finite_values, low, high)
+        scale, zero = laid(scale, rows, inputs), laid(zero, rows, inputs)
         return replace(
             self,
+            axis=rows,
+            summed=None if self.summed is None else inputs,
             scale=tuple(scale.flatten().tolist()),
             zero_point=tuple(zero.flatten().tolist()),
             shape=tuple(scale.shape),
@@ -237,7 +253,8 @@ class Affine(Format):
         if self.shape is not None and self.group_size is not None:
             step = torch.tensor(self.scale, dtype=torch.float64).reshape(self.shape)
             zero = torch.tensor(self.zero_point).reshape(self.shape)
-            return Grid(step, *self.codes, zero=zero, block=block_of(self.shape, self.group_size))
+            dims = len(self.shape), *dimensions(len(self.shape), self.axis, self.summed)
+            return Grid(step, *self.codes, zero=zero, block=block_of(dims[0], self.group_size, *dims[1:]))
         if len(self.scale) == 1:
             return Grid(self.scale[0], *self.codes, zero=self.zero_point[0])
         block = (*[WHOLE] * self.axis, 1)

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -33,20 +33,58 @@ CALIBRATION_VALUES = 65_536
 PERCENTILE = 0.999
 
 
-#: What a weight is parsed as where it depends on the samples, as the second factor of a product of activations does:
-#: its first dimension holds samples, and no channels.
-FACTOR: Operand = "factor"
+@dataclass(frozen=True)
+class OperandKind:
+    """What a format must know of an operand beside its values.
+
+    Attributes:
+        role: an activation (also a value inside an operation, such as a state), a weight or a bias.
+        samples: whether the first dimension holds samples: values of two samples must never depend on one another.
+        channel_axis: the dimension along which a format per channel has its scales, the output channels of a weight;
+            negative: counted from the end; None: there are no channels, and one scale.
+        summed_axis: the dimension along which products are summed, the input channels of a weight; likewise negative.
+            None: of a weight whose channels are not the first dimension, the one before them; otherwise the format has
+            a rule.
+    """
+
+    role: Literal["activation", "weight", "bias"]
+    samples: bool
+    channel_axis: int | None
+    summed_axis: int | None = None
+
+    @property
+    def stored_weight(self) -> bool:
+        """Whether it is a weight that is a parameter, and so does not depend on the samples."""
+        return self.role == "weight" and not self.samples
+
+    @property
+    def sums(self) -> int | None:
+        """The axis of the sums, as ``summed_axis`` says; None: by the rule of the format."""
+        if self.summed_axis is None and self.stored_weight and self.channel_axis:
+            return self.channel_axis - 1
+        return self.summed_axis
+
+    def __str__(self) -> str:
+        """As in messages."""
+        if self.role == "weight":
+            return "a weight that depends on the samples" if self.samples else "a weight"
+        return "an activation" if self.role == "activation" else "a bias"
 
 
-def channel_axis(operand: Operand) -> int:
-    """The dimension along which a format per channel has its scales: features of an input, rows of a parameter."""
-    return 1 if operand == FACTOR or operand.startswith("data_in") else 0
+#: The usual kinds: inputs, parameters of a Linear or a convolution, and a weight that depends on the samples, as the
+#: second factor of a product of activations does.
+ACTIVATION = OperandKind("activation", samples=True, channel_axis=1)
+WEIGHT = OperandKind("weight", samples=False, channel_axis=0)
+BIAS = OperandKind("bias", samples=False, channel_axis=0)
+FACTOR = OperandKind("weight", samples=True, channel_axis=1)
 
 
-def holds_samples(operand: Operand) -> bool:
-    """Whether the first dimension of an operand is the samples. True for every operand that is not called a weight or a
-    bias: values of two samples must never depend on one another."""
-    return not operand.startswith(("weight", "bias"))
+def dimension(axis: int | None, rank: int) -> int | None:
+    """Which dimension of a tensor of this rank an axis is; None where the tensor lacks it. A vector has no axis that is
+    counted from the end: a product sums over all of it."""
+    if axis is None or axis >= rank or (axis < 0 and (rank < 2 or axis + rank < 0)):
+        return None
+    return axis % rank
 
 
 class FormatError(ValueError):
@@ -130,7 +168,7 @@ class Format(ABC):
     covers_range: ClassVar[bool] = True
 
     @classmethod
-    def parse(cls, settings: Mapping[str, object], operand: Operand, *, signed: bool = True) -> Self:
+    def parse(cls, settings: Mapping[str, object], kind: OperandKind, *, signed: bool = True) -> Self:
         """The format for `settings`, e.g. ``{"width": 8, "frac_width": "NA"}``.
 
         The space calls it for every operand of every site and every combination of parameters that the TOML allows,
@@ -139,7 +177,7 @@ class Format(ABC):
 
         Args:
             settings: parameter name → value, without the operand's prefix. ``"NA"`` is None.
-            operand: what will be quantized; ``FACTOR`` for a weight that depends on the samples.
+            kind: what will be quantized.
             signed: whether the tensor can be negative. False for the input of a ReLU, which removes negative values
                 anyway.
 
@@ -162,7 +200,7 @@ class Format(ABC):
             if name in settings:
                 parameter.check(name, value)
             values[name] = tuple(value) if isinstance(value, list) else value
-        return cls._build(values, operand, signed)
+        return cls._build(values, kind, signed)
 
     @classmethod
     def leaves_float(cls, settings: Mapping[str, object]) -> bool:
@@ -176,12 +214,12 @@ class Format(ABC):
 
     @classmethod
     @abstractmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:
         """The format for complete values, each of which is allowed. Called by :meth:`parse` only.
 
         Args:
             values: every parameter → its value or default; ``"NA"`` is None.
-            operand, signed: as in :meth:`parse`.
+            kind, signed: as in :meth:`parse`.
 
         Raises:
             FormatError: the values contradict each other. Its `parameter` must be None: then the combination is

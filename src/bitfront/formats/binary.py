@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError, FormatParameter, Operand, channel_axis
+from bitfront.formats.base import FormatError, FormatParameter, OperandKind
 from bitfront.formats.grid import Grid
 from bitfront.formats.scales import (
     GRANULARITY,
@@ -64,7 +64,7 @@ class Binary(MeanFormat):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:
         if values["stochastic"]:
             raise FormatError(
                 "stochastic = true is not possible: a candidate would have other results each time; allowed: false",
@@ -73,8 +73,12 @@ class Binary(MeanFormat):
         bipolar = signed if values["bipolar"] is None else bool(values["bipolar"])
         scaled = not bipolar if values["scaling_factor"] is None else bool(values["scaling_factor"])
         # Without a scale, nothing differs between channels.
-        kind = granularity(values, operand) if scaled else "tensor"
-        return cls(kind, channel_axis(operand) if scaled else 0, bipolar, scaled)
+        return cls(
+            granularity(values, kind) if scaled else "tensor",
+            (kind.channel_axis or 0) if scaled else 0,
+            bipolar,
+            scaled,
+        )
 
     @property
     def bits(self) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError, FormatParameter, Operand, channel_axis
+from bitfront.formats.base import FormatError, FormatParameter, OperandKind
 from bitfront.formats.grid import Grid
 from bitfront.formats.scales import (
     GRANULARITY,
@@ -54,8 +54,8 @@ class BinaryResidual(MeanFormat):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
-        return cls(granularity(values, operand), channel_axis(operand), cast(int, values["levels"]))
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
+        return cls(granularity(values, kind), kind.channel_axis or 0, cast(int, values["levels"]))
 
     @property
     def bits(self) -> int:

@@ -16,12 +16,13 @@ from typing import ClassVar, Self, cast
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.base import FormatError, FormatParameter, OperandKind
 from bitfront.formats.blocks import (
     BLOCK_SIZE,
     HIGHEST,
     LOWEST,
     SizedBlockFormat,
+    exchanged_of,
     labelled,
     largest,
     spread,
@@ -52,12 +53,12 @@ class BlockFloat(SizedBlockFormat):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         width, exponent_width = cast(int, values["width"]), cast(int, values["exponent_width"])
         bias = values["exponent_bias"]
         bias = 2 ** (exponent_width - 1) - 1 if bias is None else cast(int, bias)
         size = cast("tuple[int, ...]", values["block_size"])
-        form = cls(width, holds_samples(operand), size, exponent_width, bias)
+        form = cls(width, kind.samples, size, exponent_width, bias, exchanged=exchanged_of(kind))
         low, high = form._steps
         if low > high:
             raise FormatError(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatParameter, Operand, holds_samples
+from bitfront.formats.base import FormatParameter, OperandKind
 from bitfront.formats.blocks import (
     BLOCK_SIZE,
     LOWEST,
     SizedBlockFormat,
+    exchanged_of,
     labelled,
     largest,
     spread,
@@ -41,10 +42,10 @@ class BlockLog(SizedBlockFormat):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         size = cast("tuple[int, ...]", values["block_size"])
         bias = cast(int, values["exponent_bias_width"])
-        return cls(cast(int, values["width"]), holds_samples(operand), size, bias)
+        return cls(cast(int, values["width"]), kind.samples, size, bias, exchanged=exchanged_of(kind))
 
     @property
     def label(self) -> str:

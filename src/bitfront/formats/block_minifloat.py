@@ -16,11 +16,12 @@ from typing import ClassVar, Self, cast
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.base import FormatError, FormatParameter, OperandKind
 from bitfront.formats.blocks import (
     BLOCK_SIZE,
     LOWEST,
     SizedBlockFormat,
+    exchanged_of,
     labelled,
     largest,
     spread,
@@ -45,12 +46,13 @@ class BlockMinifloat(SizedBlockFormat):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         width, exponent_width = cast(int, values["width"]), cast(int, values["exponent_width"])
         if exponent_width > width - 2:
             raise FormatError(f"exponent_width = {exponent_width} leaves no mantissa in width = {width}")
         size = cast("tuple[int, ...]", values["block_size"])
-        return cls(width, holds_samples(operand), size, exponent_width, cast(int, values["exponent_bias_width"]))
+        bias_width = cast(int, values["exponent_bias_width"])
+        return cls(width, kind.samples, size, exponent_width, bias_width, exchanged=exchanged_of(kind))
 
     @property
     def label(self) -> str:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bitfront.formats.base import Format, FormatParameter
+from bitfront.formats.base import Format, FormatParameter, OperandKind, dimension
 from bitfront.formats.floating import binade
 from bitfront.formats.grid import WHOLE, Grid, common_grid
 
@@ -36,24 +36,41 @@ LABEL = 20
 
 BLOCK_SIZE = FormatParameter(
     "how many neighbours along each dimension share one, aligned with the last dimension: [16] or [1, 16]; dimensions "
-    "not named are whole, and samples never share",
+    "not named are whole, and samples never share; a weight whose output channels come after the dimension of the sums "
+    "counts with the two exchanged",
     low=1,
     high=LONGEST,
     listed=True,
 )
 
 
-def block_of(shape: Sequence[int], size: Sequence[int], samples: bool) -> tuple[int, ...]:
+def block_of(
+    shape: Sequence[int], size: Sequence[int], samples: bool, exchanged: tuple[int, int] | None = None
+) -> tuple[int, ...]:
     """How many neighbours share along each dimension of a tensor; ``WHOLE`` for all of them.
 
     Args:
         shape: shape of the tensor.
         size: as in the TOML, aligned with the last dimension.
         samples: whether the first dimension holds samples.
+        exchanged: (axis of the output channels, axis of the sums) of a weight whose channels come after the sums:
+            `size` is for the weight with these two exchanged, so that it means the same for every kind of layer.
     """
-    named = dict(zip(reversed(range(len(shape))), reversed(size), strict=False))
+    places = list(range(len(shape)))
+    if exchanged is not None:
+        channels, sums = (dimension(axis, len(shape)) for axis in exchanged)
+        if channels is not None and sums is not None and channels > sums:
+            places[channels], places[sums] = sums, channels
+    named = dict(zip(reversed(places), reversed(size), strict=False))
     sizes = [named[d] if d in named and named[d] < n else WHOLE for d, n in enumerate(shape)]
     return (1, *sizes[1:]) if samples and sizes else tuple(sizes)
+
+
+def exchanged_of(kind: OperandKind) -> tuple[int, int] | None:
+    """What ``block_of`` exchanges for an operand: None unless it is a weight whose channels are not dimension 0."""
+    if not kind.stored_weight or not kind.channel_axis or kind.sums is None:
+        return None
+    return kind.channel_axis, kind.sums
 
 
 def number_of_blocks(shape: Sequence[int], block: Sequence[int]) -> int:
@@ -173,7 +190,8 @@ class SizedBlockFormat(BlockFormat):
     """A block format whose blocks have the size of its parameter ``block_size``."""
 
     block_size: tuple[int, ...]
+    exchanged: tuple[int, int] | None = field(default=None, kw_only=True)
 
     def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """As ``block_of``."""
-        return block_of(shape, self.block_size, self.samples)
+        return block_of(shape, self.block_size, self.samples, self.exchanged)

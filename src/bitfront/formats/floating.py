@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor
 
-from bitfront.formats.base import Format, FormatParameter, Operand
+from bitfront.formats.base import Format, FormatParameter, OperandKind
 
 #: dtype → (integers of the same size, the bits of the exponent).
 _EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
@@ -71,7 +71,7 @@ class StandardFloat(Format):
     bits_parameter: ClassVar[str | None] = None
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         return cls()
 
     @property

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, finite, percentile_range, thinned
+from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind, finite, percentile_range, thinned
 from bitfront.formats.grid import Grid
 from bitfront.formats.learned import LearnedRange, rounded, straight_through
 
@@ -56,7 +56,7 @@ class Integer(Format):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         width = cast(int, values["width"])
         frac = values["frac_width"]
         frac = width // 2 if frac is None else frac

@@ -15,7 +15,7 @@ from typing import ClassVar, Self, cast
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, FormatParameter, Operand
+from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind
 from bitfront.formats.blocks import HIGHEST, LOWEST, power, to_powers
 from bitfront.formats.grid import LARGEST_CODE, Grid
 
@@ -40,7 +40,7 @@ class Log(Format):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         width, bias = cast(int, values["width"]), values["exponent_bias"]
         form = cls(width, 2 ** (width - 2) - 1 if bias is None else cast(int, bias))
         low, high = form.exponents

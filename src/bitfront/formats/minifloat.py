@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor
 
-from bitfront.formats.base import Format, FormatError, FormatParameter, Operand, finite, thinned
+from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind, finite, thinned
 from bitfront.formats.floating import rounded_to_digits
 from bitfront.formats.grid import Grid
 
@@ -51,7 +51,7 @@ class Minifloat(Format):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         width, exponent_width = cast(int, values["width"]), cast(int, values["exponent_width"])
         bias = cast("int | Literal['auto'] | None", values["exponent_bias"])
         form = cls(width, exponent_width, (1 << exponent_width - 1) - 1 if bias is None else bias)

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, Self, cast
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError, FormatParameter, Operand, holds_samples
+from bitfront.formats.base import FormatError, FormatParameter, OperandKind
 from bitfront.formats.blocks import HIGHEST, LOWEST, BlockFormat, largest, spread, to_codes, to_floats
 from bitfront.formats.floating import binade
 from bitfront.formats.grid import WHOLE
@@ -62,6 +62,8 @@ class Mx(BlockFormat):
 
     exponent_width: int
     axis: int | None
+    #: Where the axis is not given: the dimension of the sums; None: as the parameter says.
+    summed: int | None = None
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of an element: 8, 6 or 4", low=4, high=8),
@@ -74,9 +76,9 @@ class Mx(BlockFormat):
             words=("NA",),
         ),
         "axis": FormatParameter(
-            "the dimension along which 32 neighbours share a scale, which should be that of the sums; 'NA' is the last "
-            "one, and that of the channels, 1, for kernels of convolutions and for inputs with 4 or more dimensions; "
-            "not 0 for inputs",
+            "the dimension along which 32 neighbours share a scale, which should be that of the sums; 'NA' is that of "
+            "the sums where the operation knows it, else the last one, and that of the channels, 1, for kernels of "
+            "convolutions and for inputs with 4 or more dimensions; not 0 for inputs",
             default=None,
             low=-4,
             high=4,
@@ -85,7 +87,7 @@ class Mx(BlockFormat):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         width, exponent_width = cast(int, values["width"]), values["exponent_width"]
         if exponent_width is None:
             exponent_width = next((e for w, e in ELEMENTS if w == width), None)
@@ -93,10 +95,10 @@ class Mx(BlockFormat):
             known = ", ".join(f"{element.name} ({w} bits)" for (w, _), element in ELEMENTS.items())
             chosen = "" if exponent_width is None else f" with exponent_width = {exponent_width}"
             raise FormatError(f"MX has no element of {width} bits{chosen}; it has {known}")
-        samples, axis = holds_samples(operand), cast("int | None", values["axis"])
+        samples, axis = kind.samples, cast("int | None", values["axis"])
         if samples and axis == 0:
             raise FormatError("axis = 0 is not possible: it is the samples, and they share no scale", "axis")
-        return cls(width, samples, cast(int, exponent_width), axis)
+        return cls(width, samples, cast(int, exponent_width), axis, None if samples else kind.sums)
 
     @property
     def element(self) -> Element:
@@ -128,7 +130,7 @@ class Mx(BlockFormat):
     def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """32 along one dimension; no two samples share."""
         dims = len(shape)
-        axis = self.axis
+        axis = self.summed if self.axis is None else self.axis
         if axis is None:
             axis = 1 if dims >= (4 if self.samples else 3) else -1
         axis = min(max(axis + dims if axis < 0 else axis, 0), dims - 1)

@@ -7,7 +7,6 @@ the scales, is not there: a scale is a float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,9 +16,18 @@ import torch
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FLOAT_BITS, Format, FormatError, FormatParameter, Operand
+from bitfront.formats.base import FLOAT_BITS, Format, FormatError, FormatParameter, OperandKind
 from bitfront.formats.grid import Grid
-from bitfront.formats.groups import block_of, check_operand, grouped, groups_of, known, size_parameter
+from bitfront.formats.groups import (
+    block_of,
+    check_kind,
+    dimensions,
+    grouped,
+    known,
+    laid,
+    number_of_groups,
+    size_parameter,
+)
 from bitfront.formats.scales import SMALLEST_SCALE, keep_nan
 
 #: The levels for a scale of 1, from appendix E of the paper.
@@ -36,9 +44,12 @@ class NormalFloat4(Format):
     """NormalFloat 4 of QLoRA: 16 levels of a normal distribution, with a scale per group of a weight."""
 
     group_size: int
-    #: Of the scales: (rows, groups), or (groups,) of a vector.
+    #: Of the scales, as they lie along the dimensions of the tensor; (groups,) of a vector.
     shape: tuple[int, ...] | None = None
     scale: tuple[float, ...] | None = None
+    #: The dimensions of the output channels and of the sums; None: dimension 1.
+    axis: int = 0
+    summed: int | None = None
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value: 4; for weights only", default=4, low=4, high=4),
@@ -48,9 +59,9 @@ class NormalFloat4(Format):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
-        check_operand(operand, "width")
-        return cls(cast(int, values["group_size"]))
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
+        check_kind(kind, "width")
+        return cls(cast(int, values["group_size"]), axis=kind.channel_axis or 0, summed=kind.sums)
 
     @property
     def bits(self) -> int:
@@ -59,7 +70,7 @@ class NormalFloat4(Format):
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:
         """A float32 scale per group."""
-        return FLOAT_BITS * math.prod(groups_of(shape, self.group_size))
+        return FLOAT_BITS * number_of_groups(shape, self.group_size, self.axis, self.summed)
 
     @property
     def label(self) -> str:
@@ -76,8 +87,16 @@ class NormalFloat4(Format):
         if not self.calibrates:
             return self
         # Kept as the float32 that the deployed model will hold.
-        largest = known(grouped(sample, self.group_size)).abs().amax(dim=-1).clamp(min=SMALLEST_SCALE).float()
-        return replace(self, shape=tuple(largest.shape), scale=tuple(largest.flatten().tolist()))
+        rows, inputs = dimensions(sample.dim(), self.axis, self.summed)
+        largest = known(grouped(sample, self.group_size, rows, inputs)).abs().amax(dim=-1)
+        scale = laid(largest.clamp(min=SMALLEST_SCALE).float(), rows, inputs)
+        return replace(
+            self,
+            shape=tuple(scale.shape),
+            scale=tuple(scale.flatten().tolist()),
+            axis=rows,
+            summed=None if self.summed is None else inputs,
+        )
 
     @cached_property
     def _scales(self) -> Grid:
@@ -85,7 +104,8 @@ class NormalFloat4(Format):
         if self.shape is None:
             raise FormatError("nf4 must be calibrated before it is used")
         step = torch.tensor(self.scale, dtype=torch.float64).reshape(self.shape)
-        return Grid(step, -1, 1, block=block_of(self.shape, self.group_size))
+        rows, inputs = dimensions(len(self.shape), self.axis, self.summed)
+        return Grid(step, -1, 1, block=block_of(len(self.shape), self.group_size, rows, inputs))
 
     def round(self, x: Tensor) -> Tensor:
         """The nearest level times the scale of the group."""

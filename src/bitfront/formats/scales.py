@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitfront.formats.base import FLOAT_BITS, Format, FormatParameter, Operand
+from bitfront.formats.base import FLOAT_BITS, Format, FormatParameter, OperandKind, dimension
 from bitfront.formats.grid import WHOLE
 
 #: A smaller scale becomes this one, also that of zeros alone.
@@ -29,35 +29,37 @@ GRANULARITY = FormatParameter(
 )
 
 
-def is_weight(operand: Operand) -> bool:
-    """Whether an operand is a weight that is a parameter, and so does not depend on the samples."""
-    return operand.startswith("weight")
-
-
-def granularity(values: Mapping[str, object], operand: Operand) -> Granularity:
-    """What the parameter ``GRANULARITY`` says for an operand."""
+def granularity(values: Mapping[str, object], kind: OperandKind) -> Granularity:
+    """What the parameter ``GRANULARITY`` says for an operand; per tensor where there are no channels."""
     given = values["granularity"]
-    by_channel = is_weight(operand) if given is None else given == "channel"
-    return "channel" if by_channel else "tensor"
+    by_channel = kind.stored_weight if given is None else given == "channel"
+    return "channel" if by_channel and kind.channel_axis is not None else "tensor"
 
 
-def scales_of(shape: tuple[int, ...], kind: Granularity, axis: int) -> int:
+def channel_dimension(rank: int, granularity: Granularity, axis: int) -> int | None:
+    """The dimension of a tensor of this rank that has a scale per index; None: there is one scale."""
+    return dimension(axis, rank) if granularity == "channel" else None
+
+
+def scales_of(shape: tuple[int, ...], granularity: Granularity, axis: int) -> int:
     """Number of scales of a tensor of this shape, whose channels lie along `axis`."""
-    return shape[axis] if kind == "channel" and len(shape) > axis else 1
+    dim = channel_dimension(len(shape), granularity, axis)
+    return 1 if dim is None else shape[dim]
 
 
 def channel_steps(scales: tuple[float, ...], axis: int) -> tuple[float | Tensor, tuple[int, ...]]:
-    """(step, block) of a grid with one scale for all values, or one per index of `axis`."""
+    """(step, block) of a grid with one scale for all values, or one per index of `axis`, which is not negative."""
     if len(scales) == 1:
         return scales[0], ()
     shape = (*[1] * axis, -1)
     return torch.tensor(scales, dtype=torch.float64).reshape(shape), (*[WHOLE] * axis, 1)
 
 
-def magnitudes(sample: Tensor, kind: Granularity, axis: int) -> NDArray[np.float64]:
+def magnitudes(sample: Tensor, granularity: Granularity, axis: int) -> NDArray[np.float64]:
     """Absolute values, a row per channel or one for the tensor; NaN where a value is not finite."""
     x = sample.detach().cpu().double().abs()
-    x = x.movedim(axis, 0) if kind == "channel" and x.dim() > axis else x[None]
+    dim = channel_dimension(x.dim(), granularity, axis)
+    x = x[None] if dim is None else x.movedim(dim, 0)
     rows: NDArray[np.float64] = x.reshape(len(x), x[:1].numel()).numpy()
     return np.where(np.isfinite(rows), rows, np.nan)
 
@@ -111,7 +113,11 @@ class MeanFormat(Format):
 
     def calibrated(self, sample: Tensor) -> Self:
         """With means over the finite values of `sample`, per channel along `axis` or over all."""
-        return self._learned(magnitudes(sample, self.granularity, self.axis)) if self.calibrates else self
+        if not self.calibrates:
+            return self
+        dim = channel_dimension(sample.dim(), self.granularity, self.axis)
+        learned = self._learned(magnitudes(sample, self.granularity, self.axis))
+        return learned if dim is None else replace(learned, axis=dim)
 
     def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:  # noqa: ARG002
         """As :meth:`calibrated`: a mean does not depend on the ends."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FormatError, FormatParameter, Operand, channel_axis
+from bitfront.formats.base import FormatError, FormatParameter, OperandKind
 from bitfront.formats.grid import Grid
 from bitfront.formats.scales import (
     GRANULARITY,
@@ -65,9 +65,9 @@ class Ternary(MeanFormat):
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], operand: Operand, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
         scaled = values["scaling_factor"] is None or bool(values["scaling_factor"])
-        return cls(granularity(values, operand), channel_axis(operand), scaled)
+        return cls(granularity(values, kind), kind.channel_axis or 0, scaled)
 
     @property
     def bits(self) -> int:

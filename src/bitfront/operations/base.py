@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from bitfront.formats.base import FACTOR, OperandKind
 from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
 from bitfront.operations.layout import ChannelRule
@@ -38,7 +39,11 @@ class OperandSpec:
         position: its place among the arguments of the operation's functions, and of a module's ``forward`` if it is an
             activation.
         argument: its keyword there.
-        channel_axis: the dimension along which a format per channel has its scales; None: the operand has no channels.
+        channel_axis: the dimension along which a format per channel has its scales, the output channels of a weight;
+            negative: counted from the end; None: the operand has no channels.
+        summed_axis: the dimension along which the operation sums products, the input channels of a weight; likewise
+            negative. None: of a weight whose channels are not dimension 0, the one before them; otherwise as each
+            format says.
         format_of: the operand whose choice it shares unless it has keys of its own, as the second input of an addition
             does. What its format learns, it learns from its own values.
     """
@@ -48,11 +53,25 @@ class OperandSpec:
     position: int = 0
     argument: str = "input"
     channel_axis: int | None = None
+    summed_axis: int | None = None
     format_of: str = ""
 
     def chosen(self, formats: Mapping[str, Chosen]) -> Chosen | None:
         """What `formats`, by operand, have for it: its entry, or else that of the operand whose choice it shares."""
         return formats.get(self.name, formats.get(self.format_of))
+
+    def kind(self, *, from_samples: bool = False) -> OperandKind:
+        """What its formats must know of it.
+
+        Args:
+            from_samples: whether a weight or a bias is no parameter but computed from the samples, as the second factor
+                of a product of activations is. Then its dimensions are those of an activation.
+        """
+        if self.role == "activation" or self.role == "inner":
+            return OperandKind("activation", True, self.channel_axis, self.summed_axis)
+        if from_samples:
+            return OperandKind(self.role, True, FACTOR.channel_axis)
+        return OperandKind(self.role, False, self.channel_axis, self.summed_axis)
 
 
 DATA_IN = OperandSpec("data_in", "activation", 0, "input", channel_axis=1)

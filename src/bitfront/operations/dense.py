@@ -30,7 +30,7 @@ from bitfront.operations.onnx import OnnxWriter, Packed
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules
 
 WEIGHT = OperandSpec("weight", "weight", 1, "weight", channel_axis=0)
-BIAS = OperandSpec("bias", "bias", 2, "bias")
+BIAS = OperandSpec("bias", "bias", 2, "bias", channel_axis=0)
 
 
 def _linear(_: nn.Module, operands: Operands) -> Tensor:
@@ -80,9 +80,10 @@ def _write_matmul(w: OnnxWriter, n: fx.Node) -> str:
     return w.add("MatMul", [w.value(n), second], n.name)
 
 
-def _rows_of_one_scale(packed: Mapping[str, Packed]) -> str:
-    many = packed["weight"].axis is not None
-    return "its weight has a scale per row, and sums run over the rows" if many else ""
+def _scales_of_columns(packed: Mapping[str, Packed]) -> str:
+    if packed["weight"].axis in (None, 1):  # 1: the columns of a matrix
+        return ""
+    return "its weight has scales along another dimension than the columns of a matrix"
 
 
 def _matmul(call: Call) -> Count:
@@ -178,7 +179,7 @@ LINEAR = define(
 )
 MATRIX = Product(_ordered_matrix, channels=-1, matrix=True)
 #: The second factor of a product is its weight, whether it is a parameter or an activation.
-FACTOR: dict[str, Any] = {"role": "weight", "position": 1, "channel_axis": 0}
+FACTOR: dict[str, Any] = {"role": "weight", "position": 1, "channel_axis": -1, "summed_axis": -2}
 MATMUL = define(
     "matmul",
     "Matrix product of two tensors.",
@@ -188,7 +189,7 @@ MATMUL = define(
     count=_matmul,
     product=MATRIX,
     onnx=_write_matmul,
-    onnx_integer=_rows_of_one_scale,
+    onnx_integer=_scales_of_columns,
     channels=_product_channels,
 )
 BMM = define(
@@ -200,7 +201,7 @@ BMM = define(
     count=_matmul,
     product=MATRIX,
     onnx=_write_matmul,
-    onnx_integer=_rows_of_one_scale,
+    onnx_integer=_scales_of_columns,
 )
 MM = define("mm", "Matrix product of two matrices.", names=("mm",), count=_matmul, channels=_product_channels)
 DOT = define("dot", "Product of vectors.", names=("mv", "dot"), count=_matmul)

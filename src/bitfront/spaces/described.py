@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bitfront.errors import UnknownNameError
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FLOAT_BITS, FormatError
+from bitfront.formats.base import FLOAT_BITS, WEIGHT, FormatError
 from bitfront.spaces.base import Branch, Choice, Group, Space
 
 #: A candidate spelled out as in the TOML: {"by": "name", "default": {...}, site: {"config": {...}}}.
@@ -112,7 +112,7 @@ class DescribedSpace(Space):
             alternative, chosen = self._chosen(g, options[g])
             for operand, setting in chosen:
                 if setting["label"] != "float" and "width" not in setting:
-                    bits.setdefault(entry["site"], {})[operand] = _bits(alternative["name"], operand, setting)
+                    bits.setdefault(entry["site"], {})[operand] = _bits(alternative["name"], setting)
         return bits
 
     @cached_property
@@ -124,16 +124,17 @@ class DescribedSpace(Space):
             for setting in (s for s in operand["settings"] if s["label"] not in sizes):
                 if "width" in setting:
                     sizes[setting["label"]] = Size("width", setting["set"]["multiplier"])
-                elif (bits := _bits(name, operand["operand"], setting)) is not None:
+                elif (bits := _bits(name, setting)) is not None:
                     sizes[setting["label"]] = Size("bits", bits)
         return sizes
 
 
-def _bits(name: str, operand: str, setting: Mapping[str, Any]) -> int | None:
+def _bits(name: str, setting: Mapping[str, Any]) -> int | None:
     """Bits per value under a setting; None if an older run folder lacks them and the format is not installed."""
     if "bits" in setting:
         return int(setting["bits"])
     try:
-        return FORMATS.get(name).parse(setting["set"], operand).bits
+        # Bits do not depend on the kind of operand.
+        return FORMATS.get(name).parse(setting["set"], WEIGHT).bits
     except (UnknownNameError, FormatError):
         return None

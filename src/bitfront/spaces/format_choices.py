@@ -15,7 +15,7 @@ from typing import cast
 
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.formats import FORMATS
-from bitfront.formats.base import FACTOR, Format, FormatError, Operand
+from bitfront.formats.base import Format, FormatError, Operand
 from bitfront.graph import Site
 from bitfront.operations.lookup import operand_names
 from bitfront.operations.lookup import sites as site_operations
@@ -294,8 +294,7 @@ def _settings(
         names = [n for n in given if n in format_class.parameters]
         tables = [dict(zip(names, picks, strict=True)) for picks in itertools.product(*(given[n] for n in names))]
         place = (*where, f"{operand}_{names[0]}") if names else where
-    computed = site.flows(operand) and site.operation.operand(operand).role != "activation"
-    kind = FACTOR if computed else operand
+    kind = site.operation.operand(operand).kind(from_samples=site.flows(operand))
     settings: dict[Format | None, Setting] = {}
     why, excluded = "", 0
     for table in tables:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, Operand
+from bitfront.formats.base import WEIGHT, Format, FormatError, OperandKind, dimension
 from bitfront.formats.spelling import as_json, from_json
 
 #: Channels of the tensors that are quantized here.
@@ -23,18 +23,21 @@ CHANNELS = 3
 #: Values up to this size are tried, and then some that are huge. The smaller one is for formats with infinities: it is
 #: beyond the largest finite value of half precision.
 FARTHEST, FARTHEST_OF_INFINITE = 2.0**80, 2.0**17
+#: Shapes of weights, with the axes of their output channels and of the sums: transposed convolutions, and factors.
+OTHER_AXES = (((70, 5), 1, 0), ((70, 5), -1, -2), ((40, 6, 3, 2), 1, 0))
 
 
 def check_format(
     name: str,
     settings: Mapping[str, object],
     *,
-    operand: Operand = "weight",
+    kind: OperandKind = WEIGHT,
     signed: bool = True,
     elementwise: bool = True,
     nearest: bool = True,
     mirrored: bool = True,
     grouped: bool = False,
+    positional: bool = False,
     spread: float = 1.0,
     seed: int = 0,
 ) -> Format:
@@ -42,7 +45,7 @@ def check_format(
 
     Args:
         settings: as in the TOML, without the operand's prefix.
-        operand: the operand that is quantized; its channels lie along dimension 1 of an input, 0 of a weight.
+        kind: what is quantized.
         signed: whether the tensor can be negative.
         elementwise: whether, after calibration, the rounding of a value depends on this value alone; false for
             formats whose values share something within a block that depends on them.
@@ -51,6 +54,9 @@ def check_format(
         mirrored: whether −x becomes −y wherever x becomes y and both can be held.
         grouped: whether the format keeps something per group of the tensor that it was calibrated on, and so takes
             tensors of that shape only; then the rounding of single values is not looked at.
+        positional: whether the format looks at fixed dimensions of the tensor, e.g. because a setting names one.
+            Otherwise weights whose output channels lie along other dimensions must be quantized like those where they
+            are dimension 0.
         spread: standard deviation of the values that it is calibrated on.
         seed: random seed of these values.
 
@@ -61,44 +67,51 @@ def check_format(
         AssertionError: the contract is broken; the message says how.
     """
     family = FORMATS.get(name)
-    sample = _sample(operand, signed, spread, seed)
-    parsed = family.parse(settings, operand, signed=signed)
-    _check_value(parsed, family.parse(dict(settings), operand, signed=signed))
-    _check_parameters(family, settings, operand)
+    sample = _sample(kind, signed, spread, seed)
+    parsed = family.parse(settings, kind, signed=signed)
+    _check_value(parsed, family.parse(dict(settings), kind, signed=signed))
+    _check_parameters(family, settings, kind)
     form = _check_calibration(parsed, sample)
     for each in (parsed, form):
         _check_storage(each, FORMATS.official(name))
-    _check_facts(parsed, form, settings, tuple(sample.shape))
+    _check_facts(parsed, form, settings, tuple(sample.shape), kind)
     for dtype in (torch.float32, torch.float64):
-        points = _tried(form, sample.to(dtype), operand, elementwise, grouped)
+        points = _tried(form, sample.to(dtype), kind, elementwise, grouped)
         for x in points:
             _check_purity(form, x)
             _check_gradients(form, x)
             if grouped:
                 _check_stable(form, x)
             elif elementwise:
-                _check_numbers(form, x, operand, nearest=nearest, mirrored=mirrored)
+                _check_numbers(form, x, kind, nearest=nearest, mirrored=mirrored)
             else:
-                _check_blocks(form, x, operand)
+                _check_blocks(form, x, kind)
             _check_grid(form, x)
             if dtype == torch.float32:
                 _check_learned_range(form, x)
+    if kind == WEIGHT and not positional:
+        _check_axes(family, settings, signed, seed)
     return form
 
 
-def _tried(form: Format, sample: Tensor, operand: Operand, elementwise: bool, grouped: bool) -> list[Tensor]:
+def _tried(form: Format, sample: Tensor, kind: OperandKind, elementwise: bool, grouped: bool) -> list[Tensor]:
     """The tensors that are rounded."""
     if grouped:
         return list(_points_of_groups(form, sample))
-    return [_points(form, sample, operand) if elementwise else _shared(sample)]
+    return [_points(form, sample, kind) if elementwise else _shared(sample)]
 
 
-def _sample(operand: Operand, signed: bool, spread: float, seed: int) -> Tensor:
+def _sample(kind: OperandKind, signed: bool, spread: float, seed: int) -> Tensor:
     """Random values of an operand whose channels differ in size."""
     sample = torch.randn(CHANNELS, 257, generator=torch.Generator().manual_seed(seed)) * spread
     sample *= torch.tensor([1.0, 0.25, 3.0])[:, None]
     sample = sample if signed else sample.relu()
-    return sample.T.contiguous() if operand == "data_in" else sample
+    return _turned(sample, kind).contiguous()
+
+
+def _turned(x: Tensor, kind: OperandKind) -> Tensor:
+    """Rows, one per channel, as they lie in the operand, a matrix; or such a matrix as rows."""
+    return x.T if dimension(kind.channel_axis, 2) == 1 else x
 
 
 def _check_value(one: Format, other: Format) -> None:
@@ -114,14 +127,14 @@ def _check_value(one: Format, other: Format) -> None:
     raise AssertionError(f"{called} can be changed")
 
 
-def _check_parameters(family: type[Format], settings: Mapping[str, object], operand: Operand) -> None:
+def _check_parameters(family: type[Format], settings: Mapping[str, object], kind: OperandKind) -> None:
     assert (family.__doc__ or "").strip(), f"{family.__name__} needs a docstring: `bitfront list` shows its first line"
     for name, parameter in family.parameters.items():
         assert parameter.meaning, f"{family.__name__}: parameter {name} needs a meaning"
         assert parameter.allowed(), f"{family.__name__}: parameter {name} must say what is allowed"
     for bad in ({**settings, "no_such": 1}, *([dict.fromkeys(settings, object())] if settings else [])):
         try:
-            family.parse(bad, operand)
+            family.parse(bad, kind)
         except FormatError as error:
             assert error.parameter in bad, f"{family.__name__}: the error for {bad} does not name the parameter"
         else:
@@ -154,7 +167,9 @@ def _check_storage(form: Format, name: str) -> None:
     assert back == form, f"{called}: read from a run folder it is {back!r}"
 
 
-def _check_facts(parsed: Format, form: Format, settings: Mapping[str, object], shape: tuple[int, ...]) -> None:
+def _check_facts(
+    parsed: Format, form: Format, settings: Mapping[str, object], shape: tuple[int, ...], kind: OperandKind
+) -> None:
     called = repr(form)
     assert isinstance(form.bits, int), f"{called}: bits must be an int"
     assert 1 <= form.bits <= 32, f"{called}: {form.bits} bits"
@@ -169,25 +184,51 @@ def _check_facts(parsed: Format, form: Format, settings: Mapping[str, object], s
         overhead = form.overhead_bits(shape_)
         assert isinstance(overhead, int), f"{called}: overhead_bits must be an int"
         assert overhead >= 0, f"{called}: overhead of {overhead} bits"
-        assert overhead == parsed.overhead_bits(shape_), f"{called}: calibration changes its overhead"
+        # An axis that is counted from the end may be settled by calibration, for tensors of this rank.
+        if len(shape_) == len(shape) or min(kind.channel_axis or 0, kind.sums or 0) >= 0:
+            assert overhead == parsed.overhead_bits(shape_), f"{called}: calibration changes its overhead"
 
 
-def _points(form: Format, sample: Tensor, operand: Operand) -> Tensor:
+def _check_axes(family: type[Format], settings: Mapping[str, object], signed: bool, seed: int) -> None:
+    """Check that a weight whose output channels do not come first is quantized as if they did."""
+    for shape, channels, sums in OTHER_AXES:
+        kind = dataclasses.replace(WEIGHT, channel_axis=channels, summed_axis=sums)
+        # Whole 64ths: their sums do not depend on the order.
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(64).round() / 64
+        x = x if signed else x.relu()
+        first = x.transpose(channels, sums).contiguous()
+        form = family.parse(settings, kind, signed=signed).calibrated(x)
+        plain = family.parse(settings, WEIGHT, signed=signed).calibrated(first)
+        called = f"{form!r}, with channels along {channels} of {shape}"
+        back = plain.round(first).transpose(channels, sums).contiguous()
+        assert torch.equal(_bits(form.round(x)), _bits(back)), f"{called}: rounds as if they lay elsewhere"
+        for mine, other in zip(form.bounds(x), plain.bounds(first), strict=True):
+            expected = torch.as_tensor(other).expand_as(first).transpose(channels, sums)
+            assert torch.equal(torch.as_tensor(mine).expand_as(x), expected), f"{called}: has other bounds"
+        assert form.overhead_bits(shape) == plain.overhead_bits(tuple(first.shape)), f"{called}: has another overhead"
+        assert (form.bits, form.label) == (plain.bits, plain.label), f"{called}: has other bits or another label"
+        for each in (form, family.parse(settings, kind, signed=signed)):
+            _check_storage(each, FORMATS.name_of(family))
+        _check_grid(form, x)
+        _check_gradients(form, x)
+        _check_learned_range(form, x)
+
+
+def _points(form: Format, sample: Tensor, kind: OperandKind) -> Tensor:
     """Values to try: typical ones, an even grid over the range and beyond, ties, both zeros, tiny and infinite ones."""
-    channels = sample.T if operand == "data_in" else sample
+    channels = _turned(sample, kind)
     low, high = (b.reshape(-1, 1) for b in _bounds(form, sample))
     low, high = (
         b.expand(CHANNELS, 1).nan_to_num(posinf=FARTHEST_OF_INFINITE, neginf=-FARTHEST_OF_INFINITE) for b in (low, high)
     )
     low, high = low.clamp(min=-FARTHEST), high.clamp(max=FARTHEST)
     grid = low + (high - low) * torch.linspace(-0.25, 1.25, 301, dtype=sample.dtype)
-    levels = form.round(grid.T if operand == "data_in" else grid)
-    levels = (levels.T if operand == "data_in" else levels).sort(dim=1).values
+    levels = _turned(form.round(_turned(grid, kind)), kind).sort(dim=1).values
     ties = (levels[:, 1:] + levels[:, :-1]) / 2
     special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, torch.inf, -torch.inf], dtype=sample.dtype)
     special = special.expand(CHANNELS, -1)
     x = torch.cat([channels, grid, levels, ties, special], dim=1)
-    return x.T.contiguous() if operand == "data_in" else x
+    return _turned(x, kind).contiguous()
 
 
 def _points_of_groups(form: Format, sample: Tensor) -> list[Tensor]:
@@ -272,7 +313,7 @@ def _shared(sample: Tensor) -> Tensor:
     return torch.cat([ties * sizes, rows * sizes, torch.exp2(torch.round(ties / 4))[None], mixed[None], ties[None] * 0])
 
 
-def _check_blocks(form: Format, x: Tensor, operand: Operand) -> None:
+def _check_blocks(form: Format, x: Tensor, kind: OperandKind) -> None:
     """Check what holds although values depend on their neighbours."""
     called, out = repr(form), form.round(x)
     assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
@@ -282,19 +323,19 @@ def _check_blocks(form: Format, x: Tensor, operand: Operand) -> None:
     for tensor in (x[0], x[0, 0], x[:, :0], x[:0], x[None, :, :, None]):
         rounded = form.quantize(tensor)
         assert rounded.shape == tensor.shape, f"{called}: {tuple(tensor.shape)} becomes {tuple(rounded.shape)}"
-    if operand.startswith("data_in"):
+    if kind.samples:
         for several in (x, x.reshape(len(x), 1, -1), x[:, :600].reshape(len(x), 4, 10, 15)):
             alone = torch.cat([form.round(one) for one in torch.split(several, 1)])
             assert torch.equal(_bits(form.round(several)), _bits(alone)), f"{called}: a sample depends on the others"
 
 
-def _check_numbers(form: Format, x: Tensor, operand: Operand, *, nearest: bool, mirrored: bool) -> None:
-    rows = x.movedim(1, 0) if operand == "data_in" else x
+def _check_numbers(form: Format, x: Tensor, kind: OperandKind, *, nearest: bool, mirrored: bool) -> None:
+    rows = _turned(x, kind)
     called = repr(form)
     out = form.round(x)
     assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
     low, high = (b.reshape(-1, 1) for b in _bounds(form, x))
-    rounded = out.movedim(1, 0) if operand == "data_in" else out
+    rounded = _turned(out, kind)
     assert bool((rounded >= low).all() and (rounded <= high).all()), f"{called}: a value is out of its bounds"
     huge = (rows.abs() >= 1e30) & ((rows <= low) | (rows >= high))
     ends = torch.where(rows > 0, high.expand_as(rows), low.expand_as(rows))
@@ -321,7 +362,7 @@ def _check_numbers(form: Format, x: Tensor, operand: Operand, *, nearest: bool, 
     if not mirrored:
         return
     reach = torch.minimum(-low, high)
-    opposite = form.round(-x).movedim(1, 0) if operand == "data_in" else form.round(-x)
+    opposite = _turned(form.round(-x), kind)
     both = rows.abs() <= reach
     assert torch.equal(opposite[both], -rounded[both]), f"{called}: −x does not become −y where both can be held"
 

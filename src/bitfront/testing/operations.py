@@ -23,7 +23,7 @@ from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.export.onnx import INPUT, Form, obstacle, onnx_model
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, Operand
+from bitfront.formats.base import WEIGHT, Format, Operand
 from bitfront.graph import Graph, Site, capture
 from bitfront.metrics.configured import configured_runner
 from bitfront.operations import OPERATIONS
@@ -182,8 +182,8 @@ def _check_counts(record: Operation, once: list[_Called], twice: list[_Called]) 
     )
 
 
-def _format(operand: Operand, width: int, frac_width: int) -> Format:
-    return FORMATS.get("integer").parse({"width": width, "frac_width": frac_width}, operand, signed=True)
+def _format(width: int, frac_width: int) -> Format:
+    return FORMATS.get("integer").parse({"width": width, "frac_width": frac_width}, WEIGHT)
 
 
 def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
@@ -191,7 +191,7 @@ def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
     before = graph.model(x)
     keys = graph.model.state_dict().keys()
     for operand in site.operands:
-        model = quantize(graph, {site.name: {operand: _format(operand, 3, 1)}})
+        model = quantize(graph, {site.name: {operand: _format(3, 1)}})
         expected = model(x)
         assert not torch.equal(expected, before), f"a format of {operand} changes nothing at {site.title}"
         if site.path:
@@ -205,7 +205,7 @@ def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
 
 def _check_onnx(graph: Graph, sites: list[Site], x: Tensor) -> None:
     """Check that ONNX Runtime computes the same: in float, and in bytes in both forms."""
-    narrow = {s.name: {o: _format(o, 8, 4) for o in s.operands} for s in sites}
+    narrow = {s.name: {o: _format(8, 4) for o in s.operands} for s in sites}
     integer = [s.name for s in sites if not obstacle(s, narrow[s.name])]
     assert bool(integer) == any(s.operation.onnx_integer is not None for s in sites), (
         f"integer operators do not take 8 bits: {[obstacle(s, narrow[s.name]) for s in sites]}"
@@ -264,7 +264,7 @@ def _check_trained(graph: Graph, x: Tensor) -> None:
     y = torch.arange(len(x)) % CLASSES
     data: Any = SimpleNamespace(name="samples", split=lambda _: (x, y), num_classes=CLASSES)
     settings = TrainSettings(max_epochs=1, max_steps=1, batch_size=len(x), learning_rate=0.1, optimizer="sgd")
-    formats = {s.name: {o: _format(o, 8, 4) for o in s.operands if o != "bias"} for s in graph.sites if s.path}
+    formats = {s.name: {o: _format(8, 4) for o in s.operands if o != "bias"} for s in graph.sites if s.path}
     for how, model in (("float", quantize(graph, {})), ("quantized", quantize(graph, formats))):
         if why_alone(model, tuple(x.shape[1:])):
             continue
