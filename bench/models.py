@@ -1,12 +1,16 @@
-"""A network of the size that people really quantize: ResNet-20 on 32 × 32 × 3 (He et al. 2016, section 4.2).
+"""Networks of the size that people really quantize, as ordinary modules with random weights.
 
-An ordinary ``nn.Module``: three stages of three residual blocks with 16, 32 and 64 channels, batch norms as they are
-trained, shortcuts by a 1 × 1 convolution where the shape changes; 22 convolutions and linear layers in all.
+ResNet-20 on 32 × 32 × 3 (He et al. 2016, arXiv:1512.03385, section 4.2); a MobileNetV2 of that input (Sandler et al.
+2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128; MLPerf Tiny); a vision transformer
+with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Batch norms have statistics that belong to the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -51,12 +55,113 @@ class ResNet20(nn.Module):
         return self.fc(self.flatten(self.pool(x)))
 
 
-def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:
-    """Random weights, but batch norm statistics that belong to them: some batches are run in training mode."""
+class InvertedResidual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        self.residual = stride == 1 and inputs == outputs
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers += [nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU6()]
+        layers += [nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU6()]
+        layers += [nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class MobileNet(nn.Module):
+    """MobileNetV2 at half width; the first two reductions are left out, as is usual for 32 × 32 pixels."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
+        width = 16
+        for expansion, outputs, count, stride in (
+            (1, 8, 1, 1),
+            (6, 12, 2, 1),
+            (6, 16, 3, 2),
+            (6, 32, 4, 2),
+            (6, 48, 3, 1),
+            (6, 80, 3, 2),
+            (6, 160, 1, 1),
+        ):
+            for block in range(count):
+                layers.append(InvertedResidual(width, outputs, 1 if block else stride, expansion))
+                width = outputs
+        layers += [nn.Conv2d(width, 640, 1, bias=False), nn.BatchNorm2d(640), nn.ReLU6()]
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(640, classes)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class DsCnn(nn.Module):
+    """Depthwise separable convolutions over 49 frames of 10 coefficients."""
+
+    def __init__(self, classes: int = 12, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Conv2d(1, width, (10, 4), (2, 2), (5, 1), bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
+        for _ in range(4):
+            layers += [nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2, self.act = nn.Linear(width, 4 * width), nn.Linear(4 * width, width), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.proj(out)
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """ViT-Tiny's blocks (width 192, 3 heads) on 64 patches of 4 × 4 pixels."""
+
+    def __init__(self, classes: int = 10, depth: int = 12, width: int = 192, heads: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        self.blocks = nn.Sequential(*[TransformerBlock(width, heads) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+def settled(make: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 0) -> nn.Module:
+    """A model with random weights, and batch norm statistics that belong to them: some batches are run in training
+    mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = ResNet20(blocks=blocks).train()
+        model = make().train()
         with torch.no_grad():
             for _ in range(10):
-                model(torch.randn(32, 3, 32, 32))
+                model(torch.randn(32, *shape))
     return model.eval()
+
+
+def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:
+    """ResNet-20, or one with fewer blocks per stage."""
+    return settled(lambda: ResNet20(blocks=blocks), (3, 32, 32), seed)

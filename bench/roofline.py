@@ -38,17 +38,21 @@ from bitfront.engine.evaluation.fixed import BatchMetrics, FixedEvaluator
 from bitfront.models.base import build_model
 from bitfront.scoring import evaluate
 from bitfront.spaces.base import Codes, Space
-from models import resnet20
+from models import DsCnn, MobileNet, VisionTransformer, resnet20, settled
 
 WIDTHS = [3, 4, 6, 8]
-OPERATION = {
-    "name": ["integer"],
-    "data_in_width": WIDTHS,
-    "data_in_frac_width": ["auto"],
-    "weight_width": WIDTHS,
-    "weight_frac_width": ["auto"],
-    "bias_width": [16],
-    "bias_frac_width": ["auto"],
+#: Fixed point, and integers with a scale per tensor of the input and per channel of the weight.
+FORMATS: dict[str, dict[str, Any]] = {
+    "integer": {
+        "name": ["integer"],
+        "data_in_width": WIDTHS,
+        "data_in_frac_width": ["auto"],
+        "weight_width": WIDTHS,
+        "weight_frac_width": ["auto"],
+        "bias_width": [16],
+        "bias_frac_width": ["auto"],
+    },
+    "affine": {"name": ["affine"], "data_in_width": WIDTHS, "weight_width": WIDTHS},
 }
 GENERATION = 50
 
@@ -234,10 +238,10 @@ def calibrated(evaluator: FixedEvaluator) -> None:
 
 
 def compare(
-    name: str, model: nn.Module, x: Tensor, y: Tensor, limit: float, ceiling: dict[str, float], quick: bool
+    name: str, form: str, model: nn.Module, x: Tensor, y: Tensor, limit: float, ceiling: dict[str, float], quick: bool
 ) -> tuple[list[dict[str, object]], dict[str, float]]:
     widths = {"data_in_width": WIDTHS[::2], "weight_width": WIDTHS[::2]} if quick else {}
-    operation = {**OPERATION, **widths}
+    operation = {**FORMATS[form], **widths}
     job = make_job(model, x, y, {"conv2d": operation, "linear": operation})
     work = flops(model, x)
     run, how, compilation = compiled(model, x, quick)
@@ -248,12 +252,13 @@ def compare(
         "brute-force": lambda space: consecutive(space, 8 if quick else 1024, block),
     }
     rows: list[dict[str, Any]] = []
-    key = name.replace("-", "_")
+    key = f"{name}_{form}".replace("-", "_")
     summary: dict[str, float] = {f"{key}_compile_s": compilation}
 
     def row(what: str, count: int, each: float, set_up: float | str, unit: float) -> dict[str, Any]:
         return {
             "model": name,
+            "format": form,
             "samples": len(y),
             "what": what,
             "candidates": count,
@@ -283,7 +288,9 @@ def compare(
 
 
 def main() -> int:
-    options = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--only", metavar="NAMES", default="", help="models, separated by commas")
+    options = arguments.parse_args()
     began = time.perf_counter()
     quick = options.quick
     generator = torch.Generator().manual_seed(0)
@@ -291,20 +298,25 @@ def main() -> int:
     cases = [
         ("digits-cnn", build_model("digits-cnn", (1, 8, 8), 10, seed=0).eval(), (1, 8, 8), 16 if quick else 512, 15.0),
         ("resnet-20", resnet20(blocks=1 if quick else 3), (3, 32, 32), 2 if quick else 64, 50.0),
+        ("mobilenet", settled(MobileNet, (3, 32, 32)), (3, 32, 32), 2 if quick else 64, 50.0),
+        ("ds-cnn", settled(DsCnn, (1, 49, 10)), (1, 49, 10), 2 if quick else 64, 30.0),
+        ("vit-tiny", settled(VisionTransformer, (3, 32, 32)), (3, 32, 32), 2 if quick else 32, 60.0),
     ]
+    cases = [case for case in cases if not options.only or case[0] in options.only.split(",")]
     rows: list[dict[str, object]] = []
     summary: dict[str, float] = dict(ceiling)
     for name, model, shape, samples, limit in cases:
         x = torch.randn(samples, *shape, generator=generator)
         y = torch.randint(10, (samples,), generator=generator)
-        case_rows, figures = compare(name, model, x, y, 0 if quick else limit, ceiling, quick)
-        rows += case_rows
-        worst = max(figures.pop("max_difference"), summary.get("max_difference", 0.0))
-        summary |= {**figures, "max_difference": worst}
+        for form in FORMATS:
+            case_rows, figures = compare(name, form, model, x, y, 0 if quick else limit, ceiling, quick)
+            rows += case_rows
+            worst = max(figures.pop("max_difference"), summary.get("max_difference", 0.0))
+            summary |= {**figures, "max_difference": worst}
     for what in ("nsga_ii", "brute_force"):
-        summary[f"{what}_forwards"] = max(summary[f"{n}_{what}_forwards"] for n in ("digits_cnn", "resnet_20"))
+        summary[f"{what}_forwards"] = max(v for k, v in summary.items() if k.endswith(f"_{what}_forwards"))
     summary["seconds_in_all"] = time.perf_counter() - began
-    data = "random samples; digits-cnn and ResNet-20 with random weights, batch norms calibrated"
+    data = "random samples; random weights, batch norms calibrated"
     report("A candidate in float forward passes", rows, summary, options.json, data=data)
     wrong = not summary["max_difference"] <= 1e-6
     if wrong:
