@@ -1,8 +1,8 @@
 """Networks of the size that people really quantize, as ordinary modules with random weights.
 
 ResNet-20 on 32 × 32 × 3 (He et al. 2016, arXiv:1512.03385, section 4.2); a MobileNetV2 of that input (Sandler et al.
-2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128; MLPerf Tiny); a vision transformer
-with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Batch norms have statistics that belong to the weights.
+2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128; MLPerf Tiny); a transformer with
+ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Batch norms have statistics that belong to the weights.
 """
 
 from __future__ import annotations
@@ -74,19 +74,14 @@ class InvertedResidual(nn.Module):
 class MobileNet(nn.Module):
     """MobileNetV2 at half width; the first two reductions are left out, as is usual for 32 × 32 pixels."""
 
+    #: Expansion, channels, blocks, stride of the first block.
+    STAGES = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
+
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
         width = 16
-        for expansion, outputs, count, stride in (
-            (1, 8, 1, 1),
-            (6, 12, 2, 1),
-            (6, 16, 3, 2),
-            (6, 32, 4, 2),
-            (6, 48, 3, 1),
-            (6, 80, 3, 2),
-            (6, 160, 1, 1),
-        ):
+        for expansion, outputs, count, stride in self.STAGES:
             for block in range(count):
                 layers.append(InvertedResidual(width, outputs, 1 if block else stride, expansion))
                 width = outputs
