@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from bitfront import kernels
@@ -185,10 +186,9 @@ class Pass:
         merged: dict[tuple[int, Kind], list[int]] = {}
         alone: list[tuple[int, int]] = []
         for r, p in place:
-            kind: Kind = "alone"
-            if layout != "samples":
-                kind = self.products.kind(step, int(states.rounded_data[r]), p)
-            if kind == "alone":
+            kind = self.products.kind(step, int(states.rounded_data[r]), p)
+            # Vectors that are not samples alone are rows of a matrix, whose sums a library takes in any order.
+            if kind == "alone" or (layout == "samples" and (step.kind != "dense" or kind in ORDERED)):
                 alone.append((r, p))
             else:
                 merged.setdefault((r, kind), []).append(p)
@@ -196,7 +196,8 @@ class Pass:
         for (r, kind), chosen in merged.items():
             # A convolution of bytes takes inputs of one format.
             data_format = int(states.rounded_data[r]) if layout == "last" else -1
-            for subset in [tuple(chosen)] if step.groups == 1 else [(p,) for p in chosen]:
+            together = step.groups == 1 and layout != "samples"
+            for subset in [tuple(chosen)] if together else [(p,) for p in chosen]:
                 groups.setdefault((subset, kind, data_format), []).append(r)
         parts: list[Tensor] = []
         where = np.zeros((len(needed), 3), dtype=np.int64)
@@ -236,8 +237,13 @@ class Pass:
         """One product for some rounded inputs and parameter options, all of one kind; it is a part of the result."""
         step, program = self.program.steps[i], self.program
         at, formats = x.positions(states.rounded_parent[members]), states.rounded_data[members]
-        weight, bias = self.products.weights(step, subset, kind)
+        joined = kind == "exact" and layout == "first"
+        weight, bias = self.products.weights(step, subset, kind, joined=joined)
         rounding = program.rounding(step, coded=kind in WHOLE)
+        if layout == "samples":
+            inputs = activations.rounded(x, at, formats, rounding, layout)
+            sums = F.linear(inputs, weight, bias if kind == "exact" else None)
+            return self._scaled_rows(step, sums, formats, subset, bias, kind).unsqueeze(activations.COLUMNS[layout])
         if layout == "last":
             out = self._bytes(i, subset, at, formats, x, kind)
             if out is None and kind in ORDERED:
@@ -246,10 +252,7 @@ class Pass:
                 inputs = activations.rounded(x, at, formats, rounding, "last").flatten(0, 1).permute(0, 3, 1, 2)
                 sums = calls.apply(program, step, inputs, weight, bias if kind == "exact" else None)
                 out = self._table(sums, len(members), len(subset))
-            if kind != "exact":
-                for row, scales in zip(out, self.products.scales(step, formats, subset, kind), strict=True):
-                    kernels.scale(row.view(1, -1, len(scales)), scales[None], bias, last=True)
-            return out
+            return self._scaled_rows(step, out, formats, subset, bias, kind)
         ones = weight.shape[1] - x.features[0]
         inputs = activations.rounded(x, at, formats, rounding, "first", extra=ones)
         if ones:
@@ -262,6 +265,19 @@ class Pass:
         if kind != "exact":
             kernels.scale(out, self.products.scales(step, formats, subset, kind), bias, last=False)
         return out.view(len(members), len(subset), -1, self.samples)
+
+    def _scaled_rows(
+        self, step: Step, out: Tensor, formats: Ints, subset: tuple[int, ...], bias: Tensor | None, kind: Kind
+    ) -> Tensor:
+        """Sums, scaled and with their biases, in place; channels are the last dimensions, columns and depth.
+
+        Args:
+            out: contiguous, one row per format of an input.
+        """
+        if kind != "exact":
+            for row, scales in zip(out, self.products.scales(step, formats, subset, kind), strict=True):
+                kernels.scale(row.view(1, -1, len(scales)), scales[None], bias, last=True)
+        return out
 
     def _one_by_one(
         self, i: int, subset: tuple[int, ...], members: Ints, states: States, x: BatchedActivations

@@ -44,7 +44,7 @@ class Products:
         self._program = program
         self._kinds: dict[tuple[int, int, int], Kind] = {}
         self._whole: dict[tuple[int, int, int], tuple[Whole, Weight] | None] = {}
-        self._weights: dict[tuple[int, tuple[int, ...], Kind], tuple[Tensor, Tensor | None]] = {}
+        self._weights: dict[tuple[int, tuple[int, ...], Kind, bool], tuple[Tensor, Tensor | None]] = {}
         self._scales: dict[tuple[int, int, int], Tensor] = {}
         self._bytes: dict[tuple[int, int, tuple[int, ...], bool, Kind], ByteConvolution | None] = {}
 
@@ -101,11 +101,17 @@ class Products:
         most = (longest * product + float(bias.abs().max())) / unit
         return "exact" if most <= EXACT and unit >= SMALLEST_STEP else "scaled"
 
-    def weights(self, step: Step, indices: tuple[int, ...], kind: Kind) -> tuple[Tensor, Tensor | None]:
+    def weights(
+        self, step: Step, indices: tuple[int, ...], kind: Kind, *, joined: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """What is multiplied with of the weights of several parameter options, and their biases, concatenated along the
-        output channels. The bias of an exact linear step is the last column of its weight."""
+        output channels.
+
+        Args:
+            joined: the bias is the last column of the weight.
+        """
         assert step.group is not None
-        key = (step.group, indices, kind)
+        key = (step.group, indices, kind, joined)
         if key not in self._weights:
             program = self._program
             pairs = [program.parameters(step, i) for i in indices]
@@ -114,7 +120,7 @@ class Products:
             bias = torch.cat([b for _, b in pairs if b is not None]) if pairs[0][1] is not None else None
             if step.kind == "convolution" and weight.dim() == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
-            if step.kind == "dense" and bias is not None and kind == "exact":
+            if joined and bias is not None:
                 weight, bias = torch.cat([weight, bias[:, None]], dim=1), None
             self._weights[key] = (weight, bias)
         return self._weights[key]
