@@ -139,6 +139,42 @@ class Images(nn.Sequential):
         )
 
 
+class Inverted(nn.Module):
+    """ReLU6 before and behind a depthwise convolution, whose result is added to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 4, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(4)])
+        self.clip = nn.ReLU6()
+
+    def forward(self, x):
+        h = self.clip(self.norms[0](self.wide(4 * x)))
+        h = self.clip(self.norms[1](self.depthwise(h)))
+        return x + self.norms[2](self.narrow(h))
+
+
+@network(1, 6, 6)
+class Clipped(nn.Sequential):
+    """ReLU6 before everything that it can stand before."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU6(),
+            Inverted(),
+            nn.ReLU6(),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.ReLU6(),
+            nn.Linear(36, CLASSES),
+            nn.ReLU6(),
+        )
+
+
 @network(2, 9)
 class Signals(nn.Sequential):
     """Conv1d, the way of images in one dimension."""

@@ -4,7 +4,7 @@ exactly. What a mean cuts off is no loss of a range."""
 import numpy as np
 import pytest
 import torch
-from networks import Chain, Functional, Images, Normalised, ResidualImages, Signals, seeded_model
+from networks import Chain, Clipped, Functional, Images, Normalised, ResidualImages, Signals, seeded_model
 from test_tree import assert_as_alone, evaluator_of, job_of
 
 from bitfront.engine.evaluation.range_loss import lost
@@ -21,7 +21,7 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize(
-    "network", [Chain, Normalised, Images, ResidualImages, Signals, Functional], ids=lambda n: n.__name__
+    "network", [Chain, Normalised, Images, Clipped, ResidualImages, Signals, Functional], ids=lambda n: n.__name__
 )
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_candidates_have_the_numbers_of_the_deployed_model(network, name):

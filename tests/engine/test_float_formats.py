@@ -5,14 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import Chain, Images, Normalised, ResidualImages, seeded_model
+from networks import Chain, Clipped, Images, Normalised, ResidualImages, seeded_model
 from test_tree import assert_as_alone, evaluator_of, job_of
 
 import bitfront as bf
 from bitfront.data.arrays import from_arrays
 from bitfront.metrics import RUNNERS
 
-NETS = pytest.mark.parametrize("network", [Chain, Normalised, Images, ResidualImages], ids=lambda n: n.__name__)
+NETS = pytest.mark.parametrize(
+    "network", [Chain, Normalised, Images, Clipped, ResidualImages], ids=lambda n: n.__name__
+)
 MINIFLOAT = {
     "data_in_width": [4, 5],
     "data_in_exponent_width": 2,

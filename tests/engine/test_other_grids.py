@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from networks import Chain, Functional, Images, Normalised, ResidualImages, Signals, seeded_model
+from networks import Chain, Clipped, Functional, Images, Normalised, ResidualImages, Signals, seeded_model
 from test_tree import assert_as_alone, evaluator_of, job_of
 
 from bitfront.formats.base import ACTIVATION, Format, FormatError, FormatParameter
@@ -16,7 +16,7 @@ from bitfront.formats.grid import Grid
 from bitfront.testing import check_format
 
 NETS = pytest.mark.parametrize(
-    "network", [Chain, Normalised, Images, ResidualImages, Signals, Functional], ids=lambda n: n.__name__
+    "network", [Chain, Normalised, Images, Clipped, ResidualImages, Signals, Functional], ids=lambda n: n.__name__
 )
 
 

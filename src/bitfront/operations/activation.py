@@ -123,7 +123,13 @@ def _write_softmax(op: str) -> Write:
     return write
 
 
-_activation("relu6", "min(max(x, 0), 6).", "ReLU6", onnx=lambda w, n: _clip(w, n, 0, 6))
+_activation(
+    "relu6",
+    "min(max(x, 0), 6).",
+    "ReLU6",
+    merge=Merge("rectifier", ceiling=6.0),
+    onnx=lambda w, n: _clip(w, n, 0, 6),
+)
 _activation("leaky_relu", "x, or a part of it where it is negative.", "LeakyReLU", onnx=_write_leaky)
 _activation("prelu", "Leaky ReLU with a slope that is learned.", "PReLU", channels=_prelu)
 _activation("rrelu", "Leaky ReLU with a random slope in training.", "RReLU")

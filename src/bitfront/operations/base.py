@@ -201,15 +201,17 @@ class Merge:
 
     Attributes:
         kind: ``dense`` and ``convolution``: one product for all inputs and all weights, if sums are exact;
-            ``rectifier``: max(x, 0), done in the next pass over memory; ``arithmetic``: `function` of two tensors of
-            the same shape, element by element; ``identity``: nothing is computed; ``flatten``: all features of a sample
-            in a row; ``selection``: picks values of a sample, and commutes with a rectifier; ``norm``: a product and a
-            sum per channel, done in the next pass.
+            ``rectifier``: max(x, 0), at most `ceiling`, done in the next pass over memory; ``arithmetic``: `function`
+            of two tensors of the same shape, element by element; ``identity``: nothing is computed; ``flatten``: all
+            features of a sample in a row; ``selection``: picks values of a sample, and commutes with a rectifier;
+            ``norm``: a product and a sum per channel, done in the next pass.
         function: for ``arithmetic``.
+        ceiling: for ``rectifier``.
     """
 
     kind: Literal["dense", "convolution", "rectifier", "arithmetic", "identity", "flatten", "selection", "norm"]
     function: Callable[..., Tensor] | None = None
+    ceiling: float = math.inf
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ _TILING = threading.Lock()
 #: Size of a cache line in bytes.
 ALIGNMENT = 64
 #: Columns of the numbers of a rounding (``kernels.round_blocks``).
-LOW, STEP, DIVISOR, ZERO = 1, 3, 4, 5
+SCALE, LOW, HIGH, STEP, DIVISOR, ZERO = range(6)
 #: Layout → the axis of a part that counts columns.
 COLUMNS = {"samples": 2, "first": 1, "last": 4}
 
@@ -118,6 +118,7 @@ class BatchedActivations:
             row.
         norm: a pending batch norm; in layout ``last`` only.
         rectify: whether a ReLU is pending, after the norm.
+        ceiling: what the pending ReLU cuts off above, as ReLU6 does; infinite where it does not.
     """
 
     parts: list[Tensor]
@@ -126,6 +127,7 @@ class BatchedActivations:
     irregular: Ints | None = None
     norm: Norm | None = None
     rectify: bool = False
+    ceiling: float = math.inf
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -170,6 +172,12 @@ class BatchedActivations:
         x = aligned(self.raw(position))
         if self.norm is not None:
             x = self.norm.module(x)
+        return self.rectified(x)
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """`x` after the pending ReLU."""
+        if self.ceiling < math.inf:
+            return F.hardtanh(x, 0.0, self.ceiling)
         return F.relu(x) if self.rectify else x
 
     def restricted(self, needed: Ints) -> BatchedActivations:
@@ -213,8 +221,8 @@ class BatchedActivations:
                 rows, samples, height, width, columns, depth = part.shape
                 flat = part.reshape(rows * samples, height, width, columns * depth).permute(0, 3, 1, 2)
                 part = _normed(compact.norm.module, flat, columns).permute(0, 2, 3, 1).view(part.shape)
-            parts.append(F.relu(part) if compact.rectify else part)
-        return replace(compact, parts=parts, norm=None, rectify=False)
+            parts.append(compact.rectified(part))
+        return replace(compact, parts=parts, norm=None, rectify=False, ceiling=math.inf)
 
     def turned(self, layout: MemoryLayout) -> BatchedActivations:
         """The same states in another layout, with pending operations done; itself if it has that layout."""
@@ -335,6 +343,7 @@ def rounded(
         grids = rounding.grids[formats[bulk]]
         if rectify:
             grids[:, LOW] = np.maximum(grids[:, LOW], grids[:, ZERO])
+        lower(grids, x.ceiling)
         if out.device.type == "cpu" and kernels.compiled() and (x.norm is None or norm_mode()):
             _round_native(x, at[bulk], grids, out, bulk * out[0].numel())
         else:
@@ -342,7 +351,7 @@ def rounded(
     for k in np.flatnonzero(~rounding.covered[formats]).tolist():
         form = rounding.format(int(formats[k]))
         if form is None and x.norm is None:
-            value = x.block(int(at[k]))
+            value = x.rectified(x.block(int(at[k])))
         else:
             # Per-channel formats need the axes in the order of the deployed model.
             value = x.tensor(int(at[k]))
@@ -351,6 +360,20 @@ def rounded(
         target = out[k, : value.shape[0]] if layout == "first" else out[k]
         target.copy_(F.relu(value) if rectify else value)
     return out
+
+
+def lower(grids: NDArray[np.float32], ceiling: float) -> None:
+    """Let the numbers of roundings cut off at a ceiling, in place. Rounding is monotonic, so the order does not matter.
+
+    Args:
+        grids: as in ``Rounding``.
+    """
+    if ceiling == math.inf:
+        return
+    scale, divisor, value = grids[:, SCALE], grids[:, DIVISOR], np.float32(ceiling)
+    coded = divisor != 0
+    codes = np.where(coded, value / np.where(coded, divisor, np.float32(1)), value * scale)
+    grids[:, HIGH] = np.minimum(grids[:, HIGH], np.rint(codes) + np.where(coded, grids[:, ZERO], np.float32(0)))
 
 
 def rounded_bytes(x: BatchedActivations, at: Ints, grids: NDArray[np.float32]) -> Tensor | None:
@@ -428,6 +451,7 @@ def added(a: BatchedActivations, b: BatchedActivations, at: tuple[Ints, Ints]) -
     Returns:
         Shape (states, ...), as in the layout, without columns.
     """
+    a, b = (s.settled() if s.ceiling < math.inf else s for s in (a, b))
     first = a.block(int(at[0][0]))
     out = room((len(at[0]), *first.shape), first.device)
     native = out.device.type == "cpu" and kernels.compiled() and (norm_mode() or (a.norm is None and b.norm is None))

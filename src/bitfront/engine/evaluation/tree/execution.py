@@ -8,6 +8,7 @@ same call that the deployed model does (``calls.py``).
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -305,6 +306,7 @@ class Pass:
             if convolution is None:
                 return None
             grids = np.repeat(convolution.grid[None], len(rows), axis=0)
+            activations.lower(grids, x.ceiling)
             inputs = activations.rounded_bytes(x, at[rows], grids)
             if inputs is None:
                 return None
@@ -326,14 +328,19 @@ class Pass:
         last = out.permute(0, 2, 3, 1).contiguous()
         return last.view(rows, self.samples, *last.shape[1:3], columns, -1)
 
-    def _relu(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
+    def _relu(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations | None:
         step = self.program.steps[i]
+        ceiling = min(x.ceiling, step.ceiling)
+        later = replace(x, rectify=True, ceiling=ceiling, states=needed) if len(needed) == len(x.states) else None
+        if step.group is None:
+            return later
         formats = states.data[needed]
-        if self.program.unformatted(step, formats) and len(needed) == len(x.states):
-            return replace(x, rectify=True, states=needed)
+        if later is not None and self.program.unformatted(step, formats):
+            return later
         at = x.positions(states.parents[needed, 0])
         out = activations.rounded(x, at, formats, self.program.rounding(step), x.layout, rectify=True)
-        return BatchedActivations([out.unsqueeze(activations.COLUMNS[x.layout])], x.layout, needed)
+        part = out.unsqueeze(activations.COLUMNS[x.layout])
+        return BatchedActivations([part], x.layout, needed, rectify=step.ceiling < math.inf, ceiling=step.ceiling)
 
     def _sum(self, i: int, states: States, needed: Ints, inputs: list[BatchedActivations]) -> BatchedActivations | None:
         """Elementwise arithmetic on two tensors of the same shape; None for anything else (broadcasting)."""
@@ -382,14 +389,20 @@ class Pass:
                 out = module(flat).permute(0, 2, 3, 1).contiguous()
                 parts.append(out.view(rows, samples, *out.shape[1:3], columns, depth))
             # A maximum and a ReLU can be exchanged, so the ReLU stays postponed.
-            return BatchedActivations(parts, "last", needed, x.irregular, rectify=x.rectify and x.norm is None)
-        rectify = x.rectify and not normalises and x.norm is None
-        plain = (replace(x, rectify=False) if rectify else x.settled()).turned("samples")
+            return self._rectified_later(BatchedActivations(parts, "last", needed, x.irregular), x)
+        later = not normalises and x.norm is None
+        plain = (replace(x, rectify=False, ceiling=math.inf) if later else x.settled()).turned("samples")
         parts = []
         for part in plain.parts:
             out = module(part.reshape(-1, *part.shape[3:]))
             parts.append(out.view(*part.shape[:3], *out.shape[1:]))
-        return BatchedActivations(parts, "samples", needed, plain.irregular, rectify=rectify)
+        done = BatchedActivations(parts, "samples", needed, plain.irregular)
+        return self._rectified_later(done, x) if later else done
+
+    @staticmethod
+    def _rectified_later(done: BatchedActivations, x: BatchedActivations) -> BatchedActivations:
+        """`done`, with the ReLU that is pending in `x`, unless a norm was pending before it: both are done then."""
+        return replace(done, rectify=x.rectify, ceiling=x.ceiling) if x.norm is None else done
 
     def _corrected(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
         """A batch norm whose statistics depend on the option of the site before it. States with the same option are
@@ -442,6 +455,8 @@ class Pass:
             raise TypeError("the model's output is not a tensor of shape (samples, classes)")
         if not output.whole:
             output = output.compact()
+        if output.ceiling < math.inf:
+            output = output.settled()
         if output.layout == "first":
             logits = [p.flatten(0, 1) for p in output.parts]
         else:

@@ -6,6 +6,7 @@ This is how inputs are rounded, and the quantized weights; ``products.py`` says 
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Step:
         groups: number of groups of a convolution.
         corrected: whether it is a batch norm whose statistics depend on the option of the site before it.
         hooked: whether it is a site whose module has hooks. It is called as the deployed module, so that they run.
+        ceiling: what a rectifier cuts off above; infinite where it does not.
     """
 
     node: fx.Node
@@ -75,6 +77,7 @@ class Step:
     groups: int = 1
     corrected: bool = False
     hooked: bool = False
+    ceiling: float = math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,6 +331,7 @@ def _steps(
                 _groups(node, site, model),
                 node.op == "call_module" and str(node.target) in corrected,
                 site is not None and bool(site.path) and bool(hooks(model.get_submodule(site.path))),
+                _ceiling(node, model),
             )
         )
         index[node] = len(steps) - 1
@@ -342,6 +346,12 @@ def _groups(node: fx.Node, site: Site | None, model: nn.Module) -> int:
     return int(module.groups if module is not None else given)
 
 
+def _ceiling(node: fx.Node, model: nn.Module) -> float:
+    operation = of_node(node, model)
+    merge = None if operation is None else operation.merge
+    return math.inf if merge is None else merge.ceiling
+
+
 def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> StepKind:
     if node.op == "placeholder":
         return "input"
@@ -354,7 +364,8 @@ def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> StepKind:
     if merge.kind in PRODUCTS:
         return merge.kind if site is not None and owns_parameters(site, node) else "call"
     if merge.kind == "rectifier":
-        return merge.kind if site is not None else "call"
+        inplace = node.op != "call_module" and node.kwargs.get("inplace", False)
+        return "call" if inplace or len(node.all_input_nodes) != 1 else merge.kind
     if merge.kind == "arithmetic":
         return merge.kind if site is not None and len(node.args) == 2 and not node.kwargs else "call"
     if node.op != "call_module":
