@@ -88,7 +88,7 @@ def test_mistakes_in_lists_are_named(changed, message, space_of, tiny_mlp):
 def test_average_bitwidth_counts_what_is_shared(name, bits, space_of, tiny_mlp):
     space = space_of(tiny_mlp, (4,), {"fc1": config(name, "weight"), "fc2": {"name": "NA"}})
     (weight,) = [w for w in weights(space) if w.tensor.elements == 12]
-    assert weight.widest(weight.all_bits, space.options(space.numbered(0, 1))).tolist() == [12 * bits]
+    assert weight.stored_bits(space.options(space.numbered(0, 1))).tolist() == [12 * bits]
     context = SimpleNamespace(space=space)
     for over, expected in (("quantized", bits), ("all", (12 * bits + 6 * 32) / 18)):
         runner = AverageBitwidth(BitwidthSettings(over=over))

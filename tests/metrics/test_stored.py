@@ -11,6 +11,7 @@ from torch.nn import functional
 from bitfront.engine.planning.notes import _weight_notes
 from bitfront.graph import capture
 from bitfront.graph.memory import stored_tensors
+from bitfront.transforms import quantize
 
 INTEGER = {"name": ["integer"], "weight_width": [4], "bias_width": [8]}
 
@@ -166,10 +167,51 @@ CASES = {
     ),
     "arithmetic": (Arithmetic, (4,), {"fc": 4}, 16 * 4, 32.0),
     "a view for its only user": (Transposed, (4,), {"linear": 4}, 12 // 2, 4.0),
-    "a part at 8 bits": (Rows, (4,), {"linear": 4, "linear_1": 8, "last": 4}, 32 + 24 // 2, (32 * 8 + 24 * 4) / 56),
+    "tied, one format": (TiedEmbedding, (4,), {"emb": 4, "head": 4, "mid": 4}, 640 // 2 + MID, 4.0),
+    "tied, two formats": (
+        TiedEmbedding,
+        (4,),
+        {"emb": 4, "head": 8, "mid": 4},
+        640 // 2 + 640 + MID,
+        (640 * 12 + 256 * 4) / 896,
+    ),
+    "tied, more bits than float": (
+        TiedEmbedding,
+        (4,),
+        {"emb": 15, "head": 18, "mid": 4},
+        640 * 4 + MID,
+        (640 * 32 + 256 * 4) / 896,
+    ),
+    "function, one format": (
+        lambda: FunctionalHead(functional.linear),
+        (4,),
+        {"emb": 4, "linear": 4, "mid": 4},
+        640 // 2 + MID,
+        4.0,
+    ),
+    "function, transposed, two formats": (
+        lambda: FunctionalHead(lambda x, w: torch.matmul(x, w.t())),
+        (4,),
+        {"emb": 4, "matmul": 2, "mid": 4},
+        640 // 2 + 640 // 4 + MID,
+        (640 * 6 + 256 * 4) / 896,
+    ),
+    "a part at 8 bits": (
+        Rows,
+        (4,),
+        {"linear": 4, "linear_1": 8, "last": 4},
+        32 // 2 + 12 + 24 // 2,
+        (32 * 4 + 12 * 8 + 24 * 4) / 56,
+    ),
     "a part in float": (Rows, (4,), {"linear": 4, "last": 4}, 32 * 4 + 24 // 2, (32 * 32 + 24 * 4) / 56),
     "buffers": (Buffers, (4,), {"fc": 4}, 16 * 4 + 4 + 4 * 4, 32.0),
-    "parts of one": (Flat, (4,), {"fc1": 4, "fc2": 2, "fc3": 6}, 16 * 6 // 8 + 16 * 2 // 8, (16 * 6 + 16 * 2) / 32),
+    "parts of one": (
+        Flat,
+        (4,),
+        {"fc1": 4, "fc2": 2, "fc3": 6},
+        16 * (4 + 6 + 2) // 8,
+        16 * (4 + 6 + 2) / 32,
+    ),
     "repeated": (Expanded, (4,), {"linear": 4}, 2, 4.0),
     "an alias": (Aliased, (4,), {"fc": 4}, 16 // 2, 4.0),
     "a buffer as weight": (FrozenWeight, (4,), {"linear": 4}, 12 // 2, 4.0),
@@ -184,7 +226,7 @@ def subject_of(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_shared_is_stored_once_at_its_widest(name):
+def test_what_is_shared_is_stored_once_per_format(name):
     *_, size, bits = CASES[name]
     subject = subject_of(name)
     assert measure("model_size", {}, subject)["model_size"].tolist() == [size]
@@ -249,3 +291,24 @@ def test_a_note_names_what_is_shared_with_somebody_in_float():
     assert "emb.weight = head.weight" in note
     assert "by head in a format and by emb in float" in note
     assert not _weight_notes(subject_of("an alias").space)
+    assert not _weight_notes(subject_of("tied, one format").space)
+
+
+def test_a_note_says_what_two_formats_of_one_weight_cost():
+    (note,) = _weight_notes(subject_of("tied, two formats").space)
+    assert "emb.weight = head.weight is used by emb and head, and each rounds" in note
+    assert "stored once in each of them" in note
+
+
+@pytest.mark.parametrize("name", ["tied, one format", "tied, two formats"])
+def test_deployed_weights_are_shared_where_their_formats_are_equal(name):
+    subject = subject_of(name)
+    formats = subject.formats(subject.space.numbered(0, 1)[0])
+    weight, state = (
+        subject.job.model.emb.weight.detach(),
+        quantize(subject.space.graph, formats, bake=True).state_dict(),
+    )
+    for site in ("emb", "head"):
+        assert torch.equal(state[f"{site}.weight"], formats[site]["weight"].quantize(weight))
+    once = state["emb.weight"].data_ptr() == state["head.weight"].data_ptr()
+    assert once == (name == "tied, one format")

@@ -1,6 +1,9 @@
 """Every record of an operation passes the conformance suite, with an example of each of its modules and of the functions
 that other tests do not reach."""
 
+import sys
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,13 +131,53 @@ class Functional(nn.Module):
         return self.function(x, self.weight, self.bias, **self.settings)
 
 
+class LookedUp(nn.Module):
+    """Samples are floats; a table takes whole numbers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(torch.sigmoid(x).mul(9).long())
+
+
+class Bags(nn.Module):
+    """Bags of two indices, one after another in a flat tensor, with a weight each."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1.3, 40).reshape(10, 4))
+
+    def forward(self, x):
+        ids = torch.sigmoid(x).mul(9).long().flatten()
+        weights = torch.tanh(x).flatten()
+        return F.embedding_bag(
+            ids, self.weight, torch.arange(0, ids.numel(), 2), mode="sum", per_sample_weights=weights
+        )
+
+
+class Added(nn.Module):
+    """A product with a parameter, to which another is added."""
+
+    def __init__(self, function, weight, bias):
+        super().__init__()
+        self.function = function
+        self.weight, self.bias = (
+            nn.Parameter(torch.linspace(-1, 1.2, torch.Size(shape).numel()).reshape(shape)) for shape in (weight, bias)
+        )
+
+    def forward(self, x):
+        return self.function(self.bias, x, self.weight)
+
+
 def example_of(kind):
     if kind is nn.MultiheadAttention:
         return Attending(), torch.randn(12, 5, 4)
     if kind is nn.Bilinear:
         return Bilinear(), torch.randn(12, 4)
-    if kind is nn.Embedding:
-        return nn.Embedding(10, 4), torch.randint(10, (12, 3))
+    if kind in (nn.Embedding, nn.EmbeddingBag):
+        return LookedUp(kind(20, 4)), torch.randn(12, 3)
     arguments, shape = ARGUMENTS.get(kind, ((), (6,)))
     more = {"batch_first": True} if kind in (nn.LSTM, nn.GRU, nn.RNN) else {}
     module = kind(*arguments, **more)
@@ -175,6 +218,25 @@ FUNCTIONS = {
     "mul": [(lambda x: x * x.tanh(), (4,)), (lambda x: x * 0.5, (4,))],
     "matmul": [(lambda x: x @ x.transpose(1, 2), (3, 4)), (lambda x: torch.matmul(x, x.transpose(1, 2)), (3, 4)), (Projected(), (4,))],
     "bmm": [(lambda x: torch.bmm(x, x.transpose(1, 2)), (3, 4))],
+    "mm": [(Added(lambda _, x, w: torch.mm(x, w), (4, 3), (3,)), (4,)), (Added(lambda _, x, w: x.mm(w), (4, 3), (3,)), (4,))],
+    "mv": [(Added(lambda _, x, w: torch.mv(x, w).unsqueeze(1), (4,), (3,)), (4,))],
+    "addmm": [
+        (Added(torch.addmm, (4, 3), (3,)), (4,)),
+        (Added(lambda _, x, w: torch.addmm(x.tanh(), x, mat2=w), (4, 4), (3,)), (4,)),
+        (Added(lambda b, x, w: b.addmm(x, w), (4, 3), (3,)), (4,)),
+    ],
+    "baddbmm": [(lambda x: torch.baddbmm(x, x.tanh(), x.transpose(1, 2)), (4, 4))],
+    "einsum": [
+        (lambda x: torch.einsum("bij,bkj->bik", x, x.tanh()), (3, 4)),
+        (Added(lambda _, x, w: torch.einsum("b...i,io->b...o", x, w), (4, 3), (3,)), (2, 4)),
+    ],
+    "conv3d": [(Functional(F.conv3d, (3, 2, 2, 2, 2), padding=1), (2, 3, 3, 3))],
+    "conv_transpose1d": [(Functional(F.conv_transpose1d, (2, 3, 2), stride=2), (2, 4))],
+    "conv_transpose2d": [(Functional(F.conv_transpose2d, (2, 3, 2, 2), stride=2, output_padding=1), (2, 3, 3))],
+    "conv_transpose3d": [(Functional(F.conv_transpose3d, (2, 3, 2, 2, 2), padding=1), (2, 3, 3, 3))],
+    "embedding": [(Added(lambda _, x, w: F.embedding(torch.sigmoid(x).mul(9).long(), w), (10, 4), (3,)), (3,))],
+    "embedding_bag": [(Bags(), (2,))],
+    "bilinear": [(Added(lambda b, x, w: F.bilinear(x, x.tanh(), w, b), (3, 4, 4), (3,)), (4,))],
     "linear": [(Functional(F.linear, (3, 4)), (4,))],
     "conv1d": [(Functional(F.conv1d, (3, 2, 2), stride=2), (2, 6))],
     "conv2d": [(Functional(F.conv2d, (3, 2, 3, 3), padding="same"), (2, 4, 4))],
@@ -198,6 +260,7 @@ FUNCTIONS = {
     "view": [(lambda x: x.view(-1, 6), (2, 3)), (lambda x: torch.reshape(x, (x.size(0), 3, 2)), (2, 3))],
     "squeeze": [(lambda x: x.squeeze(1), (1, 4))],
     "unsqueeze": [(lambda x: torch.unsqueeze(x, 1), (4,))],
+    "clone": [(lambda x: x.clone(), (4,)), (lambda x: torch.detach(x), (4,))],
     "contiguous": [(lambda x: x.transpose(1, 2).contiguous(), (2, 3))],
     "permute": [(lambda x: x.permute(0, 3, 1, 2), (2, 3, 4)), (lambda x: torch.permute(x, (0, 2, 1)), (2, 3))],
     "transpose": [(lambda x: x.transpose(2, 1), (2, 3)), (lambda x: torch.transpose(x, 1, -1), (2, 3, 4))],
@@ -217,7 +280,51 @@ def test_functions(name, at):
 def test_records(name):
     record = check_operation(name)
     if not record.modules and (record.operands or record.merge or record.train or record.onnx):
-        assert name in FUNCTIONS
+        assert name in FUNCTIONS or name == "transposed_linear"
+
+
+class TransposedLinear(nn.Module):
+    """As transformers has it."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.linspace(-1, 1.2, nx * nf).reshape(nx, nf))
+        self.bias = nn.Parameter(torch.linspace(-0.9, 0.4, nf))
+
+    def forward(self, x):
+        size_out = (*x.size()[:-1], self.nf)
+        x = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return x.view(size_out)
+
+
+@pytest.fixture
+def conv1d(monkeypatch):
+    """A class that is called like the one of transformers, which need not be installed."""
+    named = type("Conv1D", (TransposedLinear,), {"__module__": "transformers.pytorch_utils", "__qualname__": "Conv1D"})
+    # The class itself has the forward that the record knows, and pickle finds it under its name.
+    named.forward = TransposedLinear.forward
+    here = types.ModuleType("transformers.pytorch_utils")
+    here.Conv1D = named
+    monkeypatch.setitem(sys.modules, "transformers", types.ModuleType("transformers"))
+    monkeypatch.setitem(sys.modules, "transformers.pytorch_utils", here)
+    return named
+
+
+def test_the_layer_of_transformers_is_known_by_its_name(conv1d):
+    for shape in ((4,), (2, 4)):
+        check_operation("transposed_linear", conv1d(3, 4), torch.randn(12, *shape))
+    assert of_class(TransposedLinear) is None
+    assert of_class(type("Other", (conv1d,), {})).name == "transposed_linear"
+    assert of_class(type("Other", (conv1d,), {"forward": lambda self, x: x})) is None
+
+
+def test_the_layer_of_transformers_itself():
+    kind = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(0)
+    layer = kind(3, 4)
+    nn.init.normal_(layer.bias)
+    check_operation("transposed_linear", layer, torch.randn(12, 2, 4))
 
 
 @pytest.fixture

@@ -332,7 +332,7 @@ def describe(
     names = {name: form.tensor.names[0] for form in forms for name in form.tensor.names}
     tensors = {form.tensor.names[0]: form.tensor.elements for form in forms}
     only = np.zeros((1, len(space.groups)), dtype=np.int64)
-    stored = {form.tensor.names[0]: int(form.widest(form.bytes, only)[0]) for form in forms}
+    stored = {form.tensor.names[0]: int(form.stored_bytes(only)[0]) for form in forms}
     rows = tuple(_row(node, graph, batch, formats.get(node.name, {}), names, stored) for node in graph.nodes)
     total = Total(
         operations=sum(r.operations or 0 for r in rows),
@@ -355,8 +355,10 @@ def _input_bits(node: Node, bits: Mapping[Operand, int]) -> tuple[int, ...]:
     if not isinstance(node, Site):
         return (bits["data_in"],) * len(node.inputs)
     parameters = dict(node.operand_parameters)
-    named = [o.name for o in node.operation.operands if o.name not in parameters]
-    return tuple(bits[name] for name in named if name in bits)
+    named = [o.name for o in sorted(node.operation.operands, key=lambda o: o.position) if o.name not in parameters]
+    given = [bits[name] for name in named if name in bits]
+    others = len(node.inputs) - len(given)  # tensors that are no operands, such as indices
+    return (*given, *[FLOAT_BITS] * others)
 
 
 def _row(

@@ -20,11 +20,13 @@ def bit_operations(node: Node, data_bits: Numbers, weight_bits: Numbers) -> Numb
 
 
 def fan_in(site: Site) -> int:
-    """The number of products in the sum of one output value; 0 for a site without multiply-accumulates."""
+    """The number of products in the sum of one output value; 0 for a site without multiply-accumulates. Where output
+    values differ in it, as in a transposed convolution, their mean, rounded down, but at least 1."""
     if not site.macs:
         return 0
-    # The shape of a computed weight does not say which dimension is summed over.
-    return math.prod(site.weight_shape[1:]) if site.operation.call is not None else site.macs // math.prod(site.output)
+    rows = site.operation.call is not None and site.operation.operand("weight").channel_axis == 0
+    # The shape of another weight does not say which dimensions are summed over.
+    return math.prod(site.weight_shape[1:]) if rows else max(1, site.macs // math.prod(site.output))
 
 
 def bops(site: Site, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
@@ -63,5 +65,7 @@ def ebops(site: Site, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers
     """
     if not site.macs:
         return np.zeros(np.broadcast(data_bits, weight_bits, nonzero).shape)
-    # The division is exact: the multiply-accumulates of a site are a multiple of its weights.
-    return site.macs // math.prod(site.weight_shape) * nonzero * weight_bits * data_bits
+    # The division is exact: the multiply-accumulates of nearly every site are a multiple of its weights.
+    weights = math.prod(site.weight_shape)
+    positions = site.macs / weights if site.macs % weights else site.macs // weights
+    return positions * nonzero * weight_bits * data_bits

@@ -170,6 +170,8 @@ def _function_node(n: fx.Node, interpreter: _ShapeInterpreter) -> Node:
     }
     if operation is None or not operation.operands:
         return Node(**common)
+    if operation.refuses is not None and operation.refuses(Call(bare(target), (), (), n.args, n.kwargs)):
+        return Node(**common)
     operands = operand_nodes(n, operation)
     tensors = [v for v in operands.values() if v in shapes]
     # x + 1 has no second tensor to quantize, so it is not a site.

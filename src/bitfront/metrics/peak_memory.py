@@ -113,7 +113,7 @@ def activations(graph: Graph) -> tuple[Activation, ...]:
 def _taken_as(node: fx.Node, user: fx.Node, graph: Graph) -> set[Operand]:
     """As which inputs a site takes a node's output."""
     operation = of_node(user, graph.model)
-    if operation is None or user.op == "call_module":
+    if operation is None:
         return {"data_in"}
     shared = {operand.name for operand in operation.operands if operand.format_of}
     found = {o if o in shared else "data_in" for o, n in operand_nodes(user, operation).items() if n is node}

@@ -53,7 +53,7 @@ class AverageBitwidth(Runner):
         total, number = np.full(len(codes), float(apart * FLOAT_BITS)), np.full(len(codes), float(apart))
         for weight in weights(context.space):
             count = weight.tensor.elements
-            bits = weight.widest(weight.all_bits, options)
+            bits = weight.stored_bits(options)
             included = np.ones(len(codes)) if settings.over == "all" else weight.quantized(options)
             total += bits * included
             number += count * included
@@ -85,8 +85,8 @@ class ModelSize(Runner):
     )
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """Bytes of each candidate. What several use is stored once: in float if one of them uses it so, else in the
-        widest of their formats."""
+        """Bytes of each candidate. What several use is stored once in float if one of them uses it so, else once in
+        each of their formats."""
         space = context.space
         options = space.options(codes)
         # Tensors with a single use are summed into one table per group.
@@ -96,5 +96,5 @@ class ModelSize(Runner):
             if len(stored.groups) == 1 and not stored.tensor.as_it_is:
                 single[stored.groups[0]] += stored.bytes[0]
             else:
-                total += stored.widest(stored.bytes, options)
+                total += stored.stored_bytes(options)
         return {"model_size": total + option_sum(single, options)}

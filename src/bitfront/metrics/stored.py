@@ -1,7 +1,12 @@
-"""What candidates store: each tensor of the model once, in the widest form that one of its users needs."""
+"""What candidates store: each tensor of the model once per format that its users have for it, or once in float.
+
+Where two sites share a weight, each rounds the float weight in its format, so that neither can be had from the values
+of the other.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +15,7 @@ from numpy.typing import NDArray
 
 from bitfront.formats.base import FLOAT_BITS, Format
 from bitfront.graph.memory import StoredTensor, TensorUse, stored_tensors
+from bitfront.operations.base import Shape
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 
@@ -24,25 +30,44 @@ class StoredForms:
     Attributes:
         groups: of the sites that use it in a format; there may be none.
         bits: of a value, per group and option.
+        forms: the number of the form that the use has the tensor in, per group and option: equal for equal ones.
         all_bits: of the tensor, scales included; likewise.
-        bytes: the same, rounded up to whole bytes. In the last place, without a group, these three of a tensor in
+        bytes: the same, rounded up to whole bytes. In the last place, without a group, these figures of a tensor in
             float; the bytes are those that it has in the model.
+        part_bits, part_bytes: like the two before, of the part of the tensor that the use sees; in float, of all.
         formatted: whether there is a format, per group and option.
     """
 
     tensor: StoredTensor
     groups: tuple[int, ...]
     bits: Tables
+    forms: Tables
     all_bits: Tables
     bytes: Tables
+    part_bits: Tables
+    part_bytes: Tables
     formatted: Tables
 
-    def widest(self, tables: Tables, options: Codes) -> NDArray[np.int64]:
-        """The largest figure among the uses of the tensor, for candidates by their options; shape (candidates,)."""
+    def stored_bits(self, options: Codes) -> NDArray[np.int64]:
+        """Bits of all forms of the tensor, scales included, for candidates by their options; shape (candidates,)."""
+        return self._stored(self.all_bits, self.part_bits, FLOAT_BITS * self.tensor.elements, options)
+
+    def stored_bytes(self, options: Codes) -> NDArray[np.int64]:
+        """The same in bytes, each form rounded up to whole ones."""
+        return self._stored(self.bytes, self.part_bytes, FLOAT_BITS // 8 * self.tensor.elements, options)
+
+    def _stored(self, whole: Tables, parts: Tables, in_float: int, options: Codes) -> NDArray[np.int64]:
         if self.tensor.as_it_is:
-            return np.broadcast_to(tables[-1], len(options))
-        largest: NDArray[np.int64] = np.maximum.reduce(self.of_uses(tables, options))
-        return largest
+            return np.broadcast_to(whole[-1], len(options))
+        alone: NDArray[np.int64] = np.maximum.reduce(self.of_uses(whole, options))
+        forms = self.of_uses(self.forms, options)
+        total, several = np.zeros(len(options), dtype=np.int64), np.zeros(len(options), dtype=bool)
+        for u, part in enumerate(self.of_uses(parts, options)):
+            fresh = np.logical_and.reduce([forms[u] != earlier for earlier in forms[:u]], initial=True)
+            total += part * fresh
+            several |= fresh & (u > 0)
+        # Every form can be had from the float values, so nobody stores more than these.
+        return np.where(several, np.minimum(total, in_float), alone)
 
     def in_widest(self, by_group: Sequence[NDArray[np.int64]], options: Codes) -> NDArray[np.int64]:
         """A figure per group and option, of the use with most bits; of several with as many bits, the largest.
@@ -84,21 +109,42 @@ def _forms(space: FormatSpace, tensor: StoredTensor) -> StoredForms:
     formats = [
         [option.get(use.operand) for option in space.site_formats[g]] for g, use in zip(groups, uses, strict=True)
     ]
-    bits = [np.array([FLOAT_BITS if f is None else f.bits for f in own], dtype=np.int64) for own in formats]
-    whole = [
-        np.array([_all_bits(tensor, use, f) for f in own], dtype=np.int64)
-        for use, own in zip(uses, formats, strict=True)
+    numbered: dict[tuple[Format | None, Shape], int] = {}
+    pairs = list(zip(uses, formats, strict=True))
+    forms = [[numbered.setdefault(_form(use, f), len(numbered)) for f in own] for use, own in pairs]
+    bits = [[FLOAT_BITS if f is None else f.bits for f in own] for own in formats]
+    whole = [[_all_bits(tensor.elements, use, f) for f in own] for use, own in pairs]
+    seen = [min(tensor.elements, math.prod(use.shape)) for use in uses]
+    part = [
+        [_all_bits(tensor.elements if f is None else number, use, f) for f in own]
+        for number, (use, own) in zip(seen, pairs, strict=True)
     ]
-    formatted = [np.array([f is not None for f in own], dtype=np.int64) for own in formats]
-    sizes = [-(-table // 8) for table in whole]
-    last = (FLOAT_BITS, tensor.elements * FLOAT_BITS, tensor.elements * tensor.itemsize)
-    for tables, figure in zip((bits, whole, sizes), last, strict=True):
-        tables.append(np.array([figure], dtype=np.int64))
-    return StoredForms(tensor, groups, tuple(bits), tuple(whole), tuple(sizes), tuple(formatted))
+    in_bytes = [[[-(-figure // 8) for figure in own] for own in tables] for tables in (whole, part)]
+    in_bits, elements = tensor.elements * FLOAT_BITS, tensor.elements * tensor.itemsize
+    return StoredForms(
+        tensor,
+        groups,
+        bits=_tables(bits, FLOAT_BITS),
+        forms=_tables(forms),
+        all_bits=_tables(whole, in_bits),
+        bytes=_tables(in_bytes[0], elements),
+        part_bits=_tables(part, in_bits),
+        part_bytes=_tables(in_bytes[1], elements),
+        formatted=_tables([[int(f is not None) for f in own] for own in formats]),
+    )
 
 
-def _all_bits(tensor: StoredTensor, use: TensorUse, form: Format | None) -> int:
-    """Bits of a tensor in a format, scales included; in float without one."""
+def _tables(per_use: Sequence[Sequence[int]], *last: int) -> Tables:
+    return tuple(np.array(table, dtype=np.int64) for table in (*per_use, *([figure] for figure in last)))
+
+
+def _form(use: TensorUse, form: Format | None) -> tuple[Format | None, Shape]:
+    """What tells the forms of one tensor apart. What a format learns, it learns from what its use sees."""
+    return form, use.shape if form is not None and form.calibrates else ()
+
+
+def _all_bits(elements: int, use: TensorUse, form: Format | None) -> int:
+    """Bits of so many elements in a format, scales included; in float without one."""
     if form is None:
-        return tensor.elements * FLOAT_BITS
-    return tensor.elements * form.bits + form.overhead_bits(use.shape)
+        return elements * FLOAT_BITS
+    return elements * form.bits + form.overhead_bits(use.shape)

@@ -222,11 +222,15 @@ class Operation:
         name: unique; the key for its sites in the TOML with ``by = "type"``.
         summary: one line, for lists and docs.
         modules: classes of modules that are this operation. A subclass with another ``forward`` is not.
+        module_names: full names of more such classes, in packages that are not imported for it:
+            ``package.module.Class``.
         functions: function objects that are this operation and cannot be recognised by name.
         names: names of torch's functions and of tensor methods that are this operation, without the underscores of
             operators and in-place forms.
         operands: the tensors that can have a format, in the order in which options are enumerated; empty: it is no
             site.
+        refuses: why a call that it matches is no site, whatever the formats, in words; empty if it is one. Of a module
+            it gets the settings alone, of a function the arguments; None: every call is one.
         count: operations of a call on the whole batch; None: not counted.
         call: how one of its modules is called with other operands; needed if it has operands and modules.
         product: that its results are sums of products; None: they are not.
@@ -245,9 +249,11 @@ class Operation:
     name: str
     summary: str
     modules: tuple[type[nn.Module], ...] = ()
+    module_names: tuple[str, ...] = ()
     functions: tuple[object, ...] = ()
     names: tuple[str, ...] = ()
     operands: tuple[OperandSpec, ...] = ()
+    refuses: Callable[[Call], str] | None = None
     count: CountRule | None = None
     call: ModuleCall | None = None
     product: Product | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from bitfront import kernels
 from bitfront.errors import ExportError
-from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, Product, classes, define, products, weighted
+from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, Product, define, products, weighted
 from bitfront.operations.dense import BIAS, WEIGHT, weight_and_bias
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, many
@@ -58,6 +59,16 @@ def _ordered(module: nn.Module | None, x: Tensor, weight: Tensor) -> Tensor | No
     return out if x.dim() == spatial + 2 else out[0]
 
 
+def _convolve_transposed(module: nn.Module, operands: Operands) -> Tensor:
+    m: Any = module
+    x, dims = operands["data_in"], len(m.kernel_size)
+    output_size = operands.args[1] if len(operands.args) > 1 else operands.kwargs.get("output_size")
+    more = m._output_padding(x, output_size, m.stride, m.padding, m.kernel_size, dims, m.dilation)
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+    bias = operands.get("bias")
+    return function(x, operands["weight"], bias, m.stride, m.padding, more, m.groups, m.dilation)
+
+
 def _transposed(call: Call) -> Count:
     # Every input value is multiplied by each of the weights that lead from its channel.
     return products(call.n * math.prod(call.shape(1, "weight")[1:]))
@@ -83,6 +94,27 @@ def _geometry(w: OnnxWriter, n: fx.Node) -> dict[str, Any]:
         "dilations": dilation,
         "group": w.setting(n, 6, "groups", 1),
     }
+
+
+def _write_transposed(w: OnnxWriter, n: fx.Node) -> str:
+    spatial = w.out.dim() - 2
+    module = w.module_of(n)
+    if module is not None and (len(n.args) > 1 or n.kwargs.get("output_size") is not None):
+        raise ExportError(f"{n.name} ({w.kind(n)}): output_size")
+    inputs, bias = [w.value(n), w.weights(n)], w.bias(n)
+    if bias is not None:
+        inputs.append(w.constant(f"{n.name}.bias", bias))
+    return w.add(
+        "ConvTranspose",
+        inputs,
+        n.name,
+        kernel_shape=w.weight_shape(n)[2:],
+        strides=many(w.setting(n, 3, "stride", 1), spatial),
+        pads=many(w.setting(n, 4, "padding", 0), spatial) * 2,
+        output_padding=many(w.setting(n, 5, "output_padding", 0), spatial),
+        group=w.setting(n, 6, "groups", 1),
+        dilations=many(w.setting(n, 7, "dilation", 1), spatial),
+    )
 
 
 def _write(w: OnnxWriter, n: fx.Node) -> str:
@@ -178,14 +210,39 @@ CONV3D = define(
     "conv3d",
     "Convolution over three dimensions.",
     modules=(nn.Conv3d,),
+    functions=(F.conv3d, torch.conv3d),
     names=("conv3d",),
-    count=weighted,
-    channels=_channels,
+    product=Product(_ordered, output=-4),
+    **(_SITE | {"kernel": None}),
 )
-CONV_TRANSPOSE = define(
-    "conv_transpose",
-    "Transposed convolution.",
-    modules=classes("ConvTranspose1d ConvTranspose2d ConvTranspose3d"),
-    names=("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    count=_transposed,
+#: A transposed convolution has its weight as (channels in, channels out / groups, ...).
+_TRANSPOSED: dict[str, Any] = {
+    "operands": (DATA_IN, replace(WEIGHT, channel_axis=1), BIAS),
+    "count": _transposed,
+    "call": _convolve_transposed,
+    "onnx": _write_transposed,
+}
+CONV_TRANSPOSE1D = define(
+    "conv_transpose1d",
+    "Transposed convolution over one dimension.",
+    modules=(nn.ConvTranspose1d,),
+    names=("conv_transpose1d",),
+    product=Product(channels=1, output=-2),
+    **_TRANSPOSED,
+)
+CONV_TRANSPOSE2D = define(
+    "conv_transpose2d",
+    "Transposed convolution over two dimensions.",
+    modules=(nn.ConvTranspose2d,),
+    names=("conv_transpose2d",),
+    product=Product(channels=1, output=-3),
+    **_TRANSPOSED,
+)
+CONV_TRANSPOSE3D = define(
+    "conv_transpose3d",
+    "Transposed convolution over three dimensions.",
+    modules=(nn.ConvTranspose3d,),
+    names=("conv_transpose3d",),
+    product=Product(channels=1, output=-4),
+    **_TRANSPOSED,
 )

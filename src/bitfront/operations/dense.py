@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront import kernels
+from bitfront.errors import ExportError
 from bitfront.operations.base import (
     DATA_IN,
     Call,
@@ -26,7 +28,7 @@ from bitfront.operations.base import (
     weighted,
 )
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
-from bitfront.operations.onnx import OnnxWriter, Packed
+from bitfront.operations.onnx import OnnxWriter, Packed, Write
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules
 
 WEIGHT = OperandSpec("weight", "weight", 1, "weight", channel_axis=0)
@@ -120,6 +122,61 @@ def _bilinear(call: Call) -> Count:
     return products(call.out * second * (first + 1))
 
 
+def _factors(call: Call) -> str:
+    """Only a product of two tensors, written as an equation and them, has two operands."""
+    tensors = call.args[1:]
+    if len(tensors) == 2 and isinstance(call.args[0], str):
+        return ""
+    return "only an einsum of an equation and two tensors has formats"
+
+
+def _bilinear_forward(_: nn.Module, operands: Operands) -> Tensor:
+    return F.bilinear(operands["data_in"], operands["data_in_2"], operands["weight"], operands.get("bias"))
+
+
+def _transposed_linear(module: nn.Module, operands: Operands) -> Tensor:
+    layer: Any = module
+    x, weight, bias = operands["data_in"], operands["weight"], operands.get("bias")
+    rows = x.view(-1, x.size(-1))
+    out = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
+    return out.view((*x.size()[:-1], layer.nf))
+
+
+def _by_rows(call: Call) -> Count:
+    """Every output value is a dot product over the first dimension of the weight; biases are ignored."""
+    return products(call.out * call.shape(1, "weight")[0])
+
+
+def _write_transposed_linear(w: OnnxWriter, n: fx.Node) -> str:
+    bias = w.bias(n)
+    if w.integer(n):
+        data, weight = w.packed(n), w.packed_weight(n)
+        sums = w.add("MatMulInteger", [data.name, weight.name, data.zero, weight.zero], f"{n.name}.integer")
+        return w.scaled(n, sums, data.held.scale * weight.held.scale, bias)
+    inputs = [w.value(n), w.weights(n)]
+    if bias is None:
+        return w.add("MatMul", inputs, n.name)
+    return w.add("Add", [w.add("MatMul", inputs, f"{n.name}.product"), w.constant(f"{n.name}.bias", bias)], n.name)
+
+
+def _write_addmm(names: tuple[str, str]) -> Write:
+    def write(w: OnnxWriter, n: fx.Node) -> str:
+        if n.kwargs.get("alpha", 1) != 1 or n.kwargs.get("beta", 1) != 1:
+            raise ExportError(f"{n.name} ({w.kind(n)}): alpha or beta other than 1")
+        second = w.weights(n) if w.has_weight(n) else w.value(n, 2, names[1])
+        product = w.add("MatMul", [w.value(n, 1, names[0]), second], f"{n.name}.product")
+        return w.add("Add", [product, w.value(n, 0, "input")], n.name)
+
+    return write
+
+
+def _write_einsum(w: OnnxWriter, n: fx.Node) -> str:
+    if len(n.args) != 3 or not isinstance(n.args[0], str):
+        raise ExportError(f"{n.name} ({w.kind(n)}): only an equation and two tensors are written")
+    second = w.weights(n) if w.has_weight(n) else w.value(n, 2, "")
+    return w.add("Einsum", [w.value(n, 1, ""), second], n.name, equation=n.args[0])
+
+
 def weight_and_bias(flow: ChannelFollower, call: ChannelCall) -> tuple[Layout, Layout | None] | None:
     """The weight and the bias, if there is one, of a layer; None unless both are parameters or buffers."""
     if call.module is not None:
@@ -148,6 +205,21 @@ def _linear_channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
     flow.remember("out_features", weight.dims[0])
     flow.remember("in_features", x.dims[-1])
     return Layout((*x.dims[:-1], weight.dims[0]))
+
+
+def _transposed_linear_channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
+    """x (..., in) · weight (in, out) + bias (out)."""
+    x, held = call.tensor, weight_and_bias(flow, call)
+    if x is None or held is None or len(held[0].dims) != 2:
+        return None
+    weight, bias = held
+    if not flow.contract(weight, 0, x.dims[-1], weight.dims[1]):
+        return None
+    if bias is not None:
+        flow.unify(bias.dims[0], weight.dims[1])
+    flow.remember("nf", weight.dims[1])
+    flow.remember("nx", x.dims[-1])
+    return Layout((*x.dims[:-1], weight.dims[1]))
 
 
 def _product_channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -203,14 +275,90 @@ BMM = define(
     onnx=_write_matmul,
     onnx_integer=_scales_of_columns,
 )
-MM = define("mm", "Matrix product of two matrices.", names=("mm",), count=_matmul, channels=_product_channels)
-DOT = define("dot", "Product of vectors.", names=("mv", "dot"), count=_matmul)
-ADDMM = define("addmm", "Matrix product, added to a tensor.", names=("addmm", "baddbmm"), count=_addmm)
-EINSUM = define("einsum", "Sum of products over named dimensions.", names=("einsum",), count=_einsum)
+MM = define(
+    "mm",
+    "Matrix product of two matrices.",
+    functions=(torch.mm,),
+    names=("mm",),
+    operands=(DATA_IN, OperandSpec("weight", argument="mat2", **FACTOR)),
+    count=_matmul,
+    product=MATRIX,
+    onnx=_write_matmul,
+    onnx_integer=_scales_of_columns,
+    channels=_product_channels,
+)
+MV = define(
+    "mv",
+    "Product of a matrix and a vector.",
+    functions=(torch.mv,),
+    names=("mv",),
+    operands=(DATA_IN, OperandSpec("weight", "weight", 1, "vec")),
+    count=_matmul,
+    onnx=_write_matmul,
+    onnx_integer=_scales_of_columns,
+)
+DOT = define("dot", "Product of two vectors.", names=("dot",), count=_matmul)
+ADDMM = define(
+    "addmm",
+    "Matrix product of two matrices, added to a tensor.",
+    functions=(torch.addmm,),
+    names=("addmm",),
+    operands=(
+        replace(DATA_IN, position=1, argument="mat1"),
+        OperandSpec("weight", argument="mat2", **(FACTOR | {"position": 2})),
+        replace(BIAS, position=0, argument="input"),
+    ),
+    count=_addmm,
+    onnx=_write_addmm(("mat1", "mat2")),
+)
+BADDBMM = define(
+    "baddbmm",
+    "Batched matrix product, added to a tensor.",
+    functions=(torch.baddbmm,),
+    names=("baddbmm",),
+    operands=(
+        replace(DATA_IN, position=1, argument="batch1"),
+        OperandSpec("weight", argument="batch2", **(FACTOR | {"position": 2})),
+        replace(BIAS, position=0, argument="input"),
+    ),
+    count=_addmm,
+    onnx=_write_addmm(("batch1", "batch2")),
+)
+EINSUM = define(
+    "einsum",
+    "Sum of products of two tensors over named dimensions.",
+    functions=(torch.einsum,),
+    names=("einsum",),
+    # The equation comes first, and it decides along which dimensions channels lie.
+    operands=(replace(DATA_IN, position=1, argument=""), OperandSpec("weight", "weight", 2, "")),
+    refuses=_factors,
+    count=_einsum,
+    onnx=_write_einsum,
+)
 BILINEAR = define(
     "bilinear",
     "Bilinear layer: x₁ · weight · x₂ + bias.",
     modules=(nn.Bilinear,),
+    functions=(F.bilinear, torch.bilinear),
     names=("bilinear",),
+    operands=(
+        replace(DATA_IN, argument="input1"),
+        OperandSpec("data_in_2", "activation", 1, "input2", channel_axis=1, format_of="data_in"),
+        replace(WEIGHT, position=2),
+        replace(BIAS, position=3),
+    ),
     count=_bilinear,
+    call=_bilinear_forward,
+)
+TRANSPOSED_LINEAR = define(
+    "transposed_linear",
+    "Linear layer with a weight of shape (in, out): the Conv1D of transformers.",
+    module_names=("transformers.pytorch_utils.Conv1D",),
+    operands=(DATA_IN, replace(WEIGHT, channel_axis=1), BIAS),
+    count=_by_rows,
+    call=_transposed_linear,
+    product=Product(_ordered_matrix, channels=1),
+    onnx=_write_transposed_linear,
+    onnx_integer=_scales_of_columns,
+    channels=_transposed_linear_channels,
 )

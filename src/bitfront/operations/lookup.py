@@ -23,6 +23,7 @@ LIBRARIES = ("torch", "operator", "_operator", "torchvision", "timm", "transform
 @dataclass(frozen=True)
 class _Index:
     modules: Mapping[type[nn.Module], Operation]
+    module_names: Mapping[str, Operation]
     functions: Mapping[object, Operation]
     names: Mapping[str, Operation]
     sites: Mapping[str, Operation]
@@ -32,10 +33,12 @@ class _Index:
 @lru_cache(maxsize=2)
 def _index(version: int) -> _Index:  # noqa: ARG001  (a new record changes the version)
     modules: dict[type[nn.Module], Operation] = {}
+    module_names: dict[str, Operation] = {}
     functions: dict[object, Operation] = {}
     names: dict[str, Operation] = {}
     tables: tuple[tuple[dict[Any, Operation], str], ...] = (
         (modules, "modules"),
+        (module_names, "module_names"),
         (functions, "functions"),
         (names, "names"),
     )
@@ -49,7 +52,7 @@ def _index(version: int) -> _Index:  # noqa: ARG001  (a new record changes the v
     sites = {operation.name: operation for operation in known if operation.operands}
     operands = {name for operation in sites.values() for name in operation.formatted}
     usual = [name for name in ("data_in", "weight", "bias") if name in operands]
-    return _Index(modules, functions, names, sites, (*usual, *sorted(operands.difference(usual))))
+    return _Index(modules, module_names, functions, names, sites, (*usual, *sorted(operands.difference(usual))))
 
 
 def _known() -> _Index:
@@ -93,7 +96,8 @@ def departure(module: nn.Module) -> str:
     """Why a module computes something else than the record of its class, or of the class it is derived from, says, in
     words; empty where it does not, and for a class without a record."""
     base = _recorded_base(type(module))
-    if base is None:
+    operation = _listed(base)
+    if operation is None:
         return ""
     used = _used_names(base)
     for name, value in vars(module).items():
@@ -103,12 +107,12 @@ def departure(module: nn.Module) -> str:
     overridden = _overridden(kind, base)
     if overridden:
         return f"its class {kind.__name__} overrides {overridden} of {base.__name__}"
-    for operand in _known().modules[base].operands:
+    for operand in operation.operands:
         if operand.role in ("weight", "bias") and operand.name not in module._parameters:
             held = getattr(module, operand.name, None)
             if isinstance(held, Tensor):
                 return f"its {operand.name} is no parameter, but {_kept_as(module, operand.name)}"
-    return ""
+    return "" if operation.refuses is None else operation.refuses(Call(operation.name, (), (), module=module))
 
 
 def _kept_as(module: nn.Module, name: str) -> str:
@@ -117,14 +121,21 @@ def _kept_as(module: nn.Module, name: str) -> str:
 
 def _recorded_base(kind: type[nn.Module]) -> Any:
     """The nearest class with a record that a class is derived from; itself, if it has one; None without one."""
-    table = _known().modules
-    return next((base for base in kind.__mro__ if base in table), None)
+    return next((base for base in kind.__mro__ if _listed(base) is not None), None)
+
+
+def _listed(kind: Any) -> Operation | None:
+    """The operation whose record names a class, by itself or by its full name; None if no record does."""
+    table = _known()
+    operation = table.modules.get(kind)
+    if operation is None and kind is not None:
+        operation = table.module_names.get(f"{kind.__module__}.{kind.__qualname__}")
+    return operation
 
 
 def operation_it_resembles(module: nn.Module) -> Operation | None:
     """The operation of the class that a module is derived from, whatever it does beside; None without one."""
-    base = _recorded_base(type(module))
-    return None if base is None else _known().modules[base]
+    return _listed(_recorded_base(type(module)))
 
 
 @lru_cache(maxsize=1024)
@@ -156,14 +167,13 @@ def _overridden(kind: Any, base: Any) -> str:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether tracers take a module as one node, instead of tracing into it, because a record has its class."""
-    operation = of_module(module)
-    return operation is not None and type(module) in operation.modules
+    return of_module(module) is not None and _listed(type(module)) is not None
 
 
 def of_class(kind: Any) -> Operation | None:
     """The operation of the modules of a class; None without a record, or where it overrides what its base computes."""
     base = _recorded_base(kind)
-    return None if base is None or _overridden(kind, base) else _known().modules[base]
+    return None if base is None or _overridden(kind, base) else _listed(base)
 
 
 def of_function(function: object) -> Operation | None:

@@ -6,15 +6,25 @@ import itertools
 
 from torch import fx
 
+from bitfront.errors import ExportError
 from bitfront.operations.base import classes, define, free
 from bitfront.operations.channels import elementwise, permutation, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
-from bitfront.operations.onnx import OnnxWriter
+from bitfront.operations.onnx import INT64, OnnxWriter
 
 
 def _clone(_: ChannelFollower, call: ChannelCall) -> Layout | None:
     """The layout of the first argument; other arguments give at most the type of the copy."""
     return None if call.tensor is None else Layout(call.tensor.dims)
+
+
+def _write_copy(w: OnnxWriter, n: fx.Node) -> str:
+    name = w.kind(n)
+    if name in ("clone", "detach", "alias"):
+        return w.add("Identity", [w.tensor(n)], n.name)
+    if name == "long":  # as in torch, what is behind the point is cut off
+        return w.add("Cast", [w.tensor(n)], n.name, to=INT64)
+    raise ExportError(f"{n.name} ({w.kind(n)}): only clone, detach and long are written")
 
 
 def _concatenation(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -102,6 +112,7 @@ CLONE = define(
     "clone",
     "A copy, maybe of another type or on another device.",
     names=tuple("clone detach to type type_as float double half bfloat16 long int bool alias cpu cuda".split()),
+    onnx=_write_copy,
     count=free,
     channels=_clone,
 )

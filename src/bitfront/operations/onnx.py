@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+#: ONNX's number for 64-bit integers, such as indices.
+INT64 = 7
+
 
 class Packed(Protocol):
     """A tensor in bytes: a value is (byte − zero) · scale."""

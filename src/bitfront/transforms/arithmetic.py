@@ -194,6 +194,8 @@ def scaled(sums: Tensor, scale: Tensor, bias: Tensor | None, dim: int) -> Tensor
     """``float32(sums) · scale + bias``, each operation rounded once; channels lie along `dim`, counted from the end."""
     shape = (-1, *[1] * (-dim - 1))
     out = sums.float()
+    if scale.dim() and out.dim() >= -dim and len(scale) < out.shape[dim]:
+        scale = scale.repeat(out.shape[dim] // len(scale))  # groups of channels that share the scales of a weight
     if scale.dim() or float(scale) != 1.0:
         out = out * (scale.view(shape) if scale.dim() else scale)
     return out if bias is None else out + bias.view(shape)

@@ -275,12 +275,13 @@ def rebuilt(
     biases = {name: correction.bias for name, correction in corrections.items() if correction.bias is not None}
     touched = [site for site in graph.sites if rounds.get(site.name)]
     in_graph: list[Site] = []
+    shared: Baked = {}
     for site in touched:
         if not graph.is_rewritten_for(site):
             held = dict(site.operand_parameters)
             baked = [o for o in rounds[site.name] if bake and held.get(o) not in graph.read_by_code]
             # In its place, not a copy: the model may hold the module under other names and in lists too.
-            _make_twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), baked)
+            _make_twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), baked, shared)
         else:
             in_graph.append(site)
     _call_layers_of_encoders(model)
@@ -322,10 +323,25 @@ def twin_of(
     return twin
 
 
+#: What was baked: (id of a parameter, what rounded it) → that parameter, and the one with the rounded values.
+Baked = dict[tuple[int, Rounds], tuple[nn.Parameter, nn.Parameter]]
+
+
 def _make_twin(
-    module: Any, site: Site, rounds: Mapping[Operand, Rounds], bias: Tensor | None = None, baked: Iterable[Operand] = ()
+    module: Any,
+    site: Site,
+    rounds: Mapping[Operand, Rounds],
+    bias: Tensor | None = None,
+    baked: Iterable[Operand] = (),
+    shared: Baked | None = None,
 ) -> None:
-    """Change a module into its quantized twin; arguments as for ``twin_of``."""
+    """Change a module into its quantized twin; arguments as for ``twin_of``.
+
+    Args:
+        shared: what was baked before in this model, and now is. Modules that share a parameter, and its format, share
+            the baked one.
+    """
+    shared = {} if shared is None else shared
     assert site.operation.call is not None
     module.__class__ = twin_class(type(module))
     module.formats = dict(rounds)
@@ -333,10 +349,14 @@ def _make_twin(
         module._parameters["bias"] = _in_place_of(module.bias, bias)
     for operand in baked:
         parameter = module._parameters.get(operand)
-        if parameter is not None:
+        if parameter is None:
+            continue
+        key = id(parameter), rounds[operand]
+        if key not in shared:
             with torch.no_grad():
                 quantized = rounds[operand].quantize(parameter)
-            module._parameters[operand] = _in_place_of(parameter, quantized)
+            shared[key] = parameter, _in_place_of(parameter, quantized)
+        module._parameters[operand] = shared[key][1]
 
 
 def _attribute(model: nn.Module, target: str) -> Any:

@@ -123,15 +123,32 @@ def _kind_notes(evaluator: Evaluator) -> list[str]:
     return [f"{', '.join(names)}: {kind}, not measured ({why})" for (kind, why), names in unusual.items()]
 
 
+def _sharing_notes(space: ModelSpace) -> list[str]:
+    """Weights that several use: in float and in a format, or each in a format of its choice."""
+    notes, offered = [], space.quantization(space.graph)
+    options = dict(zip((site.name for site in offered.sites), offered.site_formats, strict=True))
+    for tensor in stored_tensors(space.graph):
+        shared, users = " = ".join(tensor.names), dict.fromkeys(use.site for use in tensor.uses)
+        formats = {use.site: {option.get(use.operand) for option in options[use.site]} for use in tensor.uses}
+        floats = [*tensor.floats, *(site for site in users if formats[site] == {None})]
+        formatted = [site for site in users if site not in floats]
+        if formatted and floats:
+            notes.append(
+                f"{shared} is used by {', '.join(formatted)} in a format and by {', '.join(floats)} in float: it is "
+                "stored in float, whatever formats the sites get"
+            )
+        elif len(set().union(*formats.values())) > 1 and len(users) > 1:
+            notes.append(
+                f"{shared} is used by {' and '.join(formatted)}, and each rounds the float values in its format. Where "
+                "these formats are not the same, the weight is stored once in each of them, and the sizes count that"
+            )
+    return notes
+
+
 def _weight_notes(space: ModelSpace) -> list[str]:
-    """Weights of layers that are no site, unseen by average_bitwidth; and what such layers share with sites."""
+    """Weights of layers that are no site, unseen by average_bitwidth; and what several layers share."""
     model, stored = space.graph.model, stored_tensors(space.graph)
-    notes = [
-        f"{' = '.join(tensor.names)} is used by {', '.join(dict.fromkeys(use.site for use in tensor.uses))} in a "
-        f"format and by {', '.join(tensor.floats)} in float: it is stored in float, whatever formats the sites get"
-        for tensor in stored
-        if tensor.uses and tensor.floats
-    ]
+    notes = _sharing_notes(space)
     # Layers that are left out have a note of their own, and are counted.
     seen = {name for site in space.graph.sites for name in (*site.parameters, *site.computed_from)}
     for layer in space.graph.left_out:
