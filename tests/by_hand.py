@@ -23,6 +23,10 @@ FUNCTIONS = {
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__), "mul"),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
+    **dict.fromkeys((torch.mm, Tensor.mm), "mm"),
+    **dict.fromkeys((torch.addmm, Tensor.addmm), "addmm"),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), "baddbmm"),
+    torch.einsum: "einsum",
 }
 #: Operation → (operand, its place, its keyword).
 PLACES = {
@@ -32,7 +36,10 @@ PLACES = {
     "relu": [("data_in", 0, "input")],
     **dict.fromkeys(("add", "sub", "mul"), (("data_in", 0, "input"), ("data_in_2", 1, "other"))),
     "matmul": [("data_in", 0, "input"), ("weight", 1, "other")],
-    "bmm": [("data_in", 0, "input"), ("weight", 1, "mat2")],
+    **dict.fromkeys(("bmm", "mm"), (("data_in", 0, "input"), ("weight", 1, "mat2"))),
+    "addmm": [("data_in", 1, "mat1"), ("weight", 2, "mat2"), ("bias", 0, "input")],
+    "baddbmm": [("data_in", 1, "batch1"), ("weight", 2, "batch2"), ("bias", 0, "input")],
+    "einsum": [("data_in", 1, ""), ("weight", 2, "")],
 }
 IN_PLACE = {Tensor.add_: Tensor.add, Tensor.sub_: Tensor.sub, Tensor.mul_: Tensor.mul, Tensor.relu_: Tensor.relu}
 IN_PLACE |= {Tensor.__iadd__: Tensor.add, Tensor.__isub__: Tensor.sub, Tensor.__imul__: Tensor.mul}

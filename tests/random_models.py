@@ -27,7 +27,9 @@ OPERANDS = {
     "sub": ("data_in", "data_in_2"),
     "mul": ("data_in", "data_in_2"),
     "matmul": ("data_in", "weight"),
-    "bmm": ("data_in", "weight"),
+    **dict.fromkeys(("bmm", "mm", "einsum"), ("data_in", "weight")),
+    **dict.fromkeys(("addmm", "baddbmm"), ("data_in", "weight", "bias")),
+    **dict.fromkeys(("embedding", "embedding_bag"), ("weight",)),
 }
 
 

@@ -170,7 +170,11 @@ class Contracted(nn.Module):
             lambda: torch.matmul(input=flat, other=self.w.t()),
             lambda: torch.bmm(flat, mat2=self.w.expand(x.shape[0], -1, -1)),
             lambda: torch.tensordot(flat, self.w, 1),
-        )[self.n % 8]()
+            lambda: torch.baddbmm(flat, flat, flat.transpose(1, 2) @ flat, alpha=0.5),
+            lambda: torch.addmm(self.v, flat.flatten(0, 1), mat2=self.w).view_as(flat),
+            lambda: flat.flatten(0, 1).mm(self.w).view_as(flat),
+            lambda: torch.einsum("...ij,...kj->...ik", flat, torch.einsum("bij,kj->bik", flat, self.w)) @ flat,
+        )[self.n % 12]()
         return torch.add(input=h, other=self.v, alpha=0.5 if self.n % 3 else 1).reshape(x.shape)
 
 

@@ -255,9 +255,10 @@ class Functionally(nn.Module):
     ("factory", "sites", "rest"),
     [(SharedLayer, ("fc", "fc_1"), 16), (Tied, ("fc", "again"), 0), (Functionally, ("linear", "linear_1"), 16)],
 )
-def test_a_shared_parameter_is_stored_once_in_its_widest_form(factory, sites, rest):
-    seed = {s: {"name": ["integer"], "weight_width": [w]} for s, w in zip(sites, (4, 8), strict=True)}
-    assert measure("model_size", {}, evaluator(factory(), (4,), seed))["model_size"].tolist() == [16 + rest]
+def test_a_shared_parameter_is_stored_once_per_format(factory, sites, rest):
+    for widths, size in (((4, 8), 24), ((8, 8), 16)):
+        seed = {s: {"name": ["integer"], "weight_width": [w]} for s, w in zip(sites, widths, strict=True)}
+        assert measure("model_size", {}, evaluator(factory(), (4,), seed))["model_size"].tolist() == [size + rest]
 
 
 # --- loss and accuracy -----------------------------------------------------------------------------------------------

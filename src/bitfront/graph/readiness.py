@@ -33,6 +33,8 @@ def refuse_unready(model: nn.Module) -> None:
 
 def hint_for_failure(model: nn.Module) -> str:
     """What may make a model fail on its input, for the end of a message; empty where nothing is to be seen."""
+    if any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules()):
+        return "; samples are float32, and an embedding takes whole numbers: write embedding(x.long())"
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     if not kinds - {"float32"}:
         return ""

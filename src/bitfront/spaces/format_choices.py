@@ -49,7 +49,9 @@ def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[s
             key=(*where[:-1], "setup", "by") if where[-1:] == ("seed",) else (*where, "by"),
         )
     if not graph.sites:
-        raise ConfigError("the model has nothing that could be configured: no Linear, Conv, ReLU, matmul or add")
+        raise ConfigError(
+            "the model has nothing that could be configured: no Linear, Conv, Embedding, ReLU, matmul or add"
+        )
     keys = [k for k in choices if k != "default"]
     for key in keys:
         _check_key(key, request)
