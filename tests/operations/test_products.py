@@ -2,6 +2,7 @@
 space, a table of costs and a training make of them."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -290,3 +291,24 @@ def test_ids_as_floats_get_a_hint():
     model = nn.Sequential(nn.Embedding(10, 3), nn.Flatten())
     with pytest.raises(bf.BitfrontError, match=r"an embedding takes whole numbers: write embedding\(x\.long\(\)\)"):
         capture(model, torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_may_have_a_scale_per_output_channel(groups):
+    torch.manual_seed(0)
+    layer, x = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups), torch.randn(9, 4, 5, 5)
+    graph = capture(Of(layer), x[:2])
+    (site,) = graph.sites
+    per_row = FORMATS.get("affine").parse({"width": 8}, "weight", signed=True)
+    # A scale for each index of the second dimension: of the output channels of a group.
+    weight = replace(per_row, axis=1).calibrated(layer.weight.detach())
+    formats = {**formats_of(site), "weight": weight}
+    out = quantize(graph, {site.name: formats})(x)
+    hand = copy.deepcopy(layer).double()
+    step = layer.weight.detach().abs().amax((0, 2, 3), keepdim=True).double() / 127
+    with torch.no_grad():
+        hand.weight.copy_(torch.round(layer.weight.double() / step) * step)
+        hand.bias.copy_(by_hand(layer.bias))
+        expected = hand(by_hand(x).double())
+    assert step.numel() == 6 // groups
+    torch.testing.assert_close(out.double(), expected.flatten(1), rtol=1e-5, atol=1e-5)

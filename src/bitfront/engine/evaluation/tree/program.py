@@ -237,7 +237,13 @@ class Program:
             bias = self._calibration.bias(step.site, wanted) if formats else None
             module = self.model.get_submodule(step.site.path)
             bias = None if bias is None else bias.to(self.device)
-            self._twins[key] = twin_of(module, step.site, formats, bias) if formats else module
+            # The formats of weights are needed for products alone; others round them once per option, not per call.
+            known = {} if step.site.operation.product is not None else module._parameters
+            held = [operand for operand in formats if known.get(operand) is not None]
+            twin: Any = twin_of(module, step.site, formats, bias, held) if formats else module
+            if held:
+                twin.formats = {operand: form for operand, form in formats.items() if operand not in held}
+            self._twins[key] = twin
         return self._twins[key]
 
     def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
