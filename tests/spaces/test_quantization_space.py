@@ -381,7 +381,7 @@ def test_mistakes_are_named_with_their_key(by, seed, key, message):
 
 def test_a_model_without_anything_to_configure_says_so():
     graph = capture(nn.Sequential(nn.Flatten(), nn.Softmax(1)), torch.randn(2, 4))
-    with pytest.raises(ConfigError, match="nothing that could be configured: no Linear, Conv, ReLU"):
+    with pytest.raises(ConfigError, match="nothing that could be configured: no Linear, Conv, Embedding, ReLU"):
         QuantizationSpace(SpaceRequest(graph, choices={"default": INT}))
 
 
