@@ -2,7 +2,6 @@
 space, a table of costs and a training make of them."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -299,9 +298,9 @@ def test_a_transposed_convolution_may_have_a_scale_per_output_channel(groups):
     layer, x = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups), torch.randn(9, 4, 5, 5)
     graph = capture(Of(layer), x[:2])
     (site,) = graph.sites
-    per_row = FORMATS.get("affine").parse({"width": 8}, "weight", signed=True)
     # A scale for each index of the second dimension: of the output channels of a group.
-    weight = replace(per_row, axis=1).calibrated(layer.weight.detach())
+    weight = FORMATS.get("affine").parse({"width": 8}, site.operation.operand("weight").kind())
+    weight = weight.calibrated(layer.weight.detach())
     formats = {**formats_of(site), "weight": weight}
     out = quantize(graph, {site.name: formats})(x)
     hand = copy.deepcopy(layer).double()
