@@ -462,6 +462,13 @@ def test_the_second_input_may_have_keys_of_its_own(tmp_path):
     costs = {n: t.metrics["total_bitops"] for n, t in numbers.items()}
     widest = {n: max(b) for n, b in bits.items()}
     assert all((costs[a] > costs[b]) == (widest[a] > widest[b]) for a in numbers for b in numbers)
+    left = {"name": "integer", "data_in_width": [4, 8], "data_in_2_width": ["NA", 4], "data_in_2_frac_width": 1}
+    run, rebuilt, _ = searched(model, data, tmp_path / "left", add=left)
+    for trial in run.trials:
+        again = bf.transform_trial(run.folder, trial.number, model=model, data=bf.from_splits(data), check=True)
+        assert again.evaluation.loss == trial.metrics["loss"]
+        (own,) = again.formats.values()
+        assert ("data_in_2" in own) == (trial.config["add"]["config"]["data_in_2_width"] != "NA")
     alone = {"name": "integer", "data_in_2_width": [4]}
     _, rebuilt, _ = searched(model, data, tmp_path / "alone", add=alone)
     assert list(next(iter(rebuilt.formats.values()))) == ["data_in_2"]
@@ -600,7 +607,7 @@ def test_a_number_is_calibrated_as_an_operand_of_its_own():
     graph = capture(Scaled().eval(), x[:2])
     (site,) = (s for s in graph.sites if s.op == "mul")
     form = Integer(8, "auto")
-    formats = calibrate(graph, {site.name: {"data_in": form}}, x)
+    formats = calibrate(graph, {site.name: {"data_in": form, "data_in_2": form}}, x)
     frac = formats[site.name]["data_in_2"].frac_width
     assert abs(frac - 26) <= 1  # 2^26 * 1e-6 = 67
     assert fixed(graph.model.small.detach(), 8, frac).item() == pytest.approx(1e-6, rel=0.01)

@@ -247,7 +247,7 @@ def test_what_no_integer_operator_takes_is_rounded_so_that_no_runtime_changes_it
     wanted = {
         "a": {"data_in": Integer(3, 1)},
         "b": {"weight": Integer(3, 2)},
-        "add": {"data_in": Affine.parse({"width": 3}, ACTIVATION)},
+        "add": dict.fromkeys(("data_in", "data_in_2"), Affine.parse({"width": 3}, ACTIVATION)),
         "c": {"data_in": Integer(3, 1), "weight": Integer(2, 1), "bias": Integer(8, 4)},
     }
     formats = calibrate(graph, wanted, x)

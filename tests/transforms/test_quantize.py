@@ -102,7 +102,7 @@ def test_functional_sites_are_quantized_argument_by_argument():
     by_site = {
         "linear": ALL,
         "relu": {"data_in": Integer(5, 2)},
-        "add": {"data_in": Integer(4, 1)},
+        "add": {"data_in": Integer(4, 1), "data_in_2": Integer(4, 1)},
         "matmul": {"data_in": Integer(6, 1), "weight": Integer(5, 2)},
     }
     h = F.linear(DATA.round(x), WEIGHT.round(model.w), BIAS.round(model.b))
@@ -124,8 +124,10 @@ class Twice(nn.Module):
 def test_both_inputs_of_an_addition_are_quantized_also_where_they_are_one():
     x = inputs(5, 4)
     model = Twice()
-    out = quantize(captured(model, 4), {"add": {"data_in": DATA}})(x)
+    out = quantize(captured(model, 4), {"add": {"data_in": DATA, "data_in_2": DATA}})(x)
     assert torch.equal(out, model.fc(model.fc(DATA.round(x) + DATA.round(x))))
+    one = quantize(captured(model, 4), {"add": {"data_in": DATA}})(x)
+    assert torch.equal(one, model.fc(model.fc(DATA.round(x) + x)))
 
 
 def test_calls_of_a_shared_module_have_separate_formats():

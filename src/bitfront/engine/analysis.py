@@ -355,8 +355,8 @@ def _input_bits(node: Node, bits: Mapping[Operand, int]) -> tuple[int, ...]:
     if not isinstance(node, Site):
         return (bits["data_in"],) * len(node.inputs)
     parameters = dict(node.operand_parameters)
-    named = [o.name for o in sorted(node.operation.operands, key=lambda o: o.position) if o.name not in parameters]
-    given = [bits[name] for name in named if name in bits]
+    specs = sorted(node.specs, key=lambda s: s.position)
+    given = [bits[s.name] for s in specs if s.role != "inner" and s.name not in parameters and s.name in bits]
     others = len(node.inputs) - len(given)  # tensors that are no operands, such as indices
     return (*given, *[FLOAT_BITS] * others)
 

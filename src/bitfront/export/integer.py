@@ -30,7 +30,7 @@ SiteFormats = Mapping[Operand, Format]
 def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
     """Why torch has no kernel of bytes for a site in these formats; empty if it has one, or if the site stays in float.
     Formats must be calibrated."""
-    needed = [o for o in site.operation.operands if o.role != "bias"]
+    needed = [o for o in site.specs if o.role != "bias"]
     if not any(o.name in formats for o in needed):
         return ""
     if graph.fx_graph is None:

@@ -83,7 +83,7 @@ def _missing(site: Site, formats: SiteFormats) -> str:
 
 
 def _summed(site: Site) -> list[Operand]:
-    return [o for o in site.operands if site.operation.operand(o).role != "bias"]
+    return [o for o in site.operands if site.operand(o).role != "bias"]
 
 
 def obstacle(site: Site, formats: SiteFormats) -> str:
@@ -296,10 +296,7 @@ class _Writer(fx.Interpreter):
 
     def _format_of(self, n: fx.Node, operand: str) -> Format | None:
         self.written.add(operand)
-        operation, formats = self._operation(n), self.formats.get(n.name, {})
-        if operation is None or operand not in operation.formatted:
-            return formats.get(operand)
-        return operation.operand(operand).chosen(formats)
+        return self.formats.get(n.name, {}).get(operand)
 
     def integer(self, n: fx.Node) -> bool:
         return n.name in self.in_integers

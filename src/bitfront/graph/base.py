@@ -17,7 +17,7 @@ from torch import fx, nn
 from bitfront.formats.base import Operand
 from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Operation, Shape
+from bitfront.operations.base import OperandSpec, Operation, Shape
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Site(Node):
     """A node that can be configured.
 
     Attributes:
-        operands: names of the operands that can have a format, in the order in which options are enumerated.
+        specs: the operands that can have a format, in the order in which options are enumerated.
         operand_parameters: (operand, name of the model's parameter), for the operands that are parameters.
         shapes: (operand, shape) of the weights, biases and states, whether they are parameters or computed.
         computed_from: names of the parameters that the weight is computed from, where it is computed and does not
@@ -67,7 +67,7 @@ class Site(Node):
             second factor of a product of two activations.
     """
 
-    operands: tuple[Operand, ...] = ()
+    specs: tuple[OperandSpec, ...] = ()
     operand_parameters: tuple[tuple[Operand, str], ...] = ()
     shapes: tuple[tuple[Operand, Shape], ...] = ()
     computed_from: tuple[str, ...] = ()
@@ -77,6 +77,15 @@ class Site(Node):
     def operation(self) -> Operation:
         """The record of the site's operation."""
         return OPERATIONS.get(self.op)
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Names of the operands that can have a format."""
+        return tuple(spec.name for spec in self.specs)
+
+    def operand(self, name: Operand) -> OperandSpec:
+        """The operand of that name, or the record's entry for a name of several operands. Raises KeyError."""
+        return next((spec for spec in self.specs if spec.name == name), None) or self.operation.operand(name)
 
     @property
     def weight(self) -> str | None:

@@ -139,11 +139,12 @@ def _module_node(name: str, path: str, module: nn.Module, summary: CallSummary) 
     if operation is None or not operation.operands:
         return Node(**common)
     parameters = dict(module.named_parameters(recurse=False))
-    computed = [operand.name for operand in operation.operands if operand.role in ("activation", "inner")]
-    formatted_parameters = [name for name in operation.formatted if name in parameters]
+    operands = operation.operands_in(module)
+    computed = [operand.name for operand in operands if operand.role in ("activation", "inner")]
+    formatted_parameters = [operand.name for operand in operands if operand.name in parameters]
     return Site(
         **common,
-        operands=tuple(name for name in operation.formatted if name in computed or name in parameters),
+        specs=tuple(operand for operand in operands if operand.name in computed or operand.name in parameters),
         operand_parameters=tuple((name, full_names[name]) for name in formatted_parameters),
         shapes=tuple((name, tuple(parameters[name].shape)) for name in formatted_parameters),
         flowing=tuple(computed),
@@ -181,7 +182,7 @@ def _function_node(n: fx.Node, interpreter: _ShapeInterpreter) -> Node:
     fixed = {name: node for name, node in operands.items() if operation.operand(name).role != "activation"}
     return Site(
         **common,
-        operands=tuple(name for name in operation.formatted if name in operands),
+        specs=tuple(operand for operand in operation.operands if operand.name in operands),
         operand_parameters=tuple((name, str(node.target)) for name, node in fixed.items() if node.op == "get_attr"),
         shapes=tuple((name, shapes[node]) for name, node in fixed.items()),
         flowing=tuple(name for name, node in operands.items() if node in interpreter.from_input),
@@ -268,7 +269,7 @@ def left_out(model: nn.Module, nodes: Sequence[Node]) -> tuple[LeftOut, ...]:
         names = {f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)}
         if operation is None or not operation.operands or not why or names & configured:
             continue
-        weights = [getattr(module, o.name, None) for o in operation.operands if o.role == "weight"]
+        weights = [getattr(module, o.name, None) for o in operation.operands_in(module) if o.role == "weight"]
         count = sum(w.numel() for w in weights if isinstance(w, Tensor))
         macs = sum(node.macs for node in nodes if node.path == path)
         if path and (count or any(node.path == path for node in nodes)):

@@ -33,7 +33,8 @@ class OperandSpec:
 
     Attributes:
         name: prefix of its keys in the TOML: ``weight`` in ``weight_width``. If it is a parameter of the module, also
-            the name of the parameter.
+            the name of the parameter. A record whose operands depend on the module (``Operation.operands_of``) has
+            names of several operands beside: ``weight`` for all weights of an LSTM.
         role: an activation (an argument), a weight or a bias, or ``inner``: a value that the operation computes on its
             way, such as the state of a recurrence or the scores of an attention.
         position: its place among the arguments of the operation's functions, and of a module's ``forward`` if it is an
@@ -44,8 +45,10 @@ class OperandSpec:
         summed_axis: the dimension along which the operation sums products, the input channels of a weight; likewise
             negative. None: of a weight whose channels are not dimension 0, the one before them; otherwise as each
             format says.
-        format_of: the operand whose choice it shares unless it has keys of its own, as the second input of an addition
-            does. What its format learns, it learns from its own values.
+        format_of: whose choice it shares unless it has keys of its own, as the second input of an addition does: that
+            of the first of these names that has keys. What its format learns, it learns from its own values.
+        sample_axis: for an activation: the dimension that holds the samples.
+        multiplies: for a weight: the operand that it is multiplied with; empty for one that always is in float.
     """
 
     name: str
@@ -54,11 +57,18 @@ class OperandSpec:
     argument: str = "input"
     channel_axis: int | None = None
     summed_axis: int | None = None
-    format_of: str = ""
+    format_of: tuple[str, ...] = ()
+    sample_axis: int = 0
+    multiplies: str = "data_in"
 
-    def chosen(self, formats: Mapping[str, Chosen]) -> Chosen | None:
-        """What `formats`, by operand, have for it: its entry, or else that of the operand whose choice it shares."""
-        return formats.get(self.name, formats.get(self.format_of))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which a file can have keys for it, the exact one first."""
+        return (self.name, *self.format_of)
+
+    def chosen(self, choices: Mapping[str, Chosen]) -> Chosen | None:
+        """What `choices`, by name, have for it: under the first of its names that they have."""
+        return next((choices[name] for name in self.names if name in choices), None)
 
     def kind(self, *, from_samples: bool = False) -> OperandKind:
         """What its formats must know of it.
@@ -231,6 +241,8 @@ class Operation:
             site.
         refuses: why a call that it matches is no site, whatever the formats, in words; empty if it is one. Of a module
             it gets the settings alone, of a function the arguments; None: every call is one.
+        operands_of: for modules that have other numbers of operands (layers and directions of an LSTM): the operands of
+            a module, in the same order. `operands` are then the names under which files have keys for them.
         count: operations of a call on the whole batch; None: not counted.
         call: how one of its modules is called with other operands; needed if it has operands and modules.
         product: that its results are sums of products; None: they are not.
@@ -254,6 +266,7 @@ class Operation:
     names: tuple[str, ...] = ()
     operands: tuple[OperandSpec, ...] = ()
     refuses: Callable[[Call], str] | None = None
+    operands_of: Callable[[nn.Module], tuple[OperandSpec, ...]] | None = None
     count: CountRule | None = None
     call: ModuleCall | None = None
     product: Product | None = None
@@ -278,6 +291,13 @@ class Operation:
             if operand.name == name:
                 return operand
         raise KeyError(name)
+
+    def operands_in(self, module: nn.Module | None) -> tuple[OperandSpec, ...]:
+        """The operands of a call of `module`; of a function or method, if None. Whoever wants the operands of a module
+        asks here."""
+        if module is None or self.operands_of is None:
+            return self.operands
+        return self.operands_of(module)
 
     @property
     def formatted(self) -> tuple[str, ...]:

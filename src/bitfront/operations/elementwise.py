@@ -14,7 +14,7 @@ from bitfront.operations.onnx import OnnxWriter, Write
 from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
 #: The second input is treated as the first one, unless the file says otherwise.
-OTHER = OperandSpec("data_in_2", "activation", 1, "other", channel_axis=1, format_of="data_in")
+OTHER = OperandSpec("data_in_2", "activation", 1, "other", channel_axis=1, format_of=("data_in",))
 
 
 def _arithmetic(op: str) -> Write:

@@ -107,7 +107,7 @@ def departure(module: nn.Module) -> str:
     overridden = _overridden(kind, base)
     if overridden:
         return f"its class {kind.__name__} overrides {overridden} of {base.__name__}"
-    for operand in operation.operands:
+    for operand in operation.operands_in(module):
         if operand.role in ("weight", "bias") and operand.name not in module._parameters:
             held = getattr(module, operand.name, None)
             if isinstance(held, Tensor):

@@ -38,7 +38,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Alternative:
-    """One branch at a site: a format by name (``NA``: float), and the settings to choose from per operand."""
+    """One branch at a site: a format by name (``NA``: float), and the settings to choose from per operand. The name of
+    an operand may stand for several, which take the same setting (``OperandSpec.format_of``)."""
 
     name: str
     operands: tuple[tuple[Operand, tuple[Setting, ...]], ...] = ()
@@ -66,16 +67,19 @@ class Assignment:
     why: str = ""
 
     def options(self) -> Iterator[tuple[tuple[Operand, Setting], ...]]:
-        """Every option of the site, in the order in which a space numbers them. An operand that shares the choice of
-        another has the same format, not yet calibrated."""
-        specs = [self.site.operation.operand(o) for o in self.site.operands]
+        """Every option of the site, in the order in which a space numbers them: the setting of each operand. Operands
+        that share a choice have the same format, not yet calibrated."""
         for alternative in self.alternatives:
-            operands = [o for o, _ in alternative.operands]
-            sharing = [s for s in specs if s.format_of in operands and s.name not in operands]
+            names = [name for name, _ in alternative.operands]
+            own = [name for name in names if name in self.site.operands]
+            sharing = [s for s in self.site.specs if s.name not in names]
             for picks in itertools.product(*(settings for _, settings in alternative.operands)):
-                chosen = dict(zip(operands, picks, strict=True))
-                shared = {s.name: Setting((), chosen[s.format_of].format) for s in sharing}
-                yield (*chosen.items(), *shared.items())
+                chosen = dict(zip(names, picks, strict=True))
+                shared = ((s.name, s.chosen(chosen)) for s in sharing)
+                yield (
+                    *((name, chosen[name]) for name in own),
+                    *((name, Setting((), setting.format)) for name, setting in shared if setting is not None),
+                )
 
     def nearest_option(self, name: str, target: Mapping[str, int]) -> int:
         """The number of the option whose bits are nearest to a target.
@@ -98,7 +102,8 @@ class Assignment:
         return 0
 
     def _target(self, operand: str, target: Mapping[str, int]) -> int:
-        return target[operand if operand in target else self.site.operation.operand(operand).format_of]
+        role = self.site.operand(operand).role
+        return target[role if role in ("weight", "bias") else "data_in"]
 
     def described(self) -> dict[str, Any]:
         """Its entry in the description of a space (``spaces.described``)."""

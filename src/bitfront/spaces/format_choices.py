@@ -16,7 +16,8 @@ from typing import cast
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, FormatError, Operand
-from bitfront.graph import Site
+from bitfront.graph import Graph, Site
+from bitfront.operations.base import OperandSpec
 from bitfront.operations.lookup import operand_names
 from bitfront.operations.lookup import sites as site_operations
 from bitfront.registry import canonical
@@ -56,19 +57,20 @@ def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[s
     for key in keys:
         _check_key(key, request)
     used: set[str] = set()
-    assignments = []
+    assignments, operands = [], _operand_names(graph)
     for site in graph.sites:
         key = next((k for k in keys if _names(k, site, request)), "default")
         used.add(key)
-        assignments.append(_assignment(site, key, choices.get(key, {"name": "NA"}), (*where, key, "config")))
+        table = choices.get(key, {"name": "NA"})
+        assignments.append(_assignment(site, key, table, (*where, key, "config"), operands))
     unused = tuple(k for k in keys if k not in used)
     if not request.float_only and all(a.alternatives == (FLOAT,) for a in assignments):
         names = ", ".join(s.name for s in graph.sites)
         for key in dict.fromkeys(a.key for a in assignments):
             table = choices.get(key, {"name": "NA"})
-            if table["name"] not in ("NA", None, ["NA"]) and not any(_split(k) for k in table):
+            if table["name"] not in ("NA", None, ["NA"]) and not any(_split(k, operands) for k in table):
                 sizes = dict.fromkeys(f.bits_parameter for f in _formats(_listed(table["name"], where), where) if f)
-                allowed = [f"{o}_{p}" if p else o for p in sizes for o in operand_names()]
+                allowed = [f"{o}_{p}" if p else o for p in sizes for o in operands]
                 raise ConfigError(
                     f"every site stays in float: no operand has a {' or '.join(p or 'format' for p in sizes)}; "
                     f"{one_of(allowed)}",
@@ -117,30 +119,36 @@ def _check_key(key: str, request: SpaceRequest) -> None:
     raise ConfigError(f"the model has no {what} {key!r}; {one_of(known)}.{nearest(key, known)}", key=where)
 
 
-def _assignment(site: Site, key: str, settings: Settings, where: tuple[str, ...]) -> Assignment:
-    values = {k: _listed(v, (*where, k)) for k, v in settings.items() if not _takes_list(k)}
-    values |= {k: _lists(v, (*where, k)) for k, v in settings.items() if _takes_list(k)}
-    names = values.pop("name", None)
+def _operand_names(graph: Graph) -> tuple[Operand, ...]:
+    """All names of operands that a table for a model may use: those of the records, and those of the model's sites."""
+    return tuple(dict.fromkeys((*operand_names(), *(operand for site in graph.sites for operand in site.operands))))
+
+
+def _assignment(
+    site: Site, key: str, settings: Settings, where: tuple[str, ...], operands: tuple[Operand, ...]
+) -> Assignment:
+    given = {k: _listed(v, (*where, k)) for k, v in settings.items() if not _takes_list(k, operands)}
+    given |= {k: _lists(v, (*where, k)) for k, v in settings.items() if _takes_list(k, operands)}
+    names = given.pop("name", None)
     if names is None:
         raise ConfigError(f"'name' is missing: the number format, or 'NA'; {one_of(FORMATS.names())}", key=where)
-    bypass = values.pop("bypass", [False])
+    bypass = given.pop("bypass", [False])
     for value in bypass:
         if not isinstance(value, bool):
             raise ConfigError(f"bypass = {value!r} is not possible; allowed: true, false", key=(*where, "bypass"))
     formats = _formats(names, (*where, "name"))
     classes = [f for f in formats if f is not None]
-    _check_parameters(values, classes, where)
+    values = _checked_parameters(given, classes, where, operands)
+    choices = dict.fromkeys(_named_as(spec, values) for spec in site.specs)
     alternatives: list[Alternative] = []
     excluded, why = 0, ""
     for name, format_class in formats.items_by_name() if False in bypass else ():
-        operands = []
-        for operand in site.operands:
-            if site.operation.operand(operand).format_of and not _named(operand, values):
-                continue
-            choice = _settings(site, operand, format_class, values, where, alone=len(classes) == 1)
+        settings_of = []
+        for operand in choices:
+            choice = _settings(site, operand, format_class, values.get(operand, {}), where, alone=len(classes) == 1)
             excluded, why = excluded + choice.excluded, choice.why or why
-            operands.append((operand, choice.settings))
-        alternative = Alternative(name, tuple(operands))
+            settings_of.append((operand, choice.settings))
+        alternative = Alternative(name, tuple(settings_of))
         floats = any(map(_can_be_float, alternatives))
         # Float is one option, even if several formats allow it.
         alternatives += _never_float(alternative) if floats else [alternative]
@@ -206,18 +214,18 @@ def _lists(value: object, where: tuple[str, ...]) -> list[object]:
     return [values] if all(isinstance(v, int) for v in values) else values
 
 
-def _takes_list(key: str) -> bool:
+def _takes_list(key: str, operands: Sequence[Operand]) -> bool:
     """Whether a key's value is a list, in the formats that know it."""
-    part = _split(key)
+    part = _split(key, operands)
     return part is not None and any(
         part[1] in f.parameters and f.parameters[part[1]].listed for f in map(FORMATS.get, FORMATS.names())
     )
 
 
-def _split(key: str) -> tuple[Operand, str] | None:
+def _split(key: str, operands: Sequence[Operand]) -> tuple[Operand, str] | None:
     """``weight_width`` → (weight, width); ``weight`` → (weight, "")."""
     # The longest name first: ``weight_ih_width`` belongs to ``weight_ih``, not to ``weight``.
-    for operand in sorted(operand_names(), key=len, reverse=True):
+    for operand in sorted(operands, key=len, reverse=True):
         if key == operand:
             return operand, ""
         if key.startswith(operand + "_"):
@@ -225,18 +233,25 @@ def _split(key: str) -> tuple[Operand, str] | None:
     return None
 
 
-def _named(operand: Operand, values: Mapping[str, list[object]]) -> dict[str, list[object]]:
-    """The parameters of an operand that the table names, with their choices."""
-    return {part[1]: v for key, v in values.items() if (part := _split(key)) and part[0] == operand}
+def _named_as(operand: OperandSpec, values: Mapping[Operand, object]) -> Operand:
+    """The name under which a table has the settings of an operand: the most exact one; the widest, if there is none."""
+    return next((name for name in operand.names if name in values), operand.names[-1])
 
 
-def _check_parameters(values: Mapping[str, list[object]], formats: list[type[Format]], where: tuple[str, ...]) -> None:
-    """Check that every key belongs to an operand and to one of the formats; to any format if only NA is named."""
+def _checked_parameters(
+    values: Mapping[str, list[object]], formats: list[type[Format]], where: tuple[str, ...], operands: Sequence[Operand]
+) -> dict[Operand, dict[str, list[object]]]:
+    """Operand → parameter → the choices in the table ("" for a choice among complete settings).
+
+    Raises:
+        ConfigError: a key does not belong to an operand and to one of the formats; to any format, if only NA is named.
+    """
+    named: dict[Operand, dict[str, list[object]]] = {}
     formats = formats or [FORMATS.get(n) for n in FORMATS.names()]
     known = {name: p for f in formats for name, p in f.parameters.items()}
-    allowed = ["name", "bypass", *operand_names(), *(f"{o}_{n}" for o in operand_names() for n in known)]
+    allowed = ["name", "bypass", *operands, *(f"{o}_{n}" for o in operands for n in known)]
     for key, choices in values.items():
-        part = _split(key)
+        part = _split(key, operands)
         if part is None or (part[1] and part[1] not in known):
             raise ConfigError(f"unknown key; {one_of(allowed)}.{nearest(key, allowed)}", key=(*where, key))
         for choice in choices:
@@ -250,6 +265,8 @@ def _check_parameters(values: Mapping[str, list[object]], formats: list[type[For
                 )
             for name, value in tables.items():
                 _check_value(name, value, formats, known, (*where, key))
+        named.setdefault(part[0], {})[part[1]] = choices
+    return named
 
 
 def _check_value(
@@ -275,12 +292,11 @@ def _settings(
     site: Site,
     operand: Operand,
     format_class: type[Format],
-    values: Mapping[str, list[object]],
+    given: Mapping[str, list[object]],
     where: tuple[str, ...],
     *,
     alone: bool,
 ) -> _Operand:
-    given = _named(operand, values)
     if not given:
         return _Operand((Setting((), None),))
     if "" in given and len(given) > 1:
@@ -296,7 +312,7 @@ def _settings(
         names = [n for n in given if n in format_class.parameters]
         tables = [dict(zip(names, picks, strict=True)) for picks in itertools.product(*(given[n] for n in names))]
         place = (*where, f"{operand}_{names[0]}") if names else where
-    kind = site.operation.operand(operand).kind(from_samples=site.flows(operand))
+    kind = site.operand(operand).kind(from_samples=site.flows(operand))
     settings: dict[Format | None, Setting] = {}
     why, excluded = "", 0
     for table in tables:

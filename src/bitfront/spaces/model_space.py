@@ -158,7 +158,7 @@ class FormatSpace(ModelSpace):
         widest = self.bits("data_in")
         for g, site in enumerate(self.sites):
             for operand in site.operands:
-                if site.operation.operand(operand).format_of == "data_in":
+                if "data_in" in site.operand(operand).format_of:
                     widest[g] = np.maximum(widest[g], self.bits(operand)[g])
         return widest
 

@@ -138,8 +138,7 @@ class QuantizationSpace(FormatSpace):
         rows = []
         names = dict.fromkeys(alt.name for a in self.assignments for alt in a.alternatives if alt.operands)
         for name in names:
-            widths = {o: self._widths(name, o) for o in ("data_in", "weight")}
-            pairs = itertools.product(widths["data_in"] or [0], widths["weight"] or [0])
+            pairs = itertools.product(self._widths(name, "data_in") or [0], self._widths(name, "weight") or [0])
             for data, weight in sorted(pairs, key=lambda p: (abs(p[0] - p[1]), p)):
                 target = {"data_in": data, "weight": weight, "bias": max(data, weight)}
                 rows.append([a.nearest_option(name, target) for a in self.assignments])
@@ -149,15 +148,15 @@ class QuantizationSpace(FormatSpace):
         first = {row.tobytes(): i for i, row in reversed(list(enumerate(codes)))}
         return codes[sorted(first.values())]
 
-    def _widths(self, name: str, operand: Operand) -> list[int]:
-        """The bits of an operand in a format, at any site, ascending."""
+    def _widths(self, name: str, wanted: str) -> list[int]:
+        """The bits of an operand of that name, or of one with that role, in a format, at any site, ascending."""
         widths = {
             s.bits
             for a in self.assignments
             for alternative in a.alternatives
             if alternative.name == name
             for o, settings in alternative.operands
-            if o == operand
+            if wanted in (o, a.site.operand(o).role)
             for s in settings
             if s.format is not None
         }

@@ -146,7 +146,7 @@ def _check_record(record: Operation) -> None:
     assert len({*places}) == len(places), f"two operands of {name} have one place"
     for operand in record.operands:
         assert operand.name.isidentifier(), f"{operand.name!r} is no prefix of keys in a TOML file"
-        assert operand.format_of in ("", *names), f"{operand.name} shares the format of an operand that {name} lacks"
+        assert {*operand.format_of} <= {*names}, f"{operand.name} shares the format of an operand that {name} lacks"
     if record.operands and record.modules:
         assert record.call is not None, f"modules of {name} have operands, but the record has no call"
     assert record.onnx_integer is None or record.onnx is not None, f"{name} has integer operators and no rule for ONNX"

@@ -17,7 +17,7 @@ from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
 from bitfront.graph import Graph
 from bitfront.graph.capture import check_weights, parameter
 from bitfront.operations.base import Rounds
-from bitfront.transforms.quantize import SiteFormats, rebuilt
+from bitfront.transforms.quantize import SiteFormats, for_operands, rebuilt
 
 #: An operand of no more values is kept whole; of a larger one about so many are drawn.
 KEPT_VALUES = CALIBRATION_VALUES * 4
@@ -171,12 +171,6 @@ def observe(
         else:
             keep = samples and operand == "data_in"
             observers.setdefault(name, {})[operand] = _OperandObserver(site.flows(operand), keep)
-    for name, by_operand in observers.items():
-        # Formats stand for the operands that share their choice; an observer sees one operand.
-        for spec in graph.site(name).operation.operands:
-            if spec.format_of and spec.name not in by_operand:
-                by_operand[spec.name] = _OperandObserver(True, False)
-    asked = set(wanted)
     if observers:
         rounds: dict[str, Mapping[Operand, Rounds]] = {**observers}
         model = rebuilt(graph, rounds, {}, bake=False)
@@ -190,21 +184,14 @@ def observe(
                     observer.measures = False
             model(x.clone())  # a model may change its input
         for name, by_operand in observers.items():
-            if not all(seen.values for operand, seen in by_operand.items() if (name, operand) in asked):
+            if not all(seen.values for seen in by_operand.values()):
                 raise CaptureError(
                     f"{graph.site(name).title} is not called for the {len(x)} calibration samples, so nothing is known "
                     "of its inputs: which layers the model's forward calls depends on the data. Give its formats fixed "
                     "parameters (frac_width = 4), or leave it out of the search space"
                 )
-            result |= {(name, o): seen.observed() for o, seen in by_operand.items() if (name, o) in asked}
+            result |= {(name, operand): seen.observed() for operand, seen in by_operand.items()}
     return result
-
-
-def _for_each(graph: Graph, name: str, formats: SiteFormats) -> SiteFormats:
-    """`formats` with an entry for each operand that shares the choice of another."""
-    site = graph.site(name)
-    chosen = {o: site.operation.operand(o).chosen(formats) for o in site.operands}
-    return {**formats, **{o: form for o, form in chosen.items() if form is not None}}
 
 
 def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> dict[str, dict[Operand, Format]]:
@@ -216,7 +203,7 @@ def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> di
         CaptureError: a parameter holds NaN; names it.
     """
     check_weights(graph.model)
-    formats = {name: _for_each(graph, name, chosen) for name, chosen in formats.items()}
+    formats = {name: for_operands(graph.site(name), chosen) for name, chosen in formats.items()}
     wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
     seen = observe(graph, wanted, x) if wanted else {}
     return {

@@ -23,13 +23,22 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Operands, Operation, Rounds
+from bitfront.operations.base import Chosen, Operands, OperandSpec, Operation, Rounds
 from bitfront.operations.lookup import of_class, operand_nodes
 from bitfront.transforms.arithmetic import product
 from bitfront.transforms.correct import Correction
 
 #: Operand → its format; operands that are missing stay in float.
 SiteFormats = Mapping[Operand, Format]
+
+
+def for_operands(site: Site, formats: Mapping[Operand, Chosen]) -> dict[Operand, Chosen]:
+    """`formats` with the entry of a name of several operands (``weight``, for all weights of an LSTM) given to each of
+    these operands that has no more exact entry."""
+    groups = {name: form for name, form in formats.items() if name not in site.operands}
+    shared = {spec.name: spec.chosen(groups) for spec in site.specs if spec.name not in formats} if groups else {}
+    named = {name: form for name, form in formats.items() if name not in groups}
+    return named | {name: form for name, form in shared.items() if form is not None}
 
 
 def through(rounds: Rounds, x: Tensor) -> Tensor:
@@ -104,8 +113,9 @@ def operands_of(
     """
     args, kwargs = list(inputs), dict(named)
     values: dict[str, Tensor | None] = {}
-    for operand in operation.operands:
-        rounding = operand.chosen(rounds)
+    operands = operation.operands_in(module)
+    for operand in operands:
+        rounding = rounds.get(operand.name)
         if operand.role == "activation":
             positional = operand.position < len(args)
             taken: Any = args if positional else kwargs
@@ -115,13 +125,19 @@ def operands_of(
                 continue  # an argument that is left out
             # What rounding keeps for its gradients must not change with the input.
             x = x.clone() if getattr(module, "inplace", False) else x
-            values[operand.name] = taken[place] = x if rounding is None else rounding.quantize(x)
+            values[operand.name] = taken[place] = x if rounding is None else _rounded(operand, rounding, x)
         elif operand.role != "inner":
             held = getattr(module, operand.name, None)
             values[operand.name] = held if held is None or rounding is None else through(rounding, held)
-    chosen = {o.name: o.chosen(rounds) for o in operation.operands if o.role == "inner"}
-    inner = {name: rounding for name, rounding in chosen.items() if rounding is not None}
+    inner = {o.name: rounds[o.name] for o in operands if o.role == "inner" and o.name in rounds}
     return Operands(values, inner, tuple(args), kwargs)
+
+
+def _rounded(operand: OperandSpec, rounds: Rounds, x: Tensor) -> Tensor:
+    """An activation in its format, which takes the samples along the first dimension."""
+    if not 0 < operand.sample_axis < x.dim() - 1:
+        return rounds.quantize(x)
+    return rounds.quantize(x.movedim(operand.sample_axis, 0)).movedim(0, operand.sample_axis)
 
 
 def _called(operation: Operation, module: nn.Module, operands: Operands, rounds: Mapping[Operand, Rounds]) -> Any:
@@ -142,8 +158,7 @@ def _called(operation: Operation, module: nn.Module, operands: Operands, rounds:
 
 def formats_of(operation: Operation, rounds: Mapping[Operand, Rounds]) -> tuple[Format | None, Format | None]:
     """The formats of the input and the weight of a product; None for float, and for what is no format."""
-    chosen = [operation.operand(name).chosen(rounds) for name in ("data_in", "weight")]
-    data, weight = (c if isinstance(c, Format) else None for c in chosen)
+    data, weight = (c if isinstance(c, Format) else None for c in (rounds.get("data_in"), rounds.get("weight")))
     return data, weight
 
 
@@ -248,7 +263,8 @@ def quantize(
 
     Args:
         graph: the captured model.
-        formats: site name → formats by operand, calibrated; sites that are missing stay in float.
+        formats: site name → formats by operand, calibrated; sites and operands that are missing stay in float. A name
+            of several operands of a site stands for those of them that are missing.
         corrections: site name → its corrections; only for sites that have formats.
         bake: write the quantized weights and biases into the parameters; not into those that the model's code reads
             beside, which are needed in float.
@@ -257,7 +273,8 @@ def quantize(
         A model in evaluation mode, with new parameters. It has the class of the original, or is an ``fx.GraphModule``
         if a functional site, or one of several calls of a shared module, is quantized.
     """
-    return rebuilt(graph, formats, corrections or {}, bake)
+    wanted = {site.name: for_operands(site, formats[site.name]) for site in graph.sites if site.name in formats}
+    return rebuilt(graph, wanted, corrections or {}, bake)
 
 
 def rebuilt(
@@ -421,8 +438,7 @@ def _rewrite(
             continue
         inplace = False
         for operand, argument in operand_nodes(node, site.operation).items():
-            spec = site.operation.operand(operand)
-            rounding = spec.chosen(rounds[site.name])
+            spec, rounding = site.operand(operand), rounds[site.name].get(operand)
             given = argument
             if operand == "bias" and site.name in biases:
                 target = f"{site.name}_bias_corrected"

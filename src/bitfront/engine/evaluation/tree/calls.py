@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bitfront.engine.evaluation.tree.program import PRODUCTS, Program, Step
-from bitfront.formats.base import Format
 from bitfront.graph.capture import apply_site
-from bitfront.operations.base import OperandSpec
 from bitfront.operations.lookup import operand_nodes
 from bitfront.transforms.arithmetic import product
 from bitfront.transforms.quantize import called_function, function_product
@@ -38,10 +36,10 @@ def arguments(
         return args, kwargs  # the twin rounds them
     for name in operand_nodes(step.node, operation):
         spec = operation.operand(name)
-        if spec.position < len(args):
-            args[spec.position] = _rounded(formats, spec, args[spec.position])
-        else:
-            kwargs[spec.argument] = _rounded(formats, spec, kwargs[spec.argument])
+        place: Any = spec.position if spec.position < len(args) else spec.argument
+        taken: Any = args if spec.position < len(args) else kwargs
+        if name in formats:
+            taken[place] = formats[name].quantize(taken[place])
     return args, kwargs
 
 
@@ -96,11 +94,6 @@ def attribute(model: nn.Module, target: str) -> Any:
     """A parameter, buffer or constant of the model by its full name."""
     path, _, name = target.rpartition(".")
     return getattr(model.get_submodule(path), name)
-
-
-def _rounded(formats: Mapping[str, Format], spec: OperandSpec, value: Any) -> Any:
-    rounds = spec.chosen(formats)
-    return value if rounds is None else rounds.quantize(value)
 
 
 def _mapped(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:
