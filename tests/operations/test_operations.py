@@ -171,6 +171,18 @@ class Added(nn.Module):
         return self.function(self.bias, x, self.weight)
 
 
+class WithState(nn.Module):
+    """A cell whose state is not zero: products with it would change nothing."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        state = x[:, :3]
+        return self.cell(x, (state, state.cos()) if isinstance(self.cell, nn.LSTMCell) else state)
+
+
 def example_of(kind):
     if kind is nn.MultiheadAttention:
         return Attending(), torch.randn(12, 5, 4)
@@ -181,6 +193,7 @@ def example_of(kind):
     arguments, shape = ARGUMENTS.get(kind, ((), (6,)))
     more = {"batch_first": True} if kind in (nn.LSTM, nn.GRU, nn.RNN) else {}
     module = kind(*arguments, **more)
+    module = WithState(module) if kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell) else module
     for tensor in (getattr(module, "running_mean", None), getattr(module, "running_var", None)):
         if tensor is not None:
             tensor.uniform_(0.3, 2)

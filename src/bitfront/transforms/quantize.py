@@ -94,7 +94,8 @@ class Twin:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is created here and has no name under which pickle could import it.
-        return _blank_twin, (self.original,), self.__dict__
+        # Recurrent layers say themselves what of them can be copied.
+        return _blank_twin, (self.original,), self.__getstate__()
 
 
 def operands_of(
