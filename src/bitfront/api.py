@@ -302,7 +302,7 @@ def init(model: str, dataset: str, dataset_path: str | None = None, file: str = 
             f"the layers are a guess, the data is not here yet: {error}"
         ]
     graph = capture(open_model(config, data), data.split("train")[0][:2])
-    weighted = [site for site in graph.sites if site.weight]
+    weighted = [site for site in graph.sites if site.stored_weights]
     ops = list(dict.fromkeys(site.op for site in weighted))
     samples = len(data.split("train")[1])
     return template(model, dataset, ops, len(weighted), samples, dataset_path, file), []

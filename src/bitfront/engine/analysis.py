@@ -28,6 +28,7 @@ from bitfront.events import Events
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Node, Site, capture
 from bitfront.graph.baking import private_copy
+from bitfront.graph.base import Product
 from bitfront.graph.capture import parameter
 from bitfront.graph.costs import bit_operations, bops, ebops
 from bitfront.graph.nodes import recorded_nodes
@@ -56,7 +57,8 @@ class Row:
         input_buffer, output_buffer: number of elements of the batch that flow in and out.
         input_bytes: bytes of the elements that flow in, at the bits of the operands.
         output_bytes: bytes of the elements that flow out, at 32 bits each, the precision of results.
-        data_in_bits, weight_bits, bias_bits: bits of the operands; None if there is no such operand.
+        data_in_bits, weight_bits, bias_bits: bits of the operands, of several weights the most; None if there is no
+            such operand.
         parameter_bytes: bytes of the parameters in their formats.
         bitops: macs · weight bits · input bits + other operations · input bits.
         operation_bits: operations · input bits.
@@ -371,13 +373,15 @@ def _row(
 ) -> Row:
     operands = node.operands if isinstance(node, Site) else ()
     bits = {o: formats[o].bits if o in formats else FLOAT_BITS for o in ("data_in", *operands)}
-    data, weight = bits["data_in"], bits.get("weight", FLOAT_BITS)
+    data = bits["data_in"]
+    specs = node.specs if isinstance(node, Site) else ()
+    weights, biases = ([s.name for s in specs if s.role == role] for role in ("weight", "bias"))
     used = dict.fromkeys(names[n] for n in node.parameters if n in names)
     sizes = [batch * math.prod(shape) for shape in node.inputs]
     widths = _input_bits(node, bits)
     operations = None if node.operations is None else batch * node.operations
     macs = batch * node.macs
-    effective = _effective(node, graph, batch, formats, data, weight)
+    effective = _effective(node, graph, batch, formats, bits)
     return Row(
         name=node.name,
         path=node.path,
@@ -393,10 +397,10 @@ def _row(
         input_bytes=sum(-(-size * width // 8) for size, width in zip(sizes, widths, strict=False)),
         output_bytes=batch * math.prod(node.output) * FLOAT_BITS // 8,
         data_in_bits=data,
-        weight_bits=bits.get("weight"),
-        bias_bits=bits.get("bias"),
+        weight_bits=max((bits[name] for name in weights), default=None),
+        bias_bits=max((bits[name] for name in biases), default=None),
         parameter_bytes=sum(stored[n] for n in used),
-        bitops=None if operations is None else int(batch * bit_operations(node, data, weight)),
+        bitops=None if operations is None else int(batch * bit_operations(node, lambda o: bits.get(o, FLOAT_BITS))),
         operation_bits=None if operations is None else operations * data,
         bops=effective[0],
         ebops=effective[1],
@@ -404,7 +408,7 @@ def _row(
 
 
 def _effective(
-    node: Node, graph: Graph, batch: int, formats: Mapping[Operand, Format], data: int, weight: int
+    node: Node, graph: Graph, batch: int, formats: Mapping[Operand, Format], bits: Mapping[Operand, int]
 ) -> tuple[float | None, float | None]:
     """(BOPs, EBOPs) for the values of the weights; 0 without products, None for products of nodes that are no sites."""
     if node.operations is None:
@@ -413,17 +417,22 @@ def _effective(
         return 0.0, 0.0
     if not isinstance(node, Site):
         return None, None
-    nonzero = _nonzero(graph, node, formats)
-    density = nonzero / math.prod(node.weight_shape)
-    return float(batch * bops(node, data, weight, density)), float(batch * ebops(node, data, weight, nonzero))
+    both = 0.0, 0.0
+    for product in node.products:
+        nonzero = _nonzero(graph, node, product, formats)
+        data, weight = bits.get(product.data, FLOAT_BITS), bits[product.weight]
+        each = bops(product, data, weight, nonzero / math.prod(product.shape)), ebops(product, data, weight, nonzero)
+        both = both[0] + float(batch * each[0]), both[1] + float(batch * each[1])
+    return both
 
 
-def _nonzero(graph: Graph, site: Site, formats: Mapping[Operand, Format]) -> int:
-    """Number of quantized weights of a site that are not zero; for a product of activations all elements count."""
-    if site.weight is None:
-        return math.prod(site.weight_shape)
-    weight = parameter(graph.model, site.weight)
-    form = formats.get("weight")
+def _nonzero(graph: Graph, site: Site, product: Product, formats: Mapping[Operand, Format]) -> int:
+    """Number of quantized values of a weight that are not zero; for a product of activations all elements count."""
+    held = site.parameter(product.weight)
+    if held is None:
+        return math.prod(product.shape)
+    weight = parameter(graph.model, held[0])
+    form = formats.get(product.weight)
     if form is not None:
         with torch.no_grad():
             weight = (form.calibrated(weight) if form.calibrates else form).quantize(weight)

@@ -54,6 +54,25 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Product:
+    """The multiply-accumulates of a site with one of its weights.
+
+    Attributes:
+        weight: the operand.
+        data: the operand that it is multiplied with; empty for values that always are in float.
+        macs: the multiply-accumulates per sample.
+        shape: of the weight.
+        fan_in: the number of products in the sum of one output value.
+    """
+
+    weight: Operand
+    data: Operand
+    macs: int
+    shape: Shape
+    fan_in: int
+
+
+@dataclass(frozen=True)
 class Site(Node):
     """A node that can be configured.
 
@@ -105,7 +124,27 @@ class Site(Node):
     @property
     def stored_weights(self) -> int:
         """How many weights the site has: values of a parameter, or computed from parameters; not those of an input."""
-        return math.prod(self.weight_shape) if self.weight or self.computed_from else 0
+        held, shapes = dict(self.operand_parameters), dict(self.shapes)
+        weights = [s.name for s in self.specs if s.role == "weight" and (s.name in held or self.computed_from)]
+        return sum(math.prod(shapes[name]) for name in weights)
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """The products of a site with multiply-accumulates, by weight, each with its share of the site's: every value
+        of a weight is multiplied equally often. Empty for other sites."""
+        if not self.macs:
+            return ()
+        shapes = dict(self.shapes)
+        specs = [spec for spec in self.specs if spec.role == "weight"]
+        sizes = [math.prod(shapes[spec.name]) for spec in specs]
+        products = []
+        for spec, size in zip(specs, sizes, strict=True):
+            macs, shape = self.macs * size // sum(sizes), shapes[spec.name]
+            # The shape of a computed weight does not say which dimension is summed over.
+            module = self.operation.call is not None
+            fan_in = math.prod(shape[1:]) if module else self.macs // math.prod(self.output)
+            products.append(Product(spec.name, spec.multiplies, macs, shape, fan_in))
+        return tuple(products)
 
     @property
     def negative_inputs_matter(self) -> bool:

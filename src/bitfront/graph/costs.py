@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.graph.base import Node, Site
+from bitfront.formats.base import Operand
+from bitfront.graph.base import Node, Product, Site
 
 #: A number, or an array of them, one per option or candidate.
 Numbers = float | NDArray[Any]
 
 
-def bit_operations(node: Node, data_bits: Numbers, weight_bits: Numbers) -> Numbers:
-    """Bit operations per sample: macs · weight bits · input bits, plus other operations · input bits."""
-    return node.macs * data_bits * weight_bits + ((node.operations or 0) - node.macs) * data_bits
+def bit_operations(node: Node, bits: Callable[[Operand], Numbers]) -> Numbers:
+    """Bit operations per sample: macs · weight bits · input bits, plus other operations · input bits.
+
+    Args:
+        node: the node.
+        bits: of its operands; for a node that is no site, of its input and its weight.
+    """
+    data = bits("data_in")
+    others = ((node.operations or 0) - node.macs) * data
+    if not isinstance(node, Site):
+        return node.macs * data * bits("weight") + others
+    return sum(p.macs * bits(p.data) * bits(p.weight) for p in node.products) + others
 
 
 def fan_in(site: Site) -> int:
@@ -30,38 +40,36 @@ def fan_in(site: Site) -> int:
 
 
 def bops(site: Site, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
+def bops(product: Product, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
     """Bit operations per sample after Baskin et al. (2021), as Hawks et al. (2021) use them for jet tagging.
 
     m·n·(p·b_a·b_w + b_a + b_w + log2 n). m is the number of output values: channels · positions for a convolution, the
     values of all rows for a linear layer on several rows. n is the fan-in, the number of products per output value:
     C_in/groups · window for a convolution, where padding counts like any other input. As published, pruning reduces the
-    products, but not the additive terms. Biases are ignored. 0 for sites without multiply-accumulates.
+    products, but not the additive terms. Biases are ignored.
 
     Args:
-        site: the site.
+        product: of a site.
         data_bits: bits of the site's input. For the first layer that is the model's input: 32 bits in Hawks et al., 16
             in Campos et al. (2023).
-        weight_bits: bits of the site's weights.
-        density: p, the fraction of the weights that are not zero, 0 to 1.
+        weight_bits: bits of the weight.
+        density: p, the fraction of the weight's values that are not zero, 0 to 1.
     """
-    if not site.macs:
-        return np.zeros(np.broadcast(data_bits, weight_bits, density).shape)
-    return site.macs * (density * data_bits * weight_bits + data_bits + weight_bits + math.log2(fan_in(site)))
+    return product.macs * (density * data_bits * weight_bits + data_bits + weight_bits + math.log2(product.fan_in))
 
 
-def ebops(site: Site, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers) -> Numbers:
-    """Effective bit operations per sample (HGQ, Sun et al. 2024) with one width for all weights of a site.
+def ebops(product: Product, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers) -> Numbers:
+    """Effective bit operations per sample (HGQ, Sun et al. 2024) with one width for all values of a weight.
 
-    nonzero · b_w · b_a · positions. Every weight that is not zero is multiplied once per position: 1 for a linear layer
+    nonzero · b_w · b_a · positions. Every value that is not zero is multiplied once per position: 1 for a linear layer
     on one row, height · width of the output for a convolution (padding counts like any other input). HGQ itself uses
-    the bits of each single weight and adds those of the bias; here biases are ignored. 0 for sites without
-    multiply-accumulates.
+    the bits of each single weight and adds those of the bias; here biases are ignored.
 
     Args:
-        site: the site.
+        product: of a site.
         data_bits: bits of the site's input.
-        weight_bits: bits of the site's weights.
-        nonzero: how many weights are not zero.
+        weight_bits: bits of the weight.
+        nonzero: how many values of the weight are not zero.
     """
     if not site.macs:
         return np.zeros(np.broadcast(data_bits, weight_bits, nonzero).shape)
@@ -69,3 +77,5 @@ def ebops(site: Site, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers
     weights = math.prod(site.weight_shape)
     positions = site.macs / weights if site.macs % weights else site.macs // weights
     return positions * nonzero * weight_bits * data_bits
+    # The division is exact: the multiply-accumulates of a product are a multiple of the values of its weight.
+    return product.macs // math.prod(product.shape) * nonzero * weight_bits * data_bits

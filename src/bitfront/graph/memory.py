@@ -24,8 +24,8 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from bitfront.formats.base import Operand
-from bitfront.graph.base import Graph, Site
-from bitfront.operations.base import Shape, free
+from bitfront.graph.base import Graph, Node, Site
+from bitfront.operations.base import Role, Shape, free
 from bitfront.operations.lookup import of_node, operand_nodes
 
 #: Where a captured copy holds the places: name → (number of the memory, its elements, offset, shape, strides).
@@ -43,11 +43,13 @@ class TensorUse:
 
     Attributes:
         shape: as the site sees it.
+        role: of the operand.
     """
 
     site: str
     operand: Operand
     shape: Shape
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,11 @@ def _view(memory: Any, offset: int, shape: Shape, strides: Shape) -> Any:
     return as_strided(memory[offset:], shape, tuple(s * memory.itemsize for s in strides))
 
 
+def _use(site: Node, operand: Operand, shape: Shape) -> TensorUse:
+    assert isinstance(site, Site)
+    return TensorUse(site.name, operand, shape, site.operand(operand).role)
+
+
 def _uses(graph: Graph) -> Iterator[tuple[str, TensorUse | str]]:
     """(name of a parameter or buffer, a use in a format, or the name of a node that takes it as it is)."""
     sites = {site.name: site for site in graph.sites}
@@ -205,7 +212,7 @@ def _uses(graph: Graph) -> Iterator[tuple[str, TensorUse | str]]:
         shapes = dict(node.shapes) if isinstance(node, Site) else {}
         for name in node.parameters:
             operands = [operand for operand, parameter in held.items() if parameter == name]
-            yield from ((name, TensorUse(node.name, operand, shapes[operand])) for operand in operands)
+            yield from ((name, _use(node, operand, shapes[operand])) for operand in operands)
             if not operands:
                 yield name, node.name
         if node.path:
@@ -223,7 +230,7 @@ def _users(node: fx.Node, graph: Graph, sites: dict[str, Site]) -> Iterator[Tens
         if site is not None:
             shapes = dict(site.shapes)  # of weights, biases and states: what flows in is no stored tensor
             given = [o for o, n in operand_nodes(user, site.operation).items() if n is node]
-            yield from (TensorUse(site.name, o, shapes[o]) if o in shapes else user.name for o in given)
+            yield from (_use(site, o, shapes[o]) if o in shapes else user.name for o in given)
             if user.all_input_nodes.count(node) and not given:
                 yield user.name
             continue

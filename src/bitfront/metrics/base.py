@@ -112,8 +112,9 @@ class EvaluationContext(Protocol):
         in floating point. Its time says nothing about the time of what would be deployed."""
         ...
 
-    def nonzero(self) -> Sequence[NDArray[np.int64]]:
-        """Per group, how many weights of the site are not zero once quantized, under each option; shape (options,)."""
+    def nonzero(self, operand: Operand = "weight") -> Sequence[NDArray[np.int64]]:
+        """Per group, how many values of a weight of the site are not zero once quantized, under each option; shape
+        (options,). Zeros for a site without a parameter of that name."""
         ...
 
 

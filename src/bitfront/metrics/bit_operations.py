@@ -50,17 +50,21 @@ class _Multiplications(Runner):
         space = context.space
         first = first_weighted(space.graph) if settings.input_bits else frozenset()
         tables = []
-        bits = zip(space.sites, space.bits("data_in"), space.bits("weight"), context.nonzero(), strict=True)
-        for site, data, weight, nonzero in bits:
-            input_bits = np.full_like(data, settings.input_bits) if site.name in first else data
-            # Of a weight that is an activation no value is known to be zero.
-            count = nonzero if site.weight else np.full_like(nonzero, math.prod(site.weight_shape))
-            total = max(1, math.prod(site.weight_shape))
-            if self.produces[0].name == "bops":
-                cost = bops(site, input_bits, weight, count / total)
-            else:
-                cost = ebops(site, input_bits, weight, count)
-            tables.append(np.broadcast_to(np.asarray(cost, dtype=np.float64), data.shape))
+        for g, site in enumerate(space.sites):
+            total = np.zeros(space.groups[g].size)
+            for product in site.products:
+                weight, data = space.bits_at(g, product.weight), space.bits_at(g, product.data)
+                if site.name in first and product.data == "data_in":
+                    data = np.full_like(data, settings.input_bits)
+                size = math.prod(product.shape)
+                # Of a weight that is an activation no value is known to be zero.
+                known = site.parameter(product.weight) is not None
+                count = context.nonzero(product.weight)[g] if known else np.full_like(data, size)
+                if self.produces[0].name == "bops":
+                    total += bops(product, data, weight, count / size)
+                else:
+                    total += ebops(product, data, weight, count)
+            tables.append(total)
         return tables
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
@@ -110,17 +114,16 @@ class Sparsity(Runner):
         Weights that several use count once, as they are stored.
         """
         space, options = context.space, context.space.options(codes)
-        known = {site.name for site in space.sites if site.weight}
-        total, remaining, nonzero = 0, np.zeros(len(codes)), context.nonzero()
+        known = {(site.name, o) for site in space.sites for o, _ in site.operand_parameters}
+        total, remaining = 0, np.zeros(len(codes))
         for weight in weights(space):
-            uses = [use for use in weight.tensor.uses if use.operand == "weight" and use.site in known]
-            if not uses:
+            if not any(use.role == "weight" and (use.site, use.operand) in known for use in weight.tensor.uses):
                 continue  # it is seen through a view alone, and its values there are not looked at
             total += weight.tensor.elements
             if weight.tensor.as_it_is:
                 remaining += int((parameter(space.graph.model, weight.tensor.names[0]) != 0).sum())
             else:
-                remaining += weight.in_widest(nonzero, options)
+                remaining += weight.in_widest(context.nonzero, options)
         return {"sparsity": 1.0 - remaining / total if total else np.zeros(len(codes))}
 
 

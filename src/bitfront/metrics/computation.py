@@ -46,13 +46,15 @@ class BasicComputation(Runner):
         flops = sum(n.operations or 0 for n in space.graph.nodes)
         bitops = table_sum(space, site_bitops(space), codes)
         others = [n for n in space.graph.nodes if not isinstance(n, Site)]
-        fixed_bitops = sum(bit_operations(n, FLOAT_BITS, FLOAT_BITS) for n in others)
+        fixed_bitops = sum(bit_operations(n, lambda _: FLOAT_BITS) for n in others)
         return {"total_flops": np.full(len(codes), float(flops)), "total_bitops": bitops + fixed_bitops}
 
 
 def site_bitops(space: FormatSpace) -> list[NDArray[np.float64]]:
     """Bit operations per sample of each site for each of its options: an array of shape (options,) per group."""
     tables = []
-    for site, data, weight in zip(space.sites, space.input_bits(), space.bits("weight"), strict=True):
-        tables.append(np.asarray(bit_operations(site, data, weight), dtype=np.float64))
+    for g, (site, data) in enumerate(zip(space.sites, space.input_bits(), strict=True)):
+        weights = {name: space.bits_at(g, name) for p in site.products for name in (p.data, p.weight)}
+        bits = {**weights, "data_in": data}
+        tables.append(np.asarray(bit_operations(site, bits.__getitem__), dtype=np.float64))
     return tables

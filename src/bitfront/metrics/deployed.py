@@ -126,14 +126,18 @@ class Deployment:
         """
         settings = self.settings
         tables = []
-        for site, data, weight in zip(space.sites, space.input_bits(), space.bits("weight"), strict=True):
-            # A weight that is an activation is among the inputs.
-            weights = float(site.stored_weights)
-            widest = np.maximum(data, weight) if "weight" in site.operands else data
+        for g, (site, data) in enumerate(zip(space.sites, space.input_bits(), strict=True)):
+            widest, stored = data, np.zeros(len(data))
+            for spec in (s for s in site.specs if s.role == "weight"):
+                weight = space.bits_at(g, spec.name)
+                widest = np.maximum(widest, weight)
+                # A weight that is an activation is among the inputs.
+                if site.parameter(spec.name) or site.computed_from:
+                    stored += float(np.prod(dict(site.shapes)[spec.name])) * weight / 8
             inputs = sum(float(np.prod(shape)) for shape in site.inputs)
             activations = settings.batch_size * (inputs * data / 8 + float(np.prod(site.output)) * 4)
             operations = (site.operations or 0) * settings.batch_size * widest / FLOAT_BITS
-            tables.append(self._roofline(operations, weights * weight / 8 + activations))
+            tables.append(self._roofline(operations, stored + activations))
         fixed = 0.0
         sizes = {name: p.numel() for name, p in space.graph.model.named_parameters()}
         for node in space.graph.nodes:

@@ -57,7 +57,7 @@ class AverageBitwidth(Runner):
             included = np.ones(len(codes)) if settings.over == "all" else weight.quantized(options)
             total += bits * included
             number += count * included
-            covered |= {use.site for use in weight.tensor.uses if use.operand == "weight"}
+            covered |= {use.site for use in weight.tensor.uses if use.role == "weight"}
         tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), options.T, strict=True)
         for site, widths, quantized, chosen in tables:
             if site.stored_weights and site.name not in covered:  # they are computed from several parameters

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.formats.base import FLOAT_BITS, Format
+from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph.memory import StoredTensor, TensorUse, stored_tensors
 from bitfront.operations.base import Shape
 from bitfront.spaces.base import Codes
@@ -69,14 +70,17 @@ class StoredForms:
         # Every form can be had from the float values, so nobody stores more than these.
         return np.where(several, np.minimum(total, in_float), alone)
 
-    def in_widest(self, by_group: Sequence[NDArray[np.int64]], options: Codes) -> NDArray[np.int64]:
+    def in_widest(
+        self, figures_of: Callable[[Operand], Sequence[NDArray[np.int64]]], options: Codes
+    ) -> NDArray[np.int64]:
         """A figure per group and option, of the use with most bits; of several with as many bits, the largest.
 
         Args:
-            by_group: of every group of the space, shape (options of the group,).
+            figures_of: operand → for every group of the space, shape (options of the group,).
         """
         bits = np.stack(self.of_uses(self.bits, options))
-        figures = np.stack([by_group[g][options[:, g]] for g in self.groups])
+        uses = zip(self.groups, self.tensor.uses, strict=True)
+        figures = np.stack([figures_of(use.operand)[g][options[:, g]] for g, use in uses])
         best: NDArray[np.int64] = np.where(bits == bits.max(axis=0), figures, 0).max(axis=0)
         return best
 
@@ -99,7 +103,7 @@ def stored_forms(space: FormatSpace) -> tuple[StoredForms, ...]:
 
 def weights(space: FormatSpace) -> tuple[StoredForms, ...]:
     """The tensors that are the weight of a site."""
-    return tuple(form for form in stored_forms(space) if any(use.operand == "weight" for use in form.tensor.uses))
+    return tuple(form for form in stored_forms(space) if any(use.role == "weight" for use in form.tensor.uses))
 
 
 def _forms(space: FormatSpace, tensor: StoredTensor) -> StoredForms:

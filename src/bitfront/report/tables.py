@@ -328,11 +328,17 @@ def chosen(
     parts = [f"{layer} {label} ({width})" for layer, (label, width) in (widths or {}).items()]
     for site, entry in _sites(trial).items():
         config = entry["config"]
-        there = [bits.get(site, {}).get(o, "-") for o in ("data_in", "weight", "bias")]
-        sizes = "/".join("?" if b is None else str(b) for b in there)
+        sizes = "/".join(_bits_of(role, bits.get(site, {})) for role in ("data_in", "weight", "bias"))
         what = f"{config['name']} " if named else ""
         parts.append(f"{site} float" if config["name"] == "NA" else f"{site} {what}{sizes}")
     return ", ".join(parts)
+
+
+def _bits_of(role: str, bits: Mapping[str, int | None]) -> str:
+    """The bits of a site's operands of a role: joined by ``+`` if there are several, such as ``weight_ih`` and
+    ``weight_hh``."""
+    there = [b for o, b in bits.items() if o == role or (role != "data_in" and o.startswith(f"{role}_"))]
+    return "+".join("?" if b is None else str(b) for b in there) or "-"
 
 
 def plan_sites(plan: Plan) -> Sheet:
@@ -393,8 +399,16 @@ def formats(result: Transformed) -> Sheet:
     rows: list[list[str]] = []
     names = ["data_in", *(["data_in_2"] if any("data_in_2" in o for o in result.formats.values()) else [])]
     names += ["weight", "bias"]
+    specs = {site: result.graph.site(site).specs for site in result.formats}
+    names += ["state"] if any(s.role == "inner" for each in specs.values() for s in each) else []
     for site, operands in result.formats.items():
-        rows.append([site, *(operands[o].label if o in operands else "float" for o in names)])
+        cells = []
+        for name in names:
+            # Several operands under one name, such as the weights of an LSTM: every label once.
+            there = [s.name for s in specs[site] if s.name == name] or [s.name for s in specs[site] if name in s.names]
+            labels = dict.fromkeys(operands[o].label if o in operands else "float" for o in there)
+            cells.append(", ".join(labels) or "float")
+        rows.append([site, *cells])
     return Sheet(["site", *names], rows)
 
 

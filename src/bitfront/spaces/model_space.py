@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.formats.base import Format, Operand
+from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.spaces.base import Codes
 from bitfront.spaces.described import CandidateConfig, DescribedSpace
@@ -153,13 +153,18 @@ class FormatSpace(ModelSpace):
         """Bits of `operand` under each option; per group an int64 array of shape (options,). 32 if it is in float, or
         if the site has no such operand."""
 
+    def bits_at(self, group: int, operand: Operand) -> NDArray[np.int64]:
+        """Bits of one operand of a site under each option, shape (options,). 32 if it is in float or missing."""
+        formats = (option.get(operand) for option in self.site_formats[group])
+        return np.array([FLOAT_BITS if form is None else form.bits for form in formats], dtype=np.int64)
+
     def input_bits(self) -> list[NDArray[np.int64]]:
         """Bits of the widest input of a site under each option, per group an array of shape (options,). Float: 32."""
         widest = self.bits("data_in")
         for g, site in enumerate(self.sites):
-            for operand in site.operands:
-                if "data_in" in site.operand(operand).format_of:
-                    widest[g] = np.maximum(widest[g], self.bits(operand)[g])
+            for spec in site.specs:
+                if spec.role == "activation" and "data_in" in spec.format_of:
+                    widest[g] = np.maximum(widest[g], self.bits_at(g, spec.name))
         return widest
 
     @abstractmethod

@@ -107,6 +107,7 @@ class FixedEvaluator(ModelEvaluator):
         self.limits = limits or WorkLimits.fitting(space.graph, threads, job.device)
         # Runners are shared, so that nothing is timed twice.
         self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
+        self._nonzero: dict[Operand, tuple[NDArray[np.int64], ...]] = {}
         self._calibration = Calibration(space.graph, job.calibration, job.corrections, looks=beside is None)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
@@ -230,27 +231,30 @@ class FixedEvaluator(ModelEvaluator):
                 for option in np.unique(options[:, g]).tolist()
             )
 
-    def nonzero(self) -> tuple[NDArray[np.int64], ...]:
-        """Per site, the number of quantized weights that are not zero, under each option; int64, shape (options,)."""
-        return self._nonzero
+    def nonzero(self, operand: Operand = "weight") -> tuple[NDArray[np.int64], ...]:
+        """Per site, the number of values of a quantized weight that are not zero, under each option; int64, shape
+        (options,)."""
+        if operand not in self._nonzero:
+            self._nonzero[operand] = self._count_nonzero(operand)
+        return self._nonzero[operand]
 
-    @cached_property
-    def _nonzero(self) -> tuple[NDArray[np.int64], ...]:
+    def _count_nonzero(self, operand: Operand) -> tuple[NDArray[np.int64], ...]:
         """Counted once per format, not per option."""
         tables = []
         for site, options in zip(self.space.sites, self.space.site_formats, strict=True):
             counts: dict[Format | None, int] = {}
             for formats in options:
-                wanted = formats.get("weight")
+                wanted = formats.get(operand)
                 if wanted not in counts:
-                    counts[wanted] = self._nonzero_weights(site, wanted)
-            tables.append(np.array([counts[f.get("weight")] for f in options], dtype=np.int64))
+                    counts[wanted] = self._nonzero_values(site, operand, wanted)
+            tables.append(np.array([counts[f.get(operand)] for f in options], dtype=np.int64))
         return tuple(tables)
 
-    def _nonzero_weights(self, site: Site, wanted: Format | None) -> int:
-        if not site.weight:
+    def _nonzero_values(self, site: Site, operand: Operand, wanted: Format | None) -> int:
+        held = site.parameter(operand)
+        if held is None:
             return 0
-        weight = parameter(self.space.graph.model, site.weight)
+        weight = parameter(self.space.graph.model, held[0])
         if wanted is not None:
             weight = wanted.calibrated(weight).quantize(weight)
         return int((weight != 0).sum())
@@ -430,8 +434,8 @@ class _Context:
     def model(self, code: NDArray[np.int64]) -> nn.Module:
         return self._evaluator.model(code)
 
-    def nonzero(self) -> Sequence[NDArray[np.int64]]:
-        return self._evaluator.nonzero()
+    def nonzero(self, operand: Operand = "weight") -> Sequence[NDArray[np.int64]]:
+        return self._evaluator.nonzero(operand)
 
     @property
     def errors(self) -> Sequence[str]:
