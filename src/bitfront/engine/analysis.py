@@ -28,7 +28,7 @@ from bitfront.events import Events
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Node, Site, capture
 from bitfront.graph.baking import private_copy
-from bitfront.graph.base import Product
+from bitfront.graph.base import WeightProducts
 from bitfront.graph.capture import parameter
 from bitfront.graph.costs import bit_operations, bops, ebops
 from bitfront.graph.nodes import recorded_nodes
@@ -426,7 +426,7 @@ def _effective(
     return both
 
 
-def _nonzero(graph: Graph, site: Site, product: Product, formats: Mapping[Operand, Format]) -> int:
+def _nonzero(graph: Graph, site: Site, product: WeightProducts, formats: Mapping[Operand, Format]) -> int:
     """Number of quantized values of a weight that are not zero; for a product of activations all elements count."""
     held = site.parameter(product.weight)
     if held is None:

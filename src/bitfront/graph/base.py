@@ -54,7 +54,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Product:
+class WeightProducts:
     """The multiply-accumulates of a site with one of its weights.
 
     Attributes:
@@ -129,7 +129,7 @@ class Site(Node):
         return sum(math.prod(shapes[name]) for name in weights)
 
     @property
-    def products(self) -> tuple[Product, ...]:
+    def products(self) -> tuple[WeightProducts, ...]:
         """The products of a site with multiply-accumulates, by weight, each with its share of the site's: every value
         of a weight is multiplied equally often. Empty for other sites."""
         if not self.macs:
@@ -143,7 +143,7 @@ class Site(Node):
             # The shape of a computed weight does not say which dimension is summed over.
             module = self.operation.call is not None
             fan_in = math.prod(shape[1:]) if module else self.macs // math.prod(self.output)
-            products.append(Product(spec.name, spec.multiplies, macs, shape, fan_in))
+            products.append(WeightProducts(spec.name, spec.multiplies, macs, shape, fan_in))
         return tuple(products)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bitfront.formats.base import Operand
-from bitfront.graph.base import Node, Product, Site
+from bitfront.graph.base import Node, Site, WeightProducts
 
 #: A number, or an array of them, one per option or candidate.
 Numbers = float | NDArray[Any]
@@ -41,6 +41,7 @@ def fan_in(site: Site) -> int:
 
 def bops(site: Site, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
 def bops(product: Product, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
+def bops(product: WeightProducts, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
     """Bit operations per sample after Baskin et al. (2021), as Hawks et al. (2021) use them for jet tagging.
 
     m·n·(p·b_a·b_w + b_a + b_w + log2 n). m is the number of output values: channels · positions for a convolution, the
@@ -58,7 +59,7 @@ def bops(product: Product, data_bits: Numbers, weight_bits: Numbers, density: Nu
     return product.macs * (density * data_bits * weight_bits + data_bits + weight_bits + math.log2(product.fan_in))
 
 
-def ebops(product: Product, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers) -> Numbers:
+def ebops(product: WeightProducts, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers) -> Numbers:
     """Effective bit operations per sample (HGQ, Sun et al. 2024) with one width for all values of a weight.
 
     nonzero · b_w · b_a · positions. Every value that is not zero is multiplied once per position: 1 for a linear layer

@@ -36,6 +36,10 @@ class Setting:
         return {"label": self.format.label if self.format else "float", "set": written, "bits": self.bits}
 
 
+#: Of an operand that the table does not name.
+UNSAID = Setting((), None)
+
+
 @dataclass(frozen=True)
 class Alternative:
     """One branch at a site: a format by name (``NA``: float), and the settings to choose from per operand. The name of
@@ -71,14 +75,16 @@ class Assignment:
         that share a choice have the same format, not yet calibrated."""
         for alternative in self.alternatives:
             names = [name for name, _ in alternative.operands]
+            said = [name for name, settings in alternative.operands if settings != (UNSAID,)]
             own = [name for name in names if name in self.site.operands]
             sharing = [s for s in self.site.specs if s.name not in names]
             for picks in itertools.product(*(settings for _, settings in alternative.operands)):
                 chosen = dict(zip(names, picks, strict=True))
-                shared = ((s.name, s.chosen(chosen)) for s in sharing)
+                by_table = {name: chosen[name] for name in said}
+                shared = ((s.name, s.chosen(by_table) or UNSAID) for s in sharing)
                 yield (
                     *((name, chosen[name]) for name in own),
-                    *((name, Setting((), setting.format)) for name, setting in shared if setting is not None),
+                    *((name, Setting((), setting.format)) for name, setting in shared),
                 )
 
     def nearest_option(self, name: str, target: Mapping[str, int]) -> int:

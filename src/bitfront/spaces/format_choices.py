@@ -21,7 +21,7 @@ from bitfront.operations.base import OperandSpec
 from bitfront.operations.lookup import operand_names
 from bitfront.operations.lookup import sites as site_operations
 from bitfront.registry import canonical
-from bitfront.spaces.assignment import FLOAT, Alternative, Assignment, Setting
+from bitfront.spaces.assignment import FLOAT, UNSAID, Alternative, Assignment, Setting
 from bitfront.spaces.request import SpaceRequest
 
 NAMING = ("name", "type", "regex_name")
@@ -298,7 +298,7 @@ def _settings(
     alone: bool,
 ) -> _Operand:
     if not given:
-        return _Operand((Setting((), None),))
+        return _Operand((UNSAID,))
     if "" in given and len(given) > 1:
         raise ConfigError(
             f"{operand} is given both as complete settings and by single parameters; use one of the two",

@@ -154,10 +154,10 @@ def _called(operation: Operation, module: nn.Module, operands: Operands, rounds:
         return result
 
     given = operands["data_in"], operands["weight"], operands.get("bias")
-    return product(rule, compute, given, formats_of(operation, rounds), module=module)
+    return product(rule, compute, given, formats_of(rounds), module=module)
 
 
-def formats_of(operation: Operation, rounds: Mapping[Operand, Rounds]) -> tuple[Format | None, Format | None]:
+def formats_of(rounds: Mapping[Operand, Rounds]) -> tuple[Format | None, Format | None]:
     """The formats of the input and the weight of a product; None for float, and for what is no format."""
     data, weight = (c if isinstance(c, Format) else None for c in (rounds.get("data_in"), rounds.get("weight")))
     return data, weight
@@ -466,7 +466,7 @@ def _rewrite(
                 node.update_arg(spec.position, given)
             else:
                 node.update_kwarg(spec.argument, given)
-        formats = (None, None) if site.operation.product is None else formats_of(site.operation, rounds[site.name])
+        formats = (None, None) if site.operation.product is None else formats_of(rounds[site.name])
         if formats != (None, None) and not inplace:
             target = f"{site.name}_product"
             model.add_module(target, ProductCall(site.operation, node.target, formats, site.flows("weight")))
