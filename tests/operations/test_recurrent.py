@@ -3,6 +3,7 @@ here, and through whole searches."""
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from bitfront.metrics.configured import configured_runner
 from bitfront.scoring import evaluate
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import SpaceRequest
+from bitfront.training import TrainSettings, train
 from bitfront.transforms import calibrate, quantize
 
 DATA, WEIGHT, BIAS, STATE, CELL = Integer(6, 3), Integer(5, 4), Integer(7, 5), Integer(5, 4), Integer(8, 5)
@@ -315,7 +317,7 @@ def test_counts_and_costs_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["default", "name", "type", "regex_name", "NA"])
-def test_a_search_finds_trains_and_rebuilds_candidates(by, tmp_path):
+def test_a_search_finds_and_rebuilds_candidates(by, tmp_path):
     model = Last(layer_of("LSTM", 2), 1)
     y = torch.arange(90) % 3
     x = samples(90) + y[:, None, None]
@@ -348,6 +350,18 @@ def test_gradients_go_straight_through():
     for name, parameter in model.layer.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_training_in_formats_learns():
+    y = torch.arange(60) % 3
+    x = samples(60) / 2 + y[:, None, None]
+    graph = capture(Last(layer_of("GRU", 1, True), 2).eval(), x[:2])
+    model = quantize(graph, {"layer": {"weight": WEIGHT, "bias": BIAS, "state": STATE, "data_in": DATA}})
+    data = SimpleNamespace(name="samples", split=lambda _: (x, y), num_classes=3)
+    before = evaluate(model, x, y).loss
+    trained = train(model, data, TrainSettings(max_epochs=8, batch_size=20, learning_rate=0.03, optimizer="adam"))
+    model.load_state_dict(trained.last_state)
+    assert evaluate(model.eval(), x, y).loss < before - 0.2
 
 
 def test_packed_sequences_are_refused():
