@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitfront.operations.base import DATA_IN, Call, Count, Operands, OperandSpec, classes, define
+from bitfront.operations.base import Call, Count, Operands, OperandSpec, Role, classes, define
 
 #: A recurrent layer is computed by torch in one call.
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -26,15 +26,17 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "RNN_TANH": torch._VF.rnn_tanh,
     "RNN_RELU": torch._VF.rnn_relu,
 }
+#: Inputs and states have no channels, so they have one scale; products with them sum over their last dimension.
+_VALUES: dict[str, Any] = {"channel_axis": None, "summed_axis": -1}
 #: Names of several operands, which a file may have keys for; each takes the keys of the next one that it lists.
 _SHARED = (
-    DATA_IN,
-    OperandSpec("weight", "weight"),
-    *(OperandSpec(f"weight_{kind}", "weight", format_of=("weight",)) for kind in ("ih", "hh", "hr")),
-    OperandSpec("bias", "bias"),
-    *(OperandSpec(f"bias_{kind}", "bias", format_of=("bias",)) for kind in ("ih", "hh")),
-    OperandSpec("state", "inner"),
-    OperandSpec("cell_state", "inner", format_of=("state",)),
+    OperandSpec("data_in", "activation", **_VALUES),
+    OperandSpec("weight", "weight", channel_axis=0),
+    *(OperandSpec(f"weight_{k}", "weight", channel_axis=0, format_of=("weight",)) for k in ("ih", "hh", "hr")),
+    OperandSpec("bias", "bias", channel_axis=0),
+    *(OperandSpec(f"bias_{k}", "bias", channel_axis=0, format_of=("bias",)) for k in ("ih", "hh")),
+    OperandSpec("state", "inner", **_VALUES),
+    OperandSpec("cell_state", "inner", format_of=("state",), **_VALUES),
 )
 
 
@@ -54,28 +56,21 @@ class _Direction:
         """Its weights, biases and states."""
         end, state = self.suffix, f"state{self.suffix}"
 
-        def held(kind: str, multiplied: str = "") -> OperandSpec:
-            role, _, _ = kind.partition("_")
-            shared = (kind, role) if end else (role,)
-            axis = 0 if role == "weight" else None
-            return OperandSpec(
-                kind + end,
-                "weight" if axis == 0 else "bias",
-                channel_axis=axis,
-                format_of=shared,
-                multiplies=multiplied,
-            )
+        def held(role: Role, kind: str, multiplied: str = "") -> OperandSpec:
+            name = f"{role}_{kind}"
+            shared = (name, role) if end else (role,)
+            return OperandSpec(name + end, role, channel_axis=0, format_of=shared, multiplies=multiplied)
 
-        states = [OperandSpec(state, "inner", channel_axis=1, format_of=("state",) if end else ())]
+        states = [OperandSpec(state, "inner", format_of=("state",) if end else (), **_VALUES)]
         if cell_state:
             shared = ("cell_state", "state") if end else ("state",)
-            states.append(OperandSpec(f"cell_state{end}", "inner", channel_axis=1, format_of=shared))
+            states.append(OperandSpec(f"cell_state{end}", "inner", format_of=shared, **_VALUES))
         return (
-            held("weight_ih", self.data),
-            held("weight_hh", state),
-            held("weight_hr"),  # a projection multiplies what the step has just computed
-            held("bias_ih"),
-            held("bias_hh"),
+            held("weight", "ih", self.data),
+            held("weight", "hh", state),
+            held("weight", "hr"),  # a projection multiplies what the step has just computed
+            held("bias", "ih"),
+            held("bias", "hh"),
             *states,
         )
 
@@ -99,17 +94,11 @@ def _operands_of(module: nn.Module) -> tuple[OperandSpec, ...]:
     the format of the first layer's input.
     """
     layers = _layers(module)
-    sequence: Any = module if isinstance(module, nn.RNNBase) else None
-    data_in = OperandSpec(
-        "data_in",
-        channel_axis=1 if sequence is None else 2,
-        sample_axis=int(bool(sequence) and not sequence.batch_first),
-    )
+    steps_first = isinstance(module, nn.RNNBase) and not module.batch_first
+    data_in = OperandSpec("data_in", sample_axis=int(steps_first), **_VALUES)
     specs = [s for layer in layers for d in layer for s in d.operands(isinstance(module, (nn.LSTM, nn.LSTMCell)))]
     between = [
-        OperandSpec(
-            _input_of(i), "inner", channel_axis=2, format_of=(f"state{layers[i - 1][0].suffix}", "state", "data_in")
-        )
+        OperandSpec(_input_of(i), "inner", format_of=(f"state{layers[i - 1][0].suffix}", "state", "data_in"), **_VALUES)
         for i in range(1, len(layers))
     ]
     by_role = [[s for s in specs if s.role == role] for role in ("weight", "bias", "inner")]
