@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from torch import fx, nn
 from bitfront.formats.base import Operand
 from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import OperandSpec, Operation, Shape
+from bitfront.operations.base import Chosen, OperandSpec, Operation, Shape
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,14 @@ class Site(Node):
     def operand(self, name: Operand) -> OperandSpec:
         """The operand of that name, or the record's entry for a name of several operands. Raises KeyError."""
         return next((spec for spec in self.specs if spec.name == name), None) or self.operation.operand(name)
+
+    def for_operands(self, formats: Mapping[Operand, Chosen]) -> dict[Operand, Chosen]:
+        """`formats` with the entry of a name of several operands (``weight``, for all weights of an LSTM) given to each
+        of these operands that has no more exact entry."""
+        groups = {name: form for name, form in formats.items() if name not in self.operands}
+        shared = {spec.name: spec.chosen(groups) for spec in self.specs if spec.name not in formats} if groups else {}
+        named = {name: form for name, form in formats.items() if name not in groups}
+        return named | {name: form for name, form in shared.items() if form is not None}
 
     @property
     def weight(self) -> str | None:

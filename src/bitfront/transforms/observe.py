@@ -17,7 +17,7 @@ from bitfront.formats.base import CALIBRATION_VALUES, Format, Operand
 from bitfront.graph import Graph
 from bitfront.graph.capture import check_weights, parameter
 from bitfront.operations.base import Rounds
-from bitfront.transforms.quantize import SiteFormats, for_operands, rebuilt
+from bitfront.transforms.quantize import SiteFormats, rebuilt
 
 #: An operand of no more values is kept whole; of a larger one about so many are drawn.
 KEPT_VALUES = CALIBRATION_VALUES * 4
@@ -203,7 +203,7 @@ def calibrate(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor) -> di
         CaptureError: a parameter holds NaN; names it.
     """
     check_weights(graph.model)
-    formats = {name: for_operands(graph.site(name), chosen) for name, chosen in formats.items()}
+    formats = {name: graph.site(name).for_operands(chosen) for name, chosen in formats.items()}
     wanted = [(n, o) for n, by_operand in formats.items() for o, f in by_operand.items() if f.calibrates]
     seen = observe(graph, wanted, x) if wanted else {}
     return {

@@ -23,22 +23,13 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Chosen, Operands, OperandSpec, Operation, Rounds
+from bitfront.operations.base import Operands, OperandSpec, Operation, Rounds
 from bitfront.operations.lookup import of_class, operand_nodes
 from bitfront.transforms.arithmetic import product
 from bitfront.transforms.correct import Correction
 
 #: Operand → its format; operands that are missing stay in float.
 SiteFormats = Mapping[Operand, Format]
-
-
-def for_operands(site: Site, formats: Mapping[Operand, Chosen]) -> dict[Operand, Chosen]:
-    """`formats` with the entry of a name of several operands (``weight``, for all weights of an LSTM) given to each of
-    these operands that has no more exact entry."""
-    groups = {name: form for name, form in formats.items() if name not in site.operands}
-    shared = {spec.name: spec.chosen(groups) for spec in site.specs if spec.name not in formats} if groups else {}
-    named = {name: form for name, form in formats.items() if name not in groups}
-    return named | {name: form for name, form in shared.items() if form is not None}
 
 
 def through(rounds: Rounds, x: Tensor) -> Tensor:
@@ -274,7 +265,7 @@ def quantize(
         A model in evaluation mode, with new parameters. It has the class of the original, or is an ``fx.GraphModule``
         if a functional site, or one of several calls of a shared module, is quantized.
     """
-    wanted = {site.name: for_operands(site, formats[site.name]) for site in graph.sites if site.name in formats}
+    wanted = {site.name: site.for_operands(formats[site.name]) for site in graph.sites if site.name in formats}
     return rebuilt(graph, wanted, corrections or {}, bake)
 
 

@@ -232,17 +232,15 @@ class FixedEvaluator(ModelEvaluator):
             )
 
     def nonzero(self, operand: Operand = "weight") -> tuple[NDArray[np.int64], ...]:
-        """Per site, the number of values of a quantized weight that are not zero, under each option; int64, shape
-        (options,)."""
+        """Per site, how many values of a quantized weight are not zero, under each option; int64, shape (options,)."""
         if operand not in self._nonzero:
             self._nonzero[operand] = self._count_nonzero(operand)
         return self._nonzero[operand]
 
     def _count_nonzero(self, operand: Operand) -> tuple[NDArray[np.int64], ...]:
-        """Counted once per format, not per option."""
         tables = []
         for site, options in zip(self.space.sites, self.space.site_formats, strict=True):
-            counts: dict[Format | None, int] = {}
+            counts: dict[Format | None, int] = {}  # once per format, not per option
             for formats in options:
                 wanted = formats.get(operand)
                 if wanted not in counts:
