@@ -63,7 +63,8 @@ class WeightProducts:
         data: the operand that it is multiplied with; empty for values that always are in float.
         macs: the multiply-accumulates per sample.
         shape: of the weight.
-        fan_in: the number of products in the sum of one output value.
+        fan_in: the number of products in the sum of one output value; where values differ in it, as in a transposed
+            convolution, their mean, rounded down.
     """
 
     weight: Operand
@@ -149,9 +150,9 @@ class Site(Node):
         products = []
         for spec, size in zip(specs, sizes, strict=True):
             macs, shape = self.macs * size // sum(sizes), shapes[spec.name]
-            # The shape of a computed weight does not say which dimension is summed over.
-            module = self.operation.call is not None
-            fan_in = math.prod(shape[1:]) if module else self.macs // math.prod(self.output)
+            # The shape of another weight does not say which dimensions are summed over.
+            rows = self.operation.call is not None and spec.channel_axis == 0
+            fan_in = math.prod(shape[1:]) if rows else max(1, self.macs // math.prod(self.output))
             products.append(WeightProducts(spec.name, spec.multiplies, macs, shape, fan_in))
         return tuple(products)
 

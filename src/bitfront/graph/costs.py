@@ -29,18 +29,6 @@ def bit_operations(node: Node, bits: Callable[[Operand], Numbers]) -> Numbers:
     return sum(p.macs * bits(p.data) * bits(p.weight) for p in node.products) + others
 
 
-def fan_in(site: Site) -> int:
-    """The number of products in the sum of one output value; 0 for a site without multiply-accumulates. Where output
-    values differ in it, as in a transposed convolution, their mean, rounded down, but at least 1."""
-    if not site.macs:
-        return 0
-    rows = site.operation.call is not None and site.operation.operand("weight").channel_axis == 0
-    # The shape of another weight does not say which dimensions are summed over.
-    return math.prod(site.weight_shape[1:]) if rows else max(1, site.macs // math.prod(site.output))
-
-
-def bops(site: Site, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
-def bops(product: Product, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
 def bops(product: WeightProducts, data_bits: Numbers, weight_bits: Numbers, density: Numbers = 1.0) -> Numbers:
     """Bit operations per sample after Baskin et al. (2021), as Hawks et al. (2021) use them for jet tagging.
 
@@ -72,11 +60,7 @@ def ebops(product: WeightProducts, data_bits: Numbers, weight_bits: Numbers, non
         weight_bits: bits of the weight.
         nonzero: how many values of the weight are not zero.
     """
-    if not site.macs:
-        return np.zeros(np.broadcast(data_bits, weight_bits, nonzero).shape)
-    # The division is exact: the multiply-accumulates of nearly every site are a multiple of its weights.
-    weights = math.prod(site.weight_shape)
-    positions = site.macs / weights if site.macs % weights else site.macs // weights
+    # The division is exact: the multiply-accumulates of nearly every product are a multiple of its weight's values.
+    weights = math.prod(product.shape)
+    positions = product.macs / weights if product.macs % weights else product.macs // weights
     return positions * nonzero * weight_bits * data_bits
-    # The division is exact: the multiply-accumulates of a product are a multiple of the values of its weight.
-    return product.macs // math.prod(product.shape) * nonzero * weight_bits * data_bits

@@ -7,7 +7,6 @@ of the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -343,7 +343,7 @@ BILINEAR = define(
     names=("bilinear",),
     operands=(
         replace(DATA_IN, argument="input1"),
-        OperandSpec("data_in_2", "activation", 1, "input2", channel_axis=1, format_of="data_in"),
+        OperandSpec("data_in_2", "activation", 1, "input2", channel_axis=1, format_of=("data_in",)),
         replace(WEIGHT, position=2),
         replace(BIAS, position=3),
     ),
