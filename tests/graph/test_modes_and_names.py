@@ -193,4 +193,5 @@ def test_every_layer_is_a_site_with_a_name_of_its_own(factory):
         weight = by_hand.get_submodule(site.path).weight
         with torch.no_grad():
             weight.copy_((weight * 2).round().clamp(-4, 3) / 2)
-        assert torch.equal(quantize(graph, {site.name: {"weight": coarse}})(sample()), by_hand(sample()))
+        # Sums with an input in float are taken in float64 here, and by torch in float32.
+        torch.testing.assert_close(quantize(graph, {site.name: {"weight": coarse}})(sample()), by_hand(sample()))
