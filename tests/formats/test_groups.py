@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitfront.formats.affine import SHRINKS, Affine
+from bitfront.formats.affine import Affine
 from bitfront.formats.base import ACTIVATION, BIAS, FACTOR, WEIGHT, FormatError
+from bitfront.formats.ranges import SHRINKS
 from bitfront.testing.formats import check_format
 
 SHAPES = [(7,), (5, 9), (4, 3, 5), (4, 3, 3, 3), (3, 2, 2, 3, 2)]

@@ -7,7 +7,6 @@ part of it that covers 99.9 % of the absolute values (``percentile``) or minimis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,8 +24,7 @@ from bitfront.formats.base import (
     OperandKind,
     dimension,
     finite,
-    percentile_range,
-    thinned,
+    thinned_rows,
 )
 from bitfront.formats.grid import WHOLE, Grid
 from bitfront.formats.groups import (
@@ -37,14 +35,12 @@ from bitfront.formats.groups import (
     known,
     laid,
     number_of_groups,
-    percentile_ends,
     size_parameter,
 )
 from bitfront.formats.learned import LearnedRange, rounded
+from bitfront.formats.ranges import SHRINKS, least_error, percentile_ends
 from bitfront.formats.scales import SMALLEST_SCALE
 
-#: Parts of the full range that ``range = "mse"`` tries.
-SHRINKS = tuple(i / 64 for i in range(64, 7, -1))
 _RANGES: Mapping[object, Literal["minmax", "percentile", "mse"]] = {
     None: "minmax",
     "minmax": "minmax",
@@ -165,16 +161,33 @@ class Affine(Format):
             return self
         if self.group_size is not None:
             return self._by_group(sample, self.group_size)
-        rows, dim = [[sample], [ends]], self._channels(sample.dim())
-        if dim is not None:
-            rows = [list(x.movedim(dim, 0)) for x in (sample, ends)]
-        pairs = [self._scale_of(finite(row), finite(ends)) for row, ends in zip(*rows, strict=True)]
-        scales, zeros = tuple(s for s, _ in pairs), tuple(z for _, z in pairs)
-        return replace(self, scale=scales, zero_point=zeros, axis=self.axis if dim is None else dim)
+        dim = self._channels(sample.dim())
+        rows = _rows(sample, dim)
+        outer = rows if ends is sample else _rows(ends, dim)
+        if bool(rows.isfinite().all()) and bool(outer.isfinite().all()):
+            scale, zero = self._learned(rows, outer)
+        else:
+            pairs = [self._learned(finite(r)[None], finite(o)[None]) for r, o in zip(rows, outer, strict=True)]
+            scale, zero = (torch.cat(each) for each in zip(*pairs, strict=True))
+        axis = self.axis if dim is None else dim
+        return replace(self, scale=tuple(scale.tolist()), zero_point=tuple(zero.tolist()), axis=axis)
 
     def _channels(self, rank: int) -> int | None:
         """The dimension of a tensor of this rank that has a scale per index; None: there is none."""
         return dimension(self.axis, rank) if self.granularity == "channel" else None
+
+    def _learned(self, rows: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points of some rows of finite values; the largest values of each are those of `outer`."""
+        if not outer.shape[1]:
+            return self._cover(*torch.zeros(2, len(outer), dtype=torch.float64))
+        low, high = outer.amin(dim=1).double(), outer.amax(dim=1).double()
+        if self.range != "minmax":
+            rows = thinned_rows(rows)
+            if self.range == "percentile" and rows.shape[1]:
+                low, high = percentile_ends(rows, low, high)
+        # Zero must be representable, or padding and ReLU would shift.
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        return self._least_error(rows, low, high) if self.range == "mse" else self._cover(low, high)
 
     def _by_group(self, sample: Tensor, size: int) -> Self:
         """With a scale and a zero point per group; nothing but the finite values of a group decides them."""
@@ -184,10 +197,12 @@ class Affine(Format):
         low, high = finite_values.amin(dim=-1).clamp(max=0), finite_values.amax(dim=-1).clamp(min=0)
         if self.range == "percentile":
             low, high = percentile_ends(values, low, high)
-        scale, zero = self._cover(low, high)
+        shape = tuple(low.shape)
         if self.range == "mse":
-            scale, zero = self._least_error(finite_values, low, high)
-        scale, zero = laid(scale, rows, inputs), laid(zero, rows, inputs)
+            scale, zero = self._least_error(finite_values.flatten(0, -2), low.flatten(), high.flatten())
+        else:
+            scale, zero = self._cover(low.flatten(), high.flatten())
+        scale, zero = laid(scale.reshape(shape), rows, inputs), laid(zero.reshape(shape), rows, inputs)
         return replace(
             self,
             axis=rows,
@@ -201,39 +216,13 @@ class Affine(Format):
         """Scales and zero points of the part of the range with the smallest squared error; the largest among equals.
 
         Args:
-            values: finite, shape (*groups, values).
-            low, high: the ends of each group.
+            values: finite, shape (rows, values).
+            low, high: the ends of each row.
         """
-        best, scale, zero = torch.full_like(low, math.inf), torch.zeros_like(low), torch.zeros_like(low).long()
-        for part in SHRINKS:
-            step, point = self._cover(low * part, high * part)
-            grid = Grid(step, *self.codes, zero=point, block=(1,) * step.dim())
-            error = (grid.round(values) - values).square().sum(dim=-1)
-            less = error < best
-            best, scale, zero = (torch.where(less, a, b) for a, b in ((error, best), (step, scale), (point, zero)))
-        return scale, zero.long()
-
-    def _scale_of(self, values: Tensor, ends: Tensor) -> tuple[float, int]:
-        if not len(ends):
-            return self._cover_one(0.0, 0.0)
-        covered = (
-            percentile_range(values, ends) if self.range == "percentile" else (float(ends.min()), float(ends.max()))
-        )
-        # Zero must be representable, or padding and ReLU would shift.
-        low, high = min(0.0, covered[0]), max(0.0, covered[1])
-        if self.range != "mse":
-            return self._cover_one(low, high)
-        values = thinned(values)
-        choices = [self._cover_one(low * part, high * part) for part in SHRINKS]
-        errors = []
-        for scale, zero in choices:
-            trial = replace(self, granularity="tensor", scale=(scale,), zero_point=(zero,))
-            errors.append(float(((trial.round(values) - values) ** 2).sum()))
-        return choices[errors.index(min(errors))]
-
-    def _cover_one(self, low: float, high: float) -> tuple[float, int]:
-        scale, zero = self._cover(*torch.tensor([low, high], dtype=torch.float64))
-        return float(scale), int(zero)
+        parts = torch.tensor(SHRINKS, dtype=torch.float64, device=low.device)
+        scales, zeros = self._cover(low[:, None] * parts, high[:, None] * parts)
+        chosen = least_error(values, scales, zeros, self.codes)[:, None]
+        return scales.gather(1, chosen)[:, 0], zeros.gather(1, chosen)[:, 0]
 
     def _cover(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scales, float64, and zero points, int64, of ranges that contain 0; of the same shape."""
@@ -273,6 +262,14 @@ class Affine(Format):
     def learned_range(self) -> LearnedAffine:
         """A module that learns the scales."""
         return LearnedAffine(self)
+
+
+def _rows(sample: Tensor, dim: int | None) -> Tensor:
+    """The values of each index of a dimension, or of the whole tensor, shape (channels or 1, values)."""
+    x = sample.detach()
+    return (
+        x.reshape(1, -1) if dim is None else x.movedim(dim, 0).reshape(x.shape[dim], x.numel() // max(1, x.shape[dim]))
+    )
 
 
 class LearnedAffine(LearnedRange):

@@ -373,11 +373,16 @@ def thinned(sample: Tensor) -> Tensor:
 
     They are drawn at random from a fixed seed. Every n-th value would miss some features if n divides their number.
     """
-    flat = sample.detach().flatten()
-    if flat.numel() > CALIBRATION_VALUES:
+    return thinned_rows(sample.detach().reshape(1, -1))[0]
+
+
+def thinned_rows(rows: Tensor) -> Tensor:
+    """As ``thinned``, of each row of a matrix: at most CALIBRATION_VALUES columns, float64."""
+    if rows.shape[1] > CALIBRATION_VALUES:
         generator = torch.Generator().manual_seed(0)
-        flat = flat[torch.randint(flat.numel(), (CALIBRATION_VALUES,), generator=generator).to(flat.device)]
-    return flat.double()
+        drawn = torch.randint(rows.shape[1], (CALIBRATION_VALUES,), generator=generator)
+        rows = rows[:, drawn.to(rows.device)]
+    return rows.double()
 
 
 def percentile_range(sample: Tensor, ends: Tensor) -> tuple[float, float]:

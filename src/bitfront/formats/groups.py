@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from bitfront.formats.base import PERCENTILE, FormatError, FormatParameter, OperandKind, dimension
+from bitfront.formats.base import FormatError, FormatParameter, OperandKind, dimension
 from bitfront.formats.grid import WHOLE
 
 #: Longest group that a parameter allows.
@@ -90,18 +90,3 @@ def laid(per_group: Tensor, rows: int, inputs: int) -> Tensor:
 def known(values: Tensor) -> Tensor:
     """`values`, with 0 for those that are not finite. A group has a 0 anyway: every format with groups holds it."""
     return torch.where(values.isfinite(), values, torch.zeros_like(values))
-
-
-def percentile_ends(values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of groups, cut as ``base.percentile_range`` cuts those of a tensor.
-
-    Args:
-        values: as ``grouped`` gives them.
-        low, high: the ends of each group.
-    """
-    finite = values.isfinite()
-    size = torch.where(finite, values.abs(), torch.full_like(values, math.inf)).sort(dim=-1).values
-    last = (torch.ceil(PERCENTILE * finite.sum(dim=-1, keepdim=True)).long() - 1).clamp(min=0)
-    reach = size.gather(-1, last).squeeze(-1)
-    reach = torch.where(reach == 0, torch.full_like(reach, math.inf), reach)
-    return torch.maximum(low, -reach), torch.minimum(high, reach)
