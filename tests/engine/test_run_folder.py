@@ -157,7 +157,7 @@ def test_a_model_that_changes_the_working_directory(tmp_path, monkeypatch):
     run = search("here", model)
     assert Path.cwd() == Path("/")
     assert sorted(p.name for p in (tmp_path / "here" / "run").iterdir() if not p.name.startswith(".")) == [
-        "best.json", "checkpoints", "config.toml", "log.json", "trials.sqlite",
+        "best.json", "calibration", "checkpoints", "config.toml", "log.json", "trials.sqlite",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     number = run.front[0].number

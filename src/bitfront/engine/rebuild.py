@@ -168,6 +168,10 @@ def candidate_of(
         )
     if samples is not None:
         plan = plan.sampled(samples)
+    job = plan.evaluator.job
+    if job.memory is not None:
+        for note in job.memory.keep(folder, plan.space.graph, job.calibration, writes=False):
+            events.note(note)
     searched_code = np.array(trial.code, dtype=np.int64)
     plan.evaluator.recall(searched_code, trial.metrics, trial_weights(folder, number))
     evaluator, code = plan.evaluator.alone(searched_code)

@@ -2,17 +2,22 @@
 
 A format learns its scale. If corrections are configured, a site learns its corrected bias and the statistics of the
 batch norms behind it. All of this depends on one site and the formats of its operands only, because the inputs are
-those of the float model. So it is stored per option.
+those of the float model. So it is stored per option, in a memory that outlives this process (``memory.py``).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, cast
 
 from torch import Tensor
 
+from bitfront.engine.evaluation.memory import Known, Memory, code_of
 from bitfront.engine.evaluation.range_loss import Kind, losses_of, merged
+from bitfront.engine.storage.learned import Entry, Learned
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.transforms import SiteFormats
@@ -26,9 +31,6 @@ from bitfront.transforms.correct import (
     rescaled_statistics,
 )
 from bitfront.transforms.observe import Observed, observe
-
-#: The formats of a site's operands before calibration, sorted by operand; hashable.
-FormatsKey = tuple[tuple[Operand, Format], ...]
 
 
 @dataclass(frozen=True)
@@ -52,22 +54,32 @@ class Calibration:
         x: calibration samples, float32, shape (samples, ...), on the CPU.
         corrections: which corrections are done.
         looks: say what formats lose of an input also where they learn nothing from it, which takes a forward pass.
+        memory: where what is learned is looked up and left for others; None: it is of this object alone.
     """
 
-    def __init__(self, graph: Graph, x: Tensor, corrections: Corrections, looks: bool = False) -> None:
-        self._looks = looks
+    def __init__(
+        self, graph: Graph, x: Tensor, corrections: Corrections, looks: bool = False, memory: Memory | None = None
+    ) -> None:
+        self._looks, self._memory = looks, memory
         self._graph, self._x = graph, x
+        self._corrections = ", ".join(name for name, value in vars(corrections).items() if value)
         self._biased = {s.name for s in graph.sites if corrections.bias and has_bias(graph, s)}
         self._norms = {s.name: norms_behind(graph, s) for s in graph.sites} if corrections.batch_norm else {}
         self._corrects = bool(self._biased or self._norms)
-        self._observed: dict[tuple[str, Operand], Observed] = {}
-        self._formats: dict[tuple[str, Operand, Format, Format | None], Format] = {}
-        self._biases: dict[tuple[str, Format], Tensor] = {}
-        self._floating: dict[str, Statistics] = {}
-        self._statistics: dict[tuple[str, FormatsKey], Mapping[str, Statistics]] = {}
-        self._looked: set[tuple[str, Operand, Format, Format | None]] = set()
-        #: What the formats that were learned or looked at lose of the calibration samples.
+        self._asked: set[Learned] = set()
+        self._new: dict[Learned, Entry] = {}
+        #: What the formats that were learned or looked at here lose of the calibration samples.
         self.losses: dict[tuple[str, Operand, Kind], tuple[float, str]] = {}
+
+    @cached_property
+    def _filed(self) -> tuple[str, Known]:
+        """(fingerprint of the model and its samples, what is known of them). Only read where there is something to
+        learn: it takes a while."""
+        return ("", Known()) if self._memory is None else self._memory.of(self._graph, self._x)
+
+    @property
+    def _entries(self) -> dict[Learned, Entry]:
+        return self._filed[1].entries
 
     def norms(self, site: Site) -> tuple[str, ...]:
         """Module paths of the batch norms that are corrected if the site is quantized."""
@@ -83,79 +95,126 @@ class Calibration:
         Args:
             pairs: the formats as the space gives them, not calibrated.
         """
+        began = time.perf_counter()
         missing = [(site, formats) for site, formats in pairs if not self._knows(site, formats)]
+        if not missing:
+            return
         operands: set[tuple[str, Operand]] = set()
         for site, formats in missing:
-            operands |= {(site.name, o) for o, form in formats.items() if self._looks_at(site, o, form)}
-            if self._changes_bias(site, formats) or (formats and self.norms(site)):
+            operands |= {(site.name, o) for o in formats if self._lacks(self._key(site, o, formats))}
+            if any(self._lacks(key) for key in self._corrections_of(site, formats)):
                 operands.add((site.name, "data_in"))
-        unseen = operands - set(self._observed)
+        seen = self._filed[1].observed
+        unseen = sorted(pair for pair in operands if (self._corrects, *pair) not in seen)
         if unseen:
-            self._observed.update(observe(self._graph, sorted(unseen), self._x, self._corrects))
+            observed = observe(self._graph, unseen, self._x, self._corrects)
+            seen.update({(self._corrects, *pair): what for pair, what in observed.items()})
         for site, formats in missing:
             self._learn(site, formats)
+        new, self._new = self._new, {}
+        if self._memory is not None and new:
+            self._memory.add(self._filed[0], new, time.perf_counter() - began)
+
+    def _observed(self, site: Site, operand: Operand) -> Observed:
+        return self._filed[1].observed[self._corrects, site.name, operand]
 
     def _knows(self, site: Site, formats: SiteFormats) -> bool:
-        known = all(
-            not self._looks_at(site, o, f) or self._key(site, o, f, formats.get("weight")) in self._looked
-            for o, f in formats.items()
-        )
+        """Whether nothing is left to learn for a pair; what its formats lose is taken up."""
+        looked = [self._key(site, o, formats) for o, form in formats.items() if self._looks_at(site, o, form)]
+        for key in looked:
+            self._take_up(site, key)
+        return not any(self._lacks(key) for key in (*looked, *self._corrections_of(site, formats)))
+
+    def _lacks(self, key: Learned) -> bool:
+        if key.kind == "format" and not self._looks_at(self._graph.site(key.site), key.operand, _of(key)):
+            return False
+        return key not in self._entries
+
+    def _take_up(self, site: Site, key: Learned) -> None:
+        if key not in self._asked and key in self._entries:
+            self._asked.add(key)
+            losses = self._entries[key].losses
+            known = {(site.title, key.operand, cast(Kind, kind)): loss for kind, loss in losses.items()}
+            self.losses = merged([self.losses, known])
+
+    def _corrections_of(self, site: Site, formats: SiteFormats) -> list[Learned]:
+        keys = []
         if self._changes_bias(site, formats):
-            known = known and (site.name, formats["weight"]) in self._biases
+            keys.append(self._bias_key(site, formats["weight"]))
         if formats and self.norms(site):
-            known = known and (site.name, _key_of(formats)) in self._statistics
-        return known
+            keys.append(self._norms_key(site, formats))
+        return keys
 
     def _learn(self, site: Site, formats: SiteFormats) -> None:
         for operand in formats:
             if operand != "bias":
-                self._learn_format(site, operand, formats, None)
-        if self._changes_bias(site, formats) and (site.name, formats["weight"]) not in self._biases:
-            inputs = self._observed[site.name, "data_in"].samples
-            weight = self.format(site, "weight", formats["weight"])
-            self._biases[site.name, formats["weight"]] = corrected_bias(self._graph, site, weight, inputs)
+                self._learn_format(site, operand, formats)
+        if self._changes_bias(site, formats):
+            key = self._bias_key(site, formats["weight"])
+            if key not in self._entries:
+                weight = self.format(site, "weight", formats["weight"])
+                inputs = self._observed(site, "data_in").samples
+                self._remember(key, Entry(tensors={"bias": corrected_bias(self._graph, site, weight, inputs)}))
         if "bias" in formats:
-            self._learn_format(site, "bias", formats, self.bias(site, formats.get("weight")))
-        if formats and self.norms(site) and (site.name, _key_of(formats)) not in self._statistics:
-            self._statistics[site.name, _key_of(formats)] = self._rescaled(site, formats)
+            self._learn_format(site, "bias", formats)
+        if formats and self.norms(site):
+            key = self._norms_key(site, formats)
+            if key not in self._entries:
+                self._remember(key, Entry(tensors=self._rescaled(site, formats)))
 
-    def _learn_format(self, site: Site, operand: Operand, formats: SiteFormats, sample: Tensor | None) -> None:
-        """Calibrate a format on `sample`, or on the values that were observed at the operand."""
-        key = self._key(site, operand, formats[operand], formats.get("weight"))
-        if key in self._looked or not self._looks_at(site, operand, formats[operand]):
+    def _learn_format(self, site: Site, operand: Operand, formats: SiteFormats) -> None:
+        """Calibrate a format on the values that were observed at the operand, or on the corrected bias."""
+        key, form = self._key(site, operand, formats), formats[operand]
+        if not self._looks_at(site, operand, form):
             return
-        seen = self._observed[site.name, operand] if sample is None else Observed(sample)
-        form = seen.calibrated(formats[operand])
-        if formats[operand].calibrates:
-            self._formats[key] = form
-        self.losses = merged([self.losses, losses_of(site, operand, form, seen.values)])
-        self._looked.add(key)
+        if key not in self._entries:
+            bias = self.bias(site, formats.get("weight")) if operand == "bias" else None
+            seen = self._observed(site, operand) if bias is None else Observed(bias)
+            calibrated = seen.calibrated(form)
+            losses = losses_of(site, operand, calibrated, seen.values)
+            lost: dict[str, tuple[float, str]] = {kind: loss for (_, _, kind), loss in losses.items()}
+            self._remember(key, Entry(calibrated if form.calibrates else None, losses=lost))
+        self._take_up(site, key)
+
+    def _remember(self, key: Learned, entry: Entry) -> None:
+        self._entries[key] = self._new[key] = entry
 
     def _looks_at(self, site: Site, operand: Operand, form: Format) -> bool:
         """Whether values of an operand are needed: a format learns from them, or what it loses is to be said."""
         return form.calibrates or self._looks or (operand != "bias" and site.parameter(operand) is not None)
 
-    def _rescaled(self, site: Site, formats: SiteFormats) -> dict[str, Statistics]:
+    def _rescaled(self, site: Site, formats: SiteFormats) -> dict[str, Tensor]:
         # A traced site is called once, so there is one tensor of inputs.
-        (x,) = self._observed[site.name, "data_in"].samples
-        if site.name not in self._floating:
-            self._floating[site.name] = output_statistics(self._graph, site, {}, None, x)
+        (x,) = self._observed(site, "data_in").samples
+        floating = self._filed[1].statistics
+        if site.name not in floating:
+            floating[site.name] = output_statistics(self._graph, site, {}, None, x)
         bias = self.bias(site, formats.get("weight"))
         quantized = output_statistics(self._graph, site, self.formats(site, formats), bias, x)
-        return {
-            path: rescaled_statistics(self._graph.model.get_submodule(path), self._floating[site.name], quantized)
-            for path in self.norms(site)
-        }
+        result = {}
+        for path in self.norms(site):
+            norm = self._graph.model.get_submodule(path)
+            result[f"{path} mean"], result[f"{path} variance"] = rescaled_statistics(
+                norm, floating[site.name], quantized
+            )
+        return result
 
     def _changes_bias(self, site: Site, formats: SiteFormats) -> bool:
         return self.corrects_bias(site) and "weight" in formats
 
-    def _key(
-        self, site: Site, operand: Operand, form: Format, weight: Format | None
-    ) -> tuple[str, Operand, Format, Format | None]:
+    def _key(self, site: Site, operand: Operand, formats: SiteFormats) -> Learned:
         """The key of a calibrated format. A bias is corrected before it is quantized, so its format depends on the
         format of the weight."""
-        return site.name, operand, form, weight if operand == "bias" and self.corrects_bias(site) else None
+        form, weight = formats[operand], formats.get("weight")
+        if operand != "bias" or weight is None or not self.corrects_bias(site):
+            return _learned("format", site, {operand: form}, operand)
+        return _learned("format", site, {operand: form, "weight": weight}, operand, self._corrections)
+
+    def _bias_key(self, site: Site, weight: Format) -> Learned:
+        return _learned("bias", site, {"weight": weight}, "bias", self._corrections)
+
+    def _norms_key(self, site: Site, formats: SiteFormats) -> Learned:
+        return _learned("norms", site, formats, "", self._corrections)
 
     def format(self, site: Site, operand: Operand, form: Format, weight: Format | None = None) -> Format:
         """The calibrated format of an operand.
@@ -166,7 +225,12 @@ class Calibration:
             form: the format as the space gives it, not calibrated.
             weight: for a bias, the format of the same site's weight, not calibrated; None if it stays in float.
         """
-        return self._formats[self._key(site, operand, form, weight)] if form.calibrates else form
+        if not form.calibrates:
+            return form
+        given = {operand: form} if weight is None else {operand: form, "weight": weight}
+        calibrated = self._entries[self._key(site, operand, given)].form
+        assert calibrated is not None
+        return calibrated
 
     def formats(self, site: Site, formats: SiteFormats) -> dict[Operand, Format]:
         """The calibrated formats of an option: operand → format."""
@@ -174,16 +238,36 @@ class Calibration:
 
     def bias(self, site: Site, weight: Format | None) -> Tensor | None:
         """The site's corrected bias before it is quantized, shape (output channels,); None if it is not corrected."""
-        return None if weight is None or not self.corrects_bias(site) else self._biases[site.name, weight]
+        if weight is None or not self.corrects_bias(site):
+            return None
+        return self._entries[self._bias_key(site, weight)].tensors["bias"]
 
     def statistics(self, site: Site, formats: SiteFormats) -> Mapping[str, Statistics]:
         """Module path of a batch norm behind the site → its corrected mean and variance; empty for a site in float."""
-        return self._statistics[site.name, _key_of(formats)] if formats and self.norms(site) else {}
+        if not formats or not self.norms(site):
+            return {}
+        tensors = self._entries[self._norms_key(site, formats)].tensors
+        return {path: (tensors[f"{path} mean"], tensors[f"{path} variance"]) for path in self.norms(site)}
 
     def correction(self, site: Site, formats: SiteFormats) -> Correction:
         """The corrected bias and batch norm statistics of an option."""
         return Correction(self.bias(site, formats.get("weight")), self.statistics(site, formats))
 
 
-def _key_of(formats: SiteFormats) -> FormatsKey:
-    return tuple(sorted(formats.items(), key=lambda item: item[0]))
+def _of(key: Learned) -> Format:
+    """The format that a key of the kind "format" is about."""
+    return dict(key.formats)[key.operand]
+
+
+def _learned(
+    kind: Literal["format", "bias", "norms", "rounding"],
+    site: Site,
+    formats: SiteFormats,
+    operand: Operand = "",
+    corrections: str = "",
+) -> Learned:
+    # Equal formats of edited code are not equal.
+    modules = {type(form).__module__ for form in formats.values()}
+    code = "" if all(name.startswith("bitfront.") for name in modules) else code_of(modules)
+    given = tuple(sorted(formats.items(), key=lambda item: item[0]))
+    return Learned(kind, site.name, operand, given, " ".join(text for text in (corrections, code) if text))

@@ -109,6 +109,9 @@ class FixedEvaluator(ModelEvaluator):
         self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
         self._nonzero: dict[Operand, tuple[NDArray[np.int64], ...]] = {}
         self._calibration = Calibration(space.graph, job.calibration, job.corrections, looks=beside is None)
+        self._calibration = Calibration(
+            space.graph, job.calibration, job.corrections, looks=beside is None, memory=job.memory
+        )
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
         #: Why candidates take the plain path; empty if they do not.
@@ -195,8 +198,9 @@ class FixedEvaluator(ModelEvaluator):
 
     def range_losses(self) -> RangeLosses:
         """What the formats of the space lose of the calibration samples; empty where it takes long to find out."""
-        graph, calibration = self.space.graph, Calibration(self.space.graph, self.job.calibration, Corrections(), True)
-        work = sum(n.operations or 0 for n in graph.nodes) * len(self.job.calibration)
+        graph, x, memory = self.space.graph, self.job.calibration, self.job.memory
+        calibration = Calibration(graph, x, Corrections(), looks=True, memory=memory)
+        work = sum(n.operations or 0 for n in graph.nodes) * len(x)
         distinct = {
             (site, operand, form)
             for site, options in zip(self.space.sites, self.space.site_formats, strict=True)

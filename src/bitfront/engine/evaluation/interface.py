@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.halving import Halving
+from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, capture
@@ -81,6 +82,8 @@ class EvaluationJob:
         unmerged: names of graph nodes that are computed state by state, because their fast path gave other numbers.
         whole: why each candidate is evaluated alone as a whole model; empty if candidates are evaluated together.
         trains: whether candidates are trained, in the search or after it.
+        memory: what calibration has learned, shared by all jobs that are derived from this one; None: each evaluator
+            learns for itself.
     """
 
     model: nn.Module
@@ -99,10 +102,11 @@ class EvaluationJob:
     unmerged: frozenset[str] = frozenset()
     whole: str = ""
     trains: bool = False
+    memory: Memory | None = None
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
-        return replace(self, model=model, corrections=Corrections())
+        return replace(self, model=model, corrections=Corrections(), memory=None)
 
     def build_space(self) -> ModelSpace:
         """The space, of the captured model."""

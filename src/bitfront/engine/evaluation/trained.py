@@ -325,7 +325,7 @@ class TrainedEvaluator(Evaluator):
                 model = copy.deepcopy(evaluator.space.graph.model)
                 model.load_state_dict(state)
                 graph = replace(evaluator.space.graph, model=model.eval())
-                job, space = replace(self._network_job, model=model), self._space.quantization(graph)
+                job, space = replace(self._network_job, model=model, memory=None), self._space.quantization(graph)
                 self._trained_in_float[evaluator] = FixedEvaluator(job, space, evaluator.limits, self._float)
         for rows, evaluator, network_codes in parts:
             yield rows, self._trained_in_float.get(evaluator, evaluator), network_codes
@@ -347,7 +347,7 @@ class TrainedEvaluator(Evaluator):
                 noise=NOISE if training else 0.0,
             )
             graph = capture(model, self.job.sample, training=self.job.trains)
-        job = replace(self._network_job, model=graph.model)
+        job = replace(self._network_job, model=graph.model, memory=None)
         network = FixedEvaluator(job, self._space.quantization(graph), beside=self._float)
         self._networks.put(key, network)
         return network

@@ -15,6 +15,7 @@ from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
+from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import remarks as range_remarks
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
@@ -161,6 +162,7 @@ def _job(
         parts=_parts(config),
         training=training,
         trains=_trains(config, runners),
+        memory=Memory(),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
 from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import remarks
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
@@ -25,6 +26,7 @@ from bitfront.engine.search.checking import check_front, verified_plan, verify_w
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
 from bitfront.engine.search.paired import compare, enough_samples
 from bitfront.engine.search.weights import source_of_weights, trained_model
+from bitfront.engine.storage import learned
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, WEIGHTS, trial_weights
 from bitfront.engine.storage.inflight import InFlight, key_of
@@ -84,6 +86,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         # This comes after all checks, because it may delete hours of somebody's search.
         outputs = [*folder.glob(f"{STORE}-*"), *(folder / "checkpoints").glob("trial-*.pt")]
         outputs += (folder / "tensorboard").glob("events.out.tfevents.*")
+        outputs += learned.files(folder)
         for file in [path, *outputs, folder / "best.json", folder / "log.json"]:
             file.unlink(missing_ok=True)
     weights = weights_fingerprint(plan.model)
@@ -97,6 +100,10 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         text = tomlfile.dumps(_absolute(plan.config))
         write_text(folder / "config.toml", text)
         store.set_meta("config", hashlib.sha256(text.encode()).hexdigest())
+        job = plan.evaluator.job
+        memory = job.memory or Memory()
+        for note in memory.keep(folder, space.graph, job.calibration):
+            events.note(note)
         with open_dispatcher(plan, store, events) as dispatcher:
             plan, reason, lost = _searched(plan, store, dispatcher, starts, events)
         if reason != "interrupted":
@@ -107,6 +114,9 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
             _test_front(plan, store, run)
             _compare_front(plan, store, run)
             _finetune(plan, store, run, events)
+        memory.write()
+        if memory.trouble:
+            events.note(memory.trouble)
         run = replace(Run.load(folder), notes=(*plan.notes, *lost), folder=shown(folder))
         write_results(folder, run)
         if len(run) and not run.columns.complete.any():
