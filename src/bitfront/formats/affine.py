@@ -22,6 +22,7 @@ from bitfront.formats.base import (
     FormatError,
     FormatParameter,
     OperandKind,
+    all_finite,
     dimension,
     finite,
     thinned_rows,
@@ -164,7 +165,7 @@ class Affine(Format):
         dim = self._channels(sample.dim())
         rows = _rows(sample, dim)
         outer = rows if ends is sample else _rows(ends, dim)
-        if bool(rows.isfinite().all()) and bool(outer.isfinite().all()):
+        if all_finite(rows) and (outer is rows or all_finite(outer)):
             scale, zero = self._learned(rows, outer)
         else:
             pairs = [self._learned(finite(r)[None], finite(o)[None]) for r, o in zip(rows, outer, strict=True)]

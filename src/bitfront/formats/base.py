@@ -364,8 +364,13 @@ class Format(ABC):
 def finite(sample: Tensor) -> Tensor:
     """The finite values of `sample`, flat, detached: a NaN or an infinity says nothing about a range."""
     flat = sample.detach().flatten()
-    kept = flat.isfinite()
-    return flat if bool(kept.all()) else flat[kept]
+    return flat if all_finite(flat) else flat[flat.isfinite()]
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no value of a tensor is NaN or infinite; true of an empty one."""
+    # The smallest and the largest value say so, and take a tenth of the time of isfinite.
+    return not x.numel() or all(end.isfinite() for end in torch.aminmax(x.detach()))
 
 
 def thinned(sample: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitfront.formats.base import Format, Operand
+from bitfront.formats.base import Format, Operand, all_finite
 from bitfront.graph import Site
 
 Kind = Literal["zeros", "saturated", "no numbers"]
@@ -35,14 +35,17 @@ def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, flo
         values: of the operand, with channels where the format has them.
         negative_matters: false where negative values are meant to be cut off, as in front of a ReLU.
     """
-    known = values.isfinite()
-    number = max(1, int(known.sum()))
+    known = None if all_finite(values) else values.isfinite()  # None: all of them
+
+    def among(chosen: Tensor) -> Tensor:
+        return chosen if known is None else chosen & known
+
+    number = max(1, values.numel() if known is None else int(known.sum()))
     losses: dict[Kind, float] = {}
-    if not bool(known.all()):
+    if known is not None:
         losses["no numbers"] = 1 - number / values.numel()
     rounded = form.round(values)
-    seen = values if negative_matters else values.clamp(min=0)
-    if bool((seen[known] != 0).any()) and not bool((rounded[known] != 0).any()):
+    if not bool(among(rounded != 0).any()) and bool(among(values != 0 if negative_matters else values > 0).any()):
         losses["zeros"] = 1.0
         return losses
     if not form.covers_range:
@@ -51,8 +54,10 @@ def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, flo
     # What lies within half a step of the ends is rounded, not cut off.
     grid = form.grid
     slack = 0.0 if grid is None else grid.along(grid.step, values) * (0.5 + 1e-6)
-    cut = (values > high + slack) | ((values < low - slack) if negative_matters else False)
-    share = int((cut & known).sum()) / number
+    cut = values > high + slack
+    if negative_matters:
+        cut |= values < low - slack
+    share = int(among(cut).sum()) / number
     if share > SATURATED:
         losses["saturated"] = share
     return losses
