@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.formats.affine import Affine
-from bitfront.formats.base import ACTIVATION, WEIGHT
-from bitfront.formats.ranges import SHRINKS, least_error
+from bitfront.formats.base import ACTIVATION, BIAS, WEIGHT, FormatError
+from bitfront.formats.ranges import BINS, SHRINKS, entropy_reach, least_error
 
 
 def best_of_all(x, width, symmetric):
@@ -67,3 +67,65 @@ def test_a_row_does_not_depend_on_the_other_rows():
     alone = [least_error(values[i : i + 1], scales[i : i + 1], zeros[i : i + 1], (-8, 7)) for i in range(300)]
     assert torch.equal(together, torch.cat(alone))
     assert len(together.unique()) > 5
+
+
+# --- entropy ---------------------------------------------------------------------------------------------------------
+
+
+def divergences(x, levels):
+    """Number of bins → the Kullback-Leibler divergence, computed as Migacz 2017 writes it down, bin by bin."""
+    x = np.abs(x.astype(np.float64))
+    x = x[x > 0]
+    counts = np.histogram(x, BINS, (0.0, x.max()))[0].astype(np.float64)
+    result = {}
+    for i in range(levels, BINS + 1):
+        p = counts[:i].copy()
+        p[-1] += counts[i:].sum()
+        q, inside = np.zeros(i), counts[:i].copy()
+        if inside[-1] == 0 and p[-1] > 0:
+            inside[-1] = 1
+        for level in range(levels):
+            part = slice(level * i // levels, (level + 1) * i // levels)
+            filled = inside[part] > 0
+            if filled.any():
+                q[part][filled] = inside[part].sum() / filled.sum()
+        p, q = p / p.sum(), q / q.sum()
+        result[i] = np.inf if (q[p > 0] == 0).any() else (p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum()
+    return result
+
+
+@pytest.mark.parametrize("levels", [8, 128])
+@pytest.mark.parametrize("draw", ["laplace", "normal", "standard_t"])
+def test_entropy_has_the_smallest_divergence_of_all_cuts(levels, draw):
+    rng = np.random.default_rng(1)
+    x = (rng.standard_t(3, 20_000) if draw == "standard_t" else getattr(rng, draw)(0, 1, 20_000)).astype(np.float32)
+    largest = float(np.abs(x).max())
+    known = divergences(x, levels)
+    chosen = round(entropy_reach(torch.from_numpy(x), largest, levels) / largest * BINS - 0.5)
+    assert known[chosen] == pytest.approx(min(known.values()), rel=1e-9)
+    assert chosen < BINS  # tails are cut off
+
+
+def test_entropy_cuts_an_outlier_off_and_counts_every_code_behind_a_relu():
+    x = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)).relu()
+    x[0, 0] = 50.0
+    form = Affine.parse({"width": 8, "range": "entropy"}, ACTIVATION).calibrated(x)
+    assert 2 < form.scale[0] * 255 < 10
+    assert form.zero_point == (0,)
+    assert form.scale[0] * 255 == pytest.approx(entropy_reach(x, 50.0, 256), rel=1e-6)
+    assert form.label == "affine8-kl"
+
+
+@pytest.mark.parametrize("x", [torch.zeros(10, 2), torch.tensor([[1.0], [2.0]]), torch.tensor([[np.nan], [3.0]])])
+def test_entropy_of_few_values_covers_them(x):
+    form = Affine.parse({"width": 8, "range": "entropy"}, ACTIVATION).calibrated(x)
+    plain = Affine.parse({"width": 8}, ACTIVATION).calibrated(x)
+    assert form.scale == pytest.approx(plain.scale)
+    wide = Affine.parse({"width": 14, "range": "entropy"}, ACTIVATION).calibrated(x)
+    assert wide.scale == Affine.parse({"width": 14}, ACTIVATION).calibrated(x).scale
+
+
+@pytest.mark.parametrize(("operand", "more"), [(WEIGHT, {}), (BIAS, {}), (ACTIVATION, {"granularity": "channel"})])
+def test_entropy_is_for_inputs_with_one_scale(operand, more):
+    with pytest.raises(FormatError, match="inputs with one scale"):
+        Affine.parse({"width": 8, "range": "entropy", **more}, operand)

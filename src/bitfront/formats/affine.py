@@ -2,7 +2,8 @@
 
 The value of x is ``(saturate(round(x / scale) + zero_point) − zero_point) · scale``, rounding half to even (ONNX
 operator QuantizeLinear, opset 21). The scale comes from the calibration samples: the full range (``minmax``), or the
-part of it that covers 99.9 % of the absolute values (``percentile``) or minimises the squared error (``mse``).
+part of it that covers 99.9 % of the absolute values (``percentile``), minimises the squared error (``mse``), or the
+divergence of the quantized histogram (``entropy``).
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ from bitfront.formats.groups import (
     size_parameter,
 )
 from bitfront.formats.learned import LearnedRange, rounded
-from bitfront.formats.ranges import SHRINKS, least_error, percentile_ends
+from bitfront.formats.ranges import SHRINKS, entropy_reach, least_error, percentile_ends
 from bitfront.formats.scales import SMALLEST_SCALE
 
-_RANGES: Mapping[object, Literal["minmax", "percentile", "mse"]] = {
+Range = Literal["minmax", "percentile", "mse", "entropy"]
+_RANGES: Mapping[object, Range] = {
     None: "minmax",
     "minmax": "minmax",
     "percentile": "percentile",
     "mse": "mse",
+    "entropy": "entropy",
     "auto": "mse",
 }
 
@@ -59,7 +62,7 @@ class Affine(Format):
     width: int
     symmetric: bool
     granularity: Literal["tensor", "channel", "group"]
-    range: Literal["minmax", "percentile", "mse"]
+    range: Range
     axis: int
     scale: tuple[float, ...] | None = None
     zero_point: tuple[int, ...] | None = None
@@ -90,9 +93,10 @@ class Affine(Format):
         ),
         "range": FormatParameter(
             "the scale covers the whole range of the calibration samples ('minmax', 'NA'), the part of it that holds "
-            "99.9 % of the absolute values ('percentile'), or that with the smallest squared error ('mse', 'auto')",
+            "99.9 % of the absolute values ('percentile'), that with the smallest squared error ('mse', 'auto'), or "
+            "that with the smallest Kullback-Leibler divergence ('entropy', for inputs with one scale)",
             default=None,
-            words=("NA", "minmax", "percentile", "mse", "auto"),
+            words=("NA", "minmax", "percentile", "mse", "entropy", "auto"),
         ),
     }
 
@@ -110,6 +114,9 @@ class Affine(Format):
             granularity = "channel" if kind.stored_weight else "tensor"
         if granularity == "channel" and kind.channel_axis is None:
             granularity = "tensor"
+        if values["range"] == "entropy" and (not kind.samples or granularity == "channel"):
+            what = "one scale per channel" if kind.samples else kind
+            raise FormatError(f"'entropy' is for inputs with one scale, not for {what}; take 'mse' there", "range")
         return cls(
             width=cast(int, values["width"]),
             symmetric=kind.role != "activation" if symmetric is None else bool(symmetric),
@@ -136,8 +143,8 @@ class Affine(Format):
     @property
     def label(self) -> str:
         """E.g. ``affine8`` (asymmetric, per tensor), ``affine8sc`` (symmetric, per channel), ``affine4sg64`` (groups
-        of 64), ``affine8-mse``, ``affine8-p99.9``."""
-        rule = {"minmax": "", "percentile": "-p99.9", "mse": "-mse"}[self.range]
+        of 64), ``affine8-mse``, ``affine8-p99.9``, ``affine8-kl``."""
+        rule = {"minmax": "", "percentile": "-p99.9", "mse": "-mse", "entropy": "-kl"}[self.range]
         part = {"tensor": "", "channel": "c", "group": f"g{self.group_size}"}[self.granularity]
         return f"affine{self.width}{'s' * self.symmetric}{part}{rule}"
 
@@ -182,13 +189,22 @@ class Affine(Format):
         if not outer.shape[1]:
             return self._cover(*torch.zeros(2, len(outer), dtype=torch.float64))
         low, high = outer.amin(dim=1).double(), outer.amax(dim=1).double()
-        if self.range != "minmax":
+        if self.range == "entropy":
+            low, high = self._least_divergence(rows, low, high)
+        elif self.range != "minmax":
             rows = thinned_rows(rows)
             if self.range == "percentile" and rows.shape[1]:
                 low, high = percentile_ends(rows, low, high)
         # Zero must be representable, or padding and ReLU would shift.
         low, high = low.clamp(max=0), high.clamp(min=0)
         return self._least_error(rows, low, high) if self.range == "mse" else self._cover(low, high)
+
+    def _least_divergence(self, rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends of one row, cut to what ``entropy_reach`` says. An unsigned range has all codes for its values."""
+        one_sided = not self.symmetric and bool(low >= 0)
+        largest = float(torch.maximum(-low, high))
+        reach = entropy_reach(rows, largest, 2**self.width if one_sided else 2 ** (self.width - 1))
+        return low.clamp(min=-reach), high.clamp(max=reach)
 
     def _by_group(self, sample: Tensor, size: int) -> Self:
         """With a scale and a zero point per group; nothing but the finite values of a group decides them."""

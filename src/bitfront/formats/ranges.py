@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.formats.base import PERCENTILE
 
 #: Parts of the full range that ``least_error`` is asked about, the largest first.
 SHRINKS = tuple(i / 64 for i in range(64, 7, -1))
+#: Bins of the histogram that ``entropy_reach`` looks at.
+BINS = 2048
 #: So many values are rounded at a time; fewer would be slower, and more would fill the memory.
 TOGETHER = 1 << 19
 #: After so many options it is looked at again which rows can still get better.
@@ -102,3 +106,53 @@ def _squared(values: Tensor) -> Tensor:
     """The sum of the squares of each row."""
     norm: Tensor = torch.linalg.vector_norm(values, dim=-1)
     return norm.square()
+
+
+def entropy_reach(values: Tensor, largest: float, levels: int) -> float:
+    """The largest absolute value that is worth covering: the one whose cut and quantized histogram tells least apart
+    from the whole one, by its Kullback-Leibler divergence (Migacz, 8-bit Inference with TensorRT, GTC 2017).
+
+    The histogram has ``BINS`` bins. For each number i of bins from `levels` on: P is the first i bins, what is beyond
+    counted in the last of them; Q is the first i bins in `levels` neighbouring groups, each group spread evenly over
+    those of its bins that are not empty. Where the last of them is empty and P counts something there, which would make
+    the divergence infinite, Q has one value in it. The i with the smallest divergence of Q from P is taken, the largest
+    among equals, and the reach is ``(i + 1/2) / BINS`` of the whole one. Zeros do not count: every format holds them exactly.
+
+    Args:
+        values: finite, any shape.
+        largest: the largest absolute value of the whole tensor.
+        levels: how many codes cover the positive values.
+
+    Returns:
+        The reach; infinite where there is nothing to choose.
+    """
+    size = values.double().abs().flatten()
+    size = size[size > 0]
+    if levels >= BINS or not len(size) or not 0 < largest < math.inf:
+        return math.inf
+    counts = np.bincount((size * (BINS / largest)).long().clamp(max=BINS - 1).numpy(force=True), minlength=BINS)
+    number = np.arange(levels, BINS + 1)
+    edges = number[:, None] * np.arange(levels + 1) // levels
+    up_to, filled, entropy = (
+        np.concatenate([[0.0], np.cumsum(column)]) for column in (counts, counts > 0, _xlogx(counts.astype(np.float64)))
+    )
+    total, inside, last = float(len(size)), up_to[number], counts[number - 1].astype(np.float64)
+    beyond = total - inside
+    # Σ p log p − Σ p log q, and q is the same in all bins of a group that are not empty.
+    of_p = (entropy[number - 1] + _xlogx(last + beyond)) / total - math.log(total)
+    group, bins = np.diff(up_to[edges], axis=1), np.diff(filled[edges], axis=1)
+    empty = (beyond > 0) & (last == 0)
+    group[:, -1] += empty
+    bins[:, -1] += empty
+    inside = inside + empty
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_q = np.where(group > 0, np.log(group / (bins * inside[:, None])), 0.0)
+    weighted = (group * of_q).sum(axis=1) + (beyond - empty) * of_q[:, -1]
+    divergence = of_p - weighted / total
+    chosen = len(number) - 1 - int(np.argmin(divergence[::-1]))
+    return (int(number[chosen]) + 0.5) * largest / BINS
+
+
+def _xlogx(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = x * np.log(np.maximum(x, 1.0))
+    return result
