@@ -22,6 +22,7 @@ from bitfront.engine.storage import learned
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.formats.affine import Affine
+from bitfront.formats.base import WEIGHT
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 
@@ -72,7 +73,7 @@ def files(folder):
 
 
 def entries():
-    eight = Affine.parse({"width": 8}, "weight")
+    eight = Affine.parse({"width": 8}, WEIGHT)
     key = learned.Learned("format", "_0", "weight", (("weight", eight),))
     form = eight.calibrated(torch.randn(5, 7))
     norms = learned.Learned("norms", "_0", "", (("data_in", Integer(8, "auto")), ("weight", eight)), "bias")
@@ -143,7 +144,7 @@ def test_a_fingerprint_is_the_same_in_another_process_and_tells_what_differs(mon
 
 
 def options(graph):
-    forms = {"data_in": Integer(8, "auto"), "weight": Affine.parse({"width": 4}, "weight"), "bias": Integer(6, "auto")}
+    forms = {"data_in": Integer(8, "auto"), "weight": Affine.parse({"width": 4}, WEIGHT), "bias": Integer(6, "auto")}
     return [(site, {o: f for o, f in forms.items() if o in site.operands}) for site in graph.sites]
 
 

@@ -116,7 +116,8 @@ def entropy_reach(values: Tensor, largest: float, levels: int) -> float:
     counted in the last of them; Q is the first i bins in `levels` neighbouring groups, each group spread evenly over
     those of its bins that are not empty. Where the last of them is empty and P counts something there, which would make
     the divergence infinite, Q has one value in it. The i with the smallest divergence of Q from P is taken, the largest
-    among equals, and the reach is ``(i + 1/2) / BINS`` of the whole one. Zeros do not count: every format holds them exactly.
+    among equals, and the reach is ``(i + 1/2) / BINS`` of the whole one. Zeros do not count: every format holds them
+    exactly.
 
     Args:
         values: finite, any shape.
