@@ -137,6 +137,9 @@ class CalibrationTable(Table):
     batch_norm: bool = Field(
         False, description="estimate the statistics of a batch norm that follows a site anew, for each of its options"
     )
+    equalisation: bool = Field(
+        False, description="scale the channels between two layers so that both have weights of similar size there"
+    )
 
 
 class FinetuneTable(Table):

@@ -34,6 +34,7 @@ from bitfront.spaces.model_space import FormatSpace, ModelSpace
 from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
+from bitfront.transforms.equalise import equalised
 
 #: The only candidate of a space with one option everywhere.
 ONLY_CODE = np.zeros(0, dtype=np.int64)
@@ -84,6 +85,7 @@ class EvaluationJob:
         trains: whether candidates are trained, in the search or after it.
         memory: what calibration has learned, shared by all jobs that are derived from this one; None: each evaluator
             learns for itself.
+        equalise: whether channels between two layers of `model` are equalised, before anything is learned.
     """
 
     model: nn.Module
@@ -103,6 +105,7 @@ class EvaluationJob:
     whole: str = ""
     trains: bool = False
     memory: Memory | None = None
+    equalise: bool = False
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
@@ -111,6 +114,7 @@ class EvaluationJob:
     def build_space(self) -> ModelSpace:
         """The space, of the captured model."""
         graph = capture(self.model, self.sample, training=self.trains)
+        graph = equalised(graph) if self.equalise else graph
         return SPACES.get(self.space)(SpaceRequest(graph, self.by, self.choices, parts=self.parts))
 
     def make_runners(self) -> tuple[Runner, ...]:

@@ -41,6 +41,7 @@ from bitfront.spaces import SPACES
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured_strategy, without_effect
+from bitfront.transforms.equalise import equalised
 
 DEFAULT_TRIALS = 100
 
@@ -82,6 +83,9 @@ def make_plan(
     graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
         space = _space(config, graph)
+        if config.search.calibration.equalisation:
+            graph = _equalised(graph, space, _trains(config, runners))
+            space = _space(config, graph)
         n_trials = _budget(setup, strategy, space.size)
     evaluator = open_evaluator(_job(config, graph, dataset, runners, objectives, device), space)
     with config.locating():
@@ -163,7 +167,19 @@ def _job(
         training=training,
         trains=_trains(config, runners),
         memory=Memory(),
+        equalise=search.calibration.equalisation,
     )
+
+
+def _equalised(graph: Graph, space: ModelSpace, trains: bool) -> Graph:
+    """The graph with equalised weights. Raises ConfigError where candidates have weights of their own."""
+    if trains or space.changes_widths:
+        why = "train their weights" if trains else "have other widths"
+        raise ConfigError(
+            f"equalisation = true is for candidates that share one model's weights, and here they {why}; remove it",
+            key=("search", "calibration", "equalisation"),
+        )
+    return equalised(graph)
 
 
 def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]:

@@ -13,6 +13,7 @@ from bitfront.graph.memory import stored_tensors
 from bitfront.graph.outputs import outputs_note
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.transforms.correct import has_bias, norms_behind
+from bitfront.transforms.equalise import pairs_of
 
 
 def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[str], warning: str | None) -> list[str]:
@@ -32,7 +33,7 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes += [f"{k!r} of the seed names nothing here (by = {job.by!r}), and is not used" for k in space.unused]
     notes += [*_graph_notes(space), *_departure_notes(space, job.trains)]
     notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_weight_notes(space)]
-    notes += [*_correction_notes(space, job.corrections), *_kind_notes(evaluator)]
+    notes += [*_correction_notes(space, job.corrections, job.equalise), *_kind_notes(evaluator)]
     return [*notes, *space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
 
 
@@ -172,11 +173,13 @@ def _weight_notes(space: ModelSpace) -> list[str]:
     ]
 
 
-def _correction_notes(space: ModelSpace, corrections: Corrections) -> list[str]:
+def _correction_notes(space: ModelSpace, corrections: Corrections, equalises: bool) -> list[str]:
     """Configured corrections that have no effect in this model."""
     graph, notes = space.graph, []
     if corrections.bias and not any(has_bias(graph, s) for s in graph.sites):
         notes.append("bias_correction = true has no effect: no layer that can be configured has a bias")
+    if equalises and not any(pairs_of(graph)):
+        notes.append("equalisation = true has no effect: no two layers have nothing but a ReLU between them")
     if corrections.batch_norm and not any(norms_behind(graph, s) for s in graph.sites):
         why = "the model cannot be traced" if graph.untraced else "no batch norm directly follows a layer with weights"
         notes.append(f"batch_norm = true has no effect: {why}")
