@@ -137,9 +137,7 @@ class CalibrationTable(Table):
     batch_norm: bool = Field(
         False, description="estimate the statistics of a batch norm that follows a site anew, for each of its options"
     )
-    equalisation: bool = Field(
-        False, description="scale the channels between two layers so that both have weights of similar size there"
-    )
+    equalisation: bool = Field(False, description="scale channels so that neighbouring layers have similar weights")
 
 
 class FinetuneTable(Table):

@@ -112,6 +112,7 @@ class FixedEvaluator(ModelEvaluator):
         self._calibration = Calibration(
             space.graph, job.calibration, job.corrections, looks=beside is None, memory=job.memory
         )
+        self._calibration = Calibration(space.graph, job.calibration, job.corrections, beside is None, job.memory)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
         #: Why candidates take the plain path; empty if they do not.
