@@ -61,9 +61,28 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("max_accuracy_difference", 1e-6, "", "difference of accuracy to the plain loop", at_most=True),
     ),
     "roofline": (
-        Target("nsga_ii_forwards", 1.0, "forwards", "a candidate of a genetic search, the worse model", at_most=True),
+        *(
+            Target(
+                f"{model}_{form}_nsga_ii_forwards", most, "forwards", f"genetic search, {name}, {form}", at_most=True
+            )
+            for model, name, most in (
+                ("digits_cnn", "digits-cnn", 1.0),
+                ("resnet_20", "ResNet-20", 1.0),
+                ("mobilenet", "MobileNetV2", 1.0),
+                ("ds_cnn", "DS-CNN", 1.0),
+                ("vit_tiny", "ViT-Tiny", 1.3),
+            )
+            for form in ("integer", "affine")
+        ),
+        Target("brute_force_forwards", 0.1, "forwards", "a candidate of brute force, the worst case", at_most=True),
         Target("max_difference", 1e-6, "", "difference of loss or accuracy to candidates run whole", at_most=True),
-        Target("brute_force_forwards", 0.5, "forwards", "a candidate of brute force, the worse model", at_most=True),
+    ),
+    "formats": (
+        *(
+            Target(f"{name}_512", 3, "times", f"a candidate in {name} against one in fixed point", at_most=True)
+            for name in ("affine", "minifloat_ieee", "minifloat_denorm", "mx", "block_fp", "log")
+        ),
+        Target("differing_candidates", 0, "", "candidates that differ from the deployed model", at_most=True),
     ),
     "scaling": (
         Target("target_seconds", 30, "s", "810,000 candidates of jsc-mlp on 2,000 samples, all included", at_most=True),
@@ -135,20 +154,15 @@ def draw_trial_cost(axes: Axes, result: Result) -> None:
 
 def draw_roofline(axes: Axes, result: Result) -> None:
     rows = [r for r in result["rows"] if r["candidates"]]
-    streams = list(dict.fromkeys(r["what"] for r in rows))
     models = list(dict.fromkeys(r["model"] for r in rows))
-    targets = {"nsga-ii": 1.0, "brute-force": 0.5}
-    for i, model in enumerate(models):
-        of_model = [next(r for r in rows if r["model"] == model and r["what"] == s) for s in streams]
-        places = [s + (i - 0.5) * 0.3 for s in range(len(streams))]
-        bars = axes.bar(
-            places, [r["float forwards"] for r in of_model], 0.28, label=f"{model}, {of_model[0]['samples']} samples"
-        )
-        axes.bar_label(bars, [cell(r["float forwards"]) for r in of_model], fontsize=8)
-    for s, name in enumerate(streams):
-        label = "target" if not s else None
-        axes.plot([s - 0.4, s + 0.4], [targets[name]] * 2, "k--", linewidth=1, label=label)
-    axes.set_xticks(range(len(streams)), streams)
+    kinds = list(dict.fromkeys((r["what"], r["format"]) for r in rows))
+    for i, (what, form) in enumerate(kinds):
+        bars_of = [r for r in rows if (r["what"], r["format"]) == (what, form)]
+        places = [models.index(r["model"]) + (i - (len(kinds) - 1) / 2) * 0.2 for r in bars_of]
+        bars = axes.bar(places, [r["float forwards"] for r in bars_of], 0.19, label=f"{what}, {form}")
+        axes.bar_label(bars, [cell(r["float forwards"]) for r in bars_of], fontsize=7, rotation=90, padding=2)
+    axes.axhline(1.0, color="k", linestyle="--", linewidth=1, label="a float forward")
+    axes.set_xticks(range(len(models)), models)
     axes.set_ylabel("time per candidate, float forward passes")
 
 

@@ -108,10 +108,6 @@ class FixedEvaluator(ModelEvaluator):
         # Runners are shared, so that nothing is timed twice.
         self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
         self._nonzero: dict[Operand, tuple[NDArray[np.int64], ...]] = {}
-        self._calibration = Calibration(space.graph, job.calibration, job.corrections, looks=beside is None)
-        self._calibration = Calibration(
-            space.graph, job.calibration, job.corrections, looks=beside is None, memory=job.memory
-        )
         self._calibration = Calibration(space.graph, job.calibration, job.corrections, beside is None, job.memory)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
