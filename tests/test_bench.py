@@ -23,7 +23,14 @@ PROMISED = {
         *("tiny_ms_per_candidate_512", "tiny_vs_plain_512", "tiny_vs_dataloader_512", "tiny_vs_plain_16384"),
         *("max_accuracy_difference", "max_loss_difference"),
     },
-    "roofline": {"max_difference", "nsga_ii_forwards", "brute_force_forwards", "gemm_gflops_1", "copy_gbs_1"},
+    "roofline": {
+        *("max_difference", "nsga_ii_forwards", "brute_force_forwards", "gemm_gflops_1", "copy_gbs_1"),
+        *(
+            f"{model}_{form}_nsga_ii_forwards"
+            for model in ("digits_cnn", "resnet_20", "mobilenet", "ds_cnn", "vit_tiny")
+            for form in ("integer", "affine")
+        ),
+    },
 }
 
 
