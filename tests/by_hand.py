@@ -4,6 +4,7 @@ The network runs as its author wrote it. Around it, calls of layers and of funct
 written out from docs/formats.md.
 """
 
+from collections import Counter
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 
+#: Modules of torch whose layers are called one by one.
+LOOKED_INTO = (
+    nn.Sequential,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
 #: Function → its operation. Operators are methods of tensors here.
 FUNCTIONS = {
     F.linear: "linear",
@@ -99,24 +109,38 @@ def _swapped(module, formats):
 
 
 class _FunctionalFormats(TorchFunctionMode):
-    """Rounds the operands of functions that are called between modules of torch, in the order of the calls."""
+    """Rounds the operands of functions that are called between modules of torch, in the order of the calls, or by the
+    path of the module that calls them, their operation, and how many of it the module called before."""
 
-    def __init__(self, formats):
+    def __init__(self, formats, paths):
         super().__init__()
-        self.formats, self.inside = None if formats is None else iter(formats), 0
+        self.called = formats if isinstance(formats, dict) else None
+        self.formats, self.inside = None if formats is None or self.called is not None else iter(formats), 0
+        self.paths, self.entered = paths, []
+
+    def next_of(self, op):
+        """The formats of the next call of an operation; None where it is no site."""
+        if self.called is None:
+            expected, chosen = next(self.formats)
+            assert expected == op, f"the graph has {expected} where {op} is called"
+            return chosen
+        path, earlier = self.entered[-1]
+        earlier[op] += 1
+        return self.called.get((path, op, earlier[op] - 1))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         args, kwargs = list(args), dict(kwargs or {})
         op = FUNCTIONS.get(func)
-        if op is None or self.formats is None or self.inside:
+        if op is None or (self.formats is None and self.called is None) or self.inside:
             return func(*args, **kwargs)
         held = {operand: args if place < len(args) else kwargs for operand, place, _ in PLACES[op]}
         keys = {operand: place if place < len(args) else name for operand, place, name in PLACES[op]}
         two = op not in ("linear", "conv1d", "conv2d", "relu")
         if two and not all(isinstance(held[o][keys[o]], Tensor) for o, _, _ in PLACES[op]):
             return func(*args, **kwargs)  # a number
-        expected, chosen = next(self.formats)
-        assert expected == op, f"the graph has {expected} where {op} is called"
+        chosen = self.next_of(op)
+        if chosen is None:
+            return func(*args, **kwargs)
         target = held["data_in"][keys["data_in"]]
         if func in (Tensor.__radd__, Tensor.__rmul__):
             args = args[::-1]
@@ -140,9 +164,11 @@ def _calls_inside(mode, leaves):
 
     def call(module, *args, **kwargs):
         mode.inside += module in leaves
+        mode.entered.append((mode.paths.get(module), Counter()))
         try:
             return usual(module, *args, **kwargs)
         finally:
+            mode.entered.pop()
             mode.inside -= module in leaves
 
     nn.Module.__call__ = call
@@ -157,12 +183,13 @@ def by_hand(model, calls, functions, x):
 
     Args:
         calls: path of a module → formats by operand of each of its calls, in the order of the calls.
-        functions: (operation, formats) of each call of a function, in the order of the calls; None: all stay in float.
+        functions: (operation, formats) of each call of a function, in the order of the calls; or (path of the caller,
+            operation, calls of it before) → formats; None: all stay in float.
     """
     plain = plain_weights(model)
-    mode = _FunctionalFormats(functions)
+    mode = _FunctionalFormats(functions, {m: path for path, m in plain.named_modules()})
     leaves = {
-        m for m in plain.modules() if type(m).__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        m for m in plain.modules() if type(m).__module__.startswith("torch.nn") and not isinstance(m, LOOKED_INTO)
     }
     for path, formats in calls.items():
         module = plain.get_submodule(path)
@@ -178,7 +205,12 @@ def by_hand(model, calls, functions, x):
             return original.copy_(out) if getattr(module, "inplace", False) else out
 
         module.forward = forward
-    with torch.no_grad(), mode, _calls_inside(mode, leaves):
-        out = plain(x.clone())
-    assert functions is None or next(mode.formats, None) is None, "the graph has more calls of functions"
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused kernel calls no layers
+    try:
+        with torch.no_grad(), mode, _calls_inside(mode, leaves):
+            out = plain(x.clone())
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    assert mode.formats is None or next(mode.formats, None) is None, "the graph has more calls of functions"
     return out

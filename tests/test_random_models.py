@@ -24,14 +24,18 @@ def score(logits, y):
 def calls_of(graph, formats):
     """(path of a module → formats of each of its calls, operation and formats of each call of a function), in the
     graph's order."""
-    calls, functions = {}, []
+    calls, functions, untraced = {}, [], {}
     for site in graph.sites:
         if site.path:
             calls.setdefault(site.path, []).append(formats.get(site.name, {}))
-        else:
-            assert site.op in OPERANDS
+        elif site.op in OPERANDS:
             functions.append((site.op, formats.get(site.name, {})))
-    return calls, functions if graph.fx_graph is not None and not graph.not_in_training else None
+            untraced[site.caller, site.op, site.earlier_calls] = formats.get(site.name, {})
+        else:
+            assert site.name not in formats
+    if graph.fx_graph is None:
+        return calls, untraced
+    return calls, None if graph.not_in_training else functions
 
 
 def searched(plan, model, data, folder):

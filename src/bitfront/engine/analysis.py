@@ -372,7 +372,8 @@ def _row(
     stored: Mapping[str, int],
 ) -> Row:
     operands = node.operands if isinstance(node, Site) else ()
-    bits = {o: formats[o].bits if o in formats else FLOAT_BITS for o in ("data_in", *operands)}
+    bits = {o: formats[o].bits if o in formats else FLOAT_BITS for o in operands}
+    bits.setdefault("data_in", bits[operands[0]] if operands else FLOAT_BITS)
     data = bits["data_in"]
     specs = node.specs if isinstance(node, Site) else ()
     weights, biases = ([s.name for s in specs if s.role == role] for role in ("weight", "bias"))

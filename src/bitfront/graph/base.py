@@ -18,7 +18,7 @@ from torch import fx, nn
 from bitfront.formats.base import Operand
 from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Chosen, OperandSpec, Operation, Shape
+from bitfront.operations.base import Chosen, OperandSpec, Operation, Products, Shape
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Node:
 
     Attributes:
         name: the FX node's name; unique.
-        path: the module's path. Empty for a function; where the model was not traced, the path of the module that
-            called the function.
+        path: the module's path. Empty for a function; where the model was not traced and the function is no site, the
+            path of the module that called it.
         op: the operation, in lower case: ``linear``, ``conv2d``, ``relu``, ``batch_norm``, ``flatten`` ...
         type: the module's class or the function's name, for tables.
         inputs: shapes of the input tensors, per sample (without the batch dimension); without parameters and buffers.
@@ -59,10 +59,10 @@ class WeightProducts:
     """The multiply-accumulates of a site with one of its weights.
 
     Attributes:
-        weight: the operand.
+        weight: the operand; in an attention also what takes the place of a weight, such as the keys.
         data: the operand that it is multiplied with; empty for values that always are in float.
         macs: the multiply-accumulates per sample.
-        shape: of the weight.
+        shape: of the weight; () for a value that is computed on the way.
         fan_in: the number of products in the sum of one output value; where values differ in it, as in a transposed
             convolution, their mean, rounded down.
     """
@@ -86,6 +86,10 @@ class Site(Node):
             depend on the model's input. Such a weight is stored, like one that is a parameter.
         flowing: the operands that depend on the samples, and have these along their first dimension: inputs, and the
             second factor of a product of two activations.
+        caller: of a function in a model that is not traced, the path of the module that calls it.
+        earlier_calls: how many calls of the same operation this module does before it.
+        counted: the multiply-accumulates by the operands that are multiplied, per sample, where the record says them;
+            empty: ``products`` follow from the weights.
     """
 
     specs: tuple[OperandSpec, ...] = ()
@@ -93,6 +97,9 @@ class Site(Node):
     shapes: tuple[tuple[Operand, Shape], ...] = ()
     computed_from: tuple[str, ...] = ()
     flowing: tuple[Operand, ...] = ()
+    caller: str = ""
+    earlier_calls: int = 0
+    counted: tuple[Products, ...] = ()
 
     @property
     def operation(self) -> Operation:
@@ -105,8 +112,12 @@ class Site(Node):
         return tuple(spec.name for spec in self.specs)
 
     def operand(self, name: Operand) -> OperandSpec:
-        """The operand of that name, or the record's entry for a name of several operands. Raises KeyError."""
-        return next((spec for spec in self.specs if spec.name == name), None) or self.operation.operand(name)
+        """The operand of that name; for a name of several operands the record's entry, or, if it has none, the first of
+        these operands. Raises KeyError."""
+        exact = next((spec for spec in self.specs if spec.name == name), None)
+        if exact is None and name not in self.operation.formatted:
+            exact = next((spec for spec in self.specs if name in spec.names), None)
+        return exact or self.operation.operand(name)
 
     def for_operands(self, formats: Mapping[Operand, Chosen]) -> dict[Operand, Chosen]:
         """`formats` with the entry of a name of several operands (``weight``, for all weights of an LSTM) given to each
@@ -140,11 +151,16 @@ class Site(Node):
 
     @property
     def products(self) -> tuple[WeightProducts, ...]:
-        """The products of a site with multiply-accumulates, by weight, each with its share of the site's: every value
-        of a weight is multiplied equally often. Empty for other sites."""
+        """The products of a site with multiply-accumulates, empty for other sites: those that its record counts. If it
+        names none, one per weight, with its share of the site's: every value of a weight is multiplied equally often.
+        """
         if not self.macs:
             return ()
         shapes = dict(self.shapes)
+        if self.counted:
+            return tuple(
+                WeightProducts(p.right, p.left, p.macs, shapes.get(p.right, ()), max(1, p.terms)) for p in self.counted
+            )
         specs = [spec for spec in self.specs if spec.role == "weight"]
         sizes = [math.prod(shapes[spec.name]) for spec in specs]
         products = []
@@ -216,7 +232,8 @@ class Graph:
         nodes: every computing step, in execution order.
         sample_shape: shape of one input sample.
         untraced: why and where tracing failed ("file.py:12: if x.sum() > 0"); empty if it succeeded. Without a traced
-            graph only modules are sites, and every candidate is evaluated as a whole model.
+            graph only modules, and the products that they call as functions, are sites, and every candidate is
+            evaluated as a whole model.
         switches: what is otherwise in training, as arguments of nodes; ``fx_graph`` has those of evaluation.
         not_in_training: what is otherwise in training beside, in a graph that was captured for training; functions are
             then no sites, so that whatever is trained is a model of the user's own class. Empty if nothing is.
@@ -224,6 +241,8 @@ class Graph:
         left_out: layers that stay in float because they compute something beside their class.
         outputs: what the model's outputs are; the loss of every candidate, and of its training, follows from it.
         ending: the operation at the end that says so, for messages; empty for logits.
+        unfused: whether the user's model gives other bits, because torch's encoder layers take a fused kernel there. In
+            this one they call their layers, to which formats apply.
     """
 
     model: nn.Module
@@ -237,6 +256,7 @@ class Graph:
     left_out: tuple[LeftOut, ...] = ()
     outputs: Outputs = "logits"
     ending: str = ""
+    unfused: bool = False
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

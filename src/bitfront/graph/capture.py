@@ -2,8 +2,8 @@
 
 Capture runs the model once on a small sample to learn the shapes, and checks that the traced graph computes the same as
 the model. A model that FX cannot trace (its control flow depends on data) is captured too: its modules, such as Linear,
-Conv and ReLU, are recorded while the model runs and become sites. ``Graph.untraced`` says which line stopped the
-tracer.
+Conv and ReLU, and the products that they call are recorded while the model runs and become sites. ``Graph.untraced``
+says which line stopped the tracer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from bitfront.errors import CaptureError
 from bitfront.graph.baking import bake, has_computed_weights, private_copy, untouched
 from bitfront.graph.base import Graph, Node, Site, Switch
 from bitfront.graph.checking import deployed, first_difference, same_bits
+from bitfront.graph.composites import call_layers
 from bitfront.graph.memory import remember_places
 from bitfront.graph.nodes import left_out, recorded_nodes, traced_nodes
 from bitfront.graph.outputs import outputs_of
 from bitfront.graph.readiness import hint_for_failure, refuse_unready
-from bitfront.graph.tracing import input_name, other_inputs, switches_of, trace
+from bitfront.graph.tracing import input_name, other_inputs, seeded, switches_of, trace
 from bitfront.operations.base import Operands
 from bitfront.operations.lookup import operand_nodes
 
@@ -50,6 +52,8 @@ def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Grap
     expected = _logits(copied, sample)
     remember_places(model, copied)
     copied, baked = _with_plain_weights(copied, sample, expected)
+    fused, expected = expected, call_layers(copied, partial(_logits, sample=sample), expected)
+    unfused = not same_bits(fused, expected)
     fx_graph, untraced = trace(copied)
     switches: tuple[Switch, ...] = ()
     differs = ""
@@ -67,11 +71,23 @@ def capture(model: nn.Module, sample: Tensor, *, training: bool = False) -> Grap
         with untouched(copied):
             nodes = recorded_nodes(copied, (sample.clone(),), {}, sample.shape[0])
         others = left_out(copied, nodes)
-        return Graph(copied, None, nodes, shape, untraced, baked=baked, left_out=others, outputs=outputs, ending=ending)
+        graph = Graph(
+            copied,
+            None,
+            nodes,
+            shape,
+            untraced,
+            baked=baked,
+            left_out=others,
+            outputs=outputs,
+            ending=ending,
+            unfused=unfused,
+        )
+        return _calling_the_same(graph, sample) if training else graph
     with untouched(copied):
         nodes = traced_nodes(copied, fx_graph, sample)
     others = left_out(copied, nodes)
-    graph = Graph(copied, fx_graph, nodes, shape, "", switches, "", baked, others, outputs, ending)
+    graph = Graph(copied, fx_graph, nodes, shape, "", switches, "", baked, others, outputs, ending, unfused)
     return _for_training(graph, differs, sample) if training else graph
 
 
@@ -110,6 +126,18 @@ def _for_training(graph: Graph, differs: str, sample: Tensor) -> Graph:
         return dataclasses.replace(graph, fx_graph=None, nodes=nodes, untraced=why, switches=())
     nodes = tuple(_no_site(node) if isinstance(node, Site) and not node.path else node for node in graph.nodes)
     return dataclasses.replace(graph, nodes=nodes, not_in_training=differs, switches=())
+
+
+def _calling_the_same(graph: Graph, sample: Tensor) -> Graph:
+    """An untraced graph, without functions as sites if the model calls others in training."""
+    called = {n.name for n in graph.nodes if isinstance(n, Site) and not n.path}
+    model = copy.deepcopy(graph.model).train()
+    with seeded(0):
+        nodes = recorded_nodes(model, (sample.clone(),), {}, sample.shape[0]) if called else ()
+    if called == {n.name for n in nodes if isinstance(n, Site) and not n.path}:
+        return graph
+    left = tuple(_no_site(n) if isinstance(n, Site) and n.name in called else n for n in graph.nodes)
+    return dataclasses.replace(graph, nodes=left, not_in_training="the model calls other functions in training")
 
 
 def _no_site(site: Site) -> Node:
@@ -207,7 +235,9 @@ def owns_parameters(site: Site, node: fx.Node | None) -> bool:
     product = site.operation.product
     if product is None or product.matrix or not site.weight or "data_in" not in site.operands:
         return False
-    return bool(site.path) or node is None or bool(site.bias) or "bias" not in operand_nodes(node, site.operation)
+    if node is None:
+        return bool(site.path)
+    return bool(site.path) or bool(site.bias) or "bias" not in operand_nodes(node, site.operation)
 
 
 def apply_site(model: nn.Module, site: Site, node: fx.Node | None, operands: Mapping[str, Tensor | None]) -> Tensor:

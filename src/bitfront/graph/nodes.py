@@ -22,6 +22,7 @@ from bitfront.graph.recording import (
     record,
     record_function,
 )
+from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Call, Count, Shape
 from bitfront.operations.lookup import (
     bare,
@@ -138,16 +139,18 @@ def _module_node(name: str, path: str, module: nn.Module, summary: CallSummary) 
     }
     if operation is None or not operation.operands:
         return Node(**common)
-    parameters = dict(module.named_parameters(recurse=False))
     operands = operation.operands_in(module)
     computed = [operand.name for operand in operands if operand.role in ("activation", "inner")]
-    formatted_parameters = [operand.name for operand in operands if operand.name in parameters]
+    held = {o.name: (full_names.get(o.held_as), o.held_by(module)) for o in operands}
+    parameters = [(name, full, tensor) for name, (full, tensor) in held.items() if full and tensor is not None]
+    names = {name for name, _, _ in parameters}
     return Site(
         **common,
-        specs=tuple(operand for operand in operands if operand.name in computed or operand.name in parameters),
-        operand_parameters=tuple((name, full_names[name]) for name in formatted_parameters),
-        shapes=tuple((name, tuple(parameters[name].shape)) for name in formatted_parameters),
+        specs=tuple(operand for operand in operands if operand.name in computed or operand.name in names),
+        operand_parameters=tuple((name, full) for name, full, _ in parameters),
+        shapes=tuple((name, tuple(tensor.shape)) for name, _, tensor in parameters),
         flowing=tuple(computed),
+        counted=summary.products,
     )
 
 
@@ -180,12 +183,14 @@ def _function_node(n: fx.Node, interpreter: _ShapeInterpreter) -> Node:
     if len(tensors) < (needed if operation.call is None else 1):
         return Node(**common)
     fixed = {name: node for name, node in operands.items() if operation.operand(name).role != "activation"}
+    inner = [operand.name for operand in operation.operands if operand.role == "inner"]
     return Site(
         **common,
-        specs=tuple(operand for operand in operation.operands if operand.name in operands),
+        specs=tuple(operand for operand in operation.operands if operand.name in operands or operand.role == "inner"),
         operand_parameters=tuple((name, str(node.target)) for name, node in fixed.items() if node.op == "get_attr"),
         shapes=tuple((name, shapes[node]) for name, node in fixed.items()),
-        flowing=tuple(name for name, node in operands.items() if node in interpreter.from_input),
+        flowing=(*(name for name, node in operands.items() if node in interpreter.from_input), *inner),
+        counted=summary.products,
         computed_from=_computed_from(operands.get("weight"), interpreter),
     )
 
@@ -207,8 +212,8 @@ def _computed_from(weight: fx.Node | None, interpreter: _ShapeInterpreter) -> tu
 def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> tuple[Node, ...]:
     """The nodes of a model that is run instead of traced: its modules, and the functions called between them.
 
-    A module is one node, however often it is called, and a site if its operation has operands. Functions are never
-    sites, because their operands cannot be replaced. Functions that only move data are left out.
+    A module is one node, however often it is called, and a site if its operation has operands. A function is a site if
+    it multiplies. Functions that only move data are left out.
 
     Args:
         model: in evaluation mode.
@@ -219,6 +224,7 @@ def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     mark_as_input((args, kwargs))
     nodes: dict[str, Node] = {}
     by_path: dict[str, str] = {}
+    departed = {path for path, module in model.named_modules() if departure(module)}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for call in record(model, args, kwargs, batch):
         if call.module is not None:
@@ -226,12 +232,15 @@ def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
             name = earlier.name if earlier else _free_name(call.path or type(call.module).__name__.lower(), nodes)
             by_path[call.path] = name
             node = _module_node(name, call.path, call.module, call.summary)
-            if earlier is not None:
-                unknown = earlier.operations is None or node.operations is None
-                operations = None if unknown else (earlier.operations or 0) + (node.operations or 0)
-                node = dataclasses.replace(node, operations=operations, macs=earlier.macs + node.macs)
+            node = _summed(earlier, node)
         elif call.summary.operations == 0 and not call.parameters:
             continue
+        elif call.path not in departed and _is_product(call):
+            key = f"{call.path}:{call.op}:{call.earlier_calls}"
+            known = nodes.get(by_path.get(key, ""))
+            name = known.name if known else _free_name("_".join(part for part in (call.path, call.op) if part), nodes)
+            by_path[key] = name
+            node = _summed(known, _called_site(name, call, names))
         else:
             name = _free_name("_".join(part for part in (call.path, call.op) if part), nodes)
             node = Node(
@@ -247,6 +256,63 @@ def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
             )
         nodes[name] = node
     return tuple(nodes.values())
+
+
+def _is_product(call: RecordedCall) -> bool:
+    """Whether a function that a model calls is a site: it multiplies tensors that can have formats, and writes into
+    none of them."""
+    operation = OPERATIONS.get(call.op) if call.op in OPERATIONS else None
+    if operation is None or not call.summary.macs or not any(tensor.flows for tensor in call.taken.values()):
+        return False
+    if call.type.startswith("__i") or (call.type.endswith("_") and not call.type.endswith("__")):
+        return False
+    needed = sum(operand.role in ("activation", "weight") for operand in operation.operands)
+    return len(call.taken) >= (needed if operation.call is None else 1)
+
+
+def _called_site(name: str, call: RecordedCall, names: Mapping[int, str]) -> Site:
+    """The site of a function that a model calls which is not traced.
+
+    Args:
+        names: of the model's parameters, by their ids.
+    """
+    operation, summary = OPERATIONS.get(call.op), call.summary
+    inner = [operand.name for operand in operation.operands if operand.role == "inner"]
+    held = {
+        o: names[id(t.parameter)] for o, t in call.taken.items() if t.parameter is not None and id(t.parameter) in names
+    }
+    return Site(
+        name=name,
+        path="",
+        op=call.op,
+        type=call.type,
+        inputs=summary.inputs,
+        output=summary.output,
+        operations=summary.operations,
+        macs=summary.macs,
+        parameters=tuple(names[id(p)] for p in call.parameters if id(p) in names),
+        specs=tuple(o for o in operation.operands if o.name in call.taken or o.role == "inner"),
+        operand_parameters=tuple(held.items()),
+        shapes=tuple((o, t.shape) for o, t in call.taken.items() if operation.operand(o).role != "activation"),
+        flowing=(*(o for o, t in call.taken.items() if t.flows), *inner),
+        caller=call.path,
+        earlier_calls=call.earlier_calls,
+        counted=summary.products,
+    )
+
+
+def _summed(earlier: Node | None, node: Node) -> Node:
+    """A node that is called several times, with the operations of all calls."""
+    if earlier is None:
+        return node
+    unknown = earlier.operations is None or node.operations is None
+    operations = None if unknown else (earlier.operations or 0) + (node.operations or 0)
+    summed = dataclasses.replace(node, operations=operations, macs=earlier.macs + node.macs)
+    if isinstance(earlier, Site) and isinstance(summed, Site) and len(earlier.counted) == len(summed.counted):
+        pairs = zip(earlier.counted, summed.counted, strict=True)
+        counted = tuple(dataclasses.replace(new, macs=old.macs + new.macs) for old, new in pairs)
+        summed = dataclasses.replace(summed, counted=counted)
+    return summed
 
 
 def _free_name(path: str, taken: Mapping[str, Node]) -> str:
@@ -269,8 +335,8 @@ def left_out(model: nn.Module, nodes: Sequence[Node]) -> tuple[LeftOut, ...]:
         names = {f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)}
         if operation is None or not operation.operands or not why or names & configured:
             continue
-        weights = [getattr(module, o.name, None) for o in operation.operands_in(module) if o.role == "weight"]
-        count = sum(w.numel() for w in weights if isinstance(w, Tensor))
+        weights = [o.held_by(module) for o in operation.operands_in(module) if o.role == "weight"]
+        count = sum(w.numel() for w in weights if w is not None)
         macs = sum(node.macs for node in nodes if node.path == path)
         if path and (count or any(node.path == path for node in nodes)):
             found.append(LeftOut(path, type(module).__name__, why, count, macs))

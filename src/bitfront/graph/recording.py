@@ -8,15 +8,16 @@ names that torch.fx uses. So no computation is missed, whatever types of modules
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bitfront.operations.base import Call, Count, Shape
+from bitfront.operations.base import Call, Count, Products, Shape
 from bitfront.operations.lookup import bare, count, function_name, module_name, of_function, of_module, tensors_in
 
 
@@ -24,13 +25,25 @@ from bitfront.operations.lookup import bare, count, function_name, module_name, 
 class CallSummary:
     """One call, per sample: the shapes of its input and output tensors, and its operations.
 
-    `operations` is None where no rule covers the call; `macs` are the multiply-accumulates among the operations.
+    `operations` is None where no rule covers the call; `macs` are the multiply-accumulates among the operations, and
+    `products` says between which operands.
     """
 
     inputs: tuple[Shape, ...]
     output: Shape
     operations: int | None
     macs: int
+    products: tuple[Products, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TakenTensor:
+    """A tensor that a function takes as an operand: its shape, whether it depends on the samples, and the parameter
+    that it is, if it is one."""
+
+    shape: Shape
+    flows: bool
+    parameter: nn.Parameter | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +57,8 @@ class RecordedCall:
         summary: shapes and operations, per sample.
         module: the module; None for a function.
         parameters: the parameters among a function's arguments.
+        taken: the tensors among a function's arguments, by operand.
+        earlier_calls: how many functions of the same operation the module called before, since it was entered.
     """
 
     path: str
@@ -52,6 +67,8 @@ class RecordedCall:
     summary: CallSummary
     module: nn.Module | None = None
     parameters: tuple[nn.Parameter, ...] = ()
+    taken: Mapping[str, TakenTensor] = field(default_factory=dict)
+    earlier_calls: int = 0
 
 
 def per_sample(
@@ -67,12 +84,13 @@ def per_sample(
         from_input: whether the call depends on the model's input. A call that does not (a product of two parameters,
             for example) runs once per batch, and counts as if it ran for every sample.
     """
-    if counted is None:
-        operations, macs = None, 0
-    else:
-        operations, macs = (_share(v, batch, from_input) for v in (counted.operations, counted.macs))
     shapes = tuple(shape_per_sample(shape, batch, from_input) for shape in inputs)
-    return CallSummary(shapes, shape_per_sample(output, batch, from_input), operations, macs)
+    result = shape_per_sample(output, batch, from_input)
+    if counted is None:
+        return CallSummary(shapes, result, None, 0)
+    operations, macs = (_share(v, batch, from_input) for v in (counted.operations, counted.macs))
+    products = tuple(replace(p, macs=_share(p.macs, batch, from_input)) for p in counted.products)
+    return CallSummary(shapes, result, operations, macs, products)
 
 
 def _share(value: int, batch: int, from_input: bool) -> int:
@@ -114,6 +132,7 @@ class _FunctionRecorder(TorchFunctionMode):
         self.batch = batch
         self.calls: list[RecordedCall] = []
         self.paths: list[str] = [""]  # pre-hooks of the model run before it is entered
+        self.earlier: list[Counter[str]] = [Counter()]
         self.depth = 0  # how many modules that are recorded as one call enclose the current one
 
     def __torch_function__(
@@ -135,8 +154,23 @@ class _FunctionRecorder(TorchFunctionMode):
             activations = tuple(s for t, s in zip(inputs, shapes, strict=True) if not isinstance(t, nn.Parameter))
             summary = per_sample(activations, output, counted, self.batch, from_input)
             parameters = tuple(tensor for tensor in inputs if isinstance(tensor, nn.Parameter))
-            self.calls.append(RecordedCall(self.paths[-1], op, name, summary, None, parameters))
+            taken, earlier = _taken(func, args, kwargs), self.earlier[-1][op]
+            self.earlier[-1][op] += 1
+            self.calls.append(RecordedCall(self.paths[-1], op, name, summary, None, parameters, taken, earlier))
         return out
+
+
+def _taken(function: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, TakenTensor]:
+    operation = of_function(function)
+    taken: dict[str, TakenTensor] = {}
+    if operation is None or (operation.refuses and operation.refuses(Call(bare(function), (), (), args, kwargs))):
+        return taken
+    for operand in operation.operands:
+        place = args[operand.position] if operand.position < len(args) else kwargs.get(operand.argument)
+        if operand.role != "inner" and isinstance(place, Tensor):
+            owned = place if isinstance(place, nn.Parameter) else None
+            taken[operand.name] = TakenTensor(tuple(place.shape), _depends_on_input(place), owned)
+    return taken
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> list[RecordedCall]:
@@ -159,6 +193,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
     def enter(path: str) -> Any:
         def hook(module: nn.Module, *_: Any) -> None:
             recorder.paths.append(path)
+            recorder.earlier.append(Counter())
             recorder.depth += one_call(path, module)
             counts_on_entry.append(len(recorder.calls))
 
@@ -168,6 +203,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
             calls_inside = len(recorder.calls) - counts_on_entry.pop()
             recorder.paths.pop()
+            recorder.earlier.pop()
             recorder.depth -= one_call(path, module)
             # A module without children and without recorded calls does not compute with torch's functions.
             opaque = not calls_inside and not list(module.children()) and of_module(module) is None

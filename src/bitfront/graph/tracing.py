@@ -15,7 +15,7 @@ import keyword
 import linecache
 import random
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitfront.graph.base import Switch
+from bitfront.graph.composites import is_composite, unfused, without_questions
 from bitfront.operations.lookup import is_leaf
 
 
@@ -37,10 +38,16 @@ class OneInputTracer(fx.Tracer):
         return (lambda root, value: root(value)), [self.root, x]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Modules that a record names, and those of torch; never the model itself."""
-        if not module_qualified_name:
+        """Modules that a record names, and those of torch, but its transformers; never the model itself."""
+        if not module_qualified_name or is_composite(m):
             return False
         return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As torch.fx does, but transformers of torch do not ask for shapes."""
+        return super().call_module(m, without_questions(m) or forward, args, kwargs)
 
 
 def input_name(model: nn.Module) -> str:
@@ -87,7 +94,7 @@ def trace(
 def _trace(model: nn.Module, training: bool, tracer: type[OneInputTracer]) -> tuple[fx.Graph | None, str, nn.Module]:
     """As ``trace``, and the copy that was traced, which has the constants and whatever else the forward left there."""
     copied = copy.deepcopy(model).train(training)
-    with seeded(0):
+    with seeded(0), unfused():
         before = _random_states()
         try:
             graph = tracer().trace(copied)
@@ -195,9 +202,11 @@ def _differences(
         return (), f"the model's forward does other steps in training{f', from {first.name} on' if first else ''}"
     switches: list[Switch] = []
     for e, t in pairs.items():
-        if (e.op, e.target) != (t.op, t.target) or len(e.args) != len(t.args) or e.kwargs.keys() != t.kwargs.keys():
+        constant = e.op == t.op == "get_attr" and all("_tensor_constant" in str(n.target) for n in (e, t))
+        same = constant or (e.op, e.target) == (t.op, t.target)
+        if not same or len(e.args) != len(t.args) or e.kwargs.keys() != t.kwargs.keys():
             return (), f"the model's forward does another step at {e.name} in training"
-        if e.op == "get_attr" and not _same_constant(model, copied, str(e.target)):
+        if e.op == "get_attr" and not _same_constant(model, str(e.target), copied, str(t.target)):
             return (), f"the model's forward makes another constant at {e.name} in training"
         places = [*enumerate(e.args), *e.kwargs.items()]
         for place, value in places:
@@ -216,7 +225,9 @@ def _nodes_in(value: Any) -> list[fx.Node]:
     return found
 
 
-def _same_constant(model: nn.Module, other: nn.Module, target: str) -> bool:
-    path, _, name = target.rpartition(".")
-    one, two = (getattr(m.get_submodule(path), name) for m in (model, other))
+def _same_constant(model: nn.Module, target: str, other: nn.Module, other_target: str) -> bool:
+    one, two = (
+        getattr(m.get_submodule(path), name)
+        for m, (path, _, name) in ((model, target.rpartition(".")), (other, other_target.rpartition(".")))
+    )
     return not isinstance(one, Tensor) or torch.equal(one, two)

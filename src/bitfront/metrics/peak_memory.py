@@ -12,7 +12,7 @@ import numpy as np
 from torch import fx
 
 from bitfront.formats.base import FLOAT_BITS, Operand
-from bitfront.graph import Graph
+from bitfront.graph import Graph, Site
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values
 from bitfront.operations.lookup import of_node, operand_nodes
@@ -129,7 +129,7 @@ def _is_view(node: fx.Node, graph: Graph) -> bool:
 def _untraced(graph: Graph, groups: Mapping[str, int]) -> list[Activation]:
     tensors = []
     for step, node in enumerate(graph.nodes):
-        users = ((groups[node.name], "data_in"),) if node.name in groups else ()
+        users = ((groups[node.name], node.operands[0]),) if isinstance(node, Site) else ()
         for k, shape in enumerate(node.inputs):
             tensors.append(Activation(f"{node.name}.{k}", math.prod(shape), users, not users, step, step))
         tensors.append(Activation(node.name, math.prod(node.output), (), True, step, step))

@@ -32,9 +32,9 @@ class OperandSpec:
     """A tensor that an operation takes and that can have a format.
 
     Attributes:
-        name: prefix of its keys in the TOML: ``weight`` in ``weight_width``. If it is a parameter of the module, also
-            the name of the parameter. A record whose operands depend on the module (``Operation.operands_of``) has
-            names of several operands beside: ``weight`` for all weights of an LSTM.
+        name: prefix of its keys in the TOML: ``weight`` in ``weight_width``. A record whose operands depend on the
+            module (``Operation.operands_of``) has names of several operands beside: ``weight`` for all weights of an
+            LSTM.
         role: an activation (an argument), a weight or a bias, or ``inner``: a value that the operation computes on its
             way, such as the state of a recurrence or the scores of an attention.
         position: its place among the arguments of the operation's functions, and of a module's ``forward`` if it is an
@@ -46,9 +46,14 @@ class OperandSpec:
             negative. None: of a weight whose channels are not dimension 0, the one before them; otherwise as each
             format says.
         format_of: whose choice it shares unless it has keys of its own, as the second input of an addition does: that
-            of the first of these names that has keys. What its format learns, it learns from its own values.
+            of the first of these names that has keys. They need not be operands of the operation: the inputs of
+            ``scaled_dot_product_attention`` have the keys of ``data_in``. What its format learns, it learns from its
+            own values.
         sample_axis: for an activation: the dimension that holds the samples.
-        multiplies: for a weight: the operand that it is multiplied with; empty for one that always is in float.
+        multiplies: for a weight: the operand that it is multiplied with; empty for one that always is in float. Not
+            asked where the record's count names the operands (``Count.products``).
+        parameter: the parameter that it is, as a path below the module (``out_proj.weight``), where its name is
+            another one.
     """
 
     name: str
@@ -60,6 +65,7 @@ class OperandSpec:
     format_of: tuple[str, ...] = ()
     sample_axis: int = 0
     multiplies: str = "data_in"
+    parameter: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,6 +75,25 @@ class OperandSpec:
     def chosen(self, choices: Mapping[str, Chosen]) -> Chosen | None:
         """What `choices`, by name, have for it: under the first of its names that they have."""
         return next((choices[name] for name in self.names if name in choices), None)
+
+    @property
+    def held_as(self) -> str:
+        """The path of the parameter below the module, of an operand that is a weight or a bias."""
+        return self.parameter or self.name
+
+    def held_by(self, module: nn.Module) -> Tensor | None:
+        """The tensor that it is in a module; None where the module has none, or the operand is no parameter."""
+        if self.role not in ("weight", "bias"):
+            return None
+        *path, name = self.held_as.split(".")
+        holder: nn.Module | None = module
+        for part in path:
+            holder = None if holder is None else holder._modules.get(part)
+        if holder is None:
+            return None
+        # A tracer sees whatever is looked up as an attribute.
+        held = holder._parameters[name] if name in holder._parameters else getattr(holder, name, None)
+        return held if isinstance(held, Tensor) else None
 
     def kind(self, *, from_samples: bool = False) -> OperandKind:
         """What its formats must know of it.
@@ -88,11 +113,32 @@ DATA_IN = OperandSpec("data_in", "activation", 0, "input", channel_axis=1)
 
 
 @dataclass(frozen=True)
+class Products:
+    """Multiply-accumulates between values of the same two operands.
+
+    Attributes:
+        macs: how many.
+        left, right: names of the operands.
+        terms: how many products one sum has.
+    """
+
+    macs: int
+    left: str
+    right: str
+    terms: int
+
+
+@dataclass(frozen=True)
 class Count:
-    """Operations, and the multiply-accumulates among them, each of which counts once."""
+    """Operations, and the multiply-accumulates among them, each of which counts once.
+
+    Attributes:
+        products: the multiply-accumulates by operands; empty: all are between data_in and weight.
+    """
 
     operations: int
     macs: int = 0
+    products: tuple[Products, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +246,9 @@ class Product:
 
 
 CountRule = Callable[[Call], Count | None]
-#: (module, its operands) → what the module computes with these operands in place of its inputs and parameters.
-ModuleCall = Callable[[nn.Module, Operands], Any]
+#: (module, its operands) → what the module computes with these operands in place of its inputs and parameters; or
+#: (function, its operands), which are its arguments.
+OperandCall = Callable[[Any, Operands], Any]
 
 
 @dataclass(frozen=True)
@@ -244,7 +291,8 @@ class Operation:
         operands_of: for modules that have other numbers of operands (layers and directions of an LSTM): the operands of
             a module, in the same order. `operands` are then the names under which files have keys for them.
         count: operations of a call on the whole batch; None: not counted.
-        call: how one of its modules is called with other operands; needed if it has operands and modules.
+        call: how one of its modules is called with other operands; needed if it has operands and modules, or inner
+            operands. For a function, it is called where an inner operand has a format.
         product: that its results are sums of products; None: they are not.
         view: whether it computes no new values, but gives its input another shape.
         gives: what a network that ends in it gives (``kernels.losses``); None: logits, as far as is known.
@@ -268,7 +316,7 @@ class Operation:
     refuses: Callable[[Call], str] | None = None
     operands_of: Callable[[nn.Module], tuple[OperandSpec, ...]] | None = None
     count: CountRule | None = None
-    call: ModuleCall | None = None
+    call: OperandCall | None = None
     product: Product | None = None
     view: bool = False
     rectifies: bool = False

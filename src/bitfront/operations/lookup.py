@@ -108,15 +108,13 @@ def departure(module: nn.Module) -> str:
     if overridden:
         return f"its class {kind.__name__} overrides {overridden} of {base.__name__}"
     for operand in operation.operands_in(module):
-        if operand.role in ("weight", "bias") and operand.name not in module._parameters:
-            held = getattr(module, operand.name, None)
-            if isinstance(held, Tensor):
-                return f"its {operand.name} is no parameter, but {_kept_as(module, operand.name)}"
+        if operand.held_by(module) is not None:
+            path, _, name = operand.held_as.rpartition(".")
+            holder = module.get_submodule(path)
+            if name not in holder._parameters:
+                kept = "a buffer" if name in holder._buffers else "a tensor that something else computes"
+                return f"its {operand.held_as} is no parameter, but {kept}"
     return "" if operation.refuses is None else operation.refuses(Call(operation.name, (), (), module=module))
-
-
-def _kept_as(module: nn.Module, name: str) -> str:
-    return "a buffer" if name in module._buffers else "a tensor that something else computes"
 
 
 def _recorded_base(kind: type[nn.Module]) -> Any:
@@ -263,6 +261,8 @@ def operand_nodes(node: fx.Node, operation: Operation) -> dict[str, fx.Node]:
     """Operand → the graph node that computes it, for a function or method."""
     nodes: dict[str, fx.Node] = {}
     for operand in operation.operands:
+        if operand.role == "inner":
+            continue
         position = operand.position
         value = node.args[position] if position < len(node.args) else node.kwargs.get(operand.argument)
         if isinstance(value, fx.Node):

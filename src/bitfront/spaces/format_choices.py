@@ -8,6 +8,7 @@ are left out; of settings that mean the same format, one is kept.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from bitfront.registry import canonical
 from bitfront.spaces.assignment import FLOAT, UNSAID, Alternative, Assignment, Setting
 from bitfront.spaces.request import SpaceRequest
 
+#: All options of a site are listed. More take minutes and gigabytes.
+MOST_OPTIONS = 1_000_000
 NAMING = ("name", "type", "regex_name")
 Settings = Mapping[str, object]
 
@@ -149,6 +152,7 @@ def _assignment(
             excluded, why = excluded + choice.excluded, choice.why or why
             settings_of.append((operand, choice.settings))
         alternative = Alternative(name, tuple(settings_of))
+        _check_number(site, alternative, where)
         floats = any(map(_can_be_float, alternatives))
         # Float is one option, even if several formats allow it.
         alternatives += _never_float(alternative) if floats else [alternative]
@@ -159,6 +163,18 @@ def _assignment(
         # A format that has no width for any operand of the site leaves the site in float.
         alternatives = [FLOAT]
     return Assignment(site, key, tuple(alternatives), excluded, why)
+
+
+def _check_number(site: Site, alternative: Alternative, where: tuple[str, ...]) -> None:
+    """Raises ConfigError where a site would have more options than can be listed."""
+    number = math.prod(len(settings) for _, settings in alternative.operands)
+    if number > MOST_OPTIONS:
+        several = " · ".join(f"{len(settings)} of {key}" for key, settings in alternative.operands if len(settings) > 1)
+        raise ConfigError(
+            f"{site.title} would have {number:,} options ({several}); allowed: up to {MOST_OPTIONS:,}. Give fewer "
+            "operands keys with lists: an operand without keys shares the choice of another",
+            key=where,
+        )
 
 
 def _can_be_float(alternative: Alternative) -> bool:

@@ -160,12 +160,12 @@ class FormatSpace(ModelSpace):
 
     def input_bits(self) -> list[NDArray[np.int64]]:
         """Bits of the widest input of a site under each option, per group an array of shape (options,). Float: 32."""
-        widest = self.bits("data_in")
+        of_sites = self.bits("data_in")
         for g, site in enumerate(self.sites):
-            for spec in site.specs:
-                if spec.role == "activation" and "data_in" in spec.format_of:
-                    widest[g] = np.maximum(widest[g], self.bits_at(g, spec.name))
-        return widest
+            inputs = [s.name for s in site.specs if s.role == "activation" and "data_in" in s.names]
+            if inputs:
+                of_sites[g] = np.maximum.reduce([self.bits_at(g, name) for name in inputs])
+        return of_sites
 
     @abstractmethod
     def quantized(self, operand: Operand) -> list[NDArray[np.bool_]]:

@@ -33,11 +33,13 @@ from bitfront.population import train_population, why_alone
 from bitfront.scoring import evaluate
 from bitfront.training import TrainSettings, train
 from bitfront.transforms import quantize
-from bitfront.transforms.quantize import operands_of
+from bitfront.transforms.arguments import operands_of
 
 CLASSES = 3
 #: Candidates that are computed together and one by one.
 CANDIDATES = 24
+#: So many operands have several settings in one space; a site has as many options as they have together.
+FREE = 4
 
 
 def check_operation(
@@ -147,9 +149,11 @@ def _check_record(record: Operation) -> None:
     assert len({*places}) == len(places), f"two operands of {name} have one place"
     for operand in record.operands:
         assert operand.name.isidentifier(), f"{operand.name!r} is no prefix of keys in a TOML file"
-        assert {*operand.format_of} <= {*names}, f"{operand.name} shares the format of an operand that {name} lacks"
+        assert operand.name not in operand.format_of, f"{operand.name} of {name} shares its own format"
     if record.operands and record.modules:
         assert record.call is not None, f"modules of {name} have operands, but the record has no call"
+    if any(operand.role == "inner" for operand in record.operands):
+        assert record.call is not None, f"{name} has inner operands, but the record has no call"
     assert record.onnx_integer is None or record.onnx is not None, f"{name} has integer operators and no rule for ONNX"
 
 
@@ -237,9 +241,17 @@ def _in_onnx_runtime(model: Any, x: Tensor) -> Tensor:
 def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> None:
     """Check that candidates computed together have the same loss as each alone, to the last bit."""
     operands = list(dict.fromkeys(itertools.chain(*(site.operands for site in graph.sites))))
-    choices: dict[str, object] = {"name": ["integer", "NA"]}
-    for operand in operands:
-        choices |= {f"{operand}_width": [2, 4, 8], f"{operand}_frac_width": [1, 2]}
+    for first in range(0, len(operands), FREE):
+        choices: dict[str, object] = {"name": ["integer", "NA"]}
+        for i, operand in enumerate(operands):
+            if first <= i < first + FREE:
+                choices |= {f"{operand}_width": [2, 4, 8], f"{operand}_frac_width": [1, 2]}
+            else:
+                choices |= {f"{operand}_width": 6, f"{operand}_frac_width": 3}
+        _check_choices(network, choices, x, seed)
+
+
+def _check_choices(network: nn.Module, choices: Mapping[str, object], x: Tensor, seed: int) -> None:
     y = torch.arange(len(x)) % CLASSES
     job = EvaluationJob(
         model=network,

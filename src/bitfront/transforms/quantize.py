@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -23,23 +23,23 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Operands, OperandSpec, Operation, Rounds
+from bitfront.operations.base import Operands, Operation, Rounds
 from bitfront.operations.lookup import of_class, operand_nodes
+from bitfront.transforms.arguments import (
+    called,
+    called_function,
+    formats_of,
+    function_product,
+    inner_rounds,
+    operands_of,
+    through,
+)
 from bitfront.transforms.arithmetic import product
 from bitfront.transforms.correct import Correction
+from bitfront.transforms.functions import replace_calls
 
 #: Operand → its format; operands that are missing stay in float.
 SiteFormats = Mapping[Operand, Format]
-
-
-def through(rounds: Rounds, x: Tensor) -> Tensor:
-    """A weight in its format, with the gradients of the float weight (the plain straight-through estimator, Bengio et
-    al. 2013, arXiv:1308.3432). With clipped gradients, a weight that is cut off would never change again. Learned
-    ranges define other gradients."""
-    rounded = rounds.quantize(x)
-    if not (isinstance(rounds, Format) and torch.is_grad_enabled() and x.requires_grad):
-        return rounded
-    return rounded.detach() - (x.detach() - x)
 
 
 class Quantizer(nn.Module):
@@ -57,6 +57,24 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` in the format."""
         return through(self.rounds, x) if self.owned else self.rounds.quantize(x)
+
+
+class FunctionTwin(nn.Module):
+    """A function of a site, where a value that it computes on its way has a format.
+
+    Args:
+        operation: its name.
+        function: the function.
+        inner: what rounds the inner operands, by name.
+    """
+
+    def __init__(self, operation: str, function: Callable[..., Any], inner: Mapping[Operand, Rounds]) -> None:
+        super().__init__()
+        self.operation, self.function, self.inner = operation, function, dict(inner)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Same arguments, shapes and results as those of the function."""
+        return called(OPERATIONS.get(self.operation), self.function, inputs, named, self.inner)
 
 
 class Twin:
@@ -89,49 +107,6 @@ class Twin:
         return _blank_twin, (self.original,), self.__getstate__()
 
 
-def operands_of(
-    operation: Operation,
-    module: nn.Module,
-    inputs: Sequence[Any],
-    named: Mapping[str, Any],
-    rounds: Mapping[Operand, Rounds],
-) -> Operands:
-    """The rounded operands of one call of a module.
-
-    Args:
-        operation: of the module.
-        inputs, named: the arguments of its ``forward``.
-        rounds: operand → what rounds it; operands that are missing stay in float.
-    """
-    args, kwargs = list(inputs), dict(named)
-    values: dict[str, Tensor | None] = {}
-    operands = operation.operands_in(module)
-    for operand in operands:
-        rounding = rounds.get(operand.name)
-        if operand.role == "activation":
-            positional = operand.position < len(args)
-            taken: Any = args if positional else kwargs
-            place: Any = operand.position if positional else operand.argument
-            x = taken[place] if positional else taken.get(place)
-            if not isinstance(x, Tensor):
-                continue  # an argument that is left out
-            # What rounding keeps for its gradients must not change with the input.
-            x = x.clone() if getattr(module, "inplace", False) else x
-            values[operand.name] = taken[place] = x if rounding is None else _rounded(operand, rounding, x)
-        elif operand.role != "inner":
-            held = getattr(module, operand.name, None)
-            values[operand.name] = held if held is None or rounding is None else through(rounding, held)
-    inner = {o.name: rounds[o.name] for o in operands if o.role == "inner" and o.name in rounds}
-    return Operands(values, inner, tuple(args), kwargs)
-
-
-def _rounded(operand: OperandSpec, rounds: Rounds, x: Tensor) -> Tensor:
-    """An activation in its format, which takes the samples along the first dimension."""
-    if not 0 < operand.sample_axis < x.dim() - 1:
-        return rounds.quantize(x)
-    return rounds.quantize(x.movedim(operand.sample_axis, 0)).movedim(0, operand.sample_axis)
-
-
 def _called(operation: Operation, module: nn.Module, operands: Operands, rounds: Mapping[Operand, Rounds]) -> Any:
     """What the operation computes with its operands; a product in whole numbers where formats allow."""
     assert operation.call is not None
@@ -146,12 +121,6 @@ def _called(operation: Operation, module: nn.Module, operands: Operands, rounds:
 
     given = operands["data_in"], operands["weight"], operands.get("bias")
     return product(rule, compute, given, formats_of(rounds), module=module)
-
-
-def formats_of(rounds: Mapping[Operand, Rounds]) -> tuple[Format | None, Format | None]:
-    """The formats of the input and the weight of a product; None for float, and for what is no format."""
-    data, weight = (c if isinstance(c, Format) else None for c in (rounds.get("data_in"), rounds.get("weight")))
-    return data, weight
 
 
 class ProductCall(nn.Module):
@@ -176,51 +145,6 @@ class ProductCall(nn.Module):
         if self.training:
             return called_function(self.function, args, kwargs)
         return function_product(OPERATIONS.get(self.operation), self.function, args, kwargs, self.formats, self.flows)
-
-
-def called_function(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The result of a function, or of a method of the first argument, given by its name."""
-    if isinstance(function, str):
-        return getattr(args[0], function)(*args[1:], **kwargs)
-    return function(*args, **kwargs)
-
-
-def function_product(
-    operation: Operation,
-    function: Any,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    formats: tuple[Format | None, Format | None],
-    flows: bool,
-) -> Any:
-    """The result of a function that sums products, in whole numbers where formats allow.
-
-    Args:
-        operation: of the function; it has a rule for products.
-        function, args, kwargs: its call, with operands rounded already.
-        formats: of its input and its weight.
-        flows: whether its weight depends on the samples.
-    """
-    assert operation.product is not None
-    specs = {o.name: o for o in operation.operands}
-
-    def given(name: str) -> Any:
-        spec = specs.get(name)
-        if spec is None:
-            return None
-        return args[spec.position] if spec.position < len(args) else kwargs.get(spec.argument)
-
-    def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        new_args, new_kwargs = list(args), dict(kwargs)
-        for name, value in (("data_in", x), ("weight", weight), ("bias", bias)):
-            if name in specs and specs[name].position < len(args):
-                new_args[specs[name].position] = value
-            elif name in specs and specs[name].argument in kwargs:
-                new_kwargs[specs[name].argument] = value
-        result: Tensor = called_function(function, new_args, new_kwargs)
-        return result
-
-    return product(operation.product, compute, (given("data_in"), given("weight"), given("bias")), formats, flows=flows)
 
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {}
@@ -287,28 +211,15 @@ def rebuilt(
     shared: Baked = {}
     for site in touched:
         if not graph.is_rewritten_for(site):
-            held = dict(site.operand_parameters)
-            baked = [o for o in rounds[site.name] if bake and held.get(o) not in graph.read_by_code]
+            baked = [o for o, name in site.operand_parameters if bake and name not in graph.read_by_code]
             # In its place, not a copy: the model may hold the module under other names and in lists too.
             _make_twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), baked, shared)
         else:
             in_graph.append(site)
-    _call_layers_of_encoders(model)
+    if in_graph and graph.fx_graph is None:
+        replace_calls(model, in_graph, rounds)
+        return model
     return _rewrite(model, graph, in_graph, rounds, biases, bake) if in_graph else model
-
-
-def _call_layers_of_encoders(model: nn.Module) -> None:
-    """Let torch's encoder layers call their quantized layers: in evaluation they only read the weights of their layers,
-    unless one of these has a hook."""
-    for encoder in model.modules():
-        if isinstance(encoder, nn.TransformerEncoderLayer):
-            for module in encoder.modules():
-                if isinstance(module, Twin) and not module._forward_hooks:
-                    module.register_forward_hook(_nothing)
-
-
-def _nothing(*_: object) -> None:
-    """A hook that changes nothing."""
 
 
 def twin_of(
@@ -328,6 +239,10 @@ def twin_of(
     # What the copy gets must not be seen in the module.
     twin._parameters, twin._modules = dict(module._parameters), dict(module._modules)
     twin._forward_hooks = copy.copy(module._forward_hooks)
+    for name in {site.operand(o).held_as.partition(".")[0] for o, _ in site.operand_parameters}:
+        if isinstance(child := module._modules.get(name), nn.Module):
+            twin._modules[name] = child = copy.copy(child)
+            child._parameters = dict(child._parameters)
     _make_twin(twin, site, rounds, bias, baked)
     return twin
 
@@ -357,15 +272,17 @@ def _make_twin(
     if bias is not None:
         module._parameters["bias"] = _in_place_of(module.bias, bias)
     for operand in baked:
-        parameter = module._parameters.get(operand)
-        if parameter is None:
+        spec, rounding = site.operand(operand), rounds.get(operand)
+        parameter = spec.held_by(module)
+        if parameter is None or rounding is None:
             continue
-        key = id(parameter), rounds[operand]
+        key = id(parameter), rounding
         if key not in shared:
             with torch.no_grad():
-                quantized = rounds[operand].quantize(parameter)
-            shared[key] = parameter, _in_place_of(parameter, quantized)
-        module._parameters[operand] = shared[key][1]
+                quantized = rounding.quantize(parameter)
+            shared[key] = cast(nn.Parameter, parameter), _in_place_of(parameter, quantized)
+        path, _, name = spec.held_as.rpartition(".")
+        module.get_submodule(path)._parameters[name] = shared[key][1]
 
 
 def _attribute(model: nn.Module, target: str) -> Any:
@@ -425,7 +342,8 @@ def _rewrite(
         if site.path:
             target = f"{site.name}_quantized"
             module, bias = model.get_submodule(site.path), biases.get(site.name)
-            model.add_module(target, twin_of(module, site, rounds[site.name], bias, rounds[site.name] if bake else ()))
+            baked = [o for o, _ in site.operand_parameters] if bake else []
+            model.add_module(target, twin_of(module, site, rounds[site.name], bias, baked))
             node.target = target
             continue
         inplace = False
@@ -458,9 +376,13 @@ def _rewrite(
             else:
                 node.update_kwarg(spec.argument, given)
         formats = (None, None) if site.operation.product is None else formats_of(rounds[site.name])
-        if formats != (None, None) and not inplace:
-            target = f"{site.name}_product"
-            model.add_module(target, ProductCall(site.operation, node.target, formats, site.flows("weight")))
+        inner, function = inner_rounds(site.specs, rounds[site.name]), cast(Any, node.target)
+        target = f"{site.name}_product"
+        if inner:
+            model.add_module(target, FunctionTwin(site.op, function, inner))
+            node.op, node.target = "call_module", target
+        elif formats != (None, None) and not inplace:
+            model.add_module(target, ProductCall(site.operation, function, formats, site.flows("weight")))
             node.op, node.target = "call_module", target
     install(new, by_name, graph.switches)
     new.lint()

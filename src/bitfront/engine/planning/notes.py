@@ -41,8 +41,8 @@ def _graph_notes(space: ModelSpace) -> list[str]:
     notes, graph = [], space.graph
     if graph.untraced:
         notes.append(
-            "torch.fx cannot trace this model. So only its modules are sites, and candidates are evaluated one by one "
-            f"as whole models. The reason: {graph.untraced}"
+            "torch.fx cannot trace this model. So only its modules and products are sites, and candidates are "
+            f"evaluated one by one as whole models. The reason: {graph.untraced}"
         )
     notes += [note] if (note := outputs_note(graph)) else []
     if graph.uncounted:
@@ -63,6 +63,11 @@ def _departure_notes(space: ModelSpace, trains: bool) -> list[str]:
         notes.append(
             "candidates are trained with these as plain weights: not through what computes them, and where a mask made "
             "weights zero, they do not stay zero"
+        )
+    if graph.unfused:
+        notes.append(
+            "torch's TransformerEncoderLayer computes in one fused kernel in evaluation. Here it calls its layers, so "
+            "that they can have formats; the float model differs from yours in its last bits"
         )
     for layer in graph.left_out:
         notes.append(

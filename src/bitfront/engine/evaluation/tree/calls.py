@@ -9,9 +9,8 @@ from torch import Tensor, fx, nn
 
 from bitfront.engine.evaluation.tree.program import PRODUCTS, Program, Step
 from bitfront.graph.capture import apply_site
-from bitfront.operations.lookup import operand_nodes
+from bitfront.transforms.arguments import called, called_function, function_product, inner_rounds, rounded_arguments
 from bitfront.transforms.arithmetic import product
-from bitfront.transforms.quantize import called_function, function_product
 
 
 def arguments(
@@ -27,20 +26,11 @@ def arguments(
     args, kwargs = _mapped(step.node, values)
     if step.site is None or step.group is None or step.hooked:
         return args, kwargs
-    formats = dict(program.parameter_formats(step, parameters))
-    data_format = program.data_format(step, data)
-    if data_format is not None:
-        formats["data_in"] = data_format
+    formats = program.formats(step, data, parameters)
     operation = step.site.operation
     if step.site.path:
         return args, kwargs  # the twin rounds them
-    for name in operand_nodes(step.node, operation):
-        spec = operation.operand(name)
-        place: Any = spec.position if spec.position < len(args) else spec.argument
-        taken: Any = args if spec.position < len(args) else kwargs
-        if name in formats:
-            taken[place] = formats[name].quantize(taken[place])
-    return args, kwargs
+    return rounded_arguments(operation, args, kwargs, formats)
 
 
 def call(
@@ -62,6 +52,10 @@ def call(
     if node.op == "call_module":
         return program.model.get_submodule(str(node.target))(*args, **kwargs)
     function = str(node.target) if node.op == "call_method" else node.target
+    if step.site is not None:
+        inner = inner_rounds(step.site.specs, program.formats(step, data, parameters))
+        if inner:
+            return called(step.site.operation, function, args, kwargs, inner)
     if step.site is not None and step.site.operation.product is not None:
         formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
         return function_product(step.site.operation, function, args, kwargs, formats, step.site.flows("weight"))

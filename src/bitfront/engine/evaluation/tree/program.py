@@ -149,6 +149,12 @@ class Program:
         assert step.site is not None
         return self._calibration.formats(step.site, self.options[step.group].parameter_formats[index])
 
+    def formats(self, step: Step, data: int, parameters: int) -> dict[Operand, Format]:
+        """The formats of all of the step's operands under a data option and a parameter option."""
+        formats = dict(self.parameter_formats(step, parameters))
+        data_format = self.data_format(step, data)
+        return formats if data_format is None else formats | {"data_in": data_format}
+
     def unformatted(self, step: Step, data: Ints) -> bool:
         """Whether the step's input stays in float under all of some data options."""
         assert step.group is not None
@@ -230,16 +236,14 @@ class Program:
         assert step.site is not None
         key = (step.group, data, parameters)
         if key not in self._twins:
-            formats = dict(self.parameter_formats(step, parameters))
-            if (data_format := self.data_format(step, data)) is not None:
-                formats["data_in"] = data_format
+            formats = self.formats(step, data, parameters)
             wanted = self.options[step.group].parameter_formats[parameters].get("weight")
             bias = self._calibration.bias(step.site, wanted) if formats else None
             module = self.model.get_submodule(step.site.path)
             bias = None if bias is None else bias.to(self.device)
             # The formats of weights are needed for products alone; others round them once per option, not per call.
-            known = {} if step.site.operation.product is not None else module._parameters
-            held = [operand for operand in formats if known.get(operand) is not None]
+            known = () if step.site.operation.product is not None else dict(step.site.operand_parameters)
+            held = [operand for operand in formats if operand in known]
             twin: Any = twin_of(module, step.site, formats, bias, held) if formats else module
             if held:
                 twin.formats = {operand: form for operand, form in formats.items() if operand not in held}
