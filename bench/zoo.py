@@ -89,8 +89,26 @@ class UNet(nn.Module):
         return self.out(self.right1(torch.cat([a, c], 1))).mean((2, 3))
 
 
+#: What is declared lives as long as the library object.
+DECLARED: list[torch.library.Library] = []
+
+
+def prepare_transformers() -> None:
+    """Let transformers be imported where torchvision's wheel lacks the C extension that fits torch: it is not used."""
+    try:
+        import torchvision  # noqa: F401
+    except ModuleNotFoundError:
+        return
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        DECLARED.append(library)
+
+
 def bert() -> nn.Module:
     """Four layers of width 128 on 32 tokens."""
+    prepare_transformers()
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -101,6 +119,7 @@ def bert() -> nn.Module:
 
 def gpt2() -> nn.Module:
     """Four layers of width 128 on 32 tokens."""
+    prepare_transformers()
     from transformers import GPT2Config, GPT2Model
 
     config = GPT2Config(
