@@ -94,7 +94,8 @@ def whole(grid: Grid | None, channels: int | None = None) -> Whole | None:
     powers = grid.zero is None and (_is_power(step) if not isinstance(step, Tensor) else bool(_are_powers(step)))
     if powers:
         return Whole(grid, False, step.flatten() if isinstance(step, Tensor) else step, low, high)
-    return Whole(grid, True, 1.0, low, high) if grid.complete else None
+    # Of a grid that is not complete, only what is rounded already has codes; inputs may be rounded to codes at once.
+    return Whole(grid, True, 1.0, low, high) if grid.complete or channels is not None else None
 
 
 def _centred_end(end: int | Tensor, zero: int | Tensor | None, choose: Callable[[float, float], float]) -> float:
