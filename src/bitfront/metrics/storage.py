@@ -11,7 +11,8 @@ from pydantic import Field
 from bitfront.formats.base import FLOAT_BITS
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values, option_sum
-from bitfront.metrics.stored import stored_forms, weights
+from bitfront.metrics.coverage import all_weights
+from bitfront.metrics.stored import stored_forms
 from bitfront.spaces.base import Codes
 
 
@@ -20,7 +21,7 @@ class BitwidthSettings(RunnerSettings):
 
     compare_to: float = Field(32, gt=0, description="bits that `memory_density` compares with")
     over: Literal["all", "quantized"] = Field(
-        "all", description="`all` sites with weights, where float weights count 32 bits; or only `quantized` ones"
+        "all", description="`all` weights of the model, where those in float count 32 bits; or only `quantized` ones"
     )
 
 
@@ -38,7 +39,7 @@ class AverageBitwidth(Runner):
             "bits",
             "minimize",
             "modelled",
-            "mean bits per weight over the sites with weights, scales included",
+            "mean bits per weight over all weights of the model, scales included",
         ),
         Metric("memory_density", "", "maximize", "modelled", "compare_to / average_bitwidth"),
     )
@@ -46,24 +47,12 @@ class AverageBitwidth(Runner):
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """Both metrics of each candidate; with ``over = "quantized"`` 32 bits where no weight is quantized."""
         settings = self.settings
-        space, covered = context.space, set[str]()
-        options = space.options(codes)
-        # Layers that compute something beside their class are no sites, and stay in float.
-        apart = sum(layer.weights for layer in context.space.graph.left_out) if settings.over == "all" else 0
-        total, number = np.full(len(codes), float(apart * FLOAT_BITS)), np.full(len(codes), float(apart))
-        for weight in weights(context.space):
-            count = weight.tensor.elements
-            bits = weight.stored_bits(options)
+        options = context.space.options(codes)
+        total, number = np.zeros(len(codes)), np.zeros(len(codes))
+        for weight in all_weights(context.space):
             included = np.ones(len(codes)) if settings.over == "all" else weight.quantized(options)
-            total += bits * included
-            number += count * included
-            covered |= {use.site for use in weight.tensor.uses if use.role == "weight"}
-        tables = zip(space.sites, space.bits("weight"), space.quantized("weight"), options.T, strict=True)
-        for site, widths, quantized, chosen in tables:
-            if site.stored_weights and site.name not in covered:  # they are computed from several parameters
-                included = np.ones(len(codes)) if settings.over == "all" else quantized[chosen].astype(np.float64)
-                total += site.stored_weights * widths[chosen] * included
-                number += site.stored_weights * included
+            total += weight.bits(options) * included
+            number += weight.elements * included
         average = np.divide(total, number, out=np.full(len(codes), float(FLOAT_BITS)), where=number > 0)
         return {"average_bitwidth": average, "memory_density": settings.compare_to / average}
 

@@ -79,6 +79,7 @@ def summary(run: Run) -> tuple[dict[str, str], list[str]]:
     }
     facts["undefined"] = ", ".join(f"{m} has no value in {n:,} trials" for m, n in data.undefined(run).items())
     remarks = [*compared(run), *(f"{m} is {kind}: {why}" for m, (kind, why) in reasons(run).items())]
+    remarks += [text] if (text := run.in_float.text) else []
     remarks += [constrained(run)] if run.constraints else []
     remarks += [note for note in run.notes if note == UNCHECKED]
     return {title: text for title, text in facts.items() if text}, remarks

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitfront.constraints import fulfilled, total
+from bitfront.engine.storage.records import SMALL, shares
 from bitfront.metrics.intervals import SIGNIFICANT
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def summary(run: Run) -> list[str]:
     lines.append("")
     lines += compared(run)
     lines += [f"{name} is {kind}: {why}" for name, (kind, why) in reasons(run).items()]
+    lines += [text] if (text := run.in_float.text) else []
     if run.constraints:
         lines.append(constrained(run))
     failed = int((~run.columns.complete).sum())
@@ -296,8 +298,17 @@ def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
     lines = [f"what they chose, {' and '.join(what)}:"]
     for trial in shown:
         bits = run.space.operand_bits(np.array(trial.code, dtype=np.int64))
-        lines.append(f"  {trial.number}: {chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number])}")
+        line = chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number])
+        lines.append(f"  {trial.number}: {line}{_left_by_choice(run, trial.number)}")
     return lines
+
+
+def _left_by_choice(run: Run, number: int) -> str:
+    """What a trial leaves in float, if that is clearly more than what every candidate does."""
+    weights, macs = run.float_shares.get(number, (0.0, 0.0))
+    if max(weights - run.in_float.weights, macs - run.in_float.macs) <= SMALL:
+        return ""
+    return f"; in float: {shares(weights, macs)}"
 
 
 def _sites(trial: Trial) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.planning.coverage import in_float
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
-from bitfront.graph.capture import parameter
 from bitfront.graph.memory import stored_tensors
 from bitfront.graph.outputs import outputs_note
 from bitfront.spaces.model_space import ModelSpace
@@ -32,9 +32,11 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes += [f"[search.constraints] needs runner {name}: it was added with its defaults" for name in added]
     notes += [f"{k!r} of the seed names nothing here (by = {job.by!r}), and is not used" for k in space.unused]
     notes += [*_graph_notes(space), *_departure_notes(space, job.trains)]
-    notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_weight_notes(space)]
+    notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_sharing_notes(space)]
+    notes += [text] if (text := in_float(space).text) else []
     notes += [*_correction_notes(space, job.corrections, job.equalise), *_kind_notes(evaluator)]
-    return [*notes, *space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
+    notes += [*space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
+    return notes
 
 
 def _graph_notes(space: ModelSpace) -> list[str]:
@@ -149,33 +151,6 @@ def _sharing_notes(space: ModelSpace) -> list[str]:
                 "these formats are not the same, the weight is stored once in each of them, and the sizes count that"
             )
     return notes
-
-
-def _weight_notes(space: ModelSpace) -> list[str]:
-    """Weights of layers that are no site, unseen by average_bitwidth; and what several layers share."""
-    model, stored = space.graph.model, stored_tensors(space.graph)
-    notes = _sharing_notes(space)
-    # Layers that are left out have a note of their own, and are counted.
-    seen = {name for site in space.graph.sites for name in (*site.parameters, *site.computed_from)}
-    for layer in space.graph.left_out:
-        seen |= {f"{layer.path}.{name}" for name, _ in model.get_submodule(layer.path).named_parameters(recurse=False)}
-    outside = {
-        tensor.names[0]: tensor.elements
-        for tensor in stored
-        if tensor.parameter
-        and not tensor.uses
-        and not seen.intersection(tensor.names)
-        and parameter(model, tensor.names[0]).dim() > 1
-    }
-    if not outside:
-        return notes
-    layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in outside))
-    total = sum(tensor.elements for tensor in stored if tensor.parameter)
-    return [
-        *notes,
-        f"{sum(outside.values()):,} of {total:,} parameters are weights of layers that cannot be configured "
-        f"({layers}). They stay in float; model_size counts them, average_bitwidth does not",
-    ]
 
 
 def _correction_notes(space: ModelSpace, corrections: Corrections, equalises: bool) -> list[str]:

@@ -16,6 +16,7 @@ from bitfront.engine.evaluation.verification import Verification
 from bitfront.engine.planning.inputs import training_settings
 from bitfront.engine.planning.runners import Runners, auto_split
 from bitfront.metrics.base import Side
+from bitfront.metrics.coverage import of_no_site
 from bitfront.objectives import Objectives
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.strategies.base import Strategy
@@ -111,6 +112,11 @@ class Plan:
         seed = self.config.seed if seed is None else seed
         return self.strategy.make(self.space, len(self.objectives.directions), seed)
 
+    @property
+    def _counts_others(self) -> bool:
+        """Whether `average_bitwidth` counts weights of no site."""
+        return "average_bitwidth" in self.sides and of_no_site(self.space.quantization(self.space.graph))
+
     def identity(self, weights: str | None) -> dict[str, Any]:
         """Everything that the trials of this search depend on. A run folder holds trials of one identity only.
 
@@ -139,6 +145,8 @@ class Plan:
             "parameters": [p.name for p in self.space.parameters],
             "weights": weights,
             "forward": list(self.forward),
+            # An earlier version counted the weights of sites alone, which are often all that there are.
+            **({"bitwidth": "of all weights"} if self._counts_others else {}),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }

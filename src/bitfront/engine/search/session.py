@@ -17,6 +17,7 @@ from bitfront.config import Config
 from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import remarks
+from bitfront.engine.planning.coverage import float_shares, in_float
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.plan import Plan
@@ -113,6 +114,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
             check_front(plan, run, run.front_rows[:TESTED].tolist())
             _test_front(plan, store, run)
             _compare_front(plan, store, run)
+            _share_front(plan, store, run)
             _finetune(plan, store, run, events)
         memory.write()
         if memory.trouble:
@@ -223,6 +225,7 @@ def _describe(plan: Plan, store: Store) -> None:
             "reference": float_metrics(plan),
             "sites": len(plan.space.graph.sites),
             "size": str(plan.space.size),
+            "in_float": vars(in_float(plan.space)),
         },
     )
 
@@ -321,6 +324,13 @@ def _compare_front(plan: Plan, store: Store, run: Run) -> None:
         return
     answers = plan.evaluator.answers(run.columns.codes(rows), samples.split, 0, samples.number)
     store.set_meta("compared", [vars(c) for c in compare(run.columns.number[rows].tolist(), answers)])
+
+
+def _share_front(plan: Plan, store: Store, run: Run) -> None:
+    """Store what the trials of the front leave in float."""
+    rows = run.front_rows[:TESTED]
+    found = float_shares(plan.evaluator, run.columns.codes(rows)).tolist() if len(rows) else []
+    store.set_meta("float_shares", dict(zip(run.columns.number[rows].tolist(), found, strict=True)))
 
 
 def _finetune(plan: Plan, store: Store, run: Run, events: Events) -> None:

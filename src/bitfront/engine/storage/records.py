@@ -1,4 +1,4 @@
-"""Results about the front of a finished search, beside its trials: paired comparisons and fine-tuned trials."""
+"""What a run folder holds beside its trials: paired comparisons, fine-tuned trials, and what stays in float."""
 
 from __future__ import annotations
 
@@ -42,3 +42,43 @@ class Finetuned:
     kept: bool
     epochs: int
     failed: str = ""
+
+
+#: Smaller shares in float are not worth a line.
+SMALL = 0.01
+
+
+@dataclass(frozen=True)
+class InFloat:
+    """What stays in float in every candidate of a space.
+
+    Attributes:
+        weights, macs: its shares of the model's weights and multiply-accumulates, 0 to 1.
+        largest: the layers, functions and parameters with the largest shares, at most three.
+        others: the number of the others.
+    """
+
+    weights: float = 0.0
+    macs: float = 0.0
+    largest: tuple[str, ...] = ()
+    others: int = 0
+
+    @property
+    def text(self) -> str:
+        """One line for users; empty if both shares are small."""
+        if max(self.weights, self.macs) <= SMALL:
+            return ""
+        more = (f"{self.others:,} more",) if self.others else ()
+        return f"in float in every candidate: {shares(self.weights, self.macs)} ({', '.join((*self.largest, *more))})"
+
+
+def shares(weights: float, macs: float) -> str:
+    """Shares of a model's weights and multiply-accumulates, each 0 to 1, in words; without one that is nothing."""
+    named = {"weights": weights, "multiply-accumulates": macs}
+    return ", ".join(f"{_percent(share)} of the {name}" for name, share in named.items() if share > 0)
+
+
+def _percent(share: float) -> str:
+    """A share as a percentage, with the digits that tell it from nothing and from everything."""
+    percent = 100 * share
+    return f"{percent:.0f} %" if 10 <= percent <= 99 else f"{percent:.2f}".rstrip("0").rstrip(".") + " %"

@@ -23,7 +23,7 @@ from bitfront.constraints import Constraint, fulfilled, parse_constraint
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.database import REMEDY
 from bitfront.engine.storage.folder import STORE
-from bitfront.engine.storage.records import Finetuned, PairedComparison
+from bitfront.engine.storage.records import Finetuned, InFloat, PairedComparison
 from bitfront.engine.storage.store import Store
 from bitfront.engine.storage.trials import TrialColumns
 from bitfront.errors import ConfigError, RunError, nearest, one_of, parsing, require
@@ -111,6 +111,9 @@ class Run:
         constraints: what every trial of the front fulfils. Bounds relative to the float model are resolved.
         compared: paired comparisons of the trials of the front, the most accurate first.
         finetuned: trial number → the result of fine-tuning.
+        in_float: what stays in float in every candidate.
+        float_shares: number of a trial of the front → the shares of the weights and of the multiply-accumulates that
+            it leaves in float, 0 to 1.
         notes: remarks for the user.
     """
 
@@ -130,6 +133,8 @@ class Run:
     constraints: tuple[Constraint, ...] = ()
     compared: tuple[PairedComparison, ...] = ()
     finetuned: Mapping[int, Finetuned] = field(default_factory=dict)
+    in_float: InFloat = field(default_factory=InFloat)
+    float_shares: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -178,6 +183,10 @@ class Run:
             constraints=tuple(Constraint(**c) for c in summary.get("constraints", ())),
             compared=tuple(PairedComparison(**c) for c in store.meta("compared") or ()),
             finetuned={f["number"]: Finetuned(**f) for f in (store.meta("finetuned") or {}).get("trials", ())},
+            in_float=InFloat(**{**found, "largest": tuple(found["largest"])})
+            if (found := summary.get("in_float"))
+            else InFloat(),
+            float_shares={int(n): (w, m) for n, (w, m) in (store.meta("float_shares") or {}).items()},
             notes=() if store.has_checksums else (UNCHECKED,),
         )
 
