@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
     from bitfront.engine.search.weights import Trained, test, train
-    from bitfront.engine.storage.records import Finetuned, PairedComparison
+    from bitfront.engine.storage.records import Finetuned, InFloat, PairedComparison
     from bitfront.engine.storage.run import Run, Trial
     from bitfront.engine.storage.trials import TrialColumns
     from bitfront.errors import BitfrontError, EvaluationError, UserError
@@ -87,6 +87,7 @@ _HOMES = {
     "from_splits": "bitfront.data.arrays",
     "Graph": "bitfront.graph",
     "hypervolume": "bitfront.pareto",
+    "InFloat": "bitfront.engine.storage.records",
     "load_checkpoint": "bitfront.checkpoints",
     "load_config": "bitfront.config",
     "load_dataset": "bitfront.data.loading",
@@ -127,6 +128,7 @@ __all__ = [
     "Finetuned",
     "Format",
     "Graph",
+    "InFloat",
     "Objectives",
     "PairedComparison",
     "Plan",

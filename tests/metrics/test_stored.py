@@ -8,7 +8,7 @@ from test_metrics import evaluator, measure
 from torch import nn
 from torch.nn import functional
 
-from bitfront.engine.planning.notes import _weight_notes
+from bitfront.engine.planning.notes import _sharing_notes
 from bitfront.graph import capture
 from bitfront.graph.memory import stored_tensors
 from bitfront.transforms import quantize
@@ -287,15 +287,15 @@ def test_zeros_of_a_weight_that_is_stored_in_float_are_those_of_the_float_values
 
 
 def test_a_note_names_what_is_shared_with_somebody_in_float():
-    (note,) = _weight_notes(subject_of("tied").space)
+    (note,) = _sharing_notes(subject_of("tied").space)
     assert "emb.weight = head.weight" in note
     assert "by head in a format and by emb in float" in note
-    assert not _weight_notes(subject_of("an alias").space)
-    assert not _weight_notes(subject_of("tied, one format").space)
+    assert not _sharing_notes(subject_of("an alias").space)
+    assert not _sharing_notes(subject_of("tied, one format").space)
 
 
 def test_a_note_says_what_two_formats_of_one_weight_cost():
-    (note,) = _weight_notes(subject_of("tied, two formats").space)
+    (note,) = _sharing_notes(subject_of("tied, two formats").space)
     assert "emb.weight = head.weight is used by emb and head, and each rounds" in note
     assert "stored once in each of them" in note
 
