@@ -79,6 +79,7 @@ def search(
         model: a trained nn.Module, which is not changed; or a name.
         data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name.
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
+            ``default_for`` as in ``[search.search_space.setup]``.
             With ``"name": "channel_size"`` it is a space of widths; ``{"name": "joint", "widths": {...}, "quantize":
             {...}}`` has both.
         metrics: metric → direction, or ``{"scale": 1.0, "direction": ...}``, or a list of names; the runners are
@@ -262,9 +263,14 @@ def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: _space_table(space[name]) for name in PARTS if space.get("name") == "joint" and name in space}
     if parts:
         return {"name": "joint", **parts}
-    choices = {k: v if "config" in v else {"config": dict(v)} for k, v in space.items() if k not in ("by", "name")}
+    setup = {"by": space.get("by", "type"), **{k: v for k, v in space.items() if k == "default_for"}}
+    choices = {
+        k: v if "config" in v else {"config": dict(v)}
+        for k, v in space.items()
+        if k not in ("by", "name", "default_for")
+    }
     named = {"name": space["name"]} if isinstance(space.get("name"), str) else {}
-    return {**named, "setup": {"by": space.get("by", "type")}, "seed": choices}
+    return {**named, "setup": setup, "seed": choices}
 
 
 def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dataset | None:

@@ -40,6 +40,12 @@ class SpaceSetup(Table):
     """``[search.search_space.setup]``."""
 
     by: Literal["name", "type", "regex_name"] = Field("name", description="how the keys of `seed` name sites")
+    default_for: Literal["usual", "all"] = Field(
+        "usual",
+        description="which sites `default` means: the `usual` ones (products, recurrent layers, embeddings, sums, ReLU), "
+        "or `all`: norms, other activations, pooling ... too. The others need a key that names them. Without effect "
+        "on widths",
+    )
 
 
 class ChoicesTable(Table):

@@ -328,7 +328,7 @@ def describe(
         ConfigError: `config` is not a candidate of this model.
     """
     space = QuantizationSpace.of_float(graph) if config is None else single(graph, config, where)
-    formats = space.formats(np.zeros(len(space.groups), dtype=np.int64))
+    graph, formats = space.graph, space.formats(np.zeros(len(space.groups), dtype=np.int64))
     forms = [form for form in stored_forms(space) if form.tensor.parameter]
     # A parameter with several names counts once, under the first one.
     names = {name: form.tensor.names[0] for form in forms for name in form.tensor.names}
@@ -358,7 +358,8 @@ def _input_bits(node: Node, bits: Mapping[Operand, int]) -> tuple[int, ...]:
         return (bits["data_in"],) * len(node.inputs)
     parameters = dict(node.operand_parameters)
     specs = sorted(node.specs, key=lambda s: s.position)
-    given = [bits[s.name] for s in specs if s.role != "inner" and s.name not in parameters and s.name in bits]
+    named = [s for s in specs if s.role != "inner" and s.name not in parameters and s.name in bits]
+    given = [bits[s.name] for s in named for _ in range(len(node.inputs) if s.several else 1)]
     others = len(node.inputs) - len(given)  # tensors that are no operands, such as indices
     return (*given, *[FLOAT_BITS] * others)
 

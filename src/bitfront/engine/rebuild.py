@@ -207,6 +207,7 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
         trained = trained_model(config, model, dataset, events).model
         graph = capture(trained, sample)
         space = single(graph, passes, ("passes", "quantize"))
+        graph = space.graph
     for key in space.unused:
         events.note(
             f"{key!r} of [passes.quantize] names nothing here (by = {passes.get('by', 'name')!r}), and is not used"

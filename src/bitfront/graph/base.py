@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,7 @@ class Node:
         operations: operations per sample (a multiply-accumulate counts once); None where no rule covers the type.
         macs: the multiply-accumulates among them.
         parameters: names of the model's parameters that this node uses, e.g. ``("fc.weight", "fc.bias")``.
+        if_named: the site that it is where something names it; None if it cannot be one, or is one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Node:
     operations: int | None
     macs: int
     parameters: tuple[str, ...] = ()
+    if_named: Site | None = None
 
     @property
     def title(self) -> str:
@@ -177,6 +179,13 @@ class Site(Node):
         """Whether negative inputs change the output; false for a ReLU."""
         return not self.operation.rectifies
 
+    @property
+    def unnamed(self) -> Node:
+        """The node that it is where nothing names it: itself, unless its operation is a site only where it is named."""
+        if self.operation.by_default:
+            return self
+        return Node(**{f.name: getattr(self, f.name) for f in fields(Node)} | {"if_named": self})
+
     def flows(self, operand: Operand) -> bool:
         """Whether `operand` depends on the samples, rather than being the same for all of them."""
         return operand in self.flowing
@@ -264,8 +273,32 @@ class Graph:
         return tuple(n for n in self.nodes if isinstance(n, Site))
 
     @cached_property
+    def nameable(self) -> tuple[Site, ...]:
+        """The nodes that are no sites because nothing names them, each as the site that it would be."""
+        return tuple(n.if_named for n in self.nodes if n.if_named is not None)
+
+    def naming(self, names: Collection[str]) -> Graph:
+        """The same graph, where the nodes of these names are sites too, if they can be. Itself where they are already.
+
+        Args:
+            names: FX names; others than those of ``nameable`` are ignored.
+        """
+        if not any(site.name in names for site in self.nameable):
+            return self
+        nodes = tuple(n.if_named if n.if_named is not None and n.name in names else n for n in self.nodes)
+        return replace(self, nodes=nodes)
+
+    def naming_only(self, names: Collection[str]) -> Graph:
+        """The same graph, where of the nodes that are sites only if they are named, exactly these are."""
+        unwanted = {s.name for s in self.sites if s.unnamed is not s and s.name not in names}
+        if not unwanted:
+            return self.naming(names)
+        nodes = tuple(n.unnamed if isinstance(n, Site) and n.name in unwanted else n for n in self.nodes)
+        return replace(self, nodes=nodes).naming(names)
+
+    @cached_property
     def _calls(self) -> Counter[str]:
-        return Counter(site.path for site in self.sites)
+        return Counter(site.path for site in (*self.sites, *self.nameable))
 
     def is_rewritten_for(self, site: Site) -> bool:
         """Whether formats of a site need a rewritten graph: it is a function, or one of several calls of a module."""
@@ -288,12 +321,13 @@ class Graph:
         return tuple(n for n in self.nodes if n.operations is None)
 
     def site(self, name: str) -> Site:
-        """The site with that FX name or module path.
+        """The site with that FX name or module path, whether it is named already or could be.
 
         Raises:
             KeyError: there is none.
         """
-        matches = [s for s in self.sites if s.name == name] or [s for s in self.sites if s.path == name]
+        sites = (*self.sites, *self.nameable)
+        matches = [s for s in sites if s.name == name] or [s for s in sites if s.path == name]
         if not matches:
             raise KeyError(name)
         return matches[0]

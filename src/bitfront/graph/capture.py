@@ -113,10 +113,17 @@ def _difference(model: nn.Module, graph: fx.Graph, sample: Tensor, expected: Ten
 
 def _for_training(graph: Graph, differs: str, sample: Tensor) -> Graph:
     """The graph, without sites that would be trained otherwise than in the user's model."""
-    if not any(graph.is_rewritten_for(site) for site in graph.sites):
+    rewritten = [site for site in (*graph.sites, *graph.nameable) if graph.is_rewritten_for(site)]
+    if not rewritten:
         return graph
     differs = differs or first_difference(copy.deepcopy(graph.model), deployed(graph), sample, training=True)
     if not differs:
+        return graph
+    # What would need a rewritten graph cannot be named, and that alone is no reason to tell users.
+    never = {site.name for site in rewritten}
+    nodes = tuple(dataclasses.replace(n, if_named=None) if n.name in never else n for n in graph.nodes)
+    graph = dataclasses.replace(graph, nodes=nodes)
+    if not any(graph.is_rewritten_for(site) for site in graph.sites):
         return graph
     if any(site.path and graph.is_rewritten_for(site) for site in graph.sites):
         # A module that is called several times is one site only where the model is run as it is.

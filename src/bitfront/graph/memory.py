@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 from bitfront.formats.base import Operand
 from bitfront.graph.base import Graph, Node, Site
 from bitfront.operations.base import Role, Shape, free
-from bitfront.operations.lookup import of_node, operand_nodes
+from bitfront.operations.lookup import nodes_of_operands, of_node
 
 #: Where a captured copy holds the places: name → (number of the memory, its elements, offset, shape, strides).
 _PLACES = "_bitfront_places"
@@ -229,7 +229,7 @@ def _users(node: fx.Node, graph: Graph, sites: dict[str, Site]) -> Iterator[Tens
         site = sites.get(user.name)
         if site is not None:
             shapes = dict(site.shapes)  # of weights, biases and states: what flows in is no stored tensor
-            given = [o for o, n in operand_nodes(user, site.operation).items() if n is node]
+            given = [o for o, nodes in nodes_of_operands(user, site.operation).items() if node in nodes]
             yield from (_use(site, o, shapes[o]) if o in shapes else user.name for o in given)
             if user.all_input_nodes.count(node) and not given:
                 yield user.name

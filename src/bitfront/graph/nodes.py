@@ -31,10 +31,10 @@ from bitfront.operations.lookup import (
     function_name,
     hooks,
     module_name,
+    nodes_of_operands,
     of_function,
     of_module,
     of_node,
-    operand_nodes,
     operation_it_resembles,
     shapes_in,
 )
@@ -120,7 +120,7 @@ def traced_nodes(model: nn.Module, graph: fx.Graph, sample: Tensor) -> tuple[Nod
             nodes.append(_module_node(n.name, str(n.target), module, interpreter.summaries[n]))
         elif n.op in ("call_function", "call_method"):
             nodes.append(_function_node(n, interpreter))
-    return tuple(nodes)
+    return tuple(n.unnamed if isinstance(n, Site) else n for n in nodes)
 
 
 def _module_node(name: str, path: str, module: nn.Module, summary: CallSummary) -> Node:
@@ -137,7 +137,8 @@ def _module_node(name: str, path: str, module: nn.Module, summary: CallSummary) 
         "macs": summary.macs,
         "parameters": tuple(full_names.values()),
     }
-    if operation is None or not operation.operands:
+    # The root of a model that is not traced has no module around it, in which it could be replaced.
+    if operation is None or not operation.operands or not path:
         return Node(**common)
     operands = operation.operands_in(module)
     computed = [operand.name for operand in operands if operand.role in ("activation", "inner")]
@@ -176,8 +177,9 @@ def _function_node(n: fx.Node, interpreter: _ShapeInterpreter) -> Node:
         return Node(**common)
     if operation.refuses is not None and operation.refuses(Call(bare(target), (), (), n.args, n.kwargs)):
         return Node(**common)
-    operands = operand_nodes(n, operation)
-    tensors = [v for v in operands.values() if v in shapes]
+    listed = nodes_of_operands(n, operation)
+    operands = {name: several[0] for name, several in listed.items()}
+    tensors = [name for name, several in listed.items() if all(v in shapes for v in several)]
     # x + 1 has no second tensor to quantize, so it is not a site.
     needed = sum(operand.role in ("activation", "weight") for operand in operation.operands)
     if len(tensors) < (needed if operation.call is None else 1):
@@ -189,7 +191,10 @@ def _function_node(n: fx.Node, interpreter: _ShapeInterpreter) -> Node:
         specs=tuple(operand for operand in operation.operands if operand.name in operands or operand.role == "inner"),
         operand_parameters=tuple((name, str(node.target)) for name, node in fixed.items() if node.op == "get_attr"),
         shapes=tuple((name, shapes[node]) for name, node in fixed.items()),
-        flowing=(*(name for name, node in operands.items() if node in interpreter.from_input), *inner),
+        flowing=(
+            *(name for name, several in listed.items() if interpreter.from_input.intersection(several)),
+            *inner,
+        ),
         counted=summary.products,
         computed_from=_computed_from(operands.get("weight"), interpreter),
     )
@@ -255,7 +260,7 @@ def recorded_nodes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
                 parameters=tuple(names[id(p)] for p in call.parameters if id(p) in names),
             )
         nodes[name] = node
-    return tuple(nodes.values())
+    return tuple(n.unnamed if isinstance(n, Site) else n for n in nodes.values())
 
 
 def _is_product(call: RecordedCall) -> bool:
@@ -333,7 +338,7 @@ def left_out(model: nn.Module, nodes: Sequence[Node]) -> tuple[LeftOut, ...]:
         operation = operation_it_resembles(module)
         why = departure(module)
         names = {f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)}
-        if operation is None or not operation.operands or not why or names & configured:
+        if operation is None or not operation.operands or not operation.by_default or not why or names & configured:
             continue
         weights = [o.held_by(module) for o in operation.operands_in(module) if o.role == "weight"]
         count = sum(w.numel() for w in weights if w is not None)

@@ -188,7 +188,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], b
     def one_call(path: str, module: nn.Module) -> bool:
         # The root cannot be a site: there is no module in which it could be replaced by a quantized one.
         operation = of_module(module)
-        return operation is not None and (bool(path) or not operation.operands)
+        return operation is not None and (bool(path) or not operation.operands or not operation.by_default)
 
     def enter(path: str) -> Any:
         def hook(module: nn.Module, *_: Any) -> None:

@@ -15,7 +15,7 @@ from bitfront.formats.base import FLOAT_BITS, Operand
 from bitfront.graph import Graph, Site
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values
-from bitfront.operations.lookup import of_node, operand_nodes
+from bitfront.operations.lookup import nodes_of_operands, of_node
 from bitfront.spaces.base import Codes
 
 
@@ -116,7 +116,8 @@ def _taken_as(node: fx.Node, user: fx.Node, graph: Graph) -> set[Operand]:
     if operation is None:
         return {"data_in"}
     shared = {operand.name for operand in operation.operands if operand.format_of}
-    found = {o if o in shared else "data_in" for o, n in operand_nodes(user, operation).items() if n is node}
+    taken = nodes_of_operands(user, operation)
+    found = {o if o in shared else "data_in" for o, nodes in taken.items() if node in nodes}
     return found or {"data_in"}
 
 

@@ -54,6 +54,8 @@ class OperandSpec:
             asked where the record's count names the operands (``Count.products``).
         parameter: the parameter that it is, as a path below the module (``out_proj.weight``), where its name is
             another one.
+        several: whether the argument is a list of tensors, as in a concatenation. All of them get one format, which
+            learns from all of them.
     """
 
     name: str
@@ -66,6 +68,7 @@ class OperandSpec:
     sample_axis: int = 0
     multiplies: str = "data_in"
     parameter: str = ""
+    several: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -286,6 +289,8 @@ class Operation:
             operators and in-place forms.
         operands: the tensors that can have a format, in the order in which options are enumerated; empty: it is no
             site.
+        by_default: whether the key ``default`` of a file gives its sites formats. If not, they are sites only where a
+            key names them, and nodes like any other elsewhere.
         refuses: why a call that it matches is no site, whatever the formats, in words; empty if it is one. Of a module
             it gets the settings alone, of a function the arguments; None: every call is one.
         operands_of: for modules that have other numbers of operands (layers and directions of an LSTM): the operands of
@@ -313,6 +318,7 @@ class Operation:
     functions: tuple[object, ...] = ()
     names: tuple[str, ...] = ()
     operands: tuple[OperandSpec, ...] = ()
+    by_default: bool = True
     refuses: Callable[[Call], str] | None = None
     operands_of: Callable[[nn.Module], tuple[OperandSpec, ...]] | None = None
     count: CountRule | None = None

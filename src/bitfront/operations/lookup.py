@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as _modules
 
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Call, Count, Operation, Shape
+from bitfront.operations.base import Call, Count, Operation, OperandSpec, Shape
 
 #: Packages whose functions can be recognised by name. A user's function may have any name.
 LIBRARIES = ("torch", "operator", "_operator", "torchvision", "timm", "transformers")
@@ -107,7 +107,7 @@ def departure(module: nn.Module) -> str:
     overridden = _overridden(kind, base)
     if overridden:
         return f"its class {kind.__name__} overrides {overridden} of {base.__name__}"
-    for operand in operation.operands_in(module):
+    for operand in operation.operands_in(module) if operation.by_default else ():
         if operand.held_by(module) is not None:
             path, _, name = operand.held_as.rpartition(".")
             holder = module.get_submodule(path)
@@ -258,13 +258,27 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def operand_nodes(node: fx.Node, operation: Operation) -> dict[str, fx.Node]:
-    """Operand → the graph node that computes it, for a function or method."""
-    nodes: dict[str, fx.Node] = {}
+    """Operand → the graph node that computes it, for a function or method; without operands that are lists."""
+    several = {operand.name for operand in operation.operands if operand.several}
+    return {name: nodes[0] for name, nodes in nodes_of_operands(node, operation).items() if name not in several}
+
+
+def nodes_of_operands(node: fx.Node, operation: Operation) -> dict[str, tuple[fx.Node, ...]]:
+    """Operand → the graph nodes that compute it, for a function or method: one, or those of the list that it is."""
+    nodes: dict[str, tuple[fx.Node, ...]] = {}
     for operand in operation.operands:
         if operand.role == "inner":
             continue
-        position = operand.position
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(operand.argument)
-        if isinstance(value, fx.Node):
-            nodes[operand.name] = value
+        value = given_argument(node, operand)
+        if operand.several:
+            listed = tuple(v for v in value if isinstance(v, fx.Node)) if isinstance(value, (list, tuple)) else ()
+            if listed and len(listed) == len(value):
+                nodes[operand.name] = listed
+        elif isinstance(value, fx.Node):
+            nodes[operand.name] = (value,)
     return nodes
+
+
+def given_argument(node: fx.Node, operand: OperandSpec) -> Any:
+    """The argument of a function or method that is the operand; None where it is left out."""
+    return node.args[operand.position] if operand.position < len(node.args) else node.kwargs.get(operand.argument)

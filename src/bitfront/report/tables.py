@@ -314,7 +314,7 @@ def _left_by_choice(run: Run, number: int) -> str:
 def _sites(trial: Trial) -> dict[str, Any]:
     """Site → table of its format, in the configuration of a trial."""
     formats = trial.config if "by" in trial.config else trial.config["quantize"]
-    sites = {site: entry for site, entry in formats.items() if site not in ("by", "default")}
+    sites = {site: entry for site, entry in formats.items() if site not in ("by", "default", "default_for")}
     return {site: entry for site, entry in sites.items() if "channel_multiplier" not in entry["config"]}
 
 

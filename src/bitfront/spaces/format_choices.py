@@ -40,29 +40,32 @@ class _Operand:
     why: str = ""
 
 
-def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[str, ...]]:
-    """(what the space offers at each site, keys of the table that match nothing).
+def read_choices(request: SpaceRequest) -> tuple[Graph, tuple[Assignment, ...], tuple[str, ...]]:
+    """(the graph, where everything that the table means is a site; what the space offers at each site; keys of the
+    table that match nothing).
 
     Raises:
         ConfigError: a mistake in the table; its key is named.
     """
-    graph, choices, where = request.graph, request.choices, request.where
+    choices, where = request.choices, request.where
     if request.by not in NAMING:
         raise ConfigError(
             f"by = {request.by!r} is not possible; {one_of(NAMING)}.{nearest(request.by, NAMING)}",
             key=(*where[:-1], "setup", "by") if where[-1:] == ("seed",) else (*where, "by"),
         )
+    keys = [k for k in choices if k != "default"]
+    for key in keys:
+        _check_key(key, request)
+    key_of = _keys_of_sites(keys, request)
+    graph = request.graph.naming_only(key_of)
     if not graph.sites:
         raise ConfigError(
             "the model has nothing that could be configured: no Linear, Conv, Embedding, ReLU, matmul or add"
         )
-    keys = [k for k in choices if k != "default"]
-    for key in keys:
-        _check_key(key, request)
     used: set[str] = set()
     assignments, operands = [], _operand_names(graph)
     for site in graph.sites:
-        key = next((k for k in keys if _names(k, site, request)), "default")
+        key = key_of[site.name]
         used.add(key)
         table = choices.get(key, {"name": "NA"})
         assignments.append(_assignment(site, key, table, (*where, key, "config"), operands))
@@ -85,22 +88,49 @@ def read_choices(request: SpaceRequest) -> tuple[tuple[Assignment, ...], tuple[s
             f"by = {request.by!r}.{hint}",
             key=where,
         )
-    return tuple(assignments), unused
+    return graph, tuple(assignments), unused
 
 
-def _names(key: str, site: Site, request: SpaceRequest) -> bool:
-    if request.by == "name":
+def _usual_and_others(graph: Graph) -> tuple[list[Site], list[Site]]:
+    """(the sites that `default` means in any case, those that only a key or ``default_for = "all"`` means)."""
+    everything = (*graph.sites, *graph.nameable)
+    return (
+        [s for s in everything if s.operation.by_default],
+        [s for s in everything if not s.operation.by_default],
+    )
+
+
+def _keys_of_sites(keys: Sequence[str], request: SpaceRequest) -> dict[str, str]:
+    """Site → the key that applies to it; without the sites that nothing means."""
+    usual, others = _usual_and_others(request.graph)
+    meant = {key: _meant(key, usual, others, request) for key in keys}
+    in_default = [*usual, *(others if request.default_for == "all" else [])]
+    key_of = dict.fromkeys((site.name for site in in_default), "default")
+    for key in reversed(keys):  # the first key that means a site applies
+        key_of |= dict.fromkeys((site.name for site in meant[key]), key)
+    return key_of
+
+
+def _meant(key: str, usual: list[Site], others: list[Site], request: SpaceRequest) -> list[Site]:
+    """The sites that a key means. One that means usual sites means no others, unless ``default`` does too: a pattern
+    such as ``encoder.*`` is meant for layers, and not for each norm and activation between them."""
+    if request.default_for == "all":
+        return _matching(key, [*usual, *others], request.by)
+    return _matching(key, usual, request.by) or _matching(key, others, request.by)
+
+
+def _matching(key: str, sites: list[Site], by: str) -> list[Site]:
+    if by == "name":
         # A key that is the name of a site means that site alone. Several calls of a shared module have the same path.
-        named = any(key == s.name for s in request.graph.sites)
-        return key == (site.name if named else site.path)
-    if request.by == "type":
-        return canonical(key) in (canonical(site.op), canonical(site.type))
-    return bool(re.fullmatch(key, site.name) or (site.path and re.fullmatch(key, site.path)))
+        return [s for s in sites if key == s.name] or [s for s in sites if key == s.path]
+    if by == "type":
+        return [s for s in sites if canonical(key) in (canonical(s.op), canonical(s.type))]
+    return [s for s in sites if re.fullmatch(key, s.name) or (s.path and re.fullmatch(key, s.path))]
 
 
 def _check_key(key: str, request: SpaceRequest) -> None:
-    sites, where = request.graph.sites, (*request.where, key)
-    names = [s.name for s in sites]
+    (usual, others), where = _usual_and_others(request.graph), (*request.where, key)
+    sites, names = [*usual, *others], [s.name for s in usual]
     if request.by == "regex_name":
         try:
             re.compile(key)
@@ -111,15 +141,18 @@ def _check_key(key: str, request: SpaceRequest) -> None:
     is_site = any(key in (s.name, s.path) for s in sites)
     if is_type or is_site:
         return
+    # The usual types, and of the others those that this model has: all that there are would fill the screen.
+    types = [name for name, o in site_operations().items() if o.by_default or any(s.op == name for s in others)]
     other = next((n for n in request.graph.nodes if key in (n.name, n.path)), None)
     if other is not None:
         raise ConfigError(
-            f"{other.title} cannot be configured; {one_of(names)}, or the types {', '.join(site_operations())}",
+            f"{other.title} cannot be configured; {one_of(names)}, or the types {', '.join(types)}",
             key=where,
         )
-    known = names if request.by == "name" else list(site_operations())
+    known = names if request.by == "name" else types
     what = "site" if request.by == "name" else "type of site"
-    raise ConfigError(f"the model has no {what} {key!r}; {one_of(known)}.{nearest(key, known)}", key=where)
+    possible = [s.name for s in sites] if request.by == "name" else list(site_operations())
+    raise ConfigError(f"the model has no {what} {key!r}; {one_of(known)}.{nearest(key, possible)}", key=where)
 
 
 def _operand_names(graph: Graph) -> tuple[Operand, ...]:

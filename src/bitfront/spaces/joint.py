@@ -40,11 +40,18 @@ class JointSpace(ModelSpace):
                 )
         above = request.where[:-1]
         requests = {
-            name: replace(request, by=part.by, choices=part.choices, where=(*above, name, "seed"), parts={})
+            name: replace(
+                request,
+                by=part.by,
+                choices=part.choices,
+                where=(*above, name, "seed"),
+                parts={},
+                default_for=part.default_for,
+            )
             for name, part in request.parts.items()
         }
-        self.graph = request.graph
         self.of_widths, self.of_formats = WidthSpace(requests["widths"]), QuantizationSpace(requests["quantize"])
+        self.graph = self.of_formats.graph
         self.unused = (*self.of_widths.unused, *self.of_formats.unused)
         self.notes = (*self.of_widths.notes, *self.of_formats.notes)
         super().__init__(

@@ -12,21 +12,22 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.errors import ConfigError
+from bitfront.errors import ConfigError, one_of
 from bitfront.formats import FORMATS
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph
 from bitfront.spaces import SPACES
-from bitfront.spaces.assignment import Alternative, Assignment, Setting
+from bitfront.spaces.assignment import FLOAT, Alternative, Assignment, Setting
 from bitfront.spaces.base import Codes
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.format_choices import Settings, read_choices
 from bitfront.spaces.model_space import FormatSpace, Offer
-from bitfront.spaces.request import SpaceRequest
+from bitfront.spaces.request import DefaultFor, SpaceRequest
 
 
 @SPACES.register("graph/quantize/mixed_precision_ptq", "mixed_precision_ptq")
@@ -34,19 +35,24 @@ class QuantizationSpace(FormatSpace):
     """Number formats and bit-widths of every operand of every site."""
 
     def __init__(self, request: SpaceRequest, assignments: tuple[Assignment, ...] | None = None) -> None:
-        self.graph = request.graph
         self._request = request
-        self.assignments, self.unused = read_choices(request) if assignments is None else (assignments, ())
+        if assignments is None:
+            self.graph, self.assignments, self.unused = read_choices(request)
+        else:
+            self.graph, self.assignments, self.unused = request.graph, assignments, ()
         super().__init__([a.described() for a in self.assignments])
 
     @classmethod
     def of_float(cls, graph: Graph) -> QuantizationSpace:
         """The space whose only candidate is the float model."""
-        return cls(SpaceRequest(graph, float_only=True))
+        request = SpaceRequest(graph, float_only=True)
+        return cls(request, tuple(Assignment(site, "default", (FLOAT,)) for site in graph.sites))
 
     def quantization(self, graph: Graph) -> QuantizationSpace:
         """The same choices at the sites of `graph`."""
-        return self if graph is self.graph else QuantizationSpace(replace(self._request, graph=graph))
+        if graph is self.graph or graph is self._request.graph:
+            return self
+        return QuantizationSpace(replace(self._request, graph=graph))
 
     def offers(self) -> tuple[Offer, ...]:
         """What the space offers at each site: formats by operand, and the number of settings that were left out."""
@@ -73,7 +79,7 @@ class QuantizationSpace(FormatSpace):
             graph: the captured model.
             formats: site name → operand → format. Calibrated formats are not calibrated again.
         """
-        assignments = []
+        graph, assignments = graph.naming(formats), []
         for site in graph.sites:
             by_operand = formats.get(site.name, {})
             name = FORMATS.name_of(type(next(iter(by_operand.values())))) if by_operand else "NA"
@@ -87,8 +93,11 @@ class QuantizationSpace(FormatSpace):
         Raises:
             ConfigError: `config` is not a candidate of this space; the message names the site and the formats.
         """
-        wanted = single(self.graph, config)
+        wanted = single(self.graph, {"default_for": self._request.default_for, **config})
         formats = wanted.formats(np.zeros(len(wanted.groups), dtype=np.int64))
+        unknown = formats.keys() - {site.name for site in self.sites}
+        if unknown:
+            raise ConfigError(f"this space offers no formats at {self.graph.site(min(unknown)).title}")
         options = np.zeros((1, len(self.groups)), dtype=np.int64)
         for g, assignment in enumerate(self.assignments):
             by_operand = formats.get(assignment.site.name, {})
@@ -173,7 +182,7 @@ def single(graph: Graph, config: CandidateConfig, where: tuple[str, ...] = ()) -
 
     Args:
         graph: the captured model.
-        config: a candidate spelled out, ``{"by": ..., key: {"config": {...}}}``.
+        config: a candidate spelled out, ``{"by": ..., key: {"config": {...}}}``; ``default_for`` as in a search.
         where: path of the table in the TOML, for messages.
 
     Raises:
@@ -181,13 +190,18 @@ def single(graph: Graph, config: CandidateConfig, where: tuple[str, ...] = ()) -
     """
     choices: dict[str, Settings] = {}
     for key, table in config.items():
-        if key == "by":
+        if key in ("by", "default_for"):
             continue
         settings = table.get("config", table) if isinstance(table, Mapping) else None
         if not isinstance(settings, Mapping):
             raise ConfigError(f"{key!r} must be a table with a config", key=(*where, key))
         choices[key] = settings
-    request = SpaceRequest(graph, str(config.get("by", "name")), choices, where)
+    default_for = config.get("default_for", "usual")
+    if default_for not in get_args(DefaultFor):
+        allowed = one_of(get_args(DefaultFor))
+        raise ConfigError(f"default_for = {default_for!r} is not possible; {allowed}", key=(*where, "default_for"))
+    by = str(config.get("by", "name"))
+    request = SpaceRequest(graph, by, choices, where, default_for=cast(DefaultFor, default_for))
     space = QuantizationSpace(replace(request, float_only=True))
     used = set(choices) - {"default", *space.unused}
     if not any(choices[key].get("name") in (None, "NA", ["NA"]) for key in used):

@@ -64,7 +64,9 @@ def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
         return ()
     if site.path and hooks(graph.model.get_submodule(site.path)):
         return ()  # a hook may change what the batch norm gets
-    calls = [n for n in graph.fx_graph.nodes if n.op == "call_module"]
+    # A batch norm that is a site has formats, and keeps its statistics.
+    named = {s.name for s in graph.sites}
+    calls = [n for n in graph.fx_graph.nodes if n.op == "call_module" and n.name not in named]
     modules: list[Any] = [graph.model.get_submodule(str(n.target)) for n in calls]
     return tuple(
         str(n.target)

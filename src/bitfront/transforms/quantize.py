@@ -9,6 +9,7 @@ the model computes the same, and its state dict has the weights to deploy.
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -23,8 +24,8 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Operands, Operation, Rounds
-from bitfront.operations.lookup import of_class, operand_nodes
+from bitfront.operations.base import Operands, OperandSpec, Operation, Rounds
+from bitfront.operations.lookup import given_argument, nodes_of_operands, of_class
 from bitfront.transforms.arguments import (
     called,
     called_function,
@@ -189,6 +190,7 @@ def quantize(
         A model in evaluation mode, with new parameters. It has the class of the original, or is an ``fx.GraphModule``
         if a functional site, or one of several calls of a shared module, is quantized.
     """
+    graph = graph.naming(formats)
     wanted = {site.name: site.for_operands(formats[site.name]) for site in graph.sites if site.name in formats}
     return rebuilt(graph, wanted, corrections or {}, bake)
 
@@ -200,7 +202,7 @@ def rebuilt(
     bake: bool = False,
 ) -> nn.Module:
     """Like ``quantize``, for formats, learned ranges and observers."""
-    model = copy.deepcopy(graph.model)
+    graph, model = graph.naming(rounds), copy.deepcopy(graph.model)
     for correction in corrections.values():
         for path, (mean, variance) in correction.norms.items():
             norm = model.get_submodule(path)
@@ -299,6 +301,7 @@ _OPERATORS: dict[object, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
     operator.imatmul: operator.matmul,
 }
 
@@ -307,15 +310,30 @@ def _without_change(node: fx.Node) -> bool:
     """Let a function or method return what it used to write into its first argument. False if it changes nothing."""
     target: Any = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    if target is F.relu:
-        changes = bool(node.kwargs.get("inplace") or node.args[1:2] == (True,))
-        node.args, node.kwargs = node.args[:1], {k: v for k, v in node.kwargs.items() if k != "inplace"}
-        return changes
+    parameters = [] if isinstance(target, str) else _parameters_of(target)
+    if "inplace" in parameters:
+        return _take_inplace(node, parameters.index("inplace"))
     if name.endswith("_") and not name.endswith("__"):
-        node.target = target[:-1] if isinstance(target, str) else getattr(torch, name[:-1])
+        plain = name[:-1]
+        node.target = plain if isinstance(target, str) else getattr(torch, plain, None) or getattr(F, plain)
         return True
     node.target = _OPERATORS.get(target, target)
     return target in _OPERATORS
+
+
+def _parameters_of(function: Any) -> list[str]:
+    """The names of a Python function's parameters; none for a function of C++."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _take_inplace(node: fx.Node, position: int) -> bool:
+    """Take the argument ``inplace`` from a call, whose last one it is; what it was."""
+    inplace = node.kwargs.get("inplace", node.args[position] if position < len(node.args) else False)
+    node.args, node.kwargs = node.args[:position], {k: v for k, v in node.kwargs.items() if k != "inplace"}
+    return bool(inplace)
 
 
 def _written_into(node: fx.Node, argument: fx.Node) -> None:
@@ -323,6 +341,28 @@ def _written_into(node: fx.Node, argument: fx.Node) -> None:
     with node.graph.inserting_after(node):
         written = node.graph.call_method("copy_", (argument, node))
     node.replace_all_uses_with(written, delete_user_cb=lambda user: bool(user is not written))
+
+
+def _replace(node: fx.Node, spec: OperandSpec, given: Any) -> None:
+    """Give a call another argument as its operand. Both inputs may be one node (x + x): by position, not by value."""
+    if spec.position < len(node.args):
+        node.update_arg(spec.position, given)
+    else:
+        node.update_kwarg(spec.argument, given)
+
+
+def _round_each(model: nn.Module, node: fx.Node, spec: OperandSpec, rounding: Rounds, target: str) -> None:
+    """Round each tensor of an operand that is a list, by one format."""
+    held = {a for a in node.all_input_nodes if a.op == "get_attr"}
+    model.add_module(target, Quantizer(rounding))
+    if held:
+        model.add_module(f"{target}_of_parameters", Quantizer(rounding, owned=True))
+    with node.graph.inserting_before(node):
+        listed = [
+            node.graph.call_module(f"{target}_of_parameters" if a in held else target, (a,))
+            for a in given_argument(node, spec)
+        ]
+    _replace(node, spec, type(given_argument(node, spec))(listed))
 
 
 def _rewrite(
@@ -347,8 +387,13 @@ def _rewrite(
             node.target = target
             continue
         inplace = False
-        for operand, argument in operand_nodes(node, site.operation).items():
+        for operand, arguments in nodes_of_operands(node, site.operation).items():
             spec, rounding = site.operand(operand), rounds[site.name].get(operand)
+            if spec.several:
+                if rounding is not None:
+                    _round_each(model, node, spec, rounding, f"{site.name}_{operand}_quantizer")
+                continue
+            (argument,) = arguments
             given = argument
             if operand == "bias" and site.name in biases:
                 target = f"{site.name}_bias_corrected"
@@ -370,11 +415,7 @@ def _rewrite(
                     _written_into(node, argument)
             if given is argument:
                 continue
-            if spec.position < len(node.args):
-                # Both inputs may be one node (x + x): replace by position, not by value.
-                node.update_arg(spec.position, given)
-            else:
-                node.update_kwarg(spec.argument, given)
+            _replace(node, spec, given)
         formats = (None, None) if site.operation.product is None else formats_of(rounds[site.name])
         inner, function = inner_rounds(site.specs, rounds[site.name]), cast(Any, node.target)
         target = f"{site.name}_product"

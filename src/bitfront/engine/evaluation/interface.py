@@ -31,7 +31,7 @@ from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace, ModelSpace
-from bitfront.spaces.request import Choices, Part, SpaceRequest
+from bitfront.spaces.request import Choices, DefaultFor, Part, SpaceRequest
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
 from bitfront.transforms.equalise import equalised
@@ -71,7 +71,7 @@ class EvaluationJob:
     Attributes:
         model: the trained float model.
         sample: two input samples, for capture.
-        space: name of the space. It is built from `by`, `choices` and `parts`.
+        space: name of the space. It is built from `by`, `choices`, `default_for` and `parts`.
         runners: the metric runners with their settings, in the order of their metrics.
         splits: split → (x, y): the samples to evaluate on, already selected and in order.
         calibration: samples of the training split; formats learn their scales from them, and sites their corrections.
@@ -106,6 +106,7 @@ class EvaluationJob:
     trains: bool = False
     memory: Memory | None = None
     equalise: bool = False
+    default_for: DefaultFor = "usual"
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
@@ -115,7 +116,8 @@ class EvaluationJob:
         """The space, of the captured model."""
         graph = capture(self.model, self.sample, training=self.trains)
         graph = equalised(graph) if self.equalise else graph
-        return SPACES.get(self.space)(SpaceRequest(graph, self.by, self.choices, parts=self.parts))
+        request = SpaceRequest(graph, self.by, self.choices, parts=self.parts, default_for=self.default_for)
+        return SPACES.get(self.space)(request)
 
     def make_runners(self) -> tuple[Runner, ...]:
         """New metric runners."""

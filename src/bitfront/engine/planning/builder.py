@@ -141,7 +141,9 @@ def _space(config: Config, graph: Graph) -> ModelSpace:
     except ConfigError as error:
         error.key = ("search", "search_space", "name")
         raise
-    return build_space(SpaceRequest(graph, table.setup.by, _choices(config), parts=_parts(config)))
+    setup = table.setup
+    request = SpaceRequest(graph, setup.by, _choices(config), parts=_parts(config), default_for=setup.default_for)
+    return build_space(request)
 
 
 def _job(
@@ -158,6 +160,7 @@ def _job(
         space=search.search_space.name,
         by=search.search_space.setup.by,
         choices=_choices(config),
+        default_for=search.search_space.setup.default_for,
         runners=runners,
         splits=evaluation_samples(dataset, runners, config.seed),
         calibration=chosen_samples(dataset, "train", search.calibration.num_samples, config.seed)[0],
@@ -208,7 +211,10 @@ def _parts(config: Config) -> dict[str, Part]:
             )
     elif table.seed:
         raise ConfigError("a joint space has its seeds in the tables quantize and widths", key=(*where, "seed"))
-    return {name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}) for name, p in table.parts.items()}
+    return {
+        name: Part(p.setup.by, {k: v.config for k, v in p.seed.items()}, p.setup.default_for)
+        for name, p in table.parts.items()
+    }
 
 
 def _objectives(config: Config, metrics: list[Metric]) -> Objectives:

@@ -369,8 +369,8 @@ def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> StepKind:
         return "constant"
     operation = of_node(node, model)
     merge = operation.merge if operation is not None else None
-    if merge is None:
-        return "call"
+    if merge is None or (site is not None and merge.kind in PER_SAMPLE):
+        return "call"  # what treats every value separately is merged in float only
     if merge.kind in PRODUCTS:
         return merge.kind if site is not None and owns_parameters(site, node) else "call"
     if merge.kind == "rectifier":
