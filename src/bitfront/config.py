@@ -42,9 +42,9 @@ class SpaceSetup(Table):
     by: Literal["name", "type", "regex_name"] = Field("name", description="how the keys of `seed` name sites")
     default_for: Literal["usual", "all"] = Field(
         "usual",
-        description="which sites `default` means: the `usual` ones (products, recurrent layers, embeddings, sums, ReLU), "
-        "or `all`: norms, other activations, pooling ... too. The others need a key that names them. Without effect "
-        "on widths",
+        description="which sites `default` means: the `usual` ones (products, recurrent layers, embeddings, sums, "
+        "ReLU), or `all`: norms, other activations, pooling ... too, which otherwise need a key that names them. "
+        "Without effect on widths",
     )
 
 

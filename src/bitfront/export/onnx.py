@@ -235,7 +235,12 @@ class _Writer(fx.Interpreter):
         return self.names[n]
 
     def tensor(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
-        given = n.args[position] if position < len(n.args) else n.kwargs.get(name)
+        return self._tensor(n, self._argument(n, position, name), name)
+
+    def _argument(self, n: fx.Node, position: int, name: str) -> Any:
+        return n.args[position] if position < len(n.args) else n.kwargs.get(name)
+
+    def _tensor(self, n: fx.Node, given: Any, name: str) -> str:
         if isinstance(given, fx.Node):
             value = self.env[given]
             if isinstance(value, Tensor):
@@ -247,32 +252,44 @@ class _Writer(fx.Interpreter):
         value = self.setting(n, position, name)
         if value is None:
             return None
-        if self.module_of(n) is None:
-            return self.tensor(n, position, name)
-        return self.constant(f"{n.name}.{name}", value.detach().numpy())
+        rounding = self._format_of(n, name)
+        given = None if self.module_of(n) is not None else self._argument(n, position, name)
+        if isinstance(given, fx.Node) and (rounding is None or given.op != "get_attr"):
+            return self.value(n, position, name)
+        # Like a bias, it is held as the floats of its quantized values.
+        held = value.detach() if rounding is None else rounding.quantize(value.detach())
+        return self.constant(f"{n.name}.{name}", held.float().numpy())
 
     def value(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
-        rounding = self._format(n, position)
-        if rounding is None:
-            return self.tensor(n, position, name)
-        if self.form == "integer":
-            return self._rounded(n, position, name, rounding)
-        return self.unpacked(self.packed(n, position, name), f"{n.name}.{self._operand(n, position)}.rounded")
+        return self._in_format(n, self._argument(n, position, name), position, name)
 
-    def _rounded(self, n: fx.Node, position: int, name: str, rounding: Format) -> str:
+    def values(self, n: fx.Node, position: int, name: str) -> list[str]:
+        return [self._in_format(n, given, position, name) for given in self._argument(n, position, name)]
+
+    def _in_format(self, n: fx.Node, given: Any, position: int, name: str) -> str:
+        """A tensor that is an argument of a node, in the format of the operand at a position."""
+        rounding = self._format(n, position)
+        tensor = self._tensor(n, given, name)
+        if rounding is None:
+            return tensor
+        if self.form == "integer":
+            return self._rounded(n, position, given, tensor, rounding)
+        label = self._operand(n, position)
+        return self.unpacked(self._bytes(n, tensor, rounding, label), f"{n.name}.{label}.rounded")
+
+    def _rounded(self, n: fx.Node, position: int, source: Any, tensor: str, rounding: Format) -> str:
         """An activation rounded by plain operators: as the format rounds, and nothing that a runtime would fuse."""
-        given, label = self.tensor(n, position, name), self._operand(n, position)
+        label = self._operand(n, position)
         self._packing(n, label, rounding)
         grid, place = rounding.grid, f"{n.name}.{label}"
         assert grid is not None
-        source = n.args[position] if position < len(n.args) else n.kwargs.get(name)
         x = self.env[source] if isinstance(source, fx.Node) else torch.zeros(())
 
         def constant(what: str, entry: float | Tensor) -> str:
             return self.constant(f"{place}.{what}", grid.along(entry, x).numpy())
 
         step = constant("step", grid.step)
-        codes = self.add("Round", [self.add("Div", [given, step], f"{place}.steps")], f"{place}.whole")
+        codes = self.add("Round", [self.add("Div", [tensor, step], f"{place}.steps")], f"{place}.whole")
         zero = None if grid.zero is None else constant("zero", grid.zero)
         codes = codes if zero is None else self.add("Add", [codes, zero], f"{place}.moved")
         codes = self.add("Clip", [codes, constant("low", grid.low), constant("high", grid.high)], f"{place}.codes")
@@ -302,8 +319,11 @@ class _Writer(fx.Interpreter):
         return n.name in self.in_integers
 
     def packed(self, n: fx.Node, position: int = 0, name: str = "input", *, signed: bool = False) -> Bytes:
-        value, rounding, label = self.tensor(n, position, name), self._format(n, position), self._operand(n, position)
+        rounding = self._format(n, position)
         assert rounding is not None
+        return self._bytes(n, self.tensor(n, position, name), rounding, self._operand(n, position), signed=signed)
+
+    def _bytes(self, n: fx.Node, value: str, rounding: Format, label: str, *, signed: bool = False) -> Bytes:
         held = self._packing(n, label, rounding, activation=not signed)
         if held.narrow:
             if held.axis is not None:

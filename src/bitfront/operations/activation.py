@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.operations.base import DATA_IN, Merge, Operands, classes, define, per_input, per_output
+from bitfront.operations.base import (
+    DATA_IN,
+    ON_INPUT,
+    Merge,
+    ModuleCall,
+    Operands,
+    classes,
+    define,
+    per_input,
+    per_output,
+)
 from bitfront.operations.channels import elementwise, mixing, per_channel
+from bitfront.operations.dense import WEIGHT
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, Write, unary
 from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
@@ -67,6 +78,19 @@ RELU = define(
 )
 
 
+def _of_input(function: Callable[[Any, Tensor], Tensor]) -> ModuleCall:
+    """The call of a module whose only operand is its input, from a function (module, input) → value."""
+    return lambda module, operands: function(module, operands["data_in"])
+
+
+def _call_softmin(module: Any, x: Tensor) -> Tensor:
+    return F.softmax(x, -3) if isinstance(module, nn.Softmax2d) else F.softmin(x, module.dim, _stacklevel=5)
+
+
+def _call_prelu(_: nn.Module, operands: Operands) -> Tensor:
+    return F.prelu(operands["data_in"], operands["weight"])
+
+
 def _prelu(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
     """One slope for all values, or one per channel."""
     x = call.tensor
@@ -86,7 +110,7 @@ def _softmax(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
 
 def _activation(name: str, summary: str, module: str = "", **answers: Any) -> None:
     """An activation function of torch, as a module and as a function called `name`."""
-    common: dict[str, Any] = {"names": (name,), "count": per_output(1), "channels": elementwise}
+    common: dict[str, Any] = {"names": (name,), "count": per_output(1), "channels": elementwise, **ON_INPUT}
     define(name, summary, modules=classes(module), **common | answers)
 
 
@@ -127,24 +151,63 @@ _activation(
     "relu6",
     "min(max(x, 0), 6).",
     "ReLU6",
+    call=_of_input(lambda _, x: F.relu6(x)),
+    rectifies=True,
     merge=Merge("rectifier", ceiling=6.0),
     onnx=lambda w, n: _clip(w, n, 0, 6),
 )
-_activation("leaky_relu", "x, or a part of it where it is negative.", "LeakyReLU", onnx=_write_leaky)
-_activation("prelu", "Leaky ReLU with a slope that is learned.", "PReLU", channels=_prelu)
-_activation("rrelu", "Leaky ReLU with a random slope in training.", "RReLU")
-_activation("elu", "x, or α(eˣ − 1) where it is negative.", "ELU")
-_activation("selu", "ELU with fixed scales.", "SELU")
-_activation("celu", "ELU with a continuous slope.", "CELU")
-_activation("gelu", "x · Φ(x).", "GELU", onnx=_write_gelu)
-_activation("silu", "x · sigmoid(x).", "SiLU", onnx=_write_silu)
-_activation("mish", "x · tanh(softplus(x)).", "Mish")
-_activation("hardtanh", "x within two bounds.", "Hardtanh", onnx=_write_hardtanh)
-_activation("hardswish", "x · relu6(x + 3) / 6.", "Hardswish", onnx=unary("HardSwish"))
+_activation(
+    "leaky_relu",
+    "x, or a part of it where it is negative.",
+    "LeakyReLU",
+    call=_of_input(lambda m, x: F.leaky_relu(x, m.negative_slope)),
+    onnx=_write_leaky,
+)
+_activation(
+    "prelu",
+    "Leaky ReLU with a slope that is learned.",
+    "PReLU",
+    operands=(DATA_IN, WEIGHT),
+    call=_call_prelu,
+    channels=_prelu,
+)
+_activation(
+    "rrelu",
+    "Leaky ReLU with a random slope in training.",
+    "RReLU",
+    call=_of_input(lambda m, x: F.rrelu(x, m.lower, m.upper, m.training)),
+)
+_activation("elu", "x, or α(eˣ − 1) where it is negative.", "ELU", call=_of_input(lambda m, x: F.elu(x, m.alpha)))
+_activation("selu", "ELU with fixed scales.", "SELU", call=_of_input(lambda _, x: F.selu(x)))
+_activation("celu", "ELU with a continuous slope.", "CELU", call=_of_input(lambda m, x: F.celu(x, m.alpha)))
+_activation(
+    "gelu",
+    "x · Φ(x).",
+    "GELU",
+    call=_of_input(lambda m, x: F.gelu(x, approximate=m.approximate)),
+    onnx=_write_gelu,
+)
+_activation("silu", "x · sigmoid(x).", "SiLU", call=_of_input(lambda _, x: F.silu(x)), onnx=_write_silu)
+_activation("mish", "x · tanh(softplus(x)).", "Mish", call=_of_input(lambda _, x: F.mish(x)))
+_activation(
+    "hardtanh",
+    "x within two bounds.",
+    "Hardtanh",
+    call=_of_input(lambda m, x: F.hardtanh(x, m.min_val, m.max_val)),
+    onnx=_write_hardtanh,
+)
+_activation(
+    "hardswish",
+    "x · relu6(x + 3) / 6.",
+    "Hardswish",
+    call=_of_input(lambda _, x: F.hardswish(x)),
+    onnx=unary("HardSwish"),
+)
 _activation(
     "hardsigmoid",
     "relu6(x + 3) / 6.",
     "Hardsigmoid",
+    call=_of_input(lambda _, x: F.hardsigmoid(x)),
     onnx=unary("HardSigmoid", alpha=1 / 6, beta=0.5),
     gives="class_probabilities",
 )
@@ -153,6 +216,7 @@ _activation(
     "1 / (1 + e⁻ˣ).",
     "Sigmoid",
     names=("sigmoid", "expit"),
+    call=_of_input(lambda _, x: torch.sigmoid(x)),
     onnx=unary("Sigmoid"),
     gives="class_probabilities",
 )
@@ -161,23 +225,41 @@ _activation(
     "Logarithm of the sigmoid.",
     "LogSigmoid",
     names=("logsigmoid", "log_sigmoid"),  # F.logsigmoid is called log_sigmoid
+    call=_of_input(lambda _, x: F.logsigmoid(x)),
     gives="class_log_probabilities",
 )
-_activation("tanh", "Hyperbolic tangent.", "Tanh", onnx=unary("Tanh"))
-_activation("tanhshrink", "x − tanh(x).", "Tanhshrink")
-_activation("softshrink", "x moved towards 0 by a bound, and 0 within it.", "Softshrink")
-_activation("softplus", "log(1 + eˣ).", "Softplus")
-_activation("softsign", "x / (1 + |x|).", "Softsign")
-_activation("threshold", "x above a bound, else a value.", "Threshold")
-GLU = define(
-    "glu", "Half of the channels, gated by the other half.", modules=(nn.GLU,), names=("glu",), count=per_input(1)
+_activation("tanh", "Hyperbolic tangent.", "Tanh", call=_of_input(lambda _, x: torch.tanh(x)), onnx=unary("Tanh"))
+_activation("tanhshrink", "x − tanh(x).", "Tanhshrink", call=_of_input(lambda _, x: F.tanhshrink(x)))
+_activation(
+    "softshrink",
+    "x moved towards 0 by a bound, and 0 within it.",
+    "Softshrink",
+    call=_of_input(lambda m, x: F.softshrink(x, m.lambd)),
 )
-_SOFTMAX: dict[str, Any] = {"count": per_input(5), "channels": _softmax}
+_activation("softplus", "log(1 + eˣ).", "Softplus", call=_of_input(lambda m, x: F.softplus(x, m.beta, m.threshold)))
+_activation("softsign", "x / (1 + |x|).", "Softsign", call=_of_input(lambda _, x: F.softsign(x)))
+_activation(
+    "threshold",
+    "x above a bound, else a value.",
+    "Threshold",
+    call=_of_input(lambda m, x: F.threshold(x, m.threshold, m.value)),
+)
+GLU = define(
+    "glu",
+    "Half of the channels, gated by the other half.",
+    modules=(nn.GLU,),
+    names=("glu",),
+    count=per_input(1),
+    call=_of_input(lambda m, x: F.glu(x, m.dim)),
+    **ON_INPUT,
+)
+_SOFTMAX: dict[str, Any] = {"count": per_input(5), "channels": _softmax, **ON_INPUT}
 SOFTMAX = define(
     "softmax",
     "Exponentials, divided by their sum over a dimension.",
     modules=(nn.Softmax,),
     names=("softmax",),
+    call=_of_input(lambda m, x: F.softmax(x, m.dim, _stacklevel=5)),
     onnx=_write_softmax("Softmax"),
     gives="probabilities",
     **_SOFTMAX,
@@ -187,6 +269,7 @@ LOG_SOFTMAX = define(
     "Logarithm of the softmax.",
     modules=(nn.LogSoftmax,),
     names=("log_softmax",),
+    call=_of_input(lambda m, x: F.log_softmax(x, m.dim, _stacklevel=5)),
     onnx=_write_softmax("LogSoftmax"),
     gives="log_probabilities",
     **_SOFTMAX,
@@ -196,6 +279,7 @@ SOFTMIN = define(
     "Softmax of −x, and softmax over the channels of an image.",
     modules=(nn.Softmin, nn.Softmax2d),
     names=("softmin",),
+    call=_of_input(_call_softmin),
     gives="probabilities",
     **_SOFTMAX,
 )

@@ -385,6 +385,10 @@ def classes(names: str) -> tuple[type[nn.Module], ...]:
     return tuple(getattr(nn, name) for name in names.split())
 
 
+#: Fields of an operation of one tensor that stays in float unless a key names it.
+ON_INPUT: Mapping[str, Any] = {"operands": (DATA_IN,), "by_default": False}
+
+
 # --- counts that families share --------------------------------------------------------------------------------------
 
 

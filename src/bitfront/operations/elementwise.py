@@ -36,6 +36,13 @@ def _train_add(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -
     return reader.emit("add", (left, right), reader.shape(left))
 
 
+def _write_div(w: OnnxWriter, n: fx.Node) -> str:
+    mode = w.setting(n, 2, "rounding_mode")
+    if mode is not None:
+        raise ExportError(f"{n.name} (Div): rounding_mode {mode!r}")
+    return w.add("Div", [w.value(n), w.value(n, 1, "other")], n.name)
+
+
 ADD = define(
     "add",
     "Sum of two tensors.",
@@ -70,16 +77,49 @@ MUL = define(
     onnx=_arithmetic("Mul"),
     channels=elementwise,
 )
+DIV = define(
+    "div",
+    "Quotient of two tensors, value by value.",
+    functions=(operator.truediv, operator.itruediv, torch.div),
+    names=("div", "truediv", "true_divide", "itruediv"),
+    operands=(DATA_IN, OTHER),
+    by_default=False,
+    count=per_output(1),
+    merge=Merge("arithmetic", torch.div),
+    onnx=_write_div,
+    channels=elementwise,
+)
+MAXIMUM = define(
+    "maximum",
+    "The larger of two tensors, value by value.",
+    names=("maximum",),
+    operands=(DATA_IN, OTHER),
+    by_default=False,
+    count=per_output(1),
+    merge=Merge("arithmetic", torch.maximum),
+    onnx=_arithmetic("Max"),
+    channels=elementwise,
+)
+MINIMUM = define(
+    "minimum",
+    "The smaller of two tensors, value by value.",
+    names=("minimum",),
+    operands=(DATA_IN, OTHER),
+    by_default=False,
+    count=per_output(1),
+    merge=Merge("arithmetic", torch.minimum),
+    onnx=_arithmetic("Min"),
+    channels=elementwise,
+)
 ELEMENTWISE = define(
     "elementwise",
     "One operation per value: arithmetic with numbers, comparisons, functions.",
     names=tuple(
         """
-        clamp clamp_min clamp_max clip ceil round trunc sign div truediv true_divide floordiv floor_divide rdiv rtruediv
-        mod remainder fmod pow rpow radd iadd rsub isub rmul imul itruediv maximum minimum where masked_fill abs neg
-        exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan atan erf floor lt le gt ge eq ne isnan isinf
-        isfinite logical_and logical_or logical_not logical_xor and or xor invert rand ror bitwise_and bitwise_or
-        bitwise_not bitwise_xor lerp
+        clamp clamp_min clamp_max clip ceil round trunc sign floordiv floor_divide rdiv rtruediv mod remainder fmod pow
+        rpow radd iadd rsub isub rmul imul where masked_fill abs neg exp expm1 log log1p log2 sqrt rsqrt square
+        reciprocal sin cos tan atan erf floor lt le gt ge eq ne isnan isinf isfinite logical_and logical_or logical_not
+        logical_xor and or xor invert rand ror bitwise_and bitwise_or bitwise_not bitwise_xor lerp
         """.split()
     ),
     count=per_output(1),

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as _modules
 
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Call, Count, Operation, OperandSpec, Shape
+from bitfront.operations.base import Call, Count, OperandSpec, Operation, Shape
 
 #: Packages whose functions can be recognised by name. A user's function may have any name.
 LIBRARIES = ("torch", "operator", "_operator", "torchvision", "timm", "transformers")

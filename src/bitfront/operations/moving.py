@@ -7,7 +7,7 @@ import itertools
 from torch import fx
 
 from bitfront.errors import ExportError
-from bitfront.operations.base import classes, define, free
+from bitfront.operations.base import OperandSpec, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
 from bitfront.operations.onnx import INT64, OnnxWriter
@@ -102,10 +102,7 @@ def _item(flow: ChannelFollower, call: ChannelCall) -> Followed:
 
 
 def _write_concatenation(w: OnnxWriter, n: fx.Node) -> str:
-    given = n.args[0] if n.args else n.kwargs["tensors"]
-    assert isinstance(given, (list, tuple))
-    names = [w.name_of(a) for a in given if isinstance(a, fx.Node)]
-    return w.add("Concat", names, n.name, axis=int(w.setting(n, 1, "dim", 0)) % w.out.dim())
+    return w.add("Concat", w.values(n, 0, "tensors"), n.name, axis=int(w.setting(n, 1, "dim", 0)) % w.out.dim())
 
 
 CLONE = define(
@@ -120,6 +117,8 @@ CONCATENATION = define(
     "concatenation",
     "Tensors joined along a dimension.",
     names=("cat", "concat", "concatenate"),
+    operands=(OperandSpec("data_in", "activation", 0, "tensors", channel_axis=1, several=True),),
+    by_default=False,
     count=free,
     channels=_concatenation,
     onnx=_write_concatenation,

@@ -2,15 +2,78 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from torch import fx, nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.operations.base import Merge, classes, define, per_input
+from bitfront.operations.base import DATA_IN, Merge, Operands, OperandSpec, classes, define, per_input
 from bitfront.operations.channels import per_channel
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules
+
+
+def _parameters(first: int) -> tuple[OperandSpec, OperandSpec]:
+    """The weight and the bias of a norm, whose places among the arguments of its function begin with `first`."""
+    return (
+        OperandSpec("weight", "weight", first, "weight", channel_axis=0),
+        OperandSpec("bias", "bias", first + 1, "bias", channel_axis=0),
+    )
+
+
+def _call_batch_norm(module: nn.Module, operands: Operands) -> Tensor:
+    """As ``nn.BatchNorm2d.forward``, the moving averages in training included."""
+    norm: Any = module
+    x = operands["data_in"]
+    norm._check_input_dim(x)
+    average = 0.0 if norm.momentum is None else norm.momentum
+    tracks = norm.training and norm.track_running_stats
+    if tracks and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        average = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    of_batch = norm.training or (norm.running_mean is None and norm.running_var is None)
+    known = (norm.running_mean, norm.running_var) if not norm.training or norm.track_running_stats else (None, None)
+    return F.batch_norm(x, *known, operands.get("weight"), operands.get("bias"), of_batch, average, norm.eps)
+
+
+def _call_layer_norm(module: nn.Module, operands: Operands) -> Tensor:
+    norm: Any = module
+    return F.layer_norm(
+        operands["data_in"], norm.normalized_shape, operands.get("weight"), operands.get("bias"), norm.eps
+    )
+
+
+def _call_rms_norm(module: nn.Module, operands: Operands) -> Tensor:
+    norm: Any = module
+    return F.rms_norm(operands["data_in"], norm.normalized_shape, operands.get("weight"), norm.eps)
+
+
+def _call_group_norm(module: nn.Module, operands: Operands) -> Tensor:
+    norm: Any = module
+    return F.group_norm(operands["data_in"], norm.num_groups, operands.get("weight"), operands.get("bias"), norm.eps)
+
+
+def _call_instance_norm(module: nn.Module, operands: Operands) -> Tensor:
+    """As ``nn.InstanceNorm2d.forward``, whose input may lack the samples."""
+    norm: Any = module
+    x = operands["data_in"]
+    norm._check_input_dim(x)
+    alone = x.dim() == norm._get_no_batch_dim()
+    normed = F.instance_norm(
+        x.unsqueeze(0) if alone else x,
+        norm.running_mean,
+        norm.running_var,
+        operands.get("weight"),
+        operands.get("bias"),
+        norm.training or not norm.track_running_stats,
+        norm.momentum if norm.momentum is not None else 0.0,
+        norm.eps,
+    )
+    return normed.squeeze(0) if alone else normed
 
 
 def _write_batch_norm(w: OnnxWriter, n: fx.Node) -> str:
@@ -26,6 +89,8 @@ def _write_batch_norm(w: OnnxWriter, n: fx.Node) -> str:
 
 
 def _train_batch_norm(reader: ProgramReader, source: fx.Node, module: nn.BatchNorm1d, path: str) -> int:
+    if reader.formatted(path):
+        raise UnsupportedError(f"{path} is a {type(module).__name__} in formats")
     value = reader.value(source)
     if module.momentum is None or not module.track_running_stats:
         raise UnsupportedError(f"{path} keeps no moving averages of its statistics")
@@ -80,7 +145,10 @@ BATCH_NORM = define(
     "Batch norm; in evaluation a product and a sum per channel.",
     modules=(nn.BatchNorm1d, nn.BatchNorm2d),
     names=("batch_norm",),
+    operands=(DATA_IN, *_parameters(3)),
+    by_default=False,
     count=per_input(4),
+    call=_call_batch_norm,
     merge=Merge("norm"),
     train=for_modules(_train_batch_norm),
     onnx=_write_batch_norm,
@@ -88,17 +156,38 @@ BATCH_NORM = define(
 )
 BATCH_NORM_3D = define(
     "batch_norm3d",
-    "Batch norm of volumes, or synchronised over processes.",
-    modules=(nn.BatchNorm3d, nn.SyncBatchNorm),
+    "Batch norm of volumes.",
+    modules=(nn.BatchNorm3d,),
+    operands=(DATA_IN, *_parameters(3)),
+    by_default=False,
+    count=per_input(4),
+    call=_call_batch_norm,
+    channels=_by_channel,
+)
+SYNC_BATCH_NORM = define(
+    "sync_batch_norm",
+    "Batch norm that is synchronised over processes.",
+    modules=(nn.SyncBatchNorm,),
     count=per_input(4),
     channels=_by_channel,
+)
+# These take their arguments in another order than the functions of torch.nn.functional that have the same names.
+ATEN_NORM = define(
+    "native_batch_norm",
+    "Batch norm and instance norm as torch.batch_norm and torch.instance_norm.",
+    functions=(torch.batch_norm, torch.instance_norm),
+    names=("native_batch_norm",),
+    count=per_input(4),
 )
 LAYER_NORM = define(
     "layer_norm",
     "Layer norm.",
     modules=(nn.LayerNorm,),
     names=("layer_norm",),
+    operands=(DATA_IN, *_parameters(2)),
+    by_default=False,
     count=per_input(5),
+    call=_call_layer_norm,
     channels=_by_layer,
     onnx=_write_layer_norm,
 )
@@ -107,7 +196,10 @@ GROUP_NORM = define(
     "Norm over groups of channels.",
     modules=(nn.GroupNorm,),
     names=("group_norm",),
+    operands=(DATA_IN, *_parameters(2)),
+    by_default=False,
     count=per_input(5),
+    call=_call_group_norm,
     channels=_by_group,
 )
 INSTANCE_NORM = define(
@@ -115,9 +207,21 @@ INSTANCE_NORM = define(
     "Norm of each channel of a sample.",
     modules=classes("InstanceNorm1d InstanceNorm2d InstanceNorm3d"),
     names=("instance_norm",),
+    operands=(DATA_IN, *_parameters(3)),
+    by_default=False,
     count=per_input(5),
+    call=_call_instance_norm,
     channels=_by_channel,
 )
-RMS_NORM = define("rms_norm", "Root-mean-square norm.", modules=(nn.RMSNorm,), names=("rms_norm",), count=per_input(4))
+RMS_NORM = define(
+    "rms_norm",
+    "Root-mean-square norm.",
+    modules=(nn.RMSNorm,),
+    names=("rms_norm",),
+    operands=(DATA_IN, _parameters(2)[0]),
+    by_default=False,
+    count=per_input(4),
+    call=_call_rms_norm,
+)
 NORMALIZE = define("normalize", "Scaling to unit length.", names=("normalize",), count=per_input(3))
 NORM = define("norm", "Length of a vector.", names=("norm",), count=per_input(2))

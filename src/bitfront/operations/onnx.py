@@ -111,6 +111,10 @@ class OnnxWriter(Protocol):
         """A tensor or number among the arguments, without its format."""
         ...
 
+    def values(self, n: fx.Node, position: int, name: str) -> list[str]:
+        """The tensors of an argument that is a list, each rounded by the format of the operand that it is."""
+        ...
+
     def value(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
         """The same, in the format of the operand. Every rule gets its inputs by this method."""
         ...

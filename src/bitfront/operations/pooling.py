@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.operations.base import Call, Count, Merge, classes, define, per_input
+from bitfront.operations.base import ON_INPUT, Call, Count, Merge, Operands, classes, define, per_input
 from bitfront.operations.channels import mixing, spatial, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
 from bitfront.operations.onnx import OnnxWriter, Write, many
@@ -35,6 +35,40 @@ def _interpolated(call: Call) -> Count | None:
 def _dimensions(name: str) -> int:
     """The dimensions in which a pool called ``avg_pool2d`` or ``AvgPool2d`` has windows."""
     return next(int(c) for c in reversed(name) if c.isdigit())
+
+
+def _call_average(module: nn.Module, operands: Operands) -> Tensor:
+    pool: Any = module
+    x = operands["data_in"]
+    window = (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, pool.count_include_pad)
+    if isinstance(module, nn.AvgPool1d):
+        return F.avg_pool1d(x, *window)
+    average: Any = F.avg_pool2d if isinstance(module, nn.AvgPool2d) else F.avg_pool3d
+    result: Tensor = average(x, *window, pool.divisor_override)
+    return result
+
+
+def _call_largest(module: nn.Module, operands: Operands) -> Any:
+    pool: Any = module
+    function: Any = getattr(F, f"max_pool{_dimensions(_class_of(module))}d")
+    window = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return function(operands["data_in"], *window, ceil_mode=pool.ceil_mode, return_indices=pool.return_indices)
+
+
+def _call_adaptive(module: nn.Module, operands: Operands) -> Tensor:
+    function: Any = getattr(F, f"adaptive_avg_pool{_dimensions(_class_of(module))}d")
+    result: Tensor = function(operands["data_in"], module.output_size)
+    return result
+
+
+def _call_adaptive_largest(module: nn.Module, operands: Operands) -> Any:
+    function: Any = getattr(F, f"adaptive_max_pool{_dimensions(_class_of(module))}d")
+    return function(operands["data_in"], module.output_size, module.return_indices)
+
+
+def _class_of(pool: nn.Module) -> str:
+    """The name of the class of torch.nn that a pool is of, or is derived from."""
+    return next(kind.__name__ for kind in type(pool).__mro__ if kind.__module__ == nn.MaxPool1d.__module__)
 
 
 def _geometry(w: OnnxWriter, n: fx.Node, dims: int, ceil_mode: int) -> dict[str, tuple[int, ...]]:
@@ -108,7 +142,7 @@ def _train_adaptive(reader: ProgramReader, source: fx.Node, module: nn.Module, p
 def _train_window(
     reader: ProgramReader, kind: Literal["largest", "mean"], source: fx.Node, window: SlidingWindow, path: str
 ) -> int:
-    value = reader.value(source)
+    value = reader.rounded(source, path)
     shape = (reader.shape(value)[0], *slid(reader.shape(value), window, path))
     return reader.emit(kind, (value,), shape, window=window)
 
@@ -135,6 +169,8 @@ MAX_POOL1D = define(
     functions=(F.max_pool1d,),
     names=("max_pool1d",),
     count=_windows,
+    call=_call_largest,
+    **ON_INPUT,
     channels=windows,
     merge=Merge("selection"),
     onnx=_largest(1),
@@ -146,6 +182,8 @@ MAX_POOL2D = define(
     functions=(F.max_pool2d,),
     names=("max_pool2d",),
     count=_windows,
+    call=_call_largest,
+    **ON_INPUT,
     channels=windows,
     merge=Merge("selection"),
     train=for_modules(_train_largest),
@@ -158,6 +196,8 @@ MAX_POOL3D = define(
     functions=(F.max_pool3d,),
     names=("max_pool3d",),
     count=_windows,
+    call=_call_largest,
+    **ON_INPUT,
     channels=windows,
 )
 AVERAGE_POOL = define(
@@ -166,6 +206,8 @@ AVERAGE_POOL = define(
     modules=classes("AvgPool1d AvgPool2d AvgPool3d"),
     names=("avg_pool1d", "avg_pool2d", "avg_pool3d"),
     count=_windows,
+    call=_call_average,
+    **ON_INPUT,
     train=for_modules(_train_average),
     onnx=_write_average,
     channels=windows,
@@ -184,6 +226,8 @@ ADAPTIVE_AVERAGE_POOL = define(
     modules=classes("AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d"),
     names=("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
     count=per_input(1),
+    call=_call_adaptive,
+    **ON_INPUT,
     train=for_modules(_train_adaptive),
     onnx=_write_adaptive,
     channels=windows,
@@ -195,10 +239,18 @@ ADAPTIVE_MAX_POOL = define(
     functions=(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
     names=("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
     count=per_input(1),
+    call=_call_adaptive_largest,
+    **ON_INPUT,
     channels=windows,
 )
 MEAN = define(
-    "mean", "Mean over dimensions.", names=("mean",), count=per_input(1), channels=_reduction, onnx=_write_mean
+    "mean",
+    "Mean over dimensions.",
+    names=("mean",),
+    count=per_input(1),
+    channels=_reduction,
+    onnx=_write_mean,
+    **ON_INPUT,
 )
 REDUCTION = define(
     "reduction",

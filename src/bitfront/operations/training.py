@@ -45,6 +45,10 @@ class ProgramReader(Protocol):
         """The shape of a value."""
         ...
 
+    def formatted(self, path: str) -> bool:
+        """Whether any operand of the module at `path` has a format."""
+        ...
+
     def rounded(self, source: fx.Node, path: str) -> int:
         """The value of `source`, rounded like the input of the module at `path`; unchanged if that rounds no input.
 

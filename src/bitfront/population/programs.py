@@ -195,6 +195,9 @@ class _ProgramReader:
     def shape(self, value: int) -> Shape:
         return self.shapes[value]
 
+    def formatted(self, path: str) -> bool:
+        return bool(getattr(self.model.get_submodule(path), "formats", {}))
+
     def rounded(self, source: fx.Node, path: str) -> int:
         return self._activate(source, second=self._grid(path, "data_in"))
 
