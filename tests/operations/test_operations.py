@@ -184,6 +184,43 @@ class WithState(nn.Module):
         return self.cell(x, (state, state.cos()) if isinstance(self.cell, nn.LSTMCell) else state)
 
 
+class Normed(nn.Module):
+    """A function of a weight and a bias of 6 values each."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight, self.bias = (nn.Parameter(torch.linspace(-1, 1.3, 6)), nn.Parameter(torch.arange(6) / 7))
+
+    def forward(self, x):
+        return self.function(x, self.weight, self.bias)
+
+
+class Slope(nn.Module):
+    """A function of one parameter."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.slope = function, nn.Parameter(torch.linspace(-1, 1.3, 6))
+
+    def forward(self, x):
+        return self.function(x, self.slope)
+
+
+class Statistics(nn.Module):
+    """A norm with running statistics, as a function."""
+
+    def __init__(self, function, **settings):
+        super().__init__()
+        self.function, self.settings = function, settings
+        self.weight, self.bias = (nn.Parameter(torch.linspace(-1, 1.3, 6)), nn.Parameter(torch.arange(6) / 7))
+        self.register_buffer("mean", torch.linspace(-0.5, 0.5, 6))
+        self.register_buffer("variance", torch.linspace(0.3, 2, 6))
+
+    def forward(self, x):
+        return self.function(x, self.mean, self.variance, self.weight, self.bias, **self.settings)
+
+
 def example_of(kind):
     if kind is nn.MultiheadAttention:
         return Attending(), torch.randn(12, 5, 4)
@@ -194,6 +231,9 @@ def example_of(kind):
     arguments, shape = ARGUMENTS.get(kind, ((), (6,)))
     more = {"batch_first": True} if kind in (nn.LSTM, nn.GRU, nn.RNN) else {}
     module = kind(*arguments, **more)
+    for tensor in (getattr(module, "weight", None), getattr(module, "bias", None)):
+        if isinstance(tensor, nn.Parameter) and tensor.dim() == 1:
+            nn.init.uniform_(tensor, 0.3, 2)  # norms begin with ones and zeros, which every format holds
     module = WithState(module) if kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell) else module
     for tensor in (getattr(module, "running_mean", None), getattr(module, "running_var", None)):
         if tensor is not None:
@@ -257,9 +297,26 @@ FUNCTIONS = {
     "conv1d": [(Functional(F.conv1d, (3, 2, 2), stride=2), (2, 6))],
     "conv2d": [(Functional(F.conv2d, (3, 2, 3, 3), padding="same"), (2, 4, 4))],
     "relu": [(F.relu, (4,)), (torch.relu, (4,)), (lambda x: x.relu(), (4,))],
-    "relu6": [(F.relu6, (4,))],
+    "div": [(lambda x: x / (x.sigmoid() + 1), (4,)), (lambda x: torch.div(x, other=x.tanh() + 2), (4,)), (lambda x: x / 2, (4,)), (lambda x: x.div(x.sigmoid() + 1), (4,))],
+    "maximum": [(lambda x: torch.maximum(x, x.tanh()), (4,)), (lambda x: x.maximum(x.sigmoid()), (2, 3, 3))],
+    "minimum": [(lambda x: torch.minimum(x, x.tanh()), (4,)), (lambda x: x.minimum(other=x.sigmoid()), (4,))],
+    "relu6": [(F.relu6, (4,)), (lambda x: F.relu6(x, inplace=True), (4,))],
     "hardtanh": [(lambda x: F.hardtanh(x, -0.5, 0.75), (4,))],
     "leaky_relu": [(lambda x: F.leaky_relu(x, 0.2), (4,))],
+    "prelu": [(Slope(F.prelu), (6,)), (Slope(torch.prelu), (6, 2)), (Slope(lambda x, slope: x.prelu(slope)), (6,))],
+    "elu": [(lambda x: F.elu(x, alpha=0.7), (4,))],
+    "celu": [(lambda x: torch.celu(x, 0.7), (4,))],
+    "selu": [(torch.selu, (4,))],
+    "mish": [(F.mish, (4,))],
+    "hardswish": [(F.hardswish, (4,))],
+    "hardsigmoid": [(F.hardsigmoid, (4,))],
+    "softplus": [(lambda x: F.softplus(x, beta=2), (4,))],
+    "glu": [(lambda x: F.glu(x, 1), (4,))],
+    "batch_norm": [(Statistics(F.batch_norm), (6,)), (Statistics(F.batch_norm), (6, 3))],
+    "instance_norm": [(Statistics(F.instance_norm, use_input_stats=False), (6, 3))],
+    "layer_norm": [(Normed(lambda x, weight, bias: F.layer_norm(x, (6,), weight=weight, bias=bias)), (2, 6)), (lambda x: F.layer_norm(x, (6,)), (2, 6))],
+    "group_norm": [(Normed(lambda x, weight, bias: F.group_norm(x, 3, weight, bias)), (6, 3))],
+    "rms_norm": [(Normed(lambda x, weight, bias: F.rms_norm(x, (6,), weight)), (2, 6))],
     "sigmoid": [(torch.sigmoid, (4,)), (lambda x: x.sigmoid(), (4,))],
     "tanh": [(torch.tanh, (4,)), (lambda x: x.tanh(), (4,))],
     "gelu": [(lambda x: F.gelu(x, approximate="tanh"), (4,))],
@@ -362,7 +419,7 @@ def silu(module, operands):
 
 
 def test_an_activation_that_can_be_quantized(changed):
-    changed("silu", operands=(DATA_IN,), call=silu)
+    changed("silu", operands=(DATA_IN,), call=silu, by_default=True)
     for example in (nn.SiLU(), F.silu):
         check_operation("silu", example, torch.randn(12, 6))
 
@@ -384,7 +441,7 @@ def swish(module, operands):
 
 def test_a_layer_of_a_user(changed):
     slope = OperandSpec("slope", "weight", 1, "slope", channel_axis=0)
-    changed("silu", modules=(Swish,), operands=(DATA_IN, slope), call=swish, onnx=None)
+    changed("silu", modules=(Swish,), operands=(DATA_IN, slope), call=swish, onnx=None, by_default=True)
     model = nn.Sequential(nn.Linear(6, 6), Swish(), nn.Linear(6, 3))
     _, site, _ = capture(model, torch.randn(2, 6)).sites
     assert (site.type, site.operands, site.parameter("slope")) == ("Swish", ("data_in", "slope"), ("1.slope", (6,)))
@@ -397,7 +454,7 @@ WEIGHT = OperandSpec("weight", "weight", 1, "weight")
 @pytest.mark.parametrize(
     ("kind", "answers", "message"),
     [
-        (nn.SiLU, {"operands": (DATA_IN,)}, "modules of silu have operands, but the record has no call"),
+        (nn.SiLU, {"call": None}, "modules of silu have operands, but the record has no call"),
         (nn.SiLU, {"operands": (DATA_IN, DATA_IN)}, "two operands of silu have one name"),
         (nn.SiLU, {"names": ("silu", "tanhshrink")}, "is in two operations"),
         (nn.SiLU, {"operands": (DATA_IN,), "call": lambda m, o: o["data_in"].sigmoid()}, "the call of silu computes"),

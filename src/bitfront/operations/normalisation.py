@@ -36,8 +36,9 @@ def _call_batch_norm(module: nn.Module, operands: Operands) -> Tensor:
         norm.num_batches_tracked.add_(1)
         average = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     of_batch = norm.training or (norm.running_mean is None and norm.running_var is None)
-    known = (norm.running_mean, norm.running_var) if not norm.training or norm.track_running_stats else (None, None)
-    return F.batch_norm(x, *known, operands.get("weight"), operands.get("bias"), of_batch, average, norm.eps)
+    known = not norm.training or norm.track_running_stats
+    mean, variance = (norm.running_mean, norm.running_var) if known else (None, None)
+    return F.batch_norm(x, mean, variance, operands.get("weight"), operands.get("bias"), of_batch, average, norm.eps)
 
 
 def _call_layer_norm(module: nn.Module, operands: Operands) -> Tensor:

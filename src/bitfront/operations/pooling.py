@@ -142,6 +142,10 @@ def _train_adaptive(reader: ProgramReader, source: fx.Node, module: nn.Module, p
 def _train_window(
     reader: ProgramReader, kind: Literal["largest", "mean"], source: fx.Node, window: SlidingWindow, path: str
 ) -> int:
+    count = math.prod(window.kernel)
+    if kind == "mean" and count & (count - 1) and reader.formatted(path):
+        # The mean of so many rounded values is often half a step of the next format, where a last bit decides.
+        raise UnsupportedError(f"{path} is the mean of {count} values in formats")
     value = reader.rounded(source, path)
     shape = (reader.shape(value)[0], *slid(reader.shape(value), window, path))
     return reader.emit(kind, (value,), shape, window=window)

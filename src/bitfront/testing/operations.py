@@ -74,14 +74,16 @@ def check_operation(
     for call in calls:
         _check_call(record, call)
     _check_counts(record, calls, _calls(graph, record, torch.cat([x, x])))
+    usual, graph = graph, graph.naming([site.name for site in graph.nameable])
     sites = [site for site in graph.sites if site.operation is record]
     for site in sites:
         _check_quantized(graph, site, x)
     if record.onnx is not None and importlib.util.find_spec("onnxruntime") is not None:
         _check_onnx(graph, sites, x)
-    _check_merged(network, graph, x, seed)
-    if record.train is not None:
-        _check_trained(graph, x)
+    for sited in dict.fromkeys((usual, graph)):
+        _check_merged(network, sited, x, seed)
+        if record.train is not None:
+            _check_trained(sited, x)
     return record
 
 
@@ -239,7 +241,11 @@ def _in_onnx_runtime(model: Any, x: Tensor) -> Tensor:
 
 
 def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> None:
-    """Check that candidates computed together have the same loss as each alone, to the last bit."""
+    """Check that candidates computed together have the same loss as each alone, to the last bit.
+
+    Args:
+        graph: of the network; what is no site in it stays in float.
+    """
     operands = list(dict.fromkeys(itertools.chain(*(site.operands for site in graph.sites))))
     for first in range(0, len(operands), FREE):
         choices: dict[str, object] = {"name": ["integer", "NA"]}
@@ -262,6 +268,7 @@ def _check_choices(network: nn.Module, choices: Mapping[str, object], x: Tensor,
         runners=(configured_runner("basic_evaluation"),),
         splits={"val": (x, y)},
         calibration=x,
+        default_for="usual" if graph.nameable else "all",
     )
     evaluator = FixedEvaluator(job)
     codes = evaluator.space.sample(CANDIDATES, np.random.default_rng(seed))
