@@ -345,7 +345,6 @@ W4 = {"name": ["integer"], "weight_width": [4]}
         ("names", {"head": INT}, ("search", "search_space", "setup", "by"), r"by = 'names' is not possible; allowed: name, type, regex_name. Did you mean 'name'\?"),
         ("name", {"heat": INT}, (*HEAD[:-1], "heat"), r"the model has no site 'heat'; allowed: body_0, body_1, head. Did you mean 'head'\?"),
         ("type", {"linaer": INT}, (*HEAD[:-1], "linaer"), r"no type of site 'linaer'; allowed: add, .*conv1d, .*Did you mean 'linear'\?"),
-        ("name", {"norm": INT}, (*HEAD[:-1], "norm"), r"norm \(BatchNorm1d\) cannot be configured; allowed: body_0, body_1, head, or the types add, .*conv1d, .*linear, .*sub"),
         ("regex_name", {"body_(": INT}, (*HEAD[:-1], "body_("), r"'body_\(' is not a regular expression: "),
         ("name", {"head": {"weight_width": [4]}}, (*HEAD, "config"), r"'name' is missing: the number format, or 'NA'; allowed: affine, .*integer"),
         ("name", {"head": {"name": ["intger"]}}, (*HEAD, "config", "name"), r"no format 'intger'; allowed: affine, .*integer, .*NA. Did you mean 'integer'\?"),

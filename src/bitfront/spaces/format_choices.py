@@ -142,7 +142,8 @@ def _check_key(key: str, request: SpaceRequest) -> None:
     if is_type or is_site:
         return
     # The usual types, and of the others those that this model has: all that there are would fill the screen.
-    types = [name for name, o in site_operations().items() if o.by_default or any(s.op == name for s in others)]
+    types = [name for name, operation in site_operations().items() if operation.by_default]
+    types += sorted({site.op for site in others})
     other = next((n for n in request.graph.nodes if key in (n.name, n.path)), None)
     if other is not None:
         raise ConfigError(
