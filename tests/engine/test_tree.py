@@ -3,6 +3,7 @@ the numbers that its deployed model has when it is evaluated alone."""
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,9 +201,10 @@ def configs(draw):
 def spaces(draw, graph):
     """(seed, by) of a space over `graph`."""
     by = draw(st.sampled_from(["name", "name", "type", "regex_name"]))
+    everything = (*graph.sites, *graph.nameable)
     keys = {
-        "name": [s.name for s in graph.sites],
-        "type": sorted({s.op for s in graph.sites}),
+        "name": [s.name for s in everything],
+        "type": sorted({s.op for s in everything}),
         "regex_name": [".*[12].*", "(a|b|fc|heads?_.*)", ".*relu.*"],
     }[by]
     seed = {k: draw(configs() | st.just({"name": "NA"})) for k in draw(st.sets(st.sampled_from(keys), max_size=2))}
@@ -244,6 +246,7 @@ def drawn(data, network, most=7):
     model = seeded_model(network, data.draw(st.integers(0, 3), "weights"))
     seed, by = data.draw(spaces(capture(model, torch.zeros(2, *network.shape))), "space")
     job = job_of(model, network.shape, seed, by, corrections=data.draw(corrections, "corrections"))
+    job = replace(job, default_for=data.draw(st.sampled_from(["usual", "usual", "all"]), "default for"))
     space = FixedEvaluator(job).space
     return job, data.draw(candidates(space, most), "codes")
 
