@@ -87,7 +87,9 @@ def rounded_arguments(
         taken: Any = args if operand.position < len(args) else kwargs
         place: Any = operand.position if taken is args else operand.argument
         given = taken[place] if taken is args or place in kwargs else None
-        if operand.role != "inner" and rounding is not None and isinstance(given, Tensor):
+        if operand.several and rounding is not None and isinstance(given, (list, tuple)):
+            taken[place] = type(given)(map(rounding.quantize, given))
+        elif operand.role != "inner" and rounding is not None and isinstance(given, Tensor):
             owned = isinstance(given, nn.Parameter)
             taken[place] = through(rounding, given) if owned else rounding.quantize(given)
     return args, kwargs

@@ -9,14 +9,11 @@ the model computes the same, and its state dict has the weights to deploy.
 from __future__ import annotations
 
 import copy
-import inspect
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bitfront.formats.base import Format, Operand
@@ -38,6 +35,7 @@ from bitfront.transforms.arguments import (
 from bitfront.transforms.arithmetic import product
 from bitfront.transforms.correct import Correction
 from bitfront.transforms.functions import replace_calls
+from bitfront.transforms.inplace import without_change, written_into
 
 #: Operand → its format; operands that are missing stay in float.
 SiteFormats = Mapping[Operand, Format]
@@ -296,53 +294,6 @@ def _in_place_of(original: Any, value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.clone(), requires_grad=original.requires_grad)
 
 
-#: Operators that change the tensor on their left, and those that do not.
-_OPERATORS: dict[object, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.imatmul: operator.matmul,
-}
-
-
-def _without_change(node: fx.Node) -> bool:
-    """Let a function or method return what it used to write into its first argument. False if it changes nothing."""
-    target: Any = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    parameters = [] if isinstance(target, str) else _parameters_of(target)
-    if "inplace" in parameters:
-        return _take_inplace(node, parameters.index("inplace"))
-    if name.endswith("_") and not name.endswith("__"):
-        plain = name[:-1]
-        node.target = plain if isinstance(target, str) else getattr(torch, plain, None) or getattr(F, plain)
-        return True
-    node.target = _OPERATORS.get(target, target)
-    return target in _OPERATORS
-
-
-def _parameters_of(function: Any) -> list[str]:
-    """The names of a Python function's parameters; none for a function of C++."""
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return []
-
-
-def _take_inplace(node: fx.Node, position: int) -> bool:
-    """Take the argument ``inplace`` from a call, whose last one it is; what it was."""
-    inplace = node.kwargs.get("inplace", node.args[position] if position < len(node.args) else False)
-    node.args, node.kwargs = node.args[:position], {k: v for k, v in node.kwargs.items() if k != "inplace"}
-    return bool(inplace)
-
-
-def _written_into(node: fx.Node, argument: fx.Node) -> None:
-    """Write the result of a node into `argument`, which the model may read afterwards under any name."""
-    with node.graph.inserting_after(node):
-        written = node.graph.call_method("copy_", (argument, node))
-    node.replace_all_uses_with(written, delete_user_cb=lambda user: bool(user is not written))
-
-
 def _replace(node: fx.Node, spec: OperandSpec, given: Any) -> None:
     """Give a call another argument as its operand. Both inputs may be one node (x + x): by position, not by value."""
     if spec.position < len(node.args):
@@ -405,14 +356,14 @@ def _rewrite(
             if rounding is not None:
                 target = f"{site.name}_{operand}_quantizer"
                 model.add_module(target, Quantizer(rounding, argument.op == "get_attr"))
-                changed = spec.position == 0 and _without_change(node)
+                changed = spec.position == 0 and without_change(node)
                 inplace = inplace or changed
                 with new.inserting_before(node):
                     # What rounding keeps for its gradients must not change with the argument.
                     given = new.call_method("clone", (given,)) if changed else given
                     given = new.call_module(target, (given,))
                 if changed:
-                    _written_into(node, argument)
+                    written_into(node, argument)
             if given is argument:
                 continue
             _replace(node, spec, given)
