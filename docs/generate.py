@@ -62,13 +62,21 @@ SEED = """\
 ### What may be chosen
 
 `KEY` is `default`, or of the kind that `setup.by` sets: a site's name (`seq_blocks_2`, or the module path
-`seq_blocks.2`), a type of site (the [operations](operations.md) with operands:
-SITES), or a regular expression that
+`seq_blocks.2`), a type of site (the [operations](operations.md) with operands), or a regular expression that
 matches the whole name. With `by = "name"` a key that is a type is allowed, but a note says that it is unused; the same
 holds for a site's name with `by = "type"`. Sites that no key names get `default`; without one they stay in float.
 
+`default` means the usual types of sites:
+SITES.
+All others with operands (norms, other activations, softmax, pooling, quotients, means, concatenations ...) stay in
+float unless a key names them. A regular expression that matches a usual
+site means the usual sites alone: `encoder.*` is for the layers of an encoder, and `encoder.*norm` for its norms. With
+`default_for = "all"` in the setup, `default` and every regular expression mean all sites; `[passes.quantize]` takes
+`default_for` too. It has no effect on widths.
+
 In `config`, `name` lists number formats (`"NA"`: stay in float) and `<operand>_<parameter>` their parameters, for the
-operands `data_in`, `weight` and `bias`. An operand without a `width` stays in float. Every value is a list of choices;
+operands `data_in`, `weight` and `bias`. All tensors of a concatenation are its `data_in`: one format rounds each of
+them, and learns from all. An operand without a `width` stays in float. Every value is a list of choices;
 the choices of an operand are all combinations that are valid, so that a `frac_width` is never larger than
 its `width`. A list of tables is a choice between complete settings:
 
@@ -119,6 +127,7 @@ or is refused by name:
 | column | with a mark | without |
 | --- | --- | --- |
 | operands | the tensors that can have a format: the prefix of their keys in the configuration | it stays in float |
+| default | the key `default` gives its sites formats | only a key that names them does |
 | counted | its operations are counted | the network's total says that it is unknown |
 | merged | how many candidates are computed at once if weights are fixed | computed once per distinct input |
 | channels | widths are followed through it | the widths around it are fixed |
@@ -133,6 +142,7 @@ as ONNX. The message then names the setting. [How to add one](howto/extend.md#an
 #: Column → the text of its cells.
 CAPABILITIES: dict[str, Callable[[Operation], str]] = {
     "operands": lambda o: ", ".join(f"`{name}`" for name in o.formatted),
+    "default": lambda o: "✓" if o.operands and o.by_default else "",
     "counted": lambda o: _mark(o.count),
     "merged": lambda o: o.merge.kind if o.merge is not None else "",
     "channels": lambda o: _mark(o.channels),
@@ -189,7 +199,7 @@ def configuration() -> str:
     for title, text, table in TABLES:
         parts.append(f"## {title}\n\n{text}{_table(table.model_fields)}")
         if table is config.ChoicesTable:
-            parts.append(SEED.replace("SITES", ", ".join(f"`{name}`" for name in sites())))
+            parts.append(SEED.replace("SITES", ", ".join(f"`{name}`" for name, o in sites().items() if o.by_default)))
             parts.append(_formats())
     parts.append(_runners())
     parts.append(_strategies())

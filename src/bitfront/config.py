@@ -40,12 +40,7 @@ class SpaceSetup(Table):
     """``[search.search_space.setup]``."""
 
     by: Literal["name", "type", "regex_name"] = Field("name", description="how the keys of `seed` name sites")
-    default_for: Literal["usual", "all"] = Field(
-        "usual",
-        description="which sites `default` means: the `usual` ones (products, recurrent layers, embeddings, sums, "
-        "ReLU), or `all`: norms, other activations, pooling ... too, which otherwise need a key that names them. "
-        "Without effect on widths",
-    )
+    default_for: Literal["usual", "all"] = Field("usual", description="which sites `default` means; see below")
 
 
 class ChoicesTable(Table):

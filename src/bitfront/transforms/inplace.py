@@ -1,5 +1,6 @@
-"""Functions that change their first argument, in a graph that is rewritten: their operands are rounded copies, so the result
-is computed as a new tensor and written into the tensor that was given.
+"""Functions that change their first argument, in a graph that is rewritten.
+
+Their operands are rounded copies, so the result is computed as a new tensor and written into the tensor that was given.
 """
 
 from __future__ import annotations
