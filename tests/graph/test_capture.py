@@ -139,8 +139,11 @@ def test_sites_of_the_jsc_models_have_the_names_users_of_mase_know(name):
     assert graph.site("seq_blocks_2") is graph.site("seq_blocks.2")
     assert graph.site("seq_blocks_2").type == "Linear"
     assert [n.name for n in graph.nodes] == [f"seq_blocks_{i}" for i in range(len(graph.nodes))]
+    # A batch norm is a site only where something names it.
+    assert "seq_blocks_0" not in [site.name for site in graph.sites]
+    assert graph.site("seq_blocks_0") in graph.nameable
     with pytest.raises(KeyError):
-        graph.site("seq_blocks_0")  # BatchNorm is kept as it is: no site
+        graph.site("seq_blocks_99")
 
 
 def test_operations_per_sample_of_jsc_tiny():

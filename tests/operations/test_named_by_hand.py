@@ -30,8 +30,8 @@ def rounded(x, operand):
 
 def formats_of(site):
     return {
-        o: FORMATS.get("integer").parse({"width": GRIDS[o][0], "frac_width": GRIDS[o][1]}, o, signed=True)
-        for o in site.operands
+        o.name: FORMATS.get("integer").parse({"width": GRIDS[o.name][0], "frac_width": GRIDS[o.name][1]}, o.kind())
+        for o in site.specs
     }
 
 
@@ -162,10 +162,8 @@ def test_formats_learn_from_the_samples():
     model, x = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Softmax(1)), torch.randn(64, 6)
     graph = capture(model, x[:2])
     affine = FORMATS.get("affine")
-    given = {
-        o: affine.parse({"width": 8, "symmetric": True, "granularity": "tensor"}, o, signed=True)
-        for o in ("data_in", "weight", "bias")
-    }
+    table = {"width": 8, "symmetric": True, "granularity": "tensor"}
+    given = {o.name: affine.parse(table, o.kind()) for o in graph.site("_1").specs}
     found = calibrate(graph, {"_1": given, "_2": {"data_in": given["data_in"]}}, x)
     with torch.no_grad():
         arrives = {"_1": model[0](x), "_2": model[1](model[0](x))}

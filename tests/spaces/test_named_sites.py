@@ -14,6 +14,7 @@ from bitfront.engine.analysis import describe
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.errors import ConfigError
+from bitfront.formats.base import ACTIVATION
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.metrics.configured import configured_runner
@@ -239,7 +240,7 @@ class Joined(nn.Module):
 def test_a_concatenation_rounds_each_tensor_by_one_format_that_saw_all():
     x = torch.randn(12, 4).clamp(-2, 2)
     graph = capture(Joined(), x[:2])
-    wanted = {"cat": {"data_in": bf.formats.FORMATS.get("affine").parse({"width": 8}, "data_in", signed=True)}}
+    wanted = {"cat": {"data_in": bf.formats.FORMATS.get("affine").parse({"width": 8}, ACTIVATION)}}
     formats = calibrate(graph, wanted, x)
     form = formats["cat"]["data_in"]
     assert form.quantize(torch.tensor([9.0, -9.0])).abs().min() > 8.9  # the widest of the three
