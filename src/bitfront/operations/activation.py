@@ -78,6 +78,10 @@ RELU = define(
 )
 
 
+#: Of functions that are plain arithmetic, which gives the same bits everywhere.
+_EXACT = Merge("elementwise")
+
+
 def _of_input(function: Callable[[Any, Tensor], Tensor]) -> ModuleCall:
     """The call of a module whose only operand is its input, from a function (module, input) → value."""
     return lambda module, operands: function(module, operands["data_in"])
@@ -109,8 +113,15 @@ def _softmax(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
 
 
 def _activation(name: str, summary: str, module: str = "", **answers: Any) -> None:
-    """An activation function of torch, as a module and as a function called `name`."""
-    common: dict[str, Any] = {"names": (name,), "count": per_output(1), "channels": elementwise, **ON_INPUT}
+    """An activation function of torch, as a module and as a function called `name`. Its exponentials differ in the rest
+    of a tensor, unless it says how it merges."""
+    common: dict[str, Any] = {
+        "names": (name,),
+        "count": per_output(1),
+        "channels": elementwise,
+        "merge": Merge("elementwise", rest_differs=True),
+        **ON_INPUT,
+    }
     define(name, summary, modules=classes(module), **common | answers)
 
 
@@ -160,6 +171,7 @@ _activation(
     "leaky_relu",
     "x, or a part of it where it is negative.",
     "LeakyReLU",
+    merge=_EXACT,
     call=_of_input(lambda m, x: F.leaky_relu(x, m.negative_slope)),
     onnx=_write_leaky,
 )
@@ -167,6 +179,7 @@ _activation(
     "prelu",
     "Leaky ReLU with a slope that is learned.",
     "PReLU",
+    merge=None,
     operands=(DATA_IN, WEIGHT),
     call=_call_prelu,
     channels=_prelu,
@@ -175,6 +188,7 @@ _activation(
     "rrelu",
     "Leaky ReLU with a random slope in training.",
     "RReLU",
+    merge=None,
     call=_of_input(lambda m, x: F.rrelu(x, m.lower, m.upper, m.training)),
 )
 _activation("elu", "x, or α(eˣ − 1) where it is negative.", "ELU", call=_of_input(lambda m, x: F.elu(x, m.alpha)))
@@ -193,6 +207,7 @@ _activation(
     "hardtanh",
     "x within two bounds.",
     "Hardtanh",
+    merge=_EXACT,
     call=_of_input(lambda m, x: F.hardtanh(x, m.min_val, m.max_val)),
     onnx=_write_hardtanh,
 )
@@ -200,6 +215,7 @@ _activation(
     "hardswish",
     "x · relu6(x + 3) / 6.",
     "Hardswish",
+    merge=_EXACT,
     call=_of_input(lambda _, x: F.hardswish(x)),
     onnx=unary("HardSwish"),
 )
@@ -207,6 +223,7 @@ _activation(
     "hardsigmoid",
     "relu6(x + 3) / 6.",
     "Hardsigmoid",
+    merge=_EXACT,
     call=_of_input(lambda _, x: F.hardsigmoid(x)),
     onnx=unary("HardSigmoid", alpha=1 / 6, beta=0.5),
     gives="class_probabilities",
@@ -234,14 +251,16 @@ _activation(
     "softshrink",
     "x moved towards 0 by a bound, and 0 within it.",
     "Softshrink",
+    merge=_EXACT,
     call=_of_input(lambda m, x: F.softshrink(x, m.lambd)),
 )
 _activation("softplus", "log(1 + eˣ).", "Softplus", call=_of_input(lambda m, x: F.softplus(x, m.beta, m.threshold)))
-_activation("softsign", "x / (1 + |x|).", "Softsign", call=_of_input(lambda _, x: F.softsign(x)))
+_activation("softsign", "x / (1 + |x|).", "Softsign", merge=_EXACT, call=_of_input(lambda _, x: F.softsign(x)))
 _activation(
     "threshold",
     "x above a bound, else a value.",
     "Threshold",
+    merge=_EXACT,
     call=_of_input(lambda m, x: F.threshold(x, m.threshold, m.value)),
 )
 GLU = define(

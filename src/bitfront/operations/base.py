@@ -264,14 +264,28 @@ class Merge:
             ``rectifier``: max(x, 0), at most `ceiling`, done in the next pass over memory; ``arithmetic``: `function`
             of two tensors of the same shape, element by element; ``identity``: nothing is computed; ``flatten``: all
             features of a sample in a row; ``selection``: picks values of a sample, and commutes with a rectifier;
-            ``norm``: a product and a sum per channel, done in the next pass.
+            ``norm``: a product and a sum per channel, done in the next pass; ``elementwise``: a function of each value,
+            in the memory layout that the states have.
         function: for ``arithmetic``.
         ceiling: for ``rectifier``.
+        rest_differs: for ``elementwise``: whether torch computes the values behind the last full vector of a tensor by
+            other instructions, which give other last bits, as it does with exponentials.
     """
 
-    kind: Literal["dense", "convolution", "rectifier", "arithmetic", "identity", "flatten", "selection", "norm"]
+    kind: Literal[
+        "dense",
+        "convolution",
+        "rectifier",
+        "arithmetic",
+        "identity",
+        "flatten",
+        "selection",
+        "norm",
+        "elementwise",
+    ]
     function: Callable[..., Tensor] | None = None
     ceiling: float = math.inf
+    rest_differs: bool = False
 
 
 @dataclass(frozen=True, eq=False)

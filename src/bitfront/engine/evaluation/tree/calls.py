@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints
 from bitfront.engine.evaluation.tree.program import PRODUCTS, Program, Step
 from bitfront.graph.capture import apply_site
+from bitfront.operations.lookup import of_node
 from bitfront.transforms.arguments import called, called_function, function_product, inner_rounds, rounded_arguments
 from bitfront.transforms.arithmetic import product
 
@@ -82,6 +86,34 @@ def apply(program: Program, step: Step, x: Tensor, weight: Tensor, bias: Tensor 
     """The value of a linear layer or convolution with the given weight and bias."""
     assert step.site is not None
     return apply_site(program.model, step.site, step.node, {"data_in": x, "weight": weight, "bias": bias})
+
+
+#: Steps whose results lie in memory without gaps, whatever their inputs.
+_DENSE = (*PRODUCTS, "norm", "rectifier", "arithmetic", "selection", "elementwise")
+#: A multiple of how many values torch computes at a time on any processor.
+VECTORS = 64
+
+
+def elementwise(program: Program, step: Step, needed: Ints, x: BatchedActivations) -> BatchedActivations | None:
+    """An activation function of all states at once, in their layout.
+
+    Returns:
+        None where a value can have other last bits than in a call of one state: of a function whose ``rest_differs``,
+        unless all values of every call fill vectors.
+    """
+    operation = of_node(step.node, program.model)
+    assert operation is not None
+    assert operation.merge is not None
+    if operation.merge.rest_differs and x.parts[0].device.type == "cpu":
+        whole = x.block(0).numel() % VECTORS == 0 and torch.get_num_threads() == 1  # each thread has a rest
+        if not whole or program.steps[step.inputs[0]].kind not in _DENSE:
+            return None
+    (source,) = step.node.all_input_nodes
+    settled, parts = x.compact().settled(), []
+    for part in settled.parts:
+        args, kwargs = _mapped(step.node, {source: part.contiguous()})
+        parts.append(call(program, step, 0, 0, args, kwargs))
+    return replace(settled, parts=parts, states=needed)
 
 
 def attribute(model: nn.Module, target: str) -> Any:

@@ -134,6 +134,8 @@ class Pass:
                 result = self._sum(i, states, needed, [t for t in tensors if t is not None])
             elif step.corrected:
                 result = self._corrected(i, states, needed, x)
+            elif step.kind == "elementwise":
+                result = calls.elementwise(self.program, step, needed, x)
             elif step.kind in PER_SAMPLE:
                 result = self._module(step, needed, x)
         return self._call(i, states, needed, inputs) if result is None else result

@@ -43,13 +43,14 @@ StepKind = Literal[
     "flatten",
     "selection",
     "norm",
+    "elementwise",
     "call",
 ]
 #: Kinds that are computed as one product of all inputs and weights.
 PRODUCTS = ("dense", "convolution")
 #: Kinds that treat every value, or every window of every channel, separately. Their results do not depend on the number
 #: of samples in a call.
-PER_SAMPLE = ("identity", "flatten", "selection", "norm")
+PER_SAMPLE = ("identity", "flatten", "selection", "norm", "elementwise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,9 +379,19 @@ def _kind(node: fx.Node, site: Site | None, model: nn.Module) -> StepKind:
         return "call" if inplace or len(node.all_input_nodes) != 1 else merge.kind
     if merge.kind == "arithmetic":
         return merge.kind if site is not None and len(node.args) == 2 and not node.kwargs else "call"
+    if merge.kind == "elementwise":
+        return "call" if len(node.all_input_nodes) != 1 or _changes_argument(node, model) else merge.kind
     if node.op != "call_module":
         return "call"
     module: Any = model.get_submodule(str(node.target))
     if merge.kind == "flatten" and module.start_dim != 1:
         return "call"
     return "call" if merge.kind == "norm" and not is_norm(module) else merge.kind
+
+
+def _changes_argument(node: fx.Node, model: nn.Module) -> bool:
+    """Whether an activation function may write its result into its argument."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
+    return name.endswith("_") or any(a is True for a in node.args) or bool(node.kwargs.get("inplace"))
