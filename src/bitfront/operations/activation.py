@@ -16,7 +16,7 @@ from bitfront.operations.base import (
     DATA_IN,
     ON_INPUT,
     Merge,
-    ModuleCall,
+    OperandCall,
     Operands,
     classes,
     define,
@@ -82,7 +82,7 @@ RELU = define(
 _EXACT = Merge("elementwise")
 
 
-def _of_input(function: Callable[[Any, Tensor], Tensor]) -> ModuleCall:
+def _of_input(function: Callable[[Any, Tensor], Tensor]) -> OperandCall:
     """The call of a module whose only operand is its input, from a function (module, input) → value."""
     return lambda module, operands: function(module, operands["data_in"])
 

@@ -31,6 +31,7 @@ from bitfront.operations.base import Call, Operation
 from bitfront.operations.lookup import bare, count, of_class, of_function, of_node, shapes_in, tensors_in
 from bitfront.population import train_population, why_alone
 from bitfront.scoring import evaluate
+from bitfront.spaces.request import DefaultFor
 from bitfront.training import TrainSettings, train
 from bitfront.transforms import quantize
 from bitfront.transforms.arguments import operands_of
@@ -254,10 +255,12 @@ def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> Non
                 choices |= {f"{operand}_width": [2, 4, 8], f"{operand}_frac_width": [1, 2]}
             else:
                 choices |= {f"{operand}_width": 6, f"{operand}_frac_width": 3}
-        _check_choices(network, choices, x, seed)
+        _check_choices(network, choices, "usual" if graph.nameable else "all", x, seed)
 
 
-def _check_choices(network: nn.Module, choices: Mapping[str, object], x: Tensor, seed: int) -> None:
+def _check_choices(
+    network: nn.Module, choices: Mapping[str, object], default_for: DefaultFor, x: Tensor, seed: int
+) -> None:
     y = torch.arange(len(x)) % CLASSES
     job = EvaluationJob(
         model=network,
@@ -268,7 +271,7 @@ def _check_choices(network: nn.Module, choices: Mapping[str, object], x: Tensor,
         runners=(configured_runner("basic_evaluation"),),
         splits={"val": (x, y)},
         calibration=x,
-        default_for="usual" if graph.nameable else "all",
+        default_for=default_for,
     )
     evaluator = FixedEvaluator(job)
     codes = evaluator.space.sample(CANDIDATES, np.random.default_rng(seed))
