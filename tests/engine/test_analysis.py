@@ -141,8 +141,28 @@ def test_a_model_that_cannot_be_traced():
     assert [(r.name, r.macs) for r in result.rows if r.macs] == [("fc", 36), ("mv", 6), ("out", 18)]
     assert {r.name: r.operations for r in result.rows}["softmax"] == 30
     assert [r.weight_bits for r in result.rows if r.type == "Linear"] == [4, 4]
-    assert result.total.without_bops == ("mv (mv)",)
-    assert "products that are not in bops and ebops: mv (mv)" in str(result)
+    # A product that the model calls is a site, here in float: 32 bits times 32 bits.
+    assert result.total.without_bops == ()
+    assert {r.name: r.ebops for r in result.rows}["mv"] == 6 * 32 * 32
+
+
+class Dotted(nn.Module):
+    """Not traced by torch.fx, with a product that no record has operands for."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x):
+        if x.sum() > -1e9:
+            x = x * torch.dot(x.flatten(), x.flatten())
+        return self.out(x)
+
+
+def test_products_that_are_no_sites_are_named():
+    result = bf.analyze(Dotted(), torch.randn(2, 6))
+    assert result.total.without_bops == ("dot (dot)",)
+    assert "products that are not in bops and ebops: dot (dot)" in str(result)
 
 
 class Tokens(nn.Module):

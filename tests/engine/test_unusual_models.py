@@ -192,10 +192,12 @@ def test_the_table_has_the_numbers_of_the_users_model_rounded_by_hand(name, tmp_
         assert trial.metrics["loss"] == pytest.approx(loss, abs=2e-6)
         assert trial.metrics["accuracy"] == pytest.approx(accuracy)
         assert scored(made.model, x, y)[0] == pytest.approx(loss, abs=2e-6)
-        # One layer stays in float, 32 bits per weight: an attention has 12 · 4 weights, and 4 · 4 behind it.
+        # A layer that stays in float counts 32 bits per weight; so does an attention that no key names.
         widths = [own["weight"].width for own in made.formats.values() if "weight" in own]
         sizes = [model.get_submodule(path).weight.numel() for path, own in made.formats.items() if "weight" in own]
-        left = {"forward of one module": 16, "mask handed on": 48 + 16}.get(name, 0)
+        attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+        left = sum(m.in_proj_weight.numel() + m.out_proj.weight.numel() for m in attentions)
+        left += 16 if name == "forward of one module" else 0
         assert trial.metrics["average_bitwidth"] == pytest.approx(
             (sum(w * s for w, s in zip(widths, sizes, strict=True)) + 32 * left) / (sum(sizes) + left)
         )

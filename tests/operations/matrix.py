@@ -19,8 +19,8 @@ from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.errors import ConfigError
 from bitfront.formats import FORMATS
-from bitfront.graph import capture
 from bitfront.metrics.configured import configured_runner
+from bitfront.operations import OPERATIONS
 from bitfront.operations.lookup import of_class, sites
 from bitfront.scoring import evaluate
 from bitfront.transforms.arithmetic import whole_operands
@@ -139,9 +139,7 @@ def cell(operation, name):
     """The mark of a format at an operation."""
     example, x = example_of(operation)
     model, y = Classifier(example, x).eval(), torch.arange(len(x)) % CLASSES
-    graph = capture(model, x[:2])
-    of_kind = [site for site in graph.sites if site.op == operation]
-    operands = list(dict.fromkeys(spec.names[-1] for site in of_kind for spec in site.specs))
+    operands = list(dict.fromkeys(spec.names[-1] for spec in OPERATIONS.get(operation).operands))
     possible = [o for o in operands if evaluator_of(model, x, y, operation, [o], name) is not None]
     if not possible:
         return "–"
@@ -153,7 +151,7 @@ def cell(operation, name):
     assert not evaluator.plain, evaluator.plain
     alone = evaluate(evaluator.model(code), x, y, batch_size=evaluator.chunk)
     assert (measured.values["loss"][0], measured.values["accuracy"][0]) == (alone.loss, alone.accuracy)
-    marks = {_mark(evaluator, site, code) for site in of_kind}
+    marks = {_mark(evaluator, site, code) for site in evaluator.space.sites if site.op == operation}
     assert len(marks) == 1, marks
     return marks.pop()
 

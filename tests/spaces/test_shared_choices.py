@@ -112,7 +112,7 @@ def test_candidates_and_their_costs():
         "default": COMMON
         | {"weight_out_width": [3, 5], "weight_out_frac_width": 2, "scores_width": ["NA", 5], "scores_frac_width": 2}
     }
-    names = ("basic_evaluation", "model_size", "average_bitwidth", "bops", "basic_computation", "sparsity")
+    names = ("basic_evaluation", "model_size", "average_bitwidth", "bops", "ebops", "basic_computation", "sparsity")
     y = torch.arange(12) % 3
     job = EvaluationJob(
         model=MODEL,
@@ -147,3 +147,35 @@ def test_candidates_and_their_costs():
         dot = 5 * 5 * 4 * 2 * 64 + 5 * 5 * 5 * 8
         linear, add, mean = 12 * 8 * head["weight"], 20 * 8, 20 * 32
         assert measured.values["total_bitops"][i] == mix + dot + linear + add + mean
+        assert measured.values["ebops"][i] == pytest.approx(effective(chosen))
+
+
+#: (operand, the one that it is multiplied with, multiply-accumulates) of each product of the attention.
+PRODUCTS = [
+    ("data_in", "weight_query", 80),
+    ("data_in_key", "weight_key", 60),
+    ("data_in_value", "weight_value", 80),
+    ("query", "key", 100),
+    ("attention", "value", 100),
+    ("context", "weight_out", 80),
+]
+HELD = {
+    "weight_query": "q_proj_weight",
+    "weight_key": "k_proj_weight",
+    "weight_value": "v_proj_weight",
+    "weight_out": "out_proj.weight",
+}
+
+
+def effective(chosen):
+    """EBOPs of MODEL: of each product its bits times bits, for the weights that are not zero."""
+
+    def share(weight, form):
+        return float((form.quantize(weight) != 0).double().mean())
+
+    held, mix, head = dict(MODEL.mix.named_parameters()), chosen["mix"], chosen["head"]
+    total = 12 * 8 * head["weight"].bits * share(MODEL.head.weight, head["weight"]) + 5 * 5 * 4 * 2 * 64
+    for data, weight, macs in PRODUCTS:
+        density = share(held[HELD[weight]], mix[weight]) if weight in HELD else 1
+        total += macs * mix[data].bits * mix[weight].bits * density
+    return total

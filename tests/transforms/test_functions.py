@@ -12,6 +12,7 @@ from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.graph.checking import check_same
 from bitfront.transforms import quantize
+from bitfront.transforms.correct import has_bias
 from bitfront.transforms.functions import _entered
 from bitfront.transforms.observe import calibrate
 
@@ -169,3 +170,50 @@ def test_a_model_that_calls_others_in_training_has_no_functions_as_sites():
         assert any(not s.path for s in graph.sites) != training
         assert bool(graph.not_in_training) == training
         assert check_same(graph, model, x) == ""
+
+
+class Refused(nn.Module):
+    """Calls a product of two tensors, and one of three, which no format applies to."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if x.sum() > -1e9:
+            x = torch.einsum("bi,bj,bk->bi", x, x, x) + torch.einsum("bi,bi->bi", x, x)
+            x = torch.einsum("bi,bij->bj", x, x[:, None] * x[:, :, None])
+        return self.head(x)
+
+
+def test_calls_that_a_record_refuses_are_no_sites_and_are_counted():
+    torch.manual_seed(0)
+    model, x = Refused().eval(), torch.randn(6, 4)
+    graph = capture(model, x)
+    sites = [s for s in graph.sites if not s.path]
+    assert [s.op for s in sites] == ["einsum"] * len(sites)
+    assert sites[-1].earlier_calls == 2
+    changed = quantize(graph, {sites[-1].name: {"data_in": DATA, "weight": OTHER}})
+    with torch.no_grad():
+        h = torch.einsum("bi,bj,bk->bi", x, x, x) + torch.einsum("bi,bi->bi", x, x)
+        expected = torch.einsum("bi,bij->bj", DATA.quantize(h), OTHER.quantize(h[:, None] * h[:, :, None]))
+        assert torch.allclose(changed(x), model.head(expected), atol=1e-5)
+
+
+class Biased(nn.Module):
+    """A linear function with a bias, in a model that is not traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.ParameterDict({"w": torch.randn(3, 4), "b": torch.randn(3)})
+
+    def forward(self, x):
+        return F.linear(x, self.layer["w"], self.layer["b"]) if x.sum() > -1e9 else x
+
+
+def test_biases_of_functions_are_not_corrected():
+    torch.manual_seed(0)
+    graph = capture(Biased().eval(), torch.randn(6, 4))
+    (site,) = graph.sites
+    assert site.bias == "layer.b"
+    assert not has_bias(graph, site)
