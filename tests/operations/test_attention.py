@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bitfront.formats.block_fp import BlockFloat
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
+from bitfront.operations.base import DATA_IN
 from bitfront.testing import check_operation
 from bitfront.transforms import quantize
 
@@ -224,3 +226,16 @@ def test_all_parameters_are_trained(how, within):
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("module", [Attending(crossed, batch_first=False), Attending(itself), Function()])
+def test_no_block_holds_values_of_two_samples(module):
+    torch.manual_seed(5)
+    _, graph, site = captured(module, 5, 4)
+    x = torch.randn(7, 5, 4) * torch.logspace(-2, 2, 7)[:, None, None]
+    blocks = BlockFloat.parse({"width": 4, "exponent_width": 8, "block_size": [2]}, DATA_IN.kind())
+    changed = quantize(graph, {site.name: {o: blocks for o in site.operands if site.flows(o)}})
+    with torch.no_grad():
+        alone = torch.cat([changed(one) for one in x.split(1)])
+        assert torch.allclose(changed(x), alone, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(changed(x), graph.model(x), atol=1e-3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ def _shares(
 #: Values that an attention computes on its way, in the order in which it computes them.
 _SCORES = (_shares("scores", "inner", "data_in"), _shares("attention", "inner", "data_in"))
 _PROJECTED = tuple(_shares(name, "inner", "data_in") for name in ("query", "key", "value"))
-#: Of the module and of the function; the places are those of the function, and of the module's inputs.
+#: Of the module and of the function; the places are those of the function, and of the module's inputs. The function has
+#: samples along the second dimension.
 _OPERANDS = (
-    OperandSpec("data_in", "activation", 0, "query", channel_axis=-1),
-    _shares("data_in_key", "activation", "data_in", 1, "key"),
-    _shares("data_in_value", "activation", "data_in", 2, "value"),
+    OperandSpec("data_in", "activation", 0, "query", channel_axis=-1, sample_axis=1),
+    replace(_shares("data_in_key", "activation", "data_in", 1, "key"), sample_axis=1),
+    replace(_shares("data_in_value", "activation", "data_in", 2, "value"), sample_axis=1),
     OperandSpec("weight", "weight", 5, "in_proj_weight", channel_axis=0, parameter="in_proj_weight"),
     _shares("weight_query", "weight", "weight", 18, "q_proj_weight", "q_proj_weight"),
     _shares("weight_key", "weight", "weight", 19, "k_proj_weight", "k_proj_weight"),
@@ -48,6 +50,13 @@ _OPERANDS = (
     *_SCORES,
     _shares("context", "inner", "data_in"),
 )
+
+_SAMPLES_FIRST = tuple(replace(operand, sample_axis=0) for operand in _OPERANDS)
+
+
+def _operands_of(module: Any) -> tuple[OperandSpec, ...]:
+    return _SAMPLES_FIRST if module.batch_first else _OPERANDS
+
 
 _SDPA_ARGUMENTS = tuple("query key value attn_mask dropout_p is_causal scale enable_gqa".split())
 _MODULE_ARGUMENTS = tuple(
@@ -214,8 +223,8 @@ def _projected(named: Mapping[str, Any], operands: Operands) -> tuple[Tensor, Te
     mask = _merged_mask(named, q, k, batched)
     dropout = named.get("dropout_p", 0.0) if named.get("training", True) else 0.0
     context, weights = _attended(operands, q, k, v, mask, 1 / math.sqrt(width // heads), dropout)
-    context = operands.round("context", context.permute(2, 0, 1, 3).reshape(length, batch, width))
-    out = F.linear(context, named["out_proj_weight"], named["out_proj_bias"])
+    context = operands.round("context", context.transpose(1, 2).reshape(batch, length, width))
+    out = F.linear(context.transpose(0, 1), named["out_proj_weight"], named["out_proj_bias"])
     out = out if batched else out.squeeze(1)
     if not named.get("need_weights", True):
         return out, None
@@ -295,6 +304,7 @@ ATTENTION = define(
     "Multi-head attention with its projections.",
     modules=(nn.MultiheadAttention,),
     operands=_OPERANDS,
+    operands_of=_operands_of,
     count=_count_module,
     call=_call,
 )

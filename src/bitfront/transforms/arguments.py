@@ -23,6 +23,13 @@ def through(rounds: Rounds, x: Tensor) -> Tensor:
     return rounded.detach() - (x.detach() - x)
 
 
+def rounded(operand: OperandSpec, rounds: Rounds, x: Tensor) -> Tensor:
+    """An activation in its format, which takes the samples along the first dimension."""
+    if not 0 < operand.sample_axis < x.dim() - 1:
+        return rounds.quantize(x)
+    return rounds.quantize(x.movedim(operand.sample_axis, 0)).movedim(0, operand.sample_axis)
+
+
 def operands_of(
     operation: Operation,
     module: nn.Module,
@@ -53,22 +60,15 @@ def operands_of(
             # What rounding keeps for its gradients must not change with the input.
             x = x.clone() if getattr(module, "inplace", False) else x
             # One tensor that is given twice stays one, where both have one format: torch computes other bits for two.
-            rounded = next((r for t, f, r in done if t is x and _same(f, rounding)), None)
-            if rounded is None:
-                rounded = x if rounding is None else _rounded(operand, rounding, x)
-                done.append((x, rounding, rounded))
-            values[operand.name] = taken[place] = rounded
+            result = next((r for t, f, r in done if t is x and _same(f, rounding)), None)
+            if result is None:
+                result = x if rounding is None else rounded(operand, rounding, x)
+                done.append((x, rounding, result))
+            values[operand.name] = taken[place] = result
         elif operand.role != "inner":
             held = operand.held_by(module)
             values[operand.name] = held if held is None or rounding is None else through(rounding, held)
     return Operands(values, inner_rounds(operands, rounds), tuple(args), kwargs)
-
-
-def _rounded(operand: OperandSpec, rounds: Rounds, x: Tensor) -> Tensor:
-    """An activation in its format, which takes the samples along the first dimension."""
-    if not 0 < operand.sample_axis < x.dim() - 1:
-        return rounds.quantize(x)
-    return rounds.quantize(x.movedim(operand.sample_axis, 0)).movedim(0, operand.sample_axis)
 
 
 def rounded_arguments(
@@ -91,7 +91,7 @@ def rounded_arguments(
             taken[place] = type(given)(map(rounding.quantize, given))
         elif operand.role != "inner" and rounding is not None and isinstance(given, Tensor):
             owned = isinstance(given, nn.Parameter)
-            taken[place] = through(rounding, given) if owned else rounding.quantize(given)
+            taken[place] = through(rounding, given) if owned else rounded(operand, rounding, given)
     return args, kwargs
 
 

@@ -63,13 +63,13 @@ class _Entered(TorchFunctionMode):
         if call is None:
             return func(*args, **kwargs)
         rounds, flows = call
-        rounded, named = rounded_arguments(operation, args, kwargs, rounds)
+        inputs, named = rounded_arguments(operation, args, kwargs, rounds)
         inner = inner_rounds(operation.operands, rounds)
         if inner:
-            return called(operation, func, rounded, named, inner)
+            return called(operation, func, inputs, named, inner)
         if operation.product is not None and not self.module.training:
-            return function_product(operation, func, rounded, named, formats_of(rounds), flows)
-        return func(*rounded, **named)
+            return function_product(operation, func, inputs, named, formats_of(rounds), flows)
+        return func(*inputs, **named)
 
 
 class _Enter:

@@ -21,7 +21,7 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Operands, OperandSpec, Operation, Rounds
+from bitfront.operations.base import DATA_IN, Operands, OperandSpec, Operation, Rounds
 from bitfront.operations.lookup import given_argument, nodes_of_operands, of_class
 from bitfront.transforms.arguments import (
     called,
@@ -30,6 +30,7 @@ from bitfront.transforms.arguments import (
     function_product,
     inner_rounds,
     operands_of,
+    rounded,
     through,
 )
 from bitfront.transforms.arithmetic import product
@@ -46,16 +47,18 @@ class Quantizer(nn.Module):
 
     Args:
         owned: whether the argument is a parameter.
+        operand: what the argument is.
     """
 
-    def __init__(self, rounds: Rounds, owned: bool = False) -> None:
+    def __init__(self, rounds: Rounds, owned: bool = False, operand: OperandSpec = DATA_IN) -> None:
         super().__init__()
         self.rounds = rounds
         self.owned = owned
+        self.operand = operand
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` in the format."""
-        return through(self.rounds, x) if self.owned else self.rounds.quantize(x)
+        return through(self.rounds, x) if self.owned else rounded(self.operand, self.rounds, x)
 
 
 class FunctionTwin(nn.Module):
@@ -355,7 +358,7 @@ def _rewrite(
                     given = new.get_attr(target)
             if rounding is not None:
                 target = f"{site.name}_{operand}_quantizer"
-                model.add_module(target, Quantizer(rounding, argument.op == "get_attr"))
+                model.add_module(target, Quantizer(rounding, argument.op == "get_attr", spec))
                 changed = spec.position == 0 and without_change(node)
                 inplace = inplace or changed
                 with new.inserting_before(node):
