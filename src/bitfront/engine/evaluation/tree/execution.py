@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations, calls
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, MemoryLayout
-from bitfront.engine.evaluation.tree.products import ORDERED, WHOLE, Kind, Products
+from bitfront.engine.evaluation.tree.multiplication import Multiplication
+from bitfront.engine.evaluation.tree.products import Products
 from bitfront.engine.evaluation.tree.program import PER_SAMPLE, PRODUCTS, Program, Step
+from bitfront.engine.evaluation.tree.rounding import rounded
 from bitfront.engine.evaluation.tree.schedule import Schedule, States
 
 
@@ -62,7 +63,7 @@ class Pass:
         self, program: Program, products: Products, schedule: Schedule, bytes_at_once: int, x: Tensor, y: Tensor
     ) -> None:
         self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
-        self.products = products
+        self._multiply = Multiplication(program, products, len(y))
         # Results must not depend on the samples' address in memory. So they are aligned, as in the deployed model.
         self.x, self.y, self.samples = activations.aligned(x), y, len(y)
         self.scored: list[Scored] = []
@@ -127,7 +128,7 @@ class Pass:
         result: BatchedActivations | None = None
         if x is not None:
             if step.kind in PRODUCTS:
-                result = self._product(i, states, needed, x)
+                result = self._multiply(i, states, needed, x)
             elif step.kind == "rectifier":
                 result = self._relu(i, states, needed, x)
             elif step.kind == "arithmetic" and all(t is not None for t in tensors):
@@ -152,184 +153,6 @@ class Pass:
             )
         return None
 
-    def _layout(self, step: Step, x: BatchedActivations) -> MemoryLayout:
-        """The layout in which a product is computed."""
-        if step.kind == "dense" and len(x.features) == 1:
-            return "first"
-        return "last" if step.kind == "convolution" and len(x.features) == 3 else "samples"
-
-    def _product(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations:
-        step = self.program.steps[i]
-        layout = self._layout(step, x)
-        if layout == "last":
-            x = x.turned("last")
-        rounded, parameters = states.rounded[needed], states.parameters[needed]
-        if step.groups == 1 and layout != "samples":
-            members, counts = np.unique(rounded, return_counts=True)
-            columns = counts[0]
-            chosen = parameters[:columns]
-            # States are numbered by rounded input, then by parameters. Often they are a full table of both.
-            if (counts == columns).all() and (parameters.reshape(-1, columns) == chosen).all():
-                subset = tuple(chosen.tolist())
-                formats = np.unique(states.rounded_data[members]).tolist()
-                (kind, *others) = {self.products.kind(step, d, p) for d in formats for p in subset}
-                if kind != "alone" and not others:
-                    part = self._merged(i, subset, members, states, x, layout, kind)
-                    return BatchedActivations([part], layout, needed)
-        return self._scattered(i, states, needed, x, layout)
-
-    def _scattered(
-        self, i: int, states: States, needed: Ints, x: BatchedActivations, layout: MemoryLayout
-    ) -> BatchedActivations:
-        """Products for any set of pairs of rounded input and parameters. Inputs that need the same parameters are
-        computed together, and pairs that cannot be merged one by one."""
-        step = self.program.steps[i]
-        rounded, parameters = states.rounded[needed].tolist(), states.parameters[needed].tolist()
-        place = {pair: k for k, pair in enumerate(zip(rounded, parameters, strict=True))}
-        merged: dict[tuple[int, Kind], list[int]] = {}
-        alone: list[tuple[int, int]] = []
-        for r, p in place:
-            kind = self.products.kind(step, int(states.rounded_data[r]), p)
-            # Vectors that are not samples alone are rows of a matrix, whose sums a library takes in any order.
-            if kind == "alone" or (layout == "samples" and (step.kind != "dense" or kind in ORDERED)):
-                alone.append((r, p))
-            else:
-                merged.setdefault((r, kind), []).append(p)
-        groups: dict[tuple[tuple[int, ...], Kind, int], list[int]] = {}
-        for (r, kind), chosen in merged.items():
-            # A convolution of bytes takes inputs of one format.
-            data_format = int(states.rounded_data[r]) if layout == "last" else -1
-            together = step.groups == 1 and layout != "samples"
-            for subset in [tuple(chosen)] if together else [(p,) for p in chosen]:
-                groups.setdefault((subset, kind, data_format), []).append(r)
-        parts: list[Tensor] = []
-        where = np.zeros((len(needed), 3), dtype=np.int64)
-        for number, ((subset, kind, _), members) in enumerate(groups.items()):
-            parts.append(self._merged(i, subset, np.array(members), states, x, layout, kind))
-            for row, r in enumerate(members):
-                for column, p in enumerate(subset):
-                    where[place[r, p]] = (number, row, column)
-        last: tuple[int, Tensor] = (-1, self.x)
-        for r, p in alone:
-            data = int(states.rounded_data[r])
-            if last[0] != r:
-                value = x.tensor(int(x.positions(states.rounded_parent[r : r + 1])[0]))
-                rounds = self.program.data_format(step, data)
-                last = (r, value if rounds is None else rounds.quantize(value))
-            where[place[r, p]] = (len(parts), 0, 0)
-            parts.append(self._alone(step, data, p, last[1], layout))
-        return BatchedActivations(parts, layout, needed, where)
-
-    def _alone(self, step: Step, data: int, parameters: int, rounded: Tensor, layout: MemoryLayout) -> Tensor:
-        """A part with the product of one input, which is rounded, as the deployed model computes it."""
-        result = calls.single(self.program, step, data, parameters, rounded)
-        if layout == "first":
-            return result.t().contiguous()[None, None]
-        return activations.from_plain(result[None, :, None], layout)
-
-    def _merged(
-        self,
-        i: int,
-        subset: tuple[int, ...],
-        members: Ints,
-        states: States,
-        x: BatchedActivations,
-        layout: MemoryLayout,
-        kind: Kind,
-    ) -> Tensor:
-        """One product for some rounded inputs and parameter options, all of one kind; it is a part of the result."""
-        step, program = self.program.steps[i], self.program
-        at, formats = x.positions(states.rounded_parent[members]), states.rounded_data[members]
-        joined = kind == "exact" and layout == "first"
-        weight, bias = self.products.weights(step, subset, kind, joined=joined)
-        rounding = program.rounding(step, coded=kind in WHOLE)
-        if layout == "samples":
-            inputs = activations.rounded(x, at, formats, rounding, layout)
-            sums = F.linear(inputs, weight, bias if kind == "exact" else None)
-            return self._scaled_rows(step, sums, formats, subset, bias, kind).unsqueeze(activations.COLUMNS[layout])
-        if layout == "last":
-            out = self._bytes(i, subset, at, formats, x, kind)
-            if out is None and kind in ORDERED:
-                return self._one_by_one(i, subset, members, states, x)
-            if out is None:
-                inputs = activations.rounded(x, at, formats, rounding, "last").flatten(0, 1).permute(0, 3, 1, 2)
-                sums = calls.apply(program, step, inputs, weight, bias if kind == "exact" else None)
-                out = self._table(sums, len(members), len(subset))
-            return self._scaled_rows(step, out, formats, subset, bias, kind)
-        ones = weight.shape[1] - x.features[0]
-        inputs = activations.rounded(x, at, formats, rounding, "first", extra=ones)
-        if ones:
-            inputs[:, -ones:] = 1.0
-        if kind in ORDERED:
-            out = kernels.ordered(weight, inputs)
-        else:
-            out = activations.room((len(members), len(weight), self.samples), program.device)
-            torch.bmm(weight.expand(len(members), *weight.shape), inputs, out=out)
-        if kind != "exact":
-            kernels.scale(out, self.products.scales(step, formats, subset, kind), bias, last=False)
-        return out.view(len(members), len(subset), -1, self.samples)
-
-    def _scaled_rows(
-        self, step: Step, out: Tensor, formats: Ints, subset: tuple[int, ...], bias: Tensor | None, kind: Kind
-    ) -> Tensor:
-        """Sums, scaled and with their biases, in place; channels are the last dimensions, columns and depth.
-
-        Args:
-            out: contiguous, one row per format of an input.
-        """
-        if kind != "exact":
-            for row, scales in zip(out, self.products.scales(step, formats, subset, kind), strict=True):
-                kernels.scale(row.view(1, -1, len(scales)), scales[None], bias, last=True)
-        return out
-
-    def _one_by_one(
-        self, i: int, subset: tuple[int, ...], members: Ints, states: States, x: BatchedActivations
-    ) -> Tensor:
-        """What ``_merged`` returns for layout ``last``, each pair computed alone."""
-        step, rows = self.program.steps[i], []
-        for r in members.tolist():
-            data = int(states.rounded_data[r])
-            value = x.tensor(int(x.positions(states.rounded_parent[r : r + 1])[0]))
-            rounds = self.program.data_format(step, data)
-            value = value if rounds is None else rounds.quantize(value)
-            parts = [self._alone(step, data, p, value, "last") for p in subset]
-            rows.append(torch.cat(parts, activations.COLUMNS["last"]))
-        return torch.cat(rows)
-
-    def _bytes(
-        self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: BatchedActivations, kind: Kind
-    ) -> Tensor | None:
-        """A merged convolution in bytes; None if its operands do not fit bytes."""
-        step = self.program.steps[i]
-        parts: list[tuple[Ints, Tensor]] = []
-        for data_format in np.unique(formats).tolist():
-            rows = np.flatnonzero(formats == data_format)
-            convolution = self.products.bytes(step, data_format, subset, x.rectify, kind)
-            if convolution is None:
-                return None
-            grids = np.repeat(convolution.grid[None], len(rows), axis=0)
-            activations.lower(grids, x.ceiling)
-            inputs = activations.rounded_bytes(x, at[rows], grids)
-            if inputs is None:
-                return None
-            parts.append((rows, convolution(inputs.flatten(0, 1).permute(0, 3, 1, 2))))
-        if len(parts) == 1:
-            return self._table(parts[0][1], len(at), len(subset))
-        tables = [self._table(out, len(rows), len(subset)) for rows, out in parts]
-        whole = activations.room((len(at), *tables[0].shape[1:]), "cpu")
-        for (rows, _), table in zip(parts, tables, strict=True):
-            whole[torch.from_numpy(rows)] = table
-        return whole
-
-    def _table(self, out: Tensor, rows: int, columns: int) -> Tensor:
-        """The result of a merged convolution as a part.
-
-        Args:
-            out: shape (rows · samples, columns · depth, height, width).
-        """
-        last = out.permute(0, 2, 3, 1).contiguous()
-        return last.view(rows, self.samples, *last.shape[1:3], columns, -1)
-
     def _relu(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations | None:
         step = self.program.steps[i]
         ceiling = min(x.ceiling, step.ceiling)
@@ -340,7 +163,7 @@ class Pass:
         if later is not None and self.program.unformatted(step, formats):
             return later
         at = x.positions(states.parents[needed, 0])
-        out = activations.rounded(x, at, formats, self.program.rounding(step), x.layout, rectify=True)
+        out = rounded(x, at, formats, self.program.rounding(step), x.layout, rectify=True)
         part = out.unsqueeze(activations.COLUMNS[x.layout])
         return BatchedActivations([part], x.layout, needed, rectify=step.ceiling < math.inf, ceiling=step.ceiling)
 
@@ -368,8 +191,8 @@ class Pass:
         ):
             out = activations.added(a, b, at)
         else:
-            out = activations.rounded(a, at[0], formats, program.rounding(step), layout)
-            right = activations.rounded(b, at[1], second, program.second_rounding(step), layout)
+            out = rounded(a, at[0], formats, program.rounding(step), layout)
+            right = rounded(b, at[1], second, program.second_rounding(step), layout)
             merge.function(out, right, out=out)
         return BatchedActivations([out.unsqueeze(activations.COLUMNS[layout])], layout, needed)
 

@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 
 from bitfront import kernels
 from bitfront.engine.evaluation.calibration import Calibration
-from bitfront.engine.evaluation.tree.activations import DIVISOR, STEP, Ints, Norm, Rounding
+from bitfront.engine.evaluation.tree.activations import Ints, Norm
+from bitfront.engine.evaluation.tree.rounding import DIVISOR, STEP, Rounding
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
