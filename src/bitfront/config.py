@@ -129,9 +129,7 @@ class StrategyTable(Table):
 class CalibrationTable(Table):
     """``[search.calibration]``."""
 
-    num_samples: int = Field(
-        512, ge=1, description="samples of the training split for the calibration of formats and corrections"
-    )
+    num_samples: int = Field(512, ge=1, description="samples of the training split: what calibration learns from")
     bias_correction: bool = Field(
         False, description="subtract from each bias the mean error that the quantized weights cause in the output"
     )
@@ -139,6 +137,8 @@ class CalibrationTable(Table):
         False, description="estimate the statistics of a batch norm that follows a site anew, for each of its options"
     )
     equalisation: bool = Field(False, description="scale channels so that neighbouring layers have similar weights")
+    rounding: Literal["nearest", "adaptive"] = Field("nearest", description="`adaptive`: AdaRound learns it per weight")
+    rounding_iterations: int = Field(1000, ge=1, description="how often adaptive rounding improves each weight")
 
 
 class FinetuneTable(Table):

@@ -39,6 +39,10 @@ def initialised(model, seed=0):
     return model.eval()
 
 
+def coarse(graph, site):
+    return COARSE.round(graph.model.state_dict()[site.weight])
+
+
 class Function(nn.Module):
     """A strided, grouped convolution as a function, with an argument by name."""
 
@@ -67,7 +71,7 @@ def test_a_corrected_bias_leaves_the_mean_output_where_it_was(name):
     (site,) = graph.sites
     assert has_bias(graph, site)
     before = copy.deepcopy(graph.model.state_dict())
-    bias = corrected_bias(graph, site, COARSE, [x])
+    bias = corrected_bias(graph, site, coarse(graph, site), [x])
     floating = model(x).detach()
     formats = {site.name: {"weight": COARSE}}
     plain = quantize(graph, formats)(x).detach()
@@ -87,8 +91,9 @@ def test_a_corrected_bias_leaves_the_mean_output_where_it_was(name):
 def test_the_expectation_is_over_all_calls_of_a_site():
     graph = capture(initialised(nn.Sequential(nn.Linear(6, 5))), inputs(2, 6))
     x = inputs(60, 6)
-    whole = corrected_bias(graph, graph.sites[0], COARSE, [x])
-    parts = corrected_bias(graph, graph.sites[0], COARSE, [x[:10], x[10:].view(5, 10, 6)])
+    site = graph.sites[0]
+    whole = corrected_bias(graph, site, coarse(graph, site), [x])
+    parts = corrected_bias(graph, site, coarse(graph, site), [x[:10], x[10:].view(5, 10, 6)])
     assert torch.allclose(whole, parts, atol=1e-6)
 
 
@@ -157,7 +162,7 @@ def test_a_batch_norm_with_new_statistics_sends_on_what_it_sent_before(model, sh
     x = inputs(200, *shape)
     site, norm = graph.sites[0], graph.model.get_submodule("1")
     formats = {"data_in": DATA, "weight": COARSE}
-    sides = [output_statistics(graph, site, f, None, x) for f in ({}, formats)]
+    sides = [output_statistics(graph, site, f, {}, x) for f in ({}, formats)]
     assert torch.allclose(sides[0][0], statistics(graph.model[0](x))[0])
     assert torch.allclose(sides[0][1], statistics(graph.model[0](x))[1])
     correction = Correction(None, {"1": rescaled_statistics(norm, *sides)})
@@ -175,7 +180,7 @@ def test_a_channel_that_quantizing_makes_constant_keeps_its_variance():
         model[0].weight[1] = 0.01  # rounds to zero
         model[0].weight[2] = 0.0  # is constant as it is
     graph, x = capture(model, inputs(2, 6)), inputs(200, 6)
-    sides = [output_statistics(graph, graph.sites[0], f, None, x) for f in ({}, {"weight": COARSE})]
+    sides = [output_statistics(graph, graph.sites[0], f, {}, x) for f in ({}, {"weight": COARSE})]
     mean, variance = rescaled_statistics(model[1], *sides)
     assert torch.equal(variance[1:], model[1].running_var[1:])
     assert mean[2] == model[1].running_mean[2]
@@ -195,8 +200,8 @@ def test_unchanged_statistics_change_nothing():
 def test_the_bias_counts_in_the_statistics():
     graph, x = capture(initialised(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))), inputs(2, 6)), inputs(50, 6)
     site = graph.sites[0]
-    plain = output_statistics(graph, site, {}, None, x)
-    shifted = output_statistics(graph, site, {}, graph.model[0].bias.detach() + 2, x)
+    plain = output_statistics(graph, site, {}, {}, x)
+    shifted = output_statistics(graph, site, {}, {"bias": graph.model[0].bias.detach() + 2}, x)
     assert torch.allclose(shifted[0], plain[0] + 2)
-    coarse = output_statistics(graph, site, {"bias": replace(COARSE, frac_width=-1)}, None, x)
+    coarse = output_statistics(graph, site, {"bias": replace(COARSE, frac_width=-1)}, {}, x)
     assert not torch.allclose(coarse[0], plain[0])

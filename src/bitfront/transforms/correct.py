@@ -33,10 +33,19 @@ class Correction:
         bias: the corrected bias before it is quantized; None if the bias is not corrected.
         norms: module path of a batch norm behind the site → running mean and running variance, each of shape
             (channels,).
+        weight: the weight with learned rounding: its format rounds it to itself; None if each value is rounded to the
+            nearest one.
     """
 
     bias: Tensor | None = None
     norms: Mapping[str, Statistics] = field(default_factory=dict)
+    weight: Tensor | None = None
+
+    @property
+    def parameters(self) -> dict[Operand, Tensor]:
+        """Operand → what takes the place of its parameter."""
+        replaced = {"weight": self.weight, "bias": self.bias}
+        return {operand: value for operand, value in replaced.items() if value is not None}
 
 
 def has_bias(graph: Graph, site: Site) -> bool:
@@ -77,13 +86,13 @@ def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
     )
 
 
-def corrected_bias(graph: Graph, site: Site, weight: Format, inputs: Sequence[Tensor]) -> Tensor:
+def corrected_bias(graph: Graph, site: Site, quantized: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """The corrected bias b − E[W_q x − W x], per output channel; the mean is over samples and positions.
 
     Args:
         graph: the float model.
         site: one for which ``has_bias`` is true.
-        weight: the calibrated format that gives the quantized weight W_q.
+        quantized: the quantized weight W_q.
         inputs: the inputs x of the site in the float model: one tensor per call.
 
     Returns:
@@ -92,7 +101,7 @@ def corrected_bias(graph: Graph, site: Site, weight: Format, inputs: Sequence[Te
     assert site.weight is not None
     assert site.bias is not None
     float_weight, bias = parameter(graph.model, site.weight), parameter(graph.model, site.bias)
-    error = weight.round(float_weight) - float_weight
+    error = quantized - float_weight
     # The dimension of the channels: the last one for a linear layer, the one before the positions for a convolution.
     assert site.operation.product is not None
     channels = site.operation.product.output
@@ -106,7 +115,7 @@ def corrected_bias(graph: Graph, site: Site, weight: Format, inputs: Sequence[Te
 
 
 def output_statistics(
-    graph: Graph, site: Site, formats: Mapping[Operand, Format], bias: Tensor | None, x: Tensor
+    graph: Graph, site: Site, formats: Mapping[Operand, Format], replaced: Mapping[Operand, Tensor], x: Tensor
 ) -> Statistics:
     """Mean and variance of the site's output per channel, over samples and positions.
 
@@ -114,18 +123,17 @@ def output_statistics(
         graph: the float model.
         site: a layer with a weight.
         formats: the calibrated formats of its operands; operands without one stay in float.
-        bias: replaces the site's bias before it is quantized; None keeps the bias.
+        replaced: operand → what takes the place of its parameter before it is quantized.
         x: the inputs of the site in the float model.
 
     Returns:
         Each float64, shape (channels,). Channels are the second dimension of the output, as for a batch norm.
     """
     assert site.weight is not None
-    if bias is None and site.bias is not None:
-        bias = parameter(graph.model, site.bias)
-    operands: dict[Operand, Tensor | None] = {"data_in": x, "weight": parameter(graph.model, site.weight), "bias": bias}
+    held = {operand: parameter(graph.model, name) for operand, name in site.operand_parameters}
+    operands: dict[Operand, Tensor | None] = {"data_in": x, "bias": None, **held, **replaced}
     for operand, form in formats.items():
-        value = operands[operand]
+        value = operands.get(operand)
         operands[operand] = None if value is None else form.round(value)
     with torch.no_grad():
         out = apply_site(graph.model, site, node_of(graph, site), operands)

@@ -65,8 +65,9 @@ def shadow(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The float weights of a trained model of ``learning_model``, as a state dict of the captured model."""
     weights = {name: state[name] for name in graph.model.state_dict() if name in state}
     for site in graph.sites:
-        # For a functional site with a corrected bias, this corrected bias was trained.
-        corrected = f"{site.name}_bias_corrected"
-        if corrected in state and site.bias:
-            weights[site.bias] = state[corrected]
+        # For a functional site with corrected parameters, these were trained.
+        for operand, name in site.operand_parameters:
+            corrected = f"{site.name}_{operand}_corrected"
+            if corrected in state:
+                weights[name] = state[corrected]
     return weights

@@ -208,7 +208,7 @@ def rebuilt(
         for path, (mean, variance) in correction.norms.items():
             norm = model.get_submodule(path)
             norm.running_mean, norm.running_var = mean.clone(), variance.clone()
-    biases = {name: correction.bias for name, correction in corrections.items() if correction.bias is not None}
+    replaced = {name: correction.parameters for name, correction in corrections.items()}
     touched = [site for site in graph.sites if rounds.get(site.name)]
     in_graph: list[Site] = []
     shared: Baked = {}
@@ -216,26 +216,27 @@ def rebuilt(
         if not graph.is_rewritten_for(site):
             baked = [o for o, name in site.operand_parameters if bake and name not in graph.read_by_code]
             # In its place, not a copy: the model may hold the module under other names and in lists too.
-            _make_twin(model.get_submodule(site.path), site, rounds[site.name], biases.get(site.name), baked, shared)
+            given = replaced.get(site.name, {})
+            _make_twin(model.get_submodule(site.path), site, rounds[site.name], given, baked, shared)
         else:
             in_graph.append(site)
     if in_graph and graph.fx_graph is None:
         replace_calls(model, in_graph, rounds)
         return model
-    return _rewrite(model, graph, in_graph, rounds, biases, bake) if in_graph else model
+    return _rewrite(model, graph, in_graph, rounds, replaced, bake) if in_graph else model
 
 
 def twin_of(
     module: nn.Module,
     site: Site,
     rounds: Mapping[Operand, Rounds],
-    bias: Tensor | None = None,
+    replaced: Mapping[Operand, Tensor] | None = None,
     baked: Iterable[Operand] = (),
 ) -> nn.Module:
     """The quantized twin of the module of a site: the same parameters, hooks and children, other arithmetic.
 
     Args:
-        bias: in place of its bias; None keeps it.
+        replaced: operand → what takes the place of its parameter; the others are kept.
         baked: operands whose parameters are replaced by new ones that hold the quantized values.
     """
     twin = copy.copy(module)
@@ -246,7 +247,7 @@ def twin_of(
         if isinstance(child := module._modules.get(name), nn.Module):
             twin._modules[name] = child = copy.copy(child)
             child._parameters = dict(child._parameters)
-    _make_twin(twin, site, rounds, bias, baked)
+    _make_twin(twin, site, rounds, replaced, baked)
     return twin
 
 
@@ -258,7 +259,7 @@ def _make_twin(
     module: Any,
     site: Site,
     rounds: Mapping[Operand, Rounds],
-    bias: Tensor | None = None,
+    replaced: Mapping[Operand, Tensor] | None = None,
     baked: Iterable[Operand] = (),
     shared: Baked | None = None,
 ) -> None:
@@ -272,8 +273,8 @@ def _make_twin(
     assert site.operation.call is not None
     module.__class__ = twin_class(type(module))
     module.formats = dict(rounds)
-    if bias is not None:
-        module._parameters["bias"] = _in_place_of(module.bias, bias)
+    for operand, value in (replaced or {}).items():
+        module._parameters[operand] = _in_place_of(getattr(module, operand), value)
     for operand in baked:
         spec, rounding = site.operand(operand), rounds.get(operand)
         parameter = spec.held_by(module)
@@ -324,7 +325,7 @@ def _rewrite(
     graph: Graph,
     sites: Iterable[Site],
     rounds: Mapping[str, Mapping[Operand, Rounds]],
-    biases: Mapping[str, Tensor],
+    replaced: Mapping[str, Mapping[Operand, Tensor]],
     bake: bool,
 ) -> nn.Module:
     """A rewritten graph, for functional sites and for one of several calls of a shared module."""
@@ -335,9 +336,8 @@ def _rewrite(
         node = by_name[site.name]
         if site.path:
             target = f"{site.name}_quantized"
-            module, bias = model.get_submodule(site.path), biases.get(site.name)
-            baked = [o for o, _ in site.operand_parameters] if bake else []
-            model.add_module(target, twin_of(module, site, rounds[site.name], bias, baked))
+            module, baked = model.get_submodule(site.path), [o for o, _ in site.operand_parameters] if bake else []
+            model.add_module(target, twin_of(module, site, rounds[site.name], replaced.get(site.name), baked))
             node.target = target
             continue
         inplace = False
@@ -349,11 +349,10 @@ def _rewrite(
                 continue
             (argument,) = arguments
             given = argument
-            if operand == "bias" and site.name in biases:
-                target = f"{site.name}_bias_corrected"
-                model.register_parameter(
-                    target, _in_place_of(_attribute(model, str(argument.target)), biases[site.name])
-                )
+            value = replaced.get(site.name, {}).get(operand)
+            if value is not None:
+                target = f"{site.name}_{operand}_corrected"
+                model.register_parameter(target, _in_place_of(_attribute(model, str(argument.target)), value))
                 with new.inserting_before(node):
                     given = new.get_attr(target)
             if rounding is not None:

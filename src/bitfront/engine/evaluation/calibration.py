@@ -1,8 +1,9 @@
 """Calibration: what the options of a space learn from the calibration samples, each thing once per search.
 
-A format learns its scale. If corrections are configured, a site learns its corrected bias and the statistics of the
-batch norms behind it. All of this depends on one site and the formats of its operands only, because the inputs are
-those of the float model. So it is stored per option, in a memory that outlives this process (``memory.py``).
+A format learns its scale. If corrections are configured, a site learns how its weight is rounded, its corrected bias
+and the statistics of the batch norms behind it, in this order. All of this depends on one site and the formats of its
+operands only, because the inputs are those of the float model. So it is stored per option, in a memory that outlives
+this process (``memory.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bitfront.engine.evaluation.range_loss import Kind, losses_of, merged
 from bitfront.engine.storage.learned import Entry, Learned
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
+from bitfront.graph.capture import parameter
 from bitfront.transforms import SiteFormats
 from bitfront.transforms.correct import (
     Correction,
@@ -31,6 +33,7 @@ from bitfront.transforms.correct import (
     rescaled_statistics,
 )
 from bitfront.transforms.observe import Observed, observe
+from bitfront.transforms.rounding import adaptive_weight, has_two_sides, learns_rounding
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,17 @@ class Corrections:
     Attributes:
         bias: correct biases for the error of the quantized weights.
         batch_norm: correct the statistics of batch norms that directly follow a site.
+        rounding: learn how weights are rounded, in so many iterations; 0: they are rounded to the nearest value.
     """
 
     bias: bool = False
     batch_norm: bool = False
+    rounding: int = 0
+
+    def __str__(self) -> str:
+        """Those that are done, for keys of what is learned."""
+        rounding = [f"rounding in {self.rounding} iterations"] if self.rounding else []
+        return ", ".join([*(name for name in ("bias", "batch_norm") if getattr(self, name)), *rounding])
 
 
 class Calibration:
@@ -62,10 +72,11 @@ class Calibration:
     ) -> None:
         self._looks, self._memory = looks, memory
         self._graph, self._x = graph, x
-        self._corrections = ", ".join(name for name, value in vars(corrections).items() if value)
+        self._corrections, self._iterations = str(corrections), corrections.rounding
+        self._rounded = {s.name for s in graph.sites if corrections.rounding and learns_rounding(graph, s)}
         self._biased = {s.name for s in graph.sites if corrections.bias and has_bias(graph, s)}
         self._norms = {s.name: norms_behind(graph, s) for s in graph.sites} if corrections.batch_norm else {}
-        self._corrects = bool(self._biased or self._norms)
+        self._corrects = bool(self._rounded or self._biased or self._norms)
         self._asked: set[Learned] = set()
         self._new: dict[Learned, Entry] = {}
         #: What the formats that were learned or looked at here lose of the calibration samples.
@@ -84,6 +95,10 @@ class Calibration:
     def norms(self, site: Site) -> tuple[str, ...]:
         """Module paths of the batch norms that are corrected if the site is quantized."""
         return self._norms.get(site.name, ())
+
+    def learns_rounding(self, site: Site) -> bool:
+        """Whether it is learned how the site's weight is rounded, in formats that have a grid."""
+        return site.name in self._rounded
 
     def corrects_bias(self, site: Site) -> bool:
         """Whether the site's bias is corrected if its weight is quantized."""
@@ -139,6 +154,8 @@ class Calibration:
 
     def _corrections_of(self, site: Site, formats: SiteFormats) -> list[Learned]:
         keys = []
+        if self._changes_rounding(site, formats.get("weight")):
+            keys.append(self._rounding_key(site, formats["weight"]))
         if self._changes_bias(site, formats):
             keys.append(self._bias_key(site, formats["weight"]))
         if formats and self.norms(site):
@@ -149,11 +166,12 @@ class Calibration:
         for operand in formats:
             if operand != "bias":
                 self._learn_format(site, operand, formats)
+        if self._changes_rounding(site, formats.get("weight")):
+            self._learn_rounding(site, formats["weight"])
         if self._changes_bias(site, formats):
             key = self._bias_key(site, formats["weight"])
             if key not in self._entries:
-                weight = self.format(site, "weight", formats["weight"])
-                inputs = self._observed(site, "data_in").samples
+                weight, inputs = self.quantized(site, formats["weight"]), self._observed(site, "data_in").samples
                 self._remember(key, Entry(tensors={"bias": corrected_bias(self._graph, site, weight, inputs)}))
         if "bias" in formats:
             self._learn_format(site, "bias", formats)
@@ -161,6 +179,17 @@ class Calibration:
             key = self._norms_key(site, formats)
             if key not in self._entries:
                 self._remember(key, Entry(tensors=self._rescaled(site, formats)))
+
+    def _learn_rounding(self, site: Site, weight: Format) -> None:
+        key = self._rounding_key(site, weight)
+        if key in self._entries:
+            return
+        calibrated = self.format(site, "weight", weight)
+        tensors = {}
+        if has_two_sides(calibrated):
+            inputs = self._observed(site, "data_in").samples
+            tensors["weight"] = adaptive_weight(self._graph, site, calibrated, inputs, self._iterations)
+        self._remember(key, Entry(tensors=tensors))
 
     def _learn_format(self, site: Site, operand: Operand, formats: SiteFormats) -> None:
         """Calibrate a format on the values that were observed at the operand, or on the corrected bias."""
@@ -188,9 +217,9 @@ class Calibration:
         (x,) = self._observed(site, "data_in").samples
         floating = self._filed[1].statistics
         if site.name not in floating:
-            floating[site.name] = output_statistics(self._graph, site, {}, None, x)
-        bias = self.bias(site, formats.get("weight"))
-        quantized = output_statistics(self._graph, site, self.formats(site, formats), bias, x)
+            floating[site.name] = output_statistics(self._graph, site, {}, {}, x)
+        replaced = self.replaced(site, formats.get("weight"))
+        quantized = output_statistics(self._graph, site, self.formats(site, formats), replaced, x)
         result = {}
         for path in self.norms(site):
             norm = self._graph.model.get_submodule(path)
@@ -209,6 +238,12 @@ class Calibration:
         if operand != "bias" or weight is None or not self.corrects_bias(site):
             return _learned("format", site, {operand: form}, operand)
         return _learned("format", site, {operand: form, "weight": weight}, operand, self._corrections)
+
+    def _changes_rounding(self, site: Site, weight: Format | None) -> bool:
+        return weight is not None and self.learns_rounding(site)
+
+    def _rounding_key(self, site: Site, weight: Format) -> Learned:
+        return _learned("rounding", site, {"weight": weight}, "weight", f"{self._iterations} iterations")
 
     def _bias_key(self, site: Site, weight: Format) -> Learned:
         return _learned("bias", site, {"weight": weight}, "bias", self._corrections)
@@ -242,6 +277,24 @@ class Calibration:
             return None
         return self._entries[self._bias_key(site, weight)].tensors["bias"]
 
+    def weight(self, site: Site, weight: Format | None) -> Tensor | None:
+        """The site's weight in this format with learned rounding; None where each value is rounded to the nearest."""
+        if weight is None or not self._changes_rounding(site, weight):
+            return None
+        return self._entries[self._rounding_key(site, weight)].tensors.get("weight")
+
+    def quantized(self, site: Site, weight: Format) -> Tensor:
+        """The site's quantized weight in this format."""
+        assert site.weight is not None
+        learned = self.weight(site, weight)
+        if learned is None:
+            return self.format(site, "weight", weight).round(parameter(self._graph.model, site.weight))
+        return learned
+
+    def replaced(self, site: Site, weight: Format | None) -> dict[Operand, Tensor]:
+        """Operand → what takes the place of its parameter if the site's weight has this format."""
+        return Correction(bias=self.bias(site, weight), weight=self.weight(site, weight)).parameters
+
     def statistics(self, site: Site, formats: SiteFormats) -> Mapping[str, Statistics]:
         """Module path of a batch norm behind the site → its corrected mean and variance; empty for a site in float."""
         if not formats or not self.norms(site):
@@ -250,8 +303,9 @@ class Calibration:
         return {path: (tensors[f"{path} mean"], tensors[f"{path} variance"]) for path in self.norms(site)}
 
     def correction(self, site: Site, formats: SiteFormats) -> Correction:
-        """The corrected bias and batch norm statistics of an option."""
-        return Correction(self.bias(site, formats.get("weight")), self.statistics(site, formats))
+        """The weight, bias and batch norm statistics of an option, as far as they are corrected."""
+        weight = formats.get("weight")
+        return Correction(self.bias(site, weight), self.statistics(site, formats), self.weight(site, weight))
 
 
 def _of(key: Learned) -> Format:

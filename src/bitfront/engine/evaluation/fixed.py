@@ -254,7 +254,11 @@ class FixedEvaluator(ModelEvaluator):
         if held is None:
             return 0
         weight = parameter(self.space.graph.model, held[0])
-        if wanted is not None:
+        if wanted is not None and operand == "weight" and self._calibration.learns_rounding(site):
+            with one_thread():
+                self._calibration.learn([(site, {operand: wanted})])
+            weight = self._calibration.quantized(site, wanted)
+        elif wanted is not None:
             weight = wanted.calibrated(weight).quantize(weight)
         return int((weight != 0).sum())
 

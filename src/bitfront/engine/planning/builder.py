@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from bitfront.config import Config, StrategySetup
+from bitfront.config import CalibrationTable, Config, StrategySetup
 from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
@@ -165,13 +165,18 @@ def _job(
         splits=evaluation_samples(dataset, runners, config.seed),
         calibration=chosen_samples(dataset, "train", search.calibration.num_samples, config.seed)[0],
         device=device,
-        corrections=Corrections(search.calibration.bias_correction, search.calibration.batch_norm),
+        corrections=_corrections(search.calibration),
         parts=_parts(config),
         training=training,
         trains=_trains(config, runners),
         memory=Memory(),
         equalise=search.calibration.equalisation,
     )
+
+
+def _corrections(table: CalibrationTable) -> Corrections:
+    iterations = table.rounding_iterations if table.rounding == "adaptive" else 0
+    return Corrections(table.bias_correction, table.batch_norm, iterations)
 
 
 def _equalised(graph: Graph, space: ModelSpace, trains: bool) -> Graph:

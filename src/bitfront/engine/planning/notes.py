@@ -9,11 +9,13 @@ from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.coverage import in_float
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
+from bitfront.graph.capture import parameter
 from bitfront.graph.memory import stored_tensors
 from bitfront.graph.outputs import outputs_note
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.transforms.correct import has_bias, norms_behind
 from bitfront.transforms.equalise import pairs_of
+from bitfront.transforms.rounding import estimated_seconds, has_two_sides, learns_rounding
 
 
 def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[str], warning: str | None) -> list[str]:
@@ -35,6 +37,7 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_sharing_notes(space)]
     notes += [text] if (text := in_float(space).text) else []
     notes += [*_correction_notes(space, job.corrections, job.equalise), *_kind_notes(evaluator)]
+    notes += _rounding_notes(space, job.corrections.rounding)
     notes += [*space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
     return notes
 
@@ -164,3 +167,32 @@ def _correction_notes(space: ModelSpace, corrections: Corrections, equalises: bo
         why = "the model cannot be traced" if graph.untraced else "no batch norm directly follows a layer with weights"
         notes.append(f"batch_norm = true has no effect: {why}")
     return notes
+
+
+def _rounding_notes(space: ModelSpace, iterations: int) -> list[str]:
+    """Which weights adaptive rounding leaves to the nearest value, and how long the others take."""
+    if not iterations:
+        return []
+    graph, kept, seconds, learned = space.graph, dict[str, list[str]](), 0.0, 0
+    offered = space.quantization(graph)
+    for site, options in zip(offered.sites, offered.site_formats, strict=True):
+        weights = {o for o in site.operands if o != "bias" and site.parameter(o)}
+        formats = dict.fromkeys(option[o] for option in options for o in option if o in weights)
+        if formats and not learns_rounding(graph, site):
+            why = "it is not multiplied with an input, or others use it too"
+            kept.setdefault(why, []).append(site.title)
+            continue
+        for form in formats:
+            weight = parameter(graph.model, str(site.weight))
+            corner = weight[tuple(slice(2) for _ in weight.shape)]
+            if has_two_sides(form.calibrated(corner)):
+                seconds, learned = seconds + estimated_seconds(site, iterations), learned + 1
+            else:
+                kept.setdefault(f"{form.label} has no grid of which every number is a value", []).append(site.title)
+    notes = [f"the weight of {', '.join(of)} is rounded to nearest: {why}" for why, of in kept.items()]
+    if not learned:
+        return [*notes, "rounding = 'adaptive' has no effect: there is no weight and format for which it is learned"]
+    what = "one weight in one format" if learned == 1 else f"{learned:,} pairs of a weight and a format, each once"
+    each = ", for each network of other widths" if space.changes_widths else ""
+    about = f"{max(1, round(seconds))} s" if seconds < 120 else f"{round(seconds / 60):,} min"
+    return [*notes, f"rounding is learned for {what}{each}: about {about} in all, beside the time of the candidates"]

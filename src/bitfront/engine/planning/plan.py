@@ -124,7 +124,10 @@ class Plan:
             weights: fingerprint of the float model's weights; None if it is not known yet.
         """
         search = self.settings
-        equalises = search.calibration.equalisation
+        table = search.calibration
+        # Runs from before there were these keys have no entry for them.
+        newer = set() if table.equalisation else {"equalisation"}
+        newer |= set() if table.rounding == "adaptive" else {"rounding", "rounding_iterations"}
         trains = not self.brings_weights and self.config.load_name is None
         return {
             "model": self.config.model,
@@ -133,8 +136,7 @@ class Plan:
             "seed": self.config.seed,
             "training": training_settings(self.config) if trains else "none, the weights are given",
             "search_space": search.search_space.model_dump(exclude_none=True),
-            # Runs from before there was equalisation have no entry for it.
-            "calibration": search.calibration.model_dump(exclude=None if equalises else {"equalisation"}),
+            "calibration": table.model_dump(exclude=newer),
             "ranges": RANGES,
             "sw_runner": dict(search.strategy.sw_runner),
             "hw_runner": dict(search.strategy.hw_runner),

@@ -38,10 +38,16 @@ def candidate_training(
         return None
     runner, table = training
     calibration = config.search.calibration
-    for key in ("bias_correction", "batch_norm"):
-        if getattr(calibration, key):
+    done = {
+        "bias_correction": calibration.bias_correction,
+        "batch_norm": calibration.batch_norm,
+        "rounding": calibration.rounding == "adaptive",
+    }
+    for key in done:
+        if done[key]:
+            what = "rounding = 'adaptive'" if key == "rounding" else key
             raise ConfigError(
-                f"{key} is not possible if candidates are trained, because training learns what it corrects; remove "
+                f"{what} is not possible if candidates are trained, because training learns what it corrects; remove "
                 "it, or remove basic_train",
                 key=("search", "calibration", key),
             )

@@ -34,6 +34,11 @@ def arguments(
     operation = step.site.operation
     if step.site.path:
         return args, kwargs  # the twin rounds them
+    for name, value in (program.replaced(step, parameters) if formats else {}).items():
+        spec = operation.operand(name)
+        place: Any = spec.position if spec.position < len(args) else spec.argument
+        taken: Any = args if spec.position < len(args) else kwargs
+        taken[place] = value
     return rounded_arguments(operation, args, kwargs, formats)
 
 

@@ -221,9 +221,8 @@ class Program:
         with self._lock:
             if key not in self._parameters:
                 weight, bias = self._float_parameters(step)
-                uncalibrated = self.options[step.group].parameter_formats[index]
-                corrected = self._calibration.bias(step.site, uncalibrated.get("weight"))
-                bias = bias if corrected is None else corrected.to(self.device)
+                replaced = self.replaced(step, index)
+                weight, bias = replaced.get("weight", weight), replaced.get("bias", bias)
                 formats = self.parameter_formats(step, index)
                 if "weight" in formats:
                     weight = formats["weight"].quantize(weight)
@@ -232,6 +231,14 @@ class Program:
                 self._parameters[key] = (weight, bias)
             return self._parameters[key]
 
+    def replaced(self, step: Step, index: int) -> dict[Operand, Tensor]:
+        """Operand → what takes the place of its parameter under parameter option `index`: what corrections changed."""
+        assert step.group is not None
+        assert step.site is not None
+        uncalibrated = self.options[step.group].parameter_formats[index]
+        replaced = self._calibration.replaced(step.site, uncalibrated.get("weight"))
+        return {operand: value.to(self.device) for operand, value in replaced.items()}
+
     def twin(self, step: Step, data: int, parameters: int) -> nn.Module:
         """The module of a site as it is deployed under these options."""
         assert step.group is not None
@@ -239,14 +246,12 @@ class Program:
         key = (step.group, data, parameters)
         if key not in self._twins:
             formats = self.formats(step, data, parameters)
-            wanted = self.options[step.group].parameter_formats[parameters].get("weight")
-            bias = self._calibration.bias(step.site, wanted) if formats else None
+            replaced = self.replaced(step, parameters) if formats else {}
             module = self.model.get_submodule(step.site.path)
-            bias = None if bias is None else bias.to(self.device)
             # The formats of weights are needed for products alone; others round them once per option, not per call.
             known = () if step.site.operation.product is not None else dict(step.site.operand_parameters)
             held = [operand for operand in formats if operand in known]
-            twin: Any = twin_of(module, step.site, formats, bias, held) if formats else module
+            twin: Any = twin_of(module, step.site, formats, replaced, held) if formats else module
             if held:
                 twin.formats = {operand: form for operand, form in formats.items() if operand not in held}
             self._twins[key] = twin
