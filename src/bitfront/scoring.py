@@ -62,12 +62,33 @@ def evaluate(
     losses = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for logits, target in _outputs(model, x, y, batch_size):
-        loss, right = kernels.score(logits.t().unsqueeze(0), target.int(), outputs=outputs)
-        losses += loss[0]
-        correct += right[0]
+        loss, right = _score(logits, target, outputs)
+        losses += loss
+        correct += right
     total = float(losses)
     hits = int(correct)
     return Evaluation(total / len(y), hits / len(y), hits, len(y))
+
+
+def chunk_score(logits: object, target: Tensor, classes: int, outputs: Outputs) -> tuple[float, int]:
+    """The sum of losses, and the number of right answers, of one chunk of samples: what ``evaluate`` adds up.
+
+    Args:
+        logits: the output of the model for these samples, in evaluation mode.
+        target: their labels, int64, shape (samples,).
+        classes: the largest label of all samples, plus one.
+        outputs: what the model's outputs are.
+
+    Raises:
+        EvaluationError: the output does not have the shape (samples, classes).
+    """
+    loss, right = _score(checked_logits(logits, len(target), classes, exact=False), target, outputs)
+    return float(loss), int(right)
+
+
+def _score(logits: Tensor, target: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    loss, right = kernels.score(logits.t().unsqueeze(0), target.int(), outputs=outputs)
+    return loss[0], right[0]
 
 
 def right_answers(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> NDArray[np.bool_]:

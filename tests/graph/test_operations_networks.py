@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import importlib
 
-import libraries
 import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import libraries
 from bitfront.graph import capture
 from bitfront.graph.nodes import recorded_nodes
 

@@ -2,11 +2,11 @@
 
 import importlib
 
-import libraries
 import pytest
 import torch
 from torch import nn
 
+import libraries
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.testing import check_operation

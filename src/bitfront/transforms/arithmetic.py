@@ -202,27 +202,54 @@ def scaled(sums: Tensor, scale: Tensor, bias: Tensor | None, dim: int) -> Tensor
     return out if bias is None else out + bias.view(shape)
 
 
-def whole_sums(compute: Compute, x: Tensor, inputs: Whole, weight: Weight) -> Tensor:
-    """The exact sums of products of whole numbers.
+@dataclass(frozen=True, eq=False)
+class WholeProduct:
+    """How a product of whole numbers is computed: what follows from its formats and its weight, whatever the samples.
 
-    Args:
-        compute: the operation.
-        x: what to multiply with of the input (``Whole.numbers``), float32.
+    Attributes:
         inputs: how the input is whole numbers.
-        weight: the weight; no sum is longer than 2^53.
-
-    Returns:
-        float32 if sums need no more than 24 bits, else float64; exact in either.
+        weight: the weight.
+        digits: what of the weight is multiplied with, one after the other; None where that takes float64.
+        scale: what the sums are multiplied by, float32, shape () or (channels,).
     """
-    if weight.longest(inputs) <= EXACT:
-        return compute(x, weight.numbers, None)
-    digits = weight.digits(inputs)
-    if digits is None:
-        return compute(x.double(), weight.numbers.double(), None)
-    total = compute(x, digits[0], None).double()
-    for digit in digits[1:]:
-        total += compute(x, digit, None)
-    return total
+
+    inputs: Whole
+    weight: Weight
+    digits: tuple[Tensor, ...] | None
+    scale: Tensor
+
+    @classmethod
+    def of(cls, inputs: Whole, weight: Weight) -> WholeProduct:
+        """The product of an input and a weight; no sum is longer than 2^53."""
+        scale = inputs.scale(weight.numbers) * weight.whole.scale(weight.numbers)
+        if weight.longest(inputs) <= EXACT:
+            return cls(inputs, weight, (weight.numbers,), scale)
+        digits = weight.digits(inputs)
+        return cls(inputs, weight, None if digits is None else tuple(digits), scale)
+
+    def sums(self, compute: Compute, x: Tensor) -> Tensor:
+        """The exact sums of products.
+
+        Args:
+            compute: the operation.
+            x: what to multiply with of the input (``Whole.numbers``), float32.
+
+        Returns:
+            float32 if sums need no more than 24 bits, else float64; exact in either.
+        """
+        if self.digits is None:
+            return compute(x.double(), self.weight.numbers.double(), None)
+        total = compute(x, self.digits[0], None)
+        if len(self.digits) > 1:
+            total = total.double()
+        for digit in self.digits[1:]:
+            total += compute(x, digit, None)
+        return total
+
+
+#: (format of the input, format of the weight) → how a product with one weight is computed; None where its sums are not
+#: of whole numbers. Filled as it is asked for.
+KnownProducts = dict[tuple[Format | None, Format | None], WholeProduct | None]
 
 
 def product(
@@ -233,6 +260,7 @@ def product(
     *,
     flows: bool = False,
     module: nn.Module | None = None,
+    known: KnownProducts | None = None,
 ) -> Tensor:
     """The result of an operation that sums products of its operands.
 
@@ -243,6 +271,7 @@ def product(
         formats: of the input and the weight; None for float.
         flows: whether the weight depends on the samples too.
         module: the module of the operation; None for a function.
+        known: what is known of products with this weight, which stays the same.
 
     Returns:
         As the module's docstring defines it, float32; what torch computes in training mode, without any format, for
@@ -252,7 +281,7 @@ def product(
     if formats == (None, None) or not x.dtype == weight.dtype == torch.float32:
         return compute(x, weight, bias)
     with torch.no_grad():
-        exact = _exact(rule, compute, (x.detach(), weight.detach(), bias), formats, flows, module)
+        exact = _exact(rule, compute, (x.detach(), weight.detach(), bias), formats, flows, module, known)
     if exact is None:
         return compute(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
@@ -268,12 +297,16 @@ def _exact(
     formats: tuple[Format | None, Format | None],
     flows: bool,
     module: nn.Module | None,
+    known: KnownProducts | None,
 ) -> Tensor | None:
     x, weight, bias = operands
-    inputs, numbers, _ = whole_operands(rule, weight, formats, flows)
-    if inputs is not None and numbers is not None:
-        sums = whole_sums(compute, inputs.numbers(x), inputs, numbers)
-        return scaled(sums, inputs.scale(x) * numbers.whole.scale(x), bias, rule.output)
+    known = {} if known is None else known
+    if formats not in known:
+        inputs, numbers, _ = whole_operands(rule, weight, formats, flows)
+        known[formats] = None if inputs is None or numbers is None else WholeProduct.of(inputs, numbers)
+    way = known[formats]
+    if way is not None:
+        return scaled(way.sums(compute, way.inputs.numbers(x)), way.scale, bias, rule.output)
     ordered = None if rule.ordered is None else rule.ordered(module, x, weight)
     return None if ordered is None else scaled(ordered, torch.ones(()), bias, rule.output)
 

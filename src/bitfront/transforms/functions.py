@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -22,22 +23,33 @@ from bitfront.operations.base import Rounds
 from bitfront.operations.lookup import of_function
 from bitfront.transforms.arguments import called, formats_of, function_product, inner_rounds, rounded_arguments
 
-#: (operation, number of its calls before this one) → what rounds the operands of the call, and whether its weight
-#: depends on the samples.
-Calls = Mapping[tuple[str, int], tuple[Mapping[Operand, Rounds], bool]]
+#: (operation, number of its calls before this one) → what rounds the operands of the call, whether its weight depends
+#: on the samples, and what is to be called before it.
+Calls = Mapping[tuple[str, int], tuple[Mapping[Operand, Rounds], bool, Callable[[], None]]]
 
 
-def replace_calls(model: nn.Module, sites: Iterable[Site], rounds: Mapping[str, Mapping[Operand, Rounds]]) -> None:
+def _nothing(_site: Site) -> None:
+    """Nobody wants to know of calls."""
+
+
+def replace_calls(
+    model: nn.Module,
+    sites: Iterable[Site],
+    rounds: Mapping[str, Mapping[Operand, Rounds]],
+    before: Callable[[Site], None] = _nothing,
+) -> None:
     """Let the functions of some sites compute with rounded operands, wherever modules of `model` call them.
 
     Args:
         model: gets hooks.
         sites: functions of a model that is not traced.
-        rounds: site name → operand → what rounds it.
+        rounds: site name → operand → what rounds it; looked at in each call.
+        before: is given each of these sites before its call.
     """
-    calls: dict[str, dict[tuple[str, int], tuple[Mapping[Operand, Rounds], bool]]] = {}
+    calls: dict[str, dict[tuple[str, int], tuple[Mapping[Operand, Rounds], bool, Callable[[], None]]]] = {}
     for site in sites:
-        calls.setdefault(site.caller, {})[site.op, site.earlier_calls] = rounds[site.name], site.flows("weight")
+        call = rounds[site.name], site.flows("weight"), partial(before, site)
+        calls.setdefault(site.caller, {})[site.op, site.earlier_calls] = call
     for path, module in model.named_modules():
         module.register_forward_pre_hook(_Enter(calls.get(path, {})))
         module.register_forward_hook(_leave, always_call=True)
@@ -62,7 +74,8 @@ class _Entered(TorchFunctionMode):
         self.earlier[operation.name] += 1
         if call is None:
             return func(*args, **kwargs)
-        rounds, flows = call
+        rounds, flows, before = call
+        before()
         inputs, named = rounded_arguments(operation, args, kwargs, rounds)
         inner = inner_rounds(operation.operands, rounds)
         if inner:

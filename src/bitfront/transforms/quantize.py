@@ -9,8 +9,8 @@ the model computes the same, and its state dict has the weights to deploy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -33,7 +33,7 @@ from bitfront.transforms.arguments import (
     rounded,
     through,
 )
-from bitfront.transforms.arithmetic import product
+from bitfront.transforms.arithmetic import KnownProducts, product
 from bitfront.transforms.correct import Correction
 from bitfront.transforms.functions import replace_calls
 from bitfront.transforms.inplace import without_change, written_into
@@ -79,15 +79,30 @@ class FunctionTwin(nn.Module):
         return called(OPERATIONS.get(self.operation), self.function, inputs, named, self.inner)
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What the calls of a twin compute that does not depend on samples, kept from one call to the next.
+
+    Attributes:
+        parameters: its rounded weights and biases, by operand; empty before the first call.
+        products: how its products are computed.
+    """
+
+    parameters: dict[Operand, Tensor | None] = field(default_factory=dict)
+    products: KnownProducts = field(default_factory=dict)
+
+
 class Twin:
     """Mixin of quantized twins. A twin has the state and the name of the module, and is of a subclass of its class; its
     ``forward`` calls the operation with rounded operands.
 
     Attributes:
         formats: operand → what rounds it; operands that are missing stay in float.
+        kept: filled by the calls, while parameters and formats stay the same; None where they may change.
     """
 
     formats: Mapping[str, Rounds]
+    kept: Kept | None = None
     #: The class of the module without formats.
     original: ClassVar[type[nn.Module]]
 
@@ -97,11 +112,24 @@ class Twin:
         operation = twin_operation(module)
         assert operation is not None
         assert operation.call is not None
-        result = _called(operation, module, operands_of(operation, module, inputs, named, self.formats), self.formats)
+        operands = self._operands(operation, inputs, named)
+        known = None if self.kept is None else self.kept.products
+        result = _called(operation, module, operands, self.formats, known)
         if getattr(module, "inplace", False):
             # The module changes its input, which the model may read afterwards. A rounded input is another tensor.
             return (*inputs, *named.values())[0].copy_(result)
         return result
+
+    def _operands(self, operation: Operation, inputs: Sequence[Any], named: Mapping[str, Any]) -> Operands:
+        module, kept = cast(nn.Module, self), self.kept
+        if kept is None:
+            return operands_of(operation, module, inputs, named, self.formats)
+        rounds = {operand: form for operand, form in self.formats.items() if operand not in kept.parameters}
+        operands = operands_of(operation, module, inputs, named, rounds)
+        if not kept.parameters:
+            held = [o.name for o in operation.operands_in(module) if o.role not in ("activation", "inner")]
+            kept.parameters.update({o: operands.values[o] for o in held if o in self.formats})
+        return replace(operands, values={**operands.values, **kept.parameters})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is created here and has no name under which pickle could import it.
@@ -109,7 +137,13 @@ class Twin:
         return _blank_twin, (self.original,), self.__getstate__()
 
 
-def _called(operation: Operation, module: nn.Module, operands: Operands, rounds: Mapping[Operand, Rounds]) -> Any:
+def _called(
+    operation: Operation,
+    module: nn.Module,
+    operands: Operands,
+    rounds: Mapping[Operand, Rounds],
+    known: KnownProducts | None,
+) -> Any:
     """What the operation computes with its operands; a product in whole numbers where formats allow."""
     assert operation.call is not None
     rule, call = operation.product, operation.call
@@ -122,7 +156,7 @@ def _called(operation: Operation, module: nn.Module, operands: Operands, rounds:
         return result
 
     given = operands["data_in"], operands["weight"], operands.get("bias")
-    return product(rule, compute, given, formats_of(rounds), module=module)
+    return product(rule, compute, given, formats_of(rounds), module=module, known=known)
 
 
 class ProductCall(nn.Module):

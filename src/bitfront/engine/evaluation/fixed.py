@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from bitfront.engine.evaluation.calibration import Calibration, Corrections
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, ModelEvaluator, joined
 from bitfront.engine.evaluation.measured import measured
+from bitfront.engine.evaluation.plain import PlainScorer
 from bitfront.engine.evaluation.range_loss import RangeLosses
 from bitfront.engine.evaluation.tree.program import Program
 from bitfront.engine.evaluation.tree.scorer import TreeScorer, WorkLimits
@@ -36,7 +37,7 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.capture import changes_in_place, parameter
 from bitfront.interrupts import contained
 from bitfront.metrics.base import Kind, Runner, Scores, Values
-from bitfront.scoring import evaluate, right_answers
+from bitfront.scoring import right_answers
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.spaces.quantize import QuantizationSpace
@@ -155,7 +156,7 @@ class FixedEvaluator(ModelEvaluator):
             return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
         return BatchMetrics(
-            values, errors, (seconds,) * len(codes), dict(self.inexact), self.plain, self._calibration.losses
+            values, errors, (seconds,) * len(codes), dict(self.inexact), self._why_plain, self._calibration.losses
         )
 
     def kinds(self) -> dict[str, tuple[Kind, str]]:
@@ -316,6 +317,11 @@ class FixedEvaluator(ModelEvaluator):
         return {} if self._tree is None else self._tree.program.inexact
 
     @property
+    def _why_plain(self) -> str:
+        note = self._plain_scorer.note if self.plain else ""
+        return f"{self.plain}; {note}" if note else self.plain
+
+    @property
     def chunk(self) -> int:
         """Number of samples that go through the model at a time. Sums of floats may depend on it in the last bit."""
         return self.limits.samples
@@ -354,21 +360,13 @@ class FixedEvaluator(ModelEvaluator):
         )
 
     def _plain_scores(self, codes: Codes, x: Tensor, y: Tensor) -> Scores:
-        loss = np.full(len(codes), np.nan)
-        correct = np.zeros(len(codes), dtype=np.int64)
-        errors = [""] * len(codes)
-        for i, code in enumerate(codes):
-            try:
-                with contained(), one_thread():
-                    outputs = self.space.graph.outputs
-                    result = evaluate(self.model(code), x, y, batch_size=self.chunk, outputs=outputs)
-            except (UserError, KeyboardInterrupt):
-                raise
-            except Exception as error:
-                errors[i] = described(error)
-            else:
-                loss[i], correct[i] = result.loss, result.correct
-        return Scores(loss, correct, len(y), tuple(errors))
+        self._learn(self.space.options(codes))
+        with one_thread():
+            return self._plain_scorer.scores(codes, x, y)
+
+    @cached_property
+    def _plain_scorer(self) -> PlainScorer:
+        return PlainScorer(self.space, self._calibration, self.job.device, self.chunk, self.model)
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples).
