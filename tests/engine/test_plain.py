@@ -187,6 +187,7 @@ MODELS = {
     "outputs changed in place": lambda: Untraceable(added_in_place),
     "views of outputs changed in place": lambda: Untraceable(changed_views),
     "a weight read by a function": lambda: Untraceable(reads_the_weight),
+    "a weight read by another module": lambda: Untraceable(lambda self, h, out: out, a_layer_and_its_reader),
     "forward called": lambda: Untraceable(calls_forward),
     "parts called twice": lambda: Untraceable(calls_a_part_again),
     "inputs changed in place": lambda: Untraceable(parts=linears(Within, Within)),
@@ -203,6 +204,22 @@ MODELS = {
         lambda self, h, out: out, lambda: [Unsqueezed(nn.LSTM(8, 8, batch_first=True)), nn.Linear(8, 8)]
     ),
 }
+
+
+class Reading(nn.Module):
+    """Reads the weight of another module."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other, self.fc = [other], nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.fc(x) + self.other[0].weight.exp().mean(0)
+
+
+def a_layer_and_its_reader():
+    layer = nn.Linear(8, 8)
+    return [layer, Reading(layer)]
 
 
 class Unsqueezed(nn.Module):

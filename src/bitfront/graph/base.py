@@ -308,7 +308,9 @@ class Graph:
     def read_by_code(self) -> frozenset[str]:
         """Names of the parameters that something beside their modules reads: the model's code, or a function's site."""
         if self.fx_graph is None:
-            targets = {name for node in self.nodes if not node.path for name in node.parameters}
+            # A function has the path of its caller, unless it is a site.
+            functions = [n for n in self.nodes if type(self.model.get_submodule(n.path)).__name__ != n.type]
+            targets = {name for node in functions for name in node.parameters}
         else:
             targets = {str(node.target) for node in self.fx_graph.nodes if node.op == "get_attr"}
         named = dict(self.model.named_parameters(remove_duplicate=False))
