@@ -59,7 +59,7 @@ class Exchange:
         Args:
             site: one of the sites.
             formats: calibrated; operands that are missing stay in float, and all of them do where there is none.
-            correction: of its bias; it follows from the formats.
+            correction: of its parameters; it follows from the formats.
         """
         if not site.path:
             self._functions[site.name].clear()
@@ -70,14 +70,15 @@ class Exchange:
         self._in_place[site.name] = lender
 
     def _twin(self, site: Site, formats: Mapping[Operand, Format], correction: Correction | None) -> _Lender:
-        bias = None if correction is None or correction.bias is None else correction.bias.to(self._device)
+        given = {} if correction is None else correction.parameters
+        replaced = {operand: value.to(self._device) for operand, value in given.items()}
         key = site.name, _key(formats)
         if key not in self._twins:
             if self._bytes > KEPT_BYTES:
                 self._twins.clear()
                 self._kept.clear()
                 self._bytes = 0
-            twin: Any = twin_of(self._float[site.name].module(), site, formats, bias)
+            twin: Any = twin_of(self._float[site.name].module(), site, formats, replaced)
             held = dict(site.operand_parameters)
             of_parameters = site.name, _key({o: f for o, f in formats.items() if o in held})
             if of_parameters not in self._kept:
