@@ -74,6 +74,7 @@ class Prefixes:
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
+            # What ``nn.Module.compile`` sets. A torch without it would run every module, and nothing would be kept.
             vars(module)["_compiled_call_impl"] = partial(self._call, module, path)
             if path in sites:
                 vars(module)["forward"] = _Noting(self, module, sites[path])
