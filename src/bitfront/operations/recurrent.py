@@ -21,10 +21,10 @@ from bitfront.operations.base import Call, Count, Operands, OperandSpec, Role, c
 
 #: A recurrent layer is computed by torch in one call.
 _KERNELS: dict[str, Callable[..., Any]] = {
-    "LSTM": torch._VF.lstm,
-    "GRU": torch._VF.gru,
-    "RNN_TANH": torch._VF.rnn_tanh,
-    "RNN_RELU": torch._VF.rnn_relu,
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
 }
 #: Inputs and states have no channels, so they have one scale; products with them sum over their last dimension.
 _VALUES: dict[str, Any] = {"channel_axis": None, "summed_axis": -1}
