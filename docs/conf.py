@@ -32,7 +32,14 @@ NAVIGATION = {
         "docs/howto/other-tools",
         "docs/howto/extend",
     ],
-    "Reference": ["docs/configuration", "docs/formats", "docs/operations", "docs/metrics", "docs/report"],
+    "Reference": [
+        "docs/configuration",
+        "docs/formats",
+        "docs/matrix",
+        "docs/operations",
+        "docs/metrics",
+        "docs/report",
+    ],
     "Python": ["docs/api/search", "docs/api/models", "docs/api/quantization", "docs/api/extending"],
     "Background": [
         "docs/strategies",
@@ -57,7 +64,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!bitfront\.).*")]
 #: Types in signatures that users neither create nor read.
 INNER = """
 config.SearchTable engine.evaluation.interface.Evaluator registry.T spaces.assignment.Assignment
-transforms.correct.Correction
+transforms.correct.Correction operations.base.Chosen
 """
 nitpick_ignore = [("py:class", f"bitfront.{name}") for name in INNER.split()]
 show_warning_types = True

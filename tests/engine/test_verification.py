@@ -15,6 +15,7 @@ from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.engine.evaluation.tree import calls
 from bitfront.engine.evaluation.tree.execution import Pass
+from bitfront.engine.evaluation.tree.multiplication import Multiplication
 from bitfront.engine.evaluation.verification import spread, verify
 from bitfront.engine.evaluation.workers import Workers
 from bitfront.engine.storage.store import Store
@@ -152,13 +153,13 @@ def test_a_spread_has_every_option_of_every_parameter():
 
 
 def test_a_wrong_product_is_named_and_not_used(tmp_path, monkeypatch):
-    right = Pass._merged
+    right = Multiplication._merged
 
     def wrong(self, i, *rest):
         out = right(self, i, *rest)
         return out + 0.01 if self.program.steps[i].site.name == "second" else out
 
-    monkeypatch.setattr(Pass, "_merged", wrong)
+    monkeypatch.setattr(Multiplication, "_merged", wrong)
     run, notes = search(tmp_path)
     (said,) = [n for n in notes if "differs from the deployed model" in n]
     assert "the fast evaluation of second differs" in said
@@ -166,13 +167,13 @@ def test_a_wrong_product_is_named_and_not_used(tmp_path, monkeypatch):
 
 
 def test_two_wrong_products_are_not_used(tmp_path, monkeypatch):
-    right = Pass._merged
+    right = Multiplication._merged
 
     def wrong(self, i, *rest):
         out = right(self, i, *rest)
         return out * 1.25 if self.program.steps[i].site.name in ("first", "last") else out
 
-    monkeypatch.setattr(Pass, "_merged", wrong)
+    monkeypatch.setattr(Multiplication, "_merged", wrong)
     run, notes = search(tmp_path)
     assert [n for n in notes if "the fast evaluation of all layers differs" in n]
     assert_true(run)
@@ -200,8 +201,8 @@ def replaced(activations):
 def test_where_nothing_helps_candidates_are_evaluated_whole(tmp_path, monkeypatch):
     right = calls.call
     monkeypatch.setattr(calls, "call", lambda *rest: right(*rest) + 0.5)
-    right_merged = Pass._merged
-    monkeypatch.setattr(Pass, "_merged", lambda self, *rest: right_merged(self, *rest) * 2)
+    right_merged = Multiplication._merged
+    monkeypatch.setattr(Multiplication, "_merged", lambda self, *rest: right_merged(self, *rest) * 2)
     run, notes = search(tmp_path)
     assert [n for n in notes if "evaluated one by one as whole models" in n and "differs from its deployed model" in n]
     assert_true(run)
