@@ -215,7 +215,7 @@ def draw_summary(name: str) -> Callable[[Axes, Result], None]:
     """The picture of a benchmark for which nothing else is drawn: each promised number as a share of its target."""
 
     def draw(axes: Axes, result: Result) -> None:
-        targets = [t for t in TARGETS[name] if t.key in result["summary"]]
+        targets = [t for t in TARGETS[name] if t.key in result["summary"] and t.value]
         shares = [result["summary"][t.key] / t.value for t in targets]
         bars = axes.barh([t.key for t in targets], shares)
         axes.bar_label(bars, [f"{cell(result['summary'][t.key])} {t.unit} ({t.text})" for t in targets], fontsize=8)

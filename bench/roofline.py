@@ -296,11 +296,11 @@ def main() -> int:
     generator = torch.Generator().manual_seed(0)
     ceiling = ceilings(quick)
     cases = [
-        ("digits-cnn", build_model("digits-cnn", (1, 8, 8), 10, seed=0).eval(), (1, 8, 8), 16 if quick else 512, 15.0),
-        ("resnet-20", resnet20(blocks=1 if quick else 3), (3, 32, 32), 2 if quick else 64, 50.0),
-        ("mobilenet", settled(MobileNet, (3, 32, 32)), (3, 32, 32), 2 if quick else 64, 50.0),
-        ("ds-cnn", settled(DsCnn, (1, 49, 10)), (1, 49, 10), 2 if quick else 64, 30.0),
-        ("vit-tiny", settled(VisionTransformer, (3, 32, 32)), (3, 32, 32), 2 if quick else 32, 60.0),
+        ("digits-cnn", build_model("digits-cnn", (1, 8, 8), 10, seed=0).eval(), (1, 8, 8), 16 if quick else 512, 10.0),
+        ("resnet-20", resnet20(blocks=1 if quick else 3), (3, 32, 32), 2 if quick else 64, 20.0),
+        ("mobilenet", settled(MobileNet, (3, 32, 32)), (3, 32, 32), 2 if quick else 64, 20.0),
+        ("ds-cnn", settled(DsCnn, (1, 49, 10)), (1, 49, 10), 2 if quick else 64, 15.0),
+        ("vit-tiny", settled(VisionTransformer, (3, 32, 32)), (3, 32, 32), 2 if quick else 32, 25.0),
     ]
     cases = [case for case in cases if not options.only or case[0] in options.only.split(",")]
     rows: list[dict[str, object]] = []
