@@ -24,7 +24,7 @@ from bitfront.metrics.configured import configured_runner
 from bitfront.operations import OPERATIONS
 from bitfront.operations.lookup import of_class, sites
 from bitfront.scoring import evaluate
-from bitfront.transforms.arithmetic import whole_operands
+from bitfront.transforms.arithmetic import whole_product
 
 PAGE = Path(__file__).parents[2] / "docs" / "matrix.md"
 CLASSES = 3
@@ -167,8 +167,8 @@ def _mark(evaluator, site, code):
     flows = site.flows("weight")
     weight = torch.randn(dict(site.shapes)["weight"]) if site.weight is None else named[site.weight].detach()
     rounded = formats["weight"].round(weight) if "weight" in formats else weight
-    *_, why = whole_operands(rule, rounded, (formats.get("data_in"), formats.get("weight")), flows)
-    if not why:
+    way = whole_product(rule, rounded, (formats.get("data_in"), formats.get("weight")), flows)
+    if not isinstance(way, str):
         return "W"
     return "O" if rule.ordered is not None and (site.path or rule.matrix or site.op == "linear") else "T"
 

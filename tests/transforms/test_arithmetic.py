@@ -12,7 +12,7 @@ from bitfront.formats.base import ACTIVATION, WEIGHT
 from bitfront.graph import capture
 from bitfront.kernels import plain
 from bitfront.transforms import quantize
-from bitfront.transforms.arithmetic import EXACT, Weight, whole, whole_operands
+from bitfront.transforms.arithmetic import EXACT, whole, whole_product
 from bitfront.transforms.observe import calibrate
 
 
@@ -198,8 +198,8 @@ def test_sums_cut_into_digits_are_exact(data_width, weight_width, inner, seed):
     from bitfront.operations.dense import LINEAR
 
     rounded = weight.round(layer.weight.detach())
-    inputs, numbers, why = whole_operands(LINEAR.product, rounded, (data, weight))
-    assert not why
+    way = whole_product(LINEAR.product, rounded, (data, weight))
+    inputs, numbers = way.inputs, way.weight
     exact = codes(data, x.numpy())[0] @ codes(weight, layer.weight.detach().numpy())[0].T
     assert np.abs(exact).max() <= numbers.longest(inputs)
     digits = numbers.digits(inputs)
@@ -239,11 +239,10 @@ def test_what_is_no_whole_number_is_said():
     int8 = parsed("affine", ACTIVATION, width=8).calibrated(torch.randn(9, 64))
     groups = parsed("affine", WEIGHT, width=4, group_size=16).calibrated(weight)
     per_row = parsed("affine", WEIGHT, width=4).calibrated(weight)
-    assert whole_operands(LINEAR.product, weight, (None, per_row))[2] == "an operand is left in float"
-    assert "differ within a sum" in whole_operands(LINEAR.product, groups.round(weight), (int8, groups))[2]
+    assert whole_product(LINEAR.product, weight, (None, per_row)) == "an operand is left in float"
+    assert "differ within a sum" in whole_product(LINEAR.product, groups.round(weight), (int8, groups))
     wide = parsed("minifloat_ieee", WEIGHT, width=12, exponent_width=5)
     data = parsed("minifloat_ieee", ACTIVATION, width=12, exponent_width=5)
-    assert "53 bits" in whole_operands(LINEAR.product, wide.round(weight), (data, wide))[2]
-    assert whole_operands(LINEAR.product, per_row.round(weight), (int8, per_row))[2] == ""
+    assert "53 bits" in whole_product(LINEAR.product, wide.round(weight), (data, wide))
+    assert whole_product(LINEAR.product, per_row.round(weight), (int8, per_row)).longest <= EXACT
     assert whole(int8.grid).coded
-    assert Weight.of(per_row, per_row.round(weight), LINEAR.product, False).longest(whole(int8.grid)) <= EXACT

@@ -166,7 +166,7 @@ def _taken(function: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     if operation is None or (operation.refuses and operation.refuses(Call(bare(function), (), (), args, kwargs))):
         return taken
     for operand in operation.operands:
-        place = args[operand.position] if operand.position < len(args) else kwargs.get(operand.argument)
+        place = operand.taken_from(args, kwargs)
         if operand.role != "inner" and isinstance(place, Tensor):
             owned = place if isinstance(place, nn.Parameter) else None
             taken[operand.name] = TakenTensor(tuple(place.shape), _depends_on_input(place), owned)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -78,6 +78,17 @@ class OperandSpec:
     def chosen(self, choices: Mapping[str, Chosen]) -> Chosen | None:
         """What `choices`, by name, have for it: under the first of its names that they have."""
         return next((choices[name] for name in self.names if name in choices), None)
+
+    def taken_from(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What a call gives as it; None where it is left out."""
+        return args[self.position] if self.position < len(args) else kwargs.get(self.argument)
+
+    def put_into(self, args: list[Any], kwargs: dict[str, Any], value: Any) -> None:
+        """Let a call that gives something as it give `value`."""
+        if self.position < len(args):
+            args[self.position] = value
+        elif self.argument in kwargs:
+            kwargs[self.argument] = value
 
     @property
     def held_as(self) -> str:
@@ -254,6 +265,11 @@ CountRule = Callable[[Call], Count | None]
 OperandCall = Callable[[Any, Operands], Any]
 
 
+MergeKind = Literal[
+    "dense", "convolution", "rectifier", "arithmetic", "identity", "flatten", "selection", "norm", "elementwise"
+]
+
+
 @dataclass(frozen=True)
 class Merge:
     """How the tree evaluator computes many states of an operation at once. With every kind, each state gets the same
@@ -272,17 +288,7 @@ class Merge:
             other instructions, which give other last bits, as it does with exponentials.
     """
 
-    kind: Literal[
-        "dense",
-        "convolution",
-        "rectifier",
-        "arithmetic",
-        "identity",
-        "flatten",
-        "selection",
-        "norm",
-        "elementwise",
-    ]
+    kind: MergeKind
     function: Callable[..., Tensor] | None = None
     ceiling: float = math.inf
     rest_differs: bool = False

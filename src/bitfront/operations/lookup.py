@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as _modules
 
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Call, Count, OperandSpec, Operation, Shape
+from bitfront.operations.base import Call, Count, Operation, Shape
 
 #: Packages whose functions can be recognised by name. A user's function may have any name.
 LIBRARIES = ("torch", "operator", "_operator", "torchvision", "timm", "transformers")
@@ -269,7 +269,7 @@ def nodes_of_operands(node: fx.Node, operation: Operation) -> dict[str, tuple[fx
     for operand in operation.operands:
         if operand.role == "inner":
             continue
-        value = given_argument(node, operand)
+        value = operand.taken_from(node.args, node.kwargs)
         if operand.several:
             listed = tuple(v for v in value if isinstance(v, fx.Node)) if isinstance(value, (list, tuple)) else ()
             if listed and len(listed) == len(value):
@@ -277,8 +277,3 @@ def nodes_of_operands(node: fx.Node, operation: Operation) -> dict[str, tuple[fx
         elif isinstance(value, fx.Node):
             nodes[operand.name] = (value,)
     return nodes
-
-
-def given_argument(node: fx.Node, operand: OperandSpec) -> Any:
-    """The argument of a function or method that is the operand; None where it is left out."""
-    return node.args[operand.position] if operand.position < len(node.args) else node.kwargs.get(operand.argument)

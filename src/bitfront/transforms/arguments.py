@@ -51,10 +51,7 @@ def operands_of(
     for operand in operands:
         rounding = rounds.get(operand.name)
         if operand.role == "activation":
-            positional = operand.position < len(args)
-            taken: Any = args if positional else kwargs
-            place: Any = operand.position if positional else operand.argument
-            x = taken[place] if positional else taken.get(place)
+            x = operand.taken_from(args, kwargs)
             if not isinstance(x, Tensor):
                 continue  # an argument that is left out
             # What rounding keeps for its gradients must not change with the input.
@@ -64,7 +61,8 @@ def operands_of(
             if result is None:
                 result = x if rounding is None else rounded(operand, rounding, x)
                 done.append((x, rounding, result))
-            values[operand.name] = taken[place] = result
+            values[operand.name] = result
+            operand.put_into(args, kwargs, result)
         elif operand.role != "inner":
             held = operand.held_by(module)
             values[operand.name] = held if held is None or rounding is None else through(rounding, held)
@@ -84,14 +82,15 @@ def rounded_arguments(
     args, kwargs = list(inputs), dict(named)
     for operand in operation.operands:
         rounding = rounds.get(operand.name)
-        taken: Any = args if operand.position < len(args) else kwargs
-        place: Any = operand.position if taken is args else operand.argument
-        given = taken[place] if taken is args or place in kwargs else None
-        if operand.several and rounding is not None and isinstance(given, (list, tuple)):
-            taken[place] = type(given)(map(rounding.quantize, given))
-        elif operand.role != "inner" and rounding is not None and isinstance(given, Tensor):
+        given = operand.taken_from(args, kwargs)
+        if rounding is None:
+            continue
+        if operand.several and isinstance(given, (list, tuple)):
+            operand.put_into(args, kwargs, type(given)(map(rounding.quantize, given)))
+        elif operand.role != "inner" and isinstance(given, Tensor):
             owned = isinstance(given, nn.Parameter)
-            taken[place] = through(rounding, given) if owned else rounded(operand, rounding, given)
+            value = through(rounding, given) if owned else rounded(operand, rounding, given)
+            operand.put_into(args, kwargs, value)
     return args, kwargs
 
 
@@ -113,9 +112,9 @@ def called(
     assert operation.call is not None
     values = {}
     for operand in operation.operands:
-        place = inputs[operand.position] if operand.position < len(inputs) else named.get(operand.argument)
-        if operand.role != "inner" and isinstance(place, Tensor):
-            values[operand.name] = place
+        given = operand.taken_from(inputs, named)
+        if operand.role != "inner" and isinstance(given, Tensor):
+            values[operand.name] = given
     return operation.call(function, Operands(values, inner, tuple(inputs), named))
 
 
@@ -159,21 +158,16 @@ def function_product(
     """
     assert operation.product is not None
     specs = {o.name: o for o in operation.operands}
-
-    def given(name: str) -> Any:
-        spec = specs.get(name)
-        if spec is None:
-            return None
-        return args[spec.position] if spec.position < len(args) else kwargs.get(spec.argument)
+    given: Any = tuple(
+        specs[name].taken_from(args, kwargs) if name in specs else None for name in ("data_in", "weight", "bias")
+    )
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         new_args, new_kwargs = list(args), dict(kwargs)
         for name, value in (("data_in", x), ("weight", weight), ("bias", bias)):
-            if name in specs and specs[name].position < len(args):
-                new_args[specs[name].position] = value
-            elif name in specs and specs[name].argument in kwargs:
-                new_kwargs[specs[name].argument] = value
+            if name in specs:
+                specs[name].put_into(new_args, new_kwargs, value)
         result: Tensor = called_function(function, new_args, new_kwargs)
         return result
 
-    return product(operation.product, compute, (given("data_in"), given("weight"), given("bias")), formats, flows=flows)
+    return product(operation.product, compute, given, formats, flows=flows)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -119,13 +120,11 @@ class Weight:
         whole: how.
         numbers: what is multiplied with, float32, of the shape of the weight.
         rule: of the product.
-        flows: whether it depends on the samples.
     """
 
     whole: Whole
     numbers: Tensor
     rule: Product
-    flows: bool
 
     @classmethod
     def of(cls, form: Format, rounded: Tensor, rule: Product, flows: bool) -> Weight | None:
@@ -133,7 +132,7 @@ class Weight:
         # What a sum is must not depend on the samples, so of a weight that does only the format counts.
         grid = form.grid if flows else form.grid_of(rounded)
         known = whole(grid, rule.channels % rounded.dim())
-        return None if known is None else cls(known, known.numbers(rounded), rule, flows)
+        return None if known is None else cls(known, known.numbers(rounded), rule)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Numbers of the shape of the weight in steps, one row per sum: float64, shape (sums, products)."""
@@ -149,9 +148,8 @@ class Weight:
         return step.to(like).reshape([-1 if d == channels else 1 for d in range(like.dim())])
 
     def most(self, x: Whole) -> float:
-        """The largest absolute value that a sum can have, in steps of the product, whatever the samples are."""
-        if not self.flows:
-            return self.longest(x)
+        """The largest absolute value that a sum can have, in steps of the product, whatever the values of the weight
+        are."""
         terms = self.numbers.shape[-2] if self.rule.matrix else self.numbers[0].numel()
         return terms * max(-x.low, x.high) * max(-self.whole.low, self.whole.high)
 
@@ -209,23 +207,22 @@ class WholeProduct:
     Attributes:
         inputs: how the input is whole numbers.
         weight: the weight.
-        digits: what of the weight is multiplied with, one after the other; None where that takes float64.
-        scale: what the sums are multiplied by, float32, shape () or (channels,).
+        longest: the largest absolute value that a part of a sum can have, in steps of the product; at most 2^53.
     """
 
     inputs: Whole
     weight: Weight
-    digits: tuple[Tensor, ...] | None
-    scale: Tensor
+    longest: float
 
-    @classmethod
-    def of(cls, inputs: Whole, weight: Weight) -> WholeProduct:
-        """The product of an input and a weight; no sum is longer than 2^53."""
-        scale = inputs.scale(weight.numbers) * weight.whole.scale(weight.numbers)
-        if weight.longest(inputs) <= EXACT:
-            return cls(inputs, weight, (weight.numbers,), scale)
-        digits = weight.digits(inputs)
-        return cls(inputs, weight, None if digits is None else tuple(digits), scale)
+    @cached_property
+    def scale(self) -> Tensor:
+        """What the sums are multiplied by, float32, shape () or (channels,)."""
+        return self.inputs.scale(self.weight.numbers) * self.weight.whole.scale(self.weight.numbers)
+
+    @cached_property
+    def digits(self) -> list[Tensor] | None:
+        """What of the weight is multiplied with, one after the other; None where that takes float64."""
+        return [self.weight.numbers] if self.longest <= EXACT else self.weight.digits(self.inputs)
 
     def sums(self, compute: Compute, x: Tensor) -> Tensor:
         """The exact sums of products.
@@ -247,9 +244,9 @@ class WholeProduct:
         return total
 
 
-#: (format of the input, format of the weight) → how a product with one weight is computed; None where its sums are not
-#: of whole numbers. Filled as it is asked for.
-KnownProducts = dict[tuple[Format | None, Format | None], WholeProduct | None]
+#: (format of the input, format of the weight) → how a product with one weight is computed, or why its sums are not of
+#: whole numbers. Filled as it is asked for.
+KnownProducts = dict[tuple[Format | None, Format | None], WholeProduct | str]
 
 
 def product(
@@ -302,33 +299,36 @@ def _exact(
     x, weight, bias = operands
     known = {} if known is None else known
     if formats not in known:
-        inputs, numbers, _ = whole_operands(rule, weight, formats, flows)
-        known[formats] = None if inputs is None or numbers is None else WholeProduct.of(inputs, numbers)
+        known[formats] = whole_product(rule, weight, formats, flows)
     way = known[formats]
-    if way is not None:
+    if not isinstance(way, str):
         return scaled(way.sums(compute, way.inputs.numbers(x)), way.scale, bias, rule.output)
     ordered = None if rule.ordered is None else rule.ordered(module, x, weight)
     return None if ordered is None else scaled(ordered, torch.ones(()), bias, rule.output)
 
 
-def whole_operands(
+def whole_product(
     rule: Product, weight: Tensor, formats: tuple[Format | None, Format | None], flows: bool = False
-) -> tuple[Whole | None, Weight | None, str]:
-    """How input and weight of a product are whole numbers, and why they are not; the weight is rounded.
+) -> WholeProduct | str:
+    """How a product of whole numbers is computed, or why its sums are not of whole numbers.
 
-    Sums of the result are exact in float64.
+    Args:
+        rule: of the operation.
+        weight: rounded.
+        formats: of the input and the weight; None for float.
+        flows: whether the weight depends on the samples. The answer depends on its format alone then.
     """
     x_format, w_format = formats
     if x_format is None or w_format is None:
-        return None, None, FLOAT
-    inputs = whole(x_format.grid)
-    numbers = Weight.of(w_format, weight, rule, flows)
+        return FLOAT
+    inputs, numbers = whole(x_format.grid), Weight.of(w_format, weight, rule, flows)
     if inputs is None or numbers is None:
         unknown = x_format.grid is None or (w_format.grid if flows else w_format.grid_of(weight)) is None
-        return None, None, NO_STEP if unknown else MIXED
-    step = inputs.smallest * numbers.whole.smallest
-    if not step >= SMALLEST_STEP:
-        return None, None, "steps whose product is smaller than the numbers of float32"
-    if not numbers.most(inputs) <= LARGEST_CODE:
-        return None, None, "sums of more than the 53 bits that float64 holds"
-    return inputs, numbers, ""
+        return NO_STEP if unknown else MIXED
+    if not inputs.smallest * numbers.whole.smallest >= SMALLEST_STEP:
+        return "steps whose product is smaller than the numbers of float32"
+    longest = numbers.longest(inputs)
+    # What a sum may be must not depend on the samples; how it is computed may, because every way is exact.
+    if not (numbers.most(inputs) if flows else longest) <= LARGEST_CODE:
+        return "sums of more than the 53 bits that float64 holds"
+    return WholeProduct(inputs, numbers, longest)

@@ -22,7 +22,7 @@ from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations import OPERATIONS
 from bitfront.operations.base import DATA_IN, Operands, OperandSpec, Operation, Rounds
-from bitfront.operations.lookup import given_argument, nodes_of_operands, of_class
+from bitfront.operations.lookup import nodes_of_operands, of_class
 from bitfront.transforms.arguments import (
     called,
     called_function,
@@ -334,24 +334,69 @@ def _in_place_of(original: Any, value: Tensor) -> nn.Parameter:
 
 def _replace(node: fx.Node, spec: OperandSpec, given: Any) -> None:
     """Give a call another argument as its operand. Both inputs may be one node (x + x): by position, not by value."""
-    if spec.position < len(node.args):
-        node.update_arg(spec.position, given)
-    else:
-        node.update_kwarg(spec.argument, given)
+    args, kwargs = list(node.args), dict(node.kwargs)
+    spec.put_into(args, kwargs, given)
+    node.args, node.kwargs = tuple(args), kwargs
 
 
 def _round_each(model: nn.Module, node: fx.Node, spec: OperandSpec, rounding: Rounds, target: str) -> None:
     """Round each tensor of an operand that is a list, by one format."""
     held = {a for a in node.all_input_nodes if a.op == "get_attr"}
+    given: Any = spec.taken_from(node.args, node.kwargs)
     model.add_module(target, Quantizer(rounding))
     if held:
         model.add_module(f"{target}_of_parameters", Quantizer(rounding, owned=True))
     with node.graph.inserting_before(node):
-        listed = [
-            node.graph.call_module(f"{target}_of_parameters" if a in held else target, (a,))
-            for a in given_argument(node, spec)
-        ]
-    _replace(node, spec, type(given_argument(node, spec))(listed))
+        listed = [node.graph.call_module(f"{target}_of_parameters" if a in held else target, (a,)) for a in given]
+    _replace(node, spec, type(given)(listed))
+
+
+def _round_function(
+    model: nn.Module,
+    node: fx.Node,
+    site: Site,
+    rounds: Mapping[Operand, Rounds],
+    replaced: Mapping[Operand, Tensor],
+) -> None:
+    """Round the operands of a function, and let it compute in whole numbers where formats allow."""
+    inplace = False
+    for operand, arguments in nodes_of_operands(node, site.operation).items():
+        spec, rounding = site.operand(operand), rounds.get(operand)
+        if spec.several:
+            if rounding is not None:
+                _round_each(model, node, spec, rounding, f"{site.name}_{operand}_quantizer")
+            continue
+        (argument,) = arguments
+        given = argument
+        value = replaced.get(operand)
+        if value is not None:
+            target = f"{site.name}_{operand}_corrected"
+            model.register_parameter(target, _in_place_of(_attribute(model, str(argument.target)), value))
+            with node.graph.inserting_before(node):
+                given = node.graph.get_attr(target)
+        if rounding is not None:
+            target = f"{site.name}_{operand}_quantizer"
+            model.add_module(target, Quantizer(rounding, argument.op == "get_attr", spec))
+            changed = spec.position == 0 and without_change(node)
+            inplace = inplace or changed
+            with node.graph.inserting_before(node):
+                # What rounding keeps for its gradients must not change with the argument.
+                given = node.graph.call_method("clone", (given,)) if changed else given
+                given = node.graph.call_module(target, (given,))
+            if changed:
+                written_into(node, argument)
+        if given is argument:
+            continue
+        _replace(node, spec, given)
+    formats = (None, None) if site.operation.product is None else formats_of(rounds)
+    inner, function = inner_rounds(site.specs, rounds), cast(Any, node.target)
+    target = f"{site.name}_product"
+    if inner:
+        model.add_module(target, FunctionTwin(site.op, function, inner))
+        node.op, node.target = "call_module", target
+    elif formats != (None, None) and not inplace:
+        model.add_module(target, ProductCall(site.operation, function, formats, site.flows("weight")))
+        node.op, node.target = "call_module", target
 
 
 def _rewrite(
@@ -374,44 +419,7 @@ def _rewrite(
             model.add_module(target, twin_of(module, site, rounds[site.name], replaced.get(site.name), baked))
             node.target = target
             continue
-        inplace = False
-        for operand, arguments in nodes_of_operands(node, site.operation).items():
-            spec, rounding = site.operand(operand), rounds[site.name].get(operand)
-            if spec.several:
-                if rounding is not None:
-                    _round_each(model, node, spec, rounding, f"{site.name}_{operand}_quantizer")
-                continue
-            (argument,) = arguments
-            given = argument
-            value = replaced.get(site.name, {}).get(operand)
-            if value is not None:
-                target = f"{site.name}_{operand}_corrected"
-                model.register_parameter(target, _in_place_of(_attribute(model, str(argument.target)), value))
-                with new.inserting_before(node):
-                    given = new.get_attr(target)
-            if rounding is not None:
-                target = f"{site.name}_{operand}_quantizer"
-                model.add_module(target, Quantizer(rounding, argument.op == "get_attr", spec))
-                changed = spec.position == 0 and without_change(node)
-                inplace = inplace or changed
-                with new.inserting_before(node):
-                    # What rounding keeps for its gradients must not change with the argument.
-                    given = new.call_method("clone", (given,)) if changed else given
-                    given = new.call_module(target, (given,))
-                if changed:
-                    written_into(node, argument)
-            if given is argument:
-                continue
-            _replace(node, spec, given)
-        formats = (None, None) if site.operation.product is None else formats_of(rounds[site.name])
-        inner, function = inner_rounds(site.specs, rounds[site.name]), cast(Any, node.target)
-        target = f"{site.name}_product"
-        if inner:
-            model.add_module(target, FunctionTwin(site.op, function, inner))
-            node.op, node.target = "call_module", target
-        elif formats != (None, None) and not inplace:
-            model.add_module(target, ProductCall(site.operation, function, formats, site.flows("weight")))
-            node.op, node.target = "call_module", target
+        _round_function(model, node, site, rounds[site.name], replaced.get(site.name, {}))
     install(new, by_name, graph.switches)
     new.lint()
     return fx.GraphModule(model, new).eval()

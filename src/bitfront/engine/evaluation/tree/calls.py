@@ -35,10 +35,7 @@ def arguments(
     if step.site.path:
         return args, kwargs  # the twin rounds them
     for name, value in (program.replaced(step, parameters) if formats else {}).items():
-        spec = operation.operand(name)
-        place: Any = spec.position if spec.position < len(args) else spec.argument
-        taken: Any = args if spec.position < len(args) else kwargs
-        taken[place] = value
+        operation.operand(name).put_into(args, kwargs, value)
     return rounded_arguments(operation, args, kwargs, formats)
 
 
@@ -84,7 +81,8 @@ def single(program: Program, step: Step, data: int, parameters: int, rounded: Te
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return apply(program, step, x, weight, bias)
 
-    return product(rule, compute, (rounded, weight, bias), formats, module=module)
+    known = program.kept(step, parameters).products
+    return product(rule, compute, (rounded, weight, bias), formats, module=module, known=known)
 
 
 def apply(program: Program, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

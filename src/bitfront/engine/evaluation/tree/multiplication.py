@@ -154,8 +154,8 @@ class Multiplication:
             out: contiguous, one row per format of an input.
         """
         if kind != "exact":
-            for row, scales in zip(out, self.products.scales(step, formats, subset, kind), strict=True):
-                kernels.scale(row.view(1, -1, len(scales)), scales[None], bias, last=True)
+            scales = self.products.scales(step, formats, subset, kind)
+            kernels.scale(out.view(len(out), -1, scales.shape[1]), scales, bias, last=True)
         return out
 
     def _one_by_one(

@@ -17,7 +17,7 @@ from torch import Tensor
 from bitfront.engine.evaluation.tree.activations import Ints
 from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, byte_sized, exact_bytes
 from bitfront.engine.evaluation.tree.program import Program, Step, rounding_row
-from bitfront.transforms.arithmetic import EXACT, SMALLEST_STEP, Weight, Whole, whole_operands
+from bitfront.transforms.arithmetic import EXACT, SMALLEST_STEP, Weight, WholeProduct, whole_product
 
 #: ``exact``: sums with their biases are exact in float32. ``scaled``: sums of whole numbers are; they are scaled, and
 #: get their biases, afterwards. ``long``: so are sums of whole numbers in float64. ``ordered``: sums of values in
@@ -43,9 +43,7 @@ class Products:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._kinds: dict[tuple[int, int, int], Kind] = {}
-        self._whole: dict[tuple[int, int, int], tuple[Whole, Weight] | None] = {}
         self._weights: dict[tuple[int, tuple[int, ...], Kind, bool], tuple[Tensor, Tensor | None]] = {}
-        self._scales: dict[tuple[int, int, int], Tensor] = {}
         self._bytes: dict[tuple[int, int, tuple[int, ...], bool, Kind], ByteConvolution | None] = {}
 
     def kind(self, step: Step, data: int, parameters: int) -> Kind:
@@ -56,20 +54,20 @@ class Products:
             self._kinds[key] = self._kind(step, data, parameters)
         return self._kinds[key]
 
-    def _operands(self, step: Step, data: int, parameters: int) -> tuple[Whole, Weight] | None:
-        """Input and weight as whole numbers; None if they are not."""
-        assert step.group is not None
+    def _whole(self, step: Step, data: int, parameters: int) -> WholeProduct | None:
+        """The product of whole numbers under a data option and a parameter option; None if it is none."""
         assert step.site is not None
-        key = (step.group, data, parameters)
-        if key not in self._whole:
-            program, rule = self._program, step.site.operation.product
-            assert rule is not None
-            formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
-            inputs, weight, why = whole_operands(rule, program.parameters(step, parameters)[0], formats)
-            if why and formats != (None, None):
-                program.inexact.setdefault(step.site.title, why)
-            self._whole[key] = None if inputs is None or weight is None else (inputs, weight)
-        return self._whole[key]
+        program, rule = self._program, step.site.operation.product
+        assert rule is not None
+        formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
+        known = program.kept(step, parameters).products
+        if formats not in known:
+            known[formats] = whole_product(rule, program.parameters(step, parameters)[0], formats)
+        way = known[formats]
+        if isinstance(way, str):
+            program.inexact.setdefault(step.site.title, way)
+            return None
+        return way
 
     def _kind(self, step: Step, data: int, parameters: int) -> Kind:
         program = self._program
@@ -78,11 +76,11 @@ class Products:
         dense = step.kind == "dense"
         if formats == (None, None) or weight.dtype != torch.float32:
             return "alone"
-        whole = self._operands(step, data, parameters)
+        whole = self._whole(step, data, parameters)
         if whole is None:
             return "ordered" if dense else "alone"
-        inputs, numbers = whole
-        longest = numbers.longest(inputs, rectified=program.not_negative(step))
+        inputs, numbers = whole.inputs, whole.weight
+        longest = numbers.longest(inputs, rectified=True) if program.not_negative(step) else whole.longest
         if longest > EXACT:
             # Without a kernel of bytes, a convolution has none that keeps long sums exact.
             bytes_hold = longest <= LARGEST_SUM and self.bytes(step, data, (parameters,), False, "long") is not None
@@ -148,18 +146,12 @@ class Products:
         return torch.stack([torch.cat([self._scale(step, d, p, kind) for p in indices]) for d in data.tolist()])
 
     def _scale(self, step: Step, data: int, parameters: int, kind: Kind) -> Tensor:
-        assert step.group is not None
         channels = len(self._program.parameters(step, parameters)[0])
         if kind not in WHOLE:
             return torch.ones(channels, device=self._program.device)
-        key = (step.group, data, parameters)
-        if key not in self._scales:
-            operands = self._operands(step, data, parameters)
-            assert operands is not None
-            inputs, weight = operands
-            scale = inputs.scale(weight.numbers) * weight.whole.scale(weight.numbers)
-            self._scales[key] = scale.expand(channels).contiguous()
-        return self._scales[key]
+        whole = self._whole(step, data, parameters)
+        assert whole is not None
+        return whole.scale.expand(channels)
 
     def bytes(
         self, step: Step, data: int, indices: tuple[int, ...], rectified: bool, kind: Kind
@@ -194,16 +186,16 @@ class Products:
             return None
         weights, steps = [], []
         for index in indices:
-            operands = self._operands(step, data, index)
-            if operands is None:
+            whole = self._whole(step, data, index)
+            if whole is None:
                 return None
-            numbers = operands[1].rows(operands[1].numbers)
+            numbers = whole.weight.rows(whole.weight.numbers)
             if float(numbers.min()) < -128 or float(numbers.max()) > 127:
                 return None
             weight = program.parameters(step, index)[0]
             weights.append(numbers.reshape(weight.shape).to(torch.int8))
             # Scaled sums are scaled, and get their biases, afterwards.
-            unit = 1.0 if operands[1].whole.coded else operands[1].whole.step
+            unit = 1.0 if whole.weight.whole.coded else whole.weight.whole.step
             steps.append(torch.as_tensor(unit).float().expand(len(weight)).contiguous())
         bias = self.weights(step, indices, kind)[1] if kind == "exact" else None
         size = 1.0 if divisor else step_size

@@ -24,29 +24,17 @@ from bitfront.engine.evaluation.tree.rounding import DIVISOR, STEP, Rounding
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
+from bitfront.operations.base import MergeKind
 from bitfront.operations.lookup import hooks, of_node
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.transforms.correct import is_norm
-from bitfront.transforms.quantize import twin_of
+from bitfront.transforms.quantize import Kept, twin_of
 
 #: The second input of arithmetic.
 SECOND: Operand = "data_in_2"
 
 #: How a step is computed: merged, in the way of its operation (``operations.base.Merge``), or state by state ("call").
-StepKind = Literal[
-    "input",
-    "constant",
-    "dense",
-    "convolution",
-    "rectifier",
-    "arithmetic",
-    "identity",
-    "flatten",
-    "selection",
-    "norm",
-    "elementwise",
-    "call",
-]
+StepKind = Literal["input", "constant", "call"] | MergeKind
 #: Kinds that are computed as one product of all inputs and weights.
 PRODUCTS = ("dense", "convolution")
 #: Kinds that treat every value, or every window of every channel, separately. Their results do not depend on the number
@@ -125,6 +113,7 @@ class Program:
         self.options = tuple(_split_options(o) for o in space.site_formats)
         self._parameters: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
         self._norms: dict[str, Norm] = {}
+        self._kept: dict[tuple[int, int], Kept] = {}
         self._twins: dict[tuple[int, int, int], nn.Module] = {}
         self._grids: dict[tuple[int, Operand], tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         self._lock = threading.Lock()
@@ -239,6 +228,11 @@ class Program:
         replaced = self._calibration.replaced(step.site, uncalibrated.get("weight"))
         return {operand: value.to(self.device) for operand, value in replaced.items()}
 
+    def kept(self, step: Step, index: int) -> Kept:
+        """What calls with parameter option `index` compute once: rounded parameters, how products are computed."""
+        assert step.group is not None
+        return self._kept.setdefault((step.group, index), Kept())
+
     def twin(self, step: Step, data: int, parameters: int) -> nn.Module:
         """The module of a site as it is deployed under these options."""
         assert step.group is not None
@@ -246,15 +240,11 @@ class Program:
         key = (step.group, data, parameters)
         if key not in self._twins:
             formats = self.formats(step, data, parameters)
-            replaced = self.replaced(step, parameters) if formats else {}
-            module = self.model.get_submodule(step.site.path)
-            # The formats of weights are needed for products alone; others round them once per option, not per call.
-            known = () if step.site.operation.product is not None else dict(step.site.operand_parameters)
-            held = [operand for operand in formats if operand in known]
-            twin: Any = twin_of(module, step.site, formats, replaced, held) if formats else module
-            if held:
-                twin.formats = {operand: form for operand, form in formats.items() if operand not in held}
-            self._twins[key] = twin
+            module: Any = self.model.get_submodule(step.site.path)
+            if formats:
+                module = twin_of(module, step.site, formats, self.replaced(step, parameters))
+                module.kept = self.kept(step, parameters)
+            self._twins[key] = module
         return self._twins[key]
 
     def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
