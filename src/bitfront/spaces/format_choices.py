@@ -175,7 +175,7 @@ def _assignment(
             raise ConfigError(f"bypass = {value!r} is not possible; allowed: true, false", key=(*where, "bypass"))
     formats = _formats(names, (*where, "name"))
     classes = [f for f in formats if f is not None]
-    values = _checked_parameters(given, classes, where, operands)
+    values = _checked_parameters(site, given, classes, where, operands)
     choices = dict.fromkeys(_named_as(spec, values) for spec in site.specs)
     alternatives: list[Alternative] = []
     excluded, why = 0, ""
@@ -289,9 +289,17 @@ def _named_as(operand: OperandSpec, values: Mapping[Operand, object]) -> Operand
 
 
 def _checked_parameters(
-    values: Mapping[str, list[object]], formats: list[type[Format]], where: tuple[str, ...], operands: Sequence[Operand]
+    site: Site,
+    values: Mapping[str, list[object]],
+    formats: list[type[Format]],
+    where: tuple[str, ...],
+    operands: Sequence[Operand],
 ) -> dict[Operand, dict[str, list[object]]]:
     """Operand → parameter → the choices in the table ("" for a choice among complete settings).
+
+    Args:
+        site: the first one that the table is for; a message names the operands that such a site has.
+        operands: all that a table may name.
 
     Raises:
         ConfigError: a key does not belong to an operand and to one of the formats; to any format, if only NA is named.
@@ -303,7 +311,14 @@ def _checked_parameters(
     for key, choices in values.items():
         part = _split(key, operands)
         if part is None or (part[1] and part[1] not in known):
-            raise ConfigError(f"unknown key; {one_of(allowed)}.{nearest(key, allowed)}", key=(*where, key))
+            own = dict.fromkeys(name for spec in site.specs for name in reversed(spec.names) if name in operands)
+            first = next(iter(own))
+            raise ConfigError(
+                f"unknown key; {one_of(['name', 'bypass', *own])}, or one of these and a parameter "
+                f"({', '.join(known)}), such as {first}{f'_{next(iter(known))}' if known else ''}."
+                f"{nearest(key, allowed)}",
+                key=(*where, key),
+            )
         for choice in choices:
             tables = choice if isinstance(choice, Mapping) else {part[1]: choice}
             if not part[1] and not isinstance(choice, Mapping):
