@@ -43,6 +43,7 @@ class Products:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._kinds: dict[tuple[int, int, int], Kind] = {}
+        self._known: dict[tuple[int, int, int], WholeProduct | str] = {}
         self._weights: dict[tuple[int, tuple[int, ...], Kind, bool], tuple[Tensor, Tensor | None]] = {}
         self._bytes: dict[tuple[int, int, tuple[int, ...], bool, Kind], ByteConvolution | None] = {}
 
@@ -56,6 +57,15 @@ class Products:
 
     def _whole(self, step: Step, data: int, parameters: int) -> WholeProduct | None:
         """The product of whole numbers under a data option and a parameter option; None if it is none."""
+        assert step.group is not None
+        # Looking up formats takes longer than a small product.
+        key = (step.group, data, parameters)
+        if key not in self._known:
+            self._known[key] = self._whole_or_why(step, data, parameters)
+        way = self._known[key]
+        return None if isinstance(way, str) else way
+
+    def _whole_or_why(self, step: Step, data: int, parameters: int) -> WholeProduct | str:
         assert step.site is not None
         program, rule = self._program, step.site.operation.product
         assert rule is not None
@@ -63,11 +73,9 @@ class Products:
         known = program.kept(step, parameters).products
         if formats not in known:
             known[formats] = whole_product(rule, program.parameters(step, parameters)[0], formats)
-        way = known[formats]
-        if isinstance(way, str):
-            program.inexact.setdefault(step.site.title, way)
-            return None
-        return way
+        if isinstance(known[formats], str):
+            program.inexact.setdefault(step.site.title, str(known[formats]))
+        return known[formats]
 
     def _kind(self, step: Step, data: int, parameters: int) -> Kind:
         program = self._program
