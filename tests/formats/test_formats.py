@@ -59,7 +59,8 @@ def test_every_registered_format_is_checked_here():
     floats = {"minifloat_ieee", "minifloat_denorm", "float16", "bfloat16", "float32"}  # test_floats.py
     few_bits = {"binary", "binary_residual", "nf4", "ternary"}  # test_few_bits.py
     blocks = {"block_fp", "block_log", "block_minifloat", "log", "mx"}  # test_blocks.py
-    assert set(FORMATS.names()) == {"integer", "affine"} | floats | few_bits | blocks
+    learned = {"fixed_map"}  # test_fixed_map.py
+    assert set(FORMATS.names()) == {"integer", "affine"} | learned | floats | few_bits | blocks
     assert FORMATS.get("fixed") is FORMATS.get("Int") is Integer
 
 

@@ -9,6 +9,7 @@ from bitfront.errors import UnknownNameError
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, unseen_neighbours
 from bitfront.strategies.brute_force import BruteForce
+from bitfront.strategies.learned_bits import LearnedBits
 from bitfront.strategies.optuna import MEANINGS, SAMPLERS, OptunaSettings, OptunaStrategy, sampler_name
 from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
 
@@ -33,9 +34,13 @@ def test_brute_force_conforms():
     check_strategy(BruteForce, seeded=False, stateless=True)
 
 
+def test_learned_bits_conforms():
+    check_strategy(LearnedBits, seeded=False, stateless=True)
+
+
 def test_every_registered_strategy_is_checked_here():
     # evolution: in test_evolution.py
-    assert set(STRATEGIES.names()) == {"brute_force", "evolution", "optuna"}
+    assert set(STRATEGIES.names()) == {"brute_force", "evolution", "learned_bits", "optuna"}
     assert set(MEANINGS) == {*SAMPLERS, "brute_force"}
 
 

@@ -8,6 +8,7 @@ finds the model's weights in them.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "load_checkpoint",
     "read_checkpoint",
     "read_meta",
+    "read_tensors",
     "save_checkpoint",
 ]
 
@@ -116,6 +118,22 @@ def read_checkpoint(path: Path, model: nn.Module, load_type: LoadType = "pt") ->
         _check_sidecar(path, data)
         content = read_safetensors(data, path) if is_safetensors(data, path) else read_pickled(data, path)
         return fitted(content, path, model, load_type)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors that :func:`save_checkpoint` wrote, by name, on the CPU, of whatever model.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds something else than tensors.
+    """
+    path = Path(path)
+    with parsing(CheckpointError, f"{path} cannot be read as a checkpoint", "delete it, and start the search again"):
+        data = _read(path)
+        _check_sidecar(path, data)
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+            raise ValueError("it does not hold tensors by name")
+        return tensors
 
 
 def _check_sidecar(path: Path, data: bytes) -> None:

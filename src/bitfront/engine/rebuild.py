@@ -172,6 +172,7 @@ def candidate_of(
     if job.memory is not None:
         for note in job.memory.keep(folder, plan.space.graph, job.calibration, writes=False):
             events.note(note)
+    plan.evaluator.keep_in(folder)
     searched_code = np.array(trial.code, dtype=np.int64)
     plan.evaluator.recall(searched_code, trial.metrics, trial_weights(folder, number))
     evaluator, code = plan.evaluator.alone(searched_code)

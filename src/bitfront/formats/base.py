@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.errors import nearest, one_of
@@ -250,6 +252,12 @@ class Format(ABC):
         The space reads it for the uniform candidates at the start of a search, before calibration.
         """
         return 0.0
+
+    @property
+    def value_bits(self) -> NDArray[np.int64] | None:
+        """Bits of the magnitude of each value, without a sign, int64, of the shape of the operand without samples; None
+        where all values have the same bits. Metrics that multiply bits with bits read it."""
+        return None
 
     def overhead_bits(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002
         """Bits that are stored once per tensor in addition to its values, e.g. for scales.

@@ -1,4 +1,4 @@
-"""Compiles ``kernels.cpp`` and ``training.cpp`` for this machine, once, and loads them with ctypes.
+"""Compiles ``kernels.cpp``, ``training.cpp`` and ``bits.cpp`` for this machine, once, and loads them with ctypes.
 
 Each library is kept in the user's cache directory (``folder.py``), under a name that depends on the source, the
 compiler and the processor. Compiling takes about a second. Everything runs on torch alone if there is no compiler,
@@ -28,6 +28,7 @@ COMPILE_SECONDS = 60
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+_DOUBLE = ctypes.c_double
 _AFFINE = [_POINTER, _POINTER, _INT]
 _ROUND = [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, *_AFFINE]
 _EVALUATION: dict[str, tuple[list[Any], Any]] = {
@@ -41,6 +42,20 @@ _EVALUATION: dict[str, tuple[list[Any], Any]] = {
 _TRAINING: dict[str, tuple[list[Any], Any]] = {
     "bitfront_train": ([_POINTER] * 5 + [_LONG] * 4 + [_POINTER] * 2, _LONG),
     "bitfront_logits": ([_POINTER] * 3 + [_LONG] * 2 + [_POINTER], None),
+}
+_BITS: dict[str, tuple[list[Any], Any]] = {
+    "bitfront_learn": (
+        [_POINTER] * 4
+        + [_LONG]
+        + [_POINTER] * 3
+        + [_LONG] * 2
+        + [_POINTER] * 2
+        + [_LONG] * 2
+        + [_DOUBLE]
+        + [_POINTER] * 2,
+        _DOUBLE,
+    ),
+    "bitfront_learned_logits": ([_POINTER] * 4 + [_LONG, _POINTER, _LONG] + [_POINTER] * 3, _DOUBLE),
 }
 
 
@@ -57,6 +72,12 @@ def library() -> ctypes.CDLL | None:
 def training_library() -> ctypes.CDLL | None:
     """The compiled training steps, or None if there are none. A call releases Python's lock."""
     return _load_library("training.cpp", "-ffp-contract=fast", _TRAINING)
+
+
+@functools.cache
+def bits_library() -> ctypes.CDLL | None:
+    """The compiled training of weights with their bits, or None if there is none. A call releases Python's lock."""
+    return _load_library("bits.cpp", "-ffp-contract=fast", _BITS)
 
 
 def _load_library(name: str, contraction: str, signatures: dict[str, tuple[list[Any], Any]]) -> ctypes.CDLL | None:

@@ -12,7 +12,7 @@ enum { MR = 8, NR = 3, RO = 4, RI = 4 };
 enum { MR = 4, NR = 1, RO = 4, RI = 4 };
 #endif
 
-enum Kind { PRODUCT, ACTIVATE, NORM, ADD, LARGEST, MEAN };
+enum Kind { PRODUCT, ACTIVATE, NORM, ADD, LARGEST, MEAN, ROUND, SPARSE };
 enum Part { PRODUCTS, ELEMENTWISE, NORMS, LOSS, OPTIMIZER, PARTS };
 
 struct Grid {
@@ -37,11 +37,15 @@ struct Operation {
     int64_t weight, bias;          // offsets in the parameters; -1: none
     int64_t state;                 // offset in the buffers (running mean, then variance); -1: none
     int64_t scratch;               // PRODUCT: packed weights; NORM: mean and 1 / deviation
-    Lists forward;                 // per position of the output: (block, position of the input)
+    Lists forward;                 // per position of the output: (block, position of the input); SPARSE: per row, (live weight, row)
     Lists backward;                // per position of the input: (block, position of the output)
     Lists pairs;                   // per block: (position of the output, position of the input)
     Grid first, second;            // ACTIVATE: before and after the ReLU; PRODUCT: weight and bias
     float rectify, momentum, epsilon;
+    int64_t fractions, integers;   // ROUND, SPARSE: offsets of the learned bits in the parameters
+    int64_t bias_fractions, slots; // SPARSE: offset of the bits of the bias; number of live weights
+    int64_t source;                // SPARSE: the operation that rounds its input
+    const int32_t* groups;         // row (ROUND) or live weight (SPARSE) -> which learned bits
 };
 
 struct Member {

@@ -15,7 +15,7 @@ from bitfront.kernels import native
 #: Samples in a vector: rows begin at multiples of it.
 LANES = 16
 #: The kinds of operations and of optimizers, in the order of the C++ enumerations.
-KINDS = ("product", "activate", "norm", "add", "largest", "mean")
+KINDS = ("product", "activate", "norm", "add", "largest", "mean", "round", "sparse")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 #: The parts of a step whose time ``train`` measures.
 PARTS = ("products", "elementwise", "batch norm", "loss", "optimizer")
@@ -45,6 +45,8 @@ class NativeOperation(ctypes.Structure):
         *((name, NativeLists) for name in ("forward", "backward", "pairs")),
         *((name, NativeGrid) for name in ("first", "second")),
         *((name, _FLOAT) for name in ("rectify", "momentum", "epsilon")),
+        *((name, _LONG) for name in ("fractions", "integers", "bias_fractions", "slots", "source")),
+        ("groups", _POINTER),
     )
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import fx
+from torch.func import functional_call
 
-from bitfront.formats.base import FLOAT_BITS
-from bitfront.graph import Graph
+from bitfront.formats.base import FLOAT_BITS, Operand
+from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
 from bitfront.graph.costs import bops, ebops
 from bitfront.metrics import RUNNERS
@@ -64,6 +66,11 @@ class _Multiplications(Runner):
                     total += bops(product, data, weight, count / size)
                 else:
                     total += ebops(product, data, weight, count)
+            if self.produces[0].name == "ebops":
+                for option, formats in enumerate(space.site_formats[g]):
+                    bits = {operand: form.value_bits for operand, form in formats.items()}
+                    if bits.get("weight") is not None:
+                        total[option] = mapped_ebops(space.graph, site, bits)
             tables.append(total)
         return tables
 
@@ -73,6 +80,26 @@ class _Multiplications(Runner):
         # Layers that compute something beside their class are no sites: they multiply 32 bits by 32 bits.
         apart = sum(layer.macs for layer in space.graph.left_out) * FLOAT_BITS**2
         return {self.produces[0].name: option_sum(self._tables(context), space.options(codes)) + apart}
+
+
+def mapped_ebops(graph: Graph, site: Site, bits: Mapping[Operand, NDArray[np.int64] | None]) -> float:
+    """EBOPs of a layer whose weights and inputs have bits of their own, per sample (HGQ, Sun et al. 2024, eq. 5).
+
+    Σ over its products of b_w · b_a, without sign bits, plus the bits of its biases. The sum of the products is the
+    sum of what the layer computes of bits in place of values, so padding costs nothing.
+
+    Args:
+        bits: operand → bits of the magnitude of each value.
+    """
+    data, weight, bias = (bits.get(operand) for operand in ("data_in", "weight", "bias"))
+    if data is None or weight is None:
+        raise ValueError(f"{site.title} has bits per value for its weight alone")
+    module = graph.model.get_submodule(site.path)
+    parameters = {"weight": torch.from_numpy(weight).double()}
+    if module.bias is not None:
+        parameters["bias"] = torch.zeros(len(module.get_parameter("bias")), dtype=torch.float64)
+    total = functional_call(module, parameters, (torch.from_numpy(data).double()[None],)).sum()
+    return float(total) + (0.0 if bias is None else float(bias.sum()))
 
 
 @RUNNERS.register("bops")

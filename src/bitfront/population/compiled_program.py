@@ -69,7 +69,7 @@ def compile_program(
         packed += rounded_up(size, steps.LANES)
         held += tensors
         operations.append(operation)
-    _mark_gradients(operations)
+    mark_gradients(operations)
     array = (steps.NativeOperation * len(operations))(*operations)
     return CompiledProgram(array, tuple(held), places, max(1, rows.count), max(1, packed), rows.of[program.logits])
 
@@ -88,7 +88,7 @@ class _Rows:
                 self.count += math.prod(program.shapes[step.output])
 
 
-def _mark_gradients(operations: Sequence[steps.NativeOperation]) -> None:
+def mark_gradients(operations: Sequence[steps.NativeOperation]) -> None:
     """In the backward pass the first operation that gives a value its gradient writes it, and the others add to it."""
     written: set[int] = set()
 
@@ -110,20 +110,8 @@ def _operation(
 ) -> tuple[steps.NativeOperation, int, list[Tensor]]:
     """(operation, floats of scratch it needs, tensors it points into)."""
     source, target = program.shapes[step.inputs[0]], program.shapes[step.output]
-    operation = steps.NativeOperation(
-        kind=steps.KINDS.index("product" if step.kind in ("linear", "conv") else step.kind),
-        channels_in=source[0],
-        channels=target[0],
-        positions_in=math.prod(source[1:]),
-        positions=math.prod(target[1:]),
-        blocks=1,
-        weight=-1,
-        bias=-1,
-        state=states.get(step.path, -1),
-        first=_grid(step.first),
-        second=_grid(step.second),
-        rectify=step.rectify,
-    )
+    operation, tensors = operation_of(step, source, target)
+    operation.state = states.get(step.path, -1)
     if step.path:
         module = model.get_submodule(step.path)
         for name in ("weight", "bias"):
@@ -134,14 +122,38 @@ def _operation(
             return operation, 2 * target[0], []
     if step.kind in ("activate", "add"):
         return operation, 0, []
-    operation.blocks = 1 if step.window is None else math.prod(step.window.kernel)
-    lists = _lists(source[1:], target[1:], step.window)
-    for name, (starts, pairs) in zip(("forward", "backward", "pairs"), lists, strict=True):
-        setattr(operation, name, steps.NativeLists(starts.data_ptr(), pairs.data_ptr()))
     # Rounded up to 8, the largest number of channels that a kernel takes at a time on any machine.
     outs, ins = rounded_up(target[0], 8), rounded_up(source[0], 8)
     size = outs * source[0] * operation.blocks + outs + ins * target[0] * operation.blocks
-    return operation, size, [tensor for pair in lists for tensor in pair]
+    return operation, size, tensors
+
+
+def operation_of(step: TrainingStep, source: Shape, target: Shape) -> tuple[steps.NativeOperation, list[Tensor]]:
+    """The operation of a step, without its parameters, and the tensors it points into.
+
+    Args:
+        source, target: shape of a sample of its first input and of its output.
+    """
+    operation = steps.NativeOperation(
+        kind=steps.KINDS.index("product" if step.kind in ("linear", "conv") else step.kind),
+        channels_in=source[0],
+        channels=target[0],
+        positions_in=math.prod(source[1:]),
+        positions=math.prod(target[1:]),
+        blocks=1 if step.window is None else math.prod(step.window.kernel),
+        weight=-1,
+        bias=-1,
+        state=-1,
+        first=_grid(step.first),
+        second=_grid(step.second),
+        rectify=step.rectify,
+    )
+    if step.kind in ("activate", "add", "norm"):
+        return operation, []
+    lists = _lists(source[1:], target[1:], step.window)
+    for name, (starts, pairs) in zip(("forward", "backward", "pairs"), lists, strict=True):
+        setattr(operation, name, steps.NativeLists(starts.data_ptr(), pairs.data_ptr()))
+    return operation, [tensor for pair in lists for tensor in pair]
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,10 +153,12 @@ class FormatSpace(ModelSpace):
         """Bits of `operand` under each option; per group an int64 array of shape (options,). 32 if it is in float, or
         if the site has no such operand."""
 
-    def bits_at(self, group: int, operand: Operand) -> NDArray[np.int64]:
-        """Bits of one operand of a site under each option, shape (options,). 32 if it is in float or missing."""
+    def bits_at(self, group: int, operand: Operand) -> NDArray[Any]:
+        """Bits of one operand of a site under each option, shape (options,). 32 if it is in float or missing; the mean
+        where the values of an operand have bits of their own."""
         formats = (option.get(operand) for option in self.site_formats[group])
-        return np.array([FLOAT_BITS if form is None else form.bits for form in formats], dtype=np.int64)
+        # Whole numbers, except where bits differ from value to value: then they are means.
+        return np.array([FLOAT_BITS if form is None else form.bits for form in formats])
 
     def input_bits(self) -> list[NDArray[np.int64]]:
         """Bits of the widest input of a site under each option, per group an array of shape (options,). Float: 32."""

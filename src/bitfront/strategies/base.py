@@ -173,6 +173,8 @@ class Strategy(ABC):
             before any work, unless a budget is given. Empty if there is no limit.
         batch: number of candidates to request at a time. It is a constant of the strategy or of its settings, and does
             not depend on the machine, so that the sequence of candidates is the same for any number of workers.
+        trains_bits: whether its candidates are networks on the course of a training with learned bits
+            (``learned_bits.space``), in place of those of the file's space.
         looks_back: whether `propose` reads the codes and losses of the history. If not, it gets a history without them;
             ``history.rows`` and ``history.fresh`` still say which candidates are known.
 
@@ -191,6 +193,7 @@ class Strategy(ABC):
     limit: ClassVar[str] = ""
     batch: int = 8
     looks_back: bool = True
+    trains_bits: ClassVar[bool] = False
 
     def __init__(self, space: Space, objectives: int, seed: int, settings: StrategySettings | None = None) -> None:
         self.space, self.objectives, self.seed = space, objectives, seed

@@ -26,6 +26,10 @@ from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, capture
+from bitfront.learned_bits.course import Cost, Schedule
+from bitfront.learned_bits.program import Granularities, with_learned_bits
+from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.learned_bits.trained import TrainedCourse
 from bitfront.metrics.base import Kind, Runner, SampleChoice, Scores, Values
 from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.spaces import SPACES
@@ -65,6 +69,36 @@ class CandidateTraining:
 
 
 @dataclass(frozen=True, eq=False)
+class BitsLearning:
+    """How weights and bits are learned together.
+
+    Attributes:
+        x, y: the training samples.
+        val_x, val_y: the samples by which networks are chosen.
+        schedule: the cycles.
+        cost: what a bit costs.
+        default, named: which values share their bits: of all layers, and of those that differ.
+        course: the training so far, shared by all jobs that are derived from one.
+    """
+
+    x: Tensor
+    y: Tensor
+    val_x: Tensor
+    val_y: Tensor
+    schedule: Schedule
+    cost: Cost
+    default: Granularities
+    named: Mapping[str, Granularities] = field(default_factory=dict)
+    course: TrainedCourse = field(default_factory=TrainedCourse)
+
+    def space(self, graph: Graph) -> LearnedBitsSpace:
+        """The space of the positions on the course of a captured model."""
+        return LearnedBitsSpace(
+            *with_learned_bits(graph, self.x[:1].shape[1:], self.default, self.named), self.schedule
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class EvaluationJob:
     """Everything an evaluation depends on. Picklable.
 
@@ -85,6 +119,7 @@ class EvaluationJob:
         trains: whether candidates are trained, in the search or after it.
         memory: what calibration has learned, shared by all jobs that are derived from this one; None: each evaluator
             learns for itself.
+        learning: how weights and bits are learned together; None if they are not.
         equalise: whether channels between two layers of `model` are equalised, before anything is learned.
     """
 
@@ -106,6 +141,7 @@ class EvaluationJob:
     trains: bool = False
     memory: Memory | None = None
     equalise: bool = False
+    learning: BitsLearning | None = None
     default_for: DefaultFor = "usual"
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
@@ -116,6 +152,8 @@ class EvaluationJob:
         """The space, of the captured model."""
         graph = capture(self.model, self.sample, training=self.trains)
         graph = equalised(graph) if self.equalise else graph
+        if self.learning is not None:
+            return self.learning.space(graph)
         request = SpaceRequest(graph, self.by, self.choices, parts=self.parts, default_for=self.default_for)
         return SPACES.get(self.space)(request)
 
@@ -237,6 +275,10 @@ class Evaluator(ABC):
     @abstractmethod
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""
+
+    def keep_in(self, folder: Path) -> None:  # noqa: ARG002
+        """Keep what is learned on the way in a run folder, and go on with what is there, if anything is."""
+        return
 
     def keep(self, code: NDArray[np.int64], path: Path) -> None:  # noqa: ARG002
         """Write the weights of one candidate to `path`, if candidates are trained and the file does not exist."""

@@ -39,12 +39,14 @@ from bitfront.engine.evaluation.interface import (
     Evaluator,
     joined,
 )
+from bitfront.engine.evaluation.learned_bits import LearnedBitsEvaluator
 from bitfront.errors import EvaluationError, UserError, described
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs
+from bitfront.learned_bits.space import LearnedBitsSpace
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
 from bitfront.spaces.base import Codes
@@ -72,6 +74,8 @@ def open_evaluator(job: EvaluationJob, space: ModelSpace | None = None) -> Evalu
         space: the job's space, if it is built already.
     """
     space = space or job.build_space()
+    if isinstance(space, LearnedBitsSpace):
+        return LearnedBitsEvaluator(job, space)
     if job.training is None and not space.changes_widths:
         return FixedEvaluator(job, space.quantization(space.graph))
     return TrainedEvaluator(job, space)

@@ -6,6 +6,7 @@ every mistake in the file. Training comes later.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
 from bitfront.engine.planning.inputs import choose_device, forward_fingerprint, load_weights, open_data, open_model
+from bitfront.engine.planning.learning import bits_learning
 from bitfront.engine.planning.notes import remarks
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
@@ -82,12 +84,13 @@ def make_plan(
         check_ready(runners, device)
     graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
-        space = _space(config, graph)
+        job = _job(config, graph, dataset, runners, objectives, device, strategy)
+        space = job.learning.space(graph) if job.learning else _space(config, graph)
         if config.search.calibration.equalisation:
             graph = _equalised(graph, space, _trains(config, runners))
             space = _space(config, graph)
         n_trials = _budget(setup, strategy, space.size)
-    evaluator = open_evaluator(_job(config, graph, dataset, runners, objectives, device), space)
+    evaluator = open_evaluator(replace(job, model=graph.model), space)
     with config.locating():
         constraints = _constraints(config, evaluator)
     lost = [] if model is None else range_remarks(evaluator.range_losses())
@@ -147,13 +150,20 @@ def _space(config: Config, graph: Graph) -> ModelSpace:
 
 
 def _job(
-    config: Config, graph: Graph, dataset: Dataset, runners: Runners, objectives: Objectives, device: str
+    config: Config,
+    graph: Graph,
+    dataset: Dataset,
+    runners: Runners,
+    objectives: Objectives,
+    device: str,
+    strategy: ConfiguredStrategy,
 ) -> EvaluationJob:
     """The evaluation job of the search, with the initialised model."""
     assert config.search is not None
     search = config.search
     with config.locating():
         training = candidate_training(config, runners, dataset, objectives)
+        learning = bits_learning(config, strategy, runners, dataset)
     return EvaluationJob(
         model=graph.model,
         sample=dataset.split("train")[0][:2],
@@ -171,6 +181,7 @@ def _job(
         trains=_trains(config, runners),
         memory=Memory(),
         equalise=search.calibration.equalisation,
+        learning=learning,
     )
 
 

@@ -86,6 +86,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
     if restart:
         # This comes after all checks, because it may delete hours of somebody's search.
         outputs = [*folder.glob(f"{STORE}-*"), *(folder / "checkpoints").glob("trial-*.pt")]
+        outputs += (folder / "checkpoints").glob("cycle-*")
         outputs += (folder / "tensorboard").glob("events.out.tfevents.*")
         outputs += learned.files(folder)
         for file in [path, *outputs, folder / "best.json", folder / "log.json"]:
@@ -102,6 +103,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         write_text(folder / "config.toml", text)
         store.set_meta("config", hashlib.sha256(text.encode()).hexdigest())
         job = plan.evaluator.job
+        plan.evaluator.keep_in(folder)
         memory = job.memory or Memory()
         for note in memory.keep(folder, space.graph, job.calibration):
             events.note(note)
@@ -154,9 +156,10 @@ def _searched(
     plan = with_samples(plan, store, events, dispatcher)
     _describe(plan, store)
     resumed = len(store)
-    each = seconds_per_candidate(plan, dispatcher.safe) if resumed < plan.n_trials else 0.0
+    learns = plan.evaluator.job.learning is not None
+    each = seconds_per_candidate(plan, dispatcher.safe) if resumed < plan.n_trials and not learns else 0.0
     events.planned(plan, each)
-    if resumed < plan.n_trials:
+    if resumed < plan.n_trials and not learns:
         plan = verified_plan(plan, each * (plan.n_trials - resumed), events, dispatcher.safe)
         dispatcher.use(plan.evaluator)
         verify_workers(dispatcher, events)

@@ -1,0 +1,129 @@
+"""The evaluator of networks whose bits were learned: each has its weights and its formats from a course of training.
+
+The course is trained when its networks are asked for, cycle by cycle. What is reported of a network is measured as for
+any other: by a ``FixedEvaluator`` with its weights and formats, which knows nothing of the training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
+from bitfront.engine.evaluation.interface import ONLY_CODE, BatchMetrics, BitsLearning, EvaluationJob, Evaluator, joined
+from bitfront.learned_bits.course import Course, Network, Samples, starting_ranges
+from bitfront.learned_bits.network import formats_of, state_of
+from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.metrics.base import Kind, Scores, Values
+from bitfront.spaces.base import Codes
+
+#: So many training samples say how large the values of a layer are at the start.
+RANGE_SAMPLES = 4096
+
+
+class LearnedBitsEvaluator(Evaluator):
+    """Evaluates the networks of a training with learned bits."""
+
+    def __init__(self, job: EvaluationJob, space: LearnedBitsSpace) -> None:
+        assert job.learning is not None
+        self.job = job
+        self.learning: BitsLearning = job.learning
+        self._space = space
+        alone = replace(job, learning=None, model=space.graph.model, memory=None)
+        self._float = FixedEvaluator(alone, space.quantization(space.graph))
+        self.runners = self._float.runners
+
+    @property
+    def space(self) -> LearnedBitsSpace:
+        """The space of the search."""
+        return self._space
+
+    @property
+    def closed_form(self) -> frozenset[str]:
+        """None: everything depends on the training."""
+        return frozenset()
+
+    def kinds(self) -> dict[str, tuple[Kind, str]]:
+        """Metric → (how its values are obtained, the reason if that is not the usual way)."""
+        return self._float.kinds()
+
+    def float_evaluator(self) -> FixedEvaluator:
+        """An evaluator whose only candidate, the empty code, is the float model."""
+        return self._float.float_evaluator()
+
+    def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> LearnedBitsEvaluator:
+        """An evaluator of the same networks on other samples."""
+        return LearnedBitsEvaluator(replace(self.job, splits=splits), self._space)
+
+    def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
+        """The samples (x, y) that ``scores`` uses."""
+        return self._float.samples(split, num_samples)
+
+    def alone(self, code: NDArray[np.int64]) -> tuple[FixedEvaluator, NDArray[np.int64]]:
+        """(the evaluator of one network with its weights and formats, the empty code)."""
+        (position,) = self._space.positions(code[None])
+        with one_thread():
+            network = self.learning.course.network(*position, self._begin)
+        return self._evaluator(network), ONLY_CODE
+
+    def _evaluator(self, network: Network) -> FixedEvaluator:
+        graph = self._space.graph
+        return self._float.trained(state_of(graph, network.layers), formats_of(graph, network.layers))
+
+    def _begin(self) -> Course:
+        learning, space = self.learning, self._space
+        model = space.graph.model
+        largest = starting_ranges(model, space.program, learning.x[:RANGE_SAMPLES].float(), lambda m, x: m(x))
+        models = [model] * learning.schedule.members
+        train, val = Samples.of(learning.x, learning.y), Samples.of(learning.val_x, learning.val_y)
+        return Course.begin(space.program, models, largest, learning.schedule, learning.cost, train, val)
+
+    def evaluate(self, codes: Codes) -> BatchMetrics:
+        """All metrics of some networks; those that are not known yet are trained first."""
+        return joined([self._evaluate(code) for code in codes])
+
+    def _evaluate(self, code: NDArray[np.int64]) -> BatchMetrics:
+        start = time.perf_counter()
+        evaluator, only = self.alone(code)
+        metrics = evaluator.evaluate(only[None])
+        return replace(metrics, seconds=(time.perf_counter() - start,))
+
+    def closed_form_values(self, codes: Codes, metrics: Collection[str]) -> Mapping[str, Values]:
+        """Some closed-form metrics of a batch of networks."""
+        columns: dict[str, list[float]] = {name: [] for name in metrics}
+        for code in codes:
+            evaluator, only = self.alone(code)
+            for name, values in evaluator.closed_form_values(only[None], metrics).items():
+                columns[name].append(float(values[0]))
+        return {name: np.array(values) for name, values in columns.items()}
+
+    def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
+        """Loss and correct answers of each network on fixed samples of `split`."""
+        parts = []
+        for code in codes:
+            evaluator, only = self.alone(code)
+            parts.append(evaluator.scores(only[None], split, num_samples))
+        return Scores(
+            np.concatenate([p.loss for p in parts]),
+            np.concatenate([p.correct for p in parts]),
+            len(self.samples(split, num_samples)[1]),
+            tuple(e for p in parts for e in p.errors),
+        )
+
+    def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Which samples each network classifies correctly, bool, shape (networks, samples)."""
+        rows = []
+        for code in codes:
+            evaluator, only = self.alone(code)
+            rows.append(evaluator.answers(only[None], split, start, stop)[0])
+        return np.array(rows, dtype=bool).reshape(len(codes), -1)
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep the networks of each complete cycle in a run folder, and go on behind the last one that is there."""
+        self.learning.course.folder = folder

@@ -1,0 +1,299 @@
+"""The course of a training: cycles of rising pressure, the networks that each cycle gives, and where it can go on.
+
+A cycle trains all members for some epochs. The learning rate follows a cosine down to 0, so the last epochs of a cycle
+give settled networks. The pressure moves to that of the cycle in the first quarter, and then stays. Epochs get cheaper
+as weights are removed, so later cycles have more of them. The state after a cycle is all that the next one needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront import kernels
+from bitfront.errors import EvaluationError
+from bitfront.kernels import bits as compiled
+from bitfront.learned_bits.member import BitsMember, Floats, LayerBits
+from bitfront.learned_bits.program import BitsProgram
+from bitfront.pareto import non_dominated
+
+#: The share of a cycle at its end whose networks may be kept.
+SETTLED = 0.4
+#: The share of a cycle in which the pressure moves.
+MOVING = 0.25
+#: An epoch without a live weight takes this share of the time of one with all of them: the loss, the roundings of the
+#: input, the gathering of samples.
+FLOOR = 0.2
+#: Fractional bits of every value at the start.
+START_BITS = 5.0
+#: At the start the pressure on all bits is this share of a nat; at the end so many times as much.
+FIRST_PRESSURE, RISE = 0.02, 200.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How weights and bits are trained.
+
+    Attributes:
+        cycles: number of cycles.
+        epochs: epochs of a cycle while all weights are alive; later cycles have more, in about the same time.
+        members: how many networks are trained beside each other, each from its own seed.
+        networks: how many networks a cycle gives per member.
+        batch_size: samples per step.
+        learning_rate: at the start of each cycle.
+        bits_rate: how many times as fast bits learn.
+        patience: after how many epochs of being zero a weight is removed.
+        first, last: the pressure of the first and of the last cycle, in nats per bit of the cost; None: from the cost
+            at the start.
+        seed: of the order of the samples.
+    """
+
+    cycles: int = 20
+    epochs: float = 8.0
+    members: int = 1
+    networks: int = 6
+    batch_size: int = 1024
+    learning_rate: float = 3e-3
+    bits_rate: float = 2.0
+    patience: int = 5
+    first: float | None = None
+    last: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a bit costs: of a product of bits of input and weight, of a weight, of a bias."""
+
+    pairs: float = 1.0
+    stored: float = 0.0
+    biases: float = 1.0
+
+    @property
+    def native(self) -> compiled.NativePressure:
+        """As the compiled steps take it."""
+        return compiled.NativePressure(self.pairs, self.stored, self.biases)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples and their classes: x float32 of shape (samples, features), contiguous; y int32."""
+
+    x: Tensor
+    y: Tensor
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor) -> Samples:
+        """From a split of a dataset, any shape."""
+        return Samples(x.flatten(1).float().cpu().contiguous(), y.int().cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network that a cycle gave.
+
+    Attributes:
+        layers: path of a layer → what was learned of it.
+        epoch: in which epoch of its cycle, from 1 on.
+        pressure: the pressure that it was trained under.
+    """
+
+    layers: Mapping[str, LayerBits]
+    epoch: int
+    pressure: float
+
+
+@dataclass(eq=False)
+class Position:
+    """Where a member is after some cycles: everything that the next cycle needs."""
+
+    member: BitsMember
+    order: torch.Generator
+    cycle: int = 0
+    pressure: float | None = None
+
+
+@dataclass(eq=False)
+class Course:
+    """A training with learned bits.
+
+    Attributes:
+        program: the steps of the network.
+        schedule: as given.
+        cost: what bits cost.
+        train, val: samples to learn from, and to choose networks by.
+        positions: per member, where it is.
+        targets: probabilities in place of labels, float32, shape (samples, classes); None for labels.
+    """
+
+    program: BitsProgram
+    schedule: Schedule
+    cost: Cost
+    train: Samples
+    val: Samples
+    positions: list[Position]
+    targets: Tensor | None = None
+    weights: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = sum(layer.weights for layer in self.program.layers)
+
+    @staticmethod
+    def begin(
+        program: BitsProgram,
+        models: Sequence[nn.Module],
+        largest: Sequence[Floats],
+        schedule: Schedule,
+        cost: Cost,
+        train: Samples,
+        val: Samples,
+        targets: Tensor | None = None,
+    ) -> Course:
+        """A course at its start.
+
+        Args:
+            models: a float model per member, all with the steps of `program`.
+            largest: per layer, the largest magnitude of each value of its input.
+        """
+        positions = [
+            Position(
+                BitsMember.of(program, model, largest, START_BITS),
+                torch.Generator().manual_seed(schedule.seed + 1000 * place),
+            )
+            for place, model in enumerate(models)
+        ]
+        return Course(program, schedule, cost, train, val, positions, targets)
+
+    @functools.cached_property
+    def pressures(self) -> NDArray[np.float64]:
+        """The pressure of each cycle."""
+        schedule = self.schedule
+        start = self._starting_cost()
+        first = schedule.first if schedule.first is not None else FIRST_PRESSURE / start
+        last = schedule.last if schedule.last is not None else RISE * first
+        return np.geomspace(first, last, schedule.cycles)
+
+    def _starting_cost(self) -> float:
+        member = self.positions[0].member
+        one = torch.zeros(1, dtype=torch.int32)
+        return compiled.logits(member.native, member.workspace, self.cost.native, self.train.x, one)[1]
+
+    def cycle(self, number: int, threads: int, on_epoch: Callable[[int, int], None]) -> list[list[Network]]:
+        """Train every member for one cycle. Returns per member the networks that it gives, the cheapest first.
+
+        Args:
+            number: of the cycle, from 0 on; the positions must be at its start.
+            threads: how many members are trained at a time.
+            on_epoch: called with (epochs done, epochs of the cycle), of the first member.
+        """
+        with ThreadPoolExecutor(max(1, min(threads, len(self.positions)))) as pool:
+            jobs = [
+                pool.submit(self._cycle_of, position, number, on_epoch if place == 0 else _silent)
+                for place, position in enumerate(self.positions)
+            ]
+            return [job.result() for job in jobs]
+
+    def _cycle_of(self, position: Position, number: int, on_epoch: Callable[[int, int], None]) -> list[Network]:
+        assert position.cycle == number
+        schedule, member = self.schedule, position.member
+        alive = member.alive / self.weights
+        epochs = max(schedule.networks, round(schedule.epochs / (FLOOR + (1 - FLOOR) * alive)))
+        steps = math.ceil(len(self.train.y) / schedule.batch_size)
+        places = (np.arange(epochs * steps) + 0.5) / (epochs * steps)
+        rates = schedule.learning_rate * (1 + np.cos(np.pi * places)) / 2
+        target = float(self.pressures[number])
+        before = position.pressure if position.pressure is not None else target
+        betas = before * (target / before) ** np.minimum(1, places / MOVING)
+        kept: list[tuple[float, float, Network]] = []
+        for epoch in range(epochs):
+            part = slice(epoch * steps, (epoch + 1) * steps)
+            self._epoch(position, np.ascontiguousarray(rates[part]), np.ascontiguousarray(betas[part]))
+            if epoch >= epochs - max(schedule.networks, math.ceil(SETTLED * epochs)):
+                kept.append(self._network(member, epoch + 1, float(betas[part][-1])))
+            member.prune(schedule.patience)
+            on_epoch(epoch + 1, epochs)
+        position.cycle, position.pressure = number + 1, target
+        return _chosen(kept, schedule.networks)
+
+    def _epoch(self, position: Position, rates: NDArray[np.float64], betas: NDArray[np.float64]) -> None:
+        schedule, member, train = self.schedule, position.member, self.train
+        order = torch.randperm(len(train.y), generator=position.order).int()
+        loss = compiled.learn(
+            member.native,
+            member.workspace,
+            self.cost.native,
+            train.x,
+            train.y,
+            self.targets,
+            order,
+            schedule.batch_size,
+            rates,
+            betas,
+            member.taken,
+            member.first_bits,
+            schedule.bits_rate,
+        )
+        member.taken += len(rates)
+        if not math.isfinite(loss):
+            raise EvaluationError(
+                f"the training with learned bits diverged in step {member.taken:,} (its loss is {loss}); use a smaller "
+                f"learning_rate than {schedule.learning_rate:g}"
+            )
+
+    def _network(self, member: BitsMember, epoch: int, pressure: float) -> tuple[float, float, Network]:
+        """(what it costs, − how many samples it classifies correctly, the network), by the compiled steps."""
+        everything = torch.arange(len(self.val.y), dtype=torch.int32)
+        logits, cost = compiled.logits(member.native, member.workspace, self.cost.native, self.val.x, everything)
+        _, right = kernels.score(logits.unsqueeze(0), self.val.y)
+        layers = {layer.path: member.rounded(i) for i, layer in enumerate(self.program.layers)}
+        return cost, -float(right), Network(layers, epoch, pressure)
+
+
+def _silent(done: int, of: int) -> None:
+    """Says nothing about the epochs of a member."""
+
+
+def _chosen(kept: Sequence[tuple[float, float, Network]], count: int) -> list[Network]:
+    """`count` networks, the cheapest first: those that no other dominates, evenly spread, then the latest others."""
+    losses = np.array([[cost, wrong] for cost, wrong, _ in kept])
+    front = sorted(non_dominated(losses).tolist(), key=lambda row: kept[row][0])
+    if len(front) > count:
+        front = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))]
+    others = [row for row in reversed(range(len(kept))) if row not in front]
+    rows = [*front, *others[: count - len(front)]]
+    return [kept[row][2] for row in sorted(rows, key=lambda row: (kept[row][0], row))]
+
+
+def starting_ranges(
+    model: nn.Module, program: BitsProgram, x: Tensor, run: Callable[[nn.Module, Tensor], object]
+) -> list[Floats]:
+    """Per layer, the largest magnitude of each value of its input on some samples, of the shape of a sample.
+
+    Args:
+        x: samples, float32.
+        run: calls the model with samples.
+    """
+    largest: dict[str, Floats] = {}
+
+    def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            largest[path] = inputs[0].detach().abs().amax(0).float().numpy()
+
+        return hook
+
+    handles = [model.get_submodule(layer.path).register_forward_pre_hook(look(layer.path)) for layer in program.layers]
+    try:
+        with torch.no_grad():
+            run(model, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [largest[layer.path] for layer in program.layers]

@@ -1,0 +1,385 @@
+"""A network in training: its weights and bits one after another, its live weights, and the compiled operations.
+
+Weights that stay zero are removed, and everything that depends on them: neurons that nobody reads, and neurons without
+inputs, whose constant goes into the biases behind them. After that the operations are written anew, so that training
+costs what is alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront.kernels import bits as compiled
+from bitfront.kernels import training as steps
+from bitfront.learned_bits.program import BitsProgram, Indices, Layer, Product, Round
+from bitfront.population.compiled_program import mark_gradients, operation_of, rounded_up
+
+#: Bytes of values and gradients of a tile of samples: they should fit into the cache of one core.
+TILE_BYTES = 1 << 19
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parameters of a layer are among the member's values: slices of weights and biases, and of their
+    fractional bits; of the fractional and integer bits of the input."""
+
+    weight: slice
+    bias: slice
+    weight_bits: slice
+    bias_bits: slice
+    fractions: slice
+    integers: slice
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBits:
+    """What was learned of a layer; everything as in the deployed network.
+
+    Attributes:
+        weight: float32, the shape of the weight; multiples of 2^-weight_fractions.
+        weight_bits, weight_fractions: int8, the same shape: bits of the magnitude (0 for the value
+            0) and binary point.
+        bias, bias_bits, bias_fractions: likewise, shape (outputs,); None without a bias.
+        data_bits, data_fractions: int8, the shape of a sample of the input; 0 bits where nobody reads the value.
+        signed: whether the input has a sign.
+    """
+
+    weight: Floats
+    weight_bits: NDArray[np.int8]
+    weight_fractions: NDArray[np.int8]
+    bias: Floats | None
+    bias_bits: NDArray[np.int8] | None
+    bias_fractions: NDArray[np.int8] | None
+    data_bits: NDArray[np.int8]
+    data_fractions: NDArray[np.int8]
+    signed: bool
+
+
+@dataclass(eq=False)
+class BitsMember:
+    """A network in training.
+
+    Attributes:
+        program: its steps.
+        live: per layer, the places of its live weights in its weight, ascending, int64.
+        zero: per layer and live weight, at the end of how many epochs in a row it was zero, int64.
+        values: parameters, float32: weights and biases, then bits.
+        moments: the optimizer's, each of the shape of `values`.
+        taken: number of steps so far.
+    """
+
+    program: BitsProgram
+    live: list[Indices]
+    zero: list[Indices]
+    values: Tensor
+    moments: tuple[Tensor, Tensor]
+    taken: int = 0
+    places: list[Places] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = _places_of(self.program, self.live)
+        self.reshape()
+
+    @staticmethod
+    def of(program: BitsProgram, model: nn.Module, largest: Sequence[Floats], bits: float) -> BitsMember:
+        """A member that starts from the weights of `model`.
+
+        Args:
+            largest: per layer, the largest magnitude of each value of its input, of the shape of a sample.
+            bits: fractional bits of everything at the start.
+        """
+        live = [np.arange(layer.weights) for layer in program.layers]
+        places = _places_of(program, live)
+        values = np.full(places[-1].integers.stop, bits, dtype=np.float32)
+        for layer, place, most in zip(program.layers, places, largest, strict=True):
+            module = model.get_submodule(layer.path)
+            values[place.weight] = module.get_parameter("weight").detach().numpy().reshape(-1)
+            if layer.bias:
+                values[place.bias] = module.get_parameter("bias").detach().numpy()
+            groups, count = layer.input_groups
+            top = np.zeros(count, dtype=np.float32)
+            np.maximum.at(top, groups, most.reshape(-1))
+            values[place.integers] = np.ceil(np.log2(np.maximum(top, 2.0**-8)))
+        tensor = torch.from_numpy(values)
+        zero = [np.zeros(len(slots), dtype=np.int64) for slots in live]
+        return BitsMember(program, live, zero, tensor, (torch.zeros_like(tensor), torch.zeros_like(tensor)))
+
+    @property
+    def first_bits(self) -> int:
+        """Parameters from here on are bits."""
+        return int(self.places[0].weight_bits.start)
+
+    @property
+    def alive(self) -> int:
+        """Number of live weights."""
+        return sum(map(len, self.live))
+
+    def reshape(self) -> None:
+        """Write the operations anew; call it when weights were removed."""
+        self._write()
+
+    def _write(self) -> None:
+        program = self.program
+        first_row, rows = {0: -1}, 0
+        for step in program.steps:
+            if not isinstance(step, Round | Product) and step.kind == "flatten":
+                first_row[step.output] = first_row[step.inputs[0]]
+                continue
+            first_row[step.output] = rows
+            rows += math.prod(program.shapes[step.output])
+        self._held: list[Tensor] = []
+        operations: list[steps.NativeOperation] = []
+        rounding: dict[int, int] = {}
+        packed = 0
+        for step in program.steps:
+            if isinstance(step, Round):
+                rounding[step.layer] = len(operations)
+                operation, size = self._round(step)
+            elif isinstance(step, Product):
+                operation, size = self._product(step, rounding[step.layer])
+            elif step.kind == "flatten":
+                continue
+            else:
+                operation, held = operation_of(step, program.shapes[step.inputs[0]], program.shapes[step.output])
+                size = 0
+                self._held += held
+            inputs = step.inputs if not isinstance(step, Round | Product) else (step.input,)
+            operation.input, operation.input2 = first_row[inputs[0]], first_row[inputs[-1]]
+            operation.output, operation.scratch = first_row[step.output], packed
+            packed += rounded_up(size, steps.LANES)
+            operations.append(operation)
+        mark_gradients(operations)
+        self._operations = (steps.NativeOperation * len(operations))(*operations)
+        self.native = steps.NativeMember(
+            ctypes.addressof(self._operations),
+            len(operations),
+            len(self.values),
+            first_row[program.logits],
+            program.shapes[program.logits][0],
+            self.values.data_ptr(),
+            None,
+            self.moments[0].data_ptr(),
+            self.moments[1].data_ptr(),
+        )
+        tile = TILE_BYTES // (8 * max(1, rows)) // steps.LANES * steps.LANES
+        self.workspace = compiled.Workspace.of(
+            rows,
+            packed,
+            len(self.values),
+            math.prod(program.shapes[0]) + program.shapes[program.logits][0],
+            max(map(len, self.live)),
+            min(compiled.LARGEST_TILE, max(4 * steps.LANES, tile)),
+        )
+
+    def _hold(self, array: NDArray[np.int64]) -> int:
+        tensor = torch.from_numpy(array.astype(np.int32))
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+    def _round(self, step: Round) -> tuple[steps.NativeOperation, int]:
+        layer, place = self.program.layers[step.layer], self.places[step.layer]
+        rows = math.prod(layer.source)
+        operation = steps.NativeOperation(
+            kind=steps.KINDS.index("round"),
+            channels_in=rows,
+            channels=rows,
+            positions_in=1,
+            positions=1,
+            rectify=step.rectify,
+            fractions=place.fractions.start,
+            integers=place.integers.start,
+            groups=self._hold(layer.input_groups[0]),
+        )
+        return operation, 6 * rounded_up(rows, steps.LANES)
+
+    def _product(self, step: Product, source: int) -> tuple[steps.NativeOperation, int]:
+        layer, place, slots = self.program.layers[step.layer], self.places[step.layer], self.live[step.layer]
+        out, slot, row = layer.products(slots)
+        positions_in, positions_out = layer.positions
+        rows_out, rows_in = math.prod(layer.target), math.prod(layer.source)
+        operation = steps.NativeOperation(
+            kind=steps.KINDS.index("sparse"),
+            channels_in=layer.source[0],
+            channels=layer.target[0],
+            positions_in=positions_in,
+            positions=positions_out,
+            weight=place.weight.start,
+            bias=place.bias.start if layer.bias else -1,
+            fractions=place.weight_bits.start,
+            bias_fractions=place.bias_bits.start if layer.bias else -1,
+            slots=len(slots),
+            source=source,
+            forward=self._lists(rows_out, out, slot, row),
+            backward=self._lists(rows_in, row, slot, out),
+            groups=self._hold(layer.weight_groups(slots)[0]),
+        )
+        return operation, 3 * rounded_up(len(slots), steps.LANES) + layer.target[0]
+
+    def _lists(self, count: int, which: Indices, first: Indices, second: Indices) -> steps.NativeLists:
+        order = np.argsort(which, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(which, minlength=count))])
+        pairs = np.stack([first[order], second[order]], axis=1) if len(order) else np.zeros((1, 2), dtype=np.int64)
+        return steps.NativeLists(self._hold(starts), self._hold(pairs.reshape(-1)))
+
+    # --- what is learned ----------------------------------------------------------------------------------------------
+
+    def rounded(self, layer: int) -> LayerBits:
+        """What was learned of a layer so far."""
+        spec, place, slots = self.program.layers[layer], self.places[layer], self.live[layer]
+        values = self.values.numpy()
+        groups, count = spec.weight_groups(slots)
+        fractions = _whole(values[place.weight_bits])[groups]
+        codes = np.rint(np.ldexp(values[place.weight], fractions))
+        lengths = _lengths(codes)
+        widths = np.zeros(max(1, count), dtype=np.int64)
+        np.maximum.at(widths, groups, lengths)
+        weight, bits, points = np.zeros(spec.weights, dtype=np.float32), *np.zeros((2, spec.weights), dtype=np.int8)
+        weight[slots] = np.ldexp(codes, -fractions)
+        bits[slots], points[slots] = np.where(lengths > 0, widths[groups], 0), fractions
+        shape = spec.weight_shape
+        read = np.zeros(math.prod(spec.source), dtype=bool)
+        read[spec.products(slots[codes != 0])[2]] = True
+        of_rows = spec.input_groups[0]
+        data_fractions = _whole(values[place.fractions])[of_rows]
+        data_bits = np.clip(data_fractions + _whole(values[place.integers])[of_rows], 0, compiled.MOST_BITS)
+        bias = bias_bits = bias_points = None
+        if spec.bias:
+            whole = _whole(values[place.bias_bits])
+            bias_codes = np.rint(np.ldexp(values[place.bias], whole))
+            bias = np.ldexp(bias_codes, -whole).astype(np.float32)
+            bias_bits, bias_points = _lengths(bias_codes).astype(np.int8), whole.astype(np.int8)
+        return LayerBits(
+            weight.reshape(shape),
+            bits.reshape(shape),
+            points.reshape(shape),
+            bias,
+            bias_bits,
+            bias_points,
+            np.where(read, data_bits, 0).astype(np.int8).reshape(spec.source),
+            data_fractions.astype(np.int8).reshape(spec.source),
+            spec.signed,
+        )
+
+    # --- removing weights ---------------------------------------------------------------------------------------------
+
+    def prune(self, patience: int) -> bool:
+        """Count the weights that are zero, and remove those that were zero for `patience` counts. Call it after each
+        epoch. Returns whether any was removed."""
+        removed = []
+        for layer, (place, slots) in enumerate(zip(self.places, self.live, strict=True)):
+            groups, _ = self.program.layers[layer].weight_groups(slots)
+            values = self.values.numpy()
+            codes = np.rint(np.ldexp(values[place.weight], _whole(values[place.weight_bits])[groups]))
+            self.zero[layer] = np.where(codes == 0, self.zero[layer] + 1, 0)
+            removed.append(self.zero[layer] >= patience)
+        if not any(gone.any() for gone in removed):
+            return False
+        self._remove(removed)
+        while self._fold():
+            pass
+        self.reshape()
+        return True
+
+    def _remove(self, removed: Sequence[NDArray[np.bool_]]) -> None:
+        keep = np.ones(len(self.values), dtype=bool)
+        for layer, gone in enumerate(removed):
+            place = self.places[layer]
+            keep[place.weight] &= ~gone
+            if self.program.layers[layer].shared.weight == "element":
+                keep[place.weight_bits] &= ~gone
+            self.live[layer] = self.live[layer][~gone]
+            self.zero[layer] = self.zero[layer][~gone]
+        chosen = torch.from_numpy(np.flatnonzero(keep))
+        self.values = self.values[chosen]
+        self.moments = (self.moments[0][chosen], self.moments[1][chosen])
+        self.places = _places_of(self.program, self.live)
+
+    def _fold(self) -> bool:
+        """Remove what became useless in one layer: neurons that nobody reads, and constants, which go into the biases
+        of the layer that reads them. Returns whether something was removed."""
+        removed = [np.zeros(len(slots), dtype=bool) for slots in self.live]
+        for layer, spec in enumerate(self.program.layers):
+            before = self.program.follows(layer)
+            if before is None or spec.positions != (1, 1) or not spec.bias:
+                continue
+            previous = self.program.layers[before]
+            fed = np.zeros(previous.target[0], dtype=bool)
+            fed[self.live[before] // (previous.weights // previous.target[0])] = True
+            inputs = self.live[layer] % spec.source[0]
+            constant = ~fed[inputs]
+            if constant.any():
+                self._into_bias(before, layer, constant)
+                removed[layer] |= constant
+            read = np.zeros(previous.target[0], dtype=bool)
+            read[inputs[~constant]] = True
+            outputs = self.live[before] // (previous.weights // previous.target[0])
+            removed[before] |= ~read[outputs]
+            if previous.bias:
+                self._forget(self.places[before].bias, ~read)
+        if not any(gone.any() for gone in removed):
+            return False
+        self._remove(removed)
+        return True
+
+    def _into_bias(self, before: int, layer: int, constant: NDArray[np.bool_]) -> None:
+        bits, source = self.rounded(layer), self.rounded(before)
+        spec, values = self.program.layers[layer], self.values.numpy()
+        inputs, outputs = self.live[layer] % spec.source[0], self.live[layer] // spec.source[0]
+        given = source.bias if source.bias is not None else np.zeros(spec.source[0], dtype=np.float32)
+        fractions = bits.data_fractions.astype(np.int64)
+        most = np.ldexp(1.0, bits.data_bits.astype(np.int64)) - 1
+        codes = np.clip(np.rint(np.ldexp(given, fractions)), 0 if not spec.signed else -most, most)
+        held = np.ldexp(codes, -fractions)
+        weights = bits.weight.reshape(-1)[self.live[layer]]
+        added = np.bincount(outputs[constant], (weights * held[inputs])[constant], minlength=spec.target[0])
+        values[self.places[layer].bias] += added.astype(np.float32)
+
+    def _forget(self, place: slice, which: NDArray[np.bool_]) -> None:
+        for tensor in (self.values, *self.moments):
+            tensor.numpy()[place][which] = 0
+
+
+def _places_of(program: BitsProgram, live: Sequence[Indices]) -> list[Places]:
+    """Weights and biases of all layers first, then bits."""
+    start = 0
+
+    def take(size: int) -> slice:
+        nonlocal start
+        start += size
+        return slice(start - size, start)
+
+    values = [(take(len(slots)), take(_biases(layer))) for layer, slots in zip(program.layers, live, strict=True)]
+    bits = [
+        (
+            take(layer.weight_groups(slots)[1]),
+            take(_biases(layer)),
+            take(layer.input_groups[1]),
+            take(layer.input_groups[1]),
+        )
+        for layer, slots in zip(program.layers, live, strict=True)
+    ]
+    return [Places(*value, *bit) for value, bit in zip(values, bits, strict=True)]
+
+
+def _biases(layer: Layer) -> int:
+    return layer.target[0] if layer.bias else 0
+
+
+def _whole(bits: Floats) -> NDArray[np.int64]:
+    whole: NDArray[np.int64] = np.clip(np.rint(bits), -compiled.MOST_BITS, compiled.MOST_BITS).astype(np.int64)
+    return whole
+
+
+def _lengths(codes: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Bits of the magnitudes of whole numbers."""
+    lengths: NDArray[np.int64] = np.frexp(np.abs(codes))[1].astype(np.int64)
+    return lengths

@@ -1,0 +1,258 @@
+"""The steps of a network whose bits are learned: products over live weights, and a rounding in front of each of them.
+
+The steps come from ``population.programs``, which reads a float model without batch norms. In front of every linear
+layer and convolution there is a rounding of its input. A ReLU that only this layer reads becomes part of the rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.graph import Graph
+from bitfront.operations.training import Shape, SlidingWindow, UnsupportedError
+from bitfront.population.programs import TrainingProgram, TrainingStep
+from bitfront.population.programs import program as training_program
+
+#: What shares its bits: nothing, the weights of an output channel (the values of an input channel), the whole operand.
+Granularity = Literal["element", "channel", "layer"]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Granularities:
+    """Which values of a layer share their bits.
+
+    Attributes:
+        weight: element, output channel or layer. A bias follows: per channel for "channel", else as here.
+        data_in: element, channel or layer.
+    """
+
+    weight: Granularity = "element"
+    data_in: Granularity = "element"
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A linear layer or convolution with its rounding.
+
+    Attributes:
+        path: path of the module.
+        weight_shape: shape of its weight: outputs, inputs per group, and the kernel.
+        source, target: shape of a sample of its input and of its output.
+        groups: number of groups of a convolution.
+        bias: whether it has one.
+        places: int64, shape (n, 3): (weight of the kernel, position of the output, position of the input), of every
+            product of two channels.
+        signed: whether its input may be negative.
+        shared: which values share their bits.
+    """
+
+    path: str
+    weight_shape: Shape
+    source: Shape
+    target: Shape
+    groups: int
+    bias: bool
+    places: Indices
+    signed: bool
+    shared: Granularities
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.weight_shape)
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """(positions of a channel of the input, of the output)."""
+        return math.prod(self.source[1:]), math.prod(self.target[1:])
+
+    def weight_groups(self, slots: Indices) -> tuple[Indices, int]:
+        """(which bits each of some weights has, number of bits that are learned)."""
+        if self.shared.weight == "element":
+            return np.arange(len(slots)), len(slots)
+        if self.shared.weight == "channel":
+            return slots // (self.weights // self.weight_shape[0]), self.weight_shape[0]
+        return np.zeros(len(slots), dtype=np.int64), 1
+
+    @functools.cached_property
+    def input_groups(self) -> tuple[Indices, int]:
+        """(which bits each value of the input has, number of bits that are learned)."""
+        rows = np.arange(math.prod(self.source))
+        if self.shared.data_in == "element":
+            return rows, len(rows)
+        if self.shared.data_in == "channel":
+            return rows // self.positions[0], self.source[0]
+        return np.zeros_like(rows), 1
+
+    def products(self, slots: Indices) -> tuple[Indices, Indices, Indices]:
+        """Every product of some weights: (row of the output, place in `slots`, row of the input), each int64."""
+        of_kernel, (positions_in, positions_out) = math.prod(self.weight_shape[2:]), self.positions
+        outputs, inputs = self.weight_shape[0], self.weight_shape[1]
+        out, rest = np.divmod(slots, inputs * of_kernel)
+        channel, kernel = np.divmod(rest, of_kernel)
+        channel = channel + out // (outputs // self.groups) * inputs
+        order = np.argsort(self.places[:, 0], kind="stable")
+        places = self.places[order]
+        counts = np.bincount(places[:, 0], minlength=of_kernel)
+        starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        each = counts[kernel]
+        slot = np.repeat(np.arange(len(slots)), each)
+        within = np.arange(len(slot)) - np.repeat(np.cumsum(each) - each, each)
+        place = places[np.repeat(starts[kernel], each) + within]
+        return out[slot] * positions_out + place[:, 1], slot, channel[slot] * positions_in + place[:, 2]
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """A rounding with learned bits of the input of a layer; with `rectify`, after a ReLU."""
+
+    layer: int
+    input: int
+    output: int
+    rectify: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """The product of a layer, of the value that its rounding gives."""
+
+    layer: int
+    input: int
+    output: int
+
+
+@dataclass(frozen=True, eq=False)
+class BitsProgram:
+    """A network whose bits are learned.
+
+    Attributes:
+        layers: its linear layers and convolutions, in the order of their calls.
+        steps: what is computed, in order. Values are numbered; 0 is the input.
+        shapes: value → shape of a sample.
+        logits: the value with the logits.
+    """
+
+    layers: tuple[Layer, ...]
+    steps: tuple[Round | Product | TrainingStep, ...]
+    shapes: dict[int, Shape]
+    logits: int
+
+    def follows(self, layer: int) -> int | None:
+        """The layer whose output, after at most a ReLU, is the whole input of `layer`; None if there is none."""
+        rounding = next(s for s in self.steps if isinstance(s, Round) and s.layer == layer)
+        readers = [s for s in self.steps if rounding.input in inputs_of(s)]
+        producer = next((s for s in self.steps if s.output == rounding.input), None)
+        return producer.layer if isinstance(producer, Product) and len(readers) == 1 else None
+
+
+def inputs_of(step: Round | Product | TrainingStep) -> tuple[int, ...]:
+    """The values that a step reads."""
+    return step.inputs if isinstance(step, TrainingStep) else (step.input,)
+
+
+def bits_program(model: nn.Module, program: TrainingProgram, shared: dict[str, Granularities]) -> BitsProgram:
+    """The steps of `model` with learned bits.
+
+    Args:
+        model: a float model without batch norms.
+        program: its steps.
+        shared: path of a layer → which of its values share their bits.
+    """
+    readers: dict[int, list[TrainingStep]] = {}
+    for step in program.steps:
+        for value in step.inputs:
+            readers.setdefault(value, []).append(step)
+    layers: list[Layer] = []
+    steps: list[Round | Product | TrainingStep] = []
+    shapes = dict(enumerate(program.shapes))
+    positive: set[int] = set()
+    fused = {
+        step.output: step.inputs[0]
+        for step in program.steps
+        if step.kind == "activate"
+        and step.rectify
+        and [s.kind for s in readers.get(step.output, [])] in (["linear"], ["conv"])
+    }
+    for step in program.steps:
+        if step.output in fused:
+            continue
+        if step.kind not in ("linear", "conv"):
+            steps.append(step)
+            kept = step.kind in ("flatten", "largest", "mean", "add") and set(step.inputs) <= positive
+            if kept or (step.kind == "activate" and step.rectify):
+                positive.add(step.output)
+            continue
+        source, rounded = step.inputs[0], len(shapes)
+        rectify = source in fused or source in positive
+        layers.append(_layer(model, program, step, not rectify, shared[step.path]))
+        shapes[rounded] = program.shapes[source]
+        steps.append(Round(len(layers) - 1, fused.get(source, source), rounded, rectify))
+        steps.append(Product(len(layers) - 1, rounded, step.output))
+    return BitsProgram(tuple(layers), tuple(steps), shapes, program.logits)
+
+
+def _layer(
+    model: nn.Module, program: TrainingProgram, step: TrainingStep, signed: bool, shared: Granularities
+) -> Layer:
+    module = model.get_submodule(step.path)
+    source, target = program.shapes[step.inputs[0]], program.shapes[step.output]
+    shape = tuple(module.get_parameter("weight").shape)
+    places = np.zeros((1, 3), dtype=np.int64) if step.window is None else _places(source[1:], target[1:], step.window)
+    groups = int(getattr(module, "groups", 1))
+    return Layer(step.path, shape, source, target, groups, module.bias is not None, places, signed, shared)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(source: Shape, target: Shape, window: SlidingWindow) -> Indices:
+    """(weight of the kernel, position of the output, position of the input) of every product of a sliding window."""
+    down, across, i, j = (
+        axis.reshape(-1) for axis in np.meshgrid(*map(np.arange, (*target, *window.kernel)), indexing="ij")
+    )
+    y, x = (
+        place * stride + offset - padding
+        for place, offset, stride, padding in zip((down, across), (i, j), window.stride, window.padding, strict=True)
+    )
+    inside = (y >= 0) & (y < source[0]) & (x >= 0) & (x < source[1])
+    triples = (i * window.kernel[1] + j, down * target[1] + across, y * source[1] + x)
+    return np.stack([triple[inside] for triple in triples], axis=1).astype(np.int64)
+
+
+def with_learned_bits(
+    graph: Graph, shape: Shape, default: Granularities, named: Mapping[str, Granularities]
+) -> tuple[Graph, BitsProgram]:
+    """(the graph without batch norms, its steps with learned bits).
+
+    Args:
+        graph: a captured model.
+        shape: of a sample.
+        default, named: which values share their bits: of all layers, and of those with other ones, by path.
+
+    Raises:
+        ConfigError: the model is no such list of steps; the message gives the reason. Or `named` names no layer.
+    """
+    try:
+        program = training_program(graph.model, shape, {})
+    except UnsupportedError as reason:
+        raise ConfigError(
+            f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions, ReLU, "
+            "pooling, flatten and additions",
+            key=("search", "strategy", "name"),
+        ) from None
+    paths = [step.path for step in program.steps if step.kind in ("linear", "conv")]
+    for path in named:
+        if path not in paths:
+            raise ConfigError(
+                f"{path!r} is no layer whose bits are learned; {one_of(paths)}.{nearest(path, paths)}",
+                key=("search", "strategy", "setup", "layers", path),
+            )
+    return graph, bits_program(graph.model, program, {path: named.get(path, default) for path in paths})

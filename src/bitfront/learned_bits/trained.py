@@ -1,0 +1,157 @@
+"""The networks that a course gave so far, in memory and in the run folder, so that it can go on after any end.
+
+``checkpoints/cycle-N.pt`` is written once, when cycle N is complete: its networks, and where every member is after it.
+A search that was killed begins again behind the last complete cycle, with the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitfront import checkpoints
+from bitfront.errors import CheckpointError, parsing
+from bitfront.learned_bits.course import Course, Network, Position
+from bitfront.learned_bits.member import BitsMember, LayerBits
+from bitfront.learned_bits.program import BitsProgram
+
+#: The arrays of a ``LayerBits``, in order.
+ARRAYS = (
+    "weight",
+    "weight_bits",
+    "weight_fractions",
+    "bias",
+    "bias_bits",
+    "bias_fractions",
+    "data_bits",
+    "data_fractions",
+)
+
+
+def cycle_file(folder: Path, cycle: int) -> Path:
+    """The file of a complete cycle, from 0 on, in a run folder."""
+    return folder / "checkpoints" / f"cycle-{cycle + 1}.pt"
+
+
+@dataclass(eq=False)
+class TrainedCourse:
+    """What a course gave so far.
+
+    Attributes:
+        folder: the run folder; None as long as nothing is kept there.
+        threads: how many members are trained at a time.
+        on_epoch: called with (cycle, epochs done, epochs of the cycle).
+        networks: cycle → per member its networks, the cheapest first.
+        course: the training, where it is now; None before it begins.
+    """
+
+    folder: Path | None = None
+    threads: int = 1
+    on_epoch: Callable[[int, int, int], None] = lambda *_: None
+    networks: dict[int, list[list[Network]]] = field(default_factory=dict)
+    course: Course | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process begins with nothing.
+        return {"folder": self.folder, "threads": self.threads, "networks": {}, "course": None}
+
+    def network(self, cycle: int, member: int, place: int, begin: Callable[[], Course]) -> Network:
+        """A network of the course. What is not known is read from the run folder, or trained.
+
+        Args:
+            begin: gives the course at its start.
+
+        Raises:
+            CheckpointError: a file in the run folder is damaged.
+        """
+        if cycle not in self.networks:
+            self._get(cycle, begin)
+        return self.networks[cycle][member][place]
+
+    def _get(self, cycle: int, begin: Callable[[], Course]) -> None:
+        if self.course is None:
+            self.course = begin()
+        course = self.course
+        if self._known(cycle):
+            self.networks[cycle], positions = self._read(cycle, course)
+            if positions[0].cycle > course.positions[0].cycle:
+                course.positions = positions
+            return
+        if course.positions[0].cycle > cycle:
+            raise CheckpointError(f"the networks of cycle {cycle + 1} are gone; start the search again with --restart")
+        before = next((c for c in range(cycle - 1, course.positions[0].cycle - 1, -1) if self._known(c)), None)
+        if before is not None:
+            self.networks[before], course.positions = self._read(before, course)
+        for number in range(course.positions[0].cycle, cycle + 1):
+            self.networks[number] = course.cycle(number, self.threads, functools.partial(self.on_epoch, number))
+            if self.folder is not None:
+                _write(cycle_file(self.folder, number), self.networks[number], course)
+
+    def _known(self, cycle: int) -> bool:
+        return self.folder is not None and cycle_file(self.folder, cycle).exists()
+
+    def _read(self, cycle: int, course: Course) -> tuple[list[list[Network]], list[Position]]:
+        assert self.folder is not None
+        path = cycle_file(self.folder, cycle)
+        tensors, meta = checkpoints.read_tensors(path), checkpoints.read_meta(path)
+        with parsing(CheckpointError, f"{path} cannot be read", "start the search again with --restart"):
+            networks = [
+                [
+                    Network(_layers(tensors, f"{m}.{n}", course.program), entry["epoch"], entry["pressure"])
+                    for n, entry in enumerate(of_member)
+                ]
+                for m, of_member in enumerate(meta["networks"])
+            ]
+            positions = [_position(tensors, f"{m}", entry, course) for m, entry in enumerate(meta["positions"])]
+        return networks, positions
+
+
+def _write(path: Path, networks: list[list[Network]], course: Course) -> None:
+    tensors: dict[str, Tensor] = {}
+    for m, of_member in enumerate(networks):
+        for n, network in enumerate(of_member):
+            for i, layer in enumerate(course.program.layers):
+                for name in ARRAYS:
+                    array = getattr(network.layers[layer.path], name)
+                    if array is not None:
+                        tensors[f"{m}.{n}.{i}.{name}"] = torch.from_numpy(array)
+    for m, position in enumerate(course.positions):
+        member = position.member
+        tensors |= {f"{m}.values": member.values, f"{m}.first": member.moments[0], f"{m}.second": member.moments[1]}
+        tensors[f"{m}.order"] = position.order.get_state()
+        for i, (live, zero) in enumerate(zip(member.live, member.zero, strict=True)):
+            tensors |= {f"{m}.live.{i}": torch.from_numpy(live), f"{m}.zero.{i}": torch.from_numpy(zero)}
+    meta = {
+        "networks": [[{"epoch": n.epoch, "pressure": n.pressure} for n in of_member] for of_member in networks],
+        "positions": [{"taken": p.member.taken, "cycle": p.cycle, "pressure": p.pressure} for p in course.positions],
+    }
+    checkpoints.save_checkpoint(tensors, path, meta)
+
+
+def _layers(tensors: Mapping[str, Tensor], prefix: str, program: BitsProgram) -> dict[str, LayerBits]:
+    layers = {}
+    for i, layer in enumerate(program.layers):
+        arrays = {name: tensors[key].numpy() if (key := f"{prefix}.{i}.{name}") in tensors else None for name in ARRAYS}
+        layers[layer.path] = LayerBits(**arrays, signed=layer.signed)  # type: ignore[arg-type]
+    return layers
+
+
+def _position(tensors: Mapping[str, Tensor], m: str, entry: Mapping[str, Any], course: Course) -> Position:
+    count = len(course.program.layers)
+    member = BitsMember(
+        course.program,
+        [tensors[f"{m}.live.{i}"].numpy() for i in range(count)],
+        [tensors[f"{m}.zero.{i}"].numpy() for i in range(count)],
+        tensors[f"{m}.values"].clone(),
+        (tensors[f"{m}.first"].clone(), tensors[f"{m}.second"].clone()),
+        entry["taken"],
+    )
+    order = torch.Generator()
+    order.set_state(tensors[f"{m}.order"])
+    return Position(member, order, entry["cycle"], entry["pressure"])

@@ -1,0 +1,69 @@
+"""Learned bits: the weights and the bits of every value are trained together, and each cycle of the training gives
+networks. This strategy asks for them in the order of the course."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from bitfront.spaces.base import Codes, Space
+from bitfront.strategies import STRATEGIES
+from bitfront.strategies.base import History, Strategy, StrategySettings
+
+Granularity = Literal["element", "channel", "layer"]
+
+
+class LearnedBitsSettings(StrategySettings):
+    """The keys of ``[search.strategy.setup]`` of learned bits."""
+
+    cost: Literal["ebops", "bops", "model_size"] = Field("ebops", description="the metric whose cost is pressed on")
+    weight: Granularity = Field("element", description="which weights share their bits: none, a channel, a layer")
+    data_in: Granularity = Field("element", description="which values of an input share their bits")
+    layers: dict[str, dict[str, Granularity]] = Field(
+        default={}, description="layer → its `weight` and `data_in`, where they differ"
+    )
+    cycles: int = Field(
+        20, ge=1, description="cycles of the training; the pressure on the bits rises from one to the next"
+    )
+    epochs: float = Field(
+        8.0, gt=0, description="epochs of a cycle while all weights are alive; later cycles have more"
+    )
+    members: int = Field(1, ge=1, le=64, description="networks that are trained beside each other, from several seeds")
+    networks: int = Field(6, ge=1, description="networks that each cycle gives, per member")
+    batch_size: int = Field(1024, ge=16, description="samples per step")
+    learning_rate: float = Field(3e-3, gt=0, description="at the start of each cycle; follows a cosine down to 0")
+    bits_rate: float = Field(2.0, gt=0, description="how many times as fast bits learn as weights")
+    patience: int = Field(5, ge=1, description="a weight that was zero after so many epochs in a row is removed")
+    first_pressure: float | None = Field(
+        None,
+        gt=0,
+        description="pressure of the first cycle in nats per unit of the cost; default: 0.02 / cost at the start",
+    )
+    last_pressure: float | None = Field(None, gt=0, description="pressure of the last cycle; default: 200 × the first")
+
+
+@STRATEGIES.register("learned_bits")
+class LearnedBits(Strategy):
+    """Trains weights and bits together under a rising pressure; every network of its course is a candidate."""
+
+    Settings = LearnedBitsSettings
+    settings: LearnedBitsSettings
+    exhaustive = True
+    looks_back = False
+    trains_bits = True
+
+    def __init__(self, space: Space, objectives: int, seed: int, settings: LearnedBitsSettings | None = None) -> None:
+        super().__init__(space, objectives, seed, settings)
+        #: The networks of a cycle.
+        self.batch = self.settings.members * self.settings.networks
+
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
+        """The networks of the next cycle that are not known yet, int64, shape (candidates, parameters)."""
+        for start in range(0, self.space.size, self.batch):
+            block = self.space.numbered(start, min(start + self.batch, self.space.size))
+            unknown = block[history.rows(block) < 0]
+            if len(unknown):
+                return unknown[:n]
+        return np.zeros((0, len(self.space.parameters)), dtype=np.int64)
