@@ -156,8 +156,9 @@ MORE = {
 If this table is present, each candidate is trained. It begins with the float model's weights, in its widths, and is
 trained with its formats and straight-through gradients. It is evaluated with the weights after the last epoch, in the
 formats that it was trained in, in eval mode (also with `eval_mode = false`), on another split than the training split.
-Its result depends neither on other candidates nor on `n_jobs`. It cannot be combined with `bias_correction`,
-`batch_norm` and `rounding = "adaptive"` of the calibration.
+Its result depends neither on other candidates nor on `n_jobs`. [Corrections](formats.md#corrections-and-training) go
+with it: `equalisation` and `bias_correction` before the training, `batch_norm` after it. `rounding = "adaptive"` does
+not.
 
 Formats are calibrated before this training, on the network in its state then. Directly after its widths were changed, a
 network has a low accuracy; with `float_epochs` it is first trained in float, once for all candidates with its widths.

@@ -447,13 +447,136 @@ def test_without_training_wider_networks_compute_what_the_model_does(dataset):
     assert len(set(np.round(measured["loss"], 4))) > 1
 
 
+# --- with corrections ------------------------------------------------------------------------------------------------
+
+
+CORRECTED = {"search.calibration.bias_correction": True, "search.calibration.batch_norm": True}
+
+
+def a_normalised_network():
+    """Two layers that equalisation changes, and a batch norm behind a layer that has formats."""
+    torch.manual_seed(0)
+    layers = (
+        *(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8)),
+        *(nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)),
+    )
+    model = nn.Sequential(*layers)
+    model(torch.randn(200, 16))  # statistics that are not those of a new batch norm
+    return model.eval()
+
+
+@pytest.mark.parametrize("more", [CORRECTED, CORRECTED | {"search.calibration.equalisation": True}])
+def test_corrected_candidates_are_alike_together_alone_in_another_process_and_as_deployed(dataset, more):
+    plan = plan_of(dataset, QUANTIZE, TRAIN, model=a_normalised_network(), **more)
+    assert not [note for note in plan.notes if "has no effect" in note]
+    codes = everything(plan)[:4]
+    together = plan.evaluator.evaluate(codes)
+    assert together.errors == ("",) * 4
+    for i in range(4):
+        job = pickle.loads(pickle.dumps(plan.evaluator.job))  # noqa: S301
+        alone = open_evaluator(job).evaluate(codes[i : i + 1])
+        assert alone.values["loss"][0] == together.values["loss"][i]
+    x, y = plan.evaluator.samples("val", None)
+    for i in (0, 3):
+        evaluator, code = plan.evaluator.alone(codes[i])
+        deployed = evaluate(evaluator.model(code, bake=True), x, y, batch_size=evaluator.chunk)
+        assert deployed.loss == together.values["loss"][i]
+
+
+def test_batch_norms_get_the_statistics_of_the_trained_weights_in_their_formats(dataset):
+    plain, corrected = (
+        plan_of(dataset, QUANTIZE, TRAIN, model=a_normalised_network(), **more)
+        for more in ({}, {"search.calibration.batch_norm": True})
+    )
+    code = everything(plain)[0]
+    (before, _), (after, empty) = (plan.evaluator.alone(code) for plan in (plain, corrected))
+    one, two = (e.space.graph.model.state_dict() for e in (before, after))
+    assert {name for name in one if not torch.equal(one[name], two[name])} == {"3.running_mean", "3.running_var"}
+    formats = after.formats(empty)
+    linear = (after.space.graph.model[0], after.space.graph.model[2])
+    means, variances = [], []
+    samples = corrected.evaluator.job.calibration
+    for part in samples.tensor_split(-(-len(samples) // 64)):
+        h = part
+        for layer, name in zip(linear, ("_0", "_2"), strict=True):
+            of = formats[name]
+            h = of["data_in"].quantize(h) @ of["weight"].quantize(layer.weight).T + of["bias"].quantize(layer.bias)
+            h = h.relu() if name == "_0" else h
+        means.append(h.mean(0))
+        variances.append(h.var(0))
+    torch.testing.assert_close(two["3.running_mean"], torch.stack(means).mean(0))
+    torch.testing.assert_close(two["3.running_var"], torch.stack(variances).mean(0))
+
+
+def test_a_trained_candidate_begins_with_corrected_biases(dataset, monkeypatch):
+    begun = []
+    real = training_bench.train_population
+
+    def recorded(models, *args, **more):
+        begun.extend({k: v.clone() for k, v in model.state_dict().items()} for model in models)
+        return real(models, *args, **more)
+
+    monkeypatch.setattr(training_bench, "train_population", recorded)
+    for more in ({}, {"search.calibration.bias_correction": True}):
+        plan = plan_of(dataset, QUANTIZE, TRAIN, model=a_normalised_network(), **more)
+        plan.evaluator.evaluate(everything(plan)[:1])
+    plain, corrected = begun
+    assert {name for name in plain if not torch.equal(plain[name], corrected[name])} == {"0.bias", "2.bias", "5.bias"}
+
+
+def test_stored_weights_of_a_corrected_candidate_are_taken_up_to_the_bit(dataset, tmp_path):
+    plan = plan_of(dataset, QUANTIZE, TRAIN, model=a_normalised_network(), **CORRECTED)
+    code = everything(plan)[1]
+    measured = plan.evaluator.evaluate(code[None])
+    plan.evaluator.keep(code, tmp_path / "trial.pt")
+    other = open_evaluator(plan.evaluator.job)
+    other.recall(code, {m: float(v[0]) for m, v in measured.values.items()}, tmp_path / "trial.pt")
+    assert other.scores(code[None], "val", None).loss[0] == measured.values["loss"][0]
+
+
+def test_halving_compares_networks_with_the_statistics_that_they_are_measured_with(dataset, monkeypatch):
+    renewed = []
+    real = training_bench.with_new_statistics
+    monkeypatch.setattr(training_bench, "with_new_statistics", lambda *a: renewed.append(real(*a)) or renewed[-1])
+    halved = TRAIN + "halving = {rungs = [1], keep = 0.5, cohort = 4}\n"
+    plan = plan_of(dataset, QUANTIZE, halved, model=a_normalised_network(), **CORRECTED)
+    codes = everything(plan)[:4]
+    measured = plan.evaluator.evaluate(codes)
+    epochs = measured.values["trained_epochs"].tolist()
+    assert set(epochs) == {1.0, 2.0}
+    at_rung, at_end = renewed[:4], renewed[4:]
+    assert len(at_end) == 4
+    for epoch, first, last in zip(epochs, at_rung, at_end, strict=True):
+        assert states_equal(first, last) == (epoch == 1)
+
+
 # --- what the file may ask for ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("parts", "more", "key"),
     [
-        ((WIDTHS, TRAIN), {"search.calibration.bias_correction": True}, "search.calibration.bias_correction"),
+        ((WIDTHS, TRAIN), {"search.calibration.rounding": "adaptive"}, "search.calibration.rounding"),
+        ((WIDTHS, TRAIN), {"search.calibration.equalisation": True}, "search.calibration.equalisation"),
+        (
+            (QUANTIZE, TRAIN + "init = 'fresh'\n"),
+            {"search.calibration.equalisation": True},
+            "search.calibration.equalisation",
+        ),
+        (
+            (QUANTIZE, TRAIN),
+            {"search.calibration.batch_norm": True, "search.calibration.num_samples": 1},
+            "search.calibration.num_samples",
+        ),
+        (
+            (QUANTIZE,),
+            {
+                "search.calibration.batch_norm": True,
+                "search.calibration.num_samples": 1,
+                "search.finetune.trials": 1,
+            },
+            "search.calibration.num_samples",
+        ),
         (
             (WIDTHS, TRAIN),
             {"search.strategy.sw_runner.basic_evaluation.data_loader": "train"},

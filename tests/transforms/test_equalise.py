@@ -99,7 +99,7 @@ def test_a_search_with_equalised_weights_is_resumed_and_rebuilt_to_the_same_numb
 
 
 def test_equalisation_and_other_widths_do_not_go_together(tmp_path):
-    with pytest.raises(ConfigError, match="equalisation = true is for candidates that share"):
+    with pytest.raises(ConfigError, match="equalisation = true is for candidates that start from"):
         bf.search(
             model=nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(),
             data=(torch.randn(60, 6).numpy(), np.arange(60) % 3),

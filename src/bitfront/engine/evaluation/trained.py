@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from bitfront import checkpoints
 from bitfront.data.base import Dataset
+from bitfront.engine.evaluation.after_training import float_state, with_new_statistics
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.halving import Halving, going_on
 from bitfront.engine.evaluation.interface import (
@@ -43,7 +44,7 @@ from bitfront.engine.evaluation.learned_bits import LearnedBitsEvaluator
 from bitfront.errors import EvaluationError, UserError, described
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
-from bitfront.graph import Graph, capture
+from bitfront.graph import capture
 from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs
 from bitfront.learned_bits.space import LearnedBitsSpace
@@ -255,8 +256,9 @@ class TrainedEvaluator(Evaluator):
         def select(members: Sequence[int], states: Sequence[StateDict]) -> NDArray[np.bool_]:
             assert halving is not None
             evaluators = [
-                missing[i][1].trained(_float_state(missing[i][1].space.graph, state), formats[i])
+                network.trained(self._finished(network, state, formats[i]), formats[i])
                 for i, state in zip(members, states, strict=True)
+                for network in (missing[i][1],)
             ]
             return going_on(self._rung_losses(evaluators, halving), halving.keep)
 
@@ -266,7 +268,7 @@ class TrainedEvaluator(Evaluator):
                 _train(twins, training, self.job.device, most, outputs, select if halving else None) if twins else []
             )
         for (row, evaluator, _), site_formats, (state, epochs) in zip(missing, formats, trained, strict=True):
-            known[row] = TrainedCandidate(_float_state(evaluator.space.graph, state), epochs, site_formats)
+            known[row] = TrainedCandidate(self._finished(evaluator, state, site_formats), epochs, site_formats)
         networks = {int(row): evaluator for rows, evaluator, _ in self._untrained_networks(codes) for row in rows}
         for row, evaluator in sorted(networks.items()):
             candidate = known[row]
@@ -276,6 +278,16 @@ class TrainedEvaluator(Evaluator):
                 self.stopped[keys[row]] = candidate.epochs
             network = evaluator.trained(candidate.state, candidate.formats, candidate.epochs)
             yield np.array([row]), network, ONLY_CODE[None]
+
+    def _finished(
+        self, network: FixedEvaluator, twin: StateDict, formats: Mapping[str, Mapping[Operand, Format]]
+    ) -> StateDict:
+        """The float weights of a network from those of its trained twin, with what is corrected after training."""
+        training, state = self.job.training, float_state(network.space.graph, twin)
+        assert training is not None
+        if not self.job.corrections.batch_norm:
+            return state
+        return with_new_statistics(network, state, formats, training.settings.batch_size)
 
     def _epochs(self, key: bytes) -> int:
         """Number of epochs for a candidate that is not part of a cohort."""
@@ -429,18 +441,3 @@ def _train(
         if member.error:
             raise EvaluationError(member.error)
     return [(member.state, stop) for member, stop in zip(members, stops, strict=True)]
-
-
-def _float_state(graph: Graph, trained: Mapping[str, Tensor]) -> StateDict:
-    """The state dict of the float network, from that of its quantized twin.
-
-    A twin's parameters have the names of the float network's. There is an exception: if a shared module is called
-    several times, the rewritten graph names each call's module differently. A module that is not called is missing
-    from the twin; its state stays that of the float network.
-    """
-    names = {f"{site.name}_quantized": site.path for site in graph.sites if site.path}
-    renamed = {}
-    for name, tensor in trained.items():
-        path, dot, key = name.rpartition(".")
-        renamed[f"{names.get(path, path)}{dot}{key}"] = tensor
-    return {name: renamed.get(name, tensor.cpu()) for name, tensor in graph.model.state_dict().items()}

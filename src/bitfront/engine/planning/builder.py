@@ -87,7 +87,7 @@ def make_plan(
         job = _job(config, graph, dataset, runners, objectives, device, strategy)
         space = job.learning.space(graph) if job.learning else _space(config, graph)
         if config.search.calibration.equalisation:
-            graph = _equalised(graph, space, _trains(config, runners))
+            graph = _equalised(graph, space)
             space = _space(config, graph)
         n_trials = _budget(setup, strategy, space.size)
     evaluator = open_evaluator(replace(job, model=graph.model), space)
@@ -190,12 +190,12 @@ def _corrections(table: CalibrationTable) -> Corrections:
     return Corrections(table.bias_correction, table.batch_norm, iterations)
 
 
-def _equalised(graph: Graph, space: ModelSpace, trains: bool) -> Graph:
-    """The graph with equalised weights. Raises ConfigError where candidates have weights of their own."""
-    if trains or space.changes_widths:
-        why = "train their weights" if trains else "have other widths"
+def _equalised(graph: Graph, space: ModelSpace) -> Graph:
+    """The graph with equalised weights. Raises ConfigError where candidates have other widths."""
+    if space.changes_widths:
         raise ConfigError(
-            f"equalisation = true is for candidates that share one model's weights, and here they {why}; remove it",
+            "equalisation = true is for candidates that start from one model's weights, and here they have other "
+            "widths: which channels a narrower layer keeps depends on the size of its weights; remove it",
             key=("search", "calibration", "equalisation"),
         )
     return equalised(graph)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bitfront.config import Config
 from bitfront.data.base import Dataset
-from bitfront.engine.evaluation.calibration import Corrections
-from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
 from bitfront.engine.planning.coverage import in_float
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
@@ -15,6 +14,7 @@ from bitfront.graph.outputs import outputs_note
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.transforms.correct import has_bias, norms_behind
 from bitfront.transforms.equalise import pairs_of
+from bitfront.transforms.reestimate import norms_of
 from bitfront.transforms.rounding import estimated_seconds, has_two_sides, learns_rounding
 
 
@@ -36,7 +36,7 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes += [*_graph_notes(space), *_departure_notes(space, job.trains)]
     notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_sharing_notes(space)]
     notes += [text] if (text := in_float(space).text) else []
-    notes += [*_correction_notes(space, job.corrections, job.equalise), *_kind_notes(evaluator)]
+    notes += [*_correction_notes(space, job), *_kind_notes(evaluator)]
     notes += _rounding_notes(space, job.corrections.rounding)
     notes += [*space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
     return notes
@@ -156,14 +156,17 @@ def _sharing_notes(space: ModelSpace) -> list[str]:
     return notes
 
 
-def _correction_notes(space: ModelSpace, corrections: Corrections, equalises: bool) -> list[str]:
+def _correction_notes(space: ModelSpace, job: EvaluationJob) -> list[str]:
     """Configured corrections that have no effect in this model."""
-    graph, notes = space.graph, []
+    graph, corrections, notes = space.graph, job.corrections, list[str]()
     if corrections.bias and not any(has_bias(graph, s) for s in graph.sites):
         notes.append("bias_correction = true has no effect: no layer that can be configured has a bias")
-    if equalises and not any(pairs_of(graph)):
+    if job.equalise and not any(pairs_of(graph)):
         notes.append("equalisation = true has no effect: no two layers have nothing but a ReLU between them")
-    if corrections.batch_norm and not any(norms_behind(graph, s) for s in graph.sites):
+    if corrections.batch_norm and job.training is not None:
+        if not norms_of(graph.model):
+            notes.append("batch_norm = true has no effect: the model has no batch norm with running statistics")
+    elif corrections.batch_norm and not any(norms_behind(graph, s) for s in graph.sites):
         why = "the model cannot be traced" if graph.untraced else "no batch norm directly follows a layer with weights"
         notes.append(f"batch_norm = true has no effect: {why}")
     return notes

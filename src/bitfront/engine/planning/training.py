@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitfront.config import Config
+from bitfront.config import CalibrationTable, Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.halving import Halving
 from bitfront.engine.evaluation.interface import CandidateTraining
@@ -14,6 +14,9 @@ from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.metrics.training import BasicTrainSettings, HalvingSettings
 from bitfront.objectives import Objectives
 from bitfront.training import TrainSettings
+
+#: Fewer samples have no variance.
+LEAST_SAMPLES = 2
 
 
 def configured_training(runners: Runners) -> tuple[ConfiguredRunner, BasicTrainSettings] | None:
@@ -33,24 +36,25 @@ def candidate_training(
         ConfigError: the settings contradict each other, or other settings of the search; ``key`` names the setting.
     """
     assert config.search is not None
-    training = configured_training(runners)
+    training, calibration = configured_training(runners), config.search.calibration
+    if training is not None or config.search.finetune.trials:
+        _check_samples(calibration)
     if training is None:
         return None
     runner, table = training
-    calibration = config.search.calibration
-    done = {
-        "bias_correction": calibration.bias_correction,
-        "batch_norm": calibration.batch_norm,
-        "rounding": calibration.rounding == "adaptive",
-    }
-    for key in done:
-        if done[key]:
-            what = "rounding = 'adaptive'" if key == "rounding" else key
-            raise ConfigError(
-                f"{what} is not possible if candidates are trained, because training learns what it corrects; remove "
-                "it, or remove basic_train",
-                key=("search", "calibration", key),
-            )
+    if calibration.rounding == "adaptive":
+        raise ConfigError(
+            "rounding = 'adaptive' is not possible if candidates are trained: it learns to keep the outputs of the "
+            "float weights, and training changes those weights and learns their rounding with them; remove it, or "
+            "remove basic_train",
+            key=("search", "calibration", "rounding"),
+        )
+    if calibration.equalisation and table.init == "fresh":
+        raise ConfigError(
+            "equalisation = true is for weights that a candidate starts from, and with init = 'fresh' they are drawn "
+            "anew; remove one of them",
+            key=("search", "calibration", "equalisation"),
+        )
     for other in runners:
         samples = other.settings.samples
         if samples is not None and samples.split == "train":
@@ -72,6 +76,16 @@ def candidate_training(
     if table.halving is not None:
         halving = _halving(runners, table.halving, table.max_epochs, objectives, (*runner.where, "halving"))
     return CandidateTraining(x, y, dataset.num_classes, settings, table.init, table.float_epochs, halving)
+
+
+def _check_samples(calibration: CalibrationTable) -> None:
+    """Raises ConfigError where batch norms are to get new statistics from too few samples."""
+    if calibration.batch_norm and calibration.num_samples < LEAST_SAMPLES:
+        raise ConfigError(
+            f"batch_norm = true needs {LEAST_SAMPLES} samples or more where candidates are trained: statistics are "
+            "estimated anew after that, and one sample has no variance",
+            key=("search", "calibration", "num_samples"),
+        )
 
 
 def _halving(

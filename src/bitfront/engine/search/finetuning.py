@@ -18,6 +18,7 @@ import numpy as np
 from bitfront import checkpoints
 from bitfront.config import FinetuneTable
 from bitfront.data.base import Dataset
+from bitfront.engine.evaluation.after_training import with_new_statistics
 from bitfront.engine.evaluation.fixed import one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, ModelEvaluator
 from bitfront.engine.search.weights import SMALL_STEP
@@ -70,6 +71,7 @@ def finetune(
     settings: TrainSettings,
     folder: Path,
     events: Events,
+    reestimates: bool = False,
 ) -> Finetuned:
     """Fine-tune one candidate, and store its weights and formats in `folder`.
 
@@ -82,6 +84,7 @@ def finetune(
         settings: the settings of the training.
         folder: the run folder.
         events: receives the progress.
+        reestimates: estimate the statistics of batch norms anew, with the trained weights and formats.
 
     Raises:
         KeyboardInterrupt: training was interrupted.
@@ -107,6 +110,8 @@ def finetune(
     model.load_state_dict(result.best_state)
     learned = frozen(rounds)
     state = shadow(graph, result.best_state)
+    if reestimates:
+        state = with_new_statistics(evaluator, state, learned, settings.batch_size)
     trained = evaluator.trained(state, learned)
     values = {m: float(v[0]) for m, v in trained.evaluate(ONLY_CODE[None]).values.items()}
     test: dict[str, float] = {}

@@ -357,6 +357,16 @@ def _finetune(plan: Plan, store: Store, run: Run, events: Events) -> None:
         events.note(f"fine-tuning trial {number}")
         events.training(settings, len(plan.dataset.split("train")[1]))
         evaluator, code = plan.evaluator.alone(run.columns.codes([row])[0])
-        finetuned = finetune(evaluator, code, number, before, plan.dataset, settings, run.folder, events)
+        finetuned = finetune(
+            evaluator,
+            code,
+            number,
+            before,
+            plan.dataset,
+            settings,
+            run.folder,
+            events,
+            plan.evaluator.job.corrections.batch_norm,
+        )
         done.append(vars(finetuned))
         store.set_meta("finetuned", {"settings": vars(settings), "trials": done})
