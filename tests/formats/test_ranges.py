@@ -74,7 +74,7 @@ def test_a_row_does_not_depend_on_the_other_rows():
 
 def divergences(x, levels):
     """Number of bins → the Kullback-Leibler divergence, computed as Migacz 2017 writes it down, bin by bin."""
-    x = np.abs(x.astype(np.float64))
+    x = np.unique(np.abs(x.astype(np.float64)))
     x = x[x > 0]
     counts = np.histogram(x, BINS, (0.0, x.max()))[0].astype(np.float64)
     result = {}
@@ -104,6 +104,14 @@ def test_entropy_has_the_smallest_divergence_of_all_cuts(levels, draw):
     chosen = round(entropy_reach(torch.from_numpy(x), largest, levels) / largest * BINS - 0.5)
     assert known[chosen] == pytest.approx(min(known.values()), rel=1e-9)
     assert chosen < BINS  # tails are cut off
+
+
+def test_entropy_is_not_led_by_a_value_that_many_samples_share():
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
+    shared = torch.cat([x, torch.full((20_000,), 0.3)])
+    largest = float(x.max())
+    assert entropy_reach(shared, largest, 256) == pytest.approx(entropy_reach(x, largest, 256), rel=0.01)
+    assert entropy_reach(shared, largest, 256) > 0.6 * largest  # 0.3 is 0.07 of it
 
 
 def test_entropy_cuts_an_outlier_off_and_counts_every_code_behind_a_relu():

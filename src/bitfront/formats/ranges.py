@@ -116,8 +116,11 @@ def entropy_reach(values: Tensor, largest: float, levels: int) -> float:
     counted in the last of them; Q is the first i bins in `levels` neighbouring groups, each group spread evenly over
     those of its bins that are not empty. Where the last of them is empty and P counts something there, which would make
     the divergence infinite, Q has one value in it. The i with the smallest divergence of Q from P is taken, the largest
-    among equals, and the reach is ``(i + 1/2) / BINS`` of the whole one. Zeros do not count: every format holds them
-    exactly.
+    among equals, and the reach is ``(i + 1/2) / BINS`` of the whole one.
+
+    A value counts once, however often it occurs, and zeros do not count. A value that many samples share (the bias of a
+    channel where an image is empty) is a spike of the histogram. Q spreads it over its group, though a format moves it
+    by half a step at most, and most of the range was cut off to keep the group of the spike narrow.
 
     Args:
         values: finite, any shape.
@@ -127,7 +130,7 @@ def entropy_reach(values: Tensor, largest: float, levels: int) -> float:
     Returns:
         The reach; infinite where there is nothing to choose.
     """
-    size = values.double().abs().flatten()
+    size = values.double().abs().unique()
     size = size[size > 0]
     if levels >= BINS or not len(size) or not 0 < largest < math.inf:
         return math.inf
