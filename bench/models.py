@@ -34,9 +34,9 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    def __init__(self, classes: int = 10, blocks: int = 3) -> None:
+    def __init__(self, classes: int = 10, blocks: int = 3, channels: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
         stages: list[nn.Module] = []
@@ -160,3 +160,9 @@ def settled(make: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 0
 def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:
     """ResNet-20, or one with fewer blocks per stage."""
     return settled(lambda: ResNet20(blocks=blocks), (3, 32, 32), seed)
+
+
+def small_resnet(channels: int, seed: int = 0) -> nn.Module:
+    """ResNet-8 for images of any size, with the weights that training starts from."""
+    torch.manual_seed(seed)
+    return ResNet20(blocks=1, channels=channels)

@@ -83,6 +83,17 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         ),
         Target("differing_candidates", 0, "", "candidates that differ from the deployed model", at_most=True),
     ),
+    "int8": (
+        *(
+            target
+            for name, network in (("digits_cnn", "digits-cnn"), ("resnet_8", "ResNet-8"))
+            for target in (
+                Target(f"{name}_below_float", 0.3, "points", f"int8 below float, {network}", at_most=True),
+                Target(f"{name}_above_onnxruntime", 0, "points", f"int8 above ONNX Runtime's, {network}"),
+            )
+        ),
+        Target("differing_networks", 0, "", "networks that differ from the deployed model", at_most=True),
+    ),
     "scaling": (
         Target("target_seconds", 30, "s", "810,000 candidates of jsc-mlp on 2,000 samples, all included", at_most=True),
         Target("cost_ratio", 1.0, "times", "a candidate among 10⁶ against one among 10⁴", at_most=True),

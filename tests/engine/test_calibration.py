@@ -260,6 +260,22 @@ def test_corrections_give_back_accuracy_at_low_precision(digits, make, which, ga
     assert loss[which].mean() < 0.9 * loss[""].mean()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "mse", "entropy"])
+def test_int8_is_as_accurate_as_float(digits, rule):
+    """Within 0.3 points; `bench/int8.py` shows it on larger networks, beside ONNX Runtime."""
+    x, y = digits
+    model = trained(with_norms(), digits)
+    settings = {"name": "affine", "data_in_width": 8, "data_in_range": rule, "weight_width": 8}
+    evaluator = FixedEvaluator(
+        job(model, x[1200:], y[1200:], x[:512], {"conv2d": settings, "linear": settings}, Corrections())
+    )
+    accuracy = evaluator.evaluate(evaluator.space.numbered(0, 1)).values["accuracy"][0]
+    floating = evaluator.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["accuracy"][0]
+    assert floating > 0.95
+    assert accuracy >= floating - 0.003
+
+
 def test_a_bias_that_several_use_is_not_corrected():
     """Corrected for one of them it would be another tensor, which nobody has counted."""
     first, second = nn.Linear(6, 6), nn.Linear(6, 6)
