@@ -130,7 +130,7 @@ def entropy_reach(values: Tensor, largest: float, levels: int) -> float:
     Returns:
         The reach; infinite where there is nothing to choose.
     """
-    size = values.double().abs().unique()
+    size = torch.from_numpy(np.unique(values.double().abs().numpy(force=True)))
     size = size[size > 0]
     if levels >= BINS or not len(size) or not 0 < largest < math.inf:
         return math.inf
