@@ -33,6 +33,7 @@ from bitfront.graph.capture import parameter
 from bitfront.graph.costs import bit_operations, bops, ebops
 from bitfront.graph.nodes import recorded_nodes
 from bitfront.metrics.stored import stored_forms
+from bitfront.operations.base import DATA_OUT
 from bitfront.operations.lookup import tensors_in
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
@@ -380,7 +381,7 @@ def _row(
     weights, biases = ([s.name for s in specs if s.role == role] for role in ("weight", "bias"))
     used = dict.fromkeys(names[n] for n in node.parameters if n in names)
     sizes = [batch * math.prod(shape) for shape in node.inputs]
-    widths = _input_bits(node, bits)
+    widths, output_bits = _input_bits(node, bits), formats[DATA_OUT].bits if DATA_OUT in formats else FLOAT_BITS
     operations = None if node.operations is None else batch * node.operations
     macs = batch * node.macs
     effective = _effective(node, graph, batch, formats, bits)
@@ -397,7 +398,7 @@ def _row(
         input_buffer=sum(sizes),
         output_buffer=batch * math.prod(node.output),
         input_bytes=sum(-(-size * width // 8) for size, width in zip(sizes, widths, strict=False)),
-        output_bytes=batch * math.prod(node.output) * FLOAT_BITS // 8,
+        output_bytes=-(-batch * math.prod(node.output) * output_bits // 8),
         data_in_bits=data,
         weight_bits=max((bits[name] for name in weights), default=None),
         bias_bits=max((bits[name] for name in biases), default=None),

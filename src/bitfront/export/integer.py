@@ -22,6 +22,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
 from bitfront.kernels import onednn
+from bitfront.operations.base import DATA_OUT
 from bitfront.operations.lookup import hooks, operand_nodes
 
 SiteFormats = Mapping[Operand, Format]
@@ -31,6 +32,8 @@ def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
     """Why torch has no kernel of bytes for a site in these formats; empty if it has one, or if the site stays in float.
     Formats must be calibrated."""
     needed = [o for o in site.specs if o.role != "bias"]
+    if DATA_OUT in formats:
+        return f"its result has a format ({DATA_OUT}), and no kernel of bytes rounds one: leave it out, or write ONNX"
     if not any(o.name in formats for o in needed):
         return ""
     if graph.fx_graph is None:

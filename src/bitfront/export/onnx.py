@@ -33,7 +33,7 @@ from bitfront.export.packing import Packing, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
-from bitfront.operations.base import Operation
+from bitfront.operations.base import DATA_OUT, Operation
 from bitfront.operations.lookup import of_node, unusual
 from bitfront.operations.onnx import Bytes
 
@@ -89,7 +89,9 @@ def _summed(site: Site) -> list[Operand]:
 def obstacle(site: Site, formats: SiteFormats) -> str:
     """Why ONNX Runtime has no integer kernel for a site in these formats; empty if it has one, or if the site stays
     in float. Formats must be calibrated."""
-    needed = _summed(site)
+    needed, result = _summed(site), formats.get(DATA_OUT)
+    if result is not None and packing(result, activation=True) is None:
+        return f"{DATA_OUT} is {result.label}, which no kernel of bytes takes"
     if not any(o in needed for o in formats):
         return ""
     if site.operation.onnx_integer is None:
@@ -162,6 +164,8 @@ class _Writer(fx.Interpreter):
             raise ExportError(f"{n.name} ({self.kind(n)}) has no counterpart in ONNX here{why and f': {why}'}")
         self.written = set()
         name = operation.onnx(self, n)
+        if (rounding := self._format_of(n, DATA_OUT)) is not None:
+            name = self._rounded(n, DATA_OUT, self.out, name, rounding)
         forgotten = self.formats.get(n.name, {}).keys() - self.written
         if forgotten:
             raise ExportError(
@@ -272,18 +276,22 @@ class _Writer(fx.Interpreter):
         tensor = self._tensor(n, given, name)
         if rounding is None:
             return tensor
-        if self.form == "integer":
-            return self._rounded(n, position, given, tensor, rounding)
-        label = self._operand(n, position)
-        return self.unpacked(self._bytes(n, tensor, rounding, label), f"{n.name}.{label}.rounded")
+        x = self.env[given] if isinstance(given, fx.Node) else torch.zeros(())
+        return self._rounded(n, self._operand(n, position), x, tensor, rounding)
 
-    def _rounded(self, n: fx.Node, position: int, source: Any, tensor: str, rounding: Format) -> str:
-        """An activation rounded by plain operators: as the format rounds, and nothing that a runtime would fuse."""
-        label = self._operand(n, position)
+    def _rounded(self, n: fx.Node, label: Operand, x: Tensor, tensor: str, rounding: Format) -> str:
+        """An activation in a format. In the integer form by plain operators: as the format rounds, and nothing that a
+        runtime would fuse.
+
+        Args:
+            x: its values here, for their shape.
+            tensor: its name.
+        """
+        if self.form != "integer":
+            return self.unpacked(self._bytes(n, tensor, rounding, label), f"{n.name}.{label}.rounded")
         self._packing(n, label, rounding)
         grid, place = rounding.grid, f"{n.name}.{label}"
         assert grid is not None
-        x = self.env[source] if isinstance(source, fx.Node) else torch.zeros(())
 
         def constant(what: str, entry: float | Tensor) -> str:
             return self.constant(f"{place}.{what}", grid.along(entry, x).numpy())

@@ -18,7 +18,7 @@ from torch import fx, nn
 from bitfront.formats.base import Operand
 from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Chosen, OperandSpec, Operation, Products, Shape
+from bitfront.operations.base import DATA_OUT, Chosen, OperandSpec, Operation, Products, Shape, result_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Site(Node):
     """A node that can be configured.
 
     Attributes:
-        specs: the operands that can have a format, in the order in which options are enumerated.
+        specs: the operands that can have a format, in the order in which options are enumerated; the result, which can
+            have one too, is not among them (``operand``).
         operand_parameters: (operand, name of the model's parameter), for the operands that are parameters.
         shapes: (operand, shape) of the weights, biases and states, whether they are parameters or computed.
         computed_from: names of the parameters that the weight is computed from, where it is computed and does not
@@ -110,12 +111,18 @@ class Site(Node):
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """Names of the operands that can have a format."""
+        """Names of the operands that can have a format, without the result."""
         return tuple(spec.name for spec in self.specs)
+
+    def has(self, name: Operand) -> bool:
+        """Whether `name` is that of one operand, or of the result; names of several operands are not."""
+        return name == DATA_OUT or name in self.operands
 
     def operand(self, name: Operand) -> OperandSpec:
         """The operand of that name; for a name of several operands the record's entry, or, if it has none, the first of
-        these operands. Raises KeyError."""
+        these operands; for ``data_out`` the result. Raises KeyError."""
+        if name == DATA_OUT:
+            return result_of(self.specs)
         exact = next((spec for spec in self.specs if spec.name == name), None)
         if exact is None and name not in self.operation.formatted:
             exact = next((spec for spec in self.specs if name in spec.names), None)
@@ -124,7 +131,7 @@ class Site(Node):
     def for_operands(self, formats: Mapping[Operand, Chosen]) -> dict[Operand, Chosen]:
         """`formats` with the entry of a name of several operands (``weight``, for all weights of an LSTM) given to each
         of these operands that has no more exact entry."""
-        groups = {name: form for name, form in formats.items() if name not in self.operands}
+        groups = {name: form for name, form in formats.items() if not self.has(name)}
         shared = {spec.name: spec.chosen(groups) for spec in self.specs if spec.name not in formats} if groups else {}
         named = {name: form for name, form in formats.items() if name not in groups}
         return named | {name: form for name, form in shared.items() if form is not None}
@@ -188,7 +195,7 @@ class Site(Node):
 
     def flows(self, operand: Operand) -> bool:
         """Whether `operand` depends on the samples, rather than being the same for all of them."""
-        return operand in self.flowing
+        return bool(self.flowing) if operand == DATA_OUT else operand in self.flowing
 
     def parameter(self, operand: Operand) -> tuple[str, Shape] | None:
         """(name, shape) of the parameter that is `operand`; None where the operand is computed."""

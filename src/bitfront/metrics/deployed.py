@@ -30,6 +30,7 @@ from bitfront.export.packing import packing
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.metrics.base import EvaluationContext, RunnerSettings, Values, table_sum
+from bitfront.operations.base import DATA_OUT
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 
@@ -103,7 +104,7 @@ class Deployment:
             for name, site_formats in sorted(formats.items())
             for operand, number_format in sorted(site_formats.items())
             if operand != "bias"
-            and (packed := packing(number_format, activation=operand.startswith("data_in"))) is not None
+            and (packed := packing(number_format, activation=operand.startswith("data_"))) is not None
         )
         return tuple(node.output for node in graph.nodes), kernels
 
@@ -122,7 +123,7 @@ class Deployment:
         The time of a node is the larger of
 
         - operations · batch · (bits of its widest operand / 32) / operations_per_second,
-        - bytes of weights, inputs and outputs (each input in its format, outputs as float32) / bytes_per_second.
+        - bytes of weights, inputs and outputs (each input and output in its format) / bytes_per_second.
         """
         settings = self.settings
         tables = []
@@ -135,7 +136,8 @@ class Deployment:
                 if site.parameter(spec.name) or site.computed_from:
                     stored += float(np.prod(dict(site.shapes)[spec.name])) * weight / 8
             inputs = sum(float(np.prod(shape)) for shape in site.inputs)
-            activations = settings.batch_size * (inputs * data / 8 + float(np.prod(site.output)) * 4)
+            outputs = float(np.prod(site.output)) * space.bits_at(g, DATA_OUT)
+            activations = settings.batch_size * (inputs * data / 8 + outputs / 8)
             operations = (site.operations or 0) * settings.batch_size * widest / FLOAT_BITS
             tables.append(self._roofline(operations, stored + activations))
         fixed = 0.0

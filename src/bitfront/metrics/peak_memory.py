@@ -15,6 +15,7 @@ from bitfront.formats.base import FLOAT_BITS, Operand
 from bitfront.graph import Graph, Site
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values
+from bitfront.operations.base import DATA_OUT
 from bitfront.operations.lookup import nodes_of_operands, of_node
 from bitfront.spaces.base import Codes
 
@@ -28,6 +29,8 @@ class Activation:
         values: number of values per sample.
         uses: (group of the space, input) of the sites that take it; it is stored in the widest of their formats.
         floats: whether a node takes it in float.
+        result: the group of the site whose result it is: it is stored in no more bits than its format has; None for
+            others.
         first: the step that computes it.
         last: the last step that uses it.
     """
@@ -36,6 +39,7 @@ class Activation:
     values: int
     uses: tuple[tuple[int, Operand], ...]
     floats: bool
+    result: int | None
     first: int
     last: int
 
@@ -61,13 +65,15 @@ class PeakMemory(Runner):
         space = context.space
         tensors = activations(space.graph)
         options = space.options(codes)
-        bits = {operand: space.bits(operand) for operand in {o for t in tensors for _, o in t.uses}}
+        bits = {operand: space.bits(operand) for operand in {DATA_OUT, *(o for t in tensors for _, o in t.uses)}}
         steps = max((tensor.last for tensor in tensors), default=0) + 1
         in_memory = np.zeros((steps, len(codes)))
         for tensor in tensors:
             width = np.full(len(codes), FLOAT_BITS if tensor.floats else 0)
             for g, operand in tensor.uses:
                 width = np.maximum(width, bits[operand][g][options[:, g]])
+            if tensor.result is not None:
+                width = np.minimum(width, bits[DATA_OUT][tensor.result][options[:, tensor.result]])
             in_memory[tensor.first : tensor.last + 1] += np.ceil(tensor.values * width / 8)
         return {"peak_memory": in_memory.max(axis=0)}
 
@@ -106,7 +112,8 @@ def activations(graph: Graph) -> tuple[Activation, ...]:
             continue
         shape = graph.sample_shape if node.op == "placeholder" else info.output if info else ()
         users, floats, last = uses[node]
-        tensors.append(Activation(node.name, math.prod(shape), tuple(sorted(users)), floats, step[node], last))
+        values, result = math.prod(shape), groups.get(node.name)
+        tensors.append(Activation(node.name, values, tuple(sorted(users)), floats, result, step[node], last))
     return tuple(tensors)
 
 
@@ -131,7 +138,8 @@ def _untraced(graph: Graph, groups: Mapping[str, int]) -> list[Activation]:
     tensors = []
     for step, node in enumerate(graph.nodes):
         users = ((groups[node.name], node.operands[0]),) if isinstance(node, Site) else ()
+        values, result = math.prod(node.output), groups.get(node.name)
         for k, shape in enumerate(node.inputs):
-            tensors.append(Activation(f"{node.name}.{k}", math.prod(shape), users, not users, step, step))
-        tensors.append(Activation(node.name, math.prod(node.output), (), True, step, step))
+            tensors.append(Activation(f"{node.name}.{k}", math.prod(shape), users, not users, None, step, step))
+        tensors.append(Activation(node.name, values, (), True, result, step, step))
     return tensors

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from bitfront.operations.onnx import IntegerObstacle, Write
 from bitfront.operations.training import TrainRule
 
 Shape = tuple[int, ...]
-Role = Literal["activation", "weight", "bias", "inner"]
+Role = Literal["activation", "weight", "bias", "inner", "result"]
 Chosen = TypeVar("Chosen")
 
 
@@ -36,7 +36,8 @@ class OperandSpec:
             module (``Operation.operands_of``) has names of several operands beside: ``weight`` for all weights of an
             LSTM.
         role: an activation (an argument), a weight or a bias, or ``inner``: a value that the operation computes on its
-            way, such as the state of a recurrence or the scores of an attention.
+            way, such as the state of a recurrence or the scores of an attention. Records never name the ``result``
+            (``result_of``): every operation with operands has one.
         position: its place among the arguments of the operation's functions, and of a module's ``forward`` if it is an
             activation.
         argument: its keyword there.
@@ -116,14 +117,22 @@ class OperandSpec:
             from_samples: whether a weight or a bias is no parameter but computed from the samples, as the second factor
                 of a product of activations is. Then its dimensions are those of an activation.
         """
-        if self.role == "activation" or self.role == "inner":
-            return OperandKind("activation", True, self.channel_axis, self.summed_axis)
-        if from_samples:
-            return OperandKind(self.role, True, FACTOR.channel_axis)
-        return OperandKind(self.role, False, self.channel_axis, self.summed_axis)
+        if self.role == "weight" or self.role == "bias":
+            if from_samples:
+                return OperandKind(self.role, True, FACTOR.channel_axis)
+            return OperandKind(self.role, False, self.channel_axis, self.summed_axis)
+        return OperandKind("activation", True, self.channel_axis, self.summed_axis)
 
 
 DATA_IN = OperandSpec("data_in", "activation", 0, "input", channel_axis=1)
+#: The name of what an operation gives, where that has a format.
+DATA_OUT = "data_out"
+
+
+def result_of(operands: Iterable[OperandSpec]) -> OperandSpec:
+    """The result of an operation with these operands, as an operand: its axes are those of its first input."""
+    first = next((operand for operand in operands if operand.role == "activation"), DATA_IN)
+    return OperandSpec(DATA_OUT, "result", channel_axis=first.channel_axis, sample_axis=first.sample_axis)
 
 
 @dataclass(frozen=True)

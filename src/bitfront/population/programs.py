@@ -19,6 +19,7 @@ from torch import fx, nn
 from bitfront.formats.base import Format
 from bitfront.formats.grid import FixedPoint
 from bitfront.graph.tracing import OneInputTracer, trace
+from bitfront.operations.base import DATA_OUT
 from bitfront.operations.lookup import departure, of_class, of_function
 from bitfront.operations.training import Shape, SlidingWindow, TrainingStepKind, UnsupportedError, unsupported
 from bitfront.transforms.quantize import Quantizer, Twin
@@ -167,6 +168,8 @@ class _ProgramReader:
 
     def _value_of(self, node: fx.Node) -> int:
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if (rounded := _result_in_format(node, module)) is not None:
+            raise UnsupportedError(f"the result of {rounded} has a format (data_out), and what is compiled rounds none")
         if isinstance(module, Quantizer):
             path = str(node.target)
             return self._activate(self.sources(node, 1)[0], second=_grid_of(module.rounds, path))
@@ -253,6 +256,13 @@ class _ProgramReader:
         if len(shape) != 3:
             raise UnsupportedError(f"it flattens values of shape {shape}, which are no images")
         return self.emit("flatten", (value,), (math.prod(shape),))
+
+
+def _result_in_format(node: fx.Node, module: nn.Module | None) -> object:
+    """What has a format for its result: a twin, or what a quantizer takes; None for anything else."""
+    if isinstance(module, Quantizer):
+        return node.args[0] if module.operand.role == "result" else None
+    return node.target if DATA_OUT in getattr(module, "formats", {}) else None
 
 
 def _grid_of(rounds: object, path: str) -> FixedPoint:

@@ -17,6 +17,7 @@ from rich.text import Text
 from bitfront.constraints import fulfilled, total
 from bitfront.engine.storage.records import SMALL, shares
 from bitfront.metrics.intervals import SIGNIFICANT
+from bitfront.operations.base import DATA_OUT
 
 if TYPE_CHECKING:
     from bitfront.engine.analysis import Analysis
@@ -412,11 +413,13 @@ def formats(result: Transformed) -> Sheet:
     names += ["weight", "bias"]
     specs = {site: result.graph.site(site).specs for site in result.formats}
     names += ["state"] if any(s.role == "inner" for each in specs.values() for s in each) else []
+    names += [DATA_OUT] if any(DATA_OUT in o for o in result.formats.values()) else []
     for site, operands in result.formats.items():
         cells = []
         for name in names:
             # Several operands under one name, such as the weights of an LSTM: every label once.
             there = [s.name for s in specs[site] if s.name == name] or [s.name for s in specs[site] if name in s.names]
+            there = [DATA_OUT] if name == DATA_OUT else there
             labels = dict.fromkeys(operands[o].label if o in operands else "float" for o in there)
             cells.append(", ".join(labels) or "float")
         rows.append([site, *cells])

@@ -76,7 +76,7 @@ class Assignment:
         for alternative in self.alternatives:
             names = [name for name, _ in alternative.operands]
             said = [name for name, settings in alternative.operands if settings != (UNSAID,)]
-            own = [name for name in names if name in self.site.operands]
+            own = [name for name in names if self.site.has(name)]
             sharing = [s for s in self.site.specs if s.name not in names]
             for picks in itertools.product(*(settings for _, settings in alternative.operands)):
                 chosen = dict(zip(names, picks, strict=True))

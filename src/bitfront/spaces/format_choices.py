@@ -18,7 +18,7 @@ from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, FormatError, Operand
 from bitfront.graph import Graph, Site
-from bitfront.operations.base import OperandSpec
+from bitfront.operations.base import DATA_OUT, OperandSpec
 from bitfront.operations.lookup import operand_names
 from bitfront.operations.lookup import sites as site_operations
 from bitfront.registry import canonical
@@ -158,7 +158,8 @@ def _check_key(key: str, request: SpaceRequest) -> None:
 
 def _operand_names(graph: Graph) -> tuple[Operand, ...]:
     """All names of operands that a table for a model may use: those of the records, and those of the model's sites."""
-    return tuple(dict.fromkeys((*operand_names(), *(operand for site in graph.sites for operand in site.operands))))
+    of_sites = (operand for site in graph.sites for operand in site.operands)
+    return tuple(dict.fromkeys((*operand_names(), *of_sites, DATA_OUT)))
 
 
 def _assignment(
@@ -177,6 +178,8 @@ def _assignment(
     classes = [f for f in formats if f is not None]
     values = _checked_parameters(site, given, classes, where, operands)
     choices = dict.fromkeys(_named_as(spec, values) for spec in site.specs)
+    if DATA_OUT in values:  # a result is no choice of a site unless a key says so
+        choices[DATA_OUT] = None
     alternatives: list[Alternative] = []
     excluded, why = 0, ""
     for name, format_class in formats.items_by_name() if False in bypass else ():
@@ -312,6 +315,7 @@ def _checked_parameters(
         part = _split(key, operands)
         if part is None or (part[1] and part[1] not in known):
             own = dict.fromkeys(name for spec in site.specs for name in reversed(spec.names) if name in operands)
+            own[DATA_OUT] = None
             first = next(iter(own))
             raise ConfigError(
                 f"unknown key; {one_of(['name', 'bypass', *own])}, or one of these and a parameter "

@@ -147,7 +147,8 @@ class QuantizationSpace(FormatSpace):
         rows = []
         names = dict.fromkeys(alt.name for a in self.assignments for alt in a.alternatives if alt.operands)
         for name in names:
-            pairs = itertools.product(self._widths(name, "data_in") or [0], self._widths(name, "weight") or [0])
+            inputs = self._widths(name, "data_in") or self._widths(name, "data_out") or [0]
+            pairs = itertools.product(inputs, self._widths(name, "weight") or [0])
             for data, weight in sorted(pairs, key=lambda p: (abs(p[0] - p[1]), p)):
                 target = {"data_in": data, "weight": weight, "bias": max(data, weight)}
                 rows.append([a.nearest_option(name, target) for a in self.assignments])

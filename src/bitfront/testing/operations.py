@@ -27,7 +27,7 @@ from bitfront.formats.base import WEIGHT, Format, Operand
 from bitfront.graph import Graph, Site, capture
 from bitfront.metrics.configured import configured_runner
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import Call, Operation
+from bitfront.operations.base import DATA_OUT, Call, Operation
 from bitfront.operations.lookup import bare, count, of_class, of_function, of_node, shapes_in, tensors_in
 from bitfront.population import train_population, why_alone
 from bitfront.scoring import evaluate
@@ -79,6 +79,7 @@ def check_operation(
     sites = [site for site in graph.sites if site.operation is record]
     for site in sites:
         _check_quantized(graph, site, x)
+        _check_result(graph, site, x)
     if record.onnx is not None and importlib.util.find_spec("onnxruntime") is not None:
         _check_onnx(graph, sites, x)
     for sited in dict.fromkeys((usual, graph)):
@@ -200,7 +201,7 @@ def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
     """Check that every format has an effect, and that quantized models keep their keys and can be copied."""
     before = graph.model(x)
     keys = graph.model.state_dict().keys()
-    for operand in site.operands:
+    for operand in (*site.operands, DATA_OUT):
         model = quantize(graph, {site.name: {operand: _format(3, 1)}})
         expected = model(x)
         assert not torch.equal(expected, before), f"a format of {operand} changes nothing at {site.title}"
@@ -211,6 +212,25 @@ def _check_quantized(graph: Graph, site: Site, x: Tensor) -> None:
             ("a pickle", pickle.loads(pickle.dumps(model))),  # noqa: S301 (bytes of this process)
         ):
             assert torch.equal(other(x), expected), f"{way} of the quantized {site.title} computes something else"
+
+
+def _check_result(graph: Graph, site: Site, x: Tensor) -> None:
+    """Check that a format of the result rounds what the site gives, for all that read it, and nothing else."""
+    assert graph.fx_graph is not None
+    rounding = _format(3, 1)
+
+    class Rounding(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n.name == site.name:
+                result = next(tensors_in(value))
+                result.copy_(rounding.quantize(result))
+            return value
+
+    with torch.no_grad():
+        expected = Rounding(fx.GraphModule(graph.model, graph.fx_graph)).run(x.clone())
+        computed = quantize(graph, {site.name: {DATA_OUT: rounding}})(x.clone())
+    assert torch.equal(computed, expected), f"a format of the result of {site.title} does not round what it gives"
 
 
 def _check_onnx(graph: Graph, sites: list[Site], x: Tensor) -> None:
@@ -256,6 +276,9 @@ def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> Non
             else:
                 choices |= {f"{operand}_width": 6, f"{operand}_frac_width": 3}
         _check_choices(network, choices, "usual" if graph.nameable else "all", x, seed)
+    choices = {"name": ["integer", "NA"], "data_in_width": [4, 8], "data_in_frac_width": 2}
+    choices |= {f"{DATA_OUT}_width": [4, "NA"], f"{DATA_OUT}_frac_width": [1, 2]}
+    _check_choices(network, choices, "usual" if graph.nameable else "all", x, seed)
 
 
 def _check_choices(

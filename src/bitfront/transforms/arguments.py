@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitfront.formats.base import Format, Operand
-from bitfront.operations.base import Operands, OperandSpec, Operation, Rounds
+from bitfront.operations.base import DATA_OUT, Operands, OperandSpec, Operation, Rounds, result_of
 from bitfront.transforms.arithmetic import product
 
 
@@ -116,6 +116,26 @@ def called(
         if operand.role != "inner" and isinstance(given, Tensor):
             values[operand.name] = given
     return operation.call(function, Operands(values, inner, tuple(inputs), named))
+
+
+def rounded_result(operands: Iterable[OperandSpec], rounds: Mapping[Operand, Rounds], result: Any) -> Any:
+    """What a call gives, in the format of its result; of several tensors, the first one is rounded.
+
+    Args:
+        operands: of the operation.
+        rounds: operand → what rounds it; without an entry ``data_out`` the result stays as it is.
+        result: a tensor, or a tuple or list that begins with one.
+    """
+    rounding = rounds.get(DATA_OUT)
+    return result if rounding is None else first_rounded(result_of(operands), rounding, result)
+
+
+def first_rounded(operand: OperandSpec, rounds: Rounds, result: Any) -> Any:
+    """`result` with its first tensor rounded as `operand`."""
+    if isinstance(result, Tensor):
+        return rounded(operand, rounds, result)
+    first, *others = result
+    return type(result)((first_rounded(operand, rounds, first), *others))
 
 
 def inner_rounds(operands: Iterable[OperandSpec], rounds: Mapping[Operand, Rounds]) -> dict[Operand, Rounds]:

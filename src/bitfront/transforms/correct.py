@@ -20,6 +20,7 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.capture import apply_site, node_of, owns_parameters, parameter
 from bitfront.graph.memory import stored_tensors
 from bitfront.operations.lookup import hooks, of_module
+from bitfront.transforms.arguments import rounded_result
 
 #: (mean, variance) per channel, each of shape (channels,).
 Statistics = tuple[Tensor, Tensor]
@@ -136,7 +137,7 @@ def output_statistics(
         value = operands.get(operand)
         operands[operand] = None if value is None else form.round(value)
     with torch.no_grad():
-        out = apply_site(graph.model, site, node_of(graph, site), operands)
+        out = rounded_result(site.specs, formats, apply_site(graph.model, site, node_of(graph, site), operands))
     rows = out.double().movedim(1, 0).flatten(1)
     return _over_finite(rows)
 

@@ -21,7 +21,14 @@ from bitfront.formats.base import Operand
 from bitfront.graph import Site
 from bitfront.operations.base import Rounds
 from bitfront.operations.lookup import of_function
-from bitfront.transforms.arguments import called, formats_of, function_product, inner_rounds, rounded_arguments
+from bitfront.transforms.arguments import (
+    called,
+    formats_of,
+    function_product,
+    inner_rounds,
+    rounded_arguments,
+    rounded_result,
+)
 
 #: (operation, number of its calls before this one) → what rounds the operands of the call, whether its weight depends
 #: on the samples, and what is to be called before it.
@@ -79,10 +86,12 @@ class _Entered(TorchFunctionMode):
         inputs, named = rounded_arguments(operation, args, kwargs, rounds)
         inner = inner_rounds(operation.operands, rounds)
         if inner:
-            return called(operation, func, inputs, named, inner)
-        if operation.product is not None and not self.module.training:
-            return function_product(operation, func, inputs, named, formats_of(rounds), flows)
-        return func(*inputs, **named)
+            result = called(operation, func, inputs, named, inner)
+        elif operation.product is not None and not self.module.training:
+            result = function_product(operation, func, inputs, named, formats_of(rounds), flows)
+        else:
+            result = func(*inputs, **named)
+        return rounded_result(operation.operands, rounds, result)
 
 
 class _Enter:

@@ -21,16 +21,18 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.checking import copied_graph
 from bitfront.graph.tracing import install
 from bitfront.operations import OPERATIONS
-from bitfront.operations.base import DATA_IN, Operands, OperandSpec, Operation, Rounds
+from bitfront.operations.base import DATA_IN, DATA_OUT, Operands, OperandSpec, Operation, Rounds
 from bitfront.operations.lookup import nodes_of_operands, of_class
 from bitfront.transforms.arguments import (
     called,
     called_function,
+    first_rounded,
     formats_of,
     function_product,
     inner_rounds,
     operands_of,
     rounded,
+    rounded_result,
     through,
 )
 from bitfront.transforms.arithmetic import KnownProducts, product
@@ -43,11 +45,11 @@ SiteFormats = Mapping[Operand, Format]
 
 
 class Quantizer(nn.Module):
-    """A format as a module, placed before an argument of a functional site.
+    """A format as a module, placed before an argument of a functional site, or behind its result.
 
     Args:
-        owned: whether the argument is a parameter.
-        operand: what the argument is.
+        owned: whether it is a parameter.
+        operand: what is rounded.
     """
 
     def __init__(self, rounds: Rounds, owned: bool = False, operand: OperandSpec = DATA_IN) -> None:
@@ -56,8 +58,10 @@ class Quantizer(nn.Module):
         self.owned = owned
         self.operand = operand
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` in the format."""
+    def forward(self, x: Any) -> Any:
+        """`x` in the format; of a result of several tensors, the first one."""
+        if self.operand.role == "result":
+            return first_rounded(self.operand, self.rounds, x)
         return through(self.rounds, x) if self.owned else rounded(self.operand, self.rounds, x)
 
 
@@ -115,6 +119,7 @@ class Twin:
         operands = self._operands(operation, inputs, named)
         known = None if self.kept is None else self.kept.products
         result = _called(operation, module, operands, self.formats, known)
+        result = rounded_result(operation.operands_in(module), self.formats, result)
         if getattr(module, "inplace", False):
             # The module changes its input, which the model may read afterwards. A rounded input is another tensor.
             return (*inputs, *named.values())[0].copy_(result)
@@ -351,6 +356,21 @@ def _round_each(model: nn.Module, node: fx.Node, spec: OperandSpec, rounding: Ro
     _replace(node, spec, type(given)(listed))
 
 
+def _round_result(model: nn.Module, node: fx.Node, site: Site, rounding: Rounds, changed: Any) -> None:
+    """Round what a node gives, for all that take it.
+
+    Args:
+        changed: the argument that the function used to write its result into, and now does not; None if there is none.
+    """
+    target = f"{site.name}_{DATA_OUT}_quantizer"
+    model.add_module(target, Quantizer(rounding, operand=site.operand(DATA_OUT)))
+    with node.graph.inserting_after(node):
+        result = node.graph.call_module(target, (node,))
+    node.replace_all_uses_with(result, delete_user_cb=lambda user: bool(user is not result))
+    if changed is not None:
+        written_into(result, changed)
+
+
 def _round_function(
     model: nn.Module,
     node: fx.Node,
@@ -358,8 +378,8 @@ def _round_function(
     rounds: Mapping[Operand, Rounds],
     replaced: Mapping[Operand, Tensor],
 ) -> None:
-    """Round the operands of a function, and let it compute in whole numbers where formats allow."""
-    inplace = False
+    """Round the operands and the result of a function, and let it compute in whole numbers where formats allow."""
+    inplace, first = False, node.args[0] if node.args else None
     for operand, arguments in nodes_of_operands(node, site.operation).items():
         spec, rounding = site.operand(operand), rounds.get(operand)
         if spec.several:
@@ -388,6 +408,9 @@ def _round_function(
         if given is argument:
             continue
         _replace(node, spec, given)
+    rounding, changed_by_result = rounds.get(DATA_OUT), None
+    if rounding is not None and not inplace and without_change(node):
+        inplace, changed_by_result = True, first
     formats = (None, None) if site.operation.product is None else formats_of(rounds)
     inner, function = inner_rounds(site.specs, rounds), cast(Any, node.target)
     target = f"{site.name}_product"
@@ -397,6 +420,8 @@ def _round_function(
     elif formats != (None, None) and not inplace:
         model.add_module(target, ProductCall(site.operation, function, formats, site.flows("weight")))
         node.op, node.target = "call_module", target
+    if rounding is not None:
+        _round_result(model, node, site, rounding, changed_by_result)
 
 
 def _rewrite(

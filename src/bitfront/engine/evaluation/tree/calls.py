@@ -13,7 +13,14 @@ from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints
 from bitfront.engine.evaluation.tree.program import PRODUCTS, Program, Step
 from bitfront.graph.capture import apply_site
 from bitfront.operations.lookup import of_node
-from bitfront.transforms.arguments import called, called_function, function_product, inner_rounds, rounded_arguments
+from bitfront.transforms.arguments import (
+    called,
+    called_function,
+    function_product,
+    inner_rounds,
+    rounded_arguments,
+    rounded_result,
+)
 from bitfront.transforms.arithmetic import product
 
 
@@ -46,8 +53,17 @@ def call(
 
     Args:
         data: number of the data option, which gives the format of its input.
-        parameters: number of the parameter option, which gives the formats of its parameters.
+        parameters: number of the parameter option, which gives the formats of its other operands.
     """
+    result = _called(program, step, data, parameters, args, kwargs)
+    if step.site is None or step.site.path or step.group is None:
+        return result  # a twin rounds what it gives
+    return rounded_result(step.site.specs, program.parameter_formats(step, parameters), result)
+
+
+def _called(
+    program: Program, step: Step, data: int, parameters: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
     if step.hooked:
         return program.twin(step, data, parameters)(*args, **kwargs)
     node = step.node

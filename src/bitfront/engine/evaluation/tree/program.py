@@ -24,7 +24,7 @@ from bitfront.engine.evaluation.tree.rounding import DIVISOR, STEP, Rounding
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import owns_parameters
-from bitfront.operations.base import MergeKind
+from bitfront.operations.base import DATA_OUT, MergeKind
 from bitfront.operations.lookup import hooks, of_node
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.transforms.correct import is_norm
@@ -119,7 +119,9 @@ class Program:
         self._lock = threading.Lock()
         #: Site → why some of its sums are not of whole numbers. Grows while candidates are evaluated.
         self.inexact: dict[str, str] = {}
-        self.steps, self.output = _steps(graph, self.model, calibration, unmerged)
+        # A result in a format is rounded by the call of the deployed model.
+        named = {s.name for s, options in zip(graph.sites, space.site_formats, strict=True) if _names_result(options)}
+        self.steps, self.output = _steps(graph, self.model, calibration, named.union(unmerged))
         self.last_use = [max((j for j, s in enumerate(self.steps) if i in s.inputs), default=i) for i in self._all]
         self.last_use[self.output] = len(self.steps)
 
@@ -288,6 +290,10 @@ def rounding_row(form: Format | None) -> tuple[float, ...] | None:
     grid = None if form is None else form.grid
     row = None if grid is None else grid.rounding_row()
     return row if row is not None and max(-row[1], row[2]) < 2**kernels.WIDEST else None
+
+
+def _names_result(options: Sequence[Mapping[Operand, Format]]) -> bool:
+    return any(DATA_OUT in formats for formats in options)
 
 
 def _moved(model: nn.Module, device: str) -> nn.Module:
