@@ -75,7 +75,8 @@ site means the usual sites alone: `encoder.*` is for the layers of an encoder, a
 `default_for` too. It has no effect on widths.
 
 In `config`, `name` lists number formats (`"NA"`: stay in float) and `<operand>_<parameter>` their parameters, for the
-operands `data_in`, `weight` and `bias`. All tensors of a concatenation are its `data_in`: one format rounds each of
+operands `data_in`, `weight` and `bias`, and for the result, `data_out`, which has a format only where a key names it
+([results](formats.md#results)). All tensors of a concatenation are its `data_in`: one format rounds each of
 them, and learns from all. An operand without a `width` stays in float. Every value is a list of choices;
 the choices of an operand are all combinations that are valid, so that a `frac_width` is never larger than
 its `width`. A list of tables is a choice between complete settings:
@@ -126,7 +127,7 @@ or is refused by name:
 
 | column | with a mark | without |
 | --- | --- | --- |
-| operands | the tensors that can have a format: the prefix of their keys in the configuration | it stays in float |
+| operands | what can have a format: the prefix of its keys; `data_out`, the result, can too | it stays in float |
 | default | the key `default` gives its sites formats | only a key that names them does |
 | counted | its operations are counted | the network's total says that it is unknown |
 | merged | how many candidates are computed at once if weights are fixed | computed once per distinct input |

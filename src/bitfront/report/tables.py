@@ -17,7 +17,7 @@ from rich.text import Text
 from bitfront.constraints import fulfilled, total
 from bitfront.engine.storage.records import SMALL, shares
 from bitfront.metrics.intervals import SIGNIFICANT
-from bitfront.operations.base import DATA_OUT
+from bitfront.operations.base import DATA_OUT, result_of
 
 if TYPE_CHECKING:
     from bitfront.engine.analysis import Analysis
@@ -293,7 +293,8 @@ def constrained(run: Run) -> str:
 def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
     """The choices of trials, one line each, below a line that says what is shown."""
     named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
-    what = [f"bits of data_in/weight/bias{_in(named)}"] if any(_sites(t) for t in shown) else []
+    results = " → data_out" if any(f"{DATA_OUT}_" in str(_sites(t)) for t in shown) else ""
+    what = [f"bits of data_in/weight/bias{results}{_in(named)}"] if any(_sites(t) for t in shown) else []
     widths = {t.number: run.space.layer_widths(np.array(t.code, dtype=np.int64)) for t in shown}
     what += ["widths"] if any(widths.values()) else []
     lines = [f"what they chose, {' and '.join(what)}:"]
@@ -330,7 +331,7 @@ def chosen(
     named: bool = True,
     widths: Mapping[str, tuple[str, int]] | None = None,
 ) -> str:
-    """The choices of a trial in one line: bits of data_in/weight/bias, ``-`` for an operand in float.
+    """The choices of a trial in one line: bits of data_in/weight/bias → data_out, ``-`` for an operand in float.
 
     Args:
         bits: site → operand → bits; None, shown as ``?``, if they are not known.
@@ -341,14 +342,14 @@ def chosen(
     for site, entry in _sites(trial).items():
         config = entry["config"]
         sizes = "/".join(_bits_of(role, bits.get(site, {})) for role in ("data_in", "weight", "bias"))
+        sizes += f" → {_bits_of(DATA_OUT, bits[site])}" if DATA_OUT in bits.get(site, {}) else ""
         what = f"{config['name']} " if named else ""
         parts.append(f"{site} float" if config["name"] == "NA" else f"{site} {what}{sizes}")
     return ", ".join(parts)
 
 
 def _bits_of(role: str, bits: Mapping[str, int | None]) -> str:
-    """The bits of a site's operands of a role: joined by ``+`` if there are several, such as ``weight_ih`` and
-    ``weight_hh``."""
+    """The bits of a site's operands of a role, joined by ``+``: there may be ``weight_ih`` and ``weight_hh``."""
     there = [b for o, b in bits.items() if o == role or (role != "data_in" and o.startswith(f"{role}_"))]
     return "+".join("?" if b is None else str(b) for b in there) or "-"
 
@@ -409,20 +410,17 @@ def changes(result: Transformed) -> Sheet:
 def formats(result: Transformed) -> Sheet:
     """The format of each operand, per quantized site."""
     rows: list[list[str]] = []
-    names = ["data_in", *(["data_in_2"] if any("data_in_2" in o for o in result.formats.values()) else [])]
-    names += ["weight", "bias"]
-    specs = {site: result.graph.site(site).specs for site in result.formats}
-    names += ["state"] if any(s.role == "inner" for each in specs.values() for s in each) else []
-    names += [DATA_OUT] if any(DATA_OUT in o for o in result.formats.values()) else []
+    specs = {site: (*specs, result_of(specs)) for site in result.formats if (specs := result.graph.site(site).specs)}
+    shown = {"data_in", "weight", "bias", *(operand for operands in result.formats.values() for operand in operands)}
+    shown |= {"state" for each in specs.values() for s in each if s.role == "inner"}
+    names = [n for n in ("data_in", "data_in_2", "weight", "bias", "state", DATA_OUT) if n in shown]
     for site, operands in result.formats.items():
-        cells = []
+        rows.append([site])
         for name in names:
             # Several operands under one name, such as the weights of an LSTM: every label once.
             there = [s.name for s in specs[site] if s.name == name] or [s.name for s in specs[site] if name in s.names]
-            there = [DATA_OUT] if name == DATA_OUT else there
             labels = dict.fromkeys(operands[o].label if o in operands else "float" for o in there)
-            cells.append(", ".join(labels) or "float")
-        rows.append([site, *cells])
+            rows[-1].append(", ".join(labels) or "float")
     return Sheet(["site", *names], rows)
 
 
