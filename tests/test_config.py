@@ -139,7 +139,7 @@ def test_unknown_keys_at_every_level_are_named_with_the_nearest(text, message):
         (SEARCH + "[search.search_space.seed.linear]\n", r"f.toml:11: search.search_space.seed.linear.config: this key is missing"),
         ("search = 3", r"f.toml:1: search: 3 is of the wrong type"),
         ("passes = 3", r"f.toml:1: passes: 3 is of the wrong type"),
-        ("[search]", r"f.toml:1: search.search_space: this key is missing"),
+        ("[search]", r"f.toml:1: search.strategy: this key is missing"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_named_with_what_is_allowed(text, message):

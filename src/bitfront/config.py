@@ -158,7 +158,7 @@ class FinetuneTable(Table):
 class SearchTable(Table):
     """``[search]``."""
 
-    search_space: SearchSpace
+    search_space: SearchSpace = SearchSpace()
     strategy: StrategyTable
     constraints: dict[str, str] = Field(
         default={},

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from bitfront.errors import EvaluationError
 from bitfront.kernels import bits as compiled
 from bitfront.learned_bits.member import BitsMember, Floats, LayerBits
 from bitfront.learned_bits.program import BitsProgram
+from bitfront.learned_bits.steering import Rise, Target
 from bitfront.pareto import non_dominated
 
 #: The share of a cycle at its end whose networks may be kept.
@@ -104,11 +105,14 @@ class Network:
         layers: path of a layer → what was learned of it.
         epoch: in which epoch of its cycle, from 1 on.
         pressure: the pressure that it was trained under.
+        cost, right: what it costs, and how many of the val samples it classifies correctly, by the compiled steps.
     """
 
     layers: Mapping[str, LayerBits]
     epoch: int
     pressure: float
+    cost: float
+    right: float
 
 
 @dataclass(eq=False)
@@ -119,6 +123,12 @@ class Position:
     order: torch.Generator
     cycle: int = 0
     pressure: float | None = None
+
+    def copy(self) -> Position:
+        """The same place; training one of the two does not change the other."""
+        order = torch.Generator()
+        order.set_state(self.order.get_state())
+        return replace(self, member=self.member.copy(), order=order)
 
 
 @dataclass(eq=False)
@@ -131,7 +141,10 @@ class Course:
         cost: what bits cost.
         train, val: samples to learn from, and to choose networks by.
         positions: per member, where it is.
+        starting_cost: what the bits cost before the first cycle.
         targets: probabilities in place of labels, float32, shape (samples, classes); None for labels.
+        target: what the constraints of the search say.
+        rise: how the pressure rises under a target.
     """
 
     program: BitsProgram
@@ -140,7 +153,10 @@ class Course:
     train: Samples
     val: Samples
     positions: list[Position]
+    starting_cost: float
     targets: Tensor | None = None
+    target: Target = field(default_factory=Target)
+    rise: Rise = field(default_factory=Rise)
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,21 +186,16 @@ class Course:
             )
             for place, model in enumerate(models)
         ]
-        return Course(program, schedule, cost, train, val, positions, targets)
+        member, one = positions[0].member, torch.zeros(1, dtype=torch.int32)
+        starting_cost = compiled.logits(member.native, member.workspace, cost.native, train.x, one)[1]
+        return Course(program, schedule, cost, train, val, positions, starting_cost, targets)
 
     @functools.cached_property
-    def pressures(self) -> NDArray[np.float64]:
-        """The pressure of each cycle."""
+    def range(self) -> tuple[float, float]:
+        """The pressure of the first and of the last cycle."""
         schedule = self.schedule
-        start = self._starting_cost()
-        first = schedule.first if schedule.first is not None else FIRST_PRESSURE / start
-        last = schedule.last if schedule.last is not None else RISE * first
-        return np.geomspace(first, last, schedule.cycles)
-
-    def _starting_cost(self) -> float:
-        member = self.positions[0].member
-        one = torch.zeros(1, dtype=torch.int32)
-        return compiled.logits(member.native, member.workspace, self.cost.native, self.train.x, one)[1]
+        first = schedule.first if schedule.first is not None else FIRST_PRESSURE / self.starting_cost
+        return first, schedule.last if schedule.last is not None else RISE * first
 
     def cycle(self, number: int, threads: int, on_epoch: Callable[[int, int], None]) -> list[list[Network]]:
         """Train every member for one cycle. Returns per member the networks that it gives, the cheapest first.
@@ -194,14 +205,31 @@ class Course:
             threads: how many members are trained at a time.
             on_epoch: called with (epochs done, epochs of the cycle), of the first member.
         """
+        pressure = self._pressure(number)
+        before = [position.copy() for position in self.positions] if self.target else []
         with ThreadPoolExecutor(max(1, min(threads, len(self.positions)))) as pool:
             jobs = [
-                pool.submit(self._cycle_of, position, number, on_epoch if place == 0 else _silent)
+                pool.submit(self._cycle_of, position, number, pressure, on_epoch if place == 0 else _silent)
                 for place, position in enumerate(self.positions)
             ]
-            return [job.result() for job in jobs]
+            networks = [job.result() for job in jobs]
+        if self.target:
+            past = self.target.past((n.cost, n.right) for of_member in networks for n in of_member)
+            first, last = self.range
+            usual = (last / first) ** (1 / max(1, self.schedule.cycles // 2 - 1))
+            self.rise, back = self.rise.after(pressure, past, usual, self.target)
+            if back:
+                self.positions = [replace(position, cycle=number + 1) for position in before]
+        return networks
 
-    def _cycle_of(self, position: Position, number: int, on_epoch: Callable[[int, int], None]) -> list[Network]:
+    def _pressure(self, number: int) -> float:
+        if self.target:
+            return self.rise.next(self.range[0])
+        return float(np.geomspace(*self.range, self.schedule.cycles)[number])
+
+    def _cycle_of(
+        self, position: Position, number: int, pressure: float, on_epoch: Callable[[int, int], None]
+    ) -> list[Network]:
         assert position.cycle == number
         schedule, member = self.schedule, position.member
         alive = member.alive / self.weights
@@ -209,10 +237,9 @@ class Course:
         steps = math.ceil(len(self.train.y) / schedule.batch_size)
         places = (np.arange(epochs * steps) + 0.5) / (epochs * steps)
         rates = schedule.learning_rate * (1 + np.cos(np.pi * places)) / 2
-        target = float(self.pressures[number])
-        before = position.pressure if position.pressure is not None else target
-        betas = before * (target / before) ** np.minimum(1, places / MOVING)
-        kept: list[tuple[float, float, Network]] = []
+        before = position.pressure if position.pressure is not None else pressure
+        betas = before * (pressure / before) ** np.minimum(1, places / MOVING)
+        kept: list[Network] = []
         for epoch in range(epochs):
             part = slice(epoch * steps, (epoch + 1) * steps)
             self._epoch(position, np.ascontiguousarray(rates[part]), np.ascontiguousarray(betas[part]))
@@ -220,7 +247,7 @@ class Course:
                 kept.append(self._network(member, epoch + 1, float(betas[part][-1])))
             member.prune(schedule.patience)
             on_epoch(epoch + 1, epochs)
-        position.cycle, position.pressure = number + 1, target
+        position.cycle, position.pressure = number + 1, pressure
         return _chosen(kept, schedule.networks)
 
     def _epoch(self, position: Position, rates: NDArray[np.float64], betas: NDArray[np.float64]) -> None:
@@ -248,28 +275,27 @@ class Course:
                 f"learning_rate than {schedule.learning_rate:g}"
             )
 
-    def _network(self, member: BitsMember, epoch: int, pressure: float) -> tuple[float, float, Network]:
-        """(what it costs, − how many samples it classifies correctly, the network), by the compiled steps."""
+    def _network(self, member: BitsMember, epoch: int, pressure: float) -> Network:
         everything = torch.arange(len(self.val.y), dtype=torch.int32)
         logits, cost = compiled.logits(member.native, member.workspace, self.cost.native, self.val.x, everything)
         _, right = kernels.score(logits.unsqueeze(0), self.val.y)
         layers = {layer.path: member.rounded(i) for i, layer in enumerate(self.program.layers)}
-        return cost, -float(right), Network(layers, epoch, pressure)
+        return Network(layers, epoch, pressure, cost, float(right))
 
 
 def _silent(done: int, of: int) -> None:
     """Says nothing about the epochs of a member."""
 
 
-def _chosen(kept: Sequence[tuple[float, float, Network]], count: int) -> list[Network]:
+def _chosen(kept: Sequence[Network], count: int) -> list[Network]:
     """`count` networks, the cheapest first: those that no other dominates, evenly spread, then the latest others."""
-    losses = np.array([[cost, wrong] for cost, wrong, _ in kept])
-    front = sorted(non_dominated(losses).tolist(), key=lambda row: kept[row][0])
+    losses = np.array([[network.cost, -network.right] for network in kept])
+    front = sorted(non_dominated(losses).tolist(), key=lambda row: kept[row].cost)
     if len(front) > count:
         front = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))]
     others = [row for row in reversed(range(len(kept))) if row not in front]
     rows = [*front, *others[: count - len(front)]]
-    return [kept[row][2] for row in sorted(rows, key=lambda row: (kept[row][0], row))]
+    return [kept[row] for row in sorted(rows, key=lambda row: (kept[row].cost, row))]
 
 
 def starting_ranges(

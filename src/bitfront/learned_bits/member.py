@@ -113,6 +113,12 @@ class BitsMember:
         zero = [np.zeros(len(slots), dtype=np.int64) for slots in live]
         return BitsMember(program, live, zero, tensor, (torch.zeros_like(tensor), torch.zeros_like(tensor)))
 
+    def copy(self) -> BitsMember:
+        """A member that is where this one is."""
+        live, zero = [slots.copy() for slots in self.live], [counts.copy() for counts in self.zero]
+        moments = (self.moments[0].clone(), self.moments[1].clone())
+        return BitsMember(self.program, live, zero, self.values.clone(), moments, self.taken)
+
     @property
     def first_bits(self) -> int:
         """Parameters from here on are bits."""

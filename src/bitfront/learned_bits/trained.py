@@ -20,6 +20,7 @@ from bitfront.errors import CheckpointError, parsing
 from bitfront.learned_bits.course import Course, Network, Position
 from bitfront.learned_bits.member import BitsMember, LayerBits
 from bitfront.learned_bits.program import BitsProgram
+from bitfront.learned_bits.steering import Rise, Target
 
 #: The arrays of a ``LayerBits``, in order.
 ARRAYS = (
@@ -47,6 +48,7 @@ class TrainedCourse:
         folder: the run folder; None as long as nothing is kept there.
         threads: how many members are trained at a time.
         on_epoch: called with (cycle, epochs done, epochs of the cycle).
+        target: what the constraints of the search say.
         networks: cycle → per member its networks, the cheapest first.
         course: the training, where it is now; None before it begins.
     """
@@ -54,6 +56,7 @@ class TrainedCourse:
     folder: Path | None = None
     threads: int = 1
     on_epoch: Callable[[int, int, int], None] = lambda *_: None
+    target: Target = field(default_factory=Target)
     networks: dict[int, list[list[Network]]] = field(default_factory=dict)
     course: Course | None = None
 
@@ -77,17 +80,16 @@ class TrainedCourse:
     def _get(self, cycle: int, begin: Callable[[], Course]) -> None:
         if self.course is None:
             self.course = begin()
+            self.course.target = self.target
         course = self.course
         if self._known(cycle):
-            self.networks[cycle], positions = self._read(cycle, course)
-            if positions[0].cycle > course.positions[0].cycle:
-                course.positions = positions
+            self._read(cycle, course)
             return
         if course.positions[0].cycle > cycle:
             raise CheckpointError(f"the networks of cycle {cycle + 1} are gone; start the search again with --restart")
         before = next((c for c in range(cycle - 1, course.positions[0].cycle - 1, -1) if self._known(c)), None)
         if before is not None:
-            self.networks[before], course.positions = self._read(before, course)
+            self._read(before, course)
         for number in range(course.positions[0].cycle, cycle + 1):
             self.networks[number] = course.cycle(number, self.threads, functools.partial(self.on_epoch, number))
             if self.folder is not None:
@@ -96,20 +98,19 @@ class TrainedCourse:
     def _known(self, cycle: int) -> bool:
         return self.folder is not None and cycle_file(self.folder, cycle).exists()
 
-    def _read(self, cycle: int, course: Course) -> tuple[list[list[Network]], list[Position]]:
+    def _read(self, cycle: int, course: Course) -> None:
+        """Take a complete cycle from its file: its networks, and, if the course is not further yet, its end."""
         assert self.folder is not None
         path = cycle_file(self.folder, cycle)
         tensors, meta = checkpoints.read_tensors(path), checkpoints.read_meta(path)
         with parsing(CheckpointError, f"{path} cannot be read", "start the search again with --restart"):
-            networks = [
-                [
-                    Network(_layers(tensors, f"{m}.{n}", course.program), entry["epoch"], entry["pressure"])
-                    for n, entry in enumerate(of_member)
-                ]
+            self.networks[cycle] = [
+                [Network(_layers(tensors, f"{m}.{n}", course.program), **entry) for n, entry in enumerate(of_member)]
                 for m, of_member in enumerate(meta["networks"])
             ]
             positions = [_position(tensors, f"{m}", entry, course) for m, entry in enumerate(meta["positions"])]
-        return networks, positions
+            if positions[0].cycle > course.positions[0].cycle:
+                course.positions, course.rise = positions, Rise(**meta["rise"])
 
 
 def _write(path: Path, networks: list[list[Network]], course: Course) -> None:
@@ -128,7 +129,11 @@ def _write(path: Path, networks: list[list[Network]], course: Course) -> None:
         for i, (live, zero) in enumerate(zip(member.live, member.zero, strict=True)):
             tensors |= {f"{m}.live.{i}": torch.from_numpy(live), f"{m}.zero.{i}": torch.from_numpy(zero)}
     meta = {
-        "networks": [[{"epoch": n.epoch, "pressure": n.pressure} for n in of_member] for of_member in networks],
+        "networks": [
+            [{name: getattr(n, name) for name in ("epoch", "pressure", "cost", "right")} for n in of_member]
+            for of_member in networks
+        ],
+        "rise": vars(course.rise),
         "positions": [{"taken": p.member.taken, "cycle": p.cycle, "pressure": p.pressure} for p in course.positions],
     }
     checkpoints.save_checkpoint(tensors, path, meta)

@@ -173,6 +173,7 @@ class Strategy(ABC):
             before any work, unless a budget is given. Empty if there is no limit.
         batch: number of candidates to request at a time. It is a constant of the strategy or of its settings, and does
             not depend on the machine, so that the sequence of candidates is the same for any number of workers.
+        usual_objectives: the objectives of a search that names none; none if it must name them.
         trains_bits: whether its candidates are networks on the course of a training with learned bits
             (``learned_bits.space``), in place of those of the file's space.
         looks_back: whether `propose` reads the codes and losses of the history. If not, it gets a history without them;
@@ -193,6 +194,7 @@ class Strategy(ABC):
     limit: ClassVar[str] = ""
     batch: int = 8
     looks_back: bool = True
+    usual_objectives: ClassVar[tuple[str, ...]] = ()
     trains_bits: ClassVar[bool] = False
 
     def __init__(self, space: Space, objectives: int, seed: int, settings: StrategySettings | None = None) -> None:

@@ -18,22 +18,36 @@ Granularity = Literal["element", "channel", "layer"]
 class LearnedBitsSettings(StrategySettings):
     """The keys of ``[search.strategy.setup]`` of learned bits."""
 
-    cost: Literal["ebops", "bops", "model_size"] = Field("ebops", description="the metric whose cost is pressed on")
+    cost: Literal["ebops", "bops", "model_size", "average_bitwidth"] | None = Field(
+        None, description="the metric that is pressed on; default: the first of these that is an objective"
+    )
     weight: Granularity = Field("element", description="which weights share their bits: none, a channel, a layer")
     data_in: Granularity = Field("element", description="which values of an input share their bits")
     layers: dict[str, dict[str, Granularity]] = Field(
         default={}, description="layer → its `weight` and `data_in`, where they differ"
     )
     cycles: int = Field(
-        20, ge=1, description="cycles of the training; the pressure on the bits rises from one to the next"
+        20, ge=1, description="cycles of rising pressure; with `n_trials` as many as give so many networks"
     )
     epochs: float = Field(
         8.0, gt=0, description="epochs of a cycle while all weights are alive; later cycles have more"
     )
     members: int = Field(1, ge=1, le=64, description="networks that are trained beside each other, from several seeds")
+    float_epochs: int = Field(
+        0,
+        ge=0,
+        description="members after the first start from new weights, trained in float for so many epochs; 0: from the "
+        "model's weights",
+    )
     networks: int = Field(6, ge=1, description="networks that each cycle gives, per member")
     batch_size: int = Field(1024, ge=16, description="samples per step")
     learning_rate: float = Field(3e-3, gt=0, description="at the start of each cycle; follows a cosine down to 0")
+    teacher: str = Field(
+        "none",
+        description="whose answers take the place of labels: `none`, `self` (the float model), `ensemble` (two float "
+        "models, twice as wide, trained first), or a checkpoint of the model",
+    )
+    temperature: float = Field(0.7, gt=0, description="of a teacher's answers; below 1 they are sharper")
     bits_rate: float = Field(2.0, gt=0, description="how many times as fast bits learn as weights")
     patience: int = Field(5, ge=1, description="a weight that was zero after so many epochs in a row is removed")
     first_pressure: float | None = Field(
@@ -52,6 +66,7 @@ class LearnedBits(Strategy):
     settings: LearnedBitsSettings
     exhaustive = True
     looks_back = False
+    usual_objectives = ("accuracy", "ebops")
     trains_bits = True
 
     def __init__(self, space: Space, objectives: int, seed: int, settings: LearnedBitsSettings | None = None) -> None:

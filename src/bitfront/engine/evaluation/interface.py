@@ -29,6 +29,7 @@ from bitfront.graph import Graph, capture
 from bitfront.learned_bits.course import Cost, Schedule
 from bitfront.learned_bits.program import Granularities, with_learned_bits
 from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.learned_bits.steering import Target
 from bitfront.learned_bits.trained import TrainedCourse
 from bitfront.metrics.base import Kind, Runner, SampleChoice, Scores, Values
 from bitfront.metrics.configured import ConfiguredRunner
@@ -76,8 +77,15 @@ class BitsLearning:
         x, y: the training samples.
         val_x, val_y: the samples by which networks are chosen.
         schedule: the cycles.
-        cost: what a bit costs.
+        metric: the metric that the training presses on.
+        cost: what a bit costs there.
         default, named: which values share their bits: of all layers, and of those that differ.
+        classes: number of classes.
+        teacher: whose answers take the place of labels: "none", "self" (the float model), "ensemble" (new, wider float
+            models), or a state dict of the model.
+        temperature: of these answers.
+        float_epochs: for how many epochs members after the first are trained in float, from new weights; 0: they start
+            from the model.
         course: the training so far, shared by all jobs that are derived from one.
     """
 
@@ -86,9 +94,14 @@ class BitsLearning:
     val_x: Tensor
     val_y: Tensor
     schedule: Schedule
+    metric: str
     cost: Cost
     default: Granularities
     named: Mapping[str, Granularities] = field(default_factory=dict)
+    classes: int = 0
+    teacher: Literal["none", "self", "ensemble"] | StateDict = "none"
+    temperature: float = 1.0
+    float_epochs: int = 0
     course: TrainedCourse = field(default_factory=TrainedCourse)
 
     def space(self, graph: Graph) -> LearnedBitsSpace:
@@ -275,6 +288,10 @@ class Evaluator(ABC):
     @abstractmethod
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""
+
+    def steer(self, target: Target) -> None:  # noqa: ARG002
+        """Spend the rest of a training with learned bits where the constraints of the search are met."""
+        return
 
     def keep_in(self, folder: Path) -> None:  # noqa: ARG002
         """Keep what is learned on the way in a run folder, and go on with what is there, if anything is."""

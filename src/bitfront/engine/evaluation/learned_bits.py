@@ -6,22 +6,27 @@ any other: by a ``FixedEvaluator`` with its weights and formats, which knows not
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
+from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.interface import ONLY_CODE, BatchMetrics, BitsLearning, EvaluationJob, Evaluator, joined
 from bitfront.learned_bits.course import Course, Network, Samples, starting_ranges
+from bitfront.learned_bits.floats import EPOCHS, TEACHERS, WIDER, fresh_models, soft_targets
 from bitfront.learned_bits.network import formats_of, state_of
 from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.learned_bits.steering import Target
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.spaces.base import Codes
+from bitfront.training import TrainSettings
 
 #: So many training samples say how large the values of a layer are at the start.
 RANGE_SAMPLES = 4096
@@ -68,6 +73,8 @@ class LearnedBitsEvaluator(Evaluator):
     def alone(self, code: NDArray[np.int64]) -> tuple[FixedEvaluator, NDArray[np.int64]]:
         """(the evaluator of one network with its weights and formats, the empty code)."""
         (position,) = self._space.positions(code[None])
+        # Each member is trained on one thread, so its bits depend on nothing else.
+        self.learning.course.threads = self.job.threads or torch.get_num_threads()
         with one_thread():
             network = self.learning.course.network(*position, self._begin)
         return self._evaluator(network), ONLY_CODE
@@ -80,9 +87,42 @@ class LearnedBitsEvaluator(Evaluator):
         learning, space = self.learning, self._space
         model = space.graph.model
         largest = starting_ranges(model, space.program, learning.x[:RANGE_SAMPLES].float(), lambda m, x: m(x))
-        models = [model] * learning.schedule.members
+        models = [model, *self._fresh(learning.schedule.members - 1)]
         train, val = Samples.of(learning.x, learning.y), Samples.of(learning.val_x, learning.val_y)
-        return Course.begin(space.program, models, largest, learning.schedule, learning.cost, train, val)
+        targets = self._targets()
+        return Course.begin(space.program, models, largest, learning.schedule, learning.cost, train, val, targets)
+
+    def _fresh(self, count: int) -> list[nn.Module]:
+        """Where the members after the first one start."""
+        learning, schedule = self.learning, self.learning.schedule
+        if not count or not learning.float_epochs:
+            return [self._space.graph.model] * count
+        return self._trained(learning.float_epochs, schedule.seed + 1, count)
+
+    def _trained(self, epochs: int, seed: int, count: int, wider: int = 1) -> list[nn.Module]:
+        learning, schedule = self.learning, self.learning.schedule
+        settings = TrainSettings(
+            max_epochs=epochs, batch_size=schedule.batch_size, learning_rate=schedule.learning_rate, seed=seed
+        )
+        graph = self._space.graph
+        with threads(learning.course.threads):
+            return fresh_models(graph, learning.x, learning.y, learning.classes, settings, count, wider)
+
+    def _targets(self) -> Tensor | None:
+        """The answers of the teachers on the training samples; None without a teacher."""
+        learning, graph = self.learning, self._space.graph
+        if learning.teacher == "none":
+            return None
+        if learning.teacher == "self":
+            models = [graph.model]
+        elif learning.teacher == "ensemble":
+            # Other seeds than those of the members.
+            models = self._trained(EPOCHS, learning.schedule.seed + 500, TEACHERS, WIDER)
+        else:
+            model = copy.deepcopy(graph.model)
+            model.load_state_dict(learning.teacher)
+            models = [model.eval()]
+        return soft_targets(models, learning.x, learning.temperature)
 
     def evaluate(self, codes: Codes) -> BatchMetrics:
         """All metrics of some networks; those that are not known yet are trained first."""
@@ -123,6 +163,10 @@ class LearnedBitsEvaluator(Evaluator):
             evaluator, only = self.alone(code)
             rows.append(evaluator.answers(only[None], split, start, stop)[0])
         return np.array(rows, dtype=bool).reshape(len(codes), -1)
+
+    def steer(self, target: Target) -> None:
+        """Spend the rest of the training where the constraints of the search are met."""
+        self.learning.course.target = target
 
     def keep_in(self, folder: Path) -> None:
         """Keep the networks of each complete cycle in a run folder, and go on behind the last one that is there."""

@@ -75,8 +75,9 @@ def make_plan(
         if strategy is None:
             strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
             ignored = without_effect(strategy, setup.of_strategy)
-        runners, added = configured(config.search)
-        objectives = _objectives(config, [metric for runner in runners for metric in runner.produces])
+        usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
+        runners, added = configured(config.search, usual)
+        objectives = _objectives(config, [metric for runner in runners for metric in runner.produces], usual)
     dataset = dataset or open_data(config, report, progress)
     network = _checked_model(config, dataset, model)
     device, warning = choose_device(config.accelerator)
@@ -163,7 +164,7 @@ def _job(
     search = config.search
     with config.locating():
         training = candidate_training(config, runners, dataset, objectives)
-        learning = bits_learning(config, strategy, runners, dataset)
+        learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model)
     return EvaluationJob(
         model=graph.model,
         sample=dataset.split("train")[0][:2],
@@ -233,7 +234,7 @@ def _parts(config: Config) -> dict[str, Part]:
     }
 
 
-def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
+def _objectives(config: Config, metrics: list[Metric], usual: tuple[str, ...]) -> Objectives:
     assert config.search is not None
     table = config.search.strategy
     summed = table.setup.direction if table.setup.sum_scaled_metrics else None
@@ -242,7 +243,8 @@ def _objectives(config: Config, metrics: list[Metric]) -> Objectives:
             "sum_scaled_metrics = true needs direction = 'maximize' or 'minimize'",
             key=("search", "strategy", "setup", "sum_scaled_metrics"),
         )
-    return choosing.choose({n: (m.scale, m.direction) for n, m in table.metrics.items()}, metrics, summed)
+    named = {n: (m.scale, m.direction) for n, m in table.metrics.items()} or dict.fromkeys(usual, (1.0, None))
+    return choosing.choose(named, metrics, summed)
 
 
 def _budget(setup: StrategySetup, strategy: ConfiguredStrategy, size: int) -> int:

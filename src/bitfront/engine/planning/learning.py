@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Literal, cast
+
+from torch import nn
+
+from bitfront import checkpoints
 from bitfront.config import Config
+from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset
-from bitfront.engine.evaluation.interface import BitsLearning
+from bitfront.engine.evaluation.interface import BitsLearning, Evaluator
 from bitfront.engine.planning.runners import Runners, chosen_samples
-from bitfront.errors import ConfigError
+from bitfront.errors import CheckpointError, ConfigError, one_of
 from bitfront.learned_bits.course import Cost, Schedule
 from bitfront.learned_bits.program import Granularities
+from bitfront.learned_bits.steering import Target
+from bitfront.objectives import Objectives
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy
 from bitfront.strategies.learned_bits import LearnedBitsSettings
 
+#: Metrics that the training counts as they are reported; others only rise and fall with its count.
+EXACT = frozenset({"ebops"})
 #: What a bit costs, by metric: pairs of bits that are multiplied; bits of weights and biases that are stored.
 COSTS = {
     "ebops": Cost(pairs=1.0, stored=0.0, biases=1.0),
     "bops": Cost(pairs=1.0, stored=0.0, biases=0.0),
     "model_size": Cost(pairs=0.0, stored=1.0, biases=1.0),
+    "average_bitwidth": Cost(pairs=0.0, stored=1.0, biases=0.0),
 }
 
 
 def bits_learning(
-    config: Config, strategy: ConfiguredStrategy, runners: Runners, dataset: Dataset
+    config: Config,
+    strategy: ConfiguredStrategy,
+    runners: Runners,
+    objectives: Objectives,
+    dataset: Dataset,
+    model: nn.Module,
 ) -> BitsLearning | None:
     """How weights and bits are learned together; None with another strategy.
 
@@ -31,11 +49,12 @@ def bits_learning(
     settings = strategy.settings
     if not isinstance(settings, LearnedBitsSettings):
         return None
-    metrics = {metric.name for runner in runners for metric in runner.produces}
-    if settings.cost not in metrics:
+    cost: str | None = settings.cost or next((p.metric for p in objectives.parts if p.metric in COSTS), None)
+    if cost is None:
         raise ConfigError(
-            f"cost = {settings.cost!r} needs this metric; add [search.strategy.hw_runner.{settings.cost}]",
-            key=(*SETUP, "cost"),
+            f"strategy 'learned_bits' needs a cost that depends on bits, and no objective is one; {one_of(COSTS)}. Add "
+            "[search.strategy.hw_runner.ebops] and [search.strategy.metrics.ebops]",
+            key=("search", "strategy", "metrics"),
         )
     samples = next((runner.settings.samples for runner in runners if runner.settings.samples is not None), None)
     if samples is None:
@@ -45,7 +64,7 @@ def bits_learning(
     x, y = chosen_samples(dataset, "train", None, config.seed)
     val_x, val_y = chosen_samples(dataset, samples.split, samples.number, config.seed)
     schedule = Schedule(
-        cycles=settings.cycles,
+        cycles=_cycles(config, settings),
         epochs=settings.epochs,
         members=settings.members,
         networks=settings.networks,
@@ -62,4 +81,50 @@ def bits_learning(
         path: Granularities(table.get("weight", settings.weight), table.get("data_in", settings.data_in))
         for path, table in settings.layers.items()
     }
-    return BitsLearning(x, y, val_x, val_y, schedule, COSTS[settings.cost], default, named)
+    return BitsLearning(
+        *(x, y, val_x, val_y, schedule, cost, COSTS[cost], default, named),
+        dataset.num_classes,
+        _teacher(config, settings, model),
+        settings.temperature,
+        settings.float_epochs,
+    )
+
+
+def _teacher(
+    config: Config, settings: LearnedBitsSettings, model: nn.Module
+) -> Literal["none", "self", "ensemble"] | checkpoints.StateDict:
+    if settings.teacher in ("none", "self", "ensemble"):
+        return cast(Literal["none", "self", "ensemble"], settings.teacher)
+    try:
+        return checkpoints.load_checkpoint(config.path(settings.teacher), model)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"teacher = {settings.teacher!r}: {error}. Allowed: none, self, ensemble, or a checkpoint of the model",
+            key=(*SETUP, "teacher"),
+        ) from None
+
+
+def target_of(evaluator: Evaluator, constraints: Sequence[Constraint]) -> Target:
+    """What constraints say about the course of a training with learned bits.
+
+    Args:
+        evaluator: of the search.
+        constraints: with absolute bounds. Those on other metrics than accuracy and the cost do not steer the training;
+            its networks must fulfil them all the same.
+    """
+    learning = evaluator.job.learning
+    assert learning is not None
+    right, cost = None, None
+    for constraint in constraints:
+        if constraint.metric == "accuracy" and constraint.comparison in (">=", ">"):
+            right = max(right or 0.0, constraint.bound * len(learning.val_y))
+        if constraint.metric == learning.metric and constraint.comparison in ("<=", "<"):
+            cost = min(cost or math.inf, constraint.bound)
+    return Target(right, cost if learning.metric in EXACT else None)
+
+
+def _cycles(config: Config, settings: LearnedBitsSettings) -> int:
+    """Number of cycles: those that give `n_trials` networks, so that any budget covers the range of pressures."""
+    assert config.search is not None
+    trials = config.search.strategy.setup.n_trials
+    return settings.cycles if trials is None else max(1, -(-trials // (settings.members * settings.networks)))

@@ -21,8 +21,12 @@ SIDES: tuple[Side, ...] = ("sw_runner", "hw_runner")
 Runners = tuple[ConfiguredRunner, ...]
 
 
-def configured(search: SearchTable) -> tuple[Runners, list[str]]:
+def configured(search: SearchTable, objectives: Iterable[str] = ()) -> tuple[Runners, list[str]]:
     """(the runners with their settings, the names of those that were added because a constraint needs them).
+
+    Args:
+        search: the table of the search.
+        objectives: metrics that are objectives without being named in the file; their runners are added too.
 
     Raises:
         ConfigError: there is no runner, one does not exist or has a wrong setting, or two produce the same metric.
@@ -31,7 +35,14 @@ def configured(search: SearchTable) -> tuple[Runners, list[str]]:
     runners = [configured_runner(name, given, side) for side in SIDES for name, given in tables[side].items()]
     names = {runner.name for runner in runners}
     needed = {condition.removesuffix(DROP) for condition in search.constraints}
-    added = [n for n in RUNNERS.names() if n not in names and needed & {m.name for m in RUNNERS.get(n).produces}]
+
+    def producing(metrics: set[str]) -> list[str]:
+        return [n for n in RUNNERS.names() if n not in names and metrics & {m.name for m in RUNNERS.get(n).produces}]
+
+    usual = producing(set(objectives))
+    runners += map(configured_runner, usual)
+    names.update(usual)
+    added = producing(needed)
     runners += map(configured_runner, added)
     produced: set[str] = set()
     for runner in runners:

@@ -20,6 +20,7 @@ from bitfront.engine.evaluation.range_loss import remarks
 from bitfront.engine.planning.coverage import float_shares, in_float
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
+from bitfront.engine.planning.learning import target_of
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
@@ -169,6 +170,8 @@ def _searched(
     limits = bounds(plan, summary["reference"])
     # The constraints with resolved bounds are stored for readers of the run folder.
     store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
+    if learns:
+        plan.evaluator.steer(target_of(plan.evaluator, limits.constraints))
     reason, lost = _evaluate(plan, store, limits, starts, dispatcher, events)
     store.set_meta("stopped", reason)
     return plan, reason, lost

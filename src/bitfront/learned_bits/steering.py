@@ -1,0 +1,82 @@
+"""The pressure of each cycle: over a range, or, under constraints, around the pressure at which they just hold.
+
+Without constraints the pressure rises evenly, in its logarithm, from the first cycle to the last one. With constraints
+it rises twice as fast, until a cycle is *past* them: its networks are no longer accurate enough, or cheap enough by
+now. Then the next cycle begins where that one began, and the pressure rises more slowly from there. So most cycles are
+spent where the constraints just hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+#: The pressure rises at least by this factor.
+CLOSE = 1.06
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the constraints of a search say about accuracy and cost.
+
+    Attributes:
+        least_right: how many samples a network must classify correctly, at least; None: no matter.
+        most_cost: what it may cost at most; None: no matter.
+    """
+
+    least_right: float | None = None
+    most_cost: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.least_right is not None or self.most_cost is not None
+
+    def past(self, networks: Iterable[tuple[float, float]]) -> bool:
+        """Whether the pressure need not rise any more, after networks with these (costs, numbers of right answers)."""
+        networks = list(networks)
+        if self.least_right is not None and all(right < self.least_right for _, right in networks):
+            return True
+        return self.most_cost is not None and any(cost <= self.most_cost for cost, _ in networks)
+
+
+@dataclass(frozen=True)
+class Rise:
+    """How the pressure rises under a target.
+
+    Attributes:
+        low: the pressure of the last cycle that was not past the target; None before there is one.
+        factor: by which the next one is larger; None before the first one.
+        high: the pressure of the last cycle, as long as all were past the target.
+    """
+
+    low: float | None = None
+    factor: float | None = None
+    high: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the pressure is as near to the target as it is worth."""
+        return self.factor is not None and self.factor <= CLOSE
+
+    def next(self, first: float) -> float:
+        """The pressure of the next cycle; `first` is that of the first one."""
+        if self.low is None or self.factor is None:
+            return first if self.high is None else self.high / 4
+        return self.low * self.factor
+
+    def after(self, pressure: float, past: bool, usual: float, target: Target) -> tuple[Rise, bool]:
+        """(how it goes on after a cycle at `pressure`, whether the next cycle begins where this one began).
+
+        Args:
+            past: whether the cycle is past the target.
+            usual: by which factor the pressure rises as long as nothing is past the target.
+        """
+        factor = usual if self.factor is None else self.factor
+        if not past:
+            return Rise(pressure, factor), False
+        if target.least_right is None and self.settled:
+            # The cost is met. Less pressure lets bits grow again, so the cost stays near its bound.
+            return Rise(pressure / factor**2, factor), False
+        if self.low is None:
+            return Rise(None, factor, pressure), True
+        return Rise(self.low, max(CLOSE, math.sqrt(factor))), True
