@@ -147,7 +147,8 @@ def main() -> None:
             row["verdict"] = verdict(row)
             rows.append(row)
             print(
-                f"{recipe} seed {seed}: {row['volume_val']:.4f} {row['volume']:.4f} {row['volume_1645']:.4f} {row['cpu_s']:.0f} s",
+                f"{recipe} seed {seed}: {row['volume_val']:.4f} {row['volume']:.4f} {row['volume_1645']:.4f} "
+                f"{row['cpu_s']:.0f} s",
                 flush=True,
             )
     summary = {
