@@ -24,6 +24,7 @@ from bitfront.formats.base import (
     FormatParameter,
     OperandKind,
     all_finite,
+    channel_rows,
     dimension,
     finite,
     thinned_rows,
@@ -170,8 +171,8 @@ class Affine(Format):
         if self.group_size is not None:
             return self._by_group(sample, self.group_size)
         dim = self._channels(sample.dim())
-        rows = _rows(sample, dim)
-        outer = rows if ends is sample else _rows(ends, dim)
+        rows = channel_rows(sample, dim)
+        outer = rows if ends is sample else channel_rows(ends, dim)
         if all_finite(rows) and (outer is rows or all_finite(outer)):
             scale, zero = self._learned(rows, outer)
         else:
@@ -279,14 +280,6 @@ class Affine(Format):
     def learned_range(self) -> LearnedAffine:
         """A module that learns the scales."""
         return LearnedAffine(self)
-
-
-def _rows(sample: Tensor, dim: int | None) -> Tensor:
-    """The values of each index of a dimension, or of the whole tensor, shape (channels or 1, values)."""
-    x = sample.detach()
-    return (
-        x.reshape(1, -1) if dim is None else x.movedim(dim, 0).reshape(x.shape[dim], x.numel() // max(1, x.shape[dim]))
-    )
 
 
 class LearnedAffine(LearnedRange):

@@ -259,6 +259,17 @@ class Format(ABC):
         where all values have the same bits. Metrics that multiply bits with bits read it."""
         return None
 
+    def bits_of(self, shape: tuple[int, ...]) -> int:
+        """Bits of all values of a tensor, without what is stored in addition to them: ``bits`` for each value, unless
+        values of one tensor have different numbers of bits.
+
+        Called as :meth:`overhead_bits`.
+
+        Args:
+            shape: shape of the whole tensor.
+        """
+        return math.prod(shape) * self.bits
+
     def overhead_bits(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002
         """Bits that are stored once per tensor in addition to its values, e.g. for scales.
 
@@ -367,6 +378,14 @@ class Format(ABC):
         # This subtracts exact zeros (adding them would turn −0 into 0). The value is exactly the rounded one, and the
         # gradient is that of the clamp.
         return rounded.detach() - (inside.detach() - inside)
+
+
+def channel_rows(sample: Tensor, dim: int | None) -> Tensor:
+    """The values of each index of a dimension, or of the whole tensor, detached, shape (channels or 1, values)."""
+    x = sample.detach()
+    if dim is None:
+        return x.reshape(1, -1)
+    return x.movedim(dim, 0).reshape(x.shape[dim], x.numel() // max(1, x.shape[dim]))
 
 
 def finite(sample: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fixed point: integers with a fixed binary point.
+"""Fixed point: integers with a fixed binary point, one for a tensor, or one per channel or element.
 
 The value of x is ``clamp(round(x·2^f), −2^(w−1), 2^(w−1)−1) / 2^f``, unsigned ``clamp(round(x·2^f), 0, 2^w−1) / 2^f``,
 rounding half to even: the ``ap_fixed<w, w−f, AP_RND_CONV, AP_SAT>`` of high-level synthesis. Scaling by a power of two
@@ -10,33 +10,53 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bitfront.formats import FORMATS
-from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind, finite, percentile_range, thinned
-from bitfront.formats.grid import Grid
+from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind, channel_rows, dimension, finite
+from bitfront.formats.frac_widths import HIGHEST_FRAC_WIDTH, LOWEST_FRAC_WIDTH, Rule, learned_frac_widths
+from bitfront.formats.grid import WHOLE, Grid
 from bitfront.formats.learned import LearnedRange, rounded, straight_through
 
-#: Any step from 2^-96 to 2^96: with codes of up to 32 bits, all values are float32's.
-LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH = -96, 96
-#: How a frac width is learned.
-Rule = Literal["auto", "minmax", "percentile"]
+#: Values that share a frac width.
+Granularity = Literal["tensor", "channel", "element"]
+#: Most bits of a value.
+WIDEST = 32
+#: Bits that a frac width is stored in, where a tensor has several.
+STORED_BITS = 8
 
 
 @FORMATS.register("integer", "fixed", "int")
 @dataclass(frozen=True)
 class Integer(Format):
-    """Fixed point: a whole number of `width` bits, divided by 2^frac_width."""
+    """Fixed point: a whole number of `width` bits, divided by 2^frac_width.
+
+    Attributes:
+        width: bits of a value; of the widest one where widths differ.
+        frac_width: bits behind the binary point, for all values; the rule that learns them; or, once they are learned
+            for several channels or elements, one for each of them, in the order of memory.
+        signed: whether negative values exist.
+        granularity: which values share a frac width.
+        axis: the dimension of the channels; 0 unless there is a frac width per channel.
+        shape: of several frac widths, as a tensor of them broadcasts against the first dimensions of the operand.
+        widths: bits of each value where they differ, one for each frac width; 0 for a value that is always 0. See
+            :meth:`of_arrays`.
+    """
 
     width: int
-    frac_width: int | Rule
+    frac_width: int | Rule | tuple[int, ...]
     signed: bool = True
+    granularity: Granularity = "tensor"
+    axis: int = 0
+    shape: tuple[int, ...] | None = None
+    widths: tuple[int, ...] | None = None
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
-        "width": FormatParameter("bits of a value, sign included", low=1, high=32),
+        "width": FormatParameter("bits of a value, sign included", low=1, high=WIDEST),
         "frac_width": FormatParameter(
             "bits behind the binary point, more than `width` for small values, negative for large ones; 'NA' is "
             "width // 2; learned from the calibration samples: 'auto' is the one with the smallest squared error, "
@@ -53,20 +73,84 @@ class Integer(Format):
             words=("NA",),
             boolean=True,
         ),
+        "granularity": FormatParameter(
+            "one learned frac width per 'tensor' ('NA'), per 'channel', or per 'element' of a weight or bias; with a "
+            "number as frac_width there is one for all",
+            default=None,
+            words=("NA", *get_args(Granularity)),
+        ),
     }
 
     @classmethod
-    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
+    def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:
         width = cast(int, values["width"])
         frac = values["frac_width"]
         frac = width // 2 if frac is None else frac
-        own = values["signed"]
-        return cls(width, cast("int | Rule", frac), signed if own is None else bool(own))
+        chosen = values["signed"]
+        granularity = cast("Granularity", values["granularity"] or "tensor")
+        if granularity == "element" and kind.samples:
+            raise FormatError(
+                f"'element' is for weights and biases that are parameters, not for {kind}; take 'channel' there",
+                "granularity",
+            )
+        if isinstance(frac, int) or (granularity == "channel" and kind.channel_axis is None):
+            granularity = "tensor"  # what means the same is one format
+        return cls(
+            width,
+            cast("int | Rule", frac),
+            signed if chosen is None else bool(chosen),
+            granularity,
+            (kind.channel_axis or 0) if granularity == "channel" else 0,
+        )
+
+    @classmethod
+    def of_arrays(cls, width: Tensor, frac_width: Tensor, *, signed: bool = True) -> Self:
+        """A format with a width and a frac width for each value, or for some values each, as learned bit-widths need.
+
+        It is calibrated, and no setting of a TOML. A value of 0 bits is always 0.
+
+        Args:
+            width: whole numbers from 0 to 32; its shape broadcasts against the operand, with as many dimensions, or
+                with the first ones only. For an input the first size is 1.
+            frac_width: whole numbers from -96 to 96; its shape broadcasts against that of `width`.
+            signed: whether negative values exist.
+
+        Raises:
+            FormatError: a number is out of range, no whole number, or there is none.
+        """
+        shape = torch.broadcast_shapes(width.shape, frac_width.shape)  # type: ignore[no-untyped-call]
+        widths, fracs = (given.detach().cpu().broadcast_to(shape) for given in (width, frac_width))
+        _check_array("width", widths, 0, WIDEST)
+        _check_array("frac_width", fracs, LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH)
+        return cls(
+            max(1, int(widths.max())),
+            tuple(int(f) for f in fracs.flatten().tolist()),
+            signed,
+            "element",
+            shape=tuple(widths.shape) or (1,),
+            widths=tuple(int(w) for w in widths.flatten().tolist()),
+        )
 
     @property
     def bits(self) -> int:
-        """Bits of one stored value."""
+        """Bits of one stored value; of the widest one where they differ."""
         return self.width
+
+    def bits_of(self, shape: tuple[int, ...]) -> int:
+        """Bits of all values of a tensor: the sum of their widths."""
+        if self.widths is None:
+            return super().bits_of(shape)
+        return sum(self.widths) * math.prod(shape) // len(self.widths)
+
+    def overhead_bits(self, shape: tuple[int, ...]) -> int:
+        """A byte per frac width where each channel or element has one. None where widths differ too: values of
+        different widths are wired, not stored."""
+        if self.granularity == "tensor" or self.widths is not None:
+            return 0
+        if self.granularity == "element":
+            return STORED_BITS * math.prod(shape)
+        dim = dimension(self.axis, len(shape))
+        return 0 if dim is None else STORED_BITS * shape[dim]
 
     @property
     def rank(self) -> float:
@@ -75,93 +159,90 @@ class Integer(Format):
 
     @property
     def label(self) -> str:
-        """E.g. ``int8.4`` or ``uint8.4``; before calibration e.g. ``int8.auto``."""
-        return f"{'' if self.signed else 'u'}int{self.width}.{self.frac_width}"
+        """E.g. ``int8.4`` or ``uint8.4``; before calibration e.g. ``int8.auto``. With a frac width per channel or
+        element ``int8.auto-c`` and ``int8.auto-e``, after calibration with their range, ``int8.3..6-c``; where widths
+        differ with the range of these, ``int0..6-e``."""
+        start = f"{'' if self.signed else 'u'}int"
+        if self.widths is not None:
+            return f"{start}{_span(self.widths)}-e"
+        frac = _span(self.frac_width) if isinstance(self.frac_width, tuple) else self.frac_width
+        return f"{start}{self.width}.{frac}{'' if self.granularity == 'tensor' else f'-{self.granularity[0]}'}"
 
     @property
     def codes(self) -> tuple[int, int]:
-        """The smallest and the largest integer before the binary point is applied."""
+        """The smallest and the largest integer before the binary point is applied; of the widest value."""
         return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
 
     @property
     def calibrates(self) -> bool:
         """True while the frac width is a word."""
-        return not isinstance(self.frac_width, int)
+        return isinstance(self.frac_width, str)
 
     def calibrated(self, sample: Tensor) -> Self:
-        """With the frac width that the rule finds in the finite values of `sample`; width // 2 where all are zero."""
+        """With the frac widths that the rule finds in the finite values of `sample`; width // 2 where all are zero."""
         return self.calibrated_on(sample, sample)
 
     def calibrated_on(self, sample: Tensor, ends: Tensor) -> Self:
         """As :meth:`calibrated`; nothing but `ends` says what the largest values are."""
-        if not self.calibrates:
+        rule = self.frac_width
+        if not isinstance(rule, str):
             return self
-        values, ends = finite(sample), finite(ends)
-        # An unsigned format cuts off negative values on purpose, so they do not count for the frac width.
-        seen, ends = (values, ends) if self.signed else (values.clamp(min=0), ends.clamp(min=0))
-        if not ends.any():
-            return replace(self, frac_width=self.width // 2)
-        if self.frac_width == "auto":
-            part = thinned(values)
-            if (part != 0 if self.signed else part > 0).any():
-                return replace(self, frac_width=self._least_error(part))
-        low, high = percentile_range(seen, ends) if self.frac_width == "percentile" else _ends(ends)
-        return replace(self, frac_width=self._covering(low, high))
+        if self.granularity == "element" and sample.dim():
+            rows = sample.detach().reshape(-1, 1)
+            return replace(self, frac_width=self._learned(rows, rows, rule), shape=tuple(sample.shape))
+        dim = dimension(self.axis, sample.dim()) if self.granularity == "channel" else None
+        if dim is None:
+            (frac,) = self._learned(finite(sample)[None], finite(ends)[None], rule)
+            return replace(self, frac_width=frac)
+        fracs = self._learned(channel_rows(sample, dim), channel_rows(ends, dim), rule)
+        return replace(self, frac_width=fracs, axis=dim, shape=(*[1] * dim, len(fracs)))
 
-    def _covering(self, smallest: float, largest: float) -> int:
-        """The largest frac width under which both ends, one of which is not zero, round without saturating."""
-        low, high = self.codes
-        beyond = self.width + 1 - math.frexp(max(-smallest, largest))[1]
-        frac = max(LOWEST_FRAC_WIDTH, min(HIGHEST_FRAC_WIDTH, beyond))
-        while frac > LOWEST_FRAC_WIDTH and not (
-            low <= round(smallest * 2.0**frac) and round(largest * 2.0**frac) <= high
-        ):
-            frac -= 1
-        return frac
-
-    def _least_error(self, values: Tensor) -> int:
-        """The frac width with the smallest squared error on `values`; the smaller one among equals."""
-        low, high = self.codes
-
-        def error(frac: int) -> float:
-            return float(((replace(self, frac_width=frac).round(values) - values) ** 2).sum())
-
-        def clipped(frac: int) -> float:
-            """The error of saturation alone, which only grows with the frac width."""
-            scale = math.ldexp(1.0, frac)
-            return float(((values.clamp(low / scale, high / scale) - values) ** 2).sum())
-
-        # As long as nothing saturates, a finer grid contains the coarser one, so its error is not larger.
-        frac = self._covering(*_ends(values))
-        best, least = frac, error(frac)
-        while best > LOWEST_FRAC_WIDTH and error(best - 1) == least:
-            best -= 1
-        while frac < HIGHEST_FRAC_WIDTH and clipped(frac + 1) < least:
-            frac += 1
-            loss = error(frac)
-            if loss < least:
-                best, least = frac, loss
-        return best
+    def _learned(self, values: Tensor, ends: Tensor, rule: Rule) -> tuple[int, ...]:
+        return tuple(learned_frac_widths(values, ends, self.width, self.codes, rule).tolist())
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded half to even to the grid of step 2^−frac_width, saturating."""
+        if self.shape is not None:
+            return self.grid.round(x)
         low, high = self.codes
         scale = math.ldexp(1.0, self._frac())
         return torch.clamp(torch.round(x * scale), low, high) / scale
 
     @property
     def grid(self) -> Grid:
-        """Step 2^−frac_width, one for all values; no zero point."""
-        return Grid(math.ldexp(1.0, -self._frac()), *self.codes)
+        """Step 2^−frac_width, one for all values, or per channel or element; no zero point."""
+        return Grid(math.ldexp(1.0, -self._frac()), *self.codes) if self.shape is None else self._grid
 
-    def bounds(self, x: Tensor) -> tuple[float, float]:  # noqa: ARG002
-        """The smallest and the largest representable value."""
+    @cached_property
+    def _grid(self) -> Grid:
+        """That of several frac widths. Where they are all equal, it has one step, as evaluation is faster then."""
+        assert self.shape is not None
+        assert isinstance(self.frac_width, tuple)
+        steps = [math.ldexp(1.0, -frac) for frac in self.frac_width]
+        if len(set(steps)) == 1 and (self.widths is None or set(self.widths) == {self.width}):
+            return Grid(steps[0], *self.codes)
+        # A Grid has an element per index of the dimensions that differ, and names no dimension behind them.
+        last = max(d for d, size in enumerate(self.shape) if size > 1)
+        shape = self.shape[: last + 1]
+        block = tuple(1 if size > 1 else WHOLE for size in shape)
+        step = torch.tensor(steps, dtype=torch.float64).reshape(shape)
+        if self.widths is None:
+            return Grid(step, *self.codes, block=block)
+        widths = torch.tensor(self.widths).reshape(shape)
+        codes = 2 ** (widths - 1).clamp(min=0) if self.signed else 2**widths
+        low, high = (-codes if self.signed else 0 * codes), codes - 1
+        return Grid(step, torch.where(widths == 0, 0, low), torch.where(widths == 0, 0, high), block=block)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """The smallest and the largest representable value, per channel or element where they differ."""
+        if self.shape is not None:
+            return self.grid.ends(x)
         low, high = self.codes
         scale = math.ldexp(1.0, self._frac())
         return low / scale, high / scale
 
     def learned_range(self) -> LearnedInteger:
-        """A module that learns the frac width."""
+        """A module that learns the frac widths."""
         return LearnedInteger(self)
 
     def _frac(self) -> int:
@@ -171,7 +252,7 @@ class Integer(Format):
 
 
 class LearnedInteger(LearnedRange):
-    """Fixed point with a frac width that is learned.
+    """Fixed point with frac widths that are learned.
 
     Args:
         start: calibrated; the first range.
@@ -180,29 +261,43 @@ class LearnedInteger(LearnedRange):
     def __init__(self, start: Integer) -> None:
         super().__init__()
         self.start = start
-        self.exponent = nn.Parameter(torch.tensor(-float(start.frac_width)))
-        #: The exponent once it is settled; NaN before. It is in the state dict, because it is a result of training.
+        fracs = torch.tensor(start.frac_width, dtype=torch.float32)
+        self.exponent = nn.Parameter(-fracs.reshape(start.shape or ()))
+        #: The exponents once they are settled; NaN before. They are in the state dict, because they are a result of
+        #: training.
         self.settled: Tensor
-        self.register_buffer("settled", torch.tensor(math.nan))
+        self.register_buffer("settled", torch.full_like(self.exponent.detach(), math.nan))
 
     def _used(self) -> Tensor:
         limited = self.exponent.clamp(-HIGHEST_FRAC_WIDTH, -LOWEST_FRAC_WIDTH)
         return torch.where(self.settled.isnan(), straight_through(torch.round(limited), limited), self.settled)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """`x` rounded to the grid of the current exponent."""
-        low, high = self.start.codes
-        step = torch.exp2(self._used())
+        """`x` rounded to the grid of the current exponents."""
+        grid, step = self.start.grid, torch.exp2(self._used())
+        low, high = (e if isinstance(e, int) else grid.along(e, x) for e in (grid.low, grid.high))
+        if step.dim():
+            step = step.reshape(*step.shape, *[1] * (x.dim() - step.dim()))
         return rounded(x / step, low, high) * step
 
     def settle(self) -> None:
-        """Stop learning the exponent."""
+        """Stop learning the exponents."""
         self.settled.copy_(self._used().detach())
 
     def frozen(self) -> Integer:
         """The learned range as a format."""
-        return replace(self.start, frac_width=-round(float(self._used().detach())))
+        fracs = (-self._used().detach()).round().long().flatten().tolist()
+        return replace(self.start, frac_width=fracs[0] if self.start.shape is None else tuple(fracs))
 
 
-def _ends(values: Tensor) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
+def _span(numbers: tuple[int, ...]) -> str:
+    """The smallest and the largest of some numbers."""
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def _check_array(name: str, values: Tensor, low: int, high: int) -> None:
+    """Raises FormatError unless all of at least one values are whole numbers in a range."""
+    whole = bool((values == values.round()).all()) if values.is_floating_point() else values.dtype != torch.bool
+    if not values.numel() or not whole or not low <= int(values.min()) <= int(values.max()) <= high:
+        raise FormatError(f"{name} must hold whole numbers from {low} to {high}, at least one", name)

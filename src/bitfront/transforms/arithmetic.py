@@ -10,8 +10,10 @@ order of summation, the batch, the number of threads or the device, and it is wh
 2018, arXiv:1712.05877, equation 4; ONNX MatMulInteger and ConvInteger, followed by Cast, Mul and Add). If both steps
 are powers of two, this is the exact sum of products of the values, rounded to float32 once, plus the bias.
 
-An exact sum has no such form where an operand is in float, or where steps differ within a sum (groups and blocks along
-the summed dimension, an input with a step per channel). Then
+Where steps differ within a sum (groups and blocks along the summed dimension, an input with a step per channel), but
+are all powers of two without a zero point, values are whole multiples of the finest step, which takes their place.
+
+An exact sum has no such form where an operand is in float, or where other steps differ within a sum. Then
 
     y_j = float32( Σ_k x_k w_jk in float64, in the order of k ) + b_j
 
@@ -87,16 +89,29 @@ class Whole:
 
 def whole(grid: Grid | None, channels: int | None = None) -> Whole | None:
     """How operands on a grid are whole numbers; None if there is no grid, or its steps differ otherwise than along the
-    dimension `channels`."""
-    if grid is None or not (grid.uniform or (channels is not None and grid.axis == channels)):
+    dimension `channels` and have no finest one."""
+    if grid is None:
         return None
-    low, high = _centred_end(grid.low, grid.zero, min), _centred_end(grid.high, grid.zero, max)
     step = grid.step
     powers = grid.zero is None and (_is_power(step) if not isinstance(step, Tensor) else bool(_are_powers(step)))
+    if not (grid.uniform or (channels is not None and grid.axis == channels)):
+        return _in_finest_steps(grid, channels) if powers else None
+    low, high = _centred_end(grid.low, grid.zero, min), _centred_end(grid.high, grid.zero, max)
     if powers:
         return Whole(grid, False, step.flatten() if isinstance(step, Tensor) else step, low, high)
     # Of a grid that is not complete, only what is rounded already has codes; inputs may be rounded to codes at once.
     return Whole(grid, True, 1.0, low, high) if grid.complete or channels is not None else None
+
+
+def _in_finest_steps(grid: Grid, channels: int | None) -> Whole:
+    """Operands whose steps are different powers of two, as multiples of the finest one, or of that of each channel."""
+    steps = torch.as_tensor(grid.step, dtype=torch.float64)
+    finest = steps.min()
+    if channels is not None and channels < steps.dim() and grid.block[channels] == 1:
+        finest = steps.amin([d for d in range(steps.dim()) if d != channels], keepdim=True)
+    low, high = (torch.as_tensor(end) * (steps / finest) for end in (grid.low, grid.high))
+    step = finest.flatten() if finest.dim() else float(finest)
+    return Whole(grid, False, step, float(low.min()), float(high.max()))
 
 
 def _centred_end(end: int | Tensor, zero: int | Tensor | None, choose: Callable[[float, float], float]) -> float:
