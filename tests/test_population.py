@@ -318,6 +318,15 @@ def affine():
     return quantize(graph, {graph.sites[0].name: {"weight": form}})
 
 
+def per_channel():
+    model = mlp(16, 8, 5)
+    graph = capture(model, torch.randn(2, 16))
+    with torch.no_grad():
+        model[0].weight[0] *= 8
+    form = Integer(4, "auto", granularity="channel").calibrated(model[0].weight)
+    return quantize(graph, {graph.sites[0].name: {"weight": form}})
+
+
 @compiled
 @pytest.mark.parametrize(
     ("make", "reason"),
@@ -326,7 +335,8 @@ def affine():
         (Branching, "traced"),
         (hooked, "hooks"),
         (frozen, "0.weight is not trained"),
-        (affine, "fixed-point"),
+        (affine, "the format affine8sc of 0 is no fixed-point grid"),
+        (per_channel, "the format int4.2..5-c of 0 is no fixed-point grid with one step"),
         (lambda: nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 5)), "1 is a Tanh"),
         (lambda: nn.Sequential(nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, 5)), "random"),
         (lambda: nn.Sequential(nn.BatchNorm1d(16, momentum=None), nn.Linear(16, 5)), "moving"),

@@ -14,6 +14,7 @@ from test_tree import assert_as_alone, evaluator_of, job_of
 from bitfront.formats.base import ACTIVATION, Format, FormatError, FormatParameter
 from bitfront.formats.grid import Grid
 from bitfront.testing import check_format
+from bitfront.transforms.arithmetic import FLOAT
 
 NETS = pytest.mark.parametrize(
     "network", [Chain, Normalised, Images, Clipped, ResidualImages, Signals, Functional], ids=lambda n: n.__name__
@@ -133,6 +134,24 @@ def test_steps_per_channel_or_value_have_the_numbers_of_the_deployed_model(netwo
     evaluator = evaluator_of(job_of(seeded_model(network), network.shape, seed, by="type"))
     codes = evaluator.space.sample(12, np.random.default_rng(0))
     assert_as_alone(evaluator, codes)
+
+
+@NETS
+@pytest.mark.parametrize("data", ["tensor", "channel"])
+def test_fixed_point_per_channel_or_element_has_the_numbers_of_the_deployed_model(network, data):
+    rule = {"frac_width": ["auto"]}
+    settings = {
+        "data_in": {"width": [4, 6], **rule, "granularity": [data]},
+        "weight": {"width": [2, 4], **rule, "granularity": ["tensor", "channel", "element"]},
+        "bias": {"width": [5], **rule, "granularity": ["tensor", "channel"]},
+    }
+    keys = {f"{operand}_{key}": value for operand, table in settings.items() for key, value in table.items()}
+    seed = {"default": {"name": ["integer", "NA"], **keys}}
+    evaluator = evaluator_of(job_of(seeded_model(network), network.shape, seed, by="type"))
+    codes = evaluator.space.sample(24, np.random.default_rng(0))
+    assert_as_alone(evaluator, codes)
+    assert not evaluator.plain
+    assert not [why for why in evaluator.inexact.values() if why != FLOAT]
 
 
 @NETS

@@ -35,6 +35,24 @@ def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, wi
     assert all(torch.equal(v, before[k]) for k, v in graph.model.state_dict().items())
 
 
+PER_CHANNEL = Integer(4, (1, 2, 5), granularity="channel", shape=(3,))
+PER_INPUT = Integer(4, (1, 2, 5, 2), granularity="channel", axis=1, shape=(1, 4))
+PER_ELEMENT = Integer(4, tuple(range(-2, 7)) + (0,) * 3, granularity="element", shape=(3, 4))
+WIDTHS = Integer.of_arrays(torch.tensor([[0], [4], [6]]), torch.tensor(2))
+
+
+@exact_only
+def test_a_binary_point_per_channel_is_a_step_per_channel():
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Linear(4, 3))
+    graph = capture(model, x[:2])
+    formats = {"_0": {"data_in": Integer(8, 4), "weight": PER_CHANNEL}}
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            integer_model(graph, formats)(x), quantize(graph, formats)(x).detach(), rtol=0, atol=1e-5
+        )
+
+
 @exact_only
 @pytest.mark.parametrize(
     ("formats", "why"),
@@ -44,6 +62,10 @@ def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, wi
         ({"data_in": Integer(16, 8), "weight": Integer(8, 4)}, "data_in is int16.8"),
         ({"data_in": Integer(8, 4), "weight": Integer(8, 4, signed=False)}, "its weight is uint8.4"),
         ({"weight": Integer(8, 4)}, "data_in stays in float"),
+        ({"data_in": Integer(8, 4), "weight": PER_CHANNEL}, ""),
+        ({"data_in": PER_INPUT, "weight": Integer(8, 4)}, "an input with a scale per channel cannot be summed"),
+        ({"data_in": Integer(8, 4), "weight": PER_ELEMENT}, "weight is int4.-2..6-e, which no kernel of bytes takes"),
+        ({"data_in": Integer(8, 4), "weight": WIDTHS}, "weight is int0..6-e, which no kernel of bytes takes"),
     ],
 )
 def test_where_there_is_a_kernel(formats, why):

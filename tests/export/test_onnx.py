@@ -186,6 +186,34 @@ def test_a_product_with_a_parameter(granularity, symmetric):
     torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["integer", "qdq"])
+@pytest.mark.parametrize("bias", ["tensor", "channel", "element"])
+def test_a_binary_point_per_channel(form, bias):
+    x = torch.randn(32, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4))
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight[1] *= 8
+    graph = capture(model, x[:2])
+    forms = {
+        "data_in": Integer(8, "auto"),
+        "weight": Integer(5, "auto", granularity="channel"),
+        "bias": Integer(6, "auto", granularity=bias),
+    }
+    formats = calibrate(graph, {s.name: forms for s in graph.sites if s.weight}, x)
+    assert all(len(set(f["weight"].frac_width)) > 1 for f in formats.values())
+    computed = run(onnx_model(graph, formats, form), x, optimized=form == "integer")
+    torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
+
+
+def test_a_binary_point_per_element_is_refused_by_name():
+    x = torch.randn(32, 4)
+    graph = capture(nn.Sequential(nn.Linear(4, 3)), x[:2])
+    wanted = {"_0": {"data_in": Integer(8, 4), "weight": Integer(4, "auto", granularity="element")}}
+    with pytest.raises(ExportError, match=r"^_0: weight is int4\.[-0-9.]*-e"):
+        onnx_model(graph, calibrate(graph, wanted, x))
+
+
 def test_a_factor_with_scales_of_its_rows_has_no_operator():
     graph = capture(Projected(), torch.randn(2, 4))
     (site,) = graph.sites

@@ -254,7 +254,12 @@ def test_a_percentile_cuts_one_in_a_thousand_and_nothing_off_fewer(count):
 
 
 RULES = [
-    *(Integer(8, rule, signed) for rule in ("auto", "minmax", "percentile") for signed in (True, False)),
+    *(
+        Integer(8, rule, signed, granularity, axis)
+        for rule in ("auto", "minmax", "percentile")
+        for signed in (True, False)
+        for granularity, axis in (("tensor", 0), ("channel", 0), ("channel", 1))
+    ),
     *(
         Affine.parse({"width": 8, "range": rule, "granularity": granularity}, kind)
         for rule in ("mse", "minmax", "percentile")

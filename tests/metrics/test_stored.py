@@ -1,6 +1,7 @@
 """What several use is stored once: sizes are counted here by hand, from the model alone."""
 
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -231,6 +232,22 @@ def test_what_is_shared_is_stored_once_per_format(name):
     subject = subject_of(name)
     assert measure("model_size", {}, subject)["model_size"].tolist() == [size]
     assert measure("average_bitwidth", {}, subject)["average_bitwidth"].tolist() == pytest.approx([bits])
+
+
+@pytest.mark.parametrize(("granularity", "points"), [("tensor", (0, 0)), ("channel", (5, 5)), ("element", (15, 5))])
+def test_binary_points_are_stored_bytes_and_no_factors(granularity, points):
+    of = {"width": [4], "frac_width": ["auto"], "granularity": [granularity]}
+    seed = {"fc": {"name": ["integer"], **{f"{o}_{k}": v for o in ("weight", "bias") for k, v in of.items()}}}
+    torch.manual_seed(0)
+    model = nn.Sequential(OrderedDict(fc=nn.Linear(3, 5)))
+    subject = evaluator(model, (3,), seed)
+    assert measure("model_size", {}, subject)["model_size"].tolist() == [8 + points[0] + 3 + points[1]]
+    average = measure("average_bitwidth", {}, subject)
+    assert average["average_bitwidth"].tolist() == [(15 * 4 + 8 * points[0]) / 15]
+    assert average["memory_density"].tolist() == [32 * 15 / (15 * 4 + 8 * points[0])]
+    (code,) = subject.space.numbered(0, 1)
+    zeros = int((subject.formats(code)["fc"]["weight"].round(model.fc.weight) == 0).sum())
+    assert measure("ebops", {}, subject)["ebops"].tolist() == [(15 - zeros) * 4 * 32]
 
 
 @pytest.mark.parametrize("name", ["tied", "buffers", "parts of one"])

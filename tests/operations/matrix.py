@@ -46,6 +46,10 @@ SETTINGS = {
     "nf4": {"width": 4},
     "binary_residual": {"levels": 2},
 }
+#: Columns beside those of the formats → (format, its parameters for an operand).
+VARIANTS = {
+    f"integer, {each}": ("integer", {**SETTINGS["integer"], "granularity": each}) for each in ("channel", "element")
+}
 HEAD = """\
 # Every format at every kind of site
 
@@ -59,7 +63,8 @@ A cell says how a site of the row is computed in the format of the column, with 
 - **–**: no operand of such a site can have the format.
 
 In each cell a candidate gets the same loss and accuracy from the evaluator of a search and from the deployed model alone, to the last
-bit. For formats of weights alone, such as `nf4`, inputs stay in float.
+bit. For formats of weights alone, such as `nf4`, inputs stay in float. Of `integer, element` they do too, as they can have no binary
+point per element.
 
 """
 
@@ -109,7 +114,8 @@ def names_with_examples() -> Iterator[str]:
 
 def keys(operands, name):
     """The keys of a table that gives operands a format."""
-    form, settings = FORMATS.get(name), SETTINGS.get(name)
+    name, settings = VARIANTS.get(name, (name, SETTINGS.get(name)))
+    form = FORMATS.get(name)
     if settings is None:
         settings = WIDTH if form.bits_parameter == "width" else {}
     if not settings:
@@ -125,7 +131,7 @@ def evaluator_of(model, x, y, operation, operands, name):
         sample=x[:2],
         space="graph/quantize/mixed_precision_ptq",
         by="type",
-        choices={operation: {"name": name, **keys(operands, name)}},
+        choices={operation: {"name": VARIANTS.get(name, (name,))[0], **keys(operands, name)}},
         runners=(configured_runner("basic_evaluation"),),
         splits={"val": (x, y)},
         calibration=x,
@@ -165,7 +171,7 @@ def _mark(evaluator, site, code):
         return "T"
     named = dict(evaluator.space.graph.model.named_parameters())
     flows = site.flows("weight")
-    weight = torch.randn(dict(site.shapes)["weight"]) if site.weight is None else named[site.weight].detach()
+    weight = torch.randn(1, *dict(site.shapes)["weight"]) if site.weight is None else named[site.weight].detach()
     rounded = formats["weight"].round(weight) if "weight" in formats else weight
     way = whole_product(rule, rounded, (formats.get("data_in"), formats.get("weight")), flows)
     if not isinstance(way, str):
@@ -175,14 +181,20 @@ def _mark(evaluator, site, code):
 
 def row(operation):
     """A row of the table."""
-    return f"| `{operation}` | " + " | ".join(cell(operation, name) for name in FORMATS.names()) + " |"
+    return f"| `{operation}` | " + " | ".join(cell(operation, name) for name in columns()) + " |"
+
+
+def columns() -> list[str]:
+    """The formats, each followed by its variants."""
+    names = [*FORMATS.names(), *VARIANTS]
+    return sorted(names, key=lambda name: (FORMATS.names().index(VARIANTS.get(name, (name,))[0]), names.index(name)))
 
 
 def page():
     """The page."""
-    columns = "| site | " + " | ".join(f"`{name}`" for name in FORMATS.names()) + " |"
-    line = "|---|" + ":-:|" * len(FORMATS.names())
-    return HEAD + "\n".join([columns, line, *map(row, names_with_examples())]) + "\n"
+    names = "| site | " + " | ".join(f"`{name}`" for name in columns()) + " |"
+    line = "|---|" + ":-:|" * len(columns())
+    return HEAD + "\n".join([names, line, *map(row, names_with_examples())]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Products of quantized operands against whole numbers summed by NumPy, and what their bits must not depend on."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import ACTIVATION, WEIGHT
+from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.kernels import plain
 from bitfront.transforms import quantize
@@ -134,6 +138,11 @@ def test_convolutions_are_sums_of_whole_numbers(formats):
 
 FORMS = {
     "integer of 16 bits": (("integer", {"width": 16, "frac_width": "auto"}),) * 2,
+    "a point per channel": (("integer", {"width": 8, "frac_width": "auto", "granularity": "channel"}),) * 2,
+    "a point per element": (
+        ("integer", {"width": 8, "frac_width": "auto"}),
+        ("integer", {"width": 4, "frac_width": "auto", "granularity": "element"}),
+    ),
     "affine": AFFINE["int8"],
     "groups": (("affine", {"width": 8}), ("affine", {"width": 4, "group_size": 4})),
     "mx": (("mx", {"width": 6}),) * 2,
@@ -144,12 +153,16 @@ FORMS = {
 }
 
 
+def for_parameters_alone(form):
+    return form and ("group_size" in form[1] or form[0] == "nf4" or form[1].get("granularity") == "element")
+
+
 @pytest.mark.parametrize("formats", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_bits_depend_on_nothing_beside_the_sample(name, formats):
     """Any part of the samples, in any order, in float32 and on several threads: the same bits."""
-    if name == "matrix" and any(f and ("group_size" in f[1] or f[0] == "nf4") for f in formats):
-        pytest.skip("the second factor of a product of activations has no groups")
+    if name == "matrix" and any(map(for_parameters_alone, formats)):
+        pytest.skip("the second factor of a product of activations has no groups, nor a point per element")
     model, x = network(name), torch.randn(64, 48, generator=torch.Generator().manual_seed(1))
     _, _, twin = deployed(model, x, *formats)
     with torch.no_grad():
@@ -166,11 +179,56 @@ def test_bits_depend_on_nothing_beside_the_sample(name, formats):
             torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("data", ["tensor", "channel"])
+@pytest.mark.parametrize("weight", ["tensor", "channel", "element"])
+@pytest.mark.parametrize("name", ["linear", "conv2d", "depthwise"])
+def test_sums_of_fixed_point_are_those_of_fractions(name, data, weight):
+    """Whatever has a binary point of its own: the exact sum of products, rounded to float32 once, plus the bias."""
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.01, 9, 48)
+    settings = {"width": 6, "frac_width": "auto"}
+    both = [("integer", {**settings, "granularity": granularity}) for granularity in (data, weight)]
+    model = network(name)
+    _, chosen, twin = deployed(model, x, *both)
+    ((_, forms),) = chosen.items()
+    layer = model if name == "linear" else model[1]
+    given = x if name == "linear" else x.view(-1, 3, 4, 4)
+    rows = forms["weight"].round(layer.weight.detach()).double()
+    rounded = forms["data_in"].round(given).double()
+    if name != "linear":
+        rounded = torch.nn.functional.unfold(rounded, 3, padding=1).transpose(1, 2)  # a row per position
+        if name == "depthwise":
+            spread = torch.zeros(6, 3, 3, 3, dtype=torch.float64)
+            for channel in range(6):
+                spread[channel, channel // 2] = rows[channel, 0]
+            rows = spread
+        rows = rows.flatten(1)
+    sums = [
+        [float(sum(Fraction(a) * Fraction(b) for a, b in zip(row, w, strict=True) if a and b)) for w in rows.tolist()]
+        for row in rounded.flatten(0, -2).tolist()
+    ]
+    expected = np.float32(np.array(sums)) + layer.bias.detach().numpy()
+    if name != "linear":
+        expected = expected.reshape(5, 16, 6).transpose(0, 2, 1).reshape(5, -1)
+    assert np.array_equal(twin(x).detach().numpy(), expected)
+
+
+def test_points_too_far_apart_are_summed_in_order():
+    from bitfront.operations.dense import LINEAR
+
+    data, weight = Integer(8, (0, 40), shape=(1, 2), granularity="channel", axis=1), torch.ones(1, 2)
+    assert "53 bits" in whole_product(LINEAR.product, weight, (data, Integer(16, (0, 30), shape=(1, 2))))
+    near = whole_product(LINEAR.product, weight, (replace(data, frac_width=(0, 10)), Integer(4, (0, 3), shape=(1, 2))))
+    assert near.inputs.step == 2.0**-10
+    assert near.weight.whole.step == 2.0**-3
+    # 128 and 127 / 2^10 in steps of 2^-10, times the weights, which are 8 steps each.
+    assert near.longest == 128 * 2**10 * 8 * 2
+
+
 @pytest.mark.parametrize("formats", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_products_are_near_those_of_torch_and_have_their_gradients(name, formats):
-    if name == "matrix" and any(f and ("group_size" in f[1] or f[0] == "nf4") for f in formats):
-        pytest.skip("the second factor of a product of activations has no groups")
+    if name == "matrix" and any(map(for_parameters_alone, formats)):
+        pytest.skip("the second factor of a product of activations has no groups, nor a point per element")
     model, x = network(name), torch.randn(16, 48, generator=torch.Generator().manual_seed(1))
     _, _, twin = deployed(model, x, *formats)
     results = []

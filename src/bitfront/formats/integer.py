@@ -171,7 +171,7 @@ class Integer(Format):
     @property
     def codes(self) -> tuple[int, int]:
         """The smallest and the largest integer before the binary point is applied; of the widest value."""
-        return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
+        return _codes(self.width, self.signed)
 
     @property
     def calibrates(self) -> bool:
@@ -218,20 +218,20 @@ class Integer(Format):
         """That of several frac widths. Where they are all equal, it has one step, as evaluation is faster then."""
         assert self.shape is not None
         assert isinstance(self.frac_width, tuple)
-        steps = [math.ldexp(1.0, -frac) for frac in self.frac_width]
-        if len(set(steps)) == 1 and (self.widths is None or set(self.widths) == {self.width}):
-            return Grid(steps[0], *self.codes)
+        pairs = set(zip(self.frac_width, self.widths or (self.width,) * len(self.frac_width), strict=True))
+        if len(pairs) <= 1:
+            frac, width = pairs.pop() if pairs else (0, self.width)
+            return Grid(math.ldexp(1.0, -frac), *_codes(width, self.signed))
         # A Grid has an element per index of the dimensions that differ, and names no dimension behind them.
         last = max(d for d, size in enumerate(self.shape) if size > 1)
         shape = self.shape[: last + 1]
         block = tuple(1 if size > 1 else WHOLE for size in shape)
+        steps = [math.ldexp(1.0, -frac) for frac in self.frac_width]
         step = torch.tensor(steps, dtype=torch.float64).reshape(shape)
         if self.widths is None:
             return Grid(step, *self.codes, block=block)
-        widths = torch.tensor(self.widths).reshape(shape)
-        codes = 2 ** (widths - 1).clamp(min=0) if self.signed else 2**widths
-        low, high = (-codes if self.signed else 0 * codes), codes - 1
-        return Grid(step, torch.where(widths == 0, 0, low), torch.where(widths == 0, 0, high), block=block)
+        low, high = torch.tensor([_codes(width, self.signed) for width in self.widths]).T
+        return Grid(step, low.reshape(shape), high.reshape(shape), block=block)
 
     def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """The smallest and the largest representable value, per channel or element where they differ."""
@@ -288,6 +288,13 @@ class LearnedInteger(LearnedRange):
         """The learned range as a format."""
         fracs = (-self._used().detach()).round().long().flatten().tolist()
         return replace(self.start, frac_width=fracs[0] if self.start.shape is None else tuple(fracs))
+
+
+def _codes(width: int, signed: bool) -> tuple[int, int]:
+    """The smallest and the largest integer of so many bits."""
+    if not (width and signed):
+        return 0, 2**width - 1
+    return -(2 ** (width - 1)), 2 ** (width - 1) - 1
 
 
 def _span(numbers: tuple[int, ...]) -> str:
