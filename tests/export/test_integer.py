@@ -38,7 +38,6 @@ def test_bytes_compute_what_the_simulated_model_computes(name, shape, family, wi
 PER_CHANNEL = Integer(4, (1, 2, 5), granularity="channel", shape=(3,))
 PER_INPUT = Integer(4, (1, 2, 5, 2), granularity="channel", axis=1, shape=(1, 4))
 PER_ELEMENT = Integer(4, tuple(range(-2, 7)) + (0,) * 3, granularity="element", shape=(3, 4))
-WIDTHS = Integer.of_arrays(torch.tensor([[0], [4], [6]]), torch.tensor(2))
 
 
 @exact_only
@@ -65,7 +64,6 @@ def test_a_binary_point_per_channel_is_a_step_per_channel():
         ({"data_in": Integer(8, 4), "weight": PER_CHANNEL}, ""),
         ({"data_in": PER_INPUT, "weight": Integer(8, 4)}, "an input with a scale per channel cannot be summed"),
         ({"data_in": Integer(8, 4), "weight": PER_ELEMENT}, "weight is int4.-2..6-e, which no kernel of bytes takes"),
-        ({"data_in": Integer(8, 4), "weight": WIDTHS}, "weight is int0..6-e, which no kernel of bytes takes"),
     ],
 )
 def test_where_there_is_a_kernel(formats, why):

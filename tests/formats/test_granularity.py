@@ -1,6 +1,5 @@
-"""Fixed point with a binary point per channel or element, and with a width for each value: against exact fractions."""
+"""Fixed point with a binary point per channel or element: against exact fractions."""
 
-import json
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from bitfront.formats import FORMATS
 from bitfront.formats.base import ACTIVATION, BIAS, FACTOR, WEIGHT, FormatError, OperandKind
 from bitfront.formats.integer import Integer
-from bitfront.formats.spelling import as_json, from_json
 from bitfront.testing import check_format
 
 RULES = ["auto", "minmax", "percentile"]
@@ -160,8 +158,6 @@ def test_labels_fit_a_table():
     x = torch.tensor([[2.0**90], [2.0**-90]])
     assert fixed(width=32, frac_width="auto", granularity="channel").calibrated(x).label == "int32.-90..90-c"
     assert fixed(width=4, frac_width="minmax", granularity="channel").calibrated(torch.ones(3, 2)).label == "int4.2-c"
-    widest = Integer.of_arrays(torch.tensor([10, 32]), torch.tensor([-96, 96]), signed=False)
-    assert widest.label == "uint10..32-e"
 
 
 def test_several_points_take_a_byte_each():
@@ -170,7 +166,6 @@ def test_several_points_take_a_byte_each():
         sizes = {g: fixed(width=4, frac_width="auto", granularity=g) for g in ("tensor", "channel", "element")}
         bits = {g: form.overhead_bits(shape) for g, form in sizes.items()}
         assert bits == {"tensor": 0, "channel": 8 * shape[0], "element": 8 * math.prod(shape)}
-        assert all(form.bits_of(shape) == 4 * math.prod(shape) for form in sizes.values())
 
 
 def test_equal_points_are_one_step():
@@ -184,71 +179,6 @@ def test_equal_points_are_one_step():
     assert form.overhead_bits((4, 3)) == 32
 
 
-# --- a width for each value ------------------------------------------------------------------------------------------
-
-
-@st.composite
-def arrays(draw):
-    shape = draw(st.sampled_from([(4,), (3, 1), (3, 5), (1, 5), (2, 3, 2, 2), (1, 3, 1, 1), ()]))
-    seed = draw(st.integers(0, 999))
-    generator = torch.Generator().manual_seed(seed)
-    width = torch.randint(0, draw(st.sampled_from([2, 9, 25])), shape, generator=generator)
-    frac = torch.randint(-12, 24, shape, generator=generator)
-    operand = tuple(size if size > 1 else draw(st.sampled_from([1, 4])) for size in shape) or (6,)
-    x = torch.randn(operand, generator=generator) * 2.0 ** torch.randint(-9, 12, operand, generator=generator)
-    return width, frac, draw(st.booleans()), x
-
-
-@given(arrays())
-def test_arrays_round_as_fractions_do(case):
-    width, frac, signed, x = case
-    form = Integer.of_arrays(width, frac, signed=signed)
-    expanded = [e.reshape(*e.shape, *[1] * (x.dim() - e.dim())).expand_as(x).flatten().tolist() for e in (width, frac)]
-    expected = [by_fractions(v, w, f, signed) for v, w, f in zip(exactly(x), *expanded, strict=True)]
-    assert exactly(form.round(x)) == expected
-    assert torch.equal(form.quantize(x), form.round(x))
-    assert torch.equal(form.round(form.round(x)), form.round(x))
-    low, high = (torch.as_tensor(end).expand_as(x) for end in form.bounds(x))
-    huge = torch.full_like(x, 1e30)
-    assert torch.equal(form.round(huge), high)
-    assert torch.equal(form.round(-huge), low)
-    assert form.bits_of(tuple(x.shape)) == sum(expanded[0])
-    assert form.overhead_bits(tuple(x.shape)) == 0
-    assert form.bits == max(1, *expanded[0])
-    assert not form.calibrates
-    assert form.calibrated(x * 7) is form
-
-
-@given(arrays())
-def test_arrays_survive_a_file(case):
-    width, frac, signed, x = case
-    form = Integer.of_arrays(width, frac, signed=signed)
-    back = from_json(json.loads(json.dumps(as_json(form))))
-    assert back == form
-    assert hash(back) == hash(form)
-    assert torch.equal(back.round(x), form.round(x))
-
-
-def test_what_an_array_prunes_is_zero_and_learns_nothing():
-    form = Integer.of_arrays(torch.tensor([[4], [0]]), torch.tensor(2))
-    x = torch.tensor([[1.1, -9.0], [1.1, -9.0]], requires_grad=True)
-    out = form.quantize(x)
-    assert out.tolist() == [[1.0, -2.0], [0.0, 0.0]]
-    out.sum().backward()
-    assert x.grad.tolist() == [[1.0, 0.0], [0.0, 0.0]]
-
-
-def test_arrays_that_are_no_format_are_refused():
-    good = torch.tensor([4, 5])
-    for bad, why in [(good * 7, "from 0 to 32"), (-good, "from 0 to 32"), (good + 0.5, "whole"), (good[:0], "one")]:
-        with pytest.raises(FormatError, match=why) as error:
-            Integer.of_arrays(bad, good[: len(bad)])
-        assert error.value.parameter == "width"
-    with pytest.raises(FormatError, match="frac_width must hold whole numbers from -96 to 96"):
-        Integer.of_arrays(good, good + 96)
-    assert Integer.of_arrays(good.float(), good.float()) == Integer.of_arrays(good, good)
-
-
 # --- learned ranges --------------------------------------------------------------------------------------------------
 
 
@@ -257,9 +187,8 @@ def test_arrays_that_are_no_format_are_refused():
     [
         Integer(4, "minmax", granularity="channel").calibrated(dyadic(3, 8)),
         Integer(4, "minmax", granularity="element").calibrated(dyadic(3, 8)),
-        Integer.of_arrays(torch.tensor([[4], [0], [6]]), torch.tensor([[1], [2], [3]])),
     ],
-    ids=["channel", "element", "arrays"],
+    ids=["channel", "element"],
 )
 def test_each_point_is_learned_alone(form):
     learned, x = form.learned_range(), dyadic(3, 8)

@@ -46,6 +46,8 @@ SETTINGS = {
     "nf4": {"width": 4},
     "binary_residual": {"levels": 2},
 }
+#: Formats that no file can name.
+LEARNED = {"fixed_map"}
 #: Columns beside those of the formats → (format, its parameters for an operand).
 VARIANTS = {
     f"integer, {each}": ("integer", {**SETTINGS["integer"], "granularity": each}) for each in ("channel", "element")
@@ -186,7 +188,7 @@ def row(operation):
 
 def columns() -> list[str]:
     """The formats, each followed by its variants."""
-    names = [*FORMATS.names(), *VARIANTS]
+    names = [*(name for name in FORMATS.names() if name not in LEARNED), *VARIANTS]
     return sorted(names, key=lambda name: (FORMATS.names().index(VARIANTS.get(name, (name,))[0]), names.index(name)))
 
 

@@ -259,17 +259,6 @@ class Format(ABC):
         where all values have the same bits. Metrics that multiply bits with bits read it."""
         return None
 
-    def bits_of(self, shape: tuple[int, ...]) -> int:
-        """Bits of all values of a tensor, without what is stored in addition to them: ``bits`` for each value, unless
-        values of one tensor have different numbers of bits.
-
-        Called as :meth:`overhead_bits`.
-
-        Args:
-            shape: shape of the whole tensor.
-        """
-        return math.prod(shape) * self.bits
-
     def overhead_bits(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002
         """Bits that are stored once per tensor in addition to its values, e.g. for scales.
 

@@ -36,15 +36,13 @@ class Integer(Format):
     """Fixed point: a whole number of `width` bits, divided by 2^frac_width.
 
     Attributes:
-        width: bits of a value; of the widest one where widths differ.
+        width: bits of a value.
         frac_width: bits behind the binary point, for all values; the rule that learns them; or, once they are learned
             for several channels or elements, one for each of them, in the order of memory.
         signed: whether negative values exist.
         granularity: which values share a frac width.
         axis: the dimension of the channels; 0 unless there is a frac width per channel.
         shape: of several frac widths, as a tensor of them broadcasts against the first dimensions of the operand.
-        widths: bits of each value where they differ, one for each frac width; 0 for a value that is always 0. See
-            :meth:`of_arrays`.
     """
 
     width: int
@@ -53,7 +51,6 @@ class Integer(Format):
     granularity: Granularity = "tensor"
     axis: int = 0
     shape: tuple[int, ...] | None = None
-    widths: tuple[int, ...] | None = None
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value, sign included", low=1, high=WIDEST),
@@ -103,49 +100,14 @@ class Integer(Format):
             (kind.channel_axis or 0) if granularity == "channel" else 0,
         )
 
-    @classmethod
-    def of_arrays(cls, width: Tensor, frac_width: Tensor, *, signed: bool = True) -> Self:
-        """A format with a width and a frac width for each value, or for some values each, as learned bit-widths need.
-
-        It is calibrated, and no setting of a TOML. A value of 0 bits is always 0.
-
-        Args:
-            width: whole numbers from 0 to 32; its shape broadcasts against the operand, with as many dimensions, or
-                with the first ones only. For an input the first size is 1.
-            frac_width: whole numbers from -96 to 96; its shape broadcasts against that of `width`.
-            signed: whether negative values exist.
-
-        Raises:
-            FormatError: a number is out of range, no whole number, or there is none.
-        """
-        shape = torch.broadcast_shapes(width.shape, frac_width.shape)  # type: ignore[no-untyped-call]
-        widths, fracs = (given.detach().cpu().broadcast_to(shape) for given in (width, frac_width))
-        _check_array("width", widths, 0, WIDEST)
-        _check_array("frac_width", fracs, LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH)
-        return cls(
-            max(1, int(widths.max())),
-            tuple(int(f) for f in fracs.flatten().tolist()),
-            signed,
-            "element",
-            shape=tuple(widths.shape) or (1,),
-            widths=tuple(int(w) for w in widths.flatten().tolist()),
-        )
-
     @property
     def bits(self) -> int:
-        """Bits of one stored value; of the widest one where they differ."""
+        """Bits of one stored value."""
         return self.width
 
-    def bits_of(self, shape: tuple[int, ...]) -> int:
-        """Bits of all values of a tensor: the sum of their widths."""
-        if self.widths is None:
-            return super().bits_of(shape)
-        return sum(self.widths) * math.prod(shape) // len(self.widths)
-
     def overhead_bits(self, shape: tuple[int, ...]) -> int:
-        """A byte per frac width where each channel or element has one. None where widths differ too: values of
-        different widths are wired, not stored."""
-        if self.granularity == "tensor" or self.widths is not None:
+        """A byte per frac width where each channel or element has one."""
+        if self.granularity == "tensor":
             return 0
         if self.granularity == "element":
             return STORED_BITS * math.prod(shape)
@@ -160,18 +122,15 @@ class Integer(Format):
     @property
     def label(self) -> str:
         """E.g. ``int8.4`` or ``uint8.4``; before calibration e.g. ``int8.auto``. With a frac width per channel or
-        element ``int8.auto-c`` and ``int8.auto-e``, after calibration with their range, ``int8.3..6-c``; where widths
-        differ with the range of these, ``int0..6-e``."""
+        element ``int8.auto-c`` and ``int8.auto-e``, after calibration with their range, ``int8.3..6-c``."""
         start = f"{'' if self.signed else 'u'}int"
-        if self.widths is not None:
-            return f"{start}{_span(self.widths)}-e"
         frac = _span(self.frac_width) if isinstance(self.frac_width, tuple) else self.frac_width
         return f"{start}{self.width}.{frac}{'' if self.granularity == 'tensor' else f'-{self.granularity[0]}'}"
 
     @property
     def codes(self) -> tuple[int, int]:
-        """The smallest and the largest integer before the binary point is applied; of the widest value."""
-        return _codes(self.width, self.signed)
+        """The smallest and the largest integer before the binary point is applied."""
+        return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
 
     @property
     def calibrates(self) -> bool:
@@ -218,20 +177,15 @@ class Integer(Format):
         """That of several frac widths. Where they are all equal, it has one step, as evaluation is faster then."""
         assert self.shape is not None
         assert isinstance(self.frac_width, tuple)
-        pairs = set(zip(self.frac_width, self.widths or (self.width,) * len(self.frac_width), strict=True))
-        if len(pairs) <= 1:
-            frac, width = pairs.pop() if pairs else (0, self.width)
-            return Grid(math.ldexp(1.0, -frac), *_codes(width, self.signed))
+        if len(set(self.frac_width)) <= 1:
+            return Grid(math.ldexp(1.0, -next(iter(self.frac_width), 0)), *self.codes)
         # A Grid has an element per index of the dimensions that differ, and names no dimension behind them.
         last = max(d for d, size in enumerate(self.shape) if size > 1)
         shape = self.shape[: last + 1]
         block = tuple(1 if size > 1 else WHOLE for size in shape)
         steps = [math.ldexp(1.0, -frac) for frac in self.frac_width]
         step = torch.tensor(steps, dtype=torch.float64).reshape(shape)
-        if self.widths is None:
-            return Grid(step, *self.codes, block=block)
-        low, high = torch.tensor([_codes(width, self.signed) for width in self.widths]).T
-        return Grid(step, low.reshape(shape), high.reshape(shape), block=block)
+        return Grid(step, *self.codes, block=block)
 
     def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """The smallest and the largest representable value, per channel or element where they differ."""
@@ -274,11 +228,10 @@ class LearnedInteger(LearnedRange):
 
     def quantize(self, x: Tensor) -> Tensor:
         """`x` rounded to the grid of the current exponents."""
-        grid, step = self.start.grid, torch.exp2(self._used())
-        low, high = (e if isinstance(e, int) else grid.along(e, x) for e in (grid.low, grid.high))
+        step = torch.exp2(self._used())
         if step.dim():
             step = step.reshape(*step.shape, *[1] * (x.dim() - step.dim()))
-        return rounded(x / step, low, high) * step
+        return rounded(x / step, *self.start.codes) * step
 
     def settle(self) -> None:
         """Stop learning the exponents."""
@@ -290,21 +243,7 @@ class LearnedInteger(LearnedRange):
         return replace(self.start, frac_width=fracs[0] if self.start.shape is None else tuple(fracs))
 
 
-def _codes(width: int, signed: bool) -> tuple[int, int]:
-    """The smallest and the largest integer of so many bits."""
-    if not (width and signed):
-        return 0, 2**width - 1
-    return -(2 ** (width - 1)), 2 ** (width - 1) - 1
-
-
 def _span(numbers: tuple[int, ...]) -> str:
     """The smallest and the largest of some numbers."""
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low}..{high}"
-
-
-def _check_array(name: str, values: Tensor, low: int, high: int) -> None:
-    """Raises FormatError unless all of at least one values are whole numbers in a range."""
-    whole = bool((values == values.round()).all()) if values.is_floating_point() else values.dtype != torch.bool
-    if not values.numel() or not whole or not low <= int(values.min()) <= int(values.max()) <= high:
-        raise FormatError(f"{name} must hold whole numbers from {low} to {high}, at least one", name)

@@ -53,6 +53,6 @@ def straight_through(value: Tensor, as_if: Tensor) -> Tensor:
     return as_if + (value - as_if).detach()
 
 
-def rounded(x: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+def rounded(x: Tensor, low: int, high: int) -> Tensor:
     """Rounded half to even and clamped; gradients pass where nothing saturates."""
-    return torch.clamp(straight_through(torch.round(x), x), low, high)  # type: ignore[arg-type]
+    return torch.clamp(straight_through(torch.round(x), x), low, high)

@@ -150,8 +150,4 @@ def _all_bits(elements: int, use: TensorUse, form: Format | None) -> int:
     """Bits of so many elements in a format, scales included; in float without one."""
     if form is None:
         return elements * FLOAT_BITS
-    seen = math.prod(use.shape)
-    bits = form.bits_of(use.shape)
-    if seen and elements != seen:
-        bits = -(-elements * bits // seen)  # the use sees a part of the tensor, or some values several times
-    return bits + form.overhead_bits(use.shape)
+    return elements * form.bits + form.overhead_bits(use.shape)
