@@ -95,7 +95,7 @@ def measured(recipe: str, seed: int, quick: bool, others: dict[str, str]) -> dic
         settings = {**settings, "cycles": 2, "epochs": 1, "networks": 2, "teacher": "none", "float_epochs": 1}
     with tempfile.TemporaryDirectory() as folder:
         text = EXAMPLE.read_text(encoding="utf-8")
-        settings = {**settings, **{key: float(value) for key, value in others.items()}}
+        settings = {**settings, **{key: _value(text) for key, text in others.items()}}
         lines = [f"{key} = {value!r}".replace("'", '"') for key, value in settings.items()]
         kept = [line for line in text.splitlines() if line.split(" = ")[0] not in settings]
         place = kept.index("[search.strategy.setup]") + 1
@@ -124,6 +124,13 @@ def measured(recipe: str, seed: int, quick: bool, others: dict[str, str]) -> dic
         "of": len(HGQ2),
         **{f"within {budget:,}": 100 * best_within(points, budget) for budget in BUDGETS},
     }
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def verdict(row: dict[str, Any]) -> str:
