@@ -127,10 +127,12 @@ def measured(recipe: str, seed: int, quick: bool, others: dict[str, str]) -> dic
 
 
 def _value(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def verdict(row: dict[str, Any]) -> str:

@@ -58,7 +58,7 @@ class Schedule:
     """
 
     cycles: int = 20
-    epochs: float = 8.0
+    epochs: float = 15.0
     members: int = 1
     networks: int = 6
     batch_size: int = 1024

@@ -47,7 +47,7 @@ class LayerBits:
     Attributes:
         weight: float32, the shape of the weight; multiples of 2^-weight_fractions.
         weight_bits, weight_fractions: int8, the same shape: bits of the magnitude (0 for the value
-            0) and binary point.
+            0, if weights do not share their bits) and binary point.
         bias, bias_bits, bias_fractions: likewise, shape (outputs,); None without a bias.
         data_bits, data_fractions: int8, the shape of a sample of the input; 0 bits where nobody reads the value.
         signed: whether the input has a sign.
@@ -251,6 +251,10 @@ class BitsMember:
         weight, bits, points = np.zeros(spec.weights, dtype=np.float32), *np.zeros((2, spec.weights), dtype=np.int8)
         weight[slots] = np.ldexp(codes, -fractions)
         bits[slots], points[slots] = np.where(lengths > 0, widths[groups], 0), fractions
+        if spec.shared.weight != "element":
+            # A zero among weights of one width is stored like the others.
+            everywhere, _ = spec.weight_groups(np.arange(spec.weights))
+            bits[:], points[:] = widths[everywhere], _whole(values[place.weight_bits])[everywhere]
         shape = spec.weight_shape
         read = np.zeros(math.prod(spec.source), dtype=bool)
         read[spec.products(slots[codes != 0])[2]] = True
@@ -270,7 +274,7 @@ class BitsMember:
             bias,
             bias_bits,
             bias_points,
-            np.where(read, data_bits, 0).astype(np.int8).reshape(spec.source),
+            np.where(read | (spec.shared.data_in != "element"), data_bits, 0).astype(np.int8).reshape(spec.source),
             data_fractions.astype(np.int8).reshape(spec.source),
             spec.signed,
         )

@@ -95,7 +95,8 @@ def mapped_ebops(graph: Graph, site: Site, bits: Mapping[Operand, NDArray[np.int
     if data is None or weight is None:
         raise ValueError(f"{site.title} has bits per value for its weight alone")
     module = graph.model.get_submodule(site.path)
-    parameters = {"weight": torch.from_numpy(weight).double()}
+    # A weight that is zero needs no multiplier, whatever the width it is stored in. The weights are on their grids.
+    parameters = {"weight": torch.from_numpy(weight).double() * (module.get_parameter("weight") != 0)}
     if module.bias is not None:
         parameters["bias"] = torch.zeros(len(module.get_parameter("bias")), dtype=torch.float64)
     total = functional_call(module, parameters, (torch.from_numpy(data).double()[None],)).sum()

@@ -29,8 +29,11 @@ class LearnedBitsSettings(StrategySettings):
     cycles: int = Field(
         20, ge=1, description="cycles of rising pressure; with `n_trials` as many as give so many networks"
     )
-    epochs: float = Field(
-        8.0, gt=0, description="epochs of a cycle while all weights are alive; later cycles have more"
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="epochs of a cycle while all weights are alive; later cycles have more, in about the same time. "
+        "Default: 4,000 steps",
     )
     members: int = Field(1, ge=1, le=64, description="networks that are trained beside each other, from several seeds")
     float_epochs: int = Field(
@@ -40,7 +43,9 @@ class LearnedBitsSettings(StrategySettings):
         "model's weights",
     )
     networks: int = Field(6, ge=1, description="networks that each cycle gives, per member")
-    batch_size: int = Field(1024, ge=16, description="samples per step")
+    batch_size: int | None = Field(
+        None, ge=16, description="samples per step; default: a power of two from 32 to 1,024, near 1/250 of the samples"
+    )
     learning_rate: float = Field(3e-3, gt=0, description="at the start of each cycle; follows a cosine down to 0")
     teacher: str = Field(
         "none",
@@ -49,7 +54,11 @@ class LearnedBitsSettings(StrategySettings):
     )
     temperature: float = Field(0.7, gt=0, description="of a teacher's answers; below 1 they are sharper")
     bits_rate: float = Field(2.0, gt=0, description="how many times as fast bits learn as weights")
-    patience: int = Field(5, ge=1, description="a weight that was zero after so many epochs in a row is removed")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="a weight that was zero after so many epochs in a row is removed; default: those of 1,300 steps",
+    )
     first_pressure: float | None = Field(
         None,
         gt=0,

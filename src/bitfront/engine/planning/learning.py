@@ -22,6 +22,9 @@ from bitfront.objectives import Objectives
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy
 from bitfront.strategies.learned_bits import LearnedBitsSettings
 
+#: Steps of a cycle while all weights are alive, and how long a weight must be zero to be removed, where the file says
+#: nothing: what served a classifier of 16 features well, in 15 and in 5 epochs of 270,000 samples.
+STEPS, PATIENCE = 4000, 1300
 #: Metrics that the training counts as they are reported; others only rise and fall with its count.
 EXACT = frozenset({"ebops"})
 #: What a bit costs, by metric: pairs of bits that are multiplied; bits of weights and biases that are stored.
@@ -63,15 +66,17 @@ def bits_learning(
         )
     x, y = chosen_samples(dataset, "train", None, config.seed)
     val_x, val_y = chosen_samples(dataset, samples.split, samples.number, config.seed)
+    batch = settings.batch_size or _batch(len(y))
+    steps = math.ceil(len(y) / batch)
     schedule = Schedule(
         cycles=_cycles(config, settings),
-        epochs=settings.epochs,
+        epochs=settings.epochs or STEPS / steps,
         members=settings.members,
         networks=settings.networks,
-        batch_size=settings.batch_size,
+        batch_size=batch,
         learning_rate=settings.learning_rate,
         bits_rate=settings.bits_rate,
-        patience=settings.patience,
+        patience=settings.patience or max(1, round(PATIENCE / steps)),
         first=settings.first_pressure,
         last=settings.last_pressure,
         seed=config.seed,
@@ -121,6 +126,12 @@ def target_of(evaluator: Evaluator, constraints: Sequence[Constraint]) -> Target
         if constraint.metric == learning.metric and constraint.comparison in ("<=", "<"):
             cost = min(cost or math.inf, constraint.bound)
     return Target(right, cost if learning.metric in EXACT else None)
+
+
+def _batch(samples: int) -> int:
+    """The power of two from 32 to 1,024 that is nearest to a 250th of the samples, in its logarithm."""
+    exponent = round(math.log2(max(1, samples) / 250))
+    return 1 << min(10, max(5, exponent))
 
 
 def _cycles(config: Config, settings: LearnedBitsSettings) -> int:
