@@ -37,7 +37,7 @@ from bitfront.pareto import non_dominated
 from bitfront.scoring import evaluate
 
 EXAMPLE = ROOT / "examples" / "jsc_learned.toml"
-THOROUGH = {"members": 4, "float_epochs": 10, "epochs": 18, "teacher": "ensemble"}
+THOROUGH = {"members": 4, "float_epochs": 10, "epochs": 10, "teacher": "ensemble"}
 #: (EBOPs, test accuracy) of HGQ2, seed 0 and seed 1.
 HGQ2 = (
     *((1800, 0.7555), (3700, 0.7643), (7900, 0.7709), (17100, 0.7727)),

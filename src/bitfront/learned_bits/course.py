@@ -58,10 +58,10 @@ class Schedule:
     """
 
     cycles: int = 20
-    epochs: float = 15.0
+    epochs: float = 12.0
     members: int = 1
     networks: int = 6
-    batch_size: int = 1024
+    batch_size: int = 512
     learning_rate: float = 3e-3
     bits_rate: float = 2.0
     patience: int = 5

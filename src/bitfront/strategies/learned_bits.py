@@ -33,7 +33,7 @@ class LearnedBitsSettings(StrategySettings):
         None,
         gt=0,
         description="epochs of a cycle while all weights are alive; later cycles have more, in about the same time. "
-        "Default: 4,000 steps",
+        "Default: 6,300 steps",
     )
     members: int = Field(1, ge=1, le=64, description="networks that are trained beside each other, from several seeds")
     float_epochs: int = Field(
@@ -44,7 +44,7 @@ class LearnedBitsSettings(StrategySettings):
     )
     networks: int = Field(6, ge=1, description="networks that each cycle gives, per member")
     batch_size: int | None = Field(
-        None, ge=16, description="samples per step; default: a power of two from 32 to 1,024, near 1/250 of the samples"
+        None, ge=16, description="samples per step; default: a power of two from 32 to 1,024, near 1/500 of the samples"
     )
     learning_rate: float = Field(3e-3, gt=0, description="at the start of each cycle; follows a cosine down to 0")
     teacher: str = Field(
@@ -57,7 +57,7 @@ class LearnedBitsSettings(StrategySettings):
     patience: int | None = Field(
         None,
         ge=1,
-        description="a weight that was zero after so many epochs in a row is removed; default: those of 1,300 steps",
+        description="a weight that was zero after so many epochs in a row is removed; default: those of 2,640 steps",
     )
     first_pressure: float | None = Field(
         None,
