@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import ACTIVATION, BIAS, WEIGHT, FormatError
-from bitfront.formats.blocks import binade, block_of, largest, number_of_blocks, spread
+from bitfront.formats.blocks import block_of, number_of_blocks
 from bitfront.formats.grid import WHOLE, common_grid
 from bitfront.formats.mx import ELEMENTS
+from bitfront.kernels.scaled import binade, largest, spread
 from bitfront.testing.formats import check_format
 
 kinds = st.sampled_from([ACTIVATION, WEIGHT, BIAS])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bitfront.formats import FORMATS
 from bitfront.formats.base import ACTIVATION, WEIGHT, Format, FormatError
-from bitfront.formats.floating import binade
 from bitfront.formats.minifloat import Minifloat
+from bitfront.kernels.scaled import binade
 from bitfront.testing import check_format
 
 HIDDEN = {"minifloat_ieee": 1, "minifloat_denorm": 0}

@@ -13,22 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
-from torch import Tensor
-
 from bitfront.formats import FORMATS
 from bitfront.formats.base import FormatError, FormatParameter, OperandKind
 from bitfront.formats.blocks import (
     BLOCK_SIZE,
-    HIGHEST,
-    LOWEST,
     SizedBlockFormat,
     exchanged_of,
     labelled,
-    largest,
-    spread,
-    to_codes,
 )
-from bitfront.formats.floating import binade
+from bitfront.kernels.scaled import HIGHEST, LOWEST, ScaledRounding, Unit
 
 
 @FORMATS.register("block_fp")
@@ -77,26 +70,15 @@ class BlockFloat(SizedBlockFormat):
         """Those of an exponent."""
         return self.exponent_width
 
-    def end(self, x: Tensor) -> Tensor:
-        """The largest whole number times the step."""
-        return self._step(x) * self._most
-
-    def round(self, x: Tensor) -> Tensor:
-        """`x` rounded half to even with the step of its block, saturating."""
-        return to_codes(x, self._step(x), self._most)
-
     @property
-    def _most(self) -> int:
-        return int(2 ** (self.width - 1)) - 1
+    def rounding(self) -> ScaledRounding:
+        """To multiples of the step of the block."""
+        low, high = self._steps
+        unit = Unit(2.0 ** (2 - self.width), 2.0**low, 2.0**high)
+        return ScaledRounding("multiples", 1.0, 1.0, 2.0 ** (self.width - 1) - 1, unit=unit)
 
     @property
     def _steps(self) -> tuple[int, int]:
         """The exponents of the smallest and the largest step, of those that float32 can hold."""
         low = -self.exponent_bias - self.width + 1
         return max(low, LOWEST), min(low + 2**self.exponent_width - 1, HIGHEST + 2 - self.width)
-
-    def _step(self, x: Tensor) -> Tensor:
-        block = self.block(x.shape)
-        low, high = self._steps
-        step = binade(largest(x, block)) * 2.0 ** (2 - self.width)
-        return spread(step.clamp(2.0**low, 2.0**high), x.shape, block)

@@ -10,22 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
-import torch
-from torch import Tensor
-
 from bitfront.formats import FORMATS
 from bitfront.formats.base import FormatParameter, OperandKind
-from bitfront.formats.blocks import (
-    BLOCK_SIZE,
-    LOWEST,
-    SizedBlockFormat,
-    exchanged_of,
-    labelled,
-    largest,
-    spread,
-    to_powers,
-)
-from bitfront.formats.floating import binade
+from bitfront.formats.blocks import BLOCK_SIZE, SizedBlockFormat, exchanged_of, labelled
+from bitfront.kernels.scaled import LOWEST, ScaledRounding, Unit
 
 
 @FORMATS.register("block_log")
@@ -57,20 +45,10 @@ class BlockLog(SizedBlockFormat):
         """Those of an exponent bias."""
         return self.exponent_bias_width
 
-    def round(self, x: Tensor) -> Tensor:
-        """`x` rounded to the nearest exponent that its block has, saturating; 0 below the lowest one."""
-        top = self.end(x)
-        return to_powers(x, top * 2.0 ** (1 - self._most), top)
-
     @property
-    def _most(self) -> int:
-        return int(2 ** (self.width - 1)) - 1
-
-    def end(self, x: Tensor) -> Tensor:
-        """The largest power of two that the block of each value of `x` has."""
-        block = self.block(x.shape)
-        size = largest(x, block)
-        below = binade(size)
-        reached = torch.where(size > below, below * 2, below)
-        low = self._most - min(2**self.exponent_bias_width - 1, 1 - LOWEST)
-        return spread(reached.clamp(2.0**low, 2.0**self._most), x.shape, block)
+    def rounding(self) -> ScaledRounding:
+        """To powers of two; the unit is the largest one that the block has."""
+        most = int(2 ** (self.width - 1)) - 1
+        low = most - min(2**self.exponent_bias_width - 1, 1 - LOWEST)
+        unit = Unit(1.0, 2.0**low, 2.0**most, upward=True)
+        return ScaledRounding("powers", 2.0 ** (1 - most), 1.0, 1.0, unit=unit)

@@ -13,21 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
-from torch import Tensor
-
 from bitfront.formats import FORMATS
 from bitfront.formats.base import FormatError, FormatParameter, OperandKind
-from bitfront.formats.blocks import (
-    BLOCK_SIZE,
-    LOWEST,
-    SizedBlockFormat,
-    exchanged_of,
-    labelled,
-    largest,
-    spread,
-    to_floats,
-)
-from bitfront.formats.floating import binade
+from bitfront.formats.blocks import BLOCK_SIZE, SizedBlockFormat, exchanged_of, labelled
+from bitfront.kernels.scaled import LOWEST, ScaledRounding, Unit
 
 
 @FORMATS.register("block_minifloat")
@@ -64,31 +53,15 @@ class BlockMinifloat(SizedBlockFormat):
         """Those of an exponent bias."""
         return self.exponent_bias_width
 
-    def end(self, x: Tensor) -> Tensor:
-        """The largest number under the bias of the block."""
-        return self._top(x) * self._largest
-
-    def round(self, x: Tensor) -> Tensor:
-        """`x` rounded half to even with the bias of its block, saturating."""
-        top = self._top(x)
-        return to_floats(x, self._mantissa, top * self._lowest, top, top * self._largest)
+    @property
+    def rounding(self) -> ScaledRounding:
+        """To floating-point numbers; the unit is the largest power of two among them."""
+        most = 2**self.exponent_width - 1
+        low = max(most - (2**self.exponent_bias_width - 1), LOWEST + self._mantissa)
+        unit = Unit(1.0, 2.0**low, 2.0**most)
+        lowest, largest = 2.0 ** (2 - 2**self.exponent_width), 2 - 2.0**-self._mantissa
+        return ScaledRounding("floats", lowest, 1.0, largest, self._mantissa, unit)
 
     @property
     def _mantissa(self) -> int:
         return self.width - 1 - self.exponent_width
-
-    @property
-    def _lowest(self) -> float:
-        """The smallest normal number, where the largest power of two is 1."""
-        return float(2.0 ** (2 - 2**self.exponent_width))
-
-    @property
-    def _largest(self) -> float:
-        """The largest number, where the largest power of two is 1."""
-        return float(2 - 2.0**-self._mantissa)
-
-    def _top(self, x: Tensor) -> Tensor:
-        """The largest power of two among the values of the block of each value."""
-        block, most = self.block(x.shape), 2**self.exponent_width - 1
-        low = max(most - (2**self.exponent_bias_width - 1), LOWEST + self._mantissa)
-        return spread(binade(largest(x, block)).clamp(2.0**low, 2.0**most), x.shape, block)

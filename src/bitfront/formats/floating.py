@@ -17,22 +17,7 @@ import torch
 from torch import Tensor
 
 from bitfront.formats.base import Format, FormatParameter, OperandKind
-
-#: dtype → (integers of the same size, the bits of the exponent).
-_EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
-
-
-def binade(x: Tensor) -> Tensor:
-    """The largest power of two that is not above ``|x|``: same shape and dtype.
-
-    It is 0 for 0 and for subnormal numbers of the dtype, infinite for infinities and NaN.
-
-    Args:
-        x: float32 or float64.
-    """
-    # The value without sign and mantissa. torch.frexp says the same, in about six times the time.
-    whole, exponent = _EXPONENTS[x.dtype]
-    return (x.detach().view(whole) & exponent).view(x.dtype)
+from bitfront.kernels.scaled import binade
 
 
 def rounded_to_digits(x: Tensor, digits: int, lowest: int, highest: int) -> Tensor:

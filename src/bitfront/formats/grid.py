@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitfront.kernels import scaled
+
 #: float64 holds all whole numbers up to this one.
 LARGEST_CODE = 2**53
 #: In ``Grid.block``: all values along the dimension share a step.
-WHOLE = 0
+WHOLE = scaled.WHOLE
 
 
 @dataclass(frozen=True)

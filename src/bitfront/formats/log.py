@@ -14,10 +14,11 @@ from typing import ClassVar, Self, cast
 
 from torch import Tensor
 
+from bitfront import kernels
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind
-from bitfront.formats.blocks import HIGHEST, LOWEST, power, to_powers
-from bitfront.formats.grid import LARGEST_CODE, Grid
+from bitfront.formats.grid import LARGEST_CODE, WHOLE, Grid
+from bitfront.kernels.scaled import HIGHEST, LOWEST, ScaledRounding
 
 
 @FORMATS.register("log")
@@ -70,8 +71,8 @@ class Log(Format):
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded to the nearest exponent, saturating; 0 below the lowest one."""
-        low, high = self.exponents
-        return to_powers(x, power(low, x), power(high, x))
+        low, high = (2.0**exponent for exponent in self.exponents)
+        return kernels.round_scaled(x, (WHOLE,) * x.dim(), ScaledRounding("powers", low, high, high))
 
     def bounds(self, x: Tensor) -> tuple[float, float]:  # noqa: ARG002
         """The smallest and the largest representable value."""

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self, cast
 
-import torch
 from torch import Tensor
 
+from bitfront import kernels
 from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind, finite, thinned
-from bitfront.formats.floating import rounded_to_digits
-from bitfront.formats.grid import Grid
+from bitfront.formats.grid import WHOLE, Grid
+from bitfront.kernels.scaled import ScaledRounding
 
 #: Exponents of the smallest and of the largest power of two of all values: those of float32's normal numbers.
 SMALLEST_EXPONENT, LARGEST_EXPONENT = -126, 127
@@ -132,7 +132,10 @@ class Minifloat(Format):
 
     def round(self, x: Tensor) -> Tensor:
         """`x` rounded half to even to the step of its binade, saturating."""
-        return torch.clamp(rounded_to_digits(x, self.digits, *self.steps), *self.bounds(x))
+        above = self.digits - 1
+        lowest, highest = (math.ldexp(1.0, step + above) for step in self.steps)
+        how = ScaledRounding("floats", lowest, highest, self.bounds(x)[1], above)
+        return kernels.round_scaled(x, (WHOLE,) * x.dim(), how)
 
     @property
     def grid(self) -> Grid | None:

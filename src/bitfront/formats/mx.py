@@ -13,13 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self, cast
 
-from torch import Tensor
-
 from bitfront.formats import FORMATS
 from bitfront.formats.base import FormatError, FormatParameter, OperandKind
-from bitfront.formats.blocks import HIGHEST, LOWEST, BlockFormat, largest, spread, to_codes, to_floats
-from bitfront.formats.floating import binade
+from bitfront.formats.blocks import BlockFormat
 from bitfront.formats.grid import WHOLE
+from bitfront.kernels.scaled import HIGHEST, LOWEST, ScaledRounding, Unit
 
 #: Values that share a scale.
 BLOCK = 32
@@ -115,17 +113,17 @@ class Mx(BlockFormat):
         """Those of a scale."""
         return SCALE_BITS
 
-    def round(self, x: Tensor) -> Tensor:
-        """`x` as elements times the scale of their block: the nearest ones, half to even, saturating."""
-        element, scale = self.element, self._scale(x)
-        if self.exponent_width == 0:
-            return to_codes(x, scale * 2.0**-element.mantissa, int(element.largest * 2**element.mantissa))
-        ends = scale * 2.0**element.emin, scale * 2.0**element.emax
-        return to_floats(x, element.mantissa, *ends, scale * element.largest)
-
-    def end(self, x: Tensor) -> Tensor:
-        """The largest element times the scale."""
-        return self._scale(x) * self.element.largest
+    @property
+    def rounding(self) -> ScaledRounding:
+        """To elements times the scale of the block."""
+        element, integer = self.element, self.exponent_width == 0
+        # An integer's step is a part of the scale, and must be a number of float32 too.
+        low = LOWEST + (element.mantissa if integer else 0)
+        unit = Unit(2.0**-element.emax, 2.0**low, 2.0**HIGHEST)
+        if integer:
+            return ScaledRounding("multiples", 2.0**-element.mantissa, 1.0, element.largest, unit=unit)
+        ends = 2.0**element.emin, 2.0**element.emax
+        return ScaledRounding("floats", *ends, element.largest, element.mantissa, unit)
 
     def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """32 along one dimension; no two samples share."""
@@ -137,10 +135,3 @@ class Mx(BlockFormat):
         shares = not (self.samples and axis == 0)
         along = WHOLE if dims and shape[axis] <= BLOCK else BLOCK
         return tuple(along if dim == axis and shares else 1 for dim in range(dims))
-
-    def _scale(self, x: Tensor) -> Tensor:
-        block, element = self.block(x.shape), self.element
-        # An integer's step is a part of the scale, and must be a number of float32 too.
-        low = LOWEST + (element.mantissa if self.exponent_width == 0 else 0)
-        scale = binade(largest(x, block)) * 2.0**-element.emax
-        return spread(scale.clamp(2.0**low, 2.0**HIGHEST), x.shape, block)

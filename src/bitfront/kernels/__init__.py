@@ -1,21 +1,24 @@
-"""The inner loops of evaluation: rounding activations to their grids, and scoring the logits of many candidates.
+"""The inner loops of evaluation: rounding activations to their grids or in blocks, and scoring the logits of many
+candidates.
 
 Each has two implementations that give the same bits: C++ compiled on the user's machine (``native``), and torch
-(``plain``). ``score`` is the only definition of loss and accuracy in Bitfront: every evaluation calls it. Its sums do
-not depend on the order or number of the parts that they are computed from.
+(``plain``, ``scaled``). ``score`` is the only definition of loss and accuracy in Bitfront: every evaluation calls it.
+Its sums do not depend on the order or number of the parts that they are computed from.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitfront.kernels import losses, native, plain
+from bitfront.kernels import losses, native, plain, scaled
 from bitfront.kernels.losses import Outputs
+from bitfront.kernels.scaled import ScaledRounding, Unit, Walk
 
 #: Grids whose bounds are below 2^WIDEST steps are rounded exactly by the kernels, in 32-bit floats.
 WIDEST = 22
@@ -43,7 +46,25 @@ def compiled() -> bool:
         and _same(native_score[0], plain_score[0])
         and _same(rounded, plain.rounded(logits, grid))
         and _same(sums, plain.ordered(weight, x))
+        and all(_same_in_blocks(logits, how) for how in _SAMPLE_ROUNDINGS)
     )
+
+
+#: One rounding of each way, for the sample.
+_SAMPLE_ROUNDINGS = (
+    ScaledRounding("multiples", 1.0, 1.0, 7.0, 0, Unit(0.25, 2.0**-8, 2.0**8)),
+    ScaledRounding("floats", 2.0**-6, 2.0**8, 448.0, 3, Unit(2.0**-8, 2.0**-126, 2.0**127)),
+    ScaledRounding("powers", 2.0**-6, 1.0, 1.0, 0, Unit(1.0, 2.0**-8, 2.0**8, upward=True)),
+)
+
+
+def _same_in_blocks(x: Tensor, how: ScaledRounding) -> bool:
+    for block in ((1, 2, 1), (1, scaled.WHOLE, 16)):
+        walk = scaled.walk(tuple(x.shape), x.stride(), block)
+        assert walk is not None
+        if not _same(_native_scaled(x, torch.empty_like(x), walk, how), scaled.rounded(x, block, how)):
+            return False
+    return True
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -103,6 +124,56 @@ def scale(out: Tensor, scales: Tensor, bias: Tensor | None, *, last: bool) -> No
         out.data_ptr(), rows, length, max(1, rows // max(1, len(out))), channels, int(last), scales.data_ptr(),
         None if bias is None else bias.data_ptr(),
     )  # fmt: skip
+
+
+def round_scaled(x: Tensor, block: Sequence[int], how: ScaledRounding) -> Tensor:
+    """`x` rounded where the values of a block share a power of two. Same shape and dtype, in new memory.
+
+    Args:
+        x: float32 or float64, any shape and any device. NaN stays NaN.
+        block: how many neighbours along each dimension share one, ``scaled.WHOLE`` for all of them.
+        how: the way, and its numbers.
+    """
+    if x.dtype == torch.float32 and x.device.type == "cpu" and not _watched(x) and compiled():
+        out = torch.empty_like(x)
+        if x.stride() != out.stride():
+            # There are gaps or overlaps in memory.
+            x = out.copy_(x)
+            out = torch.empty_like(x)
+        walk = scaled.walk(tuple(x.shape), x.stride(), tuple(block))
+        if walk is not None and type(out) is Tensor:
+            return _native_scaled(x, out, walk, how)
+    return scaled.rounded(x, block, how)
+
+
+def _watched(x: Tensor) -> bool:
+    """Whether somebody must see the operations on a tensor, or its memory does not hold values as they are."""
+    return (
+        (x.requires_grad and torch.is_grad_enabled())
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch.compiler.is_compiling()
+        or x.layout != torch.strided
+        or x.is_neg()
+        or not x.numel()
+        or not _in_memory(x)
+    )
+
+
+def _in_memory(x: Tensor) -> bool:
+    """Whether a tensor's values are in memory; those that ``torch.func.vmap`` gives to a function are not."""
+    try:
+        x.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _native_scaled(x: Tensor, out: Tensor, walk: Walk, how: ScaledRounding) -> Tensor:
+    library = native.library()
+    assert library is not None
+    library.bitfront_round_scaled(x.data_ptr(), out.data_ptr(), *walk, scaled.WAYS.index(how.way), scaled.numbers(how))
+    return out
 
 
 def score(

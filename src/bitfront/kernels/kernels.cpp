@@ -4,6 +4,7 @@
 // multiply-add (-ffp-contract=off), no exp or log of a library.
 
 #include "floats.h"
+#include "scaled.h"
 
 static inline int64_t clipped(int64_t n) { return n < 0 ? 0 : n > LANES ? LANES : n; }
 
@@ -163,6 +164,15 @@ static void ordered_rows(const float* x, const float* w, float* out, int64_t k_s
 }
 
 extern "C" {
+
+// Rounds a tensor whose blocks have a power of two each. It has 1 to MOST_DIMS dimensions, in the order of memory; the
+// values of the last one are neighbours. Input and output have the same strides. A block has so many values along each
+// dimension, at least 1. `way` and the numbers `f` are those of the enumerations above.
+void bitfront_round_scaled(const float* in, float* out, int32_t dims, const int64_t* sizes, const int64_t* strides,
+                           const int64_t* blocks, int32_t way, const float* f) {
+    auto run = way == MULTIPLES ? round_scaled<MULTIPLES> : way == FLOATS ? round_scaled<FLOATS> : round_scaled<POWERS>;
+    run(in, out, dims, sizes, strides, blocks, f);
+}
 
 // out[b] = w[b] · x[b], each value summed in float64 in the order of k and rounded once. x has shape (batch, k, samples),
 // out (batch, rows, samples); w has shape (rows, k) and a distance of `w_stride` from one b to the next.
