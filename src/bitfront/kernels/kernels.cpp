@@ -180,6 +180,7 @@ void bitfront_ordered(const float* x, const float* w, float* out, int64_t batch,
                       int64_t samples, int64_t w_stride) {
     for (int64_t b = 0; b < batch; b++, x += k_size * samples, w += w_stride, out += rows * samples) {
         int64_t r = 0;
+        for (; r + 8 <= rows; r += 8) ordered_rows<8>(x, w + r * k_size, out + r * samples, k_size, samples);
         for (; r + 4 <= rows; r += 4) ordered_rows<4>(x, w + r * k_size, out + r * samples, k_size, samples);
         for (; r < rows; r++) ordered_rows<1>(x, w + r * k_size, out + r * samples, k_size, samples);
     }
