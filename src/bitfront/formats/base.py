@@ -168,6 +168,9 @@ class Format(ABC):
     #: Whether calibration lets the bounds cover nearly all values, so that a note is worth writing if many are beyond.
     #: False where the bounds are means, as for binary numbers.
     covers_range: ClassVar[bool] = True
+    #: Whether ``round`` gives the same bits in whatever order the values lie in memory. A format that adds up values,
+    #: as for a mean, does not. It saves the evaluation a copy.
+    any_memory_order: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], kind: OperandKind, *, signed: bool = True) -> Self:

@@ -15,6 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -84,6 +85,8 @@ class BlockFormat(Format):
 
     width: int
     samples: bool
+
+    any_memory_order: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -29,6 +29,8 @@ class Log(Format):
     width: int
     exponent_bias: int
 
+    any_memory_order: ClassVar[bool] = True
+
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value: a sign and an exponent", low=2, high=8),
         "exponent_bias": FormatParameter(

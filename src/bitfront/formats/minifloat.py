@@ -34,6 +34,7 @@ class Minifloat(Format):
     exponent_width: int
     exponent_bias: int | Literal["auto"]
 
+    any_memory_order: ClassVar[bool] = True
     #: 1 if the leading 1 of a normal number is not stored, otherwise 0.
     hidden: ClassVar[int]
 

@@ -86,6 +86,7 @@ def check_format(
                 _check_numbers(form, x, kind, nearest=nearest, mirrored=mirrored)
             else:
                 _check_blocks(form, x, kind)
+            _check_memory_order(form, x)
             _check_grid(form, x)
             if dtype == torch.float32:
                 _check_learned_range(form, x)
@@ -287,6 +288,13 @@ def _check_stable(form: Format, x: Tensor) -> None:
     assert torch.equal(_bits(form.round(out)), _bits(out)), f"{called}: rounding a second time changes a value"
     low, high = _bounds(form, x)
     assert bool(((out >= low) & (out <= high)).all()), f"{called}: a value is out of its bounds"
+
+
+def _check_memory_order(form: Format, x: Tensor) -> None:
+    if form.any_memory_order and x.dim() > 1:
+        turned = x.transpose(0, -1).contiguous().transpose(0, -1)
+        same = torch.equal(_bits(form.round(turned)), _bits(form.round(x)))
+        assert same, f"{form!r}: round depends on the order in memory"
 
 
 def _check_grid(form: Format, x: Tensor) -> None:

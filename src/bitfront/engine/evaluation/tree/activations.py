@@ -170,6 +170,10 @@ class BatchedActivations:
             x = self.norm.module(x)
         return self.rectified(x)
 
+    def viewed(self, position: int) -> Tensor:
+        """As :meth:`tensor`, but in any order in memory, so that nothing need be copied."""
+        return self.tensor(position) if self.norm is not None else self.rectified(self.raw(position))
+
     def rectified(self, x: Tensor) -> Tensor:
         """`x` after the pending ReLU."""
         if self.ceiling < math.inf:

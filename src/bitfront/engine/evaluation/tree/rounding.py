@@ -102,7 +102,7 @@ def rounded(
             value = x.rectified(x.block(int(at[k])))
         else:
             # Per-channel formats need the axes in the order of the deployed model.
-            value = x.tensor(int(at[k]))
+            value = x.viewed(int(at[k])) if form is not None and form.any_memory_order else x.tensor(int(at[k]))
             value = value if form is None else form.quantize(value)
             value = value.t() if layout == "first" else value.permute(0, 2, 3, 1) if layout == "last" else value
         target = out[k, : value.shape[0]] if layout == "first" else out[k]
