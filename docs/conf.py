@@ -43,6 +43,7 @@ NAVIGATION = {
     "Python": ["docs/api/search", "docs/api/models", "docs/api/quantization", "docs/api/extending"],
     "Background": [
         "docs/strategies",
+        "docs/learned_bits",
         "docs/architecture",
         "docs/glossary",
         "docs/benchmarks",
