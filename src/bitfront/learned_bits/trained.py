@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bitfront import checkpoints
-from bitfront.errors import CheckpointError, parsing
+from bitfront.errors import CheckpointError
 from bitfront.learned_bits.course import Course, Network, Position
 from bitfront.learned_bits.member import BitsMember, LayerBits
 from bitfront.learned_bits.program import BitsProgram
@@ -46,6 +46,7 @@ class TrainedCourse:
 
     Attributes:
         folder: the run folder; None as long as nothing is kept there.
+        source: what the training depends on, as a fingerprint; files with another one are refused.
         threads: how many members are trained at a time.
         on_epoch: called with (cycle, epochs done, epochs of the cycle).
         target: what the constraints of the search say.
@@ -54,6 +55,7 @@ class TrainedCourse:
     """
 
     folder: Path | None = None
+    source: str = ""
     threads: int = 1
     on_epoch: Callable[[int, int, int], None] = lambda *_: None
     target: Target = field(default_factory=Target)
@@ -62,58 +64,66 @@ class TrainedCourse:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process begins with nothing.
-        return {"folder": self.folder, "threads": self.threads, "networks": {}, "course": None}
+        return {**vars(self), "networks": {}, "course": None}
 
-    def network(self, cycle: int, member: int, place: int, begin: Callable[[], Course]) -> Network:
+    def network(
+        self, cycle: int, member: int, place: int, program: BitsProgram, begin: Callable[[], Course]
+    ) -> Network:
         """A network of the course. What is not known is read from the run folder, or trained.
 
         Args:
-            begin: gives the course at its start.
+            program: the steps of the network.
+            begin: gives the course at its start; called only if something must be trained.
 
         Raises:
-            CheckpointError: a file in the run folder is damaged.
+            CheckpointError: a file in the run folder is damaged, or belongs to another training.
         """
         if cycle not in self.networks:
-            self._get(cycle, begin)
+            if self._known(cycle):
+                self.networks[cycle] = _networks(*self._read(cycle), program)
+            else:
+                self._train(cycle, begin)
         return self.networks[cycle][member][place]
 
-    def _get(self, cycle: int, begin: Callable[[], Course]) -> None:
-        if self.course is None:
+    def _train(self, cycle: int, begin: Callable[[], Course]) -> None:
+        """Train up to a cycle, from the last one before it that is complete."""
+        if self.course is None or self.course.positions[0].cycle > cycle:
             self.course = begin()
             self.course.target = self.target
         course = self.course
-        if self._known(cycle):
-            self._read(cycle, course)
-            return
-        if course.positions[0].cycle > cycle:
-            raise CheckpointError(f"the networks of cycle {cycle + 1} are gone; start the search again with --restart")
-        before = next((c for c in range(cycle - 1, course.positions[0].cycle - 1, -1) if self._known(c)), None)
-        if before is not None:
-            self._read(before, course)
+        done = next((c for c in range(cycle - 1, course.positions[0].cycle - 1, -1) if self._known(c)), None)
+        if done is not None:
+            tensors, meta = self._read(done)
+            course.positions = [_position(tensors, f"{m}", e, course) for m, e in enumerate(meta["positions"])]
+            course.rise = Rise(**meta["rise"])
         for number in range(course.positions[0].cycle, cycle + 1):
             self.networks[number] = course.cycle(number, self.threads, functools.partial(self.on_epoch, number))
-            if self.folder is not None:
-                _write(cycle_file(self.folder, number), self.networks[number], course)
+            if self.folder is not None and not self._known(number):
+                _write(cycle_file(self.folder, number), number, self.source, self.networks[number], course)
 
     def _known(self, cycle: int) -> bool:
         return self.folder is not None and cycle_file(self.folder, cycle).exists()
 
-    def _read(self, cycle: int, course: Course) -> None:
-        """Take a complete cycle from its file: its networks, and, if the course is not further yet, its end."""
+    def _read(self, cycle: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, facts) of a complete cycle."""
         assert self.folder is not None
         path = cycle_file(self.folder, cycle)
         tensors, meta = checkpoints.read_tensors(path), checkpoints.read_meta(path)
-        with parsing(CheckpointError, f"{path} cannot be read", "start the search again with --restart"):
-            self.networks[cycle] = [
-                [Network(_layers(tensors, f"{m}.{n}", course.program), **entry) for n, entry in enumerate(of_member)]
-                for m, of_member in enumerate(meta["networks"])
-            ]
-            positions = [_position(tensors, f"{m}", entry, course) for m, entry in enumerate(meta["positions"])]
-            if positions[0].cycle > course.positions[0].cycle:
-                course.positions, course.rise = positions, Rise(**meta["rise"])
+        if (meta.get("cycle"), meta.get("source")) != (cycle, self.source):
+            raise CheckpointError(
+                f"{path} belongs to another training, or to another cycle of this one; give --restart to train again"
+            )
+        return tensors, meta
 
 
-def _write(path: Path, networks: list[list[Network]], course: Course) -> None:
+def _networks(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], program: BitsProgram) -> list[list[Network]]:
+    return [
+        [Network(_layers(tensors, f"{m}.{n}", program), **entry) for n, entry in enumerate(of_member)]
+        for m, of_member in enumerate(meta["networks"])
+    ]
+
+
+def _write(path: Path, cycle: int, source: str, networks: list[list[Network]], course: Course) -> None:
     tensors: dict[str, Tensor] = {}
     for m, of_member in enumerate(networks):
         for n, network in enumerate(of_member):
@@ -129,6 +139,8 @@ def _write(path: Path, networks: list[list[Network]], course: Course) -> None:
         for i, (live, zero) in enumerate(zip(member.live, member.zero, strict=True)):
             tensors |= {f"{m}.live.{i}": torch.from_numpy(live), f"{m}.zero.{i}": torch.from_numpy(zero)}
     meta = {
+        "cycle": cycle,
+        "source": source,
         "networks": [
             [{name: getattr(n, name) for name in ("epoch", "pressure", "cost", "right")} for n in of_member]
             for of_member in networks

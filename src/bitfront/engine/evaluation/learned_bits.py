@@ -7,6 +7,7 @@ any other: by a ``FixedEvaluator`` with its weights and formats, which knows not
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -76,7 +77,7 @@ class LearnedBitsEvaluator(Evaluator):
         # Each member is trained on one thread, so its bits depend on nothing else.
         self.learning.course.threads = self.job.threads or torch.get_num_threads()
         with one_thread():
-            network = self.learning.course.network(*position, self._begin)
+            network = self.learning.course.network(*position, self._space.program, self._begin)
         return self._evaluator(network), ONLY_CODE
 
     def _evaluator(self, network: Network) -> FixedEvaluator:
@@ -171,3 +172,16 @@ class LearnedBitsEvaluator(Evaluator):
     def keep_in(self, folder: Path) -> None:
         """Keep the networks of each complete cycle in a run folder, and go on behind the last one that is there."""
         self.learning.course.folder = folder
+        self.learning.course.source = self._source()
+
+    def _source(self) -> str:
+        """A fingerprint of everything that the training depends on beside the constraints."""
+        learning, digest = self.learning, hashlib.sha256()
+        settings = (learning.schedule, learning.cost, learning.default, sorted(learning.named.items()))
+        teacher = learning.teacher if isinstance(learning.teacher, str) else "a checkpoint"
+        digest.update(repr((settings, teacher, learning.temperature, learning.float_epochs)).encode())
+        given = {} if isinstance(learning.teacher, str) else learning.teacher
+        tensors = [learning.x, learning.y, learning.val_x, learning.val_y, *given.values()]
+        for tensor in [*tensors, *self._space.graph.model.state_dict().values()]:
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""What a course gave is kept in the run folder: read again with the same bits, and never taken from another training."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitfront as bf
+from bitfront.errors import CheckpointError
+from bitfront.learned_bits.trained import cycle_file
+
+SETTINGS = {"cycles": 3, "epochs": 2, "networks": 2, "batch_size": 64, "strategy": "learned_bits"}
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 6, generator=generator)
+    return {"train": (x[:400], (x[:400, 0] > 0).long()), "val": (x[400:], (x[400:, 0] > 0).long())}
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def searched(folder, project, **settings):
+    where = {"project": project, "project_dir": str(folder)}
+    return bf.search(model=model(), data=data(), **{**SETTINGS, **where, **settings})
+
+
+def same(a, b):
+    return all(np.array_equal(a.columns.metrics[name], b.columns.metrics[name]) for name in a.columns.metrics)
+
+
+def test_a_search_goes_on_behind_the_last_complete_cycle(tmp_path):
+    whole = searched(tmp_path, "whole")
+    part = searched(tmp_path, "part")
+    # As after a kill in the last cycle: its file and its trials are not there.
+    for cycle in (1, 2):
+        for file in Path(part.folder, "checkpoints").glob(f"cycle-{cycle + 1}.pt*"):
+            file.unlink()
+    shutil.copytree(tmp_path / "part", tmp_path / "again")
+    (tmp_path / "again" / "trials.sqlite").unlink()
+    again = searched(tmp_path, "again")
+    assert same(whole, again)
+    for cycle in range(3):
+        files = [cycle_file(tmp_path / name, cycle).read_bytes() for name in ("whole", "again")]
+        assert files[0] == files[1]
+
+
+def test_every_trial_is_rebuilt_from_its_file(tmp_path):
+    run = searched(tmp_path, "run")
+    for trial in run.trials:
+        rebuilt = bf.transform_trial(run.folder, trial.number, check=True, data=data_of(), model=model())
+        assert rebuilt.evaluation.accuracy == trial.metrics["accuracy"]
+
+
+def data_of():
+    from bitfront.api import dataset_of
+
+    return dataset_of(data())
+
+
+def test_a_file_of_another_cycle_or_training_is_refused(tmp_path):
+    run, other = searched(tmp_path, "run"), searched(tmp_path, "other", learning_rate=1e-3, seed=1)
+    for source in (cycle_file(Path(run.folder), 1), cycle_file(Path(other.folder), 0)):
+        target = cycle_file(Path(run.folder), 0)
+        shutil.copy(source, target)
+        shutil.copy(f"{source}.json", f"{target}.json")
+        with pytest.raises(CheckpointError, match=r"belongs to another training.*--restart"):
+            bf.transform_trial(run.folder, 0, data=data_of(), model=model())
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    run = searched(tmp_path, "run")
+    path = cycle_file(Path(run.folder), 0)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError):
+        bf.transform_trial(run.folder, 0, data=data_of(), model=model())
+
+
+def test_members_beside_each_other_are_as_alone(tmp_path):
+    torch.set_num_threads(1)
+    one = searched(tmp_path, "one", members=2, float_epochs=1)
+    torch.set_num_threads(2)
+    try:
+        two = searched(tmp_path, "two", members=2, float_epochs=1)
+    finally:
+        torch.set_num_threads(1)
+    assert same(one, two)
