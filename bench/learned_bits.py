@@ -28,11 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, parser, report
+from common import ROOT, jets, parser, report
 
 import bitfront as bf
-from bitfront.data.base import DataRequest
-from bitfront.data.loading import load_dataset
+from bitfront.data.base import Dataset
 from bitfront.pareto import non_dominated
 from bitfront.scoring import evaluate
 
@@ -75,9 +74,23 @@ def front_from(run: bf.Run, cheapest: float) -> list[int]:
     return [int(number) for number in run.columns.number[kept]]
 
 
-def tested(run: bf.Run, numbers: Sequence[int]) -> list[Point]:
+def located(data: Dataset, folder: Path) -> dict[str, str]:
+    """The keys of a file that name the data; data that is in no file is written into one."""
+    file = Path(data.source)
+    if file.is_file():
+        return {"dataset": "jsc", "dataset_path": str(file.absolute())}
+    file = folder / "data.npz"
+    arrays = {}
+    for split in data.splits:
+        x, y = data.split(split)
+        arrays |= {f"X_{split}": x.numpy(), f"y_{split}": y.numpy()}
+    np.savez(file, **arrays)
+    return {"dataset": "npz", "dataset_path": str(file)}
+
+
+def tested(run: bf.Run, numbers: Sequence[int], data: Dataset) -> list[Point]:
     """(EBOPs, test accuracy) of some trials: from the run, or, where it has none, of the rebuilt model."""
-    x, y = load_dataset("jsc", DataRequest()).split("test")
+    x, y = data.split("test")
     points = []
     for number in numbers:
         trial = run.trial(number)
@@ -88,7 +101,7 @@ def tested(run: bf.Run, numbers: Sequence[int]) -> list[Point]:
     return points
 
 
-def measured(recipe: str, seed: int, quick: bool, others: dict[str, str]) -> dict[str, Any]:
+def measured(recipe: str, seed: int, quick: bool, others: dict[str, str], data: Dataset) -> dict[str, Any]:
     """One run of the command."""
     settings = THOROUGH if recipe == "thorough" else {}
     if quick:
@@ -97,7 +110,9 @@ def measured(recipe: str, seed: int, quick: bool, others: dict[str, str]) -> dic
         text = EXAMPLE.read_text(encoding="utf-8")
         settings = {**settings, **{key: _value(text) for key, text in others.items()}}
         lines = [f"{key} = {value!r}".replace("'", '"') for key, value in settings.items()]
-        kept = [line for line in text.splitlines() if line.split(" = ")[0] not in settings]
+        named = located(data, Path(folder))
+        kept = [line for line in text.splitlines() if line.split(" = ")[0] not in {**settings, **named}]
+        kept = [*(f'{key} = "{value}"' for key, value in named.items()), *kept]
         place = kept.index("[search.strategy.setup]") + 1
         file = Path(folder) / "search.toml"
         file.write_text("\n".join([*kept[:place], *lines, *kept[place:]]), encoding="utf-8")
@@ -110,7 +125,7 @@ def measured(recipe: str, seed: int, quick: bool, others: dict[str, str]) -> dic
         run = bf.Run.load(Path(folder) / "runs" / "jsc-learned")
         points = [(t.metrics["ebops"], t.test_metrics["accuracy"]) for t in run.front if t.test_metrics]
         chosen = [(t.metrics["ebops"], t.metrics["accuracy"]) for t in run.front]
-        dearer = tested(run, front_from(run, 1645))
+        dearer = tested(run, front_from(run, 1645), data)
         cpu = sum(getattr(after, part) - getattr(before, part) for part in ("ru_utime", "ru_stime"))
     return {
         "recipe": recipe,
@@ -151,9 +166,10 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the run")
     given = options.parse_args()
     rows = []
+    data, what = jets()
     for recipe in given.recipe or list(TARGETS):
         for seed in range(1 if given.quick else given.seeds):
-            row = measured(recipe, seed, given.quick, dict(pair.split("=") for pair in given.set))
+            row = measured(recipe, seed, given.quick, dict(pair.split("=") for pair in given.set), data)
             row["verdict"] = verdict(row)
             rows.append(row)
             print(
@@ -168,7 +184,7 @@ def main() -> None:
             f"{recipe}_{name}": min(r[name] for r in chosen) for name in ("volume", "volume_1645", "above_hgq2")
         }
         summary[f"{recipe}_cpu_s"] = max(row["cpu_s"] for row in chosen)
-    report("learned bits", rows, summary, given.json, data="JSC-R")
+    report("learned bits", rows, summary, given.json, data=what)
 
 
 if __name__ == "__main__":
