@@ -41,12 +41,11 @@ from torch import nn
 
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator, joined
-from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, exact_bytes
 from bitfront.engine.evaluation.tree.execution import Pass
 from bitfront.engine.evaluation.tree.scorer import WorkLimits
 from bitfront.errors import ConfigError
 from bitfront.graph import capture
-from bitfront.kernels import onednn
+from bitfront.kernels import convolution
 from bitfront.metrics.configured import configured_runner
 from bitfront.scoring import evaluate
 from bitfront.spaces.quantize import QuantizationSpace
@@ -338,19 +337,23 @@ def test_the_float_model_is_as_it_was_given(network):
     assert measured.errors == ("",)
 
 
-@pytest.mark.skipif(not exact_bytes(), reason="no exact kernels of bytes on this machine")
-@pytest.mark.parametrize("network", [Images, ResidualImages])
-def test_without_kernels_of_bytes_convolutions_have_the_same_bits(network, monkeypatch):
-    seed = {"default": {"name": ["integer"], "data_in_width": [4, 8], "weight_width": [2, 4, 8]}}
+@pytest.mark.skipif(not convolution.exact(), reason="no C++ compiler here")
+@pytest.mark.parametrize("form", ["integer", "affine"])
+@pytest.mark.parametrize("network", [Images, ResidualImages, Grouped])
+def test_without_the_kernel_convolutions_have_the_same_bits(network, form, monkeypatch):
+    seed = {"default": {"name": [form], "data_in_width": [4, 8, 12], "weight_width": [2, 4, 8]}}
     job = job_of(seeded_model(network), network.shape, seed, samples=200)
     codes = evaluator_of(job).space.sample(20, np.random.default_rng(0))
-    calls = []
-    monkeypatch.setattr(ByteConvolution, "__call__", lambda self, x: calls.append(len(x)) or self.kernel(x))
-    in_bytes = evaluator_of(job).evaluate(codes)
+    calls, convolve = [], convolution.convolve
+    monkeypatch.setattr(convolution, "convolve", lambda *a: calls.append(a) or convolve(*a))
+    evaluator = evaluator_of(job)
+    compiled = assert_as_alone(evaluator, codes)
     assert calls
+    assert not evaluator.plain
     calls.clear()
-    monkeypatch.setattr(onednn, "exact", lambda: False)
-    assert same(evaluator_of(job).evaluate(codes), in_bytes)
+    monkeypatch.setattr(convolution, "exact", lambda: False)
+    monkeypatch.setattr(convolution, "fast_bytes", lambda: False)
+    assert same(evaluator_of(job).evaluate(codes), compiled)
     assert not calls
 
 

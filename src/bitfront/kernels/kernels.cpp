@@ -5,6 +5,7 @@
 
 #include "floats.h"
 #include "scaled.h"
+#include "convolution.h"
 
 static inline int64_t clipped(int64_t n) { return n < 0 ? 0 : n > LANES ? LANES : n; }
 
@@ -59,58 +60,6 @@ static inline __attribute__((always_inline)) void score_tile(const float* z, con
 #undef EACH
 }
 
-// How a pending batch norm is computed: there is none, or in the way in which torch computes it on this machine.
-enum Affine { NONE = 0, SEPARATE = 1, FUSED = 2 };
-
-template <int mode> static inline float affine(float x, const float* alpha, const float* beta, int64_t i) {
-    if (mode == SEPARATE) return x * alpha[i] + beta[i];
-    if (mode == FUSED) return __builtin_fmaf(x, alpha[i], beta[i]);
-    return x;
-}
-
-// The six numbers of a rounding.
-enum { SCALE, LOW, HIGH, STEP, DIVISOR, ZERO, NUMBERS };
-
-// With a step that is a power of two (DIVISOR is 0), out[i] = clamp(round(affine(in[i]) * SCALE), LOW, HIGH) * STEP.
-// Otherwise out[i] = (clamp(round(affine(in[i]) / DIVISOR) + ZERO, LOW, HIGH) - ZERO) * STEP. NaN stays NaN.
-template <int mode>
-static inline void round_row(const float* __restrict in, float* __restrict out, int64_t n, const float* f,
-                             const float* __restrict alpha, const float* __restrict beta) {
-    const float scale = f[SCALE], low = f[LOW], high = f[HIGH], step = f[STEP], divisor = f[DIVISOR], zero = f[ZERO];
-    if (divisor == 0)
-        for (int64_t i = 0; i < n; i++) {
-            float v = __builtin_rintf(affine<mode>(in[i], alpha, beta, i) * scale);
-            v = v < low ? low : v;
-            v = v > high ? high : v;
-            out[i] = v * step;
-        }
-    else
-        for (int64_t i = 0; i < n; i++) {
-            float v = __builtin_rintf(affine<mode>(in[i], alpha, beta, i) / divisor) + zero;
-            v = v < low ? low : v;
-            v = v > high ? high : v;
-            out[i] = (v - zero) * step;
-        }
-}
-
-// The codes themselves plus an offset (in the place of STEP), which must fit into a byte. A NaN does not fit: the result
-// says whether there is one.
-template <int mode>
-static inline int32_t round_row(const float* __restrict in, uint8_t* __restrict out, int64_t n, const float* f,
-                                const float* __restrict alpha, const float* __restrict beta) {
-    const float scale = f[SCALE], low = f[LOW], high = f[HIGH], offset = f[STEP], divisor = f[DIVISOR], zero = f[ZERO];
-    int32_t has_nan = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const float x = affine<mode>(in[i], alpha, beta, i);
-        float v = divisor == 0 ? __builtin_rintf(x * scale) : __builtin_rintf(x / divisor) + zero;
-        has_nan |= v != v;
-        v = v > low ? v : low;
-        v = v < high ? v : high;
-        out[i] = (uint8_t)(int32_t)(v + offset);
-    }
-    return has_nan;
-}
-
 template <int mode, typename Out>
 static int32_t round_blocks(const float* in, Out* out, int64_t blocks, const int64_t* in_places,
                             const int64_t* out_places, int64_t rows, int64_t length, int64_t in_stride,
@@ -120,10 +69,7 @@ static int32_t round_blocks(const float* in, Out* out, int64_t blocks, const int
         const float* source = in + in_places[b];
         Out* target = out + out_places[b];
         for (int64_t r = 0; r < rows; r++, source += in_stride, target += length)
-            if constexpr (sizeof(Out) == 1)
-                has_nan |= round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
-            else
-                round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
+            has_nan |= round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
     }
     return has_nan;
 }
@@ -225,6 +171,20 @@ int32_t bitfront_round_bytes(const float* in, uint8_t* out, int64_t blocks, cons
     auto run = mode == NONE ? round_blocks<NONE, uint8_t> : mode == SEPARATE ? round_blocks<SEPARATE, uint8_t>
                                                                               : round_blocks<FUSED, uint8_t>;
     return run(in, out, blocks, in_places, out_places, rows, length, in_stride, formats, alpha, beta);
+}
+
+// Whether convolutions of bytes are faster than those of floats here.
+int32_t bitfront_fast_bytes() { return FAST_BYTES; }
+
+// Convolutions (convolution.h). For each of `inputs` inputs six numbers that say how it is rounded: to bytes with
+// `bytes`, and all channels are multiplied with all; otherwise to floats, and each channel is multiplied with its
+// weight. `alpha` and `beta` are those of `bitfront_round`, for a row of the input. `kept` has room for the rows that
+// are in use. Returns 1 if a NaN was rounded to bytes, else 0.
+int32_t bitfront_convolve(const Shape* shape, int64_t inputs, const Input* input, const Product* products,
+                          const float* numbers, const float* alpha, const float* beta, int32_t mode, int32_t bytes,
+                          void* kept) {
+    auto run = mode == NONE ? convolve_all<NONE> : mode == SEPARATE ? convolve_all<SEPARATE> : convolve_all<FUSED>;
+    return run(*shape, inputs, input, products, numbers, alpha, beta, bytes, kept);
 }
 
 // out = a + b, `rows` rows of `length`, each operand after its batch norm (modes as above) and, with a floor of 0, its

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations, calls
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, MemoryLayout
+from bitfront.engine.evaluation.tree.convolution import Convolutions
 from bitfront.engine.evaluation.tree.multiplication import Multiplication
 from bitfront.engine.evaluation.tree.products import Products
 from bitfront.engine.evaluation.tree.program import PER_SAMPLE, PRODUCTS, Program, Step
@@ -54,16 +55,24 @@ class Pass:
     Args:
         program: the steps.
         products: how its products are computed.
+        convolutions: those that a kernel computes.
         schedule: the states that candidates need.
         bytes_at_once: size of the activations that one step may compute at a time, unless a single state needs more.
         x, y: the samples, and their labels as int32.
     """
 
     def __init__(
-        self, program: Program, products: Products, schedule: Schedule, bytes_at_once: int, x: Tensor, y: Tensor
+        self,
+        program: Program,
+        products: Products,
+        convolutions: Convolutions,
+        schedule: Schedule,
+        bytes_at_once: int,
+        x: Tensor,
+        y: Tensor,
     ) -> None:
         self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
-        self._multiply = Multiplication(program, products, len(y))
+        self._multiply = Multiplication(program, products, convolutions, len(y))
         # Results must not depend on the samples' address in memory. So they are aligned, as in the deployed model.
         self.x, self.y, self.samples = activations.aligned(x), y, len(y)
         self.scored: list[Scored] = []

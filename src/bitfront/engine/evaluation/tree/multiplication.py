@@ -10,6 +10,7 @@ from torch import Tensor
 from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations, calls, rounding
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, MemoryLayout
+from bitfront.engine.evaluation.tree.convolution import Convolutions
 from bitfront.engine.evaluation.tree.products import ORDERED, WHOLE, Kind, Products
 from bitfront.engine.evaluation.tree.program import Program, Step
 from bitfront.engine.evaluation.tree.schedule import States
@@ -21,11 +22,13 @@ class Multiplication:
     Args:
         program: the steps.
         products: how their products are computed.
+        convolutions: those that a kernel computes.
         samples: the number of samples in the pass.
     """
 
-    def __init__(self, program: Program, products: Products, samples: int) -> None:
+    def __init__(self, program: Program, products: Products, convolutions: Convolutions, samples: int) -> None:
         self.program, self.products, self.samples = program, products, samples
+        self._convolutions = convolutions
 
     def _layout(self, step: Step, x: BatchedActivations) -> MemoryLayout:
         """The layout in which a product is computed."""
@@ -39,6 +42,22 @@ class Multiplication:
         layout = self._layout(step, x)
         if layout == "last":
             x = x.turned("last")
+            computed, part = self._convolutions(step, states, needed, x, self.samples)
+            if part is not None:
+                if computed.all():
+                    return BatchedActivations([part], layout, needed)
+                rest = self._merged_or_not(i, states, needed[~computed], x, layout)
+                where = np.zeros((len(needed), 3), dtype=np.int64)
+                where[computed, 1] = np.arange(len(part))
+                where[~computed] = rest.where + np.array([1, 0, 0])
+                return BatchedActivations([part, *rest.parts], layout, needed, where)
+        return self._merged_or_not(i, states, needed, x, layout)
+
+    def _merged_or_not(
+        self, i: int, states: States, needed: Ints, x: BatchedActivations, layout: MemoryLayout
+    ) -> BatchedActivations:
+        """Products that the kernel of convolutions does not compute."""
+        step = self.program.steps[i]
         rounded, parameters = states.rounded[needed], states.parameters[needed]
         if step.groups == 1 and layout != "samples":
             members, counts = np.unique(rounded, return_counts=True)
@@ -71,16 +90,14 @@ class Multiplication:
                 alone.append((r, p))
             else:
                 merged.setdefault((r, kind), []).append(p)
-        groups: dict[tuple[tuple[int, ...], Kind, int], list[int]] = {}
+        groups: dict[tuple[tuple[int, ...], Kind], list[int]] = {}
         for (r, kind), chosen in merged.items():
-            # A convolution of bytes takes inputs of one format.
-            data_format = int(states.rounded_data[r]) if layout == "last" else -1
             together = step.groups == 1 and layout != "samples"
             for subset in [tuple(chosen)] if together else [(p,) for p in chosen]:
-                groups.setdefault((subset, kind, data_format), []).append(r)
+                groups.setdefault((subset, kind), []).append(r)
         parts: list[Tensor] = []
         where = np.zeros((len(needed), 3), dtype=np.int64)
-        for number, ((subset, kind, _), members) in enumerate(groups.items()):
+        for number, ((subset, kind), members) in enumerate(groups.items()):
             parts.append(self._merged(i, subset, np.array(members), states, x, layout, kind))
             for row, r in enumerate(members):
                 for column, p in enumerate(subset):
@@ -124,13 +141,11 @@ class Multiplication:
             sums = F.linear(inputs, weight, bias if kind == "exact" else None)
             return self._scaled_rows(step, sums, formats, subset, bias, kind).unsqueeze(activations.COLUMNS[layout])
         if layout == "last":
-            out = self._bytes(i, subset, at, formats, x, kind)
-            if out is None and kind in ORDERED:
+            if kind in ORDERED:
                 return self._one_by_one(i, subset, members, states, x)
-            if out is None:
-                inputs = rounding.rounded(x, at, formats, how, "last").flatten(0, 1).permute(0, 3, 1, 2)
-                sums = calls.apply(program, step, inputs, weight, bias if kind == "exact" else None)
-                out = self._table(sums, len(members), len(subset))
+            inputs = rounding.rounded(x, at, formats, how, "last").flatten(0, 1).permute(0, 3, 1, 2)
+            sums = calls.apply(program, step, inputs, weight, bias if kind == "exact" else None)
+            out = self._table(sums, len(members), len(subset))
             return self._scaled_rows(step, out, formats, subset, bias, kind)
         ones = weight.shape[1] - x.features[0]
         inputs = rounding.rounded(x, at, formats, how, "first", extra=ones)
@@ -171,31 +186,6 @@ class Multiplication:
             parts = [self._alone(step, data, p, value, "last") for p in subset]
             rows.append(torch.cat(parts, activations.COLUMNS["last"]))
         return torch.cat(rows)
-
-    def _bytes(
-        self, i: int, subset: tuple[int, ...], at: Ints, formats: Ints, x: BatchedActivations, kind: Kind
-    ) -> Tensor | None:
-        """A merged convolution in bytes; None if its operands do not fit bytes."""
-        step = self.program.steps[i]
-        parts: list[tuple[Ints, Tensor]] = []
-        for data_format in np.unique(formats).tolist():
-            rows = np.flatnonzero(formats == data_format)
-            convolution = self.products.bytes(step, data_format, subset, x.rectify, kind)
-            if convolution is None:
-                return None
-            grids = np.repeat(convolution.grid[None], len(rows), axis=0)
-            rounding.lower(grids, x.ceiling)
-            inputs = rounding.rounded_bytes(x, at[rows], grids)
-            if inputs is None:
-                return None
-            parts.append((rows, convolution(inputs.flatten(0, 1).permute(0, 3, 1, 2))))
-        if len(parts) == 1:
-            return self._table(parts[0][1], len(at), len(subset))
-        tables = [self._table(out, len(rows), len(subset)) for rows, out in parts]
-        whole = activations.room((len(at), *tables[0].shape[1:]), "cpu")
-        for (rows, _), table in zip(parts, tables, strict=True):
-            whole[torch.from_numpy(rows)] = table
-        return whole
 
     def _table(self, out: Tensor, rows: int, columns: int) -> Tensor:
         """The result of a merged convolution as a part.

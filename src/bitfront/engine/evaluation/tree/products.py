@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.engine.evaluation.tree.activations import Ints
-from bitfront.engine.evaluation.tree.byte_convolution import ByteConvolution, byte_sized, exact_bytes
 from bitfront.engine.evaluation.tree.program import Program, Step, rounding_row
+from bitfront.kernels import convolution
 from bitfront.transforms.arithmetic import EXACT, SMALLEST_STEP, Weight, WholeProduct, whole_product
 
 #: ``exact``: sums with their biases are exact in float32. ``scaled``: sums of whole numbers are; they are scaled, and
@@ -45,7 +46,7 @@ class Products:
         self._kinds: dict[tuple[int, int, int], Kind] = {}
         self._known: dict[tuple[int, int, int], WholeProduct | str] = {}
         self._weights: dict[tuple[int, tuple[int, ...], Kind, bool], tuple[Tensor, Tensor | None]] = {}
-        self._bytes: dict[tuple[int, int, tuple[int, ...], bool, Kind], ByteConvolution | None] = {}
+        self._compiled: dict[int, bool] = {}
 
     def kind(self, step: Step, data: int, parameters: int) -> Kind:
         """How the step is computed under a data option and a parameter option."""
@@ -55,7 +56,7 @@ class Products:
             self._kinds[key] = self._kind(step, data, parameters)
         return self._kinds[key]
 
-    def _whole(self, step: Step, data: int, parameters: int) -> WholeProduct | None:
+    def whole(self, step: Step, data: int, parameters: int) -> WholeProduct | None:
         """The product of whole numbers under a data option and a parameter option; None if it is none."""
         assert step.group is not None
         # Looking up formats takes longer than a small product.
@@ -84,14 +85,19 @@ class Products:
         dense = step.kind == "dense"
         if formats == (None, None) or weight.dtype != torch.float32:
             return "alone"
-        whole = self._whole(step, data, parameters)
+        whole = self.whole(step, data, parameters)
         if whole is None:
             return "ordered" if dense else "alone"
         inputs, numbers = whole.inputs, whole.weight
         longest = numbers.longest(inputs, rectified=True) if program.not_negative(step) else whole.longest
         if longest > EXACT:
             # Without a kernel of bytes, a convolution has none that keeps long sums exact.
-            bytes_hold = longest <= LARGEST_SUM and self.bytes(step, data, (parameters,), False, "long") is not None
+            bytes_hold = (
+                longest <= LARGEST_SUM
+                and step.groups == 1
+                and self.compiled(step)
+                and self.fits_bytes(step, data, parameters, False)
+            )
             return "long" if dense or bytes_hold else "alone"
         if inputs.coded or numbers.whole.coded:
             return "scaled"
@@ -157,57 +163,50 @@ class Products:
         channels = len(self._program.parameters(step, parameters)[0])
         if kind not in WHOLE:
             return torch.ones(channels, device=self._program.device)
-        whole = self._whole(step, data, parameters)
+        whole = self.whole(step, data, parameters)
         assert whole is not None
         return whole.scale.expand(channels)
 
-    def bytes(
-        self, step: Step, data: int, indices: tuple[int, ...], rectified: bool, kind: Kind
-    ) -> ByteConvolution | None:
-        """The step as a convolution of bytes under a data option and several parameter options of one kind.
+    def compiled(self, step: Step) -> bool:
+        """Whether the kernel of convolutions computes the step, under the options that it can compute."""
+        assert step.group is not None
+        if step.group not in self._compiled:
+            self._compiled[step.group] = self._program.device == "cpu" and _compiled(self._program, step)
+        return self._compiled[step.group]
 
-        None if its operands do not fit bytes, or the device has no kernel for them.
+    def fits_bytes(self, step: Step, data: int, parameters: int, rectified: bool) -> bool:
+        """Whether both operands of a product of whole numbers fit bytes under a data option and a parameter option.
 
         Args:
             rectified: whether a ReLU is applied to the input before it is rounded.
         """
-        assert step.group is not None
-        key = (step.group, data, indices, rectified, kind)
-        if key not in self._bytes:
-            self._bytes[key] = self._byte_convolution(step, data, indices, rectified, kind)
-        return self._bytes[key]
+        whole = self.whole(step, data, parameters)
+        grid = self.byte_grid(step, data, rectified)
+        if whole is None or grid is None:
+            return False
+        numbers = whole.weight.rows(whole.weight.numbers)
+        return float(numbers.min()) >= -128 and float(numbers.max()) <= 127
 
-    def _byte_convolution(
-        self, step: Step, data: int, indices: tuple[int, ...], rectified: bool, kind: Kind
-    ) -> ByteConvolution | None:
-        program = self._program
-        if step.node.op != "call_module" or not exact_bytes() or program.device != "cpu":
+    def byte_grid(self, step: Step, data: int, rectified: bool) -> NDArray[np.float32] | None:
+        """How the step's input is rounded to bytes under a data option, shape (6,) (``kernels.round_blocks``); None if
+        it does not fit bytes."""
+        row = rounding_row(self._program.data_format(step, data))
+        if row is None:
             return None
-        module: Any = program.model.get_submodule(str(step.node.target))
-        row = rounding_row(program.data_format(step, data))
-        if row is None or not byte_sized(module):
-            return None
-        scale, low, high, step_size, divisor, zero = row
+        scale, low, high, _, divisor, zero = row
         low = max(low, zero) if rectified else low
         offset = 0.0 if low >= 0 else 128.0
         if low + offset < 0 or high + offset > 255:
             return None
-        weights, steps = [], []
-        for index in indices:
-            whole = self._whole(step, data, index)
-            if whole is None:
-                return None
-            numbers = whole.weight.rows(whole.weight.numbers)
-            if float(numbers.min()) < -128 or float(numbers.max()) > 127:
-                return None
-            weight = program.parameters(step, index)[0]
-            weights.append(numbers.reshape(weight.shape).to(torch.int8))
-            # Scaled sums are scaled, and get their biases, afterwards.
-            unit = 1.0 if whole.weight.whole.coded else whole.weight.whole.step
-            steps.append(torch.as_tensor(unit).float().expand(len(weight)).contiguous())
-        bias = self.weights(step, indices, kind)[1] if kind == "exact" else None
-        size = 1.0 if divisor else step_size
-        numbers_of_input = np.array([scale, low, high, offset, divisor, zero], dtype=np.float32)
-        return ByteConvolution.of(
-            module, torch.cat(weights), torch.cat(steps), bias, size, numbers_of_input, int(zero + offset)
-        )
+        return np.array([scale, low, high, offset, divisor, zero], dtype=np.float32)
+
+
+def _compiled(program: Program, step: Step) -> bool:
+    """Whether a step is a convolution of two dimensions with zero padding, and without groups or with one channel in
+    each; and this machine has a kernel for it."""
+    module: Any = program.model.get_submodule(str(step.node.target)) if step.node.op == "call_module" else None
+    if not isinstance(module, torch.nn.Conv2d) or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return False
+    if module.groups == 1:
+        return convolution.fast_bytes() and (module.dilation[1] == 1 or module.kernel_size[1] == 1)
+    return convolution.exact() and module.groups == module.in_channels == module.out_channels

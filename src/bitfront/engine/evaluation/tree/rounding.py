@@ -124,34 +124,17 @@ def lower(grids: NDArray[np.float32], ceiling: float) -> None:
     grids[:, HIGH] = np.minimum(grids[:, HIGH], np.rint(codes) + np.where(coded, grids[:, ZERO], np.float32(0)))
 
 
-def rounded_bytes(x: BatchedActivations, at: Ints, grids: NDArray[np.float32]) -> Tensor | None:
-    """States in layout ``last`` as whole numbers of their grids, shifted so that they fit a byte.
-
-    Args:
-        at: positions of the states in `x`.
-        grids: for each state scale, low, high, the offset that is added, divisor and zero, shape (states, 6).
-
-    Returns:
-        Shape (states, samples, height, width, depth), uint8; None if a value is not a number.
-    """
-    _, samples, height, width, _, depth = x.parts[0].shape
-    out = room((len(at), samples, height, width, depth), "cpu", torch.uint8)
-    none = _round_native(x, at, grids, out, np.arange(len(at)) * out[0].numel())
-    return None if none else out
-
-
-def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], out: Tensor, target: Ints) -> bool:
+def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], out: Tensor, target: Ints) -> None:
     where, axis = x.where[at], COLUMNS[x.layout]
-    none = False
     for index, part in enumerate(x.parts):
         here: Any = slice(None) if len(x.parts) == 1 else where[:, 0] == index
         rows, columns = where[here, 1], where[here, 2]
         if not len(rows):
             continue
-        shape = _rows(part, x.layout, dense=x.norm is None)
+        shape = rows_of(part, x.layout, dense=x.norm is None)
         if shape is None:
             part = part.contiguous()
-            shape = _rows(part, x.layout, dense=x.norm is None)
+            shape = rows_of(part, x.layout, dense=x.norm is None)
             assert shape is not None
         affine = None
         if x.norm is not None:
@@ -160,11 +143,10 @@ def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], o
             shape = (count // repeats, length * repeats, step * repeats)
             affine = x.norm.affine(repeats)
         places = rows * part.stride(0) + columns * part.stride(axis)
-        none |= kernels.round_blocks(part, out, places, target[here], shape, grids[here], affine)
-    return none
+        kernels.round_blocks(part, out, places, target[here], shape, grids[here], affine)
 
 
-def _rows(part: Tensor, layout: MemoryLayout, dense: bool) -> tuple[int, int, int] | None:
+def rows_of(part: Tensor, layout: MemoryLayout, dense: bool) -> tuple[int, int, int] | None:
     """A state of a part as rows in memory: (number, length, distance). None if it is not stored as such rows."""
     block = part[0].select(COLUMNS[layout] - 1, 0)
     if dense and block.is_contiguous():
@@ -174,6 +156,8 @@ def _rows(part: Tensor, layout: MemoryLayout, dense: bool) -> tuple[int, int, in
     if layout == "samples":
         return (len(block), block[0].numel(), block.stride(0)) if block[0].is_contiguous() else None
     samples, height, width, depth = block.shape
+    if block.is_contiguous():
+        return (samples * height * width, depth, depth)  # whatever the strides of dimensions of size 1
     step = block.stride(2)
     if block.stride(3) == 1 and block.stride(1) == width * step and block.stride(0) == height * width * step:
         return (samples * height * width, depth, step)

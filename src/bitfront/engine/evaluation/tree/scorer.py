@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bitfront.engine.evaluation.tree import activations as activations
 from bitfront.engine.evaluation.tree.activations import Ints
+from bitfront.engine.evaluation.tree.convolution import Convolutions
 from bitfront.engine.evaluation.tree.execution import Pass, Scored
 from bitfront.engine.evaluation.tree.products import Products
 from bitfront.engine.evaluation.tree.program import Program
@@ -75,6 +76,7 @@ class TreeScorer:
 
     def __init__(self, program: Program, limits: WorkLimits) -> None:
         self._products = Products(program)
+        self._convolutions = Convolutions(program, self._products)
         self.program, self.limits = program, limits
         self._pool: ThreadPoolExecutor | None = None
 
@@ -128,7 +130,8 @@ class TreeScorer:
         while True:
             try:
                 with torch.inference_mode():
-                    return Pass(self.program, self._products, schedule, limits.bytes, x, y).run(piece)
+                    how = self.program, self._products, self._convolutions
+                    return Pass(*how, schedule, limits.bytes, x, y).run(piece)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
