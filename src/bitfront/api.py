@@ -43,7 +43,7 @@ from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.configured import ConfiguredStrategy, all_settings, configured_strategy, with_variant
 from bitfront.strategies.optuna import MEANINGS
-from bitfront.template import template
+from bitfront.template import DEFAULT_TARGET, target_named, template
 
 #: The name of a dataset from memory.
 ARRAYS = "arrays"
@@ -293,25 +293,43 @@ def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def init(model: str, dataset: str, dataset_path: str | None = None, file: str = "FILE.toml") -> tuple[str, list[str]]:
+def init(
+    model: str,
+    dataset: str,
+    dataset_path: str | None = None,
+    file: str = "FILE.toml",
+    target: str = DEFAULT_TARGET,
+) -> tuple[str, list[str]]:
     """(text of a TOML that runs, notes) for a model and a dataset.
 
     The model is captured to list its layers; if the data is missing, the text is a guess, and a note says so.
+
+    Args:
+        model: a model's name, or ``package.module:factory``.
+        dataset: a dataset's name, or ``package.module:factory``.
+        dataset_path: file or folder of the data.
+        file: the name of the file, for the comment in its first line.
+        target: ``"processor"`` (affine integers, weights with a scale per channel) or ``"fpga"`` (fixed point, weights
+            with a binary point per channel).
+
+    Raises:
+        UserError: there is no such target or model, or the model cannot be captured.
     """
+    target_named(target)  # before data is opened
     config = configuration.load_config(None, {"model": model, "dataset": dataset, "dataset_path": dataset_path})
     try:
         data = open_data(config)
     except DataError as error:
         if model not in MODELS and ":" not in model:
             MODELS.get(model)  # raises, and lists the models
-        return template(model, dataset, dataset_path=dataset_path, file=file), [
+        return template(model, dataset, dataset_path=dataset_path, file=file, target=target), [
             f"the layers are a guess, the data is not here yet: {error}"
         ]
     graph = capture(open_model(config, data), data.split("train")[0][:2])
     weighted = [site for site in graph.sites if site.stored_weights]
     ops = list(dict.fromkeys(site.op for site in weighted))
     samples = len(data.split("train")[1])
-    return template(model, dataset, ops, len(weighted), samples, dataset_path, file), []
+    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target), []
 
 
 ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies", "samplers", "spaces")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+
+from bitfront.errors import ConfigError, nearest, one_of
 
 #: The model and the dataset of a search without a file.
 DEFAULT_MODEL, DEFAULT_DATASET = "digits-cnn", "digits"
@@ -24,7 +28,7 @@ training_optimizer = "adam"
 # load_name = "model.pt"
 
 # The search space. Every value is a list of choices; `default` is for all layers that no other key names.
-[search.search_space]
+{why}[search.search_space]
 name = "graph/quantize/mixed_precision_ptq"
 setup.by = "type"                    # or "name" (one layer), or "regex_name"
 
@@ -33,14 +37,7 @@ name = ["NA"]                        # float
 """
 _CHOICES = """
 [search.search_space.seed.{op}.config]
-name = ["integer"]                   # fixed point; `bitfront list formats` shows more
-data_in_width = [4, 8]
-data_in_frac_width = ["auto"]        # fraction bits: the best for the data; "NA" is half of the width
-weight_width = [2, 4, 8]
-weight_frac_width = ["auto"]
-bias_width = [8]
-bias_frac_width = ["auto"]
-"""
+{choices}"""
 _STRATEGY = """
 [search.strategy]
 name = "{strategy}"{comment}
@@ -57,16 +54,82 @@ data_loader = "val_dataloader"       # not the test split: only the front is mea
 compare_to = 32
 
 [search.strategy.hw_runner.model_size]
-
+{runners}
 # The objectives. With several of them the result is their Pareto front.
 [search.strategy.metrics]
 accuracy.scale = 1.0
 accuracy.direction = "maximize"
-average_bitwidth.scale = 1.0
-average_bitwidth.direction = "minimize"
+{cost}.scale = 1.0
+{cost}.direction = "minimize"
 """
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a file starts from for one kind of hardware.
+
+    Attributes:
+        why: comments that say what it starts from, and why.
+        choices: the lines of TOML with the format of a type of layer, and its choices.
+        cost: the metric that is minimised.
+        runners: further tables of metrics, as TOML; "" for none.
+        suffix: ends the names of project and file, so that two targets of one model do not share a run folder.
+    """
+
+    why: str
+    choices: str
+    cost: str
+    runners: str = ""
+    suffix: str = ""
+
+
+PROCESSOR = Target(
+    why="""\
+# For processors: integers with a scale of any size, which their integer kernels multiply with. Weights have a scale per
+# output channel, inputs one scale and a zero point. For fixed point: bitfront init --target fpga.
+""",
+    choices="""\
+name = ["affine"]                    # `bitfront list formats` shows more
+data_in_width = [4, 8]               # bits
+weight_width = [2, 4, 8]
+weight_range = ["mse"]               # scales with the smallest squared error; matters most for few bits
+bias_width = [8]
+""",
+    cost="average_bitwidth",
+)
+FPGA = Target(
+    why="""\
+# For FPGAs: fixed point. They have no cheap multiplication by a scale of any size, so scales are powers of two, and one
+# per output channel is wiring.
+""",
+    choices="""\
+name = ["integer"]                   # `bitfront list formats` shows more
+data_in_width = [4, 8]               # bits
+data_in_frac_width = ["auto"]        # fraction bits: the best for the data; "NA" is half of the width
+weight_width = [2, 4, 8]
+weight_frac_width = ["auto"]
+weight_granularity = ["channel"]     # a binary point per output channel
+bias_width = [8]
+bias_frac_width = ["auto"]
+""",
+    cost="ebops",
+    runners="""
+[search.strategy.hw_runner.ebops]    # bits of weight times bits of input, over all products: goes with the area
+""",
+    suffix="-fpga",
+)
+#: What ``--target`` takes; the first is the default.
+TARGETS: Mapping[str, Target] = MappingProxyType({"processor": PROCESSOR, "fpga": FPGA})
+DEFAULT_TARGET = "processor"
 #: With more sites than this, each with 6 options, there are too many candidates to try all.
 MANY_SITES = 5
+
+
+def target_named(name: str) -> Target:
+    """The target of this name. Raises ConfigError where there is none."""
+    if name not in TARGETS:
+        raise ConfigError(f"there is no target {name!r}; {one_of(TARGETS)}.{nearest(name, TARGETS)}")
+    return TARGETS[name]
 
 
 def template(
@@ -77,6 +140,7 @@ def template(
     samples: int = 10_000,
     dataset_path: str | None = None,
     file: str = "FILE.toml",
+    target: str = DEFAULT_TARGET,
 ) -> str:
     """The text of a configuration that runs.
 
@@ -88,11 +152,17 @@ def template(
         samples: size of the training split; decides on epochs and batch size.
         dataset_path: file or folder of the data.
         file: the name of the file, for the comment in its first line.
+        target: the hardware, a name in TARGETS.
+
+    Raises:
+        ConfigError: there is no such target.
     """
+    hardware = target_named(target)
     few = weight_sites <= MANY_SITES
     data = Path(dataset_path).stem if dataset == "npz" and dataset_path else dataset
-    project = f"{model}-{data}".replace(":", "-").replace(".", "-")
+    project = f"{model}-{data}{hardware.suffix}".replace(":", "-").replace(".", "-")
     top = _TOP.format(
+        why=hardware.why,
         file=file,
         model=model,
         dataset=dataset,
@@ -102,8 +172,10 @@ def template(
         batch_size=64 if samples < 20_000 else 512,
     )
     strategy = _STRATEGY.format(
+        runners=hardware.runners,
+        cost=hardware.cost,
         strategy="brute_force" if few else "optuna",
         comment=f"                 # every one of the {6**weight_sites:,} candidates" if few else "",
         budget="" if few else 'n_trials = 200                       # distinct candidates\nsampler = "tpe"\n',
     )
-    return top + "".join(_CHOICES.format(op=op) for op in ops) + strategy
+    return top + "".join(_CHOICES.format(op=op, choices=hardware.choices) for op in ops) + strategy

@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -35,6 +36,53 @@ def test_without_a_file_the_default_configuration_runs(shell):
     assert "the default (bitfront init" in typed.err
     assert "3 of 1,296 candidates evaluated (n_trials reached)" in typed.out
     assert (shell.folder / "runs/digits-cnn-digits/best.json").is_file()
+
+
+def test_a_file_starts_from_what_suits_the_target(shell):
+    """Each of the two runs, in a folder of its project; what is offered is a scale per channel for every layer."""
+    for flags, name, offered, cost in (
+        ([], "digits-cnn-digits", "affine2sc-mse affine4sc-mse affine8sc-mse", "average_bitwidth"),
+        (["--target", "fpga"], "digits-cnn-digits-fpga", "int2.auto-c int4.auto-c int8.auto-c", "ebops"),
+    ):
+        assert shell("init", *flags).out == f"wrote {name}.toml; now: bitfront search --config {name}.toml\n"
+        plan = shell("plan", f"{name}.toml").out
+        assert plan.count(f"weight: {offered}; ") == 4
+        assert f"objectives: accuracy (maximize), {cost} (minimize)" in plan
+        typed = shell("search", "--config", f"{name}.toml", "--max-epochs", 1, "--n-trials", 3)
+        assert "3 of 1,296 candidates evaluated" in typed.out
+        assert f"{cost} " in typed.out
+        assert (shell.folder / "runs" / name / "best.json").is_file()
+    typed = shell("init", "--target", "fgpa", code=2)
+    assert typed.err == "error: there is no target 'fgpa'; allowed: processor, fpga. Did you mean 'fpga'?\n"
+
+
+def test_a_file_of_init_has_a_plan_for_every_kind_of_weights(shell):
+    shell.write(
+        "mine.py",
+        textwrap.dedent("""
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table = nn.Embedding(20, 8)
+                self.mix = nn.Conv1d(8, 8, 3, padding=1)
+                self.up = nn.ConvTranspose1d(8, 8, 2)
+                self.memory = nn.LSTM(8, 6, batch_first=True)
+                self.attend = nn.MultiheadAttention(6, 2, batch_first=True)
+                self.head = nn.Linear(6, 10)
+
+            def forward(self, x):
+                x = self.table(x.flatten(1).abs().clamp(max=19).long()).transpose(1, 2)
+                x, _ = self.memory(self.up(self.mix(x)).transpose(1, 2))
+                return self.head(self.attend(x, x, x)[0].mean(1))
+        """),
+    )
+    for target in ("processor", "fpga"):
+        shell("init", "--model", "mine:Net", "--target", target, "--output", f"{target}.toml")
+        plan = shell("plan", f"{target}.toml").out
+        for site in ("table", "mix", "up", "memory", "attend", "head"):
+            assert re.search(rf"^\| {site} .*(affine|integer) \(.*weight", plan, re.M), (target, site, plan)
 
 
 def test_plan_shows_and_does_nothing(shell, data):

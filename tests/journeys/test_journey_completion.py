@@ -13,6 +13,7 @@ from bitfront.models import MODELS
 from bitfront.registry import names_in_source
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.optuna import SAMPLERS
+from bitfront.template import TARGETS
 
 pytestmark = pytest.mark.journey
 #: The protocol depends on the command's name.
@@ -65,6 +66,7 @@ def test_completion_knows_what_the_code_knows():
         assert names_in_source(f"bitfront.{room}") == registry.names()
     assert tuple(SAMPLERS) == completing.SAMPLERS
     assert api.ROOMS == completing.ROOMS
+    assert tuple(TARGETS) == completing.TARGETS
 
 
 def test_a_shell_is_shown_its_script(shell):

@@ -12,6 +12,7 @@ SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "gp")
 ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
+TARGETS = ("processor", "fpga")
 
 
 def words(allowed: Sequence[str]) -> Complete:

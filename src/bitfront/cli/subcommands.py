@@ -13,13 +13,14 @@ from typing import Annotated
 import typer
 
 from bitfront.cli import printing
-from bitfront.cli.completing import ROOMS, members, words
+from bitfront.cli.completing import ROOMS, TARGETS, members, words
 from bitfront.cli.flags import SEARCH_FLAGS
 from bitfront.cli.options import AsJson, Quiet
 from bitfront.cli.results import analyze, convert, dashboard, report, transform
 from bitfront.cli.searching import compare, plan, search, test, train
 from bitfront.errors import ConfigError
 from bitfront.files import write_text
+from bitfront.template import DEFAULT_TARGET, target_named
 
 
 def init(
@@ -32,27 +33,33 @@ def init(
         typer.Option("--dataset", help="A dataset's name, or package.module:factory.", autocompletion=members("data")),
     ] = "digits",
     dataset_path: Annotated[str | None, typer.Option("--dataset-path", help="File or folder of the data.")] = None,
+    target: Annotated[
+        str,
+        typer.Option("--target", metavar="HARDWARE", help="processor or fpga.", autocompletion=words(TARGETS)),
+    ] = DEFAULT_TARGET,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml; - for stdout.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml or -fpga.toml; - for stdout."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a commented TOML file that runs."""
-    target = output or Path(f"{model}-{dataset}.toml".replace(":", "-"))
-    if str(target) != "-" and target.exists() and not force:
-        raise ConfigError(f"{target} exists; --force overwrites it, --output names another file")
+    suffix = target_named(target).suffix
+    file = output or Path(f"{model}-{dataset}{suffix}.toml".replace(":", "-"))
+    if str(file) != "-" and file.exists() and not force:
+        raise ConfigError(f"{file} exists; --force overwrites it, --output names another file")
     from bitfront import api
 
-    text, notes = api.init(model, dataset, dataset_path, str(target) if str(target) != "-" else "FILE.toml")
+    text, notes = api.init(model, dataset, dataset_path, str(file) if str(file) != "-" else "FILE.toml", target)
     for note in () if quiet else notes:
         printing.print_line(f"note: {note}", stderr=True)
-    if str(target) == "-":
+    if str(file) == "-":
         print(text, end="")
         return
-    write_text(target, text, ConfigError)
-    hint = "" if quiet else f"; now: bitfront search --config {target}"
-    printing.print_line(f"wrote {target}{hint}")
+    write_text(file, text, ConfigError)
+    hint = "" if quiet else f"; now: bitfront search --config {file}"
+    printing.print_line(f"wrote {file}{hint}")
 
 
 def list_(
