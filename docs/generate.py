@@ -132,7 +132,8 @@ or is refused by name:
 | counted | its operations are counted | the network's total says that it is unknown |
 | merged | how many candidates are computed at once if weights are fixed | computed once per distinct input |
 | channels | widths are followed through it | the widths around it are fixed |
-| trained | a population trains it | candidates with it are trained one by one |
+| trained | learned bits trains it, and a population, except series, groups, dilation, joins and ReLUs with bounds \
+or a slope | candidates with it are trained one by one, and learned bits refuses it |
 | ONNX | it is written as ONNX; *integer*: also with integer operators | the export is refused |
 | byte kernel | the kernel of bytes that PyTorch runs | if it is quantized, latency and energy are modelled |
 

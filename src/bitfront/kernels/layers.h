@@ -50,6 +50,29 @@ void activate_back(const Operation& op, const float* in, int64_t in_stride, cons
         else f<false, false, false>(__VA_ARGS__);                                                    \
     } while (0)
 
+// low + slope * (x - low) below `low`, `high` above `high`; the slope is in `step`. Without bounds it copies.
+void bend(const Operation& op, const float* in, int64_t in_stride, float* out, int64_t stride, int64_t n) {
+    const float low = op.first.low, high = op.first.high, slope = op.first.step;
+    // An infinite bound times 0 is no number.
+    const float start = low == -INFINITY ? 0.0f : low;
+    for (int64_t r = 0; r < op.channels * op.positions; r++, in += in_stride, out += stride)
+        for (int64_t s = 0; s < n; s++) {
+            const float x = in[s], below = start + slope * (x - start);
+            out[s] = x < low ? below : x > high ? high : x;
+        }
+}
+
+void bend_back(const Operation& op, const float* in, int64_t in_stride, const float* up, float* down, int64_t stride,
+               int64_t n) {
+    const float low = op.first.low, high = op.first.high, slope = op.first.step;
+    const float keep = op.adds == 1 ? 1.0f : 0.0f;
+    for (int64_t r = 0; r < op.channels * op.positions; r++, in += in_stride, up += stride, down += stride)
+        for (int64_t s = 0; s < n; s++) {
+            const float g = in[s] <= low ? slope * up[s] : in[s] >= high ? 0.0f : up[s];
+            down[s] = keep ? down[s] + g : g;
+        }
+}
+
 // Sum of f(vector, row of x, place) over the samples of a channel.
 template <typename F> double over_channel(int64_t positions, int64_t n, F f) {
     double total = 0;

@@ -12,7 +12,7 @@ enum { MR = 8, NR = 3, RO = 4, RI = 4 };
 enum { MR = 4, NR = 1, RO = 4, RI = 4 };
 #endif
 
-enum Kind { PRODUCT, ACTIVATE, NORM, ADD, LARGEST, MEAN, ROUND, SPARSE };
+enum Kind { PRODUCT, ACTIVATE, NORM, ADD, LARGEST, MEAN, ROUND, SPARSE, BEND };
 enum Part { PRODUCTS, ELEMENTWISE, NORMS, LOSS, OPTIMIZER, PARTS };
 
 struct Grid {
@@ -40,7 +40,7 @@ struct Operation {
     Lists forward;                 // per position of the output: (block, position of the input); SPARSE: per row, (live weight, row)
     Lists backward;                // per position of the input: (block, position of the output)
     Lists pairs;                   // per block: (position of the output, position of the input)
-    Grid first, second;            // ACTIVATE: before and after the ReLU; PRODUCT: weight and bias
+    Grid first, second;            // ACTIVATE: before and after the ReLU; PRODUCT: weight and bias; BEND: see there
     float rectify, momentum, epsilon;
     int64_t fractions, integers;   // ROUND, SPARSE: offsets of the learned bits in the parameters
     int64_t bias_fractions, slots; // SPARSE: offset of the bits of the bias; number of live weights

@@ -59,6 +59,8 @@ void forward(const Member& m, const float* batch, int64_t batch_stride, int64_t 
             learned_round(op, t.packed, in.first, in.stride, out.first, out.stride, whole);
         } else if (op.kind == ACTIVATE) {
             BY_GRIDS(activate, op, in.first, in.stride, out.first, out.stride, whole);
+        } else if (op.kind == BEND) {
+            bend(op, in.first, in.stride, out.first, out.stride, whole);
         } else if (op.kind == NORM) {
             norm(op, m, in.first, in.stride, out.first, out.stride, n, t.packed, train);
         } else if (op.kind == ADD) {
@@ -104,6 +106,8 @@ void backward(const Member& m, const float* batch, int64_t batch_stride, int64_t
                                t.parameter_gradients);
         } else if (op.kind == ACTIVATE) {
             if (op.adds >= 0) BY_GRIDS(activate_back, op, in.first, in.stride, up, down, t.stride, whole);
+        } else if (op.kind == BEND) {
+            if (op.adds >= 0) bend_back(op, in.first, in.stride, up, down, t.stride, whole);
         } else if (op.kind == NORM) {
             norm_back(op, m, in.first, in.stride, up, down, t.stride, n, t.packed, t.parameter_gradients);
         } else if (op.kind == ADD) {

@@ -15,7 +15,7 @@ from bitfront.kernels import native
 #: Samples in a vector: rows begin at multiples of it.
 LANES = 16
 #: The kinds of operations and of optimizers, in the order of the C++ enumerations.
-KINDS = ("product", "activate", "norm", "add", "largest", "mean", "round", "sparse")
+KINDS = ("product", "activate", "norm", "add", "largest", "mean", "round", "sparse", "bend")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 #: The parts of a step whose time ``train`` measures.
 PARTS = ("products", "elementwise", "batch norm", "loss", "optimizer")

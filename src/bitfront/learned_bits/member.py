@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from bitfront.kernels import bits as compiled
 from bitfront.kernels import training as steps
 from bitfront.learned_bits.program import BitsProgram, Indices, Layer, Product, Round
+from bitfront.operations.training import Bend
 from bitfront.population.compiled_program import mark_gradients, operation_of, rounded_up
+from bitfront.population.programs import TrainingStep
 
 #: Bytes of values and gradients of a tile of samples: they should fit into the cache of one core.
 TILE_BYTES = 1 << 19
@@ -154,6 +156,9 @@ class BitsMember:
                 operation, size = self._product(step, rounding[step.layer])
             elif step.kind == "flatten":
                 continue
+            elif step.kind == "concatenate":
+                operations += self._copies(step, first_row)
+                continue
             else:
                 operation, held = operation_of(step, program.shapes[step.inputs[0]], program.shapes[step.output])
                 size = 0
@@ -185,6 +190,18 @@ class BitsMember:
             max(map(len, self.live)),
             min(compiled.LARGEST_TILE, max(4 * steps.LANES, tile)),
         )
+
+    def _copies(self, step: TrainingStep, first_row: Mapping[int, int]) -> list[steps.NativeOperation]:
+        """Channels are rows one after another, so each part is copied to its place."""
+        operations, row = [], first_row[step.output]
+        for value in step.inputs:
+            shape = self.program.shapes[value]
+            operation, _ = operation_of(TrainingStep("bend", (value,), step.output, bend=Bend()), shape, shape)
+            operation.input = operation.input2 = first_row[value]
+            operation.output = row
+            row += math.prod(shape)
+            operations.append(operation)
+        return operations
 
     def _hold(self, array: NDArray[np.int64]) -> int:
         tensor = torch.from_numpy(array.astype(np.int32))
@@ -319,7 +336,7 @@ class BitsMember:
         removed = [np.zeros(len(slots), dtype=bool) for slots in self.live]
         for layer, spec in enumerate(self.program.layers):
             before = self.program.follows(layer)
-            if before is None or spec.positions != (1, 1) or not spec.bias:
+            if before is None or spec.positions != (1, 1) or spec.groups > 1 or not spec.bias:
                 continue
             previous = self.program.layers[before]
             fed = np.zeros(previous.target[0], dtype=bool)

@@ -1,26 +1,28 @@
 """The steps of a network whose bits are learned: products over live weights, and a rounding in front of each of them.
 
-The steps come from ``population.programs``, which reads a float model without batch norms. In front of every linear
-layer and convolution there is a rounding of its input. A ReLU that only this layer reads becomes part of the rounding.
+The steps come from ``population.programs``, which reads a float model; its batch norms are folded before
+(``transforms.fold``). In front of every linear layer and convolution there is a rounding of its input. A ReLU that only
+this layer reads becomes part of the rounding.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import Graph
 from bitfront.operations.training import Shape, SlidingWindow, UnsupportedError
 from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.population.programs import program as training_program
+from bitfront.transforms.fold import folded
 
 #: What shares its bits: nothing, the weights of an output channel (the values of an input channel), the whole operand.
 Granularity = Literal["element", "channel", "layer"]
@@ -140,12 +142,14 @@ class BitsProgram:
         steps: what is computed, in order. Values are numbered; 0 is the input.
         shapes: value → shape of a sample.
         logits: the value with the logits.
+        notes: what of the user's model is otherwise here, in words.
     """
 
     layers: tuple[Layer, ...]
     steps: tuple[Round | Product | TrainingStep, ...]
     shapes: dict[int, Shape]
     logits: int
+    notes: tuple[str, ...] = ()
 
     def follows(self, layer: int) -> int | None:
         """The layer whose output, after at most a ReLU, is the whole input of `layer`; None if there is none."""
@@ -188,8 +192,9 @@ def bits_program(model: nn.Module, program: TrainingProgram, shared: dict[str, G
             continue
         if step.kind not in ("linear", "conv"):
             steps.append(step)
-            kept = step.kind in ("flatten", "largest", "mean", "add") and set(step.inputs) <= positive
-            if kept or (step.kind == "activate" and step.rectify):
+            kept = step.kind in ("flatten", "largest", "mean", "add", "concatenate") and set(step.inputs) <= positive
+            bent = step.bend is not None and step.bend.positive
+            if kept or bent or (step.kind == "activate" and step.rectify):
                 positive.add(step.output)
             continue
         source, rounded = step.inputs[0], len(shapes)
@@ -208,46 +213,47 @@ def _layer(
     source, target = program.shapes[step.inputs[0]], program.shapes[step.output]
     shape = tuple(module.get_parameter("weight").shape)
     places = np.zeros((1, 3), dtype=np.int64) if step.window is None else _places(source[1:], target[1:], step.window)
-    groups = int(getattr(module, "groups", 1))
-    return Layer(step.path, shape, source, target, groups, module.bias is not None, places, signed, shared)
+    return Layer(step.path, shape, source, target, step.groups, module.bias is not None, places, signed, shared)
 
 
 @functools.lru_cache(maxsize=64)
 def _places(source: Shape, target: Shape, window: SlidingWindow) -> Indices:
     """(weight of the kernel, position of the output, position of the input) of every product of a sliding window."""
-    down, across, i, j = (
-        axis.reshape(-1) for axis in np.meshgrid(*map(np.arange, (*target, *window.kernel)), indexing="ij")
-    )
-    y, x = (
-        place * stride + offset - padding
-        for place, offset, stride, padding in zip((down, across), (i, j), window.stride, window.padding, strict=True)
-    )
-    inside = (y >= 0) & (y < source[0]) & (x >= 0) & (x < source[1])
-    triples = (i * window.kernel[1] + j, down * target[1] + across, y * source[1] + x)
-    return np.stack([triple[inside] for triple in triples], axis=1).astype(np.int64)
+    grid = np.meshgrid(*map(np.arange, (*target, *window.kernel)), indexing="ij")
+    places, offsets = np.split(np.stack([axis.reshape(-1) for axis in grid]), 2)
+    stride, step, padding = (np.array(sizes)[:, None] for sizes in (window.stride, window.steps, window.padding))
+    at = places * stride + offsets * step - padding
+    inside = ((at >= 0) & (at < np.array(source)[:, None])).all(0)
+    rows = ((offsets, window.kernel), (places, target), (at, source))
+    triples = [np.ravel_multi_index(tuple(row[:, inside]), sizes) for row, sizes in rows]
+    return np.stack(triples, axis=1).astype(np.int64)
 
 
 def with_learned_bits(
-    graph: Graph, shape: Shape, default: Granularities, named: Mapping[str, Granularities]
+    graph: Graph, sample: Tensor, default: Granularities, named: Mapping[str, Granularities]
 ) -> tuple[Graph, BitsProgram]:
-    """(the graph without batch norms, its steps with learned bits).
+    """(the graph with its batch norms folded, its steps with learned bits).
 
     Args:
         graph: a captured model.
-        shape: of a sample.
+        sample: two samples of its input.
         default, named: which values share their bits: of all layers, and of those with other ones, by path.
 
     Raises:
         ConfigError: the model is no such list of steps; the message gives the reason. Or `named` names no layer.
     """
+    without_norms = folded(graph, sample)
+    graph = without_norms.graph
     try:
-        program = training_program(graph.model, shape, {})
+        program = training_program(graph.model, tuple(sample.shape[1:]), {})
     except UnsupportedError as reason:
         raise ConfigError(
-            f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions, ReLU, "
-            "pooling, flatten and additions",
+            f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions over series "
+            "and images, batch norms behind them, ReLU, ReLU6, Hardtanh, LeakyReLU, pooling, flatten, additions and "
+            "concatenations of channels; use these, or another strategy",
             key=("search", "strategy", "name"),
         ) from None
+    _refuse_norms([step.path for step in program.steps if step.kind == "norm"])
     paths = [step.path for step in program.steps if step.kind in ("linear", "conv")]
     for path in named:
         if path not in paths:
@@ -255,4 +261,25 @@ def with_learned_bits(
                 f"{path!r} is no layer whose bits are learned; {one_of(paths)}.{nearest(path, paths)}",
                 key=("search", "strategy", "setup", "layers", path),
             )
-    return graph, bits_program(graph.model, program, {path: named.get(path, default) for path in paths})
+    bits = bits_program(graph.model, program, {path: named.get(path, default) for path in paths})
+    return graph, replace(bits, notes=_notes(without_norms.into))
+
+
+def _refuse_norms(paths: Sequence[str]) -> None:
+    if paths:
+        raise ConfigError(
+            "strategy 'learned_bits' folds a batch norm into the linear layer or convolution whose output only this "
+            f"norm reads, and {', '.join(paths)} {'follows' if len(paths) == 1 else 'follow'} no such layer. Put each "
+            "batch norm directly behind its layer, or remove it",
+            key=("search", "strategy", "name"),
+        )
+
+
+def _notes(into: Mapping[str, str]) -> tuple[str, ...]:
+    if not into:
+        return ()
+    pairs = ", ".join(f"{norm} into {layer}" for norm, layer in into.items())
+    return (
+        f"batch norms are folded into the layers before them, whose bits are learned: {pairs}. The float model that is "
+        "reported beside is yours, with its batch norms; the folded one is the same up to float error",
+    )

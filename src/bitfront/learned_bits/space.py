@@ -30,13 +30,15 @@ class LearnedBitsSpace(ModelSpace):
     """Where on the course of a training a network is.
 
     Args:
-        graph: the captured model, without batch norms.
+        graph: the captured model, with its batch norms folded.
         program: its steps.
         schedule: how it is trained.
+        original: the captured model as the user has it.
     """
 
-    def __init__(self, graph: Graph, program: BitsProgram, schedule: Schedule) -> None:
-        self.graph, self.program, self.schedule = graph, program, schedule
+    def __init__(self, graph: Graph, program: BitsProgram, schedule: Schedule, original: Graph) -> None:
+        self.graph, self.program, self.schedule, self.original = graph, program, schedule, original
+        self.notes = program.notes
         counts = {"cycle": schedule.cycles, "member": schedule.members, "network": schedule.networks}
         operands = [
             {
@@ -52,7 +54,7 @@ class LearnedBitsSpace(ModelSpace):
         return tuple(
             Offer(
                 layer.path,
-                "Conv2d" if len(layer.weight_shape) > 2 else "Linear",
+                "Linear" if len(layer.weight_shape) == 2 else f"Conv{len(layer.weight_shape) - 2}d",
                 "default",
                 f"bits per {layer.shared.weight} of the weight, per {layer.shared.data_in} of the input",
                 1,

@@ -27,7 +27,7 @@ from bitfront.operations.channels import elementwise, mixing, per_channel
 from bitfront.operations.dense import WEIGHT
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, Write, unary
-from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
+from bitfront.operations.training import Bend, ProgramReader, TrainRule, UnsupportedError, unsupported
 
 
 def _relu(_: nn.Module, operands: Operands) -> Tensor:
@@ -57,6 +57,38 @@ def _train_relu(reader: ProgramReader, node: fx.Node, module: nn.Module | None) 
     if getattr(module, "inplace", False) and len(source.users) > 1:
         raise UnsupportedError(f"{path} changes a tensor in place that others read")
     return reader.rectified(source, path)
+
+
+def _bending(bend: Callable[[Callable[[int, str, float], float]], Bend]) -> TrainRule:
+    """The rule of a function of two bends.
+
+    Args:
+        bend: gives it from a function (place among the arguments, name, default) → the value of a setting.
+    """
+
+    def train(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or (module is None and getattr(node.target, "__name__", "_")[-1] == "_"):
+            raise unsupported(node, module)
+        path = "" if module is None else str(node.target)
+        inplace = bool(node.kwargs.get("inplace")) if module is None else getattr(module, "inplace", False)
+        if inplace and (module is None or len(source.users) > 1):
+            raise UnsupportedError(f"{path or node.name} changes a tensor in place that others may read")
+        if path and reader.formatted(path):
+            raise UnsupportedError(f"{path} is a {type(module).__name__} in formats")
+
+        def setting(place: int, name: str, default: float) -> float:
+            if module is not None:
+                return float(getattr(module, name))
+            given: Any = node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+            if not isinstance(given, (int, float)):
+                raise unsupported(node, module)
+            return float(given)
+
+        value = reader.value(source)
+        return reader.emit("bend", (value,), reader.shape(value), path=path, bend=bend(setting))
+
+    return train
 
 
 RELU = define(
@@ -165,6 +197,7 @@ _activation(
     call=_of_input(lambda _, x: F.relu6(x)),
     rectifies=True,
     merge=Merge("rectifier", ceiling=6.0),
+    train=_bending(lambda _: Bend(0.0, 0.0, 6.0)),
     onnx=lambda w, n: _clip(w, n, 0, 6),
 )
 _activation(
@@ -173,6 +206,7 @@ _activation(
     "LeakyReLU",
     merge=_EXACT,
     call=_of_input(lambda m, x: F.leaky_relu(x, m.negative_slope)),
+    train=_bending(lambda setting: Bend(0.0, setting(1, "negative_slope", 0.01))),
     onnx=_write_leaky,
 )
 _activation(
@@ -209,6 +243,7 @@ _activation(
     "Hardtanh",
     merge=_EXACT,
     call=_of_input(lambda m, x: F.hardtanh(x, m.min_val, m.max_val)),
+    train=_bending(lambda setting: Bend(setting(1, "min_val", -1.0), 0.0, setting(2, "max_val", 1.0))),
     onnx=_write_hardtanh,
 )
 _activation(

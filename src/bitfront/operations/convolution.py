@@ -19,7 +19,7 @@ from bitfront.operations.base import DATA_IN, Call, Count, Merge, Operands, Prod
 from bitfront.operations.dense import BIAS, WEIGHT, weight_and_bias
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, many
-from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid, two
+from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid
 
 #: Values of windows that exist at a time: 64 MB.
 WINDOW_VALUES = 2**24
@@ -137,14 +137,18 @@ def _one_zero(packed: Mapping[str, Packed]) -> str:
     return "its weights have a zero point per channel" if len(np.unique(packed["weight"].zero)) > 1 else ""
 
 
-def _train(reader: ProgramReader, source: fx.Node, module: nn.Conv2d, path: str) -> int:
-    value = reader.rounded(source, path)
-    plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
-    if not plain or isinstance(module.padding, str):
-        raise UnsupportedError(f"{path} is a grouped, dilated or specially padded convolution")
-    window = SlidingWindow(two(module.kernel_size), two(module.stride), two(module.padding))
+def _train(reader: ProgramReader, source: fx.Node, module: Any, path: str) -> int:
+    value, dims = reader.rounded(source, path), module.weight.dim() - 2
+    if module.padding_mode != "zeros":
+        raise UnsupportedError(f"{path} pads with other values than zeros ({module.padding_mode})")
+    # torch's order: the last dimension first, before and behind.
+    both = module._reversed_padding_repeated_twice
+    if both[::2] != both[1::2]:
+        raise UnsupportedError(f"{path} pads one side more than the other (padding = 'same')")
+    sizes = (module.kernel_size, module.stride, tuple(both[::-2]), module.dilation)
+    window = SlidingWindow(*(many(size, dims) for size in sizes))
     shape = (module.out_channels, *slid(reader.shape(value), window, path))
-    return reader.emit("conv", (value,), shape, path=path, window=window)
+    return reader.emit("conv", (value,), shape, path=path, window=window, groups=module.groups)
 
 
 def _channels(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -194,6 +198,7 @@ CONV1D = define(
     functions=(F.conv1d, torch.conv1d),
     names=("conv1d",),
     product=Product(_ordered, output=-2),
+    train=for_modules(_train),
     **_SITE,
 )
 CONV2D = define(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any, cast
 
-from torch import fx
+from torch import fx, nn
 
 from bitfront.errors import ExportError
 from bitfront.operations.base import OperandSpec, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
 from bitfront.operations.onnx import INT64, OnnxWriter
+from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
 
 def _clone(_: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -101,6 +103,18 @@ def _item(flow: ChannelFollower, call: ChannelCall) -> Followed:
     return Layout(tuple(dims))
 
 
+def _train_concatenation(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
+    given = node.args[0] if node.args else node.kwargs.get("tensors")
+    if not isinstance(given, (list, tuple)) or not all(isinstance(part, fx.Node) for part in given):
+        raise unsupported(node, module)
+    values = [reader.value(cast(fx.Node, part)) for part in given]
+    shapes = [reader.shape(value) for value in values]
+    dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    if not isinstance(dim, int) or dim % (len(shapes[0]) + 1) != 1:
+        raise UnsupportedError(f"{node.name} joins values along another dimension than their channels")
+    return reader.emit("concatenate", tuple(values), (sum(shape[0] for shape in shapes), *shapes[0][1:]))
+
+
 def _write_concatenation(w: OnnxWriter, n: fx.Node) -> str:
     return w.add("Concat", w.values(n, 0, "tensors"), n.name, axis=int(w.setting(n, 1, "dim", 0)) % w.out.dim())
 
@@ -121,6 +135,7 @@ CONCATENATION = define(
     by_default=False,
     count=free,
     channels=_concatenation,
+    train=_train_concatenation,
     onnx=_write_concatenation,
 )
 STACK = define(

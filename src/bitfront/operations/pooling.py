@@ -14,7 +14,7 @@ from bitfront.operations.base import ON_INPUT, Call, Count, Merge, Operands, cla
 from bitfront.operations.channels import mixing, spatial, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
 from bitfront.operations.onnx import OnnxWriter, Write, many
-from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid, two
+from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid
 
 
 def _windows(call: Call) -> Count:
@@ -114,29 +114,32 @@ def _write_mean(w: OnnxWriter, n: fx.Node) -> str:
     return w.add("ReduceMean", [w.value(n), axes], n.name, keepdims=int(bool(w.setting(n, 2, "keepdim", False))))
 
 
-def _train_largest(reader: ProgramReader, source: fx.Node, module: nn.MaxPool2d, path: str) -> int:
-    if module.ceil_mode or module.return_indices or two(module.dilation) != (1, 1):
+def _train_largest(reader: ProgramReader, source: fx.Node, module: Any, path: str) -> int:
+    dims = _dimensions(_class_of(module))
+    if module.ceil_mode or module.return_indices or set(many(module.dilation, dims)) != {1}:
         raise UnsupportedError(f"{path} is a dilated pooling, or one with ceil_mode or indices")
-    window = SlidingWindow(two(module.kernel_size), two(module.stride), two(module.padding))
+    window = SlidingWindow(*(many(size, dims) for size in (module.kernel_size, module.stride, module.padding)))
     return _train_window(reader, "largest", source, window, path)
 
 
 def _train_average(reader: ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
-    if not isinstance(module, nn.AvgPool2d):
+    if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
         raise UnsupportedError(f"{path} is a {type(module).__name__}")
-    if module.ceil_mode or two(module.padding) != (0, 0) or module.divisor_override:
+    dims = _dimensions(_class_of(module))
+    if module.ceil_mode or any(many(module.padding, dims)) or getattr(module, "divisor_override", None):
         raise UnsupportedError(f"{path} is a pooling with padding, ceil_mode or another divisor")
-    window = SlidingWindow(two(module.kernel_size), two(module.stride), (0, 0))
+    window = SlidingWindow(many(module.kernel_size, dims), many(module.stride, dims), (0,) * dims)
     return _train_window(reader, "mean", source, window, path)
 
 
 def _train_adaptive(reader: ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
-    if not isinstance(module, nn.AdaptiveAvgPool2d):
+    if not isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
         raise UnsupportedError(f"{path} is a {type(module).__name__}")
-    shape = reader.shape(reader.value(source))
-    if module.output_size not in (1, (1, 1)) or len(shape) != 3:
+    dims, (_, *sizes) = _dimensions(_class_of(module)), reader.shape(reader.value(source))
+    wanted: Any = module.output_size
+    if len(sizes) != dims or wanted not in (1, (1,) * dims):
         raise UnsupportedError(f"{path} pools to more than one pixel")
-    return _train_window(reader, "mean", source, SlidingWindow((shape[1], shape[2]), (1, 1), (0, 0)), path)
+    return _train_window(reader, "mean", source, SlidingWindow(tuple(sizes), (1,) * dims, (0,) * dims), path)
 
 
 def _train_window(
@@ -177,6 +180,7 @@ MAX_POOL1D = define(
     **ON_INPUT,
     channels=windows,
     merge=Merge("selection"),
+    train=for_modules(_train_largest),
     onnx=_largest(1),
 )
 MAX_POOL2D = define(

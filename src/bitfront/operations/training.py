@@ -6,24 +6,59 @@ result. ``population/programs.py`` has the reader that collects them; no operati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import fx, nn
 
-TrainingStepKind = Literal["linear", "conv", "activate", "norm", "add", "largest", "mean", "flatten"]
-#: Shape of one sample: channels, then height and width of an image.
+TrainingStepKind = Literal[
+    "linear", "conv", "activate", "bend", "norm", "add", "concatenate", "largest", "mean", "flatten"
+]
+#: Shape of one sample: channels, then the length of a series, or the height and width of an image.
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How a convolution or pooling slides over an image; each is (height, width)."""
+    """How a convolution or pooling slides over a series or an image; each has a number per dimension.
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
+    Attributes:
+        kernel: number of places under the window.
+        stride: from window to window.
+        padding: zeros before the first value and behind the last one.
+        dilation: from place to place; () for 1.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """From place to place, a number per dimension."""
+        return self.dilation or (1,) * len(self.kernel)
+
+    @property
+    def dilated(self) -> bool:
+        """Whether there is something between the places."""
+        return any(step != 1 for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Bend:
+    """A function of two bends: low + slope · (x − low) below `low`, `high` above `high`, else x."""
+
+    low: float = -math.inf
+    slope: float = 0.0
+    high: float = math.inf
+
+    @property
+    def positive(self) -> bool:
+        """Whether no value is below 0."""
+        return self.low >= 0 and self.slope == 0
 
 
 class UnsupportedError(Exception):
@@ -69,11 +104,16 @@ class ProgramReader(Protocol):
         *,
         path: str = "",
         window: SlidingWindow | None = None,
+        groups: int = 1,
+        bend: Bend | None = None,
     ) -> int:
         """Add a step. Returns the number of its value, of shape `shape`.
 
         Args:
             path: path of the module with the parameters and their formats; "" if there are none.
+            window: of a convolution or pooling.
+            groups: of a convolution.
+            bend: of a step that bends.
 
         Raises:
             UnsupportedError: a parameter's format is no fixed-point grid.
@@ -81,7 +121,7 @@ class ProgramReader(Protocol):
         ...
 
     def flatten(self, value: int) -> int:
-        """All features of a value as a vector. Raises UnsupportedError if it is neither a vector nor an image."""
+        """All features of a value as a vector."""
         ...
 
 
@@ -107,18 +147,13 @@ def unsupported(node: fx.Node, module: nn.Module | None) -> UnsupportedError:
     return UnsupportedError(f"{node.name} is a {getattr(node.target, '__name__', node.target)}")
 
 
-def two(size: Any) -> tuple[int, int]:
-    """A number for both dimensions of an image, or one for each."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def slid(shape: Shape, window: SlidingWindow, path: str) -> Shape:
-    """Height and width of the output of a window on an image.
+    """Sizes of the output of a window on a series or an image.
 
     Raises:
-        UnsupportedError: the value is no image.
+        UnsupportedError: the value has another number of dimensions than the window.
     """
-    if len(shape) != 3:
+    if len(shape) != 1 + len(window.kernel):
         raise UnsupportedError(f"{path} is applied to values of shape {shape}")
-    sizes = zip(shape[1:], window.kernel, window.stride, window.padding, strict=True)
-    return tuple((size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes)
+    sizes = zip(shape[1:], window.kernel, window.stride, window.padding, window.steps, strict=True)
+    return tuple((size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, step in sizes)

@@ -163,7 +163,7 @@ def _program(
         return str(reason)
     if classes is not None and steps_of_model.shapes[steps_of_model.logits] != (classes,):
         return "its output has another number of classes than the data"
-    return steps_of_model
+    return steps_of_model.beyond_populations or steps_of_model
 
 
 def _grouped(members: Sequence[_Member], device: torch.device) -> list[list[_Member]]:

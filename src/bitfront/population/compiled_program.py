@@ -148,7 +148,9 @@ def operation_of(step: TrainingStep, source: Shape, target: Shape) -> tuple[step
         second=_grid(step.second),
         rectify=step.rectify,
     )
-    if step.kind in ("activate", "add", "norm"):
+    if step.bend is not None:
+        operation.first = steps.NativeGrid(0.0, step.bend.low, step.bend.high, step.bend.slope)
+    if step.kind in ("activate", "bend", "add", "norm"):
         return operation, []
     lists = _lists(source[1:], target[1:], step.window)
     for name, (starts, pairs) in zip(("forward", "backward", "pairs"), lists, strict=True):
@@ -161,7 +163,7 @@ def _lists(source: Shape, target: Shape, window: SlidingWindow | None) -> tuple[
     """Which elements a sliding window multiplies, as three sets of lists.
 
     Args:
-        source, target: height and width of the input and the output; empty for vectors.
+        source, target: sizes of a channel of the input and of the output; empty for vectors.
         window: None for vectors.
 
     Returns:
@@ -180,12 +182,17 @@ def _lists(source: Shape, target: Shape, window: SlidingWindow | None) -> tuple[
 
 def _products(source: Shape, target: Shape, window: SlidingWindow) -> Iterator[tuple[int, int, int]]:
     """(weight, position of the output, position of the input) of every product, weights in the order of the kernel."""
-    for down, across in itertools.product(*map(range, target)):
-        for i, j in itertools.product(*map(range, window.kernel)):
-            y = down * window.stride[0] + i - window.padding[0]
-            x = across * window.stride[1] + j - window.padding[1]
-            if 0 <= y < source[0] and 0 <= x < source[1]:
-                yield i * window.kernel[1] + j, down * target[1] + across, y * source[1] + x
+    weights = list(itertools.product(*map(range, window.kernel)))
+    for out, place in enumerate(itertools.product(*map(range, target))):
+        for weight, offset in enumerate(weights):
+            axes = zip(source, place, window.stride, offset, window.steps, window.padding, strict=True)
+            position, inside = 0, True
+            for size, p, stride, o, step, padding in axes:
+                at = p * stride + o * step - padding
+                inside &= 0 <= at < size
+                position = position * size + at
+            if inside:
+                yield weight, out, position
 
 
 def _listed(count: int, entries: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from bitfront.formats.grid import FixedPoint
 from bitfront.graph.tracing import OneInputTracer, trace
 from bitfront.operations.base import DATA_OUT
 from bitfront.operations.lookup import departure, of_class, of_function
-from bitfront.operations.training import Shape, SlidingWindow, TrainingStepKind, UnsupportedError, unsupported
+from bitfront.operations.training import Bend, Shape, SlidingWindow, TrainingStepKind, UnsupportedError, unsupported
 from bitfront.transforms.quantize import Quantizer, Twin
 
 
@@ -31,6 +31,8 @@ class TrainingStep:
 
     Attributes:
         path: path of the module with the parameters, "" if there are none.
+        groups: of a convolution.
+        bend: in bend: the function.
         first, second: rounding. In activate: before and after the ReLU; in linear and conv: of weight and bias.
         rectify: in activate: whether there is a ReLU.
     """
@@ -40,6 +42,8 @@ class TrainingStep:
     output: int
     path: str = ""
     window: SlidingWindow | None = None
+    groups: int = 1
+    bend: Bend | None = None
     first: FixedPoint | None = None
     rectify: bool = False
     second: FixedPoint | None = None
@@ -57,6 +61,24 @@ class TrainingProgram:
     def normed(self) -> bool:
         """Whether samples of a batch influence each other."""
         return any(step.kind == "norm" for step in self.steps)
+
+    @property
+    def beyond_populations(self) -> str:
+        """Which step a population cannot train, though learned bits can, in words; empty if it can train them all."""
+        for step in self.steps:
+            name, window = step.path or "a function", step.window
+            if step.kind == "bend":
+                return f"{name} is a ReLU with bounds or a slope"
+            if step.kind == "concatenate":
+                return f"{name} joins values"
+            if step.groups > 1 or (window is not None and window.dilated):
+                return f"{name} is a grouped or dilated convolution"
+            if window is not None and len(window.kernel) != 2:
+                return f"{name} slides over a series"
+            source = self.shapes[step.inputs[0]]
+            if step.kind == "flatten" and len(source) != 3:
+                return f"it flattens values of shape {source}, which are no images"
+        return ""
 
 
 class _TwinTracer(OneInputTracer):
@@ -215,9 +237,11 @@ class _ProgramReader:
         *,
         path: str = "",
         window: SlidingWindow | None = None,
+        groups: int = 1,
+        bend: Bend | None = None,
     ) -> int:
         weight, bias = self._grid(path, "weight"), self._grid(path, "bias")
-        step = TrainingStep(kind, inputs, len(self.shapes), path, window, first=weight, second=bias)
+        step = TrainingStep(kind, inputs, len(self.shapes), path, window, groups, bend, first=weight, second=bias)
         return self._add(step, shape)
 
     def _add(self, step: TrainingStep, shape: Shape) -> int:
@@ -253,8 +277,6 @@ class _ProgramReader:
         shape = self.shapes[value]
         if len(shape) == 1:
             return value
-        if len(shape) != 3:
-            raise UnsupportedError(f"it flattens values of shape {shape}, which are no images")
         return self.emit("flatten", (value,), (math.prod(shape),))
 
 

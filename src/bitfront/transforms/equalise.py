@@ -45,7 +45,7 @@ def pairs_of(graph: Graph) -> Iterator[tuple[str, str]]:
     """Paths of two layers whose channels are only between them, with nothing or a ReLU in the way."""
     if graph.fx_graph is None:
         return
-    alone = _alone(graph)
+    alone = layers_alone(graph)
     for node in graph.fx_graph.nodes:
         if node.name not in alone or len(node.users) != 1:
             continue
@@ -58,7 +58,7 @@ def pairs_of(graph: Graph) -> Iterator[tuple[str, str]]:
             yield first.path, second
 
 
-def _alone(graph: Graph) -> dict[str, str]:
+def layers_alone(graph: Graph) -> dict[str, str]:
     """Node → path of its module, of layers whose parameters nobody else uses."""
     shared = {
         name for stored in stored_tensors(graph) if len(stored.uses) != 1 or stored.floats for name in stored.names

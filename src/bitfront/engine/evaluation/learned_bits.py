@@ -27,7 +27,9 @@ from bitfront.learned_bits.space import LearnedBitsSpace
 from bitfront.learned_bits.steering import Target
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.spaces.base import Codes
+from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.training import TrainSettings
+from bitfront.transforms.fold import folded
 
 #: So many training samples say how large the values of a layer are at the start.
 RANGE_SAMPLES = 4096
@@ -60,8 +62,10 @@ class LearnedBitsEvaluator(Evaluator):
         return self._float.kinds()
 
     def float_evaluator(self) -> FixedEvaluator:
-        """An evaluator whose only candidate, the empty code, is the float model."""
-        return self._float.float_evaluator()
+        """An evaluator whose only candidate, the empty code, is the float model as the user has it."""
+        original = self._space.original
+        job = replace(self._float.job, model=original.model)
+        return FixedEvaluator(job, QuantizationSpace.of_float(original), self._float.limits, self._float)
 
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> LearnedBitsEvaluator:
         """An evaluator of the same networks on other samples."""
@@ -98,20 +102,22 @@ class LearnedBitsEvaluator(Evaluator):
         learning, schedule = self.learning, self.learning.schedule
         if not count or not learning.float_epochs:
             return [self._space.graph.model] * count
-        return self._trained(learning.float_epochs, schedule.seed + 1, count)
+        models = self._trained(learning.float_epochs, schedule.seed + 1, count)
+        original = self._space.original
+        return [folded(replace(original, model=model), learning.x[:2]).graph.model for model in models]
 
     def _trained(self, epochs: int, seed: int, count: int, wider: int = 1) -> list[nn.Module]:
         learning, schedule = self.learning, self.learning.schedule
         settings = TrainSettings(
             max_epochs=epochs, batch_size=schedule.batch_size, learning_rate=schedule.learning_rate, seed=seed
         )
-        graph = self._space.graph
+        graph = self._space.original
         with threads(learning.course.threads):
             return fresh_models(graph, learning.x, learning.y, learning.classes, settings, count, wider)
 
     def _targets(self) -> Tensor | None:
         """The answers of the teachers on the training samples; None without a teacher."""
-        learning, graph = self.learning, self._space.graph
+        learning, graph = self.learning, self._space.original
         if learning.teacher == "none":
             return None
         if learning.teacher == "self":
