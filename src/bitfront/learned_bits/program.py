@@ -248,9 +248,9 @@ def with_learned_bits(
         program = training_program(graph.model, tuple(sample.shape[1:]), {})
     except UnsupportedError as reason:
         raise ConfigError(
-            f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions over series "
-            "and images, batch norms behind them, ReLU, ReLU6, Hardtanh, LeakyReLU, pooling, flatten, additions and "
-            "concatenations of channels; use these, or another strategy",
+            f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions over "
+            "series and images, batch norms behind them, ReLU, ReLU6, Hardtanh, LeakyReLU, pooling, flatten, additions "
+            "and concatenations of channels; use these, or another strategy",
             key=("search", "strategy", "name"),
         ) from None
     _refuse_norms([step.path for step in program.steps if step.kind == "norm"])
