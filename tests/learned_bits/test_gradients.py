@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from autograd import Reference, Values
-from networks import Cnn, Mlp, SignedMlp
+from learning_by_hand import Reference, Values
+from learning_networks import Cnn, Mlp, SignedMlp
 
 from bitfront.graph import capture
 from bitfront.kernels import bits as compiled

@@ -85,11 +85,12 @@ def make_plan(
         check_ready(runners, device)
     graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
+        space = None if strategy.kind.trains_bits else _space(config, graph)
         job = _job(config, graph, dataset, runners, objectives, device, strategy)
-        space = job.learning.space(graph) if job.learning else _space(config, graph)
+        space = space or _learned_space(job, graph)
         if config.search.calibration.equalisation:
             graph = _equalised(graph, space)
-            space = _space(config, graph)
+            space = _learned_space(job, graph) if strategy.kind.trains_bits else _space(config, graph)
         n_trials = _budget(setup, strategy, space.size)
     evaluator = open_evaluator(replace(job, model=graph.model), space)
     with config.locating():
@@ -148,6 +149,12 @@ def _space(config: Config, graph: Graph) -> ModelSpace:
     setup = table.setup
     request = SpaceRequest(graph, setup.by, _choices(config), parts=_parts(config), default_for=setup.default_for)
     return build_space(request)
+
+
+def _learned_space(job: EvaluationJob, graph: Graph) -> ModelSpace:
+    """The space of a training with learned bits. Raises ConfigError."""
+    assert job.learning is not None
+    return job.learning.space(graph)
 
 
 def _job(
