@@ -1,5 +1,6 @@
 """Layers of real networks under learned bits: what is deployed equals an evaluation in whole numbers, to the bit."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -74,7 +75,8 @@ class Residual(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """Depthwise and pointwise convolutions with batch norms and ReLU6, a grouped and a dilated one, both poolings."""
+    """Depthwise and pointwise convolutions with batch norms and ReLU6, a grouped and a dilated one, both poolings;
+    dropout, and a softmax at the end."""
 
     shape = (3, 8, 8)
 
@@ -84,13 +86,14 @@ class Depthwise(nn.Module):
         self.deep, self.norm1 = nn.Conv2d(8, 16, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(16)
         self.point, self.norm2 = nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)
         self.grouped = nn.Conv2d(8, 8, (3, 1), padding=(2, 0), dilation=(2, 1), groups=2)
-        self.act, self.largest, self.mean, self.flat = nn.ReLU6(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten()
-        self.fc = nn.Linear(32, CLASSES)
+        self.act, self.largest, self.flat = nn.ReLU6(), nn.MaxPool2d(2), nn.Flatten()
+        self.drop, self.fc = nn.Dropout(0.3), nn.Linear(32, CLASSES)
 
     def forward(self, x):
         x = self.largest(self.act(self.norm(self.stem(x))))
         x = F.hardtanh(self.norm2(self.point(self.act(self.norm1(self.deep(x))))), 0.0, 2.5)
-        return self.fc(self.flat(self.mean(self.act(self.grouped(x)))))
+        x = F.avg_pool2d(self.act(self.grouped(x)), 2)
+        return F.log_softmax(self.fc(self.drop(self.flat(x))), dim=1)
 
     @staticmethod
     def by_integers(layers, x):
@@ -156,6 +159,16 @@ def clusters(shape, samples=600, seed=0):
     return torch.randn(CLASSES, *shape, generator=generator)[y] + torch.randn(samples, *shape, generator=generator), y
 
 
+@contextlib.contextmanager
+def logits_of(model):
+    """What the last linear layer gives in each call of the model, as a list."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    seen = []
+    handle = last.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    yield seen
+    handle.remove()
+
+
 SIZES = {"train": 600, "val": 200, "test": 200}
 
 
@@ -180,13 +193,14 @@ def test_the_deployed_network_equals_its_evaluation_in_whole_numbers(network, tm
     before = copy.deepcopy(model.state_dict())
     run, data = searched(model, tmp_path)
     x, y = data.split("val")
-    many, _ = clusters(network.shape, 10_000 if network is Normed else 1000, 9)
     assert len(run.trials) == 6
-    for trial in (run.trials[0], run.trials[-1]):
+    for trial, samples in ((run.trials[0], 500), (run.trials[-1], 10_000)):
+        many, _ = clusters(network.shape, samples, 9)
         rebuilt = transform_trial(tmp_path / "run", trial.number, check=True, data=data, model=model)
         layers = {site: Layer(rebuilt.model.get_submodule(site), formats) for site, formats in rebuilt.formats.items()}
-        with torch.no_grad():
-            assert np.array_equal(rebuilt.model(many).numpy(), network.by_integers(layers, many.numpy()))
+        with torch.no_grad(), logits_of(rebuilt.model) as logits:
+            rebuilt.model(many)
+        assert np.array_equal(logits[0].numpy(), network.by_integers(layers, many.numpy()))
         right = (network.by_integers(layers, x.numpy()).argmax(1) == y.numpy()).mean()
         assert trial.metrics["accuracy"] == pytest.approx(right) == pytest.approx(rebuilt.evaluation.accuracy)
         assert trial.metrics["ebops"] == ebops(layers.values()) > 0
@@ -212,7 +226,9 @@ def test_what_is_compiled_computes_the_same(network):
     assert cost == ebops(layers.values())
     with torch.no_grad():
         # With enough bits the network computes what the model computes.
-        assert torch.allclose(logits.T, model(x), atol=0.2)
+        with logits_of(model) as expected:
+            model(x)
+        assert torch.allclose(logits.T, expected[0], atol=0.2)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -225,6 +241,7 @@ def test_its_gradients_are_those_of_the_model(network):
     order, steps = torch.arange(len(x), dtype=torch.int32), np.zeros(1)
     given = (member.native, member.workspace, Cost().native, x.flatten(1).contiguous(), y.int())
     loss = bits.learn(*given, None, order, len(x), steps, steps, 0, member.first_bits, 1.0)
+    # log_softmax of logarithms of probabilities changes nothing.
     expected = F.cross_entropy(graph.model(x), y)
     expected.backward()
     assert loss == pytest.approx(expected.item(), abs=1e-4)
@@ -259,6 +276,22 @@ def test_a_plan_says_what_was_folded_and_the_float_model_is_the_users(tmp_path):
     x, y = data.split("val")
     with torch.no_grad():
         assert run.reference["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
+
+
+@pytest.mark.parametrize("network", [Normed, Depthwise])
+@pytest.mark.parametrize("teacher", ["self", "ensemble", "checkpoint"])
+def test_float_models_beside_have_the_layers_of_the_users(network, teacher, tmp_path):
+    """Batch norms and dropout are in them; a member starts from one with its norms folded."""
+    model = model_of(network)
+    if teacher == "checkpoint":
+        teacher = str(tmp_path / "teacher.pt")
+        torch.save(model_of(network, 1).state_dict(), teacher)
+    settings = {"cycles": 1, "epochs": 1.0, "members": 2, "float_epochs": 1, "teacher": teacher}
+    run, data = searched(model, tmp_path, **settings)
+    rebuilt = transform_trial(tmp_path / "run", 3, check=True, data=data, model=model)
+    assert run.trial(3).metrics["accuracy"] == pytest.approx(rebuilt.evaluation.accuracy)
+    if network is Depthwise:
+        assert any("nothing is dropped while bits are learned: drop" in note for note in run.notes)
 
 
 class First(nn.Sequential):

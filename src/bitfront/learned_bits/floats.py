@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bitfront.data.base import Dataset
 from bitfront.errors import EvaluationError
 from bitfront.graph import Graph, channels
+from bitfront.kernels.losses import Outputs
 from bitfront.population import train_population
 from bitfront.training import TrainSettings
 from bitfront.transforms.widen import widen
@@ -24,19 +25,25 @@ TEACHERS, EPOCHS, WIDER = 2, 40, 2
 CHUNK = 8192
 
 
-def soft_targets(models: Sequence[nn.Module], x: Tensor, temperature: float) -> Tensor:
+def soft_targets(models: Sequence[nn.Module], x: Tensor, temperature: float, outputs: Outputs = "logits") -> Tensor:
     """The mean probabilities of some models, float32, shape (samples, classes), contiguous.
 
     Args:
-        models: in evaluation mode; they give logits.
+        models: in evaluation mode.
         x: samples.
         temperature: above 0; 1 leaves the probabilities as they are.
+        outputs: what the models give: logits, probabilities or their logarithms.
     """
+
+    def logits(values: Tensor) -> Tensor:
+        # Logarithms of probabilities are logits, too.
+        return values.clamp(min=1e-30).log() if outputs == "probabilities" else values
+
     parts = []
     with torch.no_grad():
         for start in range(0, len(x), CHUNK):
             part = x[start : start + CHUNK].float()
-            parts.append(torch.stack([(model(part) / temperature).softmax(-1) for model in models]).mean(0))
+            parts.append(torch.stack([(logits(model(part)) / temperature).softmax(-1) for model in models]).mean(0))
     return torch.cat(parts).contiguous()
 
 

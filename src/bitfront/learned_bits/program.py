@@ -22,7 +22,7 @@ from bitfront.graph import Graph
 from bitfront.operations.training import Shape, SlidingWindow, UnsupportedError
 from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.population.programs import program as training_program
-from bitfront.transforms.fold import folded
+from bitfront.transforms.fold import Folded, folded
 
 #: What shares its bits: nothing, the weights of an output channel (the values of an input channel), the whole operand.
 Granularity = Literal["element", "channel", "layer"]
@@ -206,6 +206,16 @@ def bits_program(model: nn.Module, program: TrainingProgram, shared: dict[str, G
     return BitsProgram(tuple(layers), tuple(steps), shapes, program.logits)
 
 
+def _without_ending(program: TrainingProgram) -> TrainingProgram:
+    """The program up to its logits; a softmax behind them changes nothing in the loss."""
+    ending = next((step for step in program.steps if step.kind == "softmax"), None)
+    if ending is None:
+        return program
+    if ending.output != program.logits or ending is not program.steps[-1]:
+        raise UnsupportedError(f"{ending.path or 'a function'} is a softmax that is not the end of the model")
+    return replace(program, steps=program.steps[:-1], logits=ending.inputs[0])
+
+
 def _layer(
     model: nn.Module, program: TrainingProgram, step: TrainingStep, signed: bool, shared: Granularities
 ) -> Layer:
@@ -245,12 +255,12 @@ def with_learned_bits(
     without_norms = folded(graph, sample)
     graph = without_norms.graph
     try:
-        program = training_program(graph.model, tuple(sample.shape[1:]), {})
+        program = _without_ending(training_program(graph.model, tuple(sample.shape[1:]), {}))
     except UnsupportedError as reason:
         raise ConfigError(
             f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions over "
-            "series and images, batch norms behind them, ReLU, ReLU6, Hardtanh, LeakyReLU, pooling, flatten, additions "
-            "and concatenations of channels; use these, or another strategy",
+            "series and images, batch norms behind them, dropout, ReLU, ReLU6, Hardtanh, LeakyReLU, pooling, flatten, "
+            "additions, concatenations of channels, and a softmax at the end; use these, or another strategy",
             key=("search", "strategy", "name"),
         ) from None
     _refuse_norms([step.path for step in program.steps if step.kind == "norm"])
@@ -262,7 +272,7 @@ def with_learned_bits(
                 key=("search", "strategy", "setup", "layers", path),
             )
     bits = bits_program(graph.model, program, {path: named.get(path, default) for path in paths})
-    return graph, replace(bits, notes=_notes(without_norms.into))
+    return graph, replace(bits, notes=_notes(without_norms))
 
 
 def _refuse_norms(paths: Sequence[str]) -> None:
@@ -275,11 +285,14 @@ def _refuse_norms(paths: Sequence[str]) -> None:
         )
 
 
-def _notes(into: Mapping[str, str]) -> tuple[str, ...]:
-    if not into:
-        return ()
-    pairs = ", ".join(f"{norm} into {layer}" for norm, layer in into.items())
-    return (
-        f"batch norms are folded into the layers before them, whose bits are learned: {pairs}. The float model that is "
-        "reported beside is yours, with its batch norms; the folded one is the same up to float error",
-    )
+def _notes(changed: Folded) -> tuple[str, ...]:
+    notes = []
+    if changed.into:
+        pairs = ", ".join(f"{norm} into {layer}" for norm, layer in changed.into.items())
+        notes.append(
+            f"batch norms are folded into the layers before them, whose bits are learned: {pairs}. The float model "
+            "that is reported beside is yours, with its batch norms; the folded one is the same up to float error"
+        )
+    if changed.dropouts:
+        notes.append(f"nothing is dropped while bits are learned: {', '.join(changed.dropouts)}")
+    return tuple(notes)

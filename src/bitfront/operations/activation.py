@@ -298,6 +298,19 @@ _activation(
     merge=_EXACT,
     call=_of_input(lambda m, x: F.threshold(x, m.threshold, m.value)),
 )
+
+
+def _train_softmax(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
+    source, given = node.args[0] if node.args else None, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dim = given if module is None else getattr(module, "dim", None)
+    if not isinstance(source, fx.Node) or node.kwargs.get("dtype") is not None or dim not in (1, -1):
+        raise unsupported(node, module)
+    path, value = "" if module is None else str(node.target), reader.value(source)
+    if len(reader.shape(value)) != 1 or (path and reader.formatted(path)):
+        raise unsupported(node, module)
+    return reader.emit("softmax", (value,), reader.shape(value), path=path)
+
+
 GLU = define(
     "glu",
     "Half of the channels, gated by the other half.",
@@ -316,6 +329,7 @@ SOFTMAX = define(
     call=_of_input(lambda m, x: F.softmax(x, m.dim, _stacklevel=5)),
     onnx=_write_softmax("Softmax"),
     gives="probabilities",
+    train=_train_softmax,
     **_SOFTMAX,
 )
 LOG_SOFTMAX = define(
@@ -326,6 +340,7 @@ LOG_SOFTMAX = define(
     call=_of_input(lambda m, x: F.log_softmax(x, m.dim, _stacklevel=5)),
     onnx=_write_softmax("LogSoftmax"),
     gives="log_probabilities",
+    train=_train_softmax,
     **_SOFTMAX,
 )
 SOFTMIN = define(

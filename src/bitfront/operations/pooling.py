@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from bitfront.operations.base import ON_INPUT, Call, Count, Merge, Operands, cla
 from bitfront.operations.channels import mixing, spatial, windows
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
 from bitfront.operations.onnx import OnnxWriter, Write, many
-from bitfront.operations.training import ProgramReader, SlidingWindow, UnsupportedError, for_modules, slid
+from bitfront.operations.training import ProgramReader, SlidingWindow, TrainRule, UnsupportedError, slid, unsupported
 
 
 def _windows(call: Call) -> Count:
@@ -117,7 +118,7 @@ def _write_mean(w: OnnxWriter, n: fx.Node) -> str:
 def _train_largest(reader: ProgramReader, source: fx.Node, module: Any, path: str) -> int:
     dims = _dimensions(_class_of(module))
     if module.ceil_mode or module.return_indices or set(many(module.dilation, dims)) != {1}:
-        raise UnsupportedError(f"{path} is a dilated pooling, or one with ceil_mode or indices")
+        raise UnsupportedError(f"{path or 'a function'} is a dilated pooling, or one with ceil_mode or indices")
     window = SlidingWindow(*(many(size, dims) for size in (module.kernel_size, module.stride, module.padding)))
     return _train_window(reader, "largest", source, window, path)
 
@@ -127,7 +128,7 @@ def _train_average(reader: ProgramReader, source: fx.Node, module: nn.Module, pa
         raise UnsupportedError(f"{path} is a {type(module).__name__}")
     dims = _dimensions(_class_of(module))
     if module.ceil_mode or any(many(module.padding, dims)) or getattr(module, "divisor_override", None):
-        raise UnsupportedError(f"{path} is a pooling with padding, ceil_mode or another divisor")
+        raise UnsupportedError(f"{path or 'a function'} is a pooling with padding, ceil_mode or another divisor")
     window = SlidingWindow(many(module.kernel_size, dims), many(module.stride, dims), (0,) * dims)
     return _train_window(reader, "mean", source, window, path)
 
@@ -138,20 +139,51 @@ def _train_adaptive(reader: ProgramReader, source: fx.Node, module: nn.Module, p
     dims, (_, *sizes) = _dimensions(_class_of(module)), reader.shape(reader.value(source))
     wanted: Any = module.output_size
     if len(sizes) != dims or wanted not in (1, (1,) * dims):
-        raise UnsupportedError(f"{path} pools to more than one pixel")
+        raise UnsupportedError(f"{path or 'a function'} pools to more than one pixel")
     return _train_window(reader, "mean", source, SlidingWindow(tuple(sizes), (1,) * dims, (0,) * dims), path)
+
+
+#: Functions that take the arguments that their modules take.
+_MODULES: dict[Any, type[nn.Module]] = {
+    F.max_pool1d: nn.MaxPool1d,
+    F.max_pool2d: nn.MaxPool2d,
+    F.avg_pool1d: nn.AvgPool1d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+}
+
+
+def _pooled(rule: Callable[[ProgramReader, fx.Node, Any, str], int]) -> TrainRule:
+    """A rule for the modules of a pooling and for its functions."""
+
+    def train(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
+        if module is not None:
+            return rule(reader, reader.sources(node, 1)[0], module, str(node.target))
+        kind: Any = _MODULES.get(node.target)
+        source = node.args[0] if node.args else None
+        if kind is None or not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:
+            raise unsupported(node, module)
+        return rule(reader, source, kind(*node.args[1:], **node.kwargs), "")
+
+    return train
 
 
 def _train_window(
     reader: ProgramReader, kind: Literal["largest", "mean"], source: fx.Node, window: SlidingWindow, path: str
 ) -> int:
     count = math.prod(window.kernel)
-    if kind == "mean" and count & (count - 1) and reader.formatted(path):
+    if kind == "mean" and count & (count - 1) and (reader.formatted(path) or _in_format(source)):
         # The mean of so many rounded values is often half a step of the next format, where a last bit decides.
-        raise UnsupportedError(f"{path} is the mean of {count} values in formats")
+        raise UnsupportedError(f"{path or source.name} is the mean of {count} values in formats")
     value = reader.rounded(source, path)
     shape = (reader.shape(value)[0], *slid(reader.shape(value), window, path))
     return reader.emit(kind, (value,), shape, window=window)
+
+
+def _in_format(source: fx.Node) -> bool:
+    """Whether the input of a function has a format, which then is a step before it."""
+    return source.op == "call_module" and str(source.target).endswith("_quantizer")
 
 
 def _reduction(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
@@ -180,7 +212,7 @@ MAX_POOL1D = define(
     **ON_INPUT,
     channels=windows,
     merge=Merge("selection"),
-    train=for_modules(_train_largest),
+    train=_pooled(_train_largest),
     onnx=_largest(1),
 )
 MAX_POOL2D = define(
@@ -194,7 +226,7 @@ MAX_POOL2D = define(
     **ON_INPUT,
     channels=windows,
     merge=Merge("selection"),
-    train=for_modules(_train_largest),
+    train=_pooled(_train_largest),
     onnx=_largest(2),
 )
 MAX_POOL3D = define(
@@ -216,7 +248,7 @@ AVERAGE_POOL = define(
     count=_windows,
     call=_call_average,
     **ON_INPUT,
-    train=for_modules(_train_average),
+    train=_pooled(_train_average),
     onnx=_write_average,
     channels=windows,
 )
@@ -236,7 +268,7 @@ ADAPTIVE_AVERAGE_POOL = define(
     count=per_input(1),
     call=_call_adaptive,
     **ON_INPUT,
-    train=for_modules(_train_adaptive),
+    train=_pooled(_train_adaptive),
     onnx=_write_adaptive,
     channels=windows,
 )

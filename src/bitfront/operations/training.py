@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from torch import fx, nn
 
 TrainingStepKind = Literal[
-    "linear", "conv", "activate", "bend", "norm", "add", "concatenate", "largest", "mean", "flatten"
+    "linear", "conv", "activate", "bend", "norm", "add", "concatenate", "largest", "mean", "flatten", "softmax"
 ]
 #: Shape of one sample: channels, then the length of a series, or the height and width of an image.
 Shape = tuple[int, ...]

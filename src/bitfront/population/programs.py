@@ -69,6 +69,8 @@ class TrainingProgram:
             name, window = step.path or "a function", step.window
             if step.kind == "bend":
                 return f"{name} is a ReLU with bounds or a slope"
+            if step.kind == "softmax":
+                return f"{name} is a softmax"
             if step.kind == "concatenate":
                 return f"{name} joins values"
             if step.groups > 1 or (window is not None and window.dilated):

@@ -3,7 +3,7 @@
 In evaluation a batch norm multiplies each channel by a number and adds another one, which the layer before it can do:
 w' = w · g / sqrt(v + ε), b' = (b − m) · g / sqrt(v + ε) + h, with the norm's mean m, variance v, weight g and bias h
 (Jacob et al. 2018, arXiv:1712.05877, section 3.2). The norm becomes an ``nn.Identity``, and a layer without a bias gets
-one. Paths of modules stay as they are.
+one. Paths of modules stay as they are. Dropouts, which do nothing in evaluation, become identities too.
 """
 
 from __future__ import annotations
@@ -16,25 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from bitfront.graph import Graph, capture
+from bitfront.operations.lookup import hooks
 from bitfront.transforms.correct import norms_behind
 from bitfront.transforms.equalise import layers_alone
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """A model without the batch norms that could be folded.
+    """A model without dropouts, and without the batch norms that could be folded.
 
     Attributes:
-        graph: the captured model; that of before where nothing was folded.
+        graph: the captured model; that of before where nothing had to be changed.
         into: path of a batch norm → path of the layer that it was folded into.
+        dropouts: paths of the dropouts.
     """
 
     graph: Graph
     into: dict[str, str]
+    dropouts: tuple[str, ...] = ()
 
 
 def folded(graph: Graph, sample: Tensor) -> Folded:
-    """The graph with each batch norm folded into the linear layer or convolution before it, where that is possible.
+    """The graph without dropouts, and with each batch norm folded into the linear layer or convolution before it, where
+    that is possible.
 
     It is possible if the norm is the only reader of the layer, both are called once and share no parameters, and the
     norm keeps running statistics.
@@ -44,13 +50,15 @@ def folded(graph: Graph, sample: Tensor) -> Folded:
         sample: two or more input samples, for the new capture.
     """
     into = dict(_pairs(graph))
-    if not into:
+    dropouts = tuple(path for path, m in graph.model.named_modules() if isinstance(m, _DROPOUTS) and not hooks(m))
+    if not into and not dropouts:
         return Folded(graph, {})
     model = copy.deepcopy(graph.model)
     for norm, layer in into.items():
         _fold(model.get_submodule(layer), model.get_submodule(norm))
-        _replace(model, model.get_submodule(norm))
-    return Folded(capture(model, sample), into)
+    for path in (*into, *dropouts):
+        _replace(model, model.get_submodule(path))
+    return Folded(capture(model, sample), into, dropouts)
 
 
 def _pairs(graph: Graph) -> list[tuple[str, str]]:
@@ -81,10 +89,10 @@ def _fold(layer: Any, norm: Any) -> None:
     layer.bias = nn.Parameter(bias.to(kind), requires_grad=trained)
 
 
-def _replace(model: nn.Module, norm: nn.Module) -> None:
-    """Put an identity in the place of a norm, under all its names."""
+def _replace(model: nn.Module, gone: nn.Module) -> None:
+    """Put an identity in the place of a module, under all its names."""
     identity = nn.Identity()
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if child is norm:
+            if child is gone:
                 setattr(module, name, identity)

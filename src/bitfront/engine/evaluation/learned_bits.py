@@ -129,7 +129,7 @@ class LearnedBitsEvaluator(Evaluator):
             model = copy.deepcopy(graph.model)
             model.load_state_dict(learning.teacher)
             models = [model.eval()]
-        return soft_targets(models, learning.x, learning.temperature)
+        return soft_targets(models, learning.x, learning.temperature, graph.outputs)
 
     def evaluate(self, codes: Codes) -> BatchMetrics:
         """All metrics of some networks; those that are not known yet are trained first."""
