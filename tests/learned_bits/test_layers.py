@@ -213,7 +213,7 @@ def test_what_is_compiled_computes_the_same(network):
     """Its gradients are those of the same steps; here its logits and its cost are compared."""
     model = model_of(network)
     x, _ = clusters(network.shape, 70)
-    graph, program = with_learned_bits(capture(model, x[:2]), x[:2], Granularities(), {})
+    graph, program = with_learned_bits(capture(model, x[:2]), network.shape, Granularities(), {})
     member = BitsMember.of(program, graph.model, starting_ranges(graph.model, program, x, lambda m, x: m(x)), 8.0)
     order = torch.arange(len(x), dtype=torch.int32)
     logits, cost = bits.logits(member.native, member.workspace, Cost().native, x.flatten(1).contiguous(), order)
@@ -236,7 +236,7 @@ def test_its_gradients_are_those_of_the_model(network):
     """With so many bits that rounding hardly matters; the first moment of the first step is a tenth of the gradient."""
     model = model_of(network)
     x, y = clusters(network.shape, 50)
-    graph, program = with_learned_bits(capture(model, x[:2]), x[:2], Granularities(), {})
+    graph, program = with_learned_bits(capture(model, x[:2]), network.shape, Granularities(), {})
     member = BitsMember.of(program, graph.model, starting_ranges(graph.model, program, x, lambda m, x: m(x)), 16.0)
     order, steps = torch.arange(len(x), dtype=torch.int32), np.zeros(1)
     given = (member.native, member.workspace, Cost().native, x.flatten(1).contiguous(), y.int())
@@ -258,7 +258,7 @@ def test_folding_keeps_what_is_computed_and_the_model():
     x, _ = clusters(Residual.shape, 64)
     before = copy.deepcopy(model.state_dict())
     graph = capture(model, x[:2])
-    result = folded(graph, x[:2])
+    result = folded(graph)
     assert result.into == {"norm": "stem", "norm1": "conv1", "norm2": "conv2", "norm3": "conv3", "norm4": "short"}
     assert isinstance(result.graph.model.norm, nn.Identity)
     assert isinstance(graph.model.norm, nn.BatchNorm2d)

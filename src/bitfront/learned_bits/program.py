@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import Graph
@@ -240,22 +240,22 @@ def _places(source: Shape, target: Shape, window: SlidingWindow) -> Indices:
 
 
 def with_learned_bits(
-    graph: Graph, sample: Tensor, default: Granularities, named: Mapping[str, Granularities]
+    graph: Graph, shape: Shape, default: Granularities, named: Mapping[str, Granularities]
 ) -> tuple[Graph, BitsProgram]:
     """(the graph with its batch norms folded, its steps with learned bits).
 
     Args:
         graph: a captured model.
-        sample: two samples of its input.
+        shape: of a sample.
         default, named: which values share their bits: of all layers, and of those with other ones, by path.
 
     Raises:
         ConfigError: the model is no such list of steps; the message gives the reason. Or `named` names no layer.
     """
-    without_norms = folded(graph, sample)
+    without_norms = folded(graph)
     graph = without_norms.graph
     try:
-        program = _without_ending(training_program(graph.model, tuple(sample.shape[1:]), {}))
+        program = _without_ending(training_program(graph.model, shape, {}))
     except UnsupportedError as reason:
         raise ConfigError(
             f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions over "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitfront.graph import Graph, capture
 from bitfront.operations.lookup import hooks
@@ -38,7 +38,7 @@ class Folded:
     dropouts: tuple[str, ...] = ()
 
 
-def folded(graph: Graph, sample: Tensor) -> Folded:
+def folded(graph: Graph) -> Folded:
     """The graph without dropouts, and with each batch norm folded into the linear layer or convolution before it, where
     that is possible.
 
@@ -47,7 +47,6 @@ def folded(graph: Graph, sample: Tensor) -> Folded:
 
     Args:
         graph: a captured model; neither it nor its model is changed.
-        sample: two or more input samples, for the new capture.
     """
     into = dict(_pairs(graph))
     dropouts = tuple(path for path, m in graph.model.named_modules() if isinstance(m, _DROPOUTS) and not hooks(m))
@@ -58,6 +57,8 @@ def folded(graph: Graph, sample: Tensor) -> Folded:
         _fold(model.get_submodule(layer), model.get_submodule(norm))
     for path in (*into, *dropouts):
         _replace(model, model.get_submodule(path))
+    # A capture looks at shapes, and compares its graph with the model: any two samples will do.
+    sample = torch.randn(2, *graph.sample_shape, generator=torch.Generator().manual_seed(0))
     return Folded(capture(model, sample), into, dropouts)
 
 

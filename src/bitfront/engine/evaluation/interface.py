@@ -106,7 +106,7 @@ class BitsLearning:
 
     def space(self, graph: Graph) -> LearnedBitsSpace:
         """The space of the positions on the course of a captured model."""
-        folded, program = with_learned_bits(graph, self.x[:2], self.default, self.named)
+        folded, program = with_learned_bits(graph, self.x[:1].shape[1:], self.default, self.named)
         return LearnedBitsSpace(folded, program, self.schedule, graph)
 
 

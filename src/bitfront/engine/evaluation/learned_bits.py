@@ -104,7 +104,7 @@ class LearnedBitsEvaluator(Evaluator):
             return [self._space.graph.model] * count
         models = self._trained(learning.float_epochs, schedule.seed + 1, count)
         original = self._space.original
-        return [folded(replace(original, model=model), learning.x[:2]).graph.model for model in models]
+        return [folded(replace(original, model=model)).graph.model for model in models]
 
     def _trained(self, epochs: int, seed: int, count: int, wider: int = 1) -> list[nn.Module]:
         learning, schedule = self.learning, self.learning.schedule
