@@ -107,7 +107,7 @@ def searched(
         "name": "evolution",
         "setup": {"n_trials": trials},
         "sw_runner": {"basic_train": dict(basic_train), "basic_evaluation": {"num_samples": judged}},
-        "hw_runner": {"bops": {}, "ebops": {}},
+        "hw_runner": {"bops": {}, "ebops": {"sign_bits": True, "biases": False}},
         "metrics": {"accuracy": {"direction": "maximize"}, cost: {"direction": "minimize"}},
     }
     values = {

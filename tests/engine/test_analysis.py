@@ -16,6 +16,7 @@ import bitfront as bf
 from bitfront.engine.analysis import describe
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.errors import CaptureError, ConfigError
+from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.metrics.configured import configured_runner
 from bitfront.models.base import build_model
@@ -56,12 +57,15 @@ def test_a_candidate_by_hand():
     assert (row.input_bytes, row.output_bytes) == (128, 160)
     assert row.parameter_bytes == 80 * 4 // 8 + math.ceil(5 * 6 / 8)
     assert (row.bitops, row.operation_bits) == (640 * 32, 640 * 8)
-    assert row.ebops == 8 * 4 * 32
+    # 7 bits times 3 bits, and 5 bits of each of 5 biases that are not zero.
+    biases = int(torch.count_nonzero(Integer(6, 3).round(model[2].bias)))
+    assert row.ebops == 8 * (4 * 7 * 3 + 5 * biases)
     assert row.bops == 8 * 80 * (4 / 80 * 32 + 8 + 4 + math.log2(16))
     assert result.total.parameter_bytes == 32 * 4 + row.parameter_bytes
     # Weights that round to zero cause no products.
     with torch.no_grad():
         model[2].weight.fill_(0.05)
+        model[2].bias.zero_()
     assert bf.analyze(model, torch.randn(1, 16), config=CONFIG).rows[2].ebops == 0
 
 
@@ -141,9 +145,9 @@ def test_a_model_that_cannot_be_traced():
     assert [(r.name, r.macs) for r in result.rows if r.macs] == [("fc", 36), ("mv", 6), ("out", 18)]
     assert {r.name: r.operations for r in result.rows}["softmax"] == 30
     assert [r.weight_bits for r in result.rows if r.type == "Linear"] == [4, 4]
-    # A product that the model calls is a site, here in float: 32 bits times 32 bits.
+    # A product that the model calls is a site, here in float: 31 bits times 31 bits, without signs.
     assert result.total.without_bops == ()
-    assert {r.name: r.ebops for r in result.rows}["mv"] == 6 * 32 * 32
+    assert {r.name: r.ebops for r in result.rows}["mv"] == 6 * 31 * 31
 
 
 class Dotted(nn.Module):
@@ -227,7 +231,7 @@ def test_as_dictionary_csv_and_text():
     assert (rows[2]["inputs"], rows[2]["output"], rows[1]["weight_bits"]) == ("16", "5", "")
     text = str(result).splitlines()
     assert text[0].split()[:3] == ["name", "type", "input"]
-    assert text[5].split() == ["total", "117", "1,320", "1,960", "468", "677,120", "698,880", "655,360"]
+    assert text[5].split() == ["total", "117", "1,320", "1,960", "468", "677,120", "698,880", "616,280"]
     assert text[6] == "batch of 8; 42,240 operation bits (operations · input bits)"
     assert [len(r) for r in sheet(result).rows] == [len(sheet(result).columns)] * 5
 

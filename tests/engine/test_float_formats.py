@@ -86,7 +86,8 @@ def test_metrics_count_their_bits(seed, data_bits, weight_bits, tiny_mlp):
     model = evaluator.model(evaluator.space.numbered(0, 1)[0])
     rounded = [model.get_submodule(name).formats["weight"].round(m.weight) for name, m in layers.items()]
     nonzero = sum(int(w.count_nonzero()) for w in rounded)
-    assert value("ebops", "ebops") == nonzero * weight_bits * data_bits
+    biases = sum(31 * len(layer.bias) for layer in layers.values())
+    assert value("ebops", "ebops") == nonzero * (weight_bits - 1) * (data_bits - 1) + biases
 
 
 def test_a_search_by_type_mixes_them_with_integers_and_rebuilds_them(tiny_mlp, tmp_path):

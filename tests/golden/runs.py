@@ -136,6 +136,9 @@ accuracy_drop = "<= 5 %"
 ebops = "<= 60000"
 """
 
+#: The bound of CONSTRAINTS is of EBOPs with signs, without biases.
+SIGNED = ("hw_runner.ebops]\n", "hw_runner.ebops]\nsign_bits = true\nbiases = false\n")
+
 SAMPLERS = ("tpe", "nsgaii", "random")
 PLAIN = FORMATS.format(at="search.search_space.")
 JOINT = WIDTHS + FORMATS.format(at="search.search_space.quantize.")
@@ -159,7 +162,7 @@ RUNS = {
     "tpe": ("digits-mlp", settings("tpe", 40), "search"),
     "nsgaii": ("digits-mlp", settings("nsgaii", 60), "search"),
     "random": ("digits-mlp", settings("random", 30, CONVOLUTIONS.replace("conv2d", "relu")), "search"),
-    "constraints": ("digits-mlp", settings("evolution", 60, more=CONSTRAINTS), "search"),
+    "constraints": ("digits-mlp", settings("evolution", 60, more=CONSTRAINTS).replace(*SIGNED), "search"),
     "compare": (
         "digits-mlp",
         settings("brute_force", 40),

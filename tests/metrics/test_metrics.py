@@ -59,6 +59,7 @@ INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "
         ("bops", {}),
         ("bops", {"input_bits": 16}),
         ("ebops", {}),
+        ("ebops", {"input_bits": 7, "sign_bits": True, "count": "set_bits", "biases": False}),
         ("sparsity", {}),
         ("peak_memory", {}),
         ("basic_train", {"max_epochs": 3}),
@@ -311,8 +312,12 @@ def test_bops_of_the_float_network_are_the_published_ones():
 
 def test_ebops_of_dense_uniform_networks_are_the_published_ones():
     # published_jsc: 64-32-32, 4 bits everywhere, 8 at the input: 84,480.
-    assert measure("ebops", {"input_bits": 8}, jets(4))["ebops"].tolist() == [84_480]
-    assert measure("ebops", {"input_bits": 16}, jets(6))["ebops"].tolist() == [214_656]
+    # They count signs, and no biases.
+    published = {"sign_bits": True, "biases": False}
+    assert measure("ebops", {"input_bits": 8, **published}, jets(4))["ebops"].tolist() == [84_480]
+    assert measure("ebops", {"input_bits": 16, **published}, jets(6))["ebops"].tolist() == [214_656]
+    # As HGQ2 counts: 7 · 3 and 3 · 3 bits, 31 bits for each of 133 biases in float.
+    assert measure("ebops", {"input_bits": 8}, jets(4))["ebops"].tolist() == [1024 * 21 + 3232 * 9 + 133 * 31]
 
 
 def test_weights_that_round_to_zero_cost_nothing(tiny_mlp):
@@ -328,7 +333,8 @@ def test_weights_that_round_to_zero_cost_nothing(tiny_mlp):
         zeros = sum(int((m.weight == 0).sum()) for m in linears)
         assert sparsity[i] == pytest.approx(zeros / sum(m.weight.numel() for m in linears))
         bits = [int(context.space.bits("weight")[g][options[g]]) for g in choosing]
-        assert ebops[i] == sum(int((m.weight != 0).sum()) * 8 * b for m, b in zip(linears, bits, strict=True))
+        products = sum(int((m.weight != 0).sum()) * 7 * (b - 1) for m, b in zip(linears, bits, strict=True))
+        assert ebops[i] == products + sum(31 * len(m.bias) for m in linears)
 
 
 # --- peak memory

@@ -246,8 +246,10 @@ def test_binary_points_are_stored_bytes_and_no_factors(granularity, points):
     assert average["average_bitwidth"].tolist() == [(15 * 4 + 8 * points[0]) / 15]
     assert average["memory_density"].tolist() == [32 * 15 / (15 * 4 + 8 * points[0])]
     (code,) = subject.space.numbered(0, 1)
-    zeros = int((subject.formats(code)["fc"]["weight"].round(model.fc.weight) == 0).sum())
-    assert measure("ebops", {}, subject)["ebops"].tolist() == [(15 - zeros) * 4 * 32]
+    formats = subject.formats(code)["fc"]
+    alive = {o: int((formats[o].round(getattr(model.fc, o)) != 0).sum()) for o in ("weight", "bias")}
+    counts = measure("ebops", {}, subject)["ebops"].tolist()
+    assert counts == pytest.approx([alive["weight"] * 3 * 31 + alive["bias"] * 3])
 
 
 @pytest.mark.parametrize("name", ["tied", "buffers", "parts of one"])
@@ -292,7 +294,7 @@ def test_weights_that_are_used_twice_count_once_among_zeros_and_twice_among_prod
     wide = "fc" if widths[0] >= widths[1] else "fc_1"
     sparsity = 1 - (nonzero[wide] + nonzero["other"]) / 32
     assert measure("sparsity", {}, subject)["sparsity"].tolist() == pytest.approx([sparsity])
-    products = nonzero["fc"] * 8 * widths[0] + nonzero["fc_1"] * 8 * widths[1] + nonzero["other"] * 8 * 4
+    products = 7 * (nonzero["fc"] * (widths[0] - 1) + nonzero["fc_1"] * (widths[1] - 1) + nonzero["other"] * 3)
     assert measure("ebops", {}, subject)["ebops"].tolist() == [products]
 
 

@@ -308,7 +308,8 @@ def test_counts_and_costs_by_hand():
     count = {
         k: sum(int((p != 0).sum()) for n, p in hand.named_parameters() if f"weight_{k}" in n) for k in ("ih", "hh")
     }
-    assert row.ebops == STEPS * (count["ih"] * 8 * 4 + count["hh"] * 6 * 2)
+    biases = sum(31 * p.numel() for n, p in hand.named_parameters() if "bias" in n)
+    assert row.ebops == STEPS * (count["ih"] * 7 * 3 + count["hh"] * 5 * 1 + biases)
     assert row.parameter_bytes == sum(
         -(-p.numel() * (4 if "weight_ih" in n else 2 if "weight_hh" in n else 32) // 8)
         for n, p in model.layer.named_parameters()

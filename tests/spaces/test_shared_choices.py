@@ -168,14 +168,18 @@ HELD = {
 
 
 def effective(chosen):
-    """EBOPs of MODEL: of each product its bits times bits, for the weights that are not zero."""
+    """EBOPs of MODEL: of each product its bits times bits, for the weights that are not zero, and the bits of biases
+    that are not zero, once per output; all without their signs."""
 
     def share(weight, form):
         return float((form.quantize(weight) != 0).double().mean())
 
     held, mix, head = dict(MODEL.mix.named_parameters()), chosen["mix"], chosen["head"]
-    total = 12 * 8 * head["weight"].bits * share(MODEL.head.weight, head["weight"]) + 5 * 5 * 4 * 2 * 64
+    total = 12 * 7 * (head["weight"].bits - 1) * share(MODEL.head.weight, head["weight"]) + 5 * 5 * 4 * 2 * 49
+    biases = ((3, MODEL.head.bias, head["bias"]), (60, held["in_proj_bias"], mix["bias"]))
+    for outputs, bias, form in (*biases, (20, held["out_proj.bias"], mix["bias_out"])):
+        total += outputs * 4 * share(bias, form)
     for data, weight, macs in PRODUCTS:
         density = share(held[HELD[weight]], mix[weight]) if weight in HELD else 1
-        total += macs * mix[data].bits * mix[weight].bits * density
+        total += macs * (mix[data].bits - 1) * (mix[weight].bits - 1) * density
     return total

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront import config as configuration
@@ -30,8 +31,10 @@ from bitfront.graph import Graph, Node, Site, capture
 from bitfront.graph.baking import private_copy
 from bitfront.graph.base import WeightProducts
 from bitfront.graph.capture import parameter
-from bitfront.graph.costs import bit_operations, bops, ebops
+from bitfront.graph.costs import bit_operations, bops
 from bitfront.graph.nodes import recorded_nodes
+from bitfront.metrics.base import ParameterFigure
+from bitfront.metrics.effective_bits import BitCount, site_ebops
 from bitfront.metrics.stored import stored_forms
 from bitfront.operations.base import DATA_OUT
 from bitfront.operations.lookup import tensors_in
@@ -420,23 +423,32 @@ def _effective(
         return 0.0, 0.0
     if not isinstance(node, Site):
         return None, None
-    both = 0.0, 0.0
+    total = 0.0
     for product in node.products:
-        nonzero = _nonzero(graph, node, product, formats)
+        density = _nonzero(graph, node, product, formats) / math.prod(product.shape)
         data, weight = bits.get(product.data, FLOAT_BITS), bits[product.weight]
-        each = bops(product, data, weight, nonzero / math.prod(product.shape)), ebops(product, data, weight, nonzero)
-        both = both[0] + float(batch * each[0]), both[1] + float(batch * each[1])
-    return both
+        total += float(batch * bops(product, data, weight, density))
+
+    def figure_of(operand: Operand, figure: ParameterFigure) -> NDArray[np.float64]:
+        return np.array([figure(node, formats.get(operand), _rounded(graph, node, operand, formats))])
+
+    data_formats = {operand: [form] for operand, form in formats.items()}
+    return total, batch * float(site_ebops(graph, node, data_formats, BitCount(), figure_of)[0])
 
 
 def _nonzero(graph: Graph, site: Site, product: WeightProducts, formats: Mapping[Operand, Format]) -> int:
     """Number of quantized values of a weight that are not zero; for a product of activations all elements count."""
-    held = site.parameter(product.weight)
-    if held is None:
+    if site.parameter(product.weight) is None:
         return math.prod(product.shape)
-    weight = parameter(graph.model, held[0])
-    form = formats.get(product.weight)
-    if form is not None:
-        with torch.no_grad():
-            weight = (form.calibrated(weight) if form.calibrates else form).quantize(weight)
-    return int(torch.count_nonzero(weight))
+    return int(torch.count_nonzero(_rounded(graph, site, product.weight, formats)))
+
+
+def _rounded(graph: Graph, site: Site, operand: Operand, formats: Mapping[Operand, Format]) -> Tensor:
+    """A parameter of a site in its format."""
+    held = site.parameter(operand)
+    assert held is not None
+    values, form = parameter(graph.model, held[0]), formats.get(operand)
+    if form is None:
+        return values
+    with torch.no_grad():
+        return (form.calibrated(values) if form.calibrates else form).quantize(values)

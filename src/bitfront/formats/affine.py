@@ -142,6 +142,11 @@ class Affine(Format):
         return scales * (FLOAT_BITS + (0 if self.symmetric else self.width))
 
     @property
+    def has_sign(self) -> bool:
+        """Codes without a zero point are signed, others are not."""
+        return self.symmetric
+
+    @property
     def label(self) -> str:
         """E.g. ``affine8`` (asymmetric, per tensor), ``affine8sc`` (symmetric, per channel), ``affine4sg64`` (groups
         of 64), ``affine8-mse``, ``affine8-p99.9``, ``affine8-kl``."""

@@ -257,6 +257,12 @@ class Format(ABC):
         return 0.0
 
     @property
+    def has_sign(self) -> bool:
+        """Whether one of the bits of a value is its sign; also before calibration, which must not change it. Metrics
+        that count the bits of magnitudes alone read it."""
+        return True
+
+    @property
     def value_bits(self) -> NDArray[np.int64] | None:
         """Bits of the magnitude of each value, without a sign, int64, of the shape of the operand without samples; None
         where all values have the same bits. Metrics that multiply bits with bits read it."""

@@ -86,6 +86,11 @@ class Binary(MeanFormat):
         return 1
 
     @property
+    def has_sign(self) -> bool:
+        """A bit chooses one of two numbers."""
+        return False
+
+    @property
     def label(self) -> str:
         """``binary`` (−1 and 1), ``binary-s`` (with a scale), ``binary-sc`` (per channel), ``binary01-s`` ..."""
         scale = "-s" if self.scaling_factor else ""

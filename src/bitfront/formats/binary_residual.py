@@ -63,6 +63,11 @@ class BinaryResidual(MeanFormat):
         return self.levels
 
     @property
+    def has_sign(self) -> bool:
+        """Each bit chooses one of two numbers."""
+        return False
+
+    @property
     def label(self) -> str:
         """``residual2`` (two levels, scales per tensor), ``residual2c`` (per channel)."""
         return f"residual{self.levels}{'c' * (self.granularity == 'channel')}"

@@ -81,6 +81,11 @@ class FixedMap(Format):
         return np.maximum(widths - 1, 0) if self.signed else widths
 
     @property
+    def has_sign(self) -> bool:
+        """If negative values exist."""
+        return self.signed
+
+    @property
     def label(self) -> str:
         """E.g. ``fix~3.1``: the mean of the widths."""
         return f"{'' if self.signed else 'u'}fix~{self.bits:.3g}"

@@ -120,6 +120,11 @@ class Integer(Format):
         return abs(self.frac_width - self.width / 2) if isinstance(self.frac_width, int) else 0.0
 
     @property
+    def has_sign(self) -> bool:
+        """If negative values exist."""
+        return self.signed
+
+    @property
     def label(self) -> str:
         """E.g. ``int8.4`` or ``uint8.4``; before calibration e.g. ``int8.auto``. With a frac width per channel or
         element ``int8.auto-c`` and ``int8.auto-e``, after calibration with their range, ``int8.3..6-c``."""

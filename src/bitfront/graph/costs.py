@@ -47,20 +47,19 @@ def bops(product: WeightProducts, data_bits: Numbers, weight_bits: Numbers, dens
     return product.macs * (density * data_bits * weight_bits + data_bits + weight_bits + math.log2(product.fan_in))
 
 
-def ebops(product: WeightProducts, data_bits: Numbers, weight_bits: Numbers, nonzero: Numbers) -> Numbers:
-    """Effective bit operations per sample (HGQ, Sun et al. 2024) with one width for all values of a weight.
+def ebops(product: WeightProducts, data_bits: Numbers, weight_bits: Numbers) -> Numbers:
+    """Effective bit operations per sample (HGQ, Sun et al. 2024) of a weight whose values are all used equally often.
 
-    nonzero · b_w · b_a · positions. Every value that is not zero is multiplied once per position: 1 for a linear layer
-    on one row, height · width of the output for a convolution (padding counts like any other input). HGQ itself uses
-    the bits of each single weight and adds those of the bias; here biases are ignored.
+    Σ b_w · b_a · positions. Every value is multiplied once per position: 1 for a linear layer on one row, height ·
+    width of the output for a convolution (padding counts like any other input). ``metrics.effective_bits`` says how
+    bits are counted.
 
     Args:
         product: of a site.
         data_bits: bits of the site's input.
-        weight_bits: bits of the weight.
-        nonzero: how many values of the weight are not zero.
+        weight_bits: Σ of the bits of the weight's values; a value of 0 has none.
     """
     # The division is exact: the multiply-accumulates of nearly every product are a multiple of its weight's values.
     weights = math.prod(product.shape)
     positions = product.macs / weights if product.macs % weights else product.macs // weights
-    return positions * nonzero * weight_bits * data_bits
+    return positions * weight_bits * data_bits

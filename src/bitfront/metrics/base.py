@@ -9,7 +9,7 @@ read: measured again, the same network would give another number.)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bitfront.config import Direction, Table
 from bitfront.data.base import Split
 from bitfront.formats.base import Format, Operand
+from bitfront.graph import Site
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 
@@ -61,6 +62,11 @@ class Scores:
     correct: NDArray[np.int64]
     samples: int
     errors: tuple[str, ...]
+
+
+#: (site, the format of one of its parameters or None in float, its rounded values) → a number. Equal figures must give
+#: equal numbers: what one gives is kept.
+ParameterFigure = Callable[[Site, Format | None, Tensor], float]
 
 
 class EvaluationContext(Protocol):
@@ -115,6 +121,11 @@ class EvaluationContext(Protocol):
     def nonzero(self, operand: Operand = "weight") -> Sequence[NDArray[np.int64]]:
         """Per group, how many values of a weight of the site are not zero once quantized, under each option; shape
         (options,). Zeros for a site without a parameter of that name."""
+        ...
+
+    def of_parameter(self, group: int, operand: Operand, figure: ParameterFigure) -> Values:
+        """A figure of a rounded weight or bias of one site under each option, shape (options,). Zeros if the site has
+        no parameter of that name."""
         ...
 
 

@@ -1,34 +1,33 @@
 """The cost of a network's multiplications in logic: BOPs and EBOPs, and the fraction of its weights that are zero.
 
 These metrics depend on the values of the weights: a weight that is zero in its format needs no multiplier. The formulas
-are in ``bitfront.graph.costs``.
+are in ``bitfront.graph.costs`` and ``bitfront.metrics.effective_bits``.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import fx
-from torch.func import functional_call
 
-from bitfront.formats.base import FLOAT_BITS, Operand
-from bitfront.graph import Graph, Site
+from bitfront.formats.base import FLOAT_BITS
+from bitfront.graph import Graph
 from bitfront.graph.capture import parameter
-from bitfront.graph.costs import bops, ebops
+from bitfront.graph.costs import bops
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values, option_sum
+from bitfront.metrics.effective_bits import BitCount, site_ebops
 from bitfront.metrics.stored import weights
 from bitfront.spaces.base import Codes
 
 
 class InputSettings(RunnerSettings):
-    """``[search.strategy.hw_runner.bops]`` and ``ebops``."""
+    """``[search.strategy.hw_runner.bops]``."""
 
     input_bits: int | None = Field(
         None,
@@ -36,6 +35,18 @@ class InputSettings(RunnerSettings):
         le=64,
         description="bits of the model's input at the first layers with weights; default: as in their data_in format",
     )
+
+
+class EbopsSettings(InputSettings):
+    """``[search.strategy.hw_runner.ebops]``."""
+
+    sign_bits: bool = Field(False, description="whether signs count; HGQ leaves them out")
+    count: Literal["width", "set_bits"] = Field(
+        "width",
+        description="bits of a weight or bias: the width of its format, or from the highest to the lowest bit of each "
+        "value that is set",
+    )
+    biases: bool = Field(True, description="whether bits of biases count, once per output, as HGQ counts them")
 
 
 class _Multiplications(Runner):
@@ -46,61 +57,20 @@ class _Multiplications(Runner):
     side: ClassVar[Side] = "hw_runner"
     closed_form: ClassVar[bool] = True
     of_weights: ClassVar[bool] = True
+    #: Of a product of two values in float, which layers that are no sites have.
+    in_float: float = FLOAT_BITS**2
 
-    def _tables(self, context: EvaluationContext) -> list[NDArray[np.float64]]:
-        settings = self.settings
-        space = context.space
-        first = first_weighted(space.graph) if settings.input_bits else frozenset()
-        tables = []
-        for g, site in enumerate(space.sites):
-            total = np.zeros(space.groups[g].size)
-            for product in site.products:
-                weight, data = space.bits_at(g, product.weight), space.bits_at(g, product.data)
-                if site.name in first and product.data == "data_in":
-                    data = np.full_like(data, settings.input_bits)
-                size = math.prod(product.shape)
-                # Of a weight that is an activation no value is known to be zero.
-                known = site.parameter(product.weight) is not None
-                count = context.nonzero(product.weight)[g] if known else np.full_like(data, size)
-                if self.produces[0].name == "bops":
-                    total += bops(product, data, weight, count / size)
-                else:
-                    total += ebops(product, data, weight, count)
-            if self.produces[0].name == "ebops":
-                for option, formats in enumerate(space.site_formats[g]):
-                    bits = {operand: form.value_bits for operand, form in formats.items()}
-                    if bits.get("weight") is not None:
-                        total[option] = mapped_ebops(space.graph, site, bits)
-            tables.append(total)
-        return tables
+    @abstractmethod
+    def _table(self, context: EvaluationContext, group: int, input_bits: int | None) -> Values:
+        """The cost of a site under each option; its input has `input_bits`, or as many as its format."""
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The sum for each candidate."""
-        space = context.space
-        # Layers that compute something beside their class are no sites: they multiply 32 bits by 32 bits.
-        apart = sum(layer.macs for layer in space.graph.left_out) * FLOAT_BITS**2
-        return {self.produces[0].name: option_sum(self._tables(context), space.options(codes)) + apart}
-
-
-def mapped_ebops(graph: Graph, site: Site, bits: Mapping[Operand, NDArray[np.int64] | None]) -> float:
-    """EBOPs of a layer whose weights and inputs have bits of their own, per sample (HGQ, Sun et al. 2024, eq. 5).
-
-    Σ over its products of b_w · b_a, without sign bits, plus the bits of its biases. The sum of the products is the
-    sum of what the layer computes of bits in place of values, so padding costs nothing.
-
-    Args:
-        bits: operand → bits of the magnitude of each value.
-    """
-    data, weight, bias = (bits.get(operand) for operand in ("data_in", "weight", "bias"))
-    if data is None or weight is None:
-        raise ValueError(f"{site.title} has bits per value for its weight alone")
-    module = graph.model.get_submodule(site.path)
-    # A weight that is zero needs no multiplier, whatever the width it is stored in. The weights are on their grids.
-    parameters = {"weight": torch.from_numpy(weight).double() * (module.get_parameter("weight") != 0)}
-    if module.bias is not None:
-        parameters["bias"] = torch.zeros(len(module.get_parameter("bias")), dtype=torch.float64)
-    total = functional_call(module, parameters, (torch.from_numpy(data).double()[None],)).sum()
-    return float(total) + (0.0 if bias is None else float(bias.sum()))
+        space, wanted = context.space, self.settings.input_bits
+        first = first_weighted(space.graph) if wanted else frozenset()
+        tables = [self._table(context, g, wanted if site.name in first else None) for g, site in enumerate(space.sites)]
+        apart = sum(layer.macs for layer in space.graph.left_out) * self.in_float
+        return {self.produces[0].name: option_sum(tables, space.options(codes)) + apart}
 
 
 @RUNNERS.register("bops")
@@ -117,14 +87,46 @@ class Bops(_Multiplications):
         ),
     )
 
+    def _table(self, context: EvaluationContext, group: int, input_bits: int | None) -> Values:
+        space = context.space
+        site, total = space.sites[group], np.zeros(space.groups[group].size)
+        for product in site.products:
+            weight, data = space.bits_at(group, product.weight), space.bits_at(group, product.data)
+            if input_bits is not None and product.data == "data_in":
+                data = np.full_like(data, input_bits)
+            size = math.prod(product.shape)
+            # Of a weight that is an activation no value is known to be zero.
+            known = site.parameter(product.weight) is not None
+            count = context.nonzero(product.weight)[group] if known else np.full_like(data, size)
+            total += bops(product, data, weight, count / size)
+        return total
+
 
 @RUNNERS.register("ebops")
 class Ebops(_Multiplications):
     """Effective bit operations: bits times bits of every multiplication by a weight that is not zero (HGQ, 2024)."""
 
+    Settings = EbopsSettings
+    settings: EbopsSettings
     produces = (
-        Metric("ebops", "bit operations", "minimize", "modelled", "Σ non-zero weights · b_w · b_a, per sample"),
+        Metric(
+            "ebops", "bit operations", "minimize", "modelled", "Σ b_w · b_a of weights that are not zero + Σ b_bias"
+        ),
     )
+
+    def __init__(self, settings: EbopsSettings) -> None:
+        super().__init__(settings)
+        self._count = BitCount(settings.sign_bits, settings.count, settings.biases)
+        self.in_float = float(self._count.width(FLOAT_BITS, True)) ** 2
+
+    def _table(self, context: EvaluationContext, group: int, input_bits: int | None) -> Values:
+        space = context.space
+        site, options = space.sites[group], space.site_formats[group]
+        data = {name: [formats.get(name) for formats in options] for name in {n for f in options for n in f}}
+        total = site_ebops(
+            space.graph, site, data, self._count, lambda o, f: context.of_parameter(group, o, f), input_bits
+        )
+        return np.broadcast_to(total, len(options)).astype(np.float64)
 
 
 @RUNNERS.register("sparsity")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from bitfront.engine.evaluation.calibration import Calibration, Corrections
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, ModelEvaluator, joined
 from bitfront.engine.evaluation.measured import measured
+from bitfront.engine.evaluation.parameters import RoundedParameters, count_nonzero
 from bitfront.engine.evaluation.plain import PlainScorer
 from bitfront.engine.evaluation.range_loss import RangeLosses
 from bitfront.engine.evaluation.tree.program import Program
@@ -34,9 +35,9 @@ from bitfront.engine.evaluation.tree.scorer import TreeScorer, WorkLimits
 from bitfront.errors import EvaluationError, UserError, described
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import changes_in_place, parameter
+from bitfront.graph.capture import changes_in_place
 from bitfront.interrupts import contained
-from bitfront.metrics.base import Kind, Runner, Scores, Values
+from bitfront.metrics.base import Kind, ParameterFigure, Runner, Scores, Values
 from bitfront.scoring import right_answers
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
@@ -108,8 +109,8 @@ class FixedEvaluator(ModelEvaluator):
         self.limits = limits or WorkLimits.fitting(space.graph, threads, job.device)
         # Runners are shared, so that nothing is timed twice.
         self.runners: tuple[Runner, ...] = beside.runners if beside else job.make_runners()
-        self._nonzero: dict[Operand, tuple[NDArray[np.int64], ...]] = {}
         self._calibration = Calibration(space.graph, job.calibration, job.corrections, beside is None, job.memory)
+        self._parameters = RoundedParameters(space, self._calibration)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
         #: Why candidates take the plain path; empty if they do not.
@@ -235,33 +236,13 @@ class FixedEvaluator(ModelEvaluator):
 
     def nonzero(self, operand: Operand = "weight") -> tuple[NDArray[np.int64], ...]:
         """Per site, how many values of a quantized weight are not zero, under each option; int64, shape (options,)."""
-        if operand not in self._nonzero:
-            self._nonzero[operand] = self._count_nonzero(operand)
-        return self._nonzero[operand]
+        groups = range(len(self.space.sites))
+        return tuple(self.of_parameter(g, operand, count_nonzero).astype(np.int64) for g in groups)
 
-    def _count_nonzero(self, operand: Operand) -> tuple[NDArray[np.int64], ...]:
-        tables = []
-        for site, options in zip(self.space.sites, self.space.site_formats, strict=True):
-            counts: dict[Format | None, int] = {}  # once per format, not per option
-            for formats in options:
-                wanted = formats.get(operand)
-                if wanted not in counts:
-                    counts[wanted] = self._nonzero_values(site, operand, wanted)
-            tables.append(np.array([counts[f.get(operand)] for f in options], dtype=np.int64))
-        return tuple(tables)
-
-    def _nonzero_values(self, site: Site, operand: Operand, wanted: Format | None) -> int:
-        held = site.parameter(operand)
-        if held is None:
-            return 0
-        weight = parameter(self.space.graph.model, held[0])
-        if wanted is not None and operand == "weight" and self._calibration.learns_rounding(site):
-            with one_thread():
-                self._calibration.learn([(site, {operand: wanted})])
-            weight = self._calibration.quantized(site, wanted)
-        elif wanted is not None:
-            weight = wanted.calibrated(weight).quantize(weight)
-        return int((weight != 0).sum())
+    def of_parameter(self, group: int, operand: Operand, figure: ParameterFigure) -> Values:
+        """A figure of a rounded parameter of a site, under each option; shape (options,)."""
+        with one_thread():
+            return self._parameters.table(group, operand, figure)
 
     def parts(self, code: NDArray[np.int64]) -> tuple[Graph, dict[str, dict[Operand, Format]], dict[str, Correction]]:
         """The parts of one candidate: (the float model, formats by site, corrections by site)."""
@@ -437,6 +418,9 @@ class _Context:
 
     def nonzero(self, operand: Operand = "weight") -> Sequence[NDArray[np.int64]]:
         return self._evaluator.nonzero(operand)
+
+    def of_parameter(self, group: int, operand: Operand, figure: ParameterFigure) -> Values:
+        return self._evaluator.of_parameter(group, operand, figure)
 
     @property
     def errors(self) -> Sequence[str]:

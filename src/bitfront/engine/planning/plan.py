@@ -149,6 +149,8 @@ class Plan:
             "forward": list(self.forward),
             # An earlier version counted the weights of sites alone, which are often all that there are.
             **({"bitwidth": "of all weights"} if self._counts_others else {}),
+            # An earlier version counted signs, and no biases.
+            **({"ebops_count": "as HGQ2"} if "ebops" in self.sides else {}),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }
