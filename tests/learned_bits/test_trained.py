@@ -1,5 +1,6 @@
 """What a course gave is kept in the run folder: read again with the same bits, and never taken from another training."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 import bitfront as bf
+from bitfront.checkpoints.cycles import cycle_file, learned_network
 from bitfront.errors import CheckpointError
-from bitfront.learned_bits.trained import cycle_file
+from bitfront.report.tables import summary
 
 SETTINGS = {"cycles": 3, "epochs": 2, "networks": 2, "batch_size": 64, "strategy": "learned_bits"}
 
@@ -49,6 +51,30 @@ def test_a_search_goes_on_behind_the_last_complete_cycle(tmp_path):
     for cycle in range(3):
         files = [cycle_file(tmp_path / name, cycle).read_bytes() for name in ("whole", "again")]
         assert files[0] == files[1]
+
+
+def test_what_was_learned_is_told_of_the_network_that_is_rebuilt(tmp_path):
+    run = searched(tmp_path, "told")
+    records = json.loads((tmp_path / "told" / "log.json").read_text())
+    lines = [line for line in summary(run) if line.startswith("  ")]
+    assert not any("-/-" in line for line in lines)
+    for trial in run.trials:
+        network = learned_network(Path(run.folder), trial.config)
+        rebuilt = bf.transform_trial(run.folder, trial.number, data=data_of(), model=model())
+        assert [layer.path for layer in network.layers] == ["0", "2"]
+        for layer in network.layers:
+            weight = rebuilt.model.get_submodule(layer.path).weight
+            assert layer.pruned == pytest.approx(float((weight == 0).double().mean()))
+            told = records[str(trial.number)]["learned_bits"][layer.path]
+            assert told == {
+                "weight_bits": round(float(layer.weight[layer.weight > 0].mean()), 4),
+                "pruned": round(layer.pruned, 4),
+                "data_in_bits": round(float(layer.data_in[layer.data_in > 0].mean()), 4),
+            }
+    for line in lines:
+        number, text = line.strip().split(": ", 1)
+        layers = learned_network(Path(run.folder), run.trial(int(number)).config).layers
+        assert text == ", ".join(f"{e.path} {e.weight_bits:.1f}/{e.pruned:.0%}/{e.data_in_bits:.1f}" for e in layers)
 
 
 def test_every_trial_is_rebuilt_from_its_file(tmp_path):

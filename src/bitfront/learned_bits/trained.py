@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bitfront import checkpoints
+from bitfront.checkpoints.cycles import cycle_file
 from bitfront.errors import CheckpointError
 from bitfront.learned_bits.course import Course, Network, Position
 from bitfront.learned_bits.member import BitsMember, LayerBits
@@ -33,11 +34,6 @@ ARRAYS = (
     "data_bits",
     "data_fractions",
 )
-
-
-def cycle_file(folder: Path, cycle: int) -> Path:
-    """The file of a complete cycle, from 0 on, in a run folder."""
-    return folder / "checkpoints" / f"cycle-{cycle + 1}.pt"
 
 
 @dataclass(eq=False)
@@ -139,6 +135,7 @@ def _write(path: Path, cycle: int, source: str, networks: list[list[Network]], c
         for i, (live, zero) in enumerate(zip(member.live, member.zero, strict=True)):
             tensors |= {f"{m}.live.{i}": torch.from_numpy(live), f"{m}.zero.{i}": torch.from_numpy(zero)}
     meta = {
+        "layers": [layer.path for layer in course.program.layers],
         "cycle": cycle,
         "source": source,
         "networks": [

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bitfront.checkpoints.cycles import LearnedNetwork, learned_network
 from bitfront.constraints import fulfilled, total
 from bitfront.engine.storage.records import SMALL, shares
 from bitfront.metrics.intervals import SIGNIFICANT
@@ -292,6 +293,13 @@ def constrained(run: Run) -> str:
 
 def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
     """The choices of trials, one line each, below a line that says what is shown."""
+    learned = [learned_network(run.folder, trial.config) for trial in shown]
+    if any(learned):
+        return [
+            "what they learned: mean bits of the weights that are not zero, share of those that are, mean bits of the "
+            "input; without signs:",
+            *(f"  {t.number}: {_learned(network)}" for t, network in zip(shown, learned, strict=True)),
+        ]
     named = {e["config"]["name"] for t in shown for e in _sites(t).values()} - {"NA"}
     results = " → data_out" if any(f"{DATA_OUT}_" in str(_sites(t)) for t in shown) else ""
     what = [f"bits of data_in/weight/bias{results}{_in(named)}"] if any(_sites(t) for t in shown) else []
@@ -303,6 +311,12 @@ def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
         line = chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number])
         lines.append(f"  {trial.number}: {line}{_left_by_choice(run, trial.number)}")
     return lines
+
+
+def _learned(network: LearnedNetwork | None) -> str:
+    """What was learned of each layer, in one line."""
+    layers = () if network is None else network.layers
+    return ", ".join(f"{e.path} {e.weight_bits:.1f}/{e.pruned:.0%}/{e.data_in_bits:.1f}" for e in layers) or "unknown"
 
 
 def _left_by_choice(run: Run, number: int) -> str:

@@ -38,7 +38,10 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes += [text] if (text := in_float(space).text) else []
     notes += [*_correction_notes(space, job), *_kind_notes(evaluator)]
     notes += _rounding_notes(space, job.corrections.rounding)
-    notes += [*space.notes, *_training_notes(config, dataset, space, job.runners, job.training is not None)]
+    notes += [
+        *space.notes,
+        *_training_notes(config, dataset, space, job.runners, job.training is not None, job.learning is not None),
+    ]
     return notes
 
 
@@ -87,14 +90,16 @@ def _departure_notes(space: ModelSpace, trains: bool) -> list[str]:
     return notes
 
 
-def _training_notes(config: Config, dataset: Dataset, space: ModelSpace, runners: Runners, trains: bool) -> list[str]:
+def _training_notes(
+    config: Config, dataset: Dataset, space: ModelSpace, runners: Runners, trains: bool, learns: bool
+) -> list[str]:
     """Remarks on the training of candidates."""
     assert config.search is not None
     if not trains:
         notes = []
         if not config.search.strategy.eval_mode:
             notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
-        if space.changes_widths:
+        if space.changes_widths and not learns:
             notes.append(
                 "networks of other widths are not trained: they have the float model's weights, widened or cut. "
                 "sw_runner.basic_train trains each candidate"

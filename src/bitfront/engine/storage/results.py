@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bitfront.checkpoints.cycles import learned_network
 from bitfront.engine.storage.run import LOGGED, Run, Trial
 from bitfront.files import whole
 
@@ -19,8 +20,8 @@ def write_results(folder: Path, run: Run) -> None:
     Raises:
         RunError: a file cannot be written.
     """
-    write_records(folder / "best.json", (_record(t) for t in run.front))
-    write_records(folder / "log.json", (_record(run.row(r), timed=True) for r in _logged(run)))
+    write_records(folder / "best.json", (_record(run, t) for t in run.front))
+    write_records(folder / "log.json", (_record(run, run.row(r), timed=True) for r in _logged(run)))
 
 
 def _logged(run: Run) -> list[int]:
@@ -30,7 +31,7 @@ def _logged(run: Run) -> list[int]:
     return sorted({*range(LOGGED), *run.front_rows.tolist()})
 
 
-def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
+def _record(run: Run, trial: Trial, *, timed: bool = False) -> dict[str, Any]:
     # best.json contains no times, so that the same search writes the same bytes.
     record: dict[str, Any] = {
         "number": trial.number,
@@ -41,6 +42,9 @@ def _record(trial: Trial, *, timed: bool = False) -> dict[str, Any]:
         "sampled_config": trial.config,
         "intervals": {m: list(i) for m, i in trial.intervals.items()},
     }
+    learned = learned_network(run.folder, trial.config)
+    if learned is not None:
+        record["learned_bits"] = learned.summary
     if trial.test_metrics:
         record["test_metrics"] = dict(trial.test_metrics)
     if trial.finetuned is not None:
