@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from bitfront import tomlfile
 from bitfront.errors import require
-from bitfront.report import data, page_data, page_tables
+from bitfront.report import data, learned, page_data, page_tables
 from bitfront.report.grid import CellGrid, bars
 from bitfront.report.importance import Importance
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from matplotlib.figure import Figure
 
     from bitfront.engine.storage.run import Run
 
@@ -37,6 +38,7 @@ def page(run: Run, grids: Sequence[CellGrid], influences: Sequence[Importance]) 
         MissingExtraError: plotly or jinja2 is not installed.
     """
     offline: Any = require("plotly.offline", "report", "the report")
+    bits = learned.learned_front(run)
     facts, remarks = page_tables.summary(run)
     fixed = {
         "title": run.config.run_name,
@@ -46,9 +48,10 @@ def page(run: Run, grids: Sequence[CellGrid], influences: Sequence[Importance]) 
         "facts": facts,
         "remarks": remarks,
         "best": page_tables.best(run),
-        "layers": page_tables.layers(run),
+        "layers": page_tables.layers(run) if bits is None else page_tables.learned_layers(run, bits),
         "influences": page_tables.influences(run, influences),
         "failures": page_tables.failures(run),
+        "learned": [_inline(figure) for figure in (learned.bits(run, bits), learned.course(run, bits))] if bits else [],
         "config": tomlfile.dumps(run.config.effective()),
     }
     heatmaps, pictures = [page_tables.heatmap(cells) for cells in grids], [_picture(cells) for cells in grids]
@@ -89,10 +92,14 @@ def _alt(cells: CellGrid) -> str:
 
 
 def _picture(cells: CellGrid) -> str:
-    """The bars as an image with 128 colours, which needs a third of the bytes."""
+    return _inline(bars(cells))
+
+
+def _inline(figure: Figure) -> str:
+    """A figure as an image with 128 colours, which needs a third of the bytes."""
     from PIL import Image
 
     drawn, out = io.BytesIO(), io.BytesIO()
-    bars(cells).savefig(drawn, format="png", dpi=90)
+    figure.savefig(drawn, format="png", dpi=90)
     Image.open(drawn).convert("RGB").quantize(128).save(out, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -13,6 +13,7 @@ from bitfront.engine.storage.run import UNCHECKED
 from bitfront.report import data, figures
 from bitfront.report.grid import COLOURS, CellGrid, readable
 from bitfront.report.importance import Importance
+from bitfront.report.learned import LearnedFront, rows_of
 from bitfront.report.tables import compared, constrained, number, reasons
 
 if TYPE_CHECKING:
@@ -124,6 +125,14 @@ def layers(run: Run) -> HtmlTable:
         rows.append([HtmlCell(place), *(HtmlCell(text, style=_paint(s), tip=label) for label, text, s in cells)])
     head = [HtmlCell("site/operand"), *(_button(n) for n in chosen.numbers)]
     return _table("Bits or widths that the trials of the front chose", head, rows, "map")
+
+
+def learned_layers(run: Run, front: LearnedFront) -> HtmlTable:
+    """What was learned of each layer, in some networks of the front."""
+    head = [HtmlCell("layer"), *(_button(int(run.columns.number[front.rows[place]])) for place in front.spread)]
+    rows = [[HtmlCell(text) for text in row] for row in rows_of(front)]
+    caption = "Mean bits of the weights that are not zero / share of zeros / mean bits of the input; without signs"
+    return _table(caption, head, rows, "map")
 
 
 def heatmap(cells: CellGrid) -> HtmlTable:

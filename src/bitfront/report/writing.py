@@ -42,12 +42,12 @@ def write_report(
     """
     for module in ("jinja2", "matplotlib", "plotly"):
         require(module, "report", "the report")
-    from bitfront.report import data, figures, grid, page
+    from bitfront.report import data, figures, grid, learned, page
 
     loaded = run if isinstance(run, Run) else Run.load(run)
     grids = grid.grids(loaded, x, y, metrics)
     influences = data.influences(loaded)
-    cloud, failed = data.cloud(loaded), data.failures(loaded)
+    cloud, failed, bits = data.cloud(loaded), data.failures(loaded), learned.learned_front(loaded)
     target = Path(output) if output is not None else loaded.folder
     try:
         (target / "figures").mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,8 @@ def write_report(
         write_text(path, page.page(loaded, grids, influences))
         drawn = [
             ("front", figures.front(loaded, cloud)),
-            ("layers", figures.layers(data.layer_map(loaded, cloud.front))),
+            *([("layers", figures.layers(data.layer_map(loaded, cloud.front)))] if bits is None else []),
+            *([("bits", learned.bits(loaded, bits)), ("learning", learned.course(loaded, bits))] if bits else []),
             ("importance", figures.importances(influences)),
             ("effects", figures.effects(loaded, influences)),
             ("history", figures.history(data.history(loaded))),
