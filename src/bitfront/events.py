@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.search.loop import Progress
+    from bitfront.learned_bits.course import Moment
     from bitfront.training import EpochRecord, TrainSettings
 
 
@@ -41,6 +42,9 @@ class Events:
 
     def ran(self, strategy: str, runs: int, evaluations: int, seconds: float) -> None:
         """All runs of a strategy in a comparison are done; the strategy itself took `seconds`."""
+
+    def learning(self, moment: Moment) -> None:
+        """An epoch of a training with learned bits is done. Called in the thread that trains."""
 
     def progress(self, progress: Progress, plan: Plan) -> None:
         """A block of candidates is evaluated."""

@@ -103,9 +103,10 @@ def plan(
 
     with printing.events(quiet) as events:
         search_plan = api.plan(loaded, events=events)
-        seconds = seconds_per_candidate(search_plan)
+        seconds = seconds_per_candidate(search_plan) or search_plan.evaluator.seconds_per_epoch()
         for note in search_plan.notes:
             events.note(note)
+    learns = search_plan.evaluator.job.learning is not None
     if as_json:
         parameters = [{"name": p.name, "choices": p.labels} for p in search_plan.space.parameters]
         offers = search_plan.space.offers()
@@ -118,7 +119,7 @@ def plan(
                 "strategy": search_plan.strategy.name,
                 "sampler": search_plan.strategy.variant,
                 "candidates": min(search_plan.n_trials, search_plan.space.size),
-                "seconds_per_candidate": seconds,
+                **({"seconds_per_epoch": seconds} if learns else {"seconds_per_candidate": seconds}),
             }
         )
         return

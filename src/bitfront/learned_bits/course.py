@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -115,6 +116,26 @@ class Network:
     right: float
 
 
+@dataclass(frozen=True)
+class Moment:
+    """How far a training is, after an epoch of its first member.
+
+    Attributes:
+        cycle, cycles: the cycle, from 1 on, and how many there are.
+        epoch, epochs: the epoch of the cycle, from 1 on, and how many it has.
+        pressure: in nats per unit of the cost.
+        accuracy, cost: of the network, on the samples that networks are chosen by; None before the cycle settles.
+    """
+
+    cycle: int
+    cycles: int
+    epoch: int
+    epochs: int
+    pressure: float
+    accuracy: float | None = None
+    cost: float | None = None
+
+
 @dataclass(eq=False)
 class Position:
     """Where a member is after some cycles: everything that the next cycle needs."""
@@ -197,13 +218,13 @@ class Course:
         first = schedule.first if schedule.first is not None else FIRST_PRESSURE / self.starting_cost
         return first, schedule.last if schedule.last is not None else RISE * first
 
-    def cycle(self, number: int, threads: int, on_epoch: Callable[[int, int], None]) -> list[list[Network]]:
+    def cycle(self, number: int, threads: int, on_epoch: Callable[[Moment], None]) -> list[list[Network]]:
         """Train every member for one cycle. Returns per member the networks that it gives, the cheapest first.
 
         Args:
             number: of the cycle, from 0 on; the positions must be at its start.
             threads: how many members are trained at a time.
-            on_epoch: called with (epochs done, epochs of the cycle), of the first member.
+            on_epoch: called after each epoch of the first member, in the thread that trains it.
         """
         pressure = self._pressure(number)
         before = [position.copy() for position in self.positions] if self.target else []
@@ -222,13 +243,21 @@ class Course:
                 self.positions = [replace(position, cycle=number + 1) for position in before]
         return networks
 
+    def seconds_per_epoch(self) -> float:
+        """Seconds of one epoch of one member with all its weights, measured; the course does not change."""
+        position = self.positions[0].copy()
+        steps = np.full(math.ceil(len(self.train.y) / self.schedule.batch_size), 1e-9)
+        begin = time.perf_counter()
+        self._epoch(position, steps, steps)
+        return time.perf_counter() - begin
+
     def _pressure(self, number: int) -> float:
         if self.target:
             return self.rise.next(self.range[0])
         return float(np.geomspace(*self.range, self.schedule.cycles)[number])
 
     def _cycle_of(
-        self, position: Position, number: int, pressure: float, on_epoch: Callable[[int, int], None]
+        self, position: Position, number: int, pressure: float, on_epoch: Callable[[Moment], None]
     ) -> list[Network]:
         assert position.cycle == number
         schedule, member = self.schedule, position.member
@@ -246,7 +275,8 @@ class Course:
             if epoch >= epochs - max(schedule.networks, math.ceil(SETTLED * epochs)):
                 kept.append(self._network(member, epoch + 1, float(betas[part][-1])))
             member.prune(schedule.patience)
-            on_epoch(epoch + 1, epochs)
+            at = Moment(number + 1, schedule.cycles, epoch + 1, epochs, float(betas[part][-1]))
+            on_epoch(replace(at, accuracy=kept[-1].right / len(self.val.y), cost=kept[-1].cost) if kept else at)
         position.cycle, position.pressure = number + 1, pressure
         return _chosen(kept, schedule.networks)
 
@@ -283,7 +313,7 @@ class Course:
         return Network(layers, epoch, pressure, cost, float(right))
 
 
-def _silent(done: int, of: int) -> None:
+def _silent(moment: Moment) -> None:
     """Says nothing about the epochs of a member."""
 
 

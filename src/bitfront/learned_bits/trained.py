@@ -6,7 +6,6 @@ A search that was killed begins again behind the last complete cycle, with the s
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from bitfront import checkpoints
 from bitfront.checkpoints.cycles import cycle_file
 from bitfront.errors import CheckpointError
-from bitfront.learned_bits.course import Course, Network, Position
+from bitfront.learned_bits.course import Course, Moment, Network, Position
 from bitfront.learned_bits.member import BitsMember, LayerBits
 from bitfront.learned_bits.program import BitsProgram
 from bitfront.learned_bits.steering import Rise, Target
@@ -36,6 +35,10 @@ ARRAYS = (
 )
 
 
+def _silent(_: Moment) -> None:
+    """Says nothing of a training."""
+
+
 @dataclass(eq=False)
 class TrainedCourse:
     """What a course gave so far.
@@ -44,7 +47,7 @@ class TrainedCourse:
         folder: the run folder; None as long as nothing is kept there.
         source: what the training depends on, as a fingerprint; files with another one are refused.
         threads: how many members are trained at a time.
-        on_epoch: called with (cycle, epochs done, epochs of the cycle).
+        on_epoch: called after each epoch of the first member, in the thread that trains it.
         target: what the constraints of the search say.
         networks: cycle → per member its networks, the cheapest first.
         course: the training, where it is now; None before it begins.
@@ -53,14 +56,14 @@ class TrainedCourse:
     folder: Path | None = None
     source: str = ""
     threads: int = 1
-    on_epoch: Callable[[int, int, int], None] = lambda *_: None
+    on_epoch: Callable[[Moment], None] = _silent
     target: Target = field(default_factory=Target)
     networks: dict[int, list[list[Network]]] = field(default_factory=dict)
     course: Course | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process begins with nothing.
-        return {**vars(self), "networks": {}, "course": None}
+        return {**vars(self), "networks": {}, "course": None, "on_epoch": _silent}
 
     def network(
         self, cycle: int, member: int, place: int, program: BitsProgram, begin: Callable[[], Course]
@@ -93,7 +96,7 @@ class TrainedCourse:
             course.positions = [_position(tensors, f"{m}", e, course) for m, e in enumerate(meta["positions"])]
             course.rise = Rise(**meta["rise"])
         for number in range(course.positions[0].cycle, cycle + 1):
-            self.networks[number] = course.cycle(number, self.threads, functools.partial(self.on_epoch, number))
+            self.networks[number] = course.cycle(number, self.threads, self.on_epoch)
             if self.folder is not None and not self._known(number):
                 _write(cycle_file(self.folder, number), number, self.source, self.networks[number], course)
 

@@ -17,6 +17,7 @@ from bitfront.report import tables
 if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.search.loop import Progress as Searched
+    from bitfront.learned_bits.course import Moment
     from bitfront.training import EpochRecord, TrainSettings
 
 #: Width of a terminal, in characters, that has room for more than numbers.
@@ -39,6 +40,7 @@ class Live(Events):
         self._noted: set[str] = set()
         self._bytes_shown = 0.0
         self._searching = "searching"
+        self._front = 0
 
     def __enter__(self) -> Self:
         return self
@@ -101,11 +103,31 @@ class Live(Events):
         time_in_strategy = tables.duration(seconds)
         self.note(f"{strategy}: {count}, {evaluations:,} evaluations, {time_in_strategy} in the strategy")
 
+    def learning(self, moment: Moment) -> None:
+        """Show a bar of cycles, with the pressure, the network as it is, and the front so far."""
+        if self._bar is None:
+            self._start("learning", None)
+        bar, task = self._bar, self._task
+        if bar is None or task is None:
+            return  # nothing is shown
+        parts = [f"cycle {moment.cycle}/{moment.cycles}, epoch {moment.epoch}/{moment.epochs}"]
+        parts.append(f"pressure {moment.pressure:.1e}")
+        if moment.accuracy is not None and moment.cost is not None:
+            parts.append(f"accuracy {moment.accuracy:.4f}, cost {tables.number(moment.cost)}")
+        text = ", ".join([*parts, *([f"front {self._front}"] if self._front else [])])
+        done = moment.cycle - 1 + moment.epoch / moment.epochs
+        bar.update(task, description="learning", total=moment.cycles, completed=done, text=text, loss="")
+
     def progress(self, progress: Searched, plan: Plan) -> None:
         """Show a bar of candidates, with the best so far and the timeout."""
         if self._bar is None:
             self._start(self._searching, progress.total)
         best = _best(progress, plan)
+        self._front = len(progress.front)
+        if plan.evaluator.job.learning is not None:
+            # The bar counts cycles.
+            self._loss = f"searched: {progress.new:,} networks in {tables.duration(progress.seconds)}"
+            return
         timeout = plan.settings.strategy.setup.timeout
         limit = f"  timeout {tables.duration(timeout)}" if timeout and self.console.width >= ROOM else ""
         failed = f", {progress.failed} failed" if progress.failed else ""

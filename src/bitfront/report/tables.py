@@ -374,12 +374,40 @@ def plan_sites(plan: Plan) -> Sheet:
     return Sheet(["site", "type", "rule", "choices", "options"], rows, right=["options"])
 
 
+def learning_summary(plan: Plan, seconds: float) -> list[str]:
+    """What a training with learned bits will do and about how long it takes, one per line.
+
+    Args:
+        seconds: measured time of an epoch.
+    """
+    learning = plan.evaluator.job.learning
+    assert learning is not None
+    schedule = learning.schedule
+    members = f" of {schedule.members} members" if schedule.members > 1 else ""
+    directions = zip(plan.objectives.names, plan.objectives.directions, strict=True)
+    epochs = max(schedule.epochs, schedule.networks)
+    whole = seconds * schedule.cycles * epochs * schedule.members
+    teacher = learning.teacher if isinstance(learning.teacher, str) else "the network of a checkpoint"
+    threads = ", on one thread" if schedule.members > 1 else ""
+    return [
+        f"learned bits: {schedule.cycles} cycles{members}, each of {number(epochs)} epochs while all weights are "
+        f"alive, and of more later; {min(plan.n_trials, plan.space.size):,} networks",
+        f"pressed on: {learning.metric}; teacher: {teacher}",
+        f"objectives: {', '.join(f'{name} ({d})' for name, d in directions)}",
+        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per epoch (measured on one), about {duration(whole)} of "
+        f"training in all (estimated{threads}), and the time in which networks are measured"
+        + (", and the training of teachers" if learning.teacher == "ensemble" else ""),
+    ]
+
+
 def plan_summary(plan: Plan, seconds: float) -> list[str]:
     """Size of the space, strategy, objectives and expected time, one per line.
 
     Args:
-        seconds: measured time per candidate.
+        seconds: measured time per candidate; with learned bits, per epoch of their training.
     """
+    if plan.evaluator.job.learning is not None:
+        return learning_summary(plan, seconds)
     size, n = plan.space.size, min(plan.n_trials, plan.space.size)
     variant = plan.strategy.variant
     method = plan.strategy.name + (f" ({variant})" if variant else "")

@@ -288,6 +288,10 @@ class Evaluator(ABC):
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""
 
+    def seconds_per_epoch(self) -> float:
+        """Seconds of an epoch of a training with learned bits, measured; 0 without one."""
+        return 0.0
+
     def steer(self, target: Target) -> None:  # noqa: ARG002
         """Spend the rest of a training with learned bits where the constraints of the search are met."""
         return

@@ -97,6 +97,16 @@ class LearnedBitsEvaluator(Evaluator):
         targets = self._targets()
         return Course.begin(space.program, models, largest, learning.schedule, learning.cost, train, val, targets)
 
+    def seconds_per_epoch(self) -> float:
+        """Seconds of one epoch of one member with all its weights, measured; no teacher, and nothing is kept."""
+        learning, space = self.learning, self._space
+        model = space.graph.model
+        with one_thread():
+            largest = starting_ranges(model, space.program, learning.x[:RANGE_SAMPLES].float(), lambda m, x: m(x))
+            train, val = Samples.of(learning.x, learning.y), Samples.of(learning.val_x, learning.val_y)
+            course = Course.begin(space.program, [model], largest, learning.schedule, learning.cost, train, val)
+            return course.seconds_per_epoch()
+
     def _fresh(self, count: int) -> list[nn.Module]:
         """Where the members after the first one start."""
         learning, schedule = self.learning, self.learning.schedule

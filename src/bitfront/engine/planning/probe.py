@@ -28,11 +28,14 @@ def seconds_per_candidate(plan: Plan, safe: Callable[[Codes], NDArray[np.bool_]]
     """Seconds that one candidate takes, measured in this process.
 
     Where the whole space will be evaluated, the candidates are consecutive ones, which share most of their work;
-    otherwise they are random ones. If candidates are trained, one or two of them are.
+    otherwise they are random ones. If candidates are trained, one or two of them are. Networks of a training with
+    learned bits come out together: 0, as no candidate has a time of its own.
 
     Args:
         safe: which of some candidates may be evaluated in this process (``Dispatcher.safe``).
     """
+    if plan.evaluator.job.learning is not None:
+        return 0.0
     count = CONSECUTIVE if plan.exhaustive else RANDOM
 
     def timed(codes: Codes) -> float:

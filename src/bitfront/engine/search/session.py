@@ -170,7 +170,8 @@ def _searched(
     limits = bounds(plan, summary["reference"])
     # The constraints with resolved bounds are stored for readers of the run folder.
     store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
-    if learns:
+    if plan.evaluator.job.learning is not None:
+        plan.evaluator.job.learning.course.on_epoch = events.learning
         plan.evaluator.steer(target_of(plan.evaluator, limits.constraints))
     reason, lost = _evaluate(plan, store, limits, starts, dispatcher, events)
     store.set_meta("stopped", reason)
