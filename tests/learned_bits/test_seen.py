@@ -9,7 +9,7 @@ from torch import nn
 import bitfront as bf
 from bitfront.events import Events
 from bitfront.learned_bits.course import Moment
-from bitfront.report import tables
+from bitfront.report import plans
 from bitfront.report.live import Live
 
 SETTINGS = {"cycles": 2, "epochs": 3, "networks": 2, "batch_size": 64, "strategy": "learned_bits"}
@@ -66,7 +66,7 @@ def test_a_plan_says_what_is_learned_and_how_long_it_takes(tmp_path):
     heard = Heard()
     bf.search(**given(tmp_path), events=heard)
     plan = heard.plan
-    lines = tables.plan_summary(plan, 0.5)
+    lines = plans.plan_summary(plan, 0.5)
     assert lines[0].startswith("learned bits: 2 cycles, each of 3 epochs")
     assert lines[-1].startswith("cost: 500 ms per epoch (measured on one), about 3.0 s of training in all (estimated)")
     assert [offer.site for offer in plan.space.offers()] == ["0", "2"]

@@ -99,7 +99,7 @@ def plan(
     loaded = load_configuration(one_file(file, config), overrides)
     from bitfront import api
     from bitfront.engine.planning.probe import seconds_per_candidate
-    from bitfront.report import tables
+    from bitfront.report import plans
 
     with printing.events(quiet) as events:
         search_plan = api.plan(loaded, events=events)
@@ -123,8 +123,8 @@ def plan(
             }
         )
         return
-    tables.plan_sites(search_plan).show(printing.console())
-    for line in tables.plan_summary(search_plan, seconds):
+    plans.plan_sites(search_plan).show(printing.console())
+    for line in plans.plan_summary(search_plan, seconds):
         printing.print_line(line)
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from bitfront.events import Events
-from bitfront.report import tables
+from bitfront.report import plans, tables
 
 if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
@@ -40,7 +40,7 @@ class Live(Events):
         self._noted: set[str] = set()
         self._bytes_shown = 0.0
         self._searching = "searching"
-        self._front = 0
+        self._front, self._learns = 0, False
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +87,7 @@ class Live(Events):
         """Print the size of the space and the expected time, before the search starts."""
         self._end()
         if seconds:
-            for line in tables.plan_summary(plan, seconds):
+            for line in plans.plan_summary(plan, seconds):
                 self.note(line)
         self._began = time.perf_counter()
 
@@ -105,6 +105,7 @@ class Live(Events):
 
     def learning(self, moment: Moment) -> None:
         """Show a bar of cycles, with the pressure, the network as it is, and the front so far."""
+        self._learns = True
         if self._bar is None:
             self._start("learning", None)
         bar, task = self._bar, self._task
@@ -124,7 +125,7 @@ class Live(Events):
             self._start(self._searching, progress.total)
         best = _best(progress, plan)
         self._front = len(progress.front)
-        if plan.evaluator.job.learning is not None:
+        if self._learns:
             # The bar counts cycles.
             self._loss = f"searched: {progress.new:,} networks in {tables.duration(progress.seconds)}"
             return

@@ -22,7 +22,6 @@ from bitfront.operations.base import DATA_OUT, result_of
 
 if TYPE_CHECKING:
     from bitfront.engine.analysis import Analysis
-    from bitfront.engine.planning.plan import Plan
     from bitfront.engine.rebuild import Transformed
     from bitfront.engine.storage.run import Run, Trial
 
@@ -366,69 +365,6 @@ def _bits_of(role: str, bits: Mapping[str, int | None]) -> str:
     """The bits of a site's operands of a role, joined by ``+``: there may be ``weight_ih`` and ``weight_hh``."""
     there = [b for o, b in bits.items() if o == role or (role != "data_in" and o.startswith(f"{role}_"))]
     return "+".join("?" if b is None else str(b) for b in there) or "-"
-
-
-def plan_sites(plan: Plan) -> Sheet:
-    """The choices of each site, and the key of the configuration that they come from."""
-    rows = [[o.site, o.type, o.rule, o.choices, f"{o.options:,}"] for o in plan.space.offers()]
-    return Sheet(["site", "type", "rule", "choices", "options"], rows, right=["options"])
-
-
-def learning_summary(plan: Plan, seconds: float) -> list[str]:
-    """What a training with learned bits will do and about how long it takes, one per line.
-
-    Args:
-        seconds: measured time of an epoch.
-    """
-    learning = plan.evaluator.job.learning
-    assert learning is not None
-    schedule = learning.schedule
-    members = f" of {schedule.members} members" if schedule.members > 1 else ""
-    directions = zip(plan.objectives.names, plan.objectives.directions, strict=True)
-    epochs = max(schedule.epochs, schedule.networks)
-    whole = seconds * schedule.cycles * epochs * schedule.members
-    teacher = learning.teacher if isinstance(learning.teacher, str) else "the network of a checkpoint"
-    threads = ", on one thread" if schedule.members > 1 else ""
-    return [
-        f"learned bits: {schedule.cycles} cycles{members}, each of {number(epochs)} epochs while all weights are "
-        f"alive, and of more later; {min(plan.n_trials, plan.space.size):,} networks",
-        f"pressed on: {learning.metric}; teacher: {teacher}",
-        f"objectives: {', '.join(f'{name} ({d})' for name, d in directions)}",
-        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per epoch (measured on one), about {duration(whole)} of "
-        f"training in all (estimated{threads}), and the time in which networks are measured"
-        + (", and the training of teachers" if learning.teacher == "ensemble" else ""),
-    ]
-
-
-def plan_summary(plan: Plan, seconds: float) -> list[str]:
-    """Size of the space, strategy, objectives and expected time, one per line.
-
-    Args:
-        seconds: measured time per candidate; with learned bits, per epoch of their training.
-    """
-    if plan.evaluator.job.learning is not None:
-        return learning_summary(plan, seconds)
-    size, n = plan.space.size, min(plan.n_trials, plan.space.size)
-    variant = plan.strategy.variant
-    method = plan.strategy.name + (f" ({variant})" if variant else "")
-    directions = ", ".join(
-        f"{name} ({d})" for name, d in zip(plan.objectives.names, plan.objectives.directions, strict=True)
-    )
-    jobs = plan.settings.strategy.setup.n_jobs
-    spelled = plan.space.spelled_size
-    lines = [
-        f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters"
-        if spelled == size
-        else f"space: {spelled:,} settings, {size:,} distinct networks, {len(plan.space.parameters)} parameters",
-        f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
-        f"objectives: {directions}",
-        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "
-        f"about {duration(seconds * n / jobs)} in all" + (", and the time of the sampler" if variant else ""),
-    ]
-    timeout = plan.settings.strategy.setup.timeout
-    if timeout is not None and seconds * n / jobs > timeout:
-        lines.append(f"the timeout of {duration(timeout)} ends it before that")
-    return lines
 
 
 def analysis(result: Analysis) -> Sheet:
