@@ -92,12 +92,13 @@ def windows(x, size):
 
 
 def ebops(layers):
-    """Bits times bits of every product, and the bits of the biases, without signs."""
+    """Bits times bits of every product, and the bits of the biases, once per output, without signs."""
     total = 0
     for layer in layers:
         bits_x = layer.data.widths.astype(np.int64) - layer.data.signed * (layer.data.widths > 0)
         bits_w = [int(abs(w)).bit_length() for w in layer.weight.reshape(-1)]
-        total += int(layer.products(bits_x[None], np.array(bits_w).reshape(layer.weight.shape)).sum())
+        products = layer.products(bits_x[None], np.array(bits_w).reshape(layer.weight.shape))
+        total += int(products.sum())
         if layer.bias is not None:
-            total += sum(int(abs(b)).bit_length() for b in layer.bias)
+            total += products[0, 0].size * sum(int(abs(b)).bit_length() for b in layer.bias)
     return total

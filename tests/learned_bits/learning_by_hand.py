@@ -116,7 +116,9 @@ class Reference:
         if b is not None:
             f = nearest(v.bias_bits)
             widths = lengths(b, v.bias_bits) + f - f.detach()
-            self.cost = self.cost + biases * torch.where(b != 0, widths, torch.zeros_like(widths)).sum()
+            # Once where it is stored; once per output where products cost.
+            times = out[0, 0].numel() if pairs else 1
+            self.cost = self.cost + times * biases * torch.where(b != 0, widths, torch.zeros_like(widths)).sum()
         return out
 
     def loss(self, forward, x, targets, pressure):

@@ -16,9 +16,11 @@
 namespace {
 
 // What the bits cost: `pairs` per product of a bit of an input with a bit of a weight, `stored` per bit of a weight,
-// `biases` per bit of a bias.
+// `biases` per bit of a bias: once where it is stored, once per output that it is added to where products cost.
 struct Pressure {
     double pairs, stored, biases;
+
+    double of_bias(const Operation& op) const { return biases * (pairs > 0 ? op.positions : 1); }
 };
 
 const float LN2 = 0.69314718f;
@@ -120,7 +122,7 @@ double prepare_bits(const Member& m, const Pressure& cost, float* scratch, float
         }
         for (int64_t c = 0; op.bias >= 0 && c < op.channels; c++) {
             const int32_t f = whole_bits(m.values[op.bias_fractions + c]);
-            total += cost.biases * length_of(slots.bias[c] * power_of_two(f));
+            total += cost.of_bias(op) * length_of(slots.bias[c] * power_of_two(f));
         }
     }
     return total;
@@ -147,7 +149,7 @@ void finish_bits(const Member& m, const Pressure& cost, double beta, float* scra
         }
         for (int64_t c = 0; op.bias >= 0 && c < op.channels; c++) {
             const float through = LN2 * (m.values[op.bias + c] - slots.bias[c]) * gradients[op.bias + c];
-            gradients[op.bias_fractions + c] += through + (slots.bias[c] != 0 ? beta * cost.biases : 0);
+            gradients[op.bias_fractions + c] += through + (slots.bias[c] != 0 ? beta * cost.of_bias(op) : 0);
         }
     }
 }
