@@ -489,6 +489,20 @@ def test_some_overflow_and_some_do_not():
     assert 10 < sum(map(bool, measured.errors)) < 50
 
 
+@pytest.mark.parametrize("form", ["integer", "affine"])
+def test_a_sample_that_is_no_number_is_none_in_convolutions_of_bytes(form):
+    """A byte cannot hold it, so the step is computed in floats."""
+    seed = {"default": {"name": [form, "NA"], "data_in_width": [8], "weight_width": [4, 8]}}
+    x = torch.randn(9, *Images.shape, generator=torch.Generator().manual_seed(0))
+    for place, value in ((None, 0.0), (4, torch.nan), (8, torch.nan)):
+        samples = x.clone()
+        if place is not None:
+            samples[place, 0, 1, 1] = value
+        evaluator = evaluator_of(job_of(seeded_model(Images), Images.shape, seed, x=samples))
+        measured = assert_as_alone(evaluator, evaluator.space.sample(6, np.random.default_rng(0)))
+        assert [bool(error) for error in measured.errors] == [place is not None] * len(measured.errors)
+
+
 #: Ties, differences that leave nothing of the others, and what has no exponential.
 VALUES = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-40, 15.5, 88.0, -88.0, 104.0, 1e4, -1e4, 3e38, -3e38)
 

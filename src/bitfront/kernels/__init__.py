@@ -235,32 +235,28 @@ def round_blocks(
     shape: tuple[int, int, int],
     grids: NDArray[np.float32],
     affine: Affine | None = None,
-) -> bool:
+) -> None:
     """Rounds blocks of `source` into blocks of `target`. Only where :func:`compiled` is true.
 
     A float32 target gets clamp(round(x · scale), low, high) · step; or, if the divisor is not 0,
-    (clamp(round(x / divisor) + zero, low, high) − zero) · step. A uint8 target gets the clamped number plus an offset.
+    (clamp(round(x / divisor) + zero, low, high) − zero) · step.
 
     Args:
         source: float32, on the CPU; the shape is ignored.
-        target: float32 or uint8, on the CPU; the shape is ignored.
+        target: float32, on the CPU; the shape is ignored.
         source_places: the first element of each block of `source`, shape (blocks,).
         target_places: the first element of each block of `target`, shape (blocks,).
         shape: rows of a block, elements of a row, and elements from one row of the source to the next. The rows of the
             target are contiguous.
-        grids: scale, low, high, step (or offset), divisor and zero of each block, shape (blocks, 6); low and high
+        grids: scale, low, high, step, divisor and zero of each block, shape (blocks, 6); low and high
             within ±2^WIDEST.
         affine: the pending batch norm of the source, one channel per element of a row; None where there is none.
-
-    Returns:
-        Whether there is a NaN and the target is uint8, which cannot hold it.
     """
     library = native.library()
     assert library is not None
-    run = library.bitfront_round_bytes if target.dtype == torch.uint8 else library.bitfront_round
     source_places, target_places = np.ascontiguousarray(source_places), np.ascontiguousarray(target_places)
     grids = np.ascontiguousarray(grids)
-    has_nan = run(
+    library.bitfront_round(
         source.data_ptr(),
         target.data_ptr(),
         len(source_places),
@@ -270,7 +266,6 @@ def round_blocks(
         grids.ctypes.data,
         *_affine_arguments(affine),
     )
-    return bool(has_nan)
 
 
 def add_normalised(

@@ -60,18 +60,16 @@ static inline __attribute__((always_inline)) void score_tile(const float* z, con
 #undef EACH
 }
 
-template <int mode, typename Out>
-static int32_t round_blocks(const float* in, Out* out, int64_t blocks, const int64_t* in_places,
-                            const int64_t* out_places, int64_t rows, int64_t length, int64_t in_stride,
-                            const float* formats, const float* alpha, const float* beta) {
-    int32_t has_nan = 0;
+template <int mode>
+static void round_blocks(const float* in, float* out, int64_t blocks, const int64_t* in_places,
+                         const int64_t* out_places, int64_t rows, int64_t length, int64_t in_stride,
+                         const float* formats, const float* alpha, const float* beta) {
     for (int64_t b = 0; b < blocks; b++) {
         const float* source = in + in_places[b];
-        Out* target = out + out_places[b];
+        float* target = out + out_places[b];
         for (int64_t r = 0; r < rows; r++, source += in_stride, target += length)
-            has_nan |= round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
+            round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
     }
-    return has_nan;
 }
 
 template <int left, int right>
@@ -159,18 +157,8 @@ void bitfront_scale(float* out, int64_t rows, int64_t length, int64_t rows_per_s
 void bitfront_round(const float* in, float* out, int64_t blocks, const int64_t* in_places, const int64_t* out_places,
                     int64_t rows, int64_t length, int64_t in_stride, const float* formats, const float* alpha,
                     const float* beta, int32_t mode) {
-    auto run = mode == NONE ? round_blocks<NONE, float> : mode == SEPARATE ? round_blocks<SEPARATE, float>
-                                                                            : round_blocks<FUSED, float>;
+    auto run = mode == NONE ? round_blocks<NONE> : mode == SEPARATE ? round_blocks<SEPARATE> : round_blocks<FUSED>;
     run(in, out, blocks, in_places, out_places, rows, length, in_stride, formats, alpha, beta);
-}
-
-// The same into bytes. Returns 1 if there is a NaN, else 0.
-int32_t bitfront_round_bytes(const float* in, uint8_t* out, int64_t blocks, const int64_t* in_places,
-                             const int64_t* out_places, int64_t rows, int64_t length, int64_t in_stride,
-                             const float* formats, const float* alpha, const float* beta, int32_t mode) {
-    auto run = mode == NONE ? round_blocks<NONE, uint8_t> : mode == SEPARATE ? round_blocks<SEPARATE, uint8_t>
-                                                                              : round_blocks<FUSED, uint8_t>;
-    return run(in, out, blocks, in_places, out_places, rows, length, in_stride, formats, alpha, beta);
 }
 
 // Whether convolutions of bytes are faster than those of floats here.

@@ -33,7 +33,6 @@ _AFFINE = [_POINTER, _POINTER, _INT]
 _ROUND = [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, *_AFFINE]
 _EVALUATION: dict[str, tuple[list[Any], Any]] = {
     "bitfront_round": (_ROUND, None),
-    "bitfront_round_bytes": (_ROUND, _INT),
     "bitfront_round_scaled": ([_POINTER, _POINTER, _INT, *[_POINTER] * 3, _INT, _POINTER], None),
     "bitfront_fast_bytes": ([], _INT),
     "bitfront_convolve": ([_POINTER, _LONG, *[_POINTER] * 3, *_AFFINE, _INT, _POINTER], _INT),
