@@ -19,9 +19,8 @@ GROUPS = ("weight", "bias", "weight_bits", "bias_bits", "fractions", "integers")
 def member_of(model, shared, seed):
     """A member whose weights and bits are drawn, some bits without room for a value, and its program."""
     draw = np.random.default_rng(seed)
-    sample = torch.zeros(2, *model.shape)
-    graph = capture(model.eval(), sample)
-    _, program = with_learned_bits(graph, sample, shared, {})
+    graph = capture(model.eval(), torch.zeros(2, *model.shape))
+    _, program = with_learned_bits(graph, model.shape, shared, {})
     member = BitsMember.of(program, graph.model, [np.ones(layer.source, np.float32) for layer in program.layers], 5)
     values = member.values.numpy()
     for layer, place in zip(program.layers, member.places, strict=True):

@@ -102,9 +102,7 @@ def learn(
     steps = -(-len(order) // batch)
     assert len(rates) == len(betas) == steps
     total = library.bitfront_learn(
-        ctypes.addressof(member),
-        ctypes.addressof(workspace.scratch),
-        ctypes.addressof(pressure),
+        *map(ctypes.addressof, (member, workspace.scratch, pressure)),
         x.data_ptr(),
         x.shape[1],
         order.data_ptr(),
@@ -136,9 +134,7 @@ def logits(
     assert library is not None
     out = torch.empty(member.classes, len(order))
     cost = library.bitfront_learned_logits(
-        ctypes.addressof(member),
-        ctypes.addressof(workspace.scratch),
-        ctypes.addressof(pressure),
+        *map(ctypes.addressof, (member, workspace.scratch, pressure)),
         x.data_ptr(),
         x.shape[1],
         order.data_ptr(),

@@ -58,17 +58,17 @@ class Schedule:
         seed: of the order of the samples.
     """
 
-    cycles: int = 20
-    epochs: float = 12.0
-    members: int = 1
-    networks: int = 6
-    batch_size: int = 512
-    learning_rate: float = 3e-3
-    bits_rate: float = 2.0
-    patience: int = 5
-    first: float | None = None
-    last: float | None = None
-    seed: int = 0
+    cycles: int
+    epochs: float
+    members: int
+    networks: int
+    batch_size: int
+    learning_rate: float
+    bits_rate: float
+    patience: int
+    first: float | None
+    last: float | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Course:
         before = [position.copy() for position in self.positions] if self.target else []
         with ThreadPoolExecutor(max(1, min(threads, len(self.positions)))) as pool:
             jobs = [
-                pool.submit(self._cycle_of, position, number, pressure, on_epoch if place == 0 else _silent)
+                pool.submit(self._cycle_of, position, number, pressure, on_epoch if place == 0 else silent)
                 for place, position in enumerate(self.positions)
             ]
             networks = [job.result() for job in jobs]
@@ -313,7 +313,7 @@ class Course:
         return Network(layers, epoch, pressure, cost, float(right))
 
 
-def _silent(moment: Moment) -> None:
+def silent(moment: Moment) -> None:
     """Says nothing about the epochs of a member."""
 
 

@@ -133,9 +133,6 @@ class BitsMember:
 
     def reshape(self) -> None:
         """Write the operations anew; call it when weights were removed."""
-        self._write()
-
-    def _write(self) -> None:
         program = self.program
         first_row, rows = {0: -1}, 0
         for step in program.steps:

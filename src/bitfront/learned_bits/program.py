@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +21,9 @@ from bitfront.graph import Graph
 from bitfront.operations.training import Shape, SlidingWindow, UnsupportedError
 from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.population.programs import program as training_program
+from bitfront.strategies.learned_bits import Granularity
 from bitfront.transforms.fold import Folded, folded
 
-#: What shares its bits: nothing, the weights of an output channel (the values of an input channel), the whole operand.
-Granularity = Literal["element", "channel", "layer"]
 Indices = NDArray[np.int64]
 
 

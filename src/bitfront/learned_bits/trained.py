@@ -17,7 +17,7 @@ from torch import Tensor
 from bitfront import checkpoints
 from bitfront.checkpoints.cycles import cycle_file
 from bitfront.errors import CheckpointError
-from bitfront.learned_bits.course import Course, Moment, Network, Position
+from bitfront.learned_bits.course import Course, Moment, Network, Position, silent
 from bitfront.learned_bits.member import BitsMember, LayerBits
 from bitfront.learned_bits.program import BitsProgram
 from bitfront.learned_bits.steering import Rise, Target
@@ -33,10 +33,6 @@ ARRAYS = (
     "data_bits",
     "data_fractions",
 )
-
-
-def _silent(_: Moment) -> None:
-    """Says nothing of a training."""
 
 
 @dataclass(eq=False)
@@ -56,14 +52,14 @@ class TrainedCourse:
     folder: Path | None = None
     source: str = ""
     threads: int = 1
-    on_epoch: Callable[[Moment], None] = _silent
+    on_epoch: Callable[[Moment], None] = silent
     target: Target = field(default_factory=Target)
     networks: dict[int, list[list[Network]]] = field(default_factory=dict)
     course: Course | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process begins with nothing.
-        return {**vars(self), "networks": {}, "course": None, "on_epoch": _silent}
+        return {**vars(self), "networks": {}, "course": None, "on_epoch": silent}
 
     def network(
         self, cycle: int, member: int, place: int, program: BitsProgram, begin: Callable[[], Course]

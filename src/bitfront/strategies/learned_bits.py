@@ -12,6 +12,7 @@ from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, StrategySettings
 
+#: What shares its bits: nothing, the weights of an output channel (the values of an input channel), the whole operand.
 Granularity = Literal["element", "channel", "layer"]
 
 

@@ -89,8 +89,8 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
         names: strategies, such as ``"evolution"`` or ``"optuna:tpe"``.
 
     Raises:
-        ConfigError: there is no such strategy or sampler, one is named twice, or the space is too large for brute
-            force.
+        ConfigError: there is no such strategy or sampler, one is named twice or has candidates of its own, or the space
+            is too large for brute force.
     """
     plans: list[Plan] = []
     for text in names:
@@ -104,6 +104,12 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
                 raise
         if strategy.title in (other.strategy.title for other in plans):
             raise ConfigError(f"{strategy.title} is named twice", key=("strategies", text))
+        if strategy.kind.trains_bits:
+            raise ConfigError(
+                f"{strategy.words} trains its networks, and strategies are compared on candidates of one space; run it "
+                "as a search of its own, and compare the fronts",
+                key=("strategies", text),
+            )
         competitor = replace(plan, strategy=strategy)
         if strategy.kind.exhaustive:
             competitor = replace(competitor, n_trials=plan.space.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,23 +89,21 @@ class LearnedBitsEvaluator(Evaluator):
         return self._float.trained(state_of(graph, network.layers), formats_of(graph, network.layers))
 
     def _begin(self) -> Course:
+        models = [self._space.graph.model, *self._fresh(self.learning.schedule.members - 1)]
+        return self._course(models, self._targets())
+
+    def _course(self, models: Sequence[nn.Module], targets: Tensor | None) -> Course:
+        """A course at its start, with these members."""
         learning, space = self.learning, self._space
-        model = space.graph.model
-        largest = starting_ranges(model, space.program, learning.x[:RANGE_SAMPLES].float(), lambda m, x: m(x))
-        models = [model, *self._fresh(learning.schedule.members - 1)]
+        some = learning.x[:RANGE_SAMPLES].float()
+        largest = starting_ranges(space.graph.model, space.program, some, lambda m, x: m(x))
         train, val = Samples.of(learning.x, learning.y), Samples.of(learning.val_x, learning.val_y)
-        targets = self._targets()
         return Course.begin(space.program, models, largest, learning.schedule, learning.cost, train, val, targets)
 
     def seconds_per_epoch(self) -> float:
         """Seconds of one epoch of one member with all its weights, measured; no teacher, and nothing is kept."""
-        learning, space = self.learning, self._space
-        model = space.graph.model
         with one_thread():
-            largest = starting_ranges(model, space.program, learning.x[:RANGE_SAMPLES].float(), lambda m, x: m(x))
-            train, val = Samples.of(learning.x, learning.y), Samples.of(learning.val_x, learning.val_y)
-            course = Course.begin(space.program, [model], largest, learning.schedule, learning.cost, train, val)
-            return course.seconds_per_epoch()
+            return self._course([self._space.graph.model], None).seconds_per_epoch()
 
     def _fresh(self, count: int) -> list[nn.Module]:
         """Where the members after the first one start."""

@@ -14,6 +14,7 @@ from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.interface import BitsLearning, Evaluator
 from bitfront.engine.planning.runners import Runners, chosen_samples
+from bitfront.engine.planning.training import configured_training
 from bitfront.errors import CheckpointError, ConfigError, one_of
 from bitfront.learned_bits.course import Cost, Schedule
 from bitfront.learned_bits.program import Granularities
@@ -25,8 +26,6 @@ from bitfront.strategies.learned_bits import LearnedBitsSettings
 #: Steps of a cycle while all weights are alive, and how long a weight must be zero to be removed, where the file says
 #: nothing: what served a classifier of 16 features well, in 12 and in 5 epochs of 270,000 samples.
 STEPS, PATIENCE = 6300, 2640
-#: Metrics that the training counts as they are reported; others only rise and fall with its count.
-EXACT = frozenset({"ebops"})
 #: What a bit costs, by metric: pairs of bits that are multiplied; bits of weights and biases that are stored.
 COSTS = {
     "ebops": Cost(pairs=1.0, stored=0.0, biases=1.0),
@@ -52,6 +51,7 @@ def bits_learning(
     settings = strategy.settings
     if not isinstance(settings, LearnedBitsSettings):
         return None
+    _check_others(config, runners)
     cost: str | None = settings.cost or next((p.metric for p in objectives.parts if p.metric in COSTS), None)
     if cost is None:
         raise ConfigError(
@@ -125,13 +125,47 @@ def target_of(evaluator: Evaluator, constraints: Sequence[Constraint]) -> Target
             right = max(right or 0.0, constraint.bound * len(learning.val_y))
         if constraint.metric == learning.metric and constraint.comparison in ("<=", "<"):
             cost = min(cost or math.inf, constraint.bound)
-    return Target(right, cost if learning.metric in EXACT else None)
+    return Target(right, cost if _counts_as_reported(evaluator) else None)
 
 
 def _batch(samples: int) -> int:
     """The power of two from 32 to 1,024 that is nearest to a 500th of the samples, in its logarithm."""
     exponent = round(math.log2(max(1, samples) / 500))
     return 1 << min(10, max(5, exponent))
+
+
+def _counts_as_reported(evaluator: Evaluator) -> bool:
+    """Whether the training counts its cost as it is reported: EBOPs, in their usual convention."""
+    learning = evaluator.job.learning
+    runners = [r for r in evaluator.job.runners if r.name == "ebops"]
+    usual = all(runner.settings == type(runner.settings)() for runner in runners)
+    return learning is not None and learning.metric == "ebops" and usual
+
+
+def _check_others(config: Config, runners: Runners) -> None:
+    """Raises ConfigError for settings that would have no effect on networks whose bits are learned."""
+    assert config.search is not None
+    search = config.search
+    training, calibration = configured_training(runners), search.calibration
+    where = ("search", "calibration")
+    # (whether it is configured, its key, why it is not possible)
+    others = (
+        (
+            search.strategy.setup.candidate_timeout is not None,
+            (*SETUP, "candidate_timeout"),
+            "candidates have no time of their own: they come out of one training",
+        ),
+        (training is not None, training[0].where if training else (), "networks are not trained a second time"),
+        (calibration.bias_correction, (*where, "bias_correction"), "training learns what it corrects"),
+        (calibration.batch_norm, (*where, "batch_norm"), "batch norms are folded into the layers before them"),
+        (calibration.rounding == "adaptive", (*where, "rounding"), "training learns how weights are rounded"),
+        (search.finetune.trials > 0, ("search", "finetune", "trials"), "networks are not trained a second time"),
+    )
+    for configured, key, why in others:
+        if configured:
+            raise ConfigError(
+                f"this is not possible with strategy 'learned_bits': {why}; remove it, or use another strategy", key=key
+            )
 
 
 def _cycles(config: Config, settings: LearnedBitsSettings) -> int:

@@ -97,6 +97,8 @@ def _training_notes(
     assert config.search is not None
     if not trains:
         notes = []
+        if learns and config.search.strategy.setup.n_jobs > 1:
+            notes.append("n_jobs has no effect: learned bits are trained in one process, a member on each core")
         if not config.search.strategy.eval_mode:
             notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
         if space.changes_widths and not learns:

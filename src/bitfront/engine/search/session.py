@@ -139,7 +139,9 @@ def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispat
     in_flight = InFlight(store.path, [len(p.labels) for p in plan.space.parameters])
     if in_flight.suspects:
         in_flight.forget(set(map(key_of, store.trials().code)) & in_flight.suspects.keys())
-    with Dispatcher(plan.evaluator, setup.n_jobs, setup.candidate_timeout, in_flight) as dispatcher:
+    # The networks of a training with learned bits come out of one process; its members share the cores.
+    n_jobs = 1 if plan.evaluator.job.learning is not None else setup.n_jobs
+    with Dispatcher(plan.evaluator, n_jobs, setup.candidate_timeout, in_flight) as dispatcher:
         count = len(in_flight.suspects)
         if count:
             events.note(

@@ -1,0 +1,96 @@
+"""What a training with learned bits cannot do is refused before any work, with the key, or said in a note."""
+
+import pytest
+import torch
+from torch import nn
+
+import bitfront as bf
+from bitfront import tomlfile
+from bitfront.api import dataset_of
+from bitfront.config import from_document
+from bitfront.engine.planning.builder import make_plan
+from bitfront.engine.planning.learning import target_of
+from bitfront.errors import ConfigError
+from bitfront.events import Events
+
+SETTINGS = {"cycles": 2, "epochs": 1, "networks": 2, "batch_size": 64, "strategy": "learned_bits"}
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 6, generator=generator)
+    y = (x[:, 0] > 0).long()
+    return {"train": (x[:200], y[:200]), "val": (x[200:], y[200:])}
+
+
+def given(tmp_path, **settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    return {"model": model, "data": data(), "project_dir": str(tmp_path), **SETTINGS, **settings}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("search.strategy.setup.candidate_timeout", 5.0, "one training"),
+        ("search.strategy.sw_runner.basic_train", {}, "a second time"),
+        ("search.calibration.bias_correction", True, "learns what it corrects"),
+        ("search.calibration.batch_norm", True, "folded"),
+        ("search.calibration.rounding", "adaptive", "how weights are rounded"),
+        ("search.finetune.trials", 2, "a second time"),
+    ],
+)
+def test_what_would_have_no_effect_is_an_error(key, value, why, tmp_path):
+    with pytest.raises(ConfigError, match=rf"{key}: this is not possible with strategy 'learned_bits': .*{why}"):
+        bf.search(**given(tmp_path, **{key: value}))
+    assert not list(tmp_path.rglob("*.sqlite"))
+
+
+def test_a_cost_without_bits_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"needs a cost that depends on bits.*ebops"):
+        bf.search(**given(tmp_path, metrics=["accuracy", "sparsity"]))
+
+
+def test_a_model_that_is_no_list_of_steps_is_named(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 2))
+    with pytest.raises(ConfigError, match=r"cannot train this model: .*Sigmoid"):
+        bf.search(**given(tmp_path, model=model))
+
+
+def test_a_comparison_of_strategies_refuses_it(tmp_path):
+    space = {"linear": {"name": "integer", "weight_width": [2, 4]}}
+    arguments = given(tmp_path, space=space, metrics=["accuracy", "ebops"], strategies=["learned_bits"])
+    arguments = {k: v for k, v in arguments.items() if k not in SETTINGS}
+    with pytest.raises(
+        ConfigError, match="trains its networks, and strategies are compared on candidates of one space"
+    ):
+        bf.compare(**arguments)
+
+
+def test_worker_processes_are_not_used_and_a_note_says_so(tmp_path):
+    notes = []
+
+    class Noted(Events):
+        def note(self, text):
+            notes.append(text)
+
+    several = bf.search(**given(tmp_path, n_jobs=2, project="several"), events=Noted())
+    assert any(note.startswith("n_jobs has no effect") for note in notes)
+    one = bf.search(**given(tmp_path, project="one"))
+    assert several.columns.metrics["ebops"].tolist() == one.columns.metrics["ebops"].tolist()
+
+
+@pytest.mark.parametrize(("settings", "steers"), [({}, True), ({"sign_bits": True}, False), ({"biases": False}, False)])
+def test_only_a_cost_that_the_training_counts_as_reported_steers_it(settings, steers, tmp_path):
+    setup = {key: value for key, value in SETTINGS.items() if key != "strategy"}
+    strategy = {
+        "name": "learned_bits",
+        "setup": setup,
+        "sw_runner": {"basic_evaluation": {"data_loader": "val_dataloader"}},
+        "hw_runner": {"ebops": settings},
+        "metrics": {"accuracy": {}, "ebops": {}},
+    }
+    search = {"strategy": strategy, "constraints": {"ebops": "<= 500"}}
+    config = from_document(tomlfile.Document("here", {"project_dir": str(tmp_path), "search": search}))
+    plan = make_plan(config, model=given(tmp_path)["model"], dataset=dataset_of(data()))
+    assert target_of(plan.evaluator, plan.constraints).most_cost == (500 if steers else None)
