@@ -45,20 +45,29 @@ def write_report(
     from bitfront.report import data, figures, grid, learned, page
 
     loaded = run if isinstance(run, Run) else Run.load(run)
-    grids = grid.grids(loaded, x, y, metrics)
-    influences = data.influences(loaded)
     cloud, failed, bits = data.cloud(loaded), data.failures(loaded), learned.learned_front(loaded)
+    # Cycles and places in a cycle are no parameters that a user looks at, unless one asks.
+    asked = bits is None or x is not None or y is not None or metrics
+    grids = grid.grids(loaded, x, y, metrics) if asked else ()
+    influences = data.influences(loaded)
     target = Path(output) if output is not None else loaded.folder
     try:
         (target / "figures").mkdir(parents=True, exist_ok=True)
         path = target / "report.html"
         write_text(path, page.page(loaded, grids, influences))
+        # What a trial chose; where bits were learned, what was learned, as cycles are no choices.
+        chosen = (
+            [
+                ("layers", figures.layers(data.layer_map(loaded, cloud.front))),
+                ("importance", figures.importances(influences)),
+                ("effects", figures.effects(loaded, influences)),
+            ]
+            if bits is None
+            else [("bits", learned.bits(loaded, bits)), ("learning", learned.course(loaded, bits))]
+        )
         drawn = [
             ("front", figures.front(loaded, cloud)),
-            *([("layers", figures.layers(data.layer_map(loaded, cloud.front)))] if bits is None else []),
-            *([("bits", learned.bits(loaded, bits)), ("learning", learned.course(loaded, bits))] if bits else []),
-            ("importance", figures.importances(influences)),
-            ("effects", figures.effects(loaded, influences)),
+            *chosen,
             ("history", figures.history(data.history(loaded))),
             ("parallel", figures.parallel(data.parallel(loaded, influences))),
             *([("failures", figures.failures(failed))] if failed else []),
