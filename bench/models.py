@@ -1,12 +1,14 @@
 """Networks of the size that people really quantize, as ordinary modules with random weights.
 
-ResNet-20 on 32 × 32 × 3 (He et al. 2016, arXiv:1512.03385, section 4.2); a MobileNetV2 of that input (Sandler et al.
-2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128; MLPerf Tiny); a transformer with
-ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Batch norms have statistics that belong to the weights.
+ResNet-20 on 32 × 32 × 3 and ResNet-18 on 224 × 224 × 3 (He et al. 2016, arXiv:1512.03385, sections 4.2 and 4.1); a
+MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128; MLPerf
+Tiny); a transformer with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Except for those that are trained,
+batch norms have statistics that belong to the weights.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -155,6 +157,15 @@ def settled(make: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 0
             for _ in range(10):
                 model(torch.randn(32, *shape))
     return model.eval()
+
+
+def resnet18(seed: int = 0) -> nn.Module:
+    """ResNet-18 for images of 3 channels and 1,000 classes, with the weights that training starts from."""
+    torch.manual_seed(seed)
+    stem = (nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+    blocks = [Block(inputs, outputs, 1 + (outputs > inputs)) for inputs, outputs in itertools.pairwise(widths)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)).eval()
 
 
 def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:

@@ -103,6 +103,11 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("thorough_cpu_s", 240, "s", "processor time of the whole command", at_most=True),
         Target("thorough_above_hgq2", 9, "of 9", "points of HGQ2's front that it is above"),
     ),
+    "calibration": (
+        Target("minmax_setup", 3, "forwards", "set-up of ResNet-18 less 1 s, five widths, minmax", at_most=True),
+        Target("mse_setup", 3, "forwards", "the same, ranges of least squared error", at_most=True),
+        Target("mse_width", 5, "forwards", "calibration of one more weight width, mse", at_most=True),
+    ),
     "scaling": (
         Target("target_seconds", 15, "s", "810,000 candidates of jsc-mlp on 2,000 samples, all included", at_most=True),
         Target("cost_ratio", 1.0, "times", "a candidate among 10⁶ against one among 10⁴", at_most=True),
