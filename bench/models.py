@@ -2,8 +2,8 @@
 
 ResNet-20 on 32 × 32 × 3 and ResNet-18 on 224 × 224 × 3 (He et al. 2016, arXiv:1512.03385, sections 4.2 and 4.1); a
 MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128;
-MLPerf Tiny); a transformer with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Except for those that are trained,
-batch norms have statistics that belong to the weights.
+MLPerf Tiny); a transformer with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Except for
+those that are trained, batch norms have statistics that belong to the weights.
 """
 
 from __future__ import annotations
