@@ -5,6 +5,7 @@ on such sums, e.g. an addition or a mean, is one float32 operation, as in a netw
 """
 
 import itertools
+import math
 
 import numpy as np
 
@@ -19,10 +20,11 @@ class Layer:
 
     def __init__(self, module, formats):
         self.data, self.weight = formats["data_in"], codes(module.weight, formats["weight"])
-        self.weight_point = formats["weight"].points.astype(np.int64)
+        self.weight_format, self.weight_point = formats["weight"], formats["weight"].points.astype(np.int64)
         self.bias = None
         if module.bias is not None:
-            self.bias, self.bias_point = codes(module.bias, formats["bias"]), formats["bias"].points.astype(np.int64)
+            self.bias_format, self.bias_point = formats["bias"], formats["bias"].points.astype(np.int64)
+            self.bias = codes(module.bias, formats["bias"])
         dims = module.weight.dim() - 2
         self.stride, self.dilation, self.padding, self.groups = (
             (module.stride, module.dilation, module.padding, module.groups) if dims else ((), (), (), 1)
@@ -51,12 +53,7 @@ class Layer:
 
     def products(self, x, weight):
         """Sums of products, int64; positions one by one."""
-        sizes = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(
-                x.shape[2:], self.padding, self.dilation, weight.shape[2:], self.stride, strict=True
-            )
-        ]
+        sizes = self.sizes(x.shape[2:])
         padded = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in self.padding)])
         each = len(weight) // self.groups
         out = np.zeros((len(x), len(weight), *sizes), dtype=np.int64)
@@ -69,6 +66,28 @@ class Layer:
                     rows, columns = slice(g * each, (g + 1) * each), slice(g * w.shape[1], (g + 1) * w.shape[1])
                     out[(slice(None), rows, *place)] += seen[:, columns] @ w[rows].T
         return out
+
+    def sizes(self, of_input):
+        """Positions of the output per dimension, from those of the input."""
+        geometry = zip(of_input, self.padding, self.dilation, self.weight.shape[2:], self.stride, strict=True)
+        return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in geometry]
+
+    def outputs(self, shape):
+        """Of each output of an input of this shape its products: (place of the weight, place of the input)."""
+        inside, each = [range(n) for n in shape[1:]], len(self.weight) // self.groups
+        for row, *place in itertools.product(range(len(self.weight)), *map(range, self.sizes(shape[1:]))):
+            products = []
+            for column, *offset in itertools.product(*map(range, self.weight.shape[1:])):
+                steps = zip(place, self.stride, offset, self.dilation, self.padding, strict=True)
+                at = [p * s + o * d - padding for p, s, o, d, padding in steps]
+                if all(a in n for a, n in zip(at, inside, strict=True)):
+                    channel = row // each * self.weight.shape[1] + column
+                    products.append(((row, column, *offset), (channel, *at)))
+            yield products
+
+    def number_of_outputs(self):
+        """Of one sample."""
+        return len(self.weight) * math.prod(self.sizes(self.data.widths.shape[1:]))
 
 
 def codes(tensor, form):
@@ -91,14 +110,63 @@ def windows(x, size):
     return np.moveaxis(cut, -3, -2).reshape(*front, height // size, width // size, size * size)
 
 
-def ebops(layers):
-    """Bits times bits of every product, and the bits of the biases, once per output, without signs."""
+def ebops(layers, sign_bits=False, count="width", biases=True):
+    """Bits times bits of every product, one by one, and the bits of the biases, once per output.
+
+    Args:
+        sign_bits: whether signs are bits.
+        count: "width", or "set_bits": of a weight or bias those from its highest to its lowest bit that is set.
+        biases: whether they count.
+    """
+
+    def bits(codes, form):
+        each = magnitudes(form) if count == "width" else np.array([span(code) for code in codes.flat])
+        return np.where(codes != 0, each.reshape(codes.shape) + sign_bits, 0)
+
     total = 0
     for layer in layers:
-        bits_x = layer.data.widths.astype(np.int64) - layer.data.signed * (layer.data.widths > 0)
-        bits_w = [int(abs(w)).bit_length() for w in layer.weight.reshape(-1)]
-        products = layer.products(bits_x[None], np.array(bits_w).reshape(layer.weight.shape))
-        total += int(products.sum())
-        if layer.bias is not None:
-            total += products[0, 0].size * sum(int(abs(b)).bit_length() for b in layer.bias)
+        bits_x = magnitudes(layer.data)
+        bits_x += (bits_x > 0) * layer.data.signed * sign_bits
+        bits_w, outputs = bits(layer.weight, layer.weight_format), 0
+        for window in layer.outputs(bits_x.shape):
+            outputs += 1
+            total += sum(int(bits_w[at]) * int(bits_x[source]) for at, source in window)
+        if layer.bias is not None and biases:
+            total += outputs // len(layer.weight) * int(bits(layer.bias, layer.bias_format).sum())
     return total
+
+
+def bops(layers):
+    """m·n·(p·b_a·b_w + b_a + b_w + log2 n), b_a and b_w the mean widths with signs, p the share of weights not zero."""
+    total = 0.0
+    for layer in layers:
+        outputs, terms = layer.number_of_outputs(), layer.weight[0].size
+        data, weight = layer.data.widths.astype(float).mean(), layer.weight_format.widths.astype(float).mean()
+        share = (layer.weight != 0).sum() / layer.weight.size
+        total += outputs * terms * (share * data * weight + data + weight + math.log2(terms))
+    return total
+
+
+def stored_bits(layer):
+    """(bits of all weights, of all biases), signs included."""
+    bias = 0 if layer.bias is None else int(layer.bias_format.widths.astype(np.int64).sum())
+    return int(layer.weight_format.widths.astype(np.int64).sum()), bias
+
+
+def magnitudes(form):
+    """Bits of the magnitude of each value of a format."""
+    widths = form.widths.astype(np.int64)
+    return np.maximum(widths - 1, 0) if form.signed else widths
+
+
+def span(code):
+    """Bits from the highest to the lowest one that is set."""
+    code = abs(int(code))
+    return len(bin(code)[2:].rstrip("0")) if code else 0
+
+
+def loss(logits, labels):
+    """Mean cross entropy, float64."""
+    z = logits.astype(np.float64)
+    top = z.max(1)
+    return float((np.log(np.exp(z - top[:, None]).sum(1)) + top - z[np.arange(len(z)), labels]).mean())

@@ -3,6 +3,7 @@
 import pickle
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from test_metrics import evaluator, measure
@@ -10,8 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from bitfront.engine.planning.notes import _sharing_notes
+from bitfront.formats.fixed_map import FixedMap
 from bitfront.graph import capture
 from bitfront.graph.memory import stored_tensors
+from bitfront.metrics.stored import stored_forms
+from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.transforms import quantize
 
 INTEGER = {"name": ["integer"], "weight_width": [4], "bias_width": [8]}
@@ -331,3 +335,16 @@ def test_deployed_weights_are_shared_where_their_formats_are_equal(name):
         assert torch.equal(state[f"{site}.weight"], formats[site]["weight"].quantize(weight))
     once = state["emb.weight"].data_ptr() == state["head.weight"].data_ptr()
     assert once == (name == "tied, one format")
+
+
+def test_values_with_bits_of_their_own_are_added_up_exactly():
+    """916 bits of 208 values have a mean of which 208 are a little less than 916."""
+    graph = capture(nn.Sequential(nn.Linear(208, 1, bias=False)), torch.zeros(2, 208))
+    for total in range(900, 930):
+        widths = np.full(208, total // 208, dtype=np.int8)
+        widths[: total % 208] += 1
+        form = FixedMap.of(widths[None], 0 * widths[None], signed=True, samples=False)
+        space = QuantizationSpace.of_formats(graph, {graph.sites[0].name: {"weight": form}})
+        (stored,) = stored_forms(space)
+        option = np.zeros((1, len(space.groups)), dtype=np.int64)
+        assert (stored.stored_bits(option), stored.stored_bytes(option)) == (total, -(-total // 8))

@@ -74,7 +74,8 @@ class PeakMemory(Runner):
                 width = np.maximum(width, bits[operand][g][options[:, g]])
             if tensor.result is not None:
                 width = np.minimum(width, bits[DATA_OUT][tensor.result][options[:, tensor.result]])
-            in_memory[tensor.first : tensor.last + 1] += np.ceil(tensor.values * width / 8)
+            # Where values have bits of their own, the width is their mean, and the product whole up to its last digits.
+            in_memory[tensor.first : tensor.last + 1] += np.ceil(np.round(tensor.values * width, 3) / 8)
         return {"peak_memory": in_memory.max(axis=0)}
 
 

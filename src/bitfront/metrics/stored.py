@@ -150,4 +150,5 @@ def _all_bits(elements: int, use: TensorUse, form: Format | None) -> int:
     """Bits of so many elements in a format, scales included; in float without one."""
     if form is None:
         return elements * FLOAT_BITS
-    return elements * form.bits + form.overhead_bits(use.shape)
+    # Where values have bits of their own, `bits` is their mean, and the product is whole up to its last digits.
+    return round(elements * form.bits) + form.overhead_bits(use.shape)
