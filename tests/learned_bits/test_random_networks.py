@@ -62,8 +62,8 @@ def clusters(network, samples, seed):
 
 def layers_of(rebuilt):
     """Path → the layer in whole numbers, of a network that was rebuilt."""
-    paths = {site: rebuilt.graph.site(site).path for site in rebuilt.formats}
-    return {path: Layer(rebuilt.model.get_submodule(path), rebuilt.formats[site]) for site, path in paths.items()}
+    model, paths = rebuilt.model, {site: rebuilt.graph.site(site).path for site in rebuilt.formats}
+    return {path: Layer(model.get_submodule(path), rebuilt.formats[site]) for site, path in paths.items()}
 
 
 def check_costs(reported, layers, convention):
@@ -77,7 +77,7 @@ def check_costs(reported, layers, convention):
     assert reported["sparsity"] == pytest.approx(zeros / weights, rel=1e-12)
 
 
-@max_examples(40, shrink=False)
+@max_examples(30, shrink=False)
 @given(searches())
 def test_what_is_reported_is_what_whole_numbers_give(search):
     network, setup, convention, seed = search
@@ -96,7 +96,9 @@ def test_what_is_reported_is_what_whole_numbers_give(search):
         )
         assert len(run.trials) == setup["cycles"] * setup["members"] * setup["networks"]
         for trial in run.trials:
-            rebuilt = bf.transform_trial(run.folder, trial.number, check=True, data=dataset_of(data), model=network)
+            last = trial is run.trials[-1]
+            arguments = {"check": True, "smaller": last, "data": dataset_of(data), "model": network}
+            rebuilt = bf.transform_trial(run.folder, trial.number, **arguments)
             layers, reported = layers_of(rebuilt), trial.metrics
             logits = network.whole(layers, x)
             with torch.no_grad():
@@ -104,3 +106,8 @@ def test_what_is_reported_is_what_whole_numbers_give(search):
             assert reported["accuracy"] == rebuilt.evaluation.accuracy == (logits.argmax(1) == y).sum() / len(y)
             assert reported["loss"] == rebuilt.evaluation.loss == pytest.approx(loss(logits, y), abs=6e-7, rel=1e-6)
             check_costs(reported, layers.values(), convention)
+            if last:
+                small = layers_of(rebuilt.smaller)
+                assert rebuilt.smaller.samples == sum(SIZES.values())
+                assert np.array_equal(network.whole(small, x), logits)
+                check_costs(rebuilt.smaller_metrics, small.values(), convention)

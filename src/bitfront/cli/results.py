@@ -38,6 +38,9 @@ def transform(
     run: RunOption = None,
     trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="The trial to rebuild.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Evaluate the rebuilt model.")] = False,
+    smaller: Annotated[
+        bool, typer.Option("--smaller", help="Save it without idle channels too, for a trial with learned bits.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -48,16 +51,23 @@ def transform(
     Give --run RUN --trial N, or --config FILE, whose [passes.quantize] is then applied to the trained model.
     """
     import bitfront as bf
+    from bitfront.report import smaller as smaller_tables
     from bitfront.report import tables
 
     if (run is None) == (config is None) or (run is None) != (trial is None):
         raise ConfigError("give either --run RUN --trial N, or --config FILE")
+    if smaller and run is None:
+        raise ConfigError("--smaller is for a trial with learned bits; give --run RUN --trial N with it")
     if run is not None:
         refuse_flags(overrides)
     with printing.events(quiet) as events:
         if run is not None and trial is not None:
             result = bf.transform_trial(
-                run_folder(run, overrides.get("project_dir", "runs")), trial, check=check, events=events
+                run_folder(run, overrides.get("project_dir", "runs")),
+                trial,
+                check=check,
+                smaller=smaller,
+                events=events,
             )
         else:
             result = bf.transform_config(load_configuration(config, overrides), check=check, events=events)
@@ -80,6 +90,11 @@ def transform(
                 line += f" (the search found {result.trial.metrics['accuracy']!r})"
         printing.print_line(line)
     printing.print_line(f"saved to {result.folder}")
+    if result.smaller is not None:
+        out.print()
+        smaller_tables.table(result).show(out)
+        for line in smaller_tables.lines(result):
+            printing.print_line(line)
 
 
 def _transformed(result: Transformed) -> dict[str, Any]:
@@ -95,6 +110,13 @@ def _transformed(result: Transformed) -> dict[str, Any]:
         document["trial_metrics"] = result.trial.metrics
     if result.evaluation is not None:
         document |= vars(result.evaluation)
+    if result.smaller is not None:
+        document["smaller"] = {
+            "weights": {path: {"before": before, "now": now} for path, (before, now) in result.smaller.layers.items()},
+            "stays": list(result.smaller.stays),
+            "samples_compared": result.smaller.samples,
+            "metrics": dict(result.smaller_metrics),
+        }
     return document
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from bitfront import checkpoints
 from bitfront import config as configuration
 from bitfront.config import Config
 from bitfront.data.base import Dataset
-from bitfront.engine.evaluation.fixed import one_thread
+from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, ModelEvaluator
 from bitfront.engine.planning.builder import make_plan
 from bitfront.engine.planning.inputs import weights_fingerprint
@@ -32,9 +32,10 @@ from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
+from bitfront.learned_bits.smaller import Smaller, compared, without_idle_channels
 from bitfront.scoring import Evaluation, evaluate
 from bitfront.spaces.described import CandidateConfig
-from bitfront.spaces.quantize import single
+from bitfront.spaces.quantize import QuantizationSpace, single
 from bitfront.transforms import calibrate, quantize
 
 #: Number of calibration samples for ``[passes.quantize]``: the default of a search.
@@ -55,6 +56,8 @@ class Transformed:
         evaluation: loss and accuracy, if requested: of a trial on the samples of its search, else on the validation
             split.
         widths: layer → (its multiplier, its output width), for layers whose width was searched.
+        smaller: the network without the channels that do nothing, if requested.
+        smaller_metrics: what it costs, by metric.
     """
 
     model: nn.Module
@@ -65,6 +68,8 @@ class Transformed:
     trial: Trial | None = None
     evaluation: Evaluation | None = None
     widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    smaller: Smaller | None = None
+    smaller_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def transform_trial(
@@ -72,6 +77,7 @@ def transform_trial(
     number: int,
     *,
     check: bool = False,
+    smaller: bool = False,
     data: Dataset | None = None,
     model: nn.Module | None = None,
     events: Events | None = None,
@@ -82,11 +88,14 @@ def transform_trial(
         folder: the run folder.
         number: the number of the trial.
         check: whether to evaluate the model again, on the samples of the search.
+        smaller: whether to make the network without the channels that do nothing too, for trials whose bits were
+            learned. It is compared with the trial on every sample of the dataset, and saved beside it.
         data, model: the same objects that the search was given from Python, if it was (``dataset_of`` makes the first).
         events: receives notes.
 
     Raises:
-        RunError: there is no such run or trial, or its model or data has changed since the search.
+        RunError: there is no such run or trial, or its model or data has changed since the search. Or `smaller` is not
+            possible: bits were not learned, or outputs differ.
     """
     candidate = candidate_of(folder, number, data=data, model=model, events=events)
     evaluator, code, trial = candidate.evaluator, candidate.code, candidate.trial
@@ -103,7 +112,19 @@ def transform_trial(
     saved = candidate.folder / "transformed" / f"trial-{trial.number}"
     widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
-    return _save(result)
+    return _save(_with_smaller(result, candidate) if smaller else result)
+
+
+def _with_smaller(result: Transformed, candidate: RebuiltTrial) -> Transformed:
+    """The result with the network without the channels that do nothing, compared on every sample, and its costs."""
+    plan, evaluator = candidate.plan, candidate.evaluator
+    splits: dict[str, Tensor] = {name: plan.dataset.split(name)[0] for name in plan.dataset.splits}
+    small = compared(without_idle_channels(result.graph, result.formats, splits["val"]), result.model, splits)
+    alone = FixedEvaluator(
+        evaluator.job.without_corrections(small.graph.model), QuantizationSpace.of_formats(small.graph, small.formats)
+    )
+    costs = alone.closed_form_values(ONLY_CODE[None], alone.closed_form)
+    return replace(result, smaller=small, smaller_metrics={name: float(costs[name][0]) for name in sorted(costs)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,4 +248,12 @@ def _save(result: Transformed) -> Transformed:
     checkpoints.save_checkpoint(result.model.state_dict(), result.folder / "model.pt")
     document = {"config": dict(result.config), "formats": spelled(result.formats)}
     write_json(result.folder / "quantization.json", document)
+    if result.smaller is not None:
+        folder, small = result.folder / "smaller", result.smaller
+        checkpoints.save_checkpoint(small.model.state_dict(), folder / "model.pt")
+        document = {
+            "weights": {path: now for path, (_, now) in small.layers.items()},
+            "formats": spelled(small.formats),
+        }
+        write_json(folder / "quantization.json", document)
     return replace(result, folder=shown(result.folder))

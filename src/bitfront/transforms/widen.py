@@ -72,6 +72,42 @@ def widen(
     return model
 
 
+def narrowed(graph: Graph, structure: Channels, kept: Mapping[int, Tensor]) -> nn.Module:
+    """A new model with these channels of some groups; ``widen`` gives one with the most important ones.
+
+    Args:
+        graph: the captured model.
+        structure: its channel groups.
+        kept: index of a channel group → its channels that stay, ascending, int64; as many in each block.
+    """
+    model = copy.deepcopy(graph.model)
+    _replace_tensors(model, structure, _kept(kept), 0.0, torch.Generator())
+    _update_sizes(model, structure, {index: len(which) for index, which in kept.items()})
+    return model
+
+
+def selected(
+    structure: Channels, values: Tensor, kept: Mapping[int, Tensor], weight: str, axis: Axis | None = None
+) -> Tensor:
+    """What is left of a tensor with a number for each weight of a layer, or each element of an axis, if channels leave.
+
+    Args:
+        structure, kept: as for ``narrowed``.
+        values: of the shape of the weight; with an axis, its first dimension is along it.
+        weight: name of the weight.
+        axis: the axis; None: the tensor is like the weight.
+    """
+    described = structure.tensors[weight] if axis is None else TensorChannels((axis,))
+    return _resized(values, structure, described, _kept(kept))
+
+
+def _kept(kept: Mapping[int, Tensor]) -> dict[int, _Pick]:
+    return {
+        index: _Pick(which, torch.ones(len(which)).double(), torch.zeros(len(which), dtype=torch.bool))
+        for index, which in kept.items()
+    }
+
+
 def group_widths(structure: Channels, widths: Widths) -> dict[int, int]:
     """Check new widths, and give them by channel group.
 
