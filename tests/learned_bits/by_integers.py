@@ -29,6 +29,9 @@ class Layer:
         self.stride, self.dilation, self.padding, self.groups = (
             (module.stride, module.dilation, module.padding, module.groups) if dims else ((), (), (), 1)
         )
+        if self.padding == "same":
+            kernel = zip(module.kernel_size, module.dilation, strict=True)
+            self.padding = tuple(d * (k - 1) // 2 for k, d in kernel)
 
     def __call__(self, x):
         """x float32 (samples, channels, ...) → float32 (samples, outputs, ...)."""

@@ -125,7 +125,6 @@ class Series(nn.Module):
 
     @staticmethod
     def by_integers(layers, x):
-        layers["conv2"].padding = (1,)
         x = layers["conv1"](x)
         x = np.where(x < 0, x * np.float32(0.125), x)
         x = np.concatenate([x, relu(layers["conv2"](x))], axis=1)
@@ -229,6 +228,29 @@ def test_what_is_compiled_computes_the_same(network):
         with logits_of(model) as expected:
             model(x)
         assert torch.allclose(logits.T, expected[0], atol=0.2)
+
+
+@pytest.mark.parametrize("weight", ["element", "channel", "layer"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_it_counts_what_is_left_where_channels_have_no_weight(network, weight):
+    """The first channels are pruned, so that channels with weights have larger numbers than there are weights."""
+    model = model_of(network)
+    x, _ = clusters(network.shape, 20)
+    graph, program = with_learned_bits(capture(model, x[:2]), network.shape, Granularities(weight), {})
+    member = BitsMember.of(program, graph.model, starting_ranges(graph.model, program, x, lambda m, x: m(x)), 8.0)
+    for place, layer in zip(member.places, program.layers, strict=True):
+        member.values[place.weight][: layer.weights - 3] = 0
+    assert member.prune(1)
+    assert member.alive <= 3 * len(program.layers)
+    order = torch.arange(len(x), dtype=torch.int32)
+    for _ in range(2):
+        got = bits.logits(member.native, member.workspace, Cost().native, x.flatten(1).contiguous(), order)[1]
+        learned = {layer.path: member.rounded(i) for i, layer in enumerate(program.layers)}
+        deployed = copy.deepcopy(graph.model)
+        deployed.load_state_dict(state_of(graph, learned))
+        layers = [Layer(deployed.get_submodule(site), of) for site, of in formats_of(graph, learned).items()]
+        assert got == ebops(layers)
+    assert member.workspace.widths.numel() >= max(layer.weight_groups(np.arange(1))[1] for layer in program.layers)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -131,6 +131,17 @@ def test_one_channel_stays_where_all_do_nothing():
     assert all("a layer needs one" in note for note in result.stays)
 
 
+def test_an_input_without_bits_is_not_read():
+    graph, formats = learned(chain(), (6,))
+    widths = formats["_2"]["data_in"].widths.copy()
+    widths[[1, 4]] = 0
+    formats["_2"]["data_in"] = FixedMap.of(widths, 0 * widths, signed=True, samples=True)
+    assert shapes(smaller(graph, formats, (6,))) == {"0": (6, 6), "2": (7, 6), "4": (3, 7)}
+    none = 0 * formats["_4"]["data_in"].widths
+    formats["_4"]["data_in"] = FixedMap.of(none, none, signed=True, samples=True)
+    assert shapes(smaller(graph, formats, (6,))) == {"0": (6, 6), "2": (1, 6), "4": (3, 1)}
+
+
 def test_channels_beside_padding():
     """A constant that padding makes another number at the border stays; one of 0 leaves."""
 

@@ -25,7 +25,7 @@ extern "C" {
 // One optimizer step per batch of `order`, the places of samples in `x` (samples x features), `labels` and `targets`
 // (samples x classes, or null: then the labels are the targets). `rates` and `betas` have a number per step. The
 // parameters from `first_bits` on are bits, and learn `bits_rate` times as fast. `gathered` has room for features +
-// classes rows, `widths` for a number per weight. Returns the sum of the losses before the steps.
+// classes rows, `widths` for a number per group of weights. Returns the sum of the losses before the steps.
 double bitfront_learn(const Member* member, const Scratch* scratch, const Pressure* cost, const float* x,
                       int64_t features, const int32_t* order, const int32_t* labels, const float* targets,
                       int64_t samples, int64_t batch, const double* rates, const double* betas, int64_t taken,

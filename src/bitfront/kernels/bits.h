@@ -77,10 +77,11 @@ void prepare_rows(const Operation& op, const float* values, float* scratch) {
     }
 }
 
-// Weights that share fractional bits have the width of the widest of them; `widths` is scratch, one number per weight.
+// Weights that share fractional bits have the width of the widest of them; `widths` is scratch, one number per group of
+// weights. Groups without a live weight may come before others.
 void prepare_slots(const Operation& op, const float* values, float* scratch, float* widths) {
     const SlotBits slots = slots_of(op, scratch);
-    for (int64_t g = 0; g < op.slots; g++) widths[g] = 0;
+    for (int64_t s = 0; s < op.slots; s++) widths[op.groups[s]] = 0;
     for (int64_t s = 0; s < op.slots; s++) {
         const int32_t f = whole_bits(values[op.fractions + op.groups[s]]);
         const float whole = __builtin_rintf(values[op.weight + s] * power_of_two(f));

@@ -35,7 +35,7 @@ class Workspace:
     Attributes:
         scratch: as the compiled steps take it.
         gathered: a row per feature and class.
-        widths: a number per weight.
+        widths: a number per group of weights that share their bits.
         held: the other tensors.
     """
 
@@ -45,8 +45,12 @@ class Workspace:
     held: tuple[Tensor, ...]
 
     @staticmethod
-    def of(rows: int, packed: int, parameters: int, columns: int, weights: int, tile: int) -> Workspace:
-        """Memory for `rows` rows of values, and `columns` features and classes, of `tile` samples."""
+    def of(rows: int, packed: int, parameters: int, columns: int, groups: int, tile: int) -> Workspace:
+        """Memory for `rows` rows of values, and `columns` features and classes, of `tile` samples.
+
+        Args:
+            groups: the most groups of weights that share their bits, of a layer; those without a live weight included.
+        """
         # An odd number of cache lines from row to row, so that columns use all sets of the cache.
         stride = (-(-tile // LANES) | 1) * LANES
         table, gradients = torch.zeros(rows, stride), torch.zeros(rows + 1, stride)
@@ -60,7 +64,7 @@ class Workspace:
             tile,
         )
         held = (table, gradients, whole, learned)
-        return Workspace(scratch, torch.zeros(columns, stride), torch.zeros(max(1, weights)), held)
+        return Workspace(scratch, torch.zeros(columns, stride), torch.zeros(max(1, groups)), held)
 
 
 def available() -> bool:

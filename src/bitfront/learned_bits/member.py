@@ -184,7 +184,7 @@ class BitsMember:
             packed,
             len(self.values),
             math.prod(program.shapes[0]) + program.shapes[program.logits][0],
-            max(map(len, self.live)),
+            max(layer.weight_groups(slots)[1] for layer, slots in zip(program.layers, self.live, strict=True)),
             min(compiled.LARGEST_TILE, max(4 * steps.LANES, tile)),
         )
 

@@ -201,7 +201,7 @@ class _Step:
     def _reading(self, group: ChannelGroup, layer: Layer) -> tuple[Mask, _Reading]:
         """(the channels that the layer does not need, what it reads of them)."""
         places = self._places(layer.inputs, group)
-        used = _each(places, (self._dense(layer) != 0).any(axis=(0, 2)), group.width)
+        used = _each(places, self._live(layer).any(axis=0), group.width)
         constant = self._constant(group, layer) & used
         x, rows = self._read[layer.name], np.flatnonzero(constant)
         outputs = self.graph.site(layer.name).output
@@ -221,8 +221,7 @@ class _Step:
             return np.zeros(group.width, dtype=bool)
         fed = np.zeros(group.width, dtype=bool)
         for producer in (self.structure.layer(name) for name in producers):
-            live = (self._dense(producer) != 0).any(axis=(1, 2))
-            fed |= _each(self._places(producer.outputs, group), live, group.width)
+            fed |= _each(self._places(producer.outputs, group), self._live(producer).any(axis=1), group.width)
         x, places = self._read[layer.name], self._places(layer.inputs, group)
         varying = (x != x[:1]).transpose(0, 1).flatten(1).any(1).numpy()
         return ~fed & ~_each(places, varying, group.width)
@@ -281,6 +280,14 @@ class _Step:
             part = slice(g * rows, (g + 1) * rows)
             dense[part, g * columns : (g + 1) * columns] = weight[part]
         return dense
+
+    def _live(self, layer: Layer) -> Mask:
+        """Which products may be other than 0, shape (outputs, inputs): of a weight that is not 0, and an input that has
+        bits."""
+        widths = _fixed(self.formats[layer.name]["data_in"]).widths
+        has_bits = (widths > 0).reshape(len(widths), -1).any(1)
+        live: Mask = (self._dense(layer) != 0).any(axis=2) & has_bits
+        return live
 
     def _depthwise(self, layer: Layer) -> bool:
         return self.structure.tensors[layer.weight].contracted is None
