@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront import kernels
-from bitfront.errors import EvaluationError
+from bitfront.errors import DataError, EvaluationError
 from bitfront.kernels import bits as compiled
 from bitfront.learned_bits.member import BitsMember, Floats, LayerBits
 from bitfront.learned_bits.program import BitsProgram
@@ -199,7 +199,12 @@ class Course:
         Args:
             models: a float model per member, all with the steps of `program`.
             largest: per layer, the largest magnitude of each value of its input.
+
+        Raises:
+            DataError: values are too large or too small for the bits that are learned.
         """
+        for layer, most in zip(program.layers, largest, strict=True):
+            _check_range(layer.path, float(most.max()))
         positions = [
             Position(
                 BitsMember.of(program, model, largest, START_BITS),
@@ -299,10 +304,12 @@ class Course:
             schedule.bits_rate,
         )
         member.taken += len(rates)
-        if not math.isfinite(loss):
+        largest = float(member.values.abs().max())  # NaN if one is
+        if not (math.isfinite(loss) and largest < 2**compiled.MOST_BITS):
             raise EvaluationError(
-                f"the training with learned bits diverged in step {member.taken:,} (its loss is {loss}); use a smaller "
-                f"learning_rate than {schedule.learning_rate:g}"
+                f"the training with learned bits diverged within {member.taken:,} steps (its loss is {loss:.4g}, its "
+                f"largest parameter {largest:.4g}); use a smaller learning_rate than {schedule.learning_rate:g}, or "
+                f"less pressure than {betas[-1]:.3g}"
             )
 
     def _network(self, member: BitsMember, epoch: int, pressure: float) -> Network:
@@ -315,6 +322,16 @@ class Course:
 
 def silent(moment: Moment) -> None:
     """Says nothing about the epochs of a member."""
+
+
+def _check_range(path: str, largest: float) -> None:
+    most = 2.0**compiled.MOST_BITS
+    if not (largest < most and (largest == 0 or largest * most > 1)):
+        raise DataError(
+            f"the largest value that {path!r} reads is {largest:.4g}, and values whose bits are learned lie between "
+            f"2^-{compiled.MOST_BITS} and 2^{compiled.MOST_BITS}; scale the data, for example to a standard deviation "
+            "of 1 per feature"
+        )
 
 
 def _chosen(kept: Sequence[Network], count: int) -> list[Network]:

@@ -97,7 +97,8 @@ class BitsMember:
 
         Args:
             largest: per layer, the largest magnitude of each value of its input, of the shape of a sample.
-            bits: fractional bits of everything at the start.
+            bits: fractional bits of everything at the start; of an input whose values would all be 0 by that, so many
+                that the largest one has these bits.
         """
         live = [np.arange(layer.weights) for layer in program.layers]
         places = _places_of(program, live)
@@ -110,7 +111,9 @@ class BitsMember:
             groups, count = layer.input_groups
             top = np.zeros(count, dtype=np.float32)
             np.maximum.at(top, groups, most.reshape(-1))
-            values[place.integers] = np.ceil(np.log2(np.maximum(top, 2.0**-8)))
+            more = -math.ceil(math.log2(top.max())) if 0 < top.max() < 2.0**-bits else 0
+            values[place.fractions] += more
+            values[place.integers] = np.ceil(np.log2(np.maximum(top, 2.0 ** (-8 - more))))
         tensor = torch.from_numpy(values)
         zero = [np.zeros(len(slots), dtype=np.int64) for slots in live]
         return BitsMember(program, live, zero, tensor, (torch.zeros_like(tensor), torch.zeros_like(tensor)))

@@ -201,7 +201,7 @@ class _Step:
     def _reading(self, group: ChannelGroup, layer: Layer) -> tuple[Mask, _Reading]:
         """(the channels that the layer does not need, what it reads of them)."""
         places = self._places(layer.inputs, group)
-        used = _each(places, self._live(layer).any(axis=0), group.width)
+        used = _each(places, self._live(layer).sum(axis=0) > 0, group.width)
         constant = self._constant(group, layer) & used
         x, rows = self._read[layer.name], np.flatnonzero(constant)
         outputs = self.graph.site(layer.name).output
@@ -221,7 +221,7 @@ class _Step:
             return np.zeros(group.width, dtype=bool)
         fed = np.zeros(group.width, dtype=bool)
         for producer in (self.structure.layer(name) for name in producers):
-            fed |= _each(self._places(producer.outputs, group), self._live(producer).any(axis=1), group.width)
+            fed |= _each(self._places(producer.outputs, group), self._live(producer).sum(axis=1) > 0, group.width)
         x, places = self._read[layer.name], self._places(layer.inputs, group)
         varying = (x != x[:1]).transpose(0, 1).flatten(1).any(1).numpy()
         return ~fed & ~_each(places, varying, group.width)

@@ -22,7 +22,7 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
 from bitfront.engine.planning.inputs import choose_device, forward_fingerprint, load_weights, open_data, open_model
-from bitfront.engine.planning.learning import bits_learning
+from bitfront.engine.planning.learning import bits_learning, unused_settings
 from bitfront.engine.planning.notes import remarks
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
@@ -95,7 +95,7 @@ def make_plan(
     evaluator = open_evaluator(replace(job, model=graph.model), space)
     with config.locating():
         constraints = _constraints(config, evaluator)
-    lost = [] if model is None else range_remarks(evaluator.range_losses())
+    lost = [] if model is None else [*range_remarks(evaluator.range_losses()), *unused_settings(config, strategy)]
     plan = Plan(
         config=config,
         dataset=dataset,

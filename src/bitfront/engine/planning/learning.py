@@ -95,6 +95,20 @@ def bits_learning(
     )
 
 
+def unused_settings(config: Config, strategy: ConfiguredStrategy) -> list[str]:
+    """Notes on settings of the float training that were given for a model that needs none, where those of the training
+    with learned bits may be meant."""
+    settings = strategy.settings
+    if not isinstance(settings, LearnedBitsSettings):
+        return []
+    return [
+        f"{key} = {getattr(config, key)} has no effect: it is that of the float training, and the model has weights. "
+        f"Learned bits are trained with {'.'.join(SETUP)}.{key} = {getattr(settings, key) or 'its default'}"
+        for key in ("batch_size", "learning_rate")
+        if key in config.model_fields_set
+    ]
+
+
 def _teacher(
     config: Config, settings: LearnedBitsSettings, model: nn.Module
 ) -> Literal["none", "self", "ensemble"] | checkpoints.StateDict:

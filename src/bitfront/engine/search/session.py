@@ -24,6 +24,7 @@ from bitfront.engine.planning.learning import target_of
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
+from bitfront.engine.search.chance import at_chance
 from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
 from bitfront.engine.search.paired import compare, enough_samples
@@ -113,6 +114,9 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         if reason != "interrupted":
             events.finishing()
             run = Run.load(folder)
+            if chance := at_chance(plan, run):
+                events.note(chance)
+                lost.append(chance)
             _keep_front(plan, run)
             check_front(plan, run, run.front_rows[:TESTED].tolist())
             _test_front(plan, store, run)
