@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.export.packing import Packing, packing
+from bitfront.export.packing import Packing, instead, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
@@ -82,9 +82,11 @@ def integer_model(graph: Graph, formats: Mapping[str, SiteFormats]) -> nn.Module
         ExportError: a site has an ``obstacle``; the message names it.
     """
     for site in graph.sites:
-        why = obstacle(graph, site, formats.get(site.name, {}))
+        of_site = formats.get(site.name, {})
+        why = obstacle(graph, site, of_site)
         if why:
-            raise ExportError(f"{site.title}: {why}")
+            remedy = next(filter(None, map(instead, of_site.values())), "")
+            raise ExportError(f"{site.title}: {why}{remedy}")
     if graph.fx_graph is None:
         return copy.deepcopy(graph.model)
     model = copy.deepcopy(graph.model)

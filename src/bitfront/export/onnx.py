@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError, one_of, require
-from bitfront.export.packing import Packing, packing
+from bitfront.export.packing import Packing, instead, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
@@ -307,7 +307,7 @@ class _Writer(fx.Interpreter):
     def _packing(self, n: fx.Node, label: str, rounding: Format, *, activation: bool = True) -> Packing:
         held = packing(rounding, activation=activation)
         if held is None:
-            raise ExportError(f"{n.name}: {label} is {rounding.label}, and {WRITTEN}")
+            raise ExportError(f"{n.name}: {label} is {rounding.label}, and {WRITTEN}{instead(rounding)}")
         return held
 
     def _operand(self, n: fx.Node, position: int) -> str:
@@ -384,7 +384,7 @@ class _Writer(fx.Interpreter):
         rounding = self._format_of(n, "weight")
         held = packing(rounding, activation=False) if rounding is not None else None
         if rounding is not None and held is None:
-            raise ExportError(f"{n.name}: weight is {rounding.label}, and {WRITTEN}")
+            raise ExportError(f"{n.name}: weight is {rounding.label}, and {WRITTEN}{instead(rounding)}")
         return held
 
     def weight_shape(self, n: fx.Node) -> tuple[int, ...]:

@@ -67,6 +67,16 @@ class Packing:
         return values.astype(np.int8) if self.signed else values.astype(np.uint8)
 
 
+def instead(form: Format) -> str:
+    """What to do where a format has no form in bytes, for the end of a message; empty where the message says it."""
+    if form.value_bits is None:
+        return ""
+    return (
+        "; bits of each value, as strategy 'learned_bits' learns them, are for logic such as an FPGA's: take the "
+        "weights and formats that `bitfront transform` saves, or search formats with one width, such as affine"
+    )
+
+
 def packing(form: Format, *, activation: bool) -> Packing | None:
     """The form of a calibrated format in bytes; None if it has none.
 
