@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from bitfront.events import Events
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
+    from bitfront.learned_bits.smaller import Smaller
     from bitfront.models.base import build_model
     from bitfront.objectives import Objectives
     from bitfront.pareto import hypervolume, non_dominated
@@ -101,6 +102,7 @@ _HOMES = {
     "Run": "bitfront.engine.storage.run",
     "search": "bitfront.api",
     "Site": "bitfront.graph",
+    "Smaller": "bitfront.learned_bits.smaller",
     "StrategyResult": "bitfront.engine.comparison.results",
     "StrategyRun": "bitfront.engine.comparison.results",
     "test": "bitfront.engine.search.weights",
@@ -135,6 +137,7 @@ __all__ = [
     "Report",
     "Run",
     "Site",
+    "Smaller",
     "StrategyResult",
     "StrategyRun",
     "Trained",

@@ -78,7 +78,7 @@ def without_idle_channels(graph: Graph, formats: Formats, x: Tensor) -> Smaller:
             if form.value_bits is None:
                 raise RunError(
                     f"the smaller network exists only where bits were learned (strategy 'learned_bits'), and {operand} "
-                    f"of {site} is {form.label}; rebuild this trial without it"
+                    f"of {site} is {form.label}; rebuild this trial without `smaller`"
                 )
     before, x = _shapes(graph), x[:8]
     while True:
@@ -111,7 +111,7 @@ def compared(result: Smaller, larger: nn.Module, splits: Mapping[str, Tensor], c
                 at = start + int((~same).nonzero()[0])
                 raise RunError(
                     f"the smaller network answers otherwise than the larger one on sample {at} of {name}, so it is not "
-                    "saved; rebuild the trial without it, and please report this"
+                    "saved; rebuild the trial without `smaller`, and please report this"
                 )
             count += len(part)
     return replace(result, samples=count)
