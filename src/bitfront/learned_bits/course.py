@@ -199,12 +199,7 @@ class Course:
         Args:
             models: a float model per member, all with the steps of `program`.
             largest: per layer, the largest magnitude of each value of its input.
-
-        Raises:
-            DataError: values are too large or too small for the bits that are learned.
         """
-        for layer, most in zip(program.layers, largest, strict=True):
-            _check_range(layer.path, float(most.max()))
         positions = [
             Position(
                 BitsMember.of(program, model, largest, START_BITS),
@@ -353,6 +348,9 @@ def starting_ranges(
     Args:
         x: samples, float32.
         run: calls the model with samples.
+
+    Raises:
+        DataError: values are too large or too small for the bits that are learned.
     """
     largest: dict[str, Floats] = {}
 
@@ -369,4 +367,6 @@ def starting_ranges(
     finally:
         for handle in handles:
             handle.remove()
+    for path, most in largest.items():
+        _check_range(path, float(most.max()))
     return [largest[layer.path] for layer in program.layers]

@@ -22,6 +22,7 @@ from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.interface import ONLY_CODE, BatchMetrics, BitsLearning, EvaluationJob, Evaluator, joined
 from bitfront.learned_bits.course import Course, Network, Samples, starting_ranges
 from bitfront.learned_bits.floats import EPOCHS, TEACHERS, WIDER, fresh_models, soft_targets
+from bitfront.learned_bits.member import Floats
 from bitfront.learned_bits.network import formats_of, state_of
 from bitfront.learned_bits.space import LearnedBitsSpace
 from bitfront.learned_bits.steering import Target
@@ -89,21 +90,25 @@ class LearnedBitsEvaluator(Evaluator):
         return self._float.trained(state_of(graph, network.layers), formats_of(graph, network.layers))
 
     def _begin(self) -> Course:
+        largest = self._largest()  # it may be an error, so it comes before everything that takes time
         models = [self._space.graph.model, *self._fresh(self.learning.schedule.members - 1)]
-        return self._course(models, self._targets())
+        return self._course(models, largest, self._targets())
 
-    def _course(self, models: Sequence[nn.Module], targets: Tensor | None) -> Course:
+    def _largest(self) -> list[Floats]:
+        """The largest magnitude of each value of the input of each layer."""
+        some = self.learning.x[:RANGE_SAMPLES].float()
+        return starting_ranges(self._space.graph.model, self._space.program, some, lambda m, x: m(x))
+
+    def _course(self, models: Sequence[nn.Module], largest: Sequence[Floats], targets: Tensor | None) -> Course:
         """A course at its start, with these members."""
         learning, space = self.learning, self._space
-        some = learning.x[:RANGE_SAMPLES].float()
-        largest = starting_ranges(space.graph.model, space.program, some, lambda m, x: m(x))
         train, val = Samples.of(learning.x, learning.y), Samples.of(learning.val_x, learning.val_y)
         return Course.begin(space.program, models, largest, learning.schedule, learning.cost, train, val, targets)
 
     def seconds_per_epoch(self) -> float:
         """Seconds of one epoch of one member with all its weights, measured; no teacher, and nothing is kept."""
         with one_thread():
-            return self._course([self._space.graph.model], None).seconds_per_epoch()
+            return self._course([self._space.graph.model], self._largest(), None).seconds_per_epoch()
 
     def _fresh(self, count: int) -> list[nn.Module]:
         """Where the members after the first one start."""
