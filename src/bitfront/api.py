@@ -123,9 +123,9 @@ def compare(
     ``compare`` of the run folder, with ``compare.json`` and, if matplotlib is installed, ``figures/``.
 
     Args:
-        strategies: e.g. ``["brute_force", "optuna:tpe"]``; None: evolution, three of Optuna's samplers, and brute force
-            if that takes no more than two minutes. Brute force evaluates the whole space, whatever the budget, and its
-            front is the true front that all are compared with.
+        strategies: e.g. ``["brute_force", "optuna:tpe"]``; None: surrogate, evolution, three of Optuna's samplers, and
+            brute force if that takes no more than two minutes. Brute force evaluates the whole space, whatever the
+            budget, and its front is the true front that all are compared with.
         seeds: number of runs of each strategy, with the random seed of the configuration and the following ones. Model,
             data and samples are those of the first seed.
         restart: delete the results of an earlier comparison in this run folder.

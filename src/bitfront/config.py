@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from bitfront import tomlfile
 from bitfront.config_texts import check_texts
@@ -118,12 +118,18 @@ class MetricSetup(Table):
 class StrategyTable(Table):
     """``[search.strategy]``."""
 
-    name: str = Field("optuna", description="strategy")
+    name: str = Field("surrogate", description="strategy; with setup.sampler, `optuna`")
     eval_mode: bool = Field(True, description="false if candidates are trained; all are evaluated in eval mode")
     sw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics that need data or a clock")
     hw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics in closed form")
     setup: StrategySetup = StrategySetup()
     metrics: dict[str, MetricSetup] = Field(default={}, description="which metrics are objectives")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_sampler(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # A file that names a sampler, and no strategy, means that of samplers.
+        return {"name": "optuna", **values} if "sampler" in (values.get("setup") or {}) else values
 
 
 class CalibrationTable(Table):

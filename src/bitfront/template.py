@@ -174,8 +174,8 @@ def template(
     strategy = _STRATEGY.format(
         runners=hardware.runners,
         cost=hardware.cost,
-        strategy="brute_force" if few else "optuna",
+        strategy="brute_force" if few else "surrogate",
         comment=f"                 # every one of the {6**weight_sites:,} candidates" if few else "",
-        budget="" if few else 'n_trials = 200                       # distinct candidates\nsampler = "tpe"\n',
+        budget="" if few else "n_trials = 200                       # distinct candidates\n",
     )
     return top + "".join(_CHOICES.format(op=op, choices=hardware.choices) for op in ops) + strategy

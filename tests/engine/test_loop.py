@@ -379,6 +379,9 @@ class Small:
     def after(self, values):
         return np.nan_to_num(np.maximum(0.0, values["a"] - self.worst), nan=0.0)
 
+    def margins(self, values):
+        return (values["a"] - self.worst)[:, None]
+
 
 def allowed(trials, bounds):
     losses = np.stack([trials.metrics["a"], trials.metrics["b"]], axis=1)

@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 from bitfront.pareto import hypervolume
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.base import History
-from bitfront.strategies.evolution import Evolution, crowding, select, solve
+from bitfront.strategies.elimination import solve
+from bitfront.strategies.evolution import Evolution, crowding, select
 from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
 from properties import max_examples
 

@@ -10,7 +10,7 @@ from bitfront.config import from_document
 from bitfront.engine.planning.builder import make_plan
 from bitfront.errors import ConfigError
 from bitfront.strategies import STRATEGIES
-from bitfront.strategies.base import Strategy, StrategySettings
+from bitfront.strategies.base import Knowledge, Strategy, StrategySettings
 from bitfront.strategies.configured import configured_strategy, with_variant, without_effect
 from bitfront.testing.strategies import check_strategy
 
@@ -77,9 +77,9 @@ def test_a_strategy_in_one_file_with_one_setting_conforms():
 
 
 def test_its_setting_comes_from_the_file_from_python_and_from_overrides():
-    assert plan("strides").make_strategy().settings.stride == 3
-    assert plan("strides", "stride = 7").make_strategy().settings.stride == 7
-    assert plan("strides", "stride = 7", stride=2).make_strategy().settings.stride == 2
+    assert plan("strides").make_strategy(Knowledge()).settings.stride == 3
+    assert plan("strides", "stride = 7").make_strategy(Knowledge()).settings.stride == 7
+    assert plan("strides", "stride = 7", stride=2).make_strategy(Knowledge()).settings.stride == 2
     search = {"model": "digits-mlp", "data": "digits", "metrics": {"average_bitwidth": "minimize"}, "max_epochs": 1}
     space = {"linear": {"name": ["integer"], "weight_width": [2, 4, 8]}}
     for more in ({"strategy": {"name": "strides", "setup": {"stride": 5}}}, {"strategy": "strides", "stride": 5}):

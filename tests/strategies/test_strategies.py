@@ -39,8 +39,8 @@ def test_learned_bits_conforms():
 
 
 def test_every_registered_strategy_is_checked_here():
-    # evolution: in test_evolution.py
-    assert set(STRATEGIES.names()) == {"brute_force", "evolution", "learned_bits", "optuna"}
+    # evolution and surrogate: in files of their own
+    assert set(STRATEGIES.names()) == {"brute_force", "evolution", "learned_bits", "optuna", "surrogate"}
     assert set(MEANINGS) == {*SAMPLERS, "brute_force"}
 
 

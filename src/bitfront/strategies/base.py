@@ -9,7 +9,8 @@ cache of the history.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -22,6 +23,29 @@ from bitfront.spaces.index import Index, Keys
 
 #: Number of candidates that are looked at together to find the last unknown ones of a space.
 SCANNED = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """What is known of the candidates of a search before any is evaluated.
+
+    Attributes:
+        costs: objective → its losses, for objectives in closed form: a function of canonical codes, int64, shape
+            (candidates, parameters), that returns float64, shape (candidates,).
+        violation: total violation of the constraints on metrics in closed form, as a function of canonical codes; None
+            if there are none.
+        float_losses: the losses of the float model, float64, shape (objectives,); NaN where it has none. None: unknown.
+        points: by how much the loss of each objective rises if the accuracy falls by a percentage point, float64, shape
+            (objectives,); NaN for what is no accuracy. None: unknown.
+        noise: per group an estimate of how much each option disturbs the model's outputs, float64, shape (options,), 0
+            or more; that of several groups adds up. None: unknown.
+    """
+
+    costs: Mapping[int, Callable[[Codes], NDArray[np.float64]]] = field(default_factory=dict)
+    violation: Callable[[Codes], NDArray[np.float64]] | None = None
+    float_losses: NDArray[np.float64] | None = None
+    points: NDArray[np.float64] | None = None
+    noise: Sequence[NDArray[np.float64]] | None = None
 
 
 class History:
@@ -42,11 +66,18 @@ class History:
         self._codes = np.zeros((0 if forgets else 64, parameters), dtype=np.int64)
         self._losses = np.zeros((len(self._codes), objectives))
         self._violation = np.zeros(len(self._codes))
+        self._margins = np.zeros((len(self._codes), 0))
         self._index: Index | None = None
         #: Whether there are constraints.
         self.constrained = False
 
-    def tell(self, codes: Codes, losses: NDArray[np.float64], violation: NDArray[np.float64] | None = None) -> None:
+    def tell(
+        self,
+        codes: Codes,
+        losses: NDArray[np.float64],
+        violation: NDArray[np.float64] | None = None,
+        margins: NDArray[np.float64] | None = None,
+    ) -> None:
         """Append candidates.
 
         Args:
@@ -55,6 +86,9 @@ class History:
                 that failed, or, if it violates a constraint, one that was not evaluated.
             violation: total violation of the constraints, shape (candidates,), 0 where they are fulfilled; None if
                 there are no constraints.
+            margins: per constraint that is only known after an evaluation, how far the candidate is from its bound, as
+                a share of it, shape (candidates, constraints): negative where it is fulfilled with something to
+                spare, NaN where it was not evaluated. None: there are none. The same number in every call.
 
         Raises:
             ValueError: a candidate is known already.
@@ -73,6 +107,11 @@ class History:
             self._codes = np.concatenate([self._codes, np.zeros_like(self._codes)])
             self._losses = np.concatenate([self._losses, np.zeros_like(self._losses)])
             self._violation = np.concatenate([self._violation, np.zeros_like(self._violation)])
+            self._margins = np.concatenate([self._margins, np.zeros_like(self._margins)])
+        if margins is not None:
+            if self._margins.shape[1] != margins.shape[1]:
+                self._margins = np.full((len(self._codes), margins.shape[1]), np.nan)
+            self._margins[start:stop] = margins
         self._codes[start:stop], self._losses[start:stop] = codes, losses
         self.constrained |= violation is not None
         self._violation[start:stop] = 0.0 if violation is None else violation
@@ -98,6 +137,13 @@ class History:
         """Total violation of the constraints, shape (candidates,); 0 where they are fulfilled."""
         assert not self.forgets, "a strategy with looks_back = False must not read this"
         return self._violation[: len(self)]
+
+    @property
+    def margins(self) -> NDArray[np.float64]:
+        """Per constraint that is only known after an evaluation, the distance from its bound, shape (candidates,
+        constraints): positive where it is violated; NaN if a candidate failed or was not evaluated."""
+        assert not self.forgets, "a strategy with looks_back = False must not read this"
+        return self._margins[: len(self)]
 
     def row(self, code: NDArray[np.int64]) -> int | None:
         """The row of a canonical code; None if it is not known."""
@@ -152,8 +198,9 @@ class Strategy(ABC):
     neighbours of the front if a strategy proposes nothing new several times in a row. Some proposals may never get into
     the history, because time was up.
 
-    **What it is given.** It sees codes of a space and losses, never a model, the name of a metric or data. Its
-    proposals depend on the arguments alone: the same settings, seed and calls give the same proposals. A search is
+    **What it is given.** It sees codes of a space and losses, never a model, the name of a metric or data; and, as
+    functions of codes, what is known of losses and constraints in closed form (``knowledge``). Its proposals depend on
+    these and the arguments alone: the same settings, seed and calls give the same proposals. A search is
     resumed by repeating these calls with the results in the store. A strategy may keep a cache of the history, or the
     random state of a sampler that changes with every call, but no other state.
 
@@ -176,6 +223,7 @@ class Strategy(ABC):
         usual_objectives: the objectives of a search that names none; none if it must name them.
         trains_bits: whether its candidates are networks on the course of a training with learned bits
             (``learned_bits.space``), in place of those of the file's space.
+        uses_noise: whether it uses ``Knowledge.noise``, which takes a few forward and backward passes.
         looks_back: whether `propose` reads the codes and losses of the history. If not, it gets a history without them;
             ``history.rows`` and ``history.fresh`` still say which candidates are known.
 
@@ -184,6 +232,9 @@ class Strategy(ABC):
         objectives: number of objectives, all to be minimised.
         seed: random seed, 0 or more.
         settings: an instance of `Settings`; None for the defaults.
+
+    Attributes:
+        knowledge: what is known before any evaluation; set before the first call, and empty where nothing is.
     """
 
     Settings: ClassVar[type[StrategySettings]] = StrategySettings
@@ -196,10 +247,12 @@ class Strategy(ABC):
     looks_back: bool = True
     usual_objectives: ClassVar[tuple[str, ...]] = ()
     trains_bits: ClassVar[bool] = False
+    uses_noise: ClassVar[bool] = False
 
     def __init__(self, space: Space, objectives: int, seed: int, settings: StrategySettings | None = None) -> None:
         self.space, self.objectives, self.seed = space, objectives, seed
         self.settings = self.Settings() if settings is None else settings
+        self.knowledge = Knowledge()
 
     @abstractmethod
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:

@@ -14,7 +14,7 @@ from bitfront.config import StrategySetup, settings_of
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.spaces.base import Space
 from bitfront.strategies import STRATEGIES
-from bitfront.strategies.base import Strategy, StrategySettings
+from bitfront.strategies.base import Knowledge, Strategy, StrategySettings
 
 NAME = ("search", "strategy", "name")
 SETUP = ("search", "strategy", "setup")
@@ -61,15 +61,19 @@ class ConfiguredStrategy:
         # In run folders the key of the variant is "sampler" for every strategy.
         return {"strategy": self.name, "sampler": self.variant, **({"strategy_settings": settings} if settings else {})}
 
-    def make(self, space: Space, objectives: int, seed: int) -> Strategy:
+    def make(self, space: Space, objectives: int, seed: int, knowledge: Knowledge | None = None) -> Strategy:
         """A new strategy object.
 
         Args:
             space: the space of the search.
             objectives: number of objectives.
             seed: random seed, 0 or more.
+            knowledge: what is known before any evaluation; None: nothing.
         """
-        return self.kind(space, objectives, seed, self.settings)
+        strategy = self.kind(space, objectives, seed, self.settings)
+        if knowledge is not None:
+            strategy.knowledge = knowledge
+        return strategy
 
 
 def configured_strategy(text: str, setup: Mapping[str, Any] | None = None) -> ConfiguredStrategy:

@@ -21,6 +21,7 @@ from bitfront.pareto import non_dominated_sorted
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, StrategySettings
+from bitfront.strategies.elimination import solve
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -55,8 +56,6 @@ RANDOM = 0.25
 LATE = 400
 #: A predicted violation below this fraction of the spread of the known ones counts as none.
 SLIGHT = 0.1
-#: Columns that are eliminated before all others are updated.
-PANEL = 16
 #: In a space of at most this size every unseen candidate is in the pool.
 SMALL = 1024
 
@@ -266,33 +265,3 @@ def crowding(losses: Floats) -> Floats:
     np.put_along_axis(distance, order, gaps, axis=0)
     total: Floats = distance.sum(axis=1)
     return total
-
-
-def solve(matrix: Floats, right: Floats) -> Floats:
-    """``matrix⁻¹ · right`` for a symmetric positive definite matrix, by Gaussian elimination without BLAS.
-
-    It works in panels of `PANEL` columns, so that the columns to the right of a panel are updated once per panel.
-
-    Args:
-        matrix: shape (rows, rows).
-        right: shape (rows, columns).
-
-    Returns:
-        Shape (rows, columns).
-    """
-    size = len(matrix)
-    a = np.concatenate([matrix, right], axis=1)
-    for start in range(0, size, PANEL):
-        stop = min(start + PANEL, size)
-        factors = np.zeros((size - start, stop - start))
-        for i in range(start, stop):
-            factor = a[i + 1 :, i] / a[i, i]
-            factors[i + 1 - start :, i - start] = factor
-            a[i + 1 :, i:stop] -= factor[:, None] * a[i, i:stop]
-            a[i + 1 : stop, stop:] -= factor[: stop - i - 1, None] * a[i, stop:]
-        a[stop:, stop:] -= np.einsum("ik,kj->ij", factors[stop - start :], a[start:stop, stop:])
-    solution = a[:, size:]
-    for i in range(size - 1, -1, -1):
-        solution[i] /= a[i, i]
-        solution[:i] -= a[:i, i, None] * solution[i]
-    return solution

@@ -29,6 +29,7 @@ from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
 from bitfront.engine.search.checking import check_scores, verified_plan, verify_workers
+from bitfront.engine.search.knowledge import knowledge
 from bitfront.engine.search.session import (
     TESTED,
     bounds,
@@ -45,11 +46,12 @@ from bitfront.events import Events
 from bitfront.files import shown, sweep
 from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
+from bitfront.strategies.base import Knowledge
 from bitfront.strategies.configured import SETUP, configured_strategy, variant_settings
 
 #: Folder in the run folder, and the file in it with all evaluated candidates.
 FOLDER, CACHE = "compare", "cache.sqlite"
-DEFAULT = ("evolution", "optuna:tpe", "optuna:nsgaii", "optuna:random")
+DEFAULT = ("surrogate", "evolution", "optuna:tpe", "optuna:nsgaii", "optuna:random")
 BUDGET = 400
 #: Brute force is one of the default strategies if the whole space takes at most this many seconds.
 EXHAUSTIVE_SECONDS = 120.0
@@ -187,12 +189,15 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
             plan = verified_plan(with_samples(plan, store, events, dispatcher), 0.0, events, dispatcher.safe)
             dispatcher.use(plan.evaluator)
             verify_workers(dispatcher, events)
-            limits = bounds(plan, float_metrics(plan))
+            of_float = float_metrics(plan)
+            limits = bounds(plan, of_float)
             plans = competitors(plan, _default(plan, store, dispatcher, events) if names is None else names)
+            noise = any(competitor.strategy.kind.uses_noise for competitor in plans)
+            known_before = knowledge(plan, limits, of_float, store, noise=noise)
             cached = CachedEvaluator(dispatcher, store, space.keys)
             known = len(cached)
             _announce(plans, repeats, known, dispatcher, events)
-            runs = _runs(plans, repeats, starts, limits, cached, events)
+            runs = _runs(plans, repeats, starts, limits, known_before, cached, events)
             remarks = tuple(dispatcher.remarks)
             _check_front(plan, runs, cached)
     finally:
@@ -275,7 +280,13 @@ def _announce(plans: Sequence[Plan], repeats: int, known: int, dispatcher: Dispa
 
 
 def _runs(
-    plans: Sequence[Plan], repeats: int, starts: Codes, limits: Feasibility, cached: CachedEvaluator, events: Events
+    plans: Sequence[Plan],
+    repeats: int,
+    starts: Codes,
+    limits: Feasibility,
+    known: Knowledge,
+    cached: CachedEvaluator,
+    events: Events,
 ) -> list[StrategyRun]:
     """All runs, strategy by strategy."""
     finished: list[StrategyRun] = []
@@ -284,20 +295,25 @@ def _runs(
         for seed in several:
             which = f"seed {seed}" if seed is not None else "the whole space"
             events.running(f"{competitor.strategy.title}, {which}")
-            finished.append(
-                _run(competitor, competitor.config.seed if seed is None else seed, starts, limits, cached, events)
-            )
+            random = competitor.config.seed if seed is None else seed
+            finished.append(_run(competitor, random, starts, limits, known, cached, events))
         runs = finished[-len(several) :]
         events.ran(competitor.strategy.title, len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
     return finished
 
 
 def _run(
-    plan: Plan, seed: int, starts: Codes, limits: Feasibility, cached: CachedEvaluator, events: Events
+    plan: Plan,
+    seed: int,
+    starts: Codes,
+    limits: Feasibility,
+    known: Knowledge,
+    cached: CachedEvaluator,
+    events: Events,
 ) -> StrategyRun:
     """One run: the loop of a search, with the evaluator that all runs share."""
     trials = InMemoryTrials(plan.evaluator.metrics)
-    strategy = TimedStrategy(lambda: plan.make_strategy(seed), trials.__len__)
+    strategy = TimedStrategy(lambda: plan.make_strategy(known, seed), trials.__len__)
     stopped = loop.run(
         space=plan.space,
         strategy=strategy,

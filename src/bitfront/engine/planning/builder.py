@@ -262,7 +262,7 @@ def _budget(setup: StrategySetup, strategy: ConfiguredStrategy, size: int) -> in
     if largest is not None and size > largest:
         raise ConfigError(
             f"the space has {size:,} candidates, and {strategy.words} stops at {limit} = {largest:,}. Remove choices, "
-            f"set {limit} or n_trials, or use another strategy, e.g. name = 'optuna'",
+            f"set {limit} or n_trials, or use another strategy, e.g. name = 'surrogate'",
             key=(*SETUP, limit),
         )
     return size if strategy.kind.exhaustive else DEFAULT_TRIALS

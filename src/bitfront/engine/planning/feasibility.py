@@ -66,6 +66,20 @@ class Feasibility:
             return np.zeros(len(next(iter(values.values()))))
         return total(self.constraints, values)
 
+    def margins(self, values: Mapping[str, Values]) -> Values:
+        """Distances from the bounds of constraints that are only known after an evaluation.
+
+        Args:
+            values: as in ``after``.
+
+        Returns:
+            float64, shape (candidates, such constraints), as shares of the bounds: positive where one is violated, NaN
+            where the metric is unknown.
+        """
+        later = [c for c in self.constraints if c.metric not in self.evaluator.closed_form]
+        columns = [_distance(c, values[c.metric]) for c in later]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(next(iter(values.values()))), 0))
+
 
 def read(conditions: Mapping[str, str], evaluator: Evaluator) -> tuple[Constraint, ...]:
     """Parse the constraints of ``[search.constraints]``.

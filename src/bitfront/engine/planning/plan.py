@@ -19,7 +19,7 @@ from bitfront.metrics.base import Side
 from bitfront.metrics.coverage import of_no_site
 from bitfront.objectives import Objectives
 from bitfront.spaces.model_space import ModelSpace
-from bitfront.strategies.base import Strategy
+from bitfront.strategies.base import Knowledge, Strategy
 from bitfront.strategies.configured import ConfiguredStrategy
 
 #: Counts up when the same settings give other ranges: trials with the ranges of before do not belong to this search.
@@ -103,14 +103,15 @@ class Plan:
         )
         return replace(self, evaluator=open_evaluator(replace(self.evaluator.job, runners=runners), self.space))
 
-    def make_strategy(self, seed: int | None = None) -> Strategy:
+    def make_strategy(self, knowledge: Knowledge, seed: int | None = None) -> Strategy:
         """A new strategy object.
 
         Args:
+            knowledge: what is known before any evaluation.
             seed: its random seed; None for that of the configuration.
         """
         seed = self.config.seed if seed is None else seed
-        return self.strategy.make(self.space, len(self.objectives.directions), seed)
+        return self.strategy.make(self.space, len(self.objectives.directions), seed, knowledge)
 
     @property
     def _counts_others(self) -> bool:

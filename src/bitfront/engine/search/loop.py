@@ -294,7 +294,7 @@ class _State:
         losses = self.objectives.losses(values)
         if self.feasibility and violation is not None:
             violation = np.where(violation > 0, violation, self.feasibility.after(values))
-            self.history.tell(codes, losses, violation)
+            self.history.tell(codes, losses, violation, self.feasibility.margins(values))
             self.front.add(np.where((violation > 0)[:, None], np.nan, losses))
         else:
             self.history.tell(codes, losses)

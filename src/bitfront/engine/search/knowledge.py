@@ -1,0 +1,91 @@
+"""What a search knows of its candidates before any is evaluated, as a strategy sees it: functions of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.engine.evaluation.fixed import FixedEvaluator
+from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.evaluation.sensitivity import sensitivities
+from bitfront.engine.planning.feasibility import Feasibility
+from bitfront.engine.planning.plan import Plan
+from bitfront.engine.storage.store import Store
+from bitfront.objectives import Objectives
+from bitfront.spaces.base import Codes
+from bitfront.strategies.base import Knowledge
+
+Values = NDArray[np.float64]
+
+
+def knowledge(
+    plan: Plan, limits: Feasibility, reference: Mapping[str, float | None], store: Store, *, noise: bool
+) -> Knowledge:
+    """What is known of the candidates of a plan.
+
+    Args:
+        plan: the plan, with trained weights.
+        limits: its constraints.
+        reference: metric → value of the float model.
+        store: of the trials. It keeps estimates that depend on the order of sums, so that a search that is resumed has
+            the same.
+        noise: whether a strategy uses the noise of options.
+    """
+    evaluator, objectives = plan.evaluator, plan.objectives
+    names = frozenset() if objectives.summed else _cheap(evaluator)
+    costs = {o: _cost(evaluator, objectives, o) for o, p in enumerate(objectives.parts) if p.metric in names}
+    closed = any(c.metric in _cheap(evaluator) for c in limits.constraints)
+    return Knowledge(
+        costs=costs,
+        violation=limits.before if closed else None,
+        float_losses=None if objectives.summed else _losses(objectives, reference),
+        points=None if objectives.summed else _points(objectives),
+        noise=_noise(evaluator, store) if noise else None,
+    )
+
+
+def _noise(evaluator: Evaluator, store: Store) -> list[Values] | None:
+    """Per group the noise of each option; None where the space is not of formats alone, or where torch cannot
+    differentiate the model."""
+    if not isinstance(evaluator, FixedEvaluator):
+        return None
+    kept = store.meta("noise")
+    if kept is None:
+        try:
+            kept = [values.tolist() for values in sensitivities(evaluator)]
+        except RuntimeError as error:
+            kept = {"failed": str(error)}
+        store.set_meta("noise", kept)
+    return None if isinstance(kept, dict) else [np.array(values) for values in kept]
+
+
+def _cheap(evaluator: Evaluator) -> frozenset[str]:
+    """The metrics in closed form that take no more than looking up tables: not where each candidate has widths, for
+    whose costs its model would be built."""
+    return frozenset() if evaluator.space.changes_widths else frozenset(evaluator.closed_form)
+
+
+def _cost(evaluator: Evaluator, objectives: Objectives, objective: int) -> Callable[[Codes], Values]:
+    """The losses of one objective, from canonical codes of shape (candidates, parameters)."""
+    part = objectives.parts[objective]
+    sign = -1.0 if part.direction == "maximize" else 1.0
+
+    def losses(codes: Codes) -> Values:
+        values: Values = sign * part.scale * evaluator.closed_form_values(codes, {part.metric})[part.metric]
+        return values
+
+    return losses
+
+
+def _losses(objectives: Objectives, reference: Mapping[str, float | None]) -> Values:
+    """The losses of the float model, shape (objectives,); NaN where it has none."""
+    values = [reference.get(p.metric) for p in objectives.parts]
+    signs = [-p.scale if p.direction == "maximize" else p.scale for p in objectives.parts]
+    return np.array([np.nan if v is None else s * v for s, v in zip(signs, values, strict=True)])
+
+
+def _points(objectives: Objectives) -> Values:
+    """By how much a percentage point less changes each loss, shape (objectives,); NaN for what is no accuracy."""
+    return np.array([0.01 * p.scale if p.metric == "accuracy" else np.nan for p in objectives.parts])

@@ -1,0 +1,60 @@
+"""Linear systems without BLAS, whose last bits depend on the number of threads.
+
+A search that is resumed with another number of threads must propose the same candidates. NumPy's einsum adds in one
+fixed order, so everything here is built from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: Columns that are eliminated before all others are updated.
+PANEL = 16
+
+
+def solve(matrix: Floats, right: Floats) -> Floats:
+    """``matrix⁻¹ · right`` for a symmetric positive definite matrix, by Gaussian elimination.
+
+    Args:
+        matrix: shape (rows, rows).
+        right: shape (rows, columns).
+
+    Returns:
+        Shape (rows, columns).
+    """
+    return solve_with_determinant(matrix, right)[0]
+
+
+def solve_with_determinant(matrix: Floats, right: Floats) -> tuple[Floats, float]:
+    """``matrix⁻¹ · right`` and the logarithm of the determinant of `matrix`, which is symmetric positive definite.
+
+    It works in panels of `PANEL` columns, so that the columns to the right of a panel are updated once per panel.
+
+    Args:
+        matrix: shape (rows, rows).
+        right: shape (rows, columns).
+
+    Returns:
+        The solution, shape (rows, columns); the logarithm, NaN where a pivot is not positive.
+    """
+    size = len(matrix)
+    a = np.concatenate([matrix, right], axis=1)
+    for start in range(0, size, PANEL):
+        stop = min(start + PANEL, size)
+        factors = np.zeros((size - start, stop - start))
+        for i in range(start, stop):
+            factor = a[i + 1 :, i] / a[i, i]
+            factors[i + 1 - start :, i - start] = factor
+            a[i + 1 :, i:stop] -= factor[:, None] * a[i, i:stop]
+            a[i + 1 : stop, stop:] -= factor[: stop - i - 1, None] * a[i, stop:]
+        a[stop:, stop:] -= np.einsum("ik,kj->ij", factors[stop - start :], a[start:stop, stop:])
+    pivots = np.diagonal(a)
+    logarithm = float(np.log(pivots).sum()) if (pivots > 0).all() else float("nan")
+    solution = a[:, size:]
+    for i in range(size - 1, -1, -1):
+        solution[i] /= a[i, i]
+        solution[:i] -= a[:i, i, None] * solution[i]
+    return solution, logarithm

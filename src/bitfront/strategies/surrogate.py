@@ -1,0 +1,220 @@
+"""The front in few evaluations: a model of the results, its exact front, and evaluations of that.
+
+A Gaussian process of main effects and pairwise interactions (``anova.py``) is fitted to the results so far. What is
+known in closed form, such as sizes, is not modelled. The predicted front is computed, by enumeration where the space is
+small, and else exactly for the main effects (``separable.py``) and then improved by all changes of one group, twice.
+The candidates with the largest expected gain of hypervolume are evaluated, and the model is fitted again. Expected
+means *by the mean of the model*: a bonus for what is uncertain only cost evaluations. If nothing is expected to gain,
+the candidates that are closest to the front are evaluated.
+
+Everything is a function of the arguments of ``propose`` and of ``knowledge``. Sums do not use BLAS, so a search that is
+resumed with another number of threads continues exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from bitfront.spaces.base import Codes, Space
+from bitfront.strategies import STRATEGIES
+from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
+from bitfront.strategies.base import History, Strategy, StrategySettings
+from bitfront.strategies.evolution import select
+from bitfront.strategies.prediction import ENUMERATED, PARTIAL, Link, Modelled, Prediction, cost_tables
+from bitfront.strategies.separable import front as separable_front
+
+Floats = NDArray[np.float64]
+
+#: Candidates before the model is used; the loop's initial candidates count. If the noise of options is known, fewer.
+START, INFORMED = 16, 4
+#: Initial candidates with one level everywhere.
+LEVELS = 5
+#: Candidates per proposal: at least so many, and this share of the history.
+LEAST, SHARE = 8, 1 / 16
+#: Results that the model is fitted to, at most: the best ones. And those that its scales are fitted to.
+FITTED, SCALED = 400, 160
+#: Scales are fitted again whenever the history has grown by this factor.
+GROWTH = 1.5
+#: Failed candidates that the model is fitted to, at most.
+FAILURES = 32
+#: How results are modelled: log(result − least + offset · extent) for each of these offsets, or unchanged (infinity).
+OFFSETS = (0.01, 0.1, float("inf"))
+
+
+class SurrogateSettings(StrategySettings):
+    """The surrogate's keys of ``[search.strategy.setup]``."""
+
+    focus: float | None = Field(
+        10.0,
+        gt=0,
+        le=100,
+        description="without constraints: accuracies that are lower than the float model's by more points than this do "
+        "not matter; 100: all matter",
+    )
+
+
+@dataclass(frozen=True)
+class Response:
+    """How one result is modelled.
+
+    Attributes:
+        scales: of the Gaussian process.
+        offset: of the logarithm, as a share of the extent of the results; infinity: results are modelled as they are.
+    """
+
+    scales: Scales
+    offset: float
+
+
+@STRATEGIES.register("surrogate")
+class Surrogate(Strategy):
+    """A model of effects and interactions, its exact front, verified: the fewest evaluations."""
+
+    Settings = SurrogateSettings
+    batch = 256
+    uses_noise = True
+
+    def __init__(self, space: Space, objectives: int, seed: int, settings: StrategySettings | None = None) -> None:
+        super().__init__(space, objectives, seed, settings)
+        self._columns = Columns(space)
+        self._width = settings.focus if isinstance(settings, SurrogateSettings) else SurrogateSettings().focus
+        # A cache: length of the history's beginning → what was fitted to it.
+        self._fitted: tuple[int, tuple[Response, ...]] = (0, ())
+
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
+        """Up to `n` candidates that are not in the history, the most promising first.
+
+        Returns:
+            Codes, shape (candidates, parameters). Empty only if no candidate is left.
+        """
+        trials = len(history)
+        known = int(np.isfinite(history.losses).all(axis=1).sum())
+        n = min(n, max(LEAST, int(trials * SHARE), self._start - trials))
+        if trials < self._start or known < 2 or not self.space.parameters:
+            return self._filled(history.fresh(self._initial(2 * n, rng))[:n], history, n, rng)
+        predicted = self._predicted(history)
+        return self._filled(predicted.best(history, n), history, n, rng)
+
+    def _initial(self, n: int, rng: np.random.Generator) -> Codes:
+        """`n` candidates before there is a model, and a few of one level everywhere.
+
+        They are of the exact front of noise and costs, if these are known; otherwise a Latin hypercube, in which the
+        options of every group occur equally often.
+        """
+        levels = np.linspace(0.0, 1.0, LEVELS)[:, None] * (self.space.cardinalities - 1)
+        even = self.space.canonical(np.rint(levels).astype(np.int64))
+        if self.knowledge.noise is not None and self.knowledge.costs:
+            cost = next(iter(self.knowledge.costs.values()))
+            solved = separable_front(self.knowledge.noise, cost_tables(self.space, cost), PARTIAL)
+            rows = np.linspace(0, len(solved.values) - 1, n).astype(np.int64)
+            return np.concatenate([even, self.space.codes(rng.permutation(solved.options[rows]))])
+        options = np.empty((n, len(self.space.groups)), dtype=np.int64)
+        for g, group in enumerate(self.space.groups):
+            options[:, g] = (rng.permutation(n) + rng.random(n)) / n * group.size
+        return np.concatenate([even, self.space.codes(options)])
+
+    def _filled(self, codes: Codes, history: History, n: int, rng: np.random.Generator) -> Codes:
+        """`codes`, and where these are fewer than `n`, random candidates and then the unseen ones of the space."""
+        for _ in range(2):
+            if len(codes) < n:
+                codes = history.fresh(np.concatenate([codes, self.space.sample(2 * n, rng)]))[:n]
+        start = 0
+        while not len(codes) and start < self.space.size:
+            codes = history.fresh(self.space.numbered(start, start + ENUMERATED))[:n]
+            start += ENUMERATED
+        return codes
+
+    @property
+    def _start(self) -> int:
+        """The number of results that the model needs."""
+        return START if self.knowledge.noise is None else INFORMED
+
+    @cached_property
+    def _trend(self) -> Trend | None:
+        return None if self.knowledge.noise is None else Trend(self.knowledge.noise)
+
+    def _places(self, codes: Codes) -> Floats | None:
+        """The places of candidates on the trend; None where noise is not known."""
+        return None if self._trend is None else self._trend.place(self._trend.total(self.space.options(codes)))
+
+    def _predicted(self, history: History) -> Prediction:
+        """What is expected of all candidates, given the history."""
+        rows = _rows(history, len(history), FITTED)
+        outputs = self._outputs(history)
+        responses = self._responses(history, len(outputs))
+        codes = history.codes[rows]
+        models = []
+        for (objective, results), response in zip(outputs, responses, strict=True):
+            target = _finite(results[rows])
+            link = Link.of(target, response.offset)
+            effects = Effects(self.space, self._columns, response.scales, codes, link.forward(target), self._trend)
+            models.append(Modelled(objective, effects, link))
+        return Prediction(self.space, self.knowledge, tuple(models), self.objectives, self._focus(history))
+
+    def _focus(self, history: History) -> Floats | None:
+        """The largest losses that matter; None if all do."""
+        known, width = self.knowledge, self._width
+        if width is None or width >= 100 or history.constrained or known.float_losses is None or known.points is None:
+            return None
+        limits = known.float_losses + width * known.points
+        return None if np.isnan(limits).all() else np.where(np.isnan(limits), np.inf, limits)
+
+    def _outputs(self, history: History) -> list[tuple[int | None, Floats]]:
+        """What is modelled: (the objective, or None for a margin; its values over the history)."""
+        outputs: list[tuple[int | None, Floats]] = [
+            (o, history.losses[:, o]) for o in range(self.objectives) if o not in self.knowledge.costs
+        ]
+        if history.margins.shape[1]:
+            outputs += [(None, margin) for margin in history.margins.T]
+        elif self.knowledge.violation is None and history.violation.any():
+            outputs.append((None, np.log1p(history.violation)))
+        return outputs
+
+    def _responses(self, history: History, count: int) -> tuple[Response, ...]:
+        """How the outputs are modelled: fitted to the beginning of the history, whose length is a step of a ladder."""
+        length = self._start
+        while int(length * GROWTH) <= len(history):
+            length = int(length * GROWTH)
+        if self._fitted[0] != length or len(self._fitted[1]) != count:
+            rows = _rows(history, length, SCALED)
+            responses = tuple(
+                self._response(history.codes[rows], _finite(results[rows])) for _, results in self._outputs(history)
+            )
+            self._fitted = (length, responses)
+        return self._fitted[1]
+
+    def _response(self, codes: Codes, results: Floats) -> Response:
+        """The most likely model of results, among the ``OFFSETS``."""
+        best: Response | None = None
+        score = -np.inf
+        for offset in OFFSETS:
+            link = Link.of(results, offset)
+            transformed = link.forward(results)
+            scales = fitted(self._columns, codes, transformed, self._places(codes))
+            # The density of the results themselves, not of their logarithms.
+            density = scales.score + float(np.log(link.slope(results)).sum())
+            density -= len(results) * float(np.log(max(transformed.std(), 1e-300)))
+            if best is None or density > score:
+                best, score = Response(scales, offset), density
+        assert best is not None
+        return best
+
+
+def _rows(history: History, length: int, most: int) -> NDArray[np.int64]:
+    """The rows that a model is fitted to: the best and the failed ones of the first `length`, in their order."""
+    losses, violation = history.losses[:length], history.violation[:length]
+    evaluated: NDArray[np.bool_] = np.asarray(np.isfinite(losses).all(axis=1))
+    failed = np.flatnonzero(np.isnan(losses).any(axis=1) & (violation == 0))[-FAILURES:]
+    best, _ = select(np.where(evaluated[:, None], losses, np.nan), most, np.where(evaluated, violation, 0.0))
+    return np.sort(np.concatenate([best, failed]))
+
+
+def _finite(results: Floats) -> Floats:
+    """Results with the worst one in place of those that are missing: failed candidates."""
+    worst = np.max(results, where=np.isfinite(results), initial=-np.inf)
+    return np.where(np.isfinite(results), results, worst if np.isfinite(worst) else 0.0)

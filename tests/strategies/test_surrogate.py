@@ -1,0 +1,240 @@
+"""The surrogate: conformance, the model against dense formulas, exact fronts against enumeration."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from bitfront.pareto import hypervolume, non_dominated
+from bitfront.spaces.base import Branch, Choice, Group, Space
+from bitfront.strategies import anova
+from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
+from bitfront.strategies.base import History, Knowledge
+from bitfront.strategies.gains import distances, gains, reference
+from bitfront.strategies.separable import front, minimum
+from bitfront.strategies.surrogate import Surrogate
+from bitfront.testing.strategies import check_strategy, toy_space
+
+
+def chain(groups: int, options: int) -> Space:
+    """Groups with one ordered choice each."""
+    labels = tuple(map(str, range(options)))
+    return Space([Group(f"g{i}", (Branch("x", (Choice("w", labels),)),)) for i in range(groups)])
+
+
+def test_conformance() -> None:
+    check_strategy(Surrogate, stateless=True)
+
+
+# -- the model
+
+
+def dense_kernel(space: Space, scales: Scales, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The kernel by its definition, product by product."""
+    kernel = np.full((len(x), len(y)), anova.CONSTANT)
+    parameters = space.parameters
+    choosing = {p.group: i for i, p in enumerate(parameters) if p.branch is None and len(parameters) > 1}
+    for a, b in itertools.product(range(len(x)), range(len(y))):
+        z = []
+        for i, p in enumerate(parameters):
+            taken = [
+                p.branch is None or p.group not in choosing or row[choosing[p.group]] == p.branch
+                for row in (x[a], y[b])
+            ]
+            if all(taken):
+                if p.steps:
+                    distance = abs(int(x[a][i]) - int(y[b][i])) / (len(p.labels) - 1)
+                else:
+                    distance = float(x[a][i] != y[b][i])
+            else:
+                distance = float(any(taken))
+            z.append(scales.columns[i] * np.exp(-distance / anova.LENGTH))
+        kernel[a, b] += sum(z) + scales.interaction * sum(p * q for p, q in itertools.combinations(z, 2))
+    return kernel
+
+
+@pytest.mark.parametrize("space", [chain(4, 3), toy_space(2, 3)], ids=["plain", "branches"])
+def test_predictions_are_those_of_the_dense_formula(space: Space) -> None:
+    rng = np.random.default_rng(0)
+    codes = np.unique(space.sample(12, rng), axis=0)
+    results = rng.standard_normal(len(codes))
+    scales = Scales(rng.random(len(space.parameters)) + 0.1, 0.7, 0.05, 0.0, 0.0)
+    effects = Effects(space, Columns(space), scales, codes, results)
+    asked = space.sample(9, rng)
+    known = dense_kernel(space, scales, codes, codes) + scales.noise * np.eye(len(codes))
+    cross = dense_kernel(space, scales, asked, codes)
+    target = (results - results.mean()) / results.std()
+    expected = results.mean() + results.std() * cross @ np.linalg.solve(known, target)
+    assert_allclose(effects.mean(space.options(asked)), expected, rtol=1e-9)
+    prior = np.diag(dense_kernel(space, scales, asked, asked))
+    variance = prior - np.einsum("ij,ji->i", cross, np.linalg.solve(known, cross.T))
+    assert_allclose(effects.deviation(space.options(asked)), results.std() * np.sqrt(variance), rtol=1e-6)
+
+
+@pytest.mark.parametrize("with_noise", [False, True])
+def test_changes_are_the_predictions_of_changed_candidates(with_noise: bool) -> None:
+    space, rng = toy_space(3, 3), np.random.default_rng(1)
+    codes = np.unique(space.sample(20, rng), axis=0)
+    noise = Trend([rng.random(g.size) for g in space.groups]) if with_noise else None
+    scales = Scales(rng.random(len(space.parameters)) + 0.1, 0.7, 0.05, 0.9 if with_noise else 0.0, 0.0)
+    effects = Effects(space, Columns(space), scales, codes, rng.standard_normal(len(codes)), noise)
+    options = space.options(space.sample(5, rng))
+    changes = effects.changes(options)
+    for g, group in enumerate(space.groups):
+        for option in range(group.size):
+            changed = options.copy()
+            changed[:, g] = option
+            # The function of the noise is tabulated, and interpolated here.
+            assert_allclose(changes[g][:, option], effects.mean(changed), atol=1e-4 if with_noise else 1e-9)
+
+
+def test_the_gradient_of_the_fit_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, rng = chain(4, 4), np.random.default_rng(0)
+    codes = np.unique(space.sample(15, rng), axis=0)
+    results, places = rng.standard_normal(len(codes)), rng.random(len(codes))
+    checked = []
+
+    def check(function, start, **_):  # type: ignore[no-untyped-def]
+        point = start + 0.3 * rng.standard_normal(len(start))
+        _, gradient = function(point)
+        for i in range(len(point)):
+            step = np.zeros(len(point))
+            step[i] = 1e-5
+            slope = (function(point + step)[0] - function(point - step)[0]) / 2e-5
+            assert_allclose(gradient[i], slope, rtol=1e-5, atol=1e-6)
+            checked.append(i)
+        return type("Found", (), {"x": point, "fun": 0.0})
+
+    monkeypatch.setattr(anova, "minimize", check)
+    fitted(Columns(space), codes, results, places)
+    assert len(checked) == 4 + 3
+
+
+def test_the_model_learns_effects_and_an_interaction() -> None:
+    space, rng = chain(6, 4), np.random.default_rng(0)
+    weights = rng.random((6, 4)) * np.array([3.0, 0.1, 1.0, 0.1, 2.0, 0.1])[:, None]
+
+    def truth(codes: np.ndarray) -> np.ndarray:
+        return weights[np.arange(6), codes].sum(axis=1) + 0.5 * codes[:, 0] * codes[:, 2]
+
+    codes = np.unique(space.sample(90, rng), axis=0)
+    others = space.sample(200, rng)
+    scales = fitted(Columns(space), codes, truth(codes))
+    effects = Effects(space, Columns(space), scales, codes, truth(codes))
+    left = truth(others) - effects.mean(space.options(others))
+    assert np.std(left) < 0.1 * np.std(truth(others))
+    assert scales.columns[[1, 3, 5]].max() < scales.columns[[0, 2, 4]].min()
+
+
+# -- exact fronts
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(0, 10**6), st.booleans())
+def test_exact_fronts_against_enumeration(sizes: list[int], seed: int, whole: bool) -> None:
+    rng = np.random.default_rng(seed)
+    draw = (lambda n: rng.integers(0, 6, n).astype(float)) if whole else rng.random
+    values, costs = [draw(n) for n in sizes], [draw(n) for n in sizes]
+    every = np.array(list(itertools.product(*map(range, sizes))))
+    total = [sum(table[every[:, g]] for g, table in enumerate(tables)) for tables in (costs, values)]
+    expected = np.stack(total, axis=1)
+    expected = np.unique(expected[non_dominated(expected)].round(9), axis=0)
+    solved = front(values, costs)
+    assert solved.exact
+    assert_allclose(np.stack([solved.costs, solved.values], axis=1), expected, atol=1e-8)
+    recomputed = sum(values[g][solved.options[:, g]] for g in range(len(sizes)))
+    assert_allclose(recomputed, solved.values)
+    for bound in (float(np.median(total[0])), float(total[0].min())):
+        found = minimum(values, [(costs, bound + 1e-9)])
+        assert found is not None
+        best = total[1][total[0] <= bound + 1e-9].min()
+        assert_allclose(sum(values[g][o] for g, o in enumerate(found)), best, atol=1e-7)
+    assert minimum(values, [(costs, float(total[0].min()) - 1.0)]) is None
+
+
+def test_sixty_layers_are_solved_as_by_integer_programming() -> None:
+    rng = np.random.default_rng(0)
+    values = [np.sort(rng.random(5))[::-1].copy() for _ in range(60)]
+    costs = [np.array([2.0, 3.0, 4.0, 6.0, 8.0]) * rng.integers(1, 40) for _ in range(60)]
+    solved = front(values, costs, most=10**6)
+    assert solved.exact
+    for place in (len(solved.costs) // 4, len(solved.costs) // 2):
+        found = minimum(values, [(costs, float(solved.costs[place]))])
+        assert found is not None
+        assert_allclose(sum(values[g][o] for g, o in enumerate(found)), solved.values[place], rtol=1e-6)
+    thinned = front(values, costs, most=128)
+    assert not thinned.exact
+    assert len(thinned.values) <= 128
+    assert (np.diff(thinned.costs) > 0).all()
+
+
+# -- gains
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 3), st.integers(0, 10**6))
+def test_gains_are_differences_of_hypervolumes(objectives: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    losses, candidates = rng.random((8, objectives)), rng.random((12, objectives)) * 1.2
+    known = losses[non_dominated(losses)]
+    point = reference(known)
+    before = hypervolume(known, point)
+    for candidate, gained in zip(candidates, gains(known, point, candidates), strict=True):
+        assert_allclose(hypervolume(np.vstack([known, candidate]), point) - before, gained, atol=1e-12)
+    behind = distances(known, candidates)
+    extent = np.ptp(known, axis=0)
+    moved = candidates - (behind[:, None] + 1e-9) * np.where(extent > 0, extent, 1.0)
+    assert np.isfinite(behind).all()
+    assert (distances(known, moved) <= 0).all()
+
+
+# -- searches
+
+
+def search(space: Space, losses, knowledge: Knowledge, evaluations: int, violation=None):  # type: ignore[no-untyped-def]
+    """The history of a search with batches of the strategy."""
+    history, strategy = History(len(space.parameters), 2, space), Surrogate(space, 2, 0)
+    strategy.knowledge = knowledge
+    step = 0
+    while len(history) < evaluations:
+        codes = strategy.propose(history, 8, np.random.default_rng([0, step]))
+        history.tell(codes, losses(codes), None if violation is None else violation(codes))
+        step += 1
+    return history
+
+
+def wide_losses(codes: np.ndarray) -> np.ndarray:
+    """Error and cost of 24 groups with 5 options: too many to enumerate."""
+    noise = np.array([0.3, 0.08, 0.02, 0.005, 0.001])
+    weight = 1.0 + np.arange(24) % 5
+    error = (noise[codes] * weight).sum(axis=1)
+    return np.stack([1.0 - np.exp(-error), codes.sum(axis=1).astype(float)], axis=1)
+
+
+def test_a_large_space_is_solved_in_few_evaluations() -> None:
+    space = chain(24, 5)
+    noise = [np.array([0.3, 0.08, 0.02, 0.005, 0.001]) * (1.0 + g % 5) for g in range(24)]
+    exact = front([n.copy() for n in noise], [np.arange(5.0)] * 24)
+    truth = np.stack([1.0 - np.exp(-exact.values), exact.costs], axis=1)
+    point = reference(truth)
+    known = Knowledge(costs={1: lambda codes: codes.sum(axis=1).astype(float)})
+    blind = search(space, wide_losses, known, 120)
+    informed = search(space, wide_losses, Knowledge(costs=known.costs, noise=noise), 60)
+    assert hypervolume(informed.losses, point) > 0.95 * hypervolume(truth, point)
+    assert hypervolume(blind.losses, point) > 0.75 * hypervolume(truth, point)
+
+
+def test_candidates_that_violate_a_known_constraint_are_not_proposed() -> None:
+    space = chain(24, 5)
+
+    def violation(codes: np.ndarray) -> np.ndarray:
+        return np.maximum(0.0, codes.sum(axis=1) / 60.0 - 1.0)
+
+    known = Knowledge(costs={1: lambda codes: codes.sum(axis=1).astype(float)}, violation=violation)
+    history = search(space, wide_losses, known, 64, violation)
+    assert not (history.violation[24:] > 0).any()
