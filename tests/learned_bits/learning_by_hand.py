@@ -4,7 +4,7 @@ Only rounding half to even has a derivative that is written by hand: it passes g
 follow. Nothing of the package is used here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ class Values:
         weight, bias: as in the layer; `bias` may be None.
         weight_bits, bias_bits: fractional bits.
         fractions, integers: fractional and integer bits of the input.
+        supported: operand -> the supported widths without signs; what is missing may have any.
     """
 
     weight: torch.Tensor
@@ -42,26 +43,63 @@ class Values:
     bias_bits: torch.Tensor | None
     fractions: torch.Tensor
     integers: torch.Tensor
+    supported: dict = field(default_factory=dict)
 
     def leaves(self):
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
 
-def on_grid(x, fractions):
+def through(x, value):
+    """`value`, with the derivative of `x`."""
+    return x + (value - x).detach()
+
+
+def next_width(lengths, widths):
+    """The supported width at or above each length, else the largest; without any, the length."""
+    if not widths:
+        return lengths.detach()
+    each = [min((w for w in widths if w >= n), default=max(widths)) for n in lengths.detach().reshape(-1).tolist()]
+    return torch.tensor(each).double().reshape(lengths.shape)
+
+
+def pressed(lengths, widths):
+    """Whether fewer bits would cost less."""
+    return lengths.detach() > min(widths, default=0)
+
+
+def on_grid(x, fractions, widths=()):
     """Multiples of 2^-f. The derivative by f is ln 2 (x - q) by the rules of powers and products."""
-    scale = 2.0 ** nearest(fractions)
-    return nearest(x * scale) / scale
+    f = nearest(fractions)
+    whole = nearest(x * 2.0**f)
+    if not widths:
+        return whole / 2.0**f
+    most = shared_lengths(whole.detach() / 2.0 ** f.detach(), fractions)
+    width = next_width(most, widths)
+    f = through(f, f + (width - most))
+    whole = nearest(x * 2.0**f)
+    return through(whole, torch.minimum(torch.maximum(whole, 1 - 2.0**width), 2.0**width - 1)) / 2.0**f
 
 
-def activation(x, fractions, integers, signed):
+def shared_lengths(q, fractions):
+    """Bits of the longest of the values that share theirs, in the shape of `fractions`."""
+    widest = lengths(q, fractions)
+    for axis, size in enumerate(fractions.shape):
+        if size == 1:
+            widest = widest.amax(axis, keepdim=True)
+    return widest
+
+
+def activation(x, fractions, integers, signed, widths=()):
     """x between its ends, then on its grid; a value beyond them is the end."""
     f, i = nearest(fractions), nearest(integers)
+    if widths:
+        f = through(f, next_width((f + i).clamp(min=0), widths) - i)
     top = 2.0**i - 2.0**-f
     top = top + (top.clamp(min=0) - top).detach()
     top = top.expand(x.shape)
     inside = torch.where(x > top, top, x)
     inside = torch.where(x < -top, -top, inside) if signed else torch.where(x <= 0, 0.0 * x.detach(), inside)
-    return on_grid(inside, fractions)
+    return nearest(inside * 2.0**f) / 2.0**f
 
 
 def lengths(q, fractions):
@@ -70,19 +108,25 @@ def lengths(q, fractions):
     return torch.tensor([int(code).bit_length() for code in codes.reshape(-1)]).reshape(codes.shape).double()
 
 
-def weight_widths(q, fractions):
-    """Bits of each weight: the most among those that share them, 0 for the value 0; one more with each fractional bit."""
-    widest = lengths(q, fractions)
+def weight_widths(x, q, fractions, widths=()):
+    """(bits of each weight, those that its group stores): the most among those that share them, one more with each
+    fractional bit. A value 0 has none, and is stored like the others of its group."""
+    f = nearest(fractions)
+    learned = shared_lengths(nearest(x * 2.0**f).detach() / 2.0 ** f.detach(), fractions)
+    width = next_width(learned, widths)
+    width = torch.where(pressed(learned, widths), width + (f - f.detach()), width).expand(q.shape)
+    some = q != 0
     for axis, size in enumerate(fractions.shape):
         if size == 1:
-            widest = widest.amax(axis, keepdim=True).expand(widest.shape)
-    f = nearest(fractions)
-    return torch.where(q != 0, widest + (f - f.detach()), torch.zeros_like(widest))
+            some = some.any(axis, keepdim=True)
+    zero = torch.zeros_like(q)
+    return torch.where(q != 0, width, zero.detach()), torch.where(some.expand(q.shape), width, zero.detach())
 
 
-def input_widths(fractions, integers, shape):
-    width = nearest(fractions) + nearest(integers)
-    return torch.where(width > 0, width, 0.0 * width.detach()).expand(shape)
+def input_widths(fractions, integers, shape, widths=()):
+    learned = (nearest(fractions) + nearest(integers)).clamp(min=0)
+    width = next_width(learned, widths)
+    return torch.where(pressed(learned, widths), through(learned, width), width).expand(shape)
 
 
 class Reference:
@@ -102,23 +146,25 @@ class Reference:
     def layer(self, path, x):
         module, v = self.model.get_submodule(path), self.values[path]
         pairs, stored, biases = self.costs
-        q = on_grid(v.weight, v.weight_bits)
-        b = None if v.bias is None else on_grid(v.bias, v.bias_bits)
-        bits = weight_widths(q, v.weight_bits)
-        data = input_widths(v.fractions, v.integers, x.shape[1:])[None]
-        x = activation(x, v.fractions, v.integers, self.signed[path])
+        of_weight, of_data, of_bias = (v.supported.get(o, ()) for o in ("weight", "data_in", "bias"))
+        q = on_grid(v.weight, v.weight_bits, of_weight)
+        b = None if v.bias is None else on_grid(v.bias, v.bias_bits, of_bias)
+        bits, kept = weight_widths(v.weight, q, v.weight_bits, of_weight)
+        data = input_widths(v.fractions, v.integers, x.shape[1:], of_data)[None]
+        x = activation(x, v.fractions, v.integers, self.signed[path], of_data)
         if isinstance(module, nn.Conv2d):
             how = {"stride": module.stride, "padding": module.padding, "groups": module.groups}
             out, products = F.conv2d(x, q, b, **how), F.conv2d(data, bits, **how).sum()
         else:
             out, products = F.linear(x, q, b), F.linear(data, bits).sum()
-        self.cost = self.cost + pairs * products + stored * bits.sum()
+        self.cost = self.cost + pairs * products + stored * kept.sum()
         if b is not None:
-            f = nearest(v.bias_bits)
-            widths = lengths(b, v.bias_bits) + f - f.detach()
+            widths, _ = weight_widths(v.bias, b, v.bias_bits, of_bias)
+            if of_bias:  # a zero is stored like the others
+                widths = torch.where(b != 0, widths, next_width(lengths(b, v.bias_bits), of_bias))
             # Once where it is stored; once per output where products cost.
             times = out[0, 0].numel() if pairs else 1
-            self.cost = self.cost + times * biases * torch.where(b != 0, widths, torch.zeros_like(widths)).sum()
+            self.cost = self.cost + times * biases * widths.sum()
         return out
 
     def loss(self, forward, x, targets, pressure):

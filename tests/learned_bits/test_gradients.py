@@ -59,8 +59,22 @@ def leaves_of(program, numbers, places):
         if layer.bias:
             shapes |= {"bias": layer.target[:1], "bias_bits": layer.target[:1]}
         tensors = {n: torch.tensor(numbers[getattr(place, n)]).double().reshape(s) for n, s in shapes.items()}
-        values[layer.path] = Values(**{"bias": None, "bias_bits": None} | tensors)
+        values[layer.path] = Values(**{"bias": None, "bias_bits": None} | tensors, supported=magnitudes(layer))
     return values
+
+
+def magnitudes(layer):
+    """Operand → its supported widths without signs; whole channels may always be removed."""
+    shared = layer.shared
+    widths = {
+        "weight": {w - 1 for w in shared.weight_width if w},
+        "data_in": {w - layer.signed for w in shared.data_in_width if w},
+        "bias": {w - 1 for w in shared.bias_width},
+    }
+    for operand in ("weight", "data_in"):
+        if widths[operand] and getattr(shared, operand) == "channel":
+            widths[operand].add(0)
+    return widths
 
 
 def gradients_of(member, cost, x, y, targets, pressure):
@@ -86,15 +100,26 @@ CASES = [
     (SignedMlp, "element", "element"),
     (SignedMlp, "layer", "channel"),
 ]
+WIDTHS = [((3, 5), (3,), (4, 7)), ((2, 4, 8), (4, 8), ()), ((8,), (), (16,)), ((), (2, 6), (2,))]
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
 @pytest.mark.parametrize(("kind", "weight", "data"), CASES, ids=lambda c: getattr(c, "__name__", c))
 def test_all_gradients_are_those_of_autograd(kind, weight, data, soft):
-    seed = CASES.index((kind, weight, data))
+    check_gradients(kind, Granularities(weight, data), soft, CASES.index((kind, weight, data)))
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("shared", ["channel", "layer"])
+@pytest.mark.parametrize("kind", [Mlp, Cnn, SignedMlp])
+def test_gradients_of_supported_widths_are_those_of_autograd(kind, shared, widths):
+    check_gradients(kind, Granularities(shared, shared, *widths), False, 100 + WIDTHS.index(widths))
+
+
+def check_gradients(kind, shared, soft, seed):
     torch.manual_seed(seed)
     model = kind()
-    program, member = member_of(model, Granularities(weight, data), seed)
+    program, member = member_of(model, shared, seed)
     x, y = torch.randn(SAMPLES, *kind.shape), torch.randint(0, kind.classes, (SAMPLES,))
     targets = torch.softmax(torch.randn(SAMPLES, kind.classes), 1) if soft else None
     costs = COSTS[seed % len(COSTS)]

@@ -5,6 +5,10 @@
 // learned product (SPARSE) has lists of its live weights. A weight is rounded to a multiple of 2^-F. Its integer bits
 // follow from its value, so it never saturates. Counts of bits have no sign bit.
 //
+// Where only some widths are supported, the next one at or above the learned width is taken, and the bits that are left
+// over become fractional ones; above the largest one fractional bits are lost. Gradients pass straight through this,
+// and nothing presses on values that have the smallest width.
+//
 // Gradients: straight through for values; d q / d F = ln 2 (x - q) where nothing saturates, and for saturated values
 // those of the largest number, ln 2 2^-F and ln 2 2^I (Sun et al. 2024, arXiv:2405.00645).
 #pragma once
@@ -40,6 +44,25 @@ inline int32_t whole_bits(float bits) {
 // Bits of the magnitude of a whole number.
 inline int32_t length_of(float whole) { return whole == 0.0f ? 0 : 1 + ilogbf(whole); }
 
+// The supported width at or above `bits`, else the largest. `widths` has bit k set if k is supported; 0: all are.
+inline int32_t supported(int32_t bits, int64_t widths) {
+    if (widths == 0) return bits;
+    const uint32_t above = bits > 31 ? 0 : (uint32_t)widths >> bits;
+    return above ? bits + __builtin_ctz(above) : 31 - __builtin_clz((uint32_t)widths);
+}
+// Whether fewer than `bits` can cost less.
+inline bool shrinks(int32_t bits, int64_t widths) { return widths == 0 || bits > __builtin_ctz((uint32_t)widths); }
+// Fractional bits of a value with `length` bits and `f` fractional ones, once it has `width` bits.
+inline int32_t refined(int32_t f, int32_t length, int32_t width) {
+    const int32_t more = f + width - length;
+    return more < -MOST_BITS ? -MOST_BITS : more > MOST_BITS ? MOST_BITS : more;
+}
+// A value as a multiple of 2^-f of at most `width` bits; it can be one step too large where width is below the learned.
+inline float in_width(float value, int32_t f, int32_t width) {
+    const float high = power_of_two(width) - 1.0f, whole = __builtin_rintf(value * power_of_two(f));
+    return (whole < -high ? -high : whole > high ? high : whole) * power_of_two(-f);
+}
+
 inline int64_t to_lanes(int64_t n) { return ceil_div(n, LANES) * LANES; }
 
 // Per row of a rounding: 2^F, 2^-F, 2^I, the largest whole number, the bits, and what a bit more would cost.
@@ -62,12 +85,17 @@ inline SlotBits slots_of(const Operation& op, float* scratch) {
     return {p, p + n, p + 2 * n, p + 3 * n};
 }
 
+inline int32_t learned_width(const Operation& op, const float* values, int64_t row) {
+    const int32_t sum = whole_bits(values[op.fractions + op.groups[row]]) + whole_bits(values[op.integers + op.groups[row]]);
+    return sum < 0 ? 0 : sum > MOST_BITS ? MOST_BITS : sum;
+}
+
 void prepare_rows(const Operation& op, const float* values, float* scratch) {
     const RowBits rows = rows_of(op, scratch);
     for (int64_t r = 0; r < op.channels * op.positions; r++) {
-        const int32_t f = whole_bits(values[op.fractions + op.groups[r]]);
         const int32_t i = whole_bits(values[op.integers + op.groups[r]]);
-        const int32_t bits = f + i < 0 ? 0 : f + i > MOST_BITS ? MOST_BITS : f + i;
+        const int32_t learned = learned_width(op, values, r), bits = supported(learned, op.widths);
+        const int32_t f = op.widths ? refined(-i, 0, bits) : whole_bits(values[op.fractions + op.groups[r]]);
         rows.scale[r] = power_of_two(f);
         rows.step[r] = power_of_two(-f);
         rows.top[r] = power_of_two(i);
@@ -75,6 +103,22 @@ void prepare_rows(const Operation& op, const float* values, float* scratch) {
         rows.bits[r] = bits;
         rows.pressure[r] = 0;
     }
+}
+
+// Of the bias of a channel.
+inline int32_t learned_length(const Operation& op, const float* values, int64_t channel) {
+    const int32_t f = whole_bits(values[op.bias_fractions + channel]);
+    return length_of(__builtin_rintf(values[op.bias + channel] * power_of_two(f)));
+}
+// The bias of a channel, and its bits.
+inline float bias_of(const Operation& op, const float* values, int64_t channel, float& bits) {
+    const float value = values[op.bias + channel];
+    const int32_t f = whole_bits(values[op.bias_fractions + channel]), length = learned_length(op, values, channel);
+    const int32_t width = supported(length, op.bias_widths);
+    const float rounded = op.bias_widths ? in_width(value, refined(f, length, width), width)
+                                         : __builtin_rintf(value * power_of_two(f)) * power_of_two(-f);
+    bits = width;
+    return rounded;
 }
 
 // Weights that share fractional bits have the width of the widest of them; `widths` is scratch, one number per group of
@@ -91,12 +135,16 @@ void prepare_slots(const Operation& op, const float* values, float* scratch, flo
         width = bits > width ? bits : width;
         slots.pressure[s] = 0;
     }
-    for (int64_t s = 0; s < op.slots; s++) slots.bits[s] = slots.value[s] == 0.0f ? 0.0f : widths[op.groups[s]];
+    for (int64_t s = 0; op.widths && s < op.slots; s++) {
+        const int32_t f = whole_bits(values[op.fractions + op.groups[s]]), length = widths[op.groups[s]];
+        const int32_t width = supported(length, op.widths);
+        slots.value[s] = in_width(values[op.weight + s], refined(f, length, width), width);
+    }
+    for (int64_t s = 0; s < op.slots; s++)
+        slots.bits[s] = slots.value[s] == 0.0f ? 0.0f : supported(widths[op.groups[s]], op.widths);
     for (int64_t c = 0; c < op.channels; c++) {
-        slots.bias[c] = 0;
-        if (op.bias < 0) continue;
-        const int32_t f = whole_bits(values[op.bias_fractions + c]);
-        slots.bias[c] = __builtin_rintf(values[op.bias + c] * power_of_two(f)) * power_of_two(-f);
+        float bits;
+        slots.bias[c] = op.bias < 0 ? 0 : bias_of(op, values, c, bits);
     }
 }
 
@@ -117,13 +165,22 @@ double prepare_bits(const Member& m, const Pressure& cost, float* scratch, float
                 slots.pressure[slot] += cost.pairs * rows.bits[row];
                 rows.pressure[row] += cost.pairs * slots.bits[slot];
             }
-        for (int64_t s = 0; s < op.slots; s++) {
-            total += cost.stored * slots.bits[s];
-            slots.pressure[s] += cost.stored;
+        // Zeros among weights that share bits are stored too. Weights that share bits are one after another.
+        for (int64_t s = 0, group = -1; s < op.slots; s++) {
+            if (slots.value[s] == 0 || op.groups[s] == group) continue;
+            group = op.groups[s];
+            total += cost.stored * op.sharing * slots.bits[s];
+            slots.pressure[s] += cost.stored * op.sharing;
         }
+        for (int64_t s = 0; s < op.slots; s++)
+            if (!shrinks(widths[op.groups[s]], op.widths)) slots.pressure[s] = 0;
+        const Operation& rounding = m.operations[op.source];
+        for (int64_t r = 0; r < rounding.channels * rounding.positions; r++)
+            if (!shrinks(learned_width(rounding, m.values, r), rounding.widths)) rows.pressure[r] = 0;
         for (int64_t c = 0; op.bias >= 0 && c < op.channels; c++) {
-            const int32_t f = whole_bits(m.values[op.bias_fractions + c]);
-            total += cost.of_bias(op) * length_of(slots.bias[c] * power_of_two(f));
+            float bits;
+            bias_of(op, m.values, c, bits);
+            total += cost.of_bias(op) * bits;
         }
     }
     return total;
@@ -150,7 +207,8 @@ void finish_bits(const Member& m, const Pressure& cost, double beta, float* scra
         }
         for (int64_t c = 0; op.bias >= 0 && c < op.channels; c++) {
             const float through = LN2 * (m.values[op.bias + c] - slots.bias[c]) * gradients[op.bias + c];
-            gradients[op.bias_fractions + c] += through + (slots.bias[c] != 0 ? beta * cost.of_bias(op) : 0);
+            const bool pressed = slots.bias[c] != 0 && shrinks(learned_length(op, m.values, c), op.bias_widths);
+            gradients[op.bias_fractions + c] += through + (pressed ? beta * cost.of_bias(op) : 0);
         }
     }
 }

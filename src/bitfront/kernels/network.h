@@ -46,6 +46,8 @@ struct Operation {
     int64_t bias_fractions, slots; // SPARSE: offset of the bits of the bias; number of live weights
     int64_t source;                // SPARSE: the operation that rounds its input
     const int32_t* groups;         // row (ROUND) or live weight (SPARSE) -> which learned bits
+    int64_t widths, bias_widths;   // the magnitudes that there may be, as bits; 0: any
+    int64_t sharing;               // SPARSE: weights that share bits, those that were removed too
 };
 
 struct Member {

@@ -221,6 +221,7 @@ class BitsMember:
             fractions=place.fractions.start,
             integers=place.integers.start,
             groups=self._hold(layer.input_groups[0]),
+            widths=layer.magnitudes["data_in"],
         )
         return operation, 6 * rounded_up(rows, steps.LANES)
 
@@ -244,6 +245,9 @@ class BitsMember:
             forward=self._lists(rows_out, out, slot, row),
             backward=self._lists(rows_in, row, slot, out),
             groups=self._hold(layer.weight_groups(slots)[0]),
+            widths=layer.magnitudes["weight"],
+            bias_widths=layer.magnitudes["bias"],
+            sharing=layer.sharing,
         )
         return operation, 3 * rounded_up(len(slots), steps.LANES) + layer.target[0]
 
@@ -259,31 +263,30 @@ class BitsMember:
         """What was learned of a layer so far."""
         spec, place, slots = self.program.layers[layer], self.places[layer], self.live[layer]
         values = self.values.numpy()
-        groups, count = spec.weight_groups(slots)
-        fractions = _whole(values[place.weight_bits])[groups]
-        codes = np.rint(np.ldexp(values[place.weight], fractions))
-        lengths = _lengths(codes)
-        widths = np.zeros(max(1, count), dtype=np.int64)
-        np.maximum.at(widths, groups, lengths)
+        groups, codes, of_groups, widths = self._codes(layer)
+        fractions = of_groups[groups]
         weight, bits, points = np.zeros(spec.weights, dtype=np.float32), *np.zeros((2, spec.weights), dtype=np.int8)
         weight[slots] = np.ldexp(codes, -fractions)
-        bits[slots], points[slots] = np.where(lengths > 0, widths[groups], 0), fractions
+        bits[slots], points[slots] = np.where(codes != 0, widths[groups], 0), fractions
         if spec.shared.weight != "element":
             # A zero among weights of one width is stored like the others.
             everywhere, _ = spec.weight_groups(np.arange(spec.weights))
-            bits[:], points[:] = widths[everywhere], _whole(values[place.weight_bits])[everywhere]
+            bits[:], points[:] = widths[everywhere], of_groups[everywhere]
         shape = spec.weight_shape
         read = np.zeros(math.prod(spec.source), dtype=bool)
         read[spec.products(slots[codes != 0])[2]] = True
         of_rows = spec.input_groups[0]
-        data_fractions = _whole(values[place.fractions])[of_rows]
-        data_bits = np.clip(data_fractions + _whole(values[place.integers])[of_rows], 0, compiled.MOST_BITS)
+        data_fractions, integers = _whole(values[place.fractions])[of_rows], _whole(values[place.integers])[of_rows]
+        data_bits = np.clip(data_fractions + integers, 0, compiled.MOST_BITS)
+        if spec.magnitudes["data_in"]:
+            data_bits = _supported(data_bits, spec.magnitudes["data_in"])
+            data_fractions = _clipped(data_bits - integers)
         bias = bias_bits = bias_points = None
         if spec.bias:
             whole = _whole(values[place.bias_bits])
-            bias_codes = np.rint(np.ldexp(values[place.bias], whole))
+            bias_codes, whole, lengths = _in_widths(values[place.bias], whole, None, spec.magnitudes["bias"])
             bias = np.ldexp(bias_codes, -whole).astype(np.float32)
-            bias_bits, bias_points = _lengths(bias_codes).astype(np.int8), whole.astype(np.int8)
+            bias_bits, bias_points = lengths.astype(np.int8), whole.astype(np.int8)
         return LayerBits(
             weight.reshape(shape),
             bits.reshape(shape),
@@ -296,16 +299,26 @@ class BitsMember:
             spec.signed,
         )
 
+    def _codes(self, layer: int) -> tuple[Indices, NDArray[np.floating], Indices, Indices]:
+        """(which bits each live weight has, its whole number; per group its fractional bits, its width)."""
+        spec, place, slots = self.program.layers[layer], self.places[layer], self.live[layer]
+        values = self.values.numpy()
+        groups, _ = spec.weight_groups(slots)
+        fractions = _whole(values[place.weight_bits])
+        codes, fractions, widths = _in_widths(values[place.weight], fractions, groups, spec.magnitudes["weight"])
+        some = np.zeros(len(widths), dtype=bool)
+        some[groups[codes != 0]] = True
+        # What is zero throughout leaves the network.
+        return groups, codes, fractions, np.where(some, widths, 0)
+
     # --- removing weights ---------------------------------------------------------------------------------------------
 
     def prune(self, patience: int) -> bool:
         """Count the weights that are zero, and remove those that were zero for `patience` counts. Call it after each
         epoch. Returns whether any was removed."""
         removed = []
-        for layer, (place, slots) in enumerate(zip(self.places, self.live, strict=True)):
-            groups, _ = self.program.layers[layer].weight_groups(slots)
-            values = self.values.numpy()
-            codes = np.rint(np.ldexp(values[place.weight], _whole(values[place.weight_bits])[groups]))
+        for layer in range(len(self.live)):
+            codes = self._codes(layer)[1]
             self.zero[layer] = np.where(codes == 0, self.zero[layer] + 1, 0)
             removed.append(self.zero[layer] >= patience)
         if not any(gone.any() for gone in removed):
@@ -404,6 +417,42 @@ def _biases(layer: Layer) -> int:
 def _whole(bits: Floats) -> NDArray[np.int64]:
     whole: NDArray[np.int64] = np.clip(np.rint(bits), -compiled.MOST_BITS, compiled.MOST_BITS).astype(np.int64)
     return whole
+
+
+def _clipped(bits: Indices) -> Indices:
+    clipped: Indices = np.clip(bits, -compiled.MOST_BITS, compiled.MOST_BITS)
+    return clipped
+
+
+def _supported(lengths: Indices, widths: int) -> Indices:
+    """The supported width at or above each length, else the largest; `widths` as in ``Layer.magnitudes``."""
+    if not widths:
+        return lengths
+    each = np.array([k for k in range(widths.bit_length()) if widths >> k & 1])
+    return each[np.minimum(np.searchsorted(each, lengths), len(each) - 1)]
+
+
+def _in_widths(
+    values: Floats, fractions: Indices, groups: Indices | None, widths: int
+) -> tuple[NDArray[np.floating], Indices, Indices]:
+    """(whole numbers of some values; per group its fractional bits, its width), as the compiled steps have them.
+
+    Args:
+        fractions: learned fractional bits of each group.
+        groups: of each value; None: each has bits of its own.
+        widths: the supported ones, as in ``Layer.magnitudes``.
+    """
+    groups = np.arange(len(values)) if groups is None else groups
+    codes = np.rint(np.ldexp(values, fractions[groups]))
+    lengths = np.zeros(len(fractions), dtype=np.int64)
+    np.maximum.at(lengths, groups, _lengths(codes))
+    if not widths:
+        return codes, fractions, lengths
+    chosen = _supported(lengths, widths)
+    fractions = _clipped(fractions + chosen - lengths)
+    high = (2.0**chosen - 1)[groups]
+    codes = np.clip(np.rint(np.ldexp(values, fractions[groups])), -high, high)
+    return codes, fractions, chosen
 
 
 def _lengths(codes: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from bitfront.graph import Graph
 from bitfront.operations.training import Shape, SlidingWindow, UnsupportedError
 from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.population.programs import program as training_program
+from bitfront.registry import canonical
 from bitfront.strategies.learned_bits import Granularity
 from bitfront.transforms.fold import Folded, folded
 
@@ -29,15 +30,20 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Granularities:
-    """Which values of a layer share their bits.
+    """Which values of a layer share their bits, and which widths they may have.
 
     Attributes:
-        weight: element, output channel or layer. A bias follows: per channel for "channel", else as here.
+        weight: element, output channel or layer. Each value of a bias has bits of its own.
         data_in: element, channel or layer.
+        weight_width, data_in_width, bias_width: the supported widths, with the sign where there is one, ascending;
+            empty: any. 0: the values may be removed. Whole channels always may.
     """
 
     weight: Granularity = "element"
     data_in: Granularity = "element"
+    weight_width: tuple[int, ...] = ()
+    data_in_width: tuple[int, ...] = ()
+    bias_width: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +76,24 @@ class Layer:
     def weights(self) -> int:
         """Number of weights."""
         return math.prod(self.weight_shape)
+
+    @property
+    def sharing(self) -> int:
+        """How many weights share bits."""
+        return {"element": 1, "channel": self.weights // self.weight_shape[0], "layer": self.weights}[
+            self.shared.weight
+        ]
+
+    @functools.cached_property
+    def magnitudes(self) -> dict[str, int]:
+        """Operand → the supported widths without signs, as the compiled steps take them: bit k is set if k is one;
+        0: any."""
+        shared = self.shared
+        return {
+            "weight": _magnitudes(shared.weight_width, True, shared.weight == "channel"),
+            "data_in": _magnitudes(shared.data_in_width, self.signed, shared.data_in == "channel"),
+            "bias": _magnitudes(shared.bias_width, True, False),
+        }
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -110,6 +134,14 @@ class Layer:
         within = np.arange(len(slot)) - np.repeat(np.cumsum(each) - each, each)
         place = places[np.repeat(starts[kernel], each) + within]
         return out[slot] * positions_out + place[:, 1], slot, channel[slot] * positions_in + place[:, 2]
+
+
+def _magnitudes(widths: Sequence[int], signed: bool, removable: bool) -> int:
+    """Widths without their signs, as a set of bits; `removable` adds 0."""
+    if not widths:
+        return 0
+    lengths = {max(0, width - signed) for width in widths} | ({0} if removable else set())
+    return sum(1 << length for length in lengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +277,8 @@ def with_learned_bits(
     Args:
         graph: a captured model.
         shape: of a sample.
-        default, named: which values share their bits: of all layers, and of those with other ones, by path.
+        default, named: which values share their bits: of all layers, and of those that differ. A key is the name of a
+            layer (its path, or its name in the graph), or a type of layers; names go before types.
 
     Raises:
         ConfigError: the model is no such list of steps; the message gives the reason. Or `named` names no layer.
@@ -263,14 +296,32 @@ def with_learned_bits(
         ) from None
     _refuse_norms([step.path for step in program.steps if step.kind == "norm"])
     paths = [step.path for step in program.steps if step.kind in ("linear", "conv")]
-    for path in named:
-        if path not in paths:
-            raise ConfigError(
-                f"{path!r} is no layer whose bits are learned; {one_of(paths)}.{nearest(path, paths)}",
-                key=("search", "strategy", "setup", "layers", path),
-            )
-    bits = bits_program(graph.model, program, {path: named.get(path, default) for path in paths})
+    bits = bits_program(graph.model, program, _of_layers(graph, paths, default, named))
     return graph, replace(bits, notes=_notes(without_norms))
+
+
+def _of_layers(
+    graph: Graph, paths: Sequence[str], default: Granularities, named: Mapping[str, Granularities]
+) -> dict[str, Granularities]:
+    """Path of a layer → which of its values share bits. Raises ConfigError for a key that means no layer."""
+    sites = {site.path: site for site in graph.sites if site.path in paths}
+    names = {name: path for path, site in sites.items() for name in (site.name, path)}
+    types: dict[str, list[str]] = {}
+    for path, site in sites.items():
+        for kind in {canonical(site.op), canonical(site.type)}:
+            types.setdefault(kind, []).append(path)
+    shared = dict.fromkeys(paths, default)
+    for key, granularities in sorted(named.items(), key=lambda entry: entry[0] in names):
+        meant = [names[key]] if key in names else types.get(canonical(key), [])
+        if not meant:
+            kinds = sorted({site.op for site in sites.values()})
+            raise ConfigError(
+                f"the model has no layer {key!r} whose bits are learned; {one_of(paths)}, or the types "
+                f"{', '.join(kinds)}.{nearest(key, [*paths, *kinds])}",
+                key=("search", "strategy", "setup", "layers", key),
+            )
+        shared |= dict.fromkeys(meant, granularities)
+    return shared
 
 
 def _refuse_norms(paths: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.formats.fixed_map import FixedMap
 from bitfront.graph import Graph
 from bitfront.learned_bits.course import Schedule
-from bitfront.learned_bits.program import BitsProgram, Layer
+from bitfront.learned_bits.program import BitsProgram, Granularities, Layer
 from bitfront.spaces.base import Codes
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.model_space import FormatSpace, ModelSpace, Offer
@@ -56,7 +56,7 @@ class LearnedBitsSpace(ModelSpace):
                 layer.path,
                 "Linear" if len(layer.weight_shape) == 2 else f"Conv{len(layer.weight_shape) - 2}d",
                 "default",
-                f"bits per {layer.shared.weight} of the weight, per {layer.shared.data_in} of the input",
+                _offered(layer.shared),
                 1,
             )
             for layer in self.program.layers
@@ -101,6 +101,20 @@ class LearnedBitsSpace(ModelSpace):
         """The space whose only candidate has bits for every value that learns them, as many as at the start."""
         sites = {site.path: site.name for site in graph.sites if site.path}
         return QuantizationSpace.of_formats(graph, {sites[layer.path]: _start(layer) for layer in self.program.layers})
+
+
+def _offered(shared: Granularities) -> str:
+    """Which values share bits, and the widths that they may have, as text."""
+    texts = []
+    for granularity, operand, widths in (
+        (shared.weight, "weight", shared.weight_width),
+        (shared.data_in, "input", shared.data_in_width),
+        ("element", "bias", shared.bias_width),
+    ):
+        among = f", {' or '.join(map(str, widths))}" if widths else ""
+        if operand != "bias" or widths:
+            texts.append(f"per {granularity} of the {operand}{among}")
+    return "bits " + "; ".join(texts)
 
 
 def _start(layer: Layer) -> Mapping[Operand, Format]:

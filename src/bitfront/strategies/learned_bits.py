@@ -3,17 +3,31 @@ networks. This strategy asks for them in the order of the course."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
+from bitfront.config import Table
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, StrategySettings
 
 #: What shares its bits: nothing, the weights of an output channel (the values of an input channel), the whole operand.
 Granularity = Literal["element", "channel", "layer"]
+#: A supported width, sign included; 0: removed.
+Width = Annotated[int, Field(ge=0, le=20)]
+Widths = Annotated[list[Width], Field(min_length=1)]
+
+
+class LayerSettings(Table):
+    """The keys of ``[search.strategy.setup.layers.KEY]``. What is missing is as for all layers."""
+
+    weight: Granularity | None = Field(None, description="which weights share their bits")
+    data_in: Granularity | None = Field(None, description="which values of the input share their bits")
+    weight_width: Widths | None = Field(None, description="supported widths of its weights")
+    data_in_width: Widths | None = Field(None, description="supported widths of its input")
+    bias_width: Widths | None = Field(None, description="supported widths of its biases")
 
 
 class LearnedBitsSettings(StrategySettings):
@@ -24,11 +38,21 @@ class LearnedBitsSettings(StrategySettings):
     )
     weight: Granularity = Field("element", description="which weights share their bits: none, a channel, a layer")
     data_in: Granularity = Field("element", description="which values of an input share their bits")
-    layers: dict[str, dict[str, Granularity]] = Field(
-        default={}, description="layer → its `weight` and `data_in`, where they differ"
+    weight_width: Widths | None = Field(
+        None,
+        description="widths that weights may have, with the sign, e.g. [4, 8]; 0: all weights that share bits may be "
+        "removed, as whole channels always may. Not with `element`. Default: any",
     )
-    cycles: int = Field(
-        20, ge=1, description="cycles of rising pressure; with `n_trials` as many as give so many networks"
+    data_in_width: Widths | None = Field(None, description="the same for inputs; after a ReLU they have no sign")
+    bias_width: Widths | None = Field(None, description="the same for biases, each with bits of its own")
+    layers: dict[str, LayerSettings] = Field(
+        default={}, description="layer, or type of layers (`linear`, `conv2d`) → these five keys, where they differ"
+    )
+    cycles: int | None = Field(
+        None,
+        ge=1,
+        description="cycles of rising pressure. Default: 20; with `n_trials` as many as give so many networks; with "
+        "`timeout` alone as many as the time is enough for, at most 20",
     )
     epochs: float | None = Field(
         None,

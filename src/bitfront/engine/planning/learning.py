@@ -21,11 +21,13 @@ from bitfront.learned_bits.program import Granularities
 from bitfront.learned_bits.steering import Target
 from bitfront.objectives import Objectives
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy
-from bitfront.strategies.learned_bits import LearnedBitsSettings
+from bitfront.strategies.learned_bits import LayerSettings, LearnedBitsSettings
 
 #: Steps of a cycle while all weights are alive, and how long a weight must be zero to be removed, where the file says
 #: nothing: what served a classifier of 16 features well, in 12 and in 5 epochs of 270,000 samples.
 STEPS, PATIENCE = 6300, 2640
+#: Cycles, where the file says nothing.
+CYCLES = 20
 #: What a bit costs, by metric: pairs of bits that are multiplied; bits of weights and biases that are stored.
 COSTS = {
     "ebops": Cost(pairs=1.0, stored=0.0, biases=1.0),
@@ -81,11 +83,8 @@ def bits_learning(
         last=settings.last_pressure,
         seed=config.seed,
     )
-    default = Granularities(settings.weight, settings.data_in)
-    named = {
-        path: Granularities(table.get("weight", settings.weight), table.get("data_in", settings.data_in))
-        for path, table in settings.layers.items()
-    }
+    default = _granularities(settings, Granularities(), SETUP)
+    named = {key: _granularities(table, default, (*SETUP, "layers", key)) for key, table in settings.layers.items()}
     return BitsLearning(
         *(x, y, val_x, val_y, schedule, cost, COSTS[cost], default, named),
         dataset.num_classes,
@@ -107,6 +106,42 @@ def unused_settings(config: Config, strategy: ConfiguredStrategy) -> list[str]:
         for key in ("batch_size", "learning_rate")
         if key in config.model_fields_set
     ]
+
+
+def _granularities(
+    table: LearnedBitsSettings | LayerSettings, default: Granularities, where: tuple[str, ...]
+) -> Granularities:
+    """Which values share bits, and their widths; what the table does not say is as in `default`. Raises ConfigError."""
+
+    def widths(key: str, otherwise: tuple[int, ...]) -> tuple[int, ...]:
+        given: list[int] | None = getattr(table, key)
+        if given is None:
+            return otherwise
+        if 1 in given:
+            raise ConfigError("1 bit is that of the sign, and leaves none; allowed: 0, and 2 to 20", key=(*where, key))
+        if not any(given):
+            raise ConfigError(
+                f"{given} removes everything; name the widths that remain, e.g. [0, 4, 8]", key=(*where, key)
+            )
+        return tuple(sorted(set(given)))
+
+    shared = Granularities(
+        table.weight or default.weight,
+        table.data_in or default.data_in,
+        widths("weight_width", default.weight_width),
+        widths("data_in_width", default.data_in_width),
+        widths("bias_width", default.bias_width),
+    )
+    for operand in ("weight", "data_in"):
+        listed = getattr(shared, f"{operand}_width")
+        if getattr(shared, operand) == "element" and listed:
+            key = f"{operand}_width" if getattr(table, f"{operand}_width") is not None else operand
+            raise ConfigError(
+                f"{operand} = 'element' gives each value bits of its own, and {operand}_width = {list(listed)} is for "
+                f"values that share a width; set {operand} = 'channel' or 'layer', or remove {operand}_width",
+                key=(*where, key),
+            )
+    return shared
 
 
 def _teacher(
@@ -186,4 +221,4 @@ def _cycles(config: Config, settings: LearnedBitsSettings) -> int:
     """Number of cycles: those that give `n_trials` networks, so that any budget covers the range of pressures."""
     assert config.search is not None
     trials = config.search.strategy.setup.n_trials
-    return settings.cycles if trials is None else max(1, -(-trials // (settings.members * settings.networks)))
+    return settings.cycles or CYCLES if trials is None else max(1, -(-trials // (settings.members * settings.networks)))
