@@ -98,12 +98,14 @@ def plan(
     """
     loaded = load_configuration(one_file(file, config), overrides)
     from bitfront import api
+    from bitfront.engine.planning.pacing import with_timeout
     from bitfront.engine.planning.probe import seconds_per_candidate
     from bitfront.report import plans
 
     with printing.events(quiet) as events:
         search_plan = api.plan(loaded, events=events)
         seconds = seconds_per_candidate(search_plan) or search_plan.evaluator.seconds_per_epoch()
+        search_plan = with_timeout(search_plan, seconds)
         for note in search_plan.notes:
             events.note(note)
     learns = search_plan.evaluator.job.learning is not None

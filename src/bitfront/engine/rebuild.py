@@ -175,7 +175,7 @@ def candidate_of(
         plan = plan.trained(searched)
     store = stores.read(folder / STORE)
     try:
-        before, samples = store.meta("identity"), store.meta("num_samples")
+        before, samples, length = store.meta("identity"), store.meta("num_samples"), store.meta("length")
     finally:
         store.close()
     now = plan.identity(weights_fingerprint(plan.model))
@@ -189,6 +189,8 @@ def candidate_of(
         )
     if samples is not None:
         plan = plan.sampled(samples)
+    if length is not None:
+        plan = plan.paced(**length)
     job = plan.evaluator.job
     if job.memory is not None:
         for note in job.memory.keep(folder, plan.space.graph, job.calibration, writes=False):

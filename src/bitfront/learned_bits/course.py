@@ -166,6 +166,7 @@ class Course:
         targets: probabilities in place of labels, float32, shape (samples, classes); None for labels.
         target: what the constraints of the search say.
         rise: how the pressure rises under a target.
+        fulfils: whether a network fulfils the target's other constraints.
     """
 
     program: BitsProgram
@@ -178,6 +179,7 @@ class Course:
     targets: Tensor | None = None
     target: Target = field(default_factory=Target)
     rise: Rise = field(default_factory=Rise)
+    fulfils: Callable[[Network], bool] | None = None
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -235,21 +237,49 @@ class Course:
             ]
             networks = [job.result() for job in jobs]
         if self.target:
-            past = self.target.past((n.cost, n.right) for of_member in networks for n in of_member)
+            given = [network for of_member in networks for network in of_member]
+            others = [self.fulfils(network) for network in given] if self.fulfils else ()
+            past = self.target.past([(n.cost, n.right) for n in given], others)
             first, last = self.range
             usual = (last / first) ** (1 / max(1, self.schedule.cycles // 2 - 1))
             self.rise, back = self.rise.after(pressure, past, usual, self.target)
             if back:
-                self.positions = [replace(position, cycle=number + 1) for position in before]
+                # The samples come in another order, or the same networks would come out again.
+                self.positions = [
+                    replace(position, cycle=number + 1, order=now.order)
+                    for position, now in zip(before, self.positions, strict=True)
+                ]
         return networks
 
-    def seconds_per_epoch(self) -> float:
-        """Seconds of one epoch of one member with all its weights, measured; the course does not change."""
-        position = self.positions[0].copy()
+    def seconds_per_epoch(self, threads: int = 1) -> float:
+        """Seconds of one epoch of all members with all their weights, measured; the course does not change.
+
+        Args:
+            threads: how many members are trained at a time.
+        """
         steps = np.full(math.ceil(len(self.train.y) / self.schedule.batch_size), 1e-9)
+
+        def timed(position: Position) -> float:
+            begin = time.perf_counter()
+            self._epoch(position, steps, steps)
+            trained = time.perf_counter()
+            self._network(position.member, 1, 0.0)
+            # Only the networks of settled epochs are looked at.
+            return trained - begin + SETTLED * (time.perf_counter() - trained)
+
+        rounds: list[float] = []
+        threads = min(threads, len(self.positions))
         begin = time.perf_counter()
-        self._epoch(position, steps, steps)
-        return time.perf_counter() - begin
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            while len(rounds) < 3 and (not rounds or time.perf_counter() - begin < 1):
+                each = pool.map(timed, [position.copy() for position in self.positions])
+                rounds.append(sum(each) / max(1, threads))
+        # What happens once is in the first round.
+        return float(np.mean(rounds[1:] or rounds))
+
+    def beginning(self) -> Network:
+        """The network of the first member as it is now."""
+        return self._network(self.positions[0].member, 1, 0.0)
 
     def _pressure(self, number: int) -> float:
         if self.target:
@@ -278,7 +308,7 @@ class Course:
             at = Moment(number + 1, schedule.cycles, epoch + 1, epochs, float(betas[part][-1]))
             on_epoch(replace(at, accuracy=kept[-1].right / len(self.val.y), cost=kept[-1].cost) if kept else at)
         position.cycle, position.pressure = number + 1, pressure
-        return _chosen(kept, schedule.networks)
+        return _chosen(kept, schedule.networks, self.target)
 
     def _epoch(self, position: Position, rates: NDArray[np.float64], betas: NDArray[np.float64]) -> None:
         schedule, member, train = self.schedule, position.member, self.train
@@ -329,12 +359,16 @@ def _check_range(path: str, largest: float) -> None:
         )
 
 
-def _chosen(kept: Sequence[Network], count: int) -> list[Network]:
-    """`count` networks, the cheapest first: those that no other dominates, evenly spread, then the latest others."""
+def _chosen(kept: Sequence[Network], count: int, target: Target) -> list[Network]:
+    """`count` networks, the cheapest first: the best within the target, those that no other dominates, evenly spread,
+    then the latest others."""
     losses = np.array([[network.cost, -network.right] for network in kept])
-    front = sorted(non_dominated(losses).tolist(), key=lambda row: kept[row].cost)
-    if len(front) > count:
-        front = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))]
+    best = target.best([(network.cost, network.right) for network in kept])[:count]
+    front = sorted(set(non_dominated(losses).tolist()) - set(best), key=lambda row: kept[row].cost)
+    room = count - len(best)
+    if len(front) > room:
+        front = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, room).round().astype(int))]
+    front = [*best, *front]
     others = [row for row in reversed(range(len(kept))) if row not in front]
     rows = [*front, *others[: count - len(front)]]
     return [kept[row] for row in sorted(rows, key=lambda row: (kept[row].cost, row))]

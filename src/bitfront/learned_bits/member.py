@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bitfront.kernels import bits as compiled
 from bitfront.kernels import training as steps
 from bitfront.learned_bits.program import BitsProgram, Indices, Layer, Product, Round
+from bitfront.learned_bits.widths import clipped, in_widths, supported, whole
 from bitfront.operations.training import Bend
 from bitfront.population.compiled_program import mark_gradients, operation_of, rounded_up
 from bitfront.population.programs import TrainingStep
@@ -276,24 +277,23 @@ class BitsMember:
         read = np.zeros(math.prod(spec.source), dtype=bool)
         read[spec.products(slots[codes != 0])[2]] = True
         of_rows = spec.input_groups[0]
-        data_fractions, integers = _whole(values[place.fractions])[of_rows], _whole(values[place.integers])[of_rows]
+        data_fractions, integers = whole(values[place.fractions])[of_rows], whole(values[place.integers])[of_rows]
         data_bits = np.clip(data_fractions + integers, 0, compiled.MOST_BITS)
         if spec.magnitudes["data_in"]:
-            data_bits = _supported(data_bits, spec.magnitudes["data_in"])
-            data_fractions = _clipped(data_bits - integers)
+            data_bits = supported(data_bits, spec.magnitudes["data_in"])
+            data_fractions = clipped(data_bits - integers)
         bias = bias_bits = bias_points = None
         if spec.bias:
-            whole = _whole(values[place.bias_bits])
-            bias_codes, whole, lengths = _in_widths(values[place.bias], whole, None, spec.magnitudes["bias"])
-            bias = np.ldexp(bias_codes, -whole).astype(np.float32)
-            bias_bits, bias_points = lengths.astype(np.int8), whole.astype(np.int8)
+            learned = whole(values[place.bias_bits])
+            bias_codes, bias_points, bias_bits = in_widths(values[place.bias], learned, None, spec.magnitudes["bias"])
+            bias = np.ldexp(bias_codes, -bias_points).astype(np.float32)
         return LayerBits(
             weight.reshape(shape),
             bits.reshape(shape),
             points.reshape(shape),
             bias,
-            bias_bits,
-            bias_points,
+            None if bias_bits is None else bias_bits.astype(np.int8),
+            None if bias_points is None else bias_points.astype(np.int8),
             np.where(read | (spec.shared.data_in != "element"), data_bits, 0).astype(np.int8).reshape(spec.source),
             data_fractions.astype(np.int8).reshape(spec.source),
             spec.signed,
@@ -304,8 +304,8 @@ class BitsMember:
         spec, place, slots = self.program.layers[layer], self.places[layer], self.live[layer]
         values = self.values.numpy()
         groups, _ = spec.weight_groups(slots)
-        fractions = _whole(values[place.weight_bits])
-        codes, fractions, widths = _in_widths(values[place.weight], fractions, groups, spec.magnitudes["weight"])
+        fractions = whole(values[place.weight_bits])
+        codes, fractions, widths = in_widths(values[place.weight], fractions, groups, spec.magnitudes["weight"])
         some = np.zeros(len(widths), dtype=bool)
         some[groups[codes != 0]] = True
         # What is zero throughout leaves the network.
@@ -412,50 +412,3 @@ def _places_of(program: BitsProgram, live: Sequence[Indices]) -> list[Places]:
 
 def _biases(layer: Layer) -> int:
     return layer.target[0] if layer.bias else 0
-
-
-def _whole(bits: Floats) -> NDArray[np.int64]:
-    whole: NDArray[np.int64] = np.clip(np.rint(bits), -compiled.MOST_BITS, compiled.MOST_BITS).astype(np.int64)
-    return whole
-
-
-def _clipped(bits: Indices) -> Indices:
-    clipped: Indices = np.clip(bits, -compiled.MOST_BITS, compiled.MOST_BITS)
-    return clipped
-
-
-def _supported(lengths: Indices, widths: int) -> Indices:
-    """The supported width at or above each length, else the largest; `widths` as in ``Layer.magnitudes``."""
-    if not widths:
-        return lengths
-    each = np.array([k for k in range(widths.bit_length()) if widths >> k & 1])
-    return each[np.minimum(np.searchsorted(each, lengths), len(each) - 1)]
-
-
-def _in_widths(
-    values: Floats, fractions: Indices, groups: Indices | None, widths: int
-) -> tuple[NDArray[np.floating], Indices, Indices]:
-    """(whole numbers of some values; per group its fractional bits, its width), as the compiled steps have them.
-
-    Args:
-        fractions: learned fractional bits of each group.
-        groups: of each value; None: each has bits of its own.
-        widths: the supported ones, as in ``Layer.magnitudes``.
-    """
-    groups = np.arange(len(values)) if groups is None else groups
-    codes = np.rint(np.ldexp(values, fractions[groups]))
-    lengths = np.zeros(len(fractions), dtype=np.int64)
-    np.maximum.at(lengths, groups, _lengths(codes))
-    if not widths:
-        return codes, fractions, lengths
-    chosen = _supported(lengths, widths)
-    fractions = _clipped(fractions + chosen - lengths)
-    high = (2.0**chosen - 1)[groups]
-    codes = np.clip(np.rint(np.ldexp(values, fractions[groups])), -high, high)
-    return codes, fractions, chosen
-
-
-def _lengths(codes: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Bits of the magnitudes of whole numbers."""
-    lengths: NDArray[np.int64] = np.frexp(np.abs(codes))[1].astype(np.int64)
-    return lengths

@@ -18,6 +18,7 @@ from torch import nn
 
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import Graph
+from bitfront.learned_bits.widths import magnitudes
 from bitfront.operations.training import Shape, SlidingWindow, UnsupportedError
 from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.population.programs import program as training_program
@@ -86,13 +87,12 @@ class Layer:
 
     @functools.cached_property
     def magnitudes(self) -> dict[str, int]:
-        """Operand → the supported widths without signs, as the compiled steps take them: bit k is set if k is one;
-        0: any."""
+        """Operand → the supported widths without signs, as the compiled steps take them (``widths.magnitudes``)."""
         shared = self.shared
         return {
-            "weight": _magnitudes(shared.weight_width, True, shared.weight == "channel"),
-            "data_in": _magnitudes(shared.data_in_width, self.signed, shared.data_in == "channel"),
-            "bias": _magnitudes(shared.bias_width, True, False),
+            "weight": magnitudes(shared.weight_width, True, shared.weight == "channel"),
+            "data_in": magnitudes(shared.data_in_width, self.signed, shared.data_in == "channel"),
+            "bias": magnitudes(shared.bias_width, True, False),
         }
 
     @property
@@ -134,14 +134,6 @@ class Layer:
         within = np.arange(len(slot)) - np.repeat(np.cumsum(each) - each, each)
         place = places[np.repeat(starts[kernel], each) + within]
         return out[slot] * positions_out + place[:, 1], slot, channel[slot] * positions_in + place[:, 2]
-
-
-def _magnitudes(widths: Sequence[int], signed: bool, removable: bool) -> int:
-    """Widths without their signs, as a set of bits; `removable` adds 0."""
-    if not widths:
-        return 0
-    lengths = {max(0, width - signed) for width in widths} | ({0} if removable else set())
-    return sum(1 << length for length in lengths)
 
 
 @dataclass(frozen=True, eq=False)

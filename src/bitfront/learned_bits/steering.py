@@ -2,15 +2,18 @@
 
 Without constraints the pressure rises evenly, in its logarithm, from the first cycle to the last one. With constraints
 it rises twice as fast, until a cycle is *past* them: its networks are no longer accurate enough, or cheap enough by
-now. Then the next cycle begins where that one began, and the pressure rises more slowly from there. So most cycles are
-spent where the constraints just hold.
+now. Then the next cycle begins where that one began, with another order of samples, and the pressure rises more slowly
+from there. Where even the smallest rise is too much, the same pressure goes on: weights that do little still become 0.
+So most cycles are spent where the constraints just hold.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from bitfront.constraints import Constraint
 
 #: The pressure rises at least by this factor.
 CLOSE = 1.06
@@ -22,21 +25,44 @@ class Target:
 
     Attributes:
         least_right: how many samples a network must classify correctly, at least; None: no matter.
-        most_cost: what it may cost at most; None: no matter.
+        most_cost: what it may cost at most, as the training counts; None: no matter, or it is not counted as reported.
+        others: constraints on metrics that the training does not count, and that more pressure can fulfil.
     """
 
     least_right: float | None = None
     most_cost: float | None = None
+    others: tuple[Constraint, ...] = ()
 
     def __bool__(self) -> bool:
-        return self.least_right is not None or self.most_cost is not None
+        return self.least_right is not None or self.bounds_cost
 
-    def past(self, networks: Iterable[tuple[float, float]]) -> bool:
-        """Whether the pressure need not rise any more, after networks with these (costs, numbers of right answers)."""
-        networks = list(networks)
+    @property
+    def bounds_cost(self) -> bool:
+        """Whether it says how cheap a network must be."""
+        return self.most_cost is not None or bool(self.others)
+
+    def past(self, networks: Sequence[tuple[float, float]], others: Sequence[bool] = ()) -> bool:
+        """Whether the pressure need not rise any more, after networks with these (costs, numbers of right answers).
+
+        Args:
+            others: of each network, whether it fulfils the other constraints; may be missing if there are none.
+        """
         if self.least_right is not None and all(right < self.least_right for _, right in networks):
             return True
-        return self.most_cost is not None and any(cost <= self.most_cost for cost, _ in networks)
+        others = others or [True] * len(networks)
+        cheap = [self.most_cost is None or cost <= self.most_cost for cost, _ in networks]
+        return self.bounds_cost and any(a and b for a, b in zip(cheap, others, strict=True))
+
+    def best(self, networks: Sequence[tuple[float, float]]) -> list[int]:
+        """The cheapest and the most accurate of networks with these (costs, numbers of right answers) that fulfil what
+        is known of them; none if none does."""
+        least, most = self.least_right or 0.0, math.inf if self.most_cost is None else self.most_cost
+        within = [i for i, (cost, right) in enumerate(networks) if right >= least and cost <= most]
+        if not self or not within:
+            return []
+        cheapest = min(within, key=lambda i: (networks[i][0], -networks[i][1]))
+        most_accurate = min(within, key=lambda i: (-networks[i][1], networks[i][0]))
+        return list(dict.fromkeys((cheapest, most_accurate)))
 
 
 @dataclass(frozen=True)
@@ -73,10 +99,12 @@ class Rise:
         """
         factor = usual if self.factor is None else self.factor
         if not past:
-            return Rise(pressure, factor), False
+            return Rise(pressure, max(CLOSE, factor)), False
         if target.least_right is None and self.settled:
             # The cost is met. Less pressure lets bits grow again, so the cost stays near its bound.
             return Rise(pressure / factor**2, factor), False
         if self.low is None:
             return Rise(None, factor, pressure), True
+        if self.settled:
+            return Rise(self.low, 1.0 if factor > 1 else 1 / CLOSE), True
         return Rise(self.low, max(CLOSE, math.sqrt(factor))), True

@@ -45,6 +45,7 @@ class TrainedCourse:
         threads: how many members are trained at a time.
         on_epoch: called after each epoch of the first member, in the thread that trains it.
         target: what the constraints of the search say.
+        fulfils: whether a network fulfils the target's other constraints.
         networks: cycle → per member its networks, the cheapest first.
         course: the training, where it is now; None before it begins.
     """
@@ -54,12 +55,13 @@ class TrainedCourse:
     threads: int = 1
     on_epoch: Callable[[Moment], None] = silent
     target: Target = field(default_factory=Target)
+    fulfils: Callable[[Network], bool] | None = None
     networks: dict[int, list[list[Network]]] = field(default_factory=dict)
     course: Course | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process begins with nothing.
-        return {**vars(self), "networks": {}, "course": None, "on_epoch": silent}
+        return {**vars(self), "networks": {}, "course": None, "on_epoch": silent, "fulfils": None}
 
     def network(
         self, cycle: int, member: int, place: int, program: BitsProgram, begin: Callable[[], Course]
@@ -84,8 +86,8 @@ class TrainedCourse:
         """Train up to a cycle, from the last one before it that is complete."""
         if self.course is None or self.course.positions[0].cycle > cycle:
             self.course = begin()
-            self.course.target = self.target
         course = self.course
+        course.target, course.fulfils = self.target, self.fulfils
         done = next((c for c in range(cycle - 1, course.positions[0].cycle - 1, -1) if self._known(c)), None)
         if done is not None:
             tensors, meta = self._read(done)

@@ -31,6 +31,12 @@ def learning_summary(plan: Plan, seconds: float) -> list[str]:
     whole = seconds * schedule.cycles * epochs * schedule.members
     teacher = learning.teacher if isinstance(learning.teacher, str) else "the network of a checkpoint"
     threads = ", on one thread" if schedule.members > 1 else ""
+    timeout = plan.settings.strategy.setup.timeout
+    limit = []
+    if timeout is not None and plan.chooses_length:
+        limit = [f"the timeout of {duration(timeout)} is spent on that; the search measures once more"]
+    elif timeout is not None and whole > timeout:
+        limit = [f"the timeout of {duration(timeout)} ends it before that"]
     return [
         f"learned bits: {schedule.cycles} cycles{members}, each of {number(epochs)} epochs while all weights are "
         f"alive, and of more later; {min(plan.n_trials, plan.space.size):,} networks",
@@ -39,6 +45,7 @@ def learning_summary(plan: Plan, seconds: float) -> list[str]:
         f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per epoch (measured on one), about {duration(whole)} of "
         f"training in all (estimated{threads}), and the time in which networks are measured"
         + (", and the training of teachers" if learning.teacher == "ensemble" else ""),
+        *limit,
     ]
 
 

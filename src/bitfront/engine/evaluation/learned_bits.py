@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitfront.constraints import total
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.interface import ONLY_CODE, BatchMetrics, BitsLearning, EvaluationJob, Evaluator, joined
 from bitfront.learned_bits.course import Course, Network, Samples, starting_ranges
@@ -110,6 +111,20 @@ class LearnedBitsEvaluator(Evaluator):
         with one_thread():
             return self._course([self._space.graph.model], self._largest(), None).seconds_per_epoch()
 
+    def measured_pace(self) -> tuple[float, float]:
+        """(seconds of an epoch of all members, seconds in which a network is measured), both measured. Teachers and
+        float members are trained for it, and then are there."""
+        trained = self.learning.course
+        trained.threads = self.job.threads or torch.get_num_threads()
+        with one_thread():
+            trained.course = trained.course or self._begin()
+            epoch, network = trained.course.seconds_per_epoch(trained.threads), trained.course.beginning()
+            for _ in range(2):  # the first one has what happens once
+                begin = time.perf_counter()
+                self._evaluator(network).evaluate(ONLY_CODE[None])
+                seconds = time.perf_counter() - begin
+        return epoch, seconds
+
     def _fresh(self, count: int) -> list[nn.Module]:
         """Where the members after the first one start."""
         learning, schedule = self.learning, self.learning.schedule
@@ -187,6 +202,14 @@ class LearnedBitsEvaluator(Evaluator):
     def steer(self, target: Target) -> None:
         """Spend the rest of the training where the constraints of the search are met."""
         self.learning.course.target = target
+        metrics = {constraint.metric for constraint in target.others}
+
+        def fulfils(network: Network) -> bool:
+            with one_thread():
+                values = self._evaluator(network).closed_form_values(ONLY_CODE[None], metrics)
+            return not total(target.others, values).any()
+
+        self.learning.course.fulfils = fulfils if metrics else None
 
     def keep_in(self, folder: Path) -> None:
         """Keep the networks of each complete cycle in a run folder, and go on behind the last one that is there."""

@@ -163,18 +163,24 @@ def target_of(evaluator: Evaluator, constraints: Sequence[Constraint]) -> Target
 
     Args:
         evaluator: of the search.
-        constraints: with absolute bounds. Those on other metrics than accuracy and the cost do not steer the training;
-            its networks must fulfil them all the same.
+        constraints: with absolute bounds. Those on accuracy steer the training, and those on metrics that are counted
+            and fall (or rise) with the bits. Its networks must fulfil the others all the same.
     """
     learning = evaluator.job.learning
     assert learning is not None
-    right, cost = None, None
+    counted = {m.name: m.direction for runner in evaluator.runners if runner.closed_form for m in runner.produces}
+    better = {"minimize": ("<=", "<"), "maximize": (">=", ">")}
+    right, cost, others = None, None, []
     for constraint in constraints:
-        if constraint.metric == "accuracy" and constraint.comparison in (">=", ">"):
-            right = max(right or 0.0, constraint.bound * len(learning.val_y))
-        if constraint.metric == learning.metric and constraint.comparison in ("<=", "<"):
-            cost = min(cost or math.inf, constraint.bound)
-    return Target(right, cost if _counts_as_reported(evaluator) else None)
+        if constraint.metric == "accuracy" and constraint.comparison in better["maximize"]:
+            # Less than an answer, for bounds that are not exact.
+            right = max(right or 0.0, constraint.bound * len(learning.val_y) - 1e-6)
+        elif constraint.comparison in better.get(counted.get(constraint.metric, ""), ()):
+            if constraint.metric == learning.metric and _counts_as_reported(evaluator):
+                cost = min(cost or math.inf, constraint.bound)
+            else:
+                others.append(constraint)
+    return Target(right, cost, tuple(others))
 
 
 def _batch(samples: int) -> int:

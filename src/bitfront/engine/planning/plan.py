@@ -21,6 +21,7 @@ from bitfront.objectives import Objectives
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.strategies.base import Knowledge, Strategy
 from bitfront.strategies.configured import ConfiguredStrategy
+from bitfront.strategies.learned_bits import LearnedBitsSettings
 
 #: Counts up when the same settings give other ranges: trials with the ranges of before do not belong to this search.
 RANGES = 2
@@ -102,6 +103,25 @@ class Plan:
             for runner in self.runners
         )
         return replace(self, evaluator=open_evaluator(replace(self.evaluator.job, runners=runners), self.space))
+
+    @property
+    def chooses_length(self) -> bool:
+        """Whether the length of a training with learned bits is chosen here: the file says no number for it."""
+        settings, setup = self.strategy.settings, self.settings.strategy.setup
+        if not isinstance(settings, LearnedBitsSettings):
+            return False
+        return settings.cycles is None and settings.epochs is None and setup.n_trials is None
+
+    def paced(self, cycles: int, epochs: float) -> Plan:
+        """The same plan of a training with learned bits, of another length."""
+        job = self.evaluator.job
+        assert job.learning is not None
+        schedule = replace(job.learning.schedule, cycles=cycles, epochs=epochs)
+        learning = replace(job.learning, schedule=schedule)
+        if learning.course.course is not None:
+            learning.course.course = replace(learning.course.course, schedule=schedule)
+        evaluator = open_evaluator(replace(job, learning=learning))
+        return replace(self, evaluator=evaluator, n_trials=evaluator.space.size)
 
     def make_strategy(self, knowledge: Knowledge, seed: int | None = None) -> Strategy:
         """A new strategy object.

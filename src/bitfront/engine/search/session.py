@@ -21,6 +21,7 @@ from bitfront.engine.planning.coverage import float_shares, in_float
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.learning import target_of
+from bitfront.engine.planning.pacing import described, measured_schedule
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
@@ -162,6 +163,7 @@ def _searched(
 ) -> tuple[Plan, loop.StopReason, list[str]]:
     """(the plan as it was carried out, why the search stopped, notes on ranges that the plan could not have yet)."""
     plan = with_samples(plan, store, events, dispatcher)
+    plan = _with_length(plan, store, events, dispatcher)
     _describe(plan, store)
     resumed = len(store)
     learns = plan.evaluator.job.learning is not None
@@ -216,6 +218,26 @@ def with_samples(plan: Plan, store: Store, events: Events, dispatcher: Dispatche
             + (" (all there are)" if number == available else f" are enough to order {candidates} candidates")
         )
     plan = plan.sampled(number)
+    dispatcher.use(plan.evaluator)
+    return plan
+
+
+def _with_length(plan: Plan, store: Store, events: Events, dispatcher: Dispatcher) -> Plan:
+    """The plan with the length of its training with learned bits, where the file does not say it. It is determined
+    once, by the timeout, and then read from the store: what comes from a clock is another number in every session."""
+    learning, timeout = plan.evaluator.job.learning, plan.settings.strategy.setup.timeout
+    if learning is None or not plan.chooses_length:
+        return plan
+    length = store.meta("length")
+    if length is None:
+        schedule = learning.schedule
+        if timeout is not None:
+            schedule, epoch = measured_schedule(plan, timeout)
+            events.note(described(schedule, timeout, epoch))
+        length = {"cycles": schedule.cycles, "epochs": schedule.epochs}
+        store.set_meta("length", length)
+    plan = plan.paced(**length)
+    plan.evaluator.keep_in(plan.config.run_folder)
     dispatcher.use(plan.evaluator)
     return plan
 

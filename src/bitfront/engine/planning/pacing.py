@@ -1,0 +1,74 @@
+"""How long a training with learned bits is, where a timeout is the only limit: as many epochs as there is time for.
+
+The whole range of pressures is covered in the time. A schedule that comes from a clock is another one in every run, so
+a search keeps it in its run folder before it trains, and goes on with it after any end.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from bitfront.engine.evaluation.learned_bits import LearnedBitsEvaluator
+from bitfront.engine.planning.plan import Plan
+from bitfront.learned_bits.course import Schedule
+
+#: The share of the time that is planned; the rest is for cycles that take longer than those before.
+PLANNED = 0.9
+#: Cycles at least: one at each end of the range of pressures.
+FEWEST = 2
+
+
+def fitting(schedule: Schedule, seconds: float, epoch: float, network: float) -> Schedule:
+    """The schedule that takes about so long: of as many epochs as fit, and of fewer cycles if not even one epoch per
+    network does.
+
+    Args:
+        seconds: that there are.
+        epoch: seconds of an epoch of all members.
+        network: seconds in which a network is measured.
+    """
+    beside = schedule.members * schedule.networks * network
+    epochs = (PLANNED * seconds / schedule.cycles - beside) / epoch
+    if epochs >= schedule.networks:
+        return replace(schedule, epochs=float(f"{epochs:.3g}"))
+    cycles = int(PLANNED * seconds / (schedule.networks * epoch + beside))
+    fewest = min(FEWEST, schedule.cycles)
+    return replace(schedule, cycles=min(schedule.cycles, max(fewest, cycles)), epochs=float(schedule.networks))
+
+
+def measured_schedule(plan: Plan, timeout: float) -> tuple[Schedule, float]:
+    """(the schedule that takes about `timeout` seconds from this call on; the measured seconds of an epoch)."""
+    begin, evaluator = time.perf_counter(), plan.evaluator
+    assert isinstance(evaluator, LearnedBitsEvaluator)
+    epoch, network = evaluator.measured_pace()
+    left = max(0.0, timeout - (time.perf_counter() - begin))
+    return fitting(evaluator.learning.schedule, left, epoch, network), epoch
+
+
+def with_timeout(plan: Plan, epoch: float) -> Plan:
+    """The plan of about the length that a search would choose; the same if it chooses none.
+
+    Args:
+        epoch: seconds of an epoch of one member.
+    """
+    learning, timeout = plan.evaluator.job.learning, plan.settings.strategy.setup.timeout
+    if learning is None or timeout is None or not plan.chooses_length:
+        return plan
+    threads = plan.evaluator.job.threads or torch.get_num_threads()
+    schedule = learning.schedule
+    beside = epoch * schedule.members / min(threads, schedule.members)
+    schedule = fitting(schedule, timeout, beside, 0.0)
+    return plan.paced(schedule.cycles, schedule.epochs)
+
+
+def described(schedule: Schedule, timeout: float, epoch: float) -> str:
+    """The schedule of a timeout as a note for the user."""
+    text = (
+        f"the timeout of {timeout:g} s is spent on {schedule.cycles} cycles of {schedule.epochs:g} epochs (an epoch "
+        f"takes {1000 * epoch:.2g} ms, measured); cycles, epochs or n_trials would set another length"
+    )
+    least = schedule.cycles * schedule.networks * epoch
+    return text if least <= timeout else f"{text}. It is too short for that: they take about {least:.2g} s"
