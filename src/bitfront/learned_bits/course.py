@@ -72,6 +72,19 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How far a cycle goes, where a clock says it.
+
+    Attributes:
+        epochs: of the cycle while all weights are alive.
+        left: number of cycles that there is time for, this one among them: the last pressure is reached in so many.
+    """
+
+    epochs: float
+    left: int
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a bit costs: of a product of bits of input and weight, of a weight, of a bias."""
 
@@ -220,19 +233,23 @@ class Course:
         first = schedule.first if schedule.first is not None else FIRST_PRESSURE / self.starting_cost
         return first, schedule.last if schedule.last is not None else RISE * first
 
-    def cycle(self, number: int, threads: int, on_epoch: Callable[[Moment], None]) -> list[list[Network]]:
+    def cycle(
+        self, number: int, threads: int, on_epoch: Callable[[Moment], None], pace: Pace | None = None
+    ) -> list[list[Network]]:
         """Train every member for one cycle. Returns per member the networks that it gives, the cheapest first.
 
         Args:
             number: of the cycle, from 0 on; the positions must be at its start.
             threads: how many members are trained at a time.
             on_epoch: called after each epoch of the first member, in the thread that trains it.
+            pace: how far it goes, in place of what the schedule says.
         """
-        pressure = self._pressure(number)
+        cycles = self.schedule.cycles if pace is None else number + pace.left
+        pressure, length = self._pressure(number, cycles), self.schedule.epochs if pace is None else pace.epochs
         before = [position.copy() for position in self.positions] if self.target else []
         with ThreadPoolExecutor(max(1, min(threads, len(self.positions)))) as pool:
             jobs = [
-                pool.submit(self._cycle_of, position, number, pressure, on_epoch if place == 0 else silent)
+                pool.submit(self._cycle_of, position, number, pressure, length, on_epoch if place == 0 else silent)
                 for place, position in enumerate(self.positions)
             ]
             networks = [job.result() for job in jobs]
@@ -241,7 +258,7 @@ class Course:
             others = [self.fulfils(network) for network in given] if self.fulfils else ()
             past = self.target.past([(n.cost, n.right) for n in given], others)
             first, last = self.range
-            usual = (last / first) ** (1 / max(1, self.schedule.cycles // 2 - 1))
+            usual = (last / first) ** (1 / max(1, cycles // 2 - 1))
             self.rise, back = self.rise.after(pressure, past, usual, self.target)
             if back:
                 # The samples come in another order, or the same networks would come out again.
@@ -281,18 +298,23 @@ class Course:
         """The network of the first member as it is now."""
         return self._network(self.positions[0].member, 1, 0.0)
 
-    def _pressure(self, number: int) -> float:
+    def _pressure(self, number: int, cycles: int) -> float:
         if self.target:
             return self.rise.next(self.range[0])
-        return float(np.geomspace(*self.range, self.schedule.cycles)[number])
+        before, last = self.positions[0].pressure, self.range[1]
+        planned = np.geomspace(*self.range, self.schedule.cycles)
+        if before is None or (cycles == self.schedule.cycles and math.isclose(before, planned[number - 1])):
+            return float(planned[number])
+        # There was not time for as many cycles as were planned, so the rest of the range is spread over fewer.
+        return float(before * (last / before) ** (1 / (cycles - number)))
 
     def _cycle_of(
-        self, position: Position, number: int, pressure: float, on_epoch: Callable[[Moment], None]
+        self, position: Position, number: int, pressure: float, length: float, on_epoch: Callable[[Moment], None]
     ) -> list[Network]:
         assert position.cycle == number
         schedule, member = self.schedule, position.member
         alive = member.alive / self.weights
-        epochs = max(schedule.networks, round(schedule.epochs / (FLOOR + (1 - FLOOR) * alive)))
+        epochs = max(schedule.networks, round(length / (FLOOR + (1 - FLOOR) * alive)))
         steps = math.ceil(len(self.train.y) / schedule.batch_size)
         places = (np.arange(epochs * steps) + 0.5) / (epochs * steps)
         rates = schedule.learning_rate * (1 + np.cos(np.pi * places)) / 2

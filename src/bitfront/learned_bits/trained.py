@@ -17,7 +17,7 @@ from torch import Tensor
 from bitfront import checkpoints
 from bitfront.checkpoints.cycles import cycle_file
 from bitfront.errors import CheckpointError
-from bitfront.learned_bits.course import Course, Moment, Network, Position, silent
+from bitfront.learned_bits.course import Course, Moment, Network, Pace, Position, silent
 from bitfront.learned_bits.member import BitsMember, LayerBits
 from bitfront.learned_bits.program import BitsProgram
 from bitfront.learned_bits.steering import Rise, Target
@@ -44,6 +44,7 @@ class TrainedCourse:
         source: what the training depends on, as a fingerprint; files with another one are refused.
         threads: how many members are trained at a time.
         on_epoch: called after each epoch of the first member, in the thread that trains it.
+        pace: number of a cycle that begins → how far it goes; None: as the schedule says.
         target: what the constraints of the search say.
         fulfils: whether a network fulfils the target's other constraints.
         networks: cycle → per member its networks, the cheapest first.
@@ -54,6 +55,7 @@ class TrainedCourse:
     source: str = ""
     threads: int = 1
     on_epoch: Callable[[Moment], None] = silent
+    pace: Callable[[int], Pace] | None = None
     target: Target = field(default_factory=Target)
     fulfils: Callable[[Network], bool] | None = None
     networks: dict[int, list[list[Network]]] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class TrainedCourse:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process begins with nothing.
-        return {**vars(self), "networks": {}, "course": None, "on_epoch": silent, "fulfils": None}
+        return {**vars(self), "networks": {}, "course": None, "on_epoch": silent, "fulfils": None, "pace": None}
 
     def network(
         self, cycle: int, member: int, place: int, program: BitsProgram, begin: Callable[[], Course]
@@ -94,7 +96,8 @@ class TrainedCourse:
             course.positions = [_position(tensors, f"{m}", e, course) for m, e in enumerate(meta["positions"])]
             course.rise = Rise(**meta["rise"])
         for number in range(course.positions[0].cycle, cycle + 1):
-            self.networks[number] = course.cycle(number, self.threads, self.on_epoch)
+            pace = None if self.pace is None else self.pace(number)
+            self.networks[number] = course.cycle(number, self.threads, self.on_epoch, pace)
             if self.folder is not None and not self._known(number):
                 _write(cycle_file(self.folder, number), number, self.source, self.networks[number], course)
 

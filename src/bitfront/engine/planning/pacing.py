@@ -1,19 +1,21 @@
 """How long a training with learned bits is, where a timeout is the only limit: as many epochs as there is time for.
 
-The whole range of pressures is covered in the time. A schedule that comes from a clock is another one in every run, so
-a search keeps it in its run folder before it trains, and goes on with it after any end.
+The whole range of pressures is covered in the time. What comes from a clock is another number in every run, so a search
+keeps it in its run folder before it trains by it, and trains the same after any end. Cycles that take longer than
+planned make those after them shorter, and fewer if need be.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from bitfront.engine.evaluation.learned_bits import LearnedBitsEvaluator
 from bitfront.engine.planning.plan import Plan
-from bitfront.learned_bits.course import Schedule
+from bitfront.learned_bits.course import Pace, Schedule
 
 #: The share of the time that is planned; the rest is for cycles that take longer than those before.
 PLANNED = 0.9
@@ -46,6 +48,45 @@ def measured_schedule(plan: Plan, timeout: float) -> tuple[Schedule, float]:
     epoch, network = evaluator.measured_pace()
     left = max(0.0, timeout - (time.perf_counter() - begin))
     return fitting(evaluator.learning.schedule, left, epoch, network), epoch
+
+
+def pacemaker(
+    schedule: Schedule, end: float, known: dict[int, Pace], keep: Callable[[dict[int, Pace]], None]
+) -> Callable[[int], Pace]:
+    """Says of each cycle, when it begins, how far it goes, so that the last pressure is reached in time.
+
+    Args:
+        schedule: as planned; no cycle is longer.
+        end: when time is up, by ``time.perf_counter``.
+        known: number of a cycle → what was said of it, in this session or an earlier one; it grows.
+        keep: called with `known` when something was added, before it is used.
+    """
+    before: tuple[int, float] | None = None
+
+    def pace(number: int) -> Pace:
+        nonlocal before
+        now = time.perf_counter()
+        if number not in known:
+            known[number] = Pace(schedule.epochs, schedule.cycles - number)
+            if before is not None and before[0] == number - 1:
+                per_epoch = (now - before[1]) / known[number - 1].epochs
+                known[number] = _in_time(schedule, number, end - now, per_epoch)
+            keep(known)
+        before = number, now
+        return known[number]
+
+    return pace
+
+
+def _in_time(schedule: Schedule, number: int, seconds: float, per_epoch: float) -> Pace:
+    """How far a cycle goes if there are `seconds` left, and an epoch takes `per_epoch` with all that is beside it."""
+    left, least = schedule.cycles - number, float(schedule.networks)
+    if left * schedule.epochs * per_epoch <= seconds:
+        return Pace(schedule.epochs, left)
+    epochs = PLANNED * seconds / per_epoch / left
+    if epochs >= least:
+        return Pace(float(f"{min(schedule.epochs, epochs):.3g}"), left)
+    return Pace(min(schedule.epochs, least), min(left, max(1, int(seconds / (least * per_epoch)))))
 
 
 def with_timeout(plan: Plan, epoch: float) -> Plan:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from bitfront.engine.planning.coverage import float_shares, in_float
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.learning import target_of
-from bitfront.engine.planning.pacing import described, measured_schedule
+from bitfront.engine.planning.pacing import described, measured_schedule, pacemaker
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
@@ -41,6 +43,7 @@ from bitfront.engine.storage.store import Store
 from bitfront.errors import EvaluationError, RunError
 from bitfront.events import Events
 from bitfront.files import shown, sweep, write_text
+from bitfront.learned_bits.course import Pace
 from bitfront.spaces.base import Codes
 
 #: The largest number of trials of the front that are measured on the test split.
@@ -142,11 +145,12 @@ def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispat
     """A dispatcher for a search whose trials are in `store`; what was in flight when it was last killed is tried out
     in a process of its own first."""
     setup = plan.settings.strategy.setup
-    in_flight = InFlight(store.path, [len(p.labels) for p in plan.space.parameters])
+    # The networks of a training with learned bits come out of one process; its members share the cores.
+    learns = plan.evaluator.job.learning is not None
+    in_flight = InFlight() if learns else InFlight(store.path, [len(p.labels) for p in plan.space.parameters])
     if in_flight.suspects:
         in_flight.forget(set(map(key_of, store.trials().code)) & in_flight.suspects.keys())
-    # The networks of a training with learned bits come out of one process; its members share the cores.
-    n_jobs = 1 if plan.evaluator.job.learning is not None else setup.n_jobs
+    n_jobs = 1 if learns else setup.n_jobs
     with Dispatcher(plan.evaluator, n_jobs, setup.candidate_timeout, in_flight) as dispatcher:
         count = len(in_flight.suspects)
         if count:
@@ -162,6 +166,7 @@ def _searched(
     plan: Plan, store: Store, dispatcher: Dispatcher, starts: Codes, events: Events
 ) -> tuple[Plan, loop.StopReason, list[str]]:
     """(the plan as it was carried out, why the search stopped, notes on ranges that the plan could not have yet)."""
+    began = time.perf_counter()
     plan = with_samples(plan, store, events, dispatcher)
     plan = _with_length(plan, store, events, dispatcher)
     _describe(plan, store)
@@ -182,6 +187,7 @@ def _searched(
     if plan.evaluator.job.learning is not None:
         plan.evaluator.job.learning.course.on_epoch = events.learning
         plan.evaluator.steer(target_of(plan.evaluator, limits.constraints))
+        _keep_pace(plan, store, began)
     reason, lost = _evaluate(plan, store, limits, starts, dispatcher, events)
     store.set_meta("stopped", reason)
     return plan, reason, lost
@@ -240,6 +246,24 @@ def _with_length(plan: Plan, store: Store, events: Events, dispatcher: Dispatche
     plan.evaluator.keep_in(plan.config.run_folder)
     dispatcher.use(plan.evaluator)
     return plan
+
+
+def _keep_pace(plan: Plan, store: Store, began: float) -> None:
+    """Have the cycles of a training with learned bits end in time, where the timeout says how long they are.
+
+    Args:
+        began: when this session began, by ``time.perf_counter``.
+    """
+    learning, timeout = plan.evaluator.job.learning, plan.settings.strategy.setup.timeout
+    known = {int(number): Pace(**entry) for number, entry in (store.meta("paces") or {}).items()}
+    if learning is None or not plan.chooses_length or (timeout is None and not known):
+        return
+
+    def keep(paces: Mapping[int, Pace]) -> None:
+        store.set_meta("paces", {str(number): vars(entry) for number, entry in paces.items()})
+
+    end = math.inf if timeout is None else began + timeout
+    learning.course.pace = pacemaker(learning.schedule, end, known, keep)
 
 
 def _describe(plan: Plan, store: Store) -> None:
