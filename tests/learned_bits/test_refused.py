@@ -81,7 +81,7 @@ def test_worker_processes_are_not_used_and_a_note_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "steers"), [({}, True), ({"sign_bits": True}, False), ({"biases": False}, False)])
-def test_only_a_cost_that_the_training_counts_as_reported_steers_it(settings, steers, tmp_path):
+def test_a_cost_that_the_training_does_not_count_as_reported_steers_it_by_the_metric(settings, steers, tmp_path):
     setup = {key: value for key, value in SETTINGS.items() if key != "strategy"}
     strategy = {
         "name": "learned_bits",
@@ -93,4 +93,7 @@ def test_only_a_cost_that_the_training_counts_as_reported_steers_it(settings, st
     search = {"strategy": strategy, "constraints": {"ebops": "<= 500"}}
     config = from_document(tomlfile.Document("here", {"project_dir": str(tmp_path), "search": search}))
     plan = make_plan(config, model=given(tmp_path)["model"], dataset=dataset_of(data()))
-    assert target_of(plan.evaluator, plan.constraints).most_cost == (500 if steers else None)
+    target = target_of(plan.evaluator, plan.constraints)
+    assert target.most_cost == (500 if steers else None)
+    assert [c.metric for c in target.others] == ([] if steers else ["ebops"])
+    assert target.bounds_cost

@@ -256,10 +256,12 @@ class Course:
         if self.target:
             given = [network for of_member in networks for network in of_member]
             others = [self.fulfils(network) for network in given] if self.fulfils else ()
-            past = self.target.past([(n.cost, n.right) for n in given], others)
+            counts = [(network.cost, network.right) for network in given]
+            past, room = self.target.past(counts, others), self.target.room(counts)
             first, last = self.range
             usual = (last / first) ** (1 / max(1, cycles // 2 - 1))
-            self.rise, back = self.rise.after(pressure, past, usual, self.target)
+            alive = [sum(p.member.alive for p in positions) for positions in (before, self.positions)]
+            self.rise, back = self.rise.after(pressure, past, usual, self.target, alive[1] < alive[0] / 2, room)
             if back:
                 # The samples come in another order, or the same networks would come out again.
                 self.positions = [

@@ -3,8 +3,9 @@
 Without constraints the pressure rises evenly, in its logarithm, from the first cycle to the last one. With constraints
 it rises twice as fast, until a cycle is *past* them: its networks are no longer accurate enough, or cheap enough by
 now. Then the next cycle begins where that one began, with another order of samples, and the pressure rises more slowly
-from there. Where even the smallest rise is too much, the same pressure goes on: weights that do little still become 0.
-So most cycles are spent where the constraints just hold.
+from there. Where even the smallest rise is too much, the same pressure goes on, then less: bits still fall under it.
+So most cycles are spent where the constraints just hold. As long as no cycle was within them, the pressure falls; the
+training goes on all the same, because networks may only not be trained enough yet.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Target:
         cheap = [self.most_cost is None or cost <= self.most_cost for cost, _ in networks]
         return self.bounds_cost and any(a and b for a, b in zip(cheap, others, strict=True))
 
+    def room(self, networks: Sequence[tuple[float, float]]) -> float:
+        """How many times as expensive the dearest of some networks might be, 1 to 2; 1 if that is not known."""
+        dearest = max((cost for cost, _ in networks), default=0.0)
+        return 1.0 if self.most_cost is None else min(2.0, max(1.0, self.most_cost / max(dearest, 1e-9)))
+
     def best(self, networks: Sequence[tuple[float, float]]) -> list[int]:
         """The cheapest and the most accurate of networks with these (costs, numbers of right answers) that fulfil what
         is known of them; none if none does."""
@@ -87,24 +93,29 @@ class Rise:
     def next(self, first: float) -> float:
         """The pressure of the next cycle; `first` is that of the first one."""
         if self.low is None or self.factor is None:
-            return first if self.high is None else self.high / 4
+            return first if self.high is None else self.high / 2
         return self.low * self.factor
 
-    def after(self, pressure: float, past: bool, usual: float, target: Target) -> tuple[Rise, bool]:
+    def after(
+        self, pressure: float, past: bool, usual: float, target: Target, emptied: bool = False, room: float = 1.0
+    ) -> tuple[Rise, bool]:
         """(how it goes on after a cycle at `pressure`, whether the next cycle begins where this one began).
 
         Args:
             past: whether the cycle is past the target.
             usual: by which factor the pressure rises as long as nothing is past the target.
+            emptied: whether the cycle removed most of the weights; none of them comes back.
+            room: how many times as expensive its networks might be.
         """
         factor = usual if self.factor is None else self.factor
         if not past:
             return Rise(pressure, max(CLOSE, factor)), False
         if target.least_right is None and self.settled:
             # The cost is met. Less pressure lets bits grow again, so the cost stays near its bound.
-            return Rise(pressure / factor**2, factor), False
+            return Rise(pressure / factor / max(factor, room), factor), False
         if self.low is None:
-            return Rise(None, factor, pressure), True
+            return Rise(None, factor, pressure), emptied
         if self.settled:
-            return Rise(self.low, 1.0 if factor > 1 else 1 / CLOSE), True
+            # Bits may still be falling under the same pressure, so less and less of it is tried.
+            return Rise(self.low, 1.0 if factor > 1 else min(1 / CLOSE, factor**2)), True
         return Rise(self.low, max(CLOSE, math.sqrt(factor))), True
