@@ -372,8 +372,12 @@ def settings_of(kind: type[Settings], values: Mapping[str, Any], where: tuple[st
         return kind.model_validate(dict(values))
     except ValidationError as error:
         key, message = _problem(error, kind)
-        # For a union type or a list, pydantic's path has parts after the key; they are cut off.
-        depth = next((i for i in range(1, len(key)) if _table_at(key[:i], kind) is None), len(key))
+        # For a union type or a list, pydantic's path has parts after the key; they are cut off. A table of tables with
+        # free names has none of its own.
+        depth = next(
+            (i for i in range(1, len(key)) if not (_table_at(key[:i], kind) or _table_at((*key[:i], ""), kind))),
+            len(key),
+        )
         raise ConfigError(message, key=(*where, *key[:depth])) from None
     except ConfigError as error:
         error.key = (*where, *error.key)
@@ -416,7 +420,7 @@ def _table_at(path: tuple[str, ...], root: type[Table]) -> type[Table] | None:
     table: Any = root
     for part in path:
         if not (isinstance(table, type) and issubclass(table, Table)):
-            table = table[1] if table else None  # the value type of a dict of tables
+            table = table[1] if table and len(table) > 1 else None  # the value type of a dict of tables
             continue
         if part not in table.model_fields:
             return None

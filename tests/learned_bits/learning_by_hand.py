@@ -73,16 +73,22 @@ def on_grid(x, fractions, widths=()):
     whole = nearest(x * 2.0**f)
     if not widths:
         return whole / 2.0**f
-    most = shared_lengths(whole.detach() / 2.0 ** f.detach(), fractions)
+    most = shared_lengths(x, fractions, widths)
     width = next_width(most, widths)
     f = through(f, f + (width - most))
     whole = nearest(x * 2.0**f)
     return through(whole, torch.minimum(torch.maximum(whole, 1 - 2.0**width), 2.0**width - 1)) / 2.0**f
 
 
-def shared_lengths(q, fractions):
-    """Bits of the longest of the values that share theirs, in the shape of `fractions`."""
-    widest = lengths(q, fractions)
+def shared_lengths(x, fractions, widths):
+    """Bits of the longest of the values that share theirs, in the shape of `fractions`. With supported widths negative
+    for values below the grid."""
+    x, f = x.detach(), nearest(fractions).detach()
+    whole = nearest(x * 2.0**f)
+    widest = lengths(whole, 0 * f)
+    if widths:
+        below = torch.floor(torch.log2(x.abs())).clamp(min=-200) + 1 + f
+        widest = torch.where(whole == 0, below.clamp(-40, 0), widest)
     for axis, size in enumerate(fractions.shape):
         if size == 1:
             widest = widest.amax(axis, keepdim=True)
@@ -112,7 +118,7 @@ def weight_widths(x, q, fractions, widths=()):
     """(bits of each weight, those that its group stores): the most among those that share them, one more with each
     fractional bit. A value 0 has none, and is stored like the others of its group."""
     f = nearest(fractions)
-    learned = shared_lengths(nearest(x * 2.0**f).detach() / 2.0 ** f.detach(), fractions)
+    learned = shared_lengths(x, fractions, widths)
     width = next_width(learned, widths)
     width = torch.where(pressed(learned, widths), width + (f - f.detach()), width).expand(q.shape)
     some = q != 0

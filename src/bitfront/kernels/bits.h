@@ -47,11 +47,19 @@ inline int32_t length_of(float whole) { return whole == 0.0f ? 0 : 1 + ilogbf(wh
 // The supported width at or above `bits`, else the largest. `widths` has bit k set if k is supported; 0: all are.
 inline int32_t supported(int32_t bits, int64_t widths) {
     if (widths == 0) return bits;
+    if (bits < 0) bits = 0;
     const uint32_t above = bits > 31 ? 0 : (uint32_t)widths >> bits;
     return above ? bits + __builtin_ctz(above) : 31 - __builtin_clz((uint32_t)widths);
 }
 // Whether fewer than `bits` can cost less.
 inline bool shrinks(int32_t bits, int64_t widths) { return widths == 0 || bits > __builtin_ctz((uint32_t)widths); }
+// Bits of the magnitude of a value that is rounded to `whole`, a multiple of 2^-f. Where only some widths are supported,
+// that of a value below the grid is negative, so that more fractional bits bring it back.
+inline int32_t learned_length(float value, float whole, int32_t f, int64_t widths) {
+    if (whole != 0.0f || widths == 0) return length_of(whole);
+    const int32_t length = value == 0.0f ? -2 * MOST_BITS : f + 1 + ilogbf(value);
+    return length < -2 * MOST_BITS ? -2 * MOST_BITS : length > 0 ? 0 : length;
+}
 // Fractional bits of a value with `length` bits and `f` fractional ones, once it has `width` bits.
 inline int32_t refined(int32_t f, int32_t length, int32_t width) {
     const int32_t more = f + width - length;
@@ -106,14 +114,15 @@ void prepare_rows(const Operation& op, const float* values, float* scratch) {
 }
 
 // Of the bias of a channel.
-inline int32_t learned_length(const Operation& op, const float* values, int64_t channel) {
+inline int32_t length_of_bias(const Operation& op, const float* values, int64_t channel) {
     const int32_t f = whole_bits(values[op.bias_fractions + channel]);
-    return length_of(__builtin_rintf(values[op.bias + channel] * power_of_two(f)));
+    const float value = values[op.bias + channel];
+    return learned_length(value, __builtin_rintf(value * power_of_two(f)), f, op.bias_widths);
 }
 // The bias of a channel, and its bits.
 inline float bias_of(const Operation& op, const float* values, int64_t channel, float& bits) {
     const float value = values[op.bias + channel];
-    const int32_t f = whole_bits(values[op.bias_fractions + channel]), length = learned_length(op, values, channel);
+    const int32_t f = whole_bits(values[op.bias_fractions + channel]), length = length_of_bias(op, values, channel);
     const int32_t width = supported(length, op.bias_widths);
     const float rounded = op.bias_widths ? in_width(value, refined(f, length, width), width)
                                          : __builtin_rintf(value * power_of_two(f)) * power_of_two(-f);
@@ -125,13 +134,13 @@ inline float bias_of(const Operation& op, const float* values, int64_t channel, 
 // weights. Groups without a live weight may come before others.
 void prepare_slots(const Operation& op, const float* values, float* scratch, float* widths) {
     const SlotBits slots = slots_of(op, scratch);
-    for (int64_t s = 0; s < op.slots; s++) widths[op.groups[s]] = 0;
+    for (int64_t s = 0; s < op.slots; s++) widths[op.groups[s]] = op.widths ? -2 * MOST_BITS : 0;
     for (int64_t s = 0; s < op.slots; s++) {
         const int32_t f = whole_bits(values[op.fractions + op.groups[s]]);
         const float whole = __builtin_rintf(values[op.weight + s] * power_of_two(f));
         slots.value[s] = whole * power_of_two(-f);
         float& width = widths[op.groups[s]];
-        const float bits = length_of(whole);
+        const float bits = learned_length(values[op.weight + s], whole, f, op.widths);
         width = bits > width ? bits : width;
         slots.pressure[s] = 0;
     }
@@ -207,7 +216,7 @@ void finish_bits(const Member& m, const Pressure& cost, double beta, float* scra
         }
         for (int64_t c = 0; op.bias >= 0 && c < op.channels; c++) {
             const float through = LN2 * (m.values[op.bias + c] - slots.bias[c]) * gradients[op.bias + c];
-            const bool pressed = slots.bias[c] != 0 && shrinks(learned_length(op, m.values, c), op.bias_widths);
+            const bool pressed = slots.bias[c] != 0 && shrinks(length_of_bias(op, m.values, c), op.bias_widths);
             gradients[op.bias_fractions + c] += through + (pressed ? beta * cost.of_bias(op) : 0);
         }
     }

@@ -56,8 +56,14 @@ def in_widths(
     """
     groups = np.arange(len(values)) if groups is None else groups
     codes = np.rint(np.ldexp(values, fractions[groups]))
-    lengths = np.zeros(len(fractions), dtype=np.int64)
-    np.maximum.at(lengths, groups, _lengths(codes))
+    least = -2 * compiled.MOST_BITS if widths else 0
+    each = _lengths(codes)
+    if widths:
+        # A value below its grid: more fractional bits bring it back.
+        below = np.where(values == 0, least, np.clip(fractions[groups] + _lengths(values), least, 0))
+        each = np.where(codes == 0, below, each)
+    lengths = np.full(len(fractions), least, dtype=np.int64)
+    np.maximum.at(lengths, groups, each)
     if not widths:
         return codes, fractions, lengths
     chosen = supported(lengths, widths)
@@ -68,6 +74,6 @@ def in_widths(
 
 
 def _lengths(codes: NDArray[np.floating]) -> Indices:
-    """Bits of the magnitudes of whole numbers."""
+    """Bits of the magnitudes of numbers before the binary point; below 1 negative ones, of 0 none."""
     lengths: Indices = np.frexp(np.abs(codes))[1].astype(np.int64)
     return lengths
