@@ -281,6 +281,8 @@ def _type(field: FieldInfo) -> str:
         isinstance(a, type) and issubclass(a, config.Table) for a in get_args(annotation)
     ):
         return "table"
+    if _has_list(annotation):
+        return "list of whole numbers"
     plain = {str: "text", int: "whole number", float: "number", bool: "true, false"}
     kind = next(plain[t] for t in (annotation, *get_args(annotation)) if t in plain)
     limits = []
@@ -289,6 +291,10 @@ def _type(field: FieldInfo) -> str:
             if getattr(limit, attribute, None) is not None and getattr(limit, attribute) < 2**60:
                 limits.append(f"{symbol} {getattr(limit, attribute)}")
     return " ".join([kind, *limits])
+
+
+def _has_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list or any(map(_has_list, get_args(annotation)))
 
 
 def _written(value: Any) -> str:
