@@ -246,10 +246,11 @@ class Course:
         """
         cycles = self.schedule.cycles if pace is None else number + pace.left
         pressure, length = self._pressure(number, cycles), self.schedule.epochs if pace is None else pace.epochs
+        start = Moment(number + 1, cycles, 0, 0, pressure)
         before = [position.copy() for position in self.positions] if self.target else []
         with ThreadPoolExecutor(max(1, min(threads, len(self.positions)))) as pool:
             jobs = [
-                pool.submit(self._cycle_of, position, number, pressure, length, on_epoch if place == 0 else silent)
+                pool.submit(self._cycle_of, position, start, length, on_epoch if place == 0 else silent)
                 for place, position in enumerate(self.positions)
             ]
             networks = [job.result() for job in jobs]
@@ -311,9 +312,10 @@ class Course:
         return float(before * (last / before) ** (1 / (cycles - number)))
 
     def _cycle_of(
-        self, position: Position, number: int, pressure: float, length: float, on_epoch: Callable[[Moment], None]
+        self, position: Position, start: Moment, length: float, on_epoch: Callable[[Moment], None]
     ) -> list[Network]:
-        assert position.cycle == number
+        pressure = start.pressure
+        assert position.cycle == start.cycle - 1
         schedule, member = self.schedule, position.member
         alive = member.alive / self.weights
         epochs = max(schedule.networks, round(length / (FLOOR + (1 - FLOOR) * alive)))
@@ -329,9 +331,9 @@ class Course:
             if epoch >= epochs - max(schedule.networks, math.ceil(SETTLED * epochs)):
                 kept.append(self._network(member, epoch + 1, float(betas[part][-1])))
             member.prune(schedule.patience)
-            at = Moment(number + 1, schedule.cycles, epoch + 1, epochs, float(betas[part][-1]))
+            at = replace(start, epoch=epoch + 1, epochs=epochs, pressure=float(betas[part][-1]))
             on_epoch(replace(at, accuracy=kept[-1].right / len(self.val.y), cost=kept[-1].cost) if kept else at)
-        position.cycle, position.pressure = number + 1, pressure
+        position.cycle, position.pressure = start.cycle, pressure
         return _chosen(kept, schedule.networks, self.target)
 
     def _epoch(self, position: Position, rates: NDArray[np.float64], betas: NDArray[np.float64]) -> None:

@@ -38,6 +38,7 @@ class Granularities:
         data_in: element, channel or layer.
         weight_width, data_in_width, bias_width: the supported widths, with the sign where there is one, ascending;
             empty: any. 0: the values may be removed. Whole channels always may.
+        rule: the key of the file that says it.
     """
 
     weight: Granularity = "element"
@@ -45,6 +46,7 @@ class Granularities:
     weight_width: tuple[int, ...] = ()
     data_in_width: tuple[int, ...] = ()
     bias_width: tuple[int, ...] = ()
+    rule: str = "default"
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ class LearnedBitsSpace(ModelSpace):
             Offer(
                 layer.path,
                 "Linear" if len(layer.weight_shape) == 2 else f"Conv{len(layer.weight_shape) - 2}d",
-                "default",
+                layer.shared.rule,
                 _offered(layer.shared),
                 1,
             )

@@ -41,6 +41,7 @@ class Live(Events):
         self._bytes_shown = 0.0
         self._searching = "searching"
         self._front, self._learns = 0, False
+        self._timeout: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +87,7 @@ class Live(Events):
     def planned(self, plan: Plan, seconds: float) -> None:
         """Print the size of the space and the expected time, before the search starts."""
         self._end()
+        self._timeout = plan.settings.strategy.setup.timeout
         if seconds:
             for line in plans.plan_summary(plan, seconds):
                 self.note(line)
@@ -115,7 +117,10 @@ class Live(Events):
         parts.append(f"pressure {moment.pressure:.1e}")
         if moment.accuracy is not None and moment.cost is not None:
             parts.append(f"accuracy {moment.accuracy:.4f}, cost {tables.number(moment.cost)}")
-        text = ", ".join([*parts, *([f"front {self._front}"] if self._front else [])])
+        parts += [f"front {self._front}"] if self._front else []
+        if self._timeout and self.console.width >= ROOM:
+            parts.append(f"timeout {tables.duration(self._timeout)}")
+        text = ", ".join(parts)
         done = moment.cycle - 1 + moment.epoch / moment.epochs
         bar.update(task, description="learning", total=moment.cycles, completed=done, text=text, loss="")
 

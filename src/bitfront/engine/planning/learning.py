@@ -83,8 +83,9 @@ def bits_learning(
         last=settings.last_pressure,
         seed=config.seed,
     )
-    default = _granularities(settings, Granularities(), SETUP)
-    named = {key: _granularities(table, default, (*SETUP, "layers", key)) for key, table in settings.layers.items()}
+    default = _granularities(settings, Granularities(), "default", SETUP)
+    where = (*SETUP, "layers")
+    named = {key: _granularities(table, default, key, (*where, key)) for key, table in settings.layers.items()}
     return BitsLearning(
         *(x, y, val_x, val_y, schedule, cost, COSTS[cost], default, named),
         dataset.num_classes,
@@ -109,7 +110,7 @@ def unused_settings(config: Config, strategy: ConfiguredStrategy) -> list[str]:
 
 
 def _granularities(
-    table: LearnedBitsSettings | LayerSettings, default: Granularities, where: tuple[str, ...]
+    table: LearnedBitsSettings | LayerSettings, default: Granularities, rule: str, where: tuple[str, ...]
 ) -> Granularities:
     """Which values share bits, and their widths; what the table does not say is as in `default`. Raises ConfigError."""
 
@@ -131,6 +132,7 @@ def _granularities(
         widths("weight_width", default.weight_width),
         widths("data_in_width", default.data_in_width),
         widths("bias_width", default.bias_width),
+        rule,
     )
     for operand in ("weight", "data_in"):
         listed = getattr(shared, f"{operand}_width")
