@@ -45,6 +45,12 @@ def test_past_the_target():
     assert Target(most_cost=1000).past([cheap, dear])
     assert not Target(most_cost=1000).past([dear])
     assert not Target(100, 1000).past([dear])
+    # The cheapest network within the accuracy may be far cheaper than it must be.
+    assert not Target(100, 1000).past([cheap, (700.0, 105.0)])
+    assert Target(100, 1000).past([cheap])
+    assert Target(most_cost=1000).loose([cheap])
+    assert not Target(most_cost=1000).loose([cheap, dear])
+    assert not Target(100, 1000).loose([cheap])
     assert not Target()
 
 
@@ -82,6 +88,11 @@ def searched(tmp_path, first_pressure=None, samples=data, **constraints):
 def pressures(run):
     files = [cycle_file(run.folder, cycle) for cycle in range(14)]
     return [checkpoints.read_meta(file)["networks"][0][-1]["pressure"] for file in files]
+
+
+def test_a_bound_that_is_met_from_the_start_changes_nothing(tmp_path):
+    free, bound = searched(tmp_path / "free"), searched(tmp_path / "bound", model_size="<= 1 kB", ebops="<= 100000")
+    assert pressures(free) == pressures(bound)
 
 
 def test_no_cycle_gives_the_networks_of_another_one(tmp_path):

@@ -247,29 +247,42 @@ class Course:
         cycles = self.schedule.cycles if pace is None else number + pace.left
         pressure, length = self._pressure(number, cycles), self.schedule.epochs if pace is None else pace.epochs
         start = Moment(number + 1, cycles, 0, 0, pressure)
-        before = [position.copy() for position in self.positions] if self.target else []
+        steered = bool(self.target) and not self.rise.free
+        before = [position.copy() for position in self.positions] if steered else []
         with ThreadPoolExecutor(max(1, min(threads, len(self.positions)))) as pool:
             jobs = [
                 pool.submit(self._cycle_of, position, start, length, on_epoch if place == 0 else silent)
                 for place, position in enumerate(self.positions)
             ]
             networks = [job.result() for job in jobs]
-        if self.target:
-            given = [network for of_member in networks for network in of_member]
-            others = [self.fulfils(network) for network in given] if self.fulfils else ()
-            counts = [(network.cost, network.right) for network in given]
-            past, room = self.target.past(counts, others), self.target.room(counts)
-            first, last = self.range
-            usual = (last / first) ** (1 / max(1, cycles // 2 - 1))
-            alive = [sum(p.member.alive for p in positions) for positions in (before, self.positions)]
-            self.rise, back = self.rise.after(pressure, past, usual, self.target, alive[1] < alive[0] / 2, room)
-            if back:
-                # The samples come in another order, or the same networks would come out again.
-                self.positions = [
-                    replace(position, cycle=number + 1, order=now.order)
-                    for position, now in zip(before, self.positions, strict=True)
-                ]
+        if steered:
+            self._steer(number, cycles, pressure, before, [network for each in networks for network in each])
         return networks
+
+    def _steer(
+        self, number: int, cycles: int, pressure: float, before: Sequence[Position], networks: Sequence[Network]
+    ) -> None:
+        """Choose the next pressure after a cycle that gave some networks, and where the next cycle begins.
+
+        Args:
+            before: where the members were before the cycle.
+        """
+        others = [self.fulfils(network) for network in networks] if self.fulfils else ()
+        counts = [(network.cost, network.right) for network in networks]
+        if number == 0 and self.target.loose(counts, others):
+            self.rise = Rise(free=True)
+            return
+        past, room = self.target.past(counts, others), self.target.room(counts)
+        first, last = self.range
+        usual = (last / first) ** (1 / max(1, cycles // 2 - 1))
+        alive = [sum(p.member.alive for p in positions) for positions in (before, self.positions)]
+        self.rise, back = self.rise.after(pressure, past, usual, self.target, alive[1] < alive[0] / 2, room)
+        if back:
+            # The samples come in another order, or the same networks would come out again.
+            self.positions = [
+                replace(position, cycle=number + 1, order=now.order)
+                for position, now in zip(before, self.positions, strict=True)
+            ]
 
     def seconds_per_epoch(self, threads: int = 1) -> float:
         """Seconds of one epoch of all members with all their weights, measured; the course does not change.
@@ -302,7 +315,7 @@ class Course:
         return self._network(self.positions[0].member, 1, 0.0)
 
     def _pressure(self, number: int, cycles: int) -> float:
-        if self.target:
+        if self.target and not self.rise.free:
             return self.rise.next(self.range[0])
         before, last = self.positions[0].pressure, self.range[1]
         planned = np.geomspace(*self.range, self.schedule.cycles)

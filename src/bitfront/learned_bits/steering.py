@@ -45,14 +45,23 @@ class Target:
     def past(self, networks: Sequence[tuple[float, float]], others: Sequence[bool] = ()) -> bool:
         """Whether the pressure need not rise any more, after networks with these (costs, numbers of right answers).
 
+        A constraint on the accuracy says it alone: the cheapest networks within it are the best within both.
+
         Args:
             others: of each network, whether it fulfils the other constraints; may be missing if there are none.
         """
-        if self.least_right is not None and all(right < self.least_right for _, right in networks):
-            return True
+        if self.least_right is not None:
+            return all(right < self.least_right for _, right in networks)
+        return any(self._cheap(networks, others))
+
+    def loose(self, networks: Sequence[tuple[float, float]], others: Sequence[bool] = ()) -> bool:
+        """Whether the first networks are as cheap as they must be, so that it says nothing of the pressure."""
+        return self.least_right is None and all(self._cheap(networks, others))
+
+    def _cheap(self, networks: Sequence[tuple[float, float]], others: Sequence[bool]) -> list[bool]:
         others = others or [True] * len(networks)
-        cheap = [self.most_cost is None or cost <= self.most_cost for cost, _ in networks]
-        return self.bounds_cost and any(a and b for a, b in zip(cheap, others, strict=True))
+        most = math.inf if self.most_cost is None else self.most_cost
+        return [cost <= most and other for (cost, _), other in zip(networks, others, strict=True)]
 
     def room(self, networks: Sequence[tuple[float, float]]) -> float:
         """How many times as expensive the dearest of some networks might be, 1 to 2; 1 if that is not known."""
@@ -79,11 +88,13 @@ class Rise:
         low: the pressure of the last cycle that was not past the target; None before there is one.
         factor: by which the next one is larger; None before the first one.
         high: the pressure of the last cycle, as long as all were past the target.
+        free: whether the target was met from the start, so that the pressure rises as without one.
     """
 
     low: float | None = None
     factor: float | None = None
     high: float | None = None
+    free: bool = False
 
     @property
     def settled(self) -> bool:
