@@ -32,11 +32,11 @@ def learning_summary(plan: Plan, seconds: float) -> list[str]:
     teacher = learning.teacher if isinstance(learning.teacher, str) else "the network of a checkpoint"
     threads = ", on one thread" if schedule.members > 1 else ""
     timeout = plan.settings.strategy.setup.timeout
-    limit = []
+    limit = [f"constraints: {', '.join(c.text for c in plan.constraints)}"] if plan.constraints else []
     if timeout is not None and plan.chooses_length:
-        limit = [f"the timeout of {duration(timeout)} is spent on that; the search measures once more"]
+        limit += [f"the timeout of {duration(timeout)} is spent on that; the search measures once more"]
     elif timeout is not None and whole > timeout:
-        limit = [f"the timeout of {duration(timeout)} ends it before that"]
+        limit += [f"the timeout of {duration(timeout)} ends it before that"]
     return [
         f"learned bits: {schedule.cycles} cycles{members}, each of {number(epochs)} epochs while all weights are "
         f"alive, and of more later; {min(plan.n_trials, plan.space.size):,} networks",
