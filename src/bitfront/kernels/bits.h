@@ -181,10 +181,10 @@ double prepare_bits(const Member& m, const Pressure& cost, float* scratch, float
             total += cost.stored * op.sharing * slots.bits[s];
             slots.pressure[s] += cost.stored * op.sharing;
         }
-        for (int64_t s = 0; s < op.slots; s++)
+        for (int64_t s = 0; op.widths && s < op.slots; s++)
             if (!shrinks(widths[op.groups[s]], op.widths)) slots.pressure[s] = 0;
         const Operation& rounding = m.operations[op.source];
-        for (int64_t r = 0; r < rounding.channels * rounding.positions; r++)
+        for (int64_t r = 0; rounding.widths && r < rounding.channels * rounding.positions; r++)
             if (!shrinks(learned_width(rounding, m.values, r), rounding.widths)) rows.pressure[r] = 0;
         for (int64_t c = 0; op.bias >= 0 && c < op.channels; c++) {
             float bits;
