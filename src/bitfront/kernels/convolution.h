@@ -128,10 +128,24 @@ template <int pixels>
 static inline void multiply_pixels(const Shape& s, const float* const* rows, int64_t pixel, const Product& to,
                                    int32_t, float* out) {
     const int64_t count = (s.depth + LANES - 1) / LANES, step = s.across * s.depth;
+    // Each value of a row takes part in three sums, so it is read once for them.
+    const bool three = s.kernel_width == 3 && s.across == 1 && s.dilation_width == 1;
     for (int64_t v = 0; v < count; v++) {
         Floats sum[pixels] = {};
         int64_t tap = v;
-        for (int64_t row = 0; row < s.kernel_height; row++)
+        for (int64_t row = 0; row < (three ? s.kernel_height : 0); row++, tap += 3 * count) {
+            const float* x = rows[row] + pixel * step + v * LANES;
+            const Floats weight[3] = {at<Floats>(to.weight, tap), at<Floats>(to.weight, tap + count),
+                                      at<Floats>(to.weight, tap + 2 * count)};
+            _Pragma("GCC unroll 10") for (int i = 0; i < pixels + 2; i++) {
+                Floats value;
+                memcpy(&value, x + i * step, sizeof value);
+                if (i < pixels) sum[i] = add_product(sum[i], value, weight[0]);
+                if (i >= 1 && i <= pixels) sum[i - 1] = add_product(sum[i - 1], value, weight[1]);
+                if (i >= 2) sum[i - 2] = add_product(sum[i - 2], value, weight[2]);
+            }
+        }
+        for (int64_t row = 0; row < (three ? 0 : s.kernel_height); row++)
             for (int64_t column = 0; column < s.kernel_width; column++, tap += count) {
                 const float* x = rows[row] + column * s.dilation_width * s.depth + pixel * step + v * LANES;
                 const Floats weight = at<Floats>(to.weight, tap);
@@ -146,6 +160,14 @@ static inline void multiply_pixels(const Shape& s, const float* const* rows, int
     }
 }
 
+// The pixels that are left at the end of a row, at most `most`.
+template <int most, typename Value>
+static inline void multiply_rest(const Shape& s, const Value* const* rows, int64_t pixel, const Product& to,
+                                 int32_t zero, float* out) {
+    if (s.out_width - pixel == most) multiply_pixels<most>(s, rows, pixel, to, zero, out);
+    else if constexpr (most > 1) multiply_rest<most - 1>(s, rows, pixel, to, zero, out);
+}
+
 // The rows of an input that a row of the output needs, rounded. `pitch` values are kept of a row, with its padding, and
 // after them a row of padding alone.
 template <int mode, typename Value>
@@ -153,7 +175,12 @@ static int32_t convolve(const Shape& s, const Input& input, const Product* produ
                         const float* alpha, const float* beta, Value* kept) {
     const int64_t span = (s.kernel_height - 1) * s.dilation_height + 1;
     const int32_t zero = sizeof(Value) == 1 ? (int32_t)(numbers[ZERO] + numbers[STEP]) : 0;
-    for (int64_t i = 0; i < (span + 1) * s.pitch; i++) kept[i] = (Value)zero;
+    const int64_t left = s.padding_width * s.depth, right = left + s.width * s.depth;
+    for (int64_t row = 0; row <= span; row++) {
+        Value* to = kept + row * s.pitch;
+        for (int64_t i = 0; i < (row < span ? left : right); i++) to[i] = (Value)zero;
+        for (int64_t i = right; i < s.pitch; i++) to[i] = (Value)zero;
+    }
     const bool dense = input.step == s.depth;
     int32_t has_nan = 0;
     for (int64_t sample = 0; sample < s.samples; sample++) {
@@ -178,8 +205,7 @@ static int32_t convolve(const Shape& s, const Input& input, const Product* produ
                 int64_t x = 0;
                 for (; x + PIXELS <= s.out_width; x += PIXELS)
                     multiply_pixels<PIXELS>(s, rows, x, products[p], zero, out);
-                if (x + 4 <= s.out_width && PIXELS > 4) multiply_pixels<4>(s, rows, x, products[p], zero, out), x += 4;
-                for (; x < s.out_width; x++) multiply_pixels<1>(s, rows, x, products[p], zero, out);
+                multiply_rest<PIXELS - 1>(s, rows, x, products[p], zero, out);
             }
         }
     }

@@ -8,6 +8,7 @@ weight for itself (depthwise). The sums are of whole numbers and exact, so that 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ LANES = 16
 LINE = 64
 #: Of the rows of an input that are rounded at a time. More do not stay in the cache.
 ROW_VALUES, ROW_PIXELS = 2048, 256
+#: Of the result of a step that is computed at once in a chain: two of them stay in the cache of a core.
+CHAIN_BYTES = 256 << 10
 #: Down, across.
 Pair = tuple[int, int]
 
@@ -107,12 +110,29 @@ def filled(values: Tensor) -> Tensor:
     return F.pad(values, (0, -values.shape[-1] % LANES))
 
 
+def byte_row(row: Sequence[float], *, rectified: bool = False) -> NDArray[np.float32] | None:
+    """The numbers of a rounding (``Grid.rounding_row``) as those of one to bytes, float32, shape (6,); None if its
+    codes do not fit bytes.
+
+    Args:
+        rectified: whether a ReLU is applied before.
+    """
+    scale, low, high, _, divisor, zero = row
+    low = max(low, zero) if rectified else low
+    offset = 0.0 if low >= 0 else 128.0
+    if low + offset < 0 or high + offset > 255:
+        return None
+    return np.array([scale, low, high, offset, divisor, zero], dtype=np.float32)
+
+
 def convolve(
     geometry: Geometry,
     inputs: NDArray[np.int64],
     products: NDArray[np.int64],
     grids: NDArray[np.float32],
     affine: kernels.Affine | None = None,
+    *,
+    grouped: bool = False,
 ) -> bool:
     """Compute products of inputs. Only where :func:`exact` is true.
 
@@ -131,7 +151,7 @@ def convolve(
     """
     library = native.library()
     assert library is not None
-    rows = geometry.rows
+    rows = geometry if grouped else geometry.rows
     kept = np.empty(rows.kept + LINE, dtype=np.uint8)
     inputs, products = np.ascontiguousarray(inputs), np.ascontiguousarray(products)
     grids = np.ascontiguousarray(grids)
@@ -141,6 +161,83 @@ def convolve(
         alpha, beta, mode, int(not geometry.depthwise), -(-kept.ctypes.data // LINE) * LINE,
     )  # fmt: skip
     return bool(has_nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A convolution or a sum of a chain: what all its states share.
+
+    Attributes:
+        geometry: of one sample; of a sum the shape of its operands, which is that of its result.
+        depthwise: whether a convolution has a weight for each channel alone; None for a sum.
+        norms: the pending batch norms of the inputs, for the rows of ``geometry.rows``; of a sum there are two, for the
+            rows of ``geometry``.
+        rectify: which operands of a sum pass a ReLU; a convolution has that in the numbers of its roundings.
+    """
+
+    geometry: Geometry
+    depthwise: bool | None
+    norms: tuple[kernels.Affine | None, ...]
+    rectify: tuple[bool, bool] = (False, False)
+
+    @functools.cached_property
+    def bytes(self) -> int:
+        """Size of the result."""
+        height, width = self.geometry.out
+        return 4 * self.geometry.samples * height * width * self.geometry.channels[1]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The kernel's ``Stage``."""
+        kind = 2 if self.depthwise is None else int(self.depthwise)
+        first, second = (
+            (0, 0, 0) if n is None else (n[2], n[0].data_ptr(), n[1].data_ptr()) for n in (*self.norms, None)[:2]
+        )
+        shape = (self.geometry if kind == 2 else self.geometry.rows).numbers.tolist()
+        return [*shape, kind, self.bytes, *first, int(self.rectify[0]), *second, int(self.rectify[1])]
+
+
+def chain(
+    stages: Sequence[Stage],
+    tasks: NDArray[np.int64],
+    places: NDArray[np.int64],
+    products: NDArray[np.int64],
+    grids: NDArray[np.float32],
+    samples: int,
+) -> bool:
+    """Compute convolutions and sums that follow each other, a few samples at a time. Only where :func:`exact` is true.
+
+    Args:
+        stages: what is computed, in any order.
+        tasks: for each its stage, the place of its input, that of the second one of a sum (else −1), and the range of
+            its products (first, behind the last), shape (tasks, 5). Inputs come before what is computed of them.
+        places: for each value its address, bytes from sample to sample, values from pixel to pixel, and a number below
+            the number of stages that values of the same size share, shape (places, 4). Values without a distance from
+            sample to sample lie in memory of the kernel, and are lost. The array is changed.
+        products: as for :func:`convolve`, one for each of the first places, without the address of the result.
+        grids: as for :func:`convolve`, one row per task; of sums it is ignored.
+        samples: their number.
+
+    Returns:
+        Whether there is a NaN where a byte is needed.
+
+    Raises:
+        MemoryError: there is none for the values between.
+    """
+    library = native.library()
+    assert library is not None
+    numbers = np.array([s.numbers for s in stages], dtype=np.int64)
+    largest = max(s.bytes for s in stages)
+    kept = max(s.geometry.rows.kept for s in stages)
+    at_once = max(1, min(samples, CHAIN_BYTES // largest))
+    tasks, products, grids = np.ascontiguousarray(tasks), np.ascontiguousarray(products), np.ascontiguousarray(grids)
+    result = library.bitfront_chain(
+        len(stages), numbers.ctypes.data, len(tasks), tasks.ctypes.data, len(places), places.ctypes.data,
+        products.ctypes.data, grids.ctypes.data, samples, at_once, kept,
+    )  # fmt: skip
+    if result < 0:
+        raise MemoryError("no memory for the values of a few samples")
+    return bool(result)
 
 
 @functools.cache

@@ -5,7 +5,7 @@
 
 #include "floats.h"
 #include "scaled.h"
-#include "convolution.h"
+#include "chain.h"
 
 static inline int64_t clipped(int64_t n) { return n < 0 ? 0 : n > LANES ? LANES : n; }
 
@@ -70,19 +70,6 @@ static void round_blocks(const float* in, float* out, int64_t blocks, const int6
         for (int64_t r = 0; r < rows; r++, source += in_stride, target += length)
             round_row<mode>(source, target, length, formats + NUMBERS * b, alpha, beta);
     }
-}
-
-template <int left, int right>
-static void add_rows(const float* a, const float* b, float* __restrict out, int64_t rows, int64_t length,
-                     int64_t a_stride, int64_t b_stride, const float* a_alpha, const float* a_beta,
-                     const float* b_alpha, const float* b_beta, float a_floor, float b_floor) {
-    for (int64_t r = 0; r < rows; r++, a += a_stride, b += b_stride, out += length)
-        for (int64_t i = 0; i < length; i++) {
-            float v = affine<left>(a[i], a_alpha, a_beta, i), w = affine<right>(b[i], b_alpha, b_beta, i);
-            v = v < a_floor ? a_floor : v;
-            w = w < b_floor ? b_floor : w;
-            out[i] = v + w;
-        }
 }
 
 // Rows of w times a tile of columns of x, summed in float64 in the order of k. Each product is exact, so it makes no
@@ -175,18 +162,34 @@ int32_t bitfront_convolve(const Shape* shape, int64_t inputs, const Input* input
     return run(*shape, inputs, input, products, numbers, alpha, beta, bytes, kept);
 }
 
+// Convolutions and sums that follow each other (chain.h), `at_once` samples at a time. `tasks` are in an order in which
+// inputs come before what is computed of them; for each task of a convolution there are the numbers of its rounding.
+// `kept` is the size of the rows of an input that are in use. Returns 1 if a NaN was rounded to bytes, -1 if there is no
+// memory, else 0.
+int32_t bitfront_chain(int64_t stages, const Stage* stage, int64_t tasks, const Task* task, int64_t places, Place* place,
+                       Product* products, const float* numbers, int64_t samples, int64_t at_once, int64_t kept) {
+    const int64_t size = assign(stages, stage, tasks, task, places, place, at_once);
+    char* memory = size < 0 ? nullptr : (char*)malloc(size + kept + 128);
+    if (!memory) return -1;
+    char* start = (char*)(((int64_t)memory + 63) / 64 * 64);
+    for (int64_t p = 0; p < places; p++)
+        if (!place[p].hop) place[p].address += (int64_t)start;
+    int32_t has_nan = 0;
+    for (int64_t i = 0; i < samples; i += at_once)
+        for (int64_t t = 0; t < tasks; t++)
+            has_nan |= work(stage[task[t].stage], task[t], place, i, samples - i < at_once ? samples - i : at_once,
+                            products, numbers + t * NUMBERS, start + size);
+    free(memory);
+    return has_nan;
+}
+
 // out = a + b, `rows` rows of `length`, each operand after its batch norm (modes as above) and, with a floor of 0, its
 // ReLU.
 void bitfront_add(const float* a, const float* b, float* out, int64_t rows, int64_t length, int64_t a_stride,
                   int64_t b_stride, const float* a_alpha, const float* a_beta, int32_t a_mode, float a_floor,
                   const float* b_alpha, const float* b_beta, int32_t b_mode, float b_floor) {
-#define RUN(l, r)                                                                                                \
-    add_rows<l, r>(a, b, out, rows, length, a_stride, b_stride, a_alpha, a_beta, b_alpha, b_beta, a_floor, b_floor)
-    if (a_mode == NONE && b_mode == NONE) RUN(NONE, NONE);
-    else if (a_mode == NONE) b_mode == SEPARATE ? RUN(NONE, SEPARATE) : RUN(NONE, FUSED);
-    else if (b_mode == NONE) a_mode == SEPARATE ? RUN(SEPARATE, NONE) : RUN(FUSED, NONE);
-    else a_mode == SEPARATE ? RUN(SEPARATE, SEPARATE) : RUN(FUSED, FUSED);
-#undef RUN
+    add_normalised(a, b, out, rows, length, a_stride, b_stride, a_alpha, a_beta, a_mode, a_floor, b_alpha, b_beta, b_mode,
+                   b_floor);
 }
 
 // Logits of shape (states, classes, samples), contiguous; labels of shape (samples,). Computes per state the sum of the

@@ -36,6 +36,7 @@ _EVALUATION: dict[str, tuple[list[Any], Any]] = {
     "bitfront_round_scaled": ([_POINTER, _POINTER, _INT, *[_POINTER] * 3, _INT, _POINTER], None),
     "bitfront_fast_bytes": ([], _INT),
     "bitfront_convolve": ([_POINTER, _LONG, *[_POINTER] * 3, *_AFFINE, _INT, _POINTER], _INT),
+    "bitfront_chain": ([*[_LONG, _POINTER] * 3, _POINTER, _POINTER, *[_LONG] * 3], _INT),
     "bitfront_add": ([_POINTER] * 3 + [_LONG] * 4 + [*_AFFINE, _FLOAT] * 2, None),
     "bitfront_ordered": ([_POINTER] * 3 + [_LONG] * 5, None),
     "bitfront_scale": ([_POINTER, *[_LONG] * 4, _INT, _POINTER, _POINTER], None),

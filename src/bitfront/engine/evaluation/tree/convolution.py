@@ -55,6 +55,7 @@ class Convolutions:
         self._program, self._products = program, products
         self._options: dict[tuple[int, bool], _Options] = {}
         self._weights: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._geometries: dict[tuple[Any, ...], convolution.Geometry] = {}
 
     def __call__(
         self, step: Step, states: States, needed: Ints, x: BatchedActivations, samples: int
@@ -73,7 +74,7 @@ class Convolutions:
         computed = options.known[data, parameters] == COMPUTED
         if not computed.any():
             return none, None
-        geometry = self._geometry(step, x, samples)
+        geometry = self.geometry(step, x.features[1:], samples)
         chosen = needed[computed]
         out = room((len(chosen), samples, *geometry.out, 1, geometry.channels[1]), "cpu")
         # States are numbered by rounded input, so the products of an input are neighbours.
@@ -85,16 +86,38 @@ class Convolutions:
         products = np.empty((len(chosen), 5), dtype=np.int64)
         products[:, 0] = out.data_ptr() + 4 * out[0].numel() * np.arange(len(chosen))
         products[:, 1:] = options.addresses[data[computed], parameters[computed]]
-        inputs, held = _addresses(x, parents)
+        inputs, held = addresses(x, parents)
         inputs[:, 2], inputs[:, 3] = first, np.append(first[1:], len(chosen))
         affine = None if x.norm is None else x.norm.affine(geometry.rows.size[1])
         has_nan = convolution.convolve(geometry, inputs, products, grids, affine)
         del held
         return (none, None) if has_nan else (computed, out)
 
-    def _geometry(self, step: Step, x: BatchedActivations, samples: int) -> convolution.Geometry:
+    def computes(self, step: Step, states: States, needed: Ints, rectified: bool) -> bool:
+        """Whether the kernel computes all states `needed`; `rectified` says whether a ReLU is pending for the input."""
+        if not self._products.compiled(step):
+            return False
+        data, parameters = states.data[needed], states.parameters[needed]
+        known = self._prepared(step, rectified, data, parameters).known
+        return bool((known[data, parameters] == COMPUTED).all())
+
+    def operands(self, step: Step, states: States, needed: Ints, rectified: bool) -> tuple[NDArray[np.float32], Ints]:
+        """For each state, which the kernel computes: how its input is rounded, shape (states, 6), and the addresses of
+        weight, sums, scales and bias, shape (states, 4)."""
+        data, parameters = states.data[needed], states.parameters[needed]
+        options = self._prepared(step, rectified, data, parameters)
+        return options.grids[data], options.addresses[data, parameters]
+
+    def geometry(self, step: Step, size: tuple[int, ...], samples: int) -> convolution.Geometry:
+        """The shape of a convolution of some samples of a height and a width."""
+        key = (step.node.name, *size, samples)
+        if key not in self._geometries:
+            self._geometries[key] = self._geometry(step, size, samples)
+        return self._geometries[key]
+
+    def _geometry(self, step: Step, size: tuple[int, ...], samples: int) -> convolution.Geometry:
         module: Any = self._program.model.get_submodule(str(step.node.target))
-        _, height, width = x.features
+        height, width = size
         return convolution.Geometry(
             samples,
             (height, width),
@@ -171,7 +194,7 @@ class Convolutions:
         return grid, packed, sums, convolution.filled(scale.contiguous()), bias
 
 
-def _addresses(x: BatchedActivations, positions: Ints) -> tuple[Ints, list[Tensor]]:
+def addresses(x: BatchedActivations, positions: Ints) -> tuple[Ints, list[Tensor]]:
     """(address and distance of pixels of some states, in the first columns; the tensors that hold them)."""
     inputs = np.empty((len(positions), 4), dtype=np.int64)
     where, held = x.where[positions], []

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations, calls
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, MemoryLayout
+from bitfront.engine.evaluation.tree.chains import Chain, Chains
 from bitfront.engine.evaluation.tree.convolution import Convolutions
 from bitfront.engine.evaluation.tree.multiplication import Multiplication
 from bitfront.engine.evaluation.tree.products import Products
@@ -72,6 +73,7 @@ class Pass:
         y: Tensor,
     ) -> None:
         self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
+        self._chains = Chains(program, convolutions, schedule, len(y))
         self._multiply = Multiplication(program, products, convolutions, len(y))
         # Results must not depend on the samples' address in memory. So they are aligned, as in the deployed model.
         self.x, self.y, self.samples = activations.aligned(x), y, len(y)
@@ -83,27 +85,51 @@ class Pass:
         return self.scored
 
     def _descend(self, first: int, start: int, stop: int, live: LiveValues) -> None:
-        program = self.program
-        for i in range(first, len(program.steps)):
-            edges = self._cuts(i, start, stop)
+        program, i = self.program, first
+        while i < len(program.steps):
+            chain = self._chain(i, start, stop, live)
+            if chain is None:
+                edges = self._cuts(i, start, stop)
+            else:
+                edges = self._cuts(chain.last_computed, start, stop, self._chains.beside(chain))
             if len(edges) > 2:
                 for a, b in itertools.pairwise(edges):
                     needed = {j: self.schedule.states[j].needed(a, b) for j in live}
                     self._descend(i, a, b, {j: v.restricted(needed[j]) for j, v in live.items()})
                 return
-            live[i] = self._step(i, self.schedule.states[i].needed(start, stop), live)
+            results = None if chain is None else self._chains.run(chain, start, stop, self._batches(live))
+            if chain is None or results is None:
+                live[i] = self._step(i, self.schedule.states[i].needed(start, stop), live)
+            else:
+                live.update(results)
+                i = chain.last
             for j in [j for j in live if program.last_use[j] <= i]:
                 del live[j]
+            i += 1
         self._score(live[program.output])
 
-    def _cuts(self, i: int, start: int, stop: int) -> list[int]:
-        """Edges of the ranges in which step i is computed; [start, stop] if one range is enough."""
+    def _chain(self, i: int, start: int, stop: int, live: LiveValues) -> Chain | None:
+        """The steps from step i on that are computed together, if it is a convolution that starts some."""
+        if self.program.steps[i].kind != "convolution":
+            return None
+        return self._chains.starting(i, start, stop, self._batches(live))
+
+    def _batches(self, live: LiveValues) -> dict[int, BatchedActivations]:
+        """The values that are batched activations."""
+        return {j: b for j, v in live.items() if (b := self._batched(v)) is not None}
+
+    def _cuts(self, i: int, start: int, stop: int, beside: int = 0) -> list[int]:
+        """Edges of the ranges in which step i is computed; [start, stop] if one range is enough.
+
+        Args:
+            beside: number of values per sample that are computed together with it.
+        """
         if stop - start <= 1:
             return [start, stop]
         step, states = self.program.steps[i], self.schedule.states[i]
         # The rounded inputs of a product take memory too.
         source = self.program.steps[step.inputs[0]].shape if step.kind in PRODUCTS else ()
-        size = 4 * self.samples * (int(np.prod(step.shape)) + int(np.prod(source)) // 4)
+        size = 4 * self.samples * (int(np.prod(step.shape)) + int(np.prod(source)) // 4 + beside)
         room = max(1, self.bytes_at_once // max(1, size))
         of = states.of[start:stop]
         count = int(of[-1] - of[0]) + 1 if states.monotone else len(np.unique(of))

@@ -191,14 +191,7 @@ class Products:
         """How the step's input is rounded to bytes under a data option, shape (6,) (``kernels.round_blocks``); None if
         it does not fit bytes."""
         row = rounding_row(self._program.data_format(step, data))
-        if row is None:
-            return None
-        scale, low, high, _, divisor, zero = row
-        low = max(low, zero) if rectified else low
-        offset = 0.0 if low >= 0 else 128.0
-        if low + offset < 0 or high + offset > 255:
-            return None
-        return np.array([scale, low, high, offset, divisor, zero], dtype=np.float32)
+        return None if row is None else convolution.byte_row(row, rectified=rectified)
 
 
 def _compiled(program: Program, step: Step) -> bool:
