@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from bitfront.report.convert import Converted, convert
     from bitfront.report.writing import Report, write_report
     from bitfront.scoring import Evaluation
-    from bitfront.transforms import calibrate, quantize
+    from bitfront.transforms.observe import calibrate
+    from bitfront.transforms.quantize import quantize
 
 _HOMES = {
     "Analysis": "bitfront.engine.analysis",

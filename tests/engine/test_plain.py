@@ -14,6 +14,7 @@ from bitfront.engine.evaluation.fixed import Corrections, EvaluationJob, FixedEv
 from bitfront.engine.evaluation.verification import deployed_score
 from bitfront.metrics.configured import configured_runner
 from bitfront.transforms import exchange
+from bitfront.transforms.direct import DirectProduct
 
 INT = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4]}
 AFFINE = {"name": ["affine", "NA"], "data_in_width": [3, 8], "weight_width": [2, 4], "weight_granularity": ["channel"]}
@@ -64,6 +65,14 @@ def calls(monkeypatch):
     counted = []
     linear = nn.functional.linear
     monkeypatch.setattr(nn.functional, "linear", lambda *args: counted.append(1) or linear(*args))
+    direct = DirectProduct.__call__
+
+    def counting(self, x):
+        result = direct(self, x)
+        counted.extend([1] * (result is not None))
+        return result
+
+    monkeypatch.setattr(DirectProduct, "__call__", counting)
     return counted
 
 

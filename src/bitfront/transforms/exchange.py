@@ -17,8 +17,9 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.operations.base import Rounds
 from bitfront.transforms.correct import Correction
+from bitfront.transforms.direct import Kept
 from bitfront.transforms.functions import replace_calls
-from bitfront.transforms.quantize import Kept, twin_of
+from bitfront.transforms.quantize import twin_of
 
 #: Twins keep their rounded weights up to this size; beyond it they are made again.
 KEPT_BYTES = 1 << 30
@@ -57,13 +58,14 @@ class Exchange:
         """Give a site these formats, and take away those that it had.
 
         Args:
-            site: one of the sites.
+            site: one of the sites, or a function that never has formats.
             formats: calibrated; operands that are missing stay in float, and all of them do where there is none.
             correction: of its parameters; it follows from the formats.
         """
         if not site.path:
-            self._functions[site.name].clear()
-            self._functions[site.name].update(site.for_operands(formats))
+            if site.name in self._functions:
+                self._functions[site.name].clear()
+                self._functions[site.name].update(site.for_operands(formats))
             return
         lender = self._twin(site, site.for_operands(formats), correction) if formats else self._float[site.name]
         lender.lend(self.model.get_submodule(site.path), self._in_place[site.name])
@@ -82,7 +84,7 @@ class Exchange:
             held = dict(site.operand_parameters)
             of_parameters = site.name, _key({o: f for o, f in formats.items() if o in held})
             if of_parameters not in self._kept:
-                self._kept[of_parameters] = Kept()
+                self._kept[of_parameters] = Kept(direct={})
                 # The rounded weight, and the whole numbers that products are computed with.
                 self._bytes += 2 * sum(_bytes(twin, operand) for operand in held)
             twin.kept = self._kept[of_parameters]

@@ -113,6 +113,13 @@ def _leave(_module: nn.Module, _inputs: Any, _result: Any) -> None:
         frame.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
+def seen_by_another(module: nn.Module) -> bool:
+    """Whether the functions that `module` calls now count as calls of another module: its ``forward`` was called, and
+    not itself."""
+    frames = _entered()
+    return bool(frames) and frames[-1].module is not module
+
+
 _LOCAL = threading.local()
 
 

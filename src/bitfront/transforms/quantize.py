@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -37,6 +37,7 @@ from bitfront.transforms.arguments import (
 )
 from bitfront.transforms.arithmetic import KnownProducts, product
 from bitfront.transforms.correct import Correction
+from bitfront.transforms.direct import Kept
 from bitfront.transforms.functions import replace_calls
 from bitfront.transforms.inplace import without_change, written_into
 
@@ -83,19 +84,6 @@ class FunctionTwin(nn.Module):
         return called(OPERATIONS.get(self.operation), self.function, inputs, named, self.inner)
 
 
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """What the calls of a twin compute that does not depend on samples, kept from one call to the next.
-
-    Attributes:
-        parameters: its rounded weights and biases, by operand; empty before the first call.
-        products: how its products are computed.
-    """
-
-    parameters: dict[Operand, Tensor | None] = field(default_factory=dict)
-    products: KnownProducts = field(default_factory=dict)
-
-
 class Twin:
     """Mixin of quantized twins. A twin has the state and the name of the module, and is of a subclass of its class; its
     ``forward`` calls the operation with rounded operands.
@@ -116,6 +104,10 @@ class Twin:
         operation = twin_operation(module)
         assert operation is not None
         assert operation.call is not None
+        if self.kept is not None and len(inputs) == 1 and not named:
+            done = self.kept.directly(operation, module, self.formats, inputs[0])
+            if done is not None:
+                return rounded_result(operation.operands_in(module), self.formats, done)
         operands = self._operands(operation, inputs, named)
         known = None if self.kept is None else self.kept.products
         result = _called(operation, module, operands, self.formats, known)

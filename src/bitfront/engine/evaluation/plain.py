@@ -172,7 +172,9 @@ class _Copy:
     def __init__(self, space: FormatSpace, calibration: Calibration, device: str, shares: bool) -> None:
         self._space, self._calibration = space, calibration
         self._bits = {site.name: 1 << g for g, site in enumerate(space.sites)}
-        self._exchange = Exchange(space.graph, space.sites, device, self._before)
+        # Functions without formats are called as they are: watching calls takes time.
+        changing = [s for s, options in zip(space.sites, space.site_formats, strict=True) if s.path or any(options)]
+        self._exchange = Exchange(space.graph, changing, device, self._before)
         self._options = np.full(len(space.sites), -1)
         self._prefixes: Prefixes | None = None
         if shares:

@@ -28,7 +28,8 @@ from bitfront.operations.base import DATA_OUT, MergeKind
 from bitfront.operations.lookup import hooks, of_node
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.transforms.correct import is_norm
-from bitfront.transforms.quantize import Kept, twin_of
+from bitfront.transforms.direct import Kept
+from bitfront.transforms.quantize import twin_of
 
 #: The second input of arithmetic.
 SECOND: Operand = "data_in_2"
