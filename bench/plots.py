@@ -69,6 +69,7 @@ TARGETS: Mapping[str, Sequence[Target]] = {
                 ("mobilenet", "MobileNetV2", 1.0),
                 ("ds_cnn", "DS-CNN", 1.0),
                 ("vit_tiny", "ViT-Tiny", 1.3),
+                ("bert_tiny", "BERT-tiny, not traced", 1.3),
             )
             for form in ("integer", "affine")
         ),

@@ -27,7 +27,7 @@ PROMISED = {
         *("max_difference", "nsga_ii_forwards", "brute_force_forwards", "gemm_gflops_1", "copy_gbs_1"),
         *(
             f"{model}_{form}_nsga_ii_forwards"
-            for model in ("digits_cnn", "resnet_20", "mobilenet", "ds_cnn", "vit_tiny")
+            for model in ("digits_cnn", "resnet_20", "mobilenet", "ds_cnn", "vit_tiny", "bert_tiny")
             for form in ("integer", "affine")
         ),
     },
