@@ -88,7 +88,8 @@ def search(
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
         restart: delete the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``,
-            ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``.
+            ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``, and
+            ``constraints={"accuracy_drop": "<= 1 %"}``.
 
     Raises:
         UserError: the request is wrong; nothing has been evaluated.
@@ -202,7 +203,10 @@ def _configured(
     lines = document.lines if source is not None and not isinstance(source, Config) else {}
     flat: dict[str, Any] = {}
     for key, value in overrides.items():
-        flat[_path_of(key)] = value
+        if key == "constraints" and isinstance(value, Mapping):
+            flat.update({f"search.constraints.{name}": condition for name, condition in value.items()})
+        else:
+            flat[_path_of(key)] = value
     if isinstance(model, str):
         flat["model"] = model
     elif model is not None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
-from bitfront.engine.evaluation.sensitivity import SAMPLES, sensitivities
+from bitfront.engine.evaluation.sensitivity import BATCH, BATCHES, sensitivities
 from bitfront.metrics.configured import configured_runner
 from bitfront.spaces.request import Choices
 
@@ -32,10 +32,12 @@ def test_a_linear_layer_is_as_the_formula_says() -> None:
     noise = sensitivities(evaluator)[0]
     space = evaluator.space
     weight, bias = (p.detach().numpy().astype(np.float64) for p in model[0].parameters())
-    samples = evaluator.job.calibration[:SAMPLES].numpy().astype(np.float64)
+    samples = evaluator.job.calibration[: BATCHES * BATCH].numpy().astype(np.float64)
     outputs = samples @ weight.T + bias
     seeded = torch.Generator().manual_seed(0)
-    directions = np.stack([torch.randn(1, 3, generator=seeded)[0].numpy() for _ in samples]).astype(np.float64)
+    drawn = [torch.randn(BATCH, 3, generator=seeded).numpy() for _ in range(BATCHES)]
+    directions = np.concatenate(drawn).astype(np.float64)
+    gradients = np.einsum("bso,bsi->boi", directions.reshape(-1, BATCH, 3), samples.reshape(-1, BATCH, 6))
     variance = ((outputs - outputs.mean(axis=0)) ** 2).sum()
 
     def rounded(values: np.ndarray, width: int, frac: int) -> np.ndarray:
@@ -46,7 +48,7 @@ def test_a_linear_layer_is_as_the_formula_says() -> None:
     for option, formats in enumerate(evaluator.space.site_formats[0]):
         w, a = formats["weight"], formats["data_in"]
         moved = (rounded(weight, w.width, 2) - weight) ** 2
-        by_weight = np.einsum("so,si,oi->", directions**2, samples**2, moved)
+        by_weight = (gradients**2 * moved).sum()
         by_input = (((directions @ weight) ** 2) * (rounded(samples, a.width, 1) - samples) ** 2).sum()
         assert_allclose(noise[option], (by_weight + by_input) / variance, rtol=1e-4)
         seen.add((w.width, a.width))

@@ -195,6 +195,13 @@ class FixedEvaluator(ModelEvaluator):
         chosen = self._chosen(options[0])
         return {site.name: self._calibration.formats(site, by_operand) for site, by_operand in chosen if by_operand}
 
+    def option_formats(self) -> list[list[dict[Operand, Format]]]:
+        """Per site and option: operand → calibrated format."""
+        sizes = [group.size for group in self.space.groups]
+        self._learn(np.minimum(np.arange(max(sizes))[:, None], np.array(sizes) - 1))
+        of_sites = zip(self.space.sites, self.space.site_formats, strict=True)
+        return [[self._calibration.formats(site, chosen) for chosen in options] for site, options in of_sites]
+
     def range_losses(self) -> RangeLosses:
         """What the formats of the space lose of the calibration samples; empty where it takes long to find out."""
         graph, x, memory = self.space.graph, self.job.calibration, self.job.memory

@@ -1,10 +1,12 @@
 """How much each option of each site disturbs the outputs of the float model: an estimate from gradients.
 
-For a few samples, the gradient of a random projection of the outputs is taken by every operand of every site. What
-rounding changes about an operand, times this gradient, squared and summed, estimates the noise that the option adds to
-the outputs (first order; roundings are taken as independent of each other, as in the diagonal Fisher approximation of
-Dong et al. 2020 (HAWQ-V2) and of SQNR models). It is given as a share of the variance of the outputs. Such shares of
-several sites add up. All options together take as long as a few forward and backward passes.
+For a few batches, the gradient of random projections of the outputs, one per sample, is taken by every operand of every
+site. What rounding changes about an operand, times this gradient, squared and summed, estimates the noise that the
+option adds to the outputs (first order; roundings are taken as independent of each other, as in diagonal Fisher
+approximations and in SQNR models). The projections have mean 0 and are independent, so the square of a weight's
+gradient by a whole batch has the expectation of the sum of its squares per sample. The noise is given as a share of the
+variance of the outputs. Such shares of several sites add up. All options together take as long as a few forward and
+backward passes.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from bitfront.operations.base import Rounds
 from bitfront.transforms.quantize import rebuilt
 
 Values = NDArray[np.float64]
-#: Samples whose gradients are taken.
-SAMPLES = 32
+#: Samples whose gradients are taken: so many batches of so many.
+BATCHES, BATCH = 8, 8
 #: (site, operand)
 Place = tuple[str, Operand]
 
@@ -64,14 +66,11 @@ def sensitivities(evaluator: FixedEvaluator) -> list[Values]:
 
 def _formats(evaluator: FixedEvaluator) -> list[list[dict[Place, Format]]]:
     """Per group, per option: the calibrated formats of the operands of its site."""
-    space = evaluator.space
-    result = []
-    for g, (group, site) in enumerate(zip(space.groups, space.sites, strict=True)):
-        rows = np.zeros((group.size, len(space.groups)), dtype=np.int64)
-        rows[:, g] = np.arange(group.size)
-        by_site = [evaluator.formats(code).get(site.name, {}) for code in space.codes(rows)]
-        result.append([{(site.name, operand): form for operand, form in formats.items()} for formats in by_site])
-    return result
+    of_sites = zip(evaluator.space.sites, evaluator.option_formats(), strict=True)
+    return [
+        [{(site.name, operand): form for operand, form in formats.items()} for formats in options]
+        for site, options in of_sites
+    ]
 
 
 def _noise(evaluator: FixedEvaluator, wanted: dict[Place, list[Format]]) -> dict[tuple[Place, Format], float]:
@@ -90,16 +89,16 @@ def _noise(evaluator: FixedEvaluator, wanted: dict[Place, list[Format]]) -> dict
     values: dict[Place, Tensor] = {}
     noise: dict[tuple[Place, Format], float] = defaultdict(float)
     outputs = []
-    samples = evaluator.job.calibration[:SAMPLES].to(device)
-    for sample in samples:
+    samples = evaluator.job.calibration[: BATCHES * BATCH].to(device)
+    for batch in torch.split(samples, BATCH):
         for probe in probes.values():
             probe.seen.clear()
-        given = sample[None].clone().requires_grad_(sample.is_floating_point())
+        given = batch.clone().requires_grad_(batch.is_floating_point())
         output = model(given)
         direction = torch.randn(output.shape, generator=generator).to(device)
         seen = [(place, x) for place, probe in probes.items() for x in probe.seen]
         gradients = torch.autograd.grad((direction * output).sum(), [x for _, x in seen], allow_unused=True)
-        outputs.append(output.detach().flatten().double().cpu())
+        outputs.append(output.detach().flatten(1).double().cpu())
         for (place, x), gradient in zip(seen, gradients, strict=True):
             if gradient is not None and place in stored:
                 squares[place] = squares.get(place, torch.zeros_like(x)) + gradient.square()
@@ -110,7 +109,7 @@ def _noise(evaluator: FixedEvaluator, wanted: dict[Place, list[Format]]) -> dict
     for place, square in squares.items():
         for form in wanted[place]:
             noise[place, form] += _disturbed(form, values[place], square)
-    stacked = torch.stack(outputs)
+    stacked = torch.cat(outputs)
     variance = float((stacked - stacked.mean(dim=0)).square().sum())
     return defaultdict(float, {key: value / variance for key, value in noise.items()} if variance > 0 else {})
 

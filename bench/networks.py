@@ -1,0 +1,254 @@
+"""The front of trained networks of 22 to 53 layers in few evaluations: ``surrogate`` beside other strategies.
+
+Four networks are trained here on MNIST images of 14 × 14: ResNet-20, two with inverted residuals like MobileNetV2, and
+a small transformer. Each weight layer has 2, 3, 4, 6 or 8 bits (int8-style: a scale per output channel), inputs have 8.
+Objectives are accuracy on 1,000 images and the average number of bits.
+
+within 5     share of the hypervolume of accuracies at most 5 points below float, after so many evaluations; 1 is the
+             front of all runs of all strategies together
+1 % worse    bits of the smallest network that is at most 1 point below float, after 120 evaluations of a search with
+             that constraint, over the fewest that any run found
+noise        what the estimate of noise that ``surrogate`` begins with takes, in evaluations at their mean time; it
+             counts as so many of its evaluations
+
+Medians over seeds. Optuna's samplers take part in the first comparison only.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from common import parser, report
+from int8 import images
+from torch import Tensor, nn
+from torch.nn import functional
+
+import bitfront as bf
+from bitfront.engine.comparison import curves
+from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
+from bitfront.engine.evaluation.sensitivity import sensitivities
+from bitfront.pareto import hypervolume, non_dominated
+from models import ResNet20
+
+STRATEGIES = ("surrogate", "evolution", "optuna:tpe", "optuna:nsgaii")
+CONSTRAINED = ("surrogate", "evolution")
+SHOWN = (50, 100, 150)
+#: The question "at most 1 % worse" is asked after so many evaluations.
+ASKED = 120
+CHOICES = {"name": "affine", "weight_width": [2, 3, 4, 6, 8], "weight_granularity": "channel", "data_in_width": 8}
+METRICS = {"accuracy": "maximize", "average_bitwidth": "minimize"}
+
+
+class Inverted(nn.Module):
+    """An inverted residual (Sandler et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, factor: int) -> None:
+        super().__init__()
+        inner = inputs * factor
+        first = [nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU6()] if factor > 1 else []
+        self.adds = stride == 1 and inputs == outputs
+        self.steps = nn.Sequential(
+            *first,
+            nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.steps(x) if self.adds else self.steps(x)
+
+
+def mobile(blocks: Sequence[tuple[int, int, int, int]]) -> nn.Module:
+    """A network of inverted residuals: (factor, channels, repeats, stride of the first) per stage."""
+    layers: list[nn.Module] = [nn.Conv2d(1, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()]
+    channels = 8
+    for factor, outputs, repeats, stride in blocks:
+        for i in range(repeats):
+            layers.append(Inverted(channels, outputs, stride if i == 0 else 1, factor))
+            channels = outputs
+    end = [nn.Conv2d(channels, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU6(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, *end, nn.Flatten(), nn.Linear(64, 10))
+
+
+class Block(nn.Module):
+    """A block of a transformer, with its products as functions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.gelu, self.down = nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        batch, tokens, width = y.shape
+        shape = (batch, tokens, self.heads, width // self.heads)
+        q, k, v = (layer(y).reshape(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        mixed = torch.softmax(q @ k.transpose(-1, -2) / shape[-1] ** 0.5, -1) @ v
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return x + self.down(self.gelu(self.up(self.between(x))))
+
+
+class Transformer(nn.Module):
+    """Four blocks over the rows of an image."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Linear(14, width), nn.Parameter(torch.randn(14, width) * 0.02)
+        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(4)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embed(x.flatten(1, 2)) + self.places).mean(1)))
+
+
+def networks(quick: bool) -> Iterator[tuple[str, nn.Module, int]]:
+    """(name, network, epochs) of each."""
+    made = (
+        ("ResNet-20", lambda: ResNet20(channels=1), 8),
+        ("mobile, 29 layers", lambda: mobile([(1, 8, 1, 1), (3, 12, 2, 2), (3, 16, 3, 2), (3, 24, 3, 1)]), 8),
+        (
+            "mobile, 53 layers",
+            lambda: mobile(
+                [(1, 8, 1, 1), (3, 8, 2, 1), (3, 12, 3, 2), (3, 16, 4, 2), (3, 20, 3, 1), (3, 24, 3, 1), (3, 32, 1, 1)]
+            ),
+            8,
+        ),
+        ("transformer", Transformer, 20),
+    )
+    for name, make, epochs in made[1:2] if quick else made:
+        torch.manual_seed(0)
+        yield name, make(), 1 if quick else epochs
+
+
+def trained(network: nn.Module, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
+    """The network after a plain training."""
+    rate, generator = 4e-3, torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(network.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * -(-len(x) // 128))
+    network.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).split(128):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def compared(
+    network: nn.Module, data: dict[str, Any], strategies: Sequence[str], seeds: int, budget: int, drop: str | None
+) -> bf.Comparison:
+    """A comparison on one network, from nothing."""
+    conditions = {"constraints": {"accuracy_drop": drop}} if drop else {}
+    with tempfile.TemporaryDirectory() as folder:
+        return bf.compare(
+            model=network,
+            data=data,
+            space=dict.fromkeys(("conv2d", "linear"), CHOICES),
+            metrics=METRICS,
+            strategies=list(strategies),
+            seeds=seeds,
+            n_trials=budget,
+            project_dir=folder,
+            project="networks",
+            **conditions,
+        )
+
+
+def noise_in_evaluations(network: nn.Module, x: Tensor, seconds: float) -> float:
+    """What the estimate of noise takes, in evaluations."""
+    space = "graph/quantize/mixed_precision_ptq"
+    choices = {op: {k: v if isinstance(v, list) else [v] for k, v in CHOICES.items()} for op in ("conv2d", "linear")}
+    evaluator = FixedEvaluator(EvaluationJob(network, x[:2], space, "type", choices, (), {}, x[:512]))
+    evaluator.formats(evaluator.space.numbered(0, 1)[0])
+    begin = time.perf_counter()
+    sensitivities(evaluator)
+    return (time.perf_counter() - begin) / seconds
+
+
+def measured_network(name: str, network: nn.Module, data: dict[str, Any], seeds: int, budget: int) -> Iterator[dict]:
+    """The rows of one network."""
+    x, y = data["val"]
+    with torch.no_grad():
+        of_float = float((network(x).argmax(1) == y).float().mean())
+    free = compared(network, data, STRATEGIES, seeds, budget, None)
+    strict = compared(network, data, CONSTRAINED, seeds, budget, "<= 1 %")
+    every = np.concatenate([run.losses for run in (*free.runs, *strict.runs)])
+    every = every[np.isfinite(every).all(axis=1)]
+    limit = -(of_float - 0.05)
+    inside = every[every[:, 0] <= limit]
+    front = inside[non_dominated(inside)]
+    point = np.array([limit, front[:, 1].max() + curves.MARGIN * np.ptp(front[:, 1])])
+    whole = hypervolume(front, point)
+    fewest = every[every[:, 0] <= -(of_float - 0.01) + 1e-9, 1].min()
+    seconds = statistics.median(float(np.median(run.evaluating)) for run in free.runs)
+    noise = noise_in_evaluations(network, data["train"][0], seconds)
+    for strategy in STRATEGIES:
+        before = round(noise) if strategy == "surrogate" else 0
+        runs = [run for run in free.runs if run.strategy == strategy]
+        shares = {n: _median_share(runs, point, n - before) / whole for n in SHOWN if n <= budget}
+        asked = [run for run in strict.runs if run.strategy == strategy]
+        bits = [_fewest(run.losses[: ASKED - before], of_float) for run in asked]
+        yield {
+            "network": name,
+            "strategy": strategy,
+            **{f"within 5 @{n}": share for n, share in shares.items()},
+            "1 % worse": statistics.median(bits) / fewest if bits else None,
+            "bits": statistics.median(bits) if bits else None,
+            "fewest": float(fewest),
+            "ms each": 1000 * seconds,
+            "proposal ms": 1000 * statistics.median(float(r.asking[-1]) / len(r.losses) for r in runs),
+            "noise": noise if strategy == "surrogate" else None,
+        }
+
+
+def _median_share(runs: Sequence[Any], point: np.ndarray, count: int) -> float:
+    volumes = [curves.volumes(np.nan_to_num(run.losses, nan=np.inf), point) for run in runs]
+    return statistics.median(float(v[min(count, len(v)) - 1]) for v in volumes)
+
+
+def _fewest(losses: np.ndarray, of_float: float) -> float:
+    fine = losses[losses[:, 0] <= -(of_float - 0.01) + 1e-9, 1]
+    return float(fine.min()) if len(fine) else float("inf")
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    dataset, what = images()
+    splits = {s: (functional.avg_pool2d(dataset.x[s], 2), dataset.y[s]) for s in ("train", "val", "test")}
+    few = slice(0, 100 if given.quick else 1000)
+    data = {
+        "train": splits["train"],
+        "val": tuple(t[few] for t in splits["test"]),
+        "test": splits["val"],
+    }
+    rows = []
+    for name, network, epochs in networks(given.quick):
+        trained(network, *data["train"], epochs)
+        for row in measured_network(name, network, data, 1 if given.quick else 3, 20 if given.quick else max(SHOWN)):
+            rows.append(row)
+            print(row, flush=True)
+    ours = [row for row in rows if row["strategy"] == "surrogate"]
+    summary = {
+        "least_share": min(row[f"within 5 @{max(n for n in SHOWN if f'within 5 @{n}' in row)}"] for row in ours)
+        if not given.quick
+        else 0.0,
+        "most_bits": max(row["1 % worse"] for row in ours),
+    }
+    report("Trained networks in few evaluations", rows, summary, given.json, data=what)
+
+
+if __name__ == "__main__":
+    main()
