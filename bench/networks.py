@@ -161,6 +161,7 @@ def compared(
             n_trials=budget,
             project_dir=folder,
             project="networks",
+            focus=10.0,
             **conditions,
         )
 

@@ -187,6 +187,15 @@ class StrategySettings(Table):
         """The name of another strategy that these settings stand for; None for this strategy itself."""
         return None
 
+    def remarks(self, objectives: Sequence[str], constrained: bool) -> Sequence[str]:  # noqa: ARG002
+        """What a user should know about a search with these settings before it starts.
+
+        Args:
+            objectives: the metrics that are objectives; none if they are summed.
+            constrained: whether there are constraints.
+        """
+        return ()
+
 
 class Strategy(ABC):
     """Decides which candidates to evaluate next.

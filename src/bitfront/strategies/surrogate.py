@@ -13,6 +13,7 @@ resumed with another number of threads continues exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,6 +57,15 @@ class SurrogateSettings(StrategySettings):
         description="without constraints: accuracies that are lower than the float model's by more points than this do "
         "not matter; 100: all matter",
     )
+
+    def remarks(self, objectives: Sequence[str], constrained: bool) -> Sequence[str]:
+        """Where the search looks, if that is not everywhere."""
+        if self.focus is None or self.focus >= 100 or constrained or "accuracy" not in objectives:
+            return ()
+        return (
+            f"surrogate looks where accuracy is at most {self.focus:g} points below the float model's: setup.focus; "
+            "with 100 it looks everywhere",
+        )
 
 
 @dataclass(frozen=True)

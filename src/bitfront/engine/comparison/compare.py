@@ -193,7 +193,9 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
             limits = bounds(plan, of_float)
             plans = competitors(plan, _default(plan, store, dispatcher, events) if names is None else names)
             noise = any(competitor.strategy.kind.uses_noise for competitor in plans)
-            known_before = knowledge(plan, limits, of_float, store, noise=noise)
+            # Hypervolumes count the whole front, so a strategy looks everywhere, unless the file says where.
+            looks = "focus" in plan.settings.strategy.setup.of_strategy
+            known_before = knowledge(plan, limits, of_float if looks else {}, store, noise=noise)
             cached = CachedEvaluator(dispatcher, store, space.keys)
             known = len(cached)
             _announce(plans, repeats, known, dispatcher, events)

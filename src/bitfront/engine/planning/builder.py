@@ -106,12 +106,24 @@ def make_plan(
         objectives=objectives,
         strategy=strategy,
         n_trials=n_trials,
-        notes=(*remarks(config, dataset, evaluator, added, warning), *ignored, *lost),
+        notes=(
+            *remarks(config, dataset, evaluator, added, warning),
+            *ignored,
+            *lost,
+            *_of_strategy(strategy, objectives, config),
+        ),
         constraints=constraints,
         forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
     )
     # The number of samples that "auto" means depends on the weights. Until they are known, it is a first guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
+
+
+def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config) -> list[str]:
+    """What the strategy says about this search."""
+    assert config.search is not None
+    named = [] if objectives.summed else [part.metric for part in objectives.parts]
+    return list(strategy.settings.remarks(named, bool(config.search.constraints)))
 
 
 def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> nn.Module:
