@@ -8,7 +8,7 @@ BITFRONT_DATA ?= $(abspath $(wildcard ../shared/data))
 TEST_ENV := OMP_NUM_THREADS=1 $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 BENCH_ENV := $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 
-.PHONY: install search test quick fuzz golden lint format docs site dist bench clean
+.PHONY: install search test quick fuzz golden lint format docs site dist bench rivals clean
 
 install: $(VENV)/installed
 
@@ -84,6 +84,13 @@ BENCHES := trial_cost formats calibration learned_bits int8 roofline zoo scaling
 
 bench: $(VENV)/installed-dev
 	set -e; $(foreach name,$(BENCHES),$(BENCH_ENV) $(BIN)/python bench/$(name).py --json bench/results/$(name).json;) :
+	$(BIN)/python bench/plots.py
+
+# Learned bits beside the packages that do the same, each trained in an environment of its own with one thread: half an
+# hour each, and the network once. What does not install is said, and left out.
+rivals: $(VENV)/installed-dev
+	-$(BIN)/python bench/rivals/install.py
+	$(BENCH_ENV) $(BIN)/python bench/rivals/recount.py --recipe quick --recipe thorough --json bench/results/rivals.json
 	$(BIN)/python bench/plots.py
 
 clean:

@@ -12,7 +12,7 @@ bits of the biases.
 
 HGQ2's figures are those of HGQ2 0.2.0 (its notebook's configuration with a ramp of the pressure, 1,500 epochs, 10 to 13
 minutes of two cores, two seeds) on the same data, chosen and tested in the same way; they were measured elsewhere, with
-the EBOPs that HGQ2 logs. ``bench/rivals/hgq2.sh`` runs it beside this.
+the EBOPs that HGQ2 logs. ``make rivals`` trains it beside this, and counts both alike.
 """
 
 from __future__ import annotations
@@ -101,28 +101,31 @@ def tested(run: bf.Run, numbers: Sequence[int], data: Dataset) -> list[Point]:
     return points
 
 
-def measured(recipe: str, seed: int, quick: bool, others: dict[str, str], data: Dataset) -> dict[str, Any]:
-    """One run of the command."""
+def searched(recipe: str, seed: int, quick: bool, others: dict[str, str], data: Dataset, folder: Path) -> bf.Run:
+    """The run of the command, in a folder."""
     settings = THOROUGH if recipe == "thorough" else {}
     if quick:
         settings = {**settings, "cycles": 2, "epochs": 1, "networks": 2, "teacher": "none", "float_epochs": 1}
+    text = EXAMPLE.read_text(encoding="utf-8")
+    settings = {**settings, **{key: _value(text) for key, text in others.items()}}
+    lines = [f"{key} = {value!r}".replace("'", '"') for key, value in settings.items()]
+    named = located(data, folder)
+    kept = [line for line in text.splitlines() if line.split(" = ")[0] not in {**settings, **named}]
+    kept = [*(f'{key} = "{value}"' for key, value in named.items()), *kept]
+    place = kept.index("[search.strategy.setup]") + 1
+    file = folder / "search.toml"
+    file.write_text("\n".join([*kept[:place], *lines, *kept[place:]]), encoding="utf-8")
+    command = [sys.executable, "-m", "bitfront", "search", str(file), "--seed", str(seed)]
+    subprocess.run([*command, *(["--max-epochs", "1"] if quick else [])], cwd=folder, check=True, capture_output=True)
+    return bf.Run.load(folder / "runs" / "jsc-learned")
+
+
+def measured(recipe: str, seed: int, quick: bool, others: dict[str, str], data: Dataset) -> dict[str, Any]:
+    """One run of the command, and its figures."""
     with tempfile.TemporaryDirectory() as folder:
-        text = EXAMPLE.read_text(encoding="utf-8")
-        settings = {**settings, **{key: _value(text) for key, text in others.items()}}
-        lines = [f"{key} = {value!r}".replace("'", '"') for key, value in settings.items()]
-        named = located(data, Path(folder))
-        kept = [line for line in text.splitlines() if line.split(" = ")[0] not in {**settings, **named}]
-        kept = [*(f'{key} = "{value}"' for key, value in named.items()), *kept]
-        place = kept.index("[search.strategy.setup]") + 1
-        file = Path(folder) / "search.toml"
-        file.write_text("\n".join([*kept[:place], *lines, *kept[place:]]), encoding="utf-8")
         before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        command = [sys.executable, "-m", "bitfront", "search", str(file), "--seed", str(seed)]
-        subprocess.run(
-            [*command, *(["--max-epochs", "1"] if quick else [])], cwd=folder, check=True, capture_output=True
-        )
+        run = searched(recipe, seed, quick, others, data, Path(folder))
         wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-        run = bf.Run.load(Path(folder) / "runs" / "jsc-learned")
         points = [(t.metrics["ebops"], t.test_metrics["accuracy"]) for t in run.front if t.test_metrics]
         chosen = [(t.metrics["ebops"], t.metrics["accuracy"]) for t in run.front]
         dearer = tested(run, front_from(run, 1645), data)

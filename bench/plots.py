@@ -28,7 +28,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 #: Benchmarks with a separate page.
 PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md"}
 #: Benchmarks whose rows are several tables → the column that says which table; it is left out.
-SPLIT = {"strategies": "situation"}
+SPLIT = {"strategies": "situation", "rivals": "table"}
 PICTURES = ROOT / "docs" / "benchmarks"
 
 Result = Mapping[str, Any]
@@ -107,6 +107,30 @@ TARGETS: Mapping[str, Sequence[Target]] = {
     "networks": (
         Target("least_share", 0.95, "", "surrogate: hypervolume within 5 points of float after 150 evaluations, least"),
         Target("most_bits", 1.1, "times", "bits at most 1 % worse after 120, over the fewest known", at_most=True),
+    ),
+    "rivals": (
+        *(
+            Target(f"{name}_{check}", 0, "", f"{meaning}, {rival}", at_most=True)
+            for name, rival in (("hgq2", "HGQ2"), ("pquantml", "PQuantML"))
+            for check, meaning in (
+                ("differing_outputs", "outputs that differ from those in whole numbers"),
+                ("difference_of_counts", "difference of the bits of all quantizers to those it logs"),
+            )
+        ),
+        *(
+            Target(f"{recipe}_{check}", 0, "", f"difference of {what} to the run, Bitfront, {recipe}", at_most=True)
+            for recipe in ("quick", "thorough")
+            for check, what in (("difference_of_counts", "EBOPs"), ("difference_of_accuracy", "test accuracy"))
+        ),
+        *(
+            Target(f"thorough_above_hgq2{suffix}", 100, "%", f"networks of HGQ2 that thorough is above, {how}")
+            for suffix, how in (
+                ("", "by the default count"),
+                ("_signs", "with signs"),
+                ("_span", "by the span of set bits"),
+                ("_signs_span", "by both"),
+            )
+        ),
     ),
     "calibration": (
         Target("minmax_setup", 3, "forwards", "set-up of ResNet-18 less 1 s, five widths, minmax", at_most=True),
@@ -227,6 +251,20 @@ def draw_samplers(axes: Axes, result: Result) -> None:
     axes.set_ylabel("part of the exact hypervolume")
 
 
+def draw_rivals(axes: Axes, result: Result) -> None:
+    """The networks that were tested, a line per training."""
+    rows = [r for r in result["rows"] if r["table"] == "networks" and r["test"] != ""]
+    names = list(dict.fromkeys(r["who"] for r in rows))
+    for who, seed in dict.fromkeys((r["who"], r["seed"]) for r in rows):
+        chosen = [r for r in rows if (r["who"], r["seed"]) == (who, seed)]
+        costs, tests = [r["EBOPs"] for r in chosen], [float(r["test"]) for r in chosen]
+        label = who if seed == min(r["seed"] for r in rows if r["who"] == who) else None
+        axes.plot(costs, tests, "o-", color=f"C{names.index(who)}", markersize=3, linewidth=0.8, label=label)
+    axes.set(xscale="log", xlabel="EBOPs, counted alike", ylabel="accuracy on test, %", ylim=(74, 78))
+    axes.minorticks_off()
+    axes.set_xticks([1000, 2000, 5000, 10_000, 20_000, 50_000], ["1k", "2k", "5k", "10k", "20k", "50k"])
+
+
 def draw_joint(axes: Axes, result: Result) -> None:
     """Hypervolume of each space, a point per seed."""
     rows = [r for r in result["rows"] if r["part"] == "fronts" and isinstance(r["seed"], int)]
@@ -261,6 +299,7 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
     "scaling": draw_scaling,
     "samplers": draw_samplers,
     "joint": draw_joint,
+    "rivals": draw_rivals,
 }
 
 
