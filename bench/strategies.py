@@ -38,7 +38,7 @@ from bitfront.report import comparison_figures
 
 EXAMPLE = ROOT / "examples" / "jsc_toy_strategies.toml"
 PICTURES = ROOT / "docs" / "strategies"
-STRATEGIES = (EXHAUSTIVE, "evolution", "optuna:tpe", "optuna:nsgaii", "optuna:random")
+STRATEGIES = (EXHAUSTIVE, "surrogate", "evolution", "optuna:tpe", "optuna:nsgaii", "optuna:random")
 EARLIER = (25, 50, 100, 200)
 COLUMNS = (
     *("evals to 95 %", "evals to 99 %", "seconds to 95 %", "regret", "shortfall"),
