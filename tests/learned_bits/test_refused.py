@@ -51,10 +51,10 @@ def test_a_cost_without_bits_is_an_error(tmp_path):
         bf.search(**given(tmp_path, metrics=["accuracy", "sparsity"]))
 
 
-def test_a_model_that_is_no_list_of_steps_is_named(tmp_path):
+def test_a_layer_of_the_file_that_learns_no_bits_is_an_error(tmp_path):
     model = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 2))
-    with pytest.raises(ConfigError, match=r"cannot train this model: .*Sigmoid"):
-        bf.search(**given(tmp_path, model=model))
+    with pytest.raises(ConfigError, match=r"layers.*'1' is no layer whose bits are learned; allowed: 0, 2"):
+        bf.search(**given(tmp_path, model=model, layers={"1": {"weight": "layer"}}))
 
 
 def test_a_comparison_of_strategies_refuses_it(tmp_path):
@@ -78,6 +78,29 @@ def test_worker_processes_are_not_used_and_a_note_says_so(tmp_path):
     assert any(note.startswith("n_jobs has no effect") for note in notes)
     one = bf.search(**given(tmp_path, project="one"))
     assert several.columns.metrics["ebops"].tolist() == one.columns.metrics["ebops"].tolist()
+
+
+def test_a_space_is_not_used_and_a_note_says_so(tmp_path):
+    space = {"linear": {"name": "integer", "weight_width": [2, 4]}}
+    run = bf.search(**given(tmp_path, space=space))
+    assert any("[search.search_space] has no effect" in note for note in run.notes)
+    assert not any("[search.search_space]" in note for note in bf.search(**given(tmp_path, project="other")).notes)
+
+
+def test_a_bound_on_a_cost_that_is_in_part_in_float_does_not_steer(tmp_path):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rec, self.fc = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.rec(x.reshape(-1, 2, 3))[0][:, -1])
+
+    strategy = {"name": "learned_bits", "setup": {"cycles": 2}}
+    search = {"strategy": strategy, "constraints": {"ebops": "<= 500000"}}
+    config = from_document(tomlfile.Document("here", {"project_dir": str(tmp_path), "search": search}))
+    plan = make_plan(config, model=Recurrent(), dataset=dataset_of(data()))
+    assert not target_of(plan.evaluator, plan.constraints)
 
 
 @pytest.mark.parametrize(("settings", "steers"), [({}, True), ({"sign_bits": True}, False), ({"biases": False}, False)])

@@ -67,6 +67,19 @@ def score(values: Tensor, labels: Tensor, outputs: Outputs) -> tuple[Tensor, Ten
     return loss.double().sum(dim=1), (values.argmax(dim=1) == labels).sum(dim=1)
 
 
+def log_probabilities(values: Tensor, outputs: Outputs) -> Tensor:
+    """Logarithms of the probabilities of the classes, with gradients, of outputs that are one distribution.
+
+    Args:
+        values: outputs, shape (samples, classes).
+        outputs: what the values are: logits, probabilities or their logarithms.
+    """
+    if outputs == "logits":
+        return functional.log_softmax(values, 1)
+    # A gradient of 1/p is finite from the smallest normal number on.
+    return values.clamp(min=_SMALLEST).log() if outputs == "probabilities" else values
+
+
 def training_loss(values: Tensor, labels: Tensor, outputs: Outputs) -> Tensor:
     """The mean loss of a batch, with gradients.
 
@@ -77,10 +90,7 @@ def training_loss(values: Tensor, labels: Tensor, outputs: Outputs) -> Tensor:
     """
     if outputs == "logits":
         return functional.cross_entropy(values, labels)
-    if outputs == "log_probabilities":
-        return functional.nll_loss(values, labels)
-    if outputs == "probabilities":
-        # A gradient of 1/p is finite from the smallest normal number on.
-        return functional.nll_loss(values.clamp(min=_SMALLEST).log(), labels)
+    if outputs in ("probabilities", "log_probabilities"):
+        return functional.nll_loss(log_probabilities(values, outputs), labels)
     p = values if outputs == "class_probabilities" else values.exp()
     return functional.binary_cross_entropy(p, functional.one_hot(labels, values.shape[1]).to(p.dtype))

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitfront import kernels
 from bitfront.errors import DataError, EvaluationError
 from bitfront.kernels import bits as compiled
-from bitfront.learned_bits.member import BitsMember, Floats, LayerBits
-from bitfront.learned_bits.program import BitsProgram
+from bitfront.learned_bits.member import BitsMember
+from bitfront.learned_bits.program import BitsProgram, Program
+from bitfront.learned_bits.state import Cost, Floats, LayerBits, Member, Samples, Steps
 from bitfront.learned_bits.steering import Rise, Target
+from bitfront.learned_bits.torch_member import TorchMember
 from bitfront.pareto import non_dominated
 
 #: The share of a cycle at its end whose networks may be kept.
@@ -84,33 +85,6 @@ class Pace:
     left: int
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a bit costs: of a product of bits of input and weight, of a weight, of a bias."""
-
-    pairs: float = 1.0
-    stored: float = 0.0
-    biases: float = 1.0
-
-    @property
-    def native(self) -> compiled.NativePressure:
-        """As the compiled steps take it."""
-        return compiled.NativePressure(self.pairs, self.stored, self.biases)
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples and their classes: x float32 of shape (samples, features), contiguous; y int32."""
-
-    x: Tensor
-    y: Tensor
-
-    @staticmethod
-    def of(x: Tensor, y: Tensor) -> Samples:
-        """From a split of a dataset, any shape."""
-        return Samples(x.flatten(1).float().cpu().contiguous(), y.int().cpu())
-
-
 @dataclass(frozen=True, eq=False)
 class Network:
     """A network that a cycle gave.
@@ -119,7 +93,8 @@ class Network:
         layers: path of a layer → what was learned of it.
         epoch: in which epoch of its cycle, from 1 on.
         pressure: the pressure that it was trained under.
-        cost, right: what it costs, and how many of the val samples it classifies correctly, by the compiled steps.
+        cost, right: what it costs, and how many of the val samples it classifies correctly, by its training.
+        floats: what is trained in float beside these layers: names in the state dict → values.
     """
 
     layers: Mapping[str, LayerBits]
@@ -127,6 +102,7 @@ class Network:
     pressure: float
     cost: float
     right: float
+    floats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,7 +129,7 @@ class Moment:
 class Position:
     """Where a member is after some cycles: everything that the next cycle needs."""
 
-    member: BitsMember
+    member: Member
     order: torch.Generator
     cycle: int = 0
     pressure: float | None = None
@@ -176,20 +152,18 @@ class Course:
         train, val: samples to learn from, and to choose networks by.
         positions: per member, where it is.
         starting_cost: what the bits cost before the first cycle.
-        targets: probabilities in place of labels, float32, shape (samples, classes); None for labels.
         target: what the constraints of the search say.
         rise: how the pressure rises under a target.
         fulfils: whether a network fulfils the target's other constraints.
     """
 
-    program: BitsProgram
+    program: Program
     schedule: Schedule
     cost: Cost
     train: Samples
     val: Samples
     positions: list[Position]
     starting_cost: float
-    targets: Tensor | None = None
     target: Target = field(default_factory=Target)
     rise: Rise = field(default_factory=Rise)
     fulfils: Callable[[Network], bool] | None = None
@@ -200,14 +174,13 @@ class Course:
 
     @staticmethod
     def begin(
-        program: BitsProgram,
+        program: Program,
         models: Sequence[nn.Module],
         largest: Sequence[Floats],
         schedule: Schedule,
         cost: Cost,
         train: Samples,
         val: Samples,
-        targets: Tensor | None = None,
     ) -> Course:
         """A course at its start.
 
@@ -215,16 +188,17 @@ class Course:
             models: a float model per member, all with the steps of `program`.
             largest: per layer, the largest magnitude of each value of its input.
         """
+        kind: type[Member] = BitsMember if isinstance(program, BitsProgram) else TorchMember
+        seeds = [schedule.seed + 1000 * place for place in range(len(models))]
         positions = [
             Position(
-                BitsMember.of(program, model, largest, START_BITS),
-                torch.Generator().manual_seed(schedule.seed + 1000 * place),
+                kind.of(program, model, largest, START_BITS, seed),
+                torch.Generator().manual_seed(seed),
             )
-            for place, model in enumerate(models)
+            for seed, model in zip(seeds, models, strict=True)
         ]
-        member, one = positions[0].member, torch.zeros(1, dtype=torch.int32)
-        starting_cost = compiled.logits(member.native, member.workspace, cost.native, train.x, one)[1]
-        return Course(program, schedule, cost, train, val, positions, starting_cost, targets)
+        starting_cost, _ = positions[0].member.measured(Samples(train.x[:1], train.y[:1]), cost)
+        return Course(program, schedule, cost, train, val, positions, starting_cost)
 
     @functools.cached_property
     def range(self) -> tuple[float, float]:
@@ -249,7 +223,7 @@ class Course:
         start = Moment(number + 1, cycles, 0, 0, pressure)
         steered = bool(self.target) and not self.rise.free
         before = [position.copy() for position in self.positions] if steered else []
-        with ThreadPoolExecutor(max(1, min(threads, len(self.positions)))) as pool:
+        with ThreadPoolExecutor(self.program.at_a_time(threads, len(self.positions))) as pool:
             jobs = [
                 pool.submit(self._cycle_of, position, start, length, on_epoch if place == 0 else silent)
                 for place, position in enumerate(self.positions)
@@ -301,12 +275,12 @@ class Course:
             return trained - begin + SETTLED * (time.perf_counter() - trained)
 
         rounds: list[float] = []
-        threads = min(threads, len(self.positions))
+        threads = self.program.at_a_time(threads, len(self.positions))
         begin = time.perf_counter()
-        with ThreadPoolExecutor(max(1, threads)) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             while len(rounds) < 3 and (not rounds or time.perf_counter() - begin < 1):
                 each = pool.map(timed, [position.copy() for position in self.positions])
-                rounds.append(sum(each) / max(1, threads))
+                rounds.append(sum(each) / threads)
         # What happens once is in the first round.
         return float(np.mean(rounds[1:] or rounds))
 
@@ -352,23 +326,8 @@ class Course:
     def _epoch(self, position: Position, rates: NDArray[np.float64], betas: NDArray[np.float64]) -> None:
         schedule, member, train = self.schedule, position.member, self.train
         order = torch.randperm(len(train.y), generator=position.order).int()
-        loss = compiled.learn(
-            member.native,
-            member.workspace,
-            self.cost.native,
-            train.x,
-            train.y,
-            self.targets,
-            order,
-            schedule.batch_size,
-            rates,
-            betas,
-            member.taken,
-            member.first_bits,
-            schedule.bits_rate,
-        )
-        member.taken += len(rates)
-        largest = float(member.values.abs().max())  # NaN if one is
+        loss = member.learn(train, Steps(order, schedule.batch_size, rates, betas, schedule.bits_rate, self.cost))
+        largest = member.largest()
         if not (math.isfinite(loss) and largest < 2**compiled.MOST_BITS):
             raise EvaluationError(
                 f"the training with learned bits diverged within {member.taken:,} steps (its loss is {loss:.4g}, its "
@@ -376,12 +335,10 @@ class Course:
                 f"less pressure than {betas[-1]:.3g}"
             )
 
-    def _network(self, member: BitsMember, epoch: int, pressure: float) -> Network:
-        everything = torch.arange(len(self.val.y), dtype=torch.int32)
-        logits, cost = compiled.logits(member.native, member.workspace, self.cost.native, self.val.x, everything)
-        _, right = kernels.score(logits.unsqueeze(0), self.val.y)
+    def _network(self, member: Member, epoch: int, pressure: float) -> Network:
+        cost, right = member.measured(self.val, self.cost)
         layers = {layer.path: member.rounded(i) for i, layer in enumerate(self.program.layers)}
-        return Network(layers, epoch, pressure, cost, float(right))
+        return Network(layers, epoch, pressure, cost, right, member.floats())
 
 
 def silent(moment: Moment) -> None:
@@ -414,12 +371,12 @@ def _chosen(kept: Sequence[Network], count: int, target: Target) -> list[Network
 
 
 def starting_ranges(
-    model: nn.Module, program: BitsProgram, x: Tensor, run: Callable[[nn.Module, Tensor], object]
+    model: nn.Module, program: Program, x: Tensor, run: Callable[[nn.Module, Tensor], object]
 ) -> list[Floats]:
     """Per layer, the largest magnitude of each value of its input on some samples, of the shape of a sample.
 
     Args:
-        x: samples, float32.
+        x: samples.
         run: calls the model with samples.
 
     Raises:

@@ -6,6 +6,7 @@ softmax(logits / temperature), mean over the teachers. A temperature below 1 sha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from bitfront.graph import Graph, channels
 from bitfront.kernels.losses import Outputs
 from bitfront.population import train_population
 from bitfront.training import TrainSettings
-from bitfront.transforms.widen import widen
+from bitfront.transforms.widen import fresh, widen
 
 #: Teachers of an ensemble, their epochs, and how much wider they are than the model, where its widths can change.
 TEACHERS, EPOCHS, WIDER = 2, 40, 2
@@ -42,7 +43,8 @@ def soft_targets(models: Sequence[nn.Module], x: Tensor, temperature: float, out
     parts = []
     with torch.no_grad():
         for start in range(0, len(x), CHUNK):
-            part = x[start : start + CHUNK].float()
+            part = x[start : start + CHUNK]
+            part = part.float() if part.is_floating_point() else part
             parts.append(torch.stack([(logits(model(part)) / temperature).softmax(-1) for model in models]).mean(0))
     return torch.cat(parts).contiguous()
 
@@ -58,15 +60,17 @@ def fresh_models(
         classes: number of classes.
         settings: of the training.
         count: how many models.
-        wider: factor of the widths that can change.
+        wider: factor of the widths that can change; those of a model that is not traced cannot.
 
     Raises:
         EvaluationError: a training diverged.
     """
-    widths: dict[int | str, int] = {}
-    if wider > 1:
-        widths = {group.index: wider * group.width for group in channels(graph).groups if not group.fixed}
-    models = [widen(graph, widths, init="fresh", seed=settings.seed + place) for place in range(count)]
+    seeds = [settings.seed + place for place in range(count)]
+    if wider > 1 and graph.fx_graph is not None:
+        widths: dict[int | str, int] = {g.index: wider * g.width for g in channels(graph).groups if not g.fixed}
+        models = [widen(graph, widths, init="fresh", seed=seed) for seed in seeds]
+    else:
+        models = [fresh(copy.deepcopy(graph.model), seed) for seed in seeds]
     few = Dataset(
         name="float models",
         x={"train": x, "val": x[:64]},

@@ -12,17 +12,19 @@ from torch import Tensor
 from bitfront.formats.base import Format, Operand
 from bitfront.formats.fixed_map import FixedMap
 from bitfront.graph import Graph
-from bitfront.learned_bits.member import LayerBits
+from bitfront.learned_bits.state import LayerBits
 from bitfront.training import StateDict
 
 
-def state_of(graph: Graph, layers: Mapping[str, LayerBits]) -> StateDict:
+def state_of(graph: Graph, layers: Mapping[str, LayerBits], floats: Mapping[str, Tensor] | None = None) -> StateDict:
     """The state dict of the captured model with the learned weights, which lie on their grids.
 
     Args:
         layers: path of a layer → what was learned of it.
+        floats: names in the state dict → values of what was trained in float beside.
     """
     state: dict[str, Tensor] = {name: tensor.clone() for name, tensor in graph.model.state_dict().items()}
+    state |= {name: tensor.clone() for name, tensor in (floats or {}).items()}
     for path, learned in layers.items():
         prefix = f"{path}." if path else ""
         state[f"{prefix}weight"] = torch.from_numpy(learned.weight.copy())

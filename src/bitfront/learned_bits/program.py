@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import Graph
@@ -63,6 +64,8 @@ class Layer:
             product of two channels.
         signed: whether its input may be negative.
         shared: which values share their bits.
+        input_axis, output_axis: the dimension of a sample of the input (and of the output) that holds the channels, and
+            that of the weight that holds the output channels.
     """
 
     path: str
@@ -74,6 +77,8 @@ class Layer:
     places: Indices
     signed: bool
     shared: Granularities
+    input_axis: int
+    output_axis: int
 
     @property
     def weights(self) -> int:
@@ -81,15 +86,18 @@ class Layer:
         return math.prod(self.weight_shape)
 
     @property
+    def outputs(self) -> int:
+        """Number of output channels: of values of a bias."""
+        return self.target[self.input_axis]
+
+    @property
     def sharing(self) -> int:
         """How many weights share bits."""
-        return {"element": 1, "channel": self.weights // self.weight_shape[0], "layer": self.weights}[
-            self.shared.weight
-        ]
+        return self.weights // self.weight_groups(np.arange(self.weights))[1]
 
     @functools.cached_property
     def magnitudes(self) -> dict[str, int]:
-        """Operand → the supported widths without signs, as the compiled steps take them (``widths.magnitudes``)."""
+        """Operand → the supported widths without signs, as the training takes them (``widths.magnitudes``)."""
         shared = self.shared
         return {
             "weight": magnitudes(shared.weight_width, True, shared.weight == "channel"),
@@ -107,7 +115,7 @@ class Layer:
         if self.shared.weight == "element":
             return np.arange(len(slots)), len(slots)
         if self.shared.weight == "channel":
-            return slots // (self.weights // self.weight_shape[0]), self.weight_shape[0]
+            return np.unravel_index(slots, self.weight_shape)[self.output_axis], self.weight_shape[self.output_axis]
         return np.zeros(len(slots), dtype=np.int64), 1
 
     @functools.cached_property
@@ -117,7 +125,7 @@ class Layer:
         if self.shared.data_in == "element":
             return rows, len(rows)
         if self.shared.data_in == "channel":
-            return rows // self.positions[0], self.source[0]
+            return np.unravel_index(rows, self.source)[self.input_axis], self.source[self.input_axis]
         return np.zeros_like(rows), 1
 
     def products(self, slots: Indices) -> tuple[Indices, Indices, Indices]:
@@ -136,6 +144,40 @@ class Layer:
         within = np.arange(len(slot)) - np.repeat(np.cumsum(each) - each, each)
         place = places[np.repeat(starts[kernel], each) + within]
         return out[slot] * positions_out + place[:, 1], slot, channel[slot] * positions_in + place[:, 2]
+
+    def read(self, slots: Indices) -> NDArray[np.bool_]:
+        """Which values of the input some weights read, bool, shape (values of a sample,)."""
+        read = np.zeros(math.prod(self.source), dtype=bool)
+        read[self.products(slots)[2]] = True
+        return read
+
+
+class Program(ABC):
+    """A network whose bits are learned, whoever trains it.
+
+    Attributes:
+        layers: those whose bits are learned, in the order of their calls.
+        notes: what of the user's model is otherwise here, in words.
+        trainer: who trains it, and why, in words.
+        float_macs: multiply-accumulates of what stays in float.
+    """
+
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...]
+    float_macs: int = 0
+
+    @property
+    @abstractmethod
+    def trainer(self) -> str:
+        """Who trains it, and why, in words."""
+
+    @abstractmethod
+    def at_a_time(self, threads: int, members: int) -> int:
+        """How many members are trained at a time by so many threads, 1 or more."""
+
+    @abstractmethod
+    def follows(self, layer: int) -> int | None:
+        """The layer whose output, after at most a ReLU, is the whole input of `layer`; None if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +200,8 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class BitsProgram:
-    """A network whose bits are learned.
+class BitsProgram(Program):
+    """A network whose bits are learned by compiled steps.
 
     Attributes:
         layers: its linear layers and convolutions, in the order of their calls.
@@ -174,6 +216,15 @@ class BitsProgram:
     shapes: dict[int, Shape]
     logits: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def trainer(self) -> str:
+        """Who trains it, in words."""
+        return "compiled steps"
+
+    def at_a_time(self, threads: int, members: int) -> int:
+        """How many members are trained at a time by so many threads: each on a core."""
+        return max(1, min(threads, members))
 
     def follows(self, layer: int) -> int | None:
         """The layer whose output, after at most a ReLU, is the whole input of `layer`; None if there is none."""
@@ -247,7 +298,7 @@ def _layer(
     source, target = program.shapes[step.inputs[0]], program.shapes[step.output]
     shape = tuple(module.get_parameter("weight").shape)
     places = np.zeros((1, 3), dtype=np.int64) if step.window is None else _places(source[1:], target[1:], step.window)
-    return Layer(step.path, shape, source, target, step.groups, module.bias is not None, places, signed, shared)
+    return Layer(step.path, shape, source, target, step.groups, module.bias is not None, places, signed, shared, 0, 0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -264,7 +315,11 @@ def _places(source: Shape, target: Shape, window: SlidingWindow) -> Indices:
 
 
 def with_learned_bits(
-    graph: Graph, shape: Shape, default: Granularities, named: Mapping[str, Granularities]
+    graph: Graph,
+    shape: Shape,
+    default: Granularities,
+    named: Mapping[str, Granularities],
+    sample: Tensor | None = None,
 ) -> tuple[Graph, BitsProgram]:
     """(the graph with its batch norms folded, its steps with learned bits).
 
@@ -273,28 +328,26 @@ def with_learned_bits(
         shape: of a sample.
         default, named: which values share their bits: of all layers, and of those that differ. A key is the name of a
             layer (its path, or its name in the graph), or a type of layers; names go before types.
+        sample: two samples, as the model takes them; None: random numbers will do.
 
     Raises:
-        ConfigError: the model is no such list of steps; the message gives the reason. Or `named` names no layer.
+        UnsupportedError: the model is no such list of steps; the message gives the reason.
+        ConfigError: `named` names no layer.
     """
-    without_norms = folded(graph)
+    without_norms = folded(graph, sample)
     graph = without_norms.graph
-    try:
-        program = _without_ending(training_program(graph.model, shape, {}))
-    except UnsupportedError as reason:
-        raise ConfigError(
-            f"strategy 'learned_bits' cannot train this model: {reason}. It takes linear layers, convolutions over "
-            "series and images, batch norms behind them, dropout, ReLU, ReLU6, Hardtanh, LeakyReLU, pooling, flatten, "
-            "additions, concatenations of channels, and a softmax at the end; use these, or another strategy",
-            key=("search", "strategy", "name"),
-        ) from None
-    _refuse_norms([step.path for step in program.steps if step.kind == "norm"])
+    program = _without_ending(training_program(graph.model, shape, {}))
+    norms = [step.path for step in program.steps if step.kind == "norm"]
+    if norms:
+        raise UnsupportedError(f"{', '.join(norms)}: a batch norm that follows no layer into which it could be folded")
     paths = [step.path for step in program.steps if step.kind in ("linear", "conv")]
-    bits = bits_program(graph.model, program, _of_layers(graph, paths, default, named))
-    return graph, replace(bits, notes=_notes(without_norms))
+    if not paths:
+        raise UnsupportedError("it has no layer whose bits could be learned")
+    bits = bits_program(graph.model, program, of_layers(graph, paths, default, named))
+    return graph, replace(bits, notes=folding_notes(without_norms))
 
 
-def _of_layers(
+def of_layers(
     graph: Graph, paths: Sequence[str], default: Granularities, named: Mapping[str, Granularities]
 ) -> dict[str, Granularities]:
     """Path of a layer → which of its values share bits. Raises ConfigError for a key that means no layer."""
@@ -318,17 +371,8 @@ def _of_layers(
     return shared
 
 
-def _refuse_norms(paths: Sequence[str]) -> None:
-    if paths:
-        raise ConfigError(
-            "strategy 'learned_bits' folds a batch norm into the linear layer or convolution whose output only this "
-            f"norm reads, and {', '.join(paths)} {'follows' if len(paths) == 1 else 'follow'} no such layer. Put each "
-            "batch norm directly behind its layer, or remove it",
-            key=("search", "strategy", "name"),
-        )
-
-
-def _notes(changed: Folded) -> tuple[str, ...]:
+def folding_notes(changed: Folded) -> tuple[str, ...]:
+    """What was folded into layers, and what drops nothing, in words."""
     notes = []
     if changed.into:
         pairs = ", ".join(f"{norm} into {layer}" for norm, layer in changed.into.items())

@@ -16,11 +16,13 @@ from bitfront.formats.base import Format, Operand
 from bitfront.formats.fixed_map import FixedMap
 from bitfront.graph import Graph
 from bitfront.learned_bits.course import Schedule
-from bitfront.learned_bits.program import BitsProgram, Granularities, Layer
+from bitfront.learned_bits.program import Granularities, Layer, Program
+from bitfront.learned_bits.torch_program import TorchProgram
 from bitfront.spaces.base import Codes
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.model_space import FormatSpace, ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.transforms.quantize import SiteFormats
 
 #: Of the group of the space.
 NAME = "learned_bits"
@@ -30,13 +32,13 @@ class LearnedBitsSpace(ModelSpace):
     """Where on the course of a training a network is.
 
     Args:
-        graph: the captured model, with its batch norms folded.
+        graph: the captured model, with its batch norms folded where that is possible.
         program: its steps.
         schedule: how it is trained.
         original: the captured model as the user has it.
     """
 
-    def __init__(self, graph: Graph, program: BitsProgram, schedule: Schedule, original: Graph) -> None:
+    def __init__(self, graph: Graph, program: Program, schedule: Schedule, original: Graph) -> None:
         self.graph, self.program, self.schedule, self.original = graph, program, schedule, original
         self.notes = program.notes
         counts = {"cycle": schedule.cycles, "member": schedule.members, "network": schedule.networks}
@@ -54,7 +56,7 @@ class LearnedBitsSpace(ModelSpace):
         return tuple(
             Offer(
                 layer.path,
-                "Linear" if len(layer.weight_shape) == 2 else f"Conv{len(layer.weight_shape) - 2}d",
+                type(self.graph.model.get_submodule(layer.path)).__name__,
                 layer.shared.rule,
                 _offered(layer.shared),
                 1,
@@ -98,9 +100,16 @@ class LearnedBitsSpace(ModelSpace):
         return {}
 
     def quantization(self, graph: Graph) -> FormatSpace:
-        """The space whose only candidate has bits for every value that learns them, as many as at the start."""
+        """The space whose only candidate has bits for every value that learns them, as many as at the start, and the
+        formats that are fixed."""
         sites = {site.path: site.name for site in graph.sites if site.path}
-        return QuantizationSpace.of_formats(graph, {sites[layer.path]: _start(layer) for layer in self.program.layers})
+        learned = {sites[layer.path]: _start(layer) for layer in self.program.layers}
+        return QuantizationSpace.of_formats(graph, {**self.fixed, **learned})
+
+    @property
+    def fixed(self) -> Mapping[str, SiteFormats]:
+        """Site → operand → format, not calibrated, of what learns no bits."""
+        return self.program.fixed if isinstance(self.program, TorchProgram) else {}
 
 
 def _offered(shared: Granularities) -> str:
@@ -122,7 +131,7 @@ def _start(layer: Layer) -> Mapping[Operand, Format]:
     shapes = {
         "data_in": layer.source,
         "weight": layer.weight_shape,
-        **({"bias": layer.target[:1]} if layer.bias else {}),
+        **({"bias": (layer.outputs,)} if layer.bias else {}),
     }
     for operand, shape in shapes.items():
         bits = np.full(shape, 8, dtype=np.int8)

@@ -18,8 +18,8 @@ from bitfront import checkpoints
 from bitfront.checkpoints.cycles import cycle_file
 from bitfront.errors import CheckpointError
 from bitfront.learned_bits.course import Course, Moment, Network, Pace, Position, silent
-from bitfront.learned_bits.member import BitsMember, LayerBits
-from bitfront.learned_bits.program import BitsProgram
+from bitfront.learned_bits.program import Program
+from bitfront.learned_bits.state import LayerBits
 from bitfront.learned_bits.steering import Rise, Target
 
 #: The arrays of a ``LayerBits``, in order.
@@ -33,6 +33,8 @@ ARRAYS = (
     "data_bits",
     "data_fractions",
 )
+#: Before the names of what is trained in float.
+FLOAT = "float."
 
 
 @dataclass(eq=False)
@@ -65,9 +67,7 @@ class TrainedCourse:
         # Another process begins with nothing.
         return {**vars(self), "networks": {}, "course": None, "on_epoch": silent, "fulfils": None, "pace": None}
 
-    def network(
-        self, cycle: int, member: int, place: int, program: BitsProgram, begin: Callable[[], Course]
-    ) -> Network:
+    def network(self, cycle: int, member: int, place: int, program: Program, begin: Callable[[], Course]) -> Network:
         """A network of the course. What is not known is read from the run folder, or trained.
 
         Args:
@@ -116,9 +116,12 @@ class TrainedCourse:
         return tensors, meta
 
 
-def _networks(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], program: BitsProgram) -> list[list[Network]]:
+def _networks(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], program: Program) -> list[list[Network]]:
     return [
-        [Network(_layers(tensors, f"{m}.{n}", program), **entry) for n, entry in enumerate(of_member)]
+        [
+            Network(_layers(tensors, f"{m}.{n}", program), **entry, floats=_below(tensors, f"{m}.{n}.{FLOAT}"))
+            for n, entry in enumerate(of_member)
+        ]
         for m, of_member in enumerate(meta["networks"])
     ]
 
@@ -132,12 +135,10 @@ def _write(path: Path, cycle: int, source: str, networks: list[list[Network]], c
                     array = getattr(network.layers[layer.path], name)
                     if array is not None:
                         tensors[f"{m}.{n}.{i}.{name}"] = torch.from_numpy(array)
+            tensors |= {f"{m}.{n}.{FLOAT}{name}": tensor for name, tensor in network.floats.items()}
     for m, position in enumerate(course.positions):
-        member = position.member
-        tensors |= {f"{m}.values": member.values, f"{m}.first": member.moments[0], f"{m}.second": member.moments[1]}
+        tensors |= {f"{m}.{name}": tensor for name, tensor in position.member.kept().items()}
         tensors[f"{m}.order"] = position.order.get_state()
-        for i, (live, zero) in enumerate(zip(member.live, member.zero, strict=True)):
-            tensors |= {f"{m}.live.{i}": torch.from_numpy(live), f"{m}.zero.{i}": torch.from_numpy(zero)}
     meta = {
         "layers": [layer.path for layer in course.program.layers],
         "cycle": cycle,
@@ -152,7 +153,7 @@ def _write(path: Path, cycle: int, source: str, networks: list[list[Network]], c
     checkpoints.save_checkpoint(tensors, path, meta)
 
 
-def _layers(tensors: Mapping[str, Tensor], prefix: str, program: BitsProgram) -> dict[str, LayerBits]:
+def _layers(tensors: Mapping[str, Tensor], prefix: str, program: Program) -> dict[str, LayerBits]:
     layers = {}
     for i, layer in enumerate(program.layers):
         arrays = {name: tensors[key].numpy() if (key := f"{prefix}.{i}.{name}") in tensors else None for name in ARRAYS}
@@ -160,16 +161,13 @@ def _layers(tensors: Mapping[str, Tensor], prefix: str, program: BitsProgram) ->
     return layers
 
 
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _position(tensors: Mapping[str, Tensor], m: str, entry: Mapping[str, Any], course: Course) -> Position:
-    count = len(course.program.layers)
-    member = BitsMember(
-        course.program,
-        [tensors[f"{m}.live.{i}"].numpy() for i in range(count)],
-        [tensors[f"{m}.zero.{i}"].numpy() for i in range(count)],
-        tensors[f"{m}.values"].clone(),
-        (tensors[f"{m}.first"].clone(), tensors[f"{m}.second"].clone()),
-        entry["taken"],
-    )
+    member = course.positions[int(m)].member.at(_below(tensors, f"{m}."), entry["taken"])
     order = torch.Generator()
     order.set_state(tensors[f"{m}.order"])
     return Position(member, order, entry["cycle"], entry["pressure"])

@@ -40,6 +40,7 @@ def learning_summary(plan: Plan, seconds: float) -> list[str]:
     return [
         f"learned bits: {schedule.cycles} cycles{members}, each of {number(epochs)} epochs while all weights are "
         f"alive, and of more later; {min(plan.n_trials, plan.space.size):,} networks",
+        f"trained by: {plan.evaluator.trainer}",
         f"pressed on: {learning.metric}; teacher: {teacher}",
         f"objectives: {', '.join(f'{name} ({d})' for name, d in directions)}",
         f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per epoch (measured on one), about {duration(whole)} of "

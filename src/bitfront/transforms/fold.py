@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitfront.graph import Graph, capture
 from bitfront.operations.lookup import hooks
@@ -38,7 +38,7 @@ class Folded:
     dropouts: tuple[str, ...] = ()
 
 
-def folded(graph: Graph) -> Folded:
+def folded(graph: Graph, sample: Tensor | None = None, *, dropouts: bool = True) -> Folded:
     """The graph without dropouts, and with each batch norm folded into the linear layer or convolution before it, where
     that is possible.
 
@@ -47,19 +47,23 @@ def folded(graph: Graph) -> Folded:
 
     Args:
         graph: a captured model; neither it nor its model is changed.
+        sample: two samples, as the model takes them; None: random numbers will do.
+        dropouts: whether dropouts go; otherwise they stay.
     """
     into = dict(_pairs(graph))
-    dropouts = tuple(path for path, m in graph.model.named_modules() if isinstance(m, _DROPOUTS) and not hooks(m))
-    if not into and not dropouts:
+    gone = tuple(path for path, m in graph.model.named_modules() if isinstance(m, _DROPOUTS) and not hooks(m))
+    gone = gone if dropouts else ()
+    if not into and not gone:
         return Folded(graph, {})
     model = copy.deepcopy(graph.model)
     for norm, layer in into.items():
         _fold(model.get_submodule(layer), model.get_submodule(norm))
-    for path in (*into, *dropouts):
+    for path in (*into, *gone):
         _replace(model, model.get_submodule(path))
-    # A capture looks at shapes, and compares its graph with the model: any two samples will do.
-    sample = torch.randn(2, *graph.sample_shape, generator=torch.Generator().manual_seed(0))
-    return Folded(capture(model, sample), into, dropouts)
+    if sample is None:
+        # A capture looks at shapes, and compares its graph with the model: any two samples will do.
+        sample = torch.randn(2, *graph.sample_shape, generator=torch.Generator().manual_seed(0))
+    return Folded(capture(model, sample), into, gone)
 
 
 def _pairs(graph: Graph) -> list[tuple[str, str]]:

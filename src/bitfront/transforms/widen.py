@@ -68,7 +68,7 @@ def widen(
     _replace_tensors(model, structure, picks, noise, torch.Generator().manual_seed(seed))
     _update_sizes(model, structure, wanted)
     if init == "fresh":
-        _reset(model, seed)
+        fresh(model, seed)
     return model
 
 
@@ -390,7 +390,8 @@ def _update_sizes(model: nn.Module, structure: Channels, widths: Mapping[int, in
                 setattr(module, attribute, new if isinstance(known, tuple) else new[0])
 
 
-def _reset(model: nn.Module, seed: int) -> None:
+def fresh(model: nn.Module, seed: int) -> nn.Module:
+    """Give every module with a method ``reset_parameters`` new parameters by it, in place, and return the model."""
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -398,3 +399,4 @@ def _reset(model: nn.Module, seed: int) -> None:
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
+    return model

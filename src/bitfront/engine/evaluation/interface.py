@@ -26,21 +26,27 @@ from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, capture
-from bitfront.learned_bits.course import Cost, Schedule
-from bitfront.learned_bits.program import Granularities, with_learned_bits
+from bitfront.learned_bits.course import Schedule
+from bitfront.learned_bits.program import Granularities
 from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.learned_bits.state import Cost
 from bitfront.learned_bits.steering import Target
+from bitfront.learned_bits.torch_program import open_program
 from bitfront.learned_bits.trained import TrainedCourse
 from bitfront.metrics.base import Kind, Runner, SampleChoice, Scores, Values
 from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace, ModelSpace
+from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import Choices, DefaultFor, Part, SpaceRequest
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
 from bitfront.transforms.equalise import equalised
+from bitfront.transforms.quantize import SiteFormats
 
+#: The space of formats, in which a file can give some to layers that learn no bits.
+QUANTIZE = "graph/quantize/mixed_precision_ptq"
 #: The only candidate of a space with one option everywhere.
 ONLY_CODE = np.zeros(0, dtype=np.int64)
 
@@ -87,6 +93,7 @@ class BitsLearning:
         float_epochs: for how many epochs members after the first are trained in float, from new weights; 0: they start
             from the model.
         course: the training so far, shared by all jobs that are derived from one.
+        device: where it is trained.
     """
 
     x: Tensor
@@ -103,10 +110,15 @@ class BitsLearning:
     temperature: float = 1.0
     float_epochs: int = 0
     course: TrainedCourse = field(default_factory=TrainedCourse)
+    device: str = "cpu"
 
-    def space(self, graph: Graph) -> LearnedBitsSpace:
-        """The space of the positions on the course of a captured model."""
-        folded, program = with_learned_bits(graph, self.x[:1].shape[1:], self.default, self.named)
+    def space(self, graph: Graph, offered: Mapping[str, Sequence[SiteFormats]] | None = None) -> LearnedBitsSpace:
+        """The space of the positions on the course of a captured model.
+
+        Args:
+            offered: site → the formats by operand that a file offers there.
+        """
+        folded, program = open_program(graph, self.x[:3], self.default, self.named, self.device, offered)
         return LearnedBitsSpace(folded, program, self.schedule, graph)
 
 
@@ -165,9 +177,19 @@ class EvaluationJob:
         graph = capture(self.model, self.sample, training=self.trains)
         graph = equalised(graph) if self.equalise else graph
         if self.learning is not None:
-            return self.learning.space(graph)
+            return self.learned_space(graph)
         request = SpaceRequest(graph, self.by, self.choices, parts=self.parts, default_for=self.default_for)
         return SPACES.get(self.space)(request)
+
+    def learned_space(self, graph: Graph) -> LearnedBitsSpace:
+        """The space of a training with learned bits of a captured model. Raises ConfigError."""
+        assert self.learning is not None
+        if not self.choices or SPACES.official(self.space) != QUANTIZE:
+            return self.learning.space(graph)
+        request = SpaceRequest(graph, self.by, self.choices, float_only=True, default_for=self.default_for)
+        space = QuantizationSpace(request)
+        offered = zip((site.name for site in space.sites), space.site_formats, strict=True)
+        return self.learning.space(graph, dict(offered))
 
     def make_runners(self) -> tuple[Runner, ...]:
         """New metric runners."""
@@ -287,6 +309,11 @@ class Evaluator(ABC):
     @abstractmethod
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""
+
+    @property
+    def trainer(self) -> str:
+        """Who carries out a training with learned bits, and why, in words; empty without one."""
+        return ""
 
     def seconds_per_epoch(self) -> float:
         """Seconds of an epoch of a training with learned bits, measured; 0 without one."""

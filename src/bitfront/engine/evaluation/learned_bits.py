@@ -7,6 +7,7 @@ any other: by a ``FixedEvaluator`` with its weights and formats, which knows not
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -21,12 +22,15 @@ from torch import Tensor, nn
 from bitfront.constraints import total
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.interface import ONLY_CODE, BatchMetrics, BitsLearning, EvaluationJob, Evaluator, joined
-from bitfront.learned_bits.course import Course, Network, Samples, starting_ranges
+from bitfront.formats.base import Format, Operand
+from bitfront.learned_bits.course import Course, Network, starting_ranges
 from bitfront.learned_bits.floats import EPOCHS, TEACHERS, WIDER, fresh_models, soft_targets
-from bitfront.learned_bits.member import Floats
 from bitfront.learned_bits.network import formats_of, state_of
+from bitfront.learned_bits.program import BitsProgram
 from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.learned_bits.state import Floats, Samples
 from bitfront.learned_bits.steering import Target
+from bitfront.learned_bits.torch_program import TorchProgram
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
@@ -88,7 +92,15 @@ class LearnedBitsEvaluator(Evaluator):
 
     def _evaluator(self, network: Network) -> FixedEvaluator:
         graph = self._space.graph
-        return self._float.trained(state_of(graph, network.layers), formats_of(graph, network.layers))
+        state = state_of(graph, network.layers, network.floats)
+        return self._float.trained(state, {**self._fixed, **formats_of(graph, network.layers)})
+
+    @functools.cached_property
+    def _fixed(self) -> dict[str, dict[Operand, Format]]:
+        """Site → operand → format, of what learns no bits; calibrated on the model where the training starts."""
+        fixed = self._space.fixed
+        formats = self._float.formats(ONLY_CODE) if fixed else {}
+        return {site: of_site for site, of_site in formats.items() if site in fixed}
 
     def _begin(self) -> Course:
         largest = self._largest()  # it may be an error, so it comes before everything that takes time
@@ -97,14 +109,31 @@ class LearnedBitsEvaluator(Evaluator):
 
     def _largest(self) -> list[Floats]:
         """The largest magnitude of each value of the input of each layer."""
-        some = self.learning.x[:RANGE_SAMPLES].float()
-        return starting_ranges(self._space.graph.model, self._space.program, some, lambda m, x: m(x))
+        program, some = self._space.program, self.learning.x[:RANGE_SAMPLES]
+        some = some.float() if isinstance(program, BitsProgram) else some
+        return starting_ranges(self._space.graph.model, program, some, lambda m, x: m(x))
 
     def _course(self, models: Sequence[nn.Module], largest: Sequence[Floats], targets: Tensor | None) -> Course:
         """A course at its start, with these members."""
         learning, space = self.learning, self._space
-        train, val = Samples.of(learning.x, learning.y), Samples.of(learning.val_x, learning.val_y)
-        return Course.begin(space.program, models, largest, learning.schedule, learning.cost, train, val, targets)
+        train, val = (self._samples(*split) for split in ((learning.x, learning.y), (learning.val_x, learning.val_y)))
+        if targets is not None:
+            train = replace(train, targets=targets.to(train.x.device))
+        program = space.program
+        if isinstance(program, TorchProgram):
+            program = replace(program, fixed=self._fixed)
+        return Course.begin(program, models, largest, learning.schedule, learning.cost, train, val)
+
+    def _samples(self, x: Tensor, y: Tensor) -> Samples:
+        """Samples as the network's trainer takes them."""
+        if isinstance(self._space.program, BitsProgram):
+            return Samples.of(x, y)
+        return Samples(x.to(self.learning.device), y.int().to(self.learning.device))
+
+    @property
+    def trainer(self) -> str:
+        """Who carries out the training, and why, in words."""
+        return self._space.program.trainer
 
     def seconds_per_epoch(self) -> float:
         """Seconds of one epoch of one member with all its weights, measured; no teacher, and nothing is kept."""
@@ -132,7 +161,9 @@ class LearnedBitsEvaluator(Evaluator):
             return [self._space.graph.model] * count
         models = self._trained(learning.float_epochs, schedule.seed + 1, count)
         original = self._space.original
-        return [folded(replace(original, model=model)).graph.model for model in models]
+        dropouts = isinstance(self._space.program, BitsProgram)
+        graphs = (replace(original, model=model) for model in models)
+        return [folded(graph, self.learning.x[:2], dropouts=dropouts).graph.model for graph in graphs]
 
     def _trained(self, epochs: int, seed: int, count: int, wider: int = 1) -> list[nn.Module]:
         learning, schedule = self.learning, self.learning.schedule
@@ -219,7 +250,9 @@ class LearnedBitsEvaluator(Evaluator):
     def _source(self) -> str:
         """A fingerprint of everything that the training depends on beside the constraints."""
         learning, digest = self.learning, hashlib.sha256()
-        settings = (learning.schedule, learning.cost, learning.default, sorted(learning.named.items()))
+        fixed = {site: sorted((o, repr(f)) for o, f in of.items()) for site, of in self._space.fixed.items()}
+        trainer = "compiled" if isinstance(self._space.program, BitsProgram) else (learning.device, fixed)
+        settings = (learning.schedule, learning.cost, learning.default, sorted(learning.named.items()), trainer)
         teacher = learning.teacher if isinstance(learning.teacher, str) else "a checkpoint"
         digest.update(repr((settings, teacher, learning.temperature, learning.float_epochs)).encode())
         given = {} if isinstance(learning.teacher, str) else learning.teacher

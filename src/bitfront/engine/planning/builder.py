@@ -165,8 +165,7 @@ def _space(config: Config, graph: Graph) -> ModelSpace:
 
 def _learned_space(job: EvaluationJob, graph: Graph) -> ModelSpace:
     """The space of a training with learned bits. Raises ConfigError."""
-    assert job.learning is not None
-    return job.learning.space(graph)
+    return job.learned_space(graph)
 
 
 def _job(
@@ -183,7 +182,7 @@ def _job(
     search = config.search
     with config.locating():
         training = candidate_training(config, runners, dataset, objectives)
-        learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model)
+        learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device)
     return EvaluationJob(
         model=graph.model,
         sample=dataset.split("train")[0][:2],

@@ -16,8 +16,10 @@ from bitfront.engine.evaluation.interface import BitsLearning, Evaluator
 from bitfront.engine.planning.runners import Runners, chosen_samples
 from bitfront.engine.planning.training import configured_training
 from bitfront.errors import CheckpointError, ConfigError, one_of
-from bitfront.learned_bits.course import Cost, Schedule
+from bitfront.learned_bits.course import Schedule
 from bitfront.learned_bits.program import Granularities
+from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.learned_bits.state import Cost
 from bitfront.learned_bits.steering import Target
 from bitfront.objectives import Objectives
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy
@@ -44,6 +46,7 @@ def bits_learning(
     objectives: Objectives,
     dataset: Dataset,
     model: nn.Module,
+    device: str,
 ) -> BitsLearning | None:
     """How weights and bits are learned together; None with another strategy.
 
@@ -92,6 +95,7 @@ def bits_learning(
         _teacher(config, settings, model),
         settings.temperature,
         settings.float_epochs,
+        device=device,
     )
 
 
@@ -192,8 +196,10 @@ def _batch(samples: int) -> int:
 
 
 def _counts_as_reported(evaluator: Evaluator) -> bool:
-    """Whether the training counts its cost as it is reported: EBOPs, in their usual convention."""
-    learning = evaluator.job.learning
+    """Whether the training counts its cost as it is reported: EBOPs, in their usual convention, of whole networks."""
+    learning, space = evaluator.job.learning, evaluator.space
+    if isinstance(space, LearnedBitsSpace) and space.program.float_macs:
+        return False
     runners = [r for r in evaluator.job.runners if r.name == "ebops"]
     usual = all(runner.settings == type(runner.settings)() for runner in runners)
     return learning is not None and learning.metric == "ebops" and usual

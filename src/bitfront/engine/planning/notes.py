@@ -11,6 +11,7 @@ from bitfront.engine.planning.training import configured_training
 from bitfront.graph.capture import parameter
 from bitfront.graph.memory import stored_tensors
 from bitfront.graph.outputs import outputs_note
+from bitfront.learned_bits.space import LearnedBitsSpace
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.transforms.correct import has_bias, norms_behind
 from bitfront.transforms.equalise import pairs_of
@@ -99,6 +100,11 @@ def _training_notes(
         notes = []
         if learns and config.search.strategy.setup.n_jobs > 1:
             notes.append("n_jobs has no effect: learned bits are trained in one process, a member on each core")
+        table = config.search.search_space
+        if isinstance(space, LearnedBitsSpace) and (table.seed or table.parts) and not space.fixed:
+            notes.append(
+                "[search.search_space] has no effect: bits are learned, and what learns no bits stays in float"
+            )
         if not config.search.strategy.eval_mode:
             notes.append("eval_mode = false has no effect: candidates are evaluated in eval mode")
         if space.changes_widths and not learns:
