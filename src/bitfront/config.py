@@ -270,6 +270,15 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     return from_document(document, overrides)
 
 
+def _without_sampler(values: dict[str, Any], changes: Mapping[str, Any]) -> list[str]:
+    """Remove the file's sampler where a strategy that is given beside the file takes its place. Returns notes."""
+    name = changes.get("search.strategy.name")
+    if not name or str(name).partition(":")[0] == "optuna" or "search.strategy.setup.sampler" in changes:
+        return []
+    sampler = values.get("search", {}).get("strategy", {}).get("setup", {}).pop("sampler", None)
+    return [] if sampler is None else [f"strategy {name} takes the place of the file's sampler {sampler!r}"]
+
+
 def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration in a parsed document, changed by `overrides`.
 
@@ -291,6 +300,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
         # A sampler belongs to the strategy optuna, whichever strategy the file names.
         changes.setdefault("search.strategy.name", "optuna")
     _override(values, changes, document)
+    notes += _without_sampler(values, changes)
     check_texts(values, (), document, changes)
     values = _without_na(values)
     try:

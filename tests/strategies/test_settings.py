@@ -195,3 +195,14 @@ def test_variants_stand_behind_a_colon():
         with_variant("evolution:tpe")
     with pytest.raises(ConfigError, match=r"'gp' is a sampler of strategy 'optuna'; write optuna:gp"):
         configured_strategy("gp")
+
+
+def test_a_strategy_beside_the_file_takes_the_place_of_its_sampler():
+    values = {"model": "jsc-tiny", "dataset": "jsc", "search": {"strategy": {"setup": {"sampler": "tpe"}}}}
+    document = tomlfile.Document("f.toml", values)
+    assert from_document(document).search.strategy.name == "optuna"
+    config = from_document(document, {"search.strategy.name": "surrogate"})
+    assert config.search.strategy.setup.of_strategy == {}
+    assert config.notes == ("strategy surrogate takes the place of the file's sampler 'tpe'",)
+    kept = from_document(document, {"search.strategy.name": "optuna"})
+    assert kept.search.strategy.setup.of_strategy == {"sampler": "tpe"}
