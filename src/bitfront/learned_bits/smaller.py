@@ -4,8 +4,9 @@ A channel leaves if, for each layer that reads it, one of two things holds. All 
 the layer reads a constant, because all weights that compute the channel are zero: the constant then goes into the bias
 of that layer, where no bit of a sum changes by that. Otherwise the channel stays, and a note says why.
 
-All operands of the layers have bits of each value, so it is known which sums are exact. A channel that leaves makes
-others do nothing, so this is repeated until none leaves.
+All operands of such a layer have bits of each value, so it is known which sums are exact. Channels that another layer
+computes or reads stay: one in float, and one whose channels are not the first dimension of a sample. A channel that
+leaves makes others do nothing, so this is repeated until none leaves.
 """
 
 from __future__ import annotations
@@ -66,29 +67,34 @@ def without_idle_channels(graph: Graph, formats: Formats, x: Tensor) -> Smaller:
 
     Args:
         graph: the captured model, with weights on the grids of their formats; it is not changed.
-        formats: site → operand → format: a ``FixedMap`` for each operand of the layers.
+        formats: site → operand → format: each a ``FixedMap``; none for what stays in float.
         x: one sample or more, shape (samples, *features): constants are read from what the network computes of them.
 
     Raises:
-        RunError: a format is another one, so it is unknown which sums are exact.
-        CaptureError: the model was not traced.
+        RunError: a format is another one, so it is unknown which sums are exact; or the model was not traced.
     """
+    if graph.fx_graph is None:
+        raise RunError(
+            "the smaller network exists only for a model that torch.fx can trace, to see which layers share channels; "
+            f"rebuild this trial without `smaller`. What stopped torch.fx: {graph.untraced}"
+        )
     for site, of_site in formats.items():
         for operand, form in of_site.items():
             if form.value_bits is None:
                 raise RunError(
-                    f"the smaller network exists only where bits were learned (strategy 'learned_bits'), and {operand} "
-                    f"of {site} is {form.label}; rebuild this trial without `smaller`"
+                    "the smaller network exists only where bits were learned (strategy 'learned_bits'), or nothing is "
+                    f"rounded, and {operand} of {site} is {form.label}; rebuild this trial without `smaller`"
                 )
-    before, x = _shapes(graph), x[:8]
+    step = _Step(graph, formats, x[:8])
+    before = step.shapes()
     while True:
-        step = _Step(graph, formats, x)
         found = ((group, kept) for group in step.structure.groups if (kept := step.kept(group)) is not None)
         group, kept = next(found, (None, None))
         if group is None or kept is None:
-            now = _shapes(graph)
+            now = step.shapes()
             return Smaller(graph, formats, {p: (before[p], now[p]) for p in before}, tuple(step.stays))
         graph, formats = step.without(group, *kept)
+        step = _Step(graph, formats, x[:8])
 
 
 def compared(result: Smaller, larger: nn.Module, splits: Mapping[str, Tensor], chunk: int = 4096) -> Smaller:
@@ -117,10 +123,6 @@ def compared(result: Smaller, larger: nn.Module, splits: Mapping[str, Tensor], c
     return replace(result, samples=count)
 
 
-def _shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    return {layer.path: tuple(_module(graph, layer).weight.shape) for layer in channels(graph).layers if layer.path}
-
-
 def _module(graph: Graph, layer: Layer) -> Any:
     return graph.model.get_submodule(layer.path)  # a linear layer or a convolution
 
@@ -143,18 +145,37 @@ class _Step:
     """One look at a network: which channels do nothing.
 
     Attributes:
+        layers: those that can lose channels, by name.
         stays: of a group that does nothing in part and stays, why.
     """
 
     def __init__(self, graph: Graph, formats: Formats, x: Tensor) -> None:
-        self.graph, self.formats, self.structure = graph, formats, channels(graph)
+        self.graph, self.formats, self.structure, self._x = graph, formats, channels(graph), x
+        self.layers = {layer.name: layer for layer in self.structure.layers if not self._obstacle(layer)}
         self.stays: list[str] = []
         self._read: dict[str, Tensor] = {}
         deployed = quantize(graph, formats)
-        for layer in self.structure.layers:
+        for layer in self.layers.values():
             deployed.get_submodule(layer.path).register_forward_pre_hook(self._look_at(layer.name))
         with torch.no_grad():
             deployed(x.clone())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path of a layer whose bits were learned → shape of its weight."""
+        return {
+            layer.path: tuple(_module(self.graph, layer).weight.shape)
+            for layer in self.structure.layers
+            if layer.path and layer.name in self.formats
+        }
+
+    def _obstacle(self, layer: Layer) -> str:
+        """Why the channels of a layer stay, in words; empty if they can leave."""
+        if not layer.path or layer.name not in self.formats:
+            return "stays in float"
+        site = self.graph.site(layer.name)
+        if len(site.weight_shape) == 2 and len(site.inputs[0]) > 1:
+            return "is called for each token"
+        return ""
 
     def _look_at(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -166,9 +187,13 @@ class _Step:
         """(the channels of a group that stay, layer → its bias with the constants of the others); None if all stay."""
         if group.fixed or group.mixed_by or not group.producers:
             return None
+        others = {*group.producers, *group.consumers} - self.layers.keys()
+        if others:
+            self._say_what_is_not_seen(group, others)
+            return None
         free = np.ones(group.width, dtype=bool)
         readings = []
-        for layer in self.structure.layers:
+        for layer in self.layers.values():
             if layer.name in group.consumers and not self._depthwise(layer):
                 useless, reading = self._reading(group, layer)
                 free &= useless
@@ -197,6 +222,10 @@ class _Step:
         names, blocks = ", ".join(group.producers), ", ".join(group.blocked_by)
         why = f"{blocks} cuts its channels into equal blocks" if blocks else "a layer needs one"
         self.stays.append(f"{number} of {names} that {'does' if number == 1 else 'do'} nothing: {why}")
+
+    def _say_what_is_not_seen(self, group: ChannelGroup, others: set[str]) -> None:
+        reasons = (f"{name} {self._obstacle(self.structure.layer(name))}" for name in sorted(others))
+        self.stays.append(f"those of {', '.join(group.producers)}, whatever they do: {', '.join(reasons)}")
 
     def _reading(self, group: ChannelGroup, layer: Layer) -> tuple[Mask, _Reading]:
         """(the channels that the layer does not need, what it reads of them)."""
@@ -229,7 +258,7 @@ class _Step:
     def _before(self, layer: Layer) -> set[str]:
         """The layers whose outputs it reads, with no other layer between."""
         assert self.graph.fx_graph is not None
-        names = {each.name for each in self.structure.layers}
+        names = {each.name for each in self.structure.layers}  # also those that keep their channels
         start = next(node for node in self.graph.fx_graph.nodes if node.name == layer.name)
         seen: set[fx.Node] = set()
         ahead = list(start.all_input_nodes)
@@ -310,7 +339,7 @@ class _Step:
                 module.get_parameter("bias").copy_(torch.from_numpy(bias))
             formats[name]["bias"] = _wide_enough(_fixed(formats[name]["bias"]), bias)
         picks = {group.index: torch.from_numpy(kept)}
-        for layer in self.structure.layers:
+        for layer in self.layers.values():
             axes = {"data_in": layer.inputs, "bias": layer.outputs}
             for operand, form in formats[layer.name].items():
                 fixed = _fixed(form)
@@ -322,8 +351,7 @@ class _Step:
                 widths, points = (a.numpy() for a in arrays)
                 formats[layer.name][operand] = FixedMap.of(widths, points, signed=fixed.signed, samples=fixed.samples)
         model = narrowed(replace(self.graph, model=model), self.structure, picks)
-        sample = torch.randn(2, *self.graph.sample_shape, generator=torch.Generator().manual_seed(0))
-        return capture(model, sample), formats
+        return capture(model, torch.cat([self._x, self._x])[:2]), formats
 
 
 def _each(places: Indices, mask: Mask, width: int) -> Mask:

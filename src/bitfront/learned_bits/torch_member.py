@@ -248,7 +248,7 @@ class Running:
             self.first.add_(g - self.first, alpha=0.1)
             self.second.mul_(0.999).addcmul_(g, g, value=0.001)
             change = self.first / (self.second.sqrt() / root + 1e-8)
-            size = rate / (1 - 0.9**count)
+            size = min(rate / (1 - 0.9**count), torch.finfo(torch.float32).max)
             change[self.first_bits : self.bits_end].mul_(bits_rate)
             self.values.add_(change, alpha=-size)
 

@@ -1,4 +1,4 @@
-"""Numbers of bits as the compiled steps have them: learned ones, and the supported ones that take their place."""
+"""Numbers of bits as both trainers have them: learned ones, and the supported ones that take their place."""
 
 from __future__ import annotations
 

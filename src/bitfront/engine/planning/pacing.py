@@ -16,6 +16,7 @@ import torch
 from bitfront.engine.evaluation.learned_bits import LearnedBitsEvaluator
 from bitfront.engine.planning.plan import Plan
 from bitfront.learned_bits.course import Pace, Schedule
+from bitfront.learned_bits.space import LearnedBitsSpace
 
 #: The share of the time that is planned; the rest is for cycles that take longer than those before.
 PLANNED = 0.9
@@ -98,9 +99,10 @@ def with_timeout(plan: Plan, epoch: float) -> Plan:
     learning, timeout = plan.evaluator.job.learning, plan.settings.strategy.setup.timeout
     if learning is None or timeout is None or not plan.chooses_length:
         return plan
-    threads = plan.evaluator.job.threads or torch.get_num_threads()
+    threads, space = plan.evaluator.job.threads or torch.get_num_threads(), plan.space
+    assert isinstance(space, LearnedBitsSpace)
     schedule = learning.schedule
-    beside = epoch * schedule.members / min(threads, schedule.members)
+    beside = epoch * schedule.members / space.program.at_a_time(threads, schedule.members)
     schedule = fitting(schedule, timeout, beside, 0.0)
     return plan.paced(schedule.cycles, schedule.epochs)
 
