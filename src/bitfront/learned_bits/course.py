@@ -276,11 +276,10 @@ class Course:
 
         rounds: list[float] = []
         threads = self.program.at_a_time(threads, len(self.positions))
-        begin = time.perf_counter()
+        copies, begin = [position.copy() for position in self.positions], time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:
             while len(rounds) < 3 and (not rounds or time.perf_counter() - begin < 1):
-                each = pool.map(timed, [position.copy() for position in self.positions])
-                rounds.append(sum(each) / threads)
+                rounds.append(sum(pool.map(timed, copies)) / threads)
         # What happens once is in the first round.
         return float(np.mean(rounds[1:] or rounds))
 
