@@ -28,7 +28,7 @@ def lines(result: Transformed) -> list[str]:
     assert small is not None
     before, now = (sum(math.prod(shapes[k]) for shapes in small.layers.values()) for k in (0, 1))
     if before == now:
-        what = "every channel does something, so the smaller network is the same one"
+        what = "no channel leaves, so the smaller network is the same one"
     else:
         what = f"the smaller network has {now:,} of {before:,} weights"
     known = result.trial.metrics if result.trial else {}
