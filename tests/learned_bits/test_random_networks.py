@@ -1,8 +1,9 @@
-"""Random small networks through a whole search with learned bits: what is reported of each trial is what whole numbers
-give, and what counting product by product gives."""
+"""Random small networks through a whole search with learned bits, by compiled steps and by torch: what is reported of
+each trial is what whole numbers give, and what counting product by product gives."""
 
 import math
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,8 +17,6 @@ import bitfront as bf
 from bitfront.api import dataset_of
 from bitfront.kernels import bits
 from properties import max_examples
-
-pytestmark = pytest.mark.skipif(not bits.available(), reason="no compiled training of bits")
 
 GRANULARITIES = st.sampled_from(["element", "channel", "layer"])
 METRICS = ["accuracy", "loss", "ebops", "bops", "model_size", "average_bitwidth", "sparsity"]
@@ -44,6 +43,10 @@ def searches(draw):
         "learning_rate": draw(st.sampled_from([3e-3, 3e-2, 0.3])),
         "first_pressure": draw(st.sampled_from([1e-5, 1e-3, 0.1])),
     }
+    for operand in ("weight", "data_in"):
+        if setup[operand] != "element" and not named:
+            setup[f"{operand}_width"] = draw(st.sampled_from([None, [4, 8], [0, 2, 6]]))
+    setup["bias_width"] = draw(st.sampled_from([None, [5, 12]]))
     convention = {
         "sign_bits": draw(st.booleans()),
         "count": draw(st.sampled_from(["width", "set_bits"])),
@@ -77,10 +80,22 @@ def check_costs(reported, layers, convention):
     assert reported["sparsity"] == pytest.approx(zeros / weights, rel=1e-12)
 
 
+@pytest.mark.skipif(not bits.available(), reason="no compiled training of bits")
 @max_examples(30, shrink=False)
 @given(searches())
 def test_what_is_reported_is_what_whole_numbers_give(search):
-    network, setup, convention, seed = search
+    check_search(*search)
+
+
+@max_examples(10, shrink=False)
+@given(searches())
+def test_in_torch_too(search):
+    with mock.patch.object(bits, "available", return_value=False):
+        check_search(*search)
+
+
+def check_search(network, setup, convention, seed):
+    """Every trial of a search, and the smaller network of the last one."""
     data = {split: clusters(network, size, place) for place, (split, size) in enumerate(SIZES.items())}
     x, y = (tensor.numpy() for tensor in data["val"])
     with tempfile.TemporaryDirectory() as folder:
