@@ -19,6 +19,7 @@ from bitfront.config import Config, StrategySetup
 from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import from_object
+from bitfront.data.targets import CLASSES, Targets
 from bitfront.engine.comparison.compare import prepared, run_comparison
 from bitfront.engine.comparison.results import Comparison
 from bitfront.engine.planning.builder import make_plan
@@ -43,6 +44,9 @@ from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.configured import ConfiguredStrategy, all_settings, configured_strategy, with_variant
 from bitfront.strategies.optuna import MEANINGS
+from bitfront.tasks import TASKS
+from bitfront.tasks.base import Task
+from bitfront.tasks.configured import named_task, task_of
 from bitfront.template import DEFAULT_TARGET, target_named, template
 
 #: The name of a dataset from memory.
@@ -159,7 +163,7 @@ def _laid_out(
 ) -> Plan:
     """The plan of a search; objects among the arguments replace what the configuration names."""
     given_model = model if isinstance(model, nn.Module) else None
-    given_data = dataset_of(data, config.seed, events)
+    given_data = dataset_of(data, config.seed, events, task_of(config).targets)
     return make_plan(
         config,
         model=given_model,
@@ -211,7 +215,9 @@ def _configured(
         flat["dataset"] = data
     elif data is not None:
         values = {**values, "dataset": data.name if isinstance(data, Dataset) else ARRAYS}
-    table = _search_table(space, metrics, strategy)
+    named = overrides.get("task", values.get("task", "cls"))
+    given_settings = overrides.get("task_settings", values.get("task_settings"))
+    table = _search_table(space, metrics, strategy, named_task(named, given_settings))
     if table:
         values = _merged(values, {"search": table})
     return configuration.from_document(tomlfile.Document(name, values, lines), flat)
@@ -231,6 +237,7 @@ def _search_table(
     space: Mapping[str, Any] | None,
     metrics: Mapping[str, Any] | Sequence[str] | None,
     strategy: str | Mapping[str, Any] | None,
+    task: Task,
 ) -> dict[str, Any]:
     table: dict[str, Any] = {}
     if space is not None:
@@ -249,7 +256,7 @@ def _search_table(
         strategy_table["metrics"] = {k: {"direction": v} if isinstance(v, str) else dict(v) for k, v in metrics.items()}
         for name in RUNNERS.names():
             runner = RUNNERS.get(name)
-            if any(m.name in metrics for m in runner.produces):
+            if any(m.name in metrics for m in runner.of_task(task)):
                 strategy_table.setdefault(runner.side, {}).setdefault(name, {})
     if strategy_table:
         table["strategy"] = strategy_table
@@ -273,7 +280,7 @@ def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, "setup": setup, "seed": choices}
 
 
-def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dataset | None:
+def dataset_of(data: object, seed: int = 0, events: Events | None = None, targets: Targets = CLASSES) -> Dataset | None:
     """The dataset of the argument `data`: arrays, splits, a torch Dataset or DataLoader; None for a name.
 
     Raises:
@@ -281,7 +288,7 @@ def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dat
     """
     if data is None or isinstance(data, str):
         return None
-    request = DataRequest(seed=seed, report=(events or Events()).note)
+    request = DataRequest(seed=seed, report=(events or Events()).note, targets=targets)
     return from_object(data, request, name=ARRAYS, source="objects in memory")
 
 
@@ -332,7 +339,7 @@ def init(
     return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target), []
 
 
-ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
+ROOMS = ("models", "datasets", "tasks", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
 
 
 def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -346,10 +353,18 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
             for runner in [RUNNERS.get(name)]
             for m in runner.produces
         ]
+        known = {row[0] for row in rows}
+        rows += [
+            (m.name, "basic_evaluation", "sw_runner", m.unit, m.direction, "measured", f"{m.meaning} (task {task})")
+            for task in TASKS.names()
+            for m in TASKS.get(task).metrics
+            if m.name not in known
+        ]
         return ["metric", "runner", "table", "unit", "direction", "kind", "meaning"], rows
     rooms: dict[str, Registry[Any]] = {
         "models": MODELS,
         "datasets": DATASETS,
+        "tasks": TASKS,
         "formats": FORMATS,
         "operations": OPERATIONS,
         "strategies": STRATEGIES,
@@ -358,6 +373,9 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     if what not in rooms:
         raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
     described: list[tuple[str, ...]]
+    if what == "tasks":
+        described = [(n, text, ", ".join(m.name for m in TASKS.get(n).metrics)) for n, text in TASKS.described()]
+        return ["name", "what it is", "metrics beside the loss"], described
     if what == "formats":
         described = [(n, text, ", ".join(FORMATS.get(n).parameters)) for n, text in FORMATS.described()]
         return ["name", "what it is", "parameters of an operand"], described

@@ -78,7 +78,12 @@ def from_object(value: object, request: DataRequest | None = None, *, name: str,
     if isinstance(value, Dataset):
         return value
     reader = _ItemReader(request, source)
-    common: dict[str, Any] = {"name": name, "seed": request.seed, "source": source}
+    common: dict[str, Any] = {
+        "name": name,
+        "seed": request.seed,
+        "source": source,
+        "targets": request.targets,
+    }
     parts = _splits(value, source)
     if parts is None:
         x, y = reader.pair(value, "")

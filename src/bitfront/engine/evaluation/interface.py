@@ -37,6 +37,8 @@ from bitfront.spaces import SPACES
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace, ModelSpace
 from bitfront.spaces.request import Choices, DefaultFor, Part, SpaceRequest
+from bitfront.tasks.base import Results, Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
 from bitfront.transforms.equalise import equalised
@@ -133,6 +135,7 @@ class EvaluationJob:
             learns for itself.
         learning: how weights and bits are learned together; None if they are not.
         equalise: whether channels between two layers of `model` are equalised, before anything is learned.
+        task: what the samples are.
     """
 
     model: nn.Module
@@ -155,6 +158,7 @@ class EvaluationJob:
     equalise: bool = False
     learning: BitsLearning | None = None
     default_for: DefaultFor = "usual"
+    task: Task = CLASSIFICATION
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
@@ -245,8 +249,9 @@ class Evaluator(ABC):
 
     @property
     def accuracy_samples(self) -> SampleChoice | None:
-        """The samples that accuracy is measured on; None where no runner measures it."""
-        choices = (r.settings.samples for r in self.runners if any(m.name == "accuracy" for m in r.produces))
+        """The samples that accuracy, or what leads in another task, is measured on; None where no runner does it."""
+        leading = self.job.task.leading.name
+        choices = (r.settings.samples for r in self.runners if any(m.name == leading for m in r.produces))
         return next(choices, None)
 
     @abstractmethod
@@ -278,11 +283,15 @@ class Evaluator(ABC):
 
     @abstractmethod
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
-        """Loss and correct answers of each candidate on fixed samples of `split`."""
+        """Loss and metrics of the task of each candidate on fixed samples of `split`."""
 
     @abstractmethod
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples)."""
+
+    @abstractmethod
+    def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:
+        """The results per sample of each candidate, as its task has them; None for one that fails."""
 
     @abstractmethod
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:

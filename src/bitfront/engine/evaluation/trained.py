@@ -52,6 +52,7 @@ from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
+from bitfront.tasks.base import Results
 from bitfront.training import StateDict
 from bitfront.transforms.widen import Widths, widen
 
@@ -205,15 +206,12 @@ class TrainedEvaluator(Evaluator):
         return values
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
-        """Loss and correct answers of each candidate on fixed samples of `split`."""
-        loss, correct = np.full(len(codes), np.nan), np.zeros(len(codes), dtype=np.int64)
-        errors = [""] * len(codes)
+        """Loss and metrics of the task of each candidate on fixed samples of `split`."""
+        order, parts = list[int](), list[Scores]()
         for rows, evaluator, network_codes in self._trained_networks(codes):
-            scores = evaluator.scores(network_codes, split, num_samples)
-            loss[rows], correct[rows] = scores.loss, scores.correct
-            for row, error in zip(rows.tolist(), scores.errors, strict=True):
-                errors[row] = error
-        return Scores(loss, correct, len(self.samples(split, num_samples)[1]), tuple(errors))
+            order += rows.tolist()
+            parts.append(evaluator.scores(network_codes, split, num_samples))
+        return Scores.joined(parts, len(self.samples(split, num_samples)[1])).taken(np.argsort(order))
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples)."""
@@ -222,6 +220,15 @@ class TrainedEvaluator(Evaluator):
         for rows, evaluator, network_codes in self._trained_networks(codes):
             answers[rows] = evaluator.answers(network_codes, split, start, stop)
         return answers
+
+    def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:
+        """The results per sample of each candidate."""
+        found: list[Results | None] = [None] * len(codes)
+        for rows, evaluator, network_codes in self._trained_networks(codes):
+            given = evaluator.results(network_codes, split, num_samples)
+            for row, results in zip(rows.tolist(), given, strict=True):
+                found[row] = results
+        return found
 
     # --- networks ----------------------------------------------------------------------------------------------------
 
@@ -264,9 +271,7 @@ class TrainedEvaluator(Evaluator):
 
         with threads(self.job.threads):
             outputs = self._space.graph.outputs
-            trained = (
-                _train(twins, training, self.job.device, most, outputs, select if halving else None) if twins else []
-            )
+            trained = _train(twins, training, self.job, most, outputs, select if halving else None) if twins else []
         for (row, evaluator, _), site_formats, (state, epochs) in zip(missing, formats, trained, strict=True):
             known[row] = TrainedCandidate(self._finished(evaluator, state, site_formats), epochs, site_formats)
         networks = {int(row): evaluator for rows, evaluator, _ in self._untrained_networks(codes) for row in rows}
@@ -336,7 +341,7 @@ class TrainedEvaluator(Evaluator):
                 models = [evaluator.space.graph.model for evaluator in missing]
                 epochs = [training.float_epochs] * len(models)
                 own_settings = replace(training, settings=settings)
-                trained = _train(models, own_settings, self.job.device, epochs, self._space.graph.outputs)
+                trained = _train(models, own_settings, self.job, epochs, self._space.graph.outputs)
             for evaluator, (state, _) in zip(missing, trained, strict=True):
                 model = copy.deepcopy(evaluator.space.graph.model)
                 model.load_state_dict(state)
@@ -393,7 +398,7 @@ class _RecentlyUsed(Generic[Key, Value]):
 def _train(
     models: Sequence[nn.Module],
     training: CandidateTraining,
-    device: str,
+    job: EvaluationJob,
     epochs: Sequence[int],
     outputs: Outputs,
     select: Selection | None = None,
@@ -417,6 +422,7 @@ def _train(
         y={"train": y, "val": y[:CHECKED_SAMPLES]},
         class_names=tuple(map(str, range(training.classes))),
         source="the training split",
+        targets=job.task.targets,
     )
     rungs = training.halving.rungs if select and training.halving else ()
     stops = list(epochs)
@@ -432,8 +438,9 @@ def _train(
         models,
         few,
         training.settings,
-        device=device,
+        device=job.device,
         outputs=outputs,
+        task=job.task,
         keep=keep,
         alone=training.separately,
     )

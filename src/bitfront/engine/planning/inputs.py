@@ -14,11 +14,13 @@ from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load_dataset
 from bitfront.engine.storage.folder import WEIGHTS
-from bitfront.errors import CaptureError, CheckpointError, ConfigError
+from bitfront.errors import CaptureError, CheckpointError, ConfigError, DataError
 from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model
+from bitfront.tasks.base import Task
+from bitfront.tasks.configured import task_of
 
 #: Samples, and values of their outputs, in a forward fingerprint.
 FINGERPRINT_SAMPLES, FINGERPRINT_VALUES = 4, 64
@@ -101,21 +103,34 @@ def open_data(config: Config, report: Any = None, progress: Any = None) -> Datas
         progress: called while a file is downloaded; see ``DataRequest``.
 
     Raises:
-        ConfigError: there is no such dataset.
-        DataError: the data cannot be read or downloaded.
+        ConfigError: there is no such dataset, or no such task.
+        DataError: the data cannot be read or downloaded, or has other targets than the task.
     """
+    task = task_of(config)
     request = DataRequest(
         path=config.path(config.dataset_path) if config.dataset_path else None,
         seed=config.seed,
         **({"report": report} if report else {}),
         progress=progress,
+        targets=task.targets,
     )
     with config.locating():
         try:
-            return load_dataset(config.dataset, request)
+            dataset = load_dataset(config.dataset, request)
+            check_targets(dataset, task, config)
+            return dataset
         except ConfigError as error:
             error.key = error.key or ("dataset",)
             raise
+
+
+def check_targets(dataset: Dataset, task: Task, config: Config) -> None:
+    """Raises DataError where the targets of a dataset are not those of the task."""
+    if dataset.targets is not task.targets:
+        raise DataError(
+            f"dataset {dataset.name!r} has {dataset.targets.name} as targets, and task = {config.task!r} needs "
+            f"{task.targets.name}: {task.targets.needed}; give other data, or another task (`bitfront list tasks`)"
+        )
 
 
 def open_model(config: Config, dataset: Dataset) -> nn.Module:

@@ -21,6 +21,7 @@ from bitfront.objectives import Objectives
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.strategies.base import Strategy
 from bitfront.strategies.configured import ConfiguredStrategy
+from bitfront.tasks.configured import described
 
 #: Counts up when the same settings give other ranges: trials with the ranges of before do not belong to this search.
 RANGES = 2
@@ -151,6 +152,8 @@ class Plan:
             **({"bitwidth": "of all weights"} if self._counts_others else {}),
             # An earlier version counted signs, and no biases.
             **({"ebops_count": "as HGQ2"} if "ebops" in self.sides else {}),
+            # Nor is there of classification, which was the only task.
+            **({} if self.evaluator.job.task.classifies else {"task": described(self.config)}),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }
