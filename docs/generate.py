@@ -299,6 +299,8 @@ def _type(field: FieldInfo) -> str:
         isinstance(a, type) and issubclass(a, config.Table) for a in get_args(annotation)
     ):
         return "table"
+    if list in map(get_origin, (annotation, *get_args(annotation))):
+        return "list"
     plain = {str: "text", int: "whole number", float: "number", bool: "true, false"}
     kind = next(plain[t] for t in (annotation, *get_args(annotation)) if t in plain)
     limits = []
