@@ -244,3 +244,60 @@ def test_a_segmentation_with_a_u_net(shell):
         assert low <= entry["software_metrics"]["miou"] <= high
     typed = shell("test", "--config", "task.toml")
     assert "miou 0." in typed.out
+
+
+LANGUAGE = """\
+import torch
+from torch import nn
+
+class Language(nn.Module):
+    def __init__(self, vocabulary, width=16):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.mix = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.embedding.weight  # tied
+
+    def forward(self, ids):
+        assert not ids.is_floating_point()
+        return self.head(self.mix(self.embedding(ids))[0])
+
+def net(sample_shape, num_classes):
+    return Language(num_classes)
+"""
+
+
+def sentences(samples=400, length=12, vocabulary=20):
+    """Each token follows from the one before, nine times of ten."""
+    rng = np.random.default_rng(0)
+    after = rng.permutation(vocabulary)
+    tokens = [rng.integers(0, vocabulary, size=samples)]
+    for _ in range(length):
+        tokens.append(np.where(rng.random(samples) < 0.9, after[tokens[-1]], rng.integers(0, vocabulary, size=samples)))
+    ids = np.stack(tokens, axis=1)
+    asked = ids[:, 1:].copy()
+    asked[::5, 8:] = -100
+    return {"X": ids[:, :-1], "y": asked}
+
+
+def test_a_language_model_with_tied_embeddings(shell):
+    top = "[search.constraints]\nperplexity_increase = '<= 50 %'"
+    written(shell, sentences(), LANGUAGE, "perplexity", "language_modelling", top, epochs=10)
+    typed = shell("search", "--config", "task.toml")
+    front = checked(shell, "perplexity")
+    assert all(1 < entry["software_metrics"]["perplexity"] < 20 for entry in front)
+    assert all(entry["software_metrics"]["token_accuracy"] > 0.5 for entry in front)
+    assert "is stored in float, whatever formats the sites get" in typed.err.replace("\n", " ")
+    for entry in front:
+        low, high = entry["intervals"]["perplexity"]
+        assert low < entry["software_metrics"]["perplexity"] < high
+
+
+def test_tied_embeddings_get_a_format_for_each_use(shell):
+    written(shell, sentences(), LANGUAGE, "perplexity", "language_modelling", epochs=4, layers="embedding")
+    text = (shell.folder / "task.toml").read_text()
+    only = text.replace("data_in_width = [4, 8]\nweight_width = [3, 8]\nbias_width = [8]", "weight_width = [3, 8]")
+    shell.write("task.toml", only)
+    typed = shell("search", "--config", "task.toml")
+    assert "2 of 2 candidates evaluated" in typed.out
+    checked(shell, "perplexity")

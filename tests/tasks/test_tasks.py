@@ -41,7 +41,7 @@ def test_classification_conforms_and_is_what_the_compiled_scoring_says():
 
 
 def test_every_task_of_bitfront_is_registered_and_documented():
-    assert {"classification", "multilabel", "regression", "segmentation"} <= set(TASKS.names())
+    assert {"classification", "language_modelling", "multilabel", "regression", "segmentation"} <= set(TASKS.names())
     assert all(text for _, text in TASKS.described())
 
 
@@ -84,7 +84,7 @@ def test_a_constant_target_has_no_r2_and_an_unknown_task_is_refused():
 def test_targets_have_names():
     assert targets_named("numbers") is NUMBERS
     assert targets_named(CLASSES) is CLASSES
-    with pytest.raises(DataError, match="allowed: classes, numbers, labels, masks"):
+    with pytest.raises(DataError, match="allowed: classes, numbers, labels, masks, tokens"):
         targets_named("number of things")
 
 
@@ -208,9 +208,39 @@ def test_masks_are_read_and_refused():
     for wrong, names, message in (
         (y.astype(float), (), "needed are whole numbers"),
         (y[:, 0, 0], (), r"needed are whole numbers \(samples, height, width\)"),
-        (y.astype(int) - 1, (), "classes from -1 to 254"),
+        (y.astype(int) - 1, (), "values from -1 to 254"),
         (y, ("a", "b"), "2 class names, and classes go up to 2"),
-        (np.full((20, 4, 6), 255), (), "no pixel with a label"),
+        (np.full((20, 4, 6), 255), (), "no value with a label"),
     ):
         with pytest.raises(DataError, match=message):
             from_arrays(x, wrong, targets="masks", class_names=names)
+
+
+def test_language_modelling_conforms():
+    asked = torch.randint(0, 11, (20, 6), generator=generator)
+    asked[3:9, 4:] = -100
+    logits = torch.randn(20, 6, 11, generator=generator)
+    values = check_task("language_modelling", {"label_smoothing": 0.1}, logits, asked)
+    theirs = torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), asked.flatten(), ignore_index=-100)
+    assert values["loss"] == pytest.approx(float(theirs), rel=1e-12)
+    assert values["perplexity"] == pytest.approx(float(theirs.exp()), rel=1e-12)
+    there = asked != -100
+    right = independent.accuracy_score(asked[there], logits.argmax(2)[there])
+    assert values["token_accuracy"] == pytest.approx(right, rel=1e-12)
+
+
+def test_tokens_stay_whole_numbers():
+    ids = np.random.default_rng(0).integers(0, 50, size=(40, 9))
+    ids[0, 0] = 63  # never asked for, and still one of the vocabulary
+    data = from_arrays(ids[:, :-1], ids[:, 1:], targets="tokens")
+    assert data.x["train"].dtype == data.y["train"].dtype == torch.int64
+    assert data.num_classes == 64
+    for x, y, message in (
+        (ids / 2, ids, "needed are ids of tokens"),
+        (ids - 1, ids, "x has the id -1; needed are integers from 0"),
+        (ids, ids[:, 0], "needed are ids of tokens"),
+        (ids, ids[:, :, None], r"needed is \(samples, tokens\)"),
+        (ids, np.full_like(ids, -100), "no value with a label"),
+    ):
+        with pytest.raises(DataError, match=message):
+            from_arrays(x, y, targets="tokens")

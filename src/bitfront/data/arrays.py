@@ -24,7 +24,7 @@ from bitfront.data.base import SPLITS, Dataset, Scaler, Split
 from bitfront.data.features import fit_scaler, real_features, refuse_mixed_scales, scale_notes, to_float32
 from bitfront.data.raw import Array, ArrayLike, array_name
 from bitfront.data.splitting import SHARES, refuse_training_rows, row_hashes, split_name, stratified_split
-from bitfront.data.targets import CLASSES, Targets, targets_named
+from bitfront.data.targets import CLASSES, Targets, targets_named, token_ids
 from bitfront.errors import DataError
 
 
@@ -133,13 +133,19 @@ def _with_source(source: str, build: Callable[[], Dataset]) -> Dataset:
 
 def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], description: _Description) -> Dataset:
     """The dataset of (x, y) by split, or under None if the samples are not split yet."""
-    refuse_mixed_scales({split: features for split, (features, _) in pairs.items()})
-    x = {split: real_features(features, array_name("x", split)) for split, (features, _) in pairs.items()}
     targets = description.targets
+    given = {split: features for split, (features, _) in pairs.items()}
+    if not targets.of_tokens:
+        refuse_mixed_scales(given)
+    features_of = token_ids if targets.of_tokens else real_features
+    x = {split: features_of(features, array_name("x", split)) for split, features in given.items()}
     y, class_names = targets.read({split: labels for split, (_, labels) in pairs.items()}, description.class_names)
     _check_shapes(x, y)
     x_by_split, y_by_split, split_notes = _split(x, y, description.seed, targets.stratified)
     named = bool(description.class_names)
+    if targets.of_tokens and not named:
+        # A token that never comes next is one of the vocabulary, too.
+        class_names = tuple(map(str, range(max(len(class_names), *(int(ids.max()) + 1 for ids in x.values())))))
     class_notes = _absent_classes(y_by_split, class_names, named) if targets is CLASSES else []
     scaler = description.standardise if isinstance(description.standardise, Scaler) else None
     if description.standardise and scaler is None:
@@ -152,15 +158,20 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
         )
     return Dataset(
         name=description.name,
-        x={s: torch.from_numpy(to_float32(x_by_split[s], scaler, s)) for s in SPLITS if s in x_by_split},
+        x={s: torch.from_numpy(_final(x_by_split[s], scaler, s, targets)) for s in SPLITS if s in x_by_split},
         y={s: torch.from_numpy(y_by_split[s]) for s in SPLITS if s in y_by_split},
         class_names=class_names,
         source=description.source,
         feature_names=tuple(map(str, description.feature_names)),
-        notes=(*description.notes, *split_notes, *class_notes, *scale_notes(x)),
+        notes=(*description.notes, *split_notes, *class_notes, *([] if targets.of_tokens else scale_notes(x))),
         scaler=scaler,
         targets=targets,
     )
+
+
+def _final(x: Array, scaler: Scaler | None, split: Split, targets: Targets) -> Array:
+    """A copy of the features of a split as a dataset holds them."""
+    return np.array(x, dtype=np.int64, order="C") if targets.of_tokens else to_float32(x, scaler, split)
 
 
 def _check_shapes(x: Mapping[Split | None, Array], y: Mapping[str | None, Array]) -> None:

@@ -71,7 +71,7 @@ class Dataset:
 
     Attributes:
         name: the name in tables and reports.
-        x: by split, float32, shape ``(samples, *features)``.
+        x: by split, float32, shape ``(samples, *features)``; int64 ids where the targets are tokens.
         y: by split, the targets as `targets` has them: for classes int64 indices, shape (samples,).
         class_names: the name of each class, by index; of other targets the name of each output.
         source: where the data came from, for the run folder ("scikit-learn's load_digits", a path ...).
@@ -103,10 +103,10 @@ class Dataset:
         for split, x in self.x.items():
             y = self.y[split]
             fits = y.dtype == self.targets.dtype and y.ndim == self.targets.axes and len(y) == len(x)
-            if x.dtype != torch.float32 or x.ndim < 2 or not fits:
+            if x.dtype != self.dtype or x.ndim < 2 or not fits:
                 raise DataError(
                     f"dataset {self.name!r}: x of {split} is {x.dtype} {tuple(x.shape)} and y is {y.dtype} "
-                    f"{tuple(y.shape)}; needed are float32 (samples, *features) and {self.targets.needed}"
+                    f"{tuple(y.shape)}; needed are {self._dtype_name} (samples, *features) and {self.targets.needed}"
                 )
             if wrong := self.targets.wrong(y, len(self.class_names)):
                 raise DataError(f"dataset {self.name!r}: {split} has {wrong}")
@@ -151,6 +151,15 @@ class Dataset:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch dimension."""
         return tuple(next(iter(self.x.values())).shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the features."""
+        return torch.int64 if self.targets.of_tokens else torch.float32
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def num_classes(self) -> int:

@@ -1,4 +1,4 @@
-"""What the targets of samples are: classes, numbers, labels, masks; how they are read from arrays, and checked.
+"""What the targets of samples are: classes, numbers, labels, masks, tokens; how they are read from arrays, and checked.
 
 A task (``bitfront.tasks``) says which of these its targets are. To add a kind, write a record here.
 """
@@ -32,6 +32,7 @@ class Targets:
             Raises DataError.
         wrong: (targets of a split, number of names) → what they have and what is needed; empty if nothing is wrong.
         stratified: whether a split keeps the shares of classes.
+        of_tokens: whether the features are ids of tokens too, which stay whole numbers.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Targets:
     read: Callable[[Mapping[str | None, ArrayLike], Sequence[str]], tuple[dict[str | None, Array], tuple[str, ...]]]
     wrong: Callable[[Tensor, int], str]
     stratified: bool = False
+    of_tokens: bool = False
 
     def __reduce__(self) -> tuple[Callable[[str], Targets], tuple[str]]:
         # Datasets travel to worker processes; there it is the same record again.
@@ -164,22 +166,48 @@ def _read_masks(
     if names and len(names) < count:
         raise DataError(f"there are {len(names)} class names, and classes go up to {count - 1}; give one for each")
     for split, y in read.items():
-        if wrong := _wrong_masks(torch.from_numpy(y), len(names) or count):
+        if wrong := _wrong_indices(torch.from_numpy(y), len(names) or count):
             raise DataError(f"{array_name('y', split)} has {wrong}")
     return read, tuple(map(str, names or range(count)))
 
 
-def _wrong_masks(y: Tensor, names: int) -> str:
+def _wrong_indices(y: Tensor, names: int) -> str:
     if not y.numel():
-        return "no pixel; needed is one or more"
+        return "no value; needed is one or more"
     least, most = int(torch.where(y == NO_LABEL, 0, y).min()), int(y.max())
     if least >= 0 and most < names:
-        return "no pixel with a label; needed is one or more" if most < 0 else ""
-    return f"classes from {least} to {most}; needed are 0 to {names - 1}, one per class name, or {NO_LABEL} for none"
+        return "no value with a label; needed is one or more" if most < 0 else ""
+    return f"values from {least} to {most}; needed are 0 to {names - 1}, one per class name, or {NO_LABEL} for none"
+
+
+def _read_tokens(
+    targets: Mapping[str | None, ArrayLike], names: Sequence[str]
+) -> tuple[dict[str | None, Array], tuple[str, ...]]:
+    """int64, shape (samples, tokens): the token that is asked for at each place, ``NO_LABEL`` where none is."""
+    read = {split: token_ids(given, array_name("y", split), least=NO_LABEL) for split, given in targets.items()}
+    for split, y in read.items():
+        if y.ndim != 2:
+            raise DataError(f"{array_name('y', split)} has the shape {y.shape}; needed is (samples, tokens)")
+        if wrong := _wrong_indices(torch.from_numpy(y), len(names) or int(y.max()) + 1):
+            raise DataError(f"{array_name('y', split)} has {wrong}")
+    return read, tuple(map(str, names or range(max(2, *(int(y.max()) + 1 for y in read.values())))))
+
+
+def token_ids(given: ArrayLike, what: str, least: int = 0) -> Array:
+    """Ids of tokens as int64, shape (samples, ...). Raises DataError where they are no integers from `least` up."""
+    ids = to_numpy(given, what)
+    if ids.dtype.kind not in "iu" or ids.ndim < 2 or 0 in ids.shape:
+        raise DataError(
+            f"{what} is {ids.dtype} of shape {ids.shape}; needed are ids of tokens: integers (samples, tokens)"
+        )
+    if int(ids.min()) < least:
+        raise DataError(f"{what} has the id {int(ids.min())}; needed are integers from {least}")
+    return ids.astype(np.int64)
 
 
 CLASSES = Targets("classes", "int64 (samples,)", torch.int64, 1, _read_classes, _wrong_classes, stratified=True)
 NUMBERS = Targets("numbers", "float32 (samples, outputs)", torch.float32, 2, _read_numbers, _wrong_numbers)
 LABELS = Targets("labels", "float32 (samples, labels), 0 or 1", torch.float32, 2, _read_labels, _wrong_labels)
-MASKS = Targets("masks", "int64 (samples, height, width)", torch.int64, 3, _read_masks, _wrong_masks)
-KINDS = (CLASSES, NUMBERS, LABELS, MASKS)
+MASKS = Targets("masks", "int64 (samples, height, width)", torch.int64, 3, _read_masks, _wrong_indices)
+TOKENS = Targets("tokens", "int64 (samples, tokens)", torch.int64, 2, _read_tokens, _wrong_indices, of_tokens=True)
+KINDS = (CLASSES, NUMBERS, LABELS, MASKS, TOKENS)
