@@ -301,3 +301,41 @@ def test_tied_embeddings_get_a_format_for_each_use(shell):
     typed = shell("search", "--config", "task.toml")
     assert "2 of 2 candidates evaluated" in typed.out
     checked(shell, "perplexity")
+
+
+MASKED = """\
+import numpy as np
+import torch
+from torch import nn
+
+class Masked(nn.Module):
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.embedding, self.fc, self.head = nn.Embedding(vocabulary, 8), nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = (self.embedding(input_ids) * attention_mask.unsqueeze(2)).sum(1)
+        return hidden, self.head(torch.relu(self.fc(hidden)))
+
+def net(sample_shape, num_classes):
+    assert sample_shape == {"input_ids": (6,), "attention_mask": (6,)}
+    return Masked(20)
+
+def data():
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(0, 20, size=(600, 6)), rng.integers(0, 2, size=(600, 6))
+    return {"input_ids": ids, "attention_mask": mask}, (((ids > 12) * mask).sum(1) > 1).astype(int)
+"""
+
+
+def test_several_inputs_and_outputs_by_name(shell):
+    written(shell, numbers(1, 300), MASKED, "accuracy", "classification", "[task_settings]\noutput = 1", epochs=6)
+    text = (shell.folder / "task.toml").read_text()
+    shell.write("task.toml", text.replace('dataset = "npz"\ndataset_path = "data.npz"', 'dataset = "nets:data"'))
+    typed = shell("search", "--config", "task.toml")
+    assert "16 of 16 candidates evaluated (space exhausted)" in typed.out
+    front = checked(shell, "accuracy")
+    assert max(entry["software_metrics"]["accuracy"] for entry in front) > 0.7
+    shell.write("task.toml", (shell.folder / "task.toml").read_text().replace("output = 1", ""))
+    typed = shell("search", "--config", "task.toml", "--project", "other", code=2)
+    assert "several outputs (0, 1); say which one the task is about" in typed.err.replace("\n", " ")

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from bitfront.data.base import SPLITS, Dataset, Scaler, Split
 from bitfront.data.features import fit_scaler, real_features, refuse_mixed_scales, scale_notes, to_float32
+from bitfront.data.packing import PackedInput, packed
 from bitfront.data.raw import Array, ArrayLike, array_name
 from bitfront.data.splitting import SHARES, refuse_training_rows, row_hashes, split_name, stratified_split
 from bitfront.data.targets import CLASSES, Targets, targets_named, token_ids
@@ -58,7 +59,8 @@ def from_arrays(
     """A dataset from one pair of arrays, split here: 70 % train, 15 % val, 15 % test, stratified by class.
 
     Args:
-        x: ``(samples, *features)``, any real dtype; uint8 is divided by 255.
+        x: ``(samples, *features)``, any real dtype; uint8 is divided by 255. Or name → array, for a model with several
+            inputs, by the names of its forward's arguments; integers stay integers.
         y: (samples,) integers from 0 or class names, or (samples, classes) one-hot; for another task what its targets
             are.
         name: the name in tables and reports.
@@ -134,16 +136,13 @@ def _with_source(source: str, build: Callable[[], Dataset]) -> Dataset:
 def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], description: _Description) -> Dataset:
     """The dataset of (x, y) by split, or under None if the samples are not split yet."""
     targets = description.targets
-    given = {split: features for split, (features, _) in pairs.items()}
-    if not targets.of_tokens:
-        refuse_mixed_scales(given)
-    features_of = token_ids if targets.of_tokens else real_features
-    x = {split: features_of(features, array_name("x", split)) for split, features in given.items()}
+    x, inputs = _features({split: features for split, (features, _) in pairs.items()}, targets)
+    plain = not (targets.of_tokens or inputs)
     y, class_names = targets.read({split: labels for split, (_, labels) in pairs.items()}, description.class_names)
     _check_shapes(x, y)
     x_by_split, y_by_split, split_notes = _split(x, y, description.seed, targets.stratified)
     named = bool(description.class_names)
-    if targets.of_tokens and not named:
+    if targets.of_tokens and not named and not inputs:
         # A token that never comes next is one of the vocabulary, too.
         class_names = tuple(map(str, range(max(len(class_names), *(int(ids.max()) + 1 for ids in x.values())))))
     class_notes = _absent_classes(y_by_split, class_names, named) if targets is CLASSES else []
@@ -158,20 +157,37 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
         )
     return Dataset(
         name=description.name,
-        x={s: torch.from_numpy(_final(x_by_split[s], scaler, s, targets)) for s in SPLITS if s in x_by_split},
+        x={s: torch.from_numpy(_final(x_by_split[s], scaler, s, plain)) for s in SPLITS if s in x_by_split},
         y={s: torch.from_numpy(y_by_split[s]) for s in SPLITS if s in y_by_split},
         class_names=class_names,
         source=description.source,
         feature_names=tuple(map(str, description.feature_names)),
-        notes=(*description.notes, *split_notes, *class_notes, *([] if targets.of_tokens else scale_notes(x))),
+        notes=(*description.notes, *split_notes, *class_notes, *(scale_notes(x) if plain else [])),
         scaler=scaler,
         targets=targets,
+        inputs=inputs,
     )
 
 
-def _final(x: Array, scaler: Scaler | None, split: Split, targets: Targets) -> Array:
-    """A copy of the features of a split as a dataset holds them."""
-    return np.array(x, dtype=np.int64, order="C") if targets.of_tokens else to_float32(x, scaler, split)
+def _features(
+    given: Mapping[Split | None, ArrayLike], targets: Targets
+) -> tuple[dict[Split | None, Array], tuple[PackedInput, ...]]:
+    """(the features by split, what a row of them holds if they are several inputs by name)."""
+    named = [split for split, features in given.items() if isinstance(features, Mapping)]
+    if named and len(named) < len(given):
+        raise DataError(f"x of {named[0]} is a mapping, and that of other splits is not; every split needs the same")
+    if named:
+        rows, inputs = packed(cast(Mapping[str | None, Any], given))
+        return cast(dict[Split | None, Array], rows), inputs
+    if targets.of_tokens:
+        return {split: token_ids(features, array_name("x", split)) for split, features in given.items()}, ()
+    refuse_mixed_scales(given)
+    return {split: real_features(features, array_name("x", split)) for split, features in given.items()}, ()
+
+
+def _final(x: Array, scaler: Scaler | None, split: Split, plain: bool) -> Array:
+    """A copy of the features of a split as a dataset holds them; ids and packed rows as they are."""
+    return to_float32(x, scaler, split) if plain else np.array(x, order="C")
 
 
 def _check_shapes(x: Mapping[Split | None, Array], y: Mapping[str | None, Array]) -> None:

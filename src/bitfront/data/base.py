@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from bitfront.data.packing import PackedInput
 from bitfront.data.targets import CLASSES, Targets
 from bitfront.errors import DataError, one_of
 
@@ -79,6 +80,8 @@ class Dataset:
         notes: facts that a reader of the results must know ("val was cut from train ...").
         scaler: the standardisation of the features; None if they are not standardised.
         targets: what the targets are: classes, numbers ...
+        inputs: the inputs by name that a row of `x` holds, which is then float64 (``data/packing.py``); empty if `x` is
+            the input.
 
     Raises:
         DataError: on construction, if the tensors are not as described here.
@@ -93,6 +96,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     scaler: Scaler | None = None
     targets: Targets = CLASSES
+    inputs: tuple[PackedInput, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.x or set(self.x) != set(self.y) or not set(self.x) <= set(SPLITS):
@@ -155,7 +159,14 @@ class Dataset:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the features."""
+        if self.inputs:
+            return torch.float64
         return torch.int64 if self.targets.of_tokens else torch.float32
+
+    @property
+    def model_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """What a factory of models gets as ``sample_shape``: that of a sample, or input → that of its samples."""
+        return {one.name: one.shape for one in self.inputs} if self.inputs else self.sample_shape
 
     @property
     def _dtype_name(self) -> str:
@@ -169,7 +180,7 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all tensors, as hex: equal content gives an equal fingerprint, whatever its source."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(self.inputs).encode() if self.inputs else b"")
         for split in self.splits:
             for tensor in (self.x[split], self.y[split]):
                 digest.update(f"{split}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from bitfront.config import Direction, Table
@@ -25,7 +26,11 @@ Results = Mapping[str, NDArray[np.float64]]
 
 
 class TaskSettings(Table):
-    """Settings of a task, the keys of ``[task_settings]``; this class has none. Unknown keys are errors."""
+    """Settings of a task, the keys of ``[task_settings]``; these are those of every task. Unknown keys are errors."""
+
+    output: str | int | None = Field(
+        None, description="which output the task is about, if the model returns several: a key or a place"
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitfront.data.base import Dataset
+from bitfront.data.packing import PackedInput
+from bitfront.data.targets import Targets
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.halving import Halving
 from bitfront.engine.evaluation.memory import Memory
@@ -59,6 +62,7 @@ class CandidateTraining:
         float_epochs: number of epochs for which a network of other widths is first trained in float.
         halving: which candidates are not trained to the end; None if all are.
         separately: why each candidate must be trained alone; empty if several may be trained together.
+        inputs: the inputs by name that a row of `x` holds, if it holds several.
     """
 
     x: Tensor
@@ -69,6 +73,25 @@ class CandidateTraining:
     float_epochs: int = 0
     halving: Halving | None = None
     separately: str = ""
+    inputs: tuple[PackedInput, ...] = ()
+
+    def dataset(self, targets: Targets, checked: int, used: slice = slice(None)) -> Dataset:
+        """The training samples as a dataset, whose val split is the first `checked` of them.
+
+        Args:
+            targets: what `y` is.
+            used: the samples that are used.
+        """
+        x, y = self.x[used], self.y[used]
+        return Dataset(
+            name="candidates",
+            x={"train": x, "val": x[:checked]},
+            y={"train": y, "val": y[:checked]},
+            class_names=tuple(map(str, range(self.classes))),
+            source="the training split",
+            targets=targets,
+            inputs=self.inputs,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront import checkpoints
-from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.after_training import float_state, with_new_statistics
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.halving import Halving, going_on
@@ -52,7 +51,8 @@ from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
-from bitfront.tasks.base import Results
+from bitfront.tasks.base import Results, Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.training import StateDict
 from bitfront.transforms.widen import Widths, widen
 
@@ -271,7 +271,11 @@ class TrainedEvaluator(Evaluator):
 
         with threads(self.job.threads):
             outputs = self._space.graph.outputs
-            trained = _train(twins, training, self.job, most, outputs, select if halving else None) if twins else []
+            trained = (
+                _train(twins, training, self.job.device, most, outputs, select if halving else None, self.job.task)
+                if twins
+                else []
+            )
         for (row, evaluator, _), site_formats, (state, epochs) in zip(missing, formats, trained, strict=True):
             known[row] = TrainedCandidate(self._finished(evaluator, state, site_formats), epochs, site_formats)
         networks = {int(row): evaluator for rows, evaluator, _ in self._untrained_networks(codes) for row in rows}
@@ -340,8 +344,8 @@ class TrainedEvaluator(Evaluator):
             with threads(self.job.threads):
                 models = [evaluator.space.graph.model for evaluator in missing]
                 epochs = [training.float_epochs] * len(models)
-                own_settings = replace(training, settings=settings)
-                trained = _train(models, own_settings, self.job, epochs, self._space.graph.outputs)
+                own_settings, device = replace(training, settings=settings), self.job.device
+                trained = _train(models, own_settings, device, epochs, self._space.graph.outputs, task=self.job.task)
             for evaluator, (state, _) in zip(missing, trained, strict=True):
                 model = copy.deepcopy(evaluator.space.graph.model)
                 model.load_state_dict(state)
@@ -398,10 +402,11 @@ class _RecentlyUsed(Generic[Key, Value]):
 def _train(
     models: Sequence[nn.Module],
     training: CandidateTraining,
-    job: EvaluationJob,
+    device: str,
     epochs: Sequence[int],
     outputs: Outputs,
     select: Selection | None = None,
+    task: Task = CLASSIFICATION,
 ) -> list[tuple[StateDict, int]]:
     """(weights, epochs) of each model after training, each the same as if it were trained alone.
 
@@ -415,15 +420,7 @@ def _train(
     """
     # The weights of the last epoch are used. To choose the best epoch would need samples that are used neither for
     # training nor for evaluation. So the validation split here has only the few samples that check the loss.
-    x, y = training.x, training.y
-    few = Dataset(
-        name="candidates",
-        x={"train": x, "val": x[:CHECKED_SAMPLES]},
-        y={"train": y, "val": y[:CHECKED_SAMPLES]},
-        class_names=tuple(map(str, range(training.classes))),
-        source="the training split",
-        targets=job.task.targets,
-    )
+    few = training.dataset(task.targets, CHECKED_SAMPLES)
     rungs = training.halving.rungs if select and training.halving else ()
     stops = list(epochs)
 
@@ -438,9 +435,9 @@ def _train(
         models,
         few,
         training.settings,
-        device=job.device,
+        device=device,
         outputs=outputs,
-        task=job.task,
+        task=task,
         keep=keep,
         alone=training.separately,
     )

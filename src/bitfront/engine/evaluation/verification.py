@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evaluator, ModelEvaluator
 from bitfront.engine.evaluation.trained import open_evaluator
@@ -287,9 +286,7 @@ def _training_differs(evaluator: Evaluator, codes: Codes) -> str:
     assert training is not None
     settings = replace(training.settings, max_epochs=1, max_steps=TRAINING_STEPS)
     used = slice(0, min(len(training.y), TRAINING_STEPS * settings.batch_size))
-    x, y = training.x[used], training.y[used]
-    names = tuple(map(str, range(training.classes)))
-    few = Dataset("candidates", {"train": x, "val": x[:SAMPLES]}, {"train": y, "val": y[:SAMPLES]}, names, "a check")
+    few = training.dataset(evaluator.job.task.targets, SAMPLES, used)
     untrained = open_evaluator(replace(evaluator.job, training=None), evaluator.space)
     with one_thread():
         models = []

@@ -24,6 +24,7 @@ from bitfront.engine.planning.feasibility import check, read
 from bitfront.engine.planning.inputs import (
     check_targets,
     choose_device,
+    for_data,
     forward_fingerprint,
     load_weights,
     open_data,
@@ -95,6 +96,7 @@ def make_plan(
     network = _checked_model(config, dataset, model)
     device, warning = choose_device(config.accelerator)
     with config.locating():
+        _check_device(device, dataset)
         check_ready(runners, device)
     graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
@@ -131,11 +133,20 @@ def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) ->
     """The model that was given, or that of the configuration, as it is initialised. Raises UserError."""
     if given is not None:
         check_weights(given)
-        return given
+        return for_data(given, config, dataset)
     model = open_model(config, dataset)
     if config.load_name is not None:
         load_weights(config, model)  # only to see now whether the checkpoint can be read
     return model
+
+
+def _check_device(device: str, dataset: Dataset) -> None:
+    """Raises ConfigError where several inputs cannot be brought to the device."""
+    if device == "mps" and dataset.inputs:
+        raise ConfigError(
+            "several inputs travel as float64, which this accelerator does not have; use accelerator = 'cpu'",
+            key=("accelerator",),
+        )
 
 
 def _trains(config: Config, runners: Runners) -> bool:

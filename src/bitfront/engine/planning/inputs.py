@@ -19,6 +19,7 @@ from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model
+from bitfront.tasks.adapting import adapted
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import task_of
 
@@ -136,15 +137,25 @@ def check_targets(dataset: Dataset, task: Task, config: Config) -> None:
 def open_model(config: Config, dataset: Dataset) -> nn.Module:
     """Build the model of a configuration for a dataset, initialised from the configuration's random seed.
 
+    It takes one tensor of the dataset, and returns the one that the task is about.
+
     Raises:
         ConfigError: there is no such model, or it does not fit the data.
     """
     with config.locating():
         try:
-            return build_model(config.model, dataset.sample_shape, dataset.num_classes, config.seed)
+            model = build_model(config.model, dataset.model_shape, dataset.num_classes, config.seed)
         except ConfigError as error:
             error.key = error.key or ("model",)
             raise
+    return for_data(model, config, dataset)
+
+
+def for_data(model: nn.Module, config: Config, dataset: Dataset) -> nn.Module:
+    """A model as everything here calls it (``tasks.adapting``). Raises ConfigError or CaptureError."""
+    with config.locating():
+        sample = next(iter(dataset.x.values()))[:2]
+        return adapted(model, sample, dataset.inputs, task_of(config).settings.output)
 
 
 def load_weights(config: Config, model: nn.Module) -> checkpoints.Loaded:

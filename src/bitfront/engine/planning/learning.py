@@ -52,6 +52,12 @@ def bits_learning(
     if not isinstance(settings, LearnedBitsSettings):
         return None
     _check_others(config, runners)
+    if dataset.inputs:
+        raise ConfigError(
+            "the strategy 'learned_bits' trains networks with one input, and the data has several "
+            f"({', '.join(one.name for one in dataset.inputs)}); use another strategy",
+            key=("search", "strategy", "name"),
+        )
     cost: str | None = settings.cost or next((p.metric for p in objectives.parts if p.metric in COSTS), None)
     if cost is None:
         raise ConfigError(
