@@ -47,7 +47,7 @@ from bitfront.strategies.optuna import MEANINGS
 from bitfront.tasks import TASKS
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import named_task, task_of
-from bitfront.template import DEFAULT_TARGET, target_named, template
+from bitfront.template import DEFAULT_TARGET, Leading, target_named, template
 
 #: The name of a dataset from memory.
 ARRAYS = "arrays"
@@ -306,6 +306,7 @@ def init(
     dataset_path: str | None = None,
     file: str = "FILE.toml",
     target: str = DEFAULT_TARGET,
+    task: str = "classification",
 ) -> tuple[str, list[str]]:
     """(text of a TOML that runs, notes) for a model and a dataset.
 
@@ -318,25 +319,29 @@ def init(
         file: the name of the file, for the comment in its first line.
         target: ``"processor"`` (affine integers, weights with a scale per channel) or ``"fpga"`` (fixed point, weights
             with a binary point per channel).
+        task: what the samples are.
 
     Raises:
         UserError: there is no such target or model, or the model cannot be captured.
     """
     target_named(target)  # before data is opened
-    config = configuration.load_config(None, {"model": model, "dataset": dataset, "dataset_path": dataset_path})
+    names = {"model": model, "dataset": dataset, "dataset_path": dataset_path, "task": task}
+    config = configuration.load_config(None, names)
+    found = task_of(config)
+    leads = Leading("classification" if found.classifies else task, found.leading.name, found.leading.direction)
     try:
         data = open_data(config)
     except DataError as error:
         if model not in MODELS and ":" not in model:
             MODELS.get(model)  # raises, and lists the models
-        return template(model, dataset, dataset_path=dataset_path, file=file, target=target), [
+        return template(model, dataset, dataset_path=dataset_path, file=file, target=target, task=leads), [
             f"the layers are a guess, the data is not here yet: {error}"
         ]
     graph = capture(open_model(config, data), data.split("train")[0][:2])
     weighted = [site for site in graph.sites if site.stored_weights]
     ops = list(dict.fromkeys(site.op for site in weighted))
     samples = len(data.split("train")[1])
-    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target), []
+    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads), []
 
 
 ROOMS = ("models", "datasets", "tasks", "formats", "operations", "metrics", "strategies", "samplers", "spaces")

@@ -187,7 +187,7 @@ def test_a_multilabel_classification_that_ends_in_a_sigmoid(shell):
     )
     front = checked(shell, "micro_f1")
     assert front[-1]["software_metrics"]["micro_f1"] > 0.8
-    assert set(front[-1]["intervals"]) == {"micro_f1", "macro_f1", "exact_match"}
+    assert set(front[-1]["intervals"]) == {"micro_f1", "macro_f1", "exact_match", "auc"}
 
 
 UNET = """\
@@ -339,3 +339,67 @@ def test_several_inputs_and_outputs_by_name(shell):
     shell.write("task.toml", (shell.folder / "task.toml").read_text().replace("output = 1", ""))
     typed = shell("search", "--config", "task.toml", "--project", "other", code=2)
     assert "several outputs (0, 1); say which one the task is about" in typed.err.replace("\n", " ")
+
+
+def test_init_writes_a_file_for_a_task(shell):
+    written(shell, numbers(1, 200), REGRESSION, "mse", "regression")
+    words = ["--model", "nets:net", "--dataset", "npz", "--dataset-path", "data.npz", "--task", "regression"]
+    shell("init", *words, "--output", "new.toml")
+    text = (shell.folder / "new.toml").read_text()
+    assert 'task = "regression"' in text
+    assert 'mse.direction = "minimize"' in text
+    typed = shell("search", "--config", "new.toml", "--max-epochs", 1)
+    assert "36 of 36 candidates evaluated" in typed.out
+
+
+WITHIN = """\
+from dataclasses import dataclass
+from functools import partial
+from bitfront.tasks.base import TaskMetric, mean
+from bitfront.tasks.regression import Regression
+
+@dataclass(frozen=True)
+class Within(Regression):
+    "A regression whose answers count if they are within 0.2."
+
+    metrics = (
+        TaskMetric("within", "", "maximize", "share within 0.2", partial(mean, name="within"), share=True),
+        *Regression.metrics,
+    )
+
+    def results(self, outputs, targets, ends):
+        found = super().results(outputs, targets, ends)
+        return {**found, "within": (found["absolute"] <= 0.2).double()}
+"""
+
+
+def test_a_task_of_the_user_in_worker_processes(shell):
+    shell.write("tasks.py", WITHIN)
+    top = "[search.constraints]\nwithin_drop = '<= 90 %'"
+    written(shell, numbers(1, 300), REGRESSION, "within", "tasks:Within", top, epochs=3)
+    typed = shell("search", "--config", "task.toml", "--n-jobs", 2)
+    assert "16 of 16 candidates evaluated (space exhausted)" in typed.out
+    assert "worker processes measure another" not in typed.err
+    assert checked(shell, "within")
+
+
+def test_a_comparison_of_strategies_for_a_task(shell):
+    written(shell, numbers(1, 300), REGRESSION, "mse", "regression", epochs=2)
+    words = ["--strategy", "brute_force", "--strategy", "evolution", "--seeds", 2, "--n-trials", 8]
+    typed = shell("compare", "--config", "task.toml", *words)
+    assert "evolution" in typed.out
+
+
+def test_class_weights_train_another_network(shell):
+    x = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    arrays = {"X": x, "y": (x[:, 0] + x[:, 1] > 1.5).astype(int)}
+    written(shell, arrays, REGRESSION, "accuracy", "classification", epochs=2)
+    plain = json.loads(shell("train", "--config", "task.toml", "--json").out)
+    top = "[task_settings]\nclass_weights = [1.0, 5.0]"
+    written(shell, arrays, REGRESSION, "accuracy", "classification", top, epochs=2)
+    weighted = json.loads(shell("train", "--config", "task.toml", "--json").out)
+    assert weighted["train_loss"] != plain["train_loss"]
+    typed = shell("search", "--config", "task.toml", "--strategy", "learned_bits", code=2)
+    assert "trains for the plain cross entropy, without class_weights" in typed.err.replace("\n", " ")
+    shell("search", "--config", "task.toml")
+    checked(shell, "accuracy")

@@ -1,5 +1,7 @@
 """Tasks: the conformance suite, and each metric against an independent implementation."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from bitfront.data.targets import CLASSES, NUMBERS, targets_named
 from bitfront.errors import ConfigError, DataError, EvaluationError
 from bitfront.scoring import Tally, evaluate, measure
 from bitfront.tasks import TASKS
+from bitfront.tasks.base import TaskMetric, mean
 from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.tasks.configured import named_task
 from bitfront.testing import check_task
@@ -116,6 +119,8 @@ def test_multilabel_conforms(ends):
     for average in ("micro", "macro"):
         theirs = independent.f1_score(there, given, average=average, zero_division=0)
         assert values[f"{average}_f1"] == pytest.approx(theirs, rel=1e-12)
+    theirs = np.mean([independent.roc_auc_score(there[:, i], THOUGHT[:, i]) for i in range(3)])  # nobody has the fourth
+    assert values["auc"] == pytest.approx(theirs, rel=1e-6)
     assert values["exact_match"] == pytest.approx(independent.accuracy_score(there, given))
     theirs = torch.nn.functional.binary_cross_entropy_with_logits(THOUGHT.double(), THERE.double())
     assert values["loss"] == pytest.approx(float(theirs), rel=1e-5)
@@ -244,3 +249,56 @@ def test_tokens_stay_whole_numbers():
     ):
         with pytest.raises(DataError, match=message):
             from_arrays(x, y, targets="tokens")
+
+
+def test_ties_count_half_in_an_auc():
+    scores, there = torch.tensor([[0.0], [0.0], [1.0], [1.0], [1.0], [2.0]] * 2), torch.tensor([0.0, 1, 0, 1, 1, 0] * 2)
+    values = measure(named_task("multilabel"), torch.nn.Identity(), scores, there[:, None])
+    assert values.metrics["auc"] == pytest.approx(independent.roc_auc_score(there, scores[:, 0]))
+    nobody = measure(named_task("multilabel"), torch.nn.Identity(), scores, torch.zeros(12, 1))
+    assert np.isnan(nobody.metrics["auc"])
+
+
+def test_a_classification_is_trained_with_weights_and_smoothing():
+    settings = {"class_weights": [1.0, 0.5, 2.0, 1.0, 1.0], "label_smoothing": 0.1}
+    task = named_task("classification", settings)
+    assert task.classifies
+    assert not task.plainly_trained
+    assert CLASSIFICATION.plainly_trained
+    # What is measured is the plain cross entropy.
+    plain = check_task("classification", {}, LOGITS, LABELS)
+    assert check_task("classification", settings, LOGITS, LABELS) == plain
+    weight = torch.tensor(settings["class_weights"])
+    expected = torch.nn.functional.cross_entropy(LOGITS, LABELS, weight, label_smoothing=0.1)
+    for outputs, ends in (
+        (LOGITS, "logits"),
+        (LOGITS.softmax(1), "probabilities"),
+        (LOGITS.log_softmax(1), "log_probabilities"),
+    ):
+        assert torch.isclose(task.training_loss(outputs, LABELS, ends), expected, rtol=1e-5)
+    with pytest.raises(ConfigError, match="5 class weights and 4 classes"):
+        task.training_loss(LOGITS[:, :4], LABELS.clamp(max=3), "logits")
+    with pytest.raises(ConfigError, match="one probability per class"):
+        task.training_loss(LOGITS.sigmoid(), LABELS, "class_probabilities")
+
+
+class TopThree(type(CLASSIFICATION)):
+    """A classification whose answers count if the label is among the first three."""
+
+    metrics = (
+        TaskMetric("top3", "", "maximize", "share", partial(mean, name="among"), share=True),
+        *type(CLASSIFICATION).metrics,
+    )
+
+    def results(self, outputs, targets, ends):
+        among = (outputs.topk(3, dim=1).indices == targets[:, None]).any(dim=1)
+        return {**super().results(outputs, targets, ends), "among": among.double()}
+
+
+def test_a_class_that_extends_classification_is_measured_by_what_it_adds():
+    task = TopThree(CLASSIFICATION.settings)
+    assert not task.classifies
+    assert not task.plainly_trained
+    values = check_task(task, {}, LOGITS, LABELS)
+    assert values["top3"] == pytest.approx(independent.top_k_accuracy_score(LABELS, LOGITS, k=3))
+    assert values["accuracy"] == check_task("classification", {}, LOGITS, LABELS)["accuracy"]

@@ -105,7 +105,7 @@ def train_population(
         settings: for every member, `seed` included, so that all see the samples in the same order.
         device: ``cpu`` or a GPU.
         outputs: what the models' outputs are; those that do not end in logits are trained alone.
-        task: what the samples are; only for a classification models are trained together.
+        task: what the samples are; only with the plain cross entropy models are trained together.
         keep: for successive halving. Called after each epoch as ``keep(epoch, records, state)``: `records` has the
             record of each model for this epoch, None for those that are not trained any more; ``state(place)`` gives
             the state dict of a model. It returns for each model whether it goes on; for models that are not trained
@@ -126,8 +126,8 @@ def train_population(
     resident(dataset, "val", device)
     _check_trainable(models, len(labels), settings)
     shape, classes, traced = tuple(samples.shape[1:]), dataset.num_classes, Traced()
-    if not task.classifies:
-        alone = alone or "what is compiled trains classifiers only, and the task is another one"
+    if not task.plainly_trained:
+        alone = alone or "what is compiled trains for the plain cross entropy only, and the task has another loss"
     if outputs != "logits":
         alone = alone or f"its outputs are {outputs.replace('_', ' ')}, and what is compiled takes logits"
     members = [_Member(model, alone or _program(model, shape, device, traced, classes)) for model in models]

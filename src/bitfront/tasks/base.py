@@ -68,8 +68,6 @@ class Task(ABC):
         loss: the mean loss, as a metric; a runner produces it beside the others.
         metrics: the other metrics. The first one leads: it is on the axes of figures, is compared in pairs, and decides
             whether a fine-tuned candidate is kept.
-        classifies: whether every sample is right or wrong by its largest output, and nothing else is measured. Such a
-            task alone has compiled scoring and training; ``results`` must agree with that.
         endings: what outputs may be beside logits (``kernels.losses``): those that ``results`` and ``training_loss``
             tell apart. All other outputs are taken as they are.
     """
@@ -80,8 +78,17 @@ class Task(ABC):
     targets: ClassVar[Targets]
     loss: ClassVar[TaskMetric]
     metrics: ClassVar[tuple[TaskMetric, ...]]
-    classifies: ClassVar[bool] = False
     endings: ClassVar[tuple[Outputs, ...]] = ()
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is the classification of Bitfront, which alone has compiled scoring; no task beside that is."""
+        return False
+
+    @property
+    def plainly_trained(self) -> bool:
+        """Whether training minimises what compiled training does: the plain cross entropy of a classification."""
+        return False
 
     @property
     def leading(self) -> TaskMetric:

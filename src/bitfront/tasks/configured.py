@@ -50,8 +50,12 @@ def named_task(name: str, given: Mapping[str, Any] | None = None) -> Task:
 
 
 def described(config: Config) -> dict[str, Any]:
-    """The task of a configuration and its settings as JSON, for what depends on them."""
-    return {"name": config.task, "settings": task_of(config).settings.model_dump()}
+    """The task of a configuration and its settings as JSON, for what depends on them; empty for a classification that
+    is trained plainly, of which there is nothing to say, because it was the only task."""
+    task = task_of(config)
+    if task.plainly_trained:
+        return {}
+    return {"task": {"name": config.task, "settings": task.settings.model_dump()}}
 
 
 def _called(factory: Any, name: str) -> object:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -38,6 +40,25 @@ def micro_f1(results: Results) -> float:
     return float(ratio(2 * hits, given + there))
 
 
+def auc(results: Results) -> float:
+    """How often a sample with a label has a higher score than one without it, ties as halves; the mean over the labels
+    that some samples have and some have not. NaN where there is none."""
+    areas = [_auc(score, there > 0) for score, there in zip(results["score"].T, results["there"].T, strict=True)]
+    known = [area for area in areas if area is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _auc(score: NDArray[np.float64], there: NDArray[np.bool_]) -> float | None:
+    """The area under the ROC curve of one label: the statistic of Mann and Whitney, as a share."""
+    with_label, without = score[there], np.sort(score[~there])
+    if not len(with_label) or not len(without):
+        return None
+    if np.isnan(score).any():
+        return float("nan")
+    below, at_most = (np.searchsorted(without, with_label, side) for side in ("left", "right"))
+    return float((below.sum() + at_most.sum()) / (2 * len(with_label) * len(without)))
+
+
 def macro_f1(results: Results) -> float:
     """The same per label, and the mean over labels; a label that is neither there nor given counts 0."""
     hits, given, there = (total(results, name) for name in ("hit", "given", "there"))
@@ -49,7 +70,7 @@ def macro_f1(results: Results) -> float:
 @TASKS.register("multilabel")
 @dataclass(frozen=True)
 class Multilabel(Task):
-    """Any number of labels per sample: binary cross entropy, F1 (micro and macro), share of right answers."""
+    """Any number of labels per sample: binary cross entropy, F1 (micro and macro), exact matches, AUC."""
 
     settings: MultilabelSettings
 
@@ -70,6 +91,15 @@ class Multilabel(Task):
             partial(mean, name="exact"),
             share=True,
         ),
+        TaskMetric(
+            "auc",
+            "",
+            "maximize",
+            "area under the ROC curve, mean over labels, 0 to 1; needs samples with and without a label",
+            auc,
+            share=True,
+            additive=False,
+        ),
     )
 
     def wrong(self, outputs: Tensor, targets: Tensor) -> str:
@@ -88,6 +118,7 @@ class Multilabel(Task):
             "hit": torch.where(unknown, nan, given * there),
             "given": torch.where(unknown, nan, given),
             "there": there,
+            "score": outputs.double(),
             "exact": torch.where(unknown.any(dim=1), torch.nan, (given == there).all(dim=1).double()),
         }
 

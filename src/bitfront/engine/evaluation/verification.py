@@ -114,7 +114,7 @@ def verify(
     if not codes:
         return Verification(notes=remarks)  # each of them would end this process
     result = _agreeing(untrained, np.array(codes), expected, split)
-    together = evaluator.job.training is not None and evaluator.job.task.classifies
+    together = evaluator.job.training is not None and evaluator.job.task.plainly_trained
     separately = _training_differs(evaluator, np.array(codes[:2])) if together else ""
     if separately:
         note = f"candidates are trained one by one, which is slow: {separately}"

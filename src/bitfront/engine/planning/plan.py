@@ -152,8 +152,7 @@ class Plan:
             **({"bitwidth": "of all weights"} if self._counts_others else {}),
             # An earlier version counted signs, and no biases.
             **({"ebops_count": "as HGQ2"} if "ebops" in self.sides else {}),
-            # Nor is there of classification, which was the only task.
-            **({} if self.evaluator.job.task.classifies else {"task": described(self.config)}),
+            **described(self.config),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }

@@ -12,6 +12,12 @@ from bitfront.tasks.base import Task
 
 def refuse_unsupported(task: Task, config: Config, strategy: ConfiguredStrategy, runners: Runners) -> None:
     """Raises ConfigError where a search needs what only a classification has; ``key`` names the setting."""
+    if strategy.kind.trains_bits and task.classifies and not task.plainly_trained:
+        raise ConfigError(
+            f"the strategy {strategy.words} trains for the plain cross entropy, without class_weights and "
+            "label_smoothing; remove them, or use another strategy",
+            key=("task_settings",),
+        )
     if task.classifies:
         return
     only = f"is for classification only, and task = {config.task!r}"

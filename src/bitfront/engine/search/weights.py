@@ -149,7 +149,7 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset, ou
         "forward": forward_fingerprint(model, dataset.split("train")[0]),
         **training_settings(config),
         **({} if outputs == "logits" else {"outputs": outputs}),
-        **({} if task_of(config).classifies else {"task": described(config)}),
+        **described(config),
     }
 
 
