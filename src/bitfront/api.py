@@ -91,8 +91,8 @@ def search(
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML:
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
         restart: delete the trials of an earlier search in this run folder.
-        overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``,
-            ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``.
+        overrides: any key of the configuration, e.g. ``task="regression"``, ``seed=1``, ``project="mine"``,
+            ``n_trials=50``, ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``.
 
     Raises:
         UserError: the request is wrong; nothing has been evaluated.

@@ -23,6 +23,11 @@ from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs
 from bitfront.tasks.base import Results, Task, as_results
 
+#: Number of samples that go through a model at a time, where nobody says another.
+CHUNK = 8192
+#: Results per sample are computed from so many outputs at a time.
+RESULT_VALUES = 2**22
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -67,7 +72,7 @@ class TaskEvaluation:
 
 
 def measure(
-    task: Task, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192, outputs: Outputs = "logits"
+    task: Task, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = CHUNK, outputs: Outputs = "logits"
 ) -> Evaluation | TaskEvaluation:
     """The loss and the metrics of `model` for a task, in eval mode and without gradients.
 
@@ -85,7 +90,7 @@ def measure(
 
 
 def results(
-    task: Task, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192, outputs: Outputs = "logits"
+    task: Task, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = CHUNK, outputs: Outputs = "logits"
 ) -> Results:
     """The results of each sample, as the task has them: name → float64, shape (samples, ...).
 
@@ -108,7 +113,12 @@ def chunk_results(task: Task, given: object, targets: Tensor, outputs: Outputs) 
     Raises:
         EvaluationError: the output does not fit the targets.
     """
-    return task.results(checked_outputs(task, given, targets).cpu(), targets, outputs)
+    checked = checked_outputs(task, given, targets).cpu()
+    # In float64 the outputs for many pixels or tokens would take much memory. Results of a sample are its own.
+    some = max(1, RESULT_VALUES // max(1, checked[:1].numel()))
+    pieces = zip(torch.split(checked, some), torch.split(targets, some), strict=True)
+    parts = [task.results(part, wanted, outputs) for part, wanted in pieces]
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def checked_outputs(task: Task, given: object, targets: Tensor) -> Tensor:
@@ -167,7 +177,7 @@ class Tally:
 
 
 def evaluate(
-    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192, outputs: Outputs = "logits"
+    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = CHUNK, outputs: Outputs = "logits"
 ) -> Evaluation:
     """Mean loss and top-1 accuracy of `model` on (x, y), in eval mode and without gradients.
 
@@ -220,7 +230,7 @@ def _score(logits: Tensor, target: Tensor, outputs: Outputs) -> tuple[Tensor, Te
     return loss[0], right[0]
 
 
-def right_answers(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 8192) -> NDArray[np.bool_]:
+def right_answers(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = CHUNK) -> NDArray[np.bool_]:
     """Which samples the model answers correctly, shape (samples,), bool: those that ``evaluate`` counts as correct.
 
     Arguments and errors as for ``evaluate``.

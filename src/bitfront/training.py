@@ -23,7 +23,7 @@ from bitfront.graph.baking import private_copy
 from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs
 from bitfront.optimizer import FUSED, Optimizer, OptimizerName
-from bitfront.scoring import Evaluation, checked_logits, checked_outputs, measure
+from bitfront.scoring import CHUNK, Evaluation, checked_logits, checked_outputs, measure
 from bitfront.tasks.base import Task
 from bitfront.tasks.classification import CLASSIFICATION
 
@@ -225,6 +225,8 @@ def epochs(
     check_batch_norm(trained, len(y), settings)
     order = torch.Generator().manual_seed(settings.seed)
     start = snapshot(trained)
+    # Outputs of other tasks (pixels, tokens) are large; those of a classification are never too many.
+    chunk = CHUNK if task.classifies else settings.batch_size
     result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
     best_loss = math.inf
     random = _Random(device, settings.seed)
@@ -238,7 +240,7 @@ def epochs(
             goal = _Goal(task, outputs, dataset.num_classes)
             losses, accuracy = _epoch(trained, optimizer, x, y, batches, goal, report)
             loss = mean_loss(losses, batches, epoch, settings)
-            val = measure(task, trained, x_val, y_val, outputs=outputs)
+            val = measure(task, trained, x_val, y_val, batch_size=chunk, outputs=outputs)
         if not math.isfinite(val.loss):
             raise diverged(f"the validation loss is {val.loss} after epoch {epoch}", settings)
         better = val.loss < best_loss

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as independent
 
+from bitfront import scoring
 from bitfront.data.arrays import from_arrays, from_splits
 from bitfront.data.targets import CLASSES, NUMBERS, targets_named
 from bitfront.errors import ConfigError, DataError, EvaluationError
@@ -302,3 +303,19 @@ def test_a_class_that_extends_classification_is_measured_by_what_it_adds():
     values = check_task(task, {}, LOGITS, LABELS)
     assert values["top3"] == pytest.approx(independent.top_k_accuracy_score(LABELS, LOGITS, k=3))
     assert values["accuracy"] == check_task("classification", {}, LOGITS, LABELS)["accuracy"]
+
+
+def test_results_of_large_outputs_are_computed_in_pieces(monkeypatch):
+    whole = measure(named_task("segmentation"), torch.nn.Identity(), PIXELS, MASK)
+    monkeypatch.setattr(scoring, "RESULT_VALUES", 3 * PIXELS[0].numel())
+    seen = []
+    task = named_task("segmentation")
+    measured = type(task).results
+
+    def results(self, outputs, targets, ends):
+        seen.append(len(outputs))
+        return measured(self, outputs, targets, ends)
+
+    monkeypatch.setattr(type(task), "results", results)
+    assert measure(task, torch.nn.Identity(), PIXELS, MASK).values == whole.values
+    assert seen == [3, 3, 3, 3]

@@ -32,7 +32,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
-from bitfront.scoring import Evaluation, TaskEvaluation, measure
+from bitfront.scoring import CHUNK, Evaluation, TaskEvaluation, measure
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import single
 from bitfront.tasks.configured import task_of
@@ -220,7 +220,8 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     formats = calibrate(graph, wanted, chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0])
     rebuilt = quantize(graph, formats, bake=True)
     task = task_of(config)
-    evaluation = measure(task, rebuilt, *dataset.split("val"), outputs=graph.outputs) if check else None
+    chunk, val = CHUNK if task.classifies else config.batch_size, dataset.split("val")
+    evaluation = measure(task, rebuilt, *val, batch_size=chunk, outputs=graph.outputs) if check else None
     saved = config.run_folder / "transformed" / "quantize"
     result = Transformed(rebuilt, formats, graph, passes, saved, None, evaluation)
     return _save(result)

@@ -32,7 +32,7 @@ from bitfront.files import shown
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
 from bitfront.kernels.losses import Outputs
-from bitfront.scoring import Evaluation, TaskEvaluation, measure
+from bitfront.scoring import CHUNK, Evaluation, TaskEvaluation, measure
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import described, task_of
 from bitfront.training import TrainResult, TrainSettings
@@ -258,7 +258,9 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
     x, y = dataset.split(split)  # type: ignore[arg-type]
     graph = capture(model, x[:2])
     _note_outputs(graph, task_of(config), events)
-    return measure(task_of(config), model.to(device), x, y, outputs=graph.outputs)
+    task = task_of(config)
+    chunk = CHUNK if task.classifies else config.batch_size
+    return measure(task, model.to(device), x, y, batch_size=chunk, outputs=graph.outputs)
 
 
 def _note_outputs(graph: Graph, task: Task, events: Events) -> None:
