@@ -108,12 +108,12 @@ def chunk_results(task: Task, given: object, targets: Tensor, outputs: Outputs) 
 
     Args:
         given: the output of the model for these samples, in evaluation mode.
-        targets: of these samples, on the CPU.
+        targets: of these samples.
 
     Raises:
         EvaluationError: the output does not fit the targets.
     """
-    checked = checked_outputs(task, given, targets).cpu()
+    checked, targets = checked_outputs(task, given, targets).cpu(), targets.cpu()
     # In float64 the outputs for many pixels or tokens would take much memory. Results of a sample are its own.
     some = max(1, RESULT_VALUES // max(1, checked[:1].numel()))
     pieces = zip(torch.split(checked, some), torch.split(targets, some), strict=True)
@@ -166,7 +166,7 @@ class Tally:
             self._loss += lost
             self._correct += right
         else:
-            self._parts.append(chunk_results(self.task, given, targets.cpu(), self.outputs))
+            self._parts.append(chunk_results(self.task, given, targets, self.outputs))
 
     def evaluation(self) -> Evaluation | TaskEvaluation:
         """What the samples so far give."""

@@ -147,6 +147,8 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
         class_names = tuple(map(str, range(max(len(class_names), *(int(ids.max()) + 1 for ids in x.values())))))
     class_notes = _absent_classes(y_by_split, class_names, named) if targets is CLASSES else []
     scaler = description.standardise if isinstance(description.standardise, Scaler) else None
+    if description.standardise and not plain:
+        raise DataError("standardise is for features that are one array of numbers; leave it out")
     if description.standardise and scaler is None:
         scaler = fit_scaler(x_by_split["train"])
     shape = next(iter(x_by_split.values())).shape[1:]
