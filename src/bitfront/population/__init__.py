@@ -126,10 +126,7 @@ def train_population(
     resident(dataset, "val", device)
     _check_trainable(models, len(labels), settings)
     shape, classes, traced = tuple(samples.shape[1:]), dataset.num_classes, Traced()
-    if not task.plainly_trained:
-        alone = alone or "what is compiled trains for the plain cross entropy only, and the task has another loss"
-    if outputs != "logits":
-        alone = alone or f"its outputs are {outputs.replace('_', ' ')}, and what is compiled takes logits"
+    alone = alone or _not_compiled(task, outputs)
     members = [_Member(model, alone or _program(model, shape, device, traced, classes)) for model in models]
     groups: list[_Group | _Alone] = [
         _Group(together, _trainer(together, settings, device, parts), dataset, settings, device)
@@ -147,6 +144,15 @@ def train_population(
         if keep is not None:
             _apply_keep(keep, epoch, members, going)
     return tuple(member.result() for member in members)
+
+
+def _not_compiled(task: Task, outputs: Outputs) -> str:
+    """Why no compiled training has the loss of a task; empty if it has."""
+    if not task.plainly_trained:
+        return "what is compiled trains for the plain cross entropy only, and the task has another loss"
+    if outputs != "logits":
+        return f"its outputs are {outputs.replace('_', ' ')}, and what is compiled takes logits"
+    return ""
 
 
 def _check_trainable(models: Sequence[nn.Module], samples: int, settings: TrainSettings) -> None:

@@ -57,6 +57,10 @@ class TaskMetric:
     share: bool = False
     additive: bool = True
 
+    def better(self, value: float, than: float) -> bool:
+        """Whether a value of it is better than another; one that is not a number is not."""
+        return value < than if self.direction == "minimize" else value > than
+
 
 @dataclass(frozen=True)
 class Task(ABC):

@@ -87,10 +87,7 @@ def make_plan(
         if strategy is None:
             strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
             ignored = without_effect(strategy, setup.of_strategy)
-        usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
-        runners, added = configured(config.search, usual, task)
-        refuse_unsupported(task, config, strategy, runners)
-        objectives = _objectives(config, [metric for runner in runners for metric in runner.produces], usual)
+        runners, added, objectives = _measured(config, strategy, task)
     dataset = dataset or open_data(config, report, progress)
     check_targets(dataset, task, config)
     network = _checked_model(config, dataset, model)
@@ -127,6 +124,15 @@ def make_plan(
     )
     # The number of samples that "auto" means depends on the weights. Until they are known, it is a first guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
+
+
+def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple[Runners, list[str], Objectives]:
+    """(the runners, names of those that are not in the file, the objectives). Raises ConfigError."""
+    assert config.search is not None
+    usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
+    runners, added = configured(config.search, usual, task)
+    refuse_unsupported(task, config, strategy, runners)
+    return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
 
 
 def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> nn.Module:

@@ -109,8 +109,7 @@ def finetune(
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
     model.load_state_dict(result.best_state)
-    learned = frozen(rounds)
-    state = shadow(graph, result.best_state)
+    learned, state = frozen(rounds), shadow(graph, result.best_state)
     if reestimates:
         state = with_new_statistics(evaluator, state, learned, settings.batch_size)
     trained = evaluator.trained(state, learned)
@@ -119,8 +118,7 @@ def finetune(
     if "test" in dataset.splits:
         scores = trained.with_splits({"test": dataset.split("test")}).scores(ONLY_CODE[None], "test", None)
         test = {name: float(found[0]) for name, found in scores.of_task.items()}
-    after_training = values[task.leading.name]
-    kept = after_training < before if task.leading.direction == "minimize" else after_training > before
+    kept = task.leading.better(values[task.leading.name], than=before)
     checkpoints.save_checkpoint(state, finetuned_weights(folder, number), {"formats": spelled(learned), "kept": kept})
     metrics = {m: None if np.isnan(v) else v for m, v in values.items()}
     return Finetuned(number, metrics, test, kept, result.best_epoch)
