@@ -155,7 +155,7 @@ def test_worker_processes_and_another_strategy_measure_the_same(shell):
             "halving is for classification only",
         ),
         ([], "[search.constraints]\naccuracy_drop = '<= 1 %'", "there is no 'accuracy_drop' here; allowed: loss_incr"),
-        ([], "[task_settings]\nlos = 'mse'", "unknown key; allowed: loss"),
+        ([], "[task_settings]\nlos = 'mse'", "unknown key; allowed: output, loss"),
         (["--task", "classification"], "", "no configured runner produces this metric; allowed: loss, accuracy"),
     ],
 )
