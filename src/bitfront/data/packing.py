@@ -43,7 +43,7 @@ class PackedInput:
         return self.start + math.prod(self.shape)
 
     def unpacked(self, packed: Tensor) -> Tensor:
-        """This input of some samples, shape (samples, *shape), from packed rows."""
+        """This input of some samples, shape ``(samples, *shape)``, from packed rows."""
         return packed[:, self.start : self.stop].to(self.dtype).reshape(-1, *self.shape)
 
 
