@@ -17,6 +17,7 @@ from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Operation
 from bitfront.operations.lookup import sites
 from bitfront.strategies import STRATEGIES
+from bitfront.tasks import TASKS
 
 FOLDER = Path(__file__).parent
 HEAD = """\
@@ -204,6 +205,7 @@ def configuration() -> str:
         if table is config.ChoicesTable:
             parts.append(SEED.replace("SITES", ", ".join(f"`{name}`" for name, o in sites().items() if o.by_default)))
             parts.append(_formats())
+    parts.append(_tasks())
     parts.append(_runners())
     parts.append(_strategies())
     parts.append(
@@ -222,6 +224,22 @@ def _formats() -> str:
             for p, v in FORMATS.get(name).parameters.items()
         ]
         parts.append(f"`{name}`: {meaning}\n\n" + _rows(["parameter", "allowed", "default", "meaning"], rows))
+    return "\n".join(parts)
+
+
+def _tasks() -> str:
+    parts = [
+        "## Tasks: `task` and `[task_settings]`\n\n"
+        "What `basic_evaluation` measures, and what training minimises. [How to](howto/tasks.md)\n"
+    ]
+    for name, meaning in TASKS.described():
+        task = TASKS.get(name)
+        metrics = "; ".join(
+            f"`{m.name}`{f' ({m.unit})' if m.unit else ''}, {m.direction}: {m.meaning}"
+            for m in (task.loss, *task.metrics)
+        )
+        settings = _table(task.Settings.model_fields) if task.Settings.model_fields else "No settings.\n"
+        parts.append(f"### `{name}`\n\n{meaning}\n\nTargets: {task.targets.needed}. Metrics: {metrics}.\n\n{settings}")
     return "\n".join(parts)
 
 
@@ -277,12 +295,12 @@ def _type(field: FieldInfo) -> str:
     words = list(dict.fromkeys(words or [a for a in get_args(annotation) if isinstance(a, str)]))
     if words:
         return ", ".join(f'`"{w}"`' for w in words)
-    if get_origin(annotation) is dict or any(
+    if dict in (get_origin(annotation), *map(get_origin, get_args(annotation))) or any(
         isinstance(a, type) and issubclass(a, config.Table) for a in get_args(annotation)
     ):
         return "table"
     if _has_list(annotation):
-        return "list of whole numbers"
+        return "list of numbers" if "float" in str(annotation) else "list of whole numbers"
     plain = {str: "text", int: "whole number", float: "number", bool: "true, false"}
     kind = next(plain[t] for t in (annotation, *get_args(annotation)) if t in plain)
     limits = []

@@ -128,7 +128,7 @@ def test_unknown_keys_at_every_level_are_named_with_the_nearest(text, message):
         ("weight_decay = inf", r"f.toml:1: weight_decay: inf is not possible"),
         ("accelerator = 'cdua'", r"f.toml:1: accelerator: 'cdua' is not possible; allowed: auto, cpu, gpu, cuda, mps. Did you mean 'cuda'\?"),
         ("training_optimizer = 'adamx'", r"'adamx' is not possible; allowed: adam, adamw, sgd. Did you mean 'adam"),
-        ("task = 'seg'", r"f.toml:1: task: 'seg' is not possible; allowed: cls, classification"),
+        ("task = 1", r"f.toml:1: task: 1 is of the wrong type"),
         (SEARCH + "[search.search_space.setup]\nby = 'nmae'", r"f.toml:12: search.search_space.setup.by: 'nmae' is not possible; allowed: name, type, regex_name. Did you mean 'name'"),
         (SEARCH + "[search.calibration]\nnum_samples = 0", r"f.toml:12: search.calibration.num_samples: 0 is not possible: input should be greater"),
         (SEARCH + "[search.calibration]\nbatch_norm = 1", r"f.toml:12: search.calibration.batch_norm: 1 is of the wrong type"),

@@ -15,10 +15,13 @@ from bitfront.errors import ConfigError
 class Known:
     name: str
     unit: str
+    direction: str = "minimize"
+    quality: bool = False
+    share: bool = False
 
 
 METRICS = {
-    name: Known(name, unit)
+    name: Known(name, unit, "maximize", quality=True, share=True) if name == "accuracy" else Known(name, unit)
     for name, unit in {
         "accuracy": "",
         "model_size": "bytes",
@@ -70,7 +73,8 @@ def test_what_a_statement_means(text, metric, comparison, bound, drop):
         ("model_size <= 2 kg", "'kg' is not a unit of this metric; allowed: B, kB"),
         ("latency <= 2 kB", "'kB' is not a unit of this metric; allowed: s, ms"),
         ("latency p95 <= 2 ms", "there is no metric 'latency_p95'"),
-        ("loss_drop <= 1 %", "the only drop is accuracy_drop"),
+        ("loss_drop <= 1 %", "there is no 'loss_drop' here; allowed: accuracy_drop"),
+        ("model_size_increase <= 1 %", "there is no 'model_size_increase' here; allowed: accuracy_drop"),
         ("total_flops <= 2 ms", "'ms' is not a unit"),
     ],
 )
@@ -120,3 +124,35 @@ def test_a_candidate_must_fulfil_all_of_them_and_an_unknown_value_fulfils_none()
     values = {"a": np.array([0.5, 0.5, 2.0, np.nan]), "b": np.array([3.0, 1.0, 1.0, 3.0])}
     assert fulfilled(both, values).tolist() == [True, False, False, False]
     assert total(both, values).tolist() == [0.0, 0.5, 1.5, 0.0]
+
+
+QUALITIES = {
+    "mse": Known("mse", "", "minimize", quality=True),
+    "r2": Known("r2", "", "maximize", quality=True, share=True),
+    "psnr": Known("psnr", "dB", "maximize", quality=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "bad"),
+    [
+        # Of a metric that is no share, per cent are of the float model's value; without per cent they are its unit.
+        ("mse_increase <= 2 %", 0.0509, 0.0511),
+        ("mse_increase <= 0.01", 0.0599, 0.0601),
+        ("mse_increase < 0", 0.0499, 0.05),
+        ("r2_drop <= 2 %", 0.8801, 0.8799),
+        ("psnr_drop <= 10 %", 27.01, 26.99),
+        ("psnr_drop <= 1", 29.01, 28.99),
+    ],
+)
+def test_every_quality_may_be_compared_with_the_float_model(text, good, bad):
+    reference = {"mse": 0.05, "r2": 0.9, "psnr": 30.0}
+    constraint = parse_constraint(text, QUALITIES).resolved(reference)
+    assert (constraint.drop, constraint.increase, constraint.relative) == (False, False, False)
+    assert (constraint.excess(np.array([good, bad])) == 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("text", ["mse_drop <= 2 %", "r2_increase <= 2 %"])
+def test_a_change_for_the_better_is_no_constraint(text):
+    with pytest.raises(ConfigError, match="allowed: mse_increase, r2_drop, psnr_drop"):
+        parse_constraint(text, QUALITIES)

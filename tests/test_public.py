@@ -58,7 +58,7 @@ def test_what_the_verbs_return_is_public():
 
 
 #: What stands in results, and is looked up where it stands: its page in the reference says what it is.
-INSIDE = {"Band", "Constraint", "DescribedSpace", "TrainResult"}
+INSIDE = {"Band", "Constraint", "DescribedSpace", "Quality", "TrainResult"}
 
 
 @pytest.mark.parametrize("result", [bf.Run, bf.Trial, bf.Comparison, bf.Trained, bf.Transformed])

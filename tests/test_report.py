@@ -15,6 +15,7 @@ from bitfront.pareto import Front
 from bitfront.report import tables
 from bitfront.report.live import Live
 from bitfront.report.tables import Sheet, duration, number
+from bitfront.training import EpochRecord
 
 SHEET = Sheet(["name", "what [it] is"], [["a", "first\nsecond"], ["bb", "[red]not markup[/red]"]], right=["name"])
 
@@ -128,7 +129,7 @@ def test_notes_come_once_and_quiet_says_nothing():
     assert out.getvalue() == "a [note] that is longer than the console is wide, and stays one line\n"
     out = io.StringIO()
     settings = SimpleNamespace(max_epochs=1, optimizer="adam")
-    record = SimpleNamespace(epoch=1, train_loss=0.5, val_loss=0.4, val_accuracy=0.9)
+    record = EpochRecord(1, 0.5, 0.8, 0.4, 0.9, 1e-3, True)
     with Live(Console(file=out), quiet=True) as live:
         live.note("nothing")
         live.training(settings, 100)

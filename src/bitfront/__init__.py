@@ -15,6 +15,7 @@ The map of the house, from the door inwards. Imports point downwards only::
     population    many networks trained together
     training      one training loop                 checkpoints  weights on disk
     scoring       loss and accuracy on some samples
+    tasks         what a sample is: targets, results per sample, metrics, losses
     strategies    what to try next                  metrics      what a candidate costs
     spaces        what may be chosen: sites × options ↔ codes
     export        (graph, formats) → files and modules that run without Bitfront
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from bitfront.pareto import hypervolume, non_dominated
     from bitfront.report.convert import Converted, convert
     from bitfront.report.writing import Report, write_report
-    from bitfront.scoring import Evaluation
+    from bitfront.scoring import Evaluation, TaskEvaluation
     from bitfront.transforms.observe import calibrate
     from bitfront.transforms.quantize import quantize
 
@@ -106,6 +107,7 @@ _HOMES = {
     "Smaller": "bitfront.learned_bits.smaller",
     "StrategyResult": "bitfront.engine.comparison.results",
     "StrategyRun": "bitfront.engine.comparison.results",
+    "TaskEvaluation": "bitfront.scoring",
     "test": "bitfront.engine.search.weights",
     "train": "bitfront.engine.search.weights",
     "Trained": "bitfront.engine.search.weights",
@@ -141,6 +143,7 @@ __all__ = [
     "Smaller",
     "StrategyResult",
     "StrategyRun",
+    "TaskEvaluation",
     "Trained",
     "Transformed",
     "Trial",

@@ -19,6 +19,7 @@ from bitfront.config import Config, StrategySetup
 from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import from_object
+from bitfront.data.targets import CLASSES, Targets
 from bitfront.engine.comparison.compare import prepared, run_comparison
 from bitfront.engine.comparison.results import Comparison
 from bitfront.engine.planning.builder import make_plan
@@ -43,7 +44,10 @@ from bitfront.spaces.joint import PARTS
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.configured import ConfiguredStrategy, all_settings, configured_strategy, with_variant
 from bitfront.strategies.optuna import MEANINGS
-from bitfront.template import DEFAULT_TARGET, target_named, template
+from bitfront.tasks import TASKS
+from bitfront.tasks.base import Task
+from bitfront.tasks.configured import named_task, task_of
+from bitfront.template import DEFAULT_TARGET, Leading, target_named, template
 
 #: The name of a dataset from memory.
 ARRAYS = "arrays"
@@ -87,8 +91,8 @@ def search(
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML:
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
         restart: delete the trials of an earlier search in this run folder.
-        overrides: any key of the configuration, e.g. ``seed=1``, ``project="mine"``, ``n_trials=50``,
-            ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``, and
+        overrides: any key of the configuration, e.g. ``task="regression"``, ``seed=1``, ``project="mine"``,
+            ``n_trials=50``, ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``, and
             ``constraints={"accuracy_drop": "<= 1 %"}``.
 
     Raises:
@@ -160,7 +164,7 @@ def _laid_out(
 ) -> Plan:
     """The plan of a search; objects among the arguments replace what the configuration names."""
     given_model = model if isinstance(model, nn.Module) else None
-    given_data = dataset_of(data, config.seed, events)
+    given_data = dataset_of(data, config.seed, events, task_of(config).targets)
     return make_plan(
         config,
         model=given_model,
@@ -215,7 +219,9 @@ def _configured(
         flat["dataset"] = data
     elif data is not None:
         values = {**values, "dataset": data.name if isinstance(data, Dataset) else ARRAYS}
-    table = _search_table(space, metrics, strategy)
+    named = overrides.get("task", values.get("task", "cls"))
+    given_settings = overrides.get("task_settings", values.get("task_settings"))
+    table = _search_table(space, metrics, strategy, named_task(named, given_settings))
     if table:
         values = _merged(values, {"search": table})
     return configuration.from_document(tomlfile.Document(name, values, lines), flat)
@@ -235,6 +241,7 @@ def _search_table(
     space: Mapping[str, Any] | None,
     metrics: Mapping[str, Any] | Sequence[str] | None,
     strategy: str | Mapping[str, Any] | None,
+    task: Task,
 ) -> dict[str, Any]:
     table: dict[str, Any] = {}
     if space is not None:
@@ -253,7 +260,7 @@ def _search_table(
         strategy_table["metrics"] = {k: {"direction": v} if isinstance(v, str) else dict(v) for k, v in metrics.items()}
         for name in RUNNERS.names():
             runner = RUNNERS.get(name)
-            if any(m.name in metrics for m in runner.produces):
+            if any(m.name in metrics for m in runner.of_task(task)):
                 strategy_table.setdefault(runner.side, {}).setdefault(name, {})
     if strategy_table:
         table["strategy"] = strategy_table
@@ -277,7 +284,7 @@ def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, "setup": setup, "seed": choices}
 
 
-def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dataset | None:
+def dataset_of(data: object, seed: int = 0, events: Events | None = None, targets: Targets = CLASSES) -> Dataset | None:
     """The dataset of the argument `data`: arrays, splits, a torch Dataset or DataLoader; None for a name.
 
     Raises:
@@ -285,7 +292,7 @@ def dataset_of(data: object, seed: int = 0, events: Events | None = None) -> Dat
     """
     if data is None or isinstance(data, str):
         return None
-    request = DataRequest(seed=seed, report=(events or Events()).note)
+    request = DataRequest(seed=seed, report=(events or Events()).note, targets=targets)
     return from_object(data, request, name=ARRAYS, source="objects in memory")
 
 
@@ -303,6 +310,7 @@ def init(
     dataset_path: str | None = None,
     file: str = "FILE.toml",
     target: str = DEFAULT_TARGET,
+    task: str = "classification",
 ) -> tuple[str, list[str]]:
     """(text of a TOML that runs, notes) for a model and a dataset.
 
@@ -315,28 +323,32 @@ def init(
         file: the name of the file, for the comment in its first line.
         target: ``"processor"`` (affine integers, weights with a scale per channel) or ``"fpga"`` (fixed point, weights
             with a binary point per channel).
+        task: what the samples are.
 
     Raises:
         UserError: there is no such target or model, or the model cannot be captured.
     """
     target_named(target)  # before data is opened
-    config = configuration.load_config(None, {"model": model, "dataset": dataset, "dataset_path": dataset_path})
+    names = {"model": model, "dataset": dataset, "dataset_path": dataset_path, "task": task}
+    config = configuration.load_config(None, names)
+    found = task_of(config)
+    leads = Leading("classification" if found.classifies else task, found.leading.name, found.leading.direction)
     try:
         data = open_data(config)
     except DataError as error:
         if model not in MODELS and ":" not in model:
             MODELS.get(model)  # raises, and lists the models
-        return template(model, dataset, dataset_path=dataset_path, file=file, target=target), [
+        return template(model, dataset, dataset_path=dataset_path, file=file, target=target, task=leads), [
             f"the layers are a guess, the data is not here yet: {error}"
         ]
     graph = capture(open_model(config, data), data.split("train")[0][:2])
     weighted = [site for site in graph.sites if site.stored_weights]
     ops = list(dict.fromkeys(site.op for site in weighted))
     samples = len(data.split("train")[1])
-    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target), []
+    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads), []
 
 
-ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
+ROOMS = ("models", "datasets", "tasks", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
 
 
 def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -350,10 +362,18 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
             for runner in [RUNNERS.get(name)]
             for m in runner.produces
         ]
+        known = {row[0] for row in rows}
+        rows += [
+            (m.name, "basic_evaluation", "sw_runner", m.unit, m.direction, "measured", f"{m.meaning} (task {task})")
+            for task in TASKS.names()
+            for m in TASKS.get(task).metrics
+            if m.name not in known
+        ]
         return ["metric", "runner", "table", "unit", "direction", "kind", "meaning"], rows
     rooms: dict[str, Registry[Any]] = {
         "models": MODELS,
         "datasets": DATASETS,
+        "tasks": TASKS,
         "formats": FORMATS,
         "operations": OPERATIONS,
         "strategies": STRATEGIES,
@@ -362,6 +382,9 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     if what not in rooms:
         raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
     described: list[tuple[str, ...]]
+    if what == "tasks":
+        described = [(n, text, ", ".join(m.name for m in TASKS.get(n).metrics)) for n, text in TASKS.described()]
+        return ["name", "what it is", "metrics beside the loss"], described
     if what == "formats":
         described = [(n, text, ", ".join(FORMATS.get(n).parameters)) for n, text in FORMATS.described()]
         return ["name", "what it is", "parameters of an operand"], described

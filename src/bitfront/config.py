@@ -54,8 +54,7 @@ class SpacePart(Table):
 
     setup: SpaceSetup = SpaceSetup()
     seed: dict[str, ChoicesTable] = Field(
-        default={},
-        description="the choices per site name, type or pattern; `default` is for all others",
+        default={}, description="the choices per site name, type or pattern; `default` is for all others"
     )
 
 
@@ -188,7 +187,8 @@ class Config(Table):
     model: str = Field("digits-cnn", description="a model's name, or package.module:factory")
     dataset: str = Field("digits", description="a dataset's name, `npz`, or package.module:factory")
     dataset_path: str | None = Field(None, description="file or folder of the data")
-    task: Literal["cls", "classification"] = Field("cls", description="classification is the only task")
+    task: str = Field("cls", description="what a sample is: the name of a task, or package.module:name")
+    task_settings: dict[str, Any] | None = Field(None, description="the settings of the task; see below")
     max_epochs: int = Field(20, ge=1, description="epochs of training")
     max_steps: int = Field(-1, ge=-1, description="training steps at most; -1: no limit")
     batch_size: int = Field(128, ge=1, description="samples per training step")

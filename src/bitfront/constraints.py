@@ -2,7 +2,10 @@
 
 A statement names a metric, optionally a statistic of it, a comparison and a bound with a unit. The bound is converted
 to the metric's unit once, where the statement is parsed. ``accuracy_drop`` is not a metric: it is the float model's
-accuracy on the same samples minus the candidate's, as a fraction (1 % is 0.01).
+accuracy on the same samples minus the candidate's, as a fraction (1 % is 0.01). So it is of every metric that says how
+good the answers are: one that is better where it is larger has a drop, one that is better where it is smaller has an
+increase (``mse_increase <= 2 %``). Of a metric that is no share, such as ``mse``, per cent are of the float model's
+value.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from bitfront.errors import ConfigError, nearest, one_of
 
 Values = NDArray[np.float64]
 ComparisonOperator = Literal["<=", "<", ">=", ">", "=="]
-#: Suffix of a metric's name, for the float model's value minus the candidate's.
-DROP = "_drop"
+#: Suffix of a metric's name, for the float model's value minus the candidate's; and for the opposite.
+DROP, INCREASE = "_drop", "_increase"
 _STATEMENT = re.compile(
     r"\s*(?P<name>[A-Za-z_]\w*)\s*(?P<statistic>p\d+|per_sample|median)?\s*(?P<comparison><=|>=|==|<|>)\s*"
     r"(?P<bound>[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>[A-Za-zµμ%_/ ]*?)\s*\Z"
@@ -60,6 +63,21 @@ class Measure(Protocol):
         """The unit of its values."""
         ...
 
+    @property
+    def direction(self) -> str:
+        """Which way is better, ``minimize`` or ``maximize``."""
+        ...
+
+    @property
+    def quality(self) -> bool:
+        """Whether it says how good the answers are."""
+        ...
+
+    @property
+    def share(self) -> bool:
+        """Whether per cent of it are hundredths, and not parts of the float model's value."""
+        ...
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -71,6 +89,8 @@ class Constraint:
         comparison: how a value is compared with the bound.
         bound: in the metric's unit.
         drop: whether the bound is on the float model's value minus the candidate's.
+        increase: whether it is on the candidate's value minus the float model's.
+        relative: whether such a bound is a part of the float model's value.
     """
 
     text: str
@@ -78,6 +98,8 @@ class Constraint:
     comparison: ComparisonOperator
     bound: float
     drop: bool = False
+    increase: bool = False
+    relative: bool = False
 
     def resolved(self, reference: Mapping[str, float | None]) -> Constraint:
         """The same condition with a bound on the metric's value, given the float model's metrics.
@@ -88,7 +110,7 @@ class Constraint:
         Raises:
             ConfigError: the float model's value is needed and not known.
         """
-        if not self.drop:
+        if not (self.drop or self.increase):
             return self
         float_value = reference.get(self.metric)
         if float_value is None or np.isnan(float_value):
@@ -96,8 +118,12 @@ class Constraint:
                 f"{self.text!r} compares with the float model, whose {self.metric} is not known; give a bound on "
                 f"{self.metric} instead"
             )
+        margin = abs(float_value) * self.bound if self.relative else self.bound
+        if self.increase:
+            return replace(self, bound=float_value + margin, increase=False, relative=False)
         opposite: Mapping[str, ComparisonOperator] = {"<=": ">=", "<": ">", ">=": "<=", ">": "<", "==": "=="}
-        return replace(self, comparison=opposite[self.comparison], bound=float_value - self.bound, drop=False)
+        bound = float_value - margin
+        return replace(self, comparison=opposite[self.comparison], bound=bound, drop=False, relative=False)
 
     def excess(self, values: Values) -> Values:
         """By how much values of the metric exceed the bound, relative to it; 0 where they fulfil the constraint.
@@ -106,6 +132,7 @@ class Constraint:
             values: shape (candidates,), in the metric's unit; NaN where unknown, which stays NaN.
         """
         assert not self.drop, "a drop must be resolved first"
+        assert not self.increase, "an increase must be resolved first"
         over = {
             "<=": values - self.bound,
             "<": values - self.bound,
@@ -159,18 +186,32 @@ def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
     if not match:
         raise ConfigError(f"cannot read the constraint {text!r}; write it like 'model_size <= 2 kB'")
     name, statistic, unit = match["name"], match["statistic"], match["unit"].strip()
-    drop = name.endswith(DROP) and name not in metrics
-    metric = name.removesuffix(DROP) if drop else name
-    if drop and metric not in ("accuracy",):
-        raise ConfigError(f"there is no {name!r}; the only drop is accuracy_drop")
+    changes = {_change(m): m.name for m in metrics.values() if m.quality}
+    metric = name if name in metrics else changes.get(name, name)
+    drop, increase = (metric != name and name.endswith(suffix) for suffix in (DROP, INCREASE))
+    if metric == name and name not in metrics and name.endswith((DROP, INCREASE)):
+        raise ConfigError(f"there is no {name!r} here; {one_of(changes)}.{nearest(name, list(changes))}")
     if statistic and statistic != "median":
         metric = f"{metric}_{statistic}"
     if metric not in metrics:
-        known = [*metrics, *(f"{m}{DROP}" for m in metrics if m == "accuracy")]
+        known = [*metrics, *changes]
         raise ConfigError(f"there is no metric {metric!r} here; {one_of(known)}.{nearest(name, known)}")
-    factor = _factor(metrics[metric].unit, unit, text)
+    relative = (drop or increase) and unit == "%" and not metrics[metric].share
+    factor = 0.01 if relative else _factor(metrics[metric].unit, unit, text)
     bound = float(match["bound"].replace("_", "")) * factor
-    return Constraint(" ".join(text.split()), metric, match["comparison"], bound, drop)  # type: ignore[arg-type]
+    statement = " ".join(text.split())
+    comparison: ComparisonOperator = match["comparison"]  # type: ignore[assignment]
+    return Constraint(statement, metric, comparison, bound, drop, increase, relative)
+
+
+def _change(metric: Measure) -> str:
+    """What a change of a metric for the worse is called."""
+    return metric.name + (INCREASE if metric.direction == "minimize" else DROP)
+
+
+def compared_metric(name: str) -> str:
+    """The metric that the key of a constraint names, without what says that it is compared with the float model."""
+    return name.removesuffix(DROP).removesuffix(INCREASE)
 
 
 def statement(name: str, condition: str) -> str:

@@ -57,8 +57,8 @@ compare_to = 32
 {runners}
 # The objectives. With several of them the result is their Pareto front.
 [search.strategy.metrics]
-accuracy.scale = 1.0
-accuracy.direction = "maximize"
+{leading}.scale = 1.0
+{leading}.direction = "{direction}"
 {cost}.scale = 1.0
 {cost}.direction = "minimize"
 """
@@ -83,6 +83,16 @@ class Target:
     suffix: str = ""
 
 
+@dataclass(frozen=True)
+class Leading:
+    """A task, and the metric of it that leads."""
+
+    task: str
+    metric: str
+    direction: str
+
+
+CLASSIFIES = Leading("classification", "accuracy", "maximize")
 PROCESSOR = Target(
     why="""\
 # For processors: integers with a scale of any size, which their integer kernels multiply with. Weights have a scale per
@@ -141,6 +151,7 @@ def template(
     dataset_path: str | None = None,
     file: str = "FILE.toml",
     target: str = DEFAULT_TARGET,
+    task: Leading = CLASSIFIES,
 ) -> str:
     """The text of a configuration that runs.
 
@@ -153,6 +164,7 @@ def template(
         dataset_path: file or folder of the data.
         file: the name of the file, for the comment in its first line.
         target: the hardware, a name in TARGETS.
+        task: what the samples are.
 
     Raises:
         ConfigError: there is no such target.
@@ -166,12 +178,15 @@ def template(
         file=file,
         model=model,
         dataset=dataset,
-        path=f'\ndataset_path = "{dataset_path}"' if dataset_path else "",
+        path=(f'\ndataset_path = "{dataset_path}"' if dataset_path else "")
+        + (f'\ntask = "{task.task}"' if task != CLASSIFIES else ""),
         project=project,
         epochs=40 if samples < 20_000 else 10,
         batch_size=64 if samples < 20_000 else 512,
     )
     strategy = _STRATEGY.format(
+        leading=task.metric,
+        direction=task.direction,
         runners=hardware.runners,
         cost=hardware.cost,
         strategy="brute_force" if few else "surrogate",

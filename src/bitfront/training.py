@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -21,9 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, one_of
 from bitfront.graph.baking import private_copy
 from bitfront.interrupts import contained
-from bitfront.kernels.losses import Outputs, training_loss
+from bitfront.kernels.losses import Outputs
 from bitfront.optimizer import FUSED, Optimizer, OptimizerName
-from bitfront.scoring import checked_logits, evaluate
+from bitfront.scoring import CHUNK, Evaluation, checked_logits, checked_outputs, measure
+from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
     from bitfront.data.base import Dataset, Split
@@ -102,10 +104,12 @@ class EpochRecord:
 
     Attributes:
         train_loss: mean loss over the epoch's batches, each taken before its step.
-        train_accuracy: likewise, top-1, 0 to 1.
+        train_accuracy: likewise, top-1, 0 to 1; NaN where the task is no classification.
         val_loss: mean loss on the val split after the epoch, in eval mode.
+        val_accuracy: likewise; NaN where the task is no classification.
         learning_rate: the one used during the epoch.
         best: whether this epoch has the lowest val_loss so far.
+        metrics: the metrics of another task than classification, on the val split after the epoch.
     """
 
     epoch: int
@@ -115,6 +119,21 @@ class EpochRecord:
     val_accuracy: float
     learning_rate: float
     best: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What is stored and printed of it: without accuracies where there are none."""
+        found = dict(vars(self))
+        if not self.metrics:
+            del found["metrics"]
+            return found
+        return {name: value for name, value in found.items() if not name.endswith("_accuracy")}
+
+    @property
+    def leading(self) -> tuple[str, float]:
+        """(name, value) of the metric that leads, on the validation split."""
+        return next(iter(self.metrics.items()), ("accuracy", self.val_accuracy))
 
 
 @dataclass(frozen=True)
@@ -146,6 +165,7 @@ def train(
     *,
     device: torch.device | str = "cpu",
     outputs: Outputs = "logits",
+    task: Task = CLASSIFICATION,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
@@ -157,6 +177,7 @@ def train(
     Args:
         model: outputs of shape (samples, num_classes) from x of shape (samples, *sample_shape). Not changed.
         outputs: what they are (``graph.outputs`` of the captured model); the loss follows from it.
+        task: what the samples are, and with it the loss.
         on_step: called as ``on_step(step, loss)`` every `settings.log_every_n_steps` steps (counted from 1);
             ``loss()`` is that step's loss, and waits for the device only when called.
         on_epoch: called after each epoch with its record.
@@ -174,7 +195,7 @@ def train(
     result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
     try:
         # A single assignment: after an interrupt, `result` is that of this epoch or of the one before.
-        for result in epochs(model, dataset, settings, device=device, outputs=outputs, on_step=on_step):
+        for result in epochs(model, dataset, settings, device=device, outputs=outputs, task=task, on_step=on_step):
             if on_epoch is not None:
                 on_epoch(result.history[-1])
     except KeyboardInterrupt:
@@ -189,6 +210,7 @@ def epochs(
     *,
     device: torch.device,
     outputs: Outputs = "logits",
+    task: Task = CLASSIFICATION,
     on_step: OnStep | None = None,
 ) -> Generator[TrainResult]:
     """Like ``train``, epoch by epoch: gives the result so far after each epoch.
@@ -203,6 +225,8 @@ def epochs(
     check_batch_norm(trained, len(y), settings)
     order = torch.Generator().manual_seed(settings.seed)
     start = snapshot(trained)
+    # Outputs of other tasks (pixels, tokens) are large; those of a classification are never too many.
+    chunk = CHUNK if task.classifies else settings.batch_size
     result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
     best_loss = math.inf
     random = _Random(device, settings.seed)
@@ -213,14 +237,18 @@ def epochs(
             batches = batches[: settings.max_steps - result.steps]
         report = on_step and _every(settings.log_every_n_steps, result.steps, on_step)
         with random.drawn():
-            losses, accuracy = _epoch(trained, optimizer, x, y, batches, dataset.num_classes, outputs, report)
+            goal = _Goal(task, outputs, dataset.num_classes)
+            losses, accuracy = _epoch(trained, optimizer, x, y, batches, goal, report)
             loss = mean_loss(losses, batches, epoch, settings)
-            val = evaluate(trained, x_val, y_val, outputs=outputs)
+            val = measure(task, trained, x_val, y_val, batch_size=chunk, outputs=outputs)
         if not math.isfinite(val.loss):
             raise diverged(f"the validation loss is {val.loss} after epoch {epoch}", settings)
         better = val.loss < best_loss
         best_loss = min(val.loss, best_loss)
-        record = EpochRecord(epoch, loss, accuracy, val.loss, val.accuracy, rate, better)
+        if isinstance(val, Evaluation):
+            record = EpochRecord(epoch, loss, accuracy, val.loss, val.accuracy, rate, better)
+        else:
+            record = EpochRecord(epoch, loss, math.nan, val.loss, math.nan, rate, better, val.metrics)
         state = snapshot(trained)
         result = replace(
             result,
@@ -246,26 +274,41 @@ def stopped_by(settings: TrainSettings, steps: int, epoch: int, best_epoch: int)
     return None
 
 
+@dataclass(frozen=True)
+class _Goal:
+    """What is trained for: a task, and what is known of the model's outputs."""
+
+    task: Task
+    outputs: Outputs
+    num_classes: int
+
+    def checked(self, given: object, target: Tensor) -> Tensor:
+        """The output of the model for some samples. Raises EvaluationError where it does not fit their targets."""
+        if self.task.classifies:
+            return checked_logits(given, len(target), self.num_classes, exact=True)
+        return checked_outputs(self.task, given, target)
+
+
 def _epoch(
     model: nn.Module,
     optimizer: Optimizer,
     x: Tensor,
     y: Tensor,
     batches: Sequence[Tensor],
-    num_classes: int,
-    outputs: Outputs,
+    goal: _Goal,
     report: Callable[[int, Tensor], None] | None,
 ) -> tuple[Tensor, float]:
-    """One pass over `batches`, indices into x and y: each batch's mean loss, and the accuracy of all."""
+    """One pass over `batches`, indices into x and y: each batch's mean loss, and the accuracy of all (NaN where there
+    is none)."""
     model.train()
     losses: list[Tensor] = []
     predicted: list[Tensor] = []
     targets, sizes = y.index_select(0, torch.cat(list(batches))), [len(batch) for batch in batches]
-    for step, (batch, target, size) in enumerate(zip(batches, torch.split(targets, sizes), sizes, strict=True)):
+    for step, (batch, target) in enumerate(zip(batches, torch.split(targets, sizes), strict=True)):
         with contained():
             answers = model(x.index_select(0, batch))
-        logits = checked_logits(answers, size, num_classes, exact=True)
-        loss = training_loss(logits, target, outputs)
+        given = goal.checked(answers, target)
+        loss = goal.task.training_loss(given, target, goal.outputs)
         if not loss.requires_grad:
             raise ConfigError(
                 "the model cannot be trained: its outputs have no gradients in training mode. Its forward may run "
@@ -276,9 +319,12 @@ def _epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.detach())
-        predicted.append(logits.argmax(1))
+        if goal.task.classifies:
+            predicted.append(given.argmax(1))
         if report is not None:
             report(step, losses[-1])
+    if not predicted:
+        return torch.stack(losses), math.nan
     correct = torch.cat(predicted) == targets
     return torch.stack(losses), int(correct.sum()) / len(correct)
 

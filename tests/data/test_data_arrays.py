@@ -303,7 +303,7 @@ def with_value(value, dtype=np.float64):
         (X[:0], Y[:0], r"x is empty: its shape is \(0, 4\)"),
         (X.astype(complex), Y, "x has the dtype complex128; needed are real numbers"),
         ([[1, 2], [3]], [0, 1], "x cannot be read as an array"),
-        (X, Y + 0.5, "y is 0.5 in row 0, which is not a class index; Bitfront classifies"),
+        (X, Y + 0.5, "y is 0.5 in row 0, which is not a class index: labels of classes are"),
         (
             X,
             np.where(Y == 2, -1, Y),

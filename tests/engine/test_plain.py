@@ -45,8 +45,8 @@ def check(evaluator, codes, note=""):
     assert (note in measured.plain) if note else measured.plain.endswith(evaluator.space.graph.untraced)
     expected = [deployed_score(evaluator, code, "val") for code in codes]
     assert measured.errors == ("",) * len(codes)
-    assert measured.values["loss"].tolist() == [loss for loss, _ in expected]
-    assert measured.values["accuracy"].tolist() == [accuracy for _, accuracy in expected]
+    assert measured.values["loss"].tolist() == [score["loss"] for score in expected]
+    assert measured.values["accuracy"].tolist() == [score["accuracy"] for score in expected]
     order = np.random.default_rng(0).permutation(len(codes))[: len(codes) // 2]
     assert evaluator.evaluate(codes[order]).values["loss"].tolist() == measured.values["loss"][order].tolist()
 
@@ -309,7 +309,7 @@ def test_a_candidate_that_fails_does_not_touch_the_others():
     for code in codes:
         deployed_score(one, code, "val")
     limit = float(np.quantile(seen, 0.2))
-    expected = np.array([deployed_score(one, code, "val")[0] for code in codes])
+    expected = np.array([deployed_score(one, code, "val")["loss"] for code in codes])
     assert 0 < np.isnan(expected).sum() < len(codes)
     measured = one.evaluate(codes)
     assert np.array_equal(measured.values["loss"], expected, equal_nan=True)

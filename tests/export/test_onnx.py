@@ -425,3 +425,27 @@ def test_a_format_that_no_rule_writes_is_named():
     graph = capture(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
     with pytest.raises(ExportError, match=r"^_0 \(ReLU\): the format of data_in cannot be written to ONNX here"):
         onnx_model(graph, {"_0": {"data_in": Integer(8, 4)}})
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_answers_may_be_values(tmp_path):
+    # Twice the outputs have the same largest one, and are no answers of a regression.
+    graph, formats, x = case("sequence", (2, 8), "integer", 8)
+    path, other = tmp_path / "net.onnx", Doubled(quantize(graph, formats))
+    assert write_onnx(graph, formats, path, x, model=other).alike == 64
+    with pytest.raises(ExportError, match="answers otherwise than the deployed model"):
+        write_onnx(graph, formats, path, x, model=other, answers="values")
+    assert write_onnx(graph, formats, path, x, answers="values").alike == 64
+
+
+def test_one_output_is_compared_by_its_value(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(40, 4)
+    graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)).eval(), x)
+    with pytest.raises(ExportError, match="answers otherwise than the deployed model for"):
+        write_onnx(graph, {}, tmp_path / "net.onnx", x, model=Doubled(graph.model))
+    assert write_onnx(graph, {}, tmp_path / "net.onnx", x).alike == 40

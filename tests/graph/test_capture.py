@@ -317,7 +317,7 @@ class Uncopyable(nn.Linear):
     ("model", "message"),
     [
         (nn.Linear(5, 3), r"the model fails on an input of shape \(2, 6\) \(batch first\): RuntimeError"),
-        (TwoInputs(), r"forward of TwoInputs needs 2 inputs \(x, y\).*Give y a default, or wrap the model"),
+        (TwoInputs(), r"forward of TwoInputs needs 2 inputs \(x, y\).*Give y a default, or give the data by the names"),
         (Raises(), r"ValueError: no such luck"),
         (ReturnsTuple(), r"must return one tensor of shape \(batch, classes\); it returned tuple"),
         (nn.Flatten(0), r"it returned shape \(12,\)"),

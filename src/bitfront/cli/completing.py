@@ -9,7 +9,7 @@ from typing import Any, get_args
 Complete = Callable[[str], list[str]]
 #: Copies of names in modules that are too slow to import here; a test compares them with the originals.
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "gp")
-ROOMS = ("models", "datasets", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
+ROOMS = ("models", "datasets", "tasks", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
 TARGETS = ("processor", "fpga")
@@ -56,6 +56,7 @@ def of_key(name: str, annotation: Any) -> Complete | None:
     by_name = {
         "model": members("models"),
         "dataset": members("data"),
+        "task": members("tasks"),
         "strategy": members("strategies"),
         "sampler": words(SAMPLERS),
     }

@@ -81,13 +81,14 @@ def transform(
     if result.widths:
         printing.print_line(f"widths: {', '.join(f'{layer} {x} ({w})' for layer, (x, w) in result.widths.items())}")
     if result.evaluation is not None:
-        line = f"accuracy {result.evaluation.accuracy!r}, loss {result.evaluation.loss!r}"
+        loss, *others = result.evaluation.values.items()
+        line = ", ".join(f"{name} {value!r}" for name, value in (*others, loss))
         if result.trial is not None:
-            finetuned = result.trial.finetuned
+            leading, finetuned = others[0][0], result.trial.finetuned
             if finetuned is not None and finetuned.kept:
-                line += f" (fine-tuning found {finetuned.metrics['accuracy']!r})"
+                line += f" (fine-tuning found {finetuned.metrics[leading]!r})"
             else:
-                line += f" (the search found {result.trial.metrics['accuracy']!r})"
+                line += f" (the search found {result.trial.metrics[leading]!r})"
         printing.print_line(line)
     printing.print_line(f"saved to {result.folder}")
     if result.smaller is not None:
@@ -109,7 +110,8 @@ def _transformed(result: Transformed) -> dict[str, Any]:
         document["number"] = result.trial.number
         document["trial_metrics"] = result.trial.metrics
     if result.evaluation is not None:
-        document |= vars(result.evaluation)
+        document |= {**vars(result.evaluation), **result.evaluation.values}
+        document.pop("metrics", None)
     if result.smaller is not None:
         document["smaller"] = {
             "weights": {path: {"before": before, "now": now} for path, (before, now) in result.smaller.layers.items()},

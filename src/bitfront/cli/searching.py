@@ -150,11 +150,11 @@ def train(
     assert result is not None
     best = result.history[result.best_epoch - 1]
     if as_json:
-        printing.print_json({"checkpoint": str(trained.checkpoint), "stopped": result.stopped, **vars(best)})
+        printing.print_json({"checkpoint": str(trained.checkpoint), "stopped": result.stopped, **best.described})
     else:
         printing.print_line(
             f"{trained.checkpoint}: epoch {best.epoch} of {len(result.history)} ({result.stopped}), "
-            f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.4f}",
+            f"validation loss {best.val_loss:.4f}, {best.leading[0]} {best.leading[1]:.4f}",
         )
     if result.stopped == "interrupted":
         raise typer.Exit(130)
@@ -175,6 +175,13 @@ def test(
 
     with printing.events(quiet) as events:
         result = bf.test(loaded, split=split, events=events)
+    if isinstance(result, bf.TaskEvaluation):
+        if as_json:
+            printing.print_json({**result.values, "samples": result.samples, "split": split})
+        else:
+            text = ", ".join(f"{name} {value:.6g}" for name, value in result.values.items())
+            printing.print_line(f"{split}: {text} ({result.samples:,} samples)")
+        return
     low, high = wilson(result.accuracy, result.samples)
     if as_json:
         printing.print_json({**vars(result), "accuracy_interval": [low, high], "split": split})

@@ -37,6 +37,9 @@ def init(
         str,
         typer.Option("--target", metavar="HARDWARE", help="processor or fpga.", autocompletion=words(TARGETS)),
     ] = DEFAULT_TARGET,
+    task: Annotated[
+        str, typer.Option("--task", help="A task's name, or package.module:name.", autocompletion=members("tasks"))
+    ] = "classification",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml or -fpga.toml; - for stdout."),
@@ -51,7 +54,7 @@ def init(
         raise ConfigError(f"{file} exists; --force overwrites it, --output names another file")
     from bitfront import api
 
-    text, notes = api.init(model, dataset, dataset_path, str(file) if str(file) != "-" else "FILE.toml", target)
+    text, notes = api.init(model, dataset, dataset_path, str(file) if str(file) != "-" else "FILE.toml", target, task)
     for note in () if quiet else notes:
         printing.print_line(f"note: {note}", stderr=True)
     if str(file) == "-":

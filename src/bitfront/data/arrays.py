@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from bitfront.data.base import SPLITS, Dataset, Scaler, Split
 from bitfront.data.features import fit_scaler, real_features, refuse_mixed_scales, scale_notes, to_float32
-from bitfront.data.labels import class_indices
+from bitfront.data.packing import PackedInput, packed
 from bitfront.data.raw import Array, ArrayLike, array_name
 from bitfront.data.splitting import SHARES, refuse_training_rows, row_hashes, split_name, stratified_split
+from bitfront.data.targets import CLASSES, Targets, targets_named, token_ids
 from bitfront.errors import DataError
 
 
@@ -39,6 +40,7 @@ class _Description:
     seed: int
     source: str
     notes: Sequence[str]
+    targets: Targets
 
 
 def from_arrays(
@@ -52,12 +54,15 @@ def from_arrays(
     seed: int = 0,
     source: str = "arrays in memory",
     notes: Sequence[str] = (),
+    targets: Targets | str = CLASSES,
 ) -> Dataset:
     """A dataset from one pair of arrays, split here: 70 % train, 15 % val, 15 % test, stratified by class.
 
     Args:
-        x: ``(samples, *features)``, any real dtype; uint8 is divided by 255.
-        y: (samples,) integers from 0 or class names, or (samples, classes) one-hot.
+        x: ``(samples, *features)``, any real dtype; uint8 is divided by 255. Or name → array, for a model with several
+            inputs, by the names of its forward's arguments; integers stay integers.
+        y: (samples,) integers from 0 or class names, or (samples, classes) one-hot; for another task what its targets
+            are.
         name: the name in tables and reports.
         class_names: by index; empty for "0", "1", ... or the sorted names that occur in `y`.
         feature_names: one per feature, or empty.
@@ -65,12 +70,15 @@ def from_arrays(
         seed: random seed of the split, 0 or more.
         source: where the data comes from, for the run folder and for messages.
         notes: facts that a reader of the results must know.
+        targets: what `y` is: "classes", or what another task has, such as "numbers". Only classes are stratified.
 
     Raises:
         DataError: lengths differ, a value is not finite, a label is not a class, or there are too few
             samples.
     """
-    description = _Description(name, class_names, feature_names, standardise, seed, source, notes)
+    description = _Description(
+        name, class_names, feature_names, standardise, seed, source, notes, targets_named(targets)
+    )
     return _with_source(source, lambda: _assemble({None: (x, y)}, description))
 
 
@@ -84,6 +92,7 @@ def from_splits(
     seed: int = 0,
     source: str = "arrays in memory",
     notes: Sequence[str] = (),
+    targets: Targets | str = CLASSES,
     test_only: bool = False,
 ) -> Dataset:
     """A dataset from arrays that are already split: ``{"train": (x, y), "val": ..., "test": ...}``.
@@ -96,7 +105,9 @@ def from_splits(
         DataError: as :func:`from_arrays`; or there is no train split, a split has an unknown name, shapes
             differ between splits, dtypes of them mean different scales, or most rows of val or test are training rows.
     """
-    description = _Description(name, class_names, feature_names, standardise, seed, source, notes)
+    description = _Description(
+        name, class_names, feature_names, standardise, seed, source, notes, targets_named(targets)
+    )
 
     def build() -> Dataset:
         pairs: dict[Split | None, tuple[ArrayLike, ArrayLike]] = {}
@@ -124,13 +135,20 @@ def _with_source(source: str, build: Callable[[], Dataset]) -> Dataset:
 
 def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], description: _Description) -> Dataset:
     """The dataset of (x, y) by split, or under None if the samples are not split yet."""
-    refuse_mixed_scales({split: features for split, (features, _) in pairs.items()})
-    x = {split: real_features(features, array_name("x", split)) for split, (features, _) in pairs.items()}
-    y, class_names = class_indices({split: labels for split, (_, labels) in pairs.items()}, description.class_names)
+    targets = description.targets
+    x, inputs = _features({split: features for split, (features, _) in pairs.items()}, targets)
+    plain = not (targets.of_tokens or inputs)
+    y, class_names = targets.read({split: labels for split, (_, labels) in pairs.items()}, description.class_names)
     _check_shapes(x, y)
-    x_by_split, y_by_split, split_notes = _split(x, y, description.seed)
-    class_notes = _absent_classes(y_by_split, class_names, bool(description.class_names))
+    x_by_split, y_by_split, split_notes = _split(x, y, description.seed, targets.stratified)
+    named = bool(description.class_names)
+    if targets.of_tokens and not named and not inputs:
+        # A token that never comes next is one of the vocabulary, too.
+        class_names = tuple(map(str, range(max(len(class_names), *(int(ids.max()) + 1 for ids in x.values())))))
+    class_notes = _absent_classes(y_by_split, class_names, named) if targets is CLASSES else []
     scaler = description.standardise if isinstance(description.standardise, Scaler) else None
+    if description.standardise and not plain:
+        raise DataError("standardise is for features that are one array of numbers; leave it out")
     if description.standardise and scaler is None:
         scaler = fit_scaler(x_by_split["train"])
     shape = next(iter(x_by_split.values())).shape[1:]
@@ -141,17 +159,40 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
         )
     return Dataset(
         name=description.name,
-        x={s: torch.from_numpy(to_float32(x_by_split[s], scaler, s)) for s in SPLITS if s in x_by_split},
+        x={s: torch.from_numpy(_final(x_by_split[s], scaler, s, plain)) for s in SPLITS if s in x_by_split},
         y={s: torch.from_numpy(y_by_split[s]) for s in SPLITS if s in y_by_split},
         class_names=class_names,
         source=description.source,
         feature_names=tuple(map(str, description.feature_names)),
-        notes=(*description.notes, *split_notes, *class_notes, *scale_notes(x)),
+        notes=(*description.notes, *split_notes, *class_notes, *(scale_notes(x) if plain else [])),
         scaler=scaler,
+        targets=targets,
+        inputs=inputs,
     )
 
 
-def _check_shapes(x: Mapping[Split | None, Array], y: Mapping[Split | None, Array]) -> None:
+def _features(
+    given: Mapping[Split | None, ArrayLike], targets: Targets
+) -> tuple[dict[Split | None, Array], tuple[PackedInput, ...]]:
+    """(the features by split, what a row of them holds if they are several inputs by name)."""
+    named = [split for split, features in given.items() if isinstance(features, Mapping)]
+    if named and len(named) < len(given):
+        raise DataError(f"x of {named[0]} is a mapping, and that of other splits is not; every split needs the same")
+    if named:
+        rows, inputs = packed(cast(Mapping[str | None, Any], given))
+        return cast(dict[Split | None, Array], rows), inputs
+    if targets.of_tokens:
+        return {split: token_ids(features, array_name("x", split)) for split, features in given.items()}, ()
+    refuse_mixed_scales(given)
+    return {split: real_features(features, array_name("x", split)) for split, features in given.items()}, ()
+
+
+def _final(x: Array, scaler: Scaler | None, split: Split, plain: bool) -> Array:
+    """A copy of the features of a split as a dataset holds them; ids and packed rows as they are."""
+    return to_float32(x, scaler, split) if plain else np.array(x, order="C")
+
+
+def _check_shapes(x: Mapping[Split | None, Array], y: Mapping[str | None, Array]) -> None:
     """Raises DataError where x and y differ in length, or samples differ in shape between splits."""
     first_split, first = next(iter(x.items()))
     for split, features in x.items():
@@ -179,14 +220,19 @@ def _channels_moved(first: tuple[int, ...], other: tuple[int, ...]) -> str:
 
 
 def _split(
-    x: Mapping[Split | None, Array], y: Mapping[Split | None, Array], seed: int
+    x: Mapping[Split | None, Array], y: Mapping[str | None, Array], seed: int, stratified: bool
 ) -> tuple[dict[Split, Array], dict[Split, Array], list[str]]:
     """x and y by split, with the missing splits cut from the samples given; and notes about that."""
+    how = "stratified" if stratified else "at random"
+
+    def strata(values: Array) -> Array:
+        return values if stratified else np.zeros(len(values), dtype=np.int64)
+
     if None in x:
-        parts = stratified_split(y[None], seed=seed, rows=row_hashes(x[None]))
+        parts = stratified_split(strata(y[None]), seed=seed, rows=row_hashes(x[None]))
         x_by_split = {split: x[None][rows] for split, rows in parts.items()}
         y_by_split = {split: y[None][rows] for split, rows in parts.items()}
-        return x_by_split, y_by_split, [f"split here: {_sizes(y_by_split)}, stratified, seed {seed}"]
+        return x_by_split, y_by_split, [f"split here: {_sizes(y_by_split)}, {how}, seed {seed}"]
     x_by_split = {cast(Split, split): features for split, features in x.items()}
     y_by_split = {cast(Split, split): labels for split, labels in y.items()}
     if "train" not in x_by_split:
@@ -196,9 +242,9 @@ def _split(
     if missing:
         x_train, y_train = x_by_split["train"], y_by_split["train"]
         shares: dict[Split, float] = {"train": 1 - sum(SHARES[s] for s in missing), **{s: SHARES[s] for s in missing}}
-        for split, rows in stratified_split(y_train, shares, seed=seed, rows=row_hashes(x_train)).items():
+        for split, rows in stratified_split(strata(y_train), shares, seed=seed, rows=row_hashes(x_train)).items():
             x_by_split[split], y_by_split[split] = x_train[rows], y_train[rows]
-        notes.append(f"{' and '.join(missing)} cut from train: {_sizes(y_by_split)}, stratified, seed {seed}")
+        notes.append(f"{' and '.join(missing)} cut from train: {_sizes(y_by_split)}, {how}, seed {seed}")
     return x_by_split, y_by_split, notes
 
 

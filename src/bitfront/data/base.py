@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from bitfront.data.packing import PackedInput
+from bitfront.data.targets import CLASSES, Targets
 from bitfront.errors import DataError, one_of
 
 Split = Literal["train", "val", "test"]
@@ -40,6 +42,7 @@ class DataRequest:
         progress: called during a download with (bytes done, total bytes); the total is None if the server
             does not send it.
         limit_bytes: the largest memory, in bytes as float32, that the data of a factory may take.
+        targets: what the targets are; the task says it.
     """
 
     path: Path | None = None
@@ -47,6 +50,7 @@ class DataRequest:
     report: Callable[[str], None] = _silent
     progress: Callable[[int, int | None], None] | None = None
     limit_bytes: int = 4 * GIB
+    targets: Targets = CLASSES
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,16 @@ class Dataset:
 
     Attributes:
         name: the name in tables and reports.
-        x: by split, float32, shape ``(samples, *features)``.
-        y: by split, int64 class indices, shape (samples,).
-        class_names: the name of each class, by index.
+        x: by split, float32, shape ``(samples, *features)``; int64 ids where the targets are tokens.
+        y: by split, the targets as `targets` has them: for classes int64 indices, shape (samples,).
+        class_names: the name of each class, by index; of other targets the name of each output.
         source: where the data came from, for the run folder ("scikit-learn's load_digits", a path ...).
         feature_names: the name of each feature, or empty.
         notes: facts that a reader of the results must know ("val was cut from train ...").
         scaler: the standardisation of the features; None if they are not standardised.
+        targets: what the targets are: classes, numbers ...
+        inputs: the inputs by name that a row of `x` holds, which is then float64 (``data/packing.py``); empty if `x` is
+            the input.
 
     Raises:
         DataError: on construction, if the tensors are not as described here.
@@ -88,6 +95,8 @@ class Dataset:
     feature_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     scaler: Scaler | None = None
+    targets: Targets = CLASSES
+    inputs: tuple[PackedInput, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.x or set(self.x) != set(self.y) or not set(self.x) <= set(SPLITS):
@@ -97,22 +106,20 @@ class Dataset:
             )
         for split, x in self.x.items():
             y = self.y[split]
-            if x.dtype != torch.float32 or y.dtype != torch.int64 or x.ndim < 2 or y.shape != x.shape[:1]:
+            fits = y.dtype == self.targets.dtype and y.ndim == self.targets.axes and len(y) == len(x)
+            if x.dtype != self.dtype or x.ndim < 2 or not fits:
                 raise DataError(
                     f"dataset {self.name!r}: x of {split} is {x.dtype} {tuple(x.shape)} and y is {y.dtype} "
-                    f"{tuple(y.shape)}; needed are float32 (samples, *features) and int64 (samples,)"
+                    f"{tuple(y.shape)}; needed are {self._dtype_name} (samples, *features) and {self.targets.needed}"
                 )
-            if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= len(self.class_names):
-                span = f"labels from {int(y.min())} to {int(y.max())}" if len(y) else "no sample"
-                raise DataError(
-                    f"dataset {self.name!r}: {split} has {span}; needed are labels from 0 to "
-                    f"{len(self.class_names) - 1}, one per class name"
-                )
+            if wrong := self.targets.wrong(y, len(self.class_names)):
+                raise DataError(f"dataset {self.name!r}: {split} has {wrong}")
         self._freeze()
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(y):,}" for split, y in self.y.items())
-        return f"Dataset({self.name!r}: {sizes}; samples {self.sample_shape}, {self.num_classes} classes)"
+        what = "classes" if self.targets is CLASSES else "outputs"
+        return f"Dataset({self.name!r}: {sizes}; samples {self.sample_shape}, {self.num_classes} {what})"
 
     def _freeze(self) -> None:
         for attribute in ("x", "y"):
@@ -150,14 +157,30 @@ class Dataset:
         return tuple(next(iter(self.x.values())).shape[1:])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the features."""
+        if self.inputs:
+            return torch.float64
+        return torch.int64 if self.targets.of_tokens else torch.float32
+
+    @property
+    def model_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """What a factory of models gets as ``sample_shape``: that of a sample, or input → that of its samples."""
+        return {one.name: one.shape for one in self.inputs} if self.inputs else self.sample_shape
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of outputs that a model of this data has: of classes, or of numbers per sample."""
         return len(self.class_names)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all tensors, as hex: equal content gives an equal fingerprint, whatever its source."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(self.inputs).encode() if self.inputs else b"")
         for split in self.splits:
             for tensor in (self.x[split], self.y[split]):
                 digest.update(f"{split}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -23,7 +23,8 @@ from bitfront.errors import BitfrontError, ConfigError, DataError
 from bitfront.registry import import_object, one_line
 
 RETURNS = (
-    "allowed: (x, y); a dict {'train': ..., 'val': ..., 'test': ...} or a tuple (train, test) or (train, val, "
+    "allowed: (x, y), where x may be several inputs by name; "
+    "a dict {'train': ..., 'val': ..., 'test': ...} or a tuple (train, test) or (train, val, "
     "test) of such pairs; a torch Dataset or DataLoader of (x, y); or a dict or tuple of these"
 )
 FLOAT32_BYTES = 4
@@ -78,7 +79,12 @@ def from_object(value: object, request: DataRequest | None = None, *, name: str,
     if isinstance(value, Dataset):
         return value
     reader = _ItemReader(request, source)
-    common: dict[str, Any] = {"name": name, "seed": request.seed, "source": source}
+    common: dict[str, Any] = {
+        "name": name,
+        "seed": request.seed,
+        "source": source,
+        "targets": request.targets,
+    }
     parts = _splits(value, source)
     if parts is None:
         x, y = reader.pair(value, "")
@@ -113,8 +119,13 @@ def _splits(value: object, source: str) -> dict[Split, object] | None:
 def _is_part(value: object) -> bool:
     """Whether `value` holds the samples of one split: a dataset, a loader or a pair of arrays."""
     return isinstance(value, TorchDataset | DataLoader) or (
-        isinstance(value, tuple | list) and len(value) == 2 and all(_is_array(item) for item in value)
+        isinstance(value, tuple | list) and len(value) == 2 and _is_features(value[0]) and _is_array(value[1])
     )
+
+
+def _is_features(value: object) -> bool:
+    """Whether `value` is an array, or several by name."""
+    return _is_array(value) or (isinstance(value, Mapping) and bool(value) and all(map(_is_array, value.values())))
 
 
 def _is_array(value: object) -> bool:
@@ -136,8 +147,9 @@ class _ItemReader:
             return self._samples(_items(value), where, batched=False, expected=_length(value))
         if isinstance(value, tuple | list) and len(value) == 2:
             x, y = value
-            size = x.numel() if isinstance(x, torch.Tensor) else np.size(x) if _is_array(x) else 0
-            self._count(size * FLOAT32_BYTES, where)
+            for array in x.values() if isinstance(x, Mapping) else (x,):
+                size = array.numel() if isinstance(array, torch.Tensor) else np.size(array) if _is_array(array) else 0
+                self._count(size * FLOAT32_BYTES, where)
             return x, y
         got = f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
         raise DataError(f"{where}: cannot read {got} as samples; {RETURNS}")

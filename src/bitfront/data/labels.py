@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitfront.data.base import Split
 from bitfront.data.raw import Array, ArrayLike, array_name, as_text, to_numpy
 from bitfront.errors import DataError, one_of
+
+if TYPE_CHECKING:
+    from bitfront.data.base import Split
 
 #: More classes than this are taken for a mistake, such as identifiers given as labels.
 MAX_CLASSES = 1_000_000
@@ -105,8 +108,8 @@ def _checked_indices(y: Array, classes: int, what: str) -> Array:
         if not whole.all():
             row = int(np.flatnonzero(~whole)[0])
             raise DataError(
-                f"{what} is {y[row]} in row {row}, which is not a class index; Bitfront classifies: labels are "
-                "integers from 0"
+                f"{what} is {y[row]} in row {row}, which is not a class index: labels of classes are "
+                "integers from 0. For other tasks there is the key task, e.g. task = 'regression'"
             )
     allowed = f"allowed: 0 to {classes - 1}" if classes else "allowed: integers from 0"
     wrong = (y < 0) | (y >= classes) if classes else y < 0

@@ -44,6 +44,7 @@ def npz(request: DataRequest) -> Dataset:
         "class_names": content.class_names,
         "feature_names": content.feature_names,
         "seed": request.seed,
+        "targets": request.targets,
         "source": str(request.path),
     }
     if None in content.splits:

@@ -33,9 +33,10 @@ from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
 from bitfront.learned_bits.smaller import Smaller, compared, without_idle_channels
-from bitfront.scoring import Evaluation, evaluate
+from bitfront.scoring import CHUNK, Evaluation, TaskEvaluation, measure
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
+from bitfront.tasks.configured import task_of
 from bitfront.transforms import calibrate, quantize
 
 #: Number of calibration samples for ``[passes.quantize]``: the default of a search.
@@ -53,8 +54,8 @@ class Transformed:
         config: the candidate spelled out.
         folder: the folder that the model is saved in.
         trial: the trial; None for ``[passes.quantize]``.
-        evaluation: loss and accuracy, if requested: of a trial on the samples of its search, else on the validation
-            split.
+        evaluation: loss and metrics of the task, if requested: of a trial on the samples of its search, else on the
+            validation split.
         widths: layer → (its multiplier, its output width), for layers whose width was searched.
         smaller: the network without the channels that do nothing, if requested.
         smaller_metrics: what it costs, by metric.
@@ -66,7 +67,7 @@ class Transformed:
     config: CandidateConfig
     folder: Path
     trial: Trial | None = None
-    evaluation: Evaluation | None = None
+    evaluation: Evaluation | TaskEvaluation | None = None
     widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     smaller: Smaller | None = None
     smaller_metrics: Mapping[str, float] = field(default_factory=dict)
@@ -105,10 +106,12 @@ def transform_trial(
     if check:
         samples = candidate.plan.evaluator.accuracy_samples
         if samples is None:
-            raise RunError(f"{folder}: this search measured no accuracy, so there is nothing to check")
+            leading = evaluator.job.task.leading.name
+            raise RunError(f"{folder}: this search measured no {leading}, so there is nothing to check")
         x, y = evaluator.samples(samples.split, samples.number)
+        outputs, task = evaluator.space.graph.outputs, evaluator.job.task
         with one_thread():
-            evaluation = evaluate(rebuilt, x, y, batch_size=evaluator.chunk, outputs=evaluator.space.graph.outputs)
+            evaluation = measure(task, rebuilt, x, y, batch_size=evaluator.chunk, outputs=outputs)
     saved = candidate.folder / "transformed" / f"trial-{trial.number}"
     widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
@@ -239,7 +242,9 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     wanted = space.formats(np.zeros(len(space.groups), dtype=np.int64))
     formats = calibrate(graph, wanted, chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0])
     rebuilt = quantize(graph, formats, bake=True)
-    evaluation = evaluate(rebuilt, *dataset.split("val"), outputs=graph.outputs) if check else None
+    task = task_of(config)
+    chunk, val = CHUNK if task.classifies else config.batch_size, dataset.split("val")
+    evaluation = measure(task, rebuilt, *val, batch_size=chunk, outputs=graph.outputs) if check else None
     saved = config.run_folder / "transformed" / "quantize"
     result = Transformed(rebuilt, formats, graph, passes, saved, None, evaluation)
     return _save(result)

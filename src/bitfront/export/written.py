@@ -6,16 +6,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront.errors import ExportError, parsing, require
 from bitfront.export.onnx import INPUT, Form, SiteFormats, onnx_model
 from bitfront.graph import Graph
 from bitfront.transforms import quantize
+
+#: How far two values of outputs may be apart to be alike, as a share of the largest output.
+NEAR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class OnnxFile:
 
     Attributes:
         samples: how many were compared.
-        alike: for how many the largest output is the same one.
+        alike: for how many the answer is the same: the largest output, or all values.
         difference: the largest difference between two outputs, absolute.
     """
 
@@ -54,6 +58,7 @@ def write_onnx(
     model: nn.Module | None = None,
     form: Form = "integer",
     may_differ: int = 0,
+    answers: Literal["largest", "values"] = "largest",
 ) -> OnnxFile:
     """Write an ONNX file, read it back, and compare it with the deployed model.
 
@@ -68,6 +73,8 @@ def write_onnx(
         model: the deployed model, e.g. ``Transformed.model``; default: the graph in these formats.
         may_differ: for how many samples the file may answer otherwise, 0 or more; the form ``qdq``, which is
             approximate, for all.
+        answers: what an answer is: the largest output, as in a classification, or the values of all outputs, as in a
+            regression. Outputs that are no classes (one column, pixels, tokens) are compared by their values anyway.
 
     Raises:
         MissingExtraError: onnx or onnxruntime is not installed.
@@ -89,7 +96,7 @@ def write_onnx(
             computed = session.run(None, {INPUT: x.numpy()})[0]
         with torch.no_grad():
             expected = (quantize(graph, formats) if model is None else model)(x.clone()).numpy()
-        alike = int((computed.argmax(1) == expected.argmax(1)).sum())
+        alike = _alike(computed, expected, answers)
         difference, others = float(np.abs(computed - expected).max()), len(x) - alike
         if form == "integer" and others > may_differ:
             raise ExportError(
@@ -103,3 +110,11 @@ def write_onnx(
     finally:
         part.unlink(missing_ok=True)
     return OnnxFile(path, form, len(x), alike, difference)
+
+
+def _alike(computed: NDArray[np.float32], expected: NDArray[np.float32], answers: str) -> int:
+    """For how many samples two outputs are the same answer."""
+    if answers == "largest" and expected.ndim == 2 and expected.shape[1] > 1:
+        return int((computed.argmax(1) == expected.argmax(1)).sum())
+    near = np.abs(computed - expected) <= NEAR * np.abs(expected).max()
+    return int(near.reshape(len(near), -1).all(axis=1).sum())

@@ -161,8 +161,9 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
             raise CaptureError(
                 f"the forward of {type(model).__name__} needs {len(others) + 1} inputs ({input_name(model)}, "
                 f"{', '.join(others)}), and a model is given one tensor here, of shape {tuple(sample.shape)} (batch "
-                f"first). Give {' and '.join(others)} a default, or wrap the model in a module whose forward takes one "
-                "tensor"
+                f"first). Give {' and '.join(others)} a default, or give the data by the names of these inputs, "
+                f"{{{input_name(model)!r}: array, {others[0]!r}: array}}, or wrap the model in a module whose forward "
+                "takes one tensor"
             ) from error
         raise CaptureError(
             f"the model fails on an input of shape {tuple(sample.shape)} (batch first): {type(error).__name__}: {error}"

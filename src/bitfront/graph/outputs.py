@@ -130,8 +130,8 @@ def _agrees(outputs: Outputs, values: Tensor) -> bool:
 
 
 def _distributions(values: Tensor, tolerance: float) -> bool:
-    """Whether each row is a distribution over two classes or more."""
-    if values.dim() != 2 or values.shape[1] < 2 or not values.is_floating_point():
+    """Whether each row, or each pixel, is a distribution over two classes or more: dimension 1."""
+    if values.dim() < 2 or values.shape[1] < 2 or not values.is_floating_point():
         return False
     sums = values.double().sum(dim=1)
     return bool((values >= 0).all() and ((sums - 1).abs() <= tolerance).all())

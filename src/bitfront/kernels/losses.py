@@ -49,6 +49,17 @@ def log_probability(p: Tensor) -> Tensor:
 
 def score(values: Tensor, labels: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
     """Loss and right answers where outputs are no logits; see :func:`bitfront.kernels.score`."""
+    loss, right = of_samples(values, labels, outputs)
+    return loss.double().sum(dim=1), right.sum(dim=1)
+
+
+def of_samples(values: Tensor, labels: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """The loss of each sample, float32, and whether it is right: both of shape (candidates, samples).
+
+    The same numbers as :func:`bitfront.kernels.score` adds up, of any outputs.
+    """
+    if outputs == "logits":
+        return plain.of_samples(values, labels, False)
     index = labels.long().expand(len(values), 1, -1)
     if outputs == "log_probabilities":
         chosen = values.gather(1, index).squeeze(1)
@@ -63,8 +74,7 @@ def score(values: Tensor, labels: Tensor, outputs: Outputs) -> tuple[Tensor, Ten
         loss = loss / p.shape[1]
     # A NaN of another class is this sample's too: its largest output is not known.
     loss = torch.where(values.isnan().any(dim=1), torch.nan, loss)
-    loss = torch.round(loss * 2.0**20) * 2.0**-20
-    return loss.double().sum(dim=1), (values.argmax(dim=1) == labels).sum(dim=1)
+    return torch.round(loss * 2.0**20) * 2.0**-20, values.argmax(dim=1) == labels
 
 
 def log_probabilities(values: Tensor, outputs: Outputs) -> Tensor:

@@ -27,6 +27,12 @@ _LOG = (
 
 def score(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor, Tensor]:
     """See :func:`bitfront.kernels.score`."""
+    loss, right = of_samples(logits, labels, rectify)
+    return loss.double().sum(dim=1), right.sum(dim=1)
+
+
+def of_samples(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor, Tensor]:
+    """The loss of each sample, float32, and whether it is right: both of shape (candidates, samples)."""
     z = logits.clamp(min=0.0) if rectify else logits
     best, arg = z.max(dim=1)
     # Of equal values `argmax` is guaranteed to give the first, `max` is not.
@@ -37,8 +43,7 @@ def score(logits: Tensor, labels: Tensor, rectify: bool) -> tuple[Tensor, Tensor
         total += exp_nonpositive(z[:, c] - best)
     loss = log_positive(total) + (best - label_logits)
     loss = torch.where(total == total, loss, total)
-    loss = torch.round(loss * 2.0**20) * 2.0**-20
-    return loss.double().sum(dim=1), (arg == labels).sum(dim=1)
+    return torch.round(loss * 2.0**20) * 2.0**-20, arg == labels
 
 
 def ordered(weight: Tensor, x: Tensor) -> Tensor:

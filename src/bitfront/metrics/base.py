@@ -23,6 +23,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.graph import Site
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
+from bitfront.tasks.base import Task
 
 Values = NDArray[np.float64]
 Kind = Literal["measured", "modelled", "estimated"]
@@ -38,6 +39,9 @@ class Metric:
         direction: which way is better, where the configuration does not say.
         kind: whether the number was measured, follows from a model, or is an estimate.
         meaning: one line for the reference.
+        quality: whether it says how good the answers are; a constraint may compare it with the float model's.
+        share: of a quality, whether it is a share: 1 % in such a constraint is then 0.01, not a part of the float
+            model's value.
     """
 
     name: str
@@ -45,6 +49,8 @@ class Metric:
     direction: Direction
     kind: Kind
     meaning: str
+    quality: bool = False
+    share: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +58,44 @@ class Scores:
     """What forward passes over the evaluation samples give, per candidate: arrays of shape (candidates,).
 
     Attributes:
-        loss: mean cross entropy; NaN where the candidate failed.
-        correct: number of samples whose largest output is the label's.
+        loss: mean loss; NaN where the candidate failed.
+        correct: number of samples whose largest output is the label's; zeros where the task is no classification.
         samples: number of samples, the same for all.
         errors: why a candidate failed; empty where it did not.
+        others: the other metrics of the task, by name; None for a classification: its accuracy follows from `correct`.
     """
 
     loss: Values
     correct: NDArray[np.int64]
     samples: int
     errors: tuple[str, ...]
+    others: Mapping[str, Values] | None = None
+
+    @property
+    def of_task(self) -> dict[str, Values]:
+        """Metric of the task → values, NaN where the candidate failed: the loss, then the others."""
+        failed = np.array([bool(e) for e in self.errors], dtype=bool)
+        others = {"accuracy": self.correct / max(1, self.samples)} if self.others is None else self.others
+        return {name: np.where(failed, np.nan, v) for name, v in {"loss": self.loss, **others}.items()}
+
+    def taken(self, rows: NDArray[np.int64]) -> Scores:
+        """Those of some candidates, in this order."""
+        others = None if self.others is None else {m: v[rows] for m, v in self.others.items()}
+        errors = tuple(self.errors[row] for row in rows)
+        return Scores(self.loss[rows], self.correct[rows], self.samples, errors, others)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores], samples: int) -> Scores:
+        """The scores of several batches, one after the other, on the same samples."""
+        others = [part.others for part in parts]
+        names = next((tuple(of) for of in others if of is not None), None)
+        return cls(
+            np.concatenate([np.zeros(0), *(p.loss for p in parts)]),
+            np.concatenate([np.zeros(0, dtype=np.int64), *(p.correct for p in parts)]),
+            samples,
+            tuple(e for p in parts for e in p.errors),
+            None if names is None else {m: np.concatenate([of[m] for of in others if of is not None]) for m in names},
+        )
 
 
 #: (site, the format of one of its parameters or None in float, its rounded values) → a number. Equal figures must give
@@ -188,7 +222,7 @@ class Runner(ABC):
 
     Settings: ClassVar[type[RunnerSettings]] = RunnerSettings
     settings: RunnerSettings
-    produces: ClassVar[tuple[Metric, ...]]
+    produces: tuple[Metric, ...]
     side: ClassVar[Side]
     closed_form: ClassVar[bool] = False
     of_weights: ClassVar[bool] = False
@@ -196,6 +230,11 @@ class Runner(ABC):
     def __init__(self, settings: RunnerSettings) -> None:
         """Makes it, at no cost: a plan makes runners that measure nothing."""
         self.settings = settings
+
+    @classmethod
+    def of_task(cls, task: Task) -> tuple[Metric, ...]:  # noqa: ARG003
+        """The metrics that it measures where samples are those of `task`; what is in closed form has the same."""
+        return cls.produces
 
     def ready(self, device: str) -> None:  # noqa: ARG002
         """Whether it can work here, asked before any work.

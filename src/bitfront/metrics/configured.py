@@ -13,6 +13,8 @@ from bitfront.config import settings_of
 from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Metric, Runner, RunnerSettings, Side
+from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,19 @@ class ConfiguredRunner:
         side: the table that it stands in, under which its metrics are reported.
         kind: its class.
         settings: checked; an instance of ``kind.Settings``.
+        task: what the samples are.
     """
 
     name: str
     side: Side
     kind: type[Runner]
     settings: RunnerSettings
+    task: Task = CLASSIFICATION
 
     @property
     def produces(self) -> tuple[Metric, ...]:
         """The metrics that it measures."""
-        return self.kind.produces
+        return self.kind.of_task(self.task)
 
     @property
     def where(self) -> tuple[str, ...]:
@@ -43,15 +47,20 @@ class ConfiguredRunner:
 
     def make(self) -> Runner:
         """The runner itself, fresh."""
-        return self.kind(self.settings)
+        runner = self.kind(self.settings)
+        runner.produces = self.produces
+        return runner
 
 
-def configured_runner(name: str, given: Mapping[str, Any] | None = None, side: Side | None = None) -> ConfiguredRunner:
+def configured_runner(
+    name: str, given: Mapping[str, Any] | None = None, side: Side | None = None, task: Task = CLASSIFICATION
+) -> ConfiguredRunner:
     """The runner called `name` with the keys of its table.
 
     Args:
         given: key → value; without them the defaults.
         side: the table that it stands in; None: the one it belongs in.
+        task: what the samples are.
 
     Raises:
         ConfigError: there is no such runner, or a key is wrong; ``key`` is its path.
@@ -62,4 +71,4 @@ def configured_runner(name: str, given: Mapping[str, Any] | None = None, side: S
     except ConfigError as error:
         error.key = where
         raise
-    return ConfiguredRunner(official, side or kind.side, kind, settings_of(kind.Settings, given or {}, where))
+    return ConfiguredRunner(official, side or kind.side, kind, settings_of(kind.Settings, given or {}, where), task)

@@ -1,17 +1,18 @@
-"""Loss and accuracy on fixed samples of a split."""
+"""Loss and accuracy, or the metrics of another task, on fixed samples of a split."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from bitfront.data.base import Split
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, SampleChoice, Side, Values
 from bitfront.spaces.base import Codes
+from bitfront.tasks.base import Task, TaskMetric
+from bitfront.tasks.classification import CLASSIFICATION
 
 
 class EvaluationSettings(RunnerSettings):
@@ -39,23 +40,28 @@ class EvaluationSettings(RunnerSettings):
         return self.model_copy(update={"num_samples": number})
 
 
+def _metric(metric: TaskMetric) -> Metric:
+    return Metric(
+        metric.name, metric.unit, metric.direction, "measured", metric.meaning, quality=True, share=metric.share
+    )
+
+
 @RUNNERS.register("basic_evaluation")
 class BasicEvaluation(Runner):
-    """Mean cross entropy and top-1 accuracy on fixed samples, each candidate from a fresh state."""
+    """Loss and accuracy, or the metrics of another task, on fixed samples; each candidate from a fresh state."""
 
     Settings = EvaluationSettings
     settings: EvaluationSettings
     side: ClassVar[Side] = "sw_runner"
-    produces = (
-        Metric("loss", "nats", "minimize", "measured", "mean cross entropy over the evaluation samples"),
-        Metric("accuracy", "", "maximize", "measured", "top-1 accuracy over the evaluation samples, 0 to 1"),
-    )
+    produces = tuple(map(_metric, CLASSIFICATION.all_metrics))
+
+    @classmethod
+    def of_task(cls, task: Task) -> tuple[Metric, ...]:
+        """The loss and the metrics of the task."""
+        return tuple(map(_metric, task.all_metrics))
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
-        """Loss and accuracy of each candidate; NaN where its evaluation failed."""
+        """The loss and the metrics of the task for each candidate; NaN where its evaluation failed."""
         samples = self.settings.samples
         assert not samples.auto, "the search replaces `auto` by a number before it begins"
-        scores = context.scores(codes, samples.split, samples.number)
-        failed = np.array([bool(e) for e in scores.errors], dtype=bool)
-        accuracy = np.where(failed, np.nan, scores.correct / scores.samples)
-        return {"loss": np.where(failed, np.nan, scores.loss), "accuracy": accuracy}
+        return context.scores(codes, samples.split, samples.number).of_task

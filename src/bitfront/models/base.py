@@ -18,10 +18,12 @@ from bitfront.errors import BitfrontError, ConfigError
 from bitfront.models import MODELS
 from bitfront.registry import import_object
 
+#: Of one sample; where a model has several inputs, input → shape of one sample.
+SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 _FACTORY_ARGUMENTS = ("sample_shape", "num_classes")
 
 
-def build_model(name: str, sample_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+def build_model(name: str, sample_shape: SampleShape, num_classes: int, seed: int) -> nn.Module:
     """The model called `name`, initialised from `seed`, on the CPU, in float32.
 
     Args:
@@ -43,8 +45,8 @@ def build_model(name: str, sample_shape: tuple[int, ...], num_classes: int, seed
 
 
 def build_from_factory(
-    factory: Callable[[tuple[int, ...], int], nn.Module],
-    sample_shape: tuple[int, ...],
+    factory: Callable[[Any, int], nn.Module],
+    sample_shape: SampleShape,
     num_classes: int,
     seed: int,
     name: str,
@@ -55,16 +57,17 @@ def build_from_factory(
         ConfigError: the factory failed, or returned something else than an ``nn.Module``; the message calls
             the model `name`.
     """
+    shape = dict(sample_shape) if isinstance(sample_shape, Mapping) else tuple(sample_shape)
     # Not torch.manual_seed, which would also seed every GPU.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
-            model: object = factory(tuple(sample_shape), num_classes)
+            model: object = factory(shape, num_classes)
         except BitfrontError:
             raise
         except Exception as error:
             raise ConfigError(
-                f"model {name!r} could not be built for samples of shape {tuple(sample_shape)} and "
+                f"model {name!r} could not be built for samples of shape {shape} and "
                 f"{num_classes} classes: it raised {type(error).__name__}: {error}",
                 key=("model",),
             ) from error
@@ -80,7 +83,7 @@ def build_from_factory(
     return model
 
 
-def _give_shapes(model: nn.Module, sample_shape: tuple[int, ...], seed: int, name: str) -> None:
+def _give_shapes(model: nn.Module, sample_shape: SampleShape, seed: int, name: str) -> None:
     """Call a model with layers such as LazyLinear once, so that they get their weights, from the seed."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
@@ -95,7 +98,7 @@ def _give_shapes(model: nn.Module, sample_shape: tuple[int, ...], seed: int, nam
     model.train()
 
 
-def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
+def _imported_factory(spec: str) -> Callable[[Any, int], nn.Module]:
     factory = import_object(spec, "model")
     if isinstance(factory, nn.Module):
         raise ConfigError(
@@ -110,7 +113,7 @@ def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
         )
     call: Callable[..., Any] = factory
 
-    def build(sample_shape: tuple[int, ...], num_classes: int) -> Any:
+    def build(sample_shape: SampleShape, num_classes: int) -> Any:
         args, kwargs = _arguments(spec, call, sample_shape, num_classes)
         return call(*args, **kwargs)
 
@@ -118,7 +121,7 @@ def _imported_factory(spec: str) -> Callable[[tuple[int, ...], int], nn.Module]:
 
 
 def _arguments(
-    spec: str, call: Callable[..., Any], sample_shape: tuple[int, ...], num_classes: int
+    spec: str, call: Callable[..., Any], sample_shape: SampleShape, num_classes: int
 ) -> tuple[tuple[object, ...], Mapping[str, object]]:
     """Positional and keyword arguments for the user's factory `call`, by its signature."""
     parameters = inspect.signature(call).parameters.values()

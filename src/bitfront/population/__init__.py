@@ -27,6 +27,8 @@ from bitfront.operations.training import UnsupportedError
 from bitfront.population.batched import GpuTrainer, structure
 from bitfront.population.compiled import CpuTrainer, EpochOutcome
 from bitfront.population.programs import Traced, TrainingProgram, program
+from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.training import (
     EpochRecord,
     StateDict,
@@ -88,6 +90,7 @@ def train_population(
     *,
     device: torch.device | str = "cpu",
     outputs: Outputs = "logits",
+    task: Task = CLASSIFICATION,
     keep: Keep | None = None,
     parts: dict[str, float] | None = None,
     alone: str = "",
@@ -102,6 +105,7 @@ def train_population(
         settings: for every member, `seed` included, so that all see the samples in the same order.
         device: ``cpu`` or a GPU.
         outputs: what the models' outputs are; those that do not end in logits are trained alone.
+        task: what the samples are; only with the plain cross entropy models are trained together.
         keep: for successive halving. Called after each epoch as ``keep(epoch, records, state)``: `records` has the
             record of each model for this epoch, None for those that are not trained any more; ``state(place)`` gives
             the state dict of a model. It returns for each model whether it goes on; for models that are not trained
@@ -122,14 +126,13 @@ def train_population(
     resident(dataset, "val", device)
     _check_trainable(models, len(labels), settings)
     shape, classes, traced = tuple(samples.shape[1:]), dataset.num_classes, Traced()
-    if outputs != "logits":
-        alone = alone or f"its outputs are {outputs.replace('_', ' ')}, and what is compiled takes logits"
+    alone = alone or _not_compiled(task, outputs)
     members = [_Member(model, alone or _program(model, shape, device, traced, classes)) for model in models]
     groups: list[_Group | _Alone] = [
         _Group(together, _trainer(together, settings, device, parts), dataset, settings, device)
         for together in _grouped(members, device)
     ]
-    groups += [_Alone(m, dataset, settings, device, outputs) for m in members if isinstance(m.program, str)]
+    groups += [_Alone(m, dataset, settings, device, outputs, task) for m in members if isinstance(m.program, str)]
     for epoch in range(1, settings.max_epochs + 1):
         going = [member for member in members if member.stopped is None]
         if not going:
@@ -141,6 +144,15 @@ def train_population(
         if keep is not None:
             _apply_keep(keep, epoch, members, going)
     return tuple(member.result() for member in members)
+
+
+def _not_compiled(task: Task, outputs: Outputs) -> str:
+    """Why no compiled training has the loss of a task; empty if it has."""
+    if not task.plainly_trained:
+        return "what is compiled trains for the plain cross entropy only, and the task has another loss"
+    if outputs != "logits":
+        return f"its outputs are {outputs.replace('_', ' ')}, and what is compiled takes logits"
+    return ""
 
 
 def _check_trainable(models: Sequence[nn.Module], samples: int, settings: TrainSettings) -> None:
@@ -297,11 +309,17 @@ class _Alone:
     """A member that ``training.epochs`` trains, one epoch at a time, in turn with the groups."""
 
     def __init__(
-        self, member: _Member, dataset: Dataset, settings: TrainSettings, device: torch.device, outputs: Outputs
+        self,
+        member: _Member,
+        dataset: Dataset,
+        settings: TrainSettings,
+        device: torch.device,
+        outputs: Outputs,
+        task: Task,
     ) -> None:
         self.member = member
         member.state = partial(snapshot, member.model)
-        self.results = epochs(member.model, dataset, settings, device=device, outputs=outputs)
+        self.results = epochs(member.model, dataset, settings, device=device, outputs=outputs, task=task)
 
     def epoch(self, number: int) -> None:  # noqa: ARG002
         member = self.member

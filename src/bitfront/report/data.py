@@ -50,8 +50,13 @@ def title(run: Run, metric: str) -> str:
 
 
 def quality(run: Run) -> str:
-    """The metric on the vertical axis of the front: accuracy if there is one, otherwise the first objective."""
-    return "accuracy" if "accuracy" in run.columns.metrics else run.objectives.parts[0].metric
+    """The metric on the vertical axis of the front: accuracy, or what leads in another task, if it is there and no
+    other metric of the task is an objective instead; otherwise the first objective."""
+    objectives = [part.metric for part in run.objectives.parts]
+    of_task = [name for name in objectives if name in run.qualities]
+    if run.leading in run.columns.metrics and (run.leading == "accuracy" or run.leading in objectives or not of_task):
+        return run.leading
+    return next(iter(of_task), objectives[0])
 
 
 def costs(run: Run) -> tuple[str, ...]:
@@ -119,7 +124,10 @@ def cloud(run: Run, limit: int = SHOWN) -> Cloud:
     if len(complete) > limit:
         flat = [columns.metrics[m][complete] for m in (*against[:1], upright)]
         drawn = np.union1d(complete[_spread(flat, limit - min(len(front), limit // 2))], front)
-    ends = [run.intervals({m: float(v[r]) for m, v in columns.metrics.items()}).get(upright) for r in front]
+    number = columns.number
+    ends = [
+        run.intervals({m: float(v[r]) for m, v in columns.metrics.items()}, str(number[r])).get(upright) for r in front
+    ]
     low, high = (np.array([e[i] if e else np.nan for e in ends], dtype=np.float64) for i in (0, 1))
     return Cloud(upright, against, drawn, front, len(run.front_rows), len(complete), low, high)
 

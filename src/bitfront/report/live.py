@@ -77,7 +77,8 @@ class Live(Events):
 
     def epoch(self, record: EpochRecord) -> None:
         """Show loss and accuracy of an epoch."""
-        self._loss = f"val loss {record.val_loss:.4f}, val accuracy {record.val_accuracy:.4f}"
+        name, value = record.leading
+        self._loss = f"val loss {record.val_loss:.4f}, val {name} {value:.4f}"
         self._update(record.epoch, f"loss {record.train_loss:.4f}, {self._loss}")
         if self._settings is not None and record.epoch == self._settings.max_epochs:
             self._end()

@@ -145,7 +145,7 @@ function choose(trial, focus) {
   ], { class: "scroll" });
   const metrics = Object.entries(data.metrics).map(([m, title]) => [title, number(data.values[m][here])]);
   const inFront = data.front.indexOf(here);
-  if (inFront >= 0 && data.test[inFront] !== null) metrics.push(["test accuracy", number(data.test[inFront])]);
+  if (inFront >= 0 && data.test[inFront] !== null) metrics.push([`test ${data.tested}`, number(data.test[inFront])]);
   const command = data.command + trial;
   const copy = element("button", "Copy the command", { type: "button" });
   copy.addEventListener("click", async () => {

@@ -78,7 +78,8 @@ def _cloud(run: Run, cloud: data.Cloud, place: Mapping[int, int]) -> dict[str, A
         "front": [place[r] for r in cloud.front.tolist()],
         "low": _numbers(cloud.low),
         "high": _numbers(cloud.high),
-        "test": [run.test_results.get(n, {}).get("accuracy") for n in numbers],
+        "tested": run.leading,
+        "test": [run.test_results.get(n, {}).get(run.leading) for n in numbers],
     }
 
 

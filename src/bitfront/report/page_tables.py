@@ -91,22 +91,24 @@ def best(run: Run) -> HtmlTable:
     names = list(dict.fromkeys([*(p.metric for p in run.objectives.parts), *data.metric_names(run)]))
     tested, trained = bool(run.reference_test), bool(run.finetuned)
     head = ["trial", *(data.title(run, m) for m in names)]
-    head += ["test accuracy"] * tested + ["fine-tuned accuracy"] * trained
+    head += [f"test {run.leading}"] * tested + [f"fine-tuned {run.leading}"] * trained
 
     def cells(values: Mapping[str, float | None], ends: Mapping[str, tuple[float, float]]) -> list[HtmlCell]:
         spans = ["–".join(number(e) for e in ends[name]) if name in ends else "" for name in names]
         return [HtmlCell(_number(values.get(name)), note=span) for name, span in zip(names, spans, strict=True)]
 
     def last(values: Mapping[str, float], finetuned: str) -> list[HtmlCell]:
-        return [HtmlCell(_number(values.get("accuracy")))] * tested + [HtmlCell(finetuned)] * trained
+        return [HtmlCell(_number(values.get(run.leading)))] * tested + [HtmlCell(finetuned)] * trained
 
     reference = {m: math.nan if v is None else v for m, v in run.reference.items()}
-    rows = [[HtmlCell("float model"), *cells(reference, run.intervals(reference)), *last(run.reference_test, "")]]
+    rows = [
+        [HtmlCell("float model"), *cells(reference, run.intervals(reference, "float")), *last(run.reference_test, "")]
+    ]
     shown = [run.row(int(r)) for r in run.front_rows[:ROWS]]
     shown += [run.trial(n) for n in run.finetuned if n not in {t.number for t in shown}]
     for trial in shown:
         measured = cells(trial.metrics, trial.intervals)
-        rows.append([_button(trial.number), *measured, *last(trial.test_metrics, _finetuned(trial))])
+        rows.append([_button(trial.number), *measured, *last(trial.test_metrics, _finetuned(trial, run.leading))])
     more = len(run.front_rows) - ROWS
     note = f"{more:,} more trials of the front are in best.json." if more > 0 else ""
     return _table("Best trials, with 95 % intervals where there are any", head, rows, "numbers", note)
@@ -208,13 +210,13 @@ def _number(value: float | None) -> str:
     return number(math.nan if value is None else value)
 
 
-def _finetuned(trial: Trial) -> str:
+def _finetuned(trial: Trial, leading: str) -> str:
     result = trial.finetuned
     if result is None:
         return ""
     if result.failed:
         return f"failed: {result.failed}"
-    return _number(result.metrics.get("accuracy")) + ("" if result.kept else " (no better)")
+    return _number(result.metrics.get(leading)) + ("" if result.kept else " (no better)")
 
 
 def _paint(shade: float) -> str:

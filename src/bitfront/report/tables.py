@@ -144,7 +144,8 @@ def _metrics(
         part += f" {unit}" if unit in PHYSICAL else ""
         if intervals and name in intervals:
             low, high = intervals[name]
-            part += f" [{number(low)}, {number(high)}]" if unit in PHYSICAL else f" [{low:.3f}, {high:.3f}]"
+            plain = unit in PHYSICAL or (run is not None and name in run.stored_intervals.get("float", {}))
+            part += f" [{number(low)}, {number(high)}]" if plain else f" [{low:.3f}, {high:.3f}]"
         kind, why = run.kinds.get(name, ("", "")) if run else ("", "")
         part += f" ({kind})" if why else ""
         parts.append(part)
@@ -152,24 +153,25 @@ def _metrics(
 
 
 def best_trials(run: Run) -> Sheet:
-    """The float model, then the front: metrics on the samples of the search, with intervals, and the test accuracy."""
-    tested = bool(run.reference_test)
-    columns = ["number", "software_metrics", "hardware_metrics", "scaled_metrics"] + ["test accuracy"] * tested
+    """The float model, then the front: metrics on the samples of the search, with intervals, and the accuracy, or what
+    leads in another task, on the test split."""
+    tested, leading = bool(run.reference_test), f"test {run.leading}"
+    columns = ["number", "software_metrics", "hardware_metrics", "scaled_metrics"] + [leading] * tested
     columns += ["fine-tuned"] * bool(run.finetuned)
     reference = {m: math.nan if v is None else v for m, v in run.reference.items()}
     sides = {side: {m: v for m, v in reference.items() if run.sides[m] == side} for side in ("sw_runner", "hw_runner")}
     rows = [
         [
             "float",
-            _metrics(sides["sw_runner"], run.intervals(reference), run),
-            _metrics(sides["hw_runner"], run.intervals(reference), run),
+            _metrics(sides["sw_runner"], run.intervals(reference, "float"), run),
+            _metrics(sides["hw_runner"], run.intervals(reference, "float"), run),
             "",
-            *([number(run.reference_test["accuracy"])] if tested else []),
+            *([number(run.reference_test[run.leading])] if tested else []),
             *([""] if run.finetuned else []),
         ]
     ]
     for trial in _shown(run):
-        test = trial.test_metrics.get("accuracy", math.nan)
+        test = trial.test_metrics.get(run.leading, math.nan)
         rows.append(
             [
                 str(trial.number),
@@ -180,7 +182,7 @@ def best_trials(run: Run) -> Sheet:
                 *([_finetuned(run, trial)] if run.finetuned else []),
             ]
         )
-    return Sheet(columns, rows, right=["number", "test accuracy"])
+    return Sheet(columns, rows, right=["number", leading])
 
 
 def _shown(run: Run) -> list[Trial]:
@@ -201,8 +203,8 @@ def _finetuned(run: Run, trial: Trial) -> str:
     names = [m for m in run.objectives.parts if finetuned.metrics[m.metric] != before[m.metric]]
     shown = {m.metric: math.nan if (v := finetuned.metrics[m.metric]) is None else v for m in names}
     parts = [_metrics(shown, run.intervals(shown), run)] if shown else ["nothing changed"]
-    if "accuracy" in finetuned.test:
-        parts.append(f"test accuracy {number(finetuned.test['accuracy'])}")
+    if run.leading in finetuned.test:
+        parts.append(f"test {run.leading} {number(finetuned.test[run.leading])}")
     return "\n".join([*parts, "kept" if finetuned.kept else "no better: the trial is not changed"])
 
 
@@ -235,14 +237,15 @@ def summary(run: Run) -> list[str]:
 
 
 def compared(run: Run) -> list[str]:
-    """Which trials of the front the samples can distinguish in accuracy, one line per statement."""
+    """Which trials of the front the samples can distinguish in accuracy, or in what leads, one line per statement."""
     if len(run.compared) < 2:
         return []
     best, *others = run.compared
     lines = []
     same = [c.number for c in others if c.p_best >= SIGNIFICANT]
     where = f"on the same {run.samples:,} samples, paired" if run.samples else "paired"
-    cost = next((p for p in run.objectives.parts if p.metric != "accuracy"), None)
+    cost = next((p for p in run.objectives.parts if p.metric not in run.qualities), None)
+    most, test = ("the most accurate", "McNemar p") if run.leading == "accuracy" else ("the best", "paired bootstrap p")
     if same and cost is not None:
         trials = [run.trial(n) for n in same]
         sign = 1 if (cost.direction == "minimize") == (cost.scale > 0) else -1
@@ -252,9 +255,9 @@ def compared(run: Run) -> list[str]:
             word = "smaller" if sign > 0 else "larger"
             p = next(c.p_best for c in others if c.number == cheapest.number)
             lines.append(
-                f"{cheapest.number} is {word} than {best.number}, the most accurate ({cost.metric} "
+                f"{cheapest.number} is {word} than {best.number}, {most} ({cost.metric} "
                 f"{number(least_cost)} against {number(best_cost)}), and not distinguishably worse "
-                f"(McNemar p = {p:.2g}, {where})"
+                f"({test} = {p:.2g}, {where})"
             )
     near = [f"{c.number} from {c.above} (p = {c.p_above:.2g})" for c in others if c.p_above >= SIGNIFICANT]
     if near:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -118,10 +119,10 @@ class _OneFails:
         self.used = True
         scores = self._context.scores(codes, split, num_samples)
         failed = (codes == self._failing).all(axis=1)
-        return Scores(
+        return replace(
+            scores,
             loss=np.where(failed, np.nan, scores.loss),
             correct=np.where(failed, 0, scores.correct),
-            samples=scores.samples,
             errors=tuple("RuntimeError: no" if f else e for f, e in zip(failed, scores.errors, strict=True)),
         )
 

@@ -208,7 +208,8 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         raise EvaluationError("no evaluated candidate is complete and fulfils the constraints")
     for remark in remarks:
         events.note(remark)
-    with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives)
+    quality = plan.evaluator.job.task.leading.name
+    with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives, quality)
     return Comparison(
         folder=shown(folder),
         strategies=tuple(p.strategy.title for p in plans),
@@ -225,6 +226,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         evaluated=cached.evaluated,
         known=known,
         notes=(*plan.notes, *remarks),
+        quality=quality,
     )
 
 

@@ -152,6 +152,7 @@ class Comparison:
         evaluated: number of candidates evaluated in this session.
         known: number of candidates known from earlier sessions.
         notes: remarks for the user.
+        quality: the metric of the task that leads.
     """
 
     folder: Path
@@ -169,6 +170,7 @@ class Comparison:
     evaluated: int
     known: int
     notes: tuple[str, ...] = ()
+    quality: str = "accuracy"
 
     def __repr__(self) -> str:
         which = ", ".join(self.strategies)
@@ -177,7 +179,7 @@ class Comparison:
     @property
     def leading(self) -> int:
         """Column of the leading objective."""
-        return leading(self.objectives)
+        return leading(self.objectives, self.quality)
 
     @property
     def best(self) -> float:
@@ -263,20 +265,22 @@ def _end(curve: Values, budget: int, before: float) -> float:
     return float(curve[:budget][-1]) if len(curve) else before
 
 
-def leading(objectives: Objectives) -> int:
-    """Column of the leading objective: accuracy if that is an objective, else the first one."""
+def leading(objectives: Objectives, quality: str = "accuracy") -> int:
+    """Column of the leading objective: accuracy, or what leads in another task, if that is an objective, else the first
+    one."""
     names = objectives.names
-    return names.index("accuracy") if "accuracy" in names else 0
+    return names.index(quality) if quality in names else 0
 
 
 def add_curves(
-    runs: Sequence[StrategyRun], objectives: Objectives
+    runs: Sequence[StrategyRun], objectives: Objectives, quality: str = "accuracy"
 ) -> tuple[tuple[StrategyRun, ...], Values, Values, float]:
     """Compute the curves of all runs, relative to the front of all runs together.
 
     Args:
         runs: without curves; at least one result counts.
         objectives: of all of them.
+        quality: the metric of the task that leads.
 
     Returns:
         (the runs with `volume` and `best`; losses of the reference front, shape (members, objectives); reference
@@ -289,7 +293,7 @@ def add_curves(
     if len(objectives.directions) == 1:
         with_best = [replace(run, best=curves.best_so_far(run.losses[:, 0])) for run in runs]
         return tuple(with_best), front, front.max(axis=0), np.nan
-    column = leading(objectives)
+    column = leading(objectives, quality)
     reference = curves.reference_point(known)
     hypervolume = float(curves.volumes(front, reference)[-1])
     with_curves = [

@@ -253,7 +253,7 @@ class Dispatcher:
             return ""
         there, here = next(self._workers().evaluate([codes])), self.evaluator.evaluate(codes)
         both = np.array([not a and not b for a, b in zip(there.errors, here.errors, strict=True)], dtype=bool)
-        names = [name for name in ("loss", "accuracy") if name in here.values]
+        names = [m.name for m in self.evaluator.job.task.all_metrics if m.name in here.values]
         different = [m for m in names if not np.array_equal(there.values[m][both], here.values[m][both])]
         if not different:
             return ""

@@ -38,10 +38,11 @@ from bitfront.graph import Graph, Site
 from bitfront.graph.capture import changes_in_place
 from bitfront.interrupts import contained
 from bitfront.metrics.base import Kind, ParameterFigure, Runner, Scores, Values
-from bitfront.scoring import right_answers
+from bitfront.scoring import results, right_answers
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.tasks.base import Results
 from bitfront.training import StateDict
 from bitfront.transforms import SiteFormats, quantize
 from bitfront.transforms.correct import Correction
@@ -231,8 +232,7 @@ class FixedEvaluator(ModelEvaluator):
     def _learn(self, options: Codes) -> None:
         """Calibrate the options of some candidates, each once.
 
-        This runs on one thread. A correction is a mean of floats, which must come out the same wherever a model is
-        rebuilt.
+        On one thread: a correction is a mean of floats, which must come out the same wherever a model is rebuilt.
         """
         with one_thread():
             self._calibration.learn(
@@ -286,6 +286,9 @@ class FixedEvaluator(ModelEvaluator):
     def _tree(self) -> TreeScorer | None:
         """The tree evaluator; None if the model cannot be evaluated node by node."""
         graph = self.space.graph
+        if not self.job.task.classifies:
+            self.plain = "many candidates are evaluated together where the task is classification only"
+            return None
         if self.job.whole:
             self.plain = self.job.whole
             return None
@@ -315,7 +318,7 @@ class FixedEvaluator(ModelEvaluator):
         return self.limits.samples
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
-        """Loss and correct answers of each candidate on fixed samples of `split`."""
+        """Loss and metrics of the task of each candidate on fixed samples of `split`."""
         x, y = self.samples(split, num_samples)
         tree = self._tree
         if tree is not None and len(codes):
@@ -340,12 +343,7 @@ class FixedEvaluator(ModelEvaluator):
                 return self._plain_scores(codes, x, y)
         half = len(codes) // 2
         first, second = (self._tree_scores(tree, part, samples) for part in (codes[:half], codes[half:]))
-        return Scores(
-            np.concatenate([first.loss, second.loss]),
-            np.concatenate([first.correct, second.correct]),
-            len(y),
-            first.errors + second.errors,
-        )
+        return Scores.joined([first, second], len(y))
 
     def _plain_scores(self, codes: Codes, x: Tensor, y: Tensor) -> Scores:
         self._learn(self.space.options(codes))
@@ -354,7 +352,7 @@ class FixedEvaluator(ModelEvaluator):
 
     @cached_property
     def _plain_scorer(self) -> PlainScorer:
-        return PlainScorer(self.space, self._calibration, self.job.device, self.chunk, self.model)
+        return PlainScorer(self.space, self._calibration, self.job.device, self.chunk, self.model, self.job.task)
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples).
@@ -372,6 +370,17 @@ class FixedEvaluator(ModelEvaluator):
                 with contextlib.suppress(RuntimeError, EvaluationError), contained():
                     row[:] = right_answers(self.model(code), x, y, batch_size=self.chunk)
         return answers
+
+    def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:
+        """The results per sample of each candidate, run alone as a whole model; None for one that fails."""
+        (x, y), outputs = self.samples(split, num_samples), self.space.graph.outputs
+        found: list[Results | None] = [None] * len(codes)
+        with one_thread():
+            for i, code in enumerate(codes):
+                with contextlib.suppress(RuntimeError, EvaluationError), contained():
+                    model = self.model(code)
+                    found[i] = results(self.job.task, model, x, y, batch_size=self.chunk, outputs=outputs)
+        return found
 
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:
         """The samples (x, y) that ``scores`` uses."""

@@ -20,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitfront.data.base import Dataset
+from bitfront.data.packing import PackedInput
+from bitfront.data.targets import Targets
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.halving import Halving
 from bitfront.engine.evaluation.memory import Memory
@@ -40,6 +43,8 @@ from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace, ModelSpace
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.spaces.request import Choices, DefaultFor, Part, SpaceRequest
+from bitfront.tasks.base import Results, Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
 from bitfront.transforms.equalise import equalised
@@ -63,6 +68,7 @@ class CandidateTraining:
         float_epochs: number of epochs for which a network of other widths is first trained in float.
         halving: which candidates are not trained to the end; None if all are.
         separately: why each candidate must be trained alone; empty if several may be trained together.
+        inputs: the inputs by name that a row of `x` holds, if it holds several.
     """
 
     x: Tensor
@@ -73,6 +79,25 @@ class CandidateTraining:
     float_epochs: int = 0
     halving: Halving | None = None
     separately: str = ""
+    inputs: tuple[PackedInput, ...] = ()
+
+    def dataset(self, targets: Targets, checked: int, used: slice = slice(None)) -> Dataset:
+        """The training samples as a dataset, whose val split is the first `checked` of them.
+
+        Args:
+            targets: what `y` is.
+            used: the samples that are used.
+        """
+        x, y = self.x[used], self.y[used]
+        return Dataset(
+            name="candidates",
+            x={"train": x, "val": x[:checked]},
+            y={"train": y, "val": y[:checked]},
+            class_names=tuple(map(str, range(self.classes))),
+            source="the training split",
+            targets=targets,
+            inputs=self.inputs,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +170,7 @@ class EvaluationJob:
             learns for itself.
         learning: how weights and bits are learned together; None if they are not.
         equalise: whether channels between two layers of `model` are equalised, before anything is learned.
+        task: what the samples are.
     """
 
     model: nn.Module
@@ -167,6 +193,7 @@ class EvaluationJob:
     equalise: bool = False
     learning: BitsLearning | None = None
     default_for: DefaultFor = "usual"
+    task: Task = CLASSIFICATION
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
@@ -267,8 +294,9 @@ class Evaluator(ABC):
 
     @property
     def accuracy_samples(self) -> SampleChoice | None:
-        """The samples that accuracy is measured on; None where no runner measures it."""
-        choices = (r.settings.samples for r in self.runners if any(m.name == "accuracy" for m in r.produces))
+        """The samples that accuracy, or what leads in another task, is measured on; None where no runner does it."""
+        leading = self.job.task.leading.name
+        choices = (r.settings.samples for r in self.runners if any(m.name == leading for m in r.produces))
         return next(choices, None)
 
     @abstractmethod
@@ -300,11 +328,15 @@ class Evaluator(ABC):
 
     @abstractmethod
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
-        """Loss and correct answers of each candidate on fixed samples of `split`."""
+        """Loss and metrics of the task of each candidate on fixed samples of `split`."""
 
     @abstractmethod
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples)."""
+
+    @abstractmethod
+    def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:
+        """The results per sample of each candidate, as its task has them; None for one that fails."""
 
     @abstractmethod
     def samples(self, split: str, num_samples: int | None) -> tuple[Tensor, Tensor]:

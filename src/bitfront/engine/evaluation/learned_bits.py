@@ -34,6 +34,7 @@ from bitfront.learned_bits.torch_program import TorchProgram
 from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
+from bitfront.tasks.base import Results
 from bitfront.training import TrainSettings
 from bitfront.transforms.fold import folded
 
@@ -215,12 +216,7 @@ class LearnedBitsEvaluator(Evaluator):
         for code in codes:
             evaluator, only = self.alone(code)
             parts.append(evaluator.scores(only[None], split, num_samples))
-        return Scores(
-            np.concatenate([p.loss for p in parts]),
-            np.concatenate([p.correct for p in parts]),
-            len(self.samples(split, num_samples)[1]),
-            tuple(e for p in parts for e in p.errors),
-        )
+        return Scores.joined(parts, len(self.samples(split, num_samples)[1]))
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each network classifies correctly, bool, shape (networks, samples)."""
@@ -229,6 +225,14 @@ class LearnedBitsEvaluator(Evaluator):
             evaluator, only = self.alone(code)
             rows.append(evaluator.answers(only[None], split, start, stop)[0])
         return np.array(rows, dtype=bool).reshape(len(codes), -1)
+
+    def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:
+        """The results per sample of each network."""
+        found: list[Results | None] = []
+        for code in codes:
+            evaluator, only = self.alone(code)
+            found += evaluator.results(only[None], split, num_samples)
+        return found
 
     def steer(self, target: Target) -> None:
         """Spend the rest of the training where the constraints of the search are met."""

@@ -22,18 +22,19 @@ from bitfront.errors import UserError, described
 from bitfront.graph import Site
 from bitfront.interrupts import contained
 from bitfront.metrics.base import Scores
-from bitfront.scoring import chunk_score, evaluate
+from bitfront.scoring import Evaluation, Tally, TaskEvaluation, measure
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
+from bitfront.tasks.base import Task
 from bitfront.transforms.exchange import Exchange
 
 #: So many candidates for which kept outputs were used, and as many others, are evaluated as new models too.
 CHECKED = 2
-#: Candidates are run together in groups of so many.
-GROUP = 1024
+#: Candidates are run together in groups of so many; fewer where the results of every sample are kept meanwhile.
+GROUP, GROUP_WITH_RESULTS = 1024, 64
 
-#: Loss and right answers of each candidate, and their errors, each of length (candidates,).
-_Results = tuple[NDArray[np.float64], NDArray[np.int64], list[str]]
+#: What each candidate gives: its evaluation, or why it failed.
+_Results = list[Evaluation | TaskEvaluation | str]
 
 
 class PlainScorer:
@@ -45,6 +46,7 @@ class PlainScorer:
         device: where models are run.
         chunk: number of samples that go through a model at a time.
         rebuild: the deployed model of a code.
+        task: what the samples are.
 
     Attributes:
         note: why models are rebuilt, or outputs not kept, though they could be; empty if they are not.
@@ -57,7 +59,9 @@ class PlainScorer:
         device: str,
         chunk: int,
         rebuild: Callable[[NDArray[np.int64]], nn.Module],
+        task: Task,
     ) -> None:
+        self._task = task
         self._space, self._calibration, self._device = space, calibration, device
         self._chunk, self._rebuild = chunk, rebuild
         graph = space.graph
@@ -70,19 +74,25 @@ class PlainScorer:
         self.note = ""
 
     def scores(self, codes: Codes, x: Tensor, y: Tensor) -> Scores:
-        """Loss and right answers of some candidates.
+        """Loss and metrics of some candidates.
 
         Args:
             codes: shape (candidates, parameters).
             x: samples, shape (samples, *features).
-            y: labels, int64, shape (samples,).
+            y: targets of the task, one per sample.
         """
-        groups = [codes[i : i + GROUP] for i in range(0, len(codes), GROUP)]
-        results = [self._group(group, x, y) for group in groups]
-        if not results:
-            return Scores(np.zeros(0), np.zeros(0, dtype=np.int64), len(y), ())
-        loss, correct, errors = zip(*results, strict=True)
-        return Scores(np.concatenate(loss), np.concatenate(correct), len(y), tuple(e for part in errors for e in part))
+        size = GROUP if self._task.classifies else GROUP_WITH_RESULTS
+        results = [r for i in range(0, len(codes), size) for r in self._group(codes[i : i + size], x, y)]
+        errors = tuple(r if isinstance(r, str) else "" for r in results)
+        loss = np.array([np.nan if isinstance(r, str) else r.loss for r in results])
+        if self._task.classifies:
+            correct = [r.correct if isinstance(r, Evaluation) else 0 for r in results]
+            return Scores(loss, np.array(correct, dtype=np.int64), len(y), errors)
+        others = {
+            m.name: np.array([r.metrics[m.name] if isinstance(r, TaskEvaluation) else np.nan for r in results])
+            for m in self._task.metrics
+        }
+        return Scores(loss, np.zeros(len(codes), dtype=np.int64), len(y), errors, others)
 
     def _group(self, codes: Codes, x: Tensor, y: Tensor) -> _Results:
         while self._exchanges and len(y):
@@ -100,19 +110,18 @@ class PlainScorer:
         return self._rebuilt(codes, x, y)
 
     def _rebuilt(self, codes: Codes, x: Tensor, y: Tensor) -> _Results:
-        loss, correct, errors = _nothing(len(codes))
+        results: _Results = []
         outputs = self._space.graph.outputs
-        for i, code in enumerate(codes):
+        for code in codes:
             try:
                 with contained():
-                    result = evaluate(self._rebuild(code), x, y, batch_size=self._chunk, outputs=outputs)
+                    model = self._rebuild(code)
+                    results.append(measure(self._task, model, x, y, batch_size=self._chunk, outputs=outputs))
             except (UserError, KeyboardInterrupt):
                 raise
             except Exception as error:
-                errors[i] = described(error)
-            else:
-                loss[i], correct[i] = result.loss, result.correct
-        return loss, correct, errors
+                results.append(described(error))
+        return results
 
     def _exchanged(self, codes: Codes, x: Tensor, y: Tensor) -> tuple[_Results, NDArray[np.bool_]]:
         """The results, and for which candidates kept outputs were used."""
@@ -123,10 +132,9 @@ class PlainScorer:
         order = np.lexsort(options.T[::-1]) if options.shape[1] else np.arange(len(codes))
         steps = copy.changes(options[order])
         later = _later(steps)
-        loss, correct, errors = _nothing(len(codes))
-        loss[:] = 0.0
+        outputs, classes = self._space.graph.outputs, int(y.max()) + 1 if self._task.classifies else 0
+        tallies, errors = [Tally(self._task, outputs, classes) for _ in codes], [""] * len(codes)
         used = np.zeros(len(codes), dtype=bool)
-        classes = int(y.max()) + 1
         for xs, ys in zip(torch.split(x, self._chunk), torch.split(y, self._chunk), strict=True):
             copy.forget()
             target = ys.to(self._device)
@@ -135,33 +143,29 @@ class PlainScorer:
                     continue
                 try:
                     with contained():
-                        logits = copy.run(options[i], xs.to(self._device, copy=True), later[place])
-                        lost, right = chunk_score(logits, target, classes, self._space.graph.outputs)
+                        given = copy.run(options[i], xs.to(self._device, copy=True), later[place])
+                        tallies[i].add(given, target)
                 except (UserError, KeyboardInterrupt, UnshareableError):
                     raise
                 except Exception as error:
                     errors[i] = described(error)
-                    loss[i], correct[i] = np.nan, 0
                 else:
                     used[i] |= copy.answered
-                    loss[i] += lost
-                    correct[i] += right
-        return (loss / len(y), correct, errors), used
+        return [error or tally.evaluation() for error, tally in zip(errors, tallies, strict=True)], used
 
     def _difference(self, codes: Codes, x: Tensor, y: Tensor, results: _Results, used: NDArray[np.bool_]) -> str:
         """How the first candidates, and those that fail, differ when they are evaluated as new models; empty if they do
         not."""
-        loss, correct, errors = results
-        failed = [i for i, error in enumerate(errors) if error]
+        failed = [i for i, result in enumerate(results) if isinstance(result, str)]
         fine = [np.flatnonzero(used == kept) for kept in (False, True)]
         first = [np.setdiff1d(f, failed)[:number].tolist() for f, number in zip(fine, self._unchecked, strict=True)]
         for i in (*failed, *first[0], *first[1]):
-            (one_loss,), (one_correct,), (error,) = self._rebuilt(codes[i : i + 1], x, y)
-            if errors[i] and error:
-                errors[i] = error
-            elif not (np.array_equal(loss[i], one_loss, equal_nan=True) and correct[i] == one_correct):
-                here = errors[i] or f"a loss of {loss[i]:.9g}"
-                return f"a candidate has {here} then, and as the model that is deployed {error or f'{one_loss:.9g}'}"
+            here, (there,) = results[i], self._rebuilt(codes[i : i + 1], x, y)
+            if isinstance(here, str) and isinstance(there, str):
+                results[i] = there
+            elif isinstance(here, str) or isinstance(there, str) or not _equal(here, there):
+                words = [r if isinstance(r, str) else _words(r) for r in (here, there)]
+                return f"a candidate has {words[0]} then, and as the model that is deployed {words[1]}"
         self._unchecked = [n - len(checked) for n, checked in zip(self._unchecked, first, strict=True)]
         return ""
 
@@ -226,5 +230,10 @@ def _later(steps: Sequence[int]) -> list[list[int]]:
     return later[::-1]
 
 
-def _nothing(number: int) -> _Results:
-    return np.full(number, np.nan), np.zeros(number, dtype=np.int64), [""] * number
+def _equal(one: Evaluation | TaskEvaluation, other: Evaluation | TaskEvaluation) -> bool:
+    """Whether two evaluations have the same bits."""
+    return bool(np.array_equal([*one.values.values()], [*other.values.values()], equal_nan=True))
+
+
+def _words(evaluation: Evaluation | TaskEvaluation) -> str:
+    return f"a loss of {evaluation.loss:.9g}"

@@ -95,8 +95,10 @@ def _noise(evaluator: FixedEvaluator, wanted: dict[Place, list[Format]]) -> dict
             probe.seen.clear()
         given = batch.clone().requires_grad_(batch.is_floating_point())
         output = model(given)
+        if not isinstance(output, Tensor):
+            raise RuntimeError(f"the model returns a {type(output).__name__}, and not one tensor")
         direction = torch.randn(output.shape, generator=generator).to(device)
-        seen = [(place, x) for place, probe in probes.items() for x in probe.seen]
+        seen = [(place, x) for place, probe in probes.items() for x in probe.seen if x.requires_grad]
         gradients = torch.autograd.grad((direction * output).sum(), [x for _, x in seen], allow_unused=True)
         outputs.append(output.detach().flatten(1).double().cpu())
         for (place, x), gradient in zip(seen, gradients, strict=True):

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront import checkpoints
-from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.after_training import float_state, with_new_statistics
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.halving import Halving, going_on
@@ -52,6 +51,8 @@ from bitfront.metrics.base import Kind, Scores, Values
 from bitfront.population import train_population
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
+from bitfront.tasks.base import Results, Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.training import StateDict
 from bitfront.transforms.widen import Widths, widen
 
@@ -205,15 +206,12 @@ class TrainedEvaluator(Evaluator):
         return values
 
     def scores(self, codes: Codes, split: str, num_samples: int | None) -> Scores:
-        """Loss and correct answers of each candidate on fixed samples of `split`."""
-        loss, correct = np.full(len(codes), np.nan), np.zeros(len(codes), dtype=np.int64)
-        errors = [""] * len(codes)
+        """Loss and metrics of the task of each candidate on fixed samples of `split`."""
+        order, parts = list[int](), list[Scores]()
         for rows, evaluator, network_codes in self._trained_networks(codes):
-            scores = evaluator.scores(network_codes, split, num_samples)
-            loss[rows], correct[rows] = scores.loss, scores.correct
-            for row, error in zip(rows.tolist(), scores.errors, strict=True):
-                errors[row] = error
-        return Scores(loss, correct, len(self.samples(split, num_samples)[1]), tuple(errors))
+            order += rows.tolist()
+            parts.append(evaluator.scores(network_codes, split, num_samples))
+        return Scores.joined(parts, len(self.samples(split, num_samples)[1])).taken(np.argsort(order))
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples)."""
@@ -222,6 +220,15 @@ class TrainedEvaluator(Evaluator):
         for rows, evaluator, network_codes in self._trained_networks(codes):
             answers[rows] = evaluator.answers(network_codes, split, start, stop)
         return answers
+
+    def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:
+        """The results per sample of each candidate."""
+        found: list[Results | None] = [None] * len(codes)
+        for rows, evaluator, network_codes in self._trained_networks(codes):
+            given = evaluator.results(network_codes, split, num_samples)
+            for row, results in zip(rows.tolist(), given, strict=True):
+                found[row] = results
+        return found
 
     # --- networks ----------------------------------------------------------------------------------------------------
 
@@ -265,7 +272,9 @@ class TrainedEvaluator(Evaluator):
         with threads(self.job.threads):
             outputs = self._space.graph.outputs
             trained = (
-                _train(twins, training, self.job.device, most, outputs, select if halving else None) if twins else []
+                _train(twins, training, self.job.device, most, outputs, select if halving else None, self.job.task)
+                if twins
+                else []
             )
         for (row, evaluator, _), site_formats, (state, epochs) in zip(missing, formats, trained, strict=True):
             known[row] = TrainedCandidate(self._finished(evaluator, state, site_formats), epochs, site_formats)
@@ -335,8 +344,8 @@ class TrainedEvaluator(Evaluator):
             with threads(self.job.threads):
                 models = [evaluator.space.graph.model for evaluator in missing]
                 epochs = [training.float_epochs] * len(models)
-                own_settings = replace(training, settings=settings)
-                trained = _train(models, own_settings, self.job.device, epochs, self._space.graph.outputs)
+                own_settings, device = replace(training, settings=settings), self.job.device
+                trained = _train(models, own_settings, device, epochs, self._space.graph.outputs, task=self.job.task)
             for evaluator, (state, _) in zip(missing, trained, strict=True):
                 model = copy.deepcopy(evaluator.space.graph.model)
                 model.load_state_dict(state)
@@ -397,6 +406,7 @@ def _train(
     epochs: Sequence[int],
     outputs: Outputs,
     select: Selection | None = None,
+    task: Task = CLASSIFICATION,
 ) -> list[tuple[StateDict, int]]:
     """(weights, epochs) of each model after training, each the same as if it were trained alone.
 
@@ -410,14 +420,7 @@ def _train(
     """
     # The weights of the last epoch are used. To choose the best epoch would need samples that are used neither for
     # training nor for evaluation. So the validation split here has only the few samples that check the loss.
-    x, y = training.x, training.y
-    few = Dataset(
-        name="candidates",
-        x={"train": x, "val": x[:CHECKED_SAMPLES]},
-        y={"train": y, "val": y[:CHECKED_SAMPLES]},
-        class_names=tuple(map(str, range(training.classes))),
-        source="the training split",
-    )
+    few = training.dataset(task.targets, CHECKED_SAMPLES)
     rungs = training.halving.rungs if select and training.halving else ()
     stops = list(epochs)
 
@@ -434,6 +437,7 @@ def _train(
         training.settings,
         device=device,
         outputs=outputs,
+        task=task,
         keep=keep,
         alone=training.separately,
     )

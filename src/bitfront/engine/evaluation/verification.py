@@ -9,7 +9,7 @@ with correct metrics. If candidates are trained, two of them are trained for two
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evaluator, ModelEvaluator
 from bitfront.engine.evaluation.trained import open_evaluator
@@ -27,12 +26,12 @@ from bitfront.graph.baking import private_copy
 from bitfront.graph.checking import check_same
 from bitfront.interrupts import contained
 from bitfront.population import train_population
-from bitfront.scoring import evaluate
+from bitfront.scoring import measure
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import ModelSpace
 
-#: (loss, share of correct answers).
-Score = tuple[float, float]
+#: Metric of the task → value, the loss among them: accuracy, or what another task has.
+Score = Mapping[str, float]
 #: Number of samples on which candidates are evaluated twice.
 SAMPLES = 64
 #: Number of candidates that are checked, however long that takes.
@@ -104,7 +103,7 @@ def verify(
     # Without training, because the check is about the evaluation of a network, with any weights.
     untrained = open_evaluator(job, evaluator.space)
     codes: list[NDArray[np.int64]] = []
-    expected: list[tuple[float, float]] = []
+    expected: list[Score] = []
     for code in spread(evaluator.space):
         if len(codes) >= LEAST and time.perf_counter() - began > SHARE * expected_seconds:
             break
@@ -114,8 +113,9 @@ def verify(
         expected.append(deployed_score(untrained, code, split))
     if not codes:
         return Verification(notes=remarks)  # each of them would end this process
-    result = _agreeing(untrained, np.array(codes), np.array(expected), split)
-    separately = _training_differs(evaluator, np.array(codes[:2])) if evaluator.job.training else ""
+    result = _agreeing(untrained, np.array(codes), expected, split)
+    together = evaluator.job.training is not None and evaluator.job.task.plainly_trained
+    separately = _training_differs(evaluator, np.array(codes[:2])) if together else ""
     if separately:
         note = f"candidates are trained one by one, which is slow: {separately}"
         result = replace(result, separately=separately, notes=(*result.notes, note))
@@ -148,9 +148,9 @@ def _mixed(counts: list[int]) -> Codes:
 
 
 def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, number: int | None = None) -> Score:
-    """Loss and share of correct answers of one candidate, evaluated alone as the model that would be deployed.
+    """Loss and metrics of the task of one candidate, evaluated alone as the model that would be deployed.
 
-    Both are NaN for a candidate that fails.
+    All are NaN for a candidate that fails.
 
     Args:
         evaluator: the evaluator of the search.
@@ -162,13 +162,13 @@ def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, nu
     try:
         alone, code_there = evaluator.alone(code)
         with contained(), one_thread():
-            outputs = alone.space.graph.outputs
-            result = evaluate(alone.model(code_there, bake=True), x, y, batch_size=alone.chunk, outputs=outputs)
+            model, outputs = alone.model(code_there, bake=True), alone.space.graph.outputs
+            result = measure(evaluator.job.task, model, x, y, batch_size=alone.chunk, outputs=outputs)
     except UserError:
         raise
     except Exception:  # the search's evaluator must fail for it too, and stores the reason
-        return float("nan"), float("nan")
-    return result.loss, result.accuracy
+        return dict.fromkeys((m.name for m in evaluator.job.task.all_metrics), float("nan"))
+    return result.values
 
 
 def same(score: Score, expected: Score, *, exact: bool = False) -> bool:
@@ -176,13 +176,13 @@ def same(score: Score, expected: Score, *, exact: bool = False) -> bool:
 
     Args:
         score, expected: the two scores.
-        exact: whether the losses must be equal to the last bit.
+        exact: whether all must be equal to the last bit. If not, an accuracy must still be.
     """
-    tolerance = 0.0 if exact else SAME_LOSS
-    return bool(
-        np.array_equal(score[1], expected[1], equal_nan=True)
-        and np.isclose(score[0], expected[0], rtol=tolerance, atol=tolerance, equal_nan=True)
-    )
+    for name, value in expected.items():
+        tolerance = 0.0 if exact or name == "accuracy" else SAME_LOSS
+        if not np.isclose(score[name], value, rtol=tolerance, atol=tolerance, equal_nan=True):
+            return False
+    return True
 
 
 def _samples(evaluator: Evaluator) -> tuple[str, Tensor, Tensor]:
@@ -236,7 +236,7 @@ def _batch_remarks(alone: ModelEvaluator, x: Tensor, outputs: Tensor) -> tuple[s
     )
 
 
-def _agreeing(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], split: str) -> Verification:
+def _agreeing(evaluator: Evaluator, codes: Codes, expected: Sequence[Score], split: str) -> Verification:
     """The fast paths that must be switched off so that the evaluator gives the expected scores."""
     wrong = _wrong(evaluator, codes, expected, split)
     if not len(wrong):
@@ -246,7 +246,7 @@ def _agreeing(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64],
     job = evaluator.job
     for step in steps:
         trial = open_evaluator(replace(job, unmerged=frozenset({step.name})), evaluator.space)
-        if not len(_wrong(trial, codes[wrong], expected[wrong], split)):
+        if not len(_wrong(trial, codes[wrong], [expected[i] for i in wrong], split)):
             culprits = {step.name}
             break
     else:
@@ -264,13 +264,13 @@ def _agreeing(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64],
     return Verification(unmerged=frozenset(culprits), notes=(note,))
 
 
-def _wrong(evaluator: Evaluator, codes: Codes, expected: NDArray[np.float64], split: str) -> NDArray[np.int64]:
+def _wrong(evaluator: Evaluator, codes: Codes, expected: Sequence[Score], split: str) -> NDArray[np.int64]:
     """The rows of `codes` whose scores differ from the expected ones when all are evaluated together."""
     exact = evaluator.device == "cpu"
-    scores = evaluator.scores(codes, split, None)
-    accuracies = np.where([bool(e) for e in scores.errors], np.nan, scores.correct / max(1, scores.samples))
-    pairs = zip(scores.loss.tolist(), accuracies.tolist(), expected.tolist(), strict=True)
-    wrong = [i for i, (loss, accuracy, want) in enumerate(pairs) if not same((loss, accuracy), want, exact=exact)]
+    found = evaluator.scores(codes, split, None).of_task
+    scores = [{name: float(values[i]) for name, values in found.items()} for i in range(len(codes))]
+    pairs = zip(scores, expected, strict=True)
+    wrong = [i for i, (score, want) in enumerate(pairs) if not same(score, want, exact=exact)]
     return np.array(wrong, dtype=np.int64)
 
 
@@ -286,9 +286,7 @@ def _training_differs(evaluator: Evaluator, codes: Codes) -> str:
     assert training is not None
     settings = replace(training.settings, max_epochs=1, max_steps=TRAINING_STEPS)
     used = slice(0, min(len(training.y), TRAINING_STEPS * settings.batch_size))
-    x, y = training.x[used], training.y[used]
-    names = tuple(map(str, range(training.classes)))
-    few = Dataset("candidates", {"train": x, "val": x[:SAMPLES]}, {"train": y, "val": y[:SAMPLES]}, names, "a check")
+    few = training.dataset(evaluator.job.task.targets, SAMPLES, used)
     untrained = open_evaluator(replace(evaluator.job, training=None), evaluator.space)
     with one_thread():
         models = []

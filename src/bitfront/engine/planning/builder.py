@@ -21,7 +21,15 @@ from bitfront.engine.evaluation.range_loss import remarks as range_remarks
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
-from bitfront.engine.planning.inputs import choose_device, forward_fingerprint, load_weights, open_data, open_model
+from bitfront.engine.planning.inputs import (
+    check_targets,
+    choose_device,
+    for_data,
+    forward_fingerprint,
+    load_weights,
+    open_data,
+    open_model,
+)
 from bitfront.engine.planning.learning import bits_learning, unused_settings
 from bitfront.engine.planning.notes import remarks
 from bitfront.engine.planning.plan import Plan
@@ -33,6 +41,7 @@ from bitfront.engine.planning.runners import (
     configured,
     evaluation_samples,
 )
+from bitfront.engine.planning.supported import refuse_unsupported
 from bitfront.engine.planning.training import candidate_training, configured_training
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
@@ -43,6 +52,8 @@ from bitfront.spaces import SPACES
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured_strategy, without_effect
+from bitfront.tasks.base import Task
+from bitfront.tasks.configured import task_of
 from bitfront.transforms.equalise import equalised
 
 DEFAULT_TRIALS = 100
@@ -69,24 +80,25 @@ def make_plan(
     """
     if config.search is None:
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
+    task = task_of(config)
     with config.locating():
         setup = config.search.strategy.setup
         ignored: list[str] = []
         if strategy is None:
             strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
             ignored = without_effect(strategy, setup.of_strategy)
-        usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
-        runners, added = configured(config.search, usual)
-        objectives = _objectives(config, [metric for runner in runners for metric in runner.produces], usual)
+        runners, added, objectives = _measured(config, strategy, task)
     dataset = dataset or open_data(config, report, progress)
+    check_targets(dataset, task, config)
     network = _checked_model(config, dataset, model)
     device, warning = choose_device(config.accelerator)
     with config.locating():
+        _check_device(device, dataset)
         check_ready(runners, device)
     graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
     with config.locating():
         space = None if strategy.kind.trains_bits else _space(config, graph)
-        job = _job(config, graph, dataset, runners, objectives, device, strategy)
+        job = _job(config, graph, dataset, runners, objectives, device, strategy, task)
         space = space or _learned_space(job, graph)
         if config.search.calibration.equalisation:
             graph = _equalised(graph, space)
@@ -126,15 +138,33 @@ def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: C
     return list(strategy.settings.remarks(named, bool(config.search.constraints)))
 
 
+def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple[Runners, list[str], Objectives]:
+    """(the runners, names of those that are not in the file, the objectives). Raises ConfigError."""
+    assert config.search is not None
+    usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
+    runners, added = configured(config.search, usual, task)
+    refuse_unsupported(task, config, strategy, runners)
+    return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
+
+
 def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> nn.Module:
     """The model that was given, or that of the configuration, as it is initialised. Raises UserError."""
     if given is not None:
         check_weights(given)
-        return given
+        return for_data(given, config, dataset)
     model = open_model(config, dataset)
     if config.load_name is not None:
         load_weights(config, model)  # only to see now whether the checkpoint can be read
     return model
+
+
+def _check_device(device: str, dataset: Dataset) -> None:
+    """Raises ConfigError where several inputs cannot be brought to the device."""
+    if device == "mps" and dataset.inputs:
+        raise ConfigError(
+            "several inputs travel as float64, which this accelerator does not have; use accelerator = 'cpu'",
+            key=("accelerator",),
+        )
 
 
 def _trains(config: Config, runners: Runners) -> bool:
@@ -176,6 +206,7 @@ def _job(
     objectives: Objectives,
     device: str,
     strategy: ConfiguredStrategy,
+    task: Task,
 ) -> EvaluationJob:
     """The evaluation job of the search, with the initialised model."""
     assert config.search is not None
@@ -201,6 +232,7 @@ def _job(
         memory=Memory(),
         equalise=search.calibration.equalisation,
         learning=learning,
+        task=task,
     )
 
 
@@ -223,9 +255,10 @@ def _equalised(graph: Graph, space: ModelSpace) -> Graph:
 def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]:
     """The constraints. Raises ConfigError if no candidate can fulfil one of them."""
     assert config.search is not None
-    if config.search.finetune.trials and "accuracy" not in evaluator.metrics:
+    leading = evaluator.job.task.leading.name
+    if config.search.finetune.trials and leading not in evaluator.metrics:
         raise ConfigError(
-            "fine-tuning compares accuracies, and no runner measures accuracy; add "
+            f"fine-tuning compares candidates by {leading}, and no runner measures {leading}; add "
             "[search.strategy.sw_runner.basic_evaluation]",
             key=("search", "finetune", "trials"),
         )

@@ -14,11 +14,14 @@ from bitfront.config import Config
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.loading import load_dataset
 from bitfront.engine.storage.folder import WEIGHTS
-from bitfront.errors import CaptureError, CheckpointError, ConfigError
+from bitfront.errors import CaptureError, CheckpointError, ConfigError, DataError
 from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model
+from bitfront.tasks.adapting import adapted
+from bitfront.tasks.base import Task
+from bitfront.tasks.configured import task_of
 
 #: Samples, and values of their outputs, in a forward fingerprint.
 FINGERPRINT_SAMPLES, FINGERPRINT_VALUES = 4, 64
@@ -101,35 +104,58 @@ def open_data(config: Config, report: Any = None, progress: Any = None) -> Datas
         progress: called while a file is downloaded; see ``DataRequest``.
 
     Raises:
-        ConfigError: there is no such dataset.
-        DataError: the data cannot be read or downloaded.
+        ConfigError: there is no such dataset, or no such task.
+        DataError: the data cannot be read or downloaded, or has other targets than the task.
     """
+    task = task_of(config)
     request = DataRequest(
         path=config.path(config.dataset_path) if config.dataset_path else None,
         seed=config.seed,
         **({"report": report} if report else {}),
         progress=progress,
+        targets=task.targets,
     )
     with config.locating():
         try:
-            return load_dataset(config.dataset, request)
+            dataset = load_dataset(config.dataset, request)
+            check_targets(dataset, task, config)
+            return dataset
         except ConfigError as error:
             error.key = error.key or ("dataset",)
             raise
 
 
+def check_targets(dataset: Dataset, task: Task, config: Config) -> None:
+    """Raises DataError where the targets of a dataset are not those of the task."""
+    if dataset.targets is not task.targets:
+        raise DataError(
+            f"dataset {dataset.name!r} has {dataset.targets.name} as targets, and task = {config.task!r} needs "
+            f"{task.targets.name}: {task.targets.needed}; give other data, or another task (`bitfront list tasks`)"
+        )
+
+
 def open_model(config: Config, dataset: Dataset) -> nn.Module:
     """Build the model of a configuration for a dataset, initialised from the configuration's random seed.
+
+    It takes one tensor of the dataset, and returns the one that the task is about.
 
     Raises:
         ConfigError: there is no such model, or it does not fit the data.
     """
     with config.locating():
         try:
-            return build_model(config.model, dataset.sample_shape, dataset.num_classes, config.seed)
+            model = build_model(config.model, dataset.model_shape, dataset.num_classes, config.seed)
         except ConfigError as error:
             error.key = error.key or ("model",)
             raise
+    return for_data(model, config, dataset)
+
+
+def for_data(model: nn.Module, config: Config, dataset: Dataset) -> nn.Module:
+    """A model as everything here calls it (``tasks.adapting``). Raises ConfigError or CaptureError."""
+    with config.locating():
+        sample = next(iter(dataset.x.values()))[:2]
+        return adapted(model, sample, dataset.inputs, task_of(config).settings.output)
 
 
 def load_weights(config: Config, model: nn.Module) -> checkpoints.Loaded:

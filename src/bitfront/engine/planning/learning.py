@@ -56,7 +56,7 @@ def bits_learning(
     settings = strategy.settings
     if not isinstance(settings, LearnedBitsSettings):
         return None
-    _check_others(config, runners)
+    _check_others(config, runners, dataset)
     cost: str | None = settings.cost or next((p.metric for p in objectives.parts if p.metric in COSTS), None)
     if cost is None:
         raise ConfigError(
@@ -205,8 +205,14 @@ def _counts_as_reported(evaluator: Evaluator) -> bool:
     return learning is not None and learning.metric == "ebops" and usual
 
 
-def _check_others(config: Config, runners: Runners) -> None:
+def _check_others(config: Config, runners: Runners, dataset: Dataset) -> None:
     """Raises ConfigError for settings that would have no effect on networks whose bits are learned."""
+    if dataset.inputs:
+        raise ConfigError(
+            "the strategy 'learned_bits' trains networks with one input, and the data has several "
+            f"({', '.join(one.name for one in dataset.inputs)}); use another strategy",
+            key=("search", "strategy", "name"),
+        )
     assert config.search is not None
     search = config.search
     training, calibration = configured_training(runners), search.calibration

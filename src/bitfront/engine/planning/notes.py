@@ -8,11 +8,13 @@ from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
 from bitfront.engine.planning.coverage import in_float
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
+from bitfront.graph import Graph
 from bitfront.graph.capture import parameter
 from bitfront.graph.memory import stored_tensors
 from bitfront.graph.outputs import outputs_note
 from bitfront.learned_bits.space import LearnedBitsSpace
 from bitfront.spaces.model_space import ModelSpace
+from bitfront.tasks.base import Task
 from bitfront.transforms.correct import has_bias, norms_behind
 from bitfront.transforms.equalise import pairs_of
 from bitfront.transforms.reestimate import norms_of
@@ -34,7 +36,7 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     notes = [*config.notes, *([warning] if warning else []), *dataset.notes]
     notes += [f"[search.constraints] needs runner {name}: it was added with its defaults" for name in added]
     notes += [f"{k!r} of the seed names nothing here (by = {job.by!r}), and is not used" for k in space.unused]
-    notes += [*_graph_notes(space), *_departure_notes(space, job.trains)]
+    notes += [*_graph_notes(space, job.task), *_departure_notes(space, job.trains)]
     notes += [*_objective_notes(config), *size_notes(dataset, job.runners), *_sharing_notes(space)]
     notes += [text] if (text := in_float(space).text) else []
     notes += [*_correction_notes(space, job), *_kind_notes(evaluator)]
@@ -46,14 +48,30 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     return notes
 
 
-def _graph_notes(space: ModelSpace) -> list[str]:
+def ending_note(graph: Graph, task: Task) -> str:
+    """What the user should know about the outputs of a captured model, for its task; empty if there is nothing."""
+    if task.classifies:
+        return outputs_note(graph)
+    if graph.outputs == "logits" or not task.endings:
+        return ""
+    what = graph.outputs.replace("_", " ")
+    if graph.outputs in task.endings:
+        return f"the network ends in {graph.ending}: its outputs are {what}, no logits. `loss` and training go by them"
+    allowed = ", ".join(ending.replace("_", " ") for ending in task.endings)
+    return (
+        f"the network ends in {graph.ending}: its outputs are {what}, and this task knows logits and {allowed}. They "
+        "are taken for logits"
+    )
+
+
+def _graph_notes(space: ModelSpace, task: Task) -> list[str]:
     notes, graph = [], space.graph
     if graph.untraced:
         notes.append(
             "torch.fx cannot trace this model. So only its modules and products are sites, and candidates are "
             f"evaluated one by one as whole models. The reason: {graph.untraced}"
         )
-    notes += [note] if (note := outputs_note(graph)) else []
+    notes += [note] if (note := ending_note(graph, task)) else []
     if graph.uncounted:
         notes.append("operations not counted: " + ", ".join(n.title for n in graph.uncounted))
     return notes

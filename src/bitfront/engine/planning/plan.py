@@ -22,6 +22,7 @@ from bitfront.spaces.model_space import ModelSpace
 from bitfront.strategies.base import Knowledge, Strategy
 from bitfront.strategies.configured import ConfiguredStrategy
 from bitfront.strategies.learned_bits import LearnedBitsSettings
+from bitfront.tasks.configured import described
 
 #: Counts up when the same settings give other ranges: trials with the ranges of before do not belong to this search.
 RANGES = 2
@@ -172,6 +173,7 @@ class Plan:
             **({"bitwidth": "of all weights"} if self._counts_others else {}),
             # An earlier version counted signs, and no biases.
             **({"ebops_count": "as HGQ2"} if "ebops" in self.sides else {}),
+            **described(self.config),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }

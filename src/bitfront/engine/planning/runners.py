@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from bitfront.config import SearchTable
-from bitfront.constraints import DROP
+from bitfront.constraints import compared_metric
 from bitfront.data.base import Dataset, Split
 from bitfront.errors import ConfigError
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import Side
 from bitfront.metrics.configured import ConfiguredRunner, configured_runner
+from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 
 #: Number of samples that "auto" starts with; each step doubles it.
 FIRST_SAMPLES = 512
@@ -21,29 +23,33 @@ SIDES: tuple[Side, ...] = ("sw_runner", "hw_runner")
 Runners = tuple[ConfiguredRunner, ...]
 
 
-def configured(search: SearchTable, objectives: Iterable[str] = ()) -> tuple[Runners, list[str]]:
+def configured(
+    search: SearchTable, objectives: Iterable[str] = (), task: Task = CLASSIFICATION
+) -> tuple[Runners, list[str]]:
     """(the runners with their settings, the names of those that were added because a constraint needs them).
 
     Args:
         search: the table of the search.
         objectives: metrics that are objectives without being named in the file; their runners are added too.
+        task: what the samples are.
 
     Raises:
         ConfigError: there is no runner, one does not exist or has a wrong setting, or two produce the same metric.
     """
     tables = {"sw_runner": search.strategy.sw_runner, "hw_runner": search.strategy.hw_runner}
-    runners = [configured_runner(name, given, side) for side in SIDES for name, given in tables[side].items()]
+    runners = [configured_runner(name, given, side, task) for side in SIDES for name, given in tables[side].items()]
     names = {runner.name for runner in runners}
-    needed = {condition.removesuffix(DROP) for condition in search.constraints}
+    needed = set(map(compared_metric, search.constraints))
 
     def producing(metrics: set[str]) -> list[str]:
-        return [n for n in RUNNERS.names() if n not in names and metrics & {m.name for m in RUNNERS.get(n).produces}]
+        produced = {n: {m.name for m in RUNNERS.get(n).of_task(task)} for n in RUNNERS.names() if n not in names}
+        return [name for name, of in produced.items() if metrics & of]
 
     usual = producing(set(objectives))
-    runners += map(configured_runner, usual)
+    runners += [configured_runner(name, task=task) for name in usual]
     names.update(usual)
     added = producing(needed)
-    runners += map(configured_runner, added)
+    runners += [configured_runner(name, task=task) for name in added]
     produced: set[str] = set()
     for runner in runners:
         for metric in runner.produces:

@@ -75,7 +75,8 @@ def candidate_training(
     halving = None
     if table.halving is not None:
         halving = _halving(runners, table.halving, table.max_epochs, objectives, (*runner.where, "halving"))
-    return CandidateTraining(x, y, dataset.num_classes, settings, table.init, table.float_epochs, halving)
+    classes, inputs = dataset.num_classes, dataset.inputs
+    return CandidateTraining(x, y, classes, settings, table.init, table.float_epochs, halving, inputs=inputs)
 
 
 def _check_samples(calibration: CalibrationTable) -> None:

@@ -65,7 +65,7 @@ def check_front(plan: Plan, run: Run, rows: Sequence[int]) -> None:
         rows: rows of the trials in ``run.columns``.
 
     Raises:
-        EvaluationError: the accuracy or loss of a trial differs from its deployed model's; the message names the trial.
+        EvaluationError: a metric of the task differs from that of the deployed model; the message names the trial.
     """
     metrics = {name: column[list(rows)] for name, column in run.columns.metrics.items()}
     names = [f"trial {int(run.columns.number[row])}" for row in rows]
@@ -73,13 +73,13 @@ def check_front(plan: Plan, run: Run, rows: Sequence[int]) -> None:
 
 
 def check_scores(plan: Plan, names: Sequence[str], codes: Codes, metrics: Mapping[str, NDArray[np.float64]]) -> None:
-    """Compare measured losses and accuracies with those of the deployed models.
+    """Compare measured losses and accuracies, or the metrics of another task, with those of the deployed models.
 
     Args:
         plan: the plan of the search.
         names: what the candidates are called in a message.
         codes: their codes, int64, shape (candidates, parameters).
-        metrics: metric → measured values, shape (candidates,). "accuracy" must be one; "loss" may be.
+        metrics: metric → measured values, shape (candidates,). What leads must be one; the others of the task may be.
 
     Raises:
         EvaluationError: they differ; the message names the first such candidate.
@@ -90,8 +90,7 @@ def check_scores(plan: Plan, names: Sequence[str], codes: Codes, metrics: Mappin
     for row, (name, code) in enumerate(zip(names, codes, strict=True)):
         deployed = deployed_score(plan.evaluator, code, samples.split, samples.number)
         # A search may measure accuracy alone.
-        loss = float(metrics["loss"][row]) if "loss" in metrics else deployed[0]
-        measured = loss, float(metrics["accuracy"][row])
+        measured = {m: float(metrics[m][row]) if m in metrics else value for m, value in deployed.items()}
         if not same(measured, deployed):
             raise EvaluationError(
                 f"{name}: the search measured {_words(measured)}, and the deployed model has {_words(deployed)}. If "
@@ -101,4 +100,4 @@ def check_scores(plan: Plan, names: Sequence[str], codes: Codes, metrics: Mappin
 
 
 def _words(score: Score) -> str:
-    return f"loss {score[0]:.6g}, accuracy {score[1]:.6g}"
+    return ", ".join(f"{name} {value:.6g}" for name, value in score.items())

@@ -79,7 +79,7 @@ def finetune(
         evaluator: an evaluator whose model has the weights of the candidate.
         code: its code there, int64, shape (parameters,).
         number: the number of the trial.
-        before: its accuracy before fine-tuning, on the samples of the search.
+        before: its accuracy, or what leads in another task, before fine-tuning, on the samples of the search.
         dataset: it is trained on the train split; the best epoch has the lowest loss on the val split.
         settings: the settings of the training.
         folder: the run folder.
@@ -98,18 +98,18 @@ def finetune(
             settle(rounds)
 
     small = sum(n.operations or 0 for n in graph.nodes) * settings.batch_size < SMALL_STEP
+    task, outputs = evaluator.job.task, graph.outputs
     try:
         with one_thread() if small else contextlib.nullcontext():
             result = run_training(
-                model, dataset, settings, device=evaluator.device, outputs=graph.outputs, on_epoch=after
+                model, dataset, settings, device=evaluator.device, outputs=outputs, task=task, on_epoch=after
             )
     except EvaluationError as error:
         return Finetuned(number, {}, {}, False, 0, str(error))
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
     model.load_state_dict(result.best_state)
-    learned = frozen(rounds)
-    state = shadow(graph, result.best_state)
+    learned, state = frozen(rounds), shadow(graph, result.best_state)
     if reestimates:
         state = with_new_statistics(evaluator, state, learned, settings.batch_size)
     trained = evaluator.trained(state, learned)
@@ -117,8 +117,8 @@ def finetune(
     test: dict[str, float] = {}
     if "test" in dataset.splits:
         scores = trained.with_splits({"test": dataset.split("test")}).scores(ONLY_CODE[None], "test", None)
-        test = {"loss": float(scores.loss[0]), "accuracy": int(scores.correct[0]) / scores.samples}
-    kept = values["accuracy"] > before
+        test = {name: float(found[0]) for name, found in scores.of_task.items()}
+    kept = task.leading.better(values[task.leading.name], than=before)
     checkpoints.save_checkpoint(state, finetuned_weights(folder, number), {"formats": spelled(learned), "kept": kept})
     metrics = {m: None if np.isnan(v) else v for m, v in values.items()}
     return Finetuned(number, metrics, test, kept, result.best_epoch)

@@ -1,7 +1,8 @@
 """Paired comparisons of candidates: the members of the front, and the number of samples that a search needs.
 
 Two candidates that are evaluated on the same samples give different answers on few of them. Only these samples count in
-a paired test (McNemar), so it detects differences that are much smaller than the interval of either accuracy.
+a paired test (McNemar), so it detects differences that are much smaller than the interval of either accuracy. Metrics
+of other tasks are compared on the same draws of samples (``metrics/bootstrap.py``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.runners import FIRST_SAMPLES
 from bitfront.engine.storage.records import PairedComparison
+from bitfront.metrics import bootstrap
 from bitfront.metrics.intervals import PairedCounts
 from bitfront.spaces.base import Codes
+from bitfront.tasks.base import Results, Task
 
 #: Half width of the interval of an accuracy difference (as a share) below which more samples are not needed.
 RESOLUTION = 0.005
@@ -47,6 +50,35 @@ def compare(numbers: Sequence[int], answers: NDArray[np.bool_]) -> tuple[PairedC
             )
         )
     return tuple(comparisons)
+
+
+def compare_results(task: Task, trials: Sequence[tuple[int, Results]]) -> tuple[PairedComparison, ...]:
+    """Compare each trial with the next better one and with the best one, in the metric that leads.
+
+    Args:
+        task: what the samples are.
+        trials: (number of a trial, its results per sample).
+
+    Returns:
+        One comparison per trial, the best first.
+    """
+    order = [trials[place] for place in bootstrap.ranked(task.leading, [results for _, results in trials])]
+    drawn = [bootstrap.draws(task.leading, results) for _, results in order]
+    return tuple(
+        PairedComparison(
+            number=number,
+            above=order[place - 1][0] if place else None,
+            p_above=bootstrap.p_value(drawn[max(0, place - 1)], drawn[place]),
+            p_best=bootstrap.p_value(drawn[0], drawn[place]),
+        )
+        for place, (number, _) in enumerate(order)
+    )
+
+
+def intervals(task: Task, results: Results) -> dict[str, tuple[float, float]]:
+    """Metric of the task → its 95 % interval, for those that have one."""
+    found = {m.name: bootstrap.interval(bootstrap.draws(m, results)) for m in task.metrics}
+    return {name: ends for name, ends in found.items() if ends is not None}
 
 
 def settled(answers: NDArray[np.bool_]) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
 from bitfront.engine.evaluation.dispatch import Dispatcher
+from bitfront.engine.evaluation.interface import ONLY_CODE
 from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import remarks
 from bitfront.engine.planning.coverage import float_shares, in_float
@@ -31,7 +32,7 @@ from bitfront.engine.search.chance import at_chance
 from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
 from bitfront.engine.search.knowledge import knowledge
-from bitfront.engine.search.paired import compare, enough_samples
+from bitfront.engine.search.paired import compare, compare_results, enough_samples, intervals
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import learned
 from bitfront.engine.storage import store as stores
@@ -45,6 +46,7 @@ from bitfront.events import Events
 from bitfront.files import shown, sweep, write_text
 from bitfront.learned_bits.course import Pace
 from bitfront.spaces.base import Codes
+from bitfront.tasks.base import Task
 
 #: The largest number of trials of the front that are measured on the test split.
 TESTED = 100
@@ -282,12 +284,19 @@ def _describe(plan: Plan, store: Store) -> None:
             "units": {m.name: m.unit for runner in evaluator.runners for m in runner.produces},
             "kinds": evaluator.kinds(),
             "samples": number,
+            **({} if evaluator.job.task.classifies else {"task": _task_described(evaluator.job.task)}),
             "reference": float_metrics(plan),
             "sites": len(plan.space.graph.sites),
             "size": str(plan.space.size),
             "in_float": vars(in_float(plan.space)),
         },
     )
+
+
+def _task_described(task: Task) -> dict[str, Any]:
+    """What a reader of the run folder needs of another task than classification."""
+    qualities = [{"name": m.name, "direction": m.direction, "share": m.share} for m in task.all_metrics]
+    return {"leading": task.leading.name, "qualities": qualities}
 
 
 def float_metrics(plan: Plan) -> dict[str, float | None]:
@@ -356,23 +365,20 @@ def _keep_front(plan: Plan, run: Run) -> None:
 
 def _test_front(plan: Plan, store: Store, run: Run) -> None:
     """Measure the front and the float model on the test split, each once, however often the search is resumed."""
-    if "test" not in plan.dataset.splits or "accuracy" not in plan.evaluator.metrics:
+    if "test" not in plan.dataset.splits or plan.evaluator.job.task.leading.name not in plan.evaluator.metrics:
         return
     evaluator = plan.evaluator.with_splits({"test": plan.dataset.split("test")})
     if store.meta("reference_test") is None:
         scores = evaluator.float_evaluator().scores(np.zeros((1, 0), dtype=np.int64), "test", None)
-        store.set_meta(
-            "reference_test",
-            {"loss": float(scores.loss[0]), "accuracy": int(scores.correct[0]) / scores.samples},
-        )
+        store.set_meta("reference_test", {name: float(found[0]) for name, found in scores.of_task.items()})
     known = store.test_results()
     rows = [r for r in run.front_rows[:TESTED] if int(run.columns.number[r]) not in known]
     if rows:
-        scores = evaluator.scores(run.columns.codes(rows), "test", None)
+        measured = evaluator.scores(run.columns.codes(rows), "test", None).of_task
         store.add_test_results(
             {
-                int(run.columns.number[r]): {"loss": float(loss), "accuracy": int(correct) / scores.samples}
-                for r, loss, correct in zip(rows, scores.loss, scores.correct, strict=True)
+                int(run.columns.number[row]): {name: float(found[i]) for name, found in measured.items()}
+                for i, row in enumerate(rows)
             }
         )
 
@@ -380,11 +386,21 @@ def _test_front(plan: Plan, store: Store, run: Run) -> None:
 def _compare_front(plan: Plan, store: Store, run: Run) -> None:
     """Compare the trials of the front with each other, on the samples of the search."""
     samples, rows = plan.evaluator.accuracy_samples, run.front_rows[:TESTED]
+    task, numbers = plan.evaluator.job.task, run.columns.number[rows].tolist()
+    if samples is not None and not task.classifies:
+        found = plan.evaluator.results(run.columns.codes(rows), samples.split, samples.number)
+        known = [(number, results) for number, results in zip(numbers, found, strict=True) if results is not None]
+        store.set_meta("compared", [vars(c) for c in compare_results(task, known)])
+        (reference,) = plan.evaluator.float_evaluator().results(ONLY_CODE[None], samples.split, samples.number)
+        named = [(str(number), results) for number, results in known]
+        named += [] if reference is None else [("float", reference)]
+        store.set_meta("intervals", {name: intervals(task, results) for name, results in named})
+        return
     if samples is None or len(rows) < 2:
         store.set_meta("compared", [])
         return
     answers = plan.evaluator.answers(run.columns.codes(rows), samples.split, 0, samples.number)
-    store.set_meta("compared", [vars(c) for c in compare(run.columns.number[rows].tolist(), answers)])
+    store.set_meta("compared", [vars(c) for c in compare(numbers, answers)])
 
 
 def _share_front(plan: Plan, store: Store, run: Run) -> None:
@@ -402,16 +418,19 @@ def _finetune(plan: Plan, store: Store, run: Run, events: Events) -> None:
     settings = settings_of(table, config.batch_size, config.training_optimizer, config.weight_decay, config.seed)
     stored = store.meta("finetuned") or {}
     done = stored.get("trials", []) if stored.get("settings") == vars(settings) else []
+    leading = plan.evaluator.job.task.leading
     if len(run.objectives.directions) == 1:
         rows = run.ranked_rows[: table.trials].tolist()
     else:
-        order = sorted(run.front_rows.tolist(), key=lambda row: -run.columns.metrics["accuracy"][row])
+        values = run.columns.metrics[leading.name]
+        sign = 1 if leading.direction == "minimize" else -1
+        order = sorted(run.front_rows.tolist(), key=lambda row: sign * values[row])
         rows = chosen(order, table.trials)
     for row in rows:
         number = int(run.columns.number[row])
         if any(entry["number"] == number for entry in done):
             continue
-        before = float(run.columns.metrics["accuracy"][row])
+        before = float(run.columns.metrics[leading.name][row])
         events.note(f"fine-tuning trial {number}")
         events.training(settings, len(plan.dataset.split("train")[1]))
         evaluator, code = plan.evaluator.alone(run.columns.codes([row])[0])

@@ -23,6 +23,7 @@ from bitfront.engine.planning.inputs import (
     training_settings,
     weights_fingerprint,
 )
+from bitfront.engine.planning.notes import ending_note
 from bitfront.engine.storage.folder import WEIGHTS
 from bitfront.engine.storage.store import same_outputs
 from bitfront.errors import CheckpointError, RunError
@@ -30,9 +31,10 @@ from bitfront.events import Events
 from bitfront.files import shown
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
-from bitfront.graph.outputs import outputs_note
 from bitfront.kernels.losses import Outputs
-from bitfront.scoring import Evaluation, evaluate
+from bitfront.scoring import CHUNK, Evaluation, TaskEvaluation, measure
+from bitfront.tasks.base import Task
+from bitfront.tasks.configured import described, task_of
 from bitfront.training import TrainResult, TrainSettings
 from bitfront.training import train as run_training
 
@@ -83,7 +85,7 @@ def train(config: Config, *, events: Events | None = None) -> Trained:
     dataset, model = open_inputs(config, events)
     if config.load_name is not None:
         model.load_state_dict(_loaded(config, model, events))
-    _note_outputs(capture(model, dataset.split("train")[0][:2]), events)
+    _note_outputs(capture(model, dataset.split("train")[0][:2]), task_of(config), events)
     return _train(config, model, dataset, events)
 
 
@@ -118,6 +120,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
             settings,
             device=device,
             outputs=graph.outputs,
+            task=task_of(config),
             on_step=events.step,
             on_epoch=events.epoch,
         )
@@ -126,7 +129,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
         fingerprint = {"interrupted": True}
         if result.best_epoch == 0:
             raise KeyboardInterrupt
-    history = [vars(record) for record in result.history]
+    history = [record.described for record in result.history]
     meta = {"training": fingerprint, "history": history}
     checkpoints.save_checkpoint(result.last_state, folder / "last.pt", meta)
     checkpoints.save_checkpoint(result.best_state, folder / "best.pt", meta)
@@ -146,6 +149,7 @@ def _training_fingerprint(config: Config, model: nn.Module, dataset: Dataset, ou
         "forward": forward_fingerprint(model, dataset.split("train")[0]),
         **training_settings(config),
         **({} if outputs == "logits" else {"outputs": outputs}),
+        **described(config),
     }
 
 
@@ -222,8 +226,8 @@ def trained_model(
     return trained
 
 
-def test(config: Config, *, split: str = "test", events: Events | None = None) -> Evaluation:
-    """Loss and accuracy of the trained model of `config` on a split of its dataset.
+def test(config: Config, *, split: str = "test", events: Events | None = None) -> Evaluation | TaskEvaluation:
+    """Loss and accuracy, or the metrics of another task, of the trained model of `config` on a split of its dataset.
 
     The weights are those of the checkpoint ``load_name``, or else ``checkpoints/best.pt`` in the run folder.
 
@@ -253,10 +257,12 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
     device, _ = choose_device(config.accelerator)
     x, y = dataset.split(split)  # type: ignore[arg-type]
     graph = capture(model, x[:2])
-    _note_outputs(graph, events)
-    return evaluate(model.to(device), x, y, outputs=graph.outputs)
+    _note_outputs(graph, task_of(config), events)
+    task = task_of(config)
+    chunk = CHUNK if task.classifies else config.batch_size
+    return measure(task, model.to(device), x, y, batch_size=chunk, outputs=graph.outputs)
 
 
-def _note_outputs(graph: Graph, events: Events) -> None:
-    if note := outputs_note(graph):
+def _note_outputs(graph: Graph, task: Task, events: Events) -> None:
+    if note := ending_note(graph, task):
         events.note(note)

@@ -24,6 +24,14 @@ class PairedComparison:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """Which way a metric that says how good the answers are is better, and whether it is a share, 0 to 1."""
+
+    direction: str
+    share: bool = False
+
+
+@dataclass(frozen=True)
 class Finetuned:
     """A fine-tuned trial.
 

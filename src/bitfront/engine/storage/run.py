@@ -23,7 +23,7 @@ from bitfront.constraints import Constraint, fulfilled, parse_constraint
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.database import REMEDY
 from bitfront.engine.storage.folder import STORE
-from bitfront.engine.storage.records import Finetuned, InFloat, PairedComparison
+from bitfront.engine.storage.records import Finetuned, InFloat, PairedComparison, Quality
 from bitfront.engine.storage.store import Store
 from bitfront.engine.storage.trials import TrialColumns
 from bitfront.errors import ConfigError, RunError, nearest, one_of, parsing, require
@@ -43,6 +43,8 @@ UNCHECKED = (
     "an earlier version of Bitfront wrote this run folder, without checksums: damage to its numbers would not be "
     "noticed; the search, given again, adds them"
 )
+#: The metrics of a classification that say how good the answers are.
+CLASSIFIES = {"loss": Quality("minimize"), "accuracy": Quality("maximize", share=True)}
 SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
 
 
@@ -80,7 +82,8 @@ class Trial:
     duration: float = 0.0
 
     def __repr__(self) -> str:
-        shown = {"test_accuracy": self.test_metrics["accuracy"]} if "accuracy" in self.test_metrics else {}
+        tested = {name: value for name, value in self.test_metrics.items() if name != "loss"}
+        shown = {f"test_{name}": value for name, value in list(tested.items())[:1]}
         parts = [f"{name}={value:.6g}" for name, value in {**self.metrics, **shown}.items()]
         return f"Trial({', '.join([str(self.number), *parts])}{', failed' if self.state == 'failed' else ''})"
 
@@ -103,7 +106,7 @@ class Run:
         sides: metric → the table of its runner, ``sw_runner`` or ``hw_runner``.
         units: metric → unit.
         kinds: metric → (``measured``, ``modelled`` or ``estimated``; the reason if that is not the usual kind).
-        samples: number of samples that accuracy was measured on; None if it was not measured.
+        samples: number of samples that accuracy, or what leads, was measured on; None if it was not measured.
         reference: metric → value of the float model.
         reference_test: metric → value of the float model on the test split; empty if there is none.
         test_results: trial number → metric → value on the test split.
@@ -115,6 +118,10 @@ class Run:
         float_shares: number of a trial of the front → the shares of the weights and of the multiply-accumulates that
             it leaves in float, 0 to 1.
         notes: remarks for the user.
+        leading: the metric of the task that leads: it is on the axes of figures, and trials are compared in it.
+        qualities: the metrics that say how good the answers are, for constraints.
+        stored_intervals: number of a trial of the front, or "float" → metric → 95 % interval; of other tasks than
+            classification.
     """
 
     folder: Path
@@ -136,6 +143,9 @@ class Run:
     in_float: InFloat = field(default_factory=InFloat)
     float_shares: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    leading: str = "accuracy"
+    qualities: Mapping[str, Quality] = field(default_factory=lambda: CLASSIFIES)
+    stored_intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -166,6 +176,7 @@ class Run:
             space.check(codes.astype(np.int64))
         if set(summary["sides"]) != set(columns.metrics) or not set(summary["sides"].values()) <= set(SIDES):
             raise ValueError("its summary is of other metrics than its trials")
+        task = summary.get("task", {})
         return cls(
             folder=folder,
             config=config,
@@ -188,6 +199,14 @@ class Run:
             else InFloat(),
             float_shares={int(n): (w, m) for n, (w, m) in (store.meta("float_shares") or {}).items()},
             notes=() if store.has_checksums else (UNCHECKED,),
+            leading=task.get("leading", "accuracy"),
+            qualities={q["name"]: Quality(q["direction"], q["share"]) for q in task["qualities"]}
+            if task
+            else CLASSIFIES,
+            stored_intervals={
+                str(name): {metric: (float(low), float(high)) for metric, (low, high) in of.items()}
+                for name, of in (store.meta("intervals") or {}).items()
+            },
         )
 
     def __len__(self) -> int:
@@ -282,7 +301,7 @@ class Run:
             raise ConfigError("give either minimize or maximize, not both")
         metrics = self.columns.metrics
         allowed = self.columns.complete.copy()
-        known = {name: _RunMetric(name, self.units.get(name, "")) for name in metrics}
+        known = {name: _RunMetric(name, self.units.get(name, ""), self.qualities.get(name)) for name in metrics}
         added = [parse_constraint(text, known).resolved(self.reference) for text in constraints]
         for constraint in (*self.constraints, *added):
             fine = constraint.excess(metrics[constraint.metric]) == 0
@@ -329,7 +348,7 @@ class Run:
             hardware_metrics={m: v for m, v in values.items() if self.sides[m] == "hw_runner"},
             scaled_metrics={m: float(v[0]) for m, v in self.objectives.scaled(single).items()},
             values=tuple(float(v) for v in self.objectives.values(single)[0]),
-            intervals=self.intervals(values),
+            intervals=self.intervals(values, str(number)),
             test_metrics=dict(self.test_results.get(number, {})),
             finetuned=self.finetuned.get(number),
             state="complete" if columns.complete[row] else "failed",
@@ -337,11 +356,12 @@ class Run:
             duration=float(columns.duration[row]),
         )
 
-    def intervals(self, values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, values: Mapping[str, float], of: str = "") -> dict[str, tuple[float, float]]:
         """Metric → 95 % interval (low, high), for the metrics that have one.
 
         Args:
             values: metric → value of one trial.
+            of: the number of the trial, or "float" for the float model; empty for other values.
         """
         intervals = {
             name: (values[f"{name}_low"], values[f"{name}_high"])
@@ -352,15 +372,28 @@ class Run:
         accuracy = values.get("accuracy", float("nan"))
         if self.samples is not None and not np.isnan(accuracy):
             intervals["accuracy"] = wilson(accuracy, self.samples)
-        return intervals
+        return intervals | {m: ends for m, ends in self.stored_intervals.get(of, {}).items() if m in values}
 
 
 @dataclass(frozen=True)
 class _RunMetric:
-    """The name and unit of a metric, for the parser of constraints."""
+    """What the parser of constraints asks of a metric."""
 
     name: str
     unit: str
+    of_quality: Quality | None
+
+    @property
+    def direction(self) -> str:
+        return self.of_quality.direction if self.of_quality else ""
+
+    @property
+    def quality(self) -> bool:
+        return self.of_quality is not None
+
+    @property
+    def share(self) -> bool:
+        return self.of_quality is not None and self.of_quality.share
 
 
 def _config(folder: Path, digest: str | None) -> Config:

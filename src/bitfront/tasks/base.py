@@ -1,0 +1,154 @@
+"""What every task must say: its targets, results per sample, metrics, and the loss of a training.
+
+A task is a frozen value: its class and its settings. Metrics are functions of results per sample, in float64, so one
+function gives what is reported, what a deployed model is checked with, and intervals (``metrics/bootstrap.py``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from bitfront.config import Direction, Table
+from bitfront.data.targets import Targets
+from bitfront.kernels.losses import Outputs
+
+#: Name → results, float64, shape (samples, ...). ``samples`` is there always: one per sample.
+Results = Mapping[str, NDArray[np.float64]]
+
+
+class TaskSettings(Table):
+    """Settings of a task, the keys of ``[task_settings]``; these are those of every task. Unknown keys are errors."""
+
+    output: str | int | None = Field(
+        None, description="which output the task is about, if the model returns several: a key or a place"
+    )
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """One number that says how good the answers of a model are.
+
+    Attributes:
+        name: of the metric; lower case, a key of the TOML.
+        unit: empty for a share or a pure number.
+        direction: which way is better.
+        meaning: one line for the reference.
+        value: results per sample → the number.
+        share: whether it is a share, as an accuracy is: in a constraint such as ``f1_drop <= 1 %``, 1 % are then 0.01.
+            Of other metrics 1 % is that part of the float model's value.
+        additive: whether `value` is a function of the sums of the results over the samples. Its intervals are then
+            quick, and it gets these sums as results of a single sample.
+    """
+
+    name: str
+    unit: str
+    direction: Direction
+    meaning: str
+    value: Callable[[Results], float]
+    share: bool = False
+    additive: bool = True
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether a value of it is better than another; one that is not a number is not."""
+        return value < than if self.direction == "minimize" else value > than
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What a sample is. Picklable if its class can be imported.
+
+    Class attributes:
+        Settings: the keys of ``[task_settings]``; they arrive as `settings`.
+        targets: what the targets of samples are.
+        loss: the mean loss, as a metric; a runner produces it beside the others.
+        metrics: the other metrics. The first one leads: it is on the axes of figures, is compared in pairs, and decides
+            whether a fine-tuned candidate is kept.
+        endings: what outputs may be beside logits (``kernels.losses``): those that ``results`` and ``training_loss``
+            tell apart. All other outputs are taken as they are.
+    """
+
+    settings: TaskSettings
+
+    Settings: ClassVar[type[TaskSettings]] = TaskSettings
+    targets: ClassVar[Targets]
+    loss: ClassVar[TaskMetric]
+    metrics: ClassVar[tuple[TaskMetric, ...]]
+    endings: ClassVar[tuple[Outputs, ...]] = ()
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is the classification of Bitfront, which alone has compiled scoring; no task beside that is."""
+        return False
+
+    @property
+    def plainly_trained(self) -> bool:
+        """Whether training minimises what compiled training does: the plain cross entropy of a classification."""
+        return False
+
+    @property
+    def leading(self) -> TaskMetric:
+        """The metric that leads."""
+        return self.metrics[0]
+
+    @property
+    def all_metrics(self) -> tuple[TaskMetric, ...]:
+        """The loss, then the other metrics: in the order of tables."""
+        return (self.loss, *self.metrics)
+
+    @abstractmethod
+    def wrong(self, outputs: Tensor, targets: Tensor) -> str:
+        """What is wrong with the shape of a model's outputs for some samples, in words; empty if nothing is.
+
+        Args:
+            outputs: any shape.
+            targets: of the same samples, as ``targets`` has them.
+        """
+
+    @abstractmethod
+    def results(self, outputs: Tensor, targets: Tensor, ends: Outputs) -> Mapping[str, Tensor]:
+        """Name → results per sample, float64, shape (samples, ...). Each depends on its sample alone.
+
+        Args:
+            outputs: of a model in evaluation mode, on the CPU; nothing is wrong with them.
+            targets: of the same samples.
+            ends: what the outputs are, if the model ends in a softmax, a sigmoid or their logarithm.
+        """
+
+    @abstractmethod
+    def training_loss(self, outputs: Tensor, targets: Tensor, ends: Outputs) -> Tensor:
+        """The loss of a batch, a scalar with gradients. Arguments as for ``results``, on any device."""
+
+
+def total(results: Results, name: str) -> NDArray[np.float64]:
+    """The sum of a result over the samples: float64, shape (...)."""
+    summed: NDArray[np.float64] = np.asarray(results[name].sum(axis=0), dtype=np.float64)
+    return summed
+
+
+def mean(results: Results, name: str) -> float:
+    """The mean of a result over samples and everything else."""
+    summed = total(results, name)
+    return float(summed.sum() / (results["samples"].sum() * summed.size))
+
+
+def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A quotient; NaN where the denominator is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient: NDArray[np.float64] = np.where(denominator != 0, numerator / denominator, np.nan)
+    return quotient
+
+
+def as_results(parts: list[Mapping[str, Tensor]]) -> dict[str, NDArray[np.float64]]:
+    """The results of several sets of samples, one after the other, as arrays; ``samples`` is added."""
+    joined = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    count = len(next(iter(joined.values())))
+    return {**joined, "samples": np.ones(count)}
