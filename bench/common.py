@@ -18,11 +18,13 @@ import platform
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -247,6 +249,23 @@ def jets() -> tuple[Dataset, str]:
             except DataError as error:
                 print(f"{file}: {error}")
     return clusters(), "synthetic clusters of the shape of the jets (16 features, 5 classes): there is no jsc.npz"
+
+
+def images() -> tuple[Dataset, str]:
+    """(data, what it is): MNIST images, where the file is in ``BITFRONT_DATA`` or beside the checkout; else digits."""
+    folders = [Path(f) for f in (os.environ.get("BITFRONT_DATA"), ROOT.parent / "shared" / "data") if f]
+    for file in (folder / "mnist_t10k.npz" for folder in folders):
+        if file.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "mnist.npz"
+                with np.load(file) as held:
+                    arrays = {name: held[name] for name in held.files}
+                for name in ("X_train", "X_test"):
+                    arrays[name] = arrays[name].reshape(-1, 1, 28, 28)
+                np.savez(path, **arrays)
+                data = load_dataset("npz", DataRequest(path=path))
+            return data, f"MNIST-10k, {len(data.y['test']):,} test images, from {file.name}"
+    return load_dataset("digits", DataRequest()), "scikit-learn's digits: there is no mnist_t10k.npz"
 
 
 def clusters(samples: int = 120_000, features: int = 16, classes: int = 5, seed: int = 0) -> Dataset:

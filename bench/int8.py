@@ -13,7 +13,6 @@ and once more alone as deployed; exit status 1 where these differ.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import warnings
@@ -24,13 +23,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from common import ROOT, make_job, measured, parser, report
+from common import images, make_job, measured, parser, report
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from bitfront.data.base import DataRequest, Dataset
-from bitfront.data.loading import load_dataset
+from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.export.onnx import INPUT, onnx_model
 from bitfront.graph import capture
@@ -45,23 +43,6 @@ RULES = ("minmax", "percentile", "mse", "entropy")
 METHODS = ("MinMax", "Percentile", "Entropy")
 CALIBRATION = 512
 MODELS = ("digits-cnn", "ResNet-8")
-
-
-def images() -> tuple[Dataset, str]:
-    """(data, what it is): MNIST images, where the file is in ``BITFRONT_DATA`` or beside the checkout; else digits."""
-    folders = [Path(f) for f in (os.environ.get("BITFRONT_DATA"), ROOT.parent / "shared" / "data") if f]
-    for file in (folder / "mnist_t10k.npz" for folder in folders):
-        if file.is_file():
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "mnist.npz"
-                with np.load(file) as held:
-                    arrays = {name: held[name] for name in held.files}
-                for name in ("X_train", "X_test"):
-                    arrays[name] = arrays[name].reshape(-1, 1, 28, 28)
-                np.savez(path, **arrays)
-                data = load_dataset("npz", DataRequest(path=path))
-            return data, f"MNIST-10k, {len(data.y['test']):,} test images, from {file.name}"
-    return load_dataset("digits", DataRequest()), "scikit-learn's digits: there is no mnist_t10k.npz"
 
 
 def network(name: str, data: Dataset, seed: int, epochs: int) -> nn.Module:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,16 @@ from common import ROOT, cell, table
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 #: Benchmarks with a separate page.
 PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md"}
 #: Benchmarks whose rows are several tables → the column that says which table; it is left out.
-SPLIT = {"strategies": "situation", "rivals": "table"}
+SPLIT = {"strategies": "situation", "rivals": "table", "granularity": "network"}
+#: Benchmarks of which only some rows are in the table → how the column ``what`` of the others begins.
+DRAWN_ONLY = {"granularity": "front of "}
 PICTURES = ROOT / "docs" / "benchmarks"
 
 Result = Mapping[str, Any]
@@ -136,6 +140,28 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("minmax_setup", 3, "forwards", "set-up of ResNet-18 less 1 s, five widths, minmax", at_most=True),
         Target("mse_setup", 3, "forwards", "the same, ranges of least squared error", at_most=True),
         Target("mse_width", 5, "forwards", "calibration of one more weight width, mse", at_most=True),
+    ),
+    "granularity": (
+        *(
+            Target(f"{key}_element_{split}", 0, "points", f"{network}: per element above per layer by search, {split}")
+            for key, network in (
+                ("jets", "jets"),
+                ("digits", "digits-cnn"),
+                ("convolutions", "MNIST-10k, convolutions"),
+                ("residual", "MNIST-10k, residual"),
+                ("depthwise", "MNIST-10k, depthwise"),
+            )
+            for split in ("val", "test")
+        ),
+        *(
+            Target(
+                f"{key}_element_unreached", 0, "points", f"{key}: points of the search cheaper than all of them", True
+            )
+            for key in ("jets", "digits", "convolutions", "residual", "depthwise")
+        ),
+        Target(
+            "differing_networks", 0, "", "networks that differ from their evaluation in whole numbers", at_most=True
+        ),
     ),
     "scaling": (
         Target("target_seconds", 15, "s", "810,000 candidates of jsc-mlp on 2,000 samples, all included", at_most=True),
@@ -279,6 +305,30 @@ def draw_joint(axes: Axes, result: Result) -> None:
     axes.set_ylabel("hypervolume: accuracy, log10 bops")
 
 
+def draw_granularity(figure: Figure, result: Result) -> None:
+    """Per network the fronts as steps: test accuracy against EBOPs, from where evolution's begins."""
+    rows = [r for r in result["rows"] if r["what"].startswith(DRAWN_ONLY["granularity"])]
+    networks = list(dict.fromkeys(r["network"] for r in rows))
+    ways = list(dict.fromkeys(r["what"].removeprefix(DRAWN_ONLY["granularity"]) for r in rows))
+    panels = figure.subplots(2, math.ceil(len(networks) / 2), squeeze=False).flatten()
+    for axes, network in zip(panels, networks, strict=False):
+        for way in ways:
+            points = [(r["EBOPs"], float(r[way])) for r in rows if r["network"] == network and r[way] != ""]
+            name = "per layer, by search" if way == "evolution" else f"per {way}, learned"
+            axes.plot(*zip(*points, strict=True), ".-", drawstyle="steps-post", linewidth=1, label=name)
+        # Networks that lost a whole layer are far below and to the left of all others.
+        accuracies = [float(r["evolution"]) for r in rows if r["network"] == network and r["evolution"] != ""]
+        costs = [r["EBOPs"] for r in rows if r["network"] == network and r["evolution"] + r["element"] != ""]
+        axes.set(xscale="log", title=network, ylim=(min(accuracies) - 1, None), xlim=(0.7 * min(costs), None))
+        axes.grid(alpha=0.3)
+    for axes in panels[len(networks) :]:
+        axes.axis("off")
+    figure.supxlabel("EBOPs")
+    figure.supylabel("accuracy on test, %")
+    last = panels[-1] if len(panels) > len(networks) else panels[0]
+    last.legend(*panels[0].get_legend_handles_labels(), loc="center" if last is not panels[0] else "lower right")
+
+
 def draw_summary(name: str) -> Callable[[Axes, Result], None]:
     """The picture of a benchmark for which nothing else is drawn: each promised number as a share of its target."""
 
@@ -301,20 +351,31 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
     "joint": draw_joint,
     "rivals": draw_rivals,
 }
+#: Pictures with several pairs of axes.
+PANELS: Mapping[str, Callable[[Figure, Result], None]] = {"granularity": draw_granularity}
 
 
-def picture(name: str, result: Result) -> Path | None:
-    """Draws ``docs/benchmarks/NAME.svg``; nothing where there is neither a function in ``DRAWN`` nor a target."""
-    draw = DRAWN.get(name) or (draw_summary(name) if TARGETS.get(name) else None)
-    if draw is None:
-        return None
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+def draw_one(name: str, figure: Figure, draw: Callable[[Axes, Result], None], result: Result) -> None:
+    """A picture with one pair of axes."""
+    axes = figure.subplots()
     draw(axes, result)
     axes.grid(axis="x" if name not in DRAWN else "y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.margins(y=0.12)
     if axes.get_legend() is None:
         axes.legend(fontsize=8)
+
+
+def picture(name: str, result: Result) -> Path | None:
+    """Draws ``docs/benchmarks/NAME.svg``; nothing where there is no function for it and no target."""
+    draw = DRAWN.get(name) or (draw_summary(name) if TARGETS.get(name) else None)
+    if draw is None:
+        return None
+    figure = plt.figure(figsize=(10, 6) if name in PANELS else (8, 4), layout="constrained")
+    if name in PANELS:
+        PANELS[name](figure, result)
+    else:
+        draw_one(name, figure, draw, result)
     PICTURES.mkdir(exist_ok=True)
     file = PICTURES / f"{name}.svg"
     figure.savefig(file, metadata={"Date": None})
@@ -348,7 +409,10 @@ def region(name: str, result: Result) -> str:
     file = picture(name, result)
     if file is not None:
         parts.append(f"![{name}]({file.parent.name}/{file.name})")
-    parts += split(result["rows"], SPLIT[name]) if name in SPLIT else [table(result["rows"], markdown=True)]
+    rows = result["rows"]
+    if name in DRAWN_ONLY:
+        rows = [row for row in rows if not row["what"].startswith(DRAWN_ONLY[name])]
+    parts += split(rows, SPLIT[name]) if name in SPLIT else [table(rows, markdown=True)]
     return "\n\n".join(parts)
 
 

@@ -130,12 +130,14 @@ def compare(
     Args:
         strategies: e.g. ``["brute_force", "optuna:tpe"]``; None: surrogate, evolution, three of Optuna's samplers, and
             brute force if that takes no more than two minutes. Brute force evaluates the whole space, whatever the
-            budget, and its front is the true front that all are compared with.
+            budget, and its front is the true front that all are compared with. ``learned_bits`` trains networks that
+            are in no space; ``learned_bits:channel`` and ``learned_bits:layer`` are the same with shared bits.
         seeds: number of runs of each strategy, with the random seed of the configuration and the following ones. Model,
             data and samples are those of the first seed.
         restart: delete the results of an earlier comparison in this run folder.
         source, model, data, space, metrics, overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 by
-            default. Strategy and timeout of the configuration are ignored.
+            default, and ``timeout`` the time of each run, in seconds of its proposals and of its candidates. The
+            strategy of the configuration is ignored.
 
     Returns:
         ``results`` has the numbers of each strategy, ``curve(strategy, what, over)`` the curves, ``runs`` every run.

@@ -12,6 +12,7 @@ from bitfront.data import DATASETS
 from bitfront.models import MODELS
 from bitfront.registry import names_in_source
 from bitfront.strategies import STRATEGIES
+from bitfront.strategies.learned_bits import LearnedBits
 from bitfront.strategies.optuna import SAMPLERS
 from bitfront.template import TARGETS
 
@@ -65,6 +66,7 @@ def test_completion_knows_what_the_code_knows():
     for room, registry in (("models", MODELS), ("data", DATASETS), ("strategies", STRATEGIES)):
         assert names_in_source(f"bitfront.{room}") == registry.names()
     assert tuple(SAMPLERS) == completing.SAMPLERS
+    assert tuple(LearnedBits.variants) == completing.GRANULARITIES
     assert api.ROOMS == completing.ROOMS
     assert tuple(TARGETS) == completing.TARGETS
 

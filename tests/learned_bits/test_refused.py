@@ -57,16 +57,6 @@ def test_a_layer_of_the_file_that_learns_no_bits_is_an_error(tmp_path):
         bf.search(**given(tmp_path, model=model, layers={"1": {"weight": "layer"}}))
 
 
-def test_a_comparison_of_strategies_refuses_it(tmp_path):
-    space = {"linear": {"name": "integer", "weight_width": [2, 4]}}
-    arguments = given(tmp_path, space=space, metrics=["accuracy", "ebops"], strategies=["learned_bits"])
-    arguments = {k: v for k, v in arguments.items() if k not in SETTINGS}
-    with pytest.raises(
-        ConfigError, match="trains its networks, and strategies are compared on candidates of one space"
-    ):
-        bf.compare(**arguments)
-
-
 def test_worker_processes_are_not_used_and_a_note_says_so(tmp_path):
     notes = []
 

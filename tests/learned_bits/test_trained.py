@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 
 import bitfront as bf
+from bitfront.checkpoints import read_meta
 from bitfront.checkpoints.cycles import cycle_file, learned_network
+from bitfront.engine.search import session
 from bitfront.errors import CheckpointError
+from bitfront.learned_bits.course import Pace
 from bitfront.report.tables import summary
 
 SETTINGS = {"cycles": 3, "epochs": 2, "networks": 2, "batch_size": 64, "strategy": "learned_bits"}
@@ -119,3 +123,71 @@ def test_members_beside_each_other_are_as_alone(tmp_path):
     finally:
         torch.set_num_threads(1)
     assert same(one, two)
+
+
+def test_the_pressure_rises_further_where_accuracy_hardly_suffers_and_a_kill_changes_nothing(tmp_path):
+    settings = {"cycles": 8, "epochs": 1, "networks": 1}
+    searched(tmp_path, "easy", **settings)
+    metas = [read_meta(cycle_file(tmp_path / "easy", cycle)) for cycle in range(8)]
+    pressures = [meta["positions"][0]["pressure"] for meta in metas]
+    assert metas[4]["hurry"]["steps"] == 0
+    step = 200 ** (1 / 7)
+    assert pressures[4] == pytest.approx(pressures[0] * step**4)
+    best = [meta["hurry"]["most_right"] for meta in metas]
+    right = [meta["networks"][0][0]["right"] for meta in metas]
+    for cycle in (5, 6):
+        kept = right[cycle] > 0.9875 * best[cycle]
+        hurry = metas[cycle]["hurry"]
+        assert hurry["before"] == metas[cycle - 1]["hurry"]["steps"]
+        added = hurry["steps"]
+        assert added == hurry["before"] + 3 * kept
+        assert pressures[cycle + 1] == pytest.approx(pressures[0] * step ** (cycle + 1 + added))
+    assert metas[-1]["hurry"]["steps"] > 0
+    last = cycle_file(tmp_path / "easy", 7)
+    before = last.read_bytes()
+    last.unlink()
+    (tmp_path / "easy" / "trials.sqlite").unlink()
+    searched(tmp_path, "easy", **settings)
+    assert last.read_bytes() == before
+
+
+def test_a_pressure_that_is_given_is_the_last_one(tmp_path):
+    searched(tmp_path, "given", cycles=8, epochs=1, networks=1, last_pressure=1e-4)
+    meta = read_meta(cycle_file(tmp_path / "given", 7))
+    assert meta["hurry"]["steps"] == 0
+    assert meta["positions"][0]["pressure"] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("constraints", [{"ebops": "<= 1e9"}, {"accuracy": ">= 0.1"}])
+def test_only_a_course_that_no_constraint_steers_hurries(tmp_path, constraints):
+    """A bound on the cost that is met from the start does not steer; one on the accuracy does."""
+    searched(tmp_path, "bound", cycles=8, epochs=1, networks=1, constraints=constraints)
+    meta = read_meta(cycle_file(tmp_path / "bound", 7))
+    assert (meta["hurry"]["steps"] > 0) == meta["rise"]["free"] == ("ebops" in constraints)
+
+
+def test_a_course_with_too_little_time_ends_at_the_last_pressure(tmp_path, monkeypatch):
+    """After six of eight cycles there is time for one more."""
+
+    def measured(plan, timeout):
+        return replace(plan.evaluator.learning.schedule, cycles=8, epochs=1.0), 0.1
+
+    monkeypatch.setattr(session, "measured_schedule", measured)
+    monkeypatch.setattr(session, "pacemaker", lambda *_: lambda number: Pace(1.0, 8 - number if number < 6 else 1))
+    searched(tmp_path, "late", cycles=None, epochs=None, networks=1, timeout=1000)
+    metas = [read_meta(cycle_file(tmp_path / "late", cycle)) for cycle in range(8)]
+    pressures = [meta["positions"][0]["pressure"] for meta in metas]
+    added = metas[5]["hurry"]["steps"]
+    assert metas[6]["hurry"]["steps"] == added > 0
+    assert pressures[6:] == pytest.approx([pressures[0] * 200 ** ((7 + added) / 7)] * 2)
+
+
+@pytest.mark.parametrize(("shared", "rise"), [("element", 200), ("channel", 2000), ("layer", 2000)])
+def test_shared_bits_have_a_longer_range_where_no_constraint_steers(tmp_path, shared, rise):
+    searched(tmp_path, "free", cycles=2, epochs=1, networks=1, weight=shared)
+    first, last = (read_meta(cycle_file(tmp_path / "free", c))["positions"][0]["pressure"] for c in range(2))
+    assert last == pytest.approx(rise * first)
+    bound = {"accuracy": ">= 0.1"}
+    searched(tmp_path, "steered", cycles=6, epochs=1, networks=1, weight=shared, constraints=bound)
+    first, second = (read_meta(cycle_file(tmp_path / "steered", c))["positions"][0]["pressure"] for c in range(2))
+    assert second == pytest.approx(200**0.5 * first)

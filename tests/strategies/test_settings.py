@@ -191,7 +191,7 @@ def test_variants_stand_behind_a_colon():
     assert with_variant("optuna:tpe") == ("optuna", {"sampler": "tpe"})
     assert with_variant("evolution") == ("evolution", {})
     assert with_variant("nobody:tpe") == ("nobody:tpe", {})
-    with pytest.raises(ConfigError, match=r"'evolution' has no variants, .* strategies with variants: optuna"):
+    with pytest.raises(ConfigError, match=r"'evolution' has no variants, .* strategies with variants: .*optuna"):
         with_variant("evolution:tpe")
     with pytest.raises(ConfigError, match=r"'gp' is a sampler of strategy 'optuna'; write optuna:gp"):
         configured_strategy("gp")

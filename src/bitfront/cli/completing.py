@@ -9,6 +9,7 @@ from typing import Any, get_args
 Complete = Callable[[str], list[str]]
 #: Copies of names in modules that are too slow to import here; a test compares them with the originals.
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "gp")
+GRANULARITIES = ("element", "channel", "layer")
 ROOMS = ("models", "datasets", "tasks", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
@@ -36,9 +37,10 @@ def members(room: str) -> Complete:
 
 
 def compared_strategies(incomplete: str) -> list[str]:
-    """Completes strategies as ``compare`` takes them: ``evolution``, ``optuna:tpe``."""
+    """Completes strategies as ``compare`` takes them: ``evolution``, ``optuna:tpe``, ``learned_bits:layer``."""
     plain = [name for name in members("strategies")("") if name != "optuna"]
-    return words([*plain, *(f"optuna:{name}" for name in SAMPLERS)])(incomplete)
+    variants = [f"optuna:{name}" for name in SAMPLERS] + [f"learned_bits:{name}" for name in GRANULARITIES]
+    return words([*plain, *variants])(incomplete)
 
 
 def runs(incomplete: str) -> list[str]:

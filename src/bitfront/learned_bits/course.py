@@ -7,7 +7,6 @@ as weights are removed, so later cycles have more of them. The state after a cyc
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from bitfront.kernels import bits as compiled
 from bitfront.learned_bits.member import BitsMember
 from bitfront.learned_bits.program import BitsProgram, Program
 from bitfront.learned_bits.state import Cost, Floats, LayerBits, Member, Samples, Steps
-from bitfront.learned_bits.steering import Rise, Target
+from bitfront.learned_bits.steering import Hurry, Rise, Target
 from bitfront.learned_bits.torch_member import TorchMember
 from bitfront.pareto import non_dominated
 
@@ -37,8 +36,9 @@ MOVING = 0.25
 FLOOR = 0.2
 #: Fractional bits of every value at the start.
 START_BITS = 5.0
-#: At the start the pressure on all bits is this share of a nat; at the end so many times as much.
-FIRST_PRESSURE, RISE = 0.02, 200.0
+#: At the start the pressure on all bits is this share of a nat; at the end so many times as much. Bits that weights
+#: share go later: only when all of these weights can do without.
+FIRST_PRESSURE, RISE, SHARED_RISE = 0.02, 200.0, 2000.0
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ class Course:
         target: what the constraints of the search say.
         rise: how the pressure rises under a target.
         fulfils: whether a network fulfils the target's other constraints.
+        hurry: how much further than planned the pressure rises.
     """
 
     program: Program
@@ -167,6 +168,7 @@ class Course:
     target: Target = field(default_factory=Target)
     rise: Rise = field(default_factory=Rise)
     fulfils: Callable[[Network], bool] | None = None
+    hurry: Hurry = field(default_factory=Hurry)
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -200,12 +202,18 @@ class Course:
         starting_cost, _ = positions[0].member.measured(Samples(train.x[:1], train.y[:1]), cost)
         return Course(program, schedule, cost, train, val, positions, starting_cost)
 
-    @functools.cached_property
+    @property
+    def steered(self) -> bool:
+        """Whether constraints say how the pressure rises."""
+        return bool(self.target) and not self.rise.free
+
+    @property
     def range(self) -> tuple[float, float]:
-        """The pressure of the first and of the last cycle."""
+        """The pressure of the first and of the last cycle, as planned."""
         schedule = self.schedule
         first = schedule.first if schedule.first is not None else FIRST_PRESSURE / self.starting_cost
-        return first, schedule.last if schedule.last is not None else RISE * first
+        shared = not self.steered and all(layer.shared.weight != "element" for layer in self.program.layers)
+        return first, schedule.last if schedule.last is not None else (SHARED_RISE if shared else RISE) * first
 
     def cycle(
         self, number: int, threads: int, on_epoch: Callable[[Moment], None], pace: Pace | None = None
@@ -221,7 +229,7 @@ class Course:
         cycles = self.schedule.cycles if pace is None else number + pace.left
         pressure, length = self._pressure(number, cycles), self.schedule.epochs if pace is None else pace.epochs
         start = Moment(number + 1, cycles, 0, 0, pressure)
-        steered = bool(self.target) and not self.rise.free
+        steered = self.steered
         before = [position.copy() for position in self.positions] if steered else []
         with ThreadPoolExecutor(self.program.at_a_time(threads, len(self.positions))) as pool:
             jobs = [
@@ -231,6 +239,11 @@ class Course:
             networks = [job.result() for job in jobs]
         if steered:
             self._steer(number, cycles, pressure, before, [network for each in networks for network in each])
+        else:
+            # Where the user says it ends, or where there is no time for what was planned, it does not end later.
+            fixed = self.schedule.last is not None or cycles != self.schedule.cycles
+            done = 0.0 if fixed else (number + 1) / cycles
+            self.hurry = self.hurry.after(max(network.right for each in networks for network in each), done)
         return networks
 
     def _steer(
@@ -288,14 +301,18 @@ class Course:
         return self._network(self.positions[0].member, 1, 0.0)
 
     def _pressure(self, number: int, cycles: int) -> float:
-        if self.target and not self.rise.free:
+        if self.steered:
             return self.rise.next(self.range[0])
-        before, last = self.positions[0].pressure, self.range[1]
-        planned = np.geomspace(*self.range, self.schedule.cycles)
-        if before is None or (cycles == self.schedule.cycles and math.isclose(before, planned[number - 1])):
-            return float(planned[number])
+        before, (first, last) = self.positions[0].pressure, self.range
+        planned = np.geomspace(first, last, self.schedule.cycles)
+        earlier, more = (
+            (last / first) ** (added / max(1, self.schedule.cycles - 1))
+            for added in (self.hurry.before, self.hurry.steps)
+        )
+        if before is None or (cycles == self.schedule.cycles and math.isclose(before, planned[number - 1] * earlier)):
+            return float(planned[number] * more)
         # There was not time for as many cycles as were planned, so the rest of the range is spread over fewer.
-        return float(before * (last / before) ** (1 / (cycles - number)))
+        return float(before * (last * more / before) ** (1 / (cycles - number)))
 
     def _cycle_of(
         self, position: Position, start: Moment, length: float, on_epoch: Callable[[Moment], None]

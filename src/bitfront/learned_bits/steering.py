@@ -1,11 +1,12 @@
 """The pressure of each cycle: over a range, or, under constraints, around the pressure at which they just hold.
 
-Without constraints the pressure rises evenly, in its logarithm, from the first cycle to the last one. With constraints
-it rises twice as fast, until a cycle is *past* them: its networks are no longer accurate enough, or cheap enough by
-now. Then the next cycle begins where that one began, with another order of samples, and the pressure rises more slowly
-from there. Where even the smallest rise is too much, the same pressure goes on, then less: bits still fall under it.
-So most cycles are spent where the constraints just hold. As long as no cycle was within them, the pressure falls; the
-training goes on all the same, because networks may only not be trained enough yet.
+Without constraints the pressure rises evenly, in its logarithm, from the first cycle to the last one, and faster in the
+last quarter where accuracy hardly suffers. With constraints it rises twice as fast, until a cycle is *past* them: its
+networks are no longer accurate enough, or cheap enough by now. Then the next cycle begins where that one began, with
+another order of samples, and the pressure rises more slowly from there. Where even the smallest rise is too much, the
+same pressure goes on, then less: bits still fall under it. So most cycles are spent where the constraints just hold. As
+long as no cycle was within them, the pressure falls; the training goes on all the same, because networks may only not
+be trained enough yet.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from bitfront.constraints import Constraint
 
 #: The pressure rises at least by this factor.
 CLOSE = 1.06
+#: How much pressure takes away accuracy depends on the task. After this share of the cycles, one whose best network
+#: lost less than so much of the best accuracy so far is followed by so many more steps of the rise.
+LATE, LOST, HURRY = 0.75, 0.0125, 3
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,28 @@ class Target:
         cheapest = min(within, key=lambda i: (networks[i][0], -networks[i][1]))
         most_accurate = min(within, key=lambda i: (-networks[i][1], networks[i][0]))
         return list(dict.fromkeys((cheapest, most_accurate)))
+
+
+@dataclass(frozen=True)
+class Hurry:
+    """How much further than planned the pressure rises where accuracy hardly suffers, if no constraint steers it.
+
+    Attributes:
+        most_right: how many of the val samples the best network so far classifies correctly.
+        steps: how many steps of the rise were added so far.
+        before: how many were added before the last cycle.
+    """
+
+    most_right: float = 0.0
+    steps: int = 0
+    before: int = 0
+
+    def after(self, right: float, done: float) -> Hurry:
+        """How it goes on after a cycle whose best network classifies `right` samples correctly; `done` is the share of
+        the course that is done."""
+        best = max(self.most_right, right)
+        more = HURRY if done >= LATE and right > (1 - LOST) * best else 0
+        return Hurry(best, self.steps + more, self.steps)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bitfront.errors import CheckpointError
 from bitfront.learned_bits.course import Course, Moment, Network, Pace, Position, silent
 from bitfront.learned_bits.program import Program
 from bitfront.learned_bits.state import LayerBits
-from bitfront.learned_bits.steering import Rise, Target
+from bitfront.learned_bits.steering import Hurry, Rise, Target
 
 #: The arrays of a ``LayerBits``, in order.
 ARRAYS = (
@@ -95,6 +95,7 @@ class TrainedCourse:
             tensors, meta = self._read(done)
             course.positions = [_position(tensors, f"{m}", e, course) for m, e in enumerate(meta["positions"])]
             course.rise = Rise(**meta["rise"])
+            course.hurry = Hurry(**meta["hurry"])
         for number in range(course.positions[0].cycle, cycle + 1):
             pace = None if self.pace is None else self.pace(number)
             self.networks[number] = course.cycle(number, self.threads, self.on_epoch, pace)
@@ -148,6 +149,7 @@ def _write(path: Path, cycle: int, source: str, networks: list[list[Network]], c
             for of_member in networks
         ],
         "rise": vars(course.rise),
+        "hurry": vars(course.hurry),
         "positions": [{"taken": p.member.taken, "cycle": p.cycle, "pressure": p.pressure} for p in course.positions],
     }
     checkpoints.save_checkpoint(tensors, path, meta)

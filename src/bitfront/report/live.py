@@ -97,7 +97,7 @@ class Live(Events):
     def running(self, what: str) -> None:
         """End the bar of the last run. The next bar says `what` runs now."""
         self._end()
-        self._searching = what
+        self._searching, self._learns, self._front = what, False, 0
 
     def ran(self, strategy: str, runs: int, evaluations: int, seconds: float) -> None:
         """Print one line for a strategy whose runs are over."""

@@ -3,6 +3,8 @@ networks. This strategy asks for them in the order of the course."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,6 +17,13 @@ from bitfront.strategies.base import History, Strategy, StrategySettings
 
 #: What shares its bits: nothing, the weights of an output channel (the values of an input channel), the whole operand.
 Granularity = Literal["element", "channel", "layer"]
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "element": "each weight and each input value has bits of its own; for FPGAs",
+        "channel": "weights of an output channel share their bits, and values of an input channel; for processors",
+        "layer": "all weights of a layer share their bits, and all its inputs; for processors with few widths",
+    }
+)
 #: A supported width, sign included; 0: removed.
 Width = Annotated[int, Field(ge=0, le=20)]
 Widths = Annotated[list[Width], Field(min_length=1)]
@@ -37,7 +46,9 @@ class LearnedBitsSettings(StrategySettings):
         None, description="the metric that is pressed on; default: the first of these that is an objective"
     )
     weight: Granularity = Field("element", description="which weights share their bits: none, a channel, a layer")
-    data_in: Granularity = Field("element", description="which values of an input share their bits")
+    data_in: Granularity | None = Field(
+        None, description="which values of an input share their bits; default: as the weights"
+    )
     weight_width: Widths | None = Field(
         None,
         description="widths that weights may have, with the sign, e.g. [4, 8]; 0: all weights that share bits may be "
@@ -58,7 +69,7 @@ class LearnedBitsSettings(StrategySettings):
         None,
         gt=0,
         description="epochs of a cycle while all weights are alive; later cycles have more, in about the same time. "
-        "Default: 6,300 steps",
+        "Default: 6,300 steps; with `timeout` alone as many as there is time for",
     )
     members: int = Field(1, ge=1, le=64, description="networks that are trained beside each other, from several seeds")
     float_epochs: int = Field(
@@ -89,7 +100,12 @@ class LearnedBitsSettings(StrategySettings):
         gt=0,
         description="pressure of the first cycle in nats per unit of the cost; default: 0.02 / cost at the start",
     )
-    last_pressure: float | None = Field(None, gt=0, description="pressure of the last cycle; default: 200 × the first")
+    last_pressure: float | None = Field(
+        None,
+        gt=0,
+        description="pressure of the last cycle; default: 200 × the first, 2,000 × if all weights share their bits, "
+        "and more where accuracy hardly suffers",
+    )
 
 
 @STRATEGIES.register("learned_bits")
@@ -98,6 +114,8 @@ class LearnedBits(Strategy):
 
     Settings = LearnedBitsSettings
     settings: LearnedBitsSettings
+    variant = "weight"
+    variants = MEANINGS
     exhaustive = True
     looks_back = False
     usual_objectives = ("accuracy", "ebops")

@@ -100,6 +100,8 @@ class InMemoryTrials:
     def __init__(self, metrics: Sequence[str]) -> None:
         self.metrics = tuple(metrics)
         self._count = 0
+        #: Seconds that the trials took to evaluate.
+        self.seconds = 0.0
         self._blocks: list[tuple[Codes, Values, NDArray[np.bool_], Values]] = []
 
     def __len__(self) -> int:
@@ -115,6 +117,7 @@ class InMemoryTrials:
         table = np.stack([values[m] for m in self.metrics])
         self._blocks.append((codes, table, fine, np.asarray(durations, dtype=np.float64)))
         self._count += len(codes)
+        self.seconds += float(np.sum(durations))
 
     def columns(self, parameters: int) -> tuple[Codes, dict[str, Values], NDArray[np.bool_], Values]:
         """All trials, in order.

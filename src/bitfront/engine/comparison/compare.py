@@ -6,6 +6,9 @@ is answered from there; only the time spent in the strategies is spent again.
 
 Brute force evaluates the whole space, whatever the budget, and runs first. So the true front is known, and the
 recorded time of each candidate is that in brute force's large blocks, the same for all strategies.
+
+A strategy that trains its networks has candidates of another kind, and shares none (``learning.py``). Its front is on
+the same picture, by the same metrics on the same samples, and its time counts the training.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 
 from bitfront.config import Config
 from bitfront.constraints import fulfilled
+from bitfront.engine.comparison import learning
 from bitfront.engine.comparison.cached import CachedEvaluator, InMemoryTrials, TimedStrategy
 from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison, StrategyRun, add_curves
 from bitfront.engine.evaluation.dispatch import Dispatcher
@@ -60,7 +64,7 @@ OF_THE_SEARCH = ("objectives", "summed", "constraints", "strategy", "sampler")
 
 
 def prepared(config: Config) -> Config:
-    """The configuration of a comparison: that of a search, without timeout and fine-tuning.
+    """The configuration of a comparison: that of a search, without fine-tuning.
 
     Raises:
         ConfigError: halving is configured, so that a candidate's results depend on the strategy.
@@ -75,12 +79,8 @@ def prepared(config: Config) -> Config:
                 "cannot share results; remove it",
                 key=("search", "strategy", "sw_runner", name, "halving"),
             )
-    setup = searched.setup.model_copy(update={"timeout": None, "n_trials": searched.setup.n_trials or BUDGET})
-    strategy = searched.model_copy(update={"setup": setup})
     finetune = config.search.finetune.model_copy(update={"trials": 0})
-    return config.model_copy(
-        update={"search": config.search.model_copy(update={"strategy": strategy, "finetune": finetune})}
-    )
+    return config.model_copy(update={"search": config.search.model_copy(update={"finetune": finetune})})
 
 
 def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
@@ -91,8 +91,8 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
         names: strategies, such as ``"evolution"`` or ``"optuna:tpe"``.
 
     Raises:
-        ConfigError: there is no such strategy or sampler, one is named twice or has candidates of its own, or the space
-            is too large for brute force.
+        ConfigError: there is no such strategy or sampler, one is named twice, the space is too large for brute force,
+            or the model cannot be trained as a strategy does it.
     """
     plans: list[Plan] = []
     for text in names:
@@ -107,11 +107,8 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
         if strategy.title in (other.strategy.title for other in plans):
             raise ConfigError(f"{strategy.title} is named twice", key=("strategies", text))
         if strategy.kind.trains_bits:
-            raise ConfigError(
-                f"{strategy.words} trains its networks, and strategies are compared on candidates of one space; run it "
-                "as a search of its own, and compare the fronts",
-                key=("strategies", text),
-            )
+            plans.append(learning.learning_plan(plan, strategy))
+            continue
         competitor = replace(plan, strategy=strategy)
         if strategy.kind.exhaustive:
             competitor = replace(competitor, n_trials=plan.space.size)
@@ -123,7 +120,12 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
                     key=("strategies", text),
                 )
         plans.append(competitor)
-    return tuple(sorted(plans, key=lambda p: not p.strategy.kind.exhaustive))
+    return tuple(sorted(plans, key=lambda p: not _whole(p)))
+
+
+def _whole(plan: Plan) -> bool:
+    """Whether a competitor evaluates the whole space of the comparison."""
+    return plan.strategy.kind.exhaustive and not plan.strategy.kind.trains_bits
 
 
 def _setup(plan: Plan) -> dict[str, Any]:
@@ -152,6 +154,7 @@ def run_comparison(plan: Plan, names: Sequence[str] | None, repeats: int, restar
     """
     if repeats < 1:
         raise ConfigError(f"{repeats} is not possible; allowed: 1 or more", key=("seeds",))
+    plan = replace(plan, n_trials=plan.settings.strategy.setup.n_trials or BUDGET)
     competitors(plan, names or DEFAULT)  # raises an error for mistakes, before any work
     for note in plan.notes:
         events.note(note)
@@ -179,6 +182,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
     if restart:
         for old in (path, *folder.glob(f"{CACHE}-*")):
             old.unlink(missing_ok=True)
+        learning.forget(folder)
     space, evaluator = plan.space, plan.evaluator
     with plan.config.locating():
         starts = check(evaluator, plan.constraints, trained=True)
@@ -199,9 +203,9 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
             cached = CachedEvaluator(dispatcher, store, space.keys)
             known = len(cached)
             _announce(plans, repeats, known, dispatcher, events)
-            runs = _runs(plans, repeats, starts, limits, known_before, cached, events)
+            runs, trained = _runs(plans, repeats, starts, limits, known_before, cached, events)
             remarks = tuple(dispatcher.remarks)
-            _check_front(plan, runs, cached)
+            _check_front(plan, [r for r in runs if r.strategy not in trained], cached)
     finally:
         store.close()
     if not any(np.isfinite(run.losses).all(axis=1).any() for run in runs):
@@ -218,13 +222,14 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         size=space.size,
         objectives=plan.objectives,
         constraints=tuple(c.text for c in plan.constraints),
-        truth=any(run.stopped == "space exhausted" for run in runs),
+        # Networks with learned bits are in no space, and may be better than all that is.
+        truth=not trained and any(run.stopped == "space exhausted" for run in runs),
         front=front,
         reference=reference,
         hypervolume=hypervolume,
         runs=with_curves,
-        evaluated=cached.evaluated,
-        known=known,
+        evaluated=cached.evaluated + sum(now for now, _ in trained.values()),
+        known=known + sum(before for _, before in trained.values()),
         notes=(*plan.notes, *remarks),
         quality=quality,
     )
@@ -234,6 +239,8 @@ def _check_front(plan: Plan, runs: Sequence[StrategyRun], cached: CachedEvaluato
     """Evaluate the front of all runs again as deployed models. Raises EvaluationError if a number differs."""
     if plan.evaluator.job.training is not None:
         return  # a comparison keeps no weights: each network would have to be trained again
+    if not runs:
+        return
     rows = non_dominated(np.concatenate([run.losses for run in runs]))
     codes = np.unique(np.concatenate([run.codes for run in runs])[rows], axis=0)[:TESTED]
     for block, metrics in cached.blocks(codes):
@@ -268,16 +275,25 @@ def _default(plan: Plan, store: Store, dispatcher: Dispatcher, events: Events) -
 
 
 def _announce(plans: Sequence[Plan], repeats: int, known: int, dispatcher: Dispatcher, events: Events) -> None:
-    plan = plans[-1]
+    searching = [p for p in plans if not p.strategy.kind.trains_bits]
+    names, seeds = ", ".join(p.strategy.title for p in plans), f"{repeats} {'seed' if repeats == 1 else 'seeds'}"
+    before = searching[0].notes if searching else ()
+    for plan in (p for p in plans if p not in searching):
+        events.note(f"{plan.strategy.title}: up to {plan.n_trials:,} networks of one training per seed")
+        for note in (n for n in plan.notes if n not in before):
+            events.note(f"{plan.strategy.title}: {note}")
+    if not searching:
+        events.note(f"compared: {names}; {seeds}")
+        return
+    plan = searching[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
     events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
-    names = ", ".join(p.strategy.title for p in plans)
     events.note(
-        f"compared: {names}; {repeats} {'seed' if repeats == 1 else 'seeds'}, {budget:,} distinct evaluations each"
-        + (f", brute force all {size:,}" if plans[0].strategy.kind.exhaustive else "")
+        f"compared: {names}; {seeds}, {budget:,} distinct evaluations each"
+        + (f", brute force all {size:,}" if _whole(plans[0]) else "")
     )
     # Measured now, so that the first candidate's time does not include what happens once, such as calibration.
-    each = 1000 * seconds_per_candidate(plans[0], dispatcher.safe)
+    each = 1000 * seconds_per_candidate(searching[0], dispatcher.safe)
     events.note(f"cost: {each:.2g} ms per candidate (measured), spent once, plus the time in the strategies")
     if known:
         events.note(f"{known:,} candidates are known from earlier sessions")
@@ -291,19 +307,31 @@ def _runs(
     known: Knowledge,
     cached: CachedEvaluator,
     events: Events,
-) -> list[StrategyRun]:
-    """All runs, strategy by strategy."""
+) -> tuple[list[StrategyRun], dict[str, tuple[int, int]]]:
+    """(all runs, strategy by strategy; strategy that trains its networks → number of networks measured now, and known
+    from earlier sessions)."""
     finished: list[StrategyRun] = []
+    trained: dict[str, tuple[int, int]] = {}
     for competitor in plans:
-        several = (None,) if competitor.strategy.kind.exhaustive else _random_seeds(competitor, repeats)
-        for seed in several:
-            which = f"seed {seed}" if seed is not None else "the whole space"
-            events.running(f"{competitor.strategy.title}, {which}")
-            random = competitor.config.seed if seed is None else seed
-            finished.append(_run(competitor, random, starts, limits, known, cached, events))
+        several = (None,) if _whole(competitor) else _random_seeds(competitor, repeats)
+        for number in several:
+            which = f"seed {number}" if number is not None else "the whole space"
+            title, seed = competitor.strategy.title, competitor.config.seed if number is None else number
+            events.running(f"{title}, {which}")
+            if not competitor.strategy.kind.trains_bits:
+                finished.append(_run(competitor, seed, starts, limits, known, cached, events))
+                continue
+            with learning.opened(competitor, seed, competitor.config.run_folder / FOLDER, events) as opened:
+                now, before = trained.get(title, (0, 0))
+                before += len(opened.cached)
+                begin = opened.plan.space.uniform()
+                shared = (opened.limits, Knowledge(), opened.cached, events)
+                finished.append(_run(opened.plan, seed, begin, *shared, spent=opened.spent))
+                _check_front(opened.plan, finished[-1:], opened.cached)
+                trained[title] = (now + opened.cached.evaluated, before)
         runs = finished[-len(several) :]
         events.ran(competitor.strategy.title, len(runs), sum(map(len, runs)), sum(c.asked for c in runs))
-    return finished
+    return finished, trained
 
 
 def _run(
@@ -314,8 +342,11 @@ def _run(
     known: Knowledge,
     cached: CachedEvaluator,
     events: Events,
+    spent: float = 0.0,
 ) -> StrategyRun:
-    """One run: the loop of a search, with the evaluator that all runs share."""
+    """One run: the loop of a search, with the evaluator that all runs share. `spent` are seconds that it has taken
+    already; they count as time of its first candidate."""
+    timeout = plan.settings.strategy.setup.timeout
     trials = InMemoryTrials(plan.evaluator.metrics)
     strategy = TimedStrategy(lambda: plan.make_strategy(known, seed), trials.__len__)
     stopped = loop.run(
@@ -325,7 +356,13 @@ def _run(
         objectives=plan.objectives,
         store=trials,
         evaluator=cached,
-        limits=loop.Limits(plan.n_trials),
+        limits=loop.Limits(
+            plan.n_trials,
+            # Brute force shows the truth, whatever it takes.
+            None if _whole(plan) or timeout is None else timeout - spent,
+            # A candidate that another run has paid for costs the same again.
+            lambda: strategy.seconds + trials.seconds,
+        ),
         seed=seed,
         on_progress=lambda progress: events.progress(progress, plan),
         feasibility=limits,
@@ -333,6 +370,7 @@ def _run(
     if stopped == "interrupted":
         raise KeyboardInterrupt
     codes, values, complete, seconds = trials.columns(len(plan.space.parameters))
+    seconds[:1] += spent
     losses = plan.objectives.losses(values)
     counts = complete & np.isfinite(losses).all(axis=1)
     if limits:

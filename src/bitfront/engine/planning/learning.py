@@ -86,7 +86,7 @@ def bits_learning(
         last=settings.last_pressure,
         seed=config.seed,
     )
-    default = _granularities(settings, Granularities(), "default", SETUP)
+    default = _granularities(settings, Granularities(data_in=settings.weight), "default", SETUP)
     where = (*SETUP, "layers")
     named = {key: _granularities(table, default, key, (*where, key)) for key, table in settings.layers.items()}
     return BitsLearning(

@@ -170,7 +170,7 @@ def _searched(
     """(the plan as it was carried out, why the search stopped, notes on ranges that the plan could not have yet)."""
     began = time.perf_counter()
     plan = with_samples(plan, store, events, dispatcher)
-    plan = _with_length(plan, store, events, dispatcher)
+    plan = with_length(plan, store, plan.config.run_folder, events, dispatcher)
     _describe(plan, store)
     resumed = len(store)
     learns = plan.evaluator.job.learning is not None
@@ -189,7 +189,7 @@ def _searched(
     if plan.evaluator.job.learning is not None:
         plan.evaluator.job.learning.course.on_epoch = events.learning
         plan.evaluator.steer(target_of(plan.evaluator, limits.constraints))
-        _keep_pace(plan, store, began)
+        keep_pace(plan, store, began)
     reason, lost = _evaluate(plan, store, limits, starts, dispatcher, events)
     store.set_meta("stopped", reason)
     return plan, reason, lost
@@ -230,9 +230,17 @@ def with_samples(plan: Plan, store: Store, events: Events, dispatcher: Dispatche
     return plan
 
 
-def _with_length(plan: Plan, store: Store, events: Events, dispatcher: Dispatcher) -> Plan:
+def with_length(plan: Plan, store: Store, folder: Path, events: Events, dispatcher: Dispatcher) -> Plan:
     """The plan with the length of its training with learned bits, where the file does not say it. It is determined
-    once, by the timeout, and then read from the store: what comes from a clock is another number in every session."""
+    once, by the timeout, and then read from the store: what comes from a clock is another number in every session.
+
+    Args:
+        plan: a plan with a trained model.
+        store: the store of the search.
+        folder: where the cycles are kept.
+        events: receives a note.
+        dispatcher: of the search; it goes on with the plan's evaluator.
+    """
     learning, timeout = plan.evaluator.job.learning, plan.settings.strategy.setup.timeout
     if learning is None or not plan.chooses_length:
         return plan
@@ -245,15 +253,17 @@ def _with_length(plan: Plan, store: Store, events: Events, dispatcher: Dispatche
         length = {"cycles": schedule.cycles, "epochs": schedule.epochs}
         store.set_meta("length", length)
     plan = plan.paced(**length)
-    plan.evaluator.keep_in(plan.config.run_folder)
+    plan.evaluator.keep_in(folder)
     dispatcher.use(plan.evaluator)
     return plan
 
 
-def _keep_pace(plan: Plan, store: Store, began: float) -> None:
+def keep_pace(plan: Plan, store: Store, began: float) -> None:
     """Have the cycles of a training with learned bits end in time, where the timeout says how long they are.
 
     Args:
+        plan: from ``with_length``.
+        store: the store of the search; it keeps how long each cycle is.
         began: when this session began, by ``time.perf_counter``.
     """
     learning, timeout = plan.evaluator.job.learning, plan.settings.strategy.setup.timeout
