@@ -1,0 +1,271 @@
+"""The predicted front of a run, what a budget's next unit buys along it, and the best candidate for any budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitfront.constraints import Constraint
+from bitfront.engine.explanation.layers import changes_between, known_or_expected
+from bitfront.engine.explanation.model import Model, Trials
+from bitfront.engine.explanation.option_costs import Cost
+from bitfront.engine.explanation.results import Answer, Prices, Step
+from bitfront.errors import ConfigError, RunError
+from bitfront.pareto import non_dominated
+from bitfront.spaces.base import Codes
+from bitfront.strategies.base import Knowledge
+from bitfront.strategies.prediction import ENUMERATED, MEMBERS, Modelled, Prediction
+from bitfront.strategies.separable import front as separable_front
+from bitfront.strategies.separable import minimum
+
+Floats = NDArray[np.float64]
+
+#: Rounds of changes of one layer, and candidates from which they start.
+ROUNDS, STARTS = 2, 4
+#: Members of an exact front of the main effects that are taken.
+TAKEN = 128
+#: Bounds such as 0.7 are not exact.
+SLACK = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """Everything that budgets are answered from.
+
+    Attributes:
+        model: of the explained metric.
+        trials: the trials that it was fitted to, and the others.
+        costs: metrics in closed form.
+        around: candidates on the front, shape (candidates, groups).
+    """
+
+    model: Model
+    trials: Trials
+    costs: Sequence[Cost]
+    around: Codes
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every candidate of the space is predicted."""
+        return self.model.space.size <= ENUMERATED
+
+    @cached_property
+    def pool(self) -> Codes:
+        """The candidates that are compared, by their options: all of a small space, otherwise those on and around the
+        predicted fronts, and the trials."""
+        space = self.model.space
+        if self.exhaustive:
+            return space.options(space.numbered(0, space.size))
+        parts = [self.trials.options]
+        for cost in self.costs:
+            solved = separable_front(self.mains, cost.tables)
+            rows = np.unique(np.linspace(0, len(solved.values) - 1, min(TAKEN, len(solved.values))).astype(np.int64))
+            near = np.concatenate([solved.options[rows], self.around])
+            prediction = self._prediction(cost)
+            for _ in range(ROUNDS):
+                pool = prediction.pool(near)
+                front = non_dominated(pool.losses)
+                starts = front[np.unique(np.linspace(0, len(front) - 1, min(MEMBERS, len(front))).astype(np.int64))]
+                changed = prediction.changed(near[starts])
+                kept = changed.options[non_dominated(changed.losses)]
+                near = np.concatenate([near[front], kept])
+            parts += [solved.options[rows], near]
+        return np.unique(np.concatenate(parts), axis=0)
+
+    @cached_property
+    def losses(self) -> Floats:
+        """Losses of the pool: measured where they were, else expected; shape (candidates,)."""
+        return self.losses_of(self.pool)
+
+    @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """Which candidates of the pool were evaluated."""
+        known: NDArray[np.bool_] = self.trials.find(self.model.space, self.pool) >= 0
+        return known
+
+    def losses_of(self, options: Codes) -> Floats:
+        """Losses of candidates: measured where they were, else expected."""
+        found = self.trials.find(self.model.space, options)
+        losses = self.model.losses(options)
+        losses[found >= 0] = self.trials.losses[found[found >= 0]]
+        return losses
+
+    @cached_property
+    def mains(self) -> list[Floats]:
+        """Per group the main effect of each option around the front, on the transformed loss."""
+        return self.model.effects.mains(self.around)
+
+    def _prediction(self, cost: Cost) -> Prediction:
+        space = self.model.space
+        known = Knowledge(costs={1: lambda codes: cost.of(space.options(codes))})
+        return Prediction(space, known, (Modelled(0, self.model.effects, self.model.link),), 2)
+
+    # -- prices
+
+    def prices(self, cost: Cost, allowed: NDArray[np.bool_]) -> Prices:
+        """What more of a cost buys along the predicted front.
+
+        Args:
+            cost: the cost.
+            allowed: which candidates of the pool keep the constraints of the search.
+        """
+        rows = np.flatnonzero(allowed)
+        both = np.stack([cost.of(self.pool[rows]), self.losses[rows]], axis=1)
+        hull = rows[_hull(both)]
+        at, losses = cost.of(self.pool[hull]), self.losses[hull]
+        values = known_or_expected(self.model, self.trials, self.pool[hull])
+        steps = []
+        for i, (row, value) in enumerate(zip(hull.tolist(), values, strict=True)):
+            last = i + 1 == len(hull)
+            price = 0.0 if last else float((losses[i] - losses[i + 1]) / (at[i + 1] - at[i]))
+            changes = {} if last else changes_between(self.model.space, self.pool[row], self.pool[hull[i + 1]])
+            steps.append(Step(float(at[i]), value, price, changes))
+        return Prices(cost.name, tuple(steps), self.exhaustive)
+
+    # -- answers
+
+    def allowed(self, constraints: Sequence[Constraint], options: Codes, losses: Floats) -> NDArray[np.bool_]:
+        """Which candidates keep constraints, by costs in closed form and by measured or expected losses."""
+        named = {cost.name: cost for cost in self.costs}
+        good = np.ones(len(options), dtype=bool)
+        for constraint in constraints:
+            is_metric = constraint.metric == self.model.metric
+            values = self.model.sign * losses if is_metric else named[constraint.metric].of(options)
+            good &= constraint.excess(values) == 0
+        return good
+
+    def answer(self, constraints: Sequence[Constraint]) -> Answer:
+        """The best candidate under constraints: with the best metric, or, if one of them is on the explained metric,
+        with the least of the first cost.
+
+        Raises:
+            RunError: no candidate keeps them, as far as is known.
+        """
+        least = bool(self.costs) and any(c.metric == self.model.metric for c in constraints)
+        pool, losses = self.pool, self.losses
+        good = self.allowed(constraints, pool, losses)
+        if not self.exhaustive:
+            pool, losses = self._repaired(constraints, pool, losses, good, least)
+            good = self.allowed(constraints, pool, losses)
+        rows = np.flatnonzero(good)
+        if not len(rows):
+            raise RunError(self._why_none(constraints))
+        first = self.costs[0].of(pool[rows]) if self.costs else np.zeros(len(rows))
+        order = np.lexsort((losses[rows], first) if least else (first, losses[rows]))
+        return replace(
+            self.described(pool[rows[order[0]]], self.costs[0].name if least else self.model.metric),
+            budgets=tuple(c.text for c in constraints),
+        )
+
+    def described(self, options: Codes, optimised: str) -> Answer:
+        """A candidate, given by its options of shape (groups,), as an answer to no budget."""
+        space = self.model.space
+        code = space.codes(options[None])[0]
+        return Answer(
+            budgets=(),
+            optimised=optimised,
+            config=space.decode(code),
+            code=tuple(code.tolist()),
+            costs={cost.name: float(cost.of(options[None])[0]) for cost in self.costs},
+            value=known_or_expected(self.model, self.trials, options[None])[0],
+            exact=self.exhaustive,
+            verified={},
+        )
+
+    def _repaired(
+        self,
+        constraints: Sequence[Constraint],
+        pool: Codes,
+        losses: Floats,
+        good: NDArray[np.bool_],
+        least: bool,
+    ) -> tuple[Codes, Floats]:
+        """A pool with what changes of one layer make of its best candidates, and of the solution of the main effects."""
+        named = {cost.name: cost for cost in self.costs}
+        rows = np.flatnonzero(good)
+        first = self.costs[0].of(pool[rows]) if self.costs else np.zeros(len(rows))
+        best = np.lexsort((losses[rows], first) if least else (first, losses[rows]))[:STARTS]
+        near = pool[rows[best]]
+        bounds = [
+            (named[c.metric].tables, c.bound - named[c.metric].first + SLACK * abs(c.bound))
+            for c in constraints
+            if c.metric in named and c.comparison in ("<", "<=")
+        ]
+        solved = minimum(self.mains, bounds) if bounds and not least else None
+        if solved is not None:
+            near = np.concatenate([near, solved[None]])
+        if not len(near):
+            return pool, losses
+        for _ in range(ROUNDS):
+            changed = np.concatenate([near, _changed(self.model, near)])
+            values = self.losses_of(changed)
+            able = np.flatnonzero(self.allowed(constraints, changed, values))
+            if not len(able):
+                break
+            first = self.costs[0].of(changed[able]) if self.costs else np.zeros(len(able))
+            near = changed[able[np.lexsort((values[able], first) if least else (first, values[able]))[:STARTS]]]
+        return np.concatenate([pool, near]), np.concatenate([losses, self.losses_of(near)])
+
+    def _why_none(self, constraints: Sequence[Constraint]) -> str:
+        """Why no candidate keeps constraints."""
+        named = {cost.name: cost for cost in self.costs}
+        for constraint in constraints:
+            cost = named.get(constraint.metric)
+            if cost is None:
+                continue
+            low = cost.first + sum(float(table.min()) for table in cost.tables)
+            high = cost.first + sum(float(table.max()) for table in cost.tables)
+            if (constraint.excess(np.linspace(low, high, 1001)) > 0).all():
+                return (
+                    f"no candidate of the space fulfils {constraint.text!r}: its {constraint.metric} is {low:g} to "
+                    f"{high:g}"
+                )
+        texts = " and ".join(repr(c.text) for c in constraints)
+        best = self.model.sign * float(self.losses.min())
+        return f"no candidate is expected to fulfil {texts}; the best {self.model.metric} expected anywhere is {best:g}"
+
+
+def checked(constraints: Sequence[Constraint], outlook: Outlook) -> None:
+    """Refuse budgets on metrics that are neither explained nor known in closed form.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    possible = [*(cost.name for cost in outlook.costs), outlook.model.metric]
+    for constraint in constraints:
+        if constraint.metric not in possible:
+            raise ConfigError(
+                f"{constraint.text!r}: {constraint.metric} is not predicted here; a budget is on one of: "
+                f"{', '.join(possible)}"
+            )
+
+
+def _changed(model: Model, options: Codes) -> Codes:
+    """All candidates that differ from one of those given in the option of one group."""
+    parts = []
+    for g, group in enumerate(model.space.groups):
+        if group.size > 1:
+            part = np.repeat(options, group.size, axis=0)
+            part[:, g] = np.tile(np.arange(group.size), len(options))
+            parts.append(part)
+    return np.unique(np.concatenate(parts), axis=0)
+
+
+def _hull(both: Floats) -> NDArray[np.int64]:
+    """Rows on the lower convex hull of (cost, loss), from the least cost to the least loss."""
+    rows: list[int] = []
+    for row in non_dominated(both).tolist():
+        x, y = both[row]
+        if rows and both[rows[-1]][0] == x:
+            continue
+        while len(rows) > 1:
+            (x0, y0), (x1, y1) = both[rows[-2]], both[rows[-1]]
+            if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
+                break
+            rows.pop()
+        rows.append(row)
+    return np.array(rows, dtype=np.int64)
