@@ -102,8 +102,8 @@ def _trials(numbers: Sequence[int]) -> str:
 def _layers(e: Explanation) -> Section:
     shown, rows = e.effects, sum(len(p.options) for p in e.effects)
     sentences = [
-        f"Each option compared with the cheapest one of its row group, everything else as in {_trials(e.around)} of the "
-        "front, on average. Costs are exact; effects are predicted, with 90 % intervals."
+        f"Each option compared with the first one in the list of its layer, everything else as in {_trials(e.around)} of "
+        "the front, on average. Costs are exact; effects are predicted, with 90 % intervals."
     ]
     if rows > ROWS:
         ranked = sorted(shown, key=lambda p: -_range([o.effect.value for o in p.options]))
@@ -154,10 +154,10 @@ def _trial(e: Explanation, trial: int) -> Section:
     best = best_buy(e)
     if best is not None:
         place, option = best
-        cost = e.costs[0]
+        more = amount(option.costs[e.costs[0]], e.units[e.costs[0]])
         sentences.append(
-            f"The best next step from here is {place.place} to {option.option}: {amount(option.costs[cost], e.units[cost])} "
-            f"more for {_plain(e, option.difference)} {_word(e)} ({option.value.word})."
+            f"The best next step from here is {place.place} to {option.option}: {more} more for "
+            f"{_plain(e, option.difference)} {_word(e)} ({option.value.word})."
         )
     columns = ["layer", "has", "instead", *e.costs, e.metric, "known how"]
     rows = [
@@ -186,7 +186,9 @@ def _why(e: Explanation, place: PlaceAlternatives) -> str:
     cheaper = [a for a in place.alternatives if a.costs[cost] < 0]
     same = [a for a in place.alternatives if a.costs[cost] == 0]
     dearer = [a for a in place.alternatives if a.costs[cost] > 0]
-    told = [*cheaper[-1:], *(same if not cheaper and not dearer else ()), *dearer[:1]]
+    sign = 1.0 if e.better == "lower" else -1.0
+    same = [] if cheaper or dearer else sorted(same, key=lambda a: sign * a.difference)[:2]
+    told = [*cheaper[-1:], *same, *dearer[:1]]
     return f"{place.place} has {place.option}: {'; '.join(_would(e, a) for a in told)}."
 
 
@@ -208,7 +210,7 @@ def _would(e: Explanation, other: Alternative) -> str:
 
 
 def best_buy(e: Explanation) -> tuple[PlaceAlternatives, Alternative] | None:
-    """The change of the explained trial that buys most per cost; None if no dearer option is expected to buy anything."""
+    """The change of the explained trial that buys most per cost; None if no dearer option is expected to buy any."""
     sign = 1.0 if e.better == "higher" else -1.0
     able = [
         (sign * a.difference / a.costs[e.costs[0]], place, a)
@@ -223,7 +225,7 @@ def price_unit(prices: Prices, unit: str) -> tuple[float, str]:
     """(how much of a cost a price is for, its name): kB, bits, or a round number of operations."""
     extent = prices.steps[-1].cost - prices.steps[0].cost
     if unit == "bytes":
-        return (1000.0, "kB") if extent >= 1000 else (1.0, "byte")
+        return (1000.0, "kB") if extent >= 5000 else (100.0, "100 bytes")
     if unit == "bits":
         return 1.0, "bit"
     size = 10.0 ** math.floor(math.log10(extent / 10)) if extent > 0 else 1.0
@@ -250,7 +252,7 @@ def _prices(e: Explanation, prices: Prices) -> Section:
     steps = prices.steps
     if len(steps) > PRICED:
         sentences.append(f"Some of {len(steps)} steps; --json has all.")
-        steps = [steps[i * (len(steps) - 1) // (PRICED - 1)] for i in range(PRICED)]
+        steps = tuple(steps[i * (len(steps) - 1) // (PRICED - 1)] for i in range(PRICED))
     columns = ["from", e.metric, "known how", f"one more {word} buys", "next"]
     rows = [
         [
@@ -328,16 +330,15 @@ def _gap(e: Explanation) -> Iterator[str]:
 def _missing(e: Explanation) -> Iterator[str]:
     gap = e.gap
     cost = f" at no more {e.costs[0]}" if e.costs else ""
+    focus = "" if gap.focus is None else f" within {gap.focus:g} points of the float model"
+    looked = f"of {gap.looked_at:,} candidates{focus} that were not evaluated"
     if gap.expected > 0:
         yield (
-            f"Estimated, not proven: of {gap.looked_at:,} candidates that were not evaluated, the best is predicted to be "
+            f"Estimated, not proven: {looked}, the best is predicted to be "
             f"{_plain(e, gap.expected, signed=False)} {_word(e)} better than every trial{cost}."
         )
     else:
-        yield (
-            f"Estimated, not proven: of {gap.looked_at:,} candidates that were not evaluated, none is predicted to be "
-            f"better than the trials{cost}."
-        )
+        yield (f"Estimated, not proven: {looked}, none is predicted to be better than the trials{cost}.")
     yield (
         f"With 95 % per candidate, as far as the model holds, none is more than "
         f"{_plain(e, gap.possible, signed=False)} {_word(e)} better."

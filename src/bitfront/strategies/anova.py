@@ -347,7 +347,7 @@ class Effects:
 
     @cached_property
     def _inverse(self) -> Floats:
-        result: Floats = np.linalg.inv(self._matrix)
+        result: Floats = np.asarray(np.linalg.inv(self._matrix), dtype=np.float64)
         return result
 
     def _prior(self, options: Codes) -> Floats:

@@ -184,7 +184,7 @@ class Outlook:
         good: NDArray[np.bool_],
         least: bool,
     ) -> tuple[Codes, Floats]:
-        """A pool with what changes of one layer make of its best candidates, and of the solution of the main effects."""
+        """A pool with what changes of one layer make of its best candidates and of the exact solution."""
         named = {cost.name: cost for cost in self.costs}
         rows = np.flatnonzero(good)
         first = self.costs[0].of(pool[rows]) if self.costs else np.zeros(len(rows))

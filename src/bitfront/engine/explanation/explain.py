@@ -72,17 +72,21 @@ def explain(
     fitted = fitted_model(run, metric, sign, trials, np.arange(len(trials.rows)), of_trials)
     around = _around(run, trials)
     outlook = Outlook(fitted, trials, costs, trials.options[around])
-    checked(asked, outlook)
     kept = tuple(c for c in run.constraints if c.metric in {metric, *(cost.name for cost in costs)})
     notes += [
         f"the constraint {c.text!r} of the search is on a metric that is not predicted here, so it is left out"
         for c in run.constraints
         if c not in kept
     ]
-    answers: list[Answer] = []
-    if asked:
-        answer = outlook.answer((*kept, *asked))
-        answers.append(verified(run, answer, data=data, model=model, events=events) if verify else answer)
+
+    def answering(texts: Sequence[str]) -> Answer:
+        constraints = [run.constraint(text) for text in texts]
+        checked(constraints, outlook)
+        return outlook.answer((*kept, *constraints))
+
+    answers = [answering(budgets)] if budgets else []
+    if verify:
+        answers = [verified(run, answer, data=data, model=model, events=events) for answer in answers]
     few = layers.evenly(around, layers.AROUND)
     return Explanation(
         run=str(run.folder),
@@ -101,6 +105,7 @@ def explain(
         answers=tuple(answers),
         gap=gap_of(run, outlook, kept, of_trials),
         notes=tuple(notes),
+        answering=answering,
     )
 
 

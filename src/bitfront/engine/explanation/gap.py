@@ -11,6 +11,7 @@ from bitfront.engine.explanation.budgets import Outlook
 from bitfront.engine.explanation.model import Trials, fitted_model
 from bitfront.engine.explanation.results import Estimate, Gap, Held
 from bitfront.engine.storage.run import Run
+from bitfront.strategies.surrogate import SurrogateSettings
 
 Floats = NDArray[np.float64]
 
@@ -41,6 +42,12 @@ def gap_of(run: Run, outlook: Outlook, constraints: tuple[Constraint, ...], cost
         value = model.sign * float(trials.losses[place])
         best = Estimate(value, value, value, int(trials.numbers[place]))
     allowed = outlook.allowed(constraints, outlook.pool, outlook.losses) & ~outlook.known
+    focus = _focus(run, model.metric)
+    if focus is not None:
+        limit = focus / 100 - run.reference[model.metric]
+        # Where the search did not get there, everything counts.
+        focus = focus if (trials.losses <= limit).any() else None
+        allowed &= outlook.losses <= (np.inf if focus is None else limit)
     options, expected = outlook.pool[allowed], outlook.losses[allowed]
     zeros = np.zeros(len(options)), np.zeros(len(good))
     at, of_trials = (outlook.costs[0].of(options), costs) if costs is not None else zeros
@@ -67,8 +74,19 @@ def gap_of(run: Run, outlook: Outlook, constraints: tuple[Constraint, ...], cost
         possible=possible,
         at=where,
         looked_at=len(inside),
+        focus=focus,
         held=held(run, trials, model.metric, model.sign, costs),
     )
+
+
+def _focus(run: Run, metric: str) -> float | None:
+    """How many points below the float model the search is about: as the surrogate, 10 if it is not said."""
+    assert run.config.search is not None
+    if metric != "accuracy" or run.constraints or run.reference.get(metric) is None:
+        return None
+    setup = run.config.search.strategy.setup.model_dump()
+    width = setup.get("focus", SurrogateSettings().focus)
+    return None if width is None or width >= 100 else float(width)
 
 
 def _verified(costs: Floats, losses: Floats, at: Floats) -> Floats:

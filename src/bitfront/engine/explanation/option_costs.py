@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -97,6 +98,6 @@ def _worked_out(run: Run, options: Codes, complete: NDArray[np.int64]) -> dict[s
         solution = np.linalg.lstsq(design, measured, rcond=None)[0]
         if _equal(design @ solution, measured):
             ends = np.cumsum([1, *(size - 1 for size in sizes)])
-            tables = [(0.0, *solution[a:b].tolist()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            tables = [(0.0, *solution[a:b].tolist()) for a, b in itertools.pairwise(ends.tolist())]
             result[name] = OptionCosts(float(solution[0]), tuple(tables))
     return result

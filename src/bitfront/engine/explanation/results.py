@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bitfront.spaces.described import CandidateConfig
@@ -204,6 +204,8 @@ class Gap:
         possible: the same for the good end of 90 % intervals: 95 % sure per candidate.
         at: the candidate of `expected` or, if that is 0, of `possible`; None where both are 0.
         looked_at: number of candidates that were predicted for this.
+        focus: only candidates that are predicted within so many percentage points of the float model are looked at;
+            None: all are.
         held: how well predictions held; None where there are too few trials to tell.
     """
 
@@ -216,6 +218,7 @@ class Gap:
     possible: float
     at: Answer | None
     looked_at: int
+    focus: float | None
     held: Held | None
 
 
@@ -239,6 +242,7 @@ class Explanation:
         answers: one for the budgets together, if any were given.
         gap: what is proven.
         notes: remarks.
+        answering: statements on budgets → the answer for them. Nothing is fitted again.
     """
 
     run: str
@@ -257,7 +261,23 @@ class Explanation:
     answers: tuple[Answer, ...]
     gap: Gap
     notes: tuple[str, ...]
+    answering: Callable[[Sequence[str]], Answer] = field(repr=False, compare=False)
+
+    def answer(self, *budgets: str) -> Answer:
+        """The best candidate for some budgets, such as ``"model_size <= 2 kB"``, from stored knowledge.
+
+        Raises:
+            RunError: no candidate keeps them, as far as is known.
+            ConfigError: one cannot be read, or is on a metric that cannot be predicted.
+        """
+        return self.answering(budgets)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it for JSON."""
-        return asdict(self)
+        """All tables, for JSON."""
+        tables = asdict(replace(self, answering=_no_answer))
+        del tables["answering"]
+        return tables
+
+
+def _no_answer(budgets: Sequence[str]) -> Answer:
+    raise AssertionError(f"a table has no answer for {budgets}")
