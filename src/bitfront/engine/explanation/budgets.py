@@ -39,14 +39,21 @@ class Outlook:
     Attributes:
         model: of the explained metric.
         trials: the trials that it was fitted to, and the others.
-        costs: metrics in closed form.
+        costs: metrics in closed form that are explained.
+        others: more of them, which budgets may be on.
         around: candidates on the front, shape (candidates, groups).
     """
 
     model: Model
     trials: Trials
     costs: Sequence[Cost]
+    others: Sequence[Cost]
     around: Codes
+
+    @cached_property
+    def named(self) -> dict[str, Cost]:
+        """Every metric in closed form by its name."""
+        return {cost.name: cost for cost in (*self.costs, *self.others)}
 
     @property
     def exhaustive(self) -> bool:
@@ -130,11 +137,10 @@ class Outlook:
 
     def allowed(self, constraints: Sequence[Constraint], options: Codes, losses: Floats) -> NDArray[np.bool_]:
         """Which candidates keep constraints, by costs in closed form and by measured or expected losses."""
-        named = {cost.name: cost for cost in self.costs}
         good = np.ones(len(options), dtype=bool)
         for constraint in constraints:
             is_metric = constraint.metric == self.model.metric
-            values = self.model.sign * losses if is_metric else named[constraint.metric].of(options)
+            values = self.model.sign * losses if is_metric else self.named[constraint.metric].of(options)
             good &= constraint.excess(values) == 0
         return good
 
@@ -170,7 +176,7 @@ class Outlook:
             optimised=optimised,
             config=space.decode(code),
             code=tuple(code.tolist()),
-            costs={cost.name: float(cost.of(options[None])[0]) for cost in self.costs},
+            costs={name: float(cost.of(options[None])[0]) for name, cost in self.named.items()},
             value=known_or_expected(self.model, self.trials, options[None])[0],
             exact=self.exhaustive,
             verified={},
@@ -185,15 +191,14 @@ class Outlook:
         least: bool,
     ) -> tuple[Codes, Floats]:
         """A pool with what changes of one layer make of its best candidates and of the exact solution."""
-        named = {cost.name: cost for cost in self.costs}
         rows = np.flatnonzero(good)
         first = self.costs[0].of(pool[rows]) if self.costs else np.zeros(len(rows))
         best = np.lexsort((losses[rows], first) if least else (first, losses[rows]))[:STARTS]
         near = pool[rows[best]]
         bounds = [
-            (named[c.metric].tables, c.bound - named[c.metric].first + SLACK * abs(c.bound))
+            (self.named[c.metric].tables, c.bound - self.named[c.metric].first + SLACK * abs(c.bound))
             for c in constraints
-            if c.metric in named and c.comparison in ("<", "<=")
+            if c.metric in self.named and c.comparison in ("<", "<=")
         ]
         solved = minimum(self.mains, bounds) if bounds and not least else None
         if solved is not None:
@@ -212,9 +217,8 @@ class Outlook:
 
     def _why_none(self, constraints: Sequence[Constraint]) -> str:
         """Why no candidate keeps constraints."""
-        named = {cost.name: cost for cost in self.costs}
         for constraint in constraints:
-            cost = named.get(constraint.metric)
+            cost = self.named.get(constraint.metric)
             if cost is None:
                 continue
             low = cost.first + sum(float(table.min()) for table in cost.tables)
@@ -235,7 +239,7 @@ def checked(constraints: Sequence[Constraint], outlook: Outlook) -> None:
     Raises:
         ConfigError: there is one.
     """
-    possible = [*(cost.name for cost in outlook.costs), outlook.model.metric]
+    possible = [*outlook.named, outlook.model.metric]
     for constraint in constraints:
         if constraint.metric not in possible:
             raise ConfigError(

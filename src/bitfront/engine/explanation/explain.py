@@ -67,12 +67,12 @@ def explain(
     trials = Trials.of(run, metric, sign)
     _enough(run, trials, metric)
     asked = [run.constraint(text) for text in budgets]
-    costs = _ordered(run, costs, asked)
+    possible, costs = costs, _ordered(run, costs, asked)
     of_trials = costs[0].of(trials.options) if costs else None
     fitted = fitted_model(run, metric, sign, trials, np.arange(len(trials.rows)), of_trials)
     around = _around(run, trials)
-    outlook = Outlook(fitted, trials, costs, trials.options[around])
-    kept = tuple(c for c in run.constraints if c.metric in {metric, *(cost.name for cost in costs)})
+    outlook = Outlook(fitted, trials, costs, [c for c in possible if c not in costs], trials.options[around])
+    kept = tuple(c for c in run.constraints if c.metric in {metric, *outlook.named})
     notes += [
         f"the constraint {c.text!r} of the search is on a metric that is not predicted here, so it is left out"
         for c in run.constraints
@@ -94,7 +94,7 @@ def explain(
         better="lower" if sign > 0 else "higher",
         unit=run.units.get(metric, ""),
         costs=tuple(cost.name for cost in costs),
-        units={cost.name: run.units.get(cost.name, "") for cost in costs},
+        units={name: run.units.get(name, "") for name in outlook.named},
         around=tuple(trials.numbers[few].tolist()),
         effects=tuple(layers.effects(fitted, costs, trials.options[few])),
         interactions=tuple(layers.interactions(fitted, costs, trials.options[few])),
@@ -132,7 +132,7 @@ def _explained(run: Run, costs: set[str], wanted: str | None) -> tuple[str, floa
     possible = {m: d for m, d in directions.items() if m in run.columns.metrics and m not in costs}
     if not possible:
         raise RunError(
-            f"{run.folder}: all objectives of this search are known in closed form ({', '.join(sorted(directions))}); "
+            f"{run.folder}: all objectives of this search are known in closed form ({', '.join(sorted(directions))}), so "
             "no metric that is measured is left to explain"
         )
     # Of several, one that comes from the samples.

@@ -128,15 +128,15 @@ def effects(model: Model, costs: Sequence[Cost], around: Codes) -> list[PlaceEff
     for place in places_of(model.space):
         changed = place.changed(model.space, around)
         flat = changed.reshape(-1, around.shape[1])
-        of_cost = {cost.name: cost.of(flat).reshape(changed.shape[:2]).mean(axis=1) for cost in costs}
+        of_cost = {cost.name: cost.of(flat).reshape(changed.shape[:2]) for cost in costs}
         order = np.arange(len(place.labels))
         if costs:
-            order = np.argsort(of_cost[costs[0].name], kind="stable")
+            order = np.argsort(of_cost[costs[0].name].mean(axis=1), kind="stable")
         weights = np.repeat(np.eye(len(order)), len(around), axis=1) / len(around)
         contrasts = model.contrasts(flat, weights - weights[order[0]])
         options = [
             OptionEffect(
-                place.labels[o], {name: float(c[o] - c[order[0]]) for name, c in of_cost.items()}, contrasts[o]
+                place.labels[o], {name: float((c[o] - c[order[0]]).mean()) for name, c in of_cost.items()}, contrasts[o]
             )
             for o in order.tolist()
         ]

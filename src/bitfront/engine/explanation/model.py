@@ -72,7 +72,8 @@ class Model:
         return np.clip(values, 0.0, 1.0) if self.metric == "accuracy" else values
 
     def contrasts(self, options: Codes, weights: Floats) -> list[Estimate]:
-        """Weighted sums of the metric over candidates, with 90 % intervals (delta method).
+        """Weighted sums of the metric over candidates, with 90 % intervals of what measuring all of them would give (delta
+        method).
 
         Args:
             options: shape (candidates, groups).
@@ -83,6 +84,7 @@ class Model:
         slope = losses - self.link.floor if np.isfinite(self.link.floor) else np.ones_like(losses)
         along = weights * slope
         variance = ((along @ self.effects.covariance(options)) * along).sum(axis=1)
+        variance += self.effects.noise**2 * (along * along).sum(axis=1)
         values, wide = self.sign * (weights @ losses), WIDE * np.sqrt(np.maximum(variance, 0.0))
         return [Estimate(float(v), float(v - w), float(v + w)) for v, w in zip(values, wide, strict=True)]
 

@@ -55,7 +55,7 @@ def costs_of(run: Run) -> tuple[list[Cost], list[str]]:
     complete = np.flatnonzero(columns.complete)
     options = run.space.options(columns.codes(complete))
     known: Mapping[str, OptionCosts] = run.option_costs or _worked_out(run, options, complete)
-    costs = []
+    costs, wrong = [], set()
     for name, kept in known.items():
         cost = Cost(name, kept.first, tuple(np.array(table) for table in kept.options))
         if name not in columns.metrics or [len(t) for t in cost.tables] != [g.size for g in run.space.groups]:
@@ -64,11 +64,12 @@ def costs_of(run: Run) -> tuple[list[Cost], list[str]]:
         if _equal(cost.of(options), measured):
             costs.append(cost)
         else:
+            wrong.add(name)
             remarks.append(f"{name} of the trials is not the sum of what their options cost, so it is left out")
     wanted = {p.metric for p in run.objectives.parts} | {c.metric for c in run.constraints}
     added = {cost.name for cost in costs}
-    for name in sorted(wanted - added):
-        if run.kinds.get(name, ("", ""))[0] == "modelled":
+    for name in sorted(wanted - added - wrong):
+        if run.sides.get(name) == "hw_runner":
             remarks.append(f"{name} does not add up layer by layer, so it is no budget here")
     return costs, remarks
 
@@ -93,8 +94,8 @@ def _worked_out(run: Run, options: Codes, complete: NDArray[np.int64]) -> dict[s
     result = {}
     for name, values in run.columns.metrics.items():
         measured = values[complete]
-        if not np.isfinite(measured).all():
-            continue
+        if run.sides[name] != "hw_runner" or not np.isfinite(measured).all():
+            continue  # accuracy may add up by chance, and is no cost
         solution = np.linalg.lstsq(design, measured, rcond=None)[0]
         if _equal(design @ solution, measured):
             ends = np.cumsum([1, *(size - 1 for size in sizes)])

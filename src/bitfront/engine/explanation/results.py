@@ -231,7 +231,7 @@ class Explanation:
         metric: what is explained; `better` is ``higher`` or ``lower``.
         unit: of the metric.
         costs: the metrics in closed form that explanations are about; the first one sorts options.
-        units: cost → unit.
+        units: metric in closed form → unit.
         around: the numbers of the trials that effects are averages over: some of the front.
         effects: per place, what options cost and buy.
         interactions: the pairs of layers that interact most, the strongest first.
