@@ -137,25 +137,15 @@ def test_interactions_are_those_of_the_trials(truth):
     trials, explained = by_config(truth), truth.explain()
     (pair,) = explained.interactions
     assert pair.layers == ("fc1", "fc2")
-    around = list(explained.around)
-    rows = np.unique(np.linspace(0, len(around) - 1, 4).astype(int))
-    kept = {around[r] for r in rows}
 
-    def accuracy(config, first, second):
-        low, high = (2, 2), (2, 8)  # a model_size of 8 bits, whatever the width of the input
-        widths = [*(low if first else high), *(low if second else high)]
-        return trials[tuple(widths)].metrics["accuracy"]
+    def accuracy(first, second):
+        # A model_size of 2 or 8 bits, whatever the width of the inputs.
+        return trials[2, 2 if first else 8, 2, 2 if second else 8].metrics["accuracy"]
 
-    signs = {(True, True): 1, (True, False): -1, (False, True): -1, (False, False): 1}
-    expected = np.mean(
-        [
-            sum(sign * accuracy(c, *corner) for corner, sign in signs.items())
-            for c, t in trials.items()
-            if t.number in kept
-        ]
-    )
-    assert pair.excess.value == pytest.approx(expected, abs=0.015)
-    assert pair.excess.low < pair.excess.value < pair.excess.high
+    expected = accuracy(True, True) - accuracy(True, False) - accuracy(False, True) + accuracy(False, False)
+    wide = pair.excess.high - pair.excess.low
+    assert 0 < wide < 0.1
+    assert pair.excess.low - wide / 2 <= expected <= pair.excess.high + wide / 2
 
 
 @pytest.mark.parametrize("which", ["truth", "some"])
@@ -409,6 +399,20 @@ def test_answers_in_a_large_space_are_the_best_where_everything_adds_up(large):
     assert explained.gap.expected > 0.01
 
 
+def test_interactions_that_are_there_are_named(large, tmp_path):
+    """Where everything adds up there is none; where two layers do not, it is theirs."""
+    run, _, _ = large
+    assert all(abs(i.excess.value) < 0.003 for i in run.explain().interactions)
+    codes = run.columns.code
+    together = 0.2 * (1 - codes[:, 3] / 3) * (1 - codes[:, 7] / 3)
+    metrics = {**run.columns.metrics, "accuracy": run.columns.metrics["accuracy"] - together}
+    objectives = (("accuracy", "maximize"), ("model_size", "minimize"))
+    pair = write(tmp_path / "run", codes, metrics, space=TWELVE, objectives=objectives).explain().interactions[0]
+    assert pair.layers == ("fc3", "fc7")
+    assert pair.options == ("weight 2 bits", "weight 2 bits")
+    assert pair.excess.value == pytest.approx(-0.2, abs=0.05)
+
+
 def test_a_cost_that_does_not_add_up_is_left_out(large):
     run, _, _ = large
     wrong = replace(run, option_costs={"model_size": OptionCosts(100.0, ((0.0, 1.0, 2.0, 3.0),) * 12)})
@@ -498,7 +502,7 @@ def test_what_cannot_be_explained_is_refused(tmp_path):
     learned = run.config.model_copy(update={"search": search.model_copy(update={"strategy": strategy})})
     with pytest.raises(RunError, match="one training with learned bits"):
         replace(run, config=learned).explain()
-    with pytest.raises(RunError, match="all objectives of this search are known in closed form"):
+    with pytest.raises(RunError, match="all objectives are known in closed form"):
         replace(run, objectives=replace(run.objectives, parts=run.objectives.parts[1:])).explain()
     with pytest.raises(ConfigError, match="'loss' is no metric that can be explained here"):
         run.explain(metric="loss")

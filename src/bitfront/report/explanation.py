@@ -102,8 +102,8 @@ def _trials(numbers: Sequence[int]) -> str:
 def _layers(e: Explanation) -> Section:
     shown, rows = e.effects, sum(len(p.options) for p in e.effects)
     sentences = [
-        f"Each option compared with the first one in the list of its layer, everything else as in {_trials(e.around)} of "
-        "the front, on average. Costs are exact; effects are predicted, with 90 % intervals."
+        "Each option is compared with the first one in the list of its layer, everything else as in "
+        f"{_trials(e.around)}, on average. Costs are exact; effects are predicted, with 90 % intervals."
     ]
     if rows > ROWS:
         ranked = sorted(shown, key=lambda p: -_range([o.effect.value for o in p.options]))

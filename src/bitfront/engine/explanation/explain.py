@@ -131,9 +131,9 @@ def _explained(run: Run, costs: set[str], wanted: str | None) -> tuple[str, floa
         directions.setdefault(constraint.metric, "maximize" if larger else "minimize")
     possible = {m: d for m, d in directions.items() if m in run.columns.metrics and m not in costs}
     if not possible:
+        names = ", ".join(sorted(directions))
         raise RunError(
-            f"{run.folder}: all objectives of this search are known in closed form ({', '.join(sorted(directions))}), so "
-            "no metric that is measured is left to explain"
+            f"{run.folder}: all objectives are known in closed form ({names}), so no measured metric is left to explain"
         )
     # Of several, one that comes from the samples.
     first = next((m for m in ("accuracy", "loss") if m in possible), next(iter(possible)))

@@ -72,13 +72,17 @@ class Model:
         return np.clip(values, 0.0, 1.0) if self.metric == "accuracy" else values
 
     def contrasts(self, options: Codes, weights: Floats) -> list[Estimate]:
-        """Weighted sums of the metric over candidates, with 90 % intervals of what measuring all of them would give (delta
-        method).
+        """Weighted sums of the metric over candidates, with 90 % intervals of what measuring them would give.
+
+        The intervals are of first order in the deviations (delta method).
 
         Args:
             options: shape (candidates, groups).
             weights: shape (sums, candidates).
         """
+        # A candidate that is there twice is one measurement.
+        options, place = np.unique(options, axis=0, return_inverse=True)
+        weights = weights @ np.eye(len(options))[place.reshape(-1)]
         mean = self.effects.mean(options)
         losses = self.link.inverse(mean)
         slope = losses - self.link.floor if np.isfinite(self.link.floor) else np.ones_like(losses)
