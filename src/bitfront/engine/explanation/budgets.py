@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,8 +19,8 @@ from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
 from bitfront.strategies.base import Knowledge
 from bitfront.strategies.prediction import ENUMERATED, MEMBERS, Modelled, Prediction
+from bitfront.strategies.separable import SeparableFront, minimum
 from bitfront.strategies.separable import front as separable_front
-from bitfront.strategies.separable import minimum
 
 Floats = NDArray[np.float64]
 
@@ -69,7 +69,7 @@ class Outlook:
             return space.options(space.numbered(0, space.size))
         parts = [self.trials.options]
         for cost in self.costs:
-            solved = separable_front(self.mains, cost.tables)
+            solved = self.exact[cost.name]
             rows = np.unique(np.linspace(0, len(solved.values) - 1, min(TAKEN, len(solved.values))).astype(np.int64))
             near = np.concatenate([solved.options[rows], self.around])
             prediction = self._prediction(cost)
@@ -106,6 +106,11 @@ class Outlook:
         """Per group the main effect of each option around the front, on the transformed loss."""
         return self.model.effects.mains(self.around)
 
+    @cached_property
+    def exact(self) -> dict[str, SeparableFront]:
+        """Cost → the exact front of the main effects."""
+        return {cost.name: separable_front(self.mains, cost.tables) for cost in self.costs}
+
     def _prediction(self, cost: Cost) -> Prediction:
         space = self.model.space
         known = Knowledge(costs={1: lambda codes: cost.of(space.options(codes))})
@@ -137,11 +142,16 @@ class Outlook:
 
     def allowed(self, constraints: Sequence[Constraint], options: Codes, losses: Floats) -> NDArray[np.bool_]:
         """Which candidates keep constraints, by costs in closed form and by measured or expected losses."""
-        good = np.ones(len(options), dtype=bool)
+        costs = {c.metric: self.named[c.metric].of(options) for c in constraints if c.metric in self.named}
+        return self._keeping(constraints, costs, losses)
+
+    def _keeping(
+        self, constraints: Sequence[Constraint], costs: Mapping[str, Floats], losses: Floats
+    ) -> NDArray[np.bool_]:
+        good = np.ones(len(losses), dtype=bool)
         for constraint in constraints:
             is_metric = constraint.metric == self.model.metric
-            values = self.model.sign * losses if is_metric else self.named[constraint.metric].of(options)
-            good &= constraint.excess(values) == 0
+            good &= constraint.excess(self.model.sign * losses if is_metric else costs[constraint.metric]) == 0
         return good
 
     def answer(self, constraints: Sequence[Constraint]) -> Answer:
@@ -152,20 +162,67 @@ class Outlook:
             RunError: no candidate keeps them, as far as is known.
         """
         least = bool(self.costs) and any(c.metric == self.model.metric for c in constraints)
-        pool, losses = self.pool, self.losses
-        good = self.allowed(constraints, pool, losses)
+        options, losses = self._best(constraints, self.pool, self.losses, least)
         if not self.exhaustive:
-            pool, losses = self._repaired(constraints, pool, losses, good, least)
-            good = self.allowed(constraints, pool, losses)
-        rows = np.flatnonzero(good)
-        if not len(rows):
+            if not least and (solved := self._solved(constraints)) is not None:
+                options = np.concatenate([options, solved[None]])
+                losses = np.concatenate([losses, self.losses_of(solved[None])])
+            for _ in range(ROUNDS):
+                changed, expected = self._neighbours(constraints, options, least)
+                options = np.concatenate([options, changed])
+                options, losses = self._best(constraints, options, np.concatenate([losses, expected]), least)
+        if not len(options):
             raise RunError(self._why_none(constraints))
-        first = self.costs[0].of(pool[rows]) if self.costs else np.zeros(len(rows))
-        order = np.lexsort((losses[rows], first) if least else (first, losses[rows]))
-        return replace(
-            self.described(pool[rows[order[0]]], self.costs[0].name if least else self.model.metric),
-            budgets=tuple(c.text for c in constraints),
-        )
+        optimised = self.costs[0].name if least else self.model.metric
+        return replace(self.described(options[0], optimised), budgets=tuple(c.text for c in constraints))
+
+    def _best(
+        self, constraints: Sequence[Constraint], options: Codes, losses: Floats, least: bool
+    ) -> tuple[Codes, Floats]:
+        """The best candidates that keep constraints, the very best first, with their losses."""
+        rows = np.flatnonzero(self.allowed(constraints, options, losses))
+        first = self.costs[0].of(options[rows]) if self.costs else np.zeros(len(rows))
+        rows = rows[np.lexsort((losses[rows], first) if least else (first, losses[rows]))[:STARTS]]
+        return options[rows], losses[rows]
+
+    def _solved(self, constraints: Sequence[Constraint]) -> Codes | None:
+        """The exact solution of the main effects under upper bounds on costs; None if there is none."""
+        upper = [c for c in constraints if c.metric in self.named and c.comparison in ("<", "<=")]
+        rooms = [c.bound - self.named[c.metric].first + SLACK * abs(c.bound) for c in upper]
+        if len(upper) == 1 and upper[0].metric in self.exact:
+            front = self.exact[upper[0].metric]
+            at = int(np.searchsorted(front.costs, rooms[0], side="right")) - 1
+            return None if at < 0 else front.options[at]
+        if not upper:
+            return None
+        bounds = [(self.named[c.metric].tables, room) for c, room in zip(upper, rooms, strict=True)]
+        return minimum(self.mains, bounds)
+
+    def _neighbours(self, constraints: Sequence[Constraint], options: Codes, least: bool) -> tuple[Codes, Floats]:
+        """The best of all candidates that differ from one of those given in one layer, and their losses."""
+        groups = [g for g, group in enumerate(self.model.space.groups) if group.size > 1]
+        sizes = [self.model.space.groups[g].size for g in groups]
+        changes = self.model.effects.changes(options)
+        losses = self.model.link.inverse(np.concatenate([changes[g] for g in groups], axis=1).ravel())
+        names = {c.metric for c in constraints if c.metric in self.named} | {cost.name for cost in self.costs[:1]}
+        costs = {name: self._changed_costs(self.named[name], options, groups) for name in names}
+        rows = np.flatnonzero(self._keeping(constraints, costs, losses))
+        first = costs[self.costs[0].name][rows] if self.costs else np.zeros(len(rows))
+        rows = rows[np.lexsort((losses[rows], first) if least else (first, losses[rows]))[:STARTS]]
+        member, at = np.divmod(rows, sum(sizes))
+        starts = np.cumsum([0, *sizes[:-1]])
+        which = np.searchsorted(starts, at, side="right") - 1
+        changed = options[member].copy()
+        changed[np.arange(len(rows)), np.array(groups)[which]] = at - starts[which]
+        return changed, losses[rows]
+
+    @staticmethod
+    def _changed_costs(cost: Cost, options: Codes, groups: Sequence[int]) -> Floats:
+        """A cost of all changes of candidates in one group, in the order of ``_neighbours``."""
+        now = cost.of(options)[:, None]
+        return np.concatenate(
+            [now + cost.tables[g] - cost.tables[g][options[:, g], None] for g in groups], axis=1
+        ).ravel()
 
     def described(self, options: Codes, optimised: str) -> Answer:
         """A candidate, given by its options of shape (groups,), as an answer to no budget."""
@@ -181,39 +238,6 @@ class Outlook:
             exact=self.exhaustive,
             verified={},
         )
-
-    def _repaired(
-        self,
-        constraints: Sequence[Constraint],
-        pool: Codes,
-        losses: Floats,
-        good: NDArray[np.bool_],
-        least: bool,
-    ) -> tuple[Codes, Floats]:
-        """A pool with what changes of one layer make of its best candidates and of the exact solution."""
-        rows = np.flatnonzero(good)
-        first = self.costs[0].of(pool[rows]) if self.costs else np.zeros(len(rows))
-        best = np.lexsort((losses[rows], first) if least else (first, losses[rows]))[:STARTS]
-        near = pool[rows[best]]
-        bounds = [
-            (self.named[c.metric].tables, c.bound - self.named[c.metric].first + SLACK * abs(c.bound))
-            for c in constraints
-            if c.metric in self.named and c.comparison in ("<", "<=")
-        ]
-        solved = minimum(self.mains, bounds) if bounds and not least else None
-        if solved is not None:
-            near = np.concatenate([near, solved[None]])
-        if not len(near):
-            return pool, losses
-        for _ in range(ROUNDS):
-            changed = np.concatenate([near, _changed(self.model, near)])
-            values = self.losses_of(changed)
-            able = np.flatnonzero(self.allowed(constraints, changed, values))
-            if not len(able):
-                break
-            first = self.costs[0].of(changed[able]) if self.costs else np.zeros(len(able))
-            near = changed[able[np.lexsort((values[able], first) if least else (first, values[able]))[:STARTS]]]
-        return np.concatenate([pool, near]), np.concatenate([losses, self.losses_of(near)])
 
     def _why_none(self, constraints: Sequence[Constraint]) -> str:
         """Why no candidate keeps constraints."""
@@ -246,17 +270,6 @@ def checked(constraints: Sequence[Constraint], outlook: Outlook) -> None:
                 f"{constraint.text!r}: {constraint.metric} is not predicted here; a budget is on one of: "
                 f"{', '.join(possible)}"
             )
-
-
-def _changed(model: Model, options: Codes) -> Codes:
-    """All candidates that differ from one of those given in the option of one group."""
-    parts = []
-    for g, group in enumerate(model.space.groups):
-        if group.size > 1:
-            part = np.repeat(options, group.size, axis=0)
-            part[:, g] = np.tile(np.arange(group.size), len(options))
-            parts.append(part)
-    return np.unique(np.concatenate(parts), axis=0)
 
 
 def _hull(both: Floats) -> NDArray[np.int64]:

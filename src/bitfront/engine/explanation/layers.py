@@ -48,11 +48,14 @@ class Place:
     column: int | None
     labels: tuple[str, ...]
 
-    def values(self, space: DescribedSpace, options: Codes) -> NDArray[np.int64]:
-        """The value that candidates have here, shape (candidates,)."""
-        values: NDArray[np.int64] = (
-            options[:, self.group] if self.column is None else space.codes(options)[:, self.column]
-        )
+    def values(self, options: Codes, codes: Codes) -> NDArray[np.int64]:
+        """The value that candidates have here, shape (candidates,).
+
+        Args:
+            options: shape (candidates, groups).
+            codes: of the same candidates, shape (candidates, parameters).
+        """
+        values: NDArray[np.int64] = options[:, self.group] if self.column is None else codes[:, self.column]
         return values
 
     def changed(self, space: DescribedSpace, options: Codes) -> Codes:
@@ -213,7 +216,7 @@ def alternatives(model: Model, trials: Trials, costs: Sequence[Cost], place_of_t
     result = []
     for place in places_of(space):
         changed = place.changed(space, options)[:, 0]
-        now = int(place.values(space, options)[0])
+        now = int(place.values(options, trials.codes[place_of_trial][None])[0])
         order = np.argsort(costs[0].of(changed), kind="stable") if costs else np.arange(len(changed))
         values = known_or_expected(model, trials, changed)
         others = [
@@ -236,9 +239,10 @@ def changes_between(space: DescribedSpace, before: Codes, after: Codes) -> dict[
     Args:
         before, after: options, each of shape (groups,).
     """
-    result = {}
+    both = np.stack([before, after])
+    codes, result = space.codes(both), {}
     for place in places_of(space):
-        a, b = place.values(space, np.stack([before, after])).tolist()
+        a, b = place.values(both, codes).tolist()
         if a != b:
             result[place.name] = (place.labels[a], place.labels[b])
     return result
