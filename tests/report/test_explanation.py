@@ -16,6 +16,7 @@ from bitfront.engine.explanation.model import Trials, fitted_model
 from bitfront.engine.explanation.results import Estimate
 from bitfront.engine.storage.records import OptionCosts
 from bitfront.errors import ConfigError, RunError
+from bitfront.report.explanation import sections
 
 FILE = """
 model = "digits-mlp"
@@ -518,3 +519,42 @@ def test_what_cannot_be_explained_is_refused(tmp_path):
         run.explain(99)
     with pytest.raises(RunError, match="accuracy is the same for all trials"):
         grid_run(tmp_path / "same", np.full(27, 0.5)).explain()
+
+
+# -- the page
+
+
+def test_the_page_has_the_explanation(truth, tmp_path):
+    page = bf.write_report(truth, tmp_path).page.read_text(encoding="utf-8")
+    assert "Proven: every candidate of the space was evaluated, so the front is complete." in page
+    for place in truth.explain().effects:
+        assert page.count(f">{place.place}<") >= len(place.options)
+
+
+def test_the_page_says_why_there_is_no_explanation(tmp_path):
+    accuracy = np.full(27, 0.5)
+    page = bf.write_report(grid_run(tmp_path, accuracy), tmp_path / "out").page.read_text(encoding="utf-8")
+    assert "There is no explanation: accuracy is the same for all trials, so there is nothing to explain." in page
+
+
+def test_differences_of_a_loss_are_lower_or_higher(tmp_path):
+    """A loss is no share, and less of it is better."""
+    bits = BITS[[0, 2, 3]]
+    loss = [1 / bits[a] + 2 / bits[b] + 3 / bits[c] for a, b, c in itertools.product(range(3), repeat=3)]
+    space = tuple(site(f"fc{i}", choice("weight", 2, 4, 8)) for i in range(3))
+    codes = np.array(list(itertools.product(range(3), repeat=3)))
+    run = write(
+        tmp_path / "run",
+        codes,
+        {"loss": loss, "model_size": bits[codes].sum(axis=1)},
+        space=space,
+        objectives=(("loss", "minimize"), ("model_size", "minimize")),
+    )
+    told = next(s for s in sections(run.explain(13)) if s.title == "Why trial 13 has its options")
+    assert told.sentences[0] == (
+        "fc0/weight has 4 bits: 2 bits would save 2 B and raise loss by 0.25 nats (measured, trial 4); "
+        "8 bits would cost 4 B and lower loss by 0.125 nats (measured, trial 22)."
+    )
+    assert told.sentences[-1] == (
+        "The best next step from here is fc2/weight to 8 bits: 4 B more for -0.375 nats (measured)."
+    )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bitfront.engine.explanation.explain import explain
 from bitfront.engine.explanation.results import (
     Alternative,
     Answer,
@@ -16,12 +17,16 @@ from bitfront.engine.explanation.results import (
     Prices,
     Step,
 )
+from bitfront.engine.storage.run import Run
+from bitfront.errors import RunError
 from bitfront.report.tables import Sheet, number
 
 #: Rows of the table of options, at most; places whose options differ least are left out.
 ROWS = 120
 #: Rows of a table of prices, at most.
 PRICED = 12
+#: A smaller difference is rounding of the arithmetic.
+SMALLEST = 1e-9
 #: Under this rank correlation, or with fewer results within their intervals, predictions are no guide.
 TRUSTED_RANKS, TRUSTED_INSIDE = 0.5, 0.7
 
@@ -33,6 +38,14 @@ class Section:
     title: str
     sentences: tuple[str, ...]
     table: Sheet | None = None
+
+
+def sections_for_page(run: Run) -> list[Section]:
+    """The explanation of a run without a trial, for its page; why there is none if there is none."""
+    try:
+        return sections(explain(run))
+    except RunError as error:
+        return [Section("", (f"There is no explanation: {str(error).removeprefix(f'{run.folder}: ')}.",))]
 
 
 def sections(explanation: Explanation) -> list[Section]:
@@ -75,9 +88,10 @@ def _value(explanation: Explanation, value: float) -> str:
 
 def _plain(explanation: Explanation, difference: float, *, signed: bool = True) -> str:
     """A difference of the metric as a number: in points if it is a share."""
-    number = 100 * difference if _is_share(explanation) else difference
-    text = f"{number:.2f}" if _is_share(explanation) else f"{number:.3g}"
-    return f"+{text}" if signed and number > 0 else text
+    shown = 100 * difference if _is_share(explanation) else difference
+    shown = 0.0 if abs(shown) < SMALLEST else shown
+    text = f"{shown:.2f}" if _is_share(explanation) else f"{shown:.3g}"
+    return f"+{text}" if signed and shown > 0 else text
 
 
 def _interval(explanation: Explanation, estimate: Estimate) -> str:
@@ -202,9 +216,13 @@ def _would(e: Explanation, other: Alternative) -> str:
             if more == 0
             else f"{'save' if more < 0 else 'cost'} {amount(abs(more), unit)}"
         )
-    gain = other.difference if e.better == "higher" else -other.difference
     size = _plain(e, abs(other.difference), signed=False)
-    parts.append("change nothing" if other.difference == 0 else f"{'gain' if gain > 0 else 'lose'} {size} {_word(e)}")
+    if other.difference == 0:
+        parts.append("change nothing")
+    elif _is_share(e):
+        parts.append(f"{'gain' if other.difference > 0 else 'lose'} {size} {_word(e)}")
+    else:
+        parts.append(f"{'raise' if other.difference > 0 else 'lower'} {e.metric} by {size} {e.unit}".strip())
     how = "predicted" if other.value.trial is None else f"measured, trial {other.value.trial}"
     return f"{other.option} would {' and '.join(parts)} ({how})"
 
