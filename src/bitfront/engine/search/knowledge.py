@@ -21,6 +21,8 @@ from bitfront.strategies.base import Knowledge
 Values = NDArray[np.float64]
 #: Random candidates for which sums over the sites are compared with the metric.
 COMPARED = 64
+#: Options of all groups together, at most, whose costs are kept in a run folder.
+MOST_OPTIONS = 20_000
 
 
 def knowledge(
@@ -68,10 +70,12 @@ def keep_option_costs(evaluator: Evaluator, store: Store) -> None:
     """Store what each option costs, for the metrics in closed form that are sums over the sites.
 
     Under ``option_costs``: metric → ``{"first": the metric of the first option everywhere, "options": per group what
-    each of its options adds to that}``. A metric that is no such sum is left out.
+    each of its options adds to that}``. A metric that is no such sum is left out,
+    and nothing is stored where the groups have more than ``MOST_OPTIONS`` options together.
     """
     space, names = evaluator.space, _cheap(evaluator)
-    if not names or store.meta("option_costs") is not None:
+    few = sum(group.size for group in space.groups) <= MOST_OPTIONS
+    if not few or not names or store.meta("option_costs") is not None:
         return
     first = np.zeros((1, len(space.groups)), dtype=np.int64)
     rows = np.repeat(first, sum(group.size for group in space.groups), axis=0)
