@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def _commands(block: Block) -> list[list[str]]:
     if block.language == "python":
         return [[sys.executable, "-W", "error", "-c", block.text]]
     lines = [line.split("#")[0].strip() for line in block.text.splitlines()]
-    commands = [line.split() for line in lines if line]
+    commands = [shlex.split(line) for line in lines if line]
     for i, command in enumerate(commands):
         # Do not install again or start the tests from a test; only check that the target exists.
         if command[0] == "make":

@@ -29,6 +29,7 @@ NAVIGATION = {
         "docs/howto/finetune",
         "docs/howto/measure",
         "docs/howto/results",
+        "docs/howto/explain",
         "docs/howto/interruptions",
         "docs/howto/other-tools",
         "docs/howto/extend",
@@ -44,6 +45,7 @@ NAVIGATION = {
     "Python": ["docs/api/search", "docs/api/models", "docs/api/quantization", "docs/api/extending"],
     "Background": [
         "docs/strategies",
+        "docs/gap",
         "docs/learned_bits",
         "docs/architecture",
         "docs/glossary",

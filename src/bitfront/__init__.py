@@ -7,6 +7,7 @@ The map of the house, from the door inwards. Imports point downwards only::
     report        tables, figures, the page; a run as other tools read it
     engine        comparison    several strategies on one space
                   analysis      what a model costs, module by module
+                  explanation   what the trials of a run tell
                   rebuild       a trial → its model again
                   search        the loop, weights, fine-tuning, the front on the test split
                   planning      configuration → plan: reports every mistake
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from bitfront.data.loading import load_dataset
     from bitfront.engine.analysis import Analysis, analyze
     from bitfront.engine.comparison.results import Comparison, StrategyResult, StrategyRun
+    from bitfront.engine.explanation.explain import explain
+    from bitfront.engine.explanation.results import Explanation
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
     from bitfront.engine.search.weights import Trained, test, train
@@ -84,6 +87,8 @@ _HOMES = {
     "Evaluation": "bitfront.scoring",
     "EvaluationError": "bitfront.errors",
     "Events": "bitfront.events",
+    "explain": "bitfront.engine.explanation.explain",
+    "Explanation": "bitfront.engine.explanation.results",
     "Finetuned": "bitfront.engine.storage.records",
     "Format": "bitfront.formats.base",
     "from_arrays": "bitfront.data.arrays",
@@ -130,6 +135,7 @@ __all__ = [
     "Evaluation",
     "EvaluationError",
     "Events",
+    "Explanation",
     "Finetuned",
     "Format",
     "Graph",
@@ -155,6 +161,7 @@ __all__ = [
     "capture",
     "compare",
     "convert",
+    "explain",
     "from_arrays",
     "from_splits",
     "hypervolume",

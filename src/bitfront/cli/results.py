@@ -1,4 +1,5 @@
-"""The subcommands that take a run or one of its trials: transform, analyze, report, convert, dashboard."""
+"""The subcommands that take a run or one of its trials: transform, analyze, report, explain,
+convert, dashboard."""
 
 from __future__ import annotations
 
@@ -190,6 +191,42 @@ def report(
         return
     for path in (written.page, *written.figures):
         print(path)
+
+
+def explain(
+    run: RunArgument,
+    trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="Why this trial has its options.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", metavar="TEXT", help='E.g. "model_size <= 20 kB"; can be repeated.'),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="The measured metric; default: the objective.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Evaluate the answer for the budgets.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Explain a run: what options cost and buy, the price of a budget, what may be missing.
+
+    Everything comes from stored trials; only --verify evaluates something.
+    """
+    import bitfront as bf
+    from bitfront.report import explanation
+
+    with printing.events(quiet) as events:
+        result = bf.explain(run_folder(run), trial, budgets=budget or [], metric=metric, verify=verify, events=events)
+    if as_json:
+        printing.print_json(result.to_dict())
+        return
+    out = printing.console()
+    for i, section in enumerate(explanation.sections(result)):
+        printing.print_line(f"{chr(10) if i else ''}## {section.title}\n")
+        for sentence in section.sentences:
+            printing.print_line(sentence)
+        if section.table is not None:
+            out.print()
+            section.table.show(out)
 
 
 def convert(

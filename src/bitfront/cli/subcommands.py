@@ -16,7 +16,7 @@ from bitfront.cli import printing
 from bitfront.cli.completing import ROOMS, TARGETS, members, words
 from bitfront.cli.flags import SEARCH_FLAGS
 from bitfront.cli.options import AsJson, Quiet
-from bitfront.cli.results import analyze, convert, dashboard, report, transform
+from bitfront.cli.results import analyze, convert, dashboard, explain, report, transform
 from bitfront.cli.searching import compare, plan, search, test, train
 from bitfront.errors import ConfigError
 from bitfront.files import write_text
@@ -92,6 +92,7 @@ SUBCOMMANDS: dict[str, Callable[..., None]] = {
     "transform": transform,
     "analyze": analyze,
     "report": report,
+    "explain": explain,
     "convert": convert,
     "dashboard": dashboard,
     "init": init,

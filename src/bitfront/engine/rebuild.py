@@ -164,6 +164,35 @@ def candidate_of(
         events.note(note)
     folder = Path(folder).absolute()  # the model may change the working directory
     trial = run.trial(number)
+    plan = searched_plan(run, f"trial {number} cannot be rebuilt", data=data, model=model, events=events)
+    searched_code = np.array(trial.code, dtype=np.int64)
+    plan.evaluator.recall(searched_code, trial.metrics, trial_weights(folder, number))
+    evaluator, code = plan.evaluator.alone(searched_code)
+    if trial.finetuned is not None and trial.finetuned.kept:
+        evaluator, code = _finetuned(evaluator, folder, number), ONLY_CODE
+    return RebuiltTrial(trial, plan, evaluator, code, folder)
+
+
+def searched_plan(
+    run: Run,
+    failed: str,
+    *,
+    data: Dataset | None = None,
+    model: nn.Module | None = None,
+    events: Events,
+) -> Plan:
+    """The plan of a run, with its trained weights, samples and what calibration has learned.
+
+    Args:
+        run: the run.
+        failed: what is not possible if the model or data changed, for the message.
+        data, model: as in ``transform_trial``.
+        events: receives notes.
+
+    Raises:
+        RunError: the model or data has changed since the search.
+    """
+    folder = run.folder.absolute()
     config = run.config.model_copy(update={"project": folder.name, "project_dir": str(folder.parent)})
     plan = make_plan(
         config,
@@ -184,11 +213,11 @@ def candidate_of(
     now = plan.identity(weights_fingerprint(plan.model))
     for key, what in (("weights", "the trained weights"), ("data", "the data")):
         if before[key] != now[key]:
-            raise RunError(f"{folder}: {what} changed since the search; trial {number} cannot be rebuilt from them")
+            raise RunError(f"{folder}: {what} changed since the search; {failed} from them")
     if "forward" in before and not stores.same_outputs(before["forward"], now["forward"]):
         raise RunError(
             f"{folder}: the code of the model changed since the search: its outputs on the same samples differ; "
-            f"trial {number} cannot be rebuilt with it"
+            f"{failed} with it"
         )
     if samples is not None:
         plan = plan.sampled(samples)
@@ -199,12 +228,7 @@ def candidate_of(
         for note in job.memory.keep(folder, plan.space.graph, job.calibration, writes=False):
             events.note(note)
     plan.evaluator.keep_in(folder)
-    searched_code = np.array(trial.code, dtype=np.int64)
-    plan.evaluator.recall(searched_code, trial.metrics, trial_weights(folder, number))
-    evaluator, code = plan.evaluator.alone(searched_code)
-    if trial.finetuned is not None and trial.finetuned.kept:
-        evaluator, code = _finetuned(evaluator, folder, number), ONLY_CODE
-    return RebuiltTrial(trial, plan, evaluator, code, folder)
+    return plan
 
 
 def _finetuned(evaluator: ModelEvaluator, folder: Path, number: int) -> ModelEvaluator:

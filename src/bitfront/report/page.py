@@ -50,6 +50,7 @@ def page(run: Run, grids: Sequence[CellGrid], influences: Sequence[Importance]) 
         "best": page_tables.best(run),
         "layers": page_tables.layers(run) if bits is None else page_tables.learned_layers(run, bits),
         "influences": page_tables.influences(run, influences),
+        "explained": page_tables.explained(run) if bits is None else [],
         "failures": page_tables.failures(run),
         "learned": [_inline(figure) for figure in (learned.bits(run, bits), learned.course(run, bits))] if bits else [],
         "config": tomlfile.dumps(run.config.effective()),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitfront.engine.storage.run import UNCHECKED
-from bitfront.report import data, figures
+from bitfront.report import data, explanation, figures
 from bitfront.report.grid import COLOURS, CellGrid, readable
 from bitfront.report.importance import Importance
 from bitfront.report.learned import LearnedFront, rows_of
@@ -175,6 +175,21 @@ def influences(run: Run, importances: Sequence[Importance]) -> list[HtmlTable]:
         caption = f"What the options do to {data.title(run, one.metric)}"
         tables.append(_table(caption, head, [[HtmlCell(c) for c in row] for row in rows], "numbers"))
     return tables
+
+
+def explained(run: Run) -> list[tuple[str, tuple[str, ...], HtmlTable | None]]:
+    """The parts of the run's explanation: (heading, sentences, table)."""
+    parts = []
+    for section in explanation.sections_for_page(run):
+        sheet, table = section.table, None
+        if sheet is not None:
+            rows, heading = [], ""
+            for first, *cells in sheet.rows:
+                heading = first or heading  # each row of a page has its heading
+                rows.append([HtmlCell(heading), *map(HtmlCell, cells)])
+            table = _table(section.title, list(sheet.columns), rows, "numbers")
+        parts.append((section.title, section.sentences, table))
+    return parts
 
 
 def failures(run: Run) -> HtmlTable:

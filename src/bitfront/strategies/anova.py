@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,7 +238,7 @@ class Effects:
         results: Floats,
         trend: Trend | None = None,
     ) -> None:
-        self._space, self.scales, self._trend = space, scales, trend
+        self._space, self._columns, self.scales, self._trend = space, columns, scales, trend
         target, self._centre, self._spread = standardised(results)
         values = columns.values(codes)
         #: Per group: Σ zᵢ and Σ zᵢ² of its columns, options against known candidates, shape (options, known).
@@ -303,6 +304,50 @@ class Effects:
         prior = CONSTANT + self._prior(options)
         variance = prior - np.einsum("xk,kx->x", kernel, solved)
         result: Floats = self._spread * np.sqrt(np.maximum(variance, 0.0))
+        return result
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of the noise of results."""
+        return float(self._spread * np.sqrt(self.scales.noise))
+
+    def covariance(self, options: Codes) -> Floats:
+        """The covariance of what is predicted of candidates, without noise, shape (candidates, candidates).
+
+        It is for reports alone: its last bits depend on BLAS.
+
+        Args:
+            options: shape (candidates, groups).
+        """
+        values, a = self._columns.values(self._space.codes(options)), self.scales.columns
+        first = np.zeros((len(options), len(options)))
+        squares = np.zeros_like(first)
+        for i in range(self._columns.count):
+            z = a[i] * self._columns.similarities(i, values[:, i], values[:, i])
+            first += z
+            squares += z * z
+        prior = CONSTANT + first + self.scales.interaction * (first * first - squares) / 2
+        if self._trend is not None:
+            places = self._trend.place(self._trend.total(options))
+            prior += self.scales.trend * Trend.similarities(places, places)
+        kernel = self._kernel(options)
+        result: Floats = self._spread**2 * (prior - kernel @ self._inverse @ kernel.T)
+        return result
+
+    def quick_deviation(self, options: Codes) -> Floats:
+        """``deviation`` of many candidates, for reports alone: its last bits depend on BLAS."""
+        parts = []
+        for start in range(0, len(options), BLOCK):
+            block = options[start : start + BLOCK]
+            kernel = self._kernel(block)
+            parts.append(CONSTANT + self._prior(block) - ((kernel @ self._inverse) * kernel).sum(axis=1))
+        variance = np.concatenate(parts) if parts else np.zeros(0)
+        result: Floats = self._spread * np.sqrt(np.maximum(variance, 0.0))
+        return result
+
+    @cached_property
+    def _inverse(self) -> Floats:
+        result: Floats = np.asarray(np.linalg.inv(self._matrix), dtype=np.float64)
         return result
 
     def _prior(self, options: Codes) -> Floats:

@@ -192,27 +192,37 @@ class Surrogate(Strategy):
             length = int(length * GROWTH)
         if self._fitted[0] != length or len(self._fitted[1]) != count:
             rows = _rows(history, length, SCALED)
+            codes = history.codes[rows]
             responses = tuple(
-                self._response(history.codes[rows], _finite(results[rows])) for _, results in self._outputs(history)
+                most_likely(self._columns, codes, _finite(results[rows]), self._places(codes))
+                for _, results in self._outputs(history)
             )
             self._fitted = (length, responses)
         return self._fitted[1]
 
-    def _response(self, codes: Codes, results: Floats) -> Response:
-        """The most likely model of results, among the ``OFFSETS``."""
-        best: Response | None = None
-        score = -np.inf
-        for offset in OFFSETS:
-            link = Link.of(results, offset)
-            transformed = link.forward(results)
-            scales = fitted(self._columns, codes, transformed, self._places(codes))
-            # The density of the results themselves, not of their logarithms.
-            density = scales.score + float(np.log(link.slope(results)).sum())
-            density -= len(results) * float(np.log(max(transformed.std(), 1e-300)))
-            if best is None or density > score:
-                best, score = Response(scales, offset), density
-        assert best is not None
-        return best
+
+def most_likely(columns: Columns, codes: Codes, results: Floats, places: Floats | None) -> Response:
+    """The most likely model of results, among the ``OFFSETS``.
+
+    Args:
+        columns: of the space.
+        codes: candidates, shape (candidates, parameters).
+        results: smaller is better, shape (candidates,), finite.
+        places: of the candidates on the trend, shape (candidates,); None where noise is not known.
+    """
+    best: Response | None = None
+    score = -np.inf
+    for offset in OFFSETS:
+        link = Link.of(results, offset)
+        transformed = link.forward(results)
+        scales = fitted(columns, codes, transformed, places)
+        # The density of the results themselves, not of their logarithms.
+        density = scales.score + float(np.log(link.slope(results)).sum())
+        density -= len(results) * float(np.log(max(transformed.std(), 1e-300)))
+        if best is None or density > score:
+            best, score = Response(scales, offset), density
+    assert best is not None
+    return best
 
 
 def _rows(history: History, length: int, most: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -18,6 +19,10 @@ from bitfront.spaces.base import Codes
 from bitfront.strategies.base import Knowledge
 
 Values = NDArray[np.float64]
+#: Random candidates for which sums over the sites are compared with the metric.
+COMPARED = 64
+#: Options of all groups together, at most, whose costs are kept in a run folder.
+MOST_OPTIONS = 20_000
 
 
 def knowledge(
@@ -59,6 +64,33 @@ def _noise(evaluator: Evaluator, store: Store) -> list[Values] | None:
             kept = {"failed": str(error)}
         store.set_meta("noise", kept)
     return None if isinstance(kept, dict) else [np.array(values) for values in kept]
+
+
+def keep_option_costs(evaluator: Evaluator, store: Store) -> None:
+    """Store what each option costs, for the metrics in closed form that are sums over the sites.
+
+    Under ``option_costs``: metric → ``{"first": the metric of the first option everywhere, "options": per group what
+    each of its options adds to that}``. A metric that is no such sum is left out,
+    and nothing is stored where the groups have more than ``MOST_OPTIONS`` options together.
+    """
+    space, names = evaluator.space, _cheap(evaluator)
+    few = sum(group.size for group in space.groups) <= MOST_OPTIONS
+    if not few or not names or store.meta("option_costs") is not None:
+        return
+    first = np.zeros((1, len(space.groups)), dtype=np.int64)
+    rows = np.repeat(first, sum(group.size for group in space.groups), axis=0)
+    ends = np.cumsum([0, *(group.size for group in space.groups)]).tolist()
+    for g, group in enumerate(space.groups):
+        rows[ends[g] : ends[g + 1], g] = np.arange(group.size)
+    others = space.options(space.sample(COMPARED, np.random.default_rng(0)))
+    values = evaluator.closed_form_values(space.codes(np.concatenate([first, rows, others])), names)
+    kept = {}
+    for name, column in values.items():
+        added = [column[1 + a : 1 + b] - column[0] for a, b in itertools.pairwise(ends)]
+        sums = column[0] + np.sum([added[g][others[:, g]] for g in range(len(added))], axis=0)
+        if np.allclose(sums, column[1 + len(rows) :], rtol=1e-9, atol=1e-12):
+            kept[name] = {"first": float(column[0]), "options": [a.tolist() for a in added]}
+    store.set_meta("option_costs", kept)
 
 
 def _cheap(evaluator: Evaluator) -> frozenset[str]:

@@ -31,7 +31,7 @@ from bitfront.engine.search import loop
 from bitfront.engine.search.chance import at_chance
 from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
-from bitfront.engine.search.knowledge import knowledge
+from bitfront.engine.search.knowledge import keep_option_costs, knowledge
 from bitfront.engine.search.paired import compare, compare_results, enough_samples, intervals
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import learned
@@ -344,6 +344,8 @@ def _evaluate(
     plan: Plan, store: Store, bounds: Feasibility, starts: Codes, dispatcher: Dispatcher, events: Events
 ) -> tuple[loop.StopReason, list[str]]:
     """Why the loop stopped, and notes on ranges that the plan could not have yet."""
+    if not plan.strategy.kind.trains_bits:
+        keep_option_costs(plan.evaluator, store)
     reference, noise = store.meta("summary")["reference"], plan.strategy.kind.uses_noise
     reason = loop.run(
         space=plan.space,

@@ -52,6 +52,19 @@ class Finetuned:
     failed: str = ""
 
 
+@dataclass(frozen=True)
+class OptionCosts:
+    """A metric that is a sum over the groups of a space.
+
+    Attributes:
+        first: its value with the first option everywhere, in its unit.
+        options: per group what each of its options adds to that.
+    """
+
+    first: float
+    options: tuple[tuple[float, ...], ...]
+
+
 #: Smaller shares in float are not worth a line.
 SMALL = 0.01
 

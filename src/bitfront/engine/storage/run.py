@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from bitfront.constraints import Constraint, fulfilled, parse_constraint
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.database import REMEDY
 from bitfront.engine.storage.folder import STORE
-from bitfront.engine.storage.records import Finetuned, InFloat, PairedComparison, Quality
+from bitfront.engine.storage.records import Finetuned, InFloat, OptionCosts, PairedComparison, Quality
 from bitfront.engine.storage.store import Store
 from bitfront.engine.storage.trials import TrialColumns
 from bitfront.errors import ConfigError, RunError, nearest, one_of, parsing, require
@@ -34,6 +34,8 @@ from bitfront.spaces.described import CandidateConfig, DescribedSpace
 
 if TYPE_CHECKING:
     import pandas
+
+    from bitfront.engine.explanation.results import Explanation
 
 #: If a run has more trials than this, log.json has only the first ones and the front, and a table of trials has no
 #: configs: a million of them spelled out would take gigabytes. The store has all trials.
@@ -122,6 +124,9 @@ class Run:
         qualities: the metrics that say how good the answers are, for constraints.
         stored_intervals: number of a trial of the front, or "float" → metric → 95 % interval; of other tasks than
             classification.
+        option_costs: metric → what each option of each group adds to it, for metrics in closed form that are sums over
+            the groups; empty where the search was of an earlier version.
+        noise: per group the estimate of how much each option disturbs the outputs; empty where none was made.
     """
 
     folder: Path
@@ -146,6 +151,8 @@ class Run:
     leading: str = "accuracy"
     qualities: Mapping[str, Quality] = field(default_factory=lambda: CLASSIFIES)
     stored_intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    option_costs: Mapping[str, OptionCosts] = field(default_factory=dict)
+    noise: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -207,6 +214,11 @@ class Run:
                 str(name): {metric: (float(low), float(high)) for metric, (low, high) in of.items()}
                 for name, of in (store.meta("intervals") or {}).items()
             },
+            option_costs={
+                m: OptionCosts(kept["first"], tuple(map(tuple, kept["options"])))
+                for m, kept in (store.meta("option_costs") or {}).items()
+            },
+            noise=tuple(map(tuple, kept)) if isinstance(kept := store.meta("noise"), list) else (),
         )
 
     def __len__(self) -> int:
@@ -301,8 +313,7 @@ class Run:
             raise ConfigError("give either minimize or maximize, not both")
         metrics = self.columns.metrics
         allowed = self.columns.complete.copy()
-        known = {name: _RunMetric(name, self.units.get(name, ""), self.qualities.get(name)) for name in metrics}
-        added = [parse_constraint(text, known).resolved(self.reference) for text in constraints]
+        added = [self.constraint(text) for text in constraints]
         for constraint in (*self.constraints, *added):
             fine = constraint.excess(metrics[constraint.metric]) == 0
             if not (allowed & fine).any():
@@ -326,6 +337,33 @@ class Run:
         others = self.objectives.losses(metrics)
         order = np.lexsort([rows, *others[rows].T[::-1], loss[rows]])
         return self.row(int(rows[order[0]]))
+
+    def constraint(self, text: str) -> Constraint:
+        """The constraint in a statement on a metric of this run, with a bound relative to the float model resolved.
+
+        Raises:
+            ConfigError: the statement cannot be read, or names a metric that the run does not have.
+        """
+        known = {
+            name: _RunMetric(name, self.units.get(name, ""), self.qualities.get(name)) for name in self.columns.metrics
+        }
+        return parse_constraint(text, known).resolved(self.reference)
+
+    def explain(
+        self, trial: int | None = None, *, budgets: Sequence[str] = (), metric: str | None = None
+    ) -> Explanation:
+        """What the stored trials tell of the layers: what options cost and buy, prices of budgets, the gap.
+
+        Nothing is evaluated. See ``bitfront.explain``.
+
+        Args:
+            trial: the number of a trial whose options are explained.
+            budgets: e.g. ``"model_size <= 2 kB"``; for each the best candidate, as far as the trials tell.
+            metric: the measured metric that is explained; None: the first measured objective.
+        """
+        import bitfront
+
+        return bitfront.explain(self, trial, budgets=budgets, metric=metric)
 
     def _column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         if name not in self.columns.metrics:
