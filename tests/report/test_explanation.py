@@ -109,6 +109,18 @@ def test_costs_of_options_are_differences_of_trials(truth):
             assert other.costs["model_size"] == trial.metrics["model_size"] - first.metrics["model_size"]
 
 
+@pytest.mark.parametrize("which", ["truth", "some"])
+def test_a_search_stores_what_options_cost(which, request):
+    run = request.getfixturevalue(which)
+    assert sorted(run.option_costs) == ["bops", "model_size"]
+    for name, kept in run.option_costs.items():
+        assert [len(options) for options in kept.options] == [group.size for group in run.space.groups]
+        for code, value in zip(run.columns.code, run.columns.metrics[name], strict=True):
+            options = run.space.options(code[None])[0]
+            added = sum(table[option] for table, option in zip(kept.options, options, strict=True))
+            assert kept.first + added == pytest.approx(value, rel=1e-9)
+
+
 def test_effects_are_those_of_the_trials_around(truth):
     trials, explained = by_config(truth), truth.explain()
     assert set(explained.around) <= {t.number for t in truth.front}
