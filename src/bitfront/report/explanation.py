@@ -73,24 +73,19 @@ def amount(value: float, unit: str, *, signed: bool = False) -> str:
     return f"{sign}{number(value)} {unit}".strip()
 
 
-def _is_share(explanation: Explanation) -> bool:
-    """Whether differences of the metric are percentage points."""
-    return explanation.metric == "accuracy"
-
-
 def _word(explanation: Explanation) -> str:
-    return "points" if _is_share(explanation) else explanation.unit or explanation.metric
+    return "points" if explanation.share else explanation.unit or explanation.metric
 
 
 def _value(explanation: Explanation, value: float) -> str:
-    return f"{100 * value:.2f} %" if _is_share(explanation) else f"{value:.4g} {explanation.unit}".strip()
+    return f"{100 * value:.2f} %" if explanation.share else f"{value:.4g} {explanation.unit}".strip()
 
 
 def _plain(explanation: Explanation, difference: float, *, signed: bool = True) -> str:
     """A difference of the metric as a number: in points if it is a share."""
-    shown = 100 * difference if _is_share(explanation) else difference
+    shown = 100 * difference if explanation.share else difference
     shown = 0.0 if abs(shown) < SMALLEST else shown
-    text = f"{shown:.2f}" if _is_share(explanation) else f"{shown:.3g}"
+    text = f"{shown:.2f}" if explanation.share else f"{shown:.3g}"
     return f"+{text}" if signed and shown > 0 else text
 
 
@@ -132,7 +127,7 @@ def _layers(e: Explanation) -> Section:
             f"Of {len(shown)} places, the {len(kept)} whose options change {e.metric} most are shown; --json has all."
         )
         shown = tuple(p for p in shown if p.place in kept)
-    columns = ["layer", "option", *e.costs, f"{e.metric} ({_word(e)})" if _is_share(e) else e.metric, "90 % interval"]
+    columns = ["layer", "option", *e.costs, f"{e.metric} ({_word(e)})" if e.share else e.metric, "90 % interval"]
     table = [
         [
             place.place if i == 0 else "",
@@ -219,7 +214,7 @@ def _would(e: Explanation, other: Alternative) -> str:
     size = _plain(e, abs(other.difference), signed=False)
     if other.difference == 0:
         parts.append("change nothing")
-    elif _is_share(e):
+    elif e.share:
         parts.append(f"{'gain' if other.difference > 0 else 'lose'} {size} {_word(e)}")
     else:
         parts.append(f"{'raise' if other.difference > 0 else 'lower'} {e.metric} by {size} {e.unit}".strip())

@@ -91,6 +91,7 @@ def explain(
     return Explanation(
         run=str(run.folder),
         metric=metric,
+        share=fitted.share,
         better="lower" if sign > 0 else "higher",
         unit=run.units.get(metric, ""),
         costs=tuple(cost.name for cost in costs),
@@ -136,7 +137,7 @@ def _explained(run: Run, costs: set[str], wanted: str | None) -> tuple[str, floa
             f"{run.folder}: all objectives are known in closed form ({names}), so no measured metric is left to explain"
         )
     # Of several, one that comes from the samples.
-    first = next((m for m in ("accuracy", "loss") if m in possible), next(iter(possible)))
+    first = next((m for m in (run.leading, "accuracy", "loss") if m in possible), next(iter(possible)))
     name = wanted or first
     if name not in possible:
         raise ConfigError(

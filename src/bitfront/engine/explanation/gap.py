@@ -42,9 +42,9 @@ def gap_of(run: Run, outlook: Outlook, constraints: tuple[Constraint, ...], cost
         value = model.sign * float(trials.losses[place])
         best = Estimate(value, value, value, int(trials.numbers[place]))
     allowed = outlook.allowed(constraints, outlook.pool, outlook.losses) & ~outlook.known
-    focus = _focus(run, model.metric)
+    focus = _focus(run, model.metric) if model.share else None
     if focus is not None:
-        limit = focus / 100 - run.reference[model.metric]
+        limit = focus / 100 + model.sign * run.reference[model.metric]
         # Where the search did not get there, everything counts.
         focus = focus if (trials.losses <= limit).any() else None
         allowed &= outlook.losses <= (np.inf if focus is None else limit)
@@ -82,7 +82,7 @@ def gap_of(run: Run, outlook: Outlook, constraints: tuple[Constraint, ...], cost
 def _focus(run: Run, metric: str) -> float | None:
     """How many points below the float model the search is about: as the surrogate, 10 if it is not said."""
     assert run.config.search is not None
-    if metric != "accuracy" or run.constraints or run.reference.get(metric) is None:
+    if run.constraints or run.reference.get(metric) is None:
         return None
     setup = run.config.search.strategy.setup.model_dump()
     width = setup.get("focus", SurrogateSettings().focus)

@@ -33,6 +33,7 @@ class Model:
         space: of the run.
         metric: the explained metric.
         sign: 1 where smaller is better, −1 where larger is: a loss is the metric times this.
+        share: whether the metric is a share, 0 to 1.
         effects: the Gaussian process of transformed losses.
         link: the transformation.
     """
@@ -40,6 +41,7 @@ class Model:
     space: DescribedSpace
     metric: str
     sign: float
+    share: bool
     effects: Effects
     link: Link
 
@@ -68,8 +70,8 @@ class Model:
         ]
 
     def _possible(self, values: Floats) -> Floats:
-        """Values, but no accuracy above 1 or below 0."""
-        return np.clip(values, 0.0, 1.0) if self.metric == "accuracy" else values
+        """Values, but no share above 1 or below 0."""
+        return np.clip(values, 0.0, 1.0) if self.share else values
 
     def contrasts(self, options: Codes, weights: Floats) -> list[Estimate]:
         """Weighted sums of the metric over candidates, with 90 % intervals of what measuring them would give.
@@ -153,7 +155,8 @@ def fitted_model(run: Run, metric: str, sign: float, trials: Trials, among: Rows
     link = Link.of(trials.losses[among], response.offset)
     results = link.forward(trials.losses[among])
     effects = Effects(space, columns, response.scales, trials.codes[among], results, trend)
-    return Model(space, metric, sign, effects, link)
+    share = metric in run.qualities and run.qualities[metric].share
+    return Model(space, metric, sign, share, effects, link)
 
 
 def _fits(run: Run) -> bool:

@@ -229,6 +229,7 @@ class Explanation:
     Attributes:
         run: the run folder.
         metric: what is explained; `better` is ``higher`` or ``lower``.
+        share: whether it is a share, 0 to 1, whose differences are percentage points.
         unit: of the metric.
         costs: the metrics in closed form that explanations are about; the first one sorts options.
         units: metric in closed form → unit.
@@ -248,6 +249,7 @@ class Explanation:
     run: str
     metric: str
     better: str
+    share: bool
     unit: str
     costs: tuple[str, ...]
     units: Mapping[str, str]

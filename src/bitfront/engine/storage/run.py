@@ -352,16 +352,14 @@ class Run:
     def explain(
         self, trial: int | None = None, *, budgets: Sequence[str] = (), metric: str | None = None
     ) -> Explanation:
-        """What the stored trials tell of the layers: what options cost and buy, prices of budgets, the gap.
-
-        Nothing is evaluated. See ``bitfront.explain``.
+        """What the stored trials tell of the layers; nothing is evaluated. See ``bitfront.explain``.
 
         Args:
             trial: the number of a trial whose options are explained.
             budgets: e.g. ``"model_size <= 2 kB"``; for each the best candidate, as far as the trials tell.
             metric: the measured metric that is explained; None: the first measured objective.
         """
-        import bitfront
+        import bitfront  # loads what explains when it is used
 
         return bitfront.explain(self, trial, budgets=budgets, metric=metric)
 
