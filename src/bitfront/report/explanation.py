@@ -238,11 +238,11 @@ def price_unit(prices: Prices, unit: str) -> tuple[float, str]:
     """(how much of a cost a price is for, its name): kB, bits, or a round number of operations."""
     extent = prices.steps[-1].cost - prices.steps[0].cost
     if unit == "bytes":
-        return (1000.0, "kB") if extent >= 5000 else (100.0, "100 bytes")
+        return (1000.0, "one more kB") if extent >= 5000 else (100.0, "100 more bytes")
     if unit == "bits":
-        return 1.0, "bit"
+        return 1.0, "one more bit"
     size = 10.0 ** math.floor(math.log10(extent / 10)) if extent > 0 else 1.0
-    return size, f"{number(size)} {unit}".strip()
+    return size, f"{number(size)} more {unit}".strip()
 
 
 def _prices(e: Explanation, prices: Prices) -> Section:
@@ -266,7 +266,7 @@ def _prices(e: Explanation, prices: Prices) -> Section:
     if len(steps) > PRICED:
         sentences.append(f"Some of {len(steps)} steps; --json has all.")
         steps = tuple(steps[i * (len(steps) - 1) // (PRICED - 1)] for i in range(PRICED))
-    columns = ["from", e.metric, "known how", f"one more {word} buys", "next"]
+    columns = ["from", e.metric, "known how", f"{word} buys", "next"]
     rows = [
         [
             amount(step.cost, e.units[prices.cost]),
@@ -291,7 +291,7 @@ def _price_of_trial(e: Explanation, prices: Prices, size: float, word: str) -> s
     where = f"Where trial {e.trial} is ({amount(at, e.units[prices.cost])})"
     if price == 0:
         return f"{where}, more {prices.cost} buys nothing."
-    return f"{where}, one more {word} buys about {_plain(e, size * price, signed=False)} {_word(e)}."
+    return f"{where}, {word} buys about {_plain(e, size * price, signed=False)} {_word(e)}."
 
 
 def _answer(e: Explanation, answer: Answer) -> Iterator[str]:
