@@ -206,3 +206,12 @@ def test_a_strategy_beside_the_file_takes_the_place_of_its_sampler():
     assert config.notes == ("strategy surrogate takes the place of the file's sampler 'tpe'",)
     kept = from_document(document, {"search.strategy.name": "optuna"})
     assert kept.search.strategy.setup.of_strategy == {"sampler": "tpe"}
+
+
+def test_one_file_serves_learned_bits_and_other_strategies():
+    setup = {"weight": "layer", "weight_width": [4, 8]}
+    strategy = configured_strategy("surrogate", setup)
+    assert strategy.title == "surrogate"
+    assert any("weight" in note for note in without_effect(strategy, setup))
+    assert configured_strategy("learned_bits", setup).title == "learned_bits:layer"
+    assert configured_strategy("learned_bits:channel", setup).title == "learned_bits:channel"

@@ -18,6 +18,8 @@ from bitfront.strategies.base import Knowledge, Strategy, StrategySettings
 
 NAME = ("search", "strategy", "name")
 SETUP = ("search", "strategy", "setup")
+#: The setting that says by itself which strategy is meant.
+SAMPLER = "sampler"
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def _owners(key: str) -> list[str]:
 
 
 def _check_key(key: str, value: object, kind: type[Strategy], name: str) -> None:
-    """Raise ConfigError for a key that no strategy has, or that chooses a variant of another strategy."""
+    """Raise ConfigError for a key that no strategy has, or that names the sampler of another one. Other settings of
+    other strategies have no effect: one file may be used with several."""
     if key in kind.Settings.model_fields:
         return
     owners = _owners(key)
@@ -170,6 +173,5 @@ def _check_key(key: str, value: object, kind: type[Strategy], name: str) -> None
         known = [*StrategySetup.model_fields, *kind.Settings.model_fields]
         raise ConfigError(f"unknown key; {one_of(known)}.{nearest(key, known)}", key=(*SETUP, key))
     same = value in STRATEGIES and STRATEGIES.official(str(value)) == name
-    for owner in owners:
-        if key == STRATEGIES.get(owner).variant and not same:
-            raise ConfigError(f"a {key} belongs to strategy {owner!r}, and this one is {name!r}", key=(*SETUP, key))
+    if key == SAMPLER and not same:
+        raise ConfigError(f"a {key} belongs to strategy {owners[0]!r}, and this one is {name!r}", key=(*SETUP, key))
