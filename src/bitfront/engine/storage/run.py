@@ -344,9 +344,8 @@ class Run:
         Raises:
             ConfigError: the statement cannot be read, or names a metric that the run does not have.
         """
-        known = {
-            name: _RunMetric(name, self.units.get(name, ""), self.qualities.get(name)) for name in self.columns.metrics
-        }
+        metrics = self.columns.metrics
+        known = {name: _RunMetric(name, self.units.get(name, ""), self.qualities.get(name)) for name in metrics}
         return parse_constraint(text, known).resolved(self.reference)
 
     def explain(
