@@ -110,7 +110,7 @@ def test_the_gradient_of_the_fit_is_right(monkeypatch: pytest.MonkeyPatch) -> No
             checked.append(i)
         return type("Found", (), {"x": point, "fun": 0.0})
 
-    monkeypatch.setattr(anova, "minimize", check)
+    monkeypatch.setattr("scipy.optimize.minimize", check)
     fitted(Columns(space), codes, results, places)
     assert len(checked) == 4 + 3
 

@@ -24,7 +24,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies.elimination import solve, solve_with_determinant
@@ -197,6 +196,8 @@ def fitted(columns: Columns, codes: Codes, results: Floats, places: Floats | Non
         rest = [0.5 * tau * (both * second).sum(), 0.5 * noise * np.trace(both), along]
         gradient = np.concatenate([0.5 * a * of_columns, rest]) - away / deviation
         return -score, -gradient
+
+    from scipy.optimize import minimize  # it loads slowly, and small searches do not need it
 
     bounds = list(zip(middle - BOUND * deviation, middle + BOUND * deviation, strict=True))
     found = minimize(negative, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS})

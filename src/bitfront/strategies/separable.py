@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array, vstack
 
 from bitfront.pareto import non_dominated_sorted
 from bitfront.spaces.base import Codes
@@ -93,6 +91,9 @@ def minimum(values: Sequence[Floats], bounds: Sequence[tuple[Sequence[Floats], f
     Returns:
         The option of each group, int64, shape (groups,); None if no candidate keeps the bounds.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # it loads slowly, and few searches need it
+    from scipy.sparse import csr_array, vstack
+
     sizes = [len(v) for v in values]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     total = len(owner)
