@@ -95,7 +95,7 @@ MISTAKES = {
         NAME,
         f"{NAME}\nsetup.max_size = 35",
         "search.strategy.setup.max_size",
-        ["the space has 36 candidates", "max_size = 35", "optuna"],
+        ["the space has 36 candidates", "max_size = 35", "surrogate"],
     ),
     "bad by": ('by = "type"', 'by = "typ"', "search.search_space.setup.by", ["allowed: name, type, regex_name", "'type'?"]),
     "unknown space": (
