@@ -28,7 +28,7 @@ def loaded(name: str):
 
 @pytest.fixture(scope="module")
 def networks():
-    yield loaded("networks")
+    yield loaded("integer_networks")
     sys.modules.pop("rivals_networks", None)
 
 
@@ -39,7 +39,7 @@ def recount():
     sys.path[:0] = [str(RIVALS)]
     yield loaded("recount")
     sys.path[:] = before[1]
-    for name in {"common", "install", "networks", "learned_bits", "rivals_recount"} - before[0]:
+    for name in {"common", "install", "integer_networks", "learned_bits", "rivals_recount"} - before[0]:
         sys.modules.pop(name, None)
 
 

@@ -12,7 +12,7 @@ Adam, 5e-3 to 5e-4 by a cosine, batches of 4,096, 1,500 epochs.
 
 After each epoch the network is kept if none is at most as costly and at least as accurate on val, by what HGQ2 logs. At
 the end HGQ2's pass over the training samples fixes the integer bits of the inputs, as its users do before they deploy.
-The file needs no HGQ2 to be read; ``bench/rivals/networks.py`` says what is in it.
+The file needs no HGQ2 to be read; ``bench/rivals/integer_networks.py`` says what is in it.
 """
 
 from __future__ import annotations

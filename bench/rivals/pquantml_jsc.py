@@ -12,7 +12,7 @@ those of ``hgq2_jsc.py``; 500 epochs take longer than 1,500 there. Both ends of 
 that a value without bits is 0.
 
 After each epoch the network is kept if none is at most as costly and at least as accurate on val, by what PQuantML
-counts: with a bit for each sign. The file needs no PQuantML to be read; ``networks.py`` says what is in it.
+counts: with a bit for each sign. The file needs no PQuantML to be read; ``integer_networks.py`` says what is in it.
 """
 
 from __future__ import annotations

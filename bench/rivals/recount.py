@@ -2,7 +2,7 @@
 
 Each rival that ``install.py`` has installed trains in an environment of its own, with one thread, on the rows of train
 and val that this script writes; its networks come back as integers. Everything after that is Bitfront's: each network
-is evaluated in int64 (``networks.py``), the front is chosen on val, and its networks are measured on test once. A
+is evaluated in int64 (``integer_networks.py``), the front is chosen on val, and its networks are measured on test once. A
 training takes minutes and is not repeated while its file is in ``build/rivals/fronts``; files of more seeds there are
 counted too.
 
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 from common import jets, parser, report
 from install import installed, known, python_of
-from networks import (
+from integer_networks import (
     Layer,
     Network,
     Parameter,

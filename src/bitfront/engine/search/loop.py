@@ -120,12 +120,12 @@ class Limits:
     Attributes:
         n_trials: number of distinct candidates over all sessions.
         timeout: seconds of this session; None for no limit.
-        clock: gives the time, in seconds.
+        clock: gives the time, in seconds; None for that of the machine.
     """
 
     n_trials: int
     timeout: float | None = None
-    clock: Callable[[], float] = time.perf_counter
+    clock: Callable[[], float] | None = None
 
 
 def run(
@@ -197,7 +197,8 @@ class _State:
         self.limits, self.on_progress = limits, on_progress
         self.total = min(limits.n_trials, space.size)
         self.began = time.perf_counter()
-        self.clocked = limits.clock()
+        self.clock = limits.clock or time.perf_counter
+        self.clocked = self.clock()
         forgets = not strategy.looks_back
         self.history = History(len(space.parameters), strategy.objectives, space, forgets=forgets)
         self.front, self.writer = Front(strategy.objectives), Writer(store, gathers=evaluator.isolated)
@@ -210,7 +211,7 @@ class _State:
 
     def late(self) -> bool:
         """Whether the time is up."""
-        return self.limits.timeout is not None and self.limits.clock() - self.clocked >= self.limits.timeout
+        return self.limits.timeout is not None and self.clock() - self.clocked >= self.limits.timeout
 
     def stop_reason(self) -> StopReason | None:
         """Why the search ends now; None if it goes on."""
