@@ -2,9 +2,8 @@
 
 Each rival that ``install.py`` has installed trains in an environment of its own, with one thread, on the rows of train
 and val that this script writes; its networks come back as integers. Everything after that is Bitfront's: each network
-is evaluated in int64 (``integer_networks.py``), the front is chosen on val, and its networks are measured on test once. A
-training takes minutes and is not repeated while its file is in ``build/rivals/fronts``; files of more seeds there are
-counted too.
+is evaluated in int64 (``integer_networks.py``), the front is chosen on val, and measured on test once. A training takes
+minutes and is not repeated while its file is in ``build/rivals/fronts``; files of more seeds there are counted too.
 
 EBOPs are counted by the metric ``ebops`` in four ways: as by default, which is HGQ2's way (no signs, the width of each
 value); with signs; with the span of set bits; and both. ``logged`` is what the rival says of the network: the bits of
