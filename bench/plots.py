@@ -432,10 +432,12 @@ def split(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
 def rewritten(page: str, results: Mapping[str, str]) -> str:
     """`page` with the region of each name replaced. Raises KeyError for a name that has no region."""
     for name, text in results.items():
-        pattern = re.compile(rf"(<!-- begin:{re.escape(name)} -->\n).*?(\n<!-- end -->)", re.S)
+        # No region may reach into the next one, where its end is missing.
+        inside = r"(?:(?!<!-- begin:).)*?"
+        pattern = re.compile(rf"(<!-- begin:{re.escape(name)} -->\n){inside}(<!-- end -->)", re.S)
         if not pattern.search(page):
             raise KeyError(f"the page has no region <!-- begin:{name} --> ... <!-- end -->")
-        page = pattern.sub(lambda m, text=text: f"{m[1]}\n{text}\n{m[2]}", page)
+        page = pattern.sub(lambda m, text=text: f"{m[1]}\n{text}\n\n{m[2]}", page)
     return page
 
 
