@@ -21,7 +21,7 @@ from bitfront.constraints import Constraint
 CLOSE = 1.06
 #: How much pressure takes away accuracy depends on the task. After this share of the cycles, one whose best network
 #: lost less than so much of the best accuracy so far is followed by so many more steps of the rise.
-LATE, LOST, HURRY = 0.75, 0.0125, 3
+LATE, LOST, HURRY = 0.75, 0.006, 3
 
 
 @dataclass(frozen=True)
