@@ -33,7 +33,7 @@ import bitfront as bf
 from bitfront.engine.comparison import curves
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.engine.evaluation.sensitivity import sensitivities
-from bitfront.pareto import hypervolume, non_dominated
+from bitfront.pareto import MARGIN, hypervolume, non_dominated
 from models import ResNet20
 
 STRATEGIES = ("surrogate", "evolution", "optuna:tpe", "optuna:nsgaii")
@@ -189,7 +189,7 @@ def measured_network(name: str, network: nn.Module, data: dict[str, Any], seeds:
     limit = -(of_float - 0.05)
     inside = every[every[:, 0] <= limit]
     front = inside[non_dominated(inside)]
-    point = np.array([limit, front[:, 1].max() + curves.MARGIN * np.ptp(front[:, 1])])
+    point = np.array([limit, front[:, 1].max() + MARGIN * np.ptp(front[:, 1])])
     whole = hypervolume(front, point)
     fewest = every[every[:, 0] <= -(of_float - 0.01) + 1e-9, 1].min()
     seconds = statistics.median(float(np.median(run.evaluating)) for run in free.runs)

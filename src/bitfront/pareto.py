@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 Losses = NDArray[np.float64]
 
+#: Distance from the worst of the front to the reference point, as a share of the front's extent.
+MARGIN = 0.1
 #: Rows in a block: a front is computed block by block, and then merged.
 BLOCK = 2**12
 #: Rows that all others are compared with at a time.
@@ -172,3 +174,22 @@ def hypervolume(losses: Losses, reference: NDArray[np.float64]) -> float:
         if edge > front[i, 0]:
             total += (edge - front[i, 0]) * hypervolume(front[: i + 1, 1:], reference[1:])
     return total
+
+
+def reference_point(losses: Losses) -> Losses:
+    """The reference point for hypervolumes, shape (objectives,).
+
+    It is the worst value on the front plus ``MARGIN`` times the extent of the front, in each objective. Where the front
+    has no extent, the extent of all results counts; where these have none either, the absolute value.
+
+    Args:
+        losses: of all results together, shape (results, objectives). Rows with NaN do not count; one must.
+    """
+    known = losses[np.isfinite(losses).all(axis=1)]
+    front = known[non_dominated(known)]
+    worst = front.max(axis=0)
+    extent = np.ptp(front, axis=0)
+    extent = np.where(extent > 0, extent, np.ptp(known, axis=0))
+    extent = np.where(extent > 0, extent, np.where(worst != 0, np.abs(worst), 1.0))
+    point: Losses = worst + MARGIN * extent
+    return point

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.engine.comparison import curves
-from bitfront.pareto import hypervolume
+from bitfront.pareto import hypervolume, reference_point
 
 
 def losses(seed, count, objectives, failing=0.2):
@@ -88,7 +88,7 @@ def test_a_level_missed_by_rounding_counts_as_reached():
     ],
 )
 def test_the_reference_point(results, expected):
-    assert curves.reference_point(np.array(results, dtype=float)) == pytest.approx(np.array(expected))
+    assert reference_point(np.array(results, dtype=float)) == pytest.approx(np.array(expected))
 
 
 def test_curves_at_evaluations_and_at_moments():

@@ -88,6 +88,22 @@ def meta(folder):
         return {row[0]: json.loads(row[1]) for row in store.execute("SELECT key, value FROM meta")}
 
 
+def lose_all_but_the_clock(folder):
+    """Delete everything that was trained. (What the run knows of its length, the files of its cycles, their bytes.)"""
+    known = meta(folder)
+    files = [cycle_file(folder, n) for n in range(known["length"]["cycles"]) if cycle_file(folder, n).exists()]
+    assert files
+    before = [path.read_bytes() for path in files]
+    assert set(map(int, known["paces"])) >= set(range(len(files)))
+    for path in files:
+        path.unlink()
+        path.with_name(f"{path.name}.json").unlink()
+    with sqlite3.connect(folder / "trials.sqlite") as store:
+        store.execute("DELETE FROM blocks")
+        store.execute("DELETE FROM test_results")
+    return known, files, before
+
+
 def test_a_timeout_is_spread_over_the_range_and_the_same_after_a_resume(tmp_path):
     def searched(timeout):
         settings = {"networks": 2, "batch_size": 64, "strategy": "learned_bits", "timeout": timeout}
@@ -95,17 +111,8 @@ def test_a_timeout_is_spread_over_the_range_and_the_same_after_a_resume(tmp_path
 
     run = searched(2.0)
     folder = tmp_path / "run"
-    known = meta(folder)
-    files = [cycle_file(folder, n) for n in range(known["length"]["cycles"]) if cycle_file(folder, n).exists()]
-    before = [path.read_bytes() for path in files]
-    assert set(map(int, known["paces"])) >= set(range(len(files)))
-    # All that was trained is lost, but what the clock said is kept: with other times the same comes out.
-    for path in files:
-        path.unlink()
-        path.with_name(f"{path.name}.json").unlink()
-    with sqlite3.connect(folder / "trials.sqlite") as store:
-        store.execute("DELETE FROM blocks")
-        store.execute("DELETE FROM test_results")
+    # With other times the same comes out.
+    known, files, before = lose_all_but_the_clock(folder)
     again = searched(30.0)
     assert [path.read_bytes() for path in files] == before
     assert meta(folder)["length"] == known["length"]

@@ -70,6 +70,20 @@ def both(monkeypatch, kind, shared, seed, samples=150):
     return *(drawn(member, seed) for member in members), Samples.of(x, y), Samples(x, y)
 
 
+def alike_after_a_step(a, b, of_a, of_b):
+    """Assert that cost, right answers, loss and all gradients of two members of ``both`` are the same."""
+    for first, second in zip(a.measured(of_a, COST), b.measured(of_b, COST), strict=True):
+        assert first == pytest.approx(second, rel=1e-12)
+    steps = epoch(150, 150)
+    assert a.learn(of_a, steps) == pytest.approx(b.learn(of_b, steps), rel=1e-6)
+    for place in a.places:
+        for name in ("weight", "bias", "weight_bits", "bias_bits", "fractions", "integers"):
+            first, second = (member.moments[0][getattr(place, name)] for member in (a, b))
+            if first.numel():
+                largest = a.moments[0].abs().max() if name in ("weight", "bias") else first.abs().max()
+                assert float((first - second).abs().max()) <= 1e-5 * float(largest) + 1e-9, name
+
+
 def epoch(samples, batch, seed=0, rate=3e-3, pressure=3e-4):
     """The steps of an epoch."""
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).int()
@@ -85,16 +99,7 @@ def test_a_step_is_that_of_the_compiled_trainer(kind, weight, data, monkeypatch)
     """Cost, right answers, loss and all gradients: Adam's first moment is a tenth of them after the first step."""
     seed = 3 * GRAIN.index(weight) + GRAIN.index(data)
     a, b, of_a, of_b = both(monkeypatch, kind, Granularities(weight, data), seed)
-    for first, second in zip(a.measured(of_a, COST), b.measured(of_b, COST), strict=True):
-        assert first == pytest.approx(second, rel=1e-12)
-    steps = epoch(150, 150)
-    assert a.learn(of_a, steps) == pytest.approx(b.learn(of_b, steps), rel=1e-6)
-    for place in a.places:
-        for name in ("weight", "bias", "weight_bits", "bias_bits", "fractions", "integers"):
-            first, second = (member.moments[0][getattr(place, name)] for member in (a, b))
-            if first.numel():
-                largest = a.moments[0].abs().max() if name in ("weight", "bias") else first.abs().max()
-                assert float((first - second).abs().max()) <= 1e-5 * float(largest) + 1e-9, name
+    alike_after_a_step(a, b, of_a, of_b)
     # An almost vanishing gradient may have any sign, so its step has; the others are Adam's.
     large = a.moments[0].abs() > 1e-4 * a.moments[0].abs().max()
     assert float((a.values - b.values)[large].abs().max()) < 1e-6

@@ -1,8 +1,6 @@
 """Settings of learned bits where torch trains the network: supported widths, layers by type, timeouts, constraints,
 checks of data and parameters, and networks without the channels that do nothing."""
 
-import sqlite3
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,23 @@ from learning_by_hand import Reference
 from learning_networks import Cnn, Mlp, SignedMlp
 from test_gradients import WIDTHS, leaves_of
 from test_layers import CLASSES, clusters, model_of, searched
-from test_pacing import meta
-from test_torch import COST, INT8, Branching, Curved, Transformer, Upwards, both, drawn, epoch, needs_compiler
+from test_pacing import lose_all_but_the_clock, meta
+from test_torch import (
+    COST,
+    INT8,
+    Branching,
+    Curved,
+    Transformer,
+    Upwards,
+    alike_after_a_step,
+    both,
+    drawn,
+    needs_compiler,
+)
 from test_torch import torch_program as program_in_torch
 from torch import nn
 
 import bitfront as bf
-from bitfront.checkpoints.cycles import cycle_file
 from bitfront.engine.rebuild import transform_trial
 from bitfront.errors import ConfigError, DataError, EvaluationError, RunError
 from bitfront.graph import capture
@@ -35,16 +43,7 @@ from bitfront.learned_bits.torch_program import open_program
 @pytest.mark.parametrize("kind", [Mlp, SignedMlp, Cnn])
 def test_a_step_with_supported_widths_is_that_of_the_compiled_trainer(kind, shared, widths, monkeypatch):
     a, b, of_a, of_b = both(monkeypatch, kind, Granularities(shared, shared, *widths), WIDTHS.index(widths))
-    for first, second in zip(a.measured(of_a, COST), b.measured(of_b, COST), strict=True):
-        assert first == pytest.approx(second, rel=1e-12)
-    steps = epoch(150, 150)
-    assert a.learn(of_a, steps) == pytest.approx(b.learn(of_b, steps), rel=1e-6)
-    for place in a.places:
-        for name in ("weight", "bias", "weight_bits", "bias_bits", "fractions", "integers"):
-            first, second = (member.moments[0][getattr(place, name)] for member in (a, b))
-            if first.numel():
-                largest = a.moments[0].abs().max() if name in ("weight", "bias") else first.abs().max()
-                assert float((first - second).abs().max()) <= 1e-5 * float(largest) + 1e-9, name
+    alike_after_a_step(a, b, of_a, of_b)
 
 
 @pytest.mark.parametrize("widths", [(), *WIDTHS], ids=str)
@@ -175,17 +174,7 @@ def test_a_timeout_in_torch_is_spread_over_the_range_and_the_same_after_a_resume
 
     run_of(3.0)
     folder = tmp_path / "run"
-    known = meta(folder)
-    files = [cycle_file(folder, n) for n in range(known["length"]["cycles"]) if cycle_file(folder, n).exists()]
-    assert files
-    before = [path.read_bytes() for path in files]
-    assert set(map(int, known["paces"])) >= set(range(len(files)))
-    for path in files:
-        path.unlink()
-        path.with_name(f"{path.name}.json").unlink()
-    with sqlite3.connect(folder / "trials.sqlite") as store:
-        store.execute("DELETE FROM blocks")
-        store.execute("DELETE FROM test_results")
+    known, files, before = lose_all_but_the_clock(folder)
     again = run_of(60.0)
     assert [path.read_bytes() for path in files] == before
     assert meta(folder)["length"] == known["length"]

@@ -72,28 +72,34 @@ def _wrong_classes(y: Tensor, names: int) -> str:
     return f"{span}; needed are labels from 0 to {names - 1}, one per class name"
 
 
+def _each(targets: Mapping[str | None, ArrayLike], read: Callable[[Array, str], Array]) -> dict[str | None, Array]:
+    """What `read` makes of the targets of each split, given its array and what an error calls it."""
+    named = {split: array_name("y", split) for split in targets}
+    return {split: read(to_numpy(given, named[split]), named[split]) for split, given in targets.items()}
+
+
 def _read_numbers(
     targets: Mapping[str | None, ArrayLike], names: Sequence[str]
 ) -> tuple[dict[str | None, Array], tuple[str, ...]]:
     """float32, shape (samples, outputs), from (samples,) or (samples, outputs)."""
-    read: dict[str | None, Array] = {}
-    for split, given in targets.items():
-        what = array_name("y", split)
-        y = to_numpy(given, what)
-        if y.dtype.kind not in "fiub":
-            raise DataError(f"{what} has the dtype {y.dtype}; a regression needs real numbers")
-        if y.ndim not in (1, 2) or 0 in y.shape:
-            raise DataError(f"{what} has the shape {y.shape}; needed are numbers (samples,) or (samples, outputs)")
-        column = y.reshape(len(y), -1)
-        finite = np.isfinite(column) & (np.abs(column.astype(np.float64)) <= np.finfo(np.float32).max)
-        if not finite.all():
-            row = int(np.flatnonzero(~finite.all(axis=1))[0])
-            raise DataError(
-                f"{what} is {column[row].tolist()} in row {row}; only finite numbers that fit into float32 are "
-                "allowed: drop the row, or rescale the targets"
-            )
-        read[split] = column.astype(np.float32)
+    read = _each(targets, _numbers)
     return read, _names_of_columns(read, names, "outputs")
+
+
+def _numbers(y: Array, what: str) -> Array:
+    if y.dtype.kind not in "fiub":
+        raise DataError(f"{what} has the dtype {y.dtype}; a regression needs real numbers")
+    if y.ndim not in (1, 2) or 0 in y.shape:
+        raise DataError(f"{what} has the shape {y.shape}; needed are numbers (samples,) or (samples, outputs)")
+    column = y.reshape(len(y), -1)
+    finite = np.isfinite(column) & (np.abs(column.astype(np.float64)) <= np.finfo(np.float32).max)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite.all(axis=1))[0])
+        raise DataError(
+            f"{what} is {column[row].tolist()} in row {row}; only finite numbers that fit into float32 are "
+            "allowed: drop the row, or rescale the targets"
+        )
+    return column.astype(np.float32)
 
 
 def _wrong_numbers(y: Tensor, names: int) -> str:
@@ -108,21 +114,21 @@ def _read_labels(
     targets: Mapping[str | None, ArrayLike], names: Sequence[str]
 ) -> tuple[dict[str | None, Array], tuple[str, ...]]:
     """float32, shape (samples, labels), 1 where a sample has a label and 0 where not."""
-    read: dict[str | None, Array] = {}
-    for split, given in targets.items():
-        what = array_name("y", split)
-        y = to_numpy(given, what)
-        if y.dtype.kind not in "fiub" or y.ndim != 2 or 0 in y.shape:
-            raise DataError(
-                f"{what} is {y.dtype} of shape {y.shape}; needed are numbers (samples, labels), 1 where a sample has a "
-                "label and 0 where not"
-            )
-        wrong = ((y != 0) & (y != 1)).any(axis=1)
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise DataError(f"{what} is {y[row].tolist()} in row {row}; allowed: 1 for a label, 0 for none")
-        read[split] = y.astype(np.float32)
+    read = _each(targets, _zeros_and_ones)
     return read, _names_of_columns(read, names, "labels")
+
+
+def _zeros_and_ones(y: Array, what: str) -> Array:
+    if y.dtype.kind not in "fiub" or y.ndim != 2 or 0 in y.shape:
+        raise DataError(
+            f"{what} is {y.dtype} of shape {y.shape}; needed are numbers (samples, labels), 1 where a sample has a "
+            "label and 0 where not"
+        )
+    wrong = ((y != 0) & (y != 1)).any(axis=1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(f"{what} is {y[row].tolist()} in row {row}; allowed: 1 for a label, 0 for none")
+    return y.astype(np.float32)
 
 
 def _names_of_columns(read: Mapping[str | None, Array], names: Sequence[str], what: str) -> tuple[str, ...]:
@@ -149,19 +155,7 @@ def _read_masks(
     targets: Mapping[str | None, ArrayLike], names: Sequence[str]
 ) -> tuple[dict[str | None, Array], tuple[str, ...]]:
     """int64, shape (samples, height, width): the class of each pixel, ``NO_LABEL`` for one without."""
-    read: dict[str | None, Array] = {}
-    for split, given in targets.items():
-        what = array_name("y", split)
-        y = to_numpy(given, what)
-        if y.ndim == 4 and 1 in (y.shape[1], y.shape[3]):
-            y = y[:, 0] if y.shape[1] == 1 else y[..., 0]
-        if y.dtype.kind not in "iub" or y.ndim != 3 or 0 in y.shape:
-            raise DataError(
-                f"{what} is {y.dtype} of shape {y.shape}; needed are whole numbers (samples, height, width): the class "
-                f"of each pixel from 0, and 255 or {NO_LABEL} for a pixel without a label"
-            )
-        unlabelled = (y == 255) | (y == NO_LABEL)
-        read[split] = np.where(unlabelled, NO_LABEL, y.astype(np.int64))
+    read = _each(targets, _masks)
     count = max(2, *(int(y.max()) + 1 for y in read.values()))
     if names and len(names) < count:
         raise DataError(f"there are {len(names)} class names, and classes go up to {count - 1}; give one for each")
@@ -169,6 +163,17 @@ def _read_masks(
         if wrong := _wrong_indices(torch.from_numpy(y), len(names) or count):
             raise DataError(f"{array_name('y', split)} has {wrong}")
     return read, tuple(map(str, names or range(count)))
+
+
+def _masks(y: Array, what: str) -> Array:
+    if y.ndim == 4 and 1 in (y.shape[1], y.shape[3]):
+        y = y[:, 0] if y.shape[1] == 1 else y[..., 0]
+    if y.dtype.kind not in "iub" or y.ndim != 3 or 0 in y.shape:
+        raise DataError(
+            f"{what} is {y.dtype} of shape {y.shape}; needed are whole numbers (samples, height, width): the class "
+            f"of each pixel from 0, and 255 or {NO_LABEL} for a pixel without a label"
+        )
+    return np.where((y == 255) | (y == NO_LABEL), NO_LABEL, y.astype(np.int64))
 
 
 def _wrong_indices(y: Tensor, names: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitfront.engine.comparison.curves import MARGIN, Spread, Values
+from bitfront.engine.comparison.curves import Spread, Values
 from bitfront.engine.comparison.results import (
     EXHAUSTIVE,
     LEVELS,
@@ -21,6 +21,7 @@ from bitfront.engine.comparison.results import (
     CurveKind,
     StrategyResult,
 )
+from bitfront.pareto import MARGIN
 from bitfront.report.tables import Sheet, number
 
 RESULT = "compare.json"

@@ -281,6 +281,14 @@ class Strategy(ABC):
         """
 
 
+def latin_hypercube(space: Space, n: int, rng: np.random.Generator) -> Codes:
+    """`n` candidates in which the options of every group occur equally often; codes of shape (n, parameters)."""
+    options = np.empty((n, len(space.groups)), dtype=np.int64)
+    for g, group in enumerate(space.groups):
+        options[:, g] = (rng.permutation(n) + rng.random(n)) / n * group.size
+    return space.codes(options)
+
+
 def unseen_neighbours(
     space: Space, history: History, front: NDArray[np.int64], n: int, rng: np.random.Generator
 ) -> Codes:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bitfront.pareto import non_dominated_sorted
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
-from bitfront.strategies.base import History, Strategy, StrategySettings
+from bitfront.strategies.base import History, Strategy, StrategySettings, latin_hypercube
 from bitfront.strategies.elimination import solve
 
 Floats = NDArray[np.float64]
@@ -92,7 +92,7 @@ class Evolution(Strategy):
         starting = trials < START or len(best) < 2
         n = min(n, max(MIN_GENERATION, START - trials if starting else int(trials * GENERATION)))
         if starting:
-            pool = history.fresh(self._spread(2 * n, rng))
+            pool = history.fresh(latin_hypercube(self.space, 2 * n, rng))
         elif self.space.size <= SMALL:
             pool = history.fresh(rng.permutation(self.space.numbered(0, self.space.size)))
         else:
@@ -113,13 +113,6 @@ class Evolution(Strategy):
         by_model = n - int(n * RANDOM * min(1.0, trials / LATE))
         promising = self._promising(history, best, rank, pool, by_model)
         return history.fresh(np.concatenate([promising, pool]))[:n]
-
-    def _spread(self, n: int, rng: np.random.Generator) -> Codes:
-        """A Latin hypercube: `n` candidates in which the options of every group occur equally often."""
-        options = np.empty((n, len(self.space.groups)), dtype=np.int64)
-        for g, group in enumerate(self.space.groups):
-            options[:, g] = (rng.permutation(n) + rng.random(n)) / n * group.size
-        return self.space.codes(options)
 
     def _unseen(self, history: History, n: int, rng: np.random.Generator) -> Codes:
         """At least `n` unseen candidates, or all that are left. It enumerates the space, so it is the last resort."""

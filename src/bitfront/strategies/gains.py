@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.pareto import hypervolume, non_dominated
+from bitfront.pareto import hypervolume, non_dominated, reference_point
 
 Floats = NDArray[np.float64]
-
-#: Distance from the worst of the front to the reference point, as a share of the front's extent.
-MARGIN = 0.1
 
 
 def reference(losses: Floats, focus: Floats | None = None) -> Floats:
@@ -24,8 +21,7 @@ def reference(losses: Floats, focus: Floats | None = None) -> Floats:
     if focus is not None:
         inside = (losses <= focus).all(axis=1)
         losses = losses[inside] if inside.any() else losses
-    worst, extent = losses.max(axis=0), np.ptp(losses, axis=0)
-    point: Floats = worst + MARGIN * np.where(extent > 0, extent, np.where(worst != 0, np.abs(worst), 1.0))
+    point = reference_point(losses)
     return point if focus is None or not inside.any() else np.where(np.isfinite(focus), focus, point)
 
 

@@ -168,7 +168,7 @@ class Prediction:
             return np.zeros((0, len(self.space.parameters)), dtype=np.int64)
         point = self._point(front, pool)
         pool = pool[_order(pool, front, point)[:COMPARED]]
-        return self.space.codes(pool.options[_chosen(pool, self._outcomes(pool), front, point, n)])
+        return self.space.codes(pool.options[_chosen(pool, lambda: self._outcomes(pool), front, point, n)])
 
     def _outcomes(self, pool: Pool) -> list[Floats]:
         """Possible losses of candidates, equally likely, each of shape (candidates, objectives)."""
@@ -283,12 +283,15 @@ def _behind(front: Floats, point: Floats, losses: Floats) -> Floats:
     return result
 
 
-def _chosen(pool: Pool, outcomes: Sequence[Floats], front: Floats, point: Floats, n: int) -> NDArray[np.int64]:
+def _chosen(
+    pool: Pool, outcomes: Callable[[], Sequence[Floats]], front: Floats, point: Floats, n: int
+) -> NDArray[np.int64]:
     """Rows of up to `n` candidates, one after the other: each adds most to the front and those before it."""
     able = pool.violation <= 0
     taken: list[int] = []
     # Where nothing is gained by the mean, the expected gain decides.
-    for possible in ([pool.losses], outcomes):
+    for losses_of in (lambda: [pool.losses], outcomes):
+        possible = losses_of() if len(taken) < n else []
         while len(taken) < n:
             gained = np.mean([gains(front, point, losses) for losses in possible], axis=0)
             gained = np.where(able, gained, 0.0)

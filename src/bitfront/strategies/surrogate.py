@@ -24,9 +24,9 @@ from pydantic import Field
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
-from bitfront.strategies.base import History, Strategy, StrategySettings
+from bitfront.strategies.base import History, Strategy, StrategySettings, latin_hypercube, unseen_neighbours
 from bitfront.strategies.evolution import select
-from bitfront.strategies.prediction import ENUMERATED, PARTIAL, Link, Modelled, Prediction, cost_tables
+from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables
 from bitfront.strategies.separable import front as separable_front
 
 Floats = NDArray[np.float64]
@@ -123,21 +123,14 @@ class Surrogate(Strategy):
             solved = separable_front(self.knowledge.noise, cost_tables(self.space, cost), PARTIAL)
             rows = np.linspace(0, len(solved.values) - 1, n).astype(np.int64)
             return np.concatenate([even, self.space.codes(rng.permutation(solved.options[rows]))])
-        options = np.empty((n, len(self.space.groups)), dtype=np.int64)
-        for g, group in enumerate(self.space.groups):
-            options[:, g] = (rng.permutation(n) + rng.random(n)) / n * group.size
-        return np.concatenate([even, self.space.codes(options)])
+        return np.concatenate([even, latin_hypercube(self.space, n, rng)])
 
     def _filled(self, codes: Codes, history: History, n: int, rng: np.random.Generator) -> Codes:
-        """`codes`, and where these are fewer than `n`, random candidates and then the unseen ones of the space."""
-        for _ in range(2):
-            if len(codes) < n:
-                codes = history.fresh(np.concatenate([codes, self.space.sample(2 * n, rng)]))[:n]
-        start = 0
-        while not len(codes) and start < self.space.size:
-            codes = history.fresh(self.space.numbered(start, start + ENUMERATED))[:n]
-            start += ENUMERATED
-        return codes
+        """`codes`, and where these are fewer than `n`, other candidates that are not in the history."""
+        if len(codes) == n:
+            return codes
+        others = unseen_neighbours(self.space, history, np.zeros(0, dtype=np.int64), n, rng)
+        return history.fresh(np.concatenate([codes, others]))[:n]
 
     @property
     def _start(self) -> int:

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.pareto import Front, dominated, hypervolume, non_dominated
+from bitfront.pareto import Front, dominated, hypervolume
 
 Values = NDArray[np.float64]
-#: Distance from the worst of the front to the reference point, as a share of the front's extent.
-MARGIN = 0.1
 #: Number of candidates compared with the front at a time: at the start and at most.
 FIRST_BLOCK, LARGEST_BLOCK = 16, 4096
 #: Differences up to this size are rounding: sums of volumes depend on their order in the last digits.
@@ -74,25 +72,6 @@ def best_so_far(losses: Values) -> Values:
     """
     best: Values = np.minimum.accumulate(np.where(np.isnan(losses), np.inf, losses))
     return best
-
-
-def reference_point(losses: Values) -> Values:
-    """The reference point for hypervolumes, shape (objectives,).
-
-    It is the worst value on the front plus ``MARGIN`` times the extent of the front, in each objective. Where the front
-    has no extent, the extent of all results counts; where these have none either, the absolute value.
-
-    Args:
-        losses: of all results together, shape (results, objectives). Rows with NaN do not count; one must.
-    """
-    known = losses[np.isfinite(losses).all(axis=1)]
-    front = known[non_dominated(known)]
-    worst = front.max(axis=0)
-    extent = np.ptp(front, axis=0)
-    extent = np.where(extent > 0, extent, np.ptp(known, axis=0))
-    extent = np.where(extent > 0, extent, np.where(worst != 0, np.abs(worst), 1.0))
-    point: Values = worst + MARGIN * extent
-    return point
 
 
 def volumes(losses: Values, reference: Values) -> Values:

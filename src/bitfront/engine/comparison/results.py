@@ -26,7 +26,7 @@ from bitfront.engine.comparison import curves
 from bitfront.engine.comparison.curves import Spread, Values
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.objectives import Objectives
-from bitfront.pareto import non_dominated
+from bitfront.pareto import non_dominated, reference_point
 from bitfront.spaces.base import Codes
 
 CurveKind = Literal["volume", "best"]
@@ -294,7 +294,7 @@ def add_curves(
         with_best = [replace(run, best=curves.best_so_far(run.losses[:, 0])) for run in runs]
         return tuple(with_best), front, front.max(axis=0), np.nan
     column = leading(objectives, quality)
-    reference = curves.reference_point(known)
+    reference = reference_point(known)
     hypervolume = float(curves.volumes(front, reference)[-1])
     with_curves = [
         replace(

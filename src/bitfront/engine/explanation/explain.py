@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from bitfront.data.base import Dataset
 from bitfront.engine.explanation import layers
 from bitfront.engine.explanation.budgets import Outlook, checked
 from bitfront.engine.explanation.gap import FEWEST, gap_of
-from bitfront.engine.explanation.model import Trials, fitted_model
+from bitfront.engine.explanation.model import Model, Trials, fitted_model
 from bitfront.engine.explanation.option_costs import Cost, costs_of
 from bitfront.engine.explanation.results import Answer, Explanation, PlaceAlternatives, Prices
 from bitfront.engine.explanation.verifying import verified
@@ -62,6 +63,71 @@ def explain(
     if verify and not budgets:
         raise ConfigError("verify evaluates the answer for budgets; give a budget too")
     _explainable(run)
+    study = _study(run, metric, budgets)
+    metric, trials, fitted, costs, outlook = study.metric, study.trials, study.fitted, study.costs, study.outlook
+
+    def answering(texts: Sequence[str]) -> Answer:
+        constraints = [run.constraint(text) for text in texts]
+        checked(constraints, outlook)
+        return outlook.answer((*study.kept, *constraints))
+
+    answers = [answering(budgets)] if budgets else []
+    if verify:
+        answers = [verified(run, answer, data=data, model=model, events=events) for answer in answers]
+    few = layers.evenly(study.around, layers.AROUND)
+    return Explanation(
+        run=str(run.folder),
+        metric=metric,
+        share=fitted.share,
+        better="lower" if study.sign > 0 else "higher",
+        unit=run.units.get(metric, ""),
+        costs=tuple(cost.name for cost in costs),
+        units={name: run.units.get(name, "") for name in outlook.named},
+        around=tuple(trials.numbers[few].tolist()),
+        effects=tuple(layers.effects(fitted, costs, trials.options[few])),
+        interactions=tuple(layers.interactions(fitted, costs, trials.options[few])),
+        trial=trial,
+        trial_costs={} if trial is None else {cost.name: run.trial(trial).metrics[cost.name] for cost in costs},
+        alternatives=_alternatives(run, trial, outlook),
+        prices=_prices(outlook, study.kept),
+        answers=tuple(answers),
+        gap=gap_of(run, outlook, study.kept, study.of_trials),
+        notes=study.notes,
+        answering=answering,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Study:
+    """A run with the model of its trials.
+
+    Attributes:
+        metric: the explained metric.
+        sign: 1 if it is minimised, −1 if it is maximised.
+        trials: those that it is fitted to.
+        costs: those that prices and budgets are about.
+        of_trials: the first cost of each trial; None where there is no cost.
+        fitted: the model.
+        around: rows of trials that layers are explained around.
+        outlook: what the model says of other candidates.
+        kept: the constraints of the search that can be predicted.
+        notes: for the user.
+    """
+
+    metric: str
+    sign: float
+    trials: Trials
+    costs: list[Cost]
+    of_trials: NDArray[np.float64] | None
+    fitted: Model
+    around: NDArray[np.int64]
+    outlook: Outlook
+    kept: tuple[Constraint, ...]
+    notes: tuple[str, ...]
+
+
+def _study(run: Run, metric: str | None, budgets: Sequence[str]) -> _Study:
+    """Fit the model. Raises RunError, ConfigError."""
     costs, notes = costs_of(run)
     metric, sign = _explained(run, {cost.name for cost in costs}, metric)
     trials = Trials.of(run, metric, sign)
@@ -73,41 +139,12 @@ def explain(
     around = _around(run, trials)
     outlook = Outlook(fitted, trials, costs, [c for c in possible if c not in costs], trials.options[around])
     kept = tuple(c for c in run.constraints if c.metric in {metric, *outlook.named})
-    notes += [
+    lost = [
         f"the constraint {c.text!r} of the search is on a metric that is not predicted here, so it is left out"
         for c in run.constraints
         if c not in kept
     ]
-
-    def answering(texts: Sequence[str]) -> Answer:
-        constraints = [run.constraint(text) for text in texts]
-        checked(constraints, outlook)
-        return outlook.answer((*kept, *constraints))
-
-    answers = [answering(budgets)] if budgets else []
-    if verify:
-        answers = [verified(run, answer, data=data, model=model, events=events) for answer in answers]
-    few = layers.evenly(around, layers.AROUND)
-    return Explanation(
-        run=str(run.folder),
-        metric=metric,
-        share=fitted.share,
-        better="lower" if sign > 0 else "higher",
-        unit=run.units.get(metric, ""),
-        costs=tuple(cost.name for cost in costs),
-        units={name: run.units.get(name, "") for name in outlook.named},
-        around=tuple(trials.numbers[few].tolist()),
-        effects=tuple(layers.effects(fitted, costs, trials.options[few])),
-        interactions=tuple(layers.interactions(fitted, costs, trials.options[few])),
-        trial=trial,
-        trial_costs={} if trial is None else {cost.name: run.trial(trial).metrics[cost.name] for cost in costs},
-        alternatives=_alternatives(run, trial, outlook),
-        prices=_prices(outlook, kept),
-        answers=tuple(answers),
-        gap=gap_of(run, outlook, kept, of_trials),
-        notes=tuple(notes),
-        answering=answering,
-    )
+    return _Study(metric, sign, trials, costs, of_trials, fitted, around, outlook, kept, (*notes, *lost))
 
 
 def _explainable(run: Run) -> None:

@@ -99,13 +99,8 @@ def make_plan(
     with config.locating():
         space = None if strategy.kind.trains_bits else _space(config, graph)
         job = _job(config, graph, dataset, runners, objectives, device, strategy, task)
-        space = space or _learned_space(job, graph)
-        if config.search.calibration.equalisation:
-            graph = _equalised(graph, space)
-            space = _learned_space(job, graph) if strategy.kind.trains_bits else _space(config, graph)
-        n_trials = _budget(setup, strategy, space.size)
-    evaluator = open_evaluator(replace(job, model=graph.model), space)
-    with config.locating():
+        evaluator = _evaluator(config, job, graph, space)
+        n_trials = _budget(setup, strategy, evaluator.space.size)
         constraints = _constraints(config, evaluator)
     lost = [] if model is None else [*range_remarks(evaluator.range_losses()), *unused_settings(config, strategy)]
     plan = Plan(
@@ -129,6 +124,26 @@ def make_plan(
     )
     # The number of samples that "auto" means depends on the weights. Until they are known, it is a first guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
+
+
+def _evaluator(config: Config, job: EvaluationJob, graph: Graph, space: ModelSpace | None) -> Evaluator:
+    """The evaluator of a job.
+
+    Args:
+        config: the configuration.
+        job: the job.
+        graph: the captured model.
+        space: its space; None for that of a training with learned bits.
+
+    Raises:
+        ConfigError: the configuration asks for what this model does not allow.
+    """
+    assert config.search is not None
+    built = space or _learned_space(job, graph)
+    if config.search.calibration.equalisation:
+        graph = _equalised(graph, built)
+        built = _learned_space(job, graph) if space is None else _space(config, graph)
+    return open_evaluator(replace(job, model=graph.model), built)
 
 
 def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config) -> list[str]:
