@@ -57,6 +57,17 @@ def test_a_search_goes_on_behind_the_last_complete_cycle(tmp_path):
         assert files[0] == files[1]
 
 
+def test_a_kill_between_a_cycles_file_and_its_facts_trains_the_cycle_again(tmp_path):
+    whole = searched(tmp_path, "whole")
+    files = [cycle_file(Path(whole.folder), cycle) for cycle in range(3)]
+    before = [path.read_bytes() for path in files]
+    Path(f"{files[2]}.json").unlink()
+    (tmp_path / "whole" / "trials.sqlite").unlink()
+    assert same(whole, searched(tmp_path, "whole"))
+    assert [path.read_bytes() for path in files] == before
+    assert read_meta(files[2])["cycle"] == 2
+
+
 def test_what_was_learned_is_told_of_the_network_that_is_rebuilt(tmp_path):
     run = searched(tmp_path, "told")
     records = json.loads((tmp_path / "told" / "log.json").read_text())

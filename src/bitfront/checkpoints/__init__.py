@@ -28,6 +28,7 @@ __all__ = [
     "LoadType",
     "Loaded",
     "StateDict",
+    "has_meta",
     "load_checkpoint",
     "read_checkpoint",
     "read_meta",
@@ -66,6 +67,12 @@ def save_checkpoint(state: Mapping[str, Tensor], path: Path, meta: Mapping[str, 
             write_text(sidecar, json.dumps(document, indent=2) + "\n", CheckpointError)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+
+
+def has_meta(path: Path) -> bool:
+    """Whether a checkpoint was written to its end with `meta`. The facts are written last, so after a kill between the
+    two, the tensors may be there without them."""
+    return Path(path).is_file() and _sidecar(Path(path)).is_file()
 
 
 def read_meta(path: Path) -> dict[str, Any]:

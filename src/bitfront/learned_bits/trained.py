@@ -103,7 +103,7 @@ class TrainedCourse:
                 _write(cycle_file(self.folder, number), number, self.source, self.networks[number], course)
 
     def _known(self, cycle: int) -> bool:
-        return self.folder is not None and cycle_file(self.folder, cycle).exists()
+        return self.folder is not None and checkpoints.has_meta(cycle_file(self.folder, cycle))
 
     def _read(self, cycle: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, facts) of a complete cycle."""
