@@ -25,6 +25,7 @@ from bitfront.operations.base import (
 )
 from bitfront.operations.channels import elementwise, mixing, per_channel
 from bitfront.operations.dense import WEIGHT
+from bitfront.operations.integers import IntegerReader, Numbers
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter, Packed, Write, unary
 from bitfront.operations.training import Bend, ProgramReader, TrainRule, UnsupportedError, unsupported
@@ -104,6 +105,7 @@ RELU = define(
     merge=Merge("rectifier"),
     train=_train_relu,
     onnx=_write_relu,
+    integers=lambda r, n: r.limited(n, 0.0, None),
     onnx_integer=_zero_is_zero,
     channels=elementwise,
     kernel="rectifier",
@@ -167,6 +169,10 @@ def _write_hardtanh(w: OnnxWriter, n: fx.Node) -> str:
     return _clip(w, n, float(low), float(high))
 
 
+def _lower_hardtanh(r: IntegerReader, n: fx.Node) -> Numbers:
+    return r.limited(n, float(r.setting(n, 1, "min_val", -1.0)), float(r.setting(n, 2, "max_val", 1.0)))
+
+
 def _write_leaky(w: OnnxWriter, n: fx.Node) -> str:
     return w.add("LeakyRelu", [w.value(n)], n.name, alpha=float(w.setting(n, 1, "negative_slope", 0.01)))
 
@@ -199,6 +205,7 @@ _activation(
     merge=Merge("rectifier", ceiling=6.0),
     train=_bending(lambda _: Bend(0.0, 0.0, 6.0)),
     onnx=lambda w, n: _clip(w, n, 0, 6),
+    integers=lambda r, n: r.limited(n, 0.0, 6.0),
 )
 _activation(
     "leaky_relu",
@@ -208,6 +215,7 @@ _activation(
     call=_of_input(lambda m, x: F.leaky_relu(x, m.negative_slope)),
     train=_bending(lambda setting: Bend(0.0, setting(1, "negative_slope", 0.01))),
     onnx=_write_leaky,
+    integers=lambda r, n: r.leaked(n, float(r.setting(n, 1, "negative_slope", 0.01))),
 )
 _activation(
     "prelu",
@@ -245,6 +253,7 @@ _activation(
     call=_of_input(lambda m, x: F.hardtanh(x, m.min_val, m.max_val)),
     train=_bending(lambda setting: Bend(setting(1, "min_val", -1.0), 0.0, setting(2, "max_val", 1.0))),
     onnx=_write_hardtanh,
+    integers=_lower_hardtanh,
 )
 _activation(
     "hardswish",

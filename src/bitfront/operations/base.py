@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bitfront.formats.base import FACTOR, OperandKind
 from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
+from bitfront.operations.integers import Lower
 from bitfront.operations.layout import ChannelRule
 from bitfront.operations.onnx import IntegerObstacle, Write
 from bitfront.operations.training import TrainRule
@@ -334,6 +335,7 @@ class Operation:
         merge: how the tree merges it; None: one call per state.
         train: how a population trains it (``operations/training.py``); None: models with it are trained alone.
         onnx: how it is written as ONNX (``operations/onnx.py``); None: the export is refused.
+        integers: how it is computed in whole numbers (``operations/integers.py``); None: there is no integer program.
         onnx_integer: why ONNX's integer operators cannot take its operands in some formats; None: there are no such
             operators for it.
         channels: how channels flow through it (``operations/layout.py``); None: widths around it are fixed.
@@ -359,6 +361,7 @@ class Operation:
     merge: Merge | None = None
     train: TrainRule | None = None
     onnx: Write | None = None
+    integers: Lower | None = None
     onnx_integer: IntegerObstacle | None = None
     channels: ChannelRule | None = None
     kernel: Literal["linear", "convolution", "rectifier"] | None = None

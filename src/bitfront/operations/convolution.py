@@ -187,6 +187,7 @@ _SITE: dict[str, Any] = {
     "call": _convolve,
     "merge": Merge("convolution"),
     "onnx": _write,
+    "integers": lambda r, n: r.product(n, spatial=True),
     "onnx_integer": _one_zero,
     "kernel": "convolution",
     "channels": _channels,

@@ -245,6 +245,7 @@ LINEAR = define(
     merge=Merge("dense"),
     train=for_modules(_train_linear),
     onnx=_write_linear,
+    integers=lambda r, n: r.product(n),
     onnx_integer=lambda _: "",
     channels=_linear_channels,
     kernel="linear",

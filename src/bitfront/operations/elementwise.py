@@ -10,6 +10,7 @@ from torch import fx, nn
 from bitfront.errors import ExportError
 from bitfront.operations.base import DATA_IN, Merge, OperandSpec, define, per_output
 from bitfront.operations.channels import elementwise
+from bitfront.operations.integers import IntegerReader, Lower, Numbers
 from bitfront.operations.onnx import OnnxWriter, Write
 from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
@@ -24,6 +25,19 @@ def _arithmetic(op: str) -> Write:
         return w.add(op, [w.value(n), w.value(n, 1, "other")], n.name)
 
     return write
+
+
+def _sum(sign: int) -> Lower:
+    """The rule of a sum (sign 1) or a difference (−1) of two values."""
+
+    def lower(r: IntegerReader, n: fx.Node) -> Numbers:
+        if r.setting(n, 2, "alpha", 1) != 1:
+            raise r.refuse(n, "alpha other than 1")
+        if any(tensor.shape != r.out.shape for tensor in r.tensors(n)):
+            raise r.refuse(n, "its operands have other shapes than its result")
+        return r.added((r.value(n), r.value(n, 1, "other")), (1, sign))
+
+    return lower
 
 
 def _train_add(reader: ProgramReader, node: fx.Node, module: nn.Module | None) -> int:
@@ -53,6 +67,7 @@ ADD = define(
     merge=Merge("arithmetic", torch.add),
     train=_train_add,
     onnx=_arithmetic("Add"),
+    integers=_sum(1),
     channels=elementwise,
 )
 SUB = define(
@@ -64,6 +79,7 @@ SUB = define(
     count=per_output(1),
     merge=Merge("arithmetic", torch.sub),
     onnx=_arithmetic("Sub"),
+    integers=_sum(-1),
     channels=elementwise,
 )
 MUL = define(

@@ -10,6 +10,7 @@ from torch import fx, nn
 from bitfront.errors import ExportError
 from bitfront.operations.base import OperandSpec, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, windows
+from bitfront.operations.integers import IntegerReader, Numbers, moving
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
 from bitfront.operations.onnx import INT64, OnnxWriter
 from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
@@ -119,11 +120,41 @@ def _write_concatenation(w: OnnxWriter, n: fx.Node) -> str:
     return w.add("Concat", w.values(n, 0, "tensors"), n.name, axis=int(w.setting(n, 1, "dim", 0)) % w.out.dim())
 
 
+def _lower_copy(r: IntegerReader, n: fx.Node) -> Numbers:
+    if str(getattr(n.target, "__name__", n.target)) not in ("clone", "detach", "alias"):
+        raise r.refuse(n, "only clone, detach and alias are copies of the same type")
+    return r.moved(n)
+
+
+def _lower_padding(r: IntegerReader, n: fx.Node) -> Numbers:
+    if r.setting(n, 3, "value", 0) not in (None, 0):
+        raise r.refuse(n, "pads with another value than 0")
+    return r.moved(n)
+
+
+#: Of the functions that move data, those that put no new values in, and take the data as their first argument.
+_PLACES = frozenset(
+    """
+    chunk split narrow select index_select tile repeat hsplit vsplit split_with_sizes expand unbind repeat_interleave
+    roll flip unflatten view_as reshape_as tensor_split pixel_shuffle pixel_unshuffle channel_shuffle
+    native_channel_shuffle
+    """.split()
+)
+
+
+def _lower_move(r: IntegerReader, n: fx.Node) -> Numbers:
+    name = str(getattr(n.target, "__name__", n.target))
+    if r.module_of(n) is None and name not in _PLACES:
+        raise r.refuse(n, "has no form in whole numbers")
+    return r.moved(n)
+
+
 CLONE = define(
     "clone",
     "A copy, maybe of another type or on another device.",
     names=tuple("clone detach to type type_as float double half bfloat16 long int bool alias cpu cuda".split()),
     onnx=_write_copy,
+    integers=_lower_copy,
     count=free,
     channels=_clone,
 )
@@ -137,6 +168,7 @@ CONCATENATION = define(
     channels=_concatenation,
     train=_train_concatenation,
     onnx=_write_concatenation,
+    integers=lambda r, n: r.joined(r.values(n, 0, "tensors"), int(r.setting(n, 1, "dim", 0))),
 )
 STACK = define(
     "stack",
@@ -153,6 +185,7 @@ PADDING = define(
     ),
     names=("pad",),
     count=free,
+    integers=_lower_padding,
     channels=_padding,
 )
 SIZE = define("size", "The size of a tensor.", names=("size",), count=free, channels=_size)
@@ -163,7 +196,14 @@ ATTRIBUTE = define(
     count=free,
     channels=_attribute,
 )
-ITEM = define("getitem", "Part of a tensor or of a tuple, by index.", names=("getitem",), count=free, channels=_item)
+ITEM = define(
+    "getitem",
+    "Part of a tensor or of a tuple, by index.",
+    names=("getitem",),
+    count=free,
+    channels=_item,
+    integers=moving,
+)
 EXPAND_AS = define(
     "expand_as", "Repeated to the shape of another tensor.", names=("expand_as",), count=free, channels=elementwise
 )
@@ -183,4 +223,5 @@ MOVE = define(
         """.split()
     ),
     count=free,
+    integers=_lower_move,
 )

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from bitfront.errors import ExportError
 from bitfront.operations.base import DATA_IN, Merge, Operands, OperandSpec, classes, define, per_input
 from bitfront.operations.channels import per_channel
+from bitfront.operations.integers import IntegerReader, Numbers
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout
 from bitfront.operations.onnx import OnnxWriter
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules
@@ -141,6 +142,12 @@ def _by_layer(flow: ChannelFollower, call: ChannelCall) -> Layout | None:
     return Layout(x.dims)
 
 
+def _lower_batch_norm(r: IntegerReader, n: fx.Node) -> Numbers:
+    raise r.refuse(
+        n, "a batch norm in float; fold it into the layer before it (fold_batch_norm = true), and search that network"
+    )
+
+
 BATCH_NORM = define(
     "batch_norm",
     "Batch norm; in evaluation a product and a sum per channel.",
@@ -153,6 +160,7 @@ BATCH_NORM = define(
     merge=Merge("norm"),
     train=for_modules(_train_batch_norm),
     onnx=_write_batch_norm,
+    integers=_lower_batch_norm,
     channels=_by_channel,
 )
 BATCH_NORM_3D = define(

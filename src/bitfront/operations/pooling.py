@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from bitfront.errors import ExportError
 from bitfront.operations.base import ON_INPUT, Call, Count, Merge, Operands, classes, define, per_input
 from bitfront.operations.channels import mixing, spatial, windows
+from bitfront.operations.integers import IntegerReader, Numbers
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
 from bitfront.operations.onnx import OnnxWriter, Write, many
 from bitfront.operations.training import ProgramReader, SlidingWindow, TrainRule, UnsupportedError, slid, unsupported
@@ -115,6 +116,52 @@ def _write_mean(w: OnnxWriter, n: fx.Node) -> str:
     return w.add("ReduceMean", [w.value(n), axes], n.name, keepdims=int(bool(w.setting(n, 2, "keepdim", False))))
 
 
+def _lower_largest(r: IntegerReader, n: fx.Node) -> Numbers:
+    module = r.module_of(n)
+    dims = _dimensions(_class_of(module)) if module is not None else r.source(n).dim() - 2
+    if r.setting(n, 6, "return_indices", False):
+        raise r.refuse(n, "return_indices")
+    return r.pooled(n, "largest", (*_sizes(r, n, dims), many(r.setting(n, 4, "dilation", 1), dims)))
+
+
+def _lower_average(r: IntegerReader, n: fx.Node) -> Numbers:
+    dims = r.source(n).dim() - 2
+    kernel, stride, padding = _sizes(r, n, dims)
+    if r.setting(n, 6, "divisor_override") is not None:
+        raise r.refuse(n, "divisor_override")
+    if any(padding) and not r.setting(n, 5, "count_include_pad", True):
+        raise r.refuse(n, "count_include_pad=False, with means over windows of several sizes")
+    return r.pooled(n, "mean", (kernel, stride, padding, (1,) * dims))
+
+
+def _sizes(r: IntegerReader, n: fx.Node, dims: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Kernel, stride and padding of a pooling."""
+    kernel, stride = many(r.setting(n, 1, "kernel_size"), dims), r.setting(n, 2, "stride")
+    return kernel, kernel if stride in (None, [], ()) else many(stride, dims), many(r.setting(n, 3, "padding", 0), dims)
+
+
+def _lower_adaptive(r: IntegerReader, n: fx.Node) -> Numbers:
+    dims = r.source(n).dim() - 2
+    before, after = tuple(r.source(n).shape[2:]), tuple(r.out.shape[2:])
+    kernel = tuple(b // a for b, a in zip(before, after, strict=True))
+    if any(b % a for b, a in zip(before, after, strict=True)):
+        raise r.refuse(n, f"an adaptive pool from {before} to {after} has windows of several sizes")
+    count = math.prod(kernel)
+    if set(after) != {1} and count & (count - 1):
+        raise r.refuse(n, f"torch divides these means twice, so that windows of {count} values round twice")
+    return r.pooled(n, "mean", (kernel, kernel, (0,) * dims, (1,) * dims))
+
+
+def _lower_mean(r: IntegerReader, n: fx.Node) -> Numbers:
+    x, dims = r.source(n), r.setting(n, 1, "dim")
+    chosen = {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims or range(x.dim()))}
+    if chosen != set(range(2, x.dim())):
+        raise r.refuse(n, "a mean over other dimensions than all behind the channels")
+    spatial = tuple(x.shape[2:])
+    number = r.pooled(n, "mean", (spatial, spatial, (0,) * len(spatial), (1,) * len(spatial)))
+    return r.reshaped(number, tuple(r.out.shape[1:]))
+
+
 def _train_largest(reader: ProgramReader, source: fx.Node, module: Any, path: str) -> int:
     dims = _dimensions(_class_of(module))
     if module.ceil_mode or module.return_indices or set(many(module.dilation, dims)) != {1}:
@@ -214,6 +261,7 @@ MAX_POOL1D = define(
     merge=Merge("selection"),
     train=_pooled(_train_largest),
     onnx=_largest(1),
+    integers=_lower_largest,
 )
 MAX_POOL2D = define(
     "max_pool2d",
@@ -228,6 +276,7 @@ MAX_POOL2D = define(
     merge=Merge("selection"),
     train=_pooled(_train_largest),
     onnx=_largest(2),
+    integers=_lower_largest,
 )
 MAX_POOL3D = define(
     "max_pool3d",
@@ -250,6 +299,7 @@ AVERAGE_POOL = define(
     **ON_INPUT,
     train=_pooled(_train_average),
     onnx=_write_average,
+    integers=_lower_average,
     channels=windows,
 )
 LP_POOL = define(
@@ -270,6 +320,7 @@ ADAPTIVE_AVERAGE_POOL = define(
     **ON_INPUT,
     train=_pooled(_train_adaptive),
     onnx=_write_adaptive,
+    integers=_lower_adaptive,
     channels=windows,
 )
 ADAPTIVE_MAX_POOL = define(
@@ -290,6 +341,7 @@ MEAN = define(
     count=per_input(1),
     channels=_reduction,
     onnx=_write_mean,
+    integers=_lower_mean,
     **ON_INPUT,
 )
 REDUCTION = define(

@@ -10,6 +10,7 @@ from torch import fx, nn
 from bitfront.errors import ExportError
 from bitfront.operations.base import Merge, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, regroup
+from bitfront.operations.integers import IntegerReader, Numbers, moving
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
 from bitfront.operations.onnx import OnnxWriter, unary
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules, unsupported
@@ -58,6 +59,13 @@ def _write_dropout(w: OnnxWriter, n: fx.Node) -> str:
     if w.module_of(n) is None and w.setting(n, place, "training", True):
         raise ExportError(f"{n.name} ({w.kind(n)}): draws random numbers")
     return w.add("Identity", [w.value(n)], n.name)
+
+
+def _lower_dropout(r: IntegerReader, n: fx.Node) -> Numbers:
+    name = r.module_of(n) is None and str(getattr(n.target, "__name__", n.target))
+    if name and r.setting(n, 3 if name == "stochastic_depth" else 2, "training", True):
+        raise r.refuse(n, "draws random numbers")
+    return r.moved(n)
 
 
 def _train_identity(reader: ProgramReader, source: fx.Node, module: nn.Module, path: str) -> int:
@@ -111,6 +119,7 @@ IDENTITY = define(
     channels=elementwise,
     train=for_modules(_train_identity),
     onnx=unary("Identity"),
+    integers=moving,
 )
 DROPOUT = define(
     "dropout",
@@ -120,6 +129,7 @@ DROPOUT = define(
     count=free,
     channels=elementwise,
     onnx=_write_dropout,
+    integers=_lower_dropout,
 )
 FLATTEN = define(
     "flatten",
@@ -132,6 +142,7 @@ FLATTEN = define(
     channels=_flatten,
     train=_train_flatten,
     onnx=_write_reshape,
+    integers=moving,
 )
 VIEW = define(
     "view",
@@ -142,6 +153,7 @@ VIEW = define(
     view=True,
     channels=_view,
     onnx=_write_reshape,
+    integers=moving,
 )
 PERMUTE = define(
     "permute",
@@ -151,6 +163,7 @@ PERMUTE = define(
     view=True,
     channels=permutation,
     onnx=_write_permute,
+    integers=moving,
 )
 TRANSPOSE = define(
     "transpose",
@@ -160,12 +173,14 @@ TRANSPOSE = define(
     view=True,
     channels=permutation,
     onnx=_write_transpose,
+    integers=moving,
 )
 MOVE_AXES = define(
     "movedim",
     "Dimensions moved to other places, or swapped.",
     names=tuple("movedim moveaxis swapaxes swapdims t".split()),
     count=free,
+    integers=moving,
     channels=permutation,
 )
 SQUEEZE = define(
@@ -176,6 +191,7 @@ SQUEEZE = define(
     view=True,
     channels=_squeeze,
     onnx=_write_reshape,
+    integers=moving,
 )
 UNSQUEEZE = define(
     "unsqueeze",
@@ -185,6 +201,7 @@ UNSQUEEZE = define(
     view=True,
     channels=_unsqueeze,
     onnx=_write_reshape,
+    integers=moving,
 )
 CONTIGUOUS = define(
     "contiguous",
@@ -194,4 +211,5 @@ CONTIGUOUS = define(
     view=True,
     channels=elementwise,
     onnx=unary("Identity"),
+    integers=moving,
 )
