@@ -38,11 +38,13 @@ class Builder:
         return self.add(step, Value("", low.shape, low, high, point, divisor))
 
     def add(self, step: Step, value: Value) -> int:
+        """Add a step that gives a value, which gets the name of the node."""
         self.steps.append(step)
         self.values.append(replace(value, name=self.node))
         return len(self.steps) - 1
 
     def emit_floats(self, step: Step) -> int:
+        """Add a step whose result is float32 numbers, and grows with its sources."""
         sources = [self.values[number] for number in step.sources]
         low, high = (
             apply(step, [getattr(source, end)[None] for source in sources], sources)[0] for end in ("low", "high")
@@ -66,6 +68,7 @@ class Builder:
         return number if self.values[number].scale is None else self.in_floats(number)
 
     def check_size(self, source: Value, shift: int) -> None:
+        """Raises ExportError if a value that is shifted left has too many bits."""
         if largest(source) << shift >= 2**MOST:
             raise ExportError(f"{self.node}: its numbers need more than {MOST} bits; take formats of fewer bits")
 
