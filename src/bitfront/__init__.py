@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from bitfront.data.loading import load_dataset
     from bitfront.engine.analysis import Analysis, analyze
     from bitfront.engine.comparison.results import Comparison, StrategyResult, StrategyRun
+    from bitfront.engine.deployment import export
     from bitfront.engine.explanation.explain import explain
     from bitfront.engine.explanation.results import Explanation
     from bitfront.engine.planning.plan import Plan
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from bitfront.engine.storage.trials import TrialColumns
     from bitfront.errors import BitfrontError, EvaluationError, UserError
     from bitfront.events import Events
+    from bitfront.export.exporting import Exported
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
     from bitfront.learned_bits.smaller import Smaller
@@ -89,6 +91,8 @@ _HOMES = {
     "Events": "bitfront.events",
     "explain": "bitfront.engine.explanation.explain",
     "Explanation": "bitfront.engine.explanation.results",
+    "export": "bitfront.engine.deployment",
+    "Exported": "bitfront.export.exporting",
     "Finetuned": "bitfront.engine.storage.records",
     "Format": "bitfront.formats.base",
     "from_arrays": "bitfront.data.arrays",
@@ -136,6 +140,7 @@ __all__ = [
     "EvaluationError",
     "Events",
     "Explanation",
+    "Exported",
     "Finetuned",
     "Format",
     "Graph",
@@ -162,6 +167,7 @@ __all__ = [
     "compare",
     "convert",
     "explain",
+    "export",
     "from_arrays",
     "from_splits",
     "hypervolume",

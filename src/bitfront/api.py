@@ -29,6 +29,7 @@ from bitfront.engine.search.session import run_search
 from bitfront.engine.storage.run import Run
 from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
+from bitfront.export.targets import TARGETS
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
 from bitfront.interrupts import guarded
@@ -350,7 +351,18 @@ def init(
     return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads), []
 
 
-ROOMS = ("models", "datasets", "tasks", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
+ROOMS = (
+    "models",
+    "datasets",
+    "tasks",
+    "formats",
+    "operations",
+    "metrics",
+    "strategies",
+    "samplers",
+    "spaces",
+    "targets",
+)
 
 
 def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -380,6 +392,7 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
         "operations": OPERATIONS,
         "strategies": STRATEGIES,
         "spaces": SPACES,
+        "targets": TARGETS,
     }
     if what not in rooms:
         raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
@@ -395,6 +408,9 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
             (n, text, ", ".join(STRATEGIES.get(n).Settings.model_fields)) for n, text in STRATEGIES.described()
         ]
         return ["name", "what it is", "settings in [search.strategy.setup]"], described
+    if what == "targets":
+        described = [(n, text, ", ".join(TARGETS.get(n).Settings.model_fields)) for n, text in TARGETS.described()]
+        return ["name", "what it is", "settings (--set KEY=VALUE)"], described
     if what == "operations":
         described = [(n, text, ", ".join(OPERATIONS.get(n).formatted)) for n, text in OPERATIONS.described()]
         return ["name", "what it is", "operands"], described

@@ -198,6 +198,14 @@ def _balance(text: str, depth: int, quote: str) -> tuple[int, str]:
     return depth, quote
 
 
+def value_of(text: str) -> Any:
+    """A value as it is typed on a command line: as in TOML, or, where that is no TOML, the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def dumps(values: Mapping[str, Any]) -> str:
     """`values` as TOML text. None is left out, and ``"NA"`` within a list. Raises TypeError for what a configuration
     cannot hold."""

@@ -10,7 +10,18 @@ Complete = Callable[[str], list[str]]
 #: Copies of names in modules that are too slow to import here; a test compares them with the originals.
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "gp")
 GRANULARITIES = ("element", "channel", "layer")
-ROOMS = ("models", "datasets", "tasks", "formats", "operations", "metrics", "strategies", "samplers", "spaces")
+ROOMS = (
+    "models",
+    "datasets",
+    "tasks",
+    "formats",
+    "operations",
+    "metrics",
+    "strategies",
+    "samplers",
+    "spaces",
+    "targets",
+)
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
 TARGETS = ("processor", "fpga")

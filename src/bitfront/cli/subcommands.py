@@ -14,6 +14,7 @@ import typer
 
 from bitfront.cli import printing
 from bitfront.cli.completing import ROOMS, TARGETS, members, words
+from bitfront.cli.exporting import export
 from bitfront.cli.flags import SEARCH_FLAGS
 from bitfront.cli.options import AsJson, Quiet
 from bitfront.cli.results import analyze, convert, dashboard, explain, report, transform
@@ -71,7 +72,8 @@ def list_(
 ) -> None:
     """List the members of a kind.
 
-    Kinds: models, datasets, formats, operations, metrics, strategies, samplers, spaces.
+    Kinds: models, datasets, formats, operations, metrics, strategies, samplers, spaces,
+    targets.
     """
     from bitfront import api
     from bitfront.report import tables
@@ -90,6 +92,7 @@ SUBCOMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "test": test,
     "transform": transform,
+    "export": export,
     "analyze": analyze,
     "report": report,
     "explain": explain,

@@ -67,6 +67,7 @@ class Trial:
         state: ``complete`` or ``failed``.
         error: why it failed; empty if it did not.
         duration: time of the evaluation in seconds.
+        folder: that of the run; None for a trial that no run has given.
     """
 
     number: int
@@ -82,6 +83,7 @@ class Trial:
     state: str = "complete"
     error: str = ""
     duration: float = 0.0
+    folder: Path | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         tested = {name: value for name, value in self.test_metrics.items() if name != "loss"}
@@ -389,6 +391,7 @@ class Run:
             state="complete" if columns.complete[row] else "failed",
             error=columns.errors.get(number, ""),
             duration=float(columns.duration[row]),
+            folder=self.folder,
         )
 
     def intervals(self, values: Mapping[str, float], of: str = "") -> dict[str, tuple[float, float]]:

@@ -1,0 +1,84 @@
+"""From a trial of a run to files for hardware: rebuilds the trial and hands it to a target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitfront.data.base import Dataset
+from bitfront.engine.rebuild import candidate_of
+from bitfront.engine.storage.run import Run, Trial
+from bitfront.errors import RunError
+from bitfront.events import Events
+from bitfront.export.exporting import Exported, target_named
+from bitfront.export.exporting import export as write
+from bitfront.export.targets import TARGETS
+from bitfront.export.targets.base import Candidate
+from bitfront.files import shown
+
+#: Samples that are compared, if nothing else is said; the split may have fewer.
+SAMPLES = 1000
+
+
+def export(
+    trial: Trial | Run | str | Path,
+    number: int | None = None,
+    *,
+    to: str,
+    output: str | Path | None = None,
+    check: bool = True,
+    samples: int = SAMPLES,
+    settings: Mapping[str, Any] | None = None,
+    data: Dataset | None = None,
+    model: nn.Module | None = None,
+    events: Events | None = None,
+) -> Exported:
+    """Write a trial for hardware or another runtime; read the files back and compare every number.
+
+    Args:
+        trial: a trial of a run, ``run.trial(12)``; or a run or its folder, with `number`.
+        number: the number of the trial, if `trial` is a run.
+        to: the target; ``bitfront list targets`` shows all.
+        output: the folder for the files; default: below the run folder, ``exported/trial-12-c``.
+        check: whether the files are run with the target's judge. If not, the name of the folder says so.
+        samples: how many samples are compared, from the validation split.
+        settings: of the target.
+        data, model: the same objects that the search was given from Python, if it was.
+        events: receives notes.
+
+    Raises:
+        RunError: there is no such run or trial, or its model or data has changed since the search.
+        ExportError: the trial cannot be written for this target; the message names the layer.
+        ConfigError: there is no such target, or a setting is wrong.
+    """
+    target = target_named(to, settings)
+    folder, number = _place(trial, number)
+    rebuilt = candidate_of(folder, number, data=data, model=model, events=events)
+    evaluator = rebuilt.evaluator
+    name = re.sub(r"\W+", "_", f"{folder.name}_{number}")
+    candidate = Candidate(
+        name if not name[0].isdigit() else f"net_{name}",
+        evaluator.space.graph,
+        evaluator.formats(rebuilt.code),
+        evaluator.model(rebuilt.code, bake=True),
+        f"trial {number} of {shown(folder)}",
+        rebuilt.trial.metrics,
+    )
+    x = rebuilt.plan.dataset.split("val")[0][:samples].float().cpu()
+    place = Path(output) if output else folder / "exported" / f"trial-{number}-{TARGETS.official(to)}"
+    return write(candidate, target, place, x, check=check, events=events)
+
+
+def _place(trial: Trial | Run | str | Path, number: int | None) -> tuple[Path, int]:
+    """(the run folder, the number of the trial)."""
+    if isinstance(trial, Trial):
+        if trial.folder is None:
+            raise RunError("this trial belongs to no run folder; give the folder and the number")
+        return trial.folder, trial.number
+    if number is None:
+        raise RunError("give the number of the trial too: export(run, 12, to=...)")
+    return (trial.folder if isinstance(trial, Run) else Path(trial)), number

@@ -1,0 +1,209 @@
+"""From a candidate to files on disk: written, read back, compared, and only then called good."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitfront.config import settings_of
+from bitfront.errors import ExportError
+from bitfront.events import Events
+from bitfront.export import oracle
+from bitfront.export.targets import TARGETS
+from bitfront.export.targets.base import Candidate, Target
+from bitfront.files import shown
+
+#: At the end of the name of a folder whose files were not compared.
+UNCHECKED = "-unchecked"
+#: Samples that the deployed model computes at a time.
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Files that were written.
+
+    Attributes:
+        target: the name of the target.
+        folder: the folder of the files.
+        files: their names.
+        judge: what ran them; empty if nothing did.
+        samples: on how many samples their numbers were compared; 0: on none.
+        differing: on how many of these a number differs; 0 for every target but an approximate one.
+        figures: what the files need, by name with a unit.
+        accumulator_bits: bits of the widest sum; None for a target that is not made of the integer program.
+    """
+
+    target: str
+    folder: Path
+    files: tuple[str, ...]
+    judge: str
+    samples: int
+    differing: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+    accumulator_bits: int | None = None
+
+    @property
+    def message(self) -> str:
+        """What was written and how it was checked, in a sentence or two."""
+        listed = ", ".join(self.files)
+        if not self.samples:
+            return f"{shown(self.folder)}: {listed}; not checked"
+        equal = self.samples - self.differing
+        return (
+            f"{shown(self.folder)}: {listed}; run with {self.judge} on {self.samples:,} samples: {equal:,} of "
+            f"{self.samples:,} equal to the searched network in every bit"
+        )
+
+
+def target_named(name: str, settings: Mapping[str, Any] | None = None) -> Target:
+    """A target with its settings.
+
+    Raises:
+        ConfigError: there is no such target, or a setting is unknown or has a wrong value.
+    """
+    kind = TARGETS.get(name)
+    return kind(settings_of(kind.Settings, settings or {}, ("export", TARGETS.official(name))))
+
+
+def export(
+    candidate: Candidate,
+    target: Target,
+    folder: Path,
+    x: Tensor,
+    *,
+    check: bool = True,
+    events: Events | None = None,
+) -> Exported:
+    """Write a candidate, run the files, compare, and put them into their place.
+
+    Args:
+        candidate: what is exported.
+        target: the form.
+        folder: where the files go. One that an earlier export has written is replaced.
+        x: samples to compare on, float32 of shape (samples, *features), on the CPU; at least one.
+        check: whether the files are run. If not, ``-unchecked`` is added to the name of the folder.
+        events: receives notes on what is being done.
+
+    Raises:
+        ExportError: the candidate has no such form; the files compute something else, and are not kept; or they cannot
+            be written.
+    """
+    events, name = events or Events(), TARGETS.name_of(type(target))
+    if check and not len(x):
+        raise ExportError("there are no samples to compare on; give at least one")
+    target.check(candidate)
+    folder = folder if check else folder.with_name(f"{folder.name}{UNCHECKED}")
+    if folder.exists() and not (folder / README).is_file():
+        raise ExportError(f"{shown(folder)} exists, and no export has written it; choose another --output")
+    expected = _expected(candidate, target, x) if check else None
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        target.write(candidate, part)
+        differing = 0
+        if expected is not None:
+            events.note(f"running what was written for {name} with {target.judge}, on {len(x):,} samples")
+            differing = _differing(candidate, target, part, x, expected)
+        files = tuple(sorted(str(p.relative_to(part)) for p in part.rglob("*") if p.is_file()))
+        whole = candidate.program.widest if target.whole else None
+        result = Exported(
+            name, folder, (*files, README), target.judge if check else "", len(x) if check else 0, differing,
+            target.figures(candidate), whole,
+        )  # fmt: skip
+        (part / README).write_text(_readme(candidate, target, result), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.replace(folder)
+    except OSError as error:
+        raise ExportError(f"{shown(folder)}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return result
+
+
+README = "README.md"
+
+
+def _expected(candidate: Candidate, target: Target, x: Tensor) -> NDArray[Any]:
+    """What the files must compute. A program is first compared with the deployed model.
+
+    Raises:
+        ExportError: they differ.
+    """
+    with torch.no_grad():
+        deployed = np.concatenate([candidate.model(part.clone()).numpy() for part in torch.split(x, _CHUNK)])
+    if not target.whole:
+        return deployed
+    program = candidate.program
+    numbers = oracle.run(program, x.numpy())
+    differing = _rows(oracle.as_floats(program.result, numbers), deployed)
+    if differing:
+        raise ExportError(
+            f"the integer program computes something else than the deployed model on {differing:,} of {len(x):,} "
+            "samples, so nothing is exported; please report this"
+        )
+    return numbers
+
+
+def _differing(candidate: Candidate, target: Target, folder: Path, x: Tensor, expected: NDArray[Any]) -> int:
+    computed = target.computed(candidate, folder, x.numpy())
+    differing = _rows(computed, expected)
+    if differing and target.exact:
+        raise ExportError(
+            f"{TARGETS.name_of(type(target))}: not kept: on {differing:,} of {len(x):,} samples {target.judge} "
+            "computes other numbers of these files than the searched network has; please report this"
+        )
+    return differing
+
+
+def _rows(computed: NDArray[Any], expected: NDArray[Any]) -> int:
+    """On how many samples two arrays differ."""
+    if computed.shape != expected.shape:
+        return len(expected)
+    return int((computed != expected).reshape(len(expected), -1).any(axis=1).sum())
+
+
+def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
+    """What lies in the folder, how to use it, and how it was checked."""
+    lines = [f"# {candidate.name}, for {result.target}", ""]
+    if candidate.origin:
+        lines += [f"{candidate.origin[0].upper()}{candidate.origin[1:]}, exported by Bitfront.", ""]
+    if candidate.metrics:
+        lines += ["| metric | value |", "|---|---|", *(f"| {m} | {v:.6g} |" for m, v in candidate.metrics.items()), ""]
+    shape = candidate.graph.sample_shape
+    lines += [f"Input: float32, shape {shape} per sample."]
+    if target.whole:
+        value = candidate.program.result
+        stands = "float32" if value.floats else f"whole numbers; n stands for {_meaning(value.point, value.divisor)}"
+        lines += [f"Output: {stands}, shape {value.shape} per sample."]
+        lines += [f"Widest sum: {candidate.program.widest} bits, for every possible input."]
+    lines += ["", *target.usage(candidate).strip().splitlines(), ""]
+    if result.figures:
+        lines += [
+            "| needs | |",
+            "|---|---|",
+            *(f"| {name} | {value:,.6g} |" for name, value in result.figures.items()),
+            "",
+        ]
+    if result.samples:
+        lines += [
+            f"Checked: {target.judge} ran these files on {result.samples:,} samples. "
+            f"{result.samples - result.differing:,} of {result.samples:,} equal the searched network in every bit."
+        ]
+    else:
+        lines += ["**Not checked**: nothing has run these files."]
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(point: int, divisor: int) -> str:
+    return f"n · 2^{-point}" + ("" if divisor == 1 else f" / {divisor}")

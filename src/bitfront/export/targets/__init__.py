@@ -1,0 +1,18 @@
+"""Targets: one file for each form in which a candidate leaves Bitfront.
+
+To add one, write a file here with a class that extends ``Target`` and decorate it with
+``@TARGETS.register("name")``; its first docstring line is what ``bitfront list targets`` shows. Add its name to the
+conformance suite in ``tests/export/test_targets.py``. Third parties register through the entry-point group
+``bitfront.export.targets``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bitfront.registry import Registry
+
+if TYPE_CHECKING:
+    from bitfront.export.targets.base import Target
+
+TARGETS: Registry[type[Target]] = Registry("target", "bitfront.export.targets")

@@ -1,0 +1,172 @@
+"""C99 without dependencies, for microcontrollers: a header and a source, judged by gcc with UBSan."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from bitfront.errors import ExportError
+from bitfront.export.c_source import SIZES, Source, helpers, type_of
+from bitfront.export.program import Floats, Product, Program
+from bitfront.export.targets import TARGETS
+from bitfront.export.targets.base import Candidate, Target, TargetSettings
+
+#: How the judge compiles: a warning is an error, and undefined behaviour ends the program.
+FLAGS = (
+    "-std=c99 -O1 -Wall -Wextra -Werror -pedantic -fsanitize=undefined -fno-sanitize-recover=all -ffp-contract=off"
+).split()
+#: Seconds after which a compiler or a program is taken to hang.
+_PATIENCE = 600
+
+
+class CSettings(TargetSettings):
+    """Settings of the target c."""
+
+    compiler: str = Field("cc", description="the C compiler that judges the files")
+
+
+@TARGETS.register("c")
+class C(Target):
+    """C99 without dependencies: a header and a source with static buffers, for microcontrollers."""
+
+    Settings = CSettings
+    settings: CSettings
+    judge = "a C compiler with UBSan"
+
+    def check(self, candidate: Candidate) -> None:
+        """Raises ExportError for steps without C, or if there is no compiler."""
+        for step, value in zip(candidate.program.steps, candidate.program.values, strict=True):
+            if isinstance(step, Product) and step.window is not None and len(step.window.kernel) > 2:
+                raise ExportError(f"{value.name}: a convolution over three dimensions is not written as C")
+        if shutil.which(self.settings.compiler) is None:
+            raise ExportError(
+                f"there is no C compiler called {self.settings.compiler!r} to judge the files; install gcc, or name "
+                "another one with --set compiler=NAME"
+            )
+
+    def write(self, candidate: Candidate, folder: Path) -> None:
+        """NAME.h, NAME.c, and check.c, which runs the network on a file of floats."""
+        name, program = candidate.name, candidate.program
+        source = Source(program)
+        (folder / f"{name}.h").write_text(_header(name, program, source), encoding="utf-8")
+        (folder / f"{name}.c").write_text(_body(name, source), encoding="utf-8")
+        (folder / "check.c").write_text(_CHECK.replace("NAME", name).replace("UPPER", name.upper()), encoding="utf-8")
+
+    def computed(self, candidate: Candidate, folder: Path, x: Floats) -> NDArray[Any]:
+        """What the compiled files compute."""
+        name = candidate.name
+        program = folder / "check"
+        try:
+            command = [self.settings.compiler, *FLAGS, f"{name}.c", "check.c", "-o", "check", "-lm"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+            if done.returncode:
+                raise ExportError(f"the C compiler refuses the files: {done.stderr.strip()[-600:]}")
+            data = np.ascontiguousarray(x, np.float32).tobytes()
+            ran = subprocess.run(
+                [str(program.absolute())], input=data, capture_output=True, timeout=_PATIENCE, check=False
+            )
+            if ran.returncode:
+                raise ExportError(f"the C program failed: {ran.stderr.decode(errors='replace').strip()[-600:]}")
+        except subprocess.TimeoutExpired:
+            raise ExportError(f"the C compiler or the program took more than {_PATIENCE} s") from None
+        finally:
+            program.unlink(missing_ok=True)
+        value = candidate.program.result
+        kind = np.dtype(type_of(value).removesuffix("_t").replace("float", "float32"))
+        numbers = np.frombuffer(ran.stdout, kind).reshape(len(x), *value.shape)
+        return numbers if value.floats else numbers.astype(np.int64)
+
+    def usage(self, candidate: Candidate) -> str:
+        """How to call it."""
+        name = candidate.name
+        return f"""
+Add `{name}.c` and `{name}.h` to the project, and call
+
+```c
+#include "{name}.h"
+{name}_run(input, output);   /* {name.upper()}_INPUTS floats in, {name.upper()}_OUTPUTS numbers out */
+```
+
+Inputs must be finite. The function keeps its buffers in static memory, so it is for one thread at a time. Shifts of
+negative numbers must be arithmetic, as with gcc and clang. `check.c` reads float32 samples from standard input and
+writes the outputs: `{self.settings.compiler} {" ".join(FLAGS)} {name}.c check.c -lm`.
+"""
+
+    def figures(self, candidate: Candidate) -> dict[str, float]:
+        """Bytes of constants and of buffers; the code is not counted."""
+        source = Source(candidate.program)
+        return {"flash_bytes": float(source.tables.bytes), "ram_bytes": float(source.ram)}
+
+
+def _header(name: str, program: Program, source: Source) -> str:
+    value, upper = program.result, name.upper()
+    kind = type_of(value)
+    meaning = "a float" if value.floats else f"n stands for n * 2^{-value.point}"
+    meaning += "" if value.divisor == 1 else f" / {value.divisor}"
+    return f"""/* {name}: written by Bitfront. Each output: {meaning}. */
+#ifndef {upper}_H
+#define {upper}_H
+
+#include <stdint.h>
+
+#define {upper}_INPUTS {int(np.prod(program.input_shape))}
+#define {upper}_OUTPUTS {int(np.prod(value.shape))}
+/* Bytes of constants, without the code, and of static buffers. */
+#define {upper}_FLASH_BYTES {source.tables.bytes}
+#define {upper}_RAM_BYTES {source.ram}
+
+typedef {kind} {name}_output_t;
+
+void {name}_run(const float *input, {name}_output_t *output);
+
+#endif
+"""
+
+
+def _body(name: str, source: Source) -> str:
+    pools = [f"static {kind} {_pool_name(kind)}[{count}];" for kind, count in source.pools.items() if SIZES[kind]]
+    return "\n".join(
+        [
+            f"/* {name}: written by Bitfront. */",
+            "#include <math.h>",
+            f'#include "{name}.h"',
+            "",
+            helpers(source),
+            *source.tables.lines,
+            "",
+            *pools,
+            "",
+            f"void {name}_run(const float *input, {name}_output_t *output)",
+            "{",
+            *source.code,
+            "}",
+            "",
+        ]
+    )
+
+
+def _pool_name(kind: str) -> str:
+    return "pool_" + kind.removesuffix("_t")
+
+
+_CHECK = """/* Reads float32 samples from standard input, and writes the outputs of each to standard output. */
+#include <stdio.h>
+#include "NAME.h"
+
+int main(void)
+{
+    static float input[UPPER_INPUTS];
+    static NAME_output_t output[UPPER_OUTPUTS];
+    while (fread(input, sizeof *input, UPPER_INPUTS, stdin) == UPPER_INPUTS) {
+        NAME_run(input, output);
+        if (fwrite(output, sizeof *output, UPPER_OUTPUTS, stdout) != UPPER_OUTPUTS) return 1;
+    }
+    return 0;
+}
+"""
