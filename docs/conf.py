@@ -30,6 +30,7 @@ NAVIGATION = {
         "docs/howto/measure",
         "docs/howto/results",
         "docs/howto/explain",
+        "docs/howto/export",
         "docs/howto/interruptions",
         "docs/howto/other-tools",
         "docs/howto/extend",

@@ -19,7 +19,7 @@ The map of the house, from the door inwards. Imports point downwards only::
     tasks         what a sample is: targets, results per sample, metrics, losses
     strategies    what to try next                  metrics      what a candidate costs
     spaces        what may be chosen: sites × options ↔ codes
-    export        (graph, formats) → files and modules that run without Bitfront
+    exporters     (graph, formats) → files and modules that run without Bitfront
     transforms    (graph, formats) → a new model
     graph         a captured model: its sites       data, models   datasets; reference models
     operations    what is known of each layer and function: a record each
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from bitfront.engine.storage.trials import TrialColumns
     from bitfront.errors import BitfrontError, EvaluationError, UserError
     from bitfront.events import Events
-    from bitfront.export.exporting import Exported
+    from bitfront.exporters.exporting import Exported
     from bitfront.formats.base import Format
     from bitfront.graph import Graph, Site, capture
     from bitfront.learned_bits.smaller import Smaller
@@ -92,7 +92,7 @@ _HOMES = {
     "explain": "bitfront.engine.explanation.explain",
     "Explanation": "bitfront.engine.explanation.results",
     "export": "bitfront.engine.deployment",
-    "Exported": "bitfront.export.exporting",
+    "Exported": "bitfront.exporters.exporting",
     "Finetuned": "bitfront.engine.storage.records",
     "Format": "bitfront.formats.base",
     "from_arrays": "bitfront.data.arrays",

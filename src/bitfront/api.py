@@ -29,7 +29,7 @@ from bitfront.engine.search.session import run_search
 from bitfront.engine.storage.run import Run
 from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
-from bitfront.export.targets import TARGETS
+from bitfront.exporters.targets import TARGETS
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
 from bitfront.interrupts import guarded

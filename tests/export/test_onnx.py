@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from bitfront.exporters.onnx import INPUT, integer_sites, obstacle, onnx_model
+from bitfront.exporters.packing import packing
+from bitfront.exporters.written import write_onnx
 from exported import EVERY, case, formats_of
 from torch import nn
 
 from bitfront.errors import ExportError
-from bitfront.export.onnx import INPUT, integer_sites, obstacle, onnx_model
-from bitfront.export.packing import packing
-from bitfront.export.written import write_onnx
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
 from bitfront.formats.base import ACTIVATION, WEIGHT
@@ -322,7 +322,7 @@ def test_what_onnx_runtime_cannot_load_is_not_written(tmp_path, monkeypatch):
         def SerializeToString(self):
             return b"no model"
 
-    monkeypatch.setattr("bitfront.export.written.onnx_model", lambda *_: Broken())
+    monkeypatch.setattr("bitfront.exporters.written.onnx_model", lambda *_: Broken())
     with pytest.raises(ExportError, match="ONNX Runtime does not run the model"):
         write_onnx(graph, {}, tmp_path / "net.onnx", x)
     assert not list(tmp_path.iterdir())

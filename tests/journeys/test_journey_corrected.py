@@ -36,7 +36,7 @@ from pathlib import Path
 import sys
 import bitfront as bf
 from bitfront.data.base import DataRequest
-from bitfront.export.written import write_onnx
+from bitfront.exporters.written import write_onnx
 
 rebuilt = bf.transform_trial("runs/small", int(sys.argv[1]))
 x, _ = bf.load_dataset("npz", DataRequest(path=Path(sys.argv[2]))).split("val")

@@ -21,7 +21,7 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="TARGET", help="See `bitfront list targets`.", autocompletion=members("export.targets")
+            "--to", metavar="TARGET", help="See `bitfront list targets`.", autocompletion=members("exporters.targets")
         ),
     ],
     output: Annotated[

@@ -14,10 +14,10 @@ from bitfront.engine.rebuild import candidate_of
 from bitfront.engine.storage.run import Run, Trial
 from bitfront.errors import RunError
 from bitfront.events import Events
-from bitfront.export.exporting import Exported, target_named
-from bitfront.export.exporting import export as write
-from bitfront.export.targets import TARGETS
-from bitfront.export.targets.base import Candidate
+from bitfront.exporters.exporting import Exported, target_named
+from bitfront.exporters.exporting import export as write
+from bitfront.exporters.targets import TARGETS
+from bitfront.exporters.targets.base import Candidate
 from bitfront.files import shown
 
 #: Samples that are compared, if nothing else is said; the split may have fewer.

@@ -25,8 +25,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bitfront.errors import ConfigError, ExportError, MissingExtraError, require
-from bitfront.export import integer, onnx
-from bitfront.export.packing import packing
+from bitfront.exporters import integer, onnx
+from bitfront.exporters.packing import packing
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.metrics.base import EvaluationContext, RunnerSettings, Values, table_sum

@@ -339,7 +339,7 @@ class Operation:
         onnx_integer: why ONNX's integer operators cannot take its operands in some formats; None: there are no such
             operators for it.
         channels: how channels flow through it (``operations/layout.py``); None: widths around it are fixed.
-        kernel: its kernel of bytes (``export/integer.py``); None: there is none.
+        kernel: its kernel of bytes (``exporters/integer.py``); None: there is none.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 A rule (``Operation.integers``) gets a reader and a node of the traced graph, adds steps to an integer program, and
 returns the number of the value that holds the result. The model runs on a sample while it is read, so that a rule may
-look at shapes. ``export/lowering.py`` has the reader; no operation is registered here.
+look at shapes. ``exporters/lowering.py`` has the reader; no operation is registered here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A rule (``Operation.onnx``) gets a writer and a node of the traced graph, adds ONNX nodes, and returns the name of the
 tensor that holds the result. The model runs on a sample while it is written, so that a rule may look at shapes.
-``export/onnx.py`` has the writer; no operation is registered here.
+``exporters/onnx.py`` has the writer; no operation is registered here.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
-from bitfront.export.onnx import INPUT, Form, obstacle, onnx_model
+from bitfront.exporters.onnx import INPUT, Form, obstacle, onnx_model
 from bitfront.formats import FORMATS
 from bitfront.formats.base import WEIGHT, Format, Operand
 from bitfront.graph import Graph, Site, capture

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront.errors import ExportError, parsing, require
-from bitfront.export.onnx import INPUT, Form, SiteFormats, onnx_model
+from bitfront.exporters.onnx import INPUT, Form, SiteFormats, onnx_model
 from bitfront.graph import Graph
 from bitfront.transforms import quantize
 

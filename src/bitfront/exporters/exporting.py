@@ -17,9 +17,9 @@ from torch import Tensor
 from bitfront.config import settings_of
 from bitfront.errors import ExportError
 from bitfront.events import Events
-from bitfront.export import oracle
-from bitfront.export.targets import TARGETS
-from bitfront.export.targets.base import Candidate, Target
+from bitfront.exporters import oracle
+from bitfront.exporters.targets import TARGETS
+from bitfront.exporters.targets.base import Candidate, Target
 from bitfront.files import shown
 
 #: At the end of the name of a folder whose files were not compared.

@@ -14,9 +14,9 @@ from torch import nn
 
 from bitfront.config import Table
 from bitfront.errors import ExportError
-from bitfront.export.lowering import lowered
-from bitfront.export.program import Floats, Program
-from bitfront.export.walking import SiteFormats
+from bitfront.exporters.lowering import lowered
+from bitfront.exporters.program import Floats, Program
+from bitfront.exporters.walking import SiteFormats
 from bitfront.graph import Graph
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.export.packing import Packing, instead, packing
+from bitfront.exporters.packing import Packing, instead, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter

@@ -78,7 +78,7 @@ class Value:
 
 def width(low: int, high: int) -> int:
     """Bits of two's complement for all numbers from `low` to `high`; unsigned where `low` is not negative."""
-    return max(low, high).bit_length() if low >= 0 else 1 + max(high.bit_length(), (-low - 1).bit_length())
+    return high.bit_length() if low >= 0 else 1 + max(max(high, 0).bit_length(), (-low - 1).bit_length())
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 To add one, write a file here with a class that extends ``Target`` and decorate it with
 ``@TARGETS.register("name")``; its first docstring line is what ``bitfront list targets`` shows. Add its name to the
 conformance suite in ``tests/export/test_targets.py``. Third parties register through the entry-point group
-``bitfront.export.targets``.
+``bitfront.exporters.targets``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ from typing import TYPE_CHECKING
 from bitfront.registry import Registry
 
 if TYPE_CHECKING:
-    from bitfront.export.targets.base import Target
+    from bitfront.exporters.targets.base import Target
 
-TARGETS: Registry[type[Target]] = Registry("target", "bitfront.export.targets")
+TARGETS: Registry[type[Target]] = Registry("target", "bitfront.exporters.targets")

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from bitfront.errors import ExportError
-from bitfront.export.oracle import apply
-from bitfront.export.program import FLOAT_DIGITS, Cut, Scale, Step, Value
+from bitfront.exporters.oracle import apply
+from bitfront.exporters.program import FLOAT_DIGITS, Cut, Scale, Step, Value
 
 #: Bits of the largest whole number that a step may have on its way.
 MOST = 62

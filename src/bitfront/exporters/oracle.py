@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from bitfront.errors import ExportError
-from bitfront.export.program import (
+from bitfront.exporters.program import (
     Add,
     Cut,
     Floats,

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError, one_of, require
-from bitfront.export.packing import Packing, instead, packing
+from bitfront.exporters.packing import Packing, instead, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter

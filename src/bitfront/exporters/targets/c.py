@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bitfront.errors import ExportError
-from bitfront.export.c_source import SIZES, Source, helpers, type_of
-from bitfront.export.program import Floats, Product, Program
-from bitfront.export.targets import TARGETS
-from bitfront.export.targets.base import Candidate, Target, TargetSettings
+from bitfront.exporters.c99.loops import Source
+from bitfront.exporters.c99.numbers import helpers
+from bitfront.exporters.c99.stages import pool_name
+from bitfront.exporters.c99.tables import type_of
+from bitfront.exporters.program import Floats, Product, Program
+from bitfront.exporters.targets import TARGETS
+from bitfront.exporters.targets.base import Candidate, Target, TargetSettings
 
 #: How the judge compiles: a warning is an error, and undefined behaviour ends the program.
 FLAGS = (
@@ -130,14 +133,14 @@ void {name}_run(const float *input, {name}_output_t *output);
 
 
 def _body(name: str, source: Source) -> str:
-    pools = [f"static {kind} {_pool_name(kind)}[{count}];" for kind, count in source.pools.items() if SIZES[kind]]
+    pools = [f"static {kind} {pool_name(kind)}[{count}];" for kind, count in source.pools.items()]
     return "\n".join(
         [
             f"/* {name}: written by Bitfront. */",
             "#include <math.h>",
             f'#include "{name}.h"',
             "",
-            helpers(source),
+            helpers(),
             *source.tables.lines,
             "",
             *pools,
@@ -149,10 +152,6 @@ def _body(name: str, source: Source) -> str:
             "",
         ]
     )
-
-
-def _pool_name(kind: str) -> str:
-    return "pool_" + kind.removesuffix("_t")
 
 
 _CHECK = """/* Reads float32 samples from standard input, and writes the outputs of each to standard output. */

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from bitfront.export.building import MOST, Builder, largest
-from bitfront.export.oracle import apply, products
-from bitfront.export.program import (
+from bitfront.exporters.building import MOST, Builder, largest
+from bitfront.exporters.oracle import apply, products
+from bitfront.exporters.program import (
     FLOAT_DIGITS,
     Add,
     Floats,
@@ -40,7 +40,7 @@ from bitfront.export.program import (
     Value,
     Window,
 )
-from bitfront.export.walking import BATCH, SiteFormats, Walker
+from bitfront.exporters.walking import BATCH, SiteFormats, Walker
 from bitfront.formats.base import Format
 from bitfront.formats.grid import Grid, common_grid
 from bitfront.graph import Graph
@@ -349,7 +349,10 @@ class _Reader(Walker):
         if kind == "largest":
             return self.build.alike(Pool((number,), "largest", window), x)
         if x.floats:
-            raise self.refuse(n, f"a mean of float32 numbers depends on the order of its sum; {_WHOLE}")
+            raise self.refuse(
+                n,
+                "a mean of float32 numbers depends on the order of its sum; take integer formats, whose sums are exact",
+            )
         if after != padding:
             raise self.refuse(n, "ceil_mode, with means over windows of several sizes")
         count = math.prod(kernel)

@@ -1,0 +1,245 @@
+"""The loops of a C source: one for each stage of a program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from bitfront.exporters.c99.numbers import Alone, raised
+from bitfront.exporters.c99.stages import ALONE, Stage, memory, pool_name, stages
+from bitfront.exporters.c99.tables import SIZES, Tables, spelled, type_of
+from bitfront.exporters.program import (
+    Add,
+    Join,
+    Move,
+    Pool,
+    Product,
+    Program,
+    Step,
+    Value,
+)
+
+
+class Source:
+    """Writes the body of the function, and collects the constants."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.tables = Tables()
+        self.stages, self.held = stages(program)
+        self.offsets, self.pools = memory(program, self.stages, self.held)
+        self.code: list[str] = []
+        for number, stage in enumerate(self.stages):
+            self._stage(number, stage)
+
+    @property
+    def ram(self) -> int:
+        """Bytes of all buffers."""
+        return sum(SIZES[kind] * count for kind, count in self.pools.items())
+
+    def buffer(self, number: int) -> str:
+        """The buffer of a value, as C."""
+        number = self.held.get(number, number)
+        if number == self.held.get(self.program.output, self.program.output):
+            return "output"
+        kind, at = self.offsets[number]
+        return f"({pool_name(kind)} + {at})" if at else pool_name(kind)
+
+    def _stage(self, number: int, stage: Stage) -> None:
+        first = self.program.steps[stage.steps[0]]
+        self.code.append(f"    /* {self.program.values[stage.result].name} */")
+        for kind, write in _WRITERS:
+            if isinstance(first, kind):
+                write(self, number, stage, first)
+                return
+        raise TypeError(f"no C for {type(first).__name__}")
+
+    def chain(
+        self, number: int, stage: Stage, source: Value | None, place: str, channel: str, skip: int = 1
+    ) -> list[str]:
+        """The lines that treat the number ``v`` and store it at `place`.
+
+        Args:
+            number: of the stage.
+            source: what ``v`` is; None: the float input.
+            place, channel: the index of the number, and of its first dimension, as C.
+            skip: how many steps of the stage are done already.
+        """
+        lines, current = [], source
+        writer = Alone(self.tables, f"s{number}", place, channel, self.program)
+        for k in stage.steps[skip:]:
+            lines += writer.lines(self.program.steps[k], current, self.program.values[k])
+            current = self.program.values[k]
+        result = self.program.values[stage.result]
+        return [*lines, f"{self.buffer(stage.result)}[{place}] = ({type_of(result)}){writer.variable};"]
+
+
+# --- the loops --------------------------------------------------------------------------------------------------------
+
+_INDENT = "    "
+
+
+def _loop(head: Iterable[str], body: Iterable[str]) -> list[str]:
+    """Nested loops around a body; `head` has ``index < count`` for each."""
+    lines, depth = [], 1
+    for each in head:
+        index, count = each.split("<")
+        lines.append(f"{_INDENT * depth}for (int32_t {index} = 0; {index} < {count}; {index}++) {{")
+        depth += 1
+    lines += [_INDENT * depth + line for line in body]
+    while depth > 1:
+        depth -= 1
+        lines.append(_INDENT * depth + "}")
+    return lines
+
+
+def _channel(shape: tuple[int, ...], place: str) -> str:
+    inner = math.prod(shape[1:])
+    return place if inner == 1 else f"({place} / {inner})"
+
+
+def _write_elementwise(w: Source, number: int, stage: Stage, first: Step) -> None:
+    value = w.program.values[stage.result]
+    if stage.sources:
+        source = w.program.values[first.sources[0]]
+        start = f"const {type_of(source)} v = {w.buffer(stage.sources[0])}[i];"
+    else:
+        source, places = None, getattr(first, "places", None)
+        at = "i" if places is None else f"{w.tables.add(f's{number}_places', places)}[i]"
+        start = f"const float v = input[{at}];"
+    body = w.chain(number, stage, source, "i", _channel(value.shape, "i"), skip=0)
+    w.code += _loop([f"i<{math.prod(value.shape)}"], [start, *body])
+
+
+def _taken(table: str, bits: int, index: str) -> str:
+    return f"{table}[{index}]" if bits >= 8 else f"packed{bits}({table}, {index})"
+
+
+def _write_product(w: Source, number: int, stage: Stage, first: Step) -> None:
+    assert isinstance(first, Product)
+    sums, x = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
+    table, bits = w.tables.add_weight(f"s{number}_weight", first.weight)
+    wide = "int32_t" if sums.bits <= 32 else "int64_t"
+    buffer = w.buffer(stage.sources[0])
+    if first.window is None:
+        (out, inner), rows = first.weight.shape, math.prod(x.shape[:-1])
+        line = f"v += ({wide}){_taken(table, bits, f'o * {inner} + k')} * {buffer}[r * {inner} + k];"
+        place = f"(r * {out} + o)" if rows > 1 else "o"
+        body = [f"{wide} v = 0;", f"for (int32_t k = 0; k < {inner}; k++) {line}"]
+        body += w.chain(number, stage, sums, place, _channel(sums.shape, place))
+        if rows == 1:
+            body = [line.replace(f"r * {inner} + ", "") for line in body]
+        w.code += _loop(([f"r<{rows}"] if rows > 1 else []) + [f"o<{out}"], body)
+        return
+    w.code += _convolution(w, number, stage, first, (table, bits, wide, buffer))
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, rows and columns of a sample; a sequence has one row."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
+
+
+def _pairs(values: tuple[int, ...], fill: int) -> tuple[int, int]:
+    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _taps(first: Any, inside: list[str], sizes: tuple[int, int]) -> list[str]:
+    """The loops over the taps of a window around (y, x); `inside` may use ``iy``, ``ix``, ``ky`` and ``kx``."""
+    window = first.window
+    kernel, stride = _pairs(window.kernel, 1), _pairs(window.stride, 1)
+    before, dilation = _pairs(window.before, 0), _pairs(window.dilation, 1)
+    lines = []
+    for axis, (at, k, place, size) in enumerate((("y", "ky", "iy", sizes[0]), ("x", "kx", "ix", sizes[1]))):
+        pad = _INDENT * axis
+        lines.append(f"{pad}for (int32_t {k} = 0; {k} < {kernel[axis]}; {k}++) {{")
+        lines.append(
+            f"{pad}{_INDENT}const int32_t {place} = {at} * {stride[axis]} + {k} * {dilation[axis]} - {before[axis]};"
+        )
+        lines.append(f"{pad}{_INDENT}if ({place} < 0 || {place} >= {size}) continue;")
+    return [*lines, *(_INDENT * 2 + line for line in inside), f"{_INDENT}}}", "}"]
+
+
+def _convolution(w: Source, number: int, stage: Stage, first: Product, held: tuple[str, int, str, str]) -> list[str]:
+    table, bits, wide, buffer = held
+    assert first.window is not None
+    sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
+    (out, height, width_), (_, rows, columns) = _plane(sums.shape), _plane(source.shape)
+    inner, kernel = first.weight.shape[1], _pairs(first.window.kernel, 1)
+    group = f"(o / {out // first.groups}) * {inner} + c" if first.groups > 1 else "c"
+    index = f"((o * {inner} + c) * {kernel[0]} + ky) * {kernel[1]} + kx"
+    data = f"{buffer}[(({group}) * {rows} + iy) * {columns} + ix]"
+    place = f"((o * {height} + y) * {width_} + x)"
+    taps = _taps(first, [f"v += ({wide}){_taken(table, bits, index)} * {data};"], (rows, columns))
+    body = [f"{wide} v = 0;", f"for (int32_t c = 0; c < {inner}; c++) {{", *(_INDENT + t for t in taps), "}"]
+    body += w.chain(number, stage, sums, place, "o")
+    return _loop([f"o<{out}", f"y<{height}", f"x<{width_}"], body)
+
+
+def _write_pool(w: Source, number: int, stage: Stage, first: Step) -> None:
+    assert isinstance(first, Pool)
+    sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
+    (channels, height, columns), (_, rows, row) = _plane(sums.shape), _plane(source.shape)
+    data = f"{w.buffer(stage.sources[0])}[(o * {rows} + iy) * {row} + ix]"
+    if first.kind == "sum":
+        wide = "int32_t" if sums.bits <= 32 else "int64_t"
+        start, inside = f"{wide} v = 0;", [f"v += {data};"]
+    else:
+        kind = type_of(source)
+        least = "-INFINITY" if source.floats else f"({kind})({spelled(int(source.low.min(initial=0)))})"
+        start, inside = f"{kind} v = {least};", [f"if ({data} > v) v = {data};"]
+    place = f"((o * {height} + y) * {columns} + x)"
+    body = [start, *_taps(first, inside, (rows, row)), *w.chain(number, stage, sums, place, "o")]
+    w.code += _loop([f"o<{channels}", f"y<{height}", f"x<{columns}"], body)
+
+
+def _write_add(w: Source, number: int, stage: Stage, first: Step) -> None:
+    assert isinstance(first, Add)
+    value, result = w.program.values[stage.steps[0]], w.program.values[stage.result]
+    wide = "float" if value.floats else "int32_t" if value.bits < 31 else "int64_t"
+    terms = []
+    for source, shift, sign in zip(stage.sources, first.shifts, first.signs, strict=True):
+        term = f"{w.buffer(source)}[i]"
+        term = term if wide == "float" else raised(term, wide, shift)
+        terms.append(f"{'-' if sign < 0 else '+'} {term}")
+    line = f"const {wide} v = {' '.join(terms).removeprefix('+ ')};"
+    w.code += _loop(
+        [f"i<{math.prod(result.shape)}"], [line, *w.chain(number, stage, value, "i", _channel(value.shape, "i"))]
+    )
+
+
+def _write_join(w: Source, number: int, stage: Stage, first: Step) -> None:
+    assert isinstance(first, Join)
+    value = w.program.values[stage.steps[0]]
+    before, at = math.prod(value.shape[: first.dim]), 0
+    row = math.prod(value.shape[first.dim :])
+    for source, original, shift in zip(stage.sources, first.sources, first.shifts, strict=True):
+        size = math.prod(w.program.values[original].shape[first.dim :])
+        wide = "float" if value.floats else "int32_t" if value.bits < 31 else "int64_t"
+        term = f"{w.buffer(source)}[j * {size} + i]"
+        start = f"const {wide} v = {term if value.floats else raised(term, wide, shift)};"
+        place = f"(j * {row} + {at} + i)"
+        lines = [start, *w.chain(number, stage, value, place, _channel(value.shape, place))]
+        w.code += _loop([f"j<{before}", f"i<{size}"], lines)
+        at += size
+
+
+def _write_move(w: Source, number: int, stage: Stage, first: Step) -> None:
+    assert isinstance(first, Move)
+    value = w.program.values[stage.steps[0]]
+    table, kind = w.tables.add(f"s{number}_places", first.places), type_of(value)
+    term = f"{w.buffer(stage.sources[0])}[{table}[i]]"
+    if (first.places < 0).any():
+        term = f"{table}[i] < 0 ? 0 : {term}"
+    lines = [f"const {kind} v = {term};", *w.chain(number, stage, value, "i", _channel(value.shape, "i"))]
+    w.code += _loop([f"i<{math.prod(value.shape)}"], lines)
+
+
+_WRITERS: Sequence[tuple[type | tuple[type, ...], Callable[[Source, int, Stage, Any], None]]] = (
+    (ALONE, _write_elementwise),
+    (Product, _write_product),
+    (Pool, _write_pool),
+    (Add, _write_add),
+    (Join, _write_join),
+    (Move, _write_move),
+)

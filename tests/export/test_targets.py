@@ -1,0 +1,142 @@
+"""Conformance of every target: what it writes computes the same numbers, or the candidate is refused by name.
+
+A new target is listed in ``TARGETS`` by itself; what it cannot take is named in ``REFUSES``.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from programs import Overlapping, Pooled
+from torch import nn
+
+from bitfront.errors import ExportError, MissingExtraError
+from bitfront.exporters.exporting import export, target_named
+from bitfront.exporters.targets import TARGETS
+from bitfront.exporters.targets.base import Candidate
+from bitfront.formats.affine import Affine
+from bitfront.formats.fixed_map import FixedMap
+from bitfront.formats.integer import Integer
+from bitfront.graph import capture
+from bitfront.transforms import calibrate, quantize
+from bitfront.transforms.fold import folded
+from random_networks import Depthwise, Network, Residual
+
+
+def _mlp():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7, bias=False), nn.ReLU(), nn.Linear(7, 3))
+
+
+NETWORKS = {
+    "mlp": (_mlp, (6,)),
+    "residual": (lambda: Network([(Residual, 1)], True), Network.shape),
+    "depthwise": (lambda: Network([(Depthwise, 1)], False), Network.shape),
+    "joined": (lambda: Network([(Overlapping, 1)], True), Network.shape),
+    "pooled": (lambda: Network([(Pooled, 1), (Pooled, 2)], True), Network.shape),
+    "sequence": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(),
+                                       nn.Linear(12, 3)), (2, 6)),
+}  # fmt: skip
+
+
+def _fixed(width):
+    def form(site, operand):
+        signed = operand != "data_in" or site.negative_inputs_matter
+        bits = 12 if operand == "bias" else width
+        return Integer.parse(
+            {"width": bits, "frac_width": "auto"}, site.operation.operand(operand).kind(), signed=signed
+        )
+
+    return form
+
+
+def _affine(site, operand):
+    kind = site.operation.operand(operand).kind()
+    return Affine.parse({"width": 8, "granularity": "NA" if operand == "weight" else "tensor"}, kind)
+
+
+def _elements(site, operand):
+    """Bits of each value, also none, as learned bits have them."""
+    generator = np.random.default_rng(len(site.name))
+    inputs = operand == "data_in"
+    shape = site.inputs[0] if inputs else dict(site.shapes)[operand]
+    widths = generator.integers(0, 8, shape).astype(np.int8)
+    points = generator.integers(1, 6, shape).astype(np.int8)
+    return FixedMap.of(widths, points, signed=not inputs or site.negative_inputs_matter, samples=inputs)
+
+
+FORMATS = {"fixed4": _fixed(4), "fixed8": _fixed(8), "affine": _affine, "elements": _elements}
+#: What has no integer program: (network, formats) → what of the message names the reason.
+NO_PROGRAM = dict.fromkeys([("depthwise", "affine"), ("pooled", "affine")], "a mean of float32 numbers")
+#: target → the same, for what it cannot take besides; ("", formats) stands for all networks.
+REFUSES: dict[str, dict[tuple[str, str], str]] = {}
+
+
+@functools.cache
+def candidate(network, formats):
+    build, shape = NETWORKS[network]
+    x = torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))
+    graph = folded(capture(build().eval(), x[:2]), x[:2]).graph
+    form = FORMATS[formats]
+    # Sums and joins of bits per value have no formats: their operands are as their layers give them.
+    chosen = [s for s in graph.sites if s.weight or formats != "elements"]
+    wanted = {s.name: {o: form(s, o) for o in s.operands} for s in chosen}
+    calibrated = calibrate(graph, wanted, x)
+    return Candidate(f"{network}_{formats}", graph, calibrated, quantize(graph, calibrated, bake=True)), x
+
+
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", TARGETS.names())
+def test_what_a_target_writes_computes_the_same_numbers(name, network, formats, tmp_path):
+    given, x = candidate(network, formats)
+    target = target_named(name)
+    refused = REFUSES.get(name, {}) | (NO_PROGRAM if target.whole else {})
+    expected = refused.get((network, formats)) or refused.get(("", formats))
+    folder = tmp_path / "out"
+    try:
+        if expected:
+            with pytest.raises(ExportError, match=expected):
+                export(given, target, folder, x)
+            assert not list(tmp_path.iterdir())
+            return
+        result = export(given, target, folder, x)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    assert result.differing == 0 or not target.exact
+    assert result.samples == len(x)
+    assert {p.name for p in folder.iterdir()} >= {file.partition("/")[0] for file in result.files}
+    assert target.judge in (folder / "README.md").read_text()
+
+
+def test_files_that_compute_something_else_are_not_kept(tmp_path, monkeypatch):
+    given, x = candidate("mlp", "fixed8")
+    target = target_named("c")
+    write = type(target).write
+
+    def damaged(self, chosen, folder):
+        write(self, chosen, folder)
+        source = folder / f"{chosen.name}.c"
+        source.write_text(source.read_text().replace("int32_t v = 0;", "int32_t v = 1;", 1))
+
+    monkeypatch.setattr(type(target), "write", damaged)
+    with pytest.raises(ExportError, match=r"c: not kept: on .* samples a C compiler with UBSan computes other numbers"):
+        export(given, target, tmp_path / "out", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_no_export_has_written_is_not_touched(tmp_path):
+    given, x = candidate("mlp", "fixed8")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match="no export has written it"):
+        export(given, target_named("c"), tmp_path, x)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_not_checked_says_so(tmp_path):
+    given, x = candidate("mlp", "fixed8")
+    result = export(given, target_named("c"), tmp_path / "out", x, check=False)
+    assert result.folder == tmp_path / "out-unchecked"
+    assert "not checked" in result.message
+    assert "Not checked" in (result.folder / "README.md").read_text()
