@@ -39,6 +39,7 @@ class Exported:
         judge: what ran them; empty if nothing did.
         samples: on how many samples their numbers were compared; 0: on none.
         differing: on how many of these a number differs; 0 for every target but an approximate one.
+        difference: the largest difference of two outputs, absolute.
         figures: what the files need, by name with a unit.
         accumulator_bits: bits of the widest sum; None for a target that is not made of the integer program.
     """
@@ -49,6 +50,7 @@ class Exported:
     judge: str
     samples: int
     differing: int
+    difference: float = 0.0
     figures: Mapping[str, float] = field(default_factory=dict)
     accumulator_bits: int | None = None
 
@@ -62,6 +64,7 @@ class Exported:
         return (
             f"{shown(self.folder)}: {listed}; run with {self.judge} on {self.samples:,} samples: {equal:,} of "
             f"{self.samples:,} equal to the searched network in every bit"
+            f"{f'; outputs differ by at most {self.difference:.3g}' if self.differing else ''}"
         )
 
 
@@ -110,15 +113,15 @@ def export(
     try:
         part.mkdir(parents=True)
         target.write(candidate, part)
-        differing = 0
+        differing, difference = 0, 0.0
         if expected is not None:
             events.note(f"running what was written for {name} with {target.judge}, on {len(x):,} samples")
-            differing = _differing(candidate, target, part, x, expected)
+            differing, difference = _differing(candidate, target, part, x, expected)
         files = tuple(sorted(str(p.relative_to(part)) for p in part.rglob("*") if p.is_file()))
         whole = candidate.program.widest if target.whole else None
         result = Exported(
             name, folder, (*files, README), target.judge if check else "", len(x) if check else 0, differing,
-            target.figures(candidate), whole,
+            difference, target.figures(candidate), whole,
         )  # fmt: skip
         (part / README).write_text(_readme(candidate, target, result), encoding="utf-8")
         if folder.exists():
@@ -155,15 +158,18 @@ def _expected(candidate: Candidate, target: Target, x: Tensor) -> NDArray[Any]:
     return numbers
 
 
-def _differing(candidate: Candidate, target: Target, folder: Path, x: Tensor, expected: NDArray[Any]) -> int:
+def _differing(
+    candidate: Candidate, target: Target, folder: Path, x: Tensor, expected: NDArray[Any]
+) -> tuple[int, float]:
+    """(on how many samples the files compute something else, the largest difference)."""
     computed = target.computed(candidate, folder, x.numpy())
     differing = _rows(computed, expected)
-    if differing and target.exact:
+    if computed.shape != expected.shape or (differing and target.exact(candidate)):
         raise ExportError(
             f"{TARGETS.name_of(type(target))}: not kept: on {differing:,} of {len(x):,} samples {target.judge} "
             "computes other numbers of these files than the searched network has; please report this"
         )
-    return differing
+    return differing, float(np.abs(computed.astype(np.float64) - expected).max(initial=0.0))
 
 
 def _rows(computed: NDArray[Any], expected: NDArray[Any]) -> int:
@@ -199,6 +205,7 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
         lines += [
             f"Checked: {target.judge} ran these files on {result.samples:,} samples. "
             f"{result.samples - result.differing:,} of {result.samples:,} equal the searched network in every bit."
+            f"{f' Outputs differ by at most {result.difference:.3g}.' if result.differing else ''}"
         ]
     else:
         lines += ["**Not checked**: nothing has run these files."]

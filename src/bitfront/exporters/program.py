@@ -260,7 +260,7 @@ class Move(Step):
 
     @property
     def reshapes(self) -> bool:
-        """Whether all numbers stay in their order, so that nothing moves in memory."""
+        """Whether the result is the source, or its first numbers, in their order, so that nothing moves in memory."""
         return bool((self.places.ravel() == np.arange(self.places.size)).all())
 
 

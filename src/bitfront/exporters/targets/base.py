@@ -63,14 +63,12 @@ class Target(ABC):
         Settings: its settings, by ``--set KEY=VALUE``; they arrive as `settings`.
         judge: what runs the files, for messages: ``gcc with UBSan``.
         whole: whether ``computed`` gives the numbers of the program's output; otherwise the float32 outputs.
-        exact: whether all numbers must be equal. A target that is approximate says in its README by how much it is off.
     """
 
     Settings: ClassVar[type[TargetSettings]] = TargetSettings
     settings: TargetSettings
     judge: ClassVar[str]
     whole: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
 
     def __init__(self, settings: TargetSettings | None = None) -> None:
         self.settings = self.Settings() if settings is None else settings
@@ -78,6 +76,10 @@ class Target(ABC):
     def check(self, candidate: Candidate) -> None:  # noqa: B027 (most targets have nothing to check)
         """Raises ExportError if the candidate cannot be written: what, why, and what to do. MissingExtraError if the
         judge is not installed."""
+
+    def exact(self, candidate: Candidate) -> bool:  # noqa: ARG002
+        """Whether all numbers must be equal. If not, the README says by how much they differ."""
+        return True
 
     @abstractmethod
     def write(self, candidate: Candidate, folder: Path) -> None:
