@@ -80,6 +80,10 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("brute_force_forwards", 0.1, "forwards", "a candidate of brute force, the worst case", at_most=True),
         Target("max_difference", 1e-6, "", "difference of loss or accuracy to candidates run whole", at_most=True),
     ),
+    "deploy": tuple(
+        Target(f"{name}_differing", 0, "", f"samples with another number, target {name}", at_most=True)
+        for name in ("c", "onnx", "torch")
+    ),
     "zoo": (Target("least_share", 0.95, "", "weights and multiply-accumulates that can be quantized, the least"),),
     "formats": (
         *(
