@@ -19,6 +19,7 @@ Ranges hold for every input: they are computed from the formats and the weights,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -68,13 +69,16 @@ class Value:
         """Whether it is in fixed point: whole numbers that no float scales."""
         return not self.floats and self.scale is None
 
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """(the smallest and the largest number at any place), with 0 among them; of whole numbers."""
+        return int(self.low.min(initial=0)), int(self.high.max(initial=0))
+
     @property
     def bits(self) -> int:
         """Bits that hold every number, with the sign where there is one: the width of the accumulator; at least 1. A
         float has 32."""
-        if self.floats:
-            return 32
-        return max(1, width(int(self.low.min(initial=0)), int(self.high.max(initial=0))))
+        return 32 if self.floats else max(1, width(*self.ends))
 
 
 def width(low: int, high: int) -> int:
@@ -259,7 +263,7 @@ class Move(Step):
 
     places: Int
 
-    @property
+    @cached_property
     def reshapes(self) -> bool:
         """Whether the result is the source, or its first numbers, in their order, so that nothing moves in memory."""
         return bool((self.places.ravel() == np.arange(self.places.size)).all())

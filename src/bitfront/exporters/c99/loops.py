@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from bitfront.exporters.c99.early import rounded_early
 from bitfront.exporters.c99.numbers import Alone, raised
-from bitfront.exporters.c99.stages import ALONE, Stage, memory, pool_name, stages
-from bitfront.exporters.c99.tables import SIZES, Tables, spelled, type_of
+from bitfront.exporters.c99.stages import ALONE, Stage, coded_input, member, memory, stages
+from bitfront.exporters.c99.tables import HeldWeight, Tables, spelled, type_of
 from bitfront.exporters.program import (
     Add,
     Join,
@@ -22,13 +23,23 @@ from bitfront.exporters.program import (
 
 
 class Source:
-    """Writes the body of the function, and collects the constants."""
+    """Writes the loops, and collects the constants.
+
+    Attributes:
+        code: the lines of all loops but that of `coded`.
+        coded: the number of the rounding of the input, where there is one alone.
+        rounding: the lines that give its number ``i`` of ``input``, and the name of the variable that holds it.
+    """
 
     def __init__(self, program: Program) -> None:
-        self.program = program
+        self.program = rounded_early(program)
         self.tables = Tables()
-        self.stages, self.held = stages(program)
-        self.offsets, self.pools = memory(program, self.stages, self.held)
+        self.stages, self.held = stages(self.program)
+        self.memory = memory(self.program, self.stages, self.held)
+        self.output = self.held.get(self.program.output, self.program.output)
+        coded = coded_input(self.program)
+        self.coded = None if coded == self.output else coded
+        self.rounding: tuple[list[str], str] = [], ""
         self.code: list[str] = []
         for number, stage in enumerate(self.stages):
             self._stage(number, stage)
@@ -36,18 +47,21 @@ class Source:
     @property
     def ram(self) -> int:
         """Bytes of all buffers."""
-        return sum(SIZES[kind] * count for kind, count in self.pools.items())
+        return self.memory.bytes
 
-    def buffer(self, number: int) -> str:
-        """The buffer of a value, as C."""
+    def at(self, number: int, index: str) -> str:
+        """A number of a value, as C."""
         number = self.held.get(number, number)
-        if number == self.held.get(self.program.output, self.program.output):
-            return "output"
-        kind, at = self.offsets[number]
-        return f"({pool_name(kind)} + {at})" if at else pool_name(kind)
+        if number == self.output:
+            return f"output[{index}]"
+        kind, place = self.memory.places[number]
+        return f"arena.{member(kind)}[{f'{place} + ' if place else ''}{index}]"
 
     def _stage(self, number: int, stage: Stage) -> None:
         first = self.program.steps[stage.steps[0]]
+        if stage.steps == (self.coded,):
+            self.rounding = _input_rounding(self, number, stage, first)
+            return
         self.code.append(f"    /* {self.program.values[stage.result].name} */")
         for kind, write in _WRITERS:
             if isinstance(first, kind):
@@ -66,13 +80,20 @@ class Source:
             place, channel: the index of the number, and of its first dimension, as C.
             skip: how many steps of the stage are done already.
         """
+        lines, variable = self.treated(number, stage, source, place, channel, skip)
+        kind = type_of(self.program.values[stage.result])
+        return [*lines, f"{self.at(stage.result, place)} = ({kind}){variable};"]
+
+    def treated(
+        self, number: int, stage: Stage, source: Value | None, place: str, channel: str, skip: int
+    ) -> tuple[list[str], str]:
+        """(the lines that treat the number ``v``, the variable with the result); as of ``chain``."""
         lines, current = [], source
         writer = Alone(self.tables, f"s{number}", place, channel, self.program)
         for k in stage.steps[skip:]:
             lines += writer.lines(self.program.steps[k], current, self.program.values[k])
             current = self.program.values[k]
-        result = self.program.values[stage.result]
-        return [*lines, f"{self.buffer(stage.result)}[{place}] = ({type_of(result)}){writer.variable};"]
+        return lines, writer.variable
 
 
 # --- the loops --------------------------------------------------------------------------------------------------------
@@ -99,15 +120,26 @@ def _channel(shape: tuple[int, ...], place: str) -> str:
     return place if inner == 1 else f"({place} / {inner})"
 
 
+def _input(w: Source, number: int, first: Step) -> str:
+    """The line that reads a number of the input."""
+    places = getattr(first, "places", None)
+    at = "i" if places is None else f"{w.tables.add(f's{number}_places', places)}[i]"
+    return f"const float v = input[{at}];"
+
+
+def _input_rounding(w: Source, number: int, stage: Stage, first: Step) -> tuple[list[str], str]:
+    start, value = _input(w, number, first), w.program.values[stage.result]
+    lines, variable = w.treated(number, stage, None, "i", _channel(value.shape, "i"), skip=0)
+    return [start, *lines], variable
+
+
 def _write_elementwise(w: Source, number: int, stage: Stage, first: Step) -> None:
     value = w.program.values[stage.result]
     if stage.sources:
         source = w.program.values[first.sources[0]]
-        start = f"const {type_of(source)} v = {w.buffer(stage.sources[0])}[i];"
+        start = f"const {type_of(source)} v = {w.at(stage.sources[0], 'i')};"
     else:
-        source, places = None, getattr(first, "places", None)
-        at = "i" if places is None else f"{w.tables.add(f's{number}_places', places)}[i]"
-        start = f"const float v = input[{at}];"
+        source, start = None, _input(w, number, first)
     body = w.chain(number, stage, source, "i", _channel(value.shape, "i"), skip=0)
     w.code += _loop([f"i<{math.prod(value.shape)}"], [start, *body])
 
@@ -119,20 +151,29 @@ def _taken(table: str, bits: int, index: str) -> str:
 def _write_product(w: Source, number: int, stage: Stage, first: Step) -> None:
     assert isinstance(first, Product)
     sums, x = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
-    table, bits = w.tables.add_weight(f"s{number}_weight", first.weight)
+    held = w.tables.add_weight(f"s{number}_weight", first.weight)
     wide = "int32_t" if sums.bits <= 32 else "int64_t"
-    buffer = w.buffer(stage.sources[0])
-    if first.window is None:
-        (out, inner), rows = first.weight.shape, math.prod(x.shape[:-1])
-        line = f"v += ({wide}){_taken(table, bits, f'o * {inner} + k')} * {buffer}[r * {inner} + k];"
-        place = f"(r * {out} + o)" if rows > 1 else "o"
-        body = [f"{wide} v = 0;", f"for (int32_t k = 0; k < {inner}; k++) {line}"]
-        body += w.chain(number, stage, sums, place, _channel(sums.shape, place))
-        if rows == 1:
-            body = [line.replace(f"r * {inner} + ", "") for line in body]
-        w.code += _loop(([f"r<{rows}"] if rows > 1 else []) + [f"o<{out}"], body)
+    if first.window is not None:
+        w.code += _convolution(w, number, stage, first, (held, wide))
         return
-    w.code += _convolution(w, number, stage, first, (table, bits, wide, buffer))
+    (out, inner), rows = first.weight.shape, math.prod(x.shape[:-1])
+    data = w.at(stage.sources[0], f"r * {inner} + k" if rows > 1 else "k")
+    body = [f"{wide} v = 0;"]
+    if held.table is not None:
+        weight = _taken(held.table, held.bits, f"o * {inner} + k")
+        body.append(f"for (int32_t k = 0; k < {inner}; k++) v += ({wide}){weight} * {data};")
+    body += _listed(held, [f"v += ({wide}){_taken(held.values, held.value_bits, 'e')} * {data};"])
+    place = f"(r * {out} + o)" if rows > 1 else "o"
+    body += w.chain(number, stage, sums, place, _channel(sums.shape, place))
+    w.code += _loop(([f"r<{rows}"] if rows > 1 else []) + [f"o<{out}"], body)
+
+
+def _listed(held: HeldWeight, inside: list[str]) -> list[str]:
+    """The loop over the list of row ``o``; `inside` may use the entry ``e`` and its place ``k`` in the row."""
+    if held.starts is None:
+        return []
+    loop = f"for (int32_t e = {held.starts}[o], k = 0; e < {held.starts}[o + 1]; e++) {{"
+    return [loop, f"{_INDENT}k += {held.gaps}[e];", *(_INDENT + line for line in inside), "}"]
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -146,33 +187,46 @@ def _pairs(values: tuple[int, ...], fill: int) -> tuple[int, int]:
 
 def _taps(first: Any, inside: list[str], sizes: tuple[int, int]) -> list[str]:
     """The loops over the taps of a window around (y, x); `inside` may use ``iy``, ``ix``, ``ky`` and ``kx``."""
-    window = first.window
-    kernel, stride = _pairs(window.kernel, 1), _pairs(window.stride, 1)
-    before, dilation = _pairs(window.before, 0), _pairs(window.dilation, 1)
-    lines = []
-    for axis, (at, k, place, size) in enumerate((("y", "ky", "iy", sizes[0]), ("x", "kx", "ix", sizes[1]))):
+    kernel, lines = _pairs(first.window.kernel, 1), []
+    for axis, k in enumerate(("ky", "kx")):
         pad = _INDENT * axis
         lines.append(f"{pad}for (int32_t {k} = 0; {k} < {kernel[axis]}; {k}++) {{")
-        lines.append(
-            f"{pad}{_INDENT}const int32_t {place} = {at} * {stride[axis]} + {k} * {dilation[axis]} - {before[axis]};"
-        )
-        lines.append(f"{pad}{_INDENT}if ({place} < 0 || {place} >= {size}) continue;")
+        lines += [f"{pad}{_INDENT}{line}" for line in _seen(first, axis, sizes[axis])]
     return [*lines, *(_INDENT * 2 + line for line in inside), f"{_INDENT}}}", "}"]
 
 
-def _convolution(w: Source, number: int, stage: Stage, first: Product, held: tuple[str, int, str, str]) -> list[str]:
-    table, bits, wide, buffer = held
+def _seen(first: Any, axis: int, size: int) -> list[str]:
+    """The lines that give the row (axis 0) or the column (1) of a tap, and go on where it is padding."""
+    window, at = first.window, "yx"[axis]
+    stride, before, dilation = _pairs(window.stride, 1), _pairs(window.before, 0), _pairs(window.dilation, 1)
+    place = f"{at} * {stride[axis]} + k{at} * {dilation[axis]} - {before[axis]}"
+    lines = [f"const int32_t i{at} = {place};"]
+    if before[axis] or _pairs(window.after, 0)[axis]:
+        lines.append(f"if (i{at} < 0 || i{at} >= {size}) continue;")
+    return lines
+
+
+def _convolution(w: Source, number: int, stage: Stage, first: Product, how: tuple[HeldWeight, str]) -> list[str]:
+    held, wide = how
     assert first.window is not None
     sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
     (out, height, width_), (_, rows, columns) = _plane(sums.shape), _plane(source.shape)
     inner, kernel = first.weight.shape[1], _pairs(first.window.kernel, 1)
     group = f"(o / {out // first.groups}) * {inner} + c" if first.groups > 1 else "c"
     index = f"((o * {inner} + c) * {kernel[0]} + ky) * {kernel[1]} + kx"
-    data = f"{buffer}[(({group}) * {rows} + iy) * {columns} + ix]"
+    data = w.at(stage.sources[0], f"(({group}) * {rows} + iy) * {columns} + ix")
     place = f"((o * {height} + y) * {width_} + x)"
-    taps = _taps(first, [f"v += ({wide}){_taken(table, bits, index)} * {data};"], (rows, columns))
-    body = [f"{wide} v = 0;", f"for (int32_t c = 0; c < {inner}; c++) {{", *(_INDENT + t for t in taps), "}"]
-    body += w.chain(number, stage, sums, place, "o")
+    body = [f"{wide} v = 0;"]
+    if held.table is not None:
+        taps = _taps(first, [f"v += ({wide}){_taken(held.table, held.bits, index)} * {data};"], (rows, columns))
+        body += [f"for (int32_t c = 0; c < {inner}; c++) {{", *(_INDENT + t for t in taps), "}"]
+    taken = [
+        f"const int32_t c = k / {kernel[0] * kernel[1]}, ky = k / {kernel[1]} % {kernel[0]}, kx = k % {kernel[1]};",
+        *_seen(first, 0, rows),
+        *_seen(first, 1, columns),
+        f"v += ({wide}){_taken(held.values, held.value_bits, 'e')} * {data};",
+    ]
+    body += [*_listed(held, taken), *w.chain(number, stage, sums, place, "o")]
     return _loop([f"o<{out}", f"y<{height}", f"x<{width_}"], body)
 
 
@@ -180,7 +234,7 @@ def _write_pool(w: Source, number: int, stage: Stage, first: Step) -> None:
     assert isinstance(first, Pool)
     sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
     (channels, height, columns), (_, rows, row) = _plane(sums.shape), _plane(source.shape)
-    data = f"{w.buffer(stage.sources[0])}[(o * {rows} + iy) * {row} + ix]"
+    data = w.at(stage.sources[0], f"(o * {rows} + iy) * {row} + ix")
     if first.kind == "sum":
         wide = "int32_t" if sums.bits <= 32 else "int64_t"
         start, inside = f"{wide} v = 0;", [f"v += {data};"]
@@ -199,7 +253,7 @@ def _write_add(w: Source, number: int, stage: Stage, first: Step) -> None:
     wide = "float" if value.floats else "int32_t" if value.bits < 31 else "int64_t"
     terms = []
     for source, shift, sign in zip(stage.sources, first.shifts, first.signs, strict=True):
-        term = f"{w.buffer(source)}[i]"
+        term = w.at(source, "i")
         term = term if wide == "float" else raised(term, wide, shift)
         terms.append(f"{'-' if sign < 0 else '+'} {term}")
     line = f"const {wide} v = {' '.join(terms).removeprefix('+ ')};"
@@ -216,7 +270,7 @@ def _write_join(w: Source, number: int, stage: Stage, first: Step) -> None:
     for source, original, shift in zip(stage.sources, first.sources, first.shifts, strict=True):
         size = math.prod(w.program.values[original].shape[first.dim :])
         wide = "float" if value.floats else "int32_t" if value.bits < 31 else "int64_t"
-        term = f"{w.buffer(source)}[j * {size} + i]"
+        term = w.at(source, f"j * {size} + i")
         start = f"const {wide} v = {term if value.floats else raised(term, wide, shift)};"
         place = f"(j * {row} + {at} + i)"
         lines = [start, *w.chain(number, stage, value, place, _channel(value.shape, place))]
@@ -228,7 +282,7 @@ def _write_move(w: Source, number: int, stage: Stage, first: Step) -> None:
     assert isinstance(first, Move)
     value = w.program.values[stage.steps[0]]
     table, kind = w.tables.add(f"s{number}_places", first.places), type_of(value)
-    term = f"{w.buffer(stage.sources[0])}[{table}[i]]"
+    term = w.at(stage.sources[0], f"{table}[i]")
     if (first.places < 0).any():
         term = f"{table}[i] < 0 ? 0 : {term}"
     lines = [f"const {kind} v = {term};", *w.chain(number, stage, value, "i", _channel(value.shape, "i"))]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitfront.exporters.c99.tables import type_of
+from bitfront.exporters.c99.tables import SIZES, type_of
 from bitfront.exporters.program import (
     Cut,
     Leak,
@@ -41,9 +41,16 @@ class Stage:
         return self.steps[-1]
 
 
+def coded_input(program: Program) -> int | None:
+    """The number of the rounding of the input, where there is one, so that the network can take rounded inputs; None
+    where there are several, or where it is the output."""
+    found = [k for k, step in enumerate(program.steps) if not step.sources]
+    return found[0] if len(found) == 1 and len(program.steps) > 1 and found[0] != program.output else None
+
+
 def stages(program: Program) -> tuple[list[Stage], dict[int, int]]:
     """(the loops of a program in order, value → the value in whose buffer it lies). A step that changes only the shape
-    is no loop."""
+    is no loop; the one rounding of the input is one of its own."""
     users: dict[int, int] = {program.output: 1}
     for step in program.steps:
         for source in step.sources:
@@ -51,6 +58,7 @@ def stages(program: Program) -> tuple[list[Stage], dict[int, int]]:
     held: dict[int, int] = {}
     result: list[Stage] = []
     done: set[int] = set()
+    alone = coded_input(program)
     followers = {step.sources[0]: k for k, step in enumerate(program.steps) if step.sources and isinstance(step, ALONE)}
     for k, step in enumerate(program.steps):
         if k in done:
@@ -59,46 +67,62 @@ def stages(program: Program) -> tuple[list[Stage], dict[int, int]]:
             held[k] = held.get(step.sources[0], step.sources[0])
             continue
         chain = [k]
-        while users.get(chain[-1]) == 1 and chain[-1] in followers and chain[-1] != program.output:
+        while chain != [alone] and users.get(chain[-1]) == 1 and chain[-1] in followers and chain[-1] != program.output:
             chain.append(followers[chain[-1]])
         done.update(chain)
         result.append(Stage(tuple(chain), tuple(held.get(s, s) for s in step.sources)))
     return result, held
 
 
-def pool_name(kind: str) -> str:
-    """The buffer of all values of a type."""
-    return "pool_" + kind.removesuffix("_t")
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Where the values of a program lie: in one array of bytes, which C sees as a union of arrays of every type.
+
+    Attributes:
+        places: value → (its type, its place in numbers of that type); without the output, which the caller has.
+        bytes: of the array.
+    """
+
+    places: dict[int, tuple[str, int]]
+    bytes: int
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The types in it."""
+        return tuple(sorted({kind for kind, _ in self.places.values()}))
 
 
-def memory(
-    program: Program, loops: Sequence[Stage], held: dict[int, int]
-) -> tuple[dict[int, tuple[str, int]], dict[str, int]]:
-    """(value → (type, place in the buffer of that type), type → numbers in its buffer). A place is free again behind
-    the last loop that reads it."""
+def member(kind: str) -> str:
+    """The array of a type in the union."""
+    return "f32" if kind == "float" else kind.removesuffix("_t").replace("uint", "u").replace("int", "i")
+
+
+def memory(program: Program, loops: Sequence[Stage], held: dict[int, int]) -> Memory:
+    """Where values lie. A place is free again behind the last loop that reads it. The largest value is placed first,
+    each at the lowest place at which nothing lies that is needed at the same time."""
     output = held.get(program.output, program.output)
-    last = {stage.result: i for i, stage in enumerate(loops)}
+    first = {stage.result: i for i, stage in enumerate(loops)}
+    last = dict(first)
     for i, stage in enumerate(loops):
         for source in stage.sources:
             last[source] = i
-    offsets: dict[int, tuple[str, int]] = {}
-    pools: dict[str, int] = {}
-    for i, stage in enumerate(loops):
-        value = program.values[stage.result]
-        if stage.result == output:
-            continue
-        kind, size = type_of(value), math.prod(value.shape)
-        # What is read in this loop is still in use while the result is written.
+    kinds = {k: type_of(program.values[k]) for k in first if k != output}
+    sizes = {k: SIZES[kind] * math.prod(program.values[k].shape) for k, kind in kinds.items()}
+    begins: dict[int, int] = {}
+    for k in sorted(kinds, key=lambda k: (-sizes[k], k)):
+        # What is read in a loop is still in use while its result is written.
         busy = sorted(
-            (at, at + math.prod(program.values[k].shape))
-            for k, (other, at) in offsets.items()
-            if other == kind and last[k] >= i
+            (at, at + sizes[other])
+            for other, at in begins.items()
+            if first[other] <= last[k] and first[k] <= last[other]
         )
-        place = 0
+        step, place = SIZES[kinds[k]], 0
         for start, end in busy:
-            if place + size <= start:
+            if place + sizes[k] <= start:
                 break
-            place = max(place, end)
-        offsets[stage.result] = kind, place
-        pools[kind] = max(pools.get(kind, 0), place + size)
-    return offsets, pools
+            place = max(place, -(-end // step) * step)
+        begins[k] = place
+    widest = max((SIZES[kind] for kind in kinds.values()), default=1)
+    used = max((at + sizes[k] for k, at in begins.items()), default=0)
+    places = {k: (kinds[k], at // SIZES[kinds[k]]) for k, at in begins.items()}
+    return Memory(places, -(-used // widest) * widest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,9 +15,9 @@ from pydantic import Field
 from bitfront.errors import ExportError
 from bitfront.exporters.c99.loops import Source
 from bitfront.exporters.c99.numbers import helpers
-from bitfront.exporters.c99.stages import pool_name
-from bitfront.exporters.c99.tables import type_of
-from bitfront.exporters.program import Floats, Product, Program
+from bitfront.exporters.c99.stages import member
+from bitfront.exporters.c99.tables import SIZES, type_of
+from bitfront.exporters.program import Floats, Product, Program, Value
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate, Target, TargetSettings
 
@@ -59,7 +60,8 @@ class C(Target):
         source = Source(program)
         (folder / f"{name}.h").write_text(_header(name, program, source), encoding="utf-8")
         (folder / f"{name}.c").write_text(_body(name, source), encoding="utf-8")
-        (folder / "check.c").write_text(_CHECK.replace("NAME", name).replace("UPPER", name.upper()), encoding="utf-8")
+        check = _CHECK if source.coded is None else _CHECK_CODES
+        (folder / "check.c").write_text(check.replace("NAME", name).replace("UPPER", name.upper()), encoding="utf-8")
 
     def computed(self, candidate: Candidate, folder: Path, x: Floats) -> NDArray[Any]:
         """What the compiled files compute."""
@@ -110,9 +112,7 @@ writes the outputs: `{self.settings.compiler} {" ".join(FLAGS)} {name}.c check.c
 def _header(name: str, program: Program, source: Source) -> str:
     value, upper = program.result, name.upper()
     kind = type_of(value)
-    meaning = "a float" if value.floats else f"n stands for n * 2^{-value.point}"
-    meaning += "" if value.divisor == 1 else f" / {value.divisor}"
-    return f"""/* {name}: written by Bitfront. Each output: {meaning}. */
+    return f"""/* {name}: written by Bitfront. Each output: {_meaning(value)}. */
 #ifndef {upper}_H
 #define {upper}_H
 
@@ -127,13 +127,37 @@ def _header(name: str, program: Program, source: Source) -> str:
 typedef {kind} {name}_output_t;
 
 void {name}_run(const float *input, {name}_output_t *output);
-
+{_codes_header(name, source)}
 #endif
 """
 
 
+def _meaning(value: Value) -> str:
+    if value.floats:
+        return "a float"
+    if value.scale is not None:
+        return f"n stands for n * {value.scale.ravel()[0]:.9g}" if value.scale.size == 1 else "a scale per channel"
+    return f"n stands for n * 2^{-value.point}" + ("" if value.divisor == 1 else f" / {value.divisor}")
+
+
+def _codes_header(name: str, source: Source) -> str:
+    """The functions for inputs that are rounded elsewhere, where the network has one rounding of its input."""
+    if source.coded is None:
+        return ""
+    value = source.program.values[source.coded]
+    return f"""
+/* The same in two steps: inputs as whole numbers, {name.upper()}_CODES of them ({_meaning(value)}), and the rest. */
+#define {name.upper()}_CODES {math.prod(value.shape)}
+typedef {type_of(value)} {name}_code_t;
+void {name}_quantize(const float *input, {name}_code_t *codes);
+void {name}_infer(const {name}_code_t *codes, {name}_output_t *output);
+"""
+
+
 def _body(name: str, source: Source) -> str:
-    pools = [f"static {kind} {pool_name(kind)}[{count}];" for kind, count in source.pools.items()]
+    # Each array has all bytes of the union, so that storing a number of one type leaves the bytes of others alone.
+    arrays = [f"    {kind} {member(kind)}[{source.ram // SIZES[kind]}];" for kind in source.memory.kinds]
+    arena = ["static union {", *arrays, "} arena;"] if arrays else []
     return "\n".join(
         [
             f"/* {name}: written by Bitfront. */",
@@ -143,15 +167,50 @@ def _body(name: str, source: Source) -> str:
             helpers(),
             *source.tables.lines,
             "",
-            *pools,
+            *arena,
             "",
-            f"void {name}_run(const float *input, {name}_output_t *output)",
-            "{",
-            *source.code,
-            "}",
+            *_functions(name, source),
             "",
         ]
     )
+
+
+def _functions(name: str, source: Source) -> list[str]:
+    output = f"{name}_output_t *output"
+    if source.coded is None:
+        return [f"void {name}_run(const float *input, {output})", "{", *source.code, "}"]
+    lines, variable = source.rounding
+    count = math.prod(source.program.values[source.coded].shape)
+    each, held = f"    for (int32_t i = 0; i < {count}; i++) ", source.at(source.coded, "i")
+    return [
+        f"static {name}_code_t code(const float *input, int32_t i)",
+        "{",
+        *(f"    {line}" for line in lines),
+        f"    return ({name}_code_t){variable};",
+        "}",
+        "",
+        f"static void layers({output})",
+        "{",
+        *source.code,
+        "}",
+        "",
+        f"void {name}_quantize(const float *input, {name}_code_t *codes)",
+        "{",
+        f"{each}codes[i] = code(input, i);",
+        "}",
+        "",
+        f"void {name}_infer(const {name}_code_t *codes, {output})",
+        "{",
+        f"{each}{held} = codes[i];",
+        "    layers(output);",
+        "}",
+        "",
+        f"void {name}_run(const float *input, {output})",
+        "{",
+        f"{each}{held} = code(input, i);",
+        "    layers(output);",
+        "}",
+    ]
 
 
 _CHECK = """/* Reads float32 samples from standard input, and writes the outputs of each to standard output. */
@@ -169,3 +228,16 @@ int main(void)
     return 0;
 }
 """
+#: The same, and whether the two functions for rounded inputs give the same outputs.
+_CHECK_CODES = (
+    _CHECK.replace("#include <stdio.h>", "#include <stdio.h>\n#include <string.h>")
+    .replace(
+        "    while",
+        "    static NAME_output_t again[UPPER_OUTPUTS];\n    static NAME_code_t codes[UPPER_CODES];\n    while",
+    )
+    .replace(
+        "        if (fwrite",
+        "        NAME_quantize(input, codes);\n        NAME_infer(codes, again);\n"
+        "        if (memcmp(output, again, sizeof output)) return 2;\n        if (fwrite",
+    )
+)
