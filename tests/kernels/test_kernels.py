@@ -85,7 +85,7 @@ def test_rounding_is_what_the_format_says(width, frac, signed, length, rows, see
     source[0, 0, 0], source[1, 0, 0], source[2, 0, 0] = torch.nan, torch.inf, -torch.inf
     target = torch.empty(2, rows, length)
     places = np.array([2, 0]) * rows * (length + 2)
-    grid = np.array([[1 / step, low, high, step, 0, 0]] * 2, dtype=np.float32)
+    grid = np.array([[1 / step, low, high, step, 0, 0, 0]] * 2, dtype=np.float32)
     shape = (rows, length, length + 2)
     kernels.round_blocks(source, target, places, np.array([0, rows * length]), shape, grid)
     wanted = number_format.round(source[[2, 0], :, :length])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
-from bitfront.exporters.packing import Packing, instead, packing
+from bitfront.exporters.packing import Packing, instead, otherwise, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
@@ -51,6 +51,8 @@ def obstacle(graph: Graph, site: Site, formats: SiteFormats) -> str:
         held = packing(rounding, activation=operand.role == "activation" and kernel.unsigned)
         if held is None:
             return f"{operand.name} is {rounding.label}, which no kernel of bytes takes"
+        if operand.role == "activation" and (why := otherwise(rounding, operand.name)):
+            return why
         if operand.role == "activation" and held.axis is not None:
             return "an input with a scale per channel cannot be summed as integers"
         if operand.role == "weight" and not (held.signed and held.symmetric):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError, one_of, require
-from bitfront.exporters.packing import Packing, instead, packing
+from bitfront.exporters.packing import Packing, instead, otherwise, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
@@ -92,6 +92,8 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
     needed, result = _summed(site), formats.get(DATA_OUT)
     if result is not None and packing(result, activation=True) is None:
         return f"{DATA_OUT} is {result.label}, which no kernel of bytes takes"
+    if result is not None and (why := otherwise(result, DATA_OUT)):
+        return why
     if not any(o in needed for o in formats):
         return ""
     if site.operation.onnx_integer is None:
@@ -105,6 +107,8 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
         as_bytes = packing(rounding, activation=False)
         if as_bytes is None:
             return f"{operand} is {rounding.label}, which no kernel of bytes takes"
+        if operand not in held and (why := otherwise(rounding, operand)):
+            return why
         packed[operand] = as_bytes
     if any(p.axis is not None for o, p in packed.items() if o not in held):
         return "an input with a scale per channel cannot be summed as integers"
@@ -308,6 +312,8 @@ class _Writer(fx.Interpreter):
         held = packing(rounding, activation=activation)
         if held is None:
             raise ExportError(f"{n.name}: {label} is {rounding.label}, and {WRITTEN}{instead(rounding)}")
+        if why := otherwise(rounding, label):
+            raise ExportError(f"{n.name}: {why}")
         return held
 
     def _operand(self, n: fx.Node, position: int) -> str:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitfront.formats.base import Format
+from bitfront.formats.base import Format, Operand
 
 #: Bits of a byte.
 WIDEST = 8
@@ -30,6 +30,7 @@ class Packing:
         low, high: the smallest and the largest byte in use.
         signed: int8, else uint8.
         axis: the dimension that the channels lie along; None if there is one scale for all.
+        form: rounds a tensor before it is packed; None where packing rounds it in the same way.
     """
 
     scale: NDArray[np.float32]
@@ -38,6 +39,7 @@ class Packing:
     high: int
     signed: bool
     axis: int | None
+    form: Format | None = None
 
     @property
     def narrow(self) -> bool:
@@ -57,6 +59,7 @@ class Packing:
 
     def pack(self, x: Tensor) -> NDArray[np.uint8] | NDArray[np.int8]:
         """A tensor as bytes: same shape."""
+        x = x if self.form is None else self.form.round(x)
         shape = [1] * x.dim()
         if self.axis is not None:
             shape[self.axis] = -1
@@ -74,6 +77,19 @@ def instead(form: Format) -> str:
     return (
         "; bits of each value, as strategy 'learned_bits' learns them, are for logic such as an FPGA's: take the "
         "weights and formats that `bitfront transform` saves, or search formats with one width, such as affine"
+    )
+
+
+def otherwise(form: Format, operand: Operand) -> str:
+    """Why no runtime rounds an operand that it computes to a format, with what to do; empty if the rounding is no
+    obstacle. A parameter is rounded before it is written, in whatever way."""
+    grid = form.grid
+    if grid is None or grid.usual:
+        return ""
+    does = {"even": "half to even", "half_up": "half up", "floor": "down (floor)"}[grid.rounds]
+    return (
+        f"{operand} is {form.label}, which rounds {does} and {'wraps' if grid.wraps else 'saturates'}, and runtimes "
+        f"round half to even and saturate: search with {operand}_rounding = 'even' and {operand}_overflow = 'saturate'"
     )
 
 
@@ -96,6 +112,7 @@ def packing(form: Format, *, activation: bool) -> Packing | None:
         return None
     shape = () if grid.uniform else (-1,)
     scale, zero = steps.astype(np.float32).reshape(shape), zeros.astype(np.int64).reshape(shape)
+    first = None if grid.usual else form
     if activation and signed:
-        return Packing(scale, zero + 128, low + 128, high + 128, False, grid.axis)
-    return Packing(scale, zero, low, high, signed, grid.axis)
+        return Packing(scale, zero + 128, low + 128, high + 128, False, grid.axis, first)
+    return Packing(scale, zero, low, high, signed, grid.axis, first)

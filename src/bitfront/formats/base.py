@@ -263,6 +263,12 @@ class Format(ABC):
         return True
 
     @property
+    def saturates(self) -> bool:
+        """Whether a value beyond :meth:`bounds` becomes the nearest bound. If not, it comes back on the other side, and
+        gradients pass everywhere."""
+        return True
+
+    @property
     def value_bits(self) -> NDArray[np.int64] | None:
         """Bits of the magnitude of each value, without a sign, int64, of the shape of the operand without samples; None
         where all values have the same bits. Metrics that multiply bits with bits read it."""
@@ -364,14 +370,15 @@ class Format(ABC):
         """``round(x)`` with gradients: same shape and dtype.
 
         Gradients pass unchanged where `x` is within :meth:`bounds`, and are zero outside (the clipped straight-through
-        estimator of Jacob et al. 2018, section 3). Called for every operand in evaluation and in training. A subclass
-        may override it for other gradients. Then the values must still be those of :meth:`round`, and candidates are
-        trained one by one, since compiled training has only these gradients.
+        estimator of Jacob et al. 2018, section 3); of a format that does not saturate they pass everywhere. Called for
+        every operand in evaluation and in training. A subclass may override it for other gradients. Then the values
+        must still be those of :meth:`round`, and candidates are trained one by one, since compiled training has only
+        these gradients.
         """
         rounded = self.round(x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return rounded
-        low, high = self.bounds(x)
+        low, high = self.bounds(x) if self.saturates else (torch.finfo(x.dtype).min, torch.finfo(x.dtype).max)
         inside = torch.clamp(x, low, high)  # type: ignore[arg-type]
         # This subtracts exact zeros (adding them would turn −0 into 0). The value is exactly the rounded one, and the
         # gradient is that of the clamp.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitfront.formats.base import thinned_rows
 from bitfront.formats.ranges import TOGETHER, percentile_ends
+from bitfront.kernels.whole import Rounding, whole
 
 #: Any step from 2^-96 to 2^96: with codes of up to 32 bits, all values are float32's.
 LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH = -96, 96
@@ -23,7 +24,16 @@ _FARTHEST = HIGHEST_FRAC_WIDTH + 1
 _POWERS = torch.tensor([2.0**k for k in range(-_FARTHEST, _FARTHEST + 1)], dtype=torch.float64)
 
 
-def learned_frac_widths(values: Tensor, ends: Tensor, width: int, codes: tuple[int, int], rule: Rule) -> Tensor:
+def learned_frac_widths(
+    values: Tensor,
+    ends: Tensor,
+    width: int,
+    codes: tuple[int, int],
+    rule: Rule,
+    *,
+    rounding: Rounding = "even",
+    wraps: bool = False,
+) -> Tensor:
     """The frac width of each row of values.
 
     Args:
@@ -32,17 +42,21 @@ def learned_frac_widths(values: Tensor, ends: Tensor, width: int, codes: tuple[i
         width: bits; a row of zeros gets half of them, rounded down.
         codes: the smallest and the largest code; negative values do not count where the smallest is 0.
         rule: as in ``Integer``.
+        rounding: how values become whole numbers.
+        wraps: whether values out of range come back on the other side. Then no rule lets one of `ends` be out of it.
 
     Returns:
         int64, shape (rows,).
     """
     step = max(1, TOGETHER // max(1, values.shape[1]))
     parts = zip(torch.split(values, step), torch.split(ends, step), strict=True)
-    found = [_learned(part, its_ends, width, codes, rule) for part, its_ends in parts]
+    found = [_learned(part, its_ends, width, codes, rule, rounding, wraps) for part, its_ends in parts]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
 
 
-def _learned(values: Tensor, ends: Tensor, width: int, codes: tuple[int, int], rule: str) -> Tensor:
+def _learned(
+    values: Tensor, ends: Tensor, width: int, codes: tuple[int, int], rule: str, rounding: Rounding, wraps: bool
+) -> Tensor:
     signed = codes[0] < 0
     low, high = _ends(_known(ends, 0.0))
     if not signed:
@@ -50,14 +64,14 @@ def _learned(values: Tensor, ends: Tensor, width: int, codes: tuple[int, int], r
         low, high = low.clamp(min=0), high.clamp(min=0)
     result = torch.full(low.shape, width // 2, dtype=torch.int64, device=low.device)
     some = (low != 0) | (high != 0)
-    if rule == "percentile" and values.shape[1]:
+    if rule == "percentile" and not wraps and values.shape[1]:
         seen = _known(thinned_rows(values), torch.nan)
         low, high = percentile_ends(seen if signed else seen.clamp(min=0), low, high)
-    result[some] = _covering(low[some], high[some], width, codes)
+    result[some] = _covering(low[some], high[some], width, codes, rounding)
     if rule == "auto":
         part = _known(thinned_rows(values), 0.0)
         some = some & (part != 0 if signed else part > 0).any(dim=1)
-        result[some] = _least_error(part[some], width, codes)
+        result[some] = _least_error(part[some], width, codes, rounding, result[some] if wraps else None)
     return result
 
 
@@ -79,26 +93,30 @@ def _power(frac: Tensor) -> Tensor:
     return _POWERS.to(frac.device)[frac + _FARTHEST]
 
 
-def _covering(smallest: Tensor, largest: Tensor, width: int, codes: tuple[int, int]) -> Tensor:
+def _covering(smallest: Tensor, largest: Tensor, width: int, codes: tuple[int, int], rounding: Rounding) -> Tensor:
     """The largest frac widths under which both ends, one of which is not zero, round without saturating."""
     low, high = codes
     beyond = width + 1 - torch.frexp(torch.maximum(-smallest, largest)).exponent.long()
     frac = beyond.clamp(LOWEST_FRAC_WIDTH, HIGHEST_FRAC_WIDTH)
     while True:
         scale = _power(frac)
-        over = (torch.round(smallest * scale) < low) | (torch.round(largest * scale) > high)
+        over = (whole(smallest * scale, rounding) < low) | (whole(largest * scale, rounding) > high)
         over &= frac > LOWEST_FRAC_WIDTH
         if not bool(over.any()):
             return frac
         frac = frac - over.long()
 
 
-def _least_error(values: Tensor, width: int, codes: tuple[int, int]) -> Tensor:
-    """The frac widths with the smallest squared error on rows, float64; the smaller one among equals."""
+def _least_error(values: Tensor, width: int, codes: tuple[int, int], rounding: Rounding, most: Tensor | None) -> Tensor:
+    """The frac widths with the smallest squared error on rows, float64; the smaller one among equals.
+
+    Args:
+        most: the largest that are allowed, under which nothing saturates; None for no limit.
+    """
 
     def error(rows: Tensor, frac: Tensor) -> Tensor:
         some, scale = values[rows], _power(frac)[:, None]
-        return ((torch.clamp(torch.round(some * scale), *codes) / scale - some) ** 2).sum(dim=1)
+        return ((torch.clamp(whole(some * scale, rounding), *codes) / scale - some) ** 2).sum(dim=1)
 
     def clipped(rows: Tensor, frac: Tensor) -> Tensor:
         """The error of saturation alone, which only grows with the frac width."""
@@ -106,7 +124,7 @@ def _least_error(values: Tensor, width: int, codes: tuple[int, int]) -> Tensor:
         return ((some.clamp(codes[0] / scale, codes[1] / scale) - some) ** 2).sum(dim=1)
 
     # As long as nothing saturates, a finer grid contains the coarser one, so its error is not larger.
-    frac = _covering(*_ends(values), width, codes)
+    frac = _covering(*_ends(values), width, codes, rounding) if most is None else most.clone()
     every = torch.arange(len(values), device=values.device)
     best, least = frac.clone(), error(every, frac)
     rows = every[best > LOWEST_FRAC_WIDTH]
@@ -114,7 +132,7 @@ def _least_error(values: Tensor, width: int, codes: tuple[int, int]) -> Tensor:
         rows = rows[error(rows, best[rows] - 1) == least[rows]]
         best[rows] -= 1
         rows = rows[best[rows] > LOWEST_FRAC_WIDTH]
-    rows = every[frac < HIGHEST_FRAC_WIDTH]
+    rows = every[frac < HIGHEST_FRAC_WIDTH] if most is None else every[:0]
     while len(rows):
         rows = rows[clipped(rows, frac[rows] + 1) < least[rows]]
         frac[rows] += 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitfront.kernels import scaled
+from bitfront.kernels.whole import ROUNDINGS, Rounding, whole, wrapped
 
 #: float64 holds all whole numbers up to this one.
 LARGEST_CODE = 2**53
@@ -52,8 +53,11 @@ class Grid:
             of dimension 0, the channels of a weight. ``(WHOLE, 1)``: one per index of dimension 1, the channels of an
             input. ``(1, 32)``: groups of 32 along dimension 1 of a weight. ``(1, 1)``: one per element
             of a matrix. A tensor has as many dimensions as `block` has entries.
-        complete: every code is a value, and the format rounds to the nearest of them, half to even. Otherwise only
-            some of these numbers are values, as in a floating-point format.
+        complete: every code is a value, and the format rounds as `rounds` and `wraps` say. Otherwise only some of these
+            numbers are values, as in a floating-point format.
+        rounds: how x / step becomes a whole number.
+        wraps: whether a code out of range comes back on the other side, modulo the number of codes; otherwise it
+            becomes the nearest code.
     """
 
     step: float | Tensor
@@ -62,6 +66,8 @@ class Grid:
     zero: int | Tensor | None = None
     block: tuple[int, ...] = ()
     complete: bool = True
+    rounds: Rounding = "even"
+    wraps: bool = False
 
     def __post_init__(self) -> None:
         for name in ("step", "low", "high", "zero"):
@@ -95,33 +101,49 @@ class Grid:
     def rounding(self) -> FixedPoint | None:
         """Fixed-point numbers such that the format's rounding is ``clamp(round(x / step), low, high) · step``, half to
         even. None for any other rounding."""
-        return self.fixed_point if self.complete else None
+        return self.fixed_point if self.complete and self.usual else None
+
+    @property
+    def usual(self) -> bool:
+        """Whether it rounds half to even and saturates, as runtimes and training in compiled steps do."""
+        return self.rounds == "even" and not self.wraps
 
     def rounding_row(self, *, coded: bool = False) -> tuple[float, ...] | None:
         """The numbers with which the kernels round to the grid (``kernels.round_blocks``): scale, low, high, step,
-        divisor and zero. None if it is not complete, or if entries differ.
+        divisor, zero and the rounding. None if it is not complete, if it wraps, or if entries differ.
 
         Args:
             coded: round to codes, less the zero point, and not to values.
         """
         step, low, high, zero = self.step, self.low, self.high, self.zero
-        if not self.complete or any(isinstance(e, Tensor) for e in (step, low, high, zero)):
+        if not self.complete or self.wraps or any(isinstance(e, Tensor) for e in (step, low, high, zero)):
             return None
         assert not isinstance(step, Tensor)
+        rounds = ROUNDINGS.index(self.rounds)
         if self.fixed_point is not None:
-            return (1 / step, low, high, 1.0 if coded else step, 0.0, 0.0)  # type: ignore[return-value]
-        return (0.0, low, high, 1.0 if coded else step, step, zero or 0)  # type: ignore[return-value]
+            return (1 / step, low, high, 1.0 if coded else step, 0.0, 0.0, rounds)  # type: ignore[return-value]
+        return (0.0, low, high, 1.0 if coded else step, step, zero or 0, rounds)  # type: ignore[return-value]
 
     def codes(self, x: Tensor) -> Tensor:
-        """The code of each value of `x`: the nearest one, half to even, saturating. Same shape and dtype.
+        """The code of each value of `x`, rounded and brought into range as `rounds` and `wraps` say. Same shape and
+        dtype.
 
         If the grid is not complete, `x` must be rounded already.
         """
-        codes = torch.round(x / self.along(self.step, x))
+        if self.wraps:
+            return self._wrapped_codes(x.double()).to(x.dtype)
+        codes = whole(x / self.along(self.step, x), self.rounds)
         if self.zero is not None:
             codes = codes + self.along(self.zero, x)
         low, high = (e if isinstance(e, int) else self.along(e, x) for e in (self.low, self.high))
         return torch.clamp(codes, low, high)  # type: ignore[arg-type]
+
+    def _wrapped_codes(self, x: Tensor) -> Tensor:
+        """Of float64, in which no code of a float32 overflows."""
+        codes = whole(x / self.along(self.step, x), self.rounds)
+        if self.zero is not None:
+            codes = codes + self.along(self.zero, x)
+        return wrapped(codes, self.along(self.low, x), self.along(self.high, x))
 
     def centred(self, x: Tensor) -> Tensor:
         """The codes of `x` less the zero point: 0 is the value 0. Same shape and dtype."""
@@ -133,7 +155,7 @@ class Grid:
         return self._scaled(codes, codes)
 
     def round(self, x: Tensor) -> Tensor:
-        """`x` mapped to the nearest numbers of the grid. Same shape and dtype."""
+        """`x` mapped to numbers of the grid. Same shape and dtype."""
         if x.dtype in (torch.float16, torch.bfloat16):
             # Their few bits do not hold the codes.
             return self.round(x.float()).to(x.dtype)

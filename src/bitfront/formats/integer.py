@@ -2,7 +2,8 @@
 
 The value of x is ``clamp(round(x·2^f), −2^(w−1), 2^(w−1)−1) / 2^f``, unsigned ``clamp(round(x·2^f), 0, 2^w−1) / 2^f``,
 rounding half to even: the ``ap_fixed<w, w−f, AP_RND_CONV, AP_SAT>`` of high-level synthesis. Scaling by a power of two
-is exact in floating point, so up to 24 bits the result is exact in float32.
+is exact in floating point, so up to 24 bits the result is exact in float32. Hardware is smaller with other roundings
+(AP_RND: half up, AP_TRN: floor) and other ways to treat what is out of range (AP_WRAP, AP_SAT_SYM).
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from bitfront.formats.base import Format, FormatError, FormatParameter, OperandK
 from bitfront.formats.frac_widths import HIGHEST_FRAC_WIDTH, LOWEST_FRAC_WIDTH, Rule, learned_frac_widths
 from bitfront.formats.grid import WHOLE, Grid
 from bitfront.formats.learned import LearnedRange, rounded, straight_through
+from bitfront.kernels.whole import Rounding, whole, wrapped
 
 #: Values that share a frac width.
 Granularity = Literal["tensor", "channel", "element"]
+#: What happens to a value that is out of range.
+Overflow = Literal["saturate", "wrap", "saturate_symmetric"]
 #: Most bits of a value.
 WIDEST = 32
 #: Bits that a frac width is stored in, where a tensor has several.
@@ -43,6 +47,8 @@ class Integer(Format):
         granularity: which values share a frac width.
         axis: the dimension of the channels; 0 unless there is a frac width per channel.
         shape: of several frac widths, as a tensor of them broadcasts against the first dimensions of the operand.
+        rounding: how x·2^frac_width becomes a whole number.
+        overflow: what happens to a whole number that is out of range.
     """
 
     width: int
@@ -51,6 +57,8 @@ class Integer(Format):
     granularity: Granularity = "tensor"
     axis: int = 0
     shape: tuple[int, ...] | None = None
+    rounding: Rounding = "even"
+    overflow: Overflow = "saturate"
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {
         "width": FormatParameter("bits of a value, sign included", low=1, high=WIDEST),
@@ -76,6 +84,19 @@ class Integer(Format):
             default=None,
             words=("NA", *get_args(Granularity)),
         ),
+        "rounding": FormatParameter(
+            "how a value becomes a multiple of its step: 'even': the nearest one, half to even; 'half_up': the nearest "
+            "one, half upwards, which is smaller in hardware; 'floor': the one below, which is smallest",
+            default="even",
+            words=get_args(Rounding),
+        ),
+        "overflow": FormatParameter(
+            "what happens to a value out of range: 'saturate': it becomes the nearest end; 'wrap': it comes back on "
+            "the other side, modulo 2^width, which takes no hardware, and a learned frac width leaves no calibration "
+            "value out of range; 'saturate_symmetric': as 'saturate', and signed values end at -(2^(width-1) - 1)",
+            default="saturate",
+            words=get_args(Overflow),
+        ),
     }
 
     @classmethod
@@ -90,14 +111,26 @@ class Integer(Format):
                 f"'element' is for weights and biases that are parameters, not for {kind}; take 'channel' there",
                 "granularity",
             )
+        overflow = cast("Overflow", values["overflow"])
+        # The input of a ReLU has no sign, as negative values may become 0; one that wraps becomes a large number.
+        negative = (signed or overflow == "wrap") if chosen is None else bool(chosen)
+        if overflow == "saturate_symmetric" and negative and width == 1:
+            raise FormatError("a sign and a symmetric range leave only the value 0 in 1 bit")
+        # What means the same is one format.
         if isinstance(frac, int) or (granularity == "channel" and kind.channel_axis is None):
-            granularity = "tensor"  # what means the same is one format
+            granularity = "tensor"
+        if overflow == "saturate_symmetric" and not negative:
+            overflow = "saturate"
+        if overflow == "wrap" and frac == "percentile":
+            frac = "minmax"
         return cls(
             width,
             cast("int | Rule", frac),
-            signed if chosen is None else bool(chosen),
+            negative,
             granularity,
             (kind.channel_axis or 0) if granularity == "channel" else 0,
+            rounding=cast("Rounding", values["rounding"]),
+            overflow=overflow,
         )
 
     @property
@@ -116,8 +149,10 @@ class Integer(Format):
 
     @property
     def rank(self) -> float:
-        """First formats whose frac width is calibrated, then those with the point in the middle."""
-        return abs(self.frac_width - self.width / 2) if isinstance(self.frac_width, int) else 0.0
+        """First formats whose frac width is calibrated, then those with the point in the middle; those that wrap come
+        last."""
+        middle = abs(self.frac_width - self.width / 2) if isinstance(self.frac_width, int) else 0.0
+        return middle if self.saturates else middle + 2 * HIGHEST_FRAC_WIDTH
 
     @property
     def has_sign(self) -> bool:
@@ -125,17 +160,29 @@ class Integer(Format):
         return self.signed
 
     @property
+    def saturates(self) -> bool:
+        """Unless it wraps."""
+        return self.overflow != "wrap"
+
+    @property
     def label(self) -> str:
         """E.g. ``int8.4`` or ``uint8.4``; before calibration e.g. ``int8.auto``. With a frac width per channel or
-        element ``int8.auto-c`` and ``int8.auto-e``, after calibration with their range, ``int8.3..6-c``."""
+        element ``int8.auto-c`` and ``int8.auto-e``, after calibration with their range, ``int8.3..6-c``. Behind the
+        dash there is also what is not the default: ``h`` for half up, ``f`` for floor, ``w`` for wrap, ``s`` for
+        saturate_symmetric."""
         start = f"{'' if self.signed else 'u'}int"
         frac = _span(self.frac_width) if isinstance(self.frac_width, tuple) else self.frac_width
-        return f"{start}{self.width}.{frac}{'' if self.granularity == 'tensor' else f'-{self.granularity[0]}'}"
+        defaults = (self.granularity, "tensor"), (self.rounding, "even"), (self.overflow, "saturate")
+        letters = "".join(value[0] for value, default in defaults if value != default)
+        return f"{start}{self.width}.{frac}{letters and f'-{letters}'}"
 
     @property
     def codes(self) -> tuple[int, int]:
         """The smallest and the largest integer before the binary point is applied."""
-        return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
+        if not self.signed:
+            return 0, 2**self.width - 1
+        high = 2 ** (self.width - 1) - 1
+        return (-high if self.overflow == "saturate_symmetric" else -high - 1), high
 
     @property
     def calibrates(self) -> bool:
@@ -162,20 +209,25 @@ class Integer(Format):
         return replace(self, frac_width=fracs, axis=dim, shape=(*[1] * dim, len(fracs)))
 
     def _learned(self, values: Tensor, ends: Tensor, rule: Rule) -> tuple[int, ...]:
-        return tuple(learned_frac_widths(values, ends, self.width, self.codes, rule).tolist())
+        wraps = not self.saturates
+        fracs = learned_frac_widths(values, ends, self.width, self.codes, rule, rounding=self.rounding, wraps=wraps)
+        return tuple(fracs.tolist())
 
     def round(self, x: Tensor) -> Tensor:
-        """`x` rounded half to even to the grid of step 2^−frac_width, saturating."""
-        if self.shape is not None:
+        """`x` rounded to the grid of step 2^−frac_width, as `rounding` and `overflow` say."""
+        if self.shape is not None or not self.saturates:
             return self.grid.round(x)
         low, high = self.codes
         scale = math.ldexp(1.0, self._frac())
-        return torch.clamp(torch.round(x * scale), low, high) / scale
+        return torch.clamp(whole(x * scale, self.rounding), low, high) / scale
 
     @property
     def grid(self) -> Grid:
         """Step 2^−frac_width, one for all values, or per channel or element; no zero point."""
-        return Grid(math.ldexp(1.0, -self._frac()), *self.codes) if self.shape is None else self._grid
+        return self._with_step(math.ldexp(1.0, -self._frac())) if self.shape is None else self._grid
+
+    def _with_step(self, step: float | Tensor, block: tuple[int, ...] = ()) -> Grid:
+        return Grid(step, *self.codes, block=block, rounds=self.rounding, wraps=not self.saturates)
 
     @cached_property
     def _grid(self) -> Grid:
@@ -183,14 +235,14 @@ class Integer(Format):
         assert self.shape is not None
         assert isinstance(self.frac_width, tuple)
         if len(set(self.frac_width)) <= 1:
-            return Grid(math.ldexp(1.0, -next(iter(self.frac_width), 0)), *self.codes)
+            return self._with_step(math.ldexp(1.0, -next(iter(self.frac_width), 0)))
         # A Grid has an element per index of the dimensions that differ, and names no dimension behind them.
         last = max(d for d, size in enumerate(self.shape) if size > 1)
         shape = self.shape[: last + 1]
         block = tuple(1 if size > 1 else WHOLE for size in shape)
         steps = [math.ldexp(1.0, -frac) for frac in self.frac_width]
         step = torch.tensor(steps, dtype=torch.float64).reshape(shape)
-        return Grid(step, *self.codes, block=block)
+        return self._with_step(step, block)
 
     def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """The smallest and the largest representable value, per channel or element where they differ."""
@@ -236,7 +288,12 @@ class LearnedInteger(LearnedRange):
         step = torch.exp2(self._used())
         if step.dim():
             step = step.reshape(*step.shape, *[1] * (x.dim() - step.dim()))
-        return rounded(x / step, *self.start.codes) * step
+        steps, codes = x / step, self.start.codes
+        if self.start.saturates:
+            return rounded(steps, *codes, self.start.rounding) * step
+        low, high = (torch.tensor(float(code), dtype=torch.float64, device=x.device) for code in codes)
+        inside = wrapped(whole(steps.detach().double(), self.start.rounding), low, high).to(x.dtype)
+        return (inside - (steps.detach() - steps)) * step
 
     def settle(self) -> None:
         """Stop learning the exponents."""

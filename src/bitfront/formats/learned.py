@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bitfront.kernels.whole import Rounding, whole
+
 if TYPE_CHECKING:
     from bitfront.formats.base import Format
 
@@ -53,6 +55,6 @@ def straight_through(value: Tensor, as_if: Tensor) -> Tensor:
     return as_if + (value - as_if).detach()
 
 
-def rounded(x: Tensor, low: int, high: int) -> Tensor:
-    """Rounded half to even and clamped; gradients pass where nothing saturates."""
-    return torch.clamp(straight_through(torch.round(x), x), low, high)
+def rounded(x: Tensor, low: int, high: int, rounding: Rounding = "even") -> Tensor:
+    """Rounded and clamped; gradients pass where nothing saturates."""
+    return torch.clamp(straight_through(whole(x, rounding), x), low, high)

@@ -22,6 +22,8 @@ from bitfront.kernels.scaled import ScaledRounding, Unit, Walk
 
 #: Grids whose bounds are below 2^WIDEST steps are rounded exactly by the kernels, in 32-bit floats.
 WIDEST = 22
+#: How many numbers say how a block is rounded.
+NUMBERS = 7
 
 
 @functools.cache
@@ -34,7 +36,8 @@ def compiled() -> bool:
     logits[0, 1, 5], logits[1, 2, 6], logits[2, 3, 7] = torch.nan, torch.inf, -torch.inf
     labels = torch.randint(7, (333,), generator=generator, dtype=torch.int32)
     native_score, plain_score = _native_score(logits, labels, False), plain.score(logits, labels, False)
-    grid = np.array([[8.0, -16.0, 15.0, 0.125, 0.0, 0.0]] * 2 + [[0.0, 0.0, 255.0, 0.03, 0.03, 99.0]], np.float32)
+    grid = np.array([[8.0, -16.0, 15.0, 0.125, 0.0, 0.0, way] for way in (1, 2, 0)], np.float32)
+    grid[2, :6] = 0.0, 0.0, 255.0, 0.03, 0.03, 99.0
     rounded = torch.empty_like(logits)
     places = np.arange(3, dtype=np.int64) * 7 * 333
     round_blocks(logits, rounded, places, places, (1, 7 * 333, 0), grid)
@@ -248,8 +251,8 @@ def round_blocks(
         target_places: the first element of each block of `target`, shape (blocks,).
         shape: rows of a block, elements of a row, and elements from one row of the source to the next. The rows of the
             target are contiguous.
-        grids: scale, low, high, step, divisor and zero of each block, shape (blocks, 6); low and high
-            within ±2^WIDEST.
+        grids: scale, low, high, step, divisor, zero and the way of rounding (its place in ``whole.ROUNDINGS``) of each
+            block, shape (blocks, NUMBERS); low and high within ±2^WIDEST.
         affine: the pending batch norm of the source, one channel per element of a row; None where there is none.
     """
     library = native.library()

@@ -111,18 +111,18 @@ def filled(values: Tensor) -> Tensor:
 
 
 def byte_row(row: Sequence[float], *, rectified: bool = False) -> NDArray[np.float32] | None:
-    """The numbers of a rounding (``Grid.rounding_row``) as those of one to bytes, float32, shape (6,); None if its
-    codes do not fit bytes.
+    """The numbers of a rounding (``Grid.rounding_row``) as those of one to bytes, float32, shape (NUMBERS,);
+    None if its codes do not fit bytes.
 
     Args:
         rectified: whether a ReLU is applied before.
     """
-    scale, low, high, _, divisor, zero = row
+    scale, low, high, _, divisor, zero, way = row
     low = max(low, zero) if rectified else low
     offset = 0.0 if low >= 0 else 128.0
     if low + offset < 0 or high + offset > 255:
         return None
-    return np.array([scale, low, high, offset, divisor, zero], dtype=np.float32)
+    return np.array([scale, low, high, offset, divisor, zero, way], dtype=np.float32)
 
 
 def convolve(
@@ -143,7 +143,7 @@ def convolve(
             the bias (float32), all but the first filled (``filled``), shape (products, 5). The result is ``sum · scale
             + bias``, two roundings, of shape (samples, height, width, channels).
         grids: for each input the numbers of its rounding (``kernels.round_blocks``), to float32 if depthwise, else to
-            bytes, shape (inputs, 6).
+            bytes, shape (inputs, NUMBERS).
         affine: the pending batch norm of the inputs, repeated for the pixels of a row of ``geometry.rows``.
 
     Returns:
@@ -266,7 +266,7 @@ def exact() -> bool:
             last, out = x.permute(0, 2, 3, 1).contiguous(), torch.empty(2, *geometry.out, outer)
             scale, bias = filled(torch.full((outer,), 0.5)), filled(torch.full((outer,), 3.0))
             parts = [out, *packed(weight, depthwise), scale, bias]
-            grid = [1.0, -128.0, 127.0, 1.0 if depthwise else 128.0, 0.0, 0.0]
+            grid = [1.0, -128.0, 127.0, 1.0 if depthwise else 128.0, 0.0, 0.0, 0.0]
             addresses = np.array([[t.data_ptr() for t in parts]])
             convolve(geometry, np.array([[last.data_ptr(), inner, 0, 1]]), addresses, np.array([grid], np.float32))
             if not torch.equal(out.permute(0, 3, 1, 2).double(), wanted):

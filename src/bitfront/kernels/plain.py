@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitfront.kernels.whole import whole_by_row
+
 _EXP = (1.0, 5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
 _LOG = (
     7.0376836292e-2,
@@ -59,12 +61,13 @@ def rounded(values: Tensor, grids: NDArray[np.float32]) -> Tensor:
     """`values`, float32, shape (states, ...), each state rounded by its numbers; see
     :func:`bitfront.kernels.round_blocks`."""
     wide = (-1, *(1,) * (values.dim() - 1))
-    scale, low, high, step, divisor, zero = (c.view(wide) for c in torch.from_numpy(grids).to(values.device).unbind(1))
+    numbers = (column.view(wide) for column in torch.from_numpy(grids).to(values.device).unbind(1))
+    scale, low, high, step, divisor, zero, way = numbers
     coded = divisor != 0
-    plain = torch.clamp(torch.round(values * scale), low, high) * step
+    plain = torch.clamp(whole_by_row(values * scale, way), low, high) * step
     if not bool(coded.any()):
         return plain
-    codes = torch.clamp(torch.round(values / torch.where(coded, divisor, 1.0)) + zero, low, high)
+    codes = torch.clamp(whole_by_row(values / torch.where(coded, divisor, 1.0), way) + zero, low, high)
     return torch.where(coded, (codes - zero) * step, plain)
 
 

@@ -293,5 +293,7 @@ def _grid_of(rounds: object, path: str) -> FixedPoint:
     grid = rounds.grid if isinstance(rounds, Format) and type(rounds).quantize is Format.quantize else None
     if grid is None or grid.rounding is None:
         label = rounds.label if isinstance(rounds, Format) else type(rounds).__name__
-        raise UnsupportedError(f"the format {label} of {path} is no fixed-point grid with one step")
+        usual = grid is None or grid.usual
+        why = "is no fixed-point grid with one step" if usual else "does not round half to even, or does not saturate"
+        raise UnsupportedError(f"the format {label} of {path} {why}")
     return grid.rounding

@@ -46,7 +46,7 @@ class DirectProduct:
     """A matrix product with a rounded weight, whose inputs are not rounded yet.
 
     Attributes:
-        grid: how the input is rounded, float32, shape (1, 6).
+        grid: how the input is rounded, float32, shape (1, NUMBERS).
         operands: the weight, its sums, scales and bias, as the kernel reads them.
         size: values of a row of the input and of the result.
     """

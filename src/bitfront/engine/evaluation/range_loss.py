@@ -14,7 +14,7 @@ from torch import Tensor
 from bitfront.formats.base import Format, Operand, all_finite
 from bitfront.graph import Site
 
-Kind = Literal["zeros", "saturated", "no numbers"]
+Kind = Literal["zeros", "saturated", "wrapped", "no numbers"]
 #: (title of the site, operand, what is lost) → (share of its values, label of the format where it is largest).
 RangeLosses = Mapping[tuple[str, Operand, Kind], tuple[float, str]]
 #: A larger share of saturating values is worth a note.
@@ -24,6 +24,7 @@ NAMED = 3
 _TEXTS: Mapping[Kind, str] = {
     "no numbers": "NaN or infinite values among the calibration values (finite ones decide the range)",
     "zeros": "all zeros once rounded",
+    "wrapped": "calibration values are out of range and come back on the other side",
     "saturated": "more than 1 % of the calibration values saturate",
 }
 
@@ -54,12 +55,13 @@ def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, flo
     # What lies within half a step of the ends is rounded, not cut off.
     grid = form.grid
     slack = 0.0 if grid is None else grid.along(grid.step, values) * (0.5 + 1e-6)
-    cut = values > high + slack
-    if negative_matters:
-        cut |= values < low - slack
+    down = grid is not None and grid.rounds == "floor"
+    cut = values > high + (2 * slack if down else slack)
+    if negative_matters or not form.saturates:
+        cut |= values < (low if down else low - slack)
     share = int(among(cut).sum()) / number
-    if share > SATURATED:
-        losses["saturated"] = share
+    if share > (SATURATED if form.saturates else 0.0):
+        losses["saturated" if form.saturates else "wrapped"] = share
     return losses
 
 
@@ -87,7 +89,8 @@ def remarks(losses: RangeLosses) -> list[str]:
         worst = sorted((-share, *key[:2], label) for key, (share, label) in losses.items() if key[2] == kind)
         if worst:
             shown = [
-                f"{operand} of {site} as {label}" + (f" ({-share:.0%})" if kind == "saturated" else "")
+                f"{operand} of {site} as {label}"
+                + {"saturated": f" ({-share:.0%})", "wrapped": f" ({-share:.2g} of them)"}.get(kind, "")
                 for share, site, operand, label in worst[:NAMED]
             ]
             more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
+from bitfront import kernels
 from bitfront.engine.evaluation.tree import rounding
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, Norm, norm_mode, repeated, room
 from bitfront.engine.evaluation.tree.convolution import Convolutions, addresses
@@ -259,7 +260,7 @@ class _Run:
             self._place(step.inputs[k], v, states.parents[needed, k])
             for k, v in zip(_operands(step), (a, b), strict=True)
         )
-        self._add(i, np.zeros((len(needed), 6), dtype=np.float32), left, right, np.arange(len(needed)))
+        self._add(i, np.zeros((len(needed), kernels.NUMBERS), dtype=np.float32), left, right, np.arange(len(needed)))
 
     def _dense(self, value: _Value) -> bool:
         """Whether the pixels of a value are neighbours in memory."""

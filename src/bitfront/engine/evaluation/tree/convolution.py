@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitfront import kernels
 from bitfront.engine.evaluation.tree import rounding
 from bitfront.engine.evaluation.tree.activations import COLUMNS, BatchedActivations, Ints, norm_mode, room
 from bitfront.engine.evaluation.tree.products import Products
@@ -33,7 +34,7 @@ class _Options:
     Attributes:
         known: for each data option and parameter option, see above.
         addresses: weight, sums, scales and bias of each pair, shape (data options, parameter options, 4).
-        grids: how inputs are rounded, shape (data options, 6).
+        grids: how inputs are rounded, shape (data options, NUMBERS).
         kept: the tensors at these addresses.
     """
 
@@ -102,8 +103,8 @@ class Convolutions:
         return bool((known[data, parameters] == COMPUTED).all())
 
     def operands(self, step: Step, states: States, needed: Ints, rectified: bool) -> tuple[NDArray[np.float32], Ints]:
-        """For each state, which the kernel computes: how its input is rounded, shape (states, 6), and the addresses of
-        weight, sums, scales and bias, shape (states, 4)."""
+        """For each state, which the kernel computes: how its input is rounded, shape (states, NUMBERS), and the
+        addresses of weight, sums, scales and bias, shape (states, 4)."""
         data, parameters = states.data[needed], states.parameters[needed]
         options = self._prepared(step, rectified, data, parameters)
         return options.grids[data], options.addresses[data, parameters]
@@ -140,7 +141,7 @@ class Convolutions:
         if key not in self._options:
             of = self._program.options[step.group]
             shape = (len(of.data_formats), len(of.parameter_formats))
-            empty = np.zeros((*shape, 4), dtype=np.int64), np.zeros((shape[0], 6), dtype=np.float32)
+            empty = np.zeros((*shape, 4), dtype=np.int64), np.zeros((shape[0], kernels.NUMBERS), dtype=np.float32)
             self._options.setdefault(key, _Options(np.zeros(shape, dtype=np.int8), *empty))
         options = self._options[key]
         unknown = options.known[data, parameters] == UNKNOWN

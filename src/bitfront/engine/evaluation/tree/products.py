@@ -188,8 +188,8 @@ class Products:
         return float(numbers.min()) >= -128 and float(numbers.max()) <= 127
 
     def byte_grid(self, step: Step, data: int, rectified: bool) -> NDArray[np.float32] | None:
-        """How the step's input is rounded to bytes under a data option, shape (6,) (``kernels.round_blocks``); None if
-        it does not fit bytes."""
+        """How the step's input is rounded to bytes under a data option, shape (NUMBERS,) (``kernels.round_blocks``);
+        None if it does not fit bytes."""
         row = rounding_row(self._program.data_format(step, data))
         return None if row is None else convolution.byte_row(row, rectified=rectified)
 

@@ -198,7 +198,7 @@ class Program:
     def _prepare(
         self, group: int, operand: Operand, numbers: Ints, count: int, form: Callable[[int], Format | None]
     ) -> None:
-        empty = np.zeros((count, 6), dtype=np.float32), np.zeros(count, dtype=bool)
+        empty = np.zeros((count, kernels.NUMBERS), dtype=np.float32), np.zeros(count, dtype=bool)
         table, covered = self._grids.setdefault((group, operand), empty)
         for k in np.flatnonzero(np.bincount(numbers, minlength=count) * ~covered).tolist():
             row = rounding_row(form(k))

@@ -30,9 +30,10 @@ from bitfront.engine.evaluation.tree.activations import (
 )
 from bitfront.formats.base import Format
 from bitfront.kernels import plain
+from bitfront.kernels.whole import whole_by_row
 
 #: Columns of the numbers of a rounding (``kernels.round_blocks``).
-SCALE, LOW, HIGH, STEP, DIVISOR, ZERO = range(6)
+SCALE, LOW, HIGH, STEP, DIVISOR, ZERO, WAY = range(kernels.NUMBERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Rounding:
     """How states are rounded.
 
     Attributes:
-        grids: the numbers of each format of the site's input (``kernels.round_blocks``), shape (formats, 6).
+        grids: the numbers of each format of the site's input (``kernels.round_blocks``), shape (formats, NUMBERS).
         covered: which formats the kernels can round to, shape (formats,).
         format: number of a format → the format; None for an input that stays in float.
     """
@@ -67,12 +68,11 @@ def rounded(
         formats: for each state the number of its format.
         layout: the layout of the result.
         extra: number of features that are added in layout ``first``; the caller fills them.
-        rectify: whether to apply a ReLU too.
+        rectify: whether to apply a ReLU afterwards, beside the one that is pending.
 
     Returns:
         Shape (states, ...) with the rest as in `layout`, without columns.
     """
-    rectify = rectify or x.rectify
     if layout != x.layout:
         values = rounded(x, at, formats, rounding, x.layout, rectify=rectify)
         in_plain = to_plain(values.unsqueeze(COLUMNS[x.layout]), x.layout)
@@ -89,7 +89,7 @@ def rounded(
     bulk = np.flatnonzero(rounding.covered[formats])
     if len(bulk):
         grids = rounding.grids[formats[bulk]]
-        if rectify:
+        if rectify or x.rectify:
             grids[:, LOW] = np.maximum(grids[:, LOW], grids[:, ZERO])
         lower(grids, x.ceiling)
         if out.device.type == "cpu" and kernels.compiled() and (x.norm is None or norm_mode()):
@@ -101,6 +101,7 @@ def rounded(
         if form is None and x.norm is None:
             value = x.rectified(x.block(int(at[k])))
         else:
+            # A format that wraps does not commute with a ReLU, so the pending one comes first.
             # Per-channel formats need the axes in the order of the deployed model.
             value = x.viewed(int(at[k])) if form is not None and form.any_memory_order else x.tensor(int(at[k]))
             value = value if form is None else form.quantize(value)
@@ -121,7 +122,8 @@ def lower(grids: NDArray[np.float32], ceiling: float) -> None:
     scale, divisor, value = grids[:, SCALE], grids[:, DIVISOR], np.float32(ceiling)
     coded = divisor != 0
     codes = np.where(coded, value / np.where(coded, divisor, np.float32(1)), value * scale)
-    grids[:, HIGH] = np.minimum(grids[:, HIGH], np.rint(codes) + np.where(coded, grids[:, ZERO], np.float32(0)))
+    whole = whole_by_row(torch.from_numpy(codes), torch.from_numpy(grids[:, WAY])).numpy()
+    grids[:, HIGH] = np.minimum(grids[:, HIGH], whole + np.where(coded, grids[:, ZERO], np.float32(0)))
 
 
 def _round_native(x: BatchedActivations, at: Ints, grids: NDArray[np.float32], out: Tensor, target: Ints) -> None:
