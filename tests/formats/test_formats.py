@@ -469,7 +469,7 @@ def test_affine_na_depends_on_the_operand(kind, symmetric, granularity, overhead
         ("integer", {"width": "NA"}, "width", r"width = None is not possible"),
         ("integer", {"width": 4, "frac_width": 97}, "frac_width", r"frac_width = 97 is not possible; allowed: a whole number from -96 to 96"),
         ("integer", {"width": 4, "frac_width": "half"}, "frac_width", r"frac_width = 'half' .* or 'NA' or 'auto'"),
-        ("integer", {"width": 4, "fracwidth": 2}, "fracwidth", r"no parameter 'fracwidth'; allowed: width, frac_width, signed, granularity. Did you mean 'frac_width'\?"),
+        ("integer", {"width": 4, "fracwidth": 2}, "fracwidth", r"no parameter 'fracwidth'; allowed: width, frac_width, signed, granularity, rounding, overflow\. Did you mean 'frac_width'\?"),
         ("integer", {"width": 4, "signed": 1}, "signed", r"signed = 1 is not possible; allowed: true or false or 'NA'"),
         ("affine", {"width": 1}, "width", r"width = 1 is not possible; allowed: a whole number from 2 to 16"),
         ("affine", {"width": 8, "granularity": "row"}, "granularity", r"allowed: 'NA' or 'tensor' or 'channel' or 'group'"),
