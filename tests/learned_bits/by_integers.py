@@ -38,7 +38,10 @@ class Layer:
         points = self.data.points.astype(np.int64)
         high = 2 ** (self.data.widths.astype(np.int64) - self.data.signed * (self.data.widths > 0)) - 1
         low = -high if self.data.signed else 0 * high
-        whole = np.clip(np.rint(np.ldexp(x.astype(np.float64), points)), low, high).astype(np.int64)
+        steps = np.ldexp(x.astype(np.float64), points)
+        # Half a step more is exact in float64.
+        steps = {"even": np.rint(steps), "half_up": np.floor(steps + 0.5), "floor": np.floor(steps)}[self.data.rounding]
+        whole = np.clip(steps, low, high).astype(np.int64)
         # All to one binary point each, so that sums are sums of whole numbers.
         point_x = int(points[self.data.widths > 0].max(initial=0))
         used = self.weight != 0

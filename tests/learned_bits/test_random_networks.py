@@ -46,6 +46,7 @@ def searches(draw):
     for operand in ("weight", "data_in"):
         if setup[operand] != "element" and not named:
             setup[f"{operand}_width"] = draw(st.sampled_from([None, [4, 8], [0, 2, 6]]))
+    setup["data_in_rounding"] = draw(st.sampled_from(["even", "half_up", "floor"]))
     setup["bias_width"] = draw(st.sampled_from([None, [5, 12]]))
     convention = {
         "sign_bits": draw(st.booleans()),

@@ -106,6 +106,16 @@ def test_a_step_is_that_of_the_compiled_trainer(kind, weight, data, monkeypatch)
 
 
 @needs_compiler
+@pytest.mark.parametrize("rounding", ["half_up", "floor"])
+@pytest.mark.parametrize("kind", [SignedMlp, Cnn])
+def test_a_step_that_rounds_otherwise_is_that_of_the_compiled_trainer(kind, rounding, monkeypatch):
+    a, b, of_a, of_b = both(monkeypatch, kind, Granularities(data_in_rounding=rounding), 0)
+    even = both(monkeypatch, kind, Granularities(), 0)[0]
+    assert even.learn(of_a, epoch(150, 150)) != a.copy().learn(of_a, epoch(150, 150))
+    alike_after_a_step(a, b, of_a, of_b)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("kind", "weight"), [(Mlp, "element"), (Mlp, "channel"), (Cnn, "element"), (SignedMlp, "layer")]
 )

@@ -1,8 +1,8 @@
 """Fixed point with a width and a binary point of its own for every value, as learned bits give it.
 
 The value of x is ``clamp(round(x·2^f), −(2^m−1), 2^m−1) / 2^f`` with m = w − 1 bits of magnitude, unsigned
-``clamp(round(x·2^f), 0, 2^w−1) / 2^f``, rounding half to even; w and f belong to the value. Negative saturation is
-symmetric. A value of 0 bits is 0. (Sun et al. 2024, arXiv:2405.00645, section III.)
+``clamp(round(x·2^f), 0, 2^w−1) / 2^f``, rounding half to even unless it says otherwise; w and f belong to the value.
+Negative saturation is symmetric. A value of 0 bits is 0. (Sun et al. 2024, arXiv:2405.00645, section III.)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import functools
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 from bitfront.formats import FORMATS
 from bitfront.formats.base import Format, FormatError, FormatParameter, OperandKind
 from bitfront.formats.grid import WHOLE, Grid
+from bitfront.kernels.whole import Rounding
 
 
 @FORMATS.register("fixed_map")
@@ -34,26 +35,40 @@ class FixedMap(Format):
         packed: widths and binary points, as ``pack`` gives them.
         signed: whether negative values exist; then a width counts the sign.
         samples: whether the first dimension of the operand is the samples.
+        rounding: how x·2^f becomes a whole number.
     """
 
     shape: tuple[int, ...]
     packed: str
     signed: bool
     samples: bool
+    rounding: Rounding = "even"
 
     parameters: ClassVar[Mapping[str, FormatParameter]] = {}
     bits_parameter: ClassVar[str | None] = None
 
     @classmethod
-    def of(cls, widths: NDArray[np.int8], points: NDArray[np.int8], *, signed: bool, samples: bool) -> Self:
+    def of(
+        cls,
+        widths: NDArray[np.int8],
+        points: NDArray[np.int8],
+        *,
+        signed: bool,
+        samples: bool,
+        rounding: Rounding = "even",
+    ) -> Self:
         """The format with these bits.
 
         Args:
             widths: bits of each value, with the sign where there is one; 0: the value is 0.
             points: bits behind the binary point of each value, of the same shape.
-            signed, samples: see the attributes.
+            signed, samples, rounding: see the attributes.
         """
-        return cls(tuple(widths.shape), pack(widths, points), signed, samples)
+        return cls(tuple(widths.shape), pack(widths, points), signed, samples, rounding)
+
+    def with_bits(self, widths: NDArray[np.int8], points: NDArray[np.int8]) -> Self:
+        """The format with other bits, also of another shape."""
+        return replace(self, shape=tuple(widths.shape), packed=pack(widths, points))
 
     @classmethod
     def _build(cls, values: Mapping[str, object], kind: OperandKind, signed: bool) -> Self:  # noqa: ARG003
@@ -87,8 +102,9 @@ class FixedMap(Format):
 
     @property
     def label(self) -> str:
-        """E.g. ``fix~3.1``: the mean of the widths."""
-        return f"{'' if self.signed else 'u'}fix~{self.bits:.3g}"
+        """E.g. ``fix~3.1``: the mean of the widths; ``fix~3.1-h`` rounds half up, ``fix~3.1-f`` down."""
+        end = "" if self.rounding == "even" else f"-{self.rounding[0]}"
+        return f"{'' if self.signed else 'u'}fix~{self.bits:.3g}{end}"
 
     @property
     def grid(self) -> Grid:
@@ -96,7 +112,7 @@ class FixedMap(Format):
         return _grid(self)
 
     def round(self, x: Tensor) -> Tensor:
-        """`x` rounded half to even, each value to its own grid, saturating."""
+        """`x` rounded, each value to its own grid, saturating."""
         self._check(x)
         return self.grid.round(x)
 
@@ -130,4 +146,4 @@ def _grid(form: FixedMap) -> Grid:
     high = torch.from_numpy(2**form.value_bits - 1).reshape(shape)
     step = torch.ldexp(torch.ones(shape, dtype=torch.float64), -points)
     block = (WHOLE, *[1] * len(form.shape)) if form.samples else (1,) * len(form.shape)
-    return Grid(step, -high if form.signed else torch.zeros_like(high), high, block=block)
+    return Grid(step, -high if form.signed else torch.zeros_like(high), high, block=block, rounds=form.rounding)

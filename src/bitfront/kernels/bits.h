@@ -5,6 +5,9 @@
 // learned product (SPARSE) has lists of its live weights. A weight is rounded to a multiple of 2^-F. Its integer bits
 // follow from its value, so it never saturates. Counts of bits have no sign bit.
 //
+// Inputs are rounded half to even, half up or down, as the operation says; parameters half to even, since they are
+// rounded once and for all. The gradients are the same.
+//
 // Where only some widths are supported, the next one at or above the learned width is taken, and the bits that are left
 // over become fractional ones; above the largest one fractional bits are lost. Gradients pass straight through this,
 // and nothing presses on values that have the smallest width.
@@ -222,18 +225,26 @@ void finish_bits(const Member& m, const Pressure& cost, double beta, float* scra
     }
 }
 
-void learned_round(const Operation& op, float* scratch, const float* in, int64_t in_stride, float* out, int64_t stride,
-                   int64_t n) {
+template <int way>
+void learned_round_in(const Operation& op, float* scratch, const float* in, int64_t in_stride, float* out,
+                      int64_t stride, int64_t n) {
     const RowBits rows = rows_of(op, scratch);
     for (int64_t r = 0; r < op.channels * op.positions; r++, in += in_stride, out += stride) {
         const float scale = rows.scale[r], step = rows.step[r], high = rows.high[r], low = op.rectify ? 0.0f : -high;
         for (int64_t s = 0; s < n; s++) {
-            float v = __builtin_rintf(in[s] * scale);
+            float v = whole<way>(in[s] * scale);
             v = v < low ? low : v;
             v = v > high ? high : v;
             out[s] = v * step;
         }
     }
+}
+
+void learned_round(const Operation& op, float* scratch, const float* in, int64_t in_stride, float* out, int64_t stride,
+                   int64_t n) {
+    if (op.way == EVEN) learned_round_in<EVEN>(op, scratch, in, in_stride, out, stride, n);
+    else if (op.way == HALF_UP) learned_round_in<HALF_UP>(op, scratch, in, in_stride, out, stride, n);
+    else learned_round_in<FLOOR>(op, scratch, in, in_stride, out, stride, n);
 }
 
 void learned_round_back(const Operation& op, float* scratch, const float* in, int64_t in_stride, const float* out,

@@ -1,7 +1,7 @@
 // The network that is trained, as structures of plain numbers and addresses, and small functions on vectors of floats.
 #pragma once
 
-#include "floats.h"
+#include "whole.h"
 
 namespace {
 
@@ -48,6 +48,7 @@ struct Operation {
     const int32_t* groups;         // row (ROUND) or live weight (SPARSE) -> which learned bits
     int64_t widths, bias_widths;   // the magnitudes that there may be, as bits; 0: any
     int64_t sharing;               // SPARSE: weights that share bits, those that were removed too
+    int64_t way;                   // ROUND: how values become whole numbers
 };
 
 struct Member {

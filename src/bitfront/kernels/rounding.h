@@ -1,7 +1,7 @@
 // How a row of values is rounded to a grid, after the batch norm that is pending, in one pass over memory.
 #pragma once
 
-#include "floats.h"
+#include "whole.h"
 
 // How a pending batch norm is computed: there is none, or in the way in which torch computes it on this machine.
 enum Affine { NONE = 0, SEPARATE = 1, FUSED = 2 };
@@ -14,14 +14,6 @@ template <int mode> static inline float affine(float x, const float* alpha, cons
 
 // The seven numbers of a rounding.
 enum { SCALE, LOW, HIGH, STEP, DIVISOR, ZERO, WAY, NUMBERS };
-// How a number becomes a whole number, in the order of ROUNDINGS in `whole.py`.
-enum Way { EVEN, HALF_UP, FLOOR };
-
-template <int way> static inline float whole(float v) {
-    if (way == EVEN) return __builtin_rintf(v);
-    const float below = __builtin_floorf(v);
-    return way == FLOOR ? below : below + (v - below >= 0.5f ? 1.0f : 0.0f);
-}
 
 // With a step that is a power of two (DIVISOR is 0), out[i] = clamp(round(affine(in[i]) * SCALE), LOW, HIGH) * STEP.
 // Otherwise out[i] = (clamp(round(affine(in[i]) / DIVISOR) + ZERO, LOW, HIGH) - ZERO) * STEP. NaN stays NaN; so the

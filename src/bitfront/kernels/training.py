@@ -47,7 +47,7 @@ class NativeOperation(ctypes.Structure):
         *((name, _FLOAT) for name in ("rectify", "momentum", "epsilon")),
         *((name, _LONG) for name in ("fractions", "integers", "bias_fractions", "slots", "source")),
         ("groups", _POINTER),
-        *((name, _LONG) for name in ("widths", "bias_widths", "sharing")),
+        *((name, _LONG) for name in ("widths", "bias_widths", "sharing", "way")),
     )
 
 

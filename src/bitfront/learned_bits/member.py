@@ -18,6 +18,7 @@ from torch import Tensor
 from bitfront import kernels
 from bitfront.kernels import bits as compiled
 from bitfront.kernels import training as steps
+from bitfront.kernels.whole import ROUNDINGS
 from bitfront.learned_bits.program import BitsProgram, Indices, Product, Round
 from bitfront.learned_bits.state import Cost, Member, Samples, Steps
 from bitfront.operations.training import Bend
@@ -149,6 +150,7 @@ class BitsMember(Member):
             integers=place.integers.start,
             groups=self._hold(layer.input_groups[0]),
             widths=layer.magnitudes["data_in"],
+            way=ROUNDINGS.index(layer.shared.data_in_rounding),
         )
         return operation, 6 * rounded_up(rows, steps.LANES)
 

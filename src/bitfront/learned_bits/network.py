@@ -42,7 +42,11 @@ def formats_of(graph: Graph, layers: Mapping[str, LayerBits]) -> dict[str, dict[
 def _formats(learned: LayerBits) -> dict[Operand, Format]:
     formats: dict[Operand, Format] = {
         "data_in": FixedMap.of(
-            _with_sign(learned.data_bits, learned.signed), learned.data_fractions, signed=learned.signed, samples=True
+            _with_sign(learned.data_bits, learned.signed),
+            learned.data_fractions,
+            signed=learned.signed,
+            samples=True,
+            rounding=learned.rounding,
         ),
         "weight": FixedMap.of(_with_sign(learned.weight_bits), learned.weight_fractions, signed=True, samples=False),
     }

@@ -11,7 +11,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.graph import Graph
+from bitfront.kernels.whole import Rounding
 from bitfront.learned_bits.widths import magnitudes
 from bitfront.operations.training import Shape, SlidingWindow, UnsupportedError
 from bitfront.population.programs import TrainingProgram, TrainingStep
@@ -40,6 +41,7 @@ class Granularities:
         weight_width, data_in_width, bias_width: the supported widths, with the sign where there is one, ascending;
             empty: any. 0: the values may be removed. Whole channels always may.
         rule: the key of the file that says it.
+        data_in_rounding: how values of the input become multiples of their steps.
     """
 
     weight: Granularity = "element"
@@ -48,6 +50,7 @@ class Granularities:
     data_in_width: tuple[int, ...] = ()
     bias_width: tuple[int, ...] = ()
     rule: str = "default"
+    data_in_rounding: Rounding = field(default="even", repr=False)  # fingerprints of earlier versions do not have it
 
 
 @dataclass(frozen=True, eq=False)

@@ -349,7 +349,7 @@ class _Step:
                     for a in (fixed.widths, fixed.points)
                 ]
                 widths, points = (a.numpy() for a in arrays)
-                formats[layer.name][operand] = FixedMap.of(widths, points, signed=fixed.signed, samples=fixed.samples)
+                formats[layer.name][operand] = fixed.with_bits(widths, points)
         model = narrowed(replace(self.graph, model=model), self.structure, picks)
         return capture(model, torch.cat([self._x, self._x])[:2]), formats
 
@@ -389,4 +389,4 @@ def _wide_enough(form: FixedMap, values: Floats) -> FixedMap:
     for at in np.flatnonzero(rounded != values):
         point = int(_points(values[at : at + 1])[0])
         widths[at], points[at] = int(abs(math.ldexp(values[at], point))).bit_length() + 1, point
-    return FixedMap.of(widths, points, signed=form.signed, samples=form.samples)
+    return form.with_bits(widths, points)

@@ -123,6 +123,8 @@ def _offered(shared: Granularities) -> str:
         among = f", {' or '.join(map(str, widths))}" if widths else ""
         if operand != "bias" or widths:
             texts.append(f"per {granularity} of the {operand}{among}")
+    if shared.data_in_rounding != "even":
+        texts.append(f"inputs are rounded {'half up' if shared.data_in_rounding == 'half_up' else 'down'}")
     return "bits " + "; ".join(texts)
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront.kernels import bits as compiled
+from bitfront.kernels.whole import Rounding
+from bitfront.kernels.whole import whole as to_whole
 from bitfront.learned_bits.program import Indices, Layer, Program
 from bitfront.learned_bits.widths import clipped, in_widths, supported, whole
 
@@ -103,6 +105,7 @@ class LayerBits:
         bias, bias_bits, bias_fractions: likewise, shape (outputs,); None without a bias.
         data_bits, data_fractions: int8, the shape of a sample of the input; 0 bits where nobody reads the value.
         signed: whether the input has a sign.
+        rounding: how values of the input become multiples of their steps.
     """
 
     weight: Floats
@@ -114,6 +117,7 @@ class LayerBits:
     data_bits: NDArray[np.int8]
     data_fractions: NDArray[np.int8]
     signed: bool
+    rounding: Rounding
 
 
 @dataclass(eq=False)
@@ -266,6 +270,7 @@ class Member(ABC):
             np.where(read | (spec.shared.data_in != "element"), data_bits, 0).astype(np.int8).reshape(spec.source),
             data_fractions.astype(np.int8).reshape(spec.source),
             spec.signed,
+            spec.shared.data_in_rounding,
         )
 
     def _codes(self, layer: int) -> tuple[Indices, NDArray[np.floating], Indices, Indices]:
@@ -346,7 +351,8 @@ class Member(ABC):
         given = source.bias if source.bias is not None else np.zeros(spec.source[0], dtype=np.float32)
         fractions = bits.data_fractions.astype(np.int64)
         most = np.ldexp(1.0, bits.data_bits.astype(np.int64)) - 1
-        codes = np.clip(np.rint(np.ldexp(given, fractions)), 0 if not spec.signed else -most, most)
+        steps = to_whole(torch.from_numpy(np.ldexp(given, fractions)), spec.shared.data_in_rounding).numpy()
+        codes = np.clip(steps, 0 if not spec.signed else -most, most)
         held = np.ldexp(codes, -fractions)
         weights = bits.weight.reshape(-1)[self.live[layer]]
         added = np.bincount(outputs[constant], (weights * held[inputs])[constant], minlength=spec.target[0])

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from bitfront.kernels.bits import MOST_BITS
+from bitfront.kernels.whole import Rounding
+from bitfront.kernels.whole import whole as to_whole
 from bitfront.learned_bits.program import Layer
 from bitfront.learned_bits.state import Cost, Places
 from bitfront.learned_bits.torch_program import TorchLayer
@@ -60,9 +62,9 @@ class _RoundInput(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, f: Tensor, i: Tensor, high: Tensor, signed: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, f: Tensor, i: Tensor, high: Tensor, signed: bool, rounding: Rounding) -> Tensor:
         low = -high if signed else torch.zeros_like(high)
-        q = torch.minimum(torch.maximum((x * power_of_two(f)).round(), low), high) * power_of_two(-f)
+        q = torch.minimum(torch.maximum(to_whole(x * power_of_two(f), rounding), low), high) * power_of_two(-f)
         ctx.save_for_backward(x, q, f, i, high)
         ctx.signed = signed
         return q
@@ -79,7 +81,7 @@ class _RoundInput(torch.autograd.Function):
         of_f = LN2 * torch.where(outside, edge * step, gradient * (x - q))
         of_i = LN2 * torch.where(outside, edge * power_of_two(i), nothing)
         down = torch.where(outside, nothing, gradient)
-        return down, of_f.sum_to_size(f.shape), of_i.sum_to_size(i.shape), None, None
+        return down, of_f.sum_to_size(f.shape), of_i.sum_to_size(i.shape), None, None, None
 
 
 def whole(bits: Tensor) -> Tensor:
@@ -152,9 +154,10 @@ def round_parameter(w: Tensor, bits: Bits) -> Tensor:
     return cast(Tensor, _RoundParameter.apply(w, bits.fractions, bits.most))  # type: ignore[no-untyped-call]
 
 
-def round_input(x: Tensor, bits: Bits, integers: Tensor, signed: bool) -> Tensor:
+def round_input(x: Tensor, bits: Bits, integers: Tensor, signed: bool, rounding: Rounding = "even") -> Tensor:
     """An input, rounded, of these integer bits, whole numbers that spread over the shape of a sample."""
-    return cast(Tensor, _RoundInput.apply(x, bits.fractions, integers, bits.most, signed))  # type: ignore[no-untyped-call]
+    given = x, bits.fractions, integers, bits.most, signed, rounding
+    return cast(Tensor, _RoundInput.apply(*given))  # type: ignore[no-untyped-call]
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
@@ -215,7 +218,8 @@ class RoundedLayer:
 
     def data(self, x: Tensor) -> Tensor:
         """An input, rounded."""
-        return round_input(x, self.bits["data_in"], self.integers, self.layer.signed)
+        layer = self.layer
+        return round_input(x, self.bits["data_in"], self.integers, layer.signed, layer.shared.data_in_rounding)
 
     def cost(self, cost: Cost) -> Tensor:
         """What its bits cost, with the derivatives that the pressure has: those of a bit more."""

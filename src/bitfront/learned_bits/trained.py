@@ -159,7 +159,8 @@ def _layers(tensors: Mapping[str, Tensor], prefix: str, program: Program) -> dic
     layers = {}
     for i, layer in enumerate(program.layers):
         arrays = {name: tensors[key].numpy() if (key := f"{prefix}.{i}.{name}") in tensors else None for name in ARRAYS}
-        layers[layer.path] = LayerBits(**arrays, signed=layer.signed)  # type: ignore[arg-type]
+        facts = {"signed": layer.signed, "rounding": layer.shared.data_in_rounding}
+        layers[layer.path] = LayerBits(**arrays, **facts)  # type: ignore[arg-type]
     return layers
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from bitfront.config import Table
+from bitfront.kernels.whole import Rounding
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, StrategySettings
@@ -37,6 +38,7 @@ class LayerSettings(Table):
     weight_width: Widths | None = Field(None, description="supported widths of its weights")
     data_in_width: Widths | None = Field(None, description="supported widths of its input")
     bias_width: Widths | None = Field(None, description="supported widths of its biases")
+    data_in_rounding: Rounding | None = Field(None, description="how values of its input are rounded")
 
 
 class LearnedBitsSettings(StrategySettings):
@@ -56,8 +58,13 @@ class LearnedBitsSettings(StrategySettings):
     )
     data_in_width: Widths | None = Field(None, description="the same for inputs; after a ReLU they have no sign")
     bias_width: Widths | None = Field(None, description="the same for biases, each with bits of its own")
+    data_in_rounding: Rounding = Field(
+        "even",
+        description="how values of inputs are rounded: half to even, half up, or down; weights and biases are rounded "
+        "half to even, once and for all. Values out of range saturate",
+    )
     layers: dict[str, LayerSettings] = Field(
-        default={}, description="layer, or type of layers (`linear`, `conv2d`) → these five keys, where they differ"
+        default={}, description="layer, or type of layers (`linear`, `conv2d`) → these six keys, where they differ"
     )
     cycles: int | None = Field(
         None,

@@ -259,6 +259,9 @@ class LearnedBitsEvaluator(Evaluator):
         settings = (learning.schedule, learning.cost, learning.default, sorted(learning.named.items()), trainer)
         teacher = learning.teacher if isinstance(learning.teacher, str) else "a checkpoint"
         digest.update(repr((settings, teacher, learning.temperature, learning.float_epochs)).encode())
+        roundings = {key: of.data_in_rounding for key, of in {"": learning.default, **learning.named}.items()}
+        if set(roundings.values()) != {"even"}:
+            digest.update(repr(sorted(roundings.items())).encode())
         given = {} if isinstance(learning.teacher, str) else learning.teacher
         tensors = [learning.x, learning.y, learning.val_x, learning.val_y, *given.values()]
         for tensor in [*tensors, *self._space.graph.model.state_dict().values()]:

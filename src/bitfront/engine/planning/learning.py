@@ -137,6 +137,7 @@ def _granularities(
         widths("data_in_width", default.data_in_width),
         widths("bias_width", default.bias_width),
         rule,
+        table.data_in_rounding or default.data_in_rounding,
     )
     for operand in ("weight", "data_in"):
         listed = getattr(shared, f"{operand}_width")
