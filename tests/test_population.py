@@ -54,7 +54,7 @@ def mlp(*widths, seed=0, norm=False):
     return nn.Sequential(*layers)
 
 
-def quantized(model, *widths, shape=(16,)):
+def quantized(model, *widths, shape=(16,), **ways):
     """Formats of these widths, taken in turn by the operands of the sites."""
     graph = capture(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)))
     formats, turn = {}, 0
@@ -68,7 +68,7 @@ def quantized(model, *widths, shape=(16,)):
             signed = site.op != "relu"
             # Some of everything is cut off: inputs beyond ±2, weights and biases beyond ±1/8.
             frac = width - 2 if operand == "data_in" else width + 2
-            formats[site.name][operand] = Integer(width, frac, signed)
+            formats[site.name][operand] = Integer(width, frac, signed, **ways)
             turn += 1
     return quantize(graph, formats)
 
@@ -120,6 +120,11 @@ CASES = {
     "branches": (Branches, JETS),
     "quantized branches": (lambda: quantized(Branches(), 8, 4), JETS),
     "quantized": (lambda: quantized(mlp(16, 24, 12, 5), 8, 6, 7), JETS),
+    "quantized, half up": (lambda: quantized(mlp(16, 24, 5), 6, 4, rounding="half_up"), JETS),
+    "quantized, floor": (
+        lambda: quantized(mlp(16, 24, 5), 6, 5, rounding="floor", overflow="saturate_symmetric"),
+        JETS,
+    ),
     "quantized, norms": (lambda: quantized(mlp(16, 24, 12, 5, norm=True), 8, 8, 12), JETS),
     "quantized cnn": (lambda: quantized(build_model("digits-cnn", (1, 8, 8), 10, seed=0), 8, shape=(1, 8, 8)), IMAGES),
 }
@@ -336,6 +341,7 @@ def per_channel():
         (hooked, "hooks"),
         (frozen, "0.weight is not trained"),
         (affine, "the format affine8sc of 0 is no fixed-point grid"),
+        (lambda: quantized(mlp(16, 8, 5), 8, overflow="wrap"), "the format int8.6-w of 0 wraps, and compiled"),
         (per_channel, "the format int4.2..5-c of 0 is no fixed-point grid with one step"),
         (lambda: nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 5)), "1 is a Tanh"),
         (lambda: nn.Sequential(nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, 5)), "random"),

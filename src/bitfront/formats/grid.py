@@ -25,16 +25,17 @@ WHOLE = scaled.WHOLE
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """The numbers step · k for whole k from low to high. The step is a power of two."""
+    """The numbers step · k for whole k from low to high. The step is a power of two; `rounds` is the way to them."""
 
     step: float
     low: int
     high: int
+    rounds: Rounding = "even"
 
     @property
-    def row(self) -> tuple[float, int, int, float]:
-        """The arguments of the training kernels: 1 / step, low, high, step."""
-        return 1 / self.step, self.low, self.high, self.step
+    def row(self) -> tuple[float, int, int, float, int]:
+        """The arguments of the training kernels: 1 / step, low, high, step, and the way of rounding."""
+        return 1 / self.step, self.low, self.high, self.step, ROUNDINGS.index(self.rounds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +96,17 @@ class Grid:
         step, low, high = self.step, self.low, self.high
         if isinstance(step, Tensor) or isinstance(low, Tensor) or isinstance(high, Tensor) or self.zero is not None:
             return None
-        return FixedPoint(step, low, high) if math.frexp(step)[0] == 0.5 else None
+        return FixedPoint(step, low, high, self.rounds) if math.frexp(step)[0] == 0.5 else None
 
     @property
     def rounding(self) -> FixedPoint | None:
-        """Fixed-point numbers such that the format's rounding is ``clamp(round(x / step), low, high) · step``, half to
-        even. None for any other rounding."""
-        return self.fixed_point if self.complete and self.usual else None
+        """Fixed-point numbers such that the format's rounding is ``clamp(whole(x / step), low, high) · step``, where
+        ``whole`` is the way that they name. None for any other rounding."""
+        return self.fixed_point if self.complete and not self.wraps else None
 
     @property
     def usual(self) -> bool:
-        """Whether it rounds half to even and saturates, as runtimes and training in compiled steps do."""
+        """Whether it rounds half to even and saturates, as runtimes do."""
         return self.rounds == "even" and not self.wraps
 
     def rounding_row(self, *, coded: bool = False) -> tuple[float, ...] | None:

@@ -17,6 +17,7 @@ enum Part { PRODUCTS, ELEMENTWISE, NORMS, LOSS, OPTIMIZER, PARTS };
 
 struct Grid {
     float scale, low, high, step;  // clamp(round(x * scale), low, high) * step; with scale 0 x is not rounded
+    float way;                     // how it is rounded: a Way
 };
 
 // Which rows of two sets belong together, as lists: starts[i] to starts[i + 1] are the entries of list i, pairs of
@@ -77,7 +78,8 @@ inline void put(float* p, Floats v) { memcpy(p, &v, sizeof v); }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline float on_grid(float x, const Grid& g) {
-    float v = __builtin_rintf(x * g.scale);
+    float v = x * g.scale;
+    v = g.way == EVEN ? whole<EVEN>(v) : g.way == HALF_UP ? whole<HALF_UP>(v) : whole<FLOOR>(v);
     v = v < g.low ? g.low : v;
     v = v > g.high ? g.high : v;
     return v * g.step;

@@ -63,11 +63,15 @@ def rounded(values: Tensor, grids: NDArray[np.float32]) -> Tensor:
     wide = (-1, *(1,) * (values.dim() - 1))
     numbers = (column.view(wide) for column in torch.from_numpy(grids).to(values.device).unbind(1))
     scale, low, high, step, divisor, zero, way = numbers
-    coded = divisor != 0
-    plain = torch.clamp(whole_by_row(values * scale, way), low, high) * step
+    coded, otherwise = divisor != 0, bool(way.any())
+
+    def to_whole(x: Tensor) -> Tensor:
+        return whole_by_row(x, way) if otherwise else torch.round(x)
+
+    plain = torch.clamp(to_whole(values * scale), low, high) * step
     if not bool(coded.any()):
         return plain
-    codes = torch.clamp(whole_by_row(values / torch.where(coded, divisor, 1.0), way) + zero, low, high)
+    codes = torch.clamp(to_whole(values / torch.where(coded, divisor, 1.0)) + zero, low, high)
     return torch.where(coded, (codes - zero) * step, plain)
 
 

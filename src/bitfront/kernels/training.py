@@ -24,9 +24,10 @@ _LONG, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
 class NativeGrid(ctypes.Structure):
-    """clamp(round(x · scale), low, high) · step; with a scale of 0 x is not rounded."""
+    """clamp(round(x · scale), low, high) · step; with a scale of 0 x is not rounded. The way of rounding is a place in
+    ``whole.ROUNDINGS``."""
 
-    _fields_ = (("scale", _FLOAT), ("low", _FLOAT), ("high", _FLOAT), ("step", _FLOAT))
+    _fields_ = (("scale", _FLOAT), ("low", _FLOAT), ("high", _FLOAT), ("step", _FLOAT), ("way", _FLOAT))
 
 
 class NativeLists(ctypes.Structure):

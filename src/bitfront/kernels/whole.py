@@ -28,10 +28,7 @@ def whole(x: Tensor, rounding: Rounding = "even") -> Tensor:
 
 def whole_by_row(x: Tensor, rounding: Tensor) -> Tensor:
     """As ``whole``; `rounding` has places in ``ROUNDINGS``, and broadcasts against `x`."""
-    nearest = torch.round(x)
-    if not bool(rounding.any()):
-        return nearest
-    up = torch.where(rounding == ROUNDINGS.index("half_up"), whole(x, "half_up"), nearest)
+    up = torch.where(rounding == ROUNDINGS.index("half_up"), whole(x, "half_up"), torch.round(x))
     return torch.where(rounding == ROUNDINGS.index("floor"), torch.floor(x), up)
 
 

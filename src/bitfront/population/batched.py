@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from bitfront import kernels
 from bitfront.formats.grid import FixedPoint
+from bitfront.kernels.whole import whole_by_row
 from bitfront.population.compiled import EpochOutcome
 from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.training import StateDict, TrainSettings, optimizer_of, snapshot
 
 #: Number of samples that are evaluated at a time.
 VAL_BATCH = 8192
-#: scale, low, high and step of each member's grid, shape (4, members); None: no rounding.
+#: scale, low, high and step of each member's grid, shape (4, members), with the way of rounding (5, members); None: no
+#: rounding.
 Grids = Tensor | None
 
 
@@ -212,9 +214,9 @@ class _Activate(torch.autograd.Function):
             elif grid is None:
                 continue
             else:
-                scale, low, high, step = grid
+                _, low, high, step = grid[:4]
                 inside = (x >= low * step) & (x <= high * step)
-                x = torch.clamp(torch.round(x * scale), low, high) * step
+                x = _on_grid(x, grid)
             passes = inside if passes is None else passes & inside
         ctx.save_for_backward(passes)
         return x
@@ -229,23 +231,31 @@ def _rounded(values: Tensor, grids: Grids) -> Tensor:
     """Weights or biases, rounded to their grids; gradients as in ``transforms.quantize.through``."""
     if grids is None:
         return values
-    scale, low, high, step = grids.view(4, -1, *[1] * (values.dim() - 1))
-    rounded: Tensor = torch.clamp(torch.round(values.detach() * scale), low, high) * step
+    rounded = _on_grid(values.detach(), grids.view(len(grids), -1, *[1] * (values.dim() - 1)))
     return rounded - (values.detach() - values)
+
+
+def _on_grid(values: Tensor, grids: Tensor) -> Tensor:
+    scale, low, high, step, *way = grids
+    steps = values * scale
+    result: Tensor = torch.clamp(whole_by_row(steps, way[0]) if way else torch.round(steps), low, high) * step
+    return result
 
 
 def _along(grids: Tensor, x: Tensor) -> Tensor:
     """One entry per member, expanded to the values of x or broadcastable to them."""
     if x.dim() == 3:
-        return grids.view(4, -1, 1, 1)
+        return grids.view(len(grids), -1, 1, 1)
     channels = x.shape[1] // grids.shape[1]
-    return grids.repeat_interleave(channels, dim=1).view(4, 1, -1, 1, 1)
+    return grids.repeat_interleave(channels, dim=1).view(len(grids), 1, -1, 1, 1)
 
 
 def _stacked(grids: Sequence[FixedPoint | None], device: torch.device) -> Grids:
+    """Scale, low, high and step of each member; the way of rounding too, unless all round half to even."""
     if grids[0] is None:
         return None
     rows = [g.row for g in grids if g is not None]
+    rows = rows if any(row[-1] for row in rows) else [row[:-1] for row in rows]  # type: ignore[misc]
     return torch.tensor(rows, dtype=torch.float32, device=device).t().contiguous()
 
 

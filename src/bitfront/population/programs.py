@@ -293,7 +293,7 @@ def _grid_of(rounds: object, path: str) -> FixedPoint:
     grid = rounds.grid if isinstance(rounds, Format) and type(rounds).quantize is Format.quantize else None
     if grid is None or grid.rounding is None:
         label = rounds.label if isinstance(rounds, Format) else type(rounds).__name__
-        usual = grid is None or grid.usual
-        why = "is no fixed-point grid with one step" if usual else "does not round half to even, or does not saturate"
+        wraps = grid is not None and grid.wraps
+        why = "wraps, and compiled steps saturate" if wraps else "is no fixed-point grid with one step"
         raise UnsupportedError(f"the format {label} of {path} {why}")
     return grid.rounding
