@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront import kernels
+from bitfront.engine.evaluation.range_loss import lost, remarks
 from bitfront.formats.base import ACTIVATION, WEIGHT, FormatError
 from bitfront.formats.grid import Grid
 from bitfront.formats.integer import Integer
@@ -172,3 +173,18 @@ def test_gradients_pass_everywhere_where_it_wraps(rounding):
     assert torch.equal(out, Integer(4, 2, rounding=rounding, overflow="wrap").round(y))
     out.sum().backward()
     assert y.grad.tolist() == [1] * 5
+
+
+def test_what_is_out_of_range_is_said():
+    x = torch.tensor([0.1] * 996 + [1.875, 1.96, -2.2, 2.3])
+    # 1.875 is half a step above the largest value, 1.75.
+    assert lost(Integer(4, 2), x[-100:], True) == {"saturated": 0.03}
+    assert lost(Integer(4, 2, rounding="floor"), x[-100:], True) == {"saturated": 0.02}
+    assert lost(Integer(4, 2, overflow="wrap"), x, True) == {"wrapped": 0.004}
+    assert lost(Integer(4, 2, rounding="floor", overflow="wrap"), x, True) == {"wrapped": 0.002}
+    # Negative values of an unsigned format become large ones.
+    assert lost(Integer(4, 2, False, overflow="wrap"), torch.tensor([-3.0, 1.0]), False) == {"wrapped": 0.5}
+    known = {("fc", "data_in", "wrapped"): (0.004, "int4.2-w")}
+    assert remarks(known) == [
+        "calibration values are out of range and come back on the other side: data_in of fc as int4.2-w (0.004 of them)"
+    ]

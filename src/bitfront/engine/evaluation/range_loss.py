@@ -55,13 +55,17 @@ def lost(form: Format, values: Tensor, negative_matters: bool) -> dict[Kind, flo
     # What lies within half a step of the ends is rounded, not cut off.
     grid = form.grid
     slack = 0.0 if grid is None else grid.along(grid.step, values) * (0.5 + 1e-6)
+    if not form.saturates:
+        # What is rounded moves by a step at most, what wraps by more.
+        share = int(among((rounded - values).abs() > 2 * slack).sum()) / number
+        return {**losses, "wrapped": share} if share else losses
     down = grid is not None and grid.rounds == "floor"
     cut = values > high + (2 * slack if down else slack)
-    if negative_matters or not form.saturates:
+    if negative_matters:
         cut |= values < (low if down else low - slack)
     share = int(among(cut).sum()) / number
-    if share > (SATURATED if form.saturates else 0.0):
-        losses["saturated" if form.saturates else "wrapped"] = share
+    if share > SATURATED:
+        losses["saturated"] = share
     return losses
 
 
