@@ -2,11 +2,11 @@
 
 import hypothesis.strategies as st
 import torch
-from bitfront.exporters.lowering import lowered
 from hypothesis import assume
 from torch import nn
 
 from bitfront.errors import ExportError
+from bitfront.exporters.lowering import lowered
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
@@ -49,9 +49,10 @@ __all__ = ["BLOCKS", "Conv", "Network", "case", "cases"]
 def _format(draw, family, operand, kind, signed):
     width = draw(st.integers(2, 16 if operand == "bias" else 8))
     if family == "integer":
-        return Integer.parse(
-            {"width": width, "frac_width": draw(st.sampled_from(["auto", 1, 3, 6]))}, kind, signed=signed
-        )
+        settings = {"width": width, "frac_width": draw(st.sampled_from(["auto", 1, 3, 6]))}
+        settings["rounding"] = draw(st.sampled_from(["even", "half_up", "floor"]))
+        settings["overflow"] = draw(st.sampled_from(["saturate", "wrap", "saturate_symmetric"]))
+        return Integer.parse(settings, kind, signed=signed)
     settings = {"width": width, "symmetric": draw(st.sampled_from(["NA", True]))}
     return Affine.parse({**settings, "granularity": "NA" if operand == "weight" else "tensor"}, kind)
 

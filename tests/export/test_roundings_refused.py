@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from bitfront.errors import ExportError
-from bitfront.export.integer import integer_model
-from bitfront.export.onnx import integer_sites, obstacle, onnx_model
-from bitfront.export.packing import packing
+from bitfront.exporters.integer import integer_model
+from bitfront.exporters.lowering import lowered
+from bitfront.exporters.onnx import integer_sites, obstacle, onnx_model
+from bitfront.exporters.packing import packing
+from bitfront.exporters.program import Round
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.kernels import onednn
@@ -44,6 +46,17 @@ def test_inputs_are_refused_by_name(graph, data, label):
         integer_model(graph, wrong)
     assert obstacle(graph.sites[0], wrong["_0"])
     assert not integer_sites(graph, wrong)
+
+
+def test_a_program_rounds_whole_numbers_in_any_way_and_floats_in_none_but_the_usual(graph):
+    fixed, floats = capture(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.randn(2, 4)), formats({}, {})
+    floats["_1"] = formats({"rounding": "floor"}, {})["_0"]  # the sums before it get a bias in float
+    with pytest.raises(ExportError, match=f"^_1 .Linear.: {REMEDY.format('int8.4-f')}. It takes a float32"):
+        lowered(fixed, floats)
+    for of_site in floats.values():
+        of_site["bias"] = Integer(8, 4)
+    (last,) = (step for step in lowered(fixed, floats).steps if isinstance(step, Round) and step.sources)
+    assert (last.rounding, last.overflow) == ("floor", "saturate")
 
 
 @pytest.mark.parametrize("weight", [{"rounding": "half_up"}, {"rounding": "floor", "overflow": "wrap"}])

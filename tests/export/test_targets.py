@@ -51,6 +51,18 @@ def _fixed(width):
     return form
 
 
+def _ways(site, operand):
+    """Every way to round and to treat what is out of range, over the operands of a network."""
+    number = len(site.name) + len(operand)
+    ways = {
+        "rounding": ("half_up", "floor", "even")[number % 3],
+        "overflow": ("wrap", "saturate_symmetric", "saturate")[number // 3 % 3],
+    }
+    signed = operand != "data_in" or site.negative_inputs_matter
+    settings = {"width": 12 if operand == "bias" else 5, "frac_width": "auto", **ways}
+    return Integer.parse(settings, site.operation.operand(operand).kind(), signed=signed)
+
+
 def _affine(site, operand):
     kind = site.operation.operand(operand).kind()
     return Affine.parse({"width": 8, "granularity": "NA" if operand == "weight" else "tensor"}, kind)
@@ -63,10 +75,12 @@ def _elements(site, operand):
     shape = site.inputs[0] if inputs else dict(site.shapes)[operand]
     widths = generator.integers(0, 8, shape).astype(np.int8)
     points = generator.integers(1, 6, shape).astype(np.int8)
-    return FixedMap.of(widths, points, signed=not inputs or site.negative_inputs_matter, samples=inputs)
+    rounding = ("floor", "half_up", "even")[len(site.name) % 3] if inputs else "even"
+    signed = not inputs or site.negative_inputs_matter
+    return FixedMap.of(widths, points, signed=signed, samples=inputs, rounding=rounding)
 
 
-FORMATS = {"fixed4": _fixed(4), "fixed8": _fixed(8), "affine": _affine, "elements": _elements}
+FORMATS = {"fixed4": _fixed(4), "fixed8": _fixed(8), "ways": _ways, "affine": _affine, "elements": _elements}
 #: What has no integer program: (network, formats) → what of the message names the reason.
 NO_PROGRAM = dict.fromkeys([("depthwise", "affine"), ("pooled", "affine")], "a mean of float32 numbers")
 #: target → the same, for what it cannot take besides; ("", formats) stands for all networks.

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from bitfront.exporters.building import MOST, Builder, largest
 from bitfront.exporters.oracle import apply, products
+from bitfront.exporters.packing import otherwise
 from bitfront.exporters.program import (
     FLOAT_DIGITS,
     Add,
@@ -162,6 +163,11 @@ class _Reader(Walker):
             self.build.values[number].floats or self.build.values[number].scale is not None
         )
         if grid.zero is not None or not fixed or not _powers(torch.as_tensor(grid.step, dtype=torch.float64)):
+            if not grid.usual:
+                what = "takes a float32" if not fixed else "has a scale that is no power of two"
+                raise self.refuse(
+                    n, f"{otherwise(rounding, operand)}. It {what}, which nothing here rounds in that way"
+                )
             return self._quantized(number, grid, places)
         like = torch.empty(1, *shape, dtype=torch.float64)
         step, low, high = (
@@ -172,14 +178,17 @@ class _Reader(Walker):
         used = (low != 0) | (high != 0)
         point = int(points[used].max()) if used.any() else 0
         points = np.where(used, points, point)
-        made = Round((), points, low, high, "even", "saturate", point, places)
+        made = Round((), points, low, high, grid.rounds, "wrap" if grid.wraps else "saturate", point, places)
+        up = np.maximum(point - points, 0)
+        result = Value("", shape, np.left_shift(low, up), np.left_shift(high, up), point)
         if isinstance(number, _Floats):
-            up = np.maximum(point - points, 0)
-            return self.build.add(made, Value("", shape, np.left_shift(low, up), np.left_shift(high, up), point))
+            return self.build.add(made, result)
         source = self.build.values[number]
         self._check_mean(n, source, points)
         self.build.check_size(source, int(np.maximum(points - source.point, 0).max(initial=0)))
-        return self.build.emit(replace(made, sources=(number,)), point)
+        made = replace(made, sources=(number,))
+        # What wraps does not grow with its source.
+        return self.build.add(made, result) if grid.wraps else self.build.emit(made, point)
 
     def _quantized(self, number: int | _Floats, grid: Grid, places: Int | None) -> int:
         """A value on a grid whose steps are no powers of two, or that is float32."""

@@ -31,12 +31,12 @@ from bitfront.exporters.program import (
     Program,
     Quantize,
     Round,
-    Rounding,
     Scale,
     Step,
     Value,
     Window,
 )
+from bitfront.kernels.whole import Rounding
 
 #: float64 holds all whole numbers below this one.
 EXACT = 2**53
@@ -133,8 +133,8 @@ def rounded_input(step: Round | Quantize, x: Floats) -> Int:
     whole = np.rint(scaled) if step.rounding == "even" else np.floor(scaled + (0.5 * (step.rounding == "half_up")))
     if step.overflow == "saturate":
         whole = np.clip(whole, step.low, step.high)
-    elif np.abs(whole).max(initial=0.0) >= EXACT:
-        raise ExportError("an input is so large that where it wraps to is not known")
+    else:
+        whole = np.fmod(whole, step.high - step.low + 1)  # exact, and within int64
     return np.left_shift(fitted(whole.astype(np.int64), step.low, step.high, step.overflow), _up(step))
 
 

@@ -24,9 +24,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.kernels.whole import Rounding
+
 Int = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Rounding = Literal["even", "half_up", "floor"]
 Overflow = Literal["saturate", "wrap"]
 
 #: Bits of a whole number that a float32 holds.

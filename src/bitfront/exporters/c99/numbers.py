@@ -186,6 +186,10 @@ class Alone:
         value = way.format(f"({self.variable} * {factor})")
         wide = "int64_t" if step.overflow == "wrap" else "int32_t"
         if step.overflow == "wrap":
+            # In double no product overflows, and a remainder is exact, however large the input is.
+            way = {"even": "rint({})", "half_up": "floor({} + 0.5)", "floor": "floor({})"}[step.rounding]
+            count = self._entry("countf", (step.high - step.low + 1).astype(np.float32), shape)
+            value = f"fmod({way.format(f'((double){self.variable} * {factor})')}, {count})"
             lines = [self._new(wide, f"({wide}){value}"), self._new(wide, self._fitted(step, wide, shape))]
         else:
             low, high = (
