@@ -73,7 +73,9 @@ def test_what_is_no_fixed_point_is_refused_by_who_rounds_fixed_point():
     point = Grid(0.25, -8, 7)
     assert point.uniform
     assert point.rounding == point.fixed_point == FixedPoint(0.25, -8, 7)
-    assert FixedPoint(0.25, -8, 7).row == (4.0, -8, 7, 0.25)
+    assert FixedPoint(0.25, -8, 7).row == (4.0, -8, 7, 0.25, 0)
+    assert Grid(0.25, -8, 7, rounds="floor").rounding == FixedPoint(0.25, -8, 7, "floor")
+    assert Grid(0.25, -8, 7, wraps=True).rounding is None
     # Values that are among those numbers without being all of them can be added up, but not rounded to.
     sparse = Grid(0.25, -8, 7, complete=False)
     assert (sparse.fixed_point, sparse.rounding) == (FixedPoint(0.25, -8, 7), None)

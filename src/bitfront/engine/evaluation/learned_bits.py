@@ -254,7 +254,12 @@ class LearnedBitsEvaluator(Evaluator):
     def _source(self) -> str:
         """A fingerprint of everything that the training depends on beside the constraints."""
         learning, digest = self.learning, hashlib.sha256()
-        fixed = {site: sorted((o, repr(f)) for o, f in of.items()) for site, of in self._space.fixed.items()}
+        # An earlier version had no such fields.
+        usual = ", rounding='even', overflow='saturate'"
+        fixed = {
+            site: sorted((o, repr(f).replace(usual, "")) for o, f in of.items())
+            for site, of in self._space.fixed.items()
+        }
         trainer = "compiled" if isinstance(self._space.program, BitsProgram) else (learning.device, fixed)
         settings = (learning.schedule, learning.cost, learning.default, sorted(learning.named.items()), trainer)
         teacher = learning.teacher if isinstance(learning.teacher, str) else "a checkpoint"
