@@ -160,15 +160,34 @@ class Prediction:
             Codes, shape (candidates, parameters).
         """
         front = self._known_front(history)
-        if self.space.size <= ENUMERATED:
-            pool = self.pool(self.space.options(history.fresh(self.space.numbered(0, self.space.size))))
-        else:
-            pool = self._solved(history, front)
+        pool = self._unknown(history, front)
         if not len(pool.options):
             return np.zeros((0, len(self.space.parameters)), dtype=np.int64)
         point = self._point(front, pool)
         pool = pool[_order(pool, front, point)[:COMPARED]]
         return self.space.codes(pool.options[_chosen(pool, lambda: self._outcomes(pool), front, point, n)])
+
+    def gains_more(self, history: History, resolution: Floats) -> bool:
+        """Whether any candidate that is not in the history has a chance of 10 % to beat the front by more than
+        `resolution`, shape (objectives,): it would add to the front even if its losses were so much larger.
+
+        The most promising ones are looked at, as for a proposal. Their means alone would end a search too early: what
+        the model knows least is then left out.
+        """
+        front = self._known_front(history)
+        pool = self._unknown(history, front)
+        if not len(pool.options):
+            return False
+        point = self._point(front, pool)
+        pool = pool[_order(pool, front, point)[:COMPARED]]
+        pool = pool[pool.violation <= 0]
+        return any((gains(front, point, losses + resolution) > 0).any() for losses in self._outcomes(pool))
+
+    def _unknown(self, history: History, front: Floats) -> Pool:
+        """The candidates that are not in the history: all, or those around the predicted front of a large space."""
+        if self.space.size <= ENUMERATED:
+            return self.pool(self.space.options(history.fresh(self.space.numbered(0, self.space.size))))
+        return self._solved(history, front)
 
     def _outcomes(self, pool: Pool) -> list[Floats]:
         """Possible losses of candidates, equally likely, each of shape (candidates, objectives)."""
@@ -183,9 +202,7 @@ class Prediction:
 
     def _known_front(self, history: History) -> Floats:
         """Losses of the front so far, shape (members, objectives); none while nothing fulfils the constraints."""
-        fulfilling: Floats = history.losses[history.violation == 0]
-        front: Floats = fulfilling[non_dominated(fulfilling)]
-        return front
+        return history.losses[front_rows(history, len(history))]
 
     def _point(self, front: Floats, pool: Pool) -> Floats:
         """The reference point: of the front so far and the predicted one, so that both of their ends count."""
@@ -212,7 +229,7 @@ class Prediction:
         if not len(fulfilling):
             return rows[np.argsort(history.violation[rows], kind="stable")][:MEMBERS]
         losses = history.losses[fulfilling]
-        chosen: NDArray[np.int64] = fulfilling[_spread(losses, reference(losses[non_dominated(losses)], self.focus))]
+        chosen: NDArray[np.int64] = fulfilling[spread(losses, reference(losses[non_dominated(losses)], self.focus))]
         return chosen
 
     def _exact_fronts(self, members: Codes) -> Iterator[Codes]:
@@ -225,6 +242,12 @@ class Prediction:
                 solved = separable_front(values, costs, PARTIAL)
                 rows = np.linspace(0, len(solved.values) - 1, min(2 * MEMBERS, len(solved.values))).astype(np.int64)
                 yield solved.options[rows]
+
+
+def front_rows(history: History, length: int) -> NDArray[np.int64]:
+    """The rows of the front of the first `length` candidates of a history, of those that fulfil the constraints."""
+    fulfilling = np.flatnonzero(history.violation[:length] == 0)
+    return fulfilling[non_dominated(history.losses[fulfilling])]
 
 
 def cost_tables(space: Space, cost: Callable[[Codes], Floats], options: Codes | None = None) -> list[Floats]:
@@ -246,12 +269,12 @@ def cost_tables(space: Space, cost: Callable[[Codes], Floats], options: Codes | 
     return [values[place] for place in places]
 
 
-def _spread(losses: Floats, point: Floats) -> NDArray[np.int64]:
-    """Rows of up to ``MEMBERS`` members of the front of `losses`, evenly along it; those within `point` if any are."""
+def spread(losses: Floats, point: Floats, most: int = MEMBERS) -> NDArray[np.int64]:
+    """Rows of up to `most` members of the front of `losses`, evenly along it; those within `point` if any are."""
     rows = non_dominated(losses)
     inside = rows[(losses[rows] < point).all(axis=1)]
     rows = inside if len(inside) else rows
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(MEMBERS, len(rows))).astype(np.int64))]
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
 
 
 def _spread_pool(pool: Pool, point: Floats) -> NDArray[np.int64]:
@@ -259,7 +282,7 @@ def _spread_pool(pool: Pool, point: Floats) -> NDArray[np.int64]:
     fulfilling = np.flatnonzero(pool.violation <= 0)
     if not len(fulfilling):
         return np.argsort(pool.violation, kind="stable")[:MEMBERS]
-    return fulfilling[_spread(pool.losses[fulfilling], point)]
+    return fulfilling[spread(pool.losses[fulfilling], point)]
 
 
 def _order(pool: Pool, front: Floats, point: Floats) -> NDArray[np.int64]:

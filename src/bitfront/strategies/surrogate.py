@@ -26,8 +26,10 @@ from bitfront.strategies import STRATEGIES
 from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
 from bitfront.strategies.base import History, Strategy, StrategySettings, latin_hypercube, unseen_neighbours
 from bitfront.strategies.evolution import select
-from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables
+from bitfront.strategies.gains import gains, reference
+from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables, front_rows, spread
 from bitfront.strategies.separable import front as separable_front
+from bitfront.tasks.base import TaskMetric
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +45,9 @@ FITTED, SCALED = 400, 160
 GROWTH = 1.5
 #: Failed candidates that the model is fitted to, at most.
 FAILURES = 32
+#: The latest results that must have gained nothing before a search stops early, and members of the front between which
+#: the resolution of the samples is measured.
+LATEST, COMPARED = 16, 8
 #: How results are modelled: log(result − least + offset · extent) for each of these offsets, or unchanged (infinity).
 OFFSETS = (0.01, 0.1, float("inf"))
 
@@ -55,17 +60,31 @@ class SurrogateSettings(StrategySettings):
         gt=0,
         le=100,
         description="without constraints: accuracies that are lower than the float model's by more points than this do "
-        "not matter; 100: all matter",
+        "not matter; of other tasks the metric that leads, and where it is no share, per cent of the float model's "
+        "value; 100: all matter",
+    )
+    stop_early: bool = Field(
+        False,
+        exclude=True,
+        description="stop before `n_trials` where no candidate is likely to be better than the front by more than "
+        "the samples tell apart, in a paired comparison, and the latest results were not",
     )
 
-    def remarks(self, objectives: Sequence[str], constrained: bool) -> Sequence[str]:
-        """Where the search looks, if that is not everywhere."""
-        if self.focus is None or self.focus >= 100 or constrained or "accuracy" not in objectives:
-            return ()
-        return (
-            f"surrogate looks where accuracy is at most {self.focus:g} points below the float model's: setup.focus; "
-            "with 100 it looks everywhere",
-        )
+    def remarks(self, objectives: Sequence[str], constrained: bool, leading: TaskMetric) -> Sequence[str]:
+        """Where the search looks, if that is not everywhere, and that it may end early."""
+        remarks = []
+        if self.focus is not None and self.focus < 100 and not constrained and leading.name in objectives:
+            worse = "below" if leading.direction == "maximize" else "above"
+            within = f"{self.focus:g} {'points' if leading.share else '%'} {worse} the float model's"
+            remarks.append(
+                f"surrogate looks where {leading.name} is at most {within}: setup.focus; with 100 it looks everywhere"
+            )
+        if self.stop_early:
+            remarks.append(
+                "surrogate stops before n_trials if nothing is likely to gain what the samples tell apart: "
+                "setup.stop_early"
+            )
+        return remarks
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,31 @@ class Surrogate(Strategy):
         predicted = self._predicted(history)
         return self._filled(predicted.best(history, n), history, n, rng)
 
+    def enough(self, history: History, initial: int) -> str:
+        """What to say where neither the latest results nor anything predicted beats the front by the resolution."""
+        settings, measured = self.settings, self.knowledge.resolution
+        stops = isinstance(settings, SurrogateSettings) and settings.stop_early
+        latest = len(history) - LATEST
+        if not stops or measured is None or latest < max(initial, self._start) or not self.space.parameters:
+            return ""
+        before, focus = front_rows(history, latest), self._focus(history)
+        # The resolution takes evaluations, so it is measured near the front of a few lengths of the history alone.
+        members = front_rows(history, self._step(latest))
+        if not len(members):
+            return ""
+        point = reference(history.losses[front_rows(history, len(history))], focus)
+        few = members[spread(history.losses[members], point, COMPARED)]
+        resolution = measured(history.codes[few])
+        later = latest + np.flatnonzero(history.violation[latest:] == 0)
+        later = later[np.isfinite(history.losses[later]).all(axis=1)]
+        gained = gains(history.losses[before], point, history.losses[later] + resolution.losses)
+        if (gained > 0).any() or self._predicted(history).gains_more(history, resolution.losses):
+            return ""
+        return (
+            f"as the model has it, no candidate has a chance of 10 % to beat the front by {resolution.text}; none of "
+            f"the last {LATEST} results did"
+        )
+
     def _initial(self, n: int, rng: np.random.Generator) -> Codes:
         """`n` candidates before there is a model, and a few of one level everywhere.
 
@@ -131,6 +175,13 @@ class Surrogate(Strategy):
             return codes
         others = unseen_neighbours(self.space, history, np.zeros(0, dtype=np.int64), n, rng)
         return history.fresh(np.concatenate([codes, others]))[:n]
+
+    def _step(self, length: int) -> int:
+        """The largest step of a ladder of lengths that is not above `length`; its first step is above 0."""
+        step = self._start
+        while int(step * GROWTH) <= length:
+            step = int(step * GROWTH)
+        return step
 
     @property
     def _start(self) -> int:
@@ -180,9 +231,7 @@ class Surrogate(Strategy):
 
     def _responses(self, history: History, count: int) -> tuple[Response, ...]:
         """How the outputs are modelled: fitted to the beginning of the history, whose length is a step of a ladder."""
-        length = self._start
-        while int(length * GROWTH) <= len(history):
-            length = int(length * GROWTH)
+        length = self._step(len(history))
         if self._fitted[0] != length or len(self._fitted[1]) != count:
             rows = _rows(history, length, SCALED)
             codes = history.codes[rows]

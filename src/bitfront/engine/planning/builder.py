@@ -117,7 +117,7 @@ def make_plan(
             *remarks(config, dataset, evaluator, added, warning),
             *ignored,
             *lost,
-            *_of_strategy(strategy, objectives, config),
+            *_of_strategy(strategy, objectives, config, task),
         ),
         constraints=constraints,
         forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
@@ -146,11 +146,11 @@ def _evaluator(config: Config, job: EvaluationJob, graph: Graph, space: ModelSpa
     return open_evaluator(replace(job, model=graph.model), built)
 
 
-def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config) -> list[str]:
+def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config, task: Task) -> list[str]:
     """What the strategy says about this search."""
     assert config.search is not None
     named = [] if objectives.summed else [part.metric for part in objectives.parts]
-    return list(strategy.settings.remarks(named, bool(config.search.constraints)))
+    return list(strategy.settings.remarks(named, bool(config.search.constraints), task.leading))
 
 
 def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple[Runners, list[str], Objectives]:

@@ -166,7 +166,7 @@ def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispat
 
 def _searched(
     plan: Plan, store: Store, dispatcher: Dispatcher, starts: Codes, events: Events
-) -> tuple[Plan, loop.StopReason, list[str]]:
+) -> tuple[Plan, loop.Ended, list[str]]:
     """(the plan as it was carried out, why the search stopped, notes on ranges that the plan could not have yet)."""
     began = time.perf_counter()
     plan = with_samples(plan, store, events, dispatcher)
@@ -342,7 +342,7 @@ def first_candidates(plan: Plan, starts: Codes) -> Codes:
 
 def _evaluate(
     plan: Plan, store: Store, bounds: Feasibility, starts: Codes, dispatcher: Dispatcher, events: Events
-) -> tuple[loop.StopReason, list[str]]:
+) -> tuple[loop.Ended, list[str]]:
     """Why the loop stopped, and notes on ranges that the plan could not have yet."""
     if not plan.strategy.kind.trains_bits:
         keep_option_costs(plan.evaluator, store)
