@@ -174,7 +174,10 @@ def _searched(
     _describe(plan, store)
     resumed = len(store)
     learns = plan.evaluator.job.learning is not None
-    each = seconds_per_candidate(plan, dispatcher.safe) if resumed < plan.n_trials and not learns else 0.0
+    summary = store.meta("summary")
+    limits, each = bounds(plan, summary["reference"]), 0.0
+    if resumed < plan.n_trials and not learns:
+        each = seconds_per_candidate(plan, dispatcher.safe, lambda codes: limits.before(codes) == 0)
     events.planned(plan, each)
     if resumed < plan.n_trials and not learns:
         plan = verified_plan(plan, each * (plan.n_trials - resumed), events, dispatcher.safe)
@@ -182,8 +185,9 @@ def _searched(
         verify_workers(dispatcher, events)
     if resumed:
         events.note(f"{resumed:,} trials are known from earlier sessions")
-    summary = store.meta("summary")
-    limits = bounds(plan, summary["reference"])
+    plan = plan.constrained(limits.constraints)
+    dispatcher.use(plan.evaluator)
+    limits = replace(limits, evaluator=plan.evaluator)
     # The constraints with resolved bounds are stored for readers of the run folder.
     store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
     if plan.evaluator.job.learning is not None:
