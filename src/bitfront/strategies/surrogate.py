@@ -114,6 +114,8 @@ class Surrogate(Strategy):
         self._width = settings.focus if isinstance(settings, SurrogateSettings) else SurrogateSettings().focus
         # A cache: length of the history's beginning → what was fitted to it.
         self._fitted: tuple[int, tuple[Response, ...]] = (0, ())
+        # Another: its length → what it predicts.
+        self._predictions: tuple[int, Prediction] | None = None
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
         """Up to `n` candidates that are not in the history, the most promising first.
@@ -126,8 +128,7 @@ class Surrogate(Strategy):
         n = min(n, max(LEAST, int(trials * SHARE), self._start - trials))
         if trials < self._start or known < 2 or not self.space.parameters:
             return self._filled(history.fresh(self._initial(2 * n, rng))[:n], history, n, rng)
-        predicted = self._predicted(history)
-        return self._filled(predicted.best(history, n), history, n, rng)
+        return self._filled(self._predicted(history).best(n), history, n, rng)
 
     def enough(self, history: History, initial: int) -> str:
         """What to say where neither the latest results nor anything predicted beats the front by the resolution."""
@@ -147,7 +148,7 @@ class Surrogate(Strategy):
         later = latest + np.flatnonzero(history.violation[latest:] == 0)
         later = later[np.isfinite(history.losses[later]).all(axis=1)]
         gained = gains(history.losses[before], point, history.losses[later] + resolution.losses)
-        if (gained > 0).any() or self._predicted(history).gains_more(history, resolution.losses):
+        if (gained > 0).any() or self._predicted(history).gains_more(resolution.losses):
             return ""
         return (
             f"as the model has it, no candidate has a chance of 10 % to beat the front by {resolution.text}; none of "
@@ -197,7 +198,11 @@ class Surrogate(Strategy):
         return None if self._trend is None else self._trend.place(self._trend.total(self.space.options(codes)))
 
     def _predicted(self, history: History) -> Prediction:
-        """What is expected of all candidates, given the history."""
+        """What is expected of all candidates, given the history. It is kept for the next call with the same one."""
+        if self._predictions is not None and self._predictions[0] == len(history):
+            prediction = self._predictions[1]
+            if prediction.history is history:
+                return prediction
         rows = _rows(history, len(history), FITTED)
         outputs = self._outputs(history)
         responses = self._responses(history, len(outputs))
@@ -208,7 +213,10 @@ class Surrogate(Strategy):
             link = Link.of(target, response.offset)
             effects = Effects(self.space, self._columns, response.scales, codes, link.forward(target), self._trend)
             models.append(Modelled(objective, effects, link))
-        return Prediction(self.space, self.knowledge, tuple(models), self.objectives, self._focus(history))
+        focus = self._focus(history)
+        prediction = Prediction(self.space, history, self.knowledge, tuple(models), self.objectives, focus)
+        self._predictions = len(history), prediction
+        return prediction
 
     def _focus(self, history: History) -> Floats | None:
         """The largest losses that matter; None if all do."""
