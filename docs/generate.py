@@ -170,7 +170,9 @@ With `halving = {rungs = [1], keep = 0.5, cohort = 16}`, 16 candidates at a time
 in `rungs`. Candidates that others dominate, in accuracy and in the costs among the objectives, stop there. They are
 trials like any other, with a smaller `trained_epochs`. How long a candidate is trained then depends on its cohort,
 which consists of consecutive proposals, but still neither on `n_jobs` nor on interruptions. The results of the others
-do not change.
+do not change. With constraints, candidates that cannot meet what is known before any training are not trained. Of the
+others those go on that meet the constraints at the rung, the front of these first, and then those closest to the
+bounds.
 
 """
 }

@@ -10,6 +10,7 @@ import pytest
 
 from bitfront.engine.evaluation.fixed import BatchMetrics
 from bitfront.engine.search.loop import MAX_FAILURES, Limits, run
+from bitfront.engine.storage.records import ENOUGH
 from bitfront.engine.storage.store import Store
 from bitfront.errors import EvaluationError
 from bitfront.pareto import non_dominated
@@ -63,6 +64,15 @@ class Empty(Strategy):
         return self.space.numbered(0, 0)
 
 
+class Content(Evolution):
+    """Has had enough when one of the losses is small: a function of the history."""
+
+    def enough(self, history, initial):
+        assert initial == 5, "the initial candidates, whatever is replayed"
+        small = np.nanmin(history.losses[:, 0]) < 3.0 and len(history) >= 14
+        return f"{len(history)} are enough" if small else ""
+
+
 STRATEGIES = {
     "brute_force": BruteForce,
     "tpe": lambda s, o, seed: OptunaStrategy(s, o, seed, OptunaSettings(sampler="tpe")),
@@ -90,7 +100,7 @@ def search(
     bounds=None,
 ):
     """(why it stopped, its trials)"""
-    store, strategy = opened(folder), STRATEGIES[name](space, 2, 3)
+    store, strategy = opened(folder), {**STRATEGIES, "content": Content}[name](space, 2, 3)
     limits = Limits(n_trials, timeout)
     try:
         reason = run(space, strategy, initial, TwoLosses(), store, dispatcher, limits, 3, on_progress, bounds)
@@ -175,6 +185,27 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path, name
         assert np.array_equal(trials.code[: kept.sum()], before.code[kept])
         if not failing:
             assert np.array_equal(trials.code, expected.code)
+
+
+def test_a_strategy_ends_a_search_at_the_same_place_whatever_interrupts_it(tmp_path):
+    initial = SPACE.numbered(90, 95)
+    (tmp_path / "whole").mkdir()
+    reason, expected = search(tmp_path / "whole", "content", BlockEvaluator(), 60, initial)
+    assert reason == f"{ENOUGH}: {len(expected)} are enough"
+    assert 14 <= len(expected) < 60
+    for patience in (4, len(expected) - 3, len(expected) - 1):
+        folder = tmp_path / str(patience)
+        assert search(folder, "content", BlockEvaluator(1, patience), 60, initial)[0] == "interrupted"
+        for _ in range(2):
+            again, trials = search(folder, "content", BlockEvaluator(5), 60, initial)
+            assert again == reason
+            assert np.array_equal(trials.code, expected.code)
+    # Trials from beyond that point are replayed, and the strategy is asked again behind their last batch.
+    _, more = search(folder, "evolution", BlockEvaluator(), len(expected) + 9, initial)
+    again, trials = search(folder, "content", BlockEvaluator(), 60, initial)
+    assert np.array_equal(trials.code[: len(more)], more.code)
+    assert again == f"{ENOUGH}: {len(trials)} are enough"
+    assert len(trials) < len(more) + Evolution.batch
 
 
 @pytest.mark.parametrize("name", ["tpe", "brute_force"])

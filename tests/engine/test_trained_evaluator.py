@@ -367,6 +367,62 @@ def test_of_a_cohort_the_front_goes_on_and_the_best_of_the_others():
     assert going_on(losses[:1], 0.5).tolist() == [True]
 
 
+def test_of_a_cohort_with_constraints_those_go_on_that_fulfil_them_or_nearly_do():
+    losses = np.array([[-9.0, 5], [-8, 4], [-7, 1], [-6, 4], [-5, 2], [np.nan, 0]])
+    violation = np.array([0.4, 0, 0, 0.1, 0, 0])
+    assert going_on(losses, 0.1, violation).tolist() == [False, True, True, False, False, False]
+    # The others that fulfil them, then the rest by its distance from the bounds.
+    assert going_on(losses, 0.5, violation).tolist() == [False, True, True, False, True, False]
+    assert going_on(losses, 0.6, violation).tolist() == [False, True, True, True, True, False]
+    assert going_on(losses, 0.1, violation + 0.3).tolist() == [False, True, False, False, False, False]
+    assert going_on(losses, 0.9, np.zeros(6)).tolist() == going_on(losses, 0.9).tolist()
+
+
+def test_halving_trains_on_what_meets_the_constraints(dataset, tmp_path, monkeypatch):
+    """A bound that is known before any training, and one on trained weights, which is looked at on each rung."""
+    judged, trained, real, population = [], [], training_bench.going_on, training_bench.train_population
+    monkeypatch.setattr(training_bench, "going_on", lambda *a: judged.append((*a, real(*a))) or judged[-1][-1])
+    monkeypatch.setattr(
+        training_bench,
+        "train_population",
+        lambda models, *a, **k: trained.append(len(models)) or population(models, *a, **k),
+    )
+    plan = plan_of(dataset, JOINT)
+    costs = plan.evaluator.closed_form_values(everything(plan), ["model_size", "ebops"])
+    most = float(np.sort(costs["model_size"])[-4])
+    bounds = {"model_size": f"<= {most}", "ebops": f"<= {np.median(costs['ebops'])}"}
+
+    def searched(folder, n_jobs=1, **more):
+        file = configured(JOINT, HALVING, project_dir=str(tmp_path / folder), **{"search.constraints": bounds})
+        return bf.search(file, data=dataset, n_jobs=n_jobs, **more)
+
+    bound = searched("bound")
+    assert len(bound) == (costs["model_size"] <= most).sum()
+    assert (bound.columns.metrics["model_size"] <= most).all()
+    assert sum(trained) == len(bound) + 2, "and those whose time is measured"
+    cohorts = [of for of in judged if len(of[0]) > 1]
+    assert any((violation > 0).any() and not stays.all() for _, _, violation, stays in cohorts)
+    for losses, keep, violation, stays in cohorts:
+        worst = violation[stays].max()
+        assert not ((violation < worst) & ~stays).any(), "who is closer to the bounds goes first"
+        assert stays.sum() >= keep * len(losses)
+    assert searched("parts", events=Stopping(3)).stopped == "interrupted"
+    parts = searched("parts", n_jobs=2)
+    for name, column in bound.columns.metrics.items():
+        np.testing.assert_array_equal(column, parts.columns.metrics[name], err_msg=name)
+
+
+class Stopping(bf.Events):
+    """Interrupts a search after some candidates."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def progress(self, progress, plan):
+        if progress.done >= self.count:
+            raise KeyboardInterrupt
+
+
 def test_halving_stops_who_is_hopeless_and_changes_nothing_for_the_others(dataset, tmp_path):
     whole = bf.search(
         configured(JOINT, HALVING[: HALVING.index("halving")], project_dir=str(tmp_path / "whole")), data=dataset
@@ -391,16 +447,11 @@ def test_halving_stops_who_is_hopeless_and_changes_nothing_for_the_others(datase
 
 
 def test_a_search_with_halving_goes_on_where_it_stopped(dataset, tmp_path):
-    class Stopping(bf.Events):
-        def progress(self, progress, plan):
-            if progress.done >= 6:
-                raise KeyboardInterrupt
-
     def searched(folder, **more):
         return bf.search(configured(JOINT, HALVING, project_dir=str(tmp_path / folder)), data=dataset, **more)
 
     whole = searched("whole")
-    assert len(searched("parts", events=Stopping())) == 10
+    assert len(searched("parts", events=Stopping(6))) == 10
     parts = searched("parts")
     for name, column in whole.columns.metrics.items():
         np.testing.assert_array_equal(column, parts.columns.metrics[name], err_msg=name)

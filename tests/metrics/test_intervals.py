@@ -1,13 +1,19 @@
 """Wilson intervals and McNemar's test against independent implementations."""
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from bitfront.engine.search.paired import RESOLUTION, compare, settled
+from bitfront.engine.search.paired import RESOLUTION, compare, resolution, settled
+from bitfront.metrics.base import SampleChoice
 from bitfront.metrics.intervals import PairedCounts, wilson
+from bitfront.tasks.classification import CLASSIFICATION
+from bitfront.tasks.regression import Regression, RegressionSettings
 
 
 @given(st.integers(0, 200), st.integers(1, 200))
@@ -81,3 +87,39 @@ def test_an_order_is_settled_when_neighbours_differ_clearly_or_hardly():
     assert PairedCounts.of(*coin).half_width < RESOLUTION
     assert settled(coin)
     assert not settled(coin[:, :1000])
+
+
+class Measured:
+    """Stands in for an evaluator: candidates with the answers and squared errors that are given."""
+
+    accuracy_samples = SampleChoice("val", None)
+
+    def __init__(self, task, given):
+        self.job, self.given = SimpleNamespace(task=task), given
+
+    def answers(self, codes, split, start, stop):
+        return self.given[codes[:, 0]]
+
+    def results(self, codes, split, number):
+        squared = self.given[codes[:, 0]]
+        return [{"squared": row[:, None], "samples": np.ones(len(row))} for row in squared]
+
+
+def test_the_resolution_is_half_the_interval_of_neighbours():
+    rng = np.random.default_rng(0)
+    codes = np.arange(4)[:, None]
+    right = np.arange(400) < 300
+    answers = np.stack([right, right, right, right])
+    for row, (wrong, better) in enumerate([(0, 0), (9, 4), (20, 8), (60, 20)]):
+        answers[row, :wrong] = False
+        answers[row, 300 : 300 + better] = True
+    # Neighbours differ in 9 + 4, 20 - 9 + 8 - 4 and 60 - 20 + 20 - 8 samples.
+    half = [1.96 * np.sqrt(n - d * d / 400) / 400 for n, d in ((13, 5), (15, 7), (52, 28))]
+    found = resolution(Measured(CLASSIFICATION, answers), codes, ["accuracy"])
+    assert found == {"accuracy": pytest.approx(half[1], rel=0.05)}
+    same = resolution(Measured(CLASSIFICATION, answers[:1].repeat(4, axis=0)), codes, ["accuracy"])
+    assert same == {"accuracy": 1 / 400}
+    squared = rng.exponential(size=(4, 600)) + np.arange(4)[:, None]
+    found = resolution(Measured(Regression(RegressionSettings()), squared), codes, ["mse"])
+    half = [1.96 * np.std(b - a) / np.sqrt(600) for a, b in itertools.pairwise(squared)]
+    assert found == {"mse": pytest.approx(np.median(half), rel=0.15)}

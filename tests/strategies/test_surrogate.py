@@ -14,10 +14,10 @@ from bitfront.pareto import hypervolume, non_dominated
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies import anova
 from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
-from bitfront.strategies.base import History, Knowledge
+from bitfront.strategies.base import History, Knowledge, Resolution
 from bitfront.strategies.gains import distances, gains, reference
 from bitfront.strategies.separable import front, minimum
-from bitfront.strategies.surrogate import Surrogate
+from bitfront.strategies.surrogate import Surrogate, SurrogateSettings
 from bitfront.testing.strategies import check_strategy, toy_space
 
 
@@ -238,3 +238,55 @@ def test_candidates_that_violate_a_known_constraint_are_not_proposed() -> None:
     known = Knowledge(costs={1: lambda codes: codes.sum(axis=1).astype(float)}, violation=violation)
     history = search(space, wide_losses, known, 64, violation)
     assert not (history.violation[24:] > 0).any()
+
+
+# -- the end of a search
+
+
+def few_losses(codes: np.ndarray) -> np.ndarray:
+    """Error and cost of five groups with four options, 1,024 candidates, with an interaction of two groups."""
+    error = (np.array([0.2, 0.05, 0.01, 0.0])[codes] * (1.0 + np.arange(5))).sum(axis=1)
+    error += 0.05 * ((codes[:, 0] == 0) & (codes[:, 4] < 2))
+    return np.stack([error, codes.sum(axis=1).astype(float)], axis=1)
+
+
+def ended(resolution: float, most: int, **settings: object) -> tuple[History, str, list[np.ndarray]]:
+    """(the history of a search that asks its strategy whether it is enough, the answer, what was measured)"""
+    space, measured = chain(5, 4), list[np.ndarray]()
+
+    def resolved(codes: np.ndarray) -> Resolution:
+        measured.append(codes)
+        return Resolution(np.array([resolution, 0.0]), f"{resolution} of error")
+
+    known = Knowledge(costs={1: lambda codes: codes.sum(axis=1).astype(float)}, resolution=resolved)
+    history, why, step = History(5, 2, space), "", 0
+    while len(history) < most and not why:
+        strategy = Surrogate(space, 2, 0, SurrogateSettings(**settings))  # a new one: it keeps nothing
+        strategy.knowledge = known
+        codes = history.fresh(strategy.propose(history, 8, np.random.default_rng([0, step])))
+        history.tell(codes, few_losses(codes))
+        why, step = strategy.enough(history, 8), step + 1
+    return history, why, measured
+
+
+def test_a_search_ends_where_nothing_is_left_that_the_samples_tell_apart() -> None:
+    history, why, measured = ended(0.05, 300, stop_early=True)
+    assert "a chance of 10 % to beat the front by 0.05 of error" in why
+    assert 16 + 16 <= len(history) < 150
+    # It is true: no candidate is better by more than that at no more cost.
+    truth = few_losses(chain(5, 4).numbered(0, 1024))
+    for error, cost in truth:
+        assert history.losses[history.losses[:, 1] <= cost][:, 0].min() <= error + 0.05
+    # The resolution is measured on the front, at few lengths of the history.
+    assert len({codes.tobytes() for codes in measured}) <= 4
+    front = {code.tobytes() for code in history.codes[non_dominated(history.losses)]}
+    assert len(front & {code.tobytes() for code in measured[-1]}) > len(measured[-1]) / 2
+
+
+def test_what_the_samples_tell_apart_decides_when_a_search_ends() -> None:
+    coarse, fine = ended(0.05, 300, stop_early=True)[0], ended(0.002, 300, stop_early=True)[0]
+    assert len(coarse) < len(fine)
+    np.testing.assert_array_equal(coarse.codes, fine.codes[: len(coarse)])
+    without, why, measured = ended(0.05, len(coarse) + 8)
+    assert (why, measured) == ("", [])
+    np.testing.assert_array_equal(without.codes[: len(coarse)], coarse.codes)

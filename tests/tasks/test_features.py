@@ -1,5 +1,7 @@
 """What a search does for classification works for other tasks: corrections, rounding, widths, sums, resuming."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 import bitfront as bf
 from bitfront.data.arrays import from_arrays
 from bitfront.engine.storage.run import Run
+from bitfront.report import page_tables, tables
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(300, 5)).astype(np.float32)
@@ -97,3 +100,48 @@ def test_candidates_of_each_task_are_alone_the_same_as_in_a_batch(tmp_path):
     other = searched(tmp_path / "b", space=FORMATS, metrics=["mse"], strategy="evolution", n_trials=16, seed=0)
     first = {trial.code: trial.metrics["mse"] for trial in run.trials}
     assert {trial.code: trial.metrics["mse"] for trial in other.trials} == first
+
+
+class Interrupting(bf.Events):
+    """Interrupts a search after some candidates."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def progress(self, progress, plan):
+        if progress.done >= self.count:
+            raise KeyboardInterrupt
+
+
+def test_a_search_looks_near_the_float_model_and_stops_where_the_samples_tell_nothing_apart(tmp_path):
+    widths = {"data_in_width": [4, 6, 8], "weight_width": [3, 4, 6, 8], "bias_width": [8]}
+    more = {
+        "space": {"linear": {"name": "integer", **widths}},
+        "metrics": ["mse", "average_bitwidth"],
+        "strategy": "surrogate",
+        "search.strategy.setup": {"stop_early": True, "focus": 20.0},
+    }
+    whole = searched(tmp_path / "whole", **more)
+    assert whole.stopped.startswith("nothing to gain: ")
+    assert "of mse, which is what 45 samples tell apart" in whole.stopped
+    assert len(whole) < 100
+    (focus, early) = (note for note in whole.notes if note.startswith("surrogate"))
+    assert "mse is at most 20 % above the float model's" in focus
+    assert "stops before n_trials" in early
+    records = [json.loads((whole.folder / name).read_text()) for name in ("best.json", "log.json")]
+    assert {record["stopped"] for of in records for record in of.values()} == {whole.stopped}
+    assert page_tables.summary(whole)[0]["state"] == whole.stopped
+    assert whole.stopped in tables.summary(whole)[-3]
+    assert searched(tmp_path / "parts", events=Interrupting(len(whole) - 5), **more).stopped == "interrupted"
+    parts = searched(tmp_path / "parts", **more)
+    assert parts.stopped == whole.stopped
+    np.testing.assert_array_equal(parts.columns.code, whole.columns.code)
+    gap = whole.explain().gap
+    assert gap.focus == 20.0
+    limit = 1.2 * whole.reference["mse"]
+    assert gap.at is None or gap.at.value.value <= limit
+    # Without the setting it goes on from there.
+    more["search.strategy.setup"] = {"focus": 20.0, "n_trials": len(whole) + 4}
+    longer = searched(tmp_path / "parts", **more)
+    assert longer.stopped == "n_trials reached"
+    np.testing.assert_array_equal(longer.columns.code[: len(whole)], whole.columns.code)

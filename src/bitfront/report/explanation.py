@@ -343,7 +343,7 @@ def _gap(e: Explanation) -> Iterator[str]:
 def _missing(e: Explanation) -> Iterator[str]:
     gap = e.gap
     cost = f" at no more {e.costs[0]}" if e.costs else ""
-    focus = "" if gap.focus is None else f" within {gap.focus:g} points of the float model"
+    focus = "" if gap.focus is None else f" within {gap.focus:g} {'points' if e.share else '%'} of the float model"
     looked = f"of {gap.looked_at:,} candidates{focus} that were not evaluated"
     if gap.expected > 0:
         yield (

@@ -20,9 +20,23 @@ from numpy.typing import NDArray
 from bitfront.config import Table
 from bitfront.spaces.base import Codes, Space
 from bitfront.spaces.index import Index, Keys
+from bitfront.tasks.base import TaskMetric
 
 #: Number of candidates that are looked at together to find the last unknown ones of a space.
 SCANNED = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Resolution:
+    """The smallest differences of losses that the samples of a search tell apart, of two candidates on the same ones.
+
+    Attributes:
+        losses: per objective, float64, shape (objectives,), 0 or more; 0 for what does not depend on samples.
+        text: the same in words.
+    """
+
+    losses: NDArray[np.float64]
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +49,13 @@ class Knowledge:
         violation: total violation of the constraints on metrics in closed form, as a function of canonical codes; None
             if there are none.
         float_losses: the losses of the float model, float64, shape (objectives,); NaN where it has none. None: unknown.
-        points: by how much the loss of each objective rises if the accuracy falls by a percentage point, float64, shape
-            (objectives,); NaN for what is no accuracy. None: unknown.
+        points: by how much the loss of each objective rises if the metric of the task that leads gets worse by a
+            percentage point, or, where it is no share, by a hundredth of the float model's value: float64, shape
+            (objectives,); NaN for all other metrics. None: unknown.
         noise: per group an estimate of how much each option disturbs the model's outputs, float64, shape (options,), 0
             or more; that of several groups adds up. None: unknown.
+        resolution: the resolution of the samples near some candidates with results, int64, shape (candidates,
+            parameters), which are evaluated once more for that. None: unknown.
     """
 
     costs: Mapping[int, Callable[[Codes], NDArray[np.float64]]] = field(default_factory=dict)
@@ -46,6 +63,7 @@ class Knowledge:
     float_losses: NDArray[np.float64] | None = None
     points: NDArray[np.float64] | None = None
     noise: Sequence[NDArray[np.float64]] | None = None
+    resolution: Callable[[Codes], Resolution] | None = None
 
 
 class History:
@@ -187,12 +205,13 @@ class StrategySettings(Table):
         """The name of another strategy that these settings stand for; None for this strategy itself."""
         return None
 
-    def remarks(self, objectives: Sequence[str], constrained: bool) -> Sequence[str]:  # noqa: ARG002
+    def remarks(self, objectives: Sequence[str], constrained: bool, leading: TaskMetric) -> Sequence[str]:  # noqa: ARG002
         """What a user should know about a search with these settings before it starts.
 
         Args:
             objectives: the metrics that are objectives; none if they are summed.
             constrained: whether there are constraints.
+            leading: the metric of the task that leads.
         """
         return ()
 
@@ -279,6 +298,18 @@ class Strategy(ABC):
 
         An exception ends the search; evaluated candidates stay in the store.
         """
+
+    def enough(self, history: History, initial: int) -> str:  # noqa: ARG002
+        """Why no more candidates are worth their evaluation; empty: go on.
+
+        It is asked before ``propose``, and depends on its arguments and on ``knowledge`` alone, as proposals do. A
+        strategy that does not look back is not asked.
+
+        Args:
+            history: as in ``propose``.
+            initial: number of candidates at its beginning that were there before the strategy was asked.
+        """
+        return ""
 
 
 def latin_hypercube(space: Space, n: int, rng: np.random.Generator) -> Codes:

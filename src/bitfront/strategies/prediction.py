@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,7 @@ class Prediction:
 
     Attributes:
         space: the space.
+        history: the candidates with results. What is expected is computed once, before it grows.
         knowledge: what is known in closed form.
         models: the models of everything else.
         objectives: number of objectives.
@@ -115,6 +117,7 @@ class Prediction:
     """
 
     space: Space
+    history: History
     knowledge: Knowledge
     models: Sequence[Modelled]
     objectives: int
@@ -153,25 +156,51 @@ class Prediction:
                 values.append(changes[g].ravel())
         return self._pool(np.concatenate(parts), [np.concatenate(values) for values in expected])
 
-    def best(self, history: History, n: int) -> Codes:
+    def best(self, n: int) -> Codes:
         """Up to `n` candidates that are not in the history, those that are expected to add most first.
 
         Returns:
             Codes, shape (candidates, parameters).
         """
-        front = self._known_front(history)
-        if self.space.size <= ENUMERATED:
-            pool = self.pool(self.space.options(history.fresh(self.space.numbered(0, self.space.size))))
-        else:
-            pool = self._solved(history, front)
-        if not len(pool.options):
-            return np.zeros((0, len(self.space.parameters)), dtype=np.int64)
-        point = self._point(front, pool)
-        pool = pool[_order(pool, front, point)[:COMPARED]]
-        return self.space.codes(pool.options[_chosen(pool, lambda: self._outcomes(pool), front, point, n)])
+        pool, point = self._promising
+        chosen = _chosen(pool, lambda: self._outcomes, self._front, point, n)
+        return self.space.codes(pool.options[chosen])
 
-    def _outcomes(self, pool: Pool) -> list[Floats]:
-        """Possible losses of candidates, equally likely, each of shape (candidates, objectives)."""
+    def gains_more(self, resolution: Floats) -> bool:
+        """Whether any candidate that is not in the history has a chance of 10 % to beat the front by more than
+        `resolution`, shape (objectives,): it would add to the front even if its losses were so much larger.
+
+        The most promising ones are looked at, as for a proposal. Their means alone would end a search too early: what
+        the model knows least is then left out.
+        """
+        pool, point = self._promising
+        able = pool.violation <= 0
+        return any((gains(self._front, point, losses[able] + resolution) > 0).any() for losses in self._outcomes)
+
+    @cached_property
+    def _promising(self) -> tuple[Pool, Floats]:
+        """(the most promising candidates that are not in the history, the reference point)."""
+        pool = self._unknown(self.history, self._front)
+        if not len(pool.options):
+            return pool, np.zeros(self.objectives)
+        point = self._point(self._front, pool)
+        return pool[_order(pool, self._front, point)[:COMPARED]], point
+
+    @cached_property
+    def _front(self) -> Floats:
+        """Losses of the front so far, shape (members, objectives); none while nothing fulfils the constraints."""
+        return self.history.losses[front_rows(self.history, len(self.history))]
+
+    def _unknown(self, history: History, front: Floats) -> Pool:
+        """The candidates that are not in the history: all, or those around the predicted front of a large space."""
+        if self.space.size <= ENUMERATED:
+            return self.pool(self.space.options(history.fresh(self.space.numbered(0, self.space.size))))
+        return self._solved(history, front)
+
+    @cached_property
+    def _outcomes(self) -> list[Floats]:
+        """Possible losses of the promising candidates, equally likely, each of shape (candidates, objectives)."""
+        pool, _ = self._promising
         outcomes = [pool.losses.copy() for _ in QUANTILES]
         for model in self.models:
             if model.objective is None:
@@ -180,12 +209,6 @@ class Prediction:
             for outcome, quantile in zip(outcomes, QUANTILES, strict=True):
                 outcome[:, model.objective] = model.link.inverse(mean + quantile * deviation)
         return outcomes
-
-    def _known_front(self, history: History) -> Floats:
-        """Losses of the front so far, shape (members, objectives); none while nothing fulfils the constraints."""
-        fulfilling: Floats = history.losses[history.violation == 0]
-        front: Floats = fulfilling[non_dominated(fulfilling)]
-        return front
 
     def _point(self, front: Floats, pool: Pool) -> Floats:
         """The reference point: of the front so far and the predicted one, so that both of their ends count."""
@@ -212,7 +235,7 @@ class Prediction:
         if not len(fulfilling):
             return rows[np.argsort(history.violation[rows], kind="stable")][:MEMBERS]
         losses = history.losses[fulfilling]
-        chosen: NDArray[np.int64] = fulfilling[_spread(losses, reference(losses[non_dominated(losses)], self.focus))]
+        chosen: NDArray[np.int64] = fulfilling[spread(losses, reference(losses[non_dominated(losses)], self.focus))]
         return chosen
 
     def _exact_fronts(self, members: Codes) -> Iterator[Codes]:
@@ -225,6 +248,12 @@ class Prediction:
                 solved = separable_front(values, costs, PARTIAL)
                 rows = np.linspace(0, len(solved.values) - 1, min(2 * MEMBERS, len(solved.values))).astype(np.int64)
                 yield solved.options[rows]
+
+
+def front_rows(history: History, length: int) -> NDArray[np.int64]:
+    """The rows of the front of the first `length` candidates of a history, of those that fulfil the constraints."""
+    fulfilling = np.flatnonzero(history.violation[:length] == 0)
+    return fulfilling[non_dominated(history.losses[fulfilling])]
 
 
 def cost_tables(space: Space, cost: Callable[[Codes], Floats], options: Codes | None = None) -> list[Floats]:
@@ -246,12 +275,12 @@ def cost_tables(space: Space, cost: Callable[[Codes], Floats], options: Codes | 
     return [values[place] for place in places]
 
 
-def _spread(losses: Floats, point: Floats) -> NDArray[np.int64]:
-    """Rows of up to ``MEMBERS`` members of the front of `losses`, evenly along it; those within `point` if any are."""
+def spread(losses: Floats, point: Floats, most: int = MEMBERS) -> NDArray[np.int64]:
+    """Rows of up to `most` members of the front of `losses`, evenly along it; those within `point` if any are."""
     rows = non_dominated(losses)
     inside = rows[(losses[rows] < point).all(axis=1)]
     rows = inside if len(inside) else rows
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(MEMBERS, len(rows))).astype(np.int64))]
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
 
 
 def _spread_pool(pool: Pool, point: Floats) -> NDArray[np.int64]:
@@ -259,7 +288,7 @@ def _spread_pool(pool: Pool, point: Floats) -> NDArray[np.int64]:
     fulfilling = np.flatnonzero(pool.violation <= 0)
     if not len(fulfilling):
         return np.argsort(pool.violation, kind="stable")[:MEMBERS]
-    return fulfilling[_spread(pool.losses[fulfilling], point)]
+    return fulfilling[spread(pool.losses[fulfilling], point)]
 
 
 def _order(pool: Pool, front: Floats, point: Floats) -> NDArray[np.int64]:

@@ -26,8 +26,10 @@ from bitfront.strategies import STRATEGIES
 from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
 from bitfront.strategies.base import History, Strategy, StrategySettings, latin_hypercube, unseen_neighbours
 from bitfront.strategies.evolution import select
-from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables
+from bitfront.strategies.gains import gains, reference
+from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables, front_rows, spread
 from bitfront.strategies.separable import front as separable_front
+from bitfront.tasks.base import TaskMetric
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +45,9 @@ FITTED, SCALED = 400, 160
 GROWTH = 1.5
 #: Failed candidates that the model is fitted to, at most.
 FAILURES = 32
+#: The latest results that must have gained nothing before a search stops early, and members of the front between which
+#: the resolution of the samples is measured.
+LATEST, COMPARED = 16, 8
 #: How results are modelled: log(result − least + offset · extent) for each of these offsets, or unchanged (infinity).
 OFFSETS = (0.01, 0.1, float("inf"))
 
@@ -55,17 +60,31 @@ class SurrogateSettings(StrategySettings):
         gt=0,
         le=100,
         description="without constraints: accuracies that are lower than the float model's by more points than this do "
-        "not matter; 100: all matter",
+        "not matter; of other tasks the metric that leads, and where it is no share, per cent of the float model's "
+        "value; 100: all matter",
+    )
+    stop_early: bool = Field(
+        False,
+        exclude=True,
+        description="stop before `n_trials` where no candidate is likely to be better than the front by more than "
+        "the samples tell apart, in a paired comparison, and the latest results were not",
     )
 
-    def remarks(self, objectives: Sequence[str], constrained: bool) -> Sequence[str]:
-        """Where the search looks, if that is not everywhere."""
-        if self.focus is None or self.focus >= 100 or constrained or "accuracy" not in objectives:
-            return ()
-        return (
-            f"surrogate looks where accuracy is at most {self.focus:g} points below the float model's: setup.focus; "
-            "with 100 it looks everywhere",
-        )
+    def remarks(self, objectives: Sequence[str], constrained: bool, leading: TaskMetric) -> Sequence[str]:
+        """Where the search looks, if that is not everywhere, and that it may end early."""
+        remarks = []
+        if self.focus is not None and self.focus < 100 and not constrained and leading.name in objectives:
+            worse = "below" if leading.direction == "maximize" else "above"
+            within = f"{self.focus:g} {'points' if leading.share else '%'} {worse} the float model's"
+            remarks.append(
+                f"surrogate looks where {leading.name} is at most {within}: setup.focus; with 100 it looks everywhere"
+            )
+        if self.stop_early:
+            remarks.append(
+                "surrogate stops before n_trials if nothing is likely to gain what the samples tell apart: "
+                "setup.stop_early"
+            )
+        return remarks
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,8 @@ class Surrogate(Strategy):
         self._width = settings.focus if isinstance(settings, SurrogateSettings) else SurrogateSettings().focus
         # A cache: length of the history's beginning → what was fitted to it.
         self._fitted: tuple[int, tuple[Response, ...]] = (0, ())
+        # Another: its length → what it predicts.
+        self._predictions: tuple[int, Prediction] | None = None
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
         """Up to `n` candidates that are not in the history, the most promising first.
@@ -107,8 +128,32 @@ class Surrogate(Strategy):
         n = min(n, max(LEAST, int(trials * SHARE), self._start - trials))
         if trials < self._start or known < 2 or not self.space.parameters:
             return self._filled(history.fresh(self._initial(2 * n, rng))[:n], history, n, rng)
-        predicted = self._predicted(history)
-        return self._filled(predicted.best(history, n), history, n, rng)
+        return self._filled(self._predicted(history).best(n), history, n, rng)
+
+    def enough(self, history: History, initial: int) -> str:
+        """What to say where neither the latest results nor anything predicted beats the front by the resolution."""
+        settings, measured = self.settings, self.knowledge.resolution
+        stops = isinstance(settings, SurrogateSettings) and settings.stop_early
+        latest = len(history) - LATEST
+        if not stops or measured is None or latest < max(initial, self._start) or not self.space.parameters:
+            return ""
+        before, focus = front_rows(history, latest), self._focus(history)
+        # The resolution takes evaluations, so it is measured near the front of a few lengths of the history alone.
+        members = front_rows(history, self._step(latest))
+        if not len(members):
+            return ""
+        point = reference(history.losses[front_rows(history, len(history))], focus)
+        few = members[spread(history.losses[members], point, COMPARED)]
+        resolution = measured(history.codes[few])
+        later = latest + np.flatnonzero(history.violation[latest:] == 0)
+        later = later[np.isfinite(history.losses[later]).all(axis=1)]
+        gained = gains(history.losses[before], point, history.losses[later] + resolution.losses)
+        if (gained > 0).any() or self._predicted(history).gains_more(resolution.losses):
+            return ""
+        return (
+            f"as the model has it, no candidate has a chance of 10 % to beat the front by {resolution.text}; none of "
+            f"the last {LATEST} results did"
+        )
 
     def _initial(self, n: int, rng: np.random.Generator) -> Codes:
         """`n` candidates before there is a model, and a few of one level everywhere.
@@ -132,6 +177,13 @@ class Surrogate(Strategy):
         others = unseen_neighbours(self.space, history, np.zeros(0, dtype=np.int64), n, rng)
         return history.fresh(np.concatenate([codes, others]))[:n]
 
+    def _step(self, length: int) -> int:
+        """The largest step of a ladder of lengths that is not above `length`; its first step is above 0."""
+        step = self._start
+        while int(step * GROWTH) <= length:
+            step = int(step * GROWTH)
+        return step
+
     @property
     def _start(self) -> int:
         """The number of results that the model needs."""
@@ -146,7 +198,11 @@ class Surrogate(Strategy):
         return None if self._trend is None else self._trend.place(self._trend.total(self.space.options(codes)))
 
     def _predicted(self, history: History) -> Prediction:
-        """What is expected of all candidates, given the history."""
+        """What is expected of all candidates, given the history. It is kept for the next call with the same one."""
+        if self._predictions is not None and self._predictions[0] == len(history):
+            prediction = self._predictions[1]
+            if prediction.history is history:
+                return prediction
         rows = _rows(history, len(history), FITTED)
         outputs = self._outputs(history)
         responses = self._responses(history, len(outputs))
@@ -157,7 +213,10 @@ class Surrogate(Strategy):
             link = Link.of(target, response.offset)
             effects = Effects(self.space, self._columns, response.scales, codes, link.forward(target), self._trend)
             models.append(Modelled(objective, effects, link))
-        return Prediction(self.space, self.knowledge, tuple(models), self.objectives, self._focus(history))
+        focus = self._focus(history)
+        prediction = Prediction(self.space, history, self.knowledge, tuple(models), self.objectives, focus)
+        self._predictions = len(history), prediction
+        return prediction
 
     def _focus(self, history: History) -> Floats | None:
         """The largest losses that matter; None if all do."""
@@ -180,9 +239,7 @@ class Surrogate(Strategy):
 
     def _responses(self, history: History, count: int) -> tuple[Response, ...]:
         """How the outputs are modelled: fitted to the beginning of the history, whose length is a step of a ladder."""
-        length = self._start
-        while int(length * GROWTH) <= len(history):
-            length = int(length * GROWTH)
+        length = self._step(len(history))
         if self._fitted[0] != length or len(self._fitted[1]) != count:
             rows = _rows(history, length, SCALED)
             codes = history.codes[rows]

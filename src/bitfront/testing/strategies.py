@@ -100,6 +100,8 @@ def _propose(strategy: Strategy, history: History, n: int, rng: np.random.Genera
     space = strategy.space
     codes, losses = history.codes.copy(), history.losses.copy()
     state = (random.getstate(), _global_numpy(), torch.get_rng_state())
+    enough = strategy.enough(history, 0) if strategy.looks_back else ""
+    assert isinstance(enough, str), "enough gives something else than a text"
     proposed = strategy.propose(history, n, rng)
     assert random.getstate() == state[0], "propose draws from Python's global generator"
     assert np.array_equal(_global_numpy(), state[1]), "propose draws from NumPy's global generator"

@@ -173,6 +173,13 @@ class TimedStrategy(Strategy):
         self._spent.append((self._evaluated(), self.seconds))
         return proposed
 
+    def enough(self, history: History, initial: int) -> str:
+        """What the strategy says."""
+        begin = time.perf_counter()
+        why = self._strategy.enough(history, initial)
+        self.seconds += time.perf_counter() - begin
+        return why
+
     def asked(self, count: int) -> Values:
         """Seconds spent in the strategy before each of the evaluations 1, 2, ... `count`, shape (count,)."""
         before, seconds = np.array(self._spent).T

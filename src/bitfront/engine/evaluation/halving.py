@@ -5,6 +5,10 @@ There a share `keep` of the cohort goes on: the candidates that no other one dom
 closed form (with the weights of that moment), then the most accurate of the others. The front goes on even if it is
 larger than this share. The rest stops.
 
+With constraints, the front is that of the candidates that fulfil them at the rung, then come the others of these, then
+the rest, those that are closest to the bounds first. What is known before any training is not compared here: the loop
+leaves out candidates that violate such constraints.
+
 Cohorts are consecutive proposals, and their size is a setting. So whether a candidate stops depends on its cohort only,
 not on the clock or the number of processes.
 """
@@ -17,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.constraints import Constraint
 from bitfront.pareto import Losses, non_dominated
 
 
@@ -29,25 +34,32 @@ class Halving:
         keep: the share of a cohort that goes on at each rung, above 0, below 1.
         cohort: number of candidates that are compared with each other.
         costs: (metric in closed form, 1 if smaller is better or −1 if larger is better).
+        constraints: of the search, with absolute bounds. Those on what is measured with a clock do not count.
     """
 
     rungs: tuple[int, ...]
     keep: float
     cohort: int
     costs: tuple[tuple[str, float], ...]
+    constraints: tuple[Constraint, ...] = ()
 
 
-def going_on(losses: Losses, keep: float) -> NDArray[np.bool_]:
+def going_on(losses: Losses, keep: float, violation: NDArray[np.float64] | None = None) -> NDArray[np.bool_]:
     """Which candidates of a cohort go on, bool, shape (candidates,).
 
     Args:
         losses: shape (candidates, objectives), smaller is better; the first column stands for accuracy.
         keep: the share that goes on, above 0, at most 1. More go on if the front is larger.
+        violation: of the constraints at this rung, shape (candidates,), 0 where they are fulfilled; None: there are
+            none.
     """
+    violation = np.zeros(len(losses)) if violation is None else violation
+    violation = np.where(np.isnan(losses).any(axis=1), np.inf, violation)
+    fulfilling = np.flatnonzero(violation == 0)
     stays = np.zeros(len(losses), dtype=bool)
-    stays[non_dominated(losses)] = True
+    stays[fulfilling[non_dominated(losses[fulfilling])]] = True
     # A stable sort: of equally accurate candidates the first ones go on.
-    for row in np.argsort(losses[:, 0], kind="stable"):
+    for row in np.lexsort((losses[:, 0], violation)):
         if stays.sum() >= math.ceil(keep * len(losses)):
             break
         stays[row] = True

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront import checkpoints
+from bitfront.constraints import total
 from bitfront.engine.evaluation.after_training import float_state, with_new_statistics
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread, threads
 from bitfront.engine.evaluation.halving import Halving, going_on
@@ -267,15 +268,11 @@ class TrainedEvaluator(Evaluator):
                 for i, state in zip(members, states, strict=True)
                 for network in (missing[i][1],)
             ]
-            return going_on(self._rung_losses(evaluators, halving), halving.keep)
+            return going_on(*self._at_rung(evaluators, halving))
 
         with threads(self.job.threads):
-            outputs = self._space.graph.outputs
-            trained = (
-                _train(twins, training, self.job.device, most, outputs, select if halving else None, self.job.task)
-                if twins
-                else []
-            )
+            outputs, chosen = self._space.graph.outputs, select if halving else None
+            trained = _train(twins, training, self.job.device, most, outputs, chosen, self.job.task) if twins else []
         for (row, evaluator, _), site_formats, (state, epochs) in zip(missing, formats, trained, strict=True):
             known[row] = TrainedCandidate(self._finished(evaluator, state, site_formats), epochs, site_formats)
         networks = {int(row): evaluator for rows, evaluator, _ in self._untrained_networks(codes) for row in rows}
@@ -306,17 +303,21 @@ class TrainedEvaluator(Evaluator):
     def _fits(self, key: bytes, known: TrainedCandidate | None) -> bool:
         return known is not None and known.epochs == self._epochs(key)
 
-    def _rung_losses(self, members: Sequence[FixedEvaluator], halving: Halving) -> NDArray[np.float64]:
-        """The losses of a cohort at a rung, shape (candidates, 1 + costs), smaller is better: − correct answers, then
-        costs."""
-        samples = self.accuracy_samples
+    def _at_rung(
+        self, members: Sequence[FixedEvaluator], halving: Halving
+    ) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
+        """The arguments of ``going_on`` for a cohort; the losses are − correct answers, then costs."""
+        samples, violation = self.accuracy_samples, np.zeros(len(members))
         assert samples is not None, "the plan checks that"
-        rows = []
-        for member in members:
+        names, rows = {c.metric for c in halving.constraints}, []
+        for i, member in enumerate(members):
             scores = member.scores(ONLY_CODE[None], samples.split, samples.number)
-            costs = member.closed_form_values(ONLY_CODE[None], [name for name, _ in halving.costs])
-            rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
-        return np.array(rows)
+            wanted = {name for name, _ in halving.costs} | (names & member.closed_form)
+            values = {**member.closed_form_values(ONLY_CODE[None], wanted), **scores.of_task}
+            rows.append([-float(scores.correct[0]), *(sign * float(values[name][0]) for name, sign in halving.costs)])
+            if known := [c for c in halving.constraints if c.metric in values]:
+                violation[i] = np.inf if scores.errors[0] else total(known, values)[0]
+        return np.array(rows), halving.keep, violation
 
     def _untrained_networks(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], FixedEvaluator, Codes]]:
         """Per distinct widths (their rows of `codes`, the evaluator of the untrained network, the codes of these rows

@@ -17,7 +17,7 @@ from bitfront.engine.explanation.results import Answer, Prices, Step
 from bitfront.errors import ConfigError, RunError
 from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes
-from bitfront.strategies.base import Knowledge
+from bitfront.strategies.base import History, Knowledge
 from bitfront.strategies.prediction import ENUMERATED, MEMBERS, Modelled, Prediction
 from bitfront.strategies.separable import SeparableFront, minimum
 from bitfront.strategies.separable import front as separable_front
@@ -114,7 +114,8 @@ class Outlook:
     def _prediction(self, cost: Cost) -> Prediction:
         space = self.model.space
         known = Knowledge(costs={1: lambda codes: cost.of(space.options(codes))})
-        return Prediction(space, known, (Modelled(0, self.model.effects, self.model.link),), 2)
+        nothing = History(len(space.parameters), 2)
+        return Prediction(space, nothing, known, (Modelled(0, self.model.effects, self.model.link),), 2)
 
     # -- prices
 

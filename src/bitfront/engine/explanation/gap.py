@@ -42,9 +42,10 @@ def gap_of(run: Run, outlook: Outlook, constraints: tuple[Constraint, ...], cost
         value = model.sign * float(trials.losses[place])
         best = Estimate(value, value, value, int(trials.numbers[place]))
     allowed = outlook.allowed(constraints, outlook.pool, outlook.losses) & ~outlook.known
-    focus = _focus(run, model.metric) if model.share else None
+    focus = _focus(run, model.metric)
     if focus is not None:
-        limit = focus / 100 + model.sign * run.reference[model.metric]
+        value = run.reference[model.metric]
+        limit = focus / 100 * (1.0 if model.share else abs(value)) + model.sign * value
         # Where the search did not get there, everything counts.
         focus = focus if (trials.losses <= limit).any() else None
         allowed &= outlook.losses <= (np.inf if focus is None else limit)
@@ -80,9 +81,10 @@ def gap_of(run: Run, outlook: Outlook, constraints: tuple[Constraint, ...], cost
 
 
 def _focus(run: Run, metric: str) -> float | None:
-    """How many points below the float model the search is about: as the surrogate, 10 if it is not said."""
+    """How much worse than the float model the search is about, in points or, of what is no share, in per cent: as the
+    surrogate, 10 if it is not said. None: everything counts."""
     assert run.config.search is not None
-    if run.constraints or run.reference.get(metric) is None:
+    if run.constraints or not run.reference.get(metric) or metric != run.leading:
         return None
     setup = run.config.search.strategy.setup.model_dump()
     width = setup.get("focus", SurrogateSettings().focus)

@@ -204,8 +204,8 @@ class Gap:
         possible: the same for the good end of 90 % intervals: 95 % sure per candidate.
         at: the candidate of `expected` or, if that is 0, of `possible`; None where both are 0.
         looked_at: number of candidates that were predicted for this.
-        focus: only candidates that are predicted within so many percentage points of the float model are looked at;
-            None: all are.
+        focus: only candidates that are predicted within so many percentage points of the float model are looked at, or
+            so many per cent of its value where the metric is no share; None: all are.
         held: how well predictions held; None where there are too few trials to tell.
     """
 

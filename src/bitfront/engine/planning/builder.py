@@ -123,7 +123,7 @@ def make_plan(
             *folding_notes(config, changed, trains=trains),
             *ignored,
             *lost,
-            *_of_strategy(strategy, objectives, config),
+            *_of_strategy(strategy, objectives, config, task),
         ),
         constraints=constraints,
         forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
@@ -153,11 +153,11 @@ def _evaluator(config: Config, job: EvaluationJob, graph: Graph, space: ModelSpa
     return open_evaluator(job if job.fold_batch_norm else replace(job, model=graph.model), built)
 
 
-def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config) -> list[str]:
+def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config, task: Task) -> list[str]:
     """What the strategy says about this search."""
     assert config.search is not None
     named = [] if objectives.summed else [part.metric for part in objectives.parts]
-    return list(strategy.settings.remarks(named, bool(config.search.constraints)))
+    return list(strategy.settings.remarks(named, bool(config.search.constraints), task.leading))
 
 
 def _folded(

@@ -105,6 +105,14 @@ class Plan:
         )
         return replace(self, evaluator=open_evaluator(replace(self.evaluator.job, runners=runners), self.space))
 
+    def constrained(self, constraints: tuple[Constraint, ...]) -> Plan:
+        """The same plan, whose halving goes by constraints: those of the plan, with resolved bounds."""
+        training = self.evaluator.job.training
+        if training is None or training.halving is None or not constraints:
+            return self
+        training = replace(training, halving=replace(training.halving, constraints=constraints))
+        return replace(self, evaluator=open_evaluator(replace(self.evaluator.job, training=training), self.space))
+
     @property
     def chooses_length(self) -> bool:
         """Whether the length of a training with learned bits is chosen here: the file says no number for it."""
@@ -138,6 +146,12 @@ class Plan:
     def _counts_others(self) -> bool:
         """Whether `average_bitwidth` counts weights of no site."""
         return "average_bitwidth" in self.sides and of_no_site(self.space.quantization(self.space.graph))
+
+    @property
+    def _halves_by_constraints(self) -> bool:
+        """Whether constraints say which candidates are trained on."""
+        training = self.evaluator.job.training
+        return bool(self.constraints) and training is not None and training.halving is not None
 
     def identity(self, weights: str | None) -> dict[str, Any]:
         """Everything that the trials of this search depend on. A run folder holds trials of one identity only.
@@ -173,6 +187,8 @@ class Plan:
             **({"bitwidth": "of all weights"} if self._counts_others else {}),
             # An earlier version counted signs, and no biases.
             **({"ebops_count": "as HGQ2"} if "ebops" in self.sides else {}),
+            # An earlier version did not look at constraints there.
+            **({"halving": "by constraints"} if self._halves_by_constraints else {}),
             **described(self.config),
             **({"folded": "batch_norm"} if search.fold_batch_norm else {}),
             # Of logits there is nothing to say, as before there were other outputs.

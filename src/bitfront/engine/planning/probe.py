@@ -24,7 +24,11 @@ def all_safe(codes: Codes) -> NDArray[np.bool_]:
     return np.ones(len(codes), dtype=bool)
 
 
-def seconds_per_candidate(plan: Plan, safe: Callable[[Codes], NDArray[np.bool_]] = all_safe) -> float:
+def seconds_per_candidate(
+    plan: Plan,
+    safe: Callable[[Codes], NDArray[np.bool_]] = all_safe,
+    allowed: Callable[[Codes], NDArray[np.bool_]] = all_safe,
+) -> float:
     """Seconds that one candidate takes, measured in this process.
 
     Where the whole space will be evaluated, the candidates are consecutive ones, which share most of their work;
@@ -33,6 +37,7 @@ def seconds_per_candidate(plan: Plan, safe: Callable[[Codes], NDArray[np.bool_]]
 
     Args:
         safe: which of some candidates may be evaluated in this process (``Dispatcher.safe``).
+        allowed: which of some candidates the search may train; others are trained if none near the middle is.
     """
     if plan.evaluator.job.learning is not None:
         return 0.0
@@ -48,9 +53,11 @@ def seconds_per_candidate(plan: Plan, safe: Callable[[Codes], NDArray[np.bool_]]
         # The time of the first candidate includes what happens once. It would not be trained a second time, so
         # another candidate is measured, unless that takes too long.
         middle = plan.space.size // 2
-        first = timed(plan.space.numbered(middle, middle + 1))
-        other = plan.space.numbered(middle + 1, middle + 2)
-        return timed(other) if len(other) and first < WARM_SECONDS else first
+        near = plan.space.numbered(middle, middle + RANDOM)
+        good = allowed(near)
+        near = near[good] if good.any() else near
+        first = timed(near[:1])
+        return timed(near[1:2]) if len(near) > 1 and first < WARM_SECONDS else first
     few = plan.space.numbered(0, count) if plan.exhaustive else plan.space.sample(count, np.random.default_rng(0))
     # The time of the first call includes what happens once, such as calibration.
     measured, each = 1, timed(few[:1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +15,13 @@ from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.evaluation.sensitivity import sensitivities
 from bitfront.engine.planning.feasibility import Feasibility
 from bitfront.engine.planning.plan import Plan
+from bitfront.engine.search.paired import resolution
+from bitfront.engine.storage.folder import trial_weights
 from bitfront.engine.storage.store import Store
 from bitfront.objectives import Objectives
 from bitfront.spaces.base import Codes
-from bitfront.strategies.base import Knowledge
+from bitfront.strategies.base import Knowledge, Resolution
+from bitfront.tasks.base import TaskMetric
 
 Values = NDArray[np.float64]
 #: Random candidates for which sums over the sites are compared with the metric.
@@ -46,8 +51,9 @@ def knowledge(
         costs=costs,
         violation=limits.before if closed else None,
         float_losses=None if objectives.summed else _losses(objectives, reference),
-        points=None if objectives.summed else _points(objectives),
+        points=None if objectives.summed else _points(objectives, evaluator.job.task.leading, reference),
         noise=_noise(evaluator, store) if noise else None,
+        resolution=None if evaluator.accuracy_samples is None else partial(_resolution, plan, store),
     )
 
 
@@ -118,6 +124,42 @@ def _losses(objectives: Objectives, reference: Mapping[str, float | None]) -> Va
     return np.array([np.nan if v is None else s * v for s, v in zip(signs, values, strict=True)])
 
 
-def _points(objectives: Objectives) -> Values:
-    """By how much a percentage point less changes each loss, shape (objectives,); NaN for what is no accuracy."""
-    return np.array([0.01 * p.scale if p.metric == "accuracy" else np.nan for p in objectives.parts])
+def _points(objectives: Objectives, leading: TaskMetric, reference: Mapping[str, float | None]) -> Values:
+    """By how much each loss changes if the metric that leads gets worse by a percentage point, or by a hundredth of the
+    float model's value where it is no share; shape (objectives,), NaN for other metrics."""
+    value = reference.get(leading.name)
+    each = 0.01 if leading.share else np.nan if not value else 0.01 * abs(value)
+    return np.array([each * p.scale if p.metric == leading.name else np.nan for p in objectives.parts])
+
+
+def _resolution(plan: Plan, store: Store, codes: Codes) -> Resolution:
+    """The resolution of the samples near some candidates. It is stored, so that it is measured once, and only trained
+    candidates whose weights are not at hand are trained again for it."""
+    evaluator, objectives = plan.evaluator, plan.objectives
+    kept, key = store.meta("resolution") or {}, hashlib.sha256(codes.tobytes()).hexdigest()
+    if key not in kept:
+        if evaluator.job.training is not None:
+            _recall(plan, store, codes)
+        names = {metric.name for metric in evaluator.job.task.all_metrics}
+        kept[key] = resolution(evaluator, codes, [p.metric for p in objectives.parts if p.metric in names])
+        store.set_meta("resolution", kept)
+    steps = kept[key]
+    losses = [abs(p.scale) * steps.get(p.metric, 0.0) for p in objectives.parts]
+    samples = evaluator.accuracy_samples
+    assert samples is not None, "there is a resolution where there are samples"
+    number = len(evaluator.samples(samples.split, samples.number)[1])
+    shares = {metric.name for metric in evaluator.job.task.all_metrics if metric.share}
+    named = [f"{100 * v:.2g} points of {m}" if m in shares else f"{v:.2g} of {m}" for m, v in steps.items()]
+    return Resolution(
+        np.array([sum(losses)] if objectives.summed else losses),
+        f"{' and '.join(named)}, which is what {number:,} samples tell apart (paired)" if named else "anything",
+    )
+
+
+def _recall(plan: Plan, store: Store, codes: Codes) -> None:
+    """Give the evaluator what the store has of trained candidates: with halving, their numbers of epochs."""
+    trials = store.trials()
+    for code in codes:
+        for row in np.flatnonzero((trials.code == code).all(axis=1))[-1:]:
+            path = trial_weights(plan.config.run_folder, int(trials.number[row]))
+            plan.evaluator.recall(code, {m: float(v[row]) for m, v in trials.metrics.items()}, path)

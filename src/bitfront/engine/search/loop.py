@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.engine.storage.records import ENOUGH
 from bitfront.errors import EvaluationError
 from bitfront.pareto import Front
 from bitfront.spaces.base import Codes, Space
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 
 StopReason = Literal["space exhausted", "n_trials reached", "timeout", "interrupted", "nothing feasible found"]
+#: Why a search ended: one of these reasons, or ``ENOUGH`` and what the strategy says.
+Ended = StopReason | str
 #: Number of known proposals in a row after which the loop takes neighbours of the front.
 PATIENCE = 3
 #: If this many candidates fail, and none succeeds, the search ends with an error.
@@ -139,7 +142,7 @@ def run(
     seed: int,
     on_progress: Callable[[Progress], None] = lambda _: None,
     feasibility: Feasibility | None = None,
-) -> StopReason:
+) -> Ended:
     """Search until a stop rule applies. Every trial is in the store before the strategy learns of it.
 
     Candidates that are known to violate the constraints are not evaluated. The strategy learns of them, but they are
@@ -167,8 +170,9 @@ def run(
     try:
         if len(initial) and len(store) < state.total:
             state.settle(state.history.fresh(initial))
+        state.initial = len(state.history)
         step = 0
-        while (reason := state.stop_reason()) is None:
+        while (reason := state.stop_reason() or state.enough()) is None:
             fresh = state.next_candidates(np.random.default_rng([seed, 1, step]))
             if len(fresh):
                 state.settle(fresh)
@@ -208,6 +212,8 @@ class _State:
         self.infeasible = 0
         #: Proposals in a row that were all known.
         self.stalled = 0
+        #: Number of candidates in the history before the strategy was asked.
+        self.initial = 0
 
     def late(self) -> bool:
         """Whether the time is up."""
@@ -224,6 +230,15 @@ class _State:
         if self.infeasible >= MAX_INFEASIBLE and self.strategy.looks_back:
             return "nothing feasible found"
         return None
+
+    def enough(self) -> str | None:
+        """Why the strategy ends the search; None if it does not. What is in the store is replayed to its end first, so
+        that a search that was continued beyond this point keeps its trials."""
+        replays = len(self.history) - self.skipped < len(self.store)
+        if replays or not self.strategy.looks_back:
+            return None
+        why = self.strategy.enough(self.history, self.initial)
+        return f"{ENOUGH}: {why}" if why else None
 
     def next_candidates(self, rng: np.random.Generator) -> Codes:
         """Unknown candidates: proposed by the strategy, or neighbours of the front if it proposes only known ones."""

@@ -17,7 +17,7 @@ from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.planning.runners import FIRST_SAMPLES
 from bitfront.engine.storage.records import PairedComparison
 from bitfront.metrics import bootstrap
-from bitfront.metrics.intervals import PairedCounts
+from bitfront.metrics.intervals import Z95, PairedCounts
 from bitfront.spaces.base import Codes
 from bitfront.tasks.base import Results, Task
 
@@ -79,6 +79,36 @@ def intervals(task: Task, results: Results) -> dict[str, tuple[float, float]]:
     """Metric of the task → its 95 % interval, for those that have one."""
     found = {m.name: bootstrap.interval(bootstrap.draws(m, results)) for m in task.metrics}
     return {name: ends for name, ends in found.items() if ends is not None}
+
+
+def resolution(evaluator: Evaluator, codes: Codes, names: Sequence[str]) -> dict[str, float]:
+    """Metric of the task → the difference that the samples tell apart, in the metric's unit.
+
+    It is half the width of the 95 % interval of a paired difference: the median over pairs of neighbours, when the
+    candidates are ordered by the metric. It has two digits, so the order of sums does not matter.
+
+    Args:
+        evaluator: of the search.
+        codes: candidates, int64, shape (candidates, parameters), such as some of a front.
+        names: which metrics.
+    """
+    samples, task = evaluator.accuracy_samples, evaluator.job.task
+    assert samples is not None, "metrics of the task are measured on samples"
+    widths: dict[str, list[float]] = {name: [] for name in names}
+    if "accuracy" in widths and task.classifies:
+        answers = evaluator.answers(codes, samples.split, 0, samples.number)
+        ranked = answers[np.argsort(-answers.sum(axis=1), kind="stable")]
+        widths["accuracy"] = [PairedCounts.of(a, b).half_width for a, b in itertools.pairwise(ranked)]
+        # No difference is smaller than one sample.
+        widths["accuracy"] = [max(width, 1 / answers.shape[1]) for width in widths["accuracy"]]
+    others = [metric for metric in task.all_metrics if metric.name in widths and not widths[metric.name]]
+    of_samples = evaluator.results(codes, samples.split, samples.number) if others else []
+    known = [results for results in of_samples if results is not None]
+    for metric in others:
+        drawn = [bootstrap.draws(metric, known[place]) for place in bootstrap.ranked(metric, known)]
+        spreads = [float(np.std(a - b)) for a, b in itertools.pairwise(drawn)]
+        widths[metric.name] = [Z95 * spread for spread in spreads if np.isfinite(spread)]
+    return {name: float(f"{np.median(of):.2g}") if of else 0.0 for name, of in widths.items()}
 
 
 def settled(answers: NDArray[np.bool_]) -> bool:

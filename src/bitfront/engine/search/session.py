@@ -166,7 +166,7 @@ def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispat
 
 def _searched(
     plan: Plan, store: Store, dispatcher: Dispatcher, starts: Codes, events: Events
-) -> tuple[Plan, loop.StopReason, list[str]]:
+) -> tuple[Plan, loop.Ended, list[str]]:
     """(the plan as it was carried out, why the search stopped, notes on ranges that the plan could not have yet)."""
     began = time.perf_counter()
     plan = with_samples(plan, store, events, dispatcher)
@@ -174,7 +174,10 @@ def _searched(
     _describe(plan, store)
     resumed = len(store)
     learns = plan.evaluator.job.learning is not None
-    each = seconds_per_candidate(plan, dispatcher.safe) if resumed < plan.n_trials and not learns else 0.0
+    summary = store.meta("summary")
+    limits, each = bounds(plan, summary["reference"]), 0.0
+    if resumed < plan.n_trials and not learns:
+        each = seconds_per_candidate(plan, dispatcher.safe, lambda codes: limits.before(codes) == 0)
     events.planned(plan, each)
     if resumed < plan.n_trials and not learns:
         plan = verified_plan(plan, each * (plan.n_trials - resumed), events, dispatcher.safe)
@@ -182,8 +185,9 @@ def _searched(
         verify_workers(dispatcher, events)
     if resumed:
         events.note(f"{resumed:,} trials are known from earlier sessions")
-    summary = store.meta("summary")
-    limits = bounds(plan, summary["reference"])
+    plan = plan.constrained(limits.constraints)
+    dispatcher.use(plan.evaluator)
+    limits = replace(limits, evaluator=plan.evaluator)
     # The constraints with resolved bounds are stored for readers of the run folder.
     store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
     if plan.evaluator.job.learning is not None:
@@ -342,7 +346,7 @@ def first_candidates(plan: Plan, starts: Codes) -> Codes:
 
 def _evaluate(
     plan: Plan, store: Store, bounds: Feasibility, starts: Codes, dispatcher: Dispatcher, events: Events
-) -> tuple[loop.StopReason, list[str]]:
+) -> tuple[loop.Ended, list[str]]:
     """Why the loop stopped, and notes on ranges that the plan could not have yet."""
     if not plan.strategy.kind.trains_bits:
         keep_option_costs(plan.evaluator, store)

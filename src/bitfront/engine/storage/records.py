@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+#: How the reason begins for which a search ended, if its strategy has ended it.
+ENOUGH = "nothing to gain"
+
 
 @dataclass(frozen=True)
 class PairedComparison:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitfront.checkpoints.cycles import learned_network
+from bitfront.engine.storage.records import ENOUGH
 from bitfront.engine.storage.run import LOGGED, Run, Trial
 from bitfront.files import whole
 
@@ -49,6 +50,8 @@ def _record(run: Run, trial: Trial, *, timed: bool = False) -> dict[str, Any]:
         record["test_metrics"] = dict(trial.test_metrics)
     if trial.finetuned is not None:
         record["finetuned"] = {k: v for k, v in vars(trial.finetuned).items() if k != "number"}
+    if run.stopped.startswith(ENOUGH):
+        record["stopped"] = run.stopped
     if timed:
         record |= {"state": trial.state.upper(), "duration": trial.duration}
         if trial.error:
