@@ -44,10 +44,13 @@ class RoundedParameters:
         keys = [(formats.get(operand), formats.get("weight") if corrected else None) for formats in options]
         for form, weight in keys:
             if (form, weight) not in known:
-                known[form, weight] = figure(site, form, self._rounded(site, operand, form, weight))
+                known[form, weight] = figure(site, *self._rounded(site, operand, form, weight))
         return np.array([known[key] for key in keys], dtype=np.float64)
 
-    def _rounded(self, site: Site, operand: Operand, form: Format | None, weight: Format | None) -> Tensor:
+    def _rounded(
+        self, site: Site, operand: Operand, form: Format | None, weight: Format | None
+    ) -> tuple[Format | None, Tensor]:
+        """(the calibrated format, the values rounded by it)."""
         held = site.parameter(operand)
         assert held is not None
         values = parameter(self._space.graph.model, held[0])
@@ -55,11 +58,12 @@ class RoundedParameters:
             self._calibration.learn([(site, {"weight": weight})])
             values = self._calibration.replaced(site, weight).get("bias", values)
         if form is None:
-            return values
+            return None, values
+        calibrated = form.calibrated(values)
         if operand == "weight" and self._calibration.learns_rounding(site):
             self._calibration.learn([(site, {operand: form})])
-            return self._calibration.quantized(site, form)
-        return form.calibrated(values).quantize(values)
+            return calibrated, self._calibration.quantized(site, form)
+        return calibrated, calibrated.quantize(values)
 
 
 def count_nonzero(_site: Site, _form: Format | None, values: Tensor) -> float:

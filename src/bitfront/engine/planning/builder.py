@@ -102,6 +102,7 @@ def make_plan(
         evaluator = _evaluator(config, job, graph, space)
         n_trials = _budget(setup, strategy, evaluator.space.size)
         constraints = _constraints(config, evaluator)
+        remarked = remarks(config, dataset, evaluator, added, warning)
     lost = [] if model is None else [*range_remarks(evaluator.range_losses()), *unused_settings(config, strategy)]
     plan = Plan(
         config=config,
@@ -114,7 +115,7 @@ def make_plan(
         strategy=strategy,
         n_trials=n_trials,
         notes=(
-            *remarks(config, dataset, evaluator, added, warning),
+            *remarked,
             *ignored,
             *lost,
             *_of_strategy(strategy, objectives, config),
