@@ -28,11 +28,14 @@ from matplotlib.figure import Figure
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 #: Benchmarks with a separate page.
-PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md"}
+PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md", "fpga": ROOT / "docs" / "metrics.md"}
 #: Benchmarks whose rows are several tables → the column that says which table; it is left out.
 SPLIT = {"strategies": "situation", "rivals": "table", "granularity": "network"}
 #: Benchmarks of which only some rows are in the table → how the column ``what`` of the others begins.
-DRAWN_ONLY = {"granularity": "front of "}
+DRAWN_ONLY: Mapping[str, str | tuple[str, ...]] = {
+    "granularity": "front of ",
+    "fpga": ("layers", "learned", "small"),
+}
 PICTURES = ROOT / "docs" / "benchmarks"
 
 Result = Mapping[str, Any]
@@ -207,6 +210,16 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("nsgaii_batch_speedup", 5, "times", "Optuna's NSGA-II in generations against one by one"),
         Target("tpe_batch_speedup", 5, "times", "Optuna's TPE in batches against one by one"),
     ),
+    "fpga": (
+        Target("layers_lut_apart_least", -0.05, "", "lut beside the whole network's, formats per layer, least"),
+        Target("layers_lut_apart_most", 0.05, "", "the same, most", at_most=True),
+        Target("learned_lut_apart_least", -0.05, "", "lut beside the whole network's, learned bits, least"),
+        Target("learned_lut_apart_most", 0.05, "", "the same, most", at_most=True),
+        Target("layers_spearman_adder_bits", 0.95, "", "rank correlation of adder_bits, formats per layer"),
+        Target("learned_spearman_adder_bits", 0.95, "", "the same, learned bits"),
+        Target("layers_new_layer_s", 1, "s", "a layer that is new", at_most=True),
+        Target("layers_known_candidate_ms", 1, "ms", "a candidate whose layers are known", at_most=True),
+    ),
     "population": (
         Target("speedup_32", 2.5, "times", "32 candidates trained together against one by one, batches of 1,024"),
         Target("max_val_loss_difference", 0.01, "", "difference of val loss to training alone", at_most=True),
@@ -247,6 +260,21 @@ def draw_roofline(axes: Axes, result: Result) -> None:
     axes.axhline(1.0, color="k", linestyle="--", linewidth=1, label="a float forward")
     axes.set_xticks(range(len(models)), models)
     axes.set_ylabel("time per candidate, float forward passes")
+
+
+def draw_fpga(axes: Axes, result: Result) -> None:
+    for i, family in enumerate(("layers", "learned", "small")):
+        rows = [r for r in result["rows"] if r["what"].removeprefix("synthesized, ").startswith(family)]
+        whole = [r["whole lut"] for r in rows]
+        axes.plot(whole, [r["lut"] for r in rows], "o", markersize=3, color=f"C{i}", label=f"{family}: lut")
+        axes.plot(whole, [r["adder_bits"] for r in rows], "x", markersize=4, color=f"C{i}", label="adder_bits")
+        synthesized = [r for r in rows if r["yosys lut"] is not None]
+        if synthesized:
+            places = [[r[key] for r in synthesized] for key in ("whole lut", "yosys lut")]
+            axes.plot(*places, "^", markersize=5, color=f"C{i}", fillstyle="none", label="yosys")
+    axes.axline((1e3, 1e3), (1e4, 1e4), color="k", linestyle="--", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="LUT of the whole network, by alkaid", ylabel="LUT, or bits")
+    axes.legend(fontsize=7, ncols=3)
 
 
 def draw_scaling(axes: Axes, result: Result) -> None:
@@ -354,6 +382,7 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
     "samplers": draw_samplers,
     "joint": draw_joint,
     "rivals": draw_rivals,
+    "fpga": draw_fpga,
 }
 #: Pictures with several pairs of axes.
 PANELS: Mapping[str, Callable[[Figure, Result], None]] = {"granularity": draw_granularity}

@@ -35,6 +35,8 @@ PROMISED = {
         ),
     },
 }
+#: What a script needs beside Bitfront.
+NEEDS = {"fpga": "alkaid"}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,8 @@ RUN = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = {folder!r}; run
 @pytest.mark.journey
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_runs_and_keeps_the_promised_shape(script: Path, tmp_path: Path, warm: Warm) -> None:
+    if script.stem in NEEDS:
+        pytest.importorskip(NEEDS[script.stem])
     file = tmp_path / "out.json"
     environment = {k: v for k, v in os.environ.items() if k != "BITFRONT_DATA"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

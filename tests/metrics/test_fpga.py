@@ -9,6 +9,8 @@ from torch import nn
 
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
 from bitfront.errors import ConfigError
+from bitfront.exporters import circuit
+from bitfront.exporters.lowering import lowered
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
@@ -134,23 +136,9 @@ def test_logic_computes_what_numpy_computes(fabric):
 
 
 def laid_out_whole(fabric, context, code):
-    """The cost of an MLP as one piece of logic."""
-    from bitfront.metrics.logic import values_of
-
-    formats, signals = context.formats(code), None
-    for site in (s for s in context.space.sites if s.macs):
-        to = values_of(formats[site.name]["data_in"], site.inputs[0])
-        if signals is None:
-            sources = signals = fabric.inputs(to.low, to.high, to.step)
-        else:
-            behind = [fabric.rounded(fabric.rectified(s), *e) for s, *e in zip(signals, *to.rows.T, strict=True)]
-            signals = np.array(behind, dtype=object)
-        layer = context.space.graph.model.get_submodule(site.path)
-        weight, bias = (
-            formats[site.name][o].quantize(getattr(layer, o).detach()).double().numpy() for o in ("weight", "bias")
-        )
-        signals = fabric.product(signals, weight.T, bias)
-    return fabric.cost_of(fabric.traced(sources, signals))
+    """The cost of a candidate as one piece of logic, as it is exported."""
+    program = lowered(context.space.graph, context.formats(code))
+    return fabric.cost_of(circuit.laid_out(program))
 
 
 def test_the_sum_over_layers_is_near_the_whole(fabric):

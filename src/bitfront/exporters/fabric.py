@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.errors import ExportError, require
+from bitfront.exporters.program import Rounding
 
 EXTRA, TOOL = "fpga", "alkaid"
 #: Signals, an object array of alkaid's variables.
@@ -82,7 +84,8 @@ def intervals(signals: Signals) -> tuple[Floats, Floats, Floats]:
     return low, high, step
 
 
-def _constant(value: float) -> Any:
+def constant(value: float) -> Any:
+    """A signal that is always the same."""
     trace = _part("trace")
     return trace.FVariable.from_const(float(value), trace.HWConfig(*HARDWARE))
 
@@ -100,11 +103,11 @@ def product(signals: Signals, weight: Floats, bias: Floats | None = None) -> Sig
     """
     if not np.array_equal(weight.astype(np.float32), weight):
         raise ExportError(f"a weight has more than {LARGEST_WEIGHT.bit_length() - 1} bits, the most that {TOOL} takes")
-    constant = [s.low == s.high for s in signals]
+    still = np.array([s.low == s.high for s in signals])
     added = np.zeros(weight.shape[1]) if bias is None else bias.astype(np.float64)
     # A constant input is a part of the bias; alkaid fails where all of them are constants.
-    added = added + np.array([s.low if c else 0.0 for s, c in zip(signals, constant, strict=True)]) @ weight
-    moving = np.array([not c for c in constant])
+    added = added + np.array([s.low if c else 0.0 for s, c in zip(signals, still, strict=True)]) @ weight
+    moving = ~still
     sums = np.full(weight.shape[1], 0.0, dtype=object)
     columns = np.flatnonzero((weight[moving] != 0).any(axis=0))
     if len(columns):
@@ -112,14 +115,17 @@ def product(signals: Signals, weight: Floats, bias: Floats | None = None) -> Sig
         sums[columns] = np.asarray(moving_array @ np.ascontiguousarray(weight[moving][:, columns]))
     found = np.empty(len(sums), dtype=object)
     for i, (total, more) in enumerate(zip(sums, added.tolist(), strict=True)):
-        found[i] = _constant(float(total) + more) if isinstance(total, float) else _plus(total, more)
+        found[i] = constant(float(total) + more) if isinstance(total, float) else plus(total, more)
     return found
 
 
-def _plus(signal: Any, constant: float) -> Any:
-    if constant and abs(constant) / min(signal.step, _grain(constant)) > LARGEST_CONSTANT:
-        raise ExportError(f"a bias of {constant:g} beside a step of {signal.step:g} has too many bits for {TOOL}")
-    return signal + constant
+def plus(signal: Any, more: float) -> Any:
+    """A signal and a number."""
+    if signal.low == signal.high:
+        return constant(signal.low + more)
+    if more and abs(more) / min(signal.step, _grain(more)) > LARGEST_CONSTANT:
+        raise ExportError(f"a bias of {more:g} beside a step of {signal.step:g} has too many bits for {TOOL}")
+    return signal + more
 
 
 def _grain(value: float) -> float:
@@ -130,7 +136,7 @@ def _grain(value: float) -> float:
 
 def rectified(signal: Any) -> Any:
     """The larger one of a signal and 0."""
-    return signal.relu() if signal.low < signal.high else _constant(max(0.0, signal.low))
+    return signal.relu() if signal.low < signal.high else constant(max(0.0, signal.low))
 
 
 def largest(signals: Sequence[Any]) -> Any:
@@ -148,29 +154,65 @@ def _larger(one: Any, other: Any) -> Any:
     return one if apart.low >= 0 else other if apart.high <= 0 else one.max_of(other)
 
 
-def rounded(signal: Any, low: float, high: float, step: float) -> Any:
-    """A signal rounded half to even to multiples of `step`, a power of two, and saturated at `low` and `high`."""
+def sum_of(signals: Sequence[Any]) -> Any:
+    """The sum of some signals, by a tree of adders; 0 of none."""
+    waiting = list(signals)
+    while len(waiting) > 1:
+        pairs = [waiting[i : i + 2] for i in range(0, len(waiting), 2)]
+        waiting = [pair[0] if len(pair) == 1 else pair[0] + pair[1] for pair in pairs]
+    return waiting[0] if waiting else constant(0.0)
+
+
+def limited(signal: Any, low: float | None, high: float | None) -> Any:
+    """A signal cut off at two ends; None: there is no end."""
     if signal.low == signal.high:
-        return _constant(min(max(round(signal.low / step) * step, low), high))
-    if low == high:
-        return _constant(low)
-    whole = _half_even(signal, step)
-    return whole if whole.low == whole.high else whole.max_of(low).min_of(high)
+        least, most = -math.inf if low is None else low, math.inf if high is None else high
+        return constant(min(max(signal.low, least), most))
+    cut = signal if low is None else signal.max_of(float(low))
+    return cut if high is None or cut.low == cut.high else cut.min_of(float(high))
 
 
-def _half_even(signal: Any, step: float) -> Any:
+def wrapped(signal: Any, bits: int, signed: bool) -> Any:
+    """The last bits of a whole number, in two's complement if `signed`."""
+    low = -(2 ** (bits - 1)) if signed else 0
+    if signal.low == signal.high:
+        return constant(low + (signal.low - low) % 2**bits)
+    return signal.quantize(int(signed), bits - int(signed), 0)
+
+
+def rounded(signal: Any, low: float, high: float, step: float, rounding: Rounding = "even") -> Any:
+    """A signal rounded to multiples of `step`, a power of two, and saturated at `low` and `high`."""
+    return constant(low) if low == high else limited(on_grid(signal, step, rounding), low, high)
+
+
+def on_grid(signal: Any, step: float, rounding: Rounding = "even") -> Any:
+    """A signal rounded to multiples of `step`, a power of two: half to even, half up, or down."""
+    if signal.low == signal.high:
+        code = signal.low / step
+        whole = round(code) if rounding == "even" else math.floor(code + 0.5 * (rounding == "half_up"))
+        return constant(whole * step)
     if signal.step >= step:
         return signal
-    fraction = -int(np.log2(step))
-    raised = _plus(signal, step / 2)
-    sign, whole, finest = (int(number) for number in raised.kif)
+    fraction = -round(math.log2(step))
+    if rounding == "floor":
+        return _cut(signal, fraction)
+    raised = plus(signal, step / 2)
+    if rounding == "half_up":
+        return _cut(raised, fraction)
     # At a tie, nothing is left of the raised signal below the step, and its last bit becomes 0.
-    above = raised.quantize(sign, max(whole, 2 - fraction), fraction - 1)
+    above = _cut(raised, fraction - 1)
+    finest = int(raised.kif[2])
     if finest <= fraction:
         return above
     last = raised.quantize(0, 1 - fraction, fraction)
     below = raised.quantize(0, -fraction, finest)
     return ((below.unary_bit_op("any") * step) & last) + above
+
+
+def _cut(signal: Any, fraction: int) -> Any:
+    """A signal without the bits behind so many behind the binary point."""
+    sign, whole, _ = (int(number) for number in signal.kif)
+    return signal.quantize(sign, max(whole, 1 - fraction), fraction)
 
 
 def traced(sources: Signals, results: Signals) -> Any:
@@ -188,5 +230,7 @@ def traced(sources: Signals, results: Signals) -> Any:
 
 
 def cost_of(logic: Any) -> LogicCost:
-    """What logic costs."""
-    return LogicCost(float(logic.cost), float(logic.latency[1]) if logic.shape[1] else 0.0)
+    """What logic costs as it is written: alkaid's Verilog adds three numbers at a time where it can."""
+    passes = _part("trace.passes")
+    written = passes.add_surrogate(passes.dead_code_elimin(passes.fuse_ternary_adders(logic)), _skip_op8_cost=True)
+    return LogicCost(float(written.cost), float(written.latency[1]) if written.shape[1] else 0.0)

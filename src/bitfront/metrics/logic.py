@@ -6,6 +6,7 @@ candidates all costs are looked up.
 
 The model's input comes in the format of the first site that rounds it, at no cost. A layer takes every value that its
 input format has, also where the values before it cannot reach all of them; so its cost depends on its formats alone.
+Only the sign is looked at: nothing is negative behind a ReLU.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ class Walk:
         if values is None:
             return to, FREE
         possible, cost = self._costs.rounded(values, to)
-        return to if every else possible, cost
+        return _every_value(to, possible) if every else possible, cost
 
     def _computed(
         self, context: EvaluationContext, step: Step, option: int, values: Values | None
@@ -296,6 +297,13 @@ class Walk:
         if context.space.sites[group].parameter(operand) is None:
             return None
         return self._kept.arrays[int(context.of_parameter(group, operand, self._kept)[option])]
+
+
+def _every_value(to: Values, possible: Values) -> Values:
+    """What a layer takes: every value of a format, but none below 0 behind a ReLU, and constants as they are."""
+    low = np.where(possible.low >= 0, np.maximum(to.low, 0.0), to.low)
+    still = possible.low == possible.high
+    return Values(np.where(still, possible.low, low), np.where(still, possible.high, to.high), to.step)
 
 
 def values_of(form: Format, shape: Shape) -> Values:

@@ -1,0 +1,129 @@
+"""Verilog: the logic of single steps against the oracle, and what the target checks beside the conformance of targets."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from test_targets import candidate
+
+from bitfront.errors import ExportError
+from bitfront.exporters import circuit, oracle
+from bitfront.exporters.exporting import export, target_named
+from bitfront.exporters.program import Add, Leak, Limit, Offset, Pool, Program, Round, Value, Window
+from bitfront.exporters.targets.rtl import Rtl
+
+pytest.importorskip("alkaid")
+
+
+def in_numbers(shape, low, high, point=3):
+    """A step that takes whole numbers from `low` to `high`, and its value."""
+    points, ends = np.full(shape, point), [np.full(shape, end) for end in (low, high)]
+    return Round((), points, *ends, "even", "saturate", point), Value("x", shape, *ends, point)
+
+
+def computed(program, x):
+    """(what the logic computes, what the oracle computes)."""
+    logic = circuit.laid_out(program)
+    numbers = logic.predict(circuit.numbers_in(program, x).astype(np.float64), n_threads=1)
+    return numbers.reshape(len(x), *program.result.shape), oracle.run(program, x)
+
+
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+@pytest.mark.parametrize("rounding", ["even", "half_up", "floor"])
+@pytest.mark.parametrize("divisor", [1, 4])
+def test_every_rounding(rounding, overflow, divisor):
+    first, value = in_numbers((6,), -70, 90)
+    mean = Value("mean", (6,), value.low, value.high, 3, divisor)
+    points = np.array([3, 1, 0, -1, -2, 4])
+    low, high = np.array([-4, -8, -2, -4, -2, -16]), np.array([3, 7, 1, 3, 1, 15])
+    last = Round((1,), points, low, high, rounding, overflow, 4)
+    program = Program(
+        (6,), (first, Offset((0,), np.zeros(6, np.int64)), last), (value, mean, Value("y", (6,), low, high, 4)), 2
+    )
+    circuit.check(program)
+    x = np.arange(-70, 91)[:, None].repeat(6, 1).astype(np.float32) / 8
+    logic, expected = computed(program, x)
+    assert np.array_equal(logic, expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "shape"),
+    [
+        (Limit((0,), 0, None), (4, 4)),
+        (Limit((0,), -3, 20, 1), (4, 4)),
+        (Leak((0,), 3, 4), (4, 4)),
+        (Add((0, 0), (1, 0), (1, -1)), (4, 4)),
+        (Pool((0,), "largest", Window((3,), (2,), (1,), (1,), (1,))), (4, 2)),
+        (Pool((0,), "sum", Window((2,), (1,), (0,), (0,), (2,))), (4, 2)),
+    ],
+    ids=["relu", "relu6", "leaky", "sum", "pool", "sums"],
+)
+def test_every_step(step, shape):
+    first, value = in_numbers((4, 4), -9, 12)
+    beyond = np.full(shape, 1000)
+    program = Program((4, 4), (first, step), (value, Value("y", shape, -beyond, beyond, 3)), 1)
+    x = np.random.default_rng(0).normal(0, 1, (200, 4, 4)).astype(np.float32)
+    logic, expected = computed(program, x)
+    assert np.array_equal(logic, expected)
+
+
+@pytest.fixture(scope="module")
+def pipelined(tmp_path_factory):
+    if shutil.which("iverilog") is None:
+        pytest.skip("there is no iverilog")
+    given, x = candidate("mlp", "elements")
+    return (
+        export(given, target_named("rtl", {"latency_cutoff": 2.0}), tmp_path_factory.mktemp("rtl") / "out", x),
+        given,
+        x,
+    )
+
+
+def test_a_pipeline_takes_a_sample_with_every_clock(pipelined):
+    result, given, x = pipelined
+    assert result.samples == len(x)
+    assert result.figures["clocks_of_latency"] > 3
+    assert result.figures["registers_bits"] > 0
+    assert "clk" in (result.folder / "src" / f"{given.name}.v").read_text()
+
+
+def test_the_testbench_compares_with_the_vectors(pipelined, tmp_path):
+    result, _, _ = pipelined
+    sources = [p for p in (result.folder / "src").rglob("*.v") if not p.name.endswith("_wrapper.v")]
+    built = ["iverilog", "-g2012", "-o", tmp_path / "sim", result.folder / "testbench.v", *sources]
+    subprocess.run(built, check=True, capture_output=True)
+    vectors = result.folder / "vectors"
+
+    def said(expected):
+        command = ["vvp", tmp_path / "sim", f"+inputs={vectors}/inputs.hex", f"+expected={expected}"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert "0 of 64 samples differ" in said(vectors / "outputs.hex")
+    first, *others = (vectors / "outputs.hex").read_text().splitlines(keepends=True)
+    other = tmp_path / "other.hex"
+    other.write_text("".join([others[0] if others[0] != first else "0\n", *others]))
+    assert "1 of 64 samples differ" in said(other)
+
+
+def test_verilog_that_computes_something_else_is_not_kept(pipelined, tmp_path, monkeypatch):
+    _, given, x = pipelined
+    write = Rtl.write
+
+    def damaged(self, chosen, folder):
+        write(self, chosen, folder)
+        top = folder / "src" / f"{chosen.name}.v"
+        top.write_text(re.sub(r"(assign model_out\S* = )", r"\1~", top.read_text()))
+
+    monkeypatch.setattr(Rtl, "write", damaged)
+    with pytest.raises(ExportError, match="the Verilog gives other numbers than the logic"):
+        export(given, target_named("rtl"), tmp_path / "out", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_simulator_the_error_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    given, x = candidate("mlp", "elements")
+    with pytest.raises(ExportError, match="no iverilog or verilator to run the Verilog; install one"):
+        export(given, target_named("rtl"), tmp_path / "out", x)
