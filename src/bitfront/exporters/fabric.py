@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.errors import ExportError, require
-from bitfront.exporters.program import Rounding
+from bitfront.kernels.whole import Rounding
 
 EXTRA, TOOL = "fpga", "alkaid"
 #: Signals, an object array of alkaid's variables.
