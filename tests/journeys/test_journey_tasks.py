@@ -148,12 +148,6 @@ def test_worker_processes_and_another_strategy_measure_the_same(shell):
     [
         (["--task", "regresion"], "", "there is no task called 'regresion'; allowed: "),
         (["--strategy", "learned_bits"], "", "is for classification only, and task = 'regression'"),
-        ([], 'num_samples = "auto"', "num_samples = 'auto' is for classification only"),
-        (
-            [],
-            "[search.strategy.sw_runner.basic_train]\nmax_epochs = 4\nhalving = { rungs = [1], keep = 0.5, cohort = 4 }",
-            "halving is for classification only",
-        ),
         ([], "[search.constraints]\naccuracy_drop = '<= 1 %'", "there is no 'accuracy_drop' here; allowed: loss_incr"),
         ([], "[task_settings]\nlos = 'mse'", "unknown key; allowed: output, loss"),
         (["--task", "classification"], "", "no configured runner produces this metric; allowed: loss, accuracy"),

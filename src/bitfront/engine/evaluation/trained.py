@@ -307,15 +307,18 @@ class TrainedEvaluator(Evaluator):
         return known is not None and known.epochs == self._epochs(key)
 
     def _rung_losses(self, members: Sequence[FixedEvaluator], halving: Halving) -> NDArray[np.float64]:
-        """The losses of a cohort at a rung, shape (candidates, 1 + costs), smaller is better: − correct answers, then
-        costs."""
-        samples = self.accuracy_samples
+        """The losses of a cohort at a rung, shape (candidates, 1 + costs), smaller is better: − correct answers (or what
+        leads in another task), then costs."""
+        samples, leading = self.accuracy_samples, self.job.task.leading
         assert samples is not None, "the plan checks that"
         rows = []
         for member in members:
             scores = member.scores(ONLY_CODE[None], samples.split, samples.number)
+            value = float(scores.correct[0] if self.job.task.classifies else scores.of_task[leading.name][0])
+            loss = value if leading.direction == "minimize" else -value
             costs = member.closed_form_values(ONLY_CODE[None], [name for name, _ in halving.costs])
-            rows.append([-float(scores.correct[0]), *(sign * float(costs[name][0]) for name, sign in halving.costs)])
+            signed = [sign * float(costs[name][0]) for name, sign in halving.costs]
+            rows.append([np.inf if np.isnan(loss) else loss, *signed])
         return np.array(rows)
 
     def _untrained_networks(self, codes: Codes) -> Iterator[tuple[NDArray[np.int64], FixedEvaluator, Codes]]:

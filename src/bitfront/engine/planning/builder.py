@@ -158,7 +158,7 @@ def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple
     assert config.search is not None
     usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
     runners, added = configured(config.search, usual, task)
-    refuse_unsupported(task, config, strategy, runners)
+    refuse_unsupported(task, config, strategy)
     return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
 
 
@@ -227,7 +227,7 @@ def _job(
     assert config.search is not None
     search = config.search
     with config.locating():
-        training = candidate_training(config, runners, dataset, objectives)
+        training = candidate_training(config, runners, dataset, objectives, task)
         learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device)
     return EvaluationJob(
         model=graph.model,
