@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from bitfront.config import Direction, Table
 from bitfront.data.targets import Targets
 from bitfront.kernels.losses import Outputs
 
+#: What the outputs of a model say.
+Answers = Literal["classes", "tokens", "labels", "numbers"]
 #: Name → results, float64, shape (samples, ...). ``samples`` is there always: one per sample.
 Results = Mapping[str, NDArray[np.float64]]
 
@@ -30,6 +32,9 @@ class TaskSettings(Table):
 
     output: str | int | None = Field(
         None, description="which output the task is about, if the model returns several: a key or a place"
+    )
+    num_outputs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="how many outputs a factory makes the model with, where data without labels does not say it"
     )
 
 
@@ -72,6 +77,8 @@ class Task(ABC):
         loss: the mean loss, as a metric; a runner produces it beside the others.
         metrics: the other metrics. The first one leads: it is on the axes of figures, is compared in pairs, and decides
             whether a fine-tuned candidate is kept.
+        answers: what the outputs say: one of several classes along the axis 1, or along the last one ("tokens"); labels
+            that are there or not; or numbers. Without labels, answers are compared with the float model's by that.
         endings: what outputs may be beside logits (``kernels.losses``): those that ``results`` and ``training_loss``
             tell apart. All other outputs are taken as they are.
     """
@@ -82,6 +89,7 @@ class Task(ABC):
     targets: ClassVar[Targets]
     loss: ClassVar[TaskMetric]
     metrics: ClassVar[tuple[TaskMetric, ...]]
+    answers: ClassVar[Answers] = "numbers"
     endings: ClassVar[tuple[Outputs, ...]] = ()
 
     @property

@@ -16,7 +16,7 @@ from bitfront.data.targets import CLASSES, Targets
 from bitfront.errors import ConfigError
 from bitfront.kernels.losses import Outputs, of_samples, training_loss
 from bitfront.tasks import TASKS
-from bitfront.tasks.base import Task, TaskMetric, TaskSettings, mean
+from bitfront.tasks.base import Answers, Task, TaskMetric, TaskSettings, mean
 
 
 class ClassificationSettings(TaskSettings):
@@ -39,6 +39,7 @@ class Classification(Task):
 
     Settings = ClassificationSettings
     targets: ClassVar[Targets] = CLASSES
+    answers: ClassVar[Answers] = "classes"
     loss: ClassVar[TaskMetric] = TaskMetric(
         "loss", "nats", "minimize", "mean cross entropy over the evaluation samples", partial(mean, name="loss")
     )

@@ -10,12 +10,17 @@ from bitfront.errors import ConfigError
 from bitfront.registry import import_object, one_line
 from bitfront.tasks import TASKS
 from bitfront.tasks.base import Task
+from bitfront.tasks.distillation import without_labels
+
+#: Settings of every task that earlier versions did not have: a search without them goes on as it was.
+LATER = ("num_outputs", "training_loss")
 
 
 def task_of(config: Config) -> Task:
-    """The task of a configuration. Raises ConfigError."""
+    """The task of a configuration; what takes its place if there are no labels. Raises ConfigError."""
     with config.locating():
-        return named_task(config.task, config.task_settings)
+        task = named_task(config.task, config.task_settings)
+        return task if config.labels else without_labels(task)
 
 
 def named_task(name: str, given: Mapping[str, Any] | None = None) -> Task:
@@ -55,7 +60,10 @@ def described(config: Config) -> dict[str, Any]:
     task = task_of(config)
     if task.plainly_trained:
         return {}
-    return {"task": {"name": config.task, "settings": task.settings.model_dump()}}
+    # Settings that came later count where they are set.
+    settings = {k: v for k, v in task.settings.model_dump().items() if k not in LATER or v is not None}
+    labels = {} if config.labels else {"labels": False}
+    return {"task": {"name": config.task, "settings": settings, **labels}}
 
 
 def _called(factory: Any, name: str) -> object:

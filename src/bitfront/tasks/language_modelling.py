@@ -14,7 +14,7 @@ from torch.nn import functional
 from bitfront.data.targets import NO_LABEL, TOKENS, Targets
 from bitfront.kernels.losses import Outputs
 from bitfront.tasks import TASKS
-from bitfront.tasks.base import Results, Task, TaskMetric, TaskSettings, ratio, total
+from bitfront.tasks.base import Answers, Results, Task, TaskMetric, TaskSettings, ratio, total
 
 
 class LanguageModellingSettings(TaskSettings):
@@ -50,6 +50,7 @@ class LanguageModelling(Task):
 
     Settings = LanguageModellingSettings
     targets: ClassVar[Targets] = TOKENS
+    answers: ClassVar[Answers] = "tokens"
     loss: ClassVar[TaskMetric] = TaskMetric(
         "loss", "nats", "minimize", "mean cross entropy of a token that is asked for", loss_per_token
     )

@@ -307,8 +307,8 @@ class TrainedEvaluator(Evaluator):
         return known is not None and known.epochs == self._epochs(key)
 
     def _rung_losses(self, members: Sequence[FixedEvaluator], halving: Halving) -> NDArray[np.float64]:
-        """The losses of a cohort at a rung, shape (candidates, 1 + costs), smaller is better: − correct answers (or what
-        leads in another task), then costs."""
+        """The losses of a cohort at a rung, shape (candidates, 1 + costs), smaller is better: − correct answers (or
+        what leads in another task), then costs."""
         samples, leading = self.accuracy_samples, self.job.task.leading
         assert samples is not None, "the plan checks that"
         rows = []

@@ -22,13 +22,15 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
 from bitfront.engine.planning.inputs import (
-    check_targets,
+    checked_data,
     choose_device,
     for_data,
     forward_fingerprint,
     load_weights,
     open_data,
     open_model,
+    refuse_without_labels,
+    with_outputs,
 )
 from bitfront.engine.planning.learning import bits_learning, unused_settings
 from bitfront.engine.planning.notes import remarks
@@ -45,6 +47,7 @@ from bitfront.engine.planning.supported import refuse_unsupported
 from bitfront.engine.planning.training import candidate_training, configured_training
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
+from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import check_weights
 from bitfront.metrics.base import Metric
 from bitfront.objectives import Objectives
@@ -88,9 +91,9 @@ def make_plan(
             strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
             ignored = without_effect(strategy, setup.of_strategy)
         runners, added, objectives = _measured(config, strategy, task)
-    dataset = dataset or open_data(config, report, progress)
-    check_targets(dataset, task, config)
-    network = _checked_model(config, dataset, model)
+    dataset = checked_data(dataset or open_data(config, report, progress), task, config)
+    network, teacher = _checked_model(config, dataset, model)
+    dataset = with_outputs(config, dataset, teacher, task)
     device, warning = choose_device(config.accelerator)
     with config.locating():
         _check_device(device, dataset)
@@ -162,15 +165,26 @@ def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple
     return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
 
 
-def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> nn.Module:
-    """The model that was given, or that of the configuration, as it is initialised. Raises UserError."""
+def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> tuple[nn.Module, nn.Module]:
+    """(the model that was given, or that of the configuration, as it is initialised; the same with the weights of the
+    search, where they are known already). Raises UserError."""
     if given is not None:
         check_weights(given)
-        return for_data(given, config, dataset)
+        network = for_data(given, config, dataset)
+        return network, network
     model = open_model(config, dataset)
-    if config.load_name is not None:
-        load_weights(config, model)  # only to see now whether the checkpoint can be read
-    return model
+    if config.load_name is None:
+        with config.locating():
+            refuse_without_labels(
+                config,
+                "the float model would have to be trained, which needs them; name its weights with load_name, or give "
+                "a trained model from Python",
+            )
+        return model, model
+    loaded = load_weights(config, model)  # now, to see whether the checkpoint can be read
+    trained = private_copy(model)
+    trained.load_state_dict(loaded.state)
+    return model, trained
 
 
 def _check_device(device: str, dataset: Dataset) -> None:
