@@ -132,7 +132,7 @@ def checked_outputs(task: Task, given: object, targets: Tensor) -> Tensor:
 
 def evaluation_of(task: Task, given: Results) -> TaskEvaluation:
     """The loss and the metrics that follow from results per sample."""
-    metrics = {metric.name: metric.value(given) for metric in task.metrics}
+    metrics = {metric.name: metric.value(given) for metric in task.measured}
     return TaskEvaluation(task.loss.value(given), metrics, len(given["samples"]))
 
 

@@ -138,7 +138,7 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
     targets = description.targets
     x, inputs = _features({split: features for split, (features, _) in pairs.items()}, targets)
     plain = not (targets.of_tokens or inputs)
-    labels = {split: y for split, (_, y) in pairs.items()}
+    labels: dict[str | None, ArrayLike] = {split: y for split, (_, y) in pairs.items()}
     if not targets.given:
         labels = {split: np.zeros((len(rows), 0), dtype=np.float32) for split, rows in x.items()}
     y, class_names = targets.read(labels, description.class_names)

@@ -9,11 +9,8 @@ from bitfront.config import Config, settings_of
 from bitfront.errors import ConfigError
 from bitfront.registry import import_object, one_line
 from bitfront.tasks import TASKS
-from bitfront.tasks.base import Task
+from bitfront.tasks.base import Task, loss_function
 from bitfront.tasks.distillation import without_labels
-
-#: Settings of every task that earlier versions did not have: a search without them goes on as it was.
-LATER = ("num_outputs", "training_loss")
 
 
 def task_of(config: Config) -> Task:
@@ -40,7 +37,10 @@ def named_task(name: str, given: Mapping[str, Any] | None = None) -> Task:
         error.key = error.key or ("task",)
         raise
     if isinstance(found, type) and issubclass(found, Task):
-        return found(settings_of(found.Settings, given or {}, ("task_settings",)))
+        task = found(settings_of(found.Settings, given or {}, ("task_settings",)))
+        if task.settings.training_loss is not None:
+            loss_function(task.settings.training_loss)  # now, to see whether it is there
+        return task
     if callable(found):
         found = _called(found, name)
     if not isinstance(found, Task):
@@ -60,8 +60,9 @@ def described(config: Config) -> dict[str, Any]:
     task = task_of(config)
     if task.plainly_trained:
         return {}
-    # Settings that came later count where they are set.
-    settings = {k: v for k, v in task.settings.model_dump().items() if k not in LATER or v is not None}
+    # A search without the settings that came later goes on as it was.
+    usual = {key: type(task.settings).model_fields[key].get_default() for key in task.settings.later}
+    settings = {k: v for k, v in task.settings.model_dump().items() if k not in usual or v != usual[k]}
     labels = {} if config.labels else {"labels": False}
     return {"task": {"name": config.task, "settings": settings, **labels}}
 

@@ -77,6 +77,12 @@ class Segmentation(Task):
         ),
     )
 
+    def unfit(self, outputs: int) -> str:
+        """Class weights are one per class."""
+        given = self.settings.class_weights
+        fits = given is None or len(given) == outputs
+        return "" if fits else f"there are {len(given or ())} class weights and {outputs} classes; give one for each"
+
     def wrong(self, outputs: Tensor, targets: Tensor) -> str:
         """Outputs are (samples, classes, height, width), with the height and width of the targets."""
         classes = max(2, int(targets.max()) + 1)

@@ -130,6 +130,9 @@ def checked_data(dataset: Dataset, task: Task, config: Config) -> Dataset:
     others."""
     if not task.targets.given:
         return _without_labels(dataset, task)
+    if wrong := task.unfit(dataset.num_classes):
+        with config.locating():
+            raise ConfigError(wrong, key=("task_settings",))
     if dataset.targets is not task.targets:
         raise DataError(
             f"dataset {dataset.name!r} has {dataset.targets.name} as targets, and task = {config.task!r} needs "

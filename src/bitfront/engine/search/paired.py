@@ -80,7 +80,7 @@ def compare_results(task: Task, trials: Sequence[tuple[int, Results]]) -> tuple[
 
 def intervals(task: Task, results: Results) -> dict[str, tuple[float, float]]:
     """Metric of the task → its 95 % interval, for those that have one."""
-    found = {m.name: bootstrap.interval(bootstrap.draws(m, results)) for m in task.metrics}
+    found = {m.name: bootstrap.interval(bootstrap.draws(m, results)) for m in task.measured}
     return {name: ends for name, ends in found.items() if ends is not None}
 
 
