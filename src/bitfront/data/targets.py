@@ -271,7 +271,7 @@ MASKS = Targets("masks", "int64 (samples, height, width)", torch.int64, 3, _read
 TOKENS = Targets("tokens", "int64 (samples, tokens)", torch.int64, 2, _read_tokens, _wrong_indices, of_tokens=True)
 ANOMALIES = Targets(
     "anomalies",
-    "float32 (samples, 1 + features): 0 or 1 for an anomaly, then the features",
+    "0 for a normal sample and 1 for an anomaly, (samples,); a dataset has the features behind them",
     torch.float32,
     2,
     _read_anomalies,

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,8 +39,10 @@ class TaskSettings(Table):
     output: str | int | None = Field(
         None, description="which output the task is about, if the model returns several: a key or a place"
     )
-    num_outputs: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="how many outputs a factory makes the model with, where data without labels does not say it"
+    num_outputs: int | None = Field(
+        None,
+        ge=1,
+        description="how many outputs a factory makes the model with, where data without labels does not say it",
     )
     training_loss: str | None = Field(
         None,

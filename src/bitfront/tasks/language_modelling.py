@@ -26,8 +26,8 @@ class LanguageModellingSettings(TaskSettings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="of the loss of the training: the share of a token that goes to all tokens alike"
     )
-    ignore_index: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="a token that is not asked for anywhere, such as the padding, beside places with -100"
+    ignore_index: int | None = Field(
+        None, ge=0, description="a token that is not asked for anywhere, such as the padding, beside places with -100"
     )
 
 
