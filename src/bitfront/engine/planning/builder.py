@@ -43,7 +43,6 @@ from bitfront.engine.planning.runners import (
     configured,
     evaluation_samples,
 )
-from bitfront.engine.planning.supported import refuse_unsupported
 from bitfront.engine.planning.training import candidate_training, configured_training
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
@@ -56,6 +55,7 @@ from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured_strategy, without_effect
 from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.tasks.configured import task_of
 from bitfront.transforms.equalise import equalised
 
@@ -160,8 +160,8 @@ def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple
     """(the runners, names of those that are not in the file, the objectives). Raises ConfigError."""
     assert config.search is not None
     usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
+    usual = tuple(task.leading.name if name == CLASSIFICATION.leading.name else name for name in usual)
     runners, added = configured(config.search, usual, task)
-    refuse_unsupported(task, config, strategy)
     return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
 
 
@@ -242,7 +242,7 @@ def _job(
     search = config.search
     with config.locating():
         training = candidate_training(config, runners, dataset, objectives, task)
-        learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device)
+        learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device, task)
     return EvaluationJob(
         model=graph.model,
         sample=dataset.split("train")[0][:2],
