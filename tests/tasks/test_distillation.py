@@ -1,5 +1,7 @@
 """Searches without labels: what is measured, what is trained, what data is read, and the same numbers alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -182,6 +184,9 @@ def test_what_needs_labels_is_refused(tmp_path):
         bf.search(model="digits-cnn", data=X[:, None, None], **settings)
     data, broken = from_arrays(X, np.arange(160) % 3), network()
     torch.nn.init.constant_(broken[2].bias, torch.inf)
+    with pytest.raises(ConfigError, match=r"the float model's loss is 0, and so is every part .*'loss <= 0.05'"):
+        bf.search(model=network(), data=X, constraints={"loss_increase": "<= 5 %"}, project="r", **settings)
+    shutil.rmtree(tmp_path / "r")
     with pytest.raises(DataError, match="are numbers, and this task needs ids; name another task"):
         bf.search(model=network(), data=data, task="language_modelling", **settings)
     with pytest.raises(DataError, match="not finite for some samples"):
