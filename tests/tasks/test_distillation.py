@@ -187,6 +187,8 @@ def test_what_needs_labels_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"the float model's loss is 0, and so is every part .*'loss <= 0.05'"):
         bf.search(model=network(), data=X, constraints={"loss_increase": "<= 5 %"}, project="r", **settings)
     shutil.rmtree(tmp_path / "r")
+    with pytest.raises(ConfigError, match=r"task_settings.label_smoothing: label_smoothing is about labels"):
+        bf.search(model=network(), data=X, task_settings={"label_smoothing": 0.1}, **settings)
     with pytest.raises(DataError, match="are numbers, and this task needs ids; name another task"):
         bf.search(model=network(), data=data, task="language_modelling", **settings)
     with pytest.raises(DataError, match="not finite for some samples"):

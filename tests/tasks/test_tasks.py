@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as independent
 
+import bitfront as bf
 from bitfront import scoring
 from bitfront.data.arrays import from_arrays, from_splits
 from bitfront.data.targets import CLASSES, NUMBERS, targets_named
@@ -431,6 +432,17 @@ def test_training_sees_normal_samples_only():
     assert any(note.startswith("17 anomalies of train are left out") for note in data.notes), data.notes
     # The statistics are those of the normal samples.
     assert data.x["train"].mean(0).abs().max() < 1e-5
+    evaluation = {"sw_runner": {"basic_evaluation": {"data_loader": "train"}}, "metrics": {"auc": {}}}
+    with pytest.raises(
+        ConfigError, match=r"53 samples of train .* are all of one kind.*training sees normal samples only"
+    ):
+        bf.search(
+            model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 6)),
+            data=data,
+            task="anomaly_detection",
+            space={"linear": {"name": "integer", "data_in_width": [8], "weight_width": [4, 8], "bias_width": [8]}},
+            strategy={"name": "brute_force", **evaluation},
+        )
     for labels, message in (
         (y * 2, "allowed: 0 for normal, 1 for an anomaly"),
         (np.stack([y, y], axis=1), r"needed are numbers \(samples,\)"),

@@ -193,8 +193,8 @@ def _normal(
     for split, flags in y.items():
         if split != "train" and len(np.unique(flags)) < 2:
             raise DataError(
-                f"every sample of {split} is {'anomalous' if flags[0] else 'normal'}, so nothing tells how well the "
-                "two are told apart; give samples of both"
+                f"every sample of {split} is {'anomalous' if flags[0] else 'normal'}, which does not say how "
+                "well the two are told apart; give samples of both"
             )
     rows = {split: features[kept[split]] for split, features in x.items()}
     left_out = int((~kept["train"]).sum()) if "train" in kept else 0

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitfront.data.targets import OUTPUTS, TOKEN_OUTPUTS, Targets
+from bitfront.errors import ConfigError
 from bitfront.kernels.losses import Outputs
 from bitfront.tasks.base import Results, Task, TaskMetric, mean, ratio, total
 from bitfront.tasks.probabilities import of_classes, of_labels
@@ -28,6 +29,8 @@ def per_place(results: Results, name: str) -> float:
     return float(ratio(total(results, name), total(results, "places")))
 
 
+#: Settings of tasks that are not about labels.
+EFFECTIVE = ("output", "num_outputs", "training_loss", "threshold")
 DIVERGENCE = "mean Kullback-Leibler divergence of the answers from the float model's"
 
 
@@ -159,9 +162,19 @@ class DistilledNumbers(Distillation):
 
 
 def without_labels(task: Task) -> Task:
-    """The task that takes its place where there are no labels; itself if it needs none."""
+    """The task that takes its place where there are no labels; itself if it needs none.
+
+    Raises:
+        ConfigError: a setting is about labels.
+    """
     if isinstance(task, Distillation):
         return task
+    for key, field in type(task.settings).model_fields.items():
+        unset = field.is_required() or getattr(task.settings, key) == field.get_default(call_default_factory=True)
+        if key not in EFFECTIVE and not unset:
+            raise ConfigError(
+                f"{key} is about labels, and labels = false; remove one of them", key=("task_settings", key)
+            )
     kinds: Mapping[str, type[Distillation]] = {
         "classes": DistilledClasses,
         "tokens": DistilledTokens,

@@ -38,6 +38,7 @@ from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
     FIRST_SAMPLES,
     Runners,
+    check_both_kinds,
     check_ready,
     chosen_samples,
     configured,
@@ -242,6 +243,9 @@ def _job(
     search = config.search
     with config.locating():
         training = candidate_training(config, runners, dataset, objectives, task)
+        splits = evaluation_samples(dataset, runners, config.seed)
+        if dataset.targets.with_features:
+            check_both_kinds(splits, runners)
         learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device, task)
     return EvaluationJob(
         model=graph.model,
@@ -251,7 +255,7 @@ def _job(
         choices=_choices(config),
         default_for=search.search_space.setup.default_for,
         runners=runners,
-        splits=evaluation_samples(dataset, runners, config.seed),
+        splits=splits,
         calibration=chosen_samples(dataset, "train", search.calibration.num_samples, config.seed)[0],
         device=device,
         corrections=_corrections(search.calibration),
