@@ -84,17 +84,14 @@ def make_plan(
     """
     if config.search is None:
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
-    task = task_of(config)
+    task, setup = task_of(config), config.search.strategy.setup
     with config.locating():
-        setup = config.search.strategy.setup
         ignored: list[str] = []
         if strategy is None:
             strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
             ignored = without_effect(strategy, setup.of_strategy)
         runners, added, objectives = _measured(config, strategy, task)
-    dataset = checked_data(dataset or open_data(config, report, progress), task, config)
-    network, teacher = _checked_model(config, dataset, model)
-    dataset = with_outputs(config, dataset, teacher, task)
+    network, dataset = _checked_model(config, dataset or open_data(config, report, progress), model, task)
     device, warning = choose_device(config.accelerator)
     with config.locating():
         _check_device(device, dataset)
@@ -107,6 +104,7 @@ def make_plan(
         n_trials = _budget(setup, strategy, evaluator.space.size)
         constraints = _constraints(config, evaluator)
     lost = [] if model is None else [*range_remarks(evaluator.range_losses()), *unused_settings(config, strategy)]
+    notes = [*remarks(config, dataset, evaluator, added, warning), *ignored, *lost]
     plan = Plan(
         config=config,
         dataset=dataset,
@@ -117,12 +115,7 @@ def make_plan(
         objectives=objectives,
         strategy=strategy,
         n_trials=n_trials,
-        notes=(
-            *remarks(config, dataset, evaluator, added, warning),
-            *ignored,
-            *lost,
-            *_of_strategy(strategy, objectives, config),
-        ),
+        notes=(*notes, *_of_strategy(strategy, objectives, config)),
         constraints=constraints,
         forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
     )
@@ -166,13 +159,14 @@ def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple
     return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
 
 
-def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> tuple[nn.Module, nn.Module]:
-    """(the model that was given, or that of the configuration, as it is initialised; the same with the weights of the
-    search, where they are known already). Raises UserError."""
+def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None, task: Task) -> tuple[nn.Module, Dataset]:
+    """(the model that was given, or that of the configuration, as it is initialised; the data with the targets of the
+    task, which are the outputs of the float model if there are no labels). Raises UserError."""
+    dataset = checked_data(dataset, task, config)
     if given is not None:
         check_weights(given)
         network = for_data(given, config, dataset)
-        return network, network
+        return network, with_outputs(config, dataset, network, task)
     model = open_model(config, dataset)
     if config.load_name is None:
         with config.locating():
@@ -181,11 +175,11 @@ def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) ->
                 "the float model would have to be trained, which needs them; name its weights with load_name, or give "
                 "a trained model from Python",
             )
-        return model, model
+        return model, dataset
     loaded = load_weights(config, model)  # now, to see whether the checkpoint can be read
     trained = private_copy(model)
     trained.load_state_dict(loaded.state)
-    return model, trained
+    return model, with_outputs(config, dataset, trained, task)
 
 
 def _check_device(device: str, dataset: Dataset) -> None:

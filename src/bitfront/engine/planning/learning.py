@@ -69,8 +69,7 @@ def bits_learning(
     samples = next((runner.settings.samples for runner in runners if runner.settings.samples is not None), None)
     if samples is None:
         raise ConfigError(
-            f"networks are chosen by their {task.leading.name}; add [search.strategy.sw_runner.basic_evaluation]",
-            key=(*SETUP,),
+            f"networks are chosen by {task.leading.name}; add [search.strategy.sw_runner.basic_evaluation]", key=SETUP
         )
     x, y = chosen_samples(dataset, "train", None, config.seed)
     val_x, val_y = chosen_samples(dataset, samples.split, samples.number, config.seed)
