@@ -296,7 +296,7 @@ def _type(field: FieldInfo) -> str:
     words = [a for part in (annotation, *get_args(annotation)) for a in get_args(part) if isinstance(a, str)]
     words = list(dict.fromkeys(words or [a for a in get_args(annotation) if isinstance(a, str)]))
     if words:
-        return ", ".join(f'`"{w}"`' for w in words)
+        return ("list of " if _has_list(annotation) else "") + ", ".join(f'`"{w}"`' for w in words)
     if dict in (get_origin(annotation), *map(get_origin, get_args(annotation))) or any(
         isinstance(a, type) and issubclass(a, config.Table) for a in get_args(annotation)
     ):

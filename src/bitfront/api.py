@@ -48,6 +48,7 @@ from bitfront.strategies.optuna import MEANINGS
 from bitfront.tasks import TASKS
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import named_task, task_of
+from bitfront.tasks.distillation import without_labels
 from bitfront.template import DEFAULT_TARGET, Leading, target_named, template
 
 #: The name of a dataset from memory.
@@ -82,7 +83,8 @@ def search(
     Args:
         source: a TOML file, or a loaded configuration.
         model: a trained nn.Module, which is not changed; or a name.
-        data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name.
+        data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name. With
+            ``labels=False`` x alone is enough, and candidates are compared with the outputs of `model`.
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
             ``default_for`` as in ``[search.search_space.setup]``.
             With ``"name": "channel_size"`` it is a space of widths; ``{"name": "joint", "widths": {...}, "quantize":
@@ -222,9 +224,12 @@ def _configured(
         flat["dataset"] = data
     elif data is not None:
         values = {**values, "dataset": data.name if isinstance(data, Dataset) else ARRAYS}
-    named = overrides.get("task", values.get("task", "cls"))
-    given_settings = overrides.get("task_settings", values.get("task_settings"))
-    table = _search_table(space, metrics, strategy, named_task(named, given_settings))
+    named, given_settings, labels = (
+        overrides.get(key, values.get(key, otherwise))
+        for key, otherwise in (("task", "cls"), ("task_settings", None), ("labels", True))
+    )
+    task = named_task(named, given_settings)
+    table = _search_table(space, metrics, strategy, task if labels else without_labels(task))
     if table:
         values = _merged(values, {"search": table})
     return configuration.from_document(tomlfile.Document(name, values, lines), flat)

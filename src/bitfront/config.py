@@ -194,6 +194,11 @@ class Config(Table):
     dataset_path: str | None = Field(None, description="file or folder of the data")
     task: str = Field("cls", description="what a sample is: the name of a task, or package.module:name")
     task_settings: dict[str, Any] | None = Field(None, description="the settings of the task; see below")
+    labels: bool = Field(
+        True,
+        description="`false`: the data needs no labels, and candidates are compared with, and trained towards, the "
+        "outputs of the float model",
+    )
     max_epochs: int = Field(20, ge=1, description="epochs of training")
     max_steps: int = Field(-1, ge=-1, description="training steps at most; -1: no limit")
     batch_size: int = Field(128, ge=1, description="samples per training step")

@@ -108,7 +108,7 @@ class Constraint:
             reference: metric → the float model's value, None or NaN where it is not known.
 
         Raises:
-            ConfigError: the float model's value is needed and not known.
+            ConfigError: the float model's value is needed and not known, or the bound is a part of 0.
         """
         if not (self.drop or self.increase):
             return self
@@ -117,6 +117,11 @@ class Constraint:
             raise ConfigError(
                 f"{self.text!r} compares with the float model, whose {self.metric} is not known; give a bound on "
                 f"{self.metric} instead"
+            )
+        if self.relative and float_value == 0:
+            raise ConfigError(
+                f"{self.text!r}: the float model's {self.metric} is 0, and so is every part of it; give a bound on "
+                f"{self.metric} instead, such as '{self.metric} <= 0.05'"
             )
         margin = abs(float_value) * self.bound if self.relative else self.bound
         if self.increase:

@@ -132,7 +132,7 @@ def checked_outputs(task: Task, given: object, targets: Tensor) -> Tensor:
 
 def evaluation_of(task: Task, given: Results) -> TaskEvaluation:
     """The loss and the metrics that follow from results per sample."""
-    metrics = {metric.name: metric.value(given) for metric in task.metrics}
+    metrics = {metric.name: metric.value(given) for metric in task.measured}
     return TaskEvaluation(task.loss.value(given), metrics, len(given["samples"]))
 
 
@@ -228,6 +228,37 @@ def chunk_score(logits: object, target: Tensor, classes: int, outputs: Outputs) 
 def _score(logits: Tensor, target: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
     loss, right = kernels.score(logits.t().unsqueeze(0), target.int(), outputs=outputs)
     return loss[0], right[0]
+
+
+def outputs_of(model: nn.Module, x: Tensor, *, batch_size: int = CHUNK, limit_bytes: int | None = None) -> Tensor:
+    """What a model gives for some samples: float32 on the CPU, shape (samples, ...).
+
+    Args:
+        model: in any mode; it is called in evaluation mode and without gradients.
+        x: samples, shape (samples, *sample_shape).
+        batch_size: samples per chunk.
+        limit_bytes: the most memory that the outputs may take; None for no limit.
+
+    Raises:
+        EvaluationError: the model returns no tensor with a row per sample.
+        DataError: the outputs take more memory than that, or are not finite.
+    """
+    device = next((p.device for p in model.parameters()), x.device)
+    parts: list[Tensor] = []
+    for given, chunk in _given(model, x, x, batch_size, device):
+        if not isinstance(given, Tensor) or given.ndim < 2 or len(given) != len(chunk):
+            what = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+            raise EvaluationError(f"the model returned {what} for {len(chunk)} samples; a row per sample is needed")
+        size = given[:1].numel() * len(x) * 4
+        if limit_bytes is not None and size > limit_bytes:
+            raise DataError(
+                f"the outputs of the float model for {len(x):,} samples take {size / 2**30:.3g} GiB, and "
+                f"{limit_bytes / 2**30:.3g} are allowed; give fewer samples"
+            )
+        if not bool(given.isfinite().all()):
+            raise DataError("the float model's outputs are not finite for some samples, so nothing can agree with them")
+        parts.append(given.float().cpu())
+    return torch.cat(parts).clone()
 
 
 def right_answers(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = CHUNK) -> NDArray[np.bool_]:

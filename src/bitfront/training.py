@@ -308,7 +308,7 @@ def _epoch(
         with contained():
             answers = model(x.index_select(0, batch))
         given = goal.checked(answers, target)
-        loss = goal.task.training_loss(given, target, goal.outputs)
+        loss = goal.task.minimised(given, target, goal.outputs)
         if not loss.requires_grad:
             raise ConfigError(
                 "the model cannot be trained: its outputs have no gradients in training mode. Its forward may run "

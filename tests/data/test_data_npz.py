@@ -48,6 +48,25 @@ def test_images_are_scaled_and_float_images_left_alone():
     assert torch.allclose(as_floats.x["test"], dataset.x["test"])
 
 
+def test_several_inputs_have_their_names():
+    x, y = blobs()
+    ids = np.arange(240).reshape(120, 2)
+    whole = write(ids=ids, extra=x, y=y)
+    assert [(one.name, one.shape, one.dtype) for one in whole.inputs] == [
+        ("ids", (2,), torch.int64),
+        ("extra", (4,), torch.float32),
+    ]
+    parts = {"ids_train": ids[:80], "extra_train": x[:80], "y_train": y[:80]}
+    parts |= {"ids_test": ids[80:], "extra_test": x[80:], "y_test": y[80:]}
+    split = write(**parts)
+    (of_ids, of_extra), rows = split.inputs, split.x["test"]
+    assert np.array_equal(of_ids.unpacked(rows), ids[80:])
+    assert np.array_equal(of_extra.unpacked(rows), x[80:])
+    assert np.array_equal(split.y["test"], y[80:])
+    with pytest.raises(DataError, match=r"the inputs of test are ids .* every split needs the same"):
+        write(**{name: array for name, array in parts.items() if name != "extra_test"})
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -86,8 +86,8 @@ NO_PROGRAM = dict.fromkeys([("depthwise", "affine"), ("pooled", "affine")], "a m
 #: target → the same, for what it cannot take besides; ("", formats) stands for all networks.
 REFUSES: dict[str, dict[tuple[str, str], str]] = {
     "rtl": {("", "affine"): "its numbers are float32, because a scale is no power of two .* and rtl has no floats"}
-    | dict.fromkeys([("pooled", f) for f in ("fixed4", "fixed8", "elements")], "it rounds a mean of 9 values")
-    | dict.fromkeys([("joined", f) for f in ("fixed4", "fixed8", "elements")], "cuts them to 24 digits"),
+    | dict.fromkeys([("pooled", f) for f in ("fixed4", "fixed8", "elements", "ways")], "it rounds a mean of 9 values")
+    | dict.fromkeys([("joined", f) for f in ("fixed4", "fixed8", "elements", "ways")], "cuts them to 24 digits"),
 }
 #: What takes more than five seconds, most of them in the simulator.
 LEFT_OUT = {

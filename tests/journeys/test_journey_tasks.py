@@ -1,6 +1,8 @@
 """Other tasks than classification, as a user types them: train, search, transform, report, and the same numbers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -147,15 +149,8 @@ def test_worker_processes_and_another_strategy_measure_the_same(shell):
     ("flags", "more", "message"),
     [
         (["--task", "regresion"], "", "there is no task called 'regresion'; allowed: "),
-        (["--strategy", "learned_bits"], "", "is for classification only, and task = 'regression'"),
-        ([], 'num_samples = "auto"', "num_samples = 'auto' is for classification only"),
-        (
-            [],
-            "[search.strategy.sw_runner.basic_train]\nmax_epochs = 4\nhalving = { rungs = [1], keep = 0.5, cohort = 4 }",
-            "halving is for classification only",
-        ),
         ([], "[search.constraints]\naccuracy_drop = '<= 1 %'", "there is no 'accuracy_drop' here; allowed: loss_incr"),
-        ([], "[task_settings]\nlos = 'mse'", "unknown key; allowed: output, loss"),
+        ([], "[task_settings]\nlos = 'mse'", "unknown key; allowed: output, num_outputs, training_loss, loss"),
         (["--task", "classification"], "", "no configured runner produces this metric; allowed: loss, accuracy"),
     ],
 )
@@ -303,6 +298,54 @@ def test_tied_embeddings_get_a_format_for_each_use(shell):
     checked(shell, "perplexity")
 
 
+AUTOENCODER = """\
+from torch import nn
+
+def net(sample_shape, num_classes):
+    return nn.Sequential(nn.Linear(*sample_shape, 3), nn.ReLU(), nn.Linear(3, *sample_shape))
+"""
+
+
+def test_an_autoencoder_for_anomalies(shell):
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(500, 2)) @ rng.normal(size=(2, 6)) + 0.1 * rng.normal(size=(500, 6))
+    x = np.concatenate([normal, rng.normal(size=(100, 6))]).astype(np.float32)
+    top = "[search.constraints]\nauc_drop = '<= 20 %'"
+    arrays = {"X": x, "y": np.arange(600) >= 500}
+    written(shell, arrays, AUTOENCODER, "auc", "anomaly_detection", top, epochs=20)
+    typed = shell("search", "--config", "task.toml")
+    assert "70 anomalies of train are left out: training sees normal samples only" in typed.err.replace("\n", " ")
+    front = checked(shell, "auc")
+    assert max(entry["software_metrics"]["auc"] for entry in front) > 0.8
+    for entry in front:
+        low, high = entry["intervals"]["auc"]
+        assert low <= entry["software_metrics"]["auc"] <= high
+        assert set(entry["test_metrics"]) == {"loss", "auc", "average_precision"}
+    shell("report", "runs/run")
+    assert "test auc" in (shell.folder / "runs/run/report.html").read_text()
+
+
+def test_a_search_without_labels_and_with_two_inputs_from_a_file(shell):
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(0, 20, size=(200, 6)), rng.integers(0, 2, size=(200, 6))
+    top = "labels = false\nload_name = 'net.pt'\n[task_settings]\noutput = 1\nnum_outputs = 2"
+    arrays = {"input_ids": ids, "attention_mask": mask}
+    written(shell, arrays, MASKED, "agreement", "classification", top)
+    shell.write(
+        "save.py", "import torch, nets; torch.manual_seed(1); torch.save(nets.Masked(20).state_dict(), 'net.pt')"
+    )
+    subprocess.run([sys.executable, "save.py"], cwd=shell.folder, check=True)
+    shell("search", "--config", "task.toml")
+    front = checked(shell, "agreement")
+    assert max(entry["software_metrics"]["agreement"] for entry in front) > 0.9
+    assert set(front[0]["test_metrics"]) == {"loss", "agreement"}
+    # A checkpoint that is gone does not matter: the run folder has the weights.
+    (shell.folder / "net.pt").unlink()
+    shell("transform", "--run", "runs/run", "--trial", front[0]["number"], "--check")
+    typed = shell("train", "--config", "task.toml", code=2)
+    assert "labels = false, and the training of a float model needs them" in typed.err.replace("\n", " ")
+
+
 MASKED = """\
 import numpy as np
 import torch
@@ -399,7 +442,5 @@ def test_class_weights_train_another_network(shell):
     written(shell, arrays, REGRESSION, "accuracy", "classification", top, epochs=2)
     weighted = json.loads(shell("train", "--config", "task.toml", "--json").out)
     assert weighted["train_loss"] != plain["train_loss"]
-    typed = shell("search", "--config", "task.toml", "--strategy", "learned_bits", code=2)
-    assert "trains for the plain cross entropy, without class_weights" in typed.err.replace("\n", " ")
     shell("search", "--config", "task.toml")
     checked(shell, "accuracy")

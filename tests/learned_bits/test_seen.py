@@ -47,9 +47,9 @@ def test_every_epoch_is_told_with_the_network_as_it_is(tmp_path):
     for cycle in (1, 2):
         moments = [m for m in heard.moments if m.cycle == cycle]
         assert [m.epoch for m in moments] == list(range(1, moments[0].epochs + 1))
-        assert None not in (moments[-1].accuracy, moments[-1].cost)
+        assert None not in (moments[-1].quality, moments[-1].cost)
     # Every trial is the network of an epoch, and was told of as it was measured.
-    told = {(round(m.accuracy, 6), m.cost) for m in heard.moments if m.accuracy is not None}
+    told = {(round(m.quality, 6), m.cost) for m in heard.moments if m.quality is not None}
     assert {(round(t.metrics["accuracy"], 6), t.metrics["ebops"]) for t in run.trials} <= told
 
 

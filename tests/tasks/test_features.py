@@ -9,8 +9,12 @@ from torch import nn
 
 import bitfront as bf
 from bitfront.data.arrays import from_arrays
+from bitfront.engine.evaluation import halving, trained
+from bitfront.engine.planning.builder import make_plan
+from bitfront.engine.search import paired
 from bitfront.engine.storage.run import Run
 from bitfront.report import page_tables, tables
+from bitfront.tasks.configured import named_task
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(300, 5)).astype(np.float32)
@@ -64,6 +68,56 @@ def test_widths_are_searched_and_trained(tmp_path):
     run = searched(tmp_path, space=WIDTHS, strategy={**strategy, "metrics": {"mse": {}, "total_flops": {}}})
     assert len(run) == 3
     assert rebuilt(run, tmp_path)
+
+
+def test_the_number_of_samples_is_chosen_by_what_leads(tmp_path, monkeypatch):
+    monkeypatch.setattr(paired, "FIRST_SAMPLES", 8)
+    monkeypatch.setattr(paired, "RESOLUTION", 0.2)
+    asked = {"sw_runner": {"basic_evaluation": {"num_samples": "auto"}}, "hw_runner": {"average_bitwidth": {}}}
+    strategy = {"name": "brute_force", "metrics": {"mse": {}, "average_bitwidth": {}}, **asked}
+    run = searched(tmp_path, space=FORMATS, strategy=strategy)
+    assert 8 < run.samples < 45
+    # Half as many do not settle it, these do.
+    evaluator = make_plan(run.config, model=network(), dataset=from_arrays(X, Y, targets="numbers")).evaluator
+    results = [evaluator.results(run.columns.codes(np.arange(16)), "val", n) for n in (run.samples // 2, run.samples)]
+    assert [paired.settled_results(evaluator.job.task, of) for of in results] == [False, True]
+    rebuilt(run, tmp_path)
+
+
+def test_what_settles_an_order():
+    task, generator = named_task("regression"), np.random.default_rng(0)
+
+    def results(error):
+        return {"squared": np.full((64, 1), error) * generator.uniform(0.5, 1.5, (64, 1)), "samples": np.ones(64)}
+
+    assert paired.settled_results(task, [results(1.0), results(2.0)])
+    assert not paired.settled_results(task, [results(1.0), results(1.0)])
+    same = results(1.0)
+    assert paired.settled_results(task, [same, same])
+
+
+def test_weak_candidates_are_not_trained_to_the_end(tmp_path, monkeypatch):
+    seen = []
+
+    def going_on(losses, keep):
+        seen.append((losses, halving.going_on(losses, keep)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(trained, "going_on", going_on)
+    stops = {"rungs": [1], "keep": 0.25, "cohort": 16}
+    runners = {"basic_train": {"max_epochs": 3, "learning_rate": 0.01, "halving": stops}, "basic_evaluation": {}}
+    strategy = {"name": "brute_force", "sw_runner": runners, "hw_runner": {"average_bitwidth": {}}}
+    strategy["metrics"] = {"mse": {}, "average_bitwidth": {}}
+    run = searched(tmp_path, space=FORMATS, strategy=strategy)
+    columns = run.columns.metrics
+    stopped = columns["trained_epochs"] == 1.0
+    # They are compared by the metric that leads, and by bits; who stops is measured as it was then.
+    ((losses, goes_on),) = [(of, kept) for of, kept in seen if len(of) == 16]
+    assert np.array_equal(goes_on, ~stopped)
+    assert 4 <= goes_on.sum() < 16
+    assert np.array_equal(losses[stopped], np.stack([columns["mse"], columns["average_bitwidth"]], axis=1)[stopped])
+    assert set(columns["trained_epochs"][goes_on]) == {3.0}
+    rebuilt(run, tmp_path)
 
 
 def test_one_number_instead_of_a_front_and_fine_tuning(tmp_path):

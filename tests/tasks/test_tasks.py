@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as independent
 
+import bitfront as bf
 from bitfront import scoring
 from bitfront.data.arrays import from_arrays, from_splits
 from bitfront.data.targets import CLASSES, NUMBERS, targets_named
@@ -45,7 +46,8 @@ def test_classification_conforms_and_is_what_the_compiled_scoring_says():
 
 
 def test_every_task_of_bitfront_is_registered_and_documented():
-    assert {"classification", "language_modelling", "multilabel", "regression", "segmentation"} <= set(TASKS.names())
+    names = {"anomaly_detection", "classification", "language_modelling", "multilabel", "regression", "segmentation"}
+    assert names <= set(TASKS.names())
     assert all(text for _, text in TASKS.described())
 
 
@@ -88,7 +90,7 @@ def test_a_constant_target_has_no_r2_and_an_unknown_task_is_refused():
 def test_targets_have_names():
     assert targets_named("numbers") is NUMBERS
     assert targets_named(CLASSES) is CLASSES
-    with pytest.raises(DataError, match="allowed: classes, numbers, labels, masks, tokens"):
+    with pytest.raises(DataError, match="allowed: classes, numbers, labels, masks, tokens, anomalies, outputs"):
         targets_named("number of things")
 
 
@@ -319,3 +321,133 @@ def test_results_of_large_outputs_are_computed_in_pieces(monkeypatch):
     monkeypatch.setattr(type(task), "results", results)
     assert measure(task, torch.nn.Identity(), PIXELS, MASK).values == whole.values
     assert seen == [3, 3, 3, 3]
+
+
+def test_top_five_and_macro_f1_of_a_classification():
+    logits, labels = torch.randn(80, 9, generator=generator), torch.randint(0, 8, (80,), generator=generator)
+    settings = {"more_metrics": ["top5_accuracy", "macro_f1"]}
+    values = check_task("classification", settings, logits, labels)
+    theirs = independent.top_k_accuracy_score(labels, logits, k=5, labels=range(9))
+    assert values["top5_accuracy"] == pytest.approx(theirs, rel=1e-12)
+    theirs = independent.f1_score(labels, logits.argmax(1), average="macro")
+    assert values["macro_f1"] == pytest.approx(theirs, rel=1e-12)
+    plain = check_task("classification", {}, logits, labels)
+    assert {name: values[name] for name in plain} == plain
+    # Few formats have many equal outputs: the first of them count, as in the accuracy.
+    equal = measure(named_task("classification", settings), torch.nn.Identity(), torch.zeros(80, 9), labels).metrics
+    assert equal["accuracy"] == float((labels == 0).double().mean())
+    assert equal["top5_accuracy"] == float((labels < 5).double().mean())
+    broken = logits.clone()
+    broken[3, 4] = torch.nan
+    metrics = measure(named_task("classification", settings), torch.nn.Identity(), broken, labels).metrics
+    assert np.isnan([metrics["top5_accuracy"], metrics["macro_f1"]]).all()
+    task = named_task("classification", {**settings, "class_weights": [1.0] * 5})
+    assert not task.classifies
+    assert "top5_accuracy is for six classes or more, and the data has 5" in task.unfit(5)
+    assert "5 class weights and 9 classes" in task.unfit(9)
+    assert "5 class weights and 3 classes" in named_task("segmentation", {"class_weights": [1.0] * 5}).unfit(3)
+
+
+def test_a_token_that_is_not_asked_for():
+    asked = torch.randint(0, 11, (20, 6), generator=generator)
+    logits = torch.randn(20, 6, 11, generator=generator)
+    settings = {"ignore_index": 0}
+    values = check_task("language_modelling", settings, logits, asked)
+    there = torch.where(asked == 0, -100, asked)
+    assert values == check_task("language_modelling", {}, logits, there)
+    losses = [
+        named_task("language_modelling", s).training_loss(logits, y, "logits")
+        for s, y in ((settings, asked), ({}, there))
+    ]
+    assert losses[0] == losses[1]
+
+
+def squared(outputs, targets):
+    return ((outputs - targets) ** 2).sum()
+
+
+def wrong_loss(outputs, targets):
+    return outputs
+
+
+def test_training_minimises_a_function_of_the_user():
+    task = named_task("regression", {"training_loss": "test_tasks:squared"})
+    assert task.minimised(NUMBERS_GIVEN, NUMBERS_WANTED, "logits") == squared(NUMBERS_GIVEN, NUMBERS_WANTED)
+    library = named_task("multilabel", {"training_loss": "torch.nn.functional:binary_cross_entropy_with_logits"})
+    theirs = torch.nn.functional.binary_cross_entropy_with_logits(THOUGHT, THERE)
+    assert library.minimised(THOUGHT, THERE, "logits") == theirs
+    smoothed = {"training_loss": "torch.nn.functional:cross_entropy"}
+    assert not named_task("classification", smoothed).plainly_trained
+    assert named_task("regression").minimised(NUMBERS_GIVEN, NUMBERS_WANTED, "logits") == torch.nn.functional.mse_loss(
+        NUMBERS_GIVEN, NUMBERS_WANTED
+    )
+    for name, message in (
+        ("test_tasks:squard", "squard"),
+        ("torch.nn:MSELoss", "is a class; needed is a function of .outputs, targets."),
+        ("torch.nn:functional", "is a module; needed is a function"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            named_task("regression", {"training_loss": name})
+    for name, message in (
+        ("test_tasks:wrong_loss", r"returned a tensor of shape \(60, 3\); needed is one number"),
+        ("torch.nn.functional:nll_loss", r"failed with outputs \(60, 3\) and targets torch.float32 \(60, 3\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            named_task("regression", {"training_loss": name}).minimised(NUMBERS_GIVEN, NUMBERS_WANTED, "logits")
+
+
+ANOMALOUS = (torch.rand(80, generator=generator) < 0.25).float()
+SEEN = torch.randn(80, 6, generator=generator)
+GIVEN_BACK = SEEN + torch.where(ANOMALOUS > 0, 0.6, 0.4)[:, None] * torch.randn(80, 6, generator=generator)
+
+
+@pytest.mark.parametrize("error", ["squared", "absolute"])
+def test_anomaly_detection_conforms(error):
+    targets = torch.cat([ANOMALOUS[:, None], SEEN], dim=1)
+    values = check_task("anomaly_detection", {"error": error}, GIVEN_BACK, targets)
+    score = GIVEN_BACK.double() - SEEN.double()
+    score = (score**2 if error == "squared" else score.abs()).mean(1)
+    assert values["auc"] == pytest.approx(independent.roc_auc_score(ANOMALOUS, score), rel=1e-12)
+    theirs = independent.average_precision_score(ANOMALOUS, score)
+    assert values["average_precision"] == pytest.approx(theirs, rel=1e-12)
+    assert values["loss"] == pytest.approx(float(score[ANOMALOUS == 0].mean()), rel=1e-12)
+    # Pictures are given back as pictures; what is compared is the same.
+    task = named_task("anomaly_detection", {"error": error})
+    assert measure(task, torch.nn.Unflatten(1, (2, 3)), GIVEN_BACK, targets).values == values
+    assert "the 6 values of each sample" in task.wrong(GIVEN_BACK[:, :5], targets)
+    # Scores that are equal count as one.
+    rounded = torch.cat([ANOMALOUS[:, None], torch.zeros(80, 1)], dim=1)
+    equal = measure(task, torch.nn.Identity(), ANOMALOUS[:, None].round() + torch.arange(80)[:, None] % 3, rounded)
+    score = (ANOMALOUS + torch.arange(80) % 3) ** (2 if error == "squared" else 1)
+    theirs = independent.average_precision_score(ANOMALOUS, score)
+    assert equal.metrics["average_precision"] == pytest.approx(theirs, rel=1e-12)
+
+
+def test_training_sees_normal_samples_only():
+    x, y = np.random.default_rng(0).normal(size=(100, 2, 3)), np.arange(100) % 4 == 0
+    data = from_arrays(x, y, targets="anomalies", standardise=True)
+    assert not data.y["train"][:, 0].any()
+    assert torch.equal(data.y["val"][:, 1:], data.x["val"].flatten(1))
+    assert set(data.y["test"][:, 0].tolist()) == {0.0, 1.0}
+    assert any(note.startswith("17 anomalies of train are left out") for note in data.notes), data.notes
+    # The statistics are those of the normal samples.
+    assert data.x["train"].mean(0).abs().max() < 1e-5
+    evaluation = {"sw_runner": {"basic_evaluation": {"data_loader": "train"}}, "metrics": {"auc": {}}}
+    with pytest.raises(
+        ConfigError, match=r"53 samples of train .* are all of one kind.*training sees normal samples only"
+    ):
+        bf.search(
+            model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 6)),
+            data=data,
+            task="anomaly_detection",
+            space={"linear": {"name": "integer", "data_in_width": [8], "weight_width": [4, 8], "bias_width": [8]}},
+            strategy={"name": "brute_force", **evaluation},
+        )
+    for labels, message in (
+        (y * 2, "allowed: 0 for normal, 1 for an anomaly"),
+        (np.stack([y, y], axis=1), r"needed are numbers \(samples,\)"),
+        (np.zeros(100), "every sample of val is normal"),
+        (np.ones(100), "the train split has no normal sample"),
+    ):
+        with pytest.raises(DataError, match=message):
+            from_arrays(x, labels, targets="anomalies")

@@ -25,7 +25,7 @@ from bitfront.data.features import fit_scaler, real_features, refuse_mixed_scale
 from bitfront.data.packing import PackedInput, packed
 from bitfront.data.raw import Array, ArrayLike, array_name
 from bitfront.data.splitting import SHARES, refuse_training_rows, row_hashes, split_name, stratified_split
-from bitfront.data.targets import CLASSES, Targets, targets_named, token_ids
+from bitfront.data.targets import CLASSES, Targets, targets_named, token_ids, with_features
 from bitfront.errors import DataError
 
 
@@ -62,7 +62,7 @@ def from_arrays(
         x: ``(samples, *features)``, any real dtype; uint8 is divided by 255. Or name → array, for a model with several
             inputs, by the names of its forward's arguments; integers stay integers.
         y: (samples,) integers from 0 or class names, or (samples, classes) one-hot; for another task what its targets
-            are.
+            are; None where they are not in the data.
         name: the name in tables and reports.
         class_names: by index; empty for "0", "1", ... or the sorted names that occur in `y`.
         feature_names: one per feature, or empty.
@@ -138,11 +138,14 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
     targets = description.targets
     x, inputs = _features({split: features for split, (features, _) in pairs.items()}, targets)
     plain = not (targets.of_tokens or inputs)
-    y, class_names = targets.read({split: labels for split, (_, labels) in pairs.items()}, description.class_names)
+    labels: dict[str | None, ArrayLike] = {split: y for split, (_, y) in pairs.items()}
+    if not targets.given:
+        labels = {split: np.zeros((len(rows), 0), dtype=np.float32) for split, rows in x.items()}
+    y, class_names = targets.read(labels, description.class_names)
     _check_shapes(x, y)
     x_by_split, y_by_split, split_notes = _split(x, y, description.seed, targets.stratified)
     named = bool(description.class_names)
-    if targets.of_tokens and not named and not inputs:
+    if targets.of_tokens and targets.given and not named and not inputs:
         # A token that never comes next is one of the vocabulary, too.
         class_names = tuple(map(str, range(max(len(class_names), *(int(ids.max()) + 1 for ids in x.values())))))
     class_notes = _absent_classes(y_by_split, class_names, named) if targets is CLASSES else []
@@ -150,17 +153,26 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
     if description.standardise and not plain:
         raise DataError("standardise is for features that are one array of numbers; leave it out")
     if description.standardise and scaler is None:
-        scaler = fit_scaler(x_by_split["train"])
+        seen = x_by_split["train"]
+        scaler = fit_scaler(seen[y_by_split["train"] == 0] if targets.with_features else seen)
     shape = next(iter(x_by_split.values())).shape[1:]
     if description.feature_names and len(description.feature_names) != int(np.prod(shape)):
         raise DataError(
             f"there are {len(description.feature_names)} feature names for samples of shape {shape}; give "
             f"{int(np.prod(shape))} names, or none"
         )
+    final = {s: _final(x_by_split[s], scaler, s, plain) for s in SPLITS if s in x_by_split}
+    if targets.with_features:
+        if not plain:
+            raise DataError(
+                "anomalies are found in features that are one array of numbers, and here are several inputs"
+            )
+        final, y_by_split, normal_notes = _normal(final, y_by_split)
+        split_notes = [*split_notes, *normal_notes]
     return Dataset(
         name=description.name,
-        x={s: torch.from_numpy(_final(x_by_split[s], scaler, s, plain)) for s in SPLITS if s in x_by_split},
-        y={s: torch.from_numpy(y_by_split[s]) for s in SPLITS if s in y_by_split},
+        x={split: torch.from_numpy(rows) for split, rows in final.items()},
+        y={split: torch.from_numpy(y_by_split[split]) for split in final},
         class_names=class_names,
         source=description.source,
         feature_names=tuple(map(str, description.feature_names)),
@@ -169,6 +181,25 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
         targets=targets,
         inputs=inputs,
     )
+
+
+def _normal(
+    x: Mapping[Split, Array], y: Mapping[Split, Array]
+) -> tuple[dict[Split, Array], dict[Split, Array], list[str]]:
+    """(x, y) by split, where train has normal samples only, and the features are part of the targets; and a note."""
+    kept = {split: flags == 0 if split == "train" else np.ones(len(flags), dtype=bool) for split, flags in y.items()}
+    if "train" in kept and not kept["train"].any():
+        raise DataError("the train split has no normal sample (0 in y), and training needs them")
+    for split, flags in y.items():
+        if split != "train" and len(np.unique(flags)) < 2:
+            raise DataError(
+                f"every sample of {split} is {'anomalous' if flags[0] else 'normal'}, which does not say how "
+                "well the two are told apart; give samples of both"
+            )
+    rows = {split: features[kept[split]] for split, features in x.items()}
+    left_out = int((~kept["train"]).sum()) if "train" in kept else 0
+    notes = [f"{left_out:,} anomalies of train are left out: training sees normal samples only"] if left_out else []
+    return rows, {split: with_features(y[split][kept[split]], of) for split, of in rows.items()}, notes
 
 
 def _features(

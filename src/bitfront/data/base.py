@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -42,7 +42,8 @@ class DataRequest:
         progress: called during a download with (bytes done, total bytes); the total is None if the server
             does not send it.
         limit_bytes: the largest memory, in bytes as float32, that the data of a factory may take.
-        targets: what the targets are; the task says it.
+        targets: what the targets are; the task says it. Of targets that are not ``given`` nothing is read: data may
+            have labels or not.
     """
 
     path: Path | None = None
@@ -106,7 +107,8 @@ class Dataset:
             )
         for split, x in self.x.items():
             y = self.y[split]
-            fits = y.dtype == self.targets.dtype and y.ndim == self.targets.axes and len(y) == len(x)
+            axes = self.targets.axes or max(2, y.ndim)
+            fits = y.dtype == self.targets.dtype and y.ndim == axes and len(y) == len(x)
             if x.dtype != self.dtype or x.ndim < 2 or not fits:
                 raise DataError(
                     f"dataset {self.name!r}: x of {split} is {x.dtype} {tuple(x.shape)} and y is {y.dtype} "
@@ -120,6 +122,16 @@ class Dataset:
         sizes = ", ".join(f"{split} {len(y):,}" for split, y in self.y.items())
         what = "classes" if self.targets is CLASSES else "outputs"
         return f"Dataset({self.name!r}: {sizes}; samples {self.sample_shape}, {self.num_classes} {what})"
+
+    def with_outputs(self, y: Mapping[Split, Tensor], targets: Targets) -> Dataset:
+        """The same samples with the outputs of a model in place of their targets, or with none yet.
+
+        Args:
+            y: float32, ``(samples, ...)`` by split.
+            targets: those that are not in the data.
+        """
+        assert not targets.given
+        return replace(self, y=y, targets=targets)
 
     def _freeze(self) -> None:
         for attribute in ("x", "y"):
@@ -179,10 +191,11 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all tensors, as hex: equal content gives an equal fingerprint, whatever its source."""
+        """SHA-256 over all tensors, as hex: equal content gives an equal fingerprint, whatever its source. Outputs of a
+        model do not count: they follow from it, and their last bits from the machine."""
         digest = hashlib.sha256(repr(self.inputs).encode() if self.inputs else b"")
         for split in self.splits:
-            for tensor in (self.x[split], self.y[split]):
+            for tensor in (self.x[split], self.y[split]) if self.targets.given else (self.x[split],):
                 digest.update(f"{split}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.contiguous().cpu().numpy())  # type: ignore[arg-type]
         return digest.hexdigest()

@@ -22,6 +22,11 @@ from bitfront.data.splitting import split_name
 from bitfront.errors import BitfrontError, ConfigError, DataError
 from bitfront.registry import import_object, one_line
 
+#: The same where the targets are the float model's outputs.
+UNLABELLED = (
+    "allowed without labels: x, where x may be several inputs by name, or (x, y), whose y is left out; a dict "
+    "{'train': ..., 'val': ..., 'test': ...} of these; a torch Dataset or DataLoader of x or (x, y)"
+)
 RETURNS = (
     "allowed: (x, y), where x may be several inputs by name; "
     "a dict {'train': ..., 'val': ..., 'test': ...} or a tuple (train, test) or (train, val, "
@@ -85,7 +90,10 @@ def from_object(value: object, request: DataRequest | None = None, *, name: str,
         "source": source,
         "targets": request.targets,
     }
-    parts = _splits(value, source)
+    if not request.targets.given and isinstance(value, Mapping) and not _all_splits(value):
+        parts = None  # several inputs by name
+    else:
+        parts = _splits(value, source)
     if parts is None:
         x, y = reader.pair(value, "")
         return from_arrays(x, y, **common)
@@ -128,6 +136,14 @@ def _is_features(value: object) -> bool:
     return _is_array(value) or (isinstance(value, Mapping) and bool(value) and all(map(_is_array, value.values())))
 
 
+def _all_splits(value: Mapping[Any, object]) -> bool:
+    """Whether all keys are names of splits."""
+    try:
+        return all(split_name(key) for key in value)
+    except DataError:
+        return False
+
+
 def _is_array(value: object) -> bool:
     return isinstance(value, torch.Tensor) or hasattr(value, "__array__")
 
@@ -141,6 +157,9 @@ class _ItemReader:
     def pair(self, value: object, split: str) -> tuple[Any, Any]:
         """(x, y) of one split, or of everything where `split` is empty."""
         where = f"{self.source}, {split}" if split else self.source
+        given = self.request.targets.given
+        if not given and _is_features(value):
+            value = (value, None)
         if isinstance(value, DataLoader):
             return self._samples(_batches(value, where), where, batched=True)
         if isinstance(value, TorchDataset):
@@ -152,7 +171,7 @@ class _ItemReader:
                 self._count(size * FLOAT32_BYTES, where)
             return x, y
         got = f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
-        raise DataError(f"{where}: cannot read {got} as samples; {RETURNS}")
+        raise DataError(f"{where}: cannot read {got} as samples; {RETURNS if given else UNLABELLED}")
 
     def _samples(
         self, source: Iterable[object], where: str, *, batched: bool, expected: int | None = None
@@ -163,7 +182,8 @@ class _ItemReader:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.request.seed)
             for number, item in enumerate(_with_errors(source, where)):
-                x, y = _x_and_y(item, f"{where}: {'batch' if batched else 'sample'} {number}")
+                what = f"{where}: {'batch' if batched else 'sample'} {number}"
+                x, y = _x_and_y(item, what) if self.request.targets.given else (_x_alone(item, what), np.zeros(0))
                 sample_shape = x.shape[1:] if batched else x.shape
                 if shape is None:
                     shape = sample_shape
@@ -233,6 +253,11 @@ def _x_and_y(item: object, where: str) -> tuple[Array, Array]:
         length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
         raise DataError(f"{where} is a {type(item).__name__}{length}{keys}; needed is (x, y), features and label")
     return _copied(item[0], f"x of {where}"), _copied(item[1], f"y of {where}")
+
+
+def _x_alone(item: object, where: str) -> Array:
+    """The features of an item that is x, or (x, ...)."""
+    return _copied(item[0] if isinstance(item, tuple | list) and item else item, f"x of {where}")
 
 
 def _copied(value: object, what: str) -> Array:

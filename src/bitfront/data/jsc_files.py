@@ -80,6 +80,8 @@ def _from_npz(path: Path) -> JetTable:
     splits = {}
     for split, (x, y) in content.splits.items():
         suffix = "" if split is None else f"_{split}"
+        if isinstance(x, dict) or y is None:
+            raise DataError(f"{path}: needed is one array X{suffix} with the features of the jets, and y{suffix}")
         if x.ndim != 2 or x.shape[1] != width:
             why = "one column per feature name" if content.feature_names else "the 16 features in the published order"
             raise DataError(f"{path}: X{suffix} has the shape {x.shape}; needed is (samples, {width}), {why}")

@@ -1,8 +1,11 @@
-"""Any classification data in one NumPy file: ``dataset = "npz"`` with ``dataset_path``.
+"""Any data in one NumPy file: ``dataset = "npz"`` with ``dataset_path``.
 
 The file holds the arrays ``X_train, y_train[, X_val, y_val], X_test, y_test``, or ``X, y``, which are split
 here. A missing val (or test) is cut from train. Optional: ``class_names``, ``feature_names``, ``name``, and
-``standardise`` (true or false).
+``standardise`` (true or false). With ``labels = false`` no y is needed.
+
+A model with several inputs has an array for each in place of X, by its name: ``input_ids, attention_mask, y``, or
+``input_ids_train, attention_mask_train, y_train, ...``.
 
 uint8 features are images and are divided by 255. Float features of shape (samples, features) are standardised
 with the training split's statistics, unless the file says ``standardise = False``. Float features of any other
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,10 @@ from bitfront.data.raw import Array, as_text
 from bitfront.errors import DataError, parsing
 
 NEEDED = "needed are X_train, y_train[, X_val, y_val], X_test, y_test, or X and y"
+#: Arrays that are neither samples nor targets.
+DESCRIBING = ("name", "class_names", "feature_names", "standardise", "train_mean", "train_scale")
+#: Features: one array, or several inputs by name.
+Features = Array | dict[str, Array]
 
 
 @DATASETS.register("npz")
@@ -38,7 +46,7 @@ def npz(request: DataRequest) -> Dataset:
     """
     if request.path is None:
         raise DataError('dataset = "npz" needs dataset_path, the .npz file to read')
-    content = read_npz(request.path)
+    content = read_npz(request.path, labels=request.targets.given)
     common: dict[str, Any] = {
         "name": content.name,
         "class_names": content.class_names,
@@ -55,11 +63,11 @@ def npz(request: DataRequest) -> Dataset:
     return from_splits(splits, standardise=_standardise(x, content, request.path), **common)
 
 
-def _standardise(x: Array, content: NpzContent, path: Path) -> bool:
+def _standardise(x: Features, content: NpzContent, path: Path) -> bool:
     """Whether the features are standardised: as the file says, or else if they are floats in two dimensions."""
     setting = content.extra.get("standardise")
     if setting is None:
-        return x.dtype.kind == "f" and x.ndim == 2
+        return not isinstance(x, dict) and x.dtype.kind == "f" and x.ndim == 2
     if setting.size != 1 or setting.dtype.kind not in "biu":
         raise DataError(f"{path}: standardise is {setting.dtype} {setting.shape}; needed is one of True and False")
     return bool(setting)
@@ -71,38 +79,43 @@ class NpzContent:
 
     Attributes:
         name: the array ``name``, or the file's name without its suffix.
-        splits: (x, y) by split as the file holds them; under None where the file has X and y alone.
+        splits: (x, y) by split as the file holds them; under None where the file has X and y alone. Several inputs are
+            a mapping, by name; y is None where it was not asked for.
         class_names: by index, or empty.
         feature_names: one per feature, or empty.
         extra: every other array, by its name.
     """
 
     name: str
-    splits: dict[str | None, tuple[Array, Array]]
+    splits: dict[str | None, tuple[Features, Array | None]]
     class_names: tuple[str, ...]
     feature_names: tuple[str, ...]
     extra: dict[str, Array]
 
 
-def read_npz(path: Path) -> NpzContent:
+def read_npz(path: Path, *, labels: bool = True) -> NpzContent:
     """The arrays of the .npz file at `path`. Pickled objects are refused, so nothing in the file is executed.
+
+    Args:
+        path: the file.
+        labels: whether it must have y; if not, a y that is there is left out.
 
     Raises:
         DataError: the file is missing, broken, not an .npz file, or lacks an array.
     """
     check_file(path)
     arrays = _arrays(path)
-    keys = {key.lower(): key for key in arrays}
     holds = "the file has " + (", ".join(f"{key} {array.shape}" for key, array in arrays.items()) or "nothing")
-    splits: dict[str | None, tuple[Array, Array]] = {}
+    x, y = _by_split(arrays, labels)
+    splits: dict[str | None, tuple[Features, Array | None]] = {}
     for split in (*SPLITS, None):
         suffix = "" if split is None else f"_{split}"
-        x_key, y_key = keys.get(f"x{suffix}"), keys.get(f"y{suffix}")
-        if (x_key is None) != (y_key is None):
-            missing = f"X{suffix}" if x_key is None else f"y{suffix}"
-            raise DataError(f"{path} has no array {missing} for its {x_key or y_key}; {holds}; {NEEDED}")
-        if x_key is not None and y_key is not None:
-            splits[split] = arrays.pop(x_key), arrays.pop(y_key)
+        if split in y and split not in x:
+            raise DataError(f"{path} has no array X{suffix} for its y{suffix}; {holds}; {NEEDED}")
+        if split in x and split not in y and labels:
+            raise DataError(f"{path} has no array y{suffix} for its X{suffix}; {holds}; {NEEDED}")
+        if split in x:
+            splits[split] = x[split], y[split] if labels else None
     if None in splits and len(splits) > 1:
         raise DataError(f"{path} has both X, y and named splits; {holds}; leave one of them out")
     if not splits:
@@ -113,8 +126,31 @@ def read_npz(path: Path) -> NpzContent:
         splits=splits,
         class_names=_strings(arrays.pop("class_names", None)),
         feature_names=_strings(arrays.pop("feature_names", None)),
-        extra=arrays,
+        extra={key: array for key, array in arrays.items() if key.lower().partition("_")[0] not in ("x", "y")},
     )
+
+
+def _by_split(arrays: Mapping[str, Array], labels: bool) -> tuple[dict[str | None, Features], dict[str | None, Array]]:
+    """(features, targets) by split, or under None. Without an array X, the other arrays of a split are its inputs.
+
+    Args:
+        arrays: by name.
+        labels: whether only splits with targets count.
+    """
+    inputs: dict[str | None, dict[str, Array]] = {}
+    single: dict[str | None, Features] = {}
+    targets: dict[str | None, Array] = {}
+    for key, array in arrays.items():
+        split = next((split for split in SPLITS if key.lower().endswith(f"_{split}")), None)
+        name = key if split is None else key.removesuffix(key[-len(split) - 1 :])
+        if name.lower() == "x":
+            single[split] = array
+        elif name.lower() == "y":
+            targets[split] = array
+        elif key not in DESCRIBING:
+            inputs.setdefault(split, {})[name] = array
+    several = {split: of for split, of in inputs.items() if split in targets or not labels}
+    return single or dict(several), targets
 
 
 def check_file(path: Path) -> None:

@@ -1,12 +1,13 @@
 """What the targets of samples are: classes, numbers, labels, masks, tokens; how they are read from arrays, and checked.
 
-A task (``bitfront.tasks``) says which of these its targets are. To add a kind, write a record here.
+A task (``bitfront.tasks``) says which of these its targets are. Data without labels has none until the float model is
+known, whose outputs are then the targets. To add a kind, write a record here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,12 +28,15 @@ class Targets:
     Attributes:
         name: what messages call them.
         needed: their dtype and shape in a dataset, for messages.
-        dtype, axes: their dtype and number of axes in a dataset; the first axis is the samples.
+        dtype, axes: their dtype and number of axes in a dataset, 0 for any; the first axis is the samples.
         read: (arrays by split as the user gave them, names of outputs or none) → (arrays by split, names of outputs).
             Raises DataError.
         wrong: (targets of a split, number of names) → what they have and what is needed; empty if nothing is wrong.
         stratified: whether a split keeps the shares of classes.
         of_tokens: whether the features are ids of tokens too, which stay whole numbers.
+        given: whether the data must have them. If not, they are the outputs of the float model, and until it is known
+            there are none: ``(samples, 0)``.
+        with_features: whether the features are part of the targets: those of an autoencoder.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Targets:
     wrong: Callable[[Tensor, int], str]
     stratified: bool = False
     of_tokens: bool = False
+    given: bool = True
+    with_features: bool = False
 
     def __reduce__(self) -> tuple[Callable[[str], Targets], tuple[str]]:
         # Datasets travel to worker processes; there it is the same record again.
@@ -210,9 +216,77 @@ def token_ids(given: ArrayLike, what: str, least: int = 0) -> Array:
     return ids.astype(np.int64)
 
 
+def _read_outputs(
+    targets: Mapping[str | None, ArrayLike], names: Sequence[str]
+) -> tuple[dict[str | None, Array], tuple[str, ...]]:
+    """Nothing is read: there are no targets yet."""
+    return dict(targets), tuple(map(str, names))
+
+
+def _wrong_outputs(y: Tensor, names: int) -> str:  # noqa: ARG001
+    if not len(y):
+        return "no sample; needed is one or more"
+    return "" if bool(y.isfinite().all()) else "outputs that are not finite; needed are finite ones"
+
+
+def _read_anomalies(
+    targets: Mapping[str | None, ArrayLike], names: Sequence[str]
+) -> tuple[dict[str | None, Array], tuple[str, ...]]:
+    """int64, shape (samples,): 0 for a normal sample and 1 for an anomaly. The dataset joins the features to them."""
+    if len(names) not in (0, 2):
+        raise DataError(f"there are {len(names)} class names; needed are two, of normal samples and of anomalies")
+    return _each(targets, _flags), tuple(map(str, names or ("normal", "anomalous")))
+
+
+def _flags(y: Array, what: str) -> Array:
+    flags = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if flags.dtype.kind not in "fiub" or flags.ndim != 1 or not len(flags):
+        raise DataError(
+            f"{what} is {y.dtype} of shape {y.shape}; needed are numbers (samples,), 0 for a normal sample and 1 for "
+            "an anomaly"
+        )
+    wrong = np.flatnonzero((flags != 0) & (flags != 1))
+    if len(wrong):
+        raise DataError(f"{what} is {flags[wrong[0]]} in row {wrong[0]}; allowed: 0 for normal, 1 for an anomaly")
+    return flags.astype(np.int64)
+
+
+def with_features(flags: Array, x: Array) -> Array:
+    """float32, shape (samples, 1 + features): whether each sample is an anomaly, then its features, flattened."""
+    return np.concatenate([flags[:, None].astype(np.float32), x.reshape(len(x), -1)], axis=1)
+
+
+def _wrong_anomalies(y: Tensor, names: int) -> str:  # noqa: ARG001
+    if not len(y) or y.shape[1] < 2:
+        return f"the shape {tuple(y.shape)}; needed are samples with one feature or more"
+    if not bool(((y[:, 0] == 0) | (y[:, 0] == 1)).all()):
+        return "a first column with other values than 0 and 1; needed are these"
+    return "" if bool(y.isfinite().all()) else "values that are not finite; needed are finite ones"
+
+
 CLASSES = Targets("classes", "int64 (samples,)", torch.int64, 1, _read_classes, _wrong_classes, stratified=True)
 NUMBERS = Targets("numbers", "float32 (samples, outputs)", torch.float32, 2, _read_numbers, _wrong_numbers)
 LABELS = Targets("labels", "float32 (samples, labels), 0 or 1", torch.float32, 2, _read_labels, _wrong_labels)
 MASKS = Targets("masks", "int64 (samples, height, width)", torch.int64, 3, _read_masks, _wrong_indices)
 TOKENS = Targets("tokens", "int64 (samples, tokens)", torch.int64, 2, _read_tokens, _wrong_indices, of_tokens=True)
-KINDS = (CLASSES, NUMBERS, LABELS, MASKS, TOKENS)
+ANOMALIES = Targets(
+    "anomalies",
+    "0 for a normal sample and 1 for an anomaly, (samples,); a dataset has the features behind them",
+    torch.float32,
+    2,
+    _read_anomalies,
+    _wrong_anomalies,
+    stratified=True,
+    with_features=True,
+)
+OUTPUTS = Targets(
+    "outputs",
+    "float32 (samples, ...), from the float model",
+    torch.float32,
+    0,
+    _read_outputs,
+    _wrong_outputs,
+    given=False,
+)
+TOKEN_OUTPUTS = replace(OUTPUTS, name="outputs of tokens", of_tokens=True)
+KINDS = (CLASSES, NUMBERS, LABELS, MASKS, TOKENS, ANOMALIES, OUTPUTS, TOKEN_OUTPUTS)

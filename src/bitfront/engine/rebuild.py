@@ -17,7 +17,7 @@ from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, ModelEvaluator
 from bitfront.engine.planning.builder import make_plan
-from bitfront.engine.planning.inputs import weights_fingerprint
+from bitfront.engine.planning.inputs import refuse_without_labels, weights_fingerprint, with_outputs
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import chosen_samples
 from bitfront.engine.search.weights import open_inputs, trained_model
@@ -193,7 +193,11 @@ def searched_plan(
         RunError: the model or data has changed since the search.
     """
     folder = run.folder.absolute()
-    config = run.config.model_copy(update={"project": folder.name, "project_dir": str(folder.parent)})
+    update = {"project": folder.name, "project_dir": str(folder.parent)}
+    if not run.config.labels and model is None:
+        # What candidates are compared with are the outputs of the weights that the search kept.
+        update |= {"load_name": str(folder / WEIGHTS), "load_type": "pt"}
+    config = run.config.model_copy(update=update)
     plan = make_plan(
         config,
         model=model,
@@ -255,6 +259,8 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     sample = dataset.split("train")[0][:2]
     with config.locating():
         single(capture(model, sample), passes, ("passes", "quantize"))
+        if config.load_name is None:
+            refuse_without_labels(config, "the float model needs weights; name them with load_name")
         trained = trained_model(config, model, dataset, events).model
         graph = capture(trained, sample)
         space = single(graph, passes, ("passes", "quantize"))
@@ -267,6 +273,7 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
     formats = calibrate(graph, wanted, chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0])
     rebuilt = quantize(graph, formats, bake=True)
     task = task_of(config)
+    dataset = with_outputs(config, dataset, trained, task)
     chunk, val = CHUNK if task.classifies else config.batch_size, dataset.split("val")
     evaluation = measure(task, rebuilt, *val, batch_size=chunk, outputs=graph.outputs) if check else None
     saved = config.run_folder / "transformed" / "quantize"

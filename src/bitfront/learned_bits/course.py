@@ -93,7 +93,8 @@ class Network:
         layers: path of a layer → what was learned of it.
         epoch: in which epoch of its cycle, from 1 on.
         pressure: the pressure that it was trained under.
-        cost, right: what it costs, and how many of the val samples it classifies correctly, by its training.
+        cost, right: what it costs, and how many of the val samples it classifies correctly, by its training; in another
+            task the metric that leads, negated where smaller is better.
         floats: what is trained in float beside these layers: names in the state dict → values.
     """
 
@@ -113,7 +114,8 @@ class Moment:
         cycle, cycles: the cycle, from 1 on, and how many there are.
         epoch, epochs: the epoch of the cycle, from 1 on, and how many it has.
         pressure: in nats per unit of the cost.
-        accuracy, cost: of the network, on the samples that networks are chosen by; None before the cycle settles.
+        quality, cost: of the network, on the samples that networks are chosen by; None before the cycle settles.
+        metric: what the quality is: accuracy, or what leads in another task.
     """
 
     cycle: int
@@ -121,8 +123,9 @@ class Moment:
     epoch: int
     epochs: int
     pressure: float
-    accuracy: float | None = None
+    quality: float | None = None
     cost: float | None = None
+    metric: str = "accuracy"
 
 
 @dataclass(eq=False)
@@ -156,6 +159,7 @@ class Course:
         rise: how the pressure rises under a target.
         fulfils: whether a network fulfils the target's other constraints.
         hurry: how much further than planned the pressure rises.
+        scale: how large a loss is: 1 of one in nats, otherwise that of a constant answer.
     """
 
     program: Program
@@ -169,6 +173,7 @@ class Course:
     rise: Rise = field(default_factory=Rise)
     fulfils: Callable[[Network], bool] | None = None
     hurry: Hurry = field(default_factory=Hurry)
+    scale: float = 1.0
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -211,7 +216,7 @@ class Course:
     def range(self) -> tuple[float, float]:
         """The pressure of the first and of the last cycle, as planned."""
         schedule = self.schedule
-        first = schedule.first if schedule.first is not None else FIRST_PRESSURE / self.starting_cost
+        first = schedule.first if schedule.first is not None else FIRST_PRESSURE * self.scale / self.starting_cost
         shared = not self.steered and all(layer.shared.weight != "element" for layer in self.program.layers)
         return first, schedule.last if schedule.last is not None else (SHARED_RISE if shared else RISE) * first
 
@@ -228,7 +233,7 @@ class Course:
         """
         cycles = self.schedule.cycles if pace is None else number + pace.left
         pressure, length = self._pressure(number, cycles), self.schedule.epochs if pace is None else pace.epochs
-        start = Moment(number + 1, cycles, 0, 0, pressure)
+        start = Moment(number + 1, cycles, 0, 0, pressure, metric=self.program.task.leading.name)
         steered = self.steered
         before = [position.copy() for position in self.positions] if steered else []
         with ThreadPoolExecutor(self.program.at_a_time(threads, len(self.positions))) as pool:
@@ -335,9 +340,16 @@ class Course:
                 kept.append(self._network(member, epoch + 1, float(betas[part][-1])))
             member.prune(schedule.patience)
             at = replace(start, epoch=epoch + 1, epochs=epochs, pressure=float(betas[part][-1]))
-            on_epoch(replace(at, accuracy=kept[-1].right / len(self.val.y), cost=kept[-1].cost) if kept else at)
+            on_epoch(replace(at, quality=self._quality(kept[-1].right), cost=kept[-1].cost) if kept else at)
         position.cycle, position.pressure = start.cycle, pressure
         return _chosen(kept, schedule.networks, self.target)
+
+    def _quality(self, right: float) -> float:
+        """The metric that leads, of a network that is right so far."""
+        task = self.program.task
+        if task.classifies:
+            return right / len(self.val.y)
+        return right if task.leading.direction == "maximize" else -right
 
     def _epoch(self, position: Position, rates: NDArray[np.float64], betas: NDArray[np.float64]) -> None:
         schedule, member, train = self.schedule, position.member, self.train

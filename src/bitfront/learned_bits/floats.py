@@ -17,6 +17,8 @@ from bitfront.errors import EvaluationError
 from bitfront.graph import Graph, channels
 from bitfront.kernels.losses import Outputs
 from bitfront.population import train_population
+from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.training import TrainSettings
 from bitfront.transforms.widen import fresh, widen
 
@@ -50,7 +52,14 @@ def soft_targets(models: Sequence[nn.Module], x: Tensor, temperature: float, out
 
 
 def fresh_models(
-    graph: Graph, x: Tensor, y: Tensor, classes: int, settings: TrainSettings, count: int, wider: int = 1
+    graph: Graph,
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    settings: TrainSettings,
+    count: int,
+    wider: int = 1,
+    task: Task = CLASSIFICATION,
 ) -> list[nn.Module]:
     """New float models with the layers of the captured one, trained from fresh weights, each from another seed.
 
@@ -60,6 +69,7 @@ def fresh_models(
         classes: number of classes.
         settings: of the training.
         count: how many models.
+        task: what the samples are.
         wider: factor of the widths that can change; those of a model that is not traced cannot.
 
     Raises:
@@ -77,8 +87,9 @@ def fresh_models(
         y={"train": y, "val": y[:64]},
         class_names=tuple(map(str, range(classes))),
         source="the training split",
+        targets=task.targets,
     )
-    trained = train_population(models, few, settings, outputs=graph.outputs)
+    trained = train_population(models, few, settings, outputs=graph.outputs, task=task)
     for model, member in zip(models, trained, strict=True):
         if member.error:
             raise EvaluationError(f"a float model could not be trained: {member.error}")

@@ -26,6 +26,8 @@ from bitfront.population.programs import TrainingProgram, TrainingStep
 from bitfront.population.programs import program as training_program
 from bitfront.registry import canonical
 from bitfront.strategies.learned_bits import Granularity
+from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.transforms.fold import Folded, folded
 
 Indices = NDArray[np.int64]
@@ -163,8 +165,10 @@ class Program(ABC):
         notes: what of the user's model is otherwise here, in words.
         trainer: who trains it, and why, in words.
         float_macs: multiply-accumulates of what stays in float.
+        task: what the samples are.
     """
 
+    task: Task = CLASSIFICATION
     layers: tuple[Layer, ...]
     notes: tuple[str, ...]
     float_macs: int = 0

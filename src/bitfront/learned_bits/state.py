@@ -43,11 +43,11 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples and their classes.
+    """Samples and their classes, or the targets of another task.
 
     Attributes:
         x: for compiled steps float32 of shape (samples, features), contiguous; otherwise as the model takes it.
-        y: int32, shape (samples,).
+        y: int32, shape (samples,); of another task than classification as the task has them.
         targets: probabilities in place of labels, float32, shape (samples, classes), contiguous; None for labels.
     """
 
@@ -157,7 +157,8 @@ class Member(ABC):
 
     @abstractmethod
     def measured(self, samples: Samples, cost: Cost) -> tuple[float, float]:
-        """(what the bits cost, how many of the samples are classified correctly)."""
+        """(what the bits cost, how many of the samples are classified correctly; in another task the metric that leads,
+        negated where smaller is better)."""
 
     def floats(self) -> dict[str, Tensor]:
         """What is trained in float beside the layers whose bits are learned: names in the state dict → values."""

@@ -29,7 +29,8 @@ class Target:
     """What the constraints of a search say about accuracy and cost.
 
     Attributes:
-        least_right: how many samples a network must classify correctly, at least; None: no matter.
+        least_right: how many samples a network must classify correctly, at least; in another task the least value of
+            the metric that leads, negated where smaller is better. None: no matter.
         most_cost: what it may cost at most, as the training counts; None: no matter, or it is not counted as reported.
         others: constraints on metrics that the training does not count, and that more pressure can fulfil.
     """
@@ -75,7 +76,8 @@ class Target:
     def best(self, networks: Sequence[tuple[float, float]]) -> list[int]:
         """The cheapest and the most accurate of networks with these (costs, numbers of right answers) that fulfil what
         is known of them; none if none does."""
-        least, most = self.least_right or 0.0, math.inf if self.most_cost is None else self.most_cost
+        least = -math.inf if self.least_right is None else self.least_right
+        most = math.inf if self.most_cost is None else self.most_cost
         within = [i for i, (cost, right) in enumerate(networks) if right >= least and cost <= most]
         if not self or not within:
             return []
@@ -89,20 +91,23 @@ class Hurry:
     """How much further than planned the pressure rises where accuracy hardly suffers, if no constraint steers it.
 
     Attributes:
-        most_right: how many of the val samples the best network so far classifies correctly.
+        most_right: how many of the val samples the best network so far classifies correctly, or the same for another
+            task, as in ``Target``; None before the first cycle.
         steps: how many steps of the rise were added so far.
         before: how many were added before the last cycle.
     """
 
-    most_right: float = 0.0
+    most_right: float | None = None
     steps: int = 0
     before: int = 0
 
     def after(self, right: float, done: float) -> Hurry:
         """How it goes on after a cycle whose best network classifies `right` samples correctly; `done` is the share of
         the course that is done."""
-        best = max(self.most_right, right)
-        more = HURRY if done >= LATE and right > (1 - LOST) * best else 0
+        best = right if self.most_right is None else max(self.most_right, right)
+        # Of a metric whose smaller values are better, `best` is negative.
+        least = (1 - LOST) * best if best >= 0 else (1 + LOST) * best
+        more = HURRY if done >= LATE and right > least else 0
         return Hurry(best, self.steps + more, self.steps)
 
 

@@ -22,13 +22,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront.errors import EvaluationError
 from bitfront.interrupts import contained
-from bitfront.kernels.losses import Outputs, log_probabilities, training_loss
+from bitfront.kernels.losses import log_probabilities
 from bitfront.learned_bits.program import Program
 from bitfront.learned_bits.state import Cost, Member, Samples, Steps
 from bitfront.learned_bits.torch_layer import RoundedLayer, uses_of_bias
 from bitfront.learned_bits.torch_program import TorchLayer, TorchProgram
 from bitfront.operations.base import Rounds
-from bitfront.scoring import checked_logits
+from bitfront.scoring import Tally, checked_logits, checked_outputs
 from bitfront.transforms.quantize import rebuilt
 
 #: Samples that go through the model at a time where nothing is learned.
@@ -118,16 +118,24 @@ class TorchMember(Member):
         return float(total) / len(order)
 
     def measured(self, samples: Samples, cost: Cost) -> tuple[float, float]:
-        """(what the bits cost, how many of the samples are classified correctly)."""
-        running = self._opened()
+        """(what the bits cost, how many of the samples are classified correctly; in another task the metric that leads,
+        negated where smaller is better)."""
+        running, task = self._opened(), self.program.task
         running.load(self)
         running.model.eval()
-        right = 0
+        right, tally = 0, Tally(task, self.program.graph.outputs)
         with torch.no_grad():
             running.prepare()
             for x, y in zip(torch.split(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
-                right += int((running.outputs(x).argmax(1) == y).sum())
-        return self._cost(cost), float(right)
+                if task.classifies:
+                    right += int((running.outputs(x).argmax(1) == y).sum())
+                else:
+                    tally.add(running.outputs(x), y)
+        if task.classifies:
+            return self._cost(cost), float(right)
+        value = tally.evaluation().values[task.leading.name]
+        quality = value if task.leading.direction == "maximize" else -value
+        return self._cost(cost), -math.inf if math.isnan(quality) else quality
 
     def _cost(self, cost: Cost) -> float:
         """What the bits cost, counted in whole numbers on the CPU."""
@@ -221,6 +229,8 @@ class Running:
         """What the model gives, checked to be a row per sample."""
         with contained():
             given = self.model(x.to(self.device))
+        if not self.program.task.classifies and isinstance(given, Tensor):
+            return given
         classes = given.shape[-1] if isinstance(given, Tensor) and given.dim() else 0
         return checked_logits(given, len(x), classes, exact=True)
 
@@ -234,7 +244,7 @@ class Running:
                 "the model cannot be trained: its outputs have no gradients in training mode. Its forward may run "
                 "under torch.no_grad, or detach what it returns"
             )
-        loss = _loss(values, samples, rows, self.program.graph.outputs)
+        loss = _loss(values, samples, rows, self.program)
         pressed = float(steps.betas[k]) * torch.stack([r.cost(steps.cost) for r in self.layers]).sum()
         (loss + pressed).backward()  # type: ignore[no-untyped-call]
         self._update(float(steps.rates[k]), steps.bits_rate, count)
@@ -253,10 +263,13 @@ class Running:
             self.values.add_(change, alpha=-size)
 
 
-def _loss(values: Tensor, samples: Samples, rows: Tensor, outputs: Outputs) -> Tensor:
+def _loss(values: Tensor, samples: Samples, rows: Tensor, program: TorchProgram) -> Tensor:
     """The mean loss of a batch, with gradients."""
+    outputs, task = program.graph.outputs, program.task
     if samples.targets is None:
-        return training_loss(values, samples.y[rows].long(), outputs)
+        if task.classifies:
+            return task.minimised(values, samples.y[rows].long(), outputs)
+        return task.minimised(checked_outputs(task, values, samples.y[rows]), samples.y[rows], outputs)
     targets = samples.targets[rows]
     if outputs in ("class_probabilities", "class_log_probabilities"):
         p = values if outputs == "class_probabilities" else values.exp()

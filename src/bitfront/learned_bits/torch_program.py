@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Operands
 from bitfront.operations.lookup import hooks, of_node
 from bitfront.operations.training import UnsupportedError
+from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.transforms.fold import folded
 from bitfront.transforms.quantize import SiteFormats
 
@@ -109,6 +111,7 @@ class TorchProgram(Program):
     float_macs: int = 0
     fixed: Mapping[str, SiteFormats] = field(default_factory=dict)
     loose: tuple[str, ...] = ()
+    task: Task = CLASSIFICATION
 
     @property
     def trainer(self) -> str:
@@ -131,9 +134,10 @@ def open_program(
     named: Mapping[str, Granularities],
     device: str = "cpu",
     offered: Mapping[str, Sequence[SiteFormats]] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> tuple[Graph, Program]:
     """(the graph with its batch norms folded, the network with learned bits): compiled steps on a CPU if the whole
-    network has them, otherwise torch.
+    network has them and the task has their loss, otherwise torch.
 
     Args:
         graph: a captured model.
@@ -142,11 +146,14 @@ def open_program(
         device: where it is trained.
         offered: site → the formats by operand that a file offers there, not calibrated. What learns no bits has them,
             if there is one choice; compiled steps have no such layers.
+        task: what the samples are.
 
     Raises:
         ConfigError: no layer can learn bits; or `named` names no layer that does.
     """
     try:
+        if not task.plainly_trained:
+            raise UnsupportedError("they train for the plain cross entropy, and the task has another loss")
         steps = with_learned_bits(graph, tuple(x.shape[1:]), default, named, x[:2])
     except UnsupportedError as reason:
         why = f"no compiled steps: {reason}"
@@ -155,7 +162,8 @@ def open_program(
             return steps
         cpu = "compiled steps are for CPUs, and often faster for a small network: accelerator = 'cpu'"
         why = cpu if device != "cpu" else "there is no C++ compiler here"
-    return _traced(graph, x, default, named, device, why, offered or {})
+    graph, program = _traced(graph, x, default, named, device, why, offered or {})
+    return graph, replace(program, task=task)
 
 
 def _traced(

@@ -11,6 +11,7 @@ of groups are drawn: the spread of a mean is the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,26 +34,32 @@ def draws(metric: TaskMetric, results: Results, seed: int = 0) -> Values:
         results: per sample, of one model.
         seed: random seed of the draws.
     """
-    rng = np.random.default_rng(seed)
     count = len(results["samples"])
     with np.errstate(all="ignore"):
         if not metric.additive:
+            rng = np.random.default_rng(seed)
             rows = (rng.integers(count, size=count) for _ in range(DRAWS_OF_SAMPLES))
             return np.array([metric.value({name: r[drawn] for name, r in results.items()}) for drawn in rows])
-        grouped = _grouped(results, rng)
-        size = len(grouped["samples"])
-        # Row d says how often draw d has each group.
-        times = rng.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(np.float64)
+        order, times = _drawn(count, seed)
+        grouped, size = _grouped(results, order), times.shape[1]
         sums = {name: (times @ r.reshape(size, -1)).reshape(DRAWS, 1, *r.shape[1:]) for name, r in grouped.items()}
         return np.array([metric.value({name: s[d] for name, s in sums.items()}) for d in range(DRAWS)])
 
 
-def _grouped(results: Results, rng: np.random.Generator) -> dict[str, Values]:
-    """The results, as sums over random groups of samples if there are many."""
-    count = len(results["samples"])
+@lru_cache(maxsize=2)
+def _drawn(count: int, seed: int) -> tuple[NDArray[np.int64], Values]:
+    """(the samples in a random order, how often each draw has each group of them, shape (draws, groups)). Kept, as
+    many candidates are drawn in the same way."""
+    rng, size = np.random.default_rng(seed), min(count, GROUPS)
+    order = rng.permutation(count) if count > GROUPS else np.arange(count)
+    return order, rng.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(np.float64)
+
+
+def _grouped(results: Results, order: NDArray[np.int64]) -> dict[str, Values]:
+    """The results, as sums over groups of samples in this order if there are many."""
+    count = len(order)
     if count <= GROUPS:
         return dict(results)
-    order = rng.permutation(count)
     edges = np.linspace(0, count, GROUPS + 1).astype(np.int64)[:-1]
     return {name: np.add.reduceat(r[order], edges, axis=0) for name, r in results.items()}
 

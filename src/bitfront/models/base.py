@@ -32,7 +32,7 @@ def build_model(name: str, sample_shape: SampleShape, num_classes: int, seed: in
             if its parameters have these names, by position if it requires two others, and without arguments
             if it requires none. The working directory is importable.
         sample_shape: shape of one sample, without the batch dimension.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 if it is not known, which is an error where the factory asks for it.
         seed: random seed of the initial weights.
 
     Raises:
@@ -40,6 +40,8 @@ def build_model(name: str, sample_shape: SampleShape, num_classes: int, seed: in
         ConfigError: the factory cannot be imported or called, returns something else than an ``nn.Module``,
             or the model does not take samples of this shape.
     """
+    if ":" not in name:
+        _check_outputs(name, num_classes)
     factory = _imported_factory(name) if ":" in name else MODELS.get(name)
     return build_from_factory(factory, sample_shape, num_classes, seed, name)
 
@@ -81,6 +83,16 @@ def build_from_factory(
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         _give_shapes(model, sample_shape, seed, name)
     return model
+
+
+def _check_outputs(name: str, num_classes: int) -> None:
+    """Raises ConfigError where the number of outputs that a model is made for is not known."""
+    if num_classes < 1:
+        raise ConfigError(
+            f"model {name!r} is made for a number of outputs, and data without labels does not say how many; set "
+            "num_outputs in [task_settings]",
+            key=("task_settings", "num_outputs"),
+        )
 
 
 def _give_shapes(model: nn.Module, sample_shape: SampleShape, seed: int, name: str) -> None:
@@ -130,6 +142,8 @@ def _arguments(
     required = [p for p in parameters if p.default is p.empty and p.kind not in variadic]
     values = dict(zip(_FACTORY_ARGUMENTS, (sample_shape, num_classes), strict=True))
     named = {p.name: values[p.name] for p in parameters if p.name in values and p.kind not in variadic}
+    if "num_classes" in named or len(required) == 2:
+        _check_outputs(spec, num_classes)
     if all(p.name in named and p.kind is not inspect.Parameter.POSITIONAL_ONLY for p in required):
         return (), named
     if len(required) == 2 and all(p.kind in positional for p in required):

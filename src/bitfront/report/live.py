@@ -116,8 +116,8 @@ class Live(Events):
             return  # nothing is shown
         parts = [f"cycle {moment.cycle}/{moment.cycles}, epoch {moment.epoch}/{moment.epochs}"]
         parts.append(f"pressure {moment.pressure:.1e}")
-        if moment.accuracy is not None and moment.cost is not None:
-            parts.append(f"accuracy {moment.accuracy:.4f}, cost {tables.number(moment.cost)}")
+        if moment.quality is not None and moment.cost is not None:
+            parts.append(f"{moment.metric} {moment.quality:.4f}, cost {tables.number(moment.cost)}")
         parts += [f"front {self._front}"] if self._front else []
         if self._timeout and self.console.width >= ROOM:
             parts.append(f"timeout {tables.duration(self._timeout)}")

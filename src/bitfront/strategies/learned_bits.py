@@ -105,7 +105,8 @@ class LearnedBitsSettings(StrategySettings):
     first_pressure: float | None = Field(
         None,
         gt=0,
-        description="pressure of the first cycle in nats per unit of the cost; default: 0.02 / cost at the start",
+        description="pressure of the first cycle in nats per unit of the cost; default: 0.02 / cost at the start. Of a "
+        "loss that is not in nats, such as mse, in its unit; default: times the loss of a constant answer",
     )
     last_pressure: float | None = Field(
         None,

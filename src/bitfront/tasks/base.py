@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import lru_cache
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,8 +20,12 @@ from torch import Tensor
 
 from bitfront.config import Direction, Table
 from bitfront.data.targets import Targets
+from bitfront.errors import ConfigError
 from bitfront.kernels.losses import Outputs
+from bitfront.registry import import_object, one_line
 
+#: What the outputs of a model say.
+Answers = Literal["classes", "tokens", "labels", "numbers"]
 #: Name → results, float64, shape (samples, ...). ``samples`` is there always: one per sample.
 Results = Mapping[str, NDArray[np.float64]]
 
@@ -28,8 +33,21 @@ Results = Mapping[str, NDArray[np.float64]]
 class TaskSettings(Table):
     """Settings of a task, the keys of ``[task_settings]``; these are those of every task. Unknown keys are errors."""
 
+    #: Keys that earlier versions did not have.
+    later: ClassVar[tuple[str, ...]] = ("num_outputs", "training_loss")
+
     output: str | int | None = Field(
         None, description="which output the task is about, if the model returns several: a key or a place"
+    )
+    num_outputs: int | None = Field(
+        None,
+        ge=1,
+        description="how many outputs a factory makes the model with, where data without labels does not say it",
+    )
+    training_loss: str | None = Field(
+        None,
+        description="what training minimises in place of the loss of the task: `module:function` of (outputs, "
+        "targets), such as `torch.nn.functional:mse_loss`",
     )
 
 
@@ -72,6 +90,8 @@ class Task(ABC):
         loss: the mean loss, as a metric; a runner produces it beside the others.
         metrics: the other metrics. The first one leads: it is on the axes of figures, is compared in pairs, and decides
             whether a fine-tuned candidate is kept.
+        answers: what the outputs say: one of several classes along the axis 1, or along the last one ("tokens"); labels
+            that are there or not; or numbers. Without labels, answers are compared with the float model's by that.
         endings: what outputs may be beside logits (``kernels.losses``): those that ``results`` and ``training_loss``
             tell apart. All other outputs are taken as they are.
     """
@@ -82,6 +102,7 @@ class Task(ABC):
     targets: ClassVar[Targets]
     loss: ClassVar[TaskMetric]
     metrics: ClassVar[tuple[TaskMetric, ...]]
+    answers: ClassVar[Answers] = "numbers"
     endings: ClassVar[tuple[Outputs, ...]] = ()
 
     @property
@@ -95,14 +116,45 @@ class Task(ABC):
         return False
 
     @property
+    def measured(self) -> tuple[TaskMetric, ...]:
+        """The metrics beside the loss, with these settings."""
+        return self.metrics
+
+    @property
     def leading(self) -> TaskMetric:
         """The metric that leads."""
-        return self.metrics[0]
+        return self.measured[0]
 
     @property
     def all_metrics(self) -> tuple[TaskMetric, ...]:
         """The loss, then the other metrics: in the order of tables."""
-        return (self.loss, *self.metrics)
+        return (self.loss, *self.measured)
+
+    def unfit(self, outputs: int) -> str:  # noqa: ARG002
+        """What does not fit data of so many classes or outputs in these settings, in words; empty if all does."""
+        return ""
+
+    def minimised(self, outputs: Tensor, targets: Tensor, ends: Outputs) -> Tensor:
+        """What a training minimises: the user's function, or ``training_loss``. Arguments as there.
+
+        Raises:
+            ConfigError: the function fails, or does not give one number.
+        """
+        name = self.settings.training_loss
+        if name is None:
+            return self.training_loss(outputs, targets, ends)
+        key = ("task_settings", "training_loss")
+        try:
+            loss = loss_function(name)(outputs, targets)
+        except ConfigError:
+            raise
+        except Exception as error:
+            shapes = f"outputs {tuple(outputs.shape)} and targets {targets.dtype} {tuple(targets.shape)}"
+            raise ConfigError(f"{name} failed with {shapes}: {one_line(error)}", key=key) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigError(f"{name} returned {got}; needed is one number, a tensor with gradients", key=key)
+        return loss.reshape(())
 
     @abstractmethod
     def wrong(self, outputs: Tensor, targets: Tensor) -> str:
@@ -126,6 +178,23 @@ class Task(ABC):
     @abstractmethod
     def training_loss(self, outputs: Tensor, targets: Tensor, ends: Outputs) -> Tensor:
         """The loss of a batch, a scalar with gradients. Arguments as for ``results``, on any device."""
+
+
+@lru_cache(maxsize=16)
+def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function of the user that a training minimises. Raises ConfigError where it cannot be imported."""
+    try:
+        found: object = import_object(name, "training_loss")
+    except ConfigError as error:
+        error.key = ("task_settings", "training_loss")
+        raise
+    if isinstance(found, type) or not callable(found):
+        what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise ConfigError(
+            f"training_loss {name!r} is {what}; needed is a function of (outputs, targets)",
+            key=("task_settings", "training_loss"),
+        )
+    return found
 
 
 def total(results: Results, name: str) -> NDArray[np.float64]:

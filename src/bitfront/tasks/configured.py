@@ -9,13 +9,15 @@ from bitfront.config import Config, settings_of
 from bitfront.errors import ConfigError
 from bitfront.registry import import_object, one_line
 from bitfront.tasks import TASKS
-from bitfront.tasks.base import Task
+from bitfront.tasks.base import Task, loss_function
+from bitfront.tasks.distillation import without_labels
 
 
 def task_of(config: Config) -> Task:
-    """The task of a configuration. Raises ConfigError."""
+    """The task of a configuration; what takes its place if there are no labels. Raises ConfigError."""
     with config.locating():
-        return named_task(config.task, config.task_settings)
+        task = named_task(config.task, config.task_settings)
+        return task if config.labels else without_labels(task)
 
 
 def named_task(name: str, given: Mapping[str, Any] | None = None) -> Task:
@@ -35,7 +37,10 @@ def named_task(name: str, given: Mapping[str, Any] | None = None) -> Task:
         error.key = error.key or ("task",)
         raise
     if isinstance(found, type) and issubclass(found, Task):
-        return found(settings_of(found.Settings, given or {}, ("task_settings",)))
+        task = found(settings_of(found.Settings, given or {}, ("task_settings",)))
+        if task.settings.training_loss is not None:
+            loss_function(task.settings.training_loss)  # now, to see whether it is there
+        return task
     if callable(found):
         found = _called(found, name)
     if not isinstance(found, Task):
@@ -55,7 +60,11 @@ def described(config: Config) -> dict[str, Any]:
     task = task_of(config)
     if task.plainly_trained:
         return {}
-    return {"task": {"name": config.task, "settings": task.settings.model_dump()}}
+    # A search without the settings that came later goes on as it was.
+    usual = {key: type(task.settings).model_fields[key].get_default() for key in task.settings.later}
+    settings = {k: v for k, v in task.settings.model_dump().items() if k not in usual or v != usual[k]}
+    labels = {} if config.labels else {"labels": False}
+    return {"task": {"name": config.task, "settings": settings, **labels}}
 
 
 def _called(factory: Any, name: str) -> object:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -14,14 +15,19 @@ from torch.nn import functional
 from bitfront.data.targets import NO_LABEL, TOKENS, Targets
 from bitfront.kernels.losses import Outputs
 from bitfront.tasks import TASKS
-from bitfront.tasks.base import Results, Task, TaskMetric, TaskSettings, ratio, total
+from bitfront.tasks.base import Answers, Results, Task, TaskMetric, TaskSettings, ratio, total
 
 
 class LanguageModellingSettings(TaskSettings):
     """``[task_settings]`` of a language model."""
 
+    later: ClassVar[tuple[str, ...]] = (*TaskSettings.later, "ignore_index")
+
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="of the loss of the training: the share of a token that goes to all tokens alike"
+    )
+    ignore_index: int | None = Field(
+        None, ge=0, description="a token that is not asked for anywhere, such as the padding, beside places with -100"
     )
 
 
@@ -50,6 +56,7 @@ class LanguageModelling(Task):
 
     Settings = LanguageModellingSettings
     targets: ClassVar[Targets] = TOKENS
+    answers: ClassVar[Answers] = "tokens"
     loss: ClassVar[TaskMetric] = TaskMetric(
         "loss", "nats", "minimize", "mean cross entropy of a token that is asked for", loss_per_token
     )
@@ -67,8 +74,14 @@ class LanguageModelling(Task):
             return ""
         return f"logits of shape {(*targets.shape, least)}, or of a larger vocabulary, are needed"
 
+    def _asked(self, targets: Tensor) -> Tensor:
+        """The targets, with ``NO_LABEL`` wherever no token is asked for."""
+        ignored = self.settings.ignore_index
+        return targets if ignored is None else torch.where(targets == ignored, NO_LABEL, targets)
+
     def results(self, outputs: Tensor, targets: Tensor, ends: Outputs) -> Mapping[str, Tensor]:  # noqa: ARG002
         """Sums over the tokens of a sample, each of shape (samples,)."""
+        targets = self._asked(targets)
         asked = targets != NO_LABEL
         log_probabilities = outputs.double().log_softmax(dim=2).transpose(1, 2)
         losses = functional.nll_loss(log_probabilities, targets, ignore_index=NO_LABEL, reduction="none")
@@ -79,4 +92,5 @@ class LanguageModelling(Task):
         """Mean cross entropy over the tokens that are asked for."""
         smoothing = self.settings.label_smoothing
         logits = outputs.flatten(0, 1)
-        return functional.cross_entropy(logits, targets.flatten(), ignore_index=NO_LABEL, label_smoothing=smoothing)
+        wanted = self._asked(targets).flatten()
+        return functional.cross_entropy(logits, wanted, ignore_index=NO_LABEL, label_smoothing=smoothing)

@@ -17,10 +17,8 @@ from torch.nn import functional
 from bitfront.data.targets import LABELS, Targets
 from bitfront.kernels.losses import Outputs
 from bitfront.tasks import TASKS
-from bitfront.tasks.base import Results, Task, TaskMetric, TaskSettings, mean, ratio, total
-
-#: The least logarithm of a probability, as in ``torch.nn.BCELoss``: a wrong certainty costs 100 nats and not infinity.
-_FLOOR = -100.0
+from bitfront.tasks.base import Answers, Results, Task, TaskMetric, TaskSettings, mean, ratio, total
+from bitfront.tasks.probabilities import of_labels
 
 
 class MultilabelSettings(TaskSettings):
@@ -76,6 +74,7 @@ class Multilabel(Task):
 
     Settings = MultilabelSettings
     targets: ClassVar[Targets] = LABELS
+    answers: ClassVar[Answers] = "labels"
     endings: ClassVar[tuple[Outputs, ...]] = ("class_probabilities", "class_log_probabilities")
     loss: ClassVar[TaskMetric] = TaskMetric(
         "loss", "nats", "minimize", "mean binary cross entropy over samples and labels", partial(mean, name="loss")
@@ -108,7 +107,7 @@ class Multilabel(Task):
 
     def results(self, outputs: Tensor, targets: Tensor, ends: Outputs) -> Mapping[str, Tensor]:
         """Losses and counts, each of shape (samples, labels); ``exact``: (samples,)."""
-        positive, negative = _log_probabilities(outputs.double(), ends)
+        positive, negative = of_labels(outputs.double(), ends)
         there = targets.double()
         unknown = outputs.isnan()
         given = (positive.exp() > self.settings.threshold).double()
@@ -131,14 +130,3 @@ class Multilabel(Task):
             )
         probabilities = outputs if ends == "class_probabilities" else outputs.exp()
         return functional.binary_cross_entropy(probabilities, targets, torch.where(targets > 0, weight, 1.0))
-
-
-def _log_probabilities(outputs: Tensor, ends: Outputs) -> tuple[Tensor, Tensor]:
-    """(log of the probability that a label is there, log of that it is not), float64, each at least −100."""
-    if ends == "class_log_probabilities":
-        positive, negative = outputs, torch.log1p(-outputs.exp())
-    elif ends == "class_probabilities":
-        positive, negative = outputs.log(), torch.log1p(-outputs)
-    else:
-        positive, negative = functional.logsigmoid(outputs), functional.logsigmoid(-outputs)
-    return positive.clamp(min=_FLOOR), negative.clamp(min=_FLOOR)

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitfront.data.targets import MASKS, NO_LABEL, Targets
-from bitfront.kernels.losses import FLOOR, Outputs
+from bitfront.kernels.losses import Outputs
 from bitfront.tasks import TASKS
-from bitfront.tasks.base import Results, Task, TaskMetric, TaskSettings, ratio, total
+from bitfront.tasks.base import Answers, Results, Task, TaskMetric, TaskSettings, ratio, total
+from bitfront.tasks.probabilities import of_classes
 
 
 class SegmentationSettings(TaskSettings):
@@ -59,6 +60,7 @@ class Segmentation(Task):
 
     Settings = SegmentationSettings
     targets: ClassVar[Targets] = MASKS
+    answers: ClassVar[Answers] = "classes"
     endings: ClassVar[tuple[Outputs, ...]] = ("probabilities", "log_probabilities")
     loss: ClassVar[TaskMetric] = TaskMetric(
         "loss", "nats", "minimize", "mean cross entropy over pixels with a label", loss_per_pixel
@@ -74,6 +76,12 @@ class Segmentation(Task):
             share=True,
         ),
     )
+
+    def unfit(self, outputs: int) -> str:
+        """Class weights are one per class."""
+        given = self.settings.class_weights
+        fits = given is None or len(given) == outputs
+        return "" if fits else f"there are {len(given or ())} class weights and {outputs} classes; give one for each"
 
     def wrong(self, outputs: Tensor, targets: Tensor) -> str:
         """Outputs are (samples, classes, height, width), with the height and width of the targets."""
@@ -96,7 +104,7 @@ class Segmentation(Task):
         wanted, classes = self._wanted(targets), outputs.shape[1]
         counts = (wanted != NO_LABEL).double()
         losses = functional.nll_loss(
-            _log_probabilities(outputs.double(), ends), wanted, ignore_index=NO_LABEL, reduction="none"
+            of_classes(outputs.double(), ends), wanted, ignore_index=NO_LABEL, reduction="none"
         )
         # A pixel of which one output is not a number is not known.
         unknown = torch.where((outputs.isnan().any(dim=1) & (counts > 0)).flatten(1).any(dim=1), torch.nan, 0.0)
@@ -113,14 +121,7 @@ class Segmentation(Task):
         given = self.settings.class_weights
         weight = None if given is None else torch.tensor(given, dtype=outputs.dtype, device=outputs.device)
         # The cross entropy of log-probabilities is that of the logits: their exponentials sum to 1.
-        logits = outputs if ends not in self.endings else _log_probabilities(outputs, ends)
+        logits = outputs if ends not in self.endings else of_classes(outputs, ends)
         smoothing = self.settings.label_smoothing
         wanted = self._wanted(targets)
         return functional.cross_entropy(logits, wanted, weight, ignore_index=NO_LABEL, label_smoothing=smoothing)
-
-
-def _log_probabilities(outputs: Tensor, ends: Outputs) -> Tensor:
-    """Logarithms of the probabilities of the classes, each at least −100."""
-    if ends == "probabilities":
-        return outputs.clamp(min=2.0**-126).log().clamp(min=FLOOR)
-    return outputs.clamp(min=FLOOR) if ends == "log_probabilities" else outputs.log_softmax(dim=1)

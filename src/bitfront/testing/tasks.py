@@ -64,7 +64,7 @@ def check_task(
 
 def _check_facts(task: Task, title: str) -> None:
     assert (type(task).__doc__ or "").strip(), f"{title} needs a docstring: `bitfront list tasks` shows its first line"
-    assert task.metrics, f"{title} has no metric beside its loss"
+    assert task.measured, f"{title} has no metric beside its loss"
     names = [metric.name for metric in task.all_metrics]
     assert task.loss.name == "loss", f"{title}: the loss is called {task.loss.name!r}, not 'loss'"
     assert task.loss.direction == "minimize", f"{title}: a larger loss must not be better"

@@ -1,8 +1,9 @@
 """Successive halving (Jamieson, Talwalkar 2016) for fronts: which candidates are not trained to the end.
 
 A cohort is a group of candidates that are compared with each other. It is trained up to a rung, a number of epochs.
-There a share `keep` of the cohort goes on: the candidates that no other one dominates, in accuracy and in every cost in
-closed form (with the weights of that moment), then the most accurate of the others. The front goes on even if it is
+There a share `keep` of the cohort goes on: the candidates that no other one dominates, in accuracy
+(or what leads in another task) and in every cost in closed form (with the weights of that moment), then the most
+accurate of the others. The front goes on even if it is
 larger than this share. The rest stops.
 
 With constraints, the front is that of the candidates that fulfil them at the rung, then come the others of these, then

@@ -120,6 +120,7 @@ class BitsLearning:
             from the model.
         course: the training so far, shared by all jobs that are derived from one.
         device: where it is trained.
+        task: what the samples are.
     """
 
     x: Tensor
@@ -137,6 +138,7 @@ class BitsLearning:
     float_epochs: int = 0
     course: TrainedCourse = field(default_factory=TrainedCourse)
     device: str = "cpu"
+    task: Task = CLASSIFICATION
 
     def space(self, graph: Graph, offered: Mapping[str, Sequence[SiteFormats]] | None = None) -> LearnedBitsSpace:
         """The space of the positions on the course of a captured model.
@@ -144,7 +146,8 @@ class BitsLearning:
         Args:
             offered: site → the formats by operand that a file offers there.
         """
-        changed, program = open_program(graph, self.x[:3], self.default, self.named, self.device, offered)
+        some = self.x[:3]
+        changed, program = open_program(graph, some, self.default, self.named, self.device, offered, self.task)
         return LearnedBitsSpace(changed, program, self.schedule, graph)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from bitfront.learned_bits.state import Floats, Samples
 from bitfront.learned_bits.steering import Target
 from bitfront.learned_bits.torch_program import TorchProgram
 from bitfront.metrics.base import Kind, Scores, Values
+from bitfront.scoring import outputs_of
 from bitfront.spaces.base import Codes
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.tasks.base import Results
@@ -123,13 +125,25 @@ class LearnedBitsEvaluator(Evaluator):
         program = space.program
         if isinstance(program, TorchProgram):
             program = replace(program, fixed=self._fixed)
-        return Course.begin(program, models, largest, learning.schedule, learning.cost, train, val)
+        course = Course.begin(program, models, largest, learning.schedule, learning.cost, train, val)
+        return replace(course, scale=self._scale())
+
+    def _scale(self) -> float:
+        """How large a loss is: 1 of one in nats, otherwise that of the mean of the float model's outputs."""
+        task, some = self.job.task, slice(RANGE_SAMPLES)
+        if task.loss.unit == "nats":
+            return 1.0
+        outputs = outputs_of(self._space.graph.model, self.learning.x[some])
+        constant = outputs.mean(dim=0, keepdim=True).expand_as(outputs)
+        loss = float(task.minimised(constant, self.learning.y[some], self._space.graph.outputs))
+        return loss if math.isfinite(loss) and loss > 0 else 1.0
 
     def _samples(self, x: Tensor, y: Tensor) -> Samples:
         """Samples as the network's trainer takes them."""
         if isinstance(self._space.program, BitsProgram):
             return Samples.of(x, y)
-        return Samples(x.to(self.learning.device), y.int().to(self.learning.device))
+        y = y.int() if self.job.task.classifies else y
+        return Samples(x.to(self.learning.device), y.to(self.learning.device))
 
     @property
     def trainer(self) -> str:
@@ -173,7 +187,8 @@ class LearnedBitsEvaluator(Evaluator):
         )
         graph = self._space.original
         with threads(learning.course.threads):
-            return fresh_models(graph, learning.x, learning.y, learning.classes, settings, count, wider)
+            given = (learning.x, learning.y, learning.classes)
+            return fresh_models(graph, *given, settings, count, wider, self.job.task)
 
     def _targets(self) -> Tensor | None:
         """The answers of the teachers on the training samples; None without a teacher."""
@@ -267,6 +282,8 @@ class LearnedBitsEvaluator(Evaluator):
         roundings = {key: of.data_in_rounding for key, of in {"": learning.default, **learning.named}.items()}
         if set(roundings.values()) != {"even"}:
             digest.update(repr(sorted(roundings.items())).encode())
+        if not self.job.task.plainly_trained:
+            digest.update(repr(self.job.task).encode())
         given = {} if isinstance(learning.teacher, str) else learning.teacher
         tensors = [learning.x, learning.y, learning.val_x, learning.val_y, *given.values()]
         for tensor in [*tensors, *self._space.graph.model.state_dict().values()]:

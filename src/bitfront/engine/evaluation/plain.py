@@ -90,7 +90,7 @@ class PlainScorer:
             return Scores(loss, np.array(correct, dtype=np.int64), len(y), errors)
         others = {
             m.name: np.array([r.metrics[m.name] if isinstance(r, TaskEvaluation) else np.nan for r in results])
-            for m in self._task.metrics
+            for m in self._task.measured
         }
         return Scores(loss, np.zeros(len(codes), dtype=np.int64), len(y), errors, others)
 

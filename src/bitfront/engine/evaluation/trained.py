@@ -306,15 +306,20 @@ class TrainedEvaluator(Evaluator):
     def _at_rung(
         self, members: Sequence[FixedEvaluator], halving: Halving
     ) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-        """The arguments of ``going_on`` for a cohort; the losses are − correct answers, then costs."""
+        """The arguments of ``going_on`` for a cohort. The losses, smaller is better, are − correct answers (or what
+        leads in another task), then costs."""
         samples, violation = self.accuracy_samples, np.zeros(len(members))
+        leading = self.job.task.leading
         assert samples is not None, "the plan checks that"
         names, rows = {c.metric for c in halving.constraints}, []
         for i, member in enumerate(members):
             scores = member.scores(ONLY_CODE[None], samples.split, samples.number)
+            value = float(scores.correct[0] if self.job.task.classifies else scores.of_task[leading.name][0])
+            loss = value if leading.direction == "minimize" else -value
             wanted = {name for name, _ in halving.costs} | (names & member.closed_form)
             values = {**member.closed_form_values(ONLY_CODE[None], wanted), **scores.of_task}
-            rows.append([-float(scores.correct[0]), *(sign * float(values[name][0]) for name, sign in halving.costs)])
+            signed = [sign * float(values[name][0]) for name, sign in halving.costs]
+            rows.append([np.inf if np.isnan(loss) else loss, *signed])
             if known := [c for c in halving.constraints if c.metric in values]:
                 violation[i] = np.inf if scores.errors[0] else total(known, values)[0]
         return np.array(rows), halving.keep, violation

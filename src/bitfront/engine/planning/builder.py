@@ -22,13 +22,15 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
 from bitfront.engine.planning.inputs import (
-    check_targets,
+    checked_data,
     choose_device,
     for_data,
     forward_fingerprint,
     load_weights,
     open_data,
     open_model,
+    refuse_without_labels,
+    with_outputs,
 )
 from bitfront.engine.planning.learning import bits_learning, unused_settings
 from bitfront.engine.planning.notes import folding_notes, remarks
@@ -36,15 +38,16 @@ from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
     FIRST_SAMPLES,
     Runners,
+    check_both_kinds,
     check_ready,
     chosen_samples,
     configured,
     evaluation_samples,
 )
-from bitfront.engine.planning.supported import refuse_unsupported
 from bitfront.engine.planning.training import candidate_training, configured_training
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
+from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import check_weights
 from bitfront.metrics.base import Metric
 from bitfront.objectives import Objectives
@@ -53,6 +56,7 @@ from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured_strategy, without_effect
 from bitfront.tasks.base import Task
+from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.tasks.configured import task_of
 from bitfront.transforms.equalise import equalised
 from bitfront.transforms.fold import Folded, folded
@@ -81,17 +85,14 @@ def make_plan(
     """
     if config.search is None:
         raise ConfigError("there is no [search] in this configuration; `bitfront init` writes one that runs")
-    task = task_of(config)
+    task, setup = task_of(config), config.search.strategy.setup
     with config.locating():
-        setup = config.search.strategy.setup
         ignored: list[str] = []
         if strategy is None:
             strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
             ignored = without_effect(strategy, setup.of_strategy)
         runners, added, objectives = _measured(config, strategy, task)
-    dataset = dataset or open_data(config, report, progress)
-    check_targets(dataset, task, config)
-    network = _checked_model(config, dataset, model)
+    network, dataset = _checked_model(config, dataset or open_data(config, report, progress), model, task)
     device, warning = choose_device(config.accelerator)
     with config.locating():
         _check_device(device, dataset)
@@ -173,20 +174,32 @@ def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple
     """(the runners, names of those that are not in the file, the objectives). Raises ConfigError."""
     assert config.search is not None
     usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
+    usual = tuple(task.leading.name if name == CLASSIFICATION.leading.name else name for name in usual)
     runners, added = configured(config.search, usual, task)
-    refuse_unsupported(task, config, strategy, runners)
     return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
 
 
-def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) -> nn.Module:
-    """The model that was given, or that of the configuration, as it is initialised. Raises UserError."""
+def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None, task: Task) -> tuple[nn.Module, Dataset]:
+    """(the model that was given, or that of the configuration, as it is initialised; the data with the targets of the
+    task, which are the outputs of the float model if there are no labels). Raises UserError."""
+    dataset = checked_data(dataset, task, config)
     if given is not None:
         check_weights(given)
-        return for_data(given, config, dataset)
+        network = for_data(given, config, dataset)
+        return network, with_outputs(config, dataset, network, task)
     model = open_model(config, dataset)
-    if config.load_name is not None:
-        load_weights(config, model)  # only to see now whether the checkpoint can be read
-    return model
+    if config.load_name is None:
+        with config.locating():
+            refuse_without_labels(
+                config,
+                "the float model would have to be trained, which needs them; name its weights with load_name, or give "
+                "a trained model from Python",
+            )
+        return model, dataset
+    loaded = load_weights(config, model)  # now, to see whether the checkpoint can be read
+    trained = private_copy(model)
+    trained.load_state_dict(loaded.state)
+    return model, with_outputs(config, dataset, trained, task)
 
 
 def _check_device(device: str, dataset: Dataset) -> None:
@@ -243,8 +256,11 @@ def _job(
     assert config.search is not None
     search = config.search
     with config.locating():
-        training = candidate_training(config, runners, dataset, objectives)
-        learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device)
+        training = candidate_training(config, runners, dataset, objectives, task)
+        splits = evaluation_samples(dataset, runners, config.seed)
+        if dataset.targets.with_features:
+            check_both_kinds(splits, runners)
+        learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device, task)
     return EvaluationJob(
         model=graph.model,
         sample=dataset.split("train")[0][:2],
@@ -253,7 +269,7 @@ def _job(
         choices=_choices(config),
         default_for=search.search_space.setup.default_for,
         runners=runners,
-        splits=evaluation_samples(dataset, runners, config.seed),
+        splits=splits,
         calibration=chosen_samples(dataset, "train", search.calibration.num_samples, config.seed)[0],
         device=device,
         corrections=_corrections(search.calibration),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model
+from bitfront.scoring import outputs_of
 from bitfront.tasks.adapting import adapted
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import task_of
@@ -117,21 +119,72 @@ def open_data(config: Config, report: Any = None, progress: Any = None) -> Datas
     )
     with config.locating():
         try:
-            dataset = load_dataset(config.dataset, request)
-            check_targets(dataset, task, config)
-            return dataset
+            return checked_data(load_dataset(config.dataset, request), task, config)
         except ConfigError as error:
             error.key = error.key or ("dataset",)
             raise
 
 
-def check_targets(dataset: Dataset, task: Task, config: Config) -> None:
-    """Raises DataError where the targets of a dataset are not those of the task."""
+def checked_data(dataset: Dataset, task: Task, config: Config) -> Dataset:
+    """A dataset with the targets of the task; without labels, if the search is without. Raises DataError where they are
+    others."""
+    if not task.targets.given:
+        return _without_labels(dataset, task)
+    if wrong := task.unfit(dataset.num_classes):
+        with config.locating():
+            raise ConfigError(wrong, key=("task_settings",))
     if dataset.targets is not task.targets:
         raise DataError(
             f"dataset {dataset.name!r} has {dataset.targets.name} as targets, and task = {config.task!r} needs "
             f"{task.targets.name}: {task.targets.needed}; give other data, or another task (`bitfront list tasks`)"
         )
+    return dataset
+
+
+def _without_labels(dataset: Dataset, task: Task) -> Dataset:
+    """A dataset without its targets. Raises DataError where features are ids and the task needs numbers, or the other
+    way round."""
+    tokens = dataset.dtype == torch.int64
+    if not dataset.inputs and tokens != task.targets.of_tokens:
+        raise DataError(
+            f"the samples of dataset {dataset.name!r} are {'ids of tokens' if tokens else 'numbers'}, and this task "
+            f"needs {'ids' if task.targets.of_tokens else 'numbers'}; name another task (`bitfront list tasks`)"
+        )
+    wanted = task.settings.num_outputs
+    names = dataset.class_names if wanted is None else tuple(map(str, range(wanted)))
+    nothing = {split: torch.zeros(len(x), 0) for split, x in dataset.x.items()}
+    return replace(dataset.with_outputs(nothing, task.targets), class_names=names)
+
+
+def with_outputs(config: Config, dataset: Dataset, model: nn.Module, task: Task) -> Dataset:
+    """Data without labels with the outputs of the float model as its targets; other data as it is.
+
+    Args:
+        config: the configuration.
+        dataset: from ``checked_data``.
+        model: with the weights of the search.
+        task: what the samples are.
+
+    Raises:
+        DataError: the outputs take too much memory.
+        CaptureError: the model fails.
+    """
+    if task.targets.given:
+        return dataset
+    size, limit = config.batch_size, DataRequest.limit_bytes
+    y = {split: outputs_of(model, x, batch_size=size, limit_bytes=limit) for split, x in dataset.x.items()}
+    return dataset.with_outputs(y, task.targets)
+
+
+def refuse_without_labels(config: Config, verb: str) -> None:
+    """Raises ConfigError where something needs labels, and the configuration says that there are none.
+
+    Args:
+        config: the configuration.
+        verb: what needs them, and what to do.
+    """
+    if not config.labels:
+        raise ConfigError(f"labels = false, and {verb}", key=("labels",))
 
 
 def open_model(config: Config, dataset: Dataset) -> nn.Module:

@@ -24,6 +24,7 @@ from bitfront.learned_bits.steering import Target
 from bitfront.objectives import Objectives
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy
 from bitfront.strategies.learned_bits import LayerSettings, LearnedBitsSettings
+from bitfront.tasks.base import Task, TaskMetric
 
 #: Steps of a cycle while all weights are alive, and how long a weight must be zero to be removed, where the file says
 #: nothing: what served a classifier of 16 features well, in 12 and in 5 epochs of 270,000 samples.
@@ -47,6 +48,7 @@ def bits_learning(
     dataset: Dataset,
     model: nn.Module,
     device: str,
+    task: Task,
 ) -> BitsLearning | None:
     """How weights and bits are learned together; None with another strategy.
 
@@ -67,7 +69,7 @@ def bits_learning(
     samples = next((runner.settings.samples for runner in runners if runner.settings.samples is not None), None)
     if samples is None:
         raise ConfigError(
-            "networks are chosen by their accuracy; add [search.strategy.sw_runner.basic_evaluation]", key=(*SETUP,)
+            f"networks are chosen by {task.leading.name}; add [search.strategy.sw_runner.basic_evaluation]", key=SETUP
         )
     x, y = chosen_samples(dataset, "train", None, config.seed)
     val_x, val_y = chosen_samples(dataset, samples.split, samples.number, config.seed)
@@ -92,10 +94,11 @@ def bits_learning(
     return BitsLearning(
         *(x, y, val_x, val_y, schedule, cost, COSTS[cost], default, named),
         dataset.num_classes,
-        _teacher(config, settings, model),
+        _teacher(config, settings, model, task),
         settings.temperature,
         settings.float_epochs,
         device=device,
+        task=task,
     )
 
 
@@ -152,8 +155,15 @@ def _granularities(
 
 
 def _teacher(
-    config: Config, settings: LearnedBitsSettings, model: nn.Module
+    config: Config, settings: LearnedBitsSettings, model: nn.Module, task: Task
 ) -> Literal["none", "self", "ensemble"] | checkpoints.StateDict:
+    if settings.teacher != "none" and not task.plainly_trained:
+        raise ConfigError(
+            f"teacher = {settings.teacher!r}: a teacher answers in place of labels where the loss is the plain cross "
+            "entropy, and this task has another one; remove it. With labels = false the float model is the teacher of "
+            "any task",
+            key=(*SETUP, "teacher"),
+        )
     if settings.teacher in ("none", "self", "ensemble"):
         return cast(Literal["none", "self", "ensemble"], settings.teacher)
     try:
@@ -170,24 +180,40 @@ def target_of(evaluator: Evaluator, constraints: Sequence[Constraint]) -> Target
 
     Args:
         evaluator: of the search.
-        constraints: with absolute bounds. Those on accuracy steer the training, and those on metrics that are counted
-            and fall (or rise) with the bits. Its networks must fulfil the others all the same.
+        constraints: with absolute bounds. Those on accuracy (or what leads in another task) steer the training, and
+            those on metrics that are counted and fall (or rise) with the bits. Its networks must fulfil the others all
+            the same.
     """
-    learning = evaluator.job.learning
+    learning, task = evaluator.job.learning, evaluator.job.task
     assert learning is not None
+    leading, classifies = task.leading, task.classifies
     counted = {m.name: m.direction for runner in evaluator.runners if runner.closed_form for m in runner.produces}
     better = {"minimize": ("<=", "<"), "maximize": (">=", ">")}
     right, cost, others = None, None, []
     for constraint in constraints:
-        if constraint.metric == "accuracy" and constraint.comparison in better["maximize"]:
-            # Less than an answer, for bounds that are not exact.
-            right = max(right or 0.0, constraint.bound * len(learning.val_y) - 1e-6)
+        if constraint.metric == leading.name and constraint.comparison in better[leading.direction]:
+            bound = _least_right(constraint.bound, leading, len(learning.val_y) if classifies else None)
+            right = bound if right is None else max(right, bound)
         elif constraint.comparison in better.get(counted.get(constraint.metric, ""), ()):
             if constraint.metric == learning.metric and _counts_as_reported(evaluator):
                 cost = min(cost or math.inf, constraint.bound)
             else:
                 others.append(constraint)
     return Target(right, cost, tuple(others))
+
+
+def _least_right(bound: float, leading: TaskMetric, samples: int | None) -> float:
+    """How good a network must be, as a training counts it, for a bound on the metric that leads.
+
+    Args:
+        bound: of the constraint.
+        leading: the metric.
+        samples: how many there are, of a classification, whose right answers are counted; None for other tasks.
+    """
+    if samples is not None:
+        # Less than an answer, for bounds that are not exact.
+        return bound * samples - 1e-6
+    return (bound if leading.direction == "maximize" else -bound) - 1e-9 * max(1.0, abs(bound))
 
 
 def _batch(samples: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -108,6 +108,29 @@ def evaluation_samples(dataset: Dataset, runners: Runners, seed: int) -> dict[st
         before = wanted.get(samples.split, 0)
         wanted[samples.split] = None if number is None or before is None else max(before, number)
     return {split: chosen_samples(dataset, split, number, seed) for split, number in wanted.items()}
+
+
+def check_both_kinds(splits: Mapping[str, tuple[Tensor, Tensor]], runners: Runners) -> None:
+    """Raises ConfigError where candidates would be evaluated on normal samples alone, or on anomalies alone.
+
+    Args:
+        splits: split → (x, y), from ``evaluation_samples``, of data with anomalies.
+        runners: of the search.
+    """
+    for runner in runners:
+        samples = runner.settings.samples
+        if samples is None:
+            continue
+        flags = splits[samples.split][1][:, 0]
+        if bool(flags.min() < flags.max()):
+            continue
+        count = len(flags)
+        why = "training sees normal samples only: use val_dataloader" if samples.split == "train" else "use more"
+        raise ConfigError(
+            f"the {count:,} samples of {samples.split} that candidates are evaluated on are all of one kind, and so "
+            f"cannot say how well anomalies are told apart; {why}",
+            key=(*runner.where, "data_loader" if samples.split == "train" else "num_samples"),
+        )
 
 
 def chosen_samples(dataset: Dataset, split: Split, number: int | None, seed: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from bitfront.errors import ConfigError
 from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.metrics.training import BasicTrainSettings, HalvingSettings
 from bitfront.objectives import Objectives
+from bitfront.tasks.base import Task
 from bitfront.training import TrainSettings
 
 #: Fewer samples have no variance.
@@ -28,7 +29,7 @@ def configured_training(runners: Runners) -> tuple[ConfiguredRunner, BasicTrainS
 
 
 def candidate_training(
-    config: Config, runners: Runners, dataset: Dataset, objectives: Objectives
+    config: Config, runners: Runners, dataset: Dataset, objectives: Objectives, task: Task
 ) -> CandidateTraining | None:
     """How candidates are trained; None if no runner is configured for that.
 
@@ -80,7 +81,8 @@ def candidate_training(
     )
     halving = None
     if table.halving is not None:
-        halving = _halving(runners, table.halving, table.max_epochs, objectives, (*runner.where, "halving"))
+        where = (*runner.where, "halving")
+        halving = _halving(runners, table.halving, table.max_epochs, objectives, task.leading.name, where)
     classes, inputs = dataset.num_classes, dataset.inputs
     return CandidateTraining(x, y, classes, settings, table.init, table.float_epochs, halving, inputs=inputs)
 
@@ -96,12 +98,17 @@ def _check_samples(calibration: CalibrationTable) -> None:
 
 
 def _halving(
-    runners: Runners, table: HalvingSettings, epochs: int, objectives: Objectives, where: tuple[str, ...]
+    runners: Runners,
+    table: HalvingSettings,
+    epochs: int,
+    objectives: Objectives,
+    leading: str,
+    where: tuple[str, ...],
 ) -> Halving:
     """How candidates are compared while they are trained. Raises ConfigError."""
     produced = {metric.name: runner.kind for runner in runners for metric in runner.produces}
-    if "accuracy" not in produced:
-        raise ConfigError("candidates are compared by their accuracy; add sw_runner.basic_evaluation", key=where)
+    if leading not in produced:
+        raise ConfigError(f"candidates are compared by their {leading}; add sw_runner.basic_evaluation", key=where)
     rungs = table.rungs
     if rungs != sorted(set(rungs)) or not 0 < rungs[0] <= rungs[-1] < epochs:
         raise ConfigError(

@@ -21,10 +21,13 @@ from bitfront.metrics.intervals import Z95, PairedCounts
 from bitfront.spaces.base import Codes
 from bitfront.tasks.base import Results, Task
 
-#: Half width of the interval of an accuracy difference (as a share) below which more samples are not needed.
+#: Half width of the interval of an accuracy difference (as a share) below which more samples are not needed. Of a
+#: metric that is no share, it is a part of its value.
 RESOLUTION = 0.005
 #: Number of uniform and of random candidates from which the number of samples is chosen.
 UNIFORM, RANDOM = 32, 32
+#: A p-value below which two candidates differ.
+SIGNIFICANT = 0.05
 
 
 def compare(numbers: Sequence[int], answers: NDArray[np.bool_]) -> tuple[PairedComparison, ...]:
@@ -77,7 +80,7 @@ def compare_results(task: Task, trials: Sequence[tuple[int, Results]]) -> tuple[
 
 def intervals(task: Task, results: Results) -> dict[str, tuple[float, float]]:
     """Metric of the task → its 95 % interval, for those that have one."""
-    found = {m.name: bootstrap.interval(bootstrap.draws(m, results)) for m in task.metrics}
+    found = {m.name: bootstrap.interval(bootstrap.draws(m, results)) for m in task.measured}
     return {name: ends for name, ends in found.items() if ends is not None}
 
 
@@ -125,10 +128,30 @@ def settled(answers: NDArray[np.bool_]) -> bool:
     return all(pair.distinguishable or pair.half_width <= RESOLUTION for pair in pairs)
 
 
+def settled_results(task: Task, candidates: Sequence[Results]) -> bool:
+    """The same by the metric that leads, on the same draws of the samples.
+
+    Args:
+        task: what the samples are.
+        candidates: the results per sample of each candidate.
+    """
+    metric = task.leading
+    ranked = [candidates[place] for place in bootstrap.ranked(metric, candidates)]
+    drawn = [bootstrap.draws(metric, results) for results in ranked]
+    for better, (first, second) in zip(ranked, itertools.pairwise(drawn), strict=False):
+        difference = first - second
+        if not np.isfinite(difference).all() or bootstrap.p_value(first, second) < SIGNIFICANT:
+            continue
+        low, high = np.quantile(difference, [0.025, 0.975])
+        if (high - low) / 2 > RESOLUTION * (1.0 if metric.share else abs(metric.value(better))):
+            return False
+    return True
+
+
 def enough_samples(
     evaluator: Evaluator, split: str, seed: int, safe: Callable[[Codes], NDArray[np.bool_]] | None = None
 ) -> tuple[int, int]:
-    """The number of samples that are enough to order typical candidates by accuracy.
+    """The number of samples that are enough to order typical candidates by accuracy, or by what leads in another task.
 
     The candidates are uniform ones and random ones of the space. The number of samples is doubled until it is enough,
     or the split has no more.
@@ -146,12 +169,17 @@ def enough_samples(
     codes: Codes = np.concatenate([space.uniform()[:UNIFORM], space.sample(RANDOM, np.random.default_rng(seed))])
     codes = codes[np.sort(np.unique(codes, axis=0, return_index=True)[1])] if codes.shape[1] else codes[:1]
     codes = codes if safe is None else codes[safe(codes)]
-    available = len(evaluator.samples(split, None)[1])
+    available, task = len(evaluator.samples(split, None)[1]), evaluator.job.task
     used, answers = 0, np.zeros((len(codes), 0), dtype=bool)
     while used < available:
         more = min(available, max(FIRST_SAMPLES, 2 * used))
-        answers = np.concatenate([answers, evaluator.answers(codes, split, used, more)], axis=1)
+        if task.classifies:
+            answers = np.concatenate([answers, evaluator.answers(codes, split, used, more)], axis=1)
+            enough = settled(answers)
+        else:
+            results = evaluator.results(codes, split, more)
+            enough = settled_results(task, [of for of in results if of is not None])
         used = more
-        if settled(answers):
+        if enough:
             break
     return used, len(codes)

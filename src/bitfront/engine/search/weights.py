@@ -20,6 +20,7 @@ from bitfront.engine.planning.inputs import (
     load_weights,
     open_data,
     open_model,
+    refuse_without_labels,
     training_settings,
     weights_fingerprint,
 )
@@ -82,6 +83,8 @@ def train(config: Config, *, events: Events | None = None) -> Trained:
         KeyboardInterrupt: training was interrupted before its first epoch ended.
     """
     events = events or Events()
+    with config.locating():
+        refuse_without_labels(config, "the training of a float model needs them; remove it")
     dataset, model = open_inputs(config, events)
     if config.load_name is not None:
         model.load_state_dict(_loaded(config, model, events))
@@ -241,6 +244,8 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
         UserError: the configuration or the data cannot be used; the message says why.
     """
     events = events or Events()
+    with config.locating():
+        refuse_without_labels(config, "a float model agrees with itself; remove it to test with labels")
     dataset, model = open_inputs(config, events)
     path = config.run_folder / "checkpoints" / "best.pt"
     if config.load_name is None and not path.exists():
