@@ -99,8 +99,8 @@ def test_what_settles_an_order():
 def test_weak_candidates_are_not_trained_to_the_end(tmp_path, monkeypatch):
     seen = []
 
-    def going_on(losses, keep):
-        seen.append((losses, halving.going_on(losses, keep)))
+    def going_on(losses, keep, violation):
+        seen.append((losses, halving.going_on(losses, keep, violation)))
         return seen[-1][1]
 
     monkeypatch.setattr(trained, "going_on", going_on)
