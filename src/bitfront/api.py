@@ -93,8 +93,8 @@ def search(
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
         restart: delete the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``task="regression"``, ``seed=1``, ``project="mine"``,
-            ``n_trials=50``, ``tensorboard=True``; also the settings of the strategy, e.g. ``sampler="nsgaii"``, and
-            ``constraints={"accuracy_drop": "<= 1 %"}``.
+            ``n_trials=50``, ``fold_batch_norm=True``, ``tensorboard=True``; also the settings of the strategy, e.g.
+            ``sampler="nsgaii"``, and ``constraints={"accuracy_drop": "<= 1 %"}``.
 
     Raises:
         UserError: the request is wrong; nothing has been evaluated.
@@ -231,13 +231,13 @@ def _configured(
 
 
 def _path_of(key: str) -> str:
-    """The dotted key of an override. Keys of a strategy's setup (of any strategy) and ``tensorboard`` need no table in
-    their names."""
+    """The dotted key of an override. Keys of a strategy's setup (of any strategy), ``fold_batch_norm`` and
+    ``tensorboard`` need no table in their names."""
     if key in Config.model_fields or "." in key:
         return key
     if key in StrategySetup.model_fields or key in all_settings():
         return f"search.strategy.setup.{key}"
-    return f"search.{key}" if key == "tensorboard" else key
+    return f"search.{key}" if key in ("tensorboard", "fold_batch_norm") else key
 
 
 def _search_table(

@@ -171,6 +171,11 @@ class SearchTable(Table):
     )
     calibration: CalibrationTable = CalibrationTable()
     finetune: FinetuneTable = FinetuneTable()
+    fold_batch_norm: bool = Field(
+        False,
+        description="search the network whose batch norms are folded into the layers before them, where that is "
+        "possible; it is what is deployed",
+    )
     tensorboard: bool = Field(False, description="log trials and progress to `tensorboard/` in the run folder")
 
 

@@ -89,3 +89,16 @@ def test_a_mistake_is_named_with_its_key(shell, data):
     typed = shell("plan", "--config", "small.toml", code=2)
     assert "rounding = 'adaptive' is not possible if candidates are trained" in typed.err
     assert "search.calibration.rounding" in typed.err
+
+
+def test_a_folded_search_from_the_command_line(shell, data):
+    shell.write("net.py", NET)
+    shell.write("small.toml", settings(data, model="net:net"))
+    typed = shell("search", "--config", "small.toml", "--max-epochs", 1, "--n-trials", 2, "--fold-batch-norm")
+    assert "and this network is searched and deployed: 3 into 2" in typed.err
+    assert "the same up to float error" in typed.err
+    trial = bf.Run.load(shell.folder / "runs/small").trial(1)
+    answer = json.loads(shell("transform", "--run", "runs/small", "--trial", 1, "--check", "--json").out)
+    assert answer["loss"] == trial.metrics["loss"]
+    refused = shell("search", "--config", "small.toml", "--max-epochs", 1, "--n-trials", 2, code=2)
+    assert "folded" in refused.err

@@ -25,6 +25,7 @@ SEARCH_FLAGS = {
     "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no new candidate is started."),
     "candidate_timeout": ("search.strategy.setup.candidate_timeout", float, "Seconds that one candidate may take."),
     "finetune": ("search.finetune.trials", int, "How many trials of the front are fine-tuned."),
+    "fold_batch_norm": ("search.fold_batch_norm", bool, "Search the network without batch norms, folded into layers."),
     "tensorboard": ("search.tensorboard", bool, "Log to tensorboard/ in the run folder."),
     "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
 }

@@ -106,7 +106,7 @@ class Deployment:
             if operand != "bias"
             and (packed := packing(number_format, activation=operand.startswith("data_"))) is not None
         )
-        return tuple(node.output for node in graph.nodes), kernels
+        return tuple((node.op, node.output) for node in graph.nodes), kernels
 
     def network(self, context: EvaluationContext, code: NDArray[np.int64]) -> DeployedNetwork:
         """The candidate `code` on the backend, with a batch of inputs."""

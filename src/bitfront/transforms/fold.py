@@ -9,16 +9,18 @@ one. Paths of modules stay as they are. Dropouts, which do nothing in evaluation
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitfront.graph import Graph, capture
-from bitfront.operations.lookup import hooks
-from bitfront.transforms.correct import norms_behind
-from bitfront.transforms.equalise import layers_alone
+from bitfront.operations.lookup import hooks, unusual
+from bitfront.transforms.correct import is_norm, norms_behind
+from bitfront.transforms.equalise import LAYERS, layers_alone
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -31,14 +33,16 @@ class Folded:
         graph: the captured model; that of before where nothing had to be changed.
         into: path of a batch norm → path of the layer that it was folded into.
         dropouts: paths of the dropouts.
+        kept: path of a batch norm that is still one → why, in words.
     """
 
     graph: Graph
     into: dict[str, str]
     dropouts: tuple[str, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
-def folded(graph: Graph, sample: Tensor | None = None, *, dropouts: bool = True) -> Folded:
+def folded(graph: Graph, sample: Tensor | None = None, *, dropouts: bool = True, training: bool = False) -> Folded:
     """The graph without dropouts, and with each batch norm folded into the linear layer or convolution before it, where
     that is possible.
 
@@ -49,12 +53,14 @@ def folded(graph: Graph, sample: Tensor | None = None, *, dropouts: bool = True)
         graph: a captured model; neither it nor its model is changed.
         sample: two samples, as the model takes them; None: random numbers will do.
         dropouts: whether dropouts go; otherwise they stay.
+        training: as in ``capture``.
     """
     into = dict(_pairs(graph))
+    kept = _reasons(graph, into)
     gone = tuple(path for path, m in graph.model.named_modules() if isinstance(m, _DROPOUTS) and not hooks(m))
     gone = gone if dropouts else ()
     if not into and not gone:
-        return Folded(graph, {})
+        return Folded(graph, {}, kept=kept)
     model = copy.deepcopy(graph.model)
     for norm, layer in into.items():
         _fold(model.get_submodule(layer), model.get_submodule(norm))
@@ -63,7 +69,7 @@ def folded(graph: Graph, sample: Tensor | None = None, *, dropouts: bool = True)
     if sample is None:
         # A capture looks at shapes, and compares its graph with the model: any two samples will do.
         sample = torch.randn(2, *graph.sample_shape, generator=torch.Generator().manual_seed(0))
-    return Folded(capture(model, sample), into, gone)
+    return Folded(capture(model, sample, training=training), into, gone, kept)
 
 
 def _pairs(graph: Graph) -> list[tuple[str, str]]:
@@ -78,6 +84,45 @@ def _pairs(graph: Graph) -> list[tuple[str, str]]:
         if len(norms) == 1 and readers[name] == 1 and (site.op != "linear" or len(site.output) == 1):
             pairs.append((norms[0], path))
     return pairs
+
+
+def _reasons(graph: Graph, into: Collection[str]) -> dict[str, str]:
+    """Path of a batch norm that is not folded → why."""
+    norms = {path: m for path, m in graph.model.named_modules() if isinstance(m, _BatchNorm) and path not in into}
+    return {path: _reason(graph, norm) for path, norm in norms.items()}
+
+
+def _reason(graph: Graph, norm: _BatchNorm) -> str:
+    """Why a batch norm is not folded."""
+    if graph.fx_graph is None:
+        return "the model cannot be traced"
+    if beside := hooks(norm):
+        return beside
+    if not norm.track_running_stats:
+        return "it keeps no running statistics"
+    if not is_norm(norm):
+        return unusual(norm) or f"{type(norm).__name__} is not a batch norm of torch.nn"
+    calls = [n for n in graph.fx_graph.nodes if n.op == "call_module" and graph.model.get_submodule(n.target) is norm]
+    if len(calls) != 1:
+        return "it is called several times" if calls else "the model does not call it"
+    (source,) = calls[0].all_input_nodes
+    site = next((s for s in graph.sites if s.name == source.name), None)
+    if site is None or site.op not in LAYERS or not site.path:
+        return f"it follows {_title(graph, source)}, and not a linear layer or a convolution of a fixed weight"
+    if len(source.users) > 1:
+        return f"others read the output of {site.path} too"
+    if source.name not in layers_alone(graph):
+        return f"{site.path} is called several times, shares its parameters, or has a hook"
+    return f"the channels of {site.path} are another dimension than those of the norm"
+
+
+def _title(graph: Graph, node: fx.Node) -> str:
+    """What users know a node by."""
+    if node.op == "placeholder":
+        return "the input"
+    if node.op == "call_module":
+        return f"{node.target} ({type(graph.model.get_submodule(str(node.target))).__name__})"
+    return node.name
 
 
 def _fold(layer: Any, norm: Any) -> None:

@@ -128,8 +128,9 @@ class FixedEvaluator(ModelEvaluator):
         return self._searched
 
     def float_evaluator(self) -> FixedEvaluator:
-        """An evaluator whose only candidate, the empty code, is the float model."""
-        return FixedEvaluator(self.job, QuantizationSpace.of_float(self.space.graph), self.limits, self)
+        """An evaluator whose only candidate, the empty code, is the float model, with the batch norms of the user's."""
+        graph = self.job.captured() if self.job.fold_batch_norm else self.space.graph
+        return FixedEvaluator(self.job, QuantizationSpace.of_float(graph), self.limits, self)
 
     def with_splits(self, splits: Mapping[str, tuple[Tensor, Tensor]]) -> FixedEvaluator:
         """An evaluator of the same candidates on other samples."""

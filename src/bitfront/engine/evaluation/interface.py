@@ -48,6 +48,7 @@ from bitfront.tasks.classification import CLASSIFICATION
 from bitfront.training import StateDict, TrainSettings
 from bitfront.transforms.correct import Correction
 from bitfront.transforms.equalise import equalised
+from bitfront.transforms.fold import folded
 from bitfront.transforms.quantize import SiteFormats
 
 #: The space of formats, in which a file can give some to layers that learn no bits.
@@ -143,8 +144,8 @@ class BitsLearning:
         Args:
             offered: site → the formats by operand that a file offers there.
         """
-        folded, program = open_program(graph, self.x[:3], self.default, self.named, self.device, offered)
-        return LearnedBitsSpace(folded, program, self.schedule, graph)
+        changed, program = open_program(graph, self.x[:3], self.default, self.named, self.device, offered)
+        return LearnedBitsSpace(changed, program, self.schedule, graph)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +171,8 @@ class EvaluationJob:
             learns for itself.
         learning: how weights and bits are learned together; None if they are not.
         equalise: whether channels between two layers of `model` are equalised, before anything is learned.
+        fold_batch_norm: whether candidates have no batch norms where these can be folded into the layers before them;
+            `model` is the user's, with all of them.
         task: what the samples are.
     """
 
@@ -191,17 +194,28 @@ class EvaluationJob:
     trains: bool = False
     memory: Memory | None = None
     equalise: bool = False
+    fold_batch_norm: bool = False
     learning: BitsLearning | None = None
     default_for: DefaultFor = "usual"
     task: Task = CLASSIFICATION
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
-        return replace(self, model=model, corrections=Corrections(), memory=None)
+        return replace(self.of_network(model), corrections=Corrections())
+
+    def of_network(self, model: nn.Module) -> EvaluationJob:
+        """The same job with the model of one network of the search, in which everything is folded already."""
+        return replace(self, model=model, memory=None, fold_batch_norm=False)
+
+    def captured(self) -> Graph:
+        """The model of the job, with nothing folded or equalised."""
+        return capture(self.model, self.sample, training=self.trains)
 
     def build_space(self) -> ModelSpace:
         """The space, of the captured model."""
-        graph = capture(self.model, self.sample, training=self.trains)
+        graph = self.captured()
+        if self.fold_batch_norm:
+            graph = folded(graph, self.sample, dropouts=False, training=self.trains).graph
         graph = equalised(graph) if self.equalise else graph
         if self.learning is not None:
             return self.learned_space(graph)

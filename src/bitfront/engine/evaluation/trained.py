@@ -350,7 +350,7 @@ class TrainedEvaluator(Evaluator):
                 model = copy.deepcopy(evaluator.space.graph.model)
                 model.load_state_dict(state)
                 graph = replace(evaluator.space.graph, model=model.eval())
-                job, space = replace(self._network_job, model=model, memory=None), self._space.quantization(graph)
+                job, space = self._network_job.of_network(model), self._space.quantization(graph)
                 self._trained_in_float[evaluator] = FixedEvaluator(job, space, evaluator.limits, self._float)
         for rows, evaluator, network_codes in parts:
             yield rows, self._trained_in_float.get(evaluator, evaluator), network_codes
@@ -372,7 +372,7 @@ class TrainedEvaluator(Evaluator):
                 noise=NOISE if training else 0.0,
             )
             graph = capture(model, self.job.sample, training=self.job.trains)
-        job = replace(self._network_job, model=graph.model, memory=None)
+        job = self._network_job.of_network(graph.model)
         network = FixedEvaluator(job, self._space.quantization(graph), beside=self._float)
         self._networks.put(key, network)
         return network

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bitfront.config import CalibrationTable, Config, StrategySetup
 from bitfront.constraints import Constraint
@@ -31,7 +31,7 @@ from bitfront.engine.planning.inputs import (
     open_model,
 )
 from bitfront.engine.planning.learning import bits_learning, unused_settings
-from bitfront.engine.planning.notes import remarks
+from bitfront.engine.planning.notes import folding_notes, remarks
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
     FIRST_SAMPLES,
@@ -55,6 +55,7 @@ from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import task_of
 from bitfront.transforms.equalise import equalised
+from bitfront.transforms.fold import Folded, folded
 
 DEFAULT_TRIALS = 100
 
@@ -95,10 +96,13 @@ def make_plan(
     with config.locating():
         _check_device(device, dataset)
         check_ready(runners, device)
-    graph = capture(network, dataset.split("train")[0][:2], training=_trains(config, runners))
+    sample, trains = dataset.split("train")[0][:2], _trains(config, runners)
+    original = capture(network, sample, training=trains)
+    changed = _folded(config, original, sample, strategy, trains=trains)
+    graph = original if changed is None else changed.graph
     with config.locating():
         space = None if strategy.kind.trains_bits else _space(config, graph)
-        job = _job(config, graph, dataset, runners, objectives, device, strategy, task)
+        job = _job(config, original, dataset, runners, objectives, device, strategy, task)
         evaluator = _evaluator(config, job, graph, space)
         n_trials = _budget(setup, strategy, evaluator.space.size)
         constraints = _constraints(config, evaluator)
@@ -115,6 +119,7 @@ def make_plan(
         n_trials=n_trials,
         notes=(
             *remarks(config, dataset, evaluator, added, warning),
+            *folding_notes(config, changed, trains=trains),
             *ignored,
             *lost,
             *_of_strategy(strategy, objectives, config),
@@ -143,7 +148,8 @@ def _evaluator(config: Config, job: EvaluationJob, graph: Graph, space: ModelSpa
     if config.search.calibration.equalisation:
         graph = _equalised(graph, built)
         built = _learned_space(job, graph) if space is None else _space(config, graph)
-    return open_evaluator(replace(job, model=graph.model), built)
+    # Where batch norms are folded, the job keeps the model that has them: it is what is reported beside.
+    return open_evaluator(job if job.fold_batch_norm else replace(job, model=graph.model), built)
 
 
 def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config) -> list[str]:
@@ -151,6 +157,15 @@ def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: C
     assert config.search is not None
     named = [] if objectives.summed else [part.metric for part in objectives.parts]
     return list(strategy.settings.remarks(named, bool(config.search.constraints)))
+
+
+def _folded(
+    config: Config, graph: Graph, sample: Tensor, strategy: ConfiguredStrategy, *, trains: bool
+) -> Folded | None:
+    """The network with folded batch norms, if the configuration wants it; None where a training folds them anyway."""
+    assert config.search is not None
+    wanted = config.search.fold_batch_norm and not strategy.kind.trains_bits
+    return folded(graph, sample, dropouts=False, training=trains) if wanted else None
 
 
 def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple[Runners, list[str], Objectives]:
@@ -246,6 +261,7 @@ def _job(
         trains=_trains(config, runners),
         memory=Memory(),
         equalise=search.calibration.equalisation,
+        fold_batch_norm=search.fold_batch_norm and not strategy.kind.trains_bits,
         learning=learning,
         task=task,
     )

@@ -17,6 +17,7 @@ from bitfront.spaces.model_space import ModelSpace
 from bitfront.tasks.base import Task
 from bitfront.transforms.correct import has_bias, norms_behind
 from bitfront.transforms.equalise import pairs_of
+from bitfront.transforms.fold import Folded
 from bitfront.transforms.reestimate import norms_of
 from bitfront.transforms.rounding import estimated_seconds, has_two_sides, learns_rounding
 
@@ -46,6 +47,29 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
         *_training_notes(config, dataset, space, job.runners, job.training is not None, job.learning is not None),
     ]
     return notes
+
+
+def folding_notes(config: Config, changed: Folded | None, *, trains: bool) -> list[str]:
+    """What ``fold_batch_norm`` folded into what, and what it could not fold.
+
+    Args:
+        changed: None where nothing was to be folded.
+        trains: whether candidates are trained.
+    """
+    assert config.search is not None
+    if changed is None:
+        what = "fold_batch_norm = true has no effect: strategy 'learned_bits' folds batch norms in any case"
+        return [what] if config.search.fold_batch_norm else []
+    notes = []
+    if changed.into:
+        pairs = ", ".join(f"{norm} into {layer}" for norm, layer in changed.into.items())
+        training = "; where candidates are trained, they are trained without them" if trains else ""
+        notes.append(
+            f"batch norms are folded into the layers before them, and this network is searched and deployed: {pairs}"
+            f"{training}. The float model that is reported beside is yours, with its batch norms"
+        )
+    notes += [f"the batch norm {path} is not folded, and stays in float: {why}" for path, why in changed.kept.items()]
+    return notes or ["fold_batch_norm = true has no effect: the model has no batch norm"]
 
 
 def ending_note(graph: Graph, task: Task) -> str:

@@ -174,6 +174,7 @@ class Plan:
             # An earlier version counted signs, and no biases.
             **({"ebops_count": "as HGQ2"} if "ebops" in self.sides else {}),
             **described(self.config),
+            **({"folded": "batch_norm"} if search.fold_batch_norm else {}),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }

@@ -55,6 +55,12 @@ def candidate_training(
             "anew; remove one of them",
             key=("search", "calibration", "equalisation"),
         )
+    if config.search.fold_batch_norm and table.init == "fresh":
+        raise ConfigError(
+            "fold_batch_norm = true puts the statistics of the trained model into weights that a candidate starts "
+            "from, and with init = 'fresh' they are drawn anew; remove one of them",
+            key=("search", "fold_batch_norm"),
+        )
     for other in runners:
         samples = other.settings.samples
         if samples is not None and samples.split == "train":
