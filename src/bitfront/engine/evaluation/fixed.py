@@ -301,6 +301,9 @@ class FixedEvaluator(ModelEvaluator):
             self.plain = f"{culprit} changes its input in place"
             return None
         program = Program(graph, self.space, self._calibration, self.job.device, self.job.unmerged)
+        if site := program.undecided:
+            self.plain = f"with integer_bias the bias of {site} depends on the format of its input, which varies"
+            return None
         return TreeScorer(program, self.limits)
 
     @property

@@ -53,7 +53,7 @@ class RoundedParameters:
         values = parameter(self._space.graph.model, held[0])
         if weight is not None:
             self._calibration.learn([(site, {"weight": weight})])
-            values = self._calibration.replaced(site, weight).get("bias", values)
+            values = self._calibration.replaced(site, {"weight": weight}).get("bias", values)
         if form is None:
             return values
         if operand == "weight" and self._calibration.learns_rounding(site):
