@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from bitfront.exporters.onnx import INPUT, onnx_model
 from common import images, make_job, measured, parser, report
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator
+from bitfront.exporters.onnx import INPUT, onnx_model
 from bitfront.graph import capture
 from bitfront.models.base import build_model
 from bitfront.scoring import evaluate

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.fixed import FixedEvaluator
-from bitfront.export.onnx import INPUT, onnx_model
+from bitfront.exporters.onnx import INPUT, onnx_model
 from bitfront.graph import capture
 from bitfront.transforms.correct import corrected
 from models import mobilenet_v2, resnet18

@@ -2,11 +2,11 @@
 
 import hypothesis.strategies as st
 import torch
-from bitfront.exporters.lowering import lowered
 from hypothesis import assume
 from torch import nn
 
 from bitfront.errors import ExportError
+from bitfront.exporters.lowering import lowered
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture

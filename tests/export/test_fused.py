@@ -10,8 +10,8 @@ from torch import nn
 import bitfront as bf
 from bitfront.api import dataset_of
 from bitfront.engine.rebuild import transform_trial
-from bitfront.export.onnx import INPUT, OUTPUT, onnx_model
-from bitfront.export.packing import packing
+from bitfront.exporters.onnx import INPUT, OUTPUT, onnx_model
+from bitfront.exporters.packing import packing
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from bitfront.exporters.integer import integer_model, obstacle
 from exported import EVERY, case
 from torch import nn
 
 from bitfront.errors import ExportError
+from bitfront.exporters.integer import integer_model, obstacle
 from bitfront.formats.affine import Affine
 from bitfront.formats.base import ACTIVATION
 from bitfront.formats.integer import Integer

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from bitfront.exporters.integer import integer_model
-from bitfront.exporters.onnx import onnx_model
-from bitfront.exporters.written import write_onnx
 from torch import nn
 
 from bitfront.errors import ExportError
+from bitfront.exporters.integer import integer_model
+from bitfront.exporters.onnx import onnx_model
+from bitfront.exporters.written import write_onnx
 from bitfront.formats.fixed_map import FixedMap
 from bitfront.graph import capture
 

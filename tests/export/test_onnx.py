@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from bitfront.exporters.onnx import INPUT, integer_sites, obstacle, onnx_model
-from bitfront.exporters.packing import packing
-from bitfront.exporters.written import write_onnx
 from exported import EVERY, case, formats_of
 from torch import nn
 
 from bitfront.errors import ExportError
+from bitfront.exporters.onnx import INPUT, integer_sites, obstacle, onnx_model
+from bitfront.exporters.packing import packing
+from bitfront.exporters.written import write_onnx
 from bitfront.formats import FORMATS
 from bitfront.formats.affine import Affine
 from bitfront.formats.base import ACTIVATION, WEIGHT

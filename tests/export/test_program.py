@@ -6,15 +6,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from bitfront.exporters import oracle
-from bitfront.exporters.lowering import lowered
-from bitfront.exporters.program import Cut, Product, Round, Value, Window, width
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import case, cases
 from torch import nn
 
 from bitfront.errors import ExportError
+from bitfront.exporters import oracle
+from bitfront.exporters.lowering import lowered
+from bitfront.exporters.program import Cut, Product, Round, Value, Window, width
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture

@@ -6,10 +6,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from bitfront.exporters.packing import packing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitfront.exporters.packing import packing
 from bitfront.formats.affine import Affine
 from bitfront.formats.base import Format
 from bitfront.formats.grid import WHOLE, FixedPoint, Grid

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bitfront.exporters.onnx import onnx_model
 from torch import nn
 
 import bitfront as bf
 from bitfront.data.arrays import from_arrays
 from bitfront.errors import ConfigError, ExportError
+from bitfront.exporters.onnx import onnx_model
 from bitfront.formats import FORMATS
 from bitfront.formats.base import ACTIVATION, WEIGHT
 from bitfront.graph import capture

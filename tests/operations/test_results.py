@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bitfront.exporters.integer import obstacle
-from bitfront.exporters.onnx import INPUT, onnx_model
 from torch import nn
 
 from bitfront.engine.analysis import describe
@@ -16,6 +14,8 @@ from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.errors import ConfigError, ExportError
+from bitfront.exporters.integer import obstacle
+from bitfront.exporters.onnx import INPUT, onnx_model
 from bitfront.formats import FORMATS
 from bitfront.formats.base import ACTIVATION
 from bitfront.formats.integer import Integer
