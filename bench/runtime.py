@@ -59,7 +59,7 @@ def settled(make: Callable[[], nn.Module], size: int) -> nn.Module:
             module.momentum = None
     with torch.no_grad():
         for seed in range(3):
-            model(torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(seed)))
+            model(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed)))
     return model.eval()
 
 
@@ -116,7 +116,7 @@ def main() -> int:
     options = parser(__doc__ or "").parse_args()
     warnings.filterwarnings("ignore", module="onnxruntime")
     torch.set_num_threads(1)
-    size, samples, repeats = (64, 4, 3) if options.quick else (224, 16, 60)
+    size, samples, repeats = (64, 4, 3) if options.quick else (224, 8, 60)
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name, make in NETWORKS.items():
