@@ -168,6 +168,21 @@ def resnet18(seed: int = 0) -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)).eval()
 
 
+def mobilenet_v2(seed: int = 0) -> nn.Module:
+    """MobileNetV2 for images of 3 channels and 1,000 classes (Sandler et al. 2018, table 2), with the weights that
+    training starts from."""
+    torch.manual_seed(seed)
+    stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()]
+    width = 32
+    for expansion, outputs, count, stride in stages:
+        for block in range(count):
+            layers.append(InvertedResidual(width, outputs, 1 if block else stride, expansion))
+            width = outputs
+    layers += [nn.Conv2d(width, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)).eval()
+
+
 def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:
     """ResNet-20, or one with fewer blocks per stage."""
     return settled(lambda: ResNet20(blocks=blocks), (3, 32, 32), seed)

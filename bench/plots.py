@@ -106,6 +106,15 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         ),
         Target("differing_networks", 0, "", "networks that differ from the deployed model", at_most=True),
     ),
+    "runtime": tuple(
+        target
+        for name, network in (("resnet_18", "ResNet-18"), ("mobilenetv2", "MobileNetV2"))
+        for target in (
+            Target(f"{name}_fused", 0.9, "of all", f"fused convolutions, {network}"),
+            Target(f"{name}_time_over_onnxruntime", 1.05, "times", f"time over ORT's, {network}", at_most=True),
+            Target(f"{name}_time_over_float", 1, "times", f"time over float, {network}", at_most=True),
+        )
+    ),
     "learned_bits": (
         Target("quick_volume", 0.137, "", "hypervolume of examples/jsc_learned.toml, least of 3 seeds"),
         Target("quick_volume_1645", 0.125, "", "the same, of networks of at least 1,645 EBOPs"),

@@ -141,6 +141,11 @@ class CalibrationTable(Table):
     batch_norm: bool = Field(
         False, description="estimate the statistics of a batch norm that follows a site anew, for each of its options"
     )
+    integer_bias: bool = Field(
+        False,
+        description="round each bias without a format to a multiple of its input's step times its weight's, as "
+        "runtimes that add up in 32 bits hold it",
+    )
     equalisation: bool = Field(False, description="scale channels so that neighbouring layers have similar weights")
     rounding: Literal["nearest", "adaptive"] = Field("nearest", description="`adaptive`: AdaRound learns it per weight")
     rounding_iterations: int = Field(1000, ge=1, description="how often adaptive rounding improves each weight")

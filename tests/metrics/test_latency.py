@@ -177,3 +177,26 @@ def test_threads_of_torch_are_as_before(tiny_mlp):
     context = evaluator(tiny_mlp, (4,), {"default": FLOAT})
     latency(threads=2).measure(context, every(context))
     assert torch.get_num_threads() == before
+
+
+def test_a_qdq_file_with_additions_in_formats_is_measured(monkeypatch):
+    pytest.importorskip("onnxruntime")
+
+    class Sum(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x) + x
+
+    forms = {"name": ["integer"], "data_in_width": [4, 8]}
+    choices = {"linear": forms | {"weight_width": [8], "bias_width": [16]}, "add": forms}
+    context = evaluator(Sum().eval(), (4,), choices, by="type")
+    counts, codes = Counts(monkeypatch), every(context)
+    runner = latency(backend="onnxruntime", onnx_form="qdq")
+    assert set(runner.kinds(context).values()) == {("measured", "")}
+    assert (runner.measure(context, codes)["latency"] > 0).all()
+    assert counts.built == len(codes)
+    modelled = latency(backend="onnxruntime", onnx_form="integer").kinds(context)
+    assert "there is no kernel of bytes for add" in next(iter(modelled.values()))[1]

@@ -38,6 +38,7 @@ from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
 from bitfront.tasks.configured import task_of
 from bitfront.transforms import calibrate, quantize
+from bitfront.transforms.correct import corrected
 
 #: Number of calibration samples for ``[passes.quantize]``: the default of a search.
 CALIBRATION_SAMPLES = configuration.CalibrationTable().num_samples
@@ -50,7 +51,7 @@ class Transformed:
     Attributes:
         model: in evaluation mode, with the quantized weights in its parameters.
         formats: site → operand → format, calibrated.
-        graph: the captured float model.
+        graph: the captured float model, with what calibration corrected.
         config: the candidate spelled out.
         folder: the folder that the model is saved in.
         trial: the trial; None for ``[passes.quantize]``.
@@ -100,7 +101,8 @@ def transform_trial(
     """
     candidate = candidate_of(folder, number, data=data, model=model, events=events)
     evaluator, code, trial = candidate.evaluator, candidate.code, candidate.trial
-    formats = evaluator.formats(code)
+    graph, formats, corrections = evaluator.parts(code)
+    graph = corrected(graph, corrections)
     rebuilt = evaluator.model(code, bake=True)
     evaluation = None
     if check:
@@ -114,7 +116,7 @@ def transform_trial(
             evaluation = measure(task, rebuilt, x, y, batch_size=evaluator.chunk, outputs=outputs)
     saved = candidate.folder / "transformed" / f"trial-{trial.number}"
     widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
-    result = Transformed(rebuilt, formats, evaluator.space.graph, trial.config, saved, trial, evaluation, widths)
+    result = Transformed(rebuilt, formats, graph, trial.config, saved, trial, evaluation, widths)
     return _save(_with_smaller(result, candidate) if smaller else result)
 
 

@@ -5,12 +5,14 @@ makes: sites that ONNX has integer operators for (MatMulInteger, ConvInteger) ta
 floats out; elsewhere values are rounded by plain operators (Div, Round, Clip, Mul), which no runtime fuses. It has no
 DequantizeLinear: ONNX Runtime computes a product or pooling behind one in another way, or refuses the file.
 
-The other, ``qdq``, is approximate: QuantizeLinear and DequantizeLinear in front of every operand, the form in which
-runtimes look for integer kernels of their own. ONNX Runtime's default optimizations fuse these and round biases once
-more, so some answers are others than those that were evaluated.
+The other, ``qdq``, is approximate: QuantizeLinear and DequantizeLinear around every tensor with a format, the form in
+which runtimes look for integer kernels of their own (``fusing.py``). A tensor is rounded once for all that round it
+alike. ONNX Runtime's default optimizations fuse these, and round a bias once more that is no multiple of the step of
+the sums. Where it is one (``integer_bias`` in a search), it is held in whole numbers of 32 bits and stays what it is;
+sums that lie between two codes may still be rounded the other way.
 
-Operands have at most 8 bits. Weights are held as bytes, and where no integer operator takes them, operators behind them
-make floats of them; a bias as the floats of its quantized values.
+Operands have at most 8 bits. Weights are held as bytes, or two in a byte if their codes fit into 4 bits, and where no
+integer operator takes them, operators behind them make floats of them; other biases as the floats of their values.
 
 The graph is written while torch.fx runs it on a sample, so that everything that is not a tensor (a size, a list of
 dimensions) is known. The size of the batch is not fixed. The record of an operation has the rule that writes it; this
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError, one_of, require
+from bitfront.exporters import fusing
 from bitfront.exporters.packing import Packing, instead, otherwise, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
@@ -36,6 +39,7 @@ from bitfront.graph.capture import parameter
 from bitfront.operations.base import DATA_OUT, Operation
 from bitfront.operations.lookup import of_node, unusual
 from bitfront.operations.onnx import Bytes
+from bitfront.transforms.correct import bias_in_steps
 
 OPSET, IR_VERSION = 21, 10
 INPUT, OUTPUT = "input", "output"
@@ -135,6 +139,12 @@ class _Writer(fx.Interpreter):
         self.initializers: dict[str, NDArray[Any]] = {}
         self.taken: dict[str, int] = {}
         self.result: tuple[int, ...] = ()
+        #: Constants that are stored in 4 bits.
+        self.four_bits: set[str] = set()
+        #: In the form qdq: (tensor, its form in bytes) → the tensor of its rounded values; output of a QuantizeLinear,
+        #: or of a DequantizeLinear of an activation → its form in bytes.
+        self.shared: dict[tuple[object, ...], str] = {}
+        self.quantized: dict[str, Packing] = {}
         #: The operands of the current node whose formats its rule has used.
         self.written: set[str] = set()
         self.out, self.batch = torch.empty(0), _BATCH
@@ -149,7 +159,8 @@ class _Writer(fx.Interpreter):
             raise ExportError(f"{n.name} ({self.kind(n)}) changes a tensor in place that others read")
         if n.op == "output":
             (last,) = n.all_input_nodes
-            self.add("Identity", [self.name_of(last)], OUTPUT)
+            if not fusing.named_at_the_end(self.nodes, self.name_of(last), OUTPUT):
+                self.add("Identity", [self.name_of(last)], OUTPUT)
             self.result = tuple(value.shape[1:])
         elif isinstance(value, Tensor):
             self.out = value
@@ -185,6 +196,8 @@ class _Writer(fx.Interpreter):
     def model(self) -> Any:
         """The finished model, checked."""
         h, kinds = self.onnx.helper, self.onnx.TensorProto
+        if self.fuses:
+            fusing.without_upper_bounds(self.nodes, self.initializers, self.quantized)
         # With integer operators, the scale of a weight is merged with that of the input; runtimes warn if one is
         # unused.
         used = {name for node in self.nodes for name in node.input}
@@ -193,7 +206,7 @@ class _Writer(fx.Interpreter):
             "bitfront",
             [h.make_tensor_value_info(INPUT, kinds.FLOAT, ["batch", *self.captured.sample_shape])],
             [h.make_tensor_value_info(OUTPUT, kinds.FLOAT, ["batch", *self.result])],
-            [self.onnx.numpy_helper.from_array(v, k) for k, v in self.initializers.items() if k in used],
+            fusing.initializers(self.onnx, self.initializers, used, self.four_bits),
         )
         model = h.make_model(
             graph, producer_name="bitfront", opset_imports=[h.make_opsetid("", OPSET)], ir_version=IR_VERSION
@@ -291,8 +304,8 @@ class _Writer(fx.Interpreter):
             x: its values here, for their shape.
             tensor: its name.
         """
-        if self.form != "integer":
-            return self.unpacked(self._bytes(n, tensor, rounding, label), f"{n.name}.{label}.rounded")
+        if self.fuses:
+            return self._dequantized(n, label, tensor, rounding)
         self._packing(n, label, rounding)
         grid, place = rounding.grid, f"{n.name}.{label}"
         assert grid is not None
@@ -307,6 +320,26 @@ class _Writer(fx.Interpreter):
         codes = self.add("Clip", [codes, constant("low", grid.low), constant("high", grid.high)], f"{place}.codes")
         codes = codes if zero is None else self.add("Sub", [codes, zero], f"{place}.centred")
         return self.add("Mul", [codes, step], f"{place}.rounded")
+
+    def _dequantized(self, n: fx.Node, label: Operand, tensor: str, rounding: Format) -> str:
+        """An activation behind QuantizeLinear and DequantizeLinear: once for all that round it alike."""
+        # Kernels take no mixture of signed and unsigned bytes, and what a ReLU gives is fused where it is unsigned.
+        held = self._packing(n, label, rounding, activation=False)
+        low, high = fusing.bounds(self.nodes, self.initializers, tensor)
+        held = fusing.bounded(held, low, high) if low == 0 and held.symmetric else self._packing(n, label, rounding)
+        kind, axis, place = np.int8 if held.signed else np.uint8, _axis(held.axis), f"{n.name}.{label}"
+        key = (tensor, held.scale.tobytes(), held.zero.tobytes(), held.low, held.high, held.signed, held.axis)
+        if key not in self.shared:
+            scale, zero = self._scale(place, held, held.zero)
+            codes = self.add("QuantizeLinear", [tensor, scale, zero], f"{place}.bytes", **axis)
+            self.quantized[codes] = held
+            if held.narrow:
+                ends = (("low", held.low), ("high", held.high))
+                bounds = [self.constant(f"{place}.{what}", np.array(end, kind)) for what, end in ends]
+                codes = self.add("Clip", [codes, *bounds], f"{place}.clipped")
+            self.shared[key] = self.add("DequantizeLinear", [codes, scale, zero], f"{place}.rounded", **axis)
+            self.quantized[self.shared[key]] = held
+        return self.shared[key]
 
     def _packing(self, n: fx.Node, label: str, rounding: Format, *, activation: bool = True) -> Packing:
         held = packing(rounding, activation=activation)
@@ -402,6 +435,11 @@ class _Writer(fx.Interpreter):
         assert held is not None
         stored = held.pack(tensor)
         name = self.constant(f"{n.name}.weight", stored.T if turned else stored)
+        if held.four_bits:
+            # ONNX Runtime makes bytes of them when it loads the file; its kernels take no others.
+            self.four_bits.add(name)
+            kinds = self.onnx.TensorProto
+            name = self.add("Cast", [name], f"{n.name}.weight.bytes", to=kinds.INT8 if held.signed else kinds.UINT8)
         zero = held.zero.reshape(-1)[:1].reshape(()) if one_zero else held.zero
         return Bytes(name, *self._scale(f"{n.name}.weight", held, zero), held)
 
@@ -424,6 +462,25 @@ class _Writer(fx.Interpreter):
         held = tensor.detach() if rounding is None else rounding.quantize(tensor.detach())
         result: NDArray[np.float32] = held.float().numpy()
         return result
+
+    @property
+    def fuses(self) -> bool:
+        return self.form == "qdq"
+
+    def bias_of(self, n: fx.Node, data: str) -> str | None:
+        bias, weight = self.bias(n), self._held(n) if n.name in self.sites else None
+        if bias is None:
+            return None
+        *_, (source, _) = fusing.sources(self.nodes, data)
+        held = self.quantized.get(source) if self.fuses else None
+        if held is None or held.axis is not None or weight is None or weight.axis not in (None, 0):
+            return self.constant(f"{n.name}.bias", bias)
+        step = np.asarray(held.scale * weight.scale, np.float32)
+        values, codes = bias_in_steps(torch.from_numpy(bias), torch.from_numpy(step.reshape(-1)))
+        if not np.array_equal(values.numpy(), bias):
+            return self.constant(f"{n.name}.bias", bias)  # another network otherwise
+        inputs = [self.constant(f"{n.name}.bias", codes.numpy()), self.constant(f"{n.name}.bias.scale", step)]
+        return self.add("DequantizeLinear", inputs, f"{n.name}.bias.rounded", **_axis(weight.axis))
 
     def scaled(self, n: fx.Node, sums: str, scale: NDArray[np.float32], bias: NDArray[np.float32] | None) -> str:
         as_float = self.add("Cast", [sums], f"{n.name}.sums", to=self.onnx.TensorProto.FLOAT)

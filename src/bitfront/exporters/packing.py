@@ -47,6 +47,11 @@ class Packing:
         return self.high - self.low < 255
 
     @property
+    def four_bits(self) -> bool:
+        """Whether the codes fit into 4 bits: −8 to 7 if signed, else 0 to 15."""
+        return (self.low >= -8 and self.high <= 7) if self.signed else self.high <= 15
+
+    @property
     def symmetric(self) -> bool:
         """Whether the byte 0 is the value 0."""
         return not self.zero.any()

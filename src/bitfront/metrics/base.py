@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bitfront.config import Direction, Table
 from bitfront.data.base import Split
 from bitfront.formats.base import Format, Operand
-from bitfront.graph import Site
+from bitfront.graph import Graph, Site
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.tasks.base import Task
@@ -145,6 +145,10 @@ class EvaluationContext(Protocol):
 
     def formats(self, code: NDArray[np.int64]) -> Mapping[str, Mapping[Operand, Format]]:
         """Site → operand → calibrated format of one candidate; an operand left in float is absent."""
+        ...
+
+    def graph(self, code: NDArray[np.int64]) -> Graph:
+        """The captured float model with what calibration corrects for one candidate."""
         ...
 
     def model(self, code: NDArray[np.int64]) -> nn.Module:

@@ -110,7 +110,7 @@ class Deployment:
 
     def network(self, context: EvaluationContext, code: NDArray[np.int64]) -> DeployedNetwork:
         """The candidate `code` on the backend, with a batch of inputs."""
-        graph, formats = context.space.graph, context.formats(code)
+        graph, formats = context.graph(code), context.formats(code)
         batch = self.settings.batch_size
         x = context.sample[torch.arange(batch) % len(context.sample)].contiguous()
         if self.settings.backend == "onnxruntime":
@@ -187,6 +187,10 @@ def _obstacle(settings: DeployedSettings, context: EvaluationContext, site: Site
         return f"{labels[0]} has no kernel on {context.device}" if labels else ""
     sample = torch.linspace(-1, 1, 64).reshape(8, 8)
     calibrated = {operand: f.calibrated(sample) if f.calibrates else f for operand, f in formats.items()}
+    if settings.backend == "onnxruntime" and settings.onnx_form == "qdq":
+        # It has no operators of its own for sites: bytes are made of their operands, whatever the operation.
+        wide = {o: f for o, f in calibrated.items() if o != "bias" and packing(f, activation=False) is None}
+        return next((f"{o} is {f.label}, which no kernel of bytes takes" for o, f in wide.items()), "")
     if settings.backend == "onnxruntime":
         return onnx.obstacle(site, calibrated)
     return integer.obstacle(context.space.graph, site, calibrated)

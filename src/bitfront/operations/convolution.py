@@ -118,8 +118,9 @@ def _write_transposed(w: OnnxWriter, n: fx.Node) -> str:
 
 
 def _write(w: OnnxWriter, n: fx.Node) -> str:
-    geometry, bias = _geometry(w, n), w.bias(n)
+    geometry = _geometry(w, n)
     if w.integer(n):
+        bias = w.bias(n)
         data, weight = w.packed(n), w.packed_weight(n, one_zero=True)
         inputs = [data.name, weight.name, data.zero, weight.zero]
         sums = w.add("ConvInteger", inputs, f"{n.name}.integer", **geometry)
@@ -128,8 +129,8 @@ def _write(w: OnnxWriter, n: fx.Node) -> str:
         scale = scale if weight.held.axis is None else scale.reshape(per_channel)
         return w.scaled(n, sums, scale, None if bias is None else bias.reshape(per_channel))
     inputs = [w.value(n), w.weights(n)]
-    if bias is not None:
-        inputs.append(w.constant(f"{n.name}.bias", bias))
+    if (added := w.bias_of(n, inputs[0])) is not None:
+        inputs.append(added)
     return w.add("Conv", inputs, n.name, **geometry)
 
 

@@ -53,16 +53,20 @@ def _ordered_matrix(_: nn.Module | None, x: Tensor, weight: Tensor) -> Tensor | 
 
 
 def _write_linear(w: OnnxWriter, n: fx.Node) -> str:
-    bias = w.bias(n)
     if w.integer(n):
+        bias = w.bias(n)
         data, weight = w.packed(n), w.packed_weight(n, turned=True)
         sums = w.add("MatMulInteger", [data.name, weight.name, data.zero, weight.zero], f"{n.name}.integer")
         return w.scaled(n, sums, data.held.scale * weight.held.scale, bias)
-    inputs = [w.value(n), w.weights(n, turned=True)]
-    if bias is None:
+    value = w.value(n)
+    added = w.bias_of(n, value)
+    if added is not None and w.fuses and w.source(n).dim() == 2:
+        return w.add("Gemm", [value, w.weights(n), added], n.name, transB=1)
+    inputs = [value, w.weights(n, turned=True)]
+    if added is None:
         return w.add("MatMul", inputs, n.name)
     product = w.add("MatMul", inputs, f"{n.name}.product")
-    return w.add("Add", [product, w.constant(f"{n.name}.bias", bias)], n.name)
+    return w.add("Add", [product, added], n.name)
 
 
 def _train_linear(reader: ProgramReader, source: fx.Node, module: nn.Linear, path: str) -> int:

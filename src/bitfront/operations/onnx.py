@@ -165,6 +165,20 @@ class OnnxWriter(Protocol):
         """A bias in its format; None if there is none. Raises ExportError if it is computed."""
         ...
 
+    @property
+    def fuses(self) -> bool:
+        """Whether operators are chosen so that a runtime fuses them with the rounding around them."""
+        ...
+
+    def bias_of(self, n: fx.Node, data: str) -> str | None:
+        """A bias as a tensor of the model, None if there is none; where `fuses`, in whole numbers of 32 bits, if it is
+        a multiple of the steps of the sums. Raises as ``bias``.
+
+        Args:
+            data: the tensor that is multiplied with the weight.
+        """
+        ...
+
     def scaled(self, n: fx.Node, sums: str, scale: NDArray[np.float32], bias: NDArray[np.float32] | None) -> str:
         """32-bit sums → floats: sums · scale + bias."""
         ...

@@ -12,7 +12,7 @@ from bitfront.operations.base import Merge, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, regroup
 from bitfront.operations.integers import IntegerReader, Numbers, moving
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Layout, is_constant
-from bitfront.operations.onnx import OnnxWriter, unary
+from bitfront.operations.onnx import OnnxWriter
 from bitfront.operations.training import ProgramReader, UnsupportedError, for_modules, unsupported
 
 
@@ -58,7 +58,7 @@ def _write_dropout(w: OnnxWriter, n: fx.Node) -> str:
     place = 3 if w.kind(n) == "stochastic_depth" else 2
     if w.module_of(n) is None and w.setting(n, place, "training", True):
         raise ExportError(f"{n.name} ({w.kind(n)}): draws random numbers")
-    return w.add("Identity", [w.value(n)], n.name)
+    return w.value(n)
 
 
 def _lower_dropout(r: IntegerReader, n: fx.Node) -> Numbers:
@@ -118,7 +118,7 @@ IDENTITY = define(
     merge=Merge("identity"),
     channels=elementwise,
     train=for_modules(_train_identity),
-    onnx=unary("Identity"),
+    onnx=lambda w, n: w.value(n),
     integers=moving,
 )
 DROPOUT = define(
@@ -210,6 +210,6 @@ CONTIGUOUS = define(
     count=free,
     view=True,
     channels=elementwise,
-    onnx=unary("Identity"),
+    onnx=lambda w, n: w.value(n),
     integers=moving,
 )

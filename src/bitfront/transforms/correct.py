@@ -8,8 +8,9 @@ the inputs that the site has in the float model, so that they depend only on the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +59,29 @@ def has_bias(graph: Graph, site: Site) -> bool:
     return len(stored.uses) == 1 and not stored.floats
 
 
+def corrected(graph: Graph, corrections: Mapping[str, Correction]) -> Graph:
+    """The graph with corrected parameters and statistics, in a new model; itself where nothing is corrected.
+
+    Args:
+        corrections: site name → its corrections.
+    """
+    changes = {name: c for name, c in corrections.items() if c.parameters or c.norms}
+    if not changes:
+        return graph
+    model = copy.deepcopy(graph.model)
+    with torch.no_grad():
+        for name, correction in changes.items():
+            site = graph.site(name)
+            for operand, value in correction.parameters.items():
+                held = site.parameter(operand)
+                assert held is not None
+                parameter(model, held[0]).copy_(value)
+            for path, statistics in correction.norms.items():
+                for what, value in zip(("running_mean", "running_var"), statistics, strict=True):
+                    parameter(model, f"{path}.{what}").copy_(value)
+    return replace(graph, model=model)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a batch norm with running statistics, which can be replaced, and nothing beside."""
     operation = None if hooks(module) else of_module(module)
@@ -85,6 +109,36 @@ def norms_behind(graph: Graph, site: Site) -> tuple[str, ...]:
         and [a.name for a in n.all_input_nodes] == [site.name]
         and sum(other is module for other in modules) == 1
     )
+
+
+def bias_in_steps(bias: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """(a bias rounded to a multiple of a step, half to even, as runtimes that add up in 32 bits hold it, same dtype;
+    the whole numbers, int32), both of shape (channels,).
+
+    Args:
+        bias: float, shape (channels,).
+        step: of the sums that the bias is added to, float32, shape () or (channels,).
+    """
+    codes = torch.clamp(torch.round(bias.double() / step.double()), -(2**31), 2**31 - 1)
+    return (codes * step.double()).to(bias.dtype), codes.to(torch.int32)
+
+
+def step_of_sums(site: Site, formats: Mapping[Operand, Format]) -> Tensor | None:
+    """The step of a layer's sums of products, float32, shape () or (output channels,): that of its input times those of
+    its weight. None where they have no grids, or other ones than one step per tensor or output channel.
+
+    Args:
+        formats: calibrated.
+    """
+    if "data_in" not in formats or "weight" not in formats:
+        return None
+    data, weight = formats["data_in"].grid, formats["weight"].grid
+    if data is None or weight is None or not data.uniform or not (weight.uniform or weight.axis == 0):
+        return None
+    if site.operation.operand("weight").channel_axis != 0:
+        return None
+    steps = [torch.as_tensor(grid.step, dtype=torch.float64).to(torch.float32).reshape(-1) for grid in (data, weight)]
+    return steps[0] * steps[1]
 
 
 def corrected_bias(graph: Graph, site: Site, quantized: Tensor, inputs: Sequence[Tensor]) -> Tensor:

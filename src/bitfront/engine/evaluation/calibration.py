@@ -26,11 +26,13 @@ from bitfront.transforms import SiteFormats
 from bitfront.transforms.correct import (
     Correction,
     Statistics,
+    bias_in_steps,
     corrected_bias,
     has_bias,
     norms_behind,
     output_statistics,
     rescaled_statistics,
+    step_of_sums,
 )
 from bitfront.transforms.observe import Observed, observe
 from bitfront.transforms.rounding import adaptive_weight, has_two_sides, learns_rounding
@@ -44,16 +46,18 @@ class Corrections:
         bias: correct biases for the error of the quantized weights.
         batch_norm: correct the statistics of batch norms that directly follow a site.
         rounding: learn how weights are rounded, in so many iterations; 0: they are rounded to the nearest value.
+        integer_bias: round biases without a format to multiples of the steps of the sums that they are added to.
     """
 
     bias: bool = False
     batch_norm: bool = False
     rounding: int = 0
+    integer_bias: bool = False
 
     def __str__(self) -> str:
         """Those that are done, for keys of what is learned."""
         rounding = [f"rounding in {self.rounding} iterations"] if self.rounding else []
-        return ", ".join([*(name for name in ("bias", "batch_norm") if getattr(self, name)), *rounding])
+        return ", ".join([*(n for n in ("bias", "batch_norm", "integer_bias") if getattr(self, n)), *rounding])
 
 
 class Calibration:
@@ -75,6 +79,7 @@ class Calibration:
         self._corrections, self._iterations = str(corrections), corrections.rounding
         self._rounded = {s.name for s in graph.sites if corrections.rounding and learns_rounding(graph, s)}
         self._biased = {s.name for s in graph.sites if corrections.bias and has_bias(graph, s)}
+        self._in_steps = {s.name for s in graph.sites if corrections.integer_bias and has_bias(graph, s)}
         self._norms = {s.name: norms_behind(graph, s) for s in graph.sites} if corrections.batch_norm else {}
         self._corrects = bool(self._rounded or self._biased or self._norms)
         self._asked: set[Learned] = set()
@@ -197,7 +202,7 @@ class Calibration:
         if not self._looks_at(site, operand, form):
             return
         if key not in self._entries:
-            bias = self.bias(site, formats.get("weight")) if operand == "bias" else None
+            bias = self.bias(site, formats) if operand == "bias" else None
             seen = self._observed(site, operand) if bias is None else Observed(bias)
             calibrated = seen.calibrated(form)
             losses = losses_of(site, operand, calibrated, seen.values)
@@ -218,7 +223,7 @@ class Calibration:
         floating = self._filed[1].statistics
         if site.name not in floating:
             floating[site.name] = output_statistics(self._graph, site, {}, {}, x)
-        replaced = self.replaced(site, formats.get("weight"))
+        replaced = self.replaced(site, formats)
         quantized = output_statistics(self._graph, site, self.formats(site, formats), replaced, x)
         result = {}
         for path in self.norms(site):
@@ -271,11 +276,22 @@ class Calibration:
         """The calibrated formats of an option: operand → format."""
         return {operand: self.format(site, operand, form, formats.get("weight")) for operand, form in formats.items()}
 
-    def bias(self, site: Site, weight: Format | None) -> Tensor | None:
-        """The site's corrected bias before it is quantized, shape (output channels,); None if it is not corrected."""
-        if weight is None or not self.corrects_bias(site):
-            return None
-        return self._entries[self._bias_key(site, weight)].tensors["bias"]
+    def rounds_bias(self, site: Site, formats: SiteFormats) -> bool:
+        """Whether the site's bias is rounded to steps of its sums, which the formats of input and weight give."""
+        return site.name in self._in_steps and "bias" not in formats and {"data_in", "weight"} <= formats.keys()
+
+    def bias(self, site: Site, formats: SiteFormats) -> Tensor | None:
+        """The site's bias under an option, corrected or in steps of the sums, before it is quantized, shape (output
+        channels,); None if nothing changes it."""
+        weight, bias = formats.get("weight"), None
+        if weight is not None and self.corrects_bias(site):
+            bias = self._entries[self._bias_key(site, weight)].tensors["bias"]
+        if not self.rounds_bias(site, formats):
+            return bias
+        step = step_of_sums(site, self.formats(site, formats))
+        if step is None or site.bias is None:
+            return bias
+        return bias_in_steps(parameter(self._graph.model, site.bias) if bias is None else bias, step)[0]
 
     def weight(self, site: Site, weight: Format | None) -> Tensor | None:
         """The site's weight in this format with learned rounding; None where each value is rounded to the nearest."""
@@ -291,9 +307,9 @@ class Calibration:
             return self.format(site, "weight", weight).round(parameter(self._graph.model, site.weight))
         return learned
 
-    def replaced(self, site: Site, weight: Format | None) -> dict[Operand, Tensor]:
-        """Operand → what takes the place of its parameter if the site's weight has this format."""
-        return Correction(bias=self.bias(site, weight), weight=self.weight(site, weight)).parameters
+    def replaced(self, site: Site, formats: SiteFormats) -> dict[Operand, Tensor]:
+        """Operand → what takes the place of its parameter under an option."""
+        return Correction(bias=self.bias(site, formats), weight=self.weight(site, formats.get("weight"))).parameters
 
     def statistics(self, site: Site, formats: SiteFormats) -> Mapping[str, Statistics]:
         """Module path of a batch norm behind the site → its corrected mean and variance; empty for a site in float."""
@@ -304,8 +320,8 @@ class Calibration:
 
     def correction(self, site: Site, formats: SiteFormats) -> Correction:
         """The weight, bias and batch norm statistics of an option, as far as they are corrected."""
-        weight = formats.get("weight")
-        return Correction(self.bias(site, weight), self.statistics(site, formats), self.weight(site, weight))
+        weight = self.weight(site, formats.get("weight"))
+        return Correction(self.bias(site, formats), self.statistics(site, formats), weight)
 
 
 def _of(key: Learned) -> Format:

@@ -45,7 +45,7 @@ from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.tasks.base import Results
 from bitfront.training import StateDict
 from bitfront.transforms import SiteFormats, quantize
-from bitfront.transforms.correct import Correction
+from bitfront.transforms.correct import Correction, corrected
 
 #: Before a search, ranges are looked at if that takes no more than about a second: operations, and formats.
 LOOKED_OPERATIONS, LOOKED_FORMATS = 5 * 10**9, 300
@@ -278,6 +278,11 @@ class FixedEvaluator(ModelEvaluator):
         space = QuantizationSpace.of_formats(graph, formats)
         return FixedEvaluator(self.job.without_corrections(model), space, self.limits, self, epochs)
 
+    def graph(self, code: NDArray[np.int64]) -> Graph:
+        """The captured float model with what calibration corrects for one candidate."""
+        graph, _, corrections = self.parts(code)
+        return corrected(graph, corrections)
+
     def model(self, code: NDArray[np.int64], *, bake: bool = False) -> nn.Module:
         """The model of one candidate, in evaluation mode. Its parameters are copies."""
         graph, formats, corrections = self.parts(code)
@@ -301,6 +306,9 @@ class FixedEvaluator(ModelEvaluator):
             self.plain = f"{culprit} changes its input in place"
             return None
         program = Program(graph, self.space, self._calibration, self.job.device, self.job.unmerged)
+        if site := program.undecided:
+            self.plain = f"with integer_bias the bias of {site} depends on the format of its input, which varies"
+            return None
         return TreeScorer(program, self.limits)
 
     @property
@@ -429,6 +437,9 @@ class _Context:
 
     def formats(self, code: NDArray[np.int64]) -> Mapping[str, Mapping[Operand, Format]]:
         return self._evaluator.formats(code)
+
+    def graph(self, code: NDArray[np.int64]) -> Graph:
+        return self._evaluator.graph(code)
 
     def model(self, code: NDArray[np.int64]) -> nn.Module:
         return self._evaluator.model(code)

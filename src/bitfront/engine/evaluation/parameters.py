@@ -56,7 +56,7 @@ class RoundedParameters:
         values = parameter(self._space.graph.model, held[0])
         if weight is not None:
             self._calibration.learn([(site, {"weight": weight})])
-            values = self._calibration.replaced(site, weight).get("bias", values)
+            values = self._calibration.replaced(site, {"weight": weight}).get("bias", values)
         if form is None:
             return None, values
         calibrated = form.calibrated(values)

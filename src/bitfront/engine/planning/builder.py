@@ -286,7 +286,7 @@ def _job(
 
 def _corrections(table: CalibrationTable) -> Corrections:
     iterations = table.rounding_iterations if table.rounding == "adaptive" else 0
-    return Corrections(table.bias_correction, table.batch_norm, iterations)
+    return Corrections(table.bias_correction, table.batch_norm, iterations, table.integer_bias)
 
 
 def _equalised(graph: Graph, space: ModelSpace) -> Graph:

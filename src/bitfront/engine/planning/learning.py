@@ -253,6 +253,7 @@ def _check_others(config: Config, runners: Runners, dataset: Dataset) -> None:
         ),
         (training is not None, training[0].where if training else (), "networks are not trained a second time"),
         (calibration.bias_correction, (*where, "bias_correction"), "training learns what it corrects"),
+        (calibration.integer_bias, (*where, "integer_bias"), "training learns the biases, with their bits"),
         (calibration.batch_norm, (*where, "batch_norm"), "batch norms are folded into the layers before them"),
         (calibration.rounding == "adaptive", (*where, "rounding"), "training learns how weights are rounded"),
         (search.finetune.trials > 0, ("search", "finetune", "trials"), "networks are not trained a second time"),

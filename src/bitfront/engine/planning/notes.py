@@ -216,6 +216,8 @@ def _correction_notes(space: ModelSpace, job: EvaluationJob) -> list[str]:
     graph, corrections, notes = space.graph, job.corrections, list[str]()
     if corrections.bias and not any(has_bias(graph, s) for s in graph.sites):
         notes.append("bias_correction = true has no effect: no layer that can be configured has a bias")
+    if corrections.integer_bias:
+        notes += _integer_bias_notes(space)
     if job.equalise and not any(pairs_of(graph)):
         notes.append("equalisation = true has no effect: no two layers have nothing but a ReLU between them")
     if corrections.batch_norm and job.training is not None:
@@ -225,6 +227,16 @@ def _correction_notes(space: ModelSpace, job: EvaluationJob) -> list[str]:
         why = "the model cannot be traced" if graph.untraced else "no batch norm directly follows a layer with weights"
         notes.append(f"batch_norm = true has no effect: {why}")
     return notes
+
+
+def _integer_bias_notes(space: ModelSpace) -> list[str]:
+    """Layers whose biases have formats, which go before steps of the sums."""
+    offered = space.quantization(space.graph)
+    options = list(zip(offered.sites, offered.site_formats, strict=True))
+    formatted = [site.title for site, of in options if any("bias" in option for option in of)]
+    summed = [s for s, of in options if has_bias(space.graph, s) and any("bias" not in o and "weight" in o for o in of)]
+    notes = [] if not formatted else [f"integer_bias does not change biases with a format: {', '.join(formatted)}"]
+    return notes if summed else [*notes, "integer_bias = true has no effect: no layer in formats has a bias in float"]
 
 
 def _rounding_notes(space: ModelSpace, iterations: int) -> list[str]:

@@ -163,6 +163,7 @@ class Plan:
         table = search.calibration
         # Runs from before there were these keys have no entry for them.
         newer = set() if table.equalisation else {"equalisation"}
+        newer |= set() if table.integer_bias else {"integer_bias"}
         newer |= set() if table.rounding == "adaptive" else {"rounding", "rounding_iterations"}
         trains = not self.brings_weights and self.config.load_name is None
         return {

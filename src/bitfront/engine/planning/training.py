@@ -38,6 +38,12 @@ def candidate_training(
     """
     assert config.search is not None
     training, calibration = configured_training(runners), config.search.calibration
+    if calibration.integer_bias and (training is not None or config.search.finetune.trials):
+        raise ConfigError(
+            "integer_bias = true is for biases that no training changes afterwards; remove it, or remove basic_train "
+            "and [search.finetune]",
+            key=("search", "calibration", "integer_bias"),
+        )
     if training is not None or config.search.finetune.trials:
         _check_samples(calibration)
     if training is None:

@@ -227,9 +227,26 @@ class Program:
         """Operand → what takes the place of its parameter under parameter option `index`: what corrections changed."""
         assert step.group is not None
         assert step.site is not None
-        uncalibrated = self.options[step.group].parameter_formats[index]
-        replaced = self._calibration.replaced(step.site, uncalibrated.get("weight"))
+        formats = self._with_inputs(step.group, index)[0]
+        replaced = self._calibration.replaced(step.site, formats)
         return {operand: value.to(self.device) for operand, value in replaced.items()}
+
+    def _with_inputs(self, group: int, index: int) -> list[dict[Operand, Format]]:
+        """Parameter option `index` with each of the formats that the input has beside it."""
+        options = self.options[group]
+        inputs = [options.data_formats[d] for d in np.unique(options.data[options.parameters == index]).tolist()]
+        formats = dict(options.parameter_formats[index])
+        return [formats | ({} if data is None else {"data_in": data}) for data in inputs]
+
+    @property
+    def undecided(self) -> str:
+        """The first site where a parameter depends on the format of the input too, and that varies; "" for none."""
+        for site, group in ((s.site, s.group) for s in self.steps if s.site is not None and s.group is not None):
+            for index in range(len(self.options[group].parameter_formats)):
+                found = self._with_inputs(group, index)
+                if len(found) > 1 and any(self._calibration.rounds_bias(site, formats) for formats in found):
+                    return site.title
+        return ""
 
     def kept(self, step: Step, index: int) -> Kept:
         """What calls with parameter option `index` compute once: rounded parameters, how products are computed."""
