@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from programs import case, cases
 from torch import nn
 
 from bitfront.exporters import oracle
@@ -19,7 +20,6 @@ from bitfront.formats.fixed_map import FixedMap
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.transforms import calibrate, quantize
-from programs import case, cases
 
 
 def _integers(graph, x, width=8):
@@ -46,7 +46,8 @@ def test_a_rounding_before_a_pooling_changes_no_number(drawn):
     assert np.array_equal(oracle.run(early, x.numpy()), oracle.run(program, x.numpy()))
     lows, highs = np.array([(v.low.min(), v.high.max()) for v in early.values]).T
     for low, high, numbers in zip(lows, highs, oracle.every_value(early, x.numpy()), strict=True):
-        assert low <= numbers.min() and numbers.max() <= high
+        assert low <= numbers.min()
+        assert numbers.max() <= high
     _check_memory(early)
 
 

@@ -32,8 +32,20 @@ class Source:
     """
 
     def __init__(self, program: Program) -> None:
-        self.program = rounded_early(program)
-        self.tables = Tables()
+        self._begin(rounded_early(program))
+        for number, stage in enumerate(self.stages):
+            self._stage(number, stage)
+
+    @classmethod
+    def constants(cls, program: Program, number: int, stage: Stage) -> int:
+        """Bytes of the constants of one loop of a program whose roundings are early."""
+        source = cls.__new__(cls)
+        source._begin(program)
+        source._stage(number, stage)
+        return source.tables.bytes
+
+    def _begin(self, program: Program) -> None:
+        self.program, self.tables = program, Tables()
         self.stages, self.held = stages(self.program)
         self.memory = memory(self.program, self.stages, self.held)
         self.output = self.held.get(self.program.output, self.program.output)
@@ -41,8 +53,6 @@ class Source:
         self.coded = None if coded == self.output else coded
         self.rounding: tuple[list[str], str] = [], ""
         self.code: list[str] = []
-        for number, stage in enumerate(self.stages):
-            self._stage(number, stage)
 
     @property
     def ram(self) -> int:
@@ -176,18 +186,19 @@ def _listed(held: HeldWeight, inside: list[str]) -> list[str]:
     return [loop, f"{_INDENT}k += {held.gaps}[e];", *(_INDENT + line for line in inside), "}"]
 
 
-def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Channels, rows and columns of a sample; a sequence has one row."""
     return (shape[0], 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
 
 
-def _pairs(values: tuple[int, ...], fill: int) -> tuple[int, int]:
+def pairs(values: tuple[int, ...], fill: int) -> tuple[int, int]:
+    """A setting of a window for rows and columns; `fill` for the one row of a sequence."""
     return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
 def _taps(first: Any, inside: list[str], sizes: tuple[int, int]) -> list[str]:
     """The loops over the taps of a window around (y, x); `inside` may use ``iy``, ``ix``, ``ky`` and ``kx``."""
-    kernel, lines = _pairs(first.window.kernel, 1), []
+    kernel, lines = pairs(first.window.kernel, 1), []
     for axis, k in enumerate(("ky", "kx")):
         pad = _INDENT * axis
         lines.append(f"{pad}for (int32_t {k} = 0; {k} < {kernel[axis]}; {k}++) {{")
@@ -198,10 +209,10 @@ def _taps(first: Any, inside: list[str], sizes: tuple[int, int]) -> list[str]:
 def _seen(first: Any, axis: int, size: int) -> list[str]:
     """The lines that give the row (axis 0) or the column (1) of a tap, and go on where it is padding."""
     window, at = first.window, "yx"[axis]
-    stride, before, dilation = _pairs(window.stride, 1), _pairs(window.before, 0), _pairs(window.dilation, 1)
+    stride, before, dilation = pairs(window.stride, 1), pairs(window.before, 0), pairs(window.dilation, 1)
     place = f"{at} * {stride[axis]} + k{at} * {dilation[axis]} - {before[axis]}"
     lines = [f"const int32_t i{at} = {place};"]
-    if before[axis] or _pairs(window.after, 0)[axis]:
+    if before[axis] or pairs(window.after, 0)[axis]:
         lines.append(f"if (i{at} < 0 || i{at} >= {size}) continue;")
     return lines
 
@@ -210,8 +221,8 @@ def _convolution(w: Source, number: int, stage: Stage, first: Product, how: tupl
     held, wide = how
     assert first.window is not None
     sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
-    (out, height, width_), (_, rows, columns) = _plane(sums.shape), _plane(source.shape)
-    inner, kernel = first.weight.shape[1], _pairs(first.window.kernel, 1)
+    (out, height, width_), (_, rows, columns) = plane(sums.shape), plane(source.shape)
+    inner, kernel = first.weight.shape[1], pairs(first.window.kernel, 1)
     group = f"(o / {out // first.groups}) * {inner} + c" if first.groups > 1 else "c"
     index = f"((o * {inner} + c) * {kernel[0]} + ky) * {kernel[1]} + kx"
     data = w.at(stage.sources[0], f"(({group}) * {rows} + iy) * {columns} + ix")
@@ -233,7 +244,7 @@ def _convolution(w: Source, number: int, stage: Stage, first: Product, how: tupl
 def _write_pool(w: Source, number: int, stage: Stage, first: Step) -> None:
     assert isinstance(first, Pool)
     sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
-    (channels, height, columns), (_, rows, row) = _plane(sums.shape), _plane(source.shape)
+    (channels, height, columns), (_, rows, row) = plane(sums.shape), plane(source.shape)
     data = w.at(stage.sources[0], f"(o * {rows} + iy) * {row} + ix")
     if first.kind == "sum":
         wide = "int32_t" if sums.bits <= 32 else "int64_t"

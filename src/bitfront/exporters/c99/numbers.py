@@ -49,7 +49,7 @@ COMMON = """\
 static inline int64_t cut(int64_t v, int digits)
 {
     int64_t size = v < 0 ? -v : v;
-    int bits = 0;
+    int bits = digits;
     while (size >> bits) bits++;
     return bits <= digits ? v : even_int64_t(v, bits - digits) * ((int64_t)1 << (bits - digits));
 }
