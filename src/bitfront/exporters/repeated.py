@@ -6,16 +6,18 @@ the same object, and so are equal steps: whoever counts something per step can k
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from bitfront.errors import ExportError
 from bitfront.exporters.building import pruned
 from bitfront.exporters.lowering import reader_of
-from bitfront.exporters.program import Program, Step, Value
+from bitfront.exporters.program import Program, Step, Value, Window
 from bitfront.exporters.walking import SiteFormats, Walker
 from bitfront.graph import Graph
 
@@ -47,8 +49,15 @@ class Programs:
         self._graph = graph
         self._kept: Walker | None = None
         self._made: dict[tuple[object, ...], _Made] = {}
-        self._values: dict[tuple[object, ...], Value] = {}
+        #: Content → the one object that has it.
+        self._values: dict[object, Value] = {}
+        self._steps: dict[object, Step] = {}
         self._placed: dict[tuple[int, tuple[int, ...]], tuple[Step, Step]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the ranges that are kept."""
+        return sum(value.low.nbytes + value.high.nbytes for value in self._values.values())
 
     def of(self, formats: Mapping[str, SiteFormats]) -> Program:
         """The program of a candidate.
@@ -110,15 +119,9 @@ class Programs:
             reader.visit(n, reader.env[n])
         except ExportError as error:
             return _Made(refused=str(error))
-        made = tuple(self._interned(value) for value in reader.build.values[count:])
-        return _Made(tuple(reader.build.steps[count:]), made, reader.numbers.get(n))
-
-    def _interned(self, value: Value) -> Value:
-        """The value that is equal to this one; the same object each time."""
-        scale = None if value.scale is None else (value.scale.shape, value.scale.tobytes())
-        ends = (value.low.dtype.str, value.low.tobytes(), value.high.tobytes())
-        key = (value.name, value.shape, value.point, value.divisor, value.floats, scale, *ends)
-        return self._values.setdefault(key, value)
+        steps = tuple(self._steps.setdefault(_content(step), step) for step in reader.build.steps[count:])
+        made = tuple(self._values.setdefault(_content(value), value) for value in reader.build.values[count:])
+        return _Made(steps, made, reader.numbers.get(n))
 
     def _at(self, step: Step, sources: tuple[int, ...]) -> Step:
         """A step with these sources; the same object each time."""
@@ -139,6 +142,15 @@ class _Kept(Walker):
 
     def visit(self, n: fx.Node, value: Any) -> None:
         """Nothing."""
+
+
+def _content(thing: object) -> object:
+    """What is equal for equal steps, values and arrays."""
+    if isinstance(thing, np.ndarray):
+        return thing.dtype.str, thing.shape, hashlib.sha256(thing.tobytes()).digest()
+    if isinstance(thing, (Step, Value, Window)):
+        return type(thing), *(_content(getattr(thing, field.name)) for field in fields(thing))
+    return thing
 
 
 def _each(given: _Numbers) -> tuple[int, ...]:

@@ -18,6 +18,9 @@ from bitfront.exporters.repeated import Programs
 from bitfront.exporters.walking import SiteFormats
 from bitfront.graph import Graph
 
+#: Bytes of ranges that are kept between candidates, and candidates whose memory is; beyond that all is forgotten.
+_MOST, _CANDIDATES = 2**29, 100_000
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -48,7 +51,11 @@ class CandidateNeeds:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._programs = Programs(graph)
+        self._graph, self._asked = graph, 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._programs = Programs(self._graph)
         self._early: Memo = {}
         self._loops: dict[tuple[int, ...], tuple[object, int, float]] = {}
         self._memory: dict[tuple[object, ...], tuple[object, int]] = {}
@@ -62,6 +69,9 @@ class CandidateNeeds:
         Raises:
             ExportError: it has no program; the message names the node and says what to do.
         """
+        self._asked += 1
+        if self._asked % 64 == 0 and (self._programs.bytes > _MOST or len(self._memory) > _CANDIDATES):
+            self._forget()
         program = rounded_early(self._programs.of(formats), self._early)
         loops, held = stages(program)
         flash, total = 0, 0.0
