@@ -30,7 +30,9 @@ def _stated(candidate, folder):
     counted = sum(int(bits or 32) // 8 * int(count) for bits, count in arrays)
     union = re.search(r"static union \{(.*?)\} arena;", source, re.S)
     sizes = re.findall(r"(?:u?int(\d+)_t|float) \w+\[(\d+)\]", union[1]) if union else []
-    return stated, (counted, max((int(bits or 32) // 8 * int(count) for bits, count in sizes), default=0))
+    row = re.search(r"static int8_t row\[(\d+)\];", source)
+    ram = max((int(bits or 32) // 8 * int(count) for bits, count in sizes), default=0)
+    return stated, (counted, ram + (int(row[1]) if row else 0))
 
 
 @settings(max_examples=8)

@@ -16,15 +16,15 @@ from bitfront.data.base import DataRequest, Dataset
 from bitfront.errors import DataError
 
 WORDS, FRAMES, FEATURES = 12, 49, 10
-SAMPLES = 4800
+SAMPLES = 3600
 #: Of the words; the same for every seed of a search, which draws the split.
 _SEED = 20171128
-_NOISE = 1.3
+_NOISE = 1.0
 
 
 @DATASETS.register("synthetic-keywords")
 def keywords(request: DataRequest) -> Dataset:
-    """4,800 computed spectrograms of 12 synthetic words, 1 x 49 x 10: no speech, but of its shape; needs no file.
+    """3,600 computed spectrograms of 12 synthetic words, 1 x 49 x 10: no speech, but of its shape; needs no file.
 
     The split is stratified and drawn from the seed.
 
@@ -48,7 +48,7 @@ def keywords(request: DataRequest) -> Dataset:
 
 
 def samples() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(samples, float32 of shape (4800, 1, 49, 10); the word of each, int64)."""
+    """(samples, float32 of shape (3600, 1, 49, 10); the word of each, int64)."""
     rng = np.random.default_rng(_SEED)
     y = np.arange(SAMPLES) % WORDS
     # A word is a track of each feature over time, through six random points.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from bitfront.exporters.c99.loops import pairs, plane
+from bitfront.exporters.c99.loops import pairs, plane, unpacked_rows
 from bitfront.exporters.c99.numbers import wide_type
 from bitfront.exporters.c99.stages import Stage
 from bitfront.exporters.c99.tables import Tables
@@ -24,9 +24,11 @@ CYCLES_PER_INSTRUCTION = 1.5
 INSTRUCTIONS = {
     "product": 5.9,
     "tap": 11.9,
+    "point": 8.0,
     "unpacked": 7.9,
     "listed product": 10.3,
     "listed tap": 23.6,
+    "listed point": 12.0,
     "wide product": 4.0,
     "line": 1.0,
     "plane": 1.0,
@@ -104,13 +106,14 @@ def _products(first: Product, x: Value, sums: Value) -> Counter[str]:
         lines, taps, skipped = _taps(first, x, sums)
         inner = first.weight.shape[1]
         lines, taps, skipped = lines * inner, taps * inner, skipped * inner
-        kind = "tap"
+        kind = "point" if math.prod(first.window.kernel) == 1 else "tap"
         if held.table is not None:
             done += Counter({"line": lines, "skipped": skipped, "plane": inner * math.prod(sums.shape)})
     if held.table is not None:
         done[kind] += taps
         if held.bits < 8:
-            done["unpacked"] += taps
+            once = first.window is not None and unpacked_rows(held.bits, places)
+            done["unpacked"] += first.weight.size if once else taps
         if wide:
             done["wide product"] += taps
     if held.starts is not None:

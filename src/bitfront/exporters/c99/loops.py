@@ -28,6 +28,7 @@ class Source:
     Attributes:
         code: the lines of all loops but that of `coded`.
         coded: the number of the rounding of the input, where there is one alone.
+        row: bytes of the buffer for a row of an unpacked weight.
         rounding: the lines that give its number ``i`` of ``input``, and the name of the variable that holds it.
     """
 
@@ -37,12 +38,12 @@ class Source:
             self._stage(number, stage)
 
     @classmethod
-    def constants(cls, program: Program, number: int, stage: Stage) -> int:
-        """Bytes of the constants of one loop of a program whose roundings are early."""
+    def constants(cls, program: Program, number: int, stage: Stage) -> tuple[int, int]:
+        """(bytes of the constants, bytes of an unpacked row) of one loop of a program whose roundings are early."""
         source = cls.__new__(cls)
         source._begin(program)
         source._stage(number, stage)
-        return source.tables.bytes
+        return source.tables.bytes, source.row
 
     def _begin(self, program: Program) -> None:
         self.program, self.tables = program, Tables()
@@ -53,11 +54,12 @@ class Source:
         self.coded = None if coded == self.output else coded
         self.rounding: tuple[list[str], str] = [], ""
         self.code: list[str] = []
+        self.row = 0
 
     @property
     def ram(self) -> int:
         """Bytes of all buffers."""
-        return self.memory.bytes
+        return self.memory.bytes + self.row
 
     def at(self, number: int, index: str) -> str:
         """A number of a value, as C."""
@@ -111,15 +113,15 @@ class Source:
 _INDENT = "    "
 
 
-def _loop(head: Iterable[str], body: Iterable[str]) -> list[str]:
-    """Nested loops around a body; `head` has ``index < count`` for each."""
-    lines, depth = [], 1
+def _loop(head: Iterable[str], body: Iterable[str], outside: int = 1) -> list[str]:
+    """Nested loops around a body; `head` has ``index < count`` for each. `outside` is how deep they stand."""
+    lines, depth = [], outside
     for each in head:
         index, count = each.split("<")
         lines.append(f"{_INDENT * depth}for (int32_t {index} = 0; {index} < {count}; {index}++) {{")
         depth += 1
     lines += [_INDENT * depth + line for line in body]
-    while depth > 1:
+    while depth > outside:
         depth -= 1
         lines.append(_INDENT * depth + "}")
     return lines
@@ -227,9 +229,17 @@ def _convolution(w: Source, number: int, stage: Stage, first: Product, how: tupl
     index = f"((o * {inner} + c) * {kernel[0]} + ky) * {kernel[1]} + kx"
     data = w.at(stage.sources[0], f"(({group}) * {rows} + iy) * {columns} + ix")
     place = f"((o * {height} + y) * {width_} + x)"
-    body = [f"{wide} v = 0;"]
+    body, before = [f"{wide} v = 0;"], []
     if held.table is not None:
-        taps = _taps(first, [f"v += ({wide}){_taken(held.table, held.bits, index)} * {data};"], (rows, columns))
+        weight = _taken(held.table, held.bits, index)
+        if unpacked_rows(held.bits, height * width_):
+            # Every place takes the same row of the weight, so it is unpacked once.
+            length = first.weight[0].size
+            w.row = max(w.row, length)
+            unpacked = f"row[k] = (int8_t){_taken(held.table, held.bits, f'o * {length} + k')};"
+            before = [f"for (int32_t k = 0; k < {length}; k++) {unpacked}"]
+            weight = f"row[(c * {kernel[0]} + ky) * {kernel[1]} + kx]"
+        taps = _taps(first, [f"v += ({wide}){weight} * {data};"], (rows, columns))
         body += [f"for (int32_t c = 0; c < {inner}; c++) {{", *(_INDENT + t for t in taps), "}"]
     taken = [
         f"const int32_t c = k / {kernel[0] * kernel[1]}, ky = k / {kernel[1]} % {kernel[0]}, kx = k % {kernel[1]};",
@@ -238,7 +248,12 @@ def _convolution(w: Source, number: int, stage: Stage, first: Product, how: tupl
         f"v += ({wide}){_taken(held.values, held.value_bits, 'e')} * {data};",
     ]
     body += [*_listed(held, taken), *w.chain(number, stage, sums, place, "o")]
-    return _loop([f"o<{out}", f"y<{height}", f"x<{width_}"], body)
+    return _loop([f"o<{out}"], [*before, *_loop([f"y<{height}", f"x<{width_}"], body, 0)])
+
+
+def unpacked_rows(bits: int, places: int) -> bool:
+    """Whether a convolution unpacks a row of its weight for all places."""
+    return bits < 8 and places > 1
 
 
 def _write_pool(w: Source, number: int, stage: Stage, first: Step) -> None:

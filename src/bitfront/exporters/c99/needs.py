@@ -57,7 +57,7 @@ class CandidateNeeds:
     def _forget(self) -> None:
         self._programs = Programs(self._graph)
         self._early: Memo = {}
-        self._loops: dict[tuple[int, ...], tuple[object, int, float]] = {}
+        self._loops: dict[tuple[int, ...], tuple[object, int, int, float]] = {}
         self._memory: dict[tuple[object, ...], tuple[object, int]] = {}
 
     def of(self, formats: Mapping[str, SiteFormats]) -> Needs:
@@ -74,7 +74,7 @@ class CandidateNeeds:
             self._forget()
         program = rounded_early(self._programs.of(formats), self._early)
         loops, held = stages(program)
-        flash, total = 0, 0.0
+        flash, row, total = 0, 0, 0.0
         for number, stage in enumerate(loops):
             alive = (
                 *(program.steps[k] for k in stage.steps),
@@ -82,10 +82,10 @@ class CandidateNeeds:
             )
             key = tuple(map(id, alive))
             if key not in self._loops:
-                self._loops[key] = alive, Source.constants(program, number, stage), cycles(program, stage)
-            _, constants, taken = self._loops[key]
-            flash, total = flash + constants, total + taken
-        return Needs(flash, self._ram(program, loops, held), total)
+                self._loops[key] = alive, *Source.constants(program, number, stage), cycles(program, stage)
+            _, constants, unpacked, taken = self._loops[key]
+            flash, row, total = flash + constants, max(row, unpacked), total + taken
+        return Needs(flash, self._ram(program, loops, held) + row, total)
 
     def _ram(self, program: Program, loops: list[Stage], held: dict[int, int]) -> int:
         values = [program.values[stage.result] for stage in loops]

@@ -190,8 +190,10 @@ void {name}_infer(const {name}_code_t *codes, {name}_output_t *output);
 
 def _body(name: str, source: Source) -> str:
     # Each array has all bytes of the union, so that storing a number of one type leaves the bytes of others alone.
-    arrays = [f"    {kind} {member(kind)}[{source.ram // SIZES[kind]}];" for kind in source.memory.kinds]
+    arrays = [f"    {kind} {member(kind)}[{source.memory.bytes // SIZES[kind]}];" for kind in source.memory.kinds]
     arena = ["static union {", *arrays, "} arena;"] if arrays else []
+    if source.row:
+        arena.append(f"static int8_t row[{source.row}];")
     return "\n".join(
         [
             f"/* {name}: written by Bitfront. */",
