@@ -171,6 +171,10 @@ class _Reader(Walker):
         made = Round((), points, low, high, "even", "saturate", point, places)
         if not isinstance(number, _Floats):
             source, made = self.build.values[number], replace(made, sources=(number,))
+            # Numbers that are on the grid already, as behind a rounding to the same format, stay as they are.
+            on_grid = source.divisor == 1 and source.point == point and (points == point).all()
+            if on_grid and (low <= source.low).all() and (source.high <= high).all():
+                return number
             self._check_mean(n, source, points)
             self.build.check_size(source, int(np.maximum(points - source.point, 0).max(initial=0)))
             if not self.full_ranges:

@@ -77,6 +77,9 @@ def counts(program: Program, stage: Stage) -> Counter[str]:
     rest = stage.steps if not first.sources or not isinstance(first, Product | Pool | Add | Join) else stage.steps[1:]
     for k in rest:
         step = program.steps[k]
+        if isinstance(step, Add):
+            done["term"] += (len(step.sources) - 1) * numbers
+            continue
         source = program.values[step.sources[0]] if step.sources else None
         done[_each(step, source, program.values[k])] += numbers
     return done

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bitfront.exporters.c99.early import rounded_early
-from bitfront.exporters.c99.numbers import Alone, raised
+from bitfront.exporters.c99.numbers import Alone, added, raised
 from bitfront.exporters.c99.stages import ALONE, Stage, coded_input, member, memory, stages
 from bitfront.exporters.c99.tables import HeldWeight, Tables, spelled, type_of
 from bitfront.exporters.program import (
@@ -102,8 +102,15 @@ class Source:
         """(the lines that treat the number ``v``, the variable with the result); as of ``chain``."""
         lines, current = [], source
         writer = Alone(self.tables, f"s{number}", place, channel, self.program)
-        for k in stage.steps[skip:]:
-            lines += writer.lines(self.program.steps[k], current, self.program.values[k])
+        for before, k in zip((-1, *stage.steps), stage.steps, strict=False):
+            if k in stage.steps[:skip]:
+                continue
+            step = self.program.steps[k]
+            if isinstance(step, Add):
+                terms = [writer.variable if s == before else self.at(s, place) for s in step.sources]
+                lines.append(writer.added(step, terms, self.program.values[k]))
+            else:
+                lines += writer.lines(step, current, self.program.values[k])
             current = self.program.values[k]
         return lines, writer.variable
 
@@ -276,13 +283,8 @@ def _write_pool(w: Source, number: int, stage: Stage, first: Step) -> None:
 def _write_add(w: Source, number: int, stage: Stage, first: Step) -> None:
     assert isinstance(first, Add)
     value, result = w.program.values[stage.steps[0]], w.program.values[stage.result]
-    wide = "float" if value.floats else "int32_t" if value.bits < 31 else "int64_t"
-    terms = []
-    for source, shift, sign in zip(stage.sources, first.shifts, first.signs, strict=True):
-        term = w.at(source, "i")
-        term = term if wide == "float" else raised(term, wide, shift)
-        terms.append(f"{'-' if sign < 0 else '+'} {term}")
-    line = f"const {wide} v = {' '.join(terms).removeprefix('+ ')};"
+    wide, total = added(first, [w.at(source, "i") for source in stage.sources], value)
+    line = f"const {wide} v = {total};"
     w.code += _loop(
         [f"i<{math.prod(result.shape)}"], [line, *w.chain(number, stage, value, "i", _channel(value.shape, "i"))]
     )

@@ -78,7 +78,7 @@ class CandidateNeeds:
         for number, stage in enumerate(loops):
             alive = (
                 *(program.steps[k] for k in stage.steps),
-                *(program.values[k] for k in (*stage.steps, *program.steps[stage.steps[0]].sources)),
+                *(program.values[k] for k in (s for k in stage.steps for s in (k, *program.steps[k].sources))),
             )
             key = tuple(map(id, alive))
             if key not in self._loops:
@@ -89,7 +89,7 @@ class CandidateNeeds:
 
     def _ram(self, program: Program, loops: list[Stage], held: dict[int, int]) -> int:
         values = [program.values[stage.result] for stage in loops]
-        order = tuple((stage.steps, stage.sources) for stage in loops)
+        order = tuple((stage.steps, stage.sources, stage.added) for stage in loops)
         key = (*map(id, values), order, held.get(program.output, program.output))
         if key not in self._memory:
             self._memory[key] = values, memory(program, loops, held).bytes
