@@ -60,6 +60,11 @@ class Target:
 
 
 TARGETS: Mapping[str, Sequence[Target]] = {
+    "microcontroller": (
+        Target("samples_that_differ", 0, "samples", "differ from the searched network", at_most=True),
+        Target("slowest_seconds", 300, "s", "search and export of the slowest network", at_most=True),
+        Target("cycle_model_error_largest", 0.3, "", "largest error of the model of cycles", at_most=True),
+    ),
     "trial_cost": (
         Target("ms_per_candidate_512", 0.008, "ms", "a candidate of jsc-mlp, 512 samples", at_most=True),
         Target("vs_plain_512", 30, "times", "faster than the plain loop, 512 samples"),

@@ -15,7 +15,9 @@ from bitfront.exporters.c99.stages import memory, stages
 from bitfront.exporters.c99.tables import Tables
 from bitfront.exporters.exporting import export, target_named
 from bitfront.exporters.lowering import lowered
+from bitfront.exporters.program import Round
 from bitfront.exporters.targets.base import Candidate
+from bitfront.formats.base import OperandKind
 from bitfront.formats.fixed_map import FixedMap
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
@@ -84,6 +86,36 @@ def test_the_sums_of_a_convolution_are_never_in_memory():
     # The input and the first convolution's result, or that result and the pooled one: one byte a number.
     assert source.ram == 8 * 64 + 8 * 16
     assert set(source.memory.kinds) <= {"int8_t", "uint8_t"}
+
+
+class Shortcut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.relu = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        return self.head((self.second(x) + x).flatten(1))
+
+
+def test_the_sums_of_a_branch_are_added_in_its_loop():
+    torch.manual_seed(0)
+    x = torch.randn(8, 1, 4, 4)
+    graph = capture(Shortcut().eval(), x[:2])
+    weighted = {site.name for site in graph.sites if site.weight}
+    formats = {name: of_site for name, of_site in _integers(graph, x).items() if name in weighted}
+    activation = OperandKind("activation", True, None)
+    relu = Integer.parse({"width": 8, "frac_width": "auto"}, activation, signed=True)
+    graph = graph.naming({"relu"})
+    formats = calibrate(graph, formats | {"relu": {"data_out": relu}}, x)
+    program = lowered(graph, formats)
+    source = Source(program)
+    # What the ReLU gives, and the sums with the other branch: one byte a number.
+    assert source.ram == 64 + 64
+    assert len(source.stages) == 4
+    # The second convolution takes the ReLU's format, so nothing is rounded again.
+    assert sum(isinstance(step, Round) for step in program.steps) == 3
 
 
 WEIGHTS = st.tuples(st.integers(1, 5), st.integers(1, 700), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(0, 9))

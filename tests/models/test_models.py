@@ -12,6 +12,7 @@ from bitfront.models.base import build_model
 from bitfront.testing.models import check_model
 
 FLAT = ["jsc-tiny", "jsc-toy", "jsc-new", "jsc-s", "jsc-three-linear-layers", "jsc-mlp", "digits-mlp"]
+SPECTROGRAMS = ["ds-cnn", "ds-cnn-small"]
 
 
 @pytest.mark.parametrize("name", FLAT)
@@ -28,7 +29,22 @@ def test_image_models_conform(name, shape):
 
 
 def test_every_registered_model_is_checked_here():
-    assert set(MODELS.names()) == {*FLAT, "digits-cnn"}
+    assert set(MODELS.names()) == {*FLAT, *SPECTROGRAMS, "digits-cnn"}
+
+
+@pytest.mark.parametrize("name", SPECTROGRAMS)
+@pytest.mark.parametrize("size", [(49, 10), (20, 9)])
+def test_keyword_spotters_conform(name, size):
+    report = check_model(MODELS.get(name), (1, *size), 12)
+    assert report.not_traceable is None
+    # MLPerf Tiny's has 22,604 parameters once its norms are folded.
+    expected = 2624 + 4 * (640 + 4160) + 780 if name == "ds-cnn" else 656 + 2 * (160 + 272) + 204
+    assert report.parameters == expected
+
+
+def test_keyword_spotters_refuse_other_samples():
+    with pytest.raises(ConfigError, match=r"takes spectrograms.*\(3, 49, 10\).*synthetic-keywords"):
+        build_model("ds-cnn", (3, 49, 10), 12, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from bitfront.errors import ExportError
 from bitfront.exporters.oracle import apply
-from bitfront.exporters.program import FLOAT_DIGITS, Cut, Scale, Step, Value
+from bitfront.exporters.program import FLOAT_DIGITS, Cut, Program, Scale, Step, Value
 
 #: Bits of the largest whole number that a step may have on its way.
 MOST = 62
@@ -18,6 +18,36 @@ MOST = 62
 def largest(value: Value) -> int:
     """The largest absolute number of a value of whole numbers."""
     return max(-int(value.low.min(initial=0)), int(value.high.max(initial=0)))
+
+
+def _with_sources(step: Step, sources: tuple[int, ...]) -> Step:
+    return replace(step, sources=sources)
+
+
+def pruned(
+    input_shape: tuple[int, ...],
+    steps: Sequence[Step],
+    values: Sequence[Value],
+    output: int,
+    moved: Callable[[Step, tuple[int, ...]], Step] = _with_sources,
+) -> Program:
+    """A program without the steps that its output does not need.
+
+    Args:
+        input_shape: of one sample.
+        steps, values: in order.
+        output: the number of the value that is the output.
+        moved: (step, sources) → the step with these sources.
+    """
+    needed, ahead = {output}, [output]
+    while ahead:
+        fresh = set(steps[ahead.pop()].sources) - needed
+        needed |= fresh
+        ahead += fresh
+    kept = sorted(needed)
+    place = {number: i for i, number in enumerate(kept)}
+    remaining = tuple(moved(steps[k], tuple(place[s] for s in steps[k].sources)) for k in kept)
+    return Program(input_shape, remaining, tuple(values[k] for k in kept), place[output])
 
 
 class Builder:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from bitfront.exporters.building import MOST, Builder, largest
+from bitfront.exporters.building import MOST, Builder, largest, pruned
 from bitfront.exporters.oracle import apply, products
 from bitfront.exporters.packing import otherwise
 from bitfront.exporters.program import (
@@ -53,19 +53,26 @@ from bitfront.transforms.arithmetic import whole
 _WHOLE = "give it a format of whole numbers with one scale, or one per output channel of a weight: integer, affine"
 
 
-def lowered(graph: Graph, formats: Mapping[str, SiteFormats]) -> Program:
+def lowered(graph: Graph, formats: Mapping[str, SiteFormats], full_ranges: bool = False) -> Program:
     """The program of a candidate.
 
     Args:
         graph: the captured model, with its weights; on the CPU.
         formats: site name → formats by operand, calibrated.
+        full_ranges: whether what is rounded is taken to be any number of its format, although the layers before it may
+            not reach all of them. Ranges then depend on the formats near them alone; sums may get a bit more.
 
     Raises:
         ExportError: a node or a format has no form in whole numbers; the message names it and says what to do.
     """
-    reader = _Reader(graph, formats)
+    reader = reader_of(graph, formats, full_ranges)
     reader.walk()
     return reader.program()
+
+
+def reader_of(graph: Graph, formats: Mapping[str, SiteFormats], full_ranges: bool = False) -> _Reader:
+    """What ``lowered`` reads with; for whoever reads node by node."""
+    return _Reader(graph, formats, full_ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +85,9 @@ class _Floats:
 class _Reader(Walker):
     """Runs the graph and adds the steps of each node: an ``operations.integers.IntegerReader``."""
 
-    def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats]) -> None:
+    def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], full_ranges: bool) -> None:
         super().__init__(graph, formats, "whole numbers")
-        self.build = Builder()
+        self.build, self.full_ranges = Builder(), full_ranges
         self.numbers: dict[fx.Node, Numbers | _Floats] = {}
 
     def program(self) -> Program:
@@ -88,18 +95,7 @@ class _Reader(Walker):
         node = next(n for n in self.numbers if n.op == "output")
         output = self.numbers[node]
         assert isinstance(output, int)
-        needed, ahead = {output}, [output]
-        while ahead:
-            fresh = set(self.build.steps[ahead.pop()].sources) - needed
-            needed |= fresh
-            ahead += fresh
-        kept = sorted(needed)
-        place = {number: i for i, number in enumerate(kept)}
-        steps = (
-            replace(self.build.steps[k], sources=tuple(place[s] for s in self.build.steps[k].sources)) for k in kept
-        )
-        values = tuple(self.build.values[k] for k in kept)
-        return Program(self.captured.sample_shape, tuple(steps), values, place[output])
+        return pruned(self.captured.sample_shape, self.build.steps, self.build.values, output)
 
     def visit(self, n: fx.Node, value: Any) -> None:
         self.build.node = n.name
@@ -179,16 +175,19 @@ class _Reader(Walker):
         point = int(points[used].max()) if used.any() else 0
         points = np.where(used, points, point)
         made = Round((), points, low, high, grid.rounds, "wrap" if grid.wraps else "saturate", point, places)
+        if not isinstance(number, _Floats):
+            source, made = self.build.values[number], replace(made, sources=(number,))
+            # Numbers that are on the grid already, as behind a rounding to the same format, stay as they are.
+            on_grid = source.divisor == 1 and source.point == point and (points == point).all()
+            if on_grid and (low <= source.low).all() and (source.high <= high).all():
+                return number
+            self._check_mean(n, source, points)
+            self.build.check_size(source, int(np.maximum(points - source.point, 0).max(initial=0)))
+            # What wraps does not grow with its source.
+            if not (self.full_ranges or grid.wraps):
+                return self.build.emit(made, point)
         up = np.maximum(point - points, 0)
-        result = Value("", shape, np.left_shift(low, up), np.left_shift(high, up), point)
-        if isinstance(number, _Floats):
-            return self.build.add(made, result)
-        source = self.build.values[number]
-        self._check_mean(n, source, points)
-        self.build.check_size(source, int(np.maximum(points - source.point, 0).max(initial=0)))
-        made = replace(made, sources=(number,))
-        # What wraps does not grow with its source.
-        return self.build.add(made, result) if grid.wraps else self.build.emit(made, point)
+        return self.build.add(made, Value("", shape, np.left_shift(low, up), np.left_shift(high, up), point))
 
     def _quantized(self, number: int | _Floats, grid: Grid, places: Int | None) -> int:
         """A value on a grid whose steps are no powers of two, or that is float32."""
@@ -200,10 +199,11 @@ class _Reader(Walker):
         )
         first, least, most = (np.asarray(entry).astype(np.int64) for entry in (zero, low, high))
         made = Quantize((), np.asarray(step, np.float32), first, least, most, places)
-        if isinstance(number, _Floats):
+        if not isinstance(number, _Floats):
+            made = replace(made, sources=(self.build.in_floats(number),))
+        if not made.sources or self.full_ranges:
             low, high = (np.broadcast_to(end - made.zero, shape) for end in (made.low, made.high))
         else:
-            made = replace(made, sources=(self.build.in_floats(number),))
             source = self.build.values[made.sources[0]]
             low, high = (apply(made, [end[None]], [source])[0] for end in (source.low, source.high))
         if _powers(torch.from_numpy(made.step).double()) and made.step.size == 1:

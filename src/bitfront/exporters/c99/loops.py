@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bitfront.exporters.c99.early import rounded_early
-from bitfront.exporters.c99.numbers import Alone, raised
+from bitfront.exporters.c99.numbers import Alone, added, raised
 from bitfront.exporters.c99.stages import ALONE, Stage, coded_input, member, memory, stages
 from bitfront.exporters.c99.tables import HeldWeight, Tables, spelled, type_of
 from bitfront.exporters.program import (
@@ -28,12 +28,25 @@ class Source:
     Attributes:
         code: the lines of all loops but that of `coded`.
         coded: the number of the rounding of the input, where there is one alone.
+        row: bytes of the buffer for a row of an unpacked weight.
         rounding: the lines that give its number ``i`` of ``input``, and the name of the variable that holds it.
     """
 
     def __init__(self, program: Program) -> None:
-        self.program = rounded_early(program)
-        self.tables = Tables()
+        self._begin(rounded_early(program))
+        for number, stage in enumerate(self.stages):
+            self._stage(number, stage)
+
+    @classmethod
+    def constants(cls, program: Program, number: int, stage: Stage) -> tuple[int, int]:
+        """(bytes of the constants, bytes of an unpacked row) of one loop of a program whose roundings are early."""
+        source = cls.__new__(cls)
+        source._begin(program)
+        source._stage(number, stage)
+        return source.tables.bytes, source.row
+
+    def _begin(self, program: Program) -> None:
+        self.program, self.tables = program, Tables()
         self.stages, self.held = stages(self.program)
         self.memory = memory(self.program, self.stages, self.held)
         self.output = self.held.get(self.program.output, self.program.output)
@@ -41,13 +54,12 @@ class Source:
         self.coded = None if coded == self.output else coded
         self.rounding: tuple[list[str], str] = [], ""
         self.code: list[str] = []
-        for number, stage in enumerate(self.stages):
-            self._stage(number, stage)
+        self.row = 0
 
     @property
     def ram(self) -> int:
         """Bytes of all buffers."""
-        return self.memory.bytes
+        return self.memory.bytes + self.row
 
     def at(self, number: int, index: str) -> str:
         """A number of a value, as C."""
@@ -90,8 +102,15 @@ class Source:
         """(the lines that treat the number ``v``, the variable with the result); as of ``chain``."""
         lines, current = [], source
         writer = Alone(self.tables, f"s{number}", place, channel, self.program)
-        for k in stage.steps[skip:]:
-            lines += writer.lines(self.program.steps[k], current, self.program.values[k])
+        for before, k in zip((-1, *stage.steps), stage.steps, strict=False):
+            if k in stage.steps[:skip]:
+                continue
+            step = self.program.steps[k]
+            if isinstance(step, Add):
+                terms = [writer.variable if s == before else self.at(s, place) for s in step.sources]
+                lines.append(writer.added(step, terms, self.program.values[k]))
+            else:
+                lines += writer.lines(step, current, self.program.values[k])
             current = self.program.values[k]
         return lines, writer.variable
 
@@ -101,15 +120,15 @@ class Source:
 _INDENT = "    "
 
 
-def _loop(head: Iterable[str], body: Iterable[str]) -> list[str]:
-    """Nested loops around a body; `head` has ``index < count`` for each."""
-    lines, depth = [], 1
+def _loop(head: Iterable[str], body: Iterable[str], outside: int = 1) -> list[str]:
+    """Nested loops around a body; `head` has ``index < count`` for each. `outside` is how deep they stand."""
+    lines, depth = [], outside
     for each in head:
         index, count = each.split("<")
         lines.append(f"{_INDENT * depth}for (int32_t {index} = 0; {index} < {count}; {index}++) {{")
         depth += 1
     lines += [_INDENT * depth + line for line in body]
-    while depth > 1:
+    while depth > outside:
         depth -= 1
         lines.append(_INDENT * depth + "}")
     return lines
@@ -176,18 +195,19 @@ def _listed(held: HeldWeight, inside: list[str]) -> list[str]:
     return [loop, f"{_INDENT}k += {held.gaps}[e];", *(_INDENT + line for line in inside), "}"]
 
 
-def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Channels, rows and columns of a sample; a sequence has one row."""
     return (shape[0], 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
 
 
-def _pairs(values: tuple[int, ...], fill: int) -> tuple[int, int]:
+def pairs(values: tuple[int, ...], fill: int) -> tuple[int, int]:
+    """A setting of a window for rows and columns; `fill` for the one row of a sequence."""
     return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
 def _taps(first: Any, inside: list[str], sizes: tuple[int, int]) -> list[str]:
     """The loops over the taps of a window around (y, x); `inside` may use ``iy``, ``ix``, ``ky`` and ``kx``."""
-    kernel, lines = _pairs(first.window.kernel, 1), []
+    kernel, lines = pairs(first.window.kernel, 1), []
     for axis, k in enumerate(("ky", "kx")):
         pad = _INDENT * axis
         lines.append(f"{pad}for (int32_t {k} = 0; {k} < {kernel[axis]}; {k}++) {{")
@@ -198,10 +218,10 @@ def _taps(first: Any, inside: list[str], sizes: tuple[int, int]) -> list[str]:
 def _seen(first: Any, axis: int, size: int) -> list[str]:
     """The lines that give the row (axis 0) or the column (1) of a tap, and go on where it is padding."""
     window, at = first.window, "yx"[axis]
-    stride, before, dilation = _pairs(window.stride, 1), _pairs(window.before, 0), _pairs(window.dilation, 1)
+    stride, before, dilation = pairs(window.stride, 1), pairs(window.before, 0), pairs(window.dilation, 1)
     place = f"{at} * {stride[axis]} + k{at} * {dilation[axis]} - {before[axis]}"
     lines = [f"const int32_t i{at} = {place};"]
-    if before[axis] or _pairs(window.after, 0)[axis]:
+    if before[axis] or pairs(window.after, 0)[axis]:
         lines.append(f"if (i{at} < 0 || i{at} >= {size}) continue;")
     return lines
 
@@ -210,15 +230,23 @@ def _convolution(w: Source, number: int, stage: Stage, first: Product, how: tupl
     held, wide = how
     assert first.window is not None
     sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
-    (out, height, width_), (_, rows, columns) = _plane(sums.shape), _plane(source.shape)
-    inner, kernel = first.weight.shape[1], _pairs(first.window.kernel, 1)
+    (out, height, width_), (_, rows, columns) = plane(sums.shape), plane(source.shape)
+    inner, kernel = first.weight.shape[1], pairs(first.window.kernel, 1)
     group = f"(o / {out // first.groups}) * {inner} + c" if first.groups > 1 else "c"
     index = f"((o * {inner} + c) * {kernel[0]} + ky) * {kernel[1]} + kx"
     data = w.at(stage.sources[0], f"(({group}) * {rows} + iy) * {columns} + ix")
     place = f"((o * {height} + y) * {width_} + x)"
-    body = [f"{wide} v = 0;"]
+    body, before = [f"{wide} v = 0;"], []
     if held.table is not None:
-        taps = _taps(first, [f"v += ({wide}){_taken(held.table, held.bits, index)} * {data};"], (rows, columns))
+        weight = _taken(held.table, held.bits, index)
+        if unpacked_rows(held.bits, height * width_):
+            # Every place takes the same row of the weight, so it is unpacked once.
+            length = first.weight[0].size
+            w.row = max(w.row, length)
+            unpacked = f"row[k] = (int8_t){_taken(held.table, held.bits, f'o * {length} + k')};"
+            before = [f"for (int32_t k = 0; k < {length}; k++) {unpacked}"]
+            weight = f"row[(c * {kernel[0]} + ky) * {kernel[1]} + kx]"
+        taps = _taps(first, [f"v += ({wide}){weight} * {data};"], (rows, columns))
         body += [f"for (int32_t c = 0; c < {inner}; c++) {{", *(_INDENT + t for t in taps), "}"]
     taken = [
         f"const int32_t c = k / {kernel[0] * kernel[1]}, ky = k / {kernel[1]} % {kernel[0]}, kx = k % {kernel[1]};",
@@ -227,13 +255,18 @@ def _convolution(w: Source, number: int, stage: Stage, first: Product, how: tupl
         f"v += ({wide}){_taken(held.values, held.value_bits, 'e')} * {data};",
     ]
     body += [*_listed(held, taken), *w.chain(number, stage, sums, place, "o")]
-    return _loop([f"o<{out}", f"y<{height}", f"x<{width_}"], body)
+    return _loop([f"o<{out}"], [*before, *_loop([f"y<{height}", f"x<{width_}"], body, 0)])
+
+
+def unpacked_rows(bits: int, places: int) -> bool:
+    """Whether a convolution unpacks a row of its weight for all places."""
+    return bits < 8 and places > 1
 
 
 def _write_pool(w: Source, number: int, stage: Stage, first: Step) -> None:
     assert isinstance(first, Pool)
     sums, source = w.program.values[stage.steps[0]], w.program.values[first.sources[0]]
-    (channels, height, columns), (_, rows, row) = _plane(sums.shape), _plane(source.shape)
+    (channels, height, columns), (_, rows, row) = plane(sums.shape), plane(source.shape)
     data = w.at(stage.sources[0], f"(o * {rows} + iy) * {row} + ix")
     if first.kind == "sum":
         wide = "int32_t" if sums.bits <= 32 else "int64_t"
@@ -250,13 +283,8 @@ def _write_pool(w: Source, number: int, stage: Stage, first: Step) -> None:
 def _write_add(w: Source, number: int, stage: Stage, first: Step) -> None:
     assert isinstance(first, Add)
     value, result = w.program.values[stage.steps[0]], w.program.values[stage.result]
-    wide = "float" if value.floats else "int32_t" if value.bits < 31 else "int64_t"
-    terms = []
-    for source, shift, sign in zip(stage.sources, first.shifts, first.signs, strict=True):
-        term = w.at(source, "i")
-        term = term if wide == "float" else raised(term, wide, shift)
-        terms.append(f"{'-' if sign < 0 else '+'} {term}")
-    line = f"const {wide} v = {' '.join(terms).removeprefix('+ ')};"
+    wide, total = added(first, [w.at(source, "i") for source in stage.sources], value)
+    line = f"const {wide} v = {total};"
     w.code += _loop(
         [f"i<{math.prod(result.shape)}"], [line, *w.chain(number, stage, value, "i", _channel(value.shape, "i"))]
     )

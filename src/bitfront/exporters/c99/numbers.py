@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from bitfront.exporters.c99.tables import Tables, spelled
 from bitfront.exporters.program import (
+    Add,
     Cut,
     Int,
     Leak,
@@ -49,7 +51,7 @@ COMMON = """\
 static inline int64_t cut(int64_t v, int digits)
 {
     int64_t size = v < 0 ? -v : v;
-    int bits = 0;
+    int bits = digits;
     while (size >> bits) bits++;
     return bits <= digits ? v : even_int64_t(v, bits - digits) * ((int64_t)1 << (bits - digits));
 }
@@ -135,6 +137,10 @@ class Alone:
         assert isinstance(step, Leak)
         return [self._new(wide, f"{v} < 0 ? ({wide}){v} * {spelled(int(step.slope))} : {raised(v, wide, step.shift)}")]
 
+    def added(self, step: Add, terms: Sequence[str], result: Value) -> str:
+        """The line of a sum, of which one term is the number."""
+        return self._new(*added(step, terms, result))
+
     def _quantized(self, step: Quantize, shape: tuple[int, ...]) -> str:
         zero = step.zero.astype(np.float32)
         codes = f"rintf({self.variable} / {self._entry('step', step.step, shape)}) + {self._entry('zero', zero, shape)}"
@@ -200,6 +206,16 @@ class Alone:
         if up.any():
             lines.append(self._new(wide, f"{self.variable} * {power(self._entry('align', up, shape), wide)}"))
         return lines
+
+
+def added(step: Add, terms: Sequence[str], result: Value) -> tuple[str, str]:
+    """(the type of a sum, the sum as C)."""
+    wide = "float" if result.floats else "int32_t" if result.bits < 31 else "int64_t"
+    signed = [
+        f"{'-' if sign < 0 else '+'} {term if result.floats else raised(term, wide, shift)}"
+        for term, shift, sign in zip(terms, step.shifts, step.signs, strict=True)
+    ]
+    return wide, " ".join(signed).removeprefix("+ ")
 
 
 def wide_type(source: Value, result: Value, shift: int) -> str:

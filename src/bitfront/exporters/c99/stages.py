@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bitfront.exporters.c99.tables import SIZES, type_of
 from bitfront.exporters.program import (
+    Add,
     Cut,
     Leak,
     Limit,
@@ -25,15 +26,17 @@ ALONE = (Offset, Cut, Limit, Leak, Round, Quantize, Scale)
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Steps that are one loop: the first reads buffers, the others treat each number alone.
+    """Steps that are one loop: the first reads buffers, the others treat each number alone, or add others to it.
 
     Attributes:
         steps: numbers of the steps, in order; the result of the last is stored.
-        sources: numbers of the values that are read.
+        sources: numbers of the values that the first step reads.
+        added: numbers of the values that are added by later ones.
     """
 
     steps: tuple[int, ...]
     sources: tuple[int, ...]
+    added: tuple[int, ...] = ()
 
     @property
     def result(self) -> int:
@@ -59,7 +62,7 @@ def stages(program: Program) -> tuple[list[Stage], dict[int, int]]:
     result: list[Stage] = []
     done: set[int] = set()
     alone = coded_input(program)
-    followers = {step.sources[0]: k for k, step in enumerate(program.steps) if step.sources and isinstance(step, ALONE)}
+    followers = {s: k for k, step in enumerate(program.steps) for s in step.sources}
     for k, step in enumerate(program.steps):
         if k in done:
             continue
@@ -67,11 +70,29 @@ def stages(program: Program) -> tuple[list[Stage], dict[int, int]]:
             held[k] = held.get(step.sources[0], step.sources[0])
             continue
         chain = [k]
-        while chain != [alone] and users.get(chain[-1]) == 1 and chain[-1] in followers and chain[-1] != program.output:
+        while (
+            chain != [alone]
+            and chain[-1] != program.output
+            and users.get(chain[-1]) == 1
+            and _goes_on(program, chain, followers.get(chain[-1]))
+        ):
             chain.append(followers[chain[-1]])
         done.update(chain)
-        result.append(Stage(tuple(chain), tuple(held.get(s, s) for s in step.sources)))
+        inside, later = set(chain), [s for j in chain[1:] for s in program.steps[j].sources]
+        sources, added = step.sources, (s for s in later if s not in inside)
+        result.append(Stage(tuple(chain), *(tuple(held.get(s, s) for s in some) for some in (sources, added))))
     return result, held
+
+
+def _goes_on(program: Program, chain: list[int], after: int | None) -> bool:
+    """Whether the loop of a chain can do the step `after` too: it treats each number alone, or adds what is there when
+    the loop begins."""
+    if after is None:
+        return False
+    step = program.steps[after]
+    return isinstance(step, ALONE) or (
+        isinstance(step, Add) and all(s == chain[-1] or s < chain[0] for s in step.sources)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +125,7 @@ def memory(program: Program, loops: Sequence[Stage], held: dict[int, int]) -> Me
     first = {stage.result: i for i, stage in enumerate(loops)}
     last = dict(first)
     for i, stage in enumerate(loops):
-        for source in stage.sources:
+        for source in (*stage.sources, *stage.added):
             last[source] = i
     kinds = {k: type_of(program.values[k]) for k in first if k != output}
     sizes = {k: SIZES[kind] * math.prod(program.values[k].shape) for k, kind in kinds.items()}

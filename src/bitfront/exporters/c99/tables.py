@@ -44,6 +44,7 @@ class HeldWeight:
         gaps: by how much the place in the row grows, for each entry.
         values: what is added there, packed.
         value_bits: of such a number.
+        entries: of all lists.
     """
 
     table: str | None
@@ -52,6 +53,7 @@ class HeldWeight:
     gaps: str = ""
     values: str = ""
     value_bits: int = 8
+    entries: int = 0
 
 
 #: Largest gap between two entries of a list.
@@ -106,6 +108,7 @@ class Tables:
             self._put(f"{name}_gaps", "uint8_t", gaps),
             self._pack(f"{name}_values", values, value_bits),
             value_bits,
+            len(gaps),
         )
 
     def _pack(self, name: str, numbers: Int, bits: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bitfront.errors import ExportError
+from bitfront.exporters.c99 import cortex_m
 from bitfront.exporters.c99.loops import Source
+from bitfront.exporters.c99.needs import needs
 from bitfront.exporters.c99.numbers import helpers
 from bitfront.exporters.c99.stages import member
 from bitfront.exporters.c99.tables import SIZES, type_of
+from bitfront.exporters.lowering import lowered
 from bitfront.exporters.program import Floats, Product, Program, Value
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate, Target, TargetSettings
@@ -25,6 +29,8 @@ from bitfront.exporters.targets.base import Candidate, Target, TargetSettings
 FLAGS = (
     "-std=c99 -O1 -Wall -Wextra -Werror -pedantic -fsanitize=undefined -fno-sanitize-recover=all -ffp-contract=off"
 ).split()
+#: Samples that are run on QEMU.
+ON_QEMU = 16
 #: Seconds after which a compiler or a program is taken to hang.
 _PATIENCE = 600
 
@@ -33,6 +39,11 @@ class CSettings(TargetSettings):
     """Settings of the target c."""
 
     compiler: str = Field("cc", description="the C compiler that judges the files")
+    qemu: bool = Field(
+        False,
+        description=f"whether the first {ON_QEMU} samples are also run on a Cortex-M4 that QEMU imitates; needs "
+        "gcc-arm-none-eabi and qemu-system-arm",
+    )
 
 
 @TARGETS.register("c")
@@ -45,7 +56,8 @@ class C(Target):
 
     def check(self, candidate: Candidate) -> None:
         """Raises ExportError for steps without C, or if there is no compiler."""
-        for step, value in zip(candidate.program.steps, candidate.program.values, strict=True):
+        program = _program(candidate)
+        for step, value in zip(program.steps, program.values, strict=True):
             if isinstance(step, Product) and step.window is not None and len(step.window.kernel) > 2:
                 raise ExportError(f"{value.name}: a convolution over three dimensions is not written as C")
         if shutil.which(self.settings.compiler) is None:
@@ -53,10 +65,15 @@ class C(Target):
                 f"there is no C compiler called {self.settings.compiler!r} to judge the files; install gcc, or name "
                 "another one with --set compiler=NAME"
             )
+        if self.settings.qemu and (tool := cortex_m.missing()):
+            raise ExportError(
+                f"there is no {tool}, which qemu = true needs; install it (apt-get install gcc-arm-none-eabi "
+                "qemu-system-arm), or leave qemu out"
+            )
 
     def write(self, candidate: Candidate, folder: Path) -> None:
         """NAME.h, NAME.c, and check.c, which runs the network on a file of floats."""
-        name, program = candidate.name, candidate.program
+        name, program = candidate.name, _program(candidate)
         source = Source(program)
         (folder / f"{name}.h").write_text(_header(name, program, source), encoding="utf-8")
         (folder / f"{name}.c").write_text(_body(name, source), encoding="utf-8")
@@ -82,14 +99,25 @@ class C(Target):
             raise ExportError(f"the C compiler or the program took more than {_PATIENCE} s") from None
         finally:
             program.unlink(missing_ok=True)
-        value = candidate.program.result
+        value = _program(candidate).result
         kind = np.dtype(type_of(value).removesuffix("_t").replace("float", "float32"))
         numbers = np.frombuffer(ran.stdout, kind).reshape(len(x), *value.shape)
+        if self.settings.qemu:
+            some = min(ON_QEMU, cortex_m.fits(x))
+            again = np.frombuffer(cortex_m.run(name, folder, x[:some]).outputs, kind)
+            if not np.array_equal(again, numbers[:some].ravel()):
+                raise ExportError(
+                    f"c: not kept: the Cortex-M4 computes other numbers than {self.settings.compiler} of these files; "
+                    "please report this"
+                )
         return numbers if value.floats else numbers.astype(np.int64)
 
     def usage(self, candidate: Candidate) -> str:
         """How to call it."""
         name = candidate.name
+        as_well = f"""
+The first samples were run on QEMU's Cortex-M4 as well: `{cortex_m.COMPILER} {" ".join(cortex_m.FLAGS)}`.
+"""
         return f"""
 Add `{name}.c` and `{name}.h` to the project, and call
 
@@ -101,12 +129,18 @@ Add `{name}.c` and `{name}.h` to the project, and call
 Inputs must be finite. The function keeps its buffers in static memory, so it is for one thread at a time. Shifts of
 negative numbers must be arithmetic, as with gcc and clang. `check.c` reads float32 samples from standard input and
 writes the outputs: `{self.settings.compiler} {" ".join(FLAGS)} {name}.c check.c -lm`.
-"""
+{as_well if self.settings.qemu else ""}"""
 
     def figures(self, candidate: Candidate) -> dict[str, float]:
-        """Bytes of constants and of buffers; the code is not counted."""
-        source = Source(candidate.program)
-        return {"flash_bytes": float(source.tables.bytes), "ram_bytes": float(source.ram)}
+        """Bytes of constants and of buffers, and cycles by the model of ``c99/cycles.py``; the code is not counted."""
+        needed = needs(_program(candidate))
+        return {"flash_bytes": needed.flash, "ram_bytes": needed.ram, "cycles": round(needed.cycles)}
+
+
+@lru_cache(maxsize=1)
+def _program(candidate: Candidate) -> Program:
+    """The program that is written. With full ranges, the metrics of many candidates can tell what each needs."""
+    return lowered(candidate.graph, candidate.formats, full_ranges=True)
 
 
 def _header(name: str, program: Program, source: Source) -> str:
@@ -156,8 +190,10 @@ void {name}_infer(const {name}_code_t *codes, {name}_output_t *output);
 
 def _body(name: str, source: Source) -> str:
     # Each array has all bytes of the union, so that storing a number of one type leaves the bytes of others alone.
-    arrays = [f"    {kind} {member(kind)}[{source.ram // SIZES[kind]}];" for kind in source.memory.kinds]
+    arrays = [f"    {kind} {member(kind)}[{source.memory.bytes // SIZES[kind]}];" for kind in source.memory.kinds]
     arena = ["static union {", *arrays, "} arena;"] if arrays else []
+    if source.row:
+        arena.append(f"static int8_t row[{source.row}];")
     return "\n".join(
         [
             f"/* {name}: written by Bitfront. */",
