@@ -168,6 +168,69 @@ def resnet18(seed: int = 0) -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)).eval()
 
 
+class Bottleneck(nn.Module):
+    """Three convolutions; the one in the middle has the stride, as in torchvision."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+def resnet50(seed: int = 0) -> nn.Module:
+    """ResNet-50 for images of 3 × 224 × 224 and 1,000 classes: 25.6 million parameters, layer by layer that of
+    torchvision. Batch norms have the statistics of some noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+        layers.append(nn.MaxPool2d(3, 2, 1))
+        inputs = 64
+        for stage, count in enumerate((3, 4, 6, 3)):
+            for block in range(count):
+                layers.append(Bottleneck(inputs, 64 << stage, 2 if stage and not block else 1))
+                inputs = 256 << stage
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            model(torch.randn(8, 3, 224, 224))
+    return model.eval()
+
+
+class TokenTransformer(nn.Module):
+    """An encoder over tokens, which come as whole numbers in float32; its answer is a class."""
+
+    def __init__(self, words: int, tokens: int, depth: int, width: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.blocks = nn.Sequential(*[TransformerBlock(width, heads) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embedding(x.long()) + self.position)).mean(1))
+
+
+def transformer(seed: int = 0) -> nn.Module:
+    """A transformer of 12 layers, 768 wide, over 128 tokens of 20,000 words: 100.5 million parameters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TokenTransformer(20_000, 128, 12, 768, 12, 10).eval()
+
+
 def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:
     """ResNet-20, or one with fewer blocks per stage."""
     return settled(lambda: ResNet20(blocks=blocks), (3, 32, 32), seed)

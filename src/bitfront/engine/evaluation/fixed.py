@@ -299,7 +299,8 @@ class FixedEvaluator(ModelEvaluator):
         if culprit:
             self.plain = f"{culprit} changes its input in place"
             return None
-        program = Program(graph, self.space, self._calibration, self.job.device, self.job.unmerged)
+        of_job = self.job.device, self.job.unmerged, self.job.weights
+        program = Program(graph, self.space, self._calibration, *of_job)
         return TreeScorer(program, self.limits)
 
     @property

@@ -25,6 +25,7 @@ from bitfront.data.packing import PackedInput
 from bitfront.data.targets import Targets
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.halving import Halving
+from bitfront.engine.evaluation.keeping import KeptWeights
 from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.formats.base import Format, Operand
@@ -171,6 +172,7 @@ class EvaluationJob:
         learning: how weights and bits are learned together; None if they are not.
         equalise: whether channels between two layers of `model` are equalised, before anything is learned.
         task: what the samples are.
+        weights: where quantized weights are kept, shared by all jobs that are derived from this one.
     """
 
     model: nn.Module
@@ -194,6 +196,7 @@ class EvaluationJob:
     learning: BitsLearning | None = None
     default_for: DefaultFor = "usual"
     task: Task = CLASSIFICATION
+    weights: KeptWeights = field(default_factory=KeptWeights)
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""
