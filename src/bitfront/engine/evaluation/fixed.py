@@ -353,7 +353,9 @@ class FixedEvaluator(ModelEvaluator):
 
     @cached_property
     def _plain_scorer(self) -> PlainScorer:
-        return PlainScorer(self.space, self._calibration, self.job.device, self.chunk, self.model, self.job.task)
+        job, folder = self.job, self.job.memory.folder if self.job.memory else None
+        how = job.device, self.chunk, self.model, job.task, job.weights.limit, folder
+        return PlainScorer(self.space, self._calibration, *how)
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples).

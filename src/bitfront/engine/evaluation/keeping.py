@@ -8,6 +8,8 @@ needed. That takes time, and changes no number.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import threading
 import weakref
 from collections import Counter, OrderedDict
@@ -38,8 +40,8 @@ class KeptWeights:
 
     limit: int | None = None
     forgotten: int = 0
-    _things: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _things: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict, repr=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _added: int = 0
 
     def __getstate__(self) -> dict[str, int | None]:
@@ -60,6 +62,10 @@ class KeptWeights:
 
     def _get(self, shelf: Shelf, key: Hashable, make: Callable[[], T]) -> T:
         whole = shelf, key
+        if self.limit is None:
+            known = self._things.get(whole)
+            if known is not None:
+                return cast(T, known)
         with self._lock:
             known = self._things.get(whole)
             if known is None:
@@ -88,6 +94,7 @@ class KeptWeights:
             for place in places:
                 holders[place] -= 1
                 taken -= 0 if holders[place] else bytes_of[place]
+        return_freed_memory()
 
     @property
     def bytes(self) -> int:
@@ -96,10 +103,33 @@ class KeptWeights:
             places = {p: s for whole, thing in self._things.items() for p, s in _sizes(whole[0], thing).items()}  # type: ignore[index]
         return sum(places.values())
 
+    def settle(self) -> None:
+        """Return freed memory to the system, where there is a limit: after work that freed much."""
+        if self.limit is not None:
+            return_freed_memory()
+
+    def make_room(self) -> None:
+        """Forget everything, where there is a limit: something else needs the memory."""
+        if self.limit is not None:
+            with self._lock:
+                self.forgotten += len(self._things)
+                self._things.clear()
+            return_freed_memory()
+
     def _forget_all(self, shelf: Shelf) -> None:
         with self._lock:
             for whole in [w for w in self._things if w[0] is shelf]:  # type: ignore[index]
                 del self._things[whole]
+
+
+def return_freed_memory() -> None:
+    """Let the C library return what is freed to the system, if it is glibc.
+
+    It keeps blocks of up to 32 MB, and often does not use them again where memory is aligned (glibc bug 14581). So a
+    process would take many times what is in use.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True, eq=False)

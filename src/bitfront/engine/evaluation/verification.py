@@ -159,6 +159,7 @@ def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, nu
         number: number of samples; None for all.
     """
     x, y = evaluator.samples(split, number)
+    evaluator.job.weights.settle()
     try:
         alone, code_there = evaluator.alone(code)
         with contained(), one_thread():

@@ -31,6 +31,7 @@ from bitfront.engine.planning.inputs import (
     open_model,
 )
 from bitfront.engine.planning.learning import bits_learning, unused_settings
+from bitfront.engine.planning.memory import limit_memory
 from bitfront.engine.planning.notes import remarks
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
@@ -46,6 +47,7 @@ from bitfront.engine.planning.training import candidate_training, configured_tra
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
 from bitfront.graph.capture import check_weights
+from bitfront.graph.readiness import halves_note, in_float32
 from bitfront.metrics.base import Metric
 from bitfront.objectives import Objectives
 from bitfront.spaces import SPACES
@@ -91,6 +93,7 @@ def make_plan(
     dataset = dataset or open_data(config, report, progress)
     check_targets(dataset, task, config)
     network = _checked_model(config, dataset, model)
+    half = [] if model is None else halves_note(model)
     device, warning = choose_device(config.accelerator)
     with config.locating():
         _check_device(device, dataset)
@@ -102,6 +105,8 @@ def make_plan(
         evaluator = _evaluator(config, job, graph, space)
         n_trials = _budget(setup, strategy, evaluator.space.size)
         constraints = _constraints(config, evaluator)
+    with config.locating():
+        remembered = limit_memory(evaluator, setup, trains_first=model is None, noise=strategy.kind.uses_noise)
     lost = [] if model is None else [*range_remarks(evaluator.range_losses()), *unused_settings(config, strategy)]
     plan = Plan(
         config=config,
@@ -116,6 +121,8 @@ def make_plan(
         notes=(
             *remarks(config, dataset, evaluator, added, warning),
             *ignored,
+            *half,
+            *remembered,
             *lost,
             *_of_strategy(strategy, objectives, config),
         ),
@@ -166,7 +173,7 @@ def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None) ->
     """The model that was given, or that of the configuration, as it is initialised. Raises UserError."""
     if given is not None:
         check_weights(given)
-        return for_data(given, config, dataset)
+        return for_data(in_float32(given), config, dataset)
     model = open_model(config, dataset)
     if config.load_name is not None:
         load_weights(config, model)  # only to see now whether the checkpoint can be read

@@ -47,11 +47,11 @@ def knowledge(
         violation=limits.before if closed else None,
         float_losses=None if objectives.summed else _losses(objectives, reference),
         points=None if objectives.summed else _points(objectives),
-        noise=_noise(evaluator, store) if noise else None,
+        noise=noise_of(evaluator, store) if noise else None,
     )
 
 
-def _noise(evaluator: Evaluator, store: Store) -> list[Values] | None:
+def noise_of(evaluator: Evaluator, store: Store) -> list[Values] | None:
     """Per group the noise of each option; None where the space is not of formats alone, or where torch cannot
     differentiate the model."""
     if not isinstance(evaluator, FixedEvaluator):

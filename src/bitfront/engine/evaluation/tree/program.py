@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch.nn.functional as F
@@ -118,6 +118,7 @@ class Program:
         #: What is computed of weights, and may be forgotten.
         self.shelf = (weights or KeptWeights()).shelf(self, held)
         self._norms: dict[str, Norm] = {}
+        self._channels: dict[int, int] = {}
         self._grids: dict[tuple[int, Operand], tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         #: Site → why some of its sums are not of whole numbers. Grows while candidates are evaluated.
         self.inexact: dict[str, str] = {}
@@ -223,7 +224,10 @@ class Program:
 
     def channels(self, step: Step) -> int:
         """The length of the step's weight: its output channels."""
-        return len(self._float_parameters(step)[0])
+        assert step.group is not None
+        if step.group not in self._channels:
+            self._channels[step.group] = len(self._float_parameters(step)[0])
+        return self._channels[step.group]
 
     def replaced(self, step: Step, index: int) -> dict[Operand, Tensor]:
         """Operand → what takes the place of its parameter under parameter option `index`: what corrections changed."""
@@ -244,11 +248,12 @@ class Program:
     def _twin(self, step: Step, data: int, parameters: int) -> nn.Module:
         assert step.site is not None
         formats = self.formats(step, data, parameters)
-        module: Any = self.model.get_submodule(step.site.path)
-        if formats:
-            module = twin_of(module, step.site, formats, self.replaced(step, parameters))
-            module.kept = self.kept(step, parameters)
-        return module
+        module = self.model.get_submodule(step.site.path)
+        if not formats:
+            return module
+        twin: Any = twin_of(module, step.site, formats, self.replaced(step, parameters))
+        twin.kept = self.kept(step, parameters)
+        return cast(nn.Module, twin)
 
     def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
         """The value of the step, a batch norm, for the output of the site before it.
