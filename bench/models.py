@@ -2,8 +2,9 @@
 
 ResNet-20 on 32 × 32 × 3 and ResNet-18 on 224 × 224 × 3 (He et al. 2016, arXiv:1512.03385, sections 4.2 and 4.1); a
 MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128;
-MLPerf Tiny); a transformer with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Except for
-those that are trained, batch norms have statistics that belong to the weights.
+MLPerf Tiny); a transformer with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877); and two large ones,
+ResNet-50 and an encoder of 100 million parameters. Except for those that are trained, batch norms have statistics that
+belong to the weights.
 """
 
 from __future__ import annotations
@@ -224,11 +225,11 @@ class TokenTransformer(nn.Module):
         return self.head(self.norm(self.blocks(self.embedding(x.long()) + self.position)).mean(1))
 
 
-def transformer(seed: int = 0) -> nn.Module:
-    """A transformer of 12 layers, 768 wide, over 128 tokens of 20,000 words: 100.5 million parameters."""
+def transformer(seed: int = 0, *, depth: int = 12, width: int = 768, words: int = 20_000) -> nn.Module:
+    """A transformer over 128 tokens; of 12 layers, 768 wide, with 20,000 words it has 100.5 million parameters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return TokenTransformer(20_000, 128, 12, 768, 12, 10).eval()
+        return TokenTransformer(words, 128, depth, width, 12, 10).eval()
 
 
 def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:
