@@ -8,7 +8,7 @@ BITFRONT_DATA ?= $(abspath $(wildcard ../shared/data))
 TEST_ENV := OMP_NUM_THREADS=1 $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 BENCH_ENV := $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 
-.PHONY: install search test quick fuzz golden lint format docs site dist bench rivals clean
+.PHONY: install search test quick fuzz golden lint format docs site dist bench big rivals clean
 
 install: $(VENV)/installed
 
@@ -84,6 +84,11 @@ BENCHES := trial_cost formats calibration learned_bits granularity int8 runtime 
 
 bench: $(VENV)/installed-dev
 	set -e; $(foreach name,$(BENCHES),$(BENCH_ENV) $(BIN)/python bench/$(name).py --json bench/results/$(name).json;) :
+	$(BIN)/python bench/plots.py
+
+# Networks of tens of millions of parameters, within a limit of memory: a quarter of an hour, and 8 GB.
+big: $(VENV)/installed-dev
+	$(BIN)/python bench/big.py --json bench/results/big.json
 	$(BIN)/python bench/plots.py
 
 # Learned bits beside the packages that do the same, each trained in an environment of its own with one thread: half an

@@ -2,8 +2,9 @@
 
 ResNet-20 on 32 × 32 × 3 and ResNet-18 on 224 × 224 × 3 (He et al. 2016, arXiv:1512.03385, sections 4.2 and 4.1); a
 MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381); the DS-CNN for keywords (Zhang et al. 2017, arXiv:1711.07128;
-MLPerf Tiny); a transformer with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877). Except for
-those that are trained, batch norms have statistics that belong to the weights.
+MLPerf Tiny); a transformer with ViT-Tiny's blocks (Touvron et al. 2021, arXiv:2012.12877); and two large ones,
+ResNet-50 and an encoder of 100 million parameters. Except for those that are trained, batch norms have statistics that
+belong to the weights.
 """
 
 from __future__ import annotations
@@ -181,6 +182,69 @@ def mobilenet_v2(seed: int = 0) -> nn.Module:
             width = outputs
     layers += [nn.Conv2d(width, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)).eval()
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions; the one in the middle has the stride, as in torchvision."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+def resnet50(seed: int = 0) -> nn.Module:
+    """ResNet-50 for images of 3 × 224 × 224 and 1,000 classes: 25.6 million parameters, layer by layer that of
+    torchvision. Batch norms have the statistics of some noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+        layers.append(nn.MaxPool2d(3, 2, 1))
+        inputs = 64
+        for stage, count in enumerate((3, 4, 6, 3)):
+            for block in range(count):
+                layers.append(Bottleneck(inputs, 64 << stage, 2 if stage and not block else 1))
+                inputs = 256 << stage
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            model(torch.randn(8, 3, 224, 224))
+    return model.eval()
+
+
+class TokenTransformer(nn.Module):
+    """An encoder over tokens, which come as whole numbers in float32; its answer is a class."""
+
+    def __init__(self, words: int, tokens: int, depth: int, width: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.blocks = nn.Sequential(*[TransformerBlock(width, heads) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embedding(x.long()) + self.position)).mean(1))
+
+
+def transformer(seed: int = 0, *, depth: int = 12, width: int = 768, words: int = 20_000) -> nn.Module:
+    """A transformer over 128 tokens; of 12 layers, 768 wide, with 20,000 words it has 100.5 million parameters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TokenTransformer(words, 128, depth, width, 12, 10).eval()
 
 
 def resnet20(blocks: int = 3, seed: int = 0) -> nn.Module:

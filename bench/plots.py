@@ -93,6 +93,11 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         for name in ("c", "onnx", "torch")
     ),
     "zoo": (Target("least_share", 0.95, "", "weights and multiply-accumulates that can be quantized, the least"),),
+    "big": (
+        Target("ResNet-50_peak_MB", 8000, "MB", "peak of a search of ResNet-50 at 224 × 224", at_most=True),
+        Target("transformer_peak_MB", 8000, "MB", "peak of a search of a transformer, 100 million parameters", True),
+        Target("largest_time_factor", 2, "times", "between the expected and the measured time", at_most=True),
+    ),
     "formats": (
         *(
             Target(f"{name}_512", 3, "times", f"a candidate in {name} against one in fixed point", at_most=True)

@@ -93,6 +93,11 @@ class StrategySetup(Table):
         description="seconds that one candidate may take; one that takes longer is ended, and has failed. With it, "
         "candidates are evaluated in worker processes also where `n_jobs` is 1",
     )
+    memory_limit: str | None = Field(
+        None,
+        description='memory that all processes of the search may take together, e.g. "8 GB"; no number depends on it. '
+        "Default: three quarters of what is free. Where it cannot be held, the search does not start",
+    )
     sum_scaled_metrics: bool = Field(
         False,
         description="true: one objective, the sum of the scaled metrics; false: one objective per metric, and a front",

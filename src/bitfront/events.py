@@ -37,6 +37,9 @@ class Events:
     def planned(self, plan: Plan, seconds: float) -> None:
         """The search begins; one candidate takes `seconds`, as measured."""
 
+    def expected(self, seconds: float) -> None:
+        """The first candidate is next; the search takes about `seconds` from now on, the end included."""
+
     def running(self, what: str) -> None:
         """A run of a comparison begins; `what` names its strategy and its random seed."""
 

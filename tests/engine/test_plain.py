@@ -11,6 +11,7 @@ from torch import nn
 import libraries
 from bitfront.engine.evaluation import prefixes
 from bitfront.engine.evaluation.fixed import Corrections, EvaluationJob, FixedEvaluator
+from bitfront.engine.evaluation.spilling import Spill
 from bitfront.engine.evaluation.verification import deployed_score
 from bitfront.metrics.configured import configured_runner
 from bitfront.transforms import exchange
@@ -289,6 +290,7 @@ def test_memory_is_limited(limit, monkeypatch, calls):
     monkeypatch.setattr(
         *{"kept outputs": (prefixes, "PREFIX_BYTES"), "kept weights": (exchange, "KEPT_BYTES")}[limit], 0
     )
+    monkeypatch.setattr(Spill, "pays", lambda *_: False)  # it depends on the clock
     codes = mixed(one.space)
     check(one, codes)
     calls.clear()

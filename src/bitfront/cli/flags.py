@@ -24,6 +24,7 @@ SEARCH_FLAGS = {
     "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the results do not depend on it."),
     "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no new candidate is started."),
     "candidate_timeout": ("search.strategy.setup.candidate_timeout", float, "Seconds that one candidate may take."),
+    "memory_limit": ("search.strategy.setup.memory_limit", str, "Memory that the search may take, e.g. '8 GB'."),
     "finetune": ("search.finetune.trials", int, "How many trials of the front are fine-tuned."),
     "fold_batch_norm": ("search.fold_batch_norm", bool, "Search the network without batch norms, folded into layers."),
     "tensorboard": ("search.tensorboard", bool, "Log to tensorboard/ in the run folder."),

@@ -20,6 +20,9 @@ from bitfront.graph.base import Graph
 from bitfront.graph.tracing import install, seeded
 from bitfront.operations.lookup import tensors_in
 
+#: Outputs of modules are kept, to say which is the first one that differs, as long as they take no more than this.
+KEPT_BYTES = 256 << 20
+
 
 def check_same(graph: Graph, model: nn.Module, sample: Tensor, *, training: bool = False, seed: int = 0) -> str:
     """What a captured graph computes otherwise than `model`, in words; empty where the bits are the same.
@@ -70,6 +73,8 @@ def first_difference(
         return f"the captured graph fails{' in training' if training else ''}: {error}"
     mode = " in training" if training else ""
     if not same_bits(one.output, two.output):
+        if one.partly:
+            return f"the output is another one{mode}"
         for path, outputs in one.outputs.items():
             others = two.outputs.get(path, outputs)
             if len(outputs) != len(others) or not all(map(same_bits, outputs, others)):
@@ -94,20 +99,29 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """One run of a model: its output, those of its modules by path, its buffers, the gradients of its parameters."""
+    """One run of a model: its output, those of its modules by path, its buffers, the gradients of its parameters.
+
+    ``partly``: so many outputs of modules that not all of them were kept.
+    """
 
     output: Tensor
     outputs: Mapping[str, list[Tensor]]
     buffers: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor | None]
+    partly: bool = False
 
 
 def _run(model: nn.Module, sample: Tensor, training: bool, seed: int) -> tuple[_Outcome | None, str]:
     outputs: dict[str, list[Tensor]] = {}
+    left = KEPT_BYTES
 
     def keep(path: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, result: Any) -> None:
-            outputs.setdefault(path, []).extend(t.detach().clone() for t in tensors_in(result))
+            nonlocal left
+            tensors = list(tensors_in(result))
+            left -= sum(t.numel() * t.element_size() for t in tensors)
+            if left >= 0:
+                outputs.setdefault(path, []).extend(t.detach().clone() for t in tensors)
 
         return hook
 
@@ -126,7 +140,7 @@ def _run(model: nn.Module, sample: Tensor, training: bool, seed: int) -> tuple[_
         for handle in handles:
             handle.remove()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return _Outcome(output.detach(), outputs, dict(model.named_buffers()), gradients), ""
+    return _Outcome(output.detach(), outputs, dict(model.named_buffers()), gradients, left < 0), ""
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -7,6 +7,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from bitfront.errors import CaptureError
+from bitfront.graph.baking import private_copy
+
+#: Every value of these is a value of float32 too.
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def refuse_unready(model: nn.Module) -> None:
@@ -42,3 +46,29 @@ def hint_for_failure(model: nn.Module) -> str:
         f"; its weights are {', '.join(sorted(kinds))}, and samples are float32. Give the model in single precision: "
         "model.float()"
     )
+
+
+def _halves(model: nn.Module) -> list[str]:
+    """The half-precision types of a model's parameters and buffers."""
+    kinds = {t.dtype for t in (*model.parameters(), *model.buffers())}
+    return [str(kind).removeprefix("torch.") for kind in HALVES if kind in kinds]
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """A copy of a half-precision model with the same values in float32; any other model itself.
+
+    Arithmetic in half precision has no order of sums that another machine would repeat, so the float model that
+    candidates are compared with computes in float32. One parameter after the other is converted.
+    """
+    return private_copy(model).float() if _halves(model) else model
+
+
+def halves_note(model: nn.Module) -> list[str]:
+    """What the user should know about a half-precision model; empty for others."""
+    kinds = " and ".join(_halves(model))
+    if not kinds:
+        return []
+    return [
+        f"the model's weights are {kinds}: their values are taken as float32, which changes none of them, and the "
+        "float model that candidates are compared with computes in float32; your model is not changed"
+    ]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from bitfront.learned_bits.course import Moment
     from bitfront.training import EpochRecord, TrainSettings
 
+#: A time that is left is said from here on, in seconds.
+LONG_SECONDS = 60.0
 #: Width of a terminal, in characters, that has room for more than numbers.
 ROOM = 100
 
@@ -93,6 +95,11 @@ class Live(Events):
             for line in plans.plan_summary(plan, seconds):
                 self.note(line)
         self._began = time.perf_counter()
+
+    def expected(self, seconds: float) -> None:
+        """Print the time that is left, where it is long."""
+        if seconds >= LONG_SECONDS:
+            self.note(f"about {tables.duration(seconds)} from now on, with the checks of the front at the end")
 
     def running(self, what: str) -> None:
         """End the bar of the last run. The next bar says `what` runs now."""

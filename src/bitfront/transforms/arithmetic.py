@@ -312,18 +312,37 @@ def _exact(
     known: KnownProducts | None,
 ) -> Tensor | None:
     x, weight, bias = operands
-    known = {} if known is None else known
-    if formats not in known:
-        known[formats] = whole_product(rule, weight, formats, flows)
-    way = known[formats]
+    way = known_product(rule, lambda: weight, formats, {} if known is None else known, flows)
     if not isinstance(way, str):
         return scaled(way.sums(compute, way.inputs.numbers(x)), way.scale, bias, rule.output)
     ordered = None if rule.ordered is None else rule.ordered(module, x, weight)
     return None if ordered is None else scaled(ordered, torch.ones(()), bias, rule.output)
 
 
+def known_product(
+    rule: Product,
+    weight: Callable[[], Tensor],
+    formats: tuple[Format | None, Format | None],
+    known: KnownProducts,
+    flows: bool = False,
+) -> WholeProduct | str:
+    """What ``whole_product`` says, looked up or added to what is known of products with one weight.
+
+    Args:
+        weight: gives the rounded weight.
+    """
+    if formats not in known:
+        before = [w.weight for (_, form), w in known.items() if form == formats[1] and not isinstance(w, str)]
+        known[formats] = whole_product(rule, weight(), formats, flows, before[0] if before else None)
+    return known[formats]
+
+
 def whole_product(
-    rule: Product, weight: Tensor, formats: tuple[Format | None, Format | None], flows: bool = False
+    rule: Product,
+    weight: Tensor,
+    formats: tuple[Format | None, Format | None],
+    flows: bool = False,
+    numbers: Weight | None = None,
 ) -> WholeProduct | str:
     """How a product of whole numbers is computed, or why its sums are not of whole numbers.
 
@@ -332,11 +351,13 @@ def whole_product(
         weight: rounded.
         formats: of the input and the weight; None for float.
         flows: whether the weight depends on the samples. The answer depends on its format alone then.
+        numbers: the weight as whole numbers, where that is known already.
     """
     x_format, w_format = formats
     if x_format is None or w_format is None:
         return FLOAT
-    inputs, numbers = whole(x_format.grid), Weight.of(w_format, weight, rule, flows)
+    inputs = whole(x_format.grid)
+    numbers = Weight.of(w_format, weight, rule, flows) if numbers is None else numbers
     if inputs is None or numbers is None:
         unknown = x_format.grid is None or (w_format.grid if flows else w_format.grid_of(weight)) is None
         return NO_STEP if unknown else MIXED

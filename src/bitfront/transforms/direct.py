@@ -24,7 +24,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.kernels import convolution
 from bitfront.operations.base import Operation, Product, Rounds
 from bitfront.transforms.arguments import formats_of
-from bitfront.transforms.arithmetic import KnownProducts, WholeProduct, whole_product
+from bitfront.transforms.arithmetic import KnownProducts, WholeProduct, known_product
 from bitfront.transforms.functions import seen_by_another
 
 #: The largest sum of bytes that 32-bit integers hold.
@@ -154,9 +154,9 @@ class Kept:
             return None
         if form not in self.direct:
             formats = formats_of(rounds)
-            if formats not in self.products:
-                self.products[formats] = whole_product(rule, weight, formats)
+            rounded = weight
+            way = known_product(rule, lambda: rounded, formats, self.products)
             bias = self.parameters.get("bias", operation.operand("bias").held_by(module))
-            self.direct[form] = DirectProduct.of(self.products[formats], rule, form, bias)
+            self.direct[form] = DirectProduct.of(way, rule, form, bias)
         product = self.direct[form]
         return None if product is None else product(x)

@@ -21,7 +21,7 @@ from bitfront.transforms.direct import Kept
 from bitfront.transforms.functions import replace_calls
 from bitfront.transforms.quantize import twin_of
 
-#: Twins keep their rounded weights up to this size; beyond it they are made again.
+#: What twins may keep where nothing else is said, in bytes.
 KEPT_BYTES = 1 << 30
 
 #: The formats of a site's operands, sorted by operand.
@@ -36,12 +36,21 @@ class Exchange:
         sites: those that get formats; none that needs a rewritten graph.
         device: where the copy lies.
         before: is given a site that is a function before it is called; a site that is a module is not.
+        room: twins keep their rounded weights up to this size, in bytes; beyond it they are made again.
 
     Attributes:
         model: the copy, in evaluation mode. It is one model: what it computes changes with ``put``.
     """
 
-    def __init__(self, graph: Graph, sites: Sequence[Site], device: str, before: Callable[[Site], None]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        sites: Sequence[Site],
+        device: str,
+        before: Callable[[Site], None],
+        room: int = KEPT_BYTES,
+    ) -> None:
+        self._room = room
         self.model = copy.deepcopy(graph.model).to(device)
         self._device = device
         #: The formats of functions, which their calls look up.
@@ -76,7 +85,7 @@ class Exchange:
         replaced = {operand: value.to(self._device) for operand, value in given.items()}
         key = site.name, _key(formats)
         if key not in self._twins:
-            if self._bytes > KEPT_BYTES:
+            if self._bytes > self._room:
                 self._twins.clear()
                 self._kept.clear()
                 self._bytes = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ KEPT_VALUES = CALIBRATION_VALUES * 4
 LEAST_VALUES, LEAST_SAMPLES = 1024, 16
 #: With so many samples the model is run first, to see which dimensions grow with them. One may be squeezed away.
 FEW = 2
+#: Samples whose largest activation takes more are looked at in pieces.
+SAMPLES_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,8 @@ class _OperandObserver:
         #: Shapes of the calls with a few samples; while `measures`, nothing but them is remembered.
         self.shapes: list[tuple[int, ...]] = []
         self.measures = False
+        #: In how many pieces the samples come by, and which of them it is.
+        self.pieces, self.piece = 1, 0
         self.sizes: list[tuple[int, ...]] = []
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -74,11 +79,13 @@ class _OperandObserver:
             return x
         flowing = x.detach() if x.dim() else x.detach().reshape(1)
         self.sizes.append(tuple(x.shape))
-        values, ends = _drawn(flowing) if self.flows else (flowing.clone(), None)
+        if not self.flows and self.piece:
+            return x  # it was seen with the first samples
+        values, ends = _drawn(flowing, self.pieces) if self.flows else (flowing.clone(), None)
         self.values.append(values)
         self.ends.append(ends)
         if self.keeps_samples:
-            self.samples.append(_some(flowing))
+            self.samples.append(_some(flowing, self.pieces))
         return x
 
     def observed(self) -> Observed:
@@ -86,7 +93,14 @@ class _OperandObserver:
         values, ends = _joined(self.values), _joined(known) if any(e is not None for e in self.ends) else None
         if self._samples_elsewhere():
             values, ends = values.flatten(), None if ends is None else ends.flatten()
-        return Observed(values, ends, tuple(self.samples))
+        return Observed(values, ends, tuple(self._joined_samples()))
+
+    def _joined_samples(self) -> list[Tensor]:
+        """The samples of each call, of all pieces together."""
+        calls, rest = divmod(len(self.samples), self.pieces)
+        if self.pieces == 1 or rest:
+            return self.samples
+        return [torch.cat(self.samples[call::calls]) for call in range(calls)]
 
     def _samples_elsewhere(self) -> bool:
         """Whether samples lie along another dimension than the first one, as behind ``x.transpose(0, 1)``. Then the
@@ -99,24 +113,24 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _some(x: Tensor) -> Tensor:
-    """Samples of `x`: all, or as many as fit, drawn at random."""
-    number = max(LEAST_SAMPLES, KEPT_VALUES // max(1, x[:1].numel()))
+def _some(x: Tensor, pieces: int = 1) -> Tensor:
+    """Samples of `x`, one of so many pieces: all, or as many as fit, drawn at random."""
+    number = -(-max(LEAST_SAMPLES, KEPT_VALUES // max(1, x[:1].numel())) // pieces)
     if number >= len(x):
         return x.clone()
     return x[torch.randperm(len(x), generator=_generator())[:number].sort().values.to(x.device)]
 
 
-def _drawn(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """All values of `x`, or some and the ends of each channel. Flattened samples would lose the channels that a format
-    per channel needs, so all channels of a position are drawn together."""
+def _drawn(x: Tensor, pieces: int = 1) -> tuple[Tensor, Tensor | None]:
+    """All values of `x`, one of so many pieces, or some and the ends of each channel. Flattened samples would lose the
+    channels that a format per channel needs, so all channels of a position are drawn together."""
     if x.dim() < 2:
-        values, ends = _drawn(x.reshape(-1, 1)) if x.numel() > KEPT_VALUES else (x.clone(), None)
+        values, ends = _drawn(x.reshape(-1, 1), pieces) if x.numel() * pieces > KEPT_VALUES else (x.clone(), None)
         return values.reshape(-1), None if ends is None else ends.reshape(-1)
     channels = x.shape[1]
     positions = x.numel() // max(1, channels)
-    number = max(LEAST_VALUES, KEPT_VALUES // max(1, channels))
-    if x.numel() <= KEPT_VALUES or number >= positions:
+    number = -(-max(LEAST_VALUES, KEPT_VALUES // max(1, channels)) // pieces)
+    if x.numel() * pieces <= KEPT_VALUES or number >= positions:
         return x.clone(), None
     last = x.movedim(1, -1)
     places = torch.randint(positions, (number,), generator=_generator())
@@ -144,6 +158,12 @@ def _joined(seen: Sequence[Tensor]) -> Tensor:
     if all(s.dim() > 1 for s in seen) and len({s.shape[1] for s in seen}) == 1:
         return torch.cat([s.movedim(1, -1).reshape(-1, s.shape[1]) for s in seen])
     return torch.cat([s.flatten() for s in seen])
+
+
+def piece_length(graph: Graph, samples: int) -> int:
+    """How many of so many samples are looked at together: all, unless an activation would take too much memory."""
+    largest = 4 * max((int(np.prod(n.output)) for n in graph.nodes), default=0)
+    return samples if samples * largest <= SAMPLES_BYTES else max(1, SAMPLES_BYTES // largest)
 
 
 def observe(
@@ -182,7 +202,11 @@ def observe(
                 model(x[:FEW].clone())
                 for observer in seeing:
                     observer.measures = False
-            model(x.clone())  # a model may change its input
+            pieces = torch.split(x, piece_length(graph, len(x)))
+            for number, piece in enumerate(pieces):
+                for observer in seeing:
+                    observer.pieces, observer.piece = len(pieces), number
+                model(piece.clone())  # a model may change its input
         for name, by_operand in observers.items():
             if not all(seen.values for seen in by_operand.values()):
                 raise CaptureError(

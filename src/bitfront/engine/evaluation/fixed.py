@@ -305,7 +305,8 @@ class FixedEvaluator(ModelEvaluator):
         if culprit:
             self.plain = f"{culprit} changes its input in place"
             return None
-        program = Program(graph, self.space, self._calibration, self.job.device, self.job.unmerged)
+        of_job = self.job.device, self.job.unmerged, self.job.weights
+        program = Program(graph, self.space, self._calibration, *of_job)
         if site := program.undecided:
             self.plain = f"with integer_bias the bias of {site} depends on the format of its input, which varies"
             return None
@@ -361,7 +362,9 @@ class FixedEvaluator(ModelEvaluator):
 
     @cached_property
     def _plain_scorer(self) -> PlainScorer:
-        return PlainScorer(self.space, self._calibration, self.job.device, self.chunk, self.model, self.job.task)
+        job, folder = self.job, self.job.memory.folder if self.job.memory else None
+        how = job.device, self.chunk, self.model, job.task, job.weights.limit, folder
+        return PlainScorer(self.space, self._calibration, *how)
 
     def answers(self, codes: Codes, split: str, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Which samples each candidate classifies correctly, bool, shape (candidates, samples).

@@ -25,6 +25,7 @@ from bitfront.data.packing import PackedInput
 from bitfront.data.targets import Targets
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.halving import Halving
+from bitfront.engine.evaluation.keeping import KeptWeights
 from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.formats.base import Format, Operand
@@ -177,6 +178,7 @@ class EvaluationJob:
         fold_batch_norm: whether candidates have no batch norms where these can be folded into the layers before them;
             `model` is the user's, with all of them.
         task: what the samples are.
+        weights: where quantized weights are kept, shared by all jobs that are derived from this one.
     """
 
     model: nn.Module
@@ -201,6 +203,7 @@ class EvaluationJob:
     learning: BitsLearning | None = None
     default_for: DefaultFor = "usual"
     task: Task = CLASSIFICATION
+    weights: KeptWeights = field(default_factory=KeptWeights)
 
     def without_corrections(self, model: nn.Module) -> EvaluationJob:
         """The same job with another model, whose weights need no corrections."""

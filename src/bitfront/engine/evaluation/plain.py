@@ -10,12 +10,14 @@ are no longer kept, or models are rebuilt for all candidates, and ``PlainScorer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitfront.engine.evaluation import prefixes
 from bitfront.engine.evaluation.calibration import Calibration
 from bitfront.engine.evaluation.prefixes import Prefixes, UnshareableError
 from bitfront.errors import UserError, described
@@ -26,6 +28,7 @@ from bitfront.scoring import Evaluation, Tally, TaskEvaluation, measure
 from bitfront.spaces.base import Codes
 from bitfront.spaces.model_space import FormatSpace
 from bitfront.tasks.base import Task
+from bitfront.transforms import exchange
 from bitfront.transforms.exchange import Exchange
 
 #: So many candidates for which kept outputs were used, and as many others, are evaluated as new models too.
@@ -47,6 +50,8 @@ class PlainScorer:
         chunk: number of samples that go through a model at a time.
         rebuild: the deployed model of a code.
         task: what the samples are.
+        room: how many bytes weights and outputs that are kept may take, each; None: as many as usual.
+        folder: where outputs that do not fit into memory are written; None: where temporary files are.
 
     Attributes:
         note: why models are rebuilt, or outputs not kept, though they could be; empty if they are not.
@@ -60,8 +65,10 @@ class PlainScorer:
         chunk: int,
         rebuild: Callable[[NDArray[np.int64]], nn.Module],
         task: Task,
+        room: int | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self._task = task
+        self._task, self._room, self._folder = task, room, folder
         self._space, self._calibration, self._device = space, calibration, device
         self._chunk, self._rebuild = chunk, rebuild
         graph = space.graph
@@ -127,7 +134,8 @@ class PlainScorer:
         """The results, and for which candidates kept outputs were used."""
         options = self._space.options(codes)
         if self._copy is None:
-            self._copy = _Copy(self._space, self._calibration, self._device, self._shares)
+            how = self._device, self._shares, self._room, self._folder
+            self._copy = _Copy(self._space, self._calibration, *how)
         copy = self._copy
         order = np.lexsort(options.T[::-1]) if options.shape[1] else np.arange(len(codes))
         steps = copy.changes(options[order])
@@ -173,17 +181,27 @@ class PlainScorer:
 class _Copy:
     """The copy of the model in which formats are exchanged, and what is kept of its runs."""
 
-    def __init__(self, space: FormatSpace, calibration: Calibration, device: str, shares: bool) -> None:
+    def __init__(
+        self,
+        space: FormatSpace,
+        calibration: Calibration,
+        device: str,
+        shares: bool,
+        room: int | None,
+        folder: Path | None,
+    ) -> None:
         self._space, self._calibration = space, calibration
         self._bits = {site.name: 1 << g for g, site in enumerate(space.sites)}
         # Functions without formats are called as they are: watching calls takes time.
         changing = [s for s, options in zip(space.sites, space.site_formats, strict=True) if s.path or any(options)]
-        self._exchange = Exchange(space.graph, changing, device, self._before)
+        usual = exchange.KEPT_BYTES, prefixes.PREFIX_BYTES
+        weights, outputs = (most if room is None else min(most, room // 2) for most in usual)
+        self._exchange = Exchange(space.graph, changing, device, self._before, weights)
         self._options = np.full(len(space.sites), -1)
         self._prefixes: Prefixes | None = None
         if shares:
             sites = {site.path: self._bits[site.name] for site in space.sites if site.path}
-            self._prefixes = Prefixes(self._exchange.model, sites, sum(self._bits.values()))
+            self._prefixes = Prefixes(self._exchange.model, sites, sum(self._bits.values()), outputs, folder)
 
     def _before(self, site: Site) -> None:
         if self._prefixes is not None:

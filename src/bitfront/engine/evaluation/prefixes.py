@@ -9,20 +9,24 @@ numbered, and until the first site that differs two runs have the same calls.
 
 What a module does beside returning its output would be missing. A call is therefore run again in each case if it
 changes its inputs in place or returns a part of them, and an output that was changed afterwards is computed again, and
-copied from then on. What else a module may do (set attributes that other modules read) is left to ``plain.py``, which
-compares candidates with whole models.
+copied from then on. What does not fit into memory is written to disk, if that is faster than to compute it again. What
+else a module may do (set attributes that other modules read) is left to ``plain.py``, which compares candidates with
+whole models.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bitfront.engine.evaluation.spilling import Spill, Spilled
 from bitfront.operations.lookup import tensors_in
 
 #: Kept outputs may take this much memory.
@@ -44,7 +48,7 @@ class _Output:
         sites: those that were called before its end, one bit each.
         end: the number of the first call after it.
         inside: the numbers of the calls inside it whose outputs are kept too.
-        bytes: the memory that it takes.
+        bytes: the memory that it takes; 0 of one on disk.
     """
 
     module: nn.Module
@@ -63,14 +67,24 @@ class Prefixes:
         model: the calls of its modules are watched from now on, whoever calls them. No gradients may be computed.
         sites: path of a module → its site, as a bit.
         every: the bits of all sites. Those that are no modules are put into `called` by who runs the model.
+        room: kept outputs may take this much memory, in bytes.
+        folder: where outputs that do not fit are written; None: where temporary files are.
 
     Attributes:
         called: the sites that were called in this run so far, one bit each.
         answered: number of calls that were answered in the last run.
     """
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, int], every: int) -> None:
-        self.model, self.answered, self._every = model, 0, every
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Mapping[str, int],
+        every: int,
+        room: int = PREFIX_BYTES,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.answered, self._every, self._room = model, 0, every, room
+        self.spill, self._kept = Spill(folder), dict[int, _Output]()
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -83,7 +97,8 @@ class Prefixes:
 
     def forget(self) -> None:
         """Forget all outputs, because other samples follow."""
-        self._kept: dict[int, _Output] = {}
+        for number in list(self._kept):
+            self._drop(number)
         self._bytes, self._silent, self._watching = 0, 0, False
         self._begin(())
 
@@ -125,7 +140,11 @@ class Prefixes:
 
     def _drop(self, number: int) -> None:
         output = self._kept.pop(number, None)
-        self._bytes -= output.bytes if output else 0
+        if output is None:
+            return
+        self._bytes -= output.bytes
+        if isinstance(output.value, Spilled):
+            self.spill.forget(output.value)
 
     def _runs(self, sites: int) -> int:
         """In how many of the later runs an output that depends on these sites is the same."""
@@ -142,13 +161,15 @@ class Prefixes:
         before = list(tensors_in((args, kwargs)))
         versions = _versions(before)
         self._open.append([])
+        began = time.perf_counter()
         result = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        seconds = time.perf_counter() - began
         inside = self._open.pop()
         runs = self._runs(self.called)
         if runs and _plain(result) and versions == _versions(before):
             outputs = list(tensors_in(result))
             if not _overlap(before, outputs):
-                inside = self._keep(number, module, path, (result, outputs), inside, runs)
+                inside = self._keep(number, module, path, (result, outputs), inside, (runs, seconds))
         self._open[-1] += inside
         return result
 
@@ -159,7 +180,10 @@ class Prefixes:
             return None
         if output.module is not module:
             raise UnshareableError(f"call {number} is one of {path} now, and was another one before")
-        if _versions(list(tensors_in(output.value))) != output.versions:
+        value = output.value
+        if isinstance(value, Spilled):
+            value = self.spill.read(value)
+        elif _versions(list(tensors_in(value))) != output.versions:
             self._copied.add(path)
             self._drop(number)
             return None
@@ -171,7 +195,7 @@ class Prefixes:
         else:
             self._drop(number)
             self._open[-1] += output.inside
-        return _copy(output.value) if path in self._copied else output.value
+        return _copy(value) if path in self._copied and value is output.value else value
 
     def _keep(
         self,
@@ -180,17 +204,27 @@ class Prefixes:
         path: str,
         output: tuple[Any, list[Tensor]],
         inside: list[int],
-        runs: int,
+        later: tuple[int, float],
     ) -> list[int]:
-        """Keep an output for `runs` later runs. Returns the numbers that are kept then, of it and the calls inside."""
-        value, tensors = output
+        """Keep an output. Returns the numbers that are kept then, of it and the calls inside.
+
+        Args:
+            later: (number of later runs that need it, how long it took to compute).
+        """
+        (value, tensors), (runs, seconds) = output, later
         size = sum(t.numel() * t.element_size() for t in tensors)
-        if not tensors or self._bytes + size > PREFIX_BYTES:
+        if not tensors:
             return inside
+        if self._bytes + size > self._room:
+            spilled = self.spill.write(value) if self.spill.pays(size, runs, seconds) else None
+            if spilled is None:
+                return inside
+            value, size = spilled, 0
         longer = [n for n in inside if n in self._kept and self._runs(self._kept[n].sites) > runs]
         for n in set(inside) - set(longer):
             self._drop(n)
-        value = _copy(value) if path in self._copied else value
+        if not isinstance(value, Spilled):
+            value = _copy(value) if path in self._copied else value
         versions = _versions(list(tensors_in(value)))
         self._kept[number] = _Output(module, value, versions, self.called, self._number, tuple(longer), size)
         self._bytes += size

@@ -54,6 +54,7 @@ def sensitivities(evaluator: FixedEvaluator) -> list[Values]:
     Raises:
         RuntimeError: torch cannot differentiate the model.
     """
+    evaluator.job.weights.make_room()
     options = _formats(evaluator)
     wanted: dict[Place, set[Format]] = defaultdict(set)
     for by_option in options:
@@ -91,6 +92,7 @@ def _noise(evaluator: FixedEvaluator, wanted: dict[Place, list[Format]]) -> dict
     outputs = []
     samples = evaluator.job.calibration[: BATCHES * BATCH].to(device)
     for batch in torch.split(samples, BATCH):
+        evaluator.job.weights.settle()
         for probe in probes.values():
             probe.seen.clear()
         given = batch.clone().requires_grad_(batch.is_floating_point())

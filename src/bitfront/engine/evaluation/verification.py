@@ -159,6 +159,7 @@ def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, nu
         number: number of samples; None for all.
     """
     x, y = evaluator.samples(split, number)
+    evaluator.job.weights.settle()
     try:
         alone, code_there = evaluator.alone(code)
         with contained(), one_thread():
@@ -190,7 +191,9 @@ def _samples(evaluator: Evaluator) -> tuple[str, Tensor, Tensor]:
     choice = evaluator.accuracy_samples
     split = choice.split if choice else next(iter(evaluator.job.splits))
     x, y = evaluator.job.splits[split]
-    return split, x[:SAMPLES], y[:SAMPLES]
+    # Where samples are large, as many as go through a model together.
+    number = min(SAMPLES, evaluator.float_evaluator().chunk)
+    return split, x[:number], y[:number]
 
 
 def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> tuple[str, ...]:

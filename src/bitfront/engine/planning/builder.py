@@ -33,6 +33,7 @@ from bitfront.engine.planning.inputs import (
     with_outputs,
 )
 from bitfront.engine.planning.learning import bits_learning, unused_settings
+from bitfront.engine.planning.memory import limit_memory
 from bitfront.engine.planning.notes import folding_notes, remarks
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
@@ -49,6 +50,7 @@ from bitfront.errors import ConfigError
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import check_weights
+from bitfront.graph.readiness import halves_note, in_float32
 from bitfront.metrics.base import Metric
 from bitfront.objectives import Objectives
 from bitfront.spaces import SPACES
@@ -93,6 +95,7 @@ def make_plan(
             ignored = without_effect(strategy, setup.of_strategy)
         runners, added, objectives = _measured(config, strategy, task)
     network, dataset = _checked_model(config, dataset or open_data(config, report, progress), model, task)
+    half = [] if model is None else halves_note(model)
     device, warning = choose_device(config.accelerator)
     with config.locating():
         _check_device(device, dataset)
@@ -108,6 +111,7 @@ def make_plan(
         n_trials = _budget(setup, strategy, evaluator.space.size)
         constraints = _constraints(config, evaluator)
         remarked = remarks(config, dataset, evaluator, added, warning)
+        remembered = limit_memory(evaluator, setup, trains_first=model is None, noise=strategy.kind.uses_noise)
     lost = [] if model is None else [*range_remarks(evaluator.range_losses()), *unused_settings(config, strategy)]
     plan = Plan(
         config=config,
@@ -123,6 +127,8 @@ def make_plan(
             *remarked,
             *folding_notes(config, changed, trains=trains),
             *ignored,
+            *half,
+            *remembered,
             *lost,
             *_of_strategy(strategy, objectives, config, task),
         ),
@@ -185,7 +191,7 @@ def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None, ta
     dataset = checked_data(dataset, task, config)
     if given is not None:
         check_weights(given)
-        network = for_data(given, config, dataset)
+        network = for_data(in_float32(given), config, dataset)
         return network, with_outputs(config, dataset, network, task)
     model = open_model(config, dataset)
     if config.load_name is None:

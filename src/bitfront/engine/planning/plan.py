@@ -23,6 +23,7 @@ from bitfront.strategies.base import Knowledge, Strategy
 from bitfront.strategies.configured import ConfiguredStrategy
 from bitfront.strategies.learned_bits import LearnedBitsSettings
 from bitfront.tasks.configured import described
+from bitfront.transforms.observe import piece_length
 
 #: Counts up when the same settings give other ranges: trials with the ranges of before do not belong to this search.
 RANGES = 2
@@ -153,6 +154,11 @@ class Plan:
         training = self.evaluator.job.training
         return bool(self.constraints) and training is not None and training.halving is not None
 
+    @property
+    def _in_pieces(self) -> bool:
+        samples = len(self.evaluator.job.calibration)
+        return piece_length(self.space.graph, samples) < samples
+
     def identity(self, weights: str | None) -> dict[str, Any]:
         """Everything that the trials of this search depend on. A run folder holds trials of one identity only.
 
@@ -186,6 +192,8 @@ class Plan:
             "forward": list(self.forward),
             # An earlier version counted the weights of sites alone, which are often all that there are.
             **({"bitwidth": "of all weights"} if self._counts_others else {}),
+            # An earlier version looked at all calibration samples at once.
+            **({"calibrated": "in pieces"} if self._in_pieces else {}),
             # An earlier version counted signs, and no biases.
             **({"ebops_count": "as HGQ2"} if "ebops" in self.sides else {}),
             # An earlier version did not look at constraints there.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from bitfront.engine.evaluation.verification import SAMPLES as CHECKED_SAMPLES
 from bitfront.engine.planning.plan import Plan
 from bitfront.spaces.base import Codes
 
@@ -15,6 +16,11 @@ from bitfront.spaces.base import Codes
 PROBE_SECONDS = 0.25
 #: If training the first candidate takes longer than this, a second one is not trained.
 WARM_SECONDS = 5.0
+#: What the first candidate does once is done so often again, for the options that it does not have.
+OTHER_OPTIONS = 2
+#: The end of a search takes about so much of the time of the check before it: each evaluates a few candidates as they
+#: are deployed.
+END_SHARE = 0.5
 #: Number of candidates: consecutive ones where the whole space will be evaluated, random ones where a strategy chooses.
 CONSECUTIVE, RANDOM = 1024, 32
 
@@ -64,9 +70,32 @@ def seconds_per_candidate(
     spent = each
     if each < PROBE_SECONDS:
         each = timed(few[:1])
+    elif len(few):
+        # What happened once, such as rounding weights, happens again for other options, and then no more.
+        again = timed(few[:8] if plan.exhaustive else few[:1])
+        return again + max(0.0, each - again) * OTHER_OPTIONS / plan.n_trials
     # The time per candidate falls with the size of the block, so blocks grow as long as there is time.
     while measured < len(few) and spent < PROBE_SECONDS:
         measured *= 8
         each = timed(few[:measured])
         spent += each * measured
     return each
+
+
+def expected_seconds(plan: Plan, each: float, left: int, checked: float) -> float:
+    """About how long a search takes from its first candidate to its end.
+
+    Args:
+        plan: the plan.
+        each: seconds per candidate (``seconds_per_candidate``).
+        left: number of candidates that are left to evaluate.
+        checked: how long the check before the search took.
+    """
+    evaluation = each * left / plan.settings.strategy.setup.n_jobs
+    timeout = plan.settings.strategy.setup.timeout
+    samples, number = plan.evaluator.accuracy_samples, 1
+    if samples is not None:
+        number = len(plan.evaluator.samples(samples.split, samples.number)[1])
+    checked_on = min(number, plan.evaluator.float_evaluator().chunk, CHECKED_SAMPLES)
+    end = END_SHARE * checked * number / max(1, checked_on)
+    return (evaluation if timeout is None else min(timeout, evaluation)) + end

@@ -52,12 +52,12 @@ def knowledge(
         violation=limits.before if closed else None,
         float_losses=None if objectives.summed else _losses(objectives, reference),
         points=None if objectives.summed else _points(objectives, evaluator.job.task.leading, reference),
-        noise=_noise(evaluator, store) if noise else None,
+        noise=noise_of(evaluator, store) if noise else None,
         resolution=None if evaluator.accuracy_samples is None else partial(_resolution, plan, store),
     )
 
 
-def _noise(evaluator: Evaluator, store: Store) -> list[Values] | None:
+def noise_of(evaluator: Evaluator, store: Store) -> list[Values] | None:
     """Per group the noise of each option; None where the space is not of formats alone, or where torch cannot
     differentiate the model."""
     if not isinstance(evaluator, FixedEvaluator):

@@ -26,12 +26,12 @@ from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.learning import target_of
 from bitfront.engine.planning.pacing import described, measured_schedule, pacemaker
 from bitfront.engine.planning.plan import Plan
-from bitfront.engine.planning.probe import seconds_per_candidate
+from bitfront.engine.planning.probe import expected_seconds, seconds_per_candidate
 from bitfront.engine.search import loop
 from bitfront.engine.search.chance import at_chance
 from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
-from bitfront.engine.search.knowledge import keep_option_costs, knowledge
+from bitfront.engine.search.knowledge import keep_option_costs, knowledge, noise_of
 from bitfront.engine.search.paired import compare, compare_results, enough_samples, intervals
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import learned
@@ -180,9 +180,14 @@ def _searched(
         each = seconds_per_candidate(plan, dispatcher.safe, lambda codes: limits.before(codes) == 0)
     events.planned(plan, each)
     if resumed < plan.n_trials and not learns:
-        plan = verified_plan(plan, each * (plan.n_trials - resumed), events, dispatcher.safe)
+        left, checking = plan.n_trials - resumed, time.perf_counter()
+        plan = verified_plan(plan, each * left, events, dispatcher.safe)
+        checked = time.perf_counter() - checking
         dispatcher.use(plan.evaluator)
         verify_workers(dispatcher, events)
+        if plan.strategy.kind.uses_noise:
+            noise_of(plan.evaluator, store)  # the search uses it; here its time is not taken for that of candidates
+        events.expected(expected_seconds(plan, each, left, checked))
     if resumed:
         events.note(f"{resumed:,} trials are known from earlier sessions")
     plan = plan.constrained(limits.constraints)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bitfront.engine.evaluation.tree.activations import Ints
 from bitfront.engine.evaluation.tree.program import Program, Step, rounding_row
 from bitfront.kernels import convolution
-from bitfront.transforms.arithmetic import EXACT, SMALLEST_STEP, Weight, WholeProduct, whole_product
+from bitfront.transforms.arithmetic import EXACT, SMALLEST_STEP, Weight, WholeProduct, known_product
 
 #: ``exact``: sums with their biases are exact in float32. ``scaled``: sums of whole numbers are; they are scaled, and
 #: get their biases, afterwards. ``long``: so are sums of whole numbers in float64. ``ordered``: sums of values in
@@ -44,8 +44,6 @@ class Products:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._kinds: dict[tuple[int, int, int], Kind] = {}
-        self._known: dict[tuple[int, int, int], WholeProduct | str] = {}
-        self._weights: dict[tuple[int, tuple[int, ...], Kind, bool], tuple[Tensor, Tensor | None]] = {}
         self._compiled: dict[int, bool] = {}
 
     def kind(self, step: Step, data: int, parameters: int) -> Kind:
@@ -60,10 +58,8 @@ class Products:
         """The product of whole numbers under a data option and a parameter option; None if it is none."""
         assert step.group is not None
         # Looking up formats takes longer than a small product.
-        key = (step.group, data, parameters)
-        if key not in self._known:
-            self._known[key] = self._whole_or_why(step, data, parameters)
-        way = self._known[key]
+        key = ("product", step.group, data, parameters)
+        way = self._program.shelf.get(key, lambda: self._whole_or_why(step, data, parameters))
         return None if isinstance(way, str) else way
 
     def _whole_or_why(self, step: Step, data: int, parameters: int) -> WholeProduct | str:
@@ -72,11 +68,10 @@ class Products:
         assert rule is not None
         formats = program.data_format(step, data), program.parameter_formats(step, parameters).get("weight")
         known = program.kept(step, parameters).products
-        if formats not in known:
-            known[formats] = whole_product(rule, program.parameters(step, parameters)[0], formats)
-        if isinstance(known[formats], str):
-            program.inexact.setdefault(step.site.title, str(known[formats]))
-        return known[formats]
+        way = known_product(rule, lambda: program.parameters(step, parameters)[0], formats, known)
+        if isinstance(way, str):
+            program.inexact.setdefault(step.site.title, way)
+        return way
 
     def _kind(self, step: Step, data: int, parameters: int) -> Kind:
         program = self._program
@@ -122,20 +117,22 @@ class Products:
         Args:
             joined: the bias is the last column of the weight.
         """
-        assert step.group is not None
-        key = (step.group, indices, kind, joined)
-        if key not in self._weights:
-            program = self._program
-            pairs = [program.parameters(step, i) for i in indices]
-            rows = [self._numbers(step, i) for i in indices] if kind in WHOLE else [w for w, _ in pairs]
-            weight = torch.cat(rows)
-            bias = torch.cat([b for _, b in pairs if b is not None]) if pairs[0][1] is not None else None
-            if step.kind == "convolution" and weight.dim() == 4:
-                weight = weight.contiguous(memory_format=torch.channels_last)
-            if joined and bias is not None:
-                weight, bias = torch.cat([weight, bias[:, None]], dim=1), None
-            self._weights[key] = (weight, bias)
-        return self._weights[key]
+        key = ("multiplied", step.group, indices, kind, joined)
+        return self._program.shelf.get(key, lambda: self._joined(step, indices, kind, joined=joined))
+
+    def _joined(
+        self, step: Step, indices: tuple[int, ...], kind: Kind, *, joined: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        program = self._program
+        pairs = [program.parameters(step, i) for i in indices]
+        rows = [self._numbers(step, i) for i in indices] if kind in WHOLE else [w for w, _ in pairs]
+        weight = torch.cat(rows) if len(rows) > 1 else rows[0]
+        bias = torch.cat([b for _, b in pairs if b is not None]) if pairs[0][1] is not None else None
+        if step.kind == "convolution" and weight.dim() == 4:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        if joined and bias is not None:
+            weight, bias = torch.cat([weight, bias[:, None]], dim=1), None
+        return weight, bias
 
     def _numbers(self, step: Step, parameters: int) -> Tensor:
         """The whole numbers of a weight."""
@@ -143,6 +140,9 @@ class Products:
         form = self._program.parameter_formats(step, parameters)["weight"]
         rule = step.site.operation.product
         assert rule is not None
+        for (_, known), way in self._program.kept(step, parameters).products.items():
+            if known == form and not isinstance(way, str):
+                return way.weight.numbers
         weight = Weight.of(form, self._program.parameters(step, parameters)[0], rule, False)
         assert weight is not None
         return weight.numbers
@@ -160,7 +160,7 @@ class Products:
         return torch.stack([torch.cat([self._scale(step, d, p, kind) for p in indices]) for d in data.tolist()])
 
     def _scale(self, step: Step, data: int, parameters: int, kind: Kind) -> Tensor:
-        channels = len(self._program.parameters(step, parameters)[0])
+        channels = self._program.channels(step)
         if kind not in WHOLE:
             return torch.ones(channels, device=self._program.device)
         whole = self.whole(step, data, parameters)

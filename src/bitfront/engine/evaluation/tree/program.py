@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch.nn.functional as F
@@ -19,11 +18,12 @@ from torch import Tensor, fx, nn
 
 from bitfront import kernels
 from bitfront.engine.evaluation.calibration import Calibration
+from bitfront.engine.evaluation.keeping import KeptWeights
 from bitfront.engine.evaluation.tree.activations import Ints, Norm
 from bitfront.engine.evaluation.tree.rounding import DIVISOR, STEP, Rounding
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import owns_parameters
+from bitfront.graph.capture import owns_parameters, parameter
 from bitfront.operations.base import DATA_OUT, MergeKind
 from bitfront.operations.lookup import hooks, of_node
 from bitfront.spaces.model_space import FormatSpace
@@ -97,6 +97,7 @@ class Program:
         calibration: calibrated formats and corrections; the options in use must have been learned.
         device: where to compute.
         unmerged: names of nodes that are computed state by state, even if their operation can be merged.
+        weights: where quantized weights are kept; None: in a place of this program alone.
     """
 
     def __init__(
@@ -106,18 +107,19 @@ class Program:
         calibration: Calibration,
         device: str = "cpu",
         unmerged: Collection[str] = (),
+        weights: KeptWeights | None = None,
     ) -> None:
         assert graph.fx_graph is not None
         self.graph, self.device = graph, device
         self._calibration = calibration
         self.model = graph.model if device == "cpu" else _moved(graph.model, device)
         self.options = tuple(_split_options(o) for o in space.site_formats)
-        self._parameters: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
+        held = (*self.model.parameters(), *self.model.buffers())
+        #: What is computed of weights, and may be forgotten.
+        self.shelf = (weights or KeptWeights()).shelf(self, held)
         self._norms: dict[str, Norm] = {}
-        self._kept: dict[tuple[int, int], Kept] = {}
-        self._twins: dict[tuple[int, int, int], nn.Module] = {}
+        self._channels: dict[int, int] = {}
         self._grids: dict[tuple[int, Operand], tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
-        self._lock = threading.Lock()
         #: Site → why some of its sums are not of whole numbers. Grows while candidates are evaluated.
         self.inexact: dict[str, str] = {}
         # A result in a format is rounded by the call of the deployed model.
@@ -207,21 +209,25 @@ class Program:
 
     def parameters(self, step: Step, index: int) -> tuple[Tensor, Tensor | None]:
         """The step's quantized weight and bias under parameter option `index`."""
+        return self.shelf.get(("rounded", step.group, index), lambda: self._rounded(step, index))
+
+    def _rounded(self, step: Step, index: int) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._float_parameters(step)
+        replaced = self.replaced(step, index)
+        weight, bias = replaced.get("weight", weight), replaced.get("bias", bias)
+        formats = self.parameter_formats(step, index)
+        if "weight" in formats:
+            weight = formats["weight"].quantize(weight)
+        if "bias" in formats and bias is not None:
+            bias = formats["bias"].quantize(bias)
+        return weight, bias
+
+    def channels(self, step: Step) -> int:
+        """The length of the step's weight: its output channels."""
         assert step.group is not None
-        assert step.site is not None
-        key = (step.group, index)
-        with self._lock:
-            if key not in self._parameters:
-                weight, bias = self._float_parameters(step)
-                replaced = self.replaced(step, index)
-                weight, bias = replaced.get("weight", weight), replaced.get("bias", bias)
-                formats = self.parameter_formats(step, index)
-                if "weight" in formats:
-                    weight = formats["weight"].quantize(weight)
-                if "bias" in formats and bias is not None:
-                    bias = formats["bias"].quantize(bias)
-                self._parameters[key] = (weight, bias)
-            return self._parameters[key]
+        if step.group not in self._channels:
+            self._channels[step.group] = len(self._float_parameters(step)[0])
+        return self._channels[step.group]
 
     def replaced(self, step: Step, index: int) -> dict[Operand, Tensor]:
         """Operand → what takes the place of its parameter under parameter option `index`: what corrections changed."""
@@ -250,22 +256,21 @@ class Program:
 
     def kept(self, step: Step, index: int) -> Kept:
         """What calls with parameter option `index` compute once: rounded parameters, how products are computed."""
-        assert step.group is not None
-        return self._kept.setdefault((step.group, index), Kept())
+        return self.shelf.get(("kept", step.group, index), Kept)
 
     def twin(self, step: Step, data: int, parameters: int) -> nn.Module:
         """The module of a site as it is deployed under these options."""
-        assert step.group is not None
+        return self.shelf.get(("twin", step.group, data, parameters), lambda: self._twin(step, data, parameters))
+
+    def _twin(self, step: Step, data: int, parameters: int) -> nn.Module:
         assert step.site is not None
-        key = (step.group, data, parameters)
-        if key not in self._twins:
-            formats = self.formats(step, data, parameters)
-            module: Any = self.model.get_submodule(step.site.path)
-            if formats:
-                module = twin_of(module, step.site, formats, self.replaced(step, parameters))
-                module.kept = self.kept(step, parameters)
-            self._twins[key] = module
-        return self._twins[key]
+        formats = self.formats(step, data, parameters)
+        module = self.model.get_submodule(step.site.path)
+        if not formats:
+            return module
+        twin: Any = twin_of(module, step.site, formats, self.replaced(step, parameters))
+        twin.kept = self.kept(step, parameters)
+        return cast(nn.Module, twin)
 
     def normalise(self, step: Step, before: Step, data: int, parameters: int, x: Tensor) -> Tensor:
         """The value of the step, a batch norm, for the output of the site before it.
@@ -292,8 +297,8 @@ class Program:
         site = step.site
         assert site is not None
         assert site.weight is not None
-        named = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
-        return named[site.weight].detach(), named[site.bias].detach() if site.bias else None
+        weight = parameter(self.model, site.weight)
+        return weight, parameter(self.model, site.bias) if site.bias else None
 
     def not_negative(self, step: Step) -> bool:
         """Whether the input of a step comes from a ReLU, at most moved or selected since."""

@@ -100,6 +100,7 @@ class TreeScorer:
         for _ in chunks:
             # A state that two pieces need was computed by both. It counts once.
             piece_loss, piece_correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
+            self.program.shelf.store.settle()
             for _ in pieces:
                 for states, part_loss, part_correct in next(done):
                     piece_loss[states], piece_correct[states] = part_loss.cpu().numpy(), part_correct.cpu().numpy()
