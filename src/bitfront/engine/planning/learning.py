@@ -59,10 +59,12 @@ def bits_learning(
     if not isinstance(settings, LearnedBitsSettings):
         return None
     _check_others(config, runners, dataset)
-    cost: str | None = settings.cost or next((p.metric for p in objectives.parts if p.metric in COSTS), None)
+    # What is measured beside the objectives presses too, as ebops does where the objective is lut.
+    named = [*(p.metric for p in objectives.parts), *(m.name for runner in runners for m in runner.produces)]
+    cost: str | None = settings.cost or next((name for name in named if name in COSTS), None)
     if cost is None:
         raise ConfigError(
-            f"strategy 'learned_bits' needs a cost that depends on bits, and no objective is one; {one_of(COSTS)}. Add "
+            f"strategy 'learned_bits' needs a cost that depends on bits, and no metric is one; {one_of(COSTS)}. Add "
             "[search.strategy.hw_runner.ebops] and [search.strategy.metrics.ebops]",
             key=("search", "strategy", "metrics"),
         )
