@@ -4,6 +4,7 @@ A new target is listed in ``TARGETS`` by itself; what it cannot take is named in
 """
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -109,7 +110,10 @@ def _pairs():
     for name in TARGETS.names():
         for i, network in enumerate(NETWORKS):
             slow = list(FORMATS)[i % len(FORMATS)] if name in SLOW else None
-            yield from ((name, network, formats) for formats in FORMATS if slow in (None, formats))
+            for formats in FORMATS:
+                marks = pytest.mark.slow if (network, formats) in JUDGED.get(name, ()) else ()
+                if slow in (None, formats):
+                    yield pytest.param(name, network, formats, marks=marks)
 
 
 @pytest.mark.parametrize(("name", "network", "formats"), list(_pairs()))
@@ -144,6 +148,27 @@ def test_qonnx_with_channels_last_computes_the_same_numbers(network, formats, tm
     pytest.importorskip("qonnx", reason="qonnx is not installed: pip install 'bitfront[qonnx]'")
     given, x = candidate(network, formats)
     assert export(given, target_named("qonnx", {"layout": "channels_last"}), tmp_path / "out", x).differing == 0
+
+
+def test_every_layer_of_hls4ml_has_a_type_that_was_stated(tmp_path):
+    pytest.importorskip("hls4ml", reason="hls4ml is not installed: pip install 'bitfront[hls4ml]'")
+    given, x = candidate("residual", "fixed8")
+    folder = export(
+        given, target_named("hls4ml", {"part": "xcku115-flvb2104-2-i"}), tmp_path / "out", x, check=False
+    ).folder
+    layers = json.loads((folder / "hls4ml_config.json").read_text())["LayerName"]
+    assert layers["global_in"]["Precision"] == {"result": "fixed<8,3,RND_CONV,SAT>"}
+    assert {"result", "accum", "bias"} <= layers["stem"]["Precision"].keys()
+    types = (folder / "project" / "firmware" / "defines.h").read_text()
+    assert "fixed<16,6>" not in types
+    assert "xcku115-flvb2104-2-i" in (folder / "project" / "project.tcl").read_text()
+
+
+def test_convolutions_of_hls4ml_are_not_streamed(tmp_path):
+    pytest.importorskip("hls4ml", reason="hls4ml is not installed: pip install 'bitfront[hls4ml]'")
+    given, x = candidate("depthwise", "fixed8")
+    with pytest.raises(ExportError, match="take io_type=io_parallel"):
+        export(given, target_named("hls4ml", {"io_type": "io_stream"}), tmp_path / "out", x)
 
 
 def test_files_that_compute_something_else_are_not_kept(tmp_path, monkeypatch):

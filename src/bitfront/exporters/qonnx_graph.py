@@ -111,9 +111,7 @@ class _Writer(Parts):
         mode, shape = _ROUNDING[step.rounding], self._shape(self._value().shape)
         return self.quant(x, "quant", scale, bits, signed, narrow=narrow, mode=mode, shape=shape)
 
-    def _bound_then_rounded(
-        self, step: Round, x: str, held: tuple[int, bool, bool], bound: bool, result: Fixed
-    ) -> str:
+    def _bound_then_rounded(self, step: Round, x: str, held: tuple[int, bool, bool], bound: bool, result: Fixed) -> str:
         """A rounding; where `bound`, to grids whose ends no Quant node has, or one for each value."""
         if bound and held[1]:
             x = self.bound("Max", x, "low", step.low, step.points)
@@ -123,9 +121,7 @@ class _Writer(Parts):
         scale = as_one(np.ldexp(np.float32(1), -step.points))
         return self._quant(step, x, scale if scale.ndim == 0 else placed(scale, self.last), held)
 
-    def _rounded_then_bound(
-        self, step: Round, x: str, held: tuple[int, bool, bool], bound: bool, result: Fixed
-    ) -> str:
+    def _rounded_then_bound(self, step: Round, x: str, held: tuple[int, bool, bool], bound: bool, result: Fixed) -> str:
         """The same for hls4ml, where a Quant node has one step, and bounds are sums."""
         points = step.points
         if (points == points.ravel()[0]).all():

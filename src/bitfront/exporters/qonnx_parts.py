@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bitfront.errors import ExportError, require
 from bitfront.exporters.fixed import Fixed, placed, step_of
-from bitfront.exporters.program import FLOAT_DIGITS, Int, Program, Step, Value, width
+from bitfront.exporters.program import FLOAT_DIGITS, Int, Offset, Program, Round, Step, Value, width
 
 #: As the clean-up of qonnx calls them; hls4ml has no layer called "input".
 INPUT, OUTPUT = "global_in", "global_out"
@@ -18,6 +18,8 @@ INPUT, OUTPUT = "global_in", "global_out"
 OPSET, IR = 13, 8
 #: Where Quant comes from, and convolutions whose channels are last.
 QUANT_DOMAIN, LAST_DOMAIN = "qonnx.custom_op.general", "qonnx.custom_op.channels_last"
+#: Steps that a layer has beside those that it is called after.
+_SUFFIXES: Mapping[type[Step], str] = {Round: "_in", Offset: "_biased"}
 
 
 class Parts:
@@ -44,7 +46,7 @@ class Parts:
         for number, (step, value) in enumerate(zip(self.program.steps, self.program.values, strict=True)):
             if self.last and len(value.shape) > 3:
                 raise ExportError(f"{value.name}: a sample with more than two dimensions beside the channels")
-            word = re.sub(r"\W", "_", value.name) or "value"
+            word = (re.sub(r"\W", "_", value.name) or "value") + _SUFFIXES.get(type(step), "")
             # Names must differ in more than capitals for hls4ml.
             times = taken[word.lower()] = taken.get(word.lower(), 0) + 1
             self.number, self.at = number, word if times == 1 else f"{word}_{times}"
