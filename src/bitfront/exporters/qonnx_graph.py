@@ -127,7 +127,7 @@ class _Writer(Parts):
         if (points == points.ravel()[0]).all():
             self.type = result
             x = self._quant(step, x, step_of(result.point), held)
-            return self._within(step, x, points) if bound else x
+            return self._kept(self._within(step, x, points)) if bound else x
         before = max(self.type.point - int(points.min()), 0)
         self.type = Fixed(max(self.type.whole + int(points.max()), 1) + before, before, self.type.signed)
         x = self._times(x, "scaled", points)
@@ -135,7 +135,14 @@ class _Writer(Parts):
         x = self._quant(step, x, np.float32(1), held)
         x = self._within(step, x, np.int64(0)) if bound else x
         self.type = result
-        return self._times(x, "back", -points)
+        return self._kept(self._times(x, "back", -points))
+
+    def _kept(self, x: str) -> str:
+        """Values behind a Quant node that changes none: hls4ml moves a sum or product with a constant behind the next
+        layer, which is wrong where its constants are no scalars."""
+        kind, shape = self.type, self._shape(self._value().shape)
+        bits = max(kind.bits, 2 if kind.signed else 1)
+        return self.quant(x, "kept", step_of(kind.point), bits, kind.signed, shape=shape)
 
     def _within(self, step: Round, x: str, points: Any) -> str:
         """Values n / 2^points within the ends of a rounding."""
@@ -229,7 +236,9 @@ class _Writer(Parts):
         value = self._value()
         constant = step.constant.reshape((1,) * (len(value.shape) - step.constant.ndim) + step.constant.shape)
         bias = self.quantized_constant("bias", placed(constant, self.last), value.point)
-        return self.add("Add", [*given, bias])
+        x = self.add("Add", [*given, bias])
+        users = [user for user in self.program.steps if self.number in user.sources]
+        return self._kept(x) if self.for_hls and any(isinstance(user, Add | Product) for user in users) else x
 
     @write.register
     def _(self, step: Cut, given: Sequence[str]) -> str:  # noqa: ARG002
