@@ -30,6 +30,10 @@ class Fixed:
         """Bits before the binary point, with the sign."""
         return self.bits - self.point
 
+    def wider(self, whole: int) -> Fixed:
+        """With at least so many bits before the binary point."""
+        return Fixed(max(self.whole, whole) + self.point, self.point, self.signed)
+
     def beside(self, other: Fixed) -> Fixed:
         """The narrowest type that holds the numbers of both."""
         signed = self.signed or other.signed
@@ -63,6 +67,17 @@ def placed(numbers: NDArray[Any], channels_last: bool) -> NDArray[Any]:
         return numbers
     image = numbers[:, None] if numbers.ndim == 2 else numbers
     return np.moveaxis(image, 0, -1)
+
+
+def types_of(program: Program) -> list[Fixed]:
+    """The type of each value, with enough bits before the binary point for the roundings that take it: the emulation of
+    ``ap_fixed`` cannot round where all bits of a number lie behind those that are kept."""
+    types = [Fixed.of(value) for value in program.values]
+    for step in program.steps:
+        if isinstance(step, Round):
+            for source in step.sources:
+                types[source] = types[source].wider(1 - int(step.points.min()))
+    return types
 
 
 def offset_of(program: Program, number: int) -> int | None:

@@ -93,7 +93,7 @@ class _Writer(Parts):
             raise self.refuse("it wraps around, and Quant nodes saturate; search formats that saturate")
         x, result = given[0] if given else INPUT, self.type
         # The nodes before the Quant node.
-        self.type = Fixed.of(self.source(step)) if given else input_type(self.program)[0]
+        self.type = self.held[step.sources[0]] if given else input_type(self.program)[0]
         if step.places is not None:
             x = self.gathered(x, self.program.input_shape, step.places)
         if step.rounding == "half_up":
@@ -192,7 +192,7 @@ class _Writer(Parts):
         step, value = self.program.steps[number], self.program.values[number]
         assert isinstance(step, Offset)
         self.within.add(number)
-        self.type = Fixed.of(value)
+        self.type = self.held[number]
         return [
             self.quantized_constant(
                 "bias", np.broadcast_to(step.constant, (len(value.low), *step.constant.shape[1:])).ravel(), value.point
@@ -238,7 +238,9 @@ class _Writer(Parts):
         bias = self.quantized_constant("bias", placed(constant, self.last), value.point)
         x = self.add("Add", [*given, bias])
         users = [user for user in self.program.steps if self.number in user.sources]
-        return self._kept(x) if self.for_hls and any(isinstance(user, Add | Product) for user in users) else x
+        # hls4ml chooses the type of a linear layer's sums with their bias, which may be too narrow for a rounding.
+        keep = self.type != Fixed.of(value) or any(isinstance(user, Add | Product) for user in users)
+        return self._kept(x) if self.for_hls and keep else x
 
     @write.register
     def _(self, step: Cut, given: Sequence[str]) -> str:  # noqa: ARG002
@@ -251,9 +253,9 @@ class _Writer(Parts):
         if step.low is None or step.high is None:
             between = self.type
         else:
-            between = self.type.beside(Fixed.of(self.source(step)))
+            between = self.type.beside(self.held[step.sources[0]])
         for kind, end in (("Max", step.low), ("Min", step.high)):
-            self.type = between if kind == "Max" else Fixed.of(value)
+            self.type = between if kind == "Max" else self.held[self.number]
             if end == 0 and kind == "Max":
                 x = self.add("Relu", [x], "relu")
             elif end is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitfront.errors import ExportError, require
-from bitfront.exporters.fixed import Fixed, placed, step_of
+from bitfront.exporters.fixed import Fixed, placed, step_of, types_of
 from bitfront.exporters.program import FLOAT_DIGITS, Int, Offset, Program, Round, Step, Value, width
 
 #: As the clean-up of qonnx calls them; hls4ml has no layer called "input".
@@ -32,6 +32,8 @@ class Parts:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
+        #: The types of the program's values, and of the nodes.
+        self.held = types_of(program)
         self.types: dict[str, Fixed] = {}
         self.numbers: dict[str, int] = {}
         #: Numbers of offsets that are the bias of a convolution.
@@ -50,7 +52,7 @@ class Parts:
             # Names must differ in more than capitals for hls4ml.
             times = taken[word.lower()] = taken.get(word.lower(), 0) + 1
             self.number, self.at = number, word if times == 1 else f"{word}_{times}"
-            self.type = Fixed.of(value)
+            self.type = self.held[number]
             tensors.append(self.write(step, [tensors[source] for source in step.sources]))
         result = tensors[self.program.output]
         for node in self.nodes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bitfront.errors import ExportError, parsing, require
-from bitfront.exporters.fixed import Fixed, input_type, offset_of, placed
+from bitfront.exporters.fixed import Fixed, input_type, offset_of, placed, types_of
 from bitfront.exporters.program import Cut, Floats, Pool, Product, Program
 from bitfront.exporters.qonnx_graph import Written, qonnx_model
 from bitfront.exporters.qonnx_parts import INPUT
@@ -56,7 +56,7 @@ class Hls4ml(Target):
 
     Settings = Hls4mlSettings
     settings: Hls4mlSettings
-    judge = "hls4ml's emulation, compiled with g++"
+    judge = "hls4ml's emulation in C++"
     notice = "; g++ compiles the project first, which takes from ten seconds to minutes"
 
     def check(self, candidate: Candidate) -> None:
@@ -101,17 +101,18 @@ class Hls4ml(Target):
         behaviour = "RND_CONV,SAT" if rounds else "TRN,SAT"
         layers: dict[str, dict[str, str]] = {INPUT: {"result": _typed(kind, behaviour)}}
         kinds = {node.name: node.op_type for node in written.model.graph.node}
+        held_types = types_of(program)
         for name, result in written.types.items():
             number = written.numbers[name]
             held = layers[name] = {"result": _typed(result)}
             if kinds[name] == "MatMul":
                 follower = offset_of(program, number) if isinstance(program.steps[number], Product) else None
-                sums = result if follower is None else result.beside(Fixed.of(program.values[follower]))
+                sums = result if follower is None else result.beside(held_types[follower])
                 # hls4ml adds a bias to the sums only where their type is left to it: that of the sums with the bias.
                 held |= {"result": held["result"] if follower is None else "auto", "accum": _typed(sums)}
             elif kinds[name] == "Conv":
                 # Its type is that of the sums with the bias.
-                held["accum"] = _typed(result.beside(Fixed.of(program.values[number])))
+                held["accum"] = _typed(result.beside(held_types[number]))
             elif kinds[name] == "MaxPool":
                 held["accum"] = held["result"]
             if kinds[name] in _WEIGHTED:
