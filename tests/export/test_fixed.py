@@ -26,9 +26,8 @@ def _program(*settings, parallel=False):
             return x
 
     graph = capture(Net(), torch.randn(2, 4))
-    formats = {
-        s.name: {"data_in": form, "weight": Integer(4, 6)} for s, form in zip(graph.sites, settings, strict=True)
-    }
+    layers = [s.name for s in graph.sites if s.weight]
+    formats = {n: {"data_in": form, "weight": Integer(4, 6)} for n, form in zip(layers, settings, strict=True)}
     return lowered(graph, formats)
 
 
