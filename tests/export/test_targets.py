@@ -89,7 +89,7 @@ REFUSES: dict[str, dict[tuple[str, str], str]] = {
 #: Targets whose judge takes a second or more.
 SLOW = {"torch"}
 #: Where a judge takes ten seconds: what it runs here. The other files are only written.
-JUDGED = {"hls4ml": {("mlp", "fixed4"), ("depthwise", "fixed8"), ("residual", "elements"), ("sequence", "fixed4")}}
+JUDGED = {"hls4ml": {("mlp", "fixed4"), ("depthwise", "fixed8"), ("residual", "elements")}}
 
 
 @functools.cache
