@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,10 @@ class Exported:
     @property
     def message(self) -> str:
         """What was written and how it was checked, in a sentence or two."""
-        listed = ", ".join(self.files)
+        folders = Counter(file.partition("/")[0] for file in self.files if "/" in file)
+        listed = ", ".join(
+            [f for f in self.files if "/" not in f] + [f"{name}/ ({count} files)" for name, count in folders.items()]
+        )
         if not self.samples:
             return f"{shown(self.folder)}: {listed}; not checked"
         equal = self.samples - self.differing
@@ -115,7 +119,8 @@ def export(
         target.write(candidate, part)
         differing, difference = 0, 0.0
         if expected is not None:
-            events.note(f"running what was written for {name} with {target.judge}, on {len(x):,} samples")
+            on = f"on {len(x):,} samples{target.notice}"
+            events.note(f"running what was written for {name} with {target.judge}, {on}")
             differing, difference = _differing(candidate, target, part, x, expected)
         files = tuple(sorted(str(p.relative_to(part)) for p in part.rglob("*") if p.is_file()))
         whole = candidate.program.widest if target.whole else None

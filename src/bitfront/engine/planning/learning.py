@@ -60,8 +60,8 @@ def bits_learning(
         return None
     _check_others(config, runners, dataset)
     # What is measured beside the objectives presses too, as ebops does where the objective is lut.
-    named = [*(p.metric for p in objectives.parts), *(m.name for runner in runners for m in runner.produces)]
-    cost: str | None = settings.cost or next((name for name in named if name in COSTS), None)
+    measured = [*(p.metric for p in objectives.parts), *(m.name for runner in runners for m in runner.produces)]
+    cost: str | None = settings.cost or next((name for name in measured if name in COSTS), None)
     if cost is None:
         raise ConfigError(
             f"strategy 'learned_bits' needs a cost that depends on bits, and no metric is one; {one_of(COSTS)}. Add "

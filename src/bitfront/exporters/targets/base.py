@@ -62,12 +62,14 @@ class Target(ABC):
     Class attributes:
         Settings: its settings, by ``--set KEY=VALUE``; they arrive as `settings`.
         judge: what runs the files, for messages: ``gcc with UBSan``.
+        notice: why the judge takes long, for the end of a message; empty if it does not.
         whole: whether ``computed`` gives the numbers of the program's output; otherwise the float32 outputs.
     """
 
     Settings: ClassVar[type[TargetSettings]] = TargetSettings
     settings: TargetSettings
     judge: ClassVar[str]
+    notice: ClassVar[str] = ""
     whole: ClassVar[bool] = True
 
     def __init__(self, settings: TargetSettings | None = None) -> None:
