@@ -266,7 +266,7 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     for name in ("autoencoder",) if given.quick else TINY:
-        rows += tiny(name, *((2, 8) if given.quick else (16, 200)))
+        rows += tiny(name, *((2, 8) if given.quick else (6, 40)))
     summary = {
         "networks_exported": float(len(rows)),
         "samples_that_differ": float(sum(row["differ"] for row in rows)),
