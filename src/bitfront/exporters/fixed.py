@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.exporters.program import FLOAT_DIGITS, Int, Offset, Program, Round, Value, width
+from bitfront.exporters.program import FLOAT_DIGITS, Int, Move, Offset, Program, Round, Value, width
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,14 @@ def types_of(program: Program) -> list[Fixed]:
     """The type of each value, with enough bits before the binary point for the roundings that take it: the emulation of
     ``ap_fixed`` cannot round where all bits of a number lie behind those that are kept."""
     types = [Fixed.of(value) for value in program.values]
-    for step in program.steps:
-        if isinstance(step, Round):
-            for source in step.sources:
+    for number in reversed(range(len(types))):
+        step = program.steps[number]
+        for source in step.sources:
+            if isinstance(step, Round):
                 types[source] = types[source].wider(1 - int(step.points.min()))
+            elif isinstance(step, Move):
+                # hls4ml takes a reshaped value to be the value itself.
+                types[source] = types[source].wider(types[number].whole)
     return types
 
 
