@@ -160,7 +160,7 @@ class _Writer(Parts):
         """Half a step added, where float32 holds the sum."""
         if self.for_hls:
             raise self.refuse(
-                "it rounds half up, and hls4ml gives the half that is added no type of its own; search formats that round "
+                "it rounds half up, and hls4ml gives the half that is added no type; search formats that round "
                 "half to even or down"
             )
         points = step.points + 1
