@@ -96,6 +96,7 @@ big: $(VENV)/installed-dev
 rivals: $(VENV)/installed-dev
 	-$(BIN)/python bench/rivals/install.py
 	$(BENCH_ENV) $(BIN)/python bench/rivals/recount.py --recipe quick --recipe thorough --json bench/results/rivals.json
+	$(BENCH_ENV) $(BIN)/python bench/rivals/luts.py --json bench/results/luts.json
 	$(BIN)/python bench/plots.py
 
 clean:

@@ -31,6 +31,7 @@ NAVIGATION = {
         "docs/howto/results",
         "docs/howto/explain",
         "docs/howto/export",
+        "docs/howto/fpga",
         "docs/howto/microcontroller",
         "docs/howto/interruptions",
         "docs/howto/other-tools",
