@@ -423,7 +423,7 @@ def silent_relu():
 @pytest.mark.usefixtures("silent_relu")
 def test_a_format_that_no_rule_writes_is_named():
     graph = capture(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
-    with pytest.raises(ExportError, match=r"^_0 \(ReLU\): the format of data_in cannot be written to ONNX here"):
+    with pytest.raises(ExportError, match=r"^_0 \(ReLU\): the format of data_in cannot be written as ONNX here"):
         onnx_model(graph, {"_0": {"data_in": Integer(8, 4)}})
 
 
@@ -449,3 +449,31 @@ def test_one_output_is_compared_by_its_value(tmp_path):
     with pytest.raises(ExportError, match="answers otherwise than the deployed model for"):
         write_onnx(graph, {}, tmp_path / "net.onnx", x, model=Doubled(graph.model))
     assert write_onnx(graph, {}, tmp_path / "net.onnx", x).alike == 40
+
+
+class Moving(nn.Module):
+    """Parts, a shuffle, a padding with zeros, an order of dimensions: nothing that ONNX has in torch's words."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shuffle, self.last = nn.Conv2d(2, 4, 1), nn.PixelShuffle(2), nn.Linear(100, 3)
+
+    def forward(self, x):
+        one, two = self.first(x).chunk(2, dim=1)
+        joined = torch.cat([two, one[:, :, ::2, :].repeat(1, 1, 2, 1)], 1)
+        padded = nn.functional.pad(self.shuffle(joined), (1, 1, 1, 1))
+        return self.last(padded.moveaxis(2, 3)[:, 0].flatten(1))
+
+
+def test_what_moves_values_is_written_as_a_choice_of_values(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(20, 2, 4, 4)
+    graph = capture(Moving().eval(), x[:2])
+    assert write_onnx(graph, {}, tmp_path / "net.onnx", x, answers="values").alike == 20
+    with pytest.raises(ExportError, match=r"pad \(pad\): pads with another value than 0"):
+        onnx_model(capture(Padded(), x[:2]), {})
+
+
+class Padded(nn.Module):
+    def forward(self, x):
+        return nn.functional.pad(x, (1, 1), value=1.5)

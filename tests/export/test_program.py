@@ -90,7 +90,7 @@ def test_what_has_no_program_is_refused_by_name():
         lowered(_graph(nn.Linear(4, 3)), {"_0": {"data_in": Integer(6, 3)}})
     with pytest.raises(ExportError, match=r"_1 \(BatchNorm1d\): a batch norm in float; fold it"):
         lowered(_graph(nn.Linear(4, 3), nn.BatchNorm1d(3)), {"_0": LAYER})
-    with pytest.raises(ExportError, match=r"_1 \(Tanh\) has no form as whole numbers"):
+    with pytest.raises(ExportError, match=r"_1 \(Tanh\) has no form in whole numbers"):
         lowered(_graph(nn.Linear(4, 3), nn.Tanh()), {"_0": LAYER})
 
 

@@ -107,6 +107,11 @@ REFUSES: dict[str, dict[tuple[str, str], str]] = {
     "rtl": {("", "affine"): "its numbers are float32, because a scale is no power of two .* and rtl has no floats"}
     | dict.fromkeys([("pooled", f) for f in FIXED], "it rounds a mean of 9 values")
     | dict.fromkeys([("joined", f) for f in FIXED], "cuts them to 24 digits"),
+    "qdq": {
+        ("", "ways"): "runtimes round half to even and saturate",
+        ("", "elements"): "only whole numbers of at most 8 bits",
+        ("", "channels"): "with a scale per channel, which runtimes do not fuse",
+    },
     "qonnx": {("", "affine"): "a scale is no power of two", ("", "ways"): "it wraps around"},
     "hls4ml": {("", "affine"): "a scale is no power of two", ("", "ways"): "it wraps around"}
     | dict.fromkeys([("joined", f) for f in FIXED], "more than 24 bits|wraps around")
@@ -169,7 +174,8 @@ def test_what_a_target_writes_computes_the_same_numbers(name, network, formats, 
     if not judged:
         assert result.samples == 0
         return
-    assert result.differing == 0
+    assert result.differing == 0 or not target.exact(given)
+    assert result.alike >= 0.9 * len(x)
     assert result.samples == len(x)
     assert {p.name for p in folder.iterdir()} >= {file.partition("/")[0] for file in result.files}
     assert target.judge in (folder / "README.md").read_text()

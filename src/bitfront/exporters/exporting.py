@@ -41,6 +41,7 @@ class Exported:
         samples: on how many samples their numbers were compared; 0: on none.
         differing: on how many of these a number differs; 0 for every target but an approximate one.
         difference: the largest difference of two outputs, absolute.
+        alike: on how many samples the largest output is the same one.
         figures: what the files need, by name with a unit.
         accumulator_bits: bits of the widest sum; None for a target that is not made of the integer program.
     """
@@ -52,6 +53,7 @@ class Exported:
     samples: int
     differing: int
     difference: float = 0.0
+    alike: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
     accumulator_bits: int | None = None
 
@@ -68,7 +70,15 @@ class Exported:
         return (
             f"{shown(self.folder)}: {listed}; run with {self.judge} on {self.samples:,} samples: {equal:,} of "
             f"{self.samples:,} equal to the searched network in every bit"
-            f"{f'; outputs differ by at most {self.difference:.3g}' if self.differing else ''}"
+            f"{f'; {self.approximation}' if self.differing else ''}"
+        )
+
+    @property
+    def approximation(self) -> str:
+        """How far the outputs of an approximate target are off, in words."""
+        return (
+            f"the largest output is the same one on {self.alike:,} of {self.samples:,}, and outputs differ by at most "
+            f"{self.difference:.3g}"
         )
 
 
@@ -117,16 +127,16 @@ def export(
     try:
         part.mkdir(parents=True)
         target.write(candidate, part)
-        differing, difference = 0, 0.0
+        differing, difference, alike = 0, 0.0, 0
         if expected is not None:
             on = f"on {len(x):,} samples{target.notice}"
             events.note(f"running what was written for {name} with {target.judge}, {on}")
-            differing, difference = _differing(candidate, target, part, x, expected)
+            differing, difference, alike = _differing(candidate, target, part, x, expected)
         files = tuple(sorted(str(p.relative_to(part)) for p in part.rglob("*") if p.is_file()))
         whole = candidate.program.widest if target.whole else None
         result = Exported(
             name, folder, (*files, README), target.judge if check else "", len(x) if check else 0, differing,
-            difference, target.figures(candidate), whole,
+            difference, alike, target.figures(candidate), whole,
         )  # fmt: skip
         (part / README).write_text(_readme(candidate, target, result), encoding="utf-8")
         if folder.exists():
@@ -165,8 +175,9 @@ def _expected(candidate: Candidate, target: Target, x: Tensor) -> NDArray[Any]:
 
 def _differing(
     candidate: Candidate, target: Target, folder: Path, x: Tensor, expected: NDArray[Any]
-) -> tuple[int, float]:
-    """(on how many samples the files compute something else, the largest difference)."""
+) -> tuple[int, float, int]:
+    """(on how many samples the files compute something else, the largest difference, on how many samples the largest
+    output is the same one)."""
     computed = target.computed(candidate, folder, x.numpy())
     differing = _rows(computed, expected)
     if computed.shape != expected.shape or (differing and target.exact(candidate)):
@@ -174,7 +185,9 @@ def _differing(
             f"{TARGETS.name_of(type(target))}: not kept: on {differing:,} of {len(x):,} samples {target.judge} "
             "computes other numbers of these files than the searched network has; please report this"
         )
-    return differing, float(np.abs(computed.astype(np.float64) - expected).max(initial=0.0))
+    difference = float(np.abs(computed.astype(np.float64) - expected).max(initial=0.0))
+    same = computed.reshape(len(x), -1).argmax(axis=1) == expected.reshape(len(x), -1).argmax(axis=1)
+    return differing, difference, int(same.sum())
 
 
 def _rows(computed: NDArray[Any], expected: NDArray[Any]) -> int:
@@ -210,7 +223,7 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
         lines += [
             f"Checked: {target.judge} ran these files on {result.samples:,} samples. "
             f"{result.samples - result.differing:,} of {result.samples:,} equal the searched network in every bit."
-            f"{f' Outputs differ by at most {result.difference:.3g}.' if result.differing else ''}"
+            f"{f' {result.approximation.capitalize()}.' if result.differing else ''}"
         ]
     else:
         lines += ["**Not checked**: nothing has run these files."]

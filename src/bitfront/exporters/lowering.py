@@ -41,7 +41,7 @@ from bitfront.exporters.program import (
     Value,
     Window,
 )
-from bitfront.exporters.walking import BATCH, SiteFormats, Walker
+from bitfront.exporters.walking import SiteFormats, Walker
 from bitfront.formats.base import Format
 from bitfront.formats.grid import Grid, common_grid
 from bitfront.graph import Graph
@@ -86,7 +86,7 @@ class _Reader(Walker):
     """Runs the graph and adds the steps of each node: an ``operations.integers.IntegerReader``."""
 
     def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], full_ranges: bool) -> None:
-        super().__init__(graph, formats, "whole numbers")
+        super().__init__(graph, formats, "computed in whole numbers", "has no form in whole numbers")
         self.build, self.full_ranges = Builder(), full_ranges
         self.numbers: dict[fx.Node, Numbers | _Floats] = {}
 
@@ -241,7 +241,7 @@ class _Reader(Walker):
         low = (products(up, x.low[None], exact) + products(down, x.high[None], exact))[0]
         high = (products(up, x.high[None], exact) + products(down, x.low[None], exact))[0]
         number = self.build.add(step, Value("", low.shape, low, high, x.point + weight_point))
-        bias, rounding = self.bias_of(n), self.format_of(n, "bias")
+        bias, rounding = self.held_bias(n), self.format_of(n, "bias")
         if bias is not None and rounding is not None:
             bias = rounding.quantize(bias)
         held = None if bias is None else _dyadic(bias)
@@ -387,28 +387,17 @@ class _Reader(Walker):
         if isinstance(numbers, int) or self.format_of(n, self.operand_at(n, 0)) is not None:
             numbers = self.value(n)
         shape = self.build.values[numbers].shape if isinstance(numbers, int) else numbers.places.shape
-        size = math.prod(shape)
-        # Where each number comes from, counted from 1: what padding adds is 0.
-        marks = torch.arange(1, BATCH * size + 1, dtype=torch.float64).reshape(BATCH, *shape)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        result = getattr(self, n.op)(n.target, (marks, *args[1:]), kwargs)
-        parts = result if isinstance(result, (tuple, list)) else (result,)
-        made = tuple(self._at(n, numbers, part, size) for part in parts)
-        return made if isinstance(result, (tuple, list)) else made[0]  # type: ignore[return-value]
+        places, several = self.places(n, shape)
+        made = tuple(self._at(n, numbers, part) for part in places)
+        return made if several else made[0]  # type: ignore[return-value]
 
-    def _at(self, n: fx.Node, number: int | _Floats, marks: Tensor, size: int) -> int | _Floats:
-        places = marks.numpy().astype(np.int64) - 1
-        expected = np.where(places[0] < 0, -1, places[0] + size)
-        if len(places) != BATCH or (places[0] >= size).any() or (places[1] != expected).any():
-            raise self.refuse(n, "it moves values from one sample to another")
+    def _at(self, n: fx.Node, number: int | _Floats, places: Int) -> int | _Floats:
         if isinstance(number, int):
             x = self.build.values[number]
-            if _in_order(places[0], x.shape):
-                return number
-            return self.build.alike(Move((number,), places[0]), x)
-        if (places[0] < 0).any():
+            return number if _in_order(places, x.shape) else self.build.alike(Move((number,), places), x)
+        if (places < 0).any():
             raise self.refuse(n, "it pads the float input of the network; pad it behind the first format")
-        return _Floats(number.places.ravel()[places[0]])
+        return _Floats(number.places.ravel()[places])
 
 
 def _tensors(value: Any) -> bool:

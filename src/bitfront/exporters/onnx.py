@@ -21,30 +21,28 @@ file has the writer that the rule uses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from bitfront.errors import ExportError, one_of, require
 from bitfront.exporters import fusing
 from bitfront.exporters.packing import Packing, instead, otherwise, packing
+from bitfront.exporters.walking import Walker
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
-from bitfront.graph.capture import parameter
-from bitfront.operations.base import DATA_OUT, Operation
-from bitfront.operations.lookup import of_node, unusual
+from bitfront.operations.base import DATA_OUT
 from bitfront.operations.onnx import Bytes
 from bitfront.transforms.correct import bias_in_steps
 
 OPSET, IR_VERSION = 21, 10
 INPUT, OUTPUT = "input", "output"
-#: Number of samples in the run that writes the graph. It is unlikely to be a size in the model.
-_BATCH = 3
 
 SiteFormats = Mapping[Operand, Format]
 #: How quantized sites are written.
@@ -66,12 +64,8 @@ def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], form: Form = "i
     """
     if form not in get_args(Form):
         raise ExportError(f"there is no form {form!r} of an ONNX model; {one_of(get_args(Form))}")
-    if graph.fx_graph is None:
-        raise ExportError(f"the model cannot be traced, so it cannot be written as ONNX: {graph.untraced}")
     writer = _Writer(graph, formats, form)
-    sample = torch.zeros(_BATCH, *graph.sample_shape)
-    with torch.no_grad():
-        writer.run(sample)
+    writer.walk()
     return writer.model()
 
 
@@ -123,18 +117,16 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
 WRITTEN = "only whole numbers of at most 8 bits, with one scale per tensor or channel, are written to ONNX here"
 
 
-class _Writer(fx.Interpreter):
+class _Writer(Walker):
     """Runs the graph and writes each step: an ``operations.onnx.OnnxWriter``."""
 
     def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], form: Form) -> None:
-        assert graph.fx_graph is not None
-        super().__init__(fx.GraphModule(graph.model, graph.fx_graph))
-        self.onnx = require("onnx", "onnx", "writing ONNX")
-        self.extra_traceback = False  # it would add the tracer's state to messages
-        self.captured, self.formats, self.form = graph, formats, form
+        super().__init__(graph, formats, "written as ONNX", "has no counterpart in ONNX here")
+        self.onnx, self.form = require("onnx", "onnx", "writing ONNX"), form
         self.in_integers = integer_sites(graph, formats) if form == "integer" else frozenset[str]()
-        self.sites = {s.name: s for s in graph.sites}
         self.names: dict[fx.Node, str] = {}
+        #: Of a node that gives several tensors.
+        self.parts: dict[fx.Node, list[str]] = {}
         self.nodes: list[Any] = []
         self.initializers: dict[str, NDArray[Any]] = {}
         self.taken: dict[str, int] = {}
@@ -145,51 +137,62 @@ class _Writer(fx.Interpreter):
         #: or of a DequantizeLinear of an activation → its form in bytes.
         self.shared: dict[tuple[object, ...], str] = {}
         self.quantized: dict[str, Packing] = {}
-        #: The operands of the current node whose formats its rule has used.
-        self.written: set[str] = set()
-        self.out, self.batch = torch.empty(0), _BATCH
 
-    # --- what fx calls ------------------------------------------------------------------------------------------------
+    # --- what the walker calls ----------------------------------------------------------------------------------------
 
-    def run_node(self, n: fx.Node) -> Any:
-        versions = {m: t._version for m, t in self.env.items() if isinstance(t, Tensor)}
-        value = super().run_node(n)
-        read_later = versions.keys() - self.user_to_last_uses.get(n, [])
-        if any(self.env[m]._version != versions[m] for m in read_later):
-            raise ExportError(f"{n.name} ({self.kind(n)}) changes a tensor in place that others read")
+    def visit(self, n: fx.Node, value: Any) -> None:
         if n.op == "output":
             (last,) = n.all_input_nodes
             if not fusing.named_at_the_end(self.nodes, self.name_of(last), OUTPUT):
                 self.add("Identity", [self.name_of(last)], OUTPUT)
             self.result = tuple(value.shape[1:])
         elif isinstance(value, Tensor):
-            self.out = value
             self.names[n] = self._write(n)
-        return value
+        elif isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
+            self.parts[n] = self._by_moving(n)
 
     def _write(self, n: fx.Node) -> str:
         if n.op == "placeholder":
             return INPUT
         if n.op == "get_attr" or not n.all_input_nodes:
             return self.constant(f"{n.name}.value", self.out.detach().numpy())
-        operation = self._operation(n)
-        if operation is None or operation.onnx is None:
-            module = self.module_of(n)
-            why = unusual(module) if module is not None else ""
-            raise ExportError(f"{n.name} ({self.kind(n)}) has no counterpart in ONNX here{why and f': {why}'}")
-        self.written = set()
-        name = operation.onnx(self, n)
-        if (rounding := self._format_of(n, DATA_OUT)) is not None:
+        operation = self.operation(n)
+        if n.all_input_nodes[0] in self.parts:
+            return self.parts[n.all_input_nodes[0]][int(self.argument(n, 1, ""))]
+        if operation is not None and operation.onnx is None and operation.integers is not None:
+            (name,) = self._by_moving(n)
+        elif operation is None or operation.onnx is None:
+            raise self.without_rule(n)
+        else:
+            name = operation.onnx(self, n)
+        if (rounding := self.format_of(n, DATA_OUT)) is not None:
             name = self._rounded(n, DATA_OUT, self.out, name, rounding)
-        forgotten = self.formats.get(n.name, {}).keys() - self.written
-        if forgotten:
-            raise ExportError(
-                f"{n.name} ({self.kind(n)}): the format of {min(forgotten)} cannot be written to ONNX here"
-            )
+        self.check_all_written(n)
         return name
 
-    def _operation(self, n: fx.Node) -> Operation | None:
-        return of_node(n, self.captured.model)
+    def _by_moving(self, n: fx.Node) -> list[str]:
+        """The tensors that a node gives which moves values and computes nothing: a part, a shuffle, a padding. The rule
+        for whole numbers says whether it is one, and calls ``moved``."""
+        operation = self.operation(n)
+        if operation is None or operation.integers is None or n.all_input_nodes[0] not in self.names:
+            raise self.without_rule(n)
+        names: Any = operation.integers(cast(Any, self), n)
+        return list(names)
+
+    def moved(self, n: fx.Node) -> list[str]:
+        shape = tuple(self.source(n).shape[1:])
+        names = []
+        for k, places in enumerate(self.places(n, shape)[0]):
+            flat = self.add("Flatten", [self.value(n)], f"{n.name}.{k}.flat", axis=1)
+            size = math.prod(shape)
+            if (places < 0).any():
+                pads = self.constant(f"{n.name}.{k}.pads", np.array([0, 0, 0, 1]))
+                flat = self.add("Pad", [flat, pads], f"{n.name}.{k}.padded")
+            taken = self.constant(f"{n.name}.{k}.places", np.where(places < 0, size, places).ravel())
+            values = self.add("Gather", [flat, taken], f"{n.name}.{k}.taken", axis=1)
+            target = self.constant(f"{n.name}.{k}.shape", np.array([-1, *places.shape]))
+            names.append(self.add("Reshape", [values, target], f"{n.name}.{k}"))
+        return names
 
     # --- what the rules of operations use -----------------------------------------------------------------------------
 
@@ -228,38 +231,13 @@ class _Writer(fx.Interpreter):
         self.taken[name] = self.taken.get(name, -1) + 1
         return f"{name}.{self.taken[name]}" if self.taken[name] else name
 
-    def kind(self, n: fx.Node) -> str:
-        module = self.module_of(n)
-        return type(module).__name__ if module is not None else str(getattr(n.target, "__name__", n.target))
-
-    def module_of(self, n: fx.Node) -> nn.Module | None:
-        module: nn.Module | None = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        return module
-
-    def arguments(self, n: fx.Node) -> tuple[Any, ...]:
-        return self.fetch_args_kwargs_from_env(n)[0]
-
-    def setting(self, n: fx.Node, position: int, name: str, default: Any = None) -> Any:
-        module = self.module_of(n)
-        if module is not None:
-            return getattr(module, name, default)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return args[position] if position < len(args) else kwargs.get(name, default)
-
-    def source(self, n: fx.Node) -> Tensor:
-        value: Tensor = self.env[n.all_input_nodes[0]]
-        return value
-
     def name_of(self, n: fx.Node) -> str:
         if n not in self.names:
             raise ExportError(f"{n.name} ({self.kind(n)}) does not return one tensor")
         return self.names[n]
 
     def tensor(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
-        return self._tensor(n, self._argument(n, position, name), name)
-
-    def _argument(self, n: fx.Node, position: int, name: str) -> Any:
-        return n.args[position] if position < len(n.args) else n.kwargs.get(name)
+        return self._tensor(n, self.argument(n, position, name), name)
 
     def _tensor(self, n: fx.Node, given: Any, name: str) -> str:
         if isinstance(given, fx.Node):
@@ -273,8 +251,8 @@ class _Writer(fx.Interpreter):
         value = self.setting(n, position, name)
         if value is None:
             return None
-        rounding = self._format_of(n, name)
-        given = None if self.module_of(n) is not None else self._argument(n, position, name)
+        rounding = self.format_of(n, name)
+        given = None if self.module_of(n) is not None else self.argument(n, position, name)
         if isinstance(given, fx.Node) and (rounding is None or given.op != "get_attr"):
             return self.value(n, position, name)
         # Like a bias, it is held as the floats of its quantized values.
@@ -282,10 +260,10 @@ class _Writer(fx.Interpreter):
         return self.constant(f"{n.name}.{name}", held.float().numpy())
 
     def value(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
-        return self._in_format(n, self._argument(n, position, name), position, name)
+        return self._in_format(n, self.argument(n, position, name), position, name)
 
     def values(self, n: fx.Node, position: int, name: str) -> list[str]:
-        return [self._in_format(n, given, position, name) for given in self._argument(n, position, name)]
+        return [self._in_format(n, given, position, name) for given in self.argument(n, position, name)]
 
     def _in_format(self, n: fx.Node, given: Any, position: int, name: str) -> str:
         """A tensor that is an argument of a node, in the format of the operand at a position."""
@@ -294,7 +272,7 @@ class _Writer(fx.Interpreter):
         if rounding is None:
             return tensor
         x = self.env[given] if isinstance(given, fx.Node) else torch.zeros(())
-        return self._rounded(n, self._operand(n, position), x, tensor, rounding)
+        return self._rounded(n, self.operand_at(n, position), x, tensor, rounding)
 
     def _rounded(self, n: fx.Node, label: Operand, x: Tensor, tensor: str, rounding: Format) -> str:
         """An activation in a format. In the integer form by plain operators: as the format rounds, and nothing that a
@@ -349,18 +327,8 @@ class _Writer(fx.Interpreter):
             raise ExportError(f"{n.name}: {why}")
         return held
 
-    def _operand(self, n: fx.Node, position: int) -> str:
-        """The name of the operand at a position; "" if there is none."""
-        operation = self._operation(n)
-        operands = () if operation is None else operation.operands
-        return next((o.name for o in operands if o.position == position), "")
-
     def _format(self, n: fx.Node, position: int) -> Format | None:
-        return self._format_of(n, self._operand(n, position))
-
-    def _format_of(self, n: fx.Node, operand: str) -> Format | None:
-        self.written.add(operand)
-        return self.formats.get(n.name, {}).get(operand)
+        return self.format_of(n, self.operand_at(n, position))
 
     def integer(self, n: fx.Node) -> bool:
         return n.name in self.in_integers
@@ -368,7 +336,7 @@ class _Writer(fx.Interpreter):
     def packed(self, n: fx.Node, position: int = 0, name: str = "input", *, signed: bool = False) -> Bytes:
         rounding = self._format(n, position)
         assert rounding is not None
-        return self._bytes(n, self.tensor(n, position, name), rounding, self._operand(n, position), signed=signed)
+        return self._bytes(n, self.tensor(n, position, name), rounding, self.operand_at(n, position), signed=signed)
 
     def _bytes(self, n: fx.Node, value: str, rounding: Format, label: str, *, signed: bool = False) -> Bytes:
         held = self._packing(n, label, rounding, activation=not signed)
@@ -403,35 +371,22 @@ class _Writer(fx.Interpreter):
         scale = self.constant(f"{name}.scale", held.scale.astype(np.float32))
         return scale, self.constant(f"{name}.zero", zero.astype(kind))
 
-    def _site(self, n: fx.Node) -> Site:
-        if n.name not in self.sites:
-            module = self.module_of(n)
-            why = unusual(module) if module is not None else ""
-            raise ExportError(f"{n.name} ({self.kind(n)}) has no counterpart in ONNX here{why and f': {why}'}")
-        return self.sites[n.name]
-
     def has_weight(self, n: fx.Node) -> bool:
-        return bool(self._site(n).weight)
-
-    def _weight(self, n: fx.Node) -> Tensor:
-        site = self._site(n)
-        if not site.weight:
-            raise ExportError(f"{n.name} ({site.type}): its weight is computed, not a parameter")
-        return parameter(self.captured.model, site.weight)
+        return bool(self.site(n).weight)
 
     def _held(self, n: fx.Node) -> Packing | None:
-        rounding = self._format_of(n, "weight")
+        rounding = self.format_of(n, "weight")
         held = packing(rounding, activation=False) if rounding is not None else None
         if rounding is not None and held is None:
             raise ExportError(f"{n.name}: weight is {rounding.label}, and {WRITTEN}{instead(rounding)}")
         return held
 
     def weight_shape(self, n: fx.Node) -> tuple[int, ...]:
-        tensor, _ = self._weight(n), self._held(n)
+        tensor, _ = self.weight(n), self._held(n)
         return tuple(tensor.shape)
 
     def packed_weight(self, n: fx.Node, *, turned: bool = False, one_zero: bool = False) -> Bytes:
-        tensor, held = self._weight(n), self._held(n)
+        tensor, held = self.weight(n), self._held(n)
         assert held is not None
         stored = held.pack(tensor)
         name = self.constant(f"{n.name}.weight", stored.T if turned else stored)
@@ -444,7 +399,7 @@ class _Writer(fx.Interpreter):
         return Bytes(name, *self._scale(f"{n.name}.weight", held, zero), held)
 
     def weights(self, n: fx.Node, *, turned: bool = False) -> str:
-        tensor, held = self._weight(n), self._held(n)
+        tensor, held = self.weight(n), self._held(n)
         if held is None:
             plain = tensor.numpy()
             return self.constant(f"{n.name}.weight", plain.T if turned else plain)
@@ -453,13 +408,10 @@ class _Writer(fx.Interpreter):
         return self.unpacked(replace(stored, held=replace(held, axis=axis)), f"{n.name}.weight.rounded", tensor.dim())
 
     def bias(self, n: fx.Node) -> NDArray[np.float32] | None:
-        rounding, tensor = self._format_of(n, "bias"), self.setting(n, 2, "bias")
+        rounding, tensor = self.format_of(n, "bias"), self.held_bias(n)
         if tensor is None:
             return None
-        site = self._site(n)
-        if site.path == "" and site.bias is None:
-            raise ExportError(f"{n.name} ({site.type}): its bias is computed, not a parameter")
-        held = tensor.detach() if rounding is None else rounding.quantize(tensor.detach())
+        held = tensor if rounding is None else rounding.quantize(tensor)
         result: NDArray[np.float32] = held.float().numpy()
         return result
 

@@ -137,7 +137,7 @@ class _Kept(Walker):
     """Runs the graph once, and keeps the value of every node on the sample."""
 
     def __init__(self, graph: Graph) -> None:
-        super().__init__(graph, {}, "whole numbers")
+        super().__init__(graph, {}, "computed in whole numbers", "has no form in whole numbers")
         self.garbage_collect_values = False
 
     def visit(self, n: fx.Node, value: Any) -> None:

@@ -6,10 +6,13 @@ ask the walker for settings, parameters and formats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
@@ -30,18 +33,20 @@ class Walker(fx.Interpreter):
     Args:
         graph: the captured model; on the CPU.
         formats: site name → formats by operand, calibrated; sites that are absent stay in float.
-        what: what is made, for messages: ``ONNX``.
+        written: what is done with the graph, for messages: ``written as ONNX``.
+        missing: what is said of a node whose record has no rule: ``has no counterpart in ONNX here``.
 
     Raises:
         ExportError: the model could not be traced.
     """
 
-    def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], what: str) -> None:
+    def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], written: str, missing: str) -> None:
         if graph.fx_graph is None:
-            raise ExportError(f"the model cannot be traced, so it has no form as {what}: {graph.untraced}")
+            raise ExportError(f"the model cannot be traced, so it cannot be {written}: {graph.untraced}")
         super().__init__(fx.GraphModule(graph.model, graph.fx_graph))
         self.extra_traceback = False  # it would add the tracer's state to messages
-        self.captured, self.formats, self.what = graph, formats, what
+        self.captured, self.formats = graph, formats
+        self.as_what, self.missing = written, missing
         self.sites = {s.name: s for s in graph.sites}
         #: The operands of the current node whose formats its rule has used.
         self.written: set[str] = set()
@@ -77,13 +82,13 @@ class Walker(fx.Interpreter):
         """The error for a node whose record has no rule."""
         module = self.module_of(n)
         why = unusual(module) if module is not None else ""
-        return ExportError(f"{n.name} ({self.kind(n)}) has no form as {self.what}{why and f': {why}'}")
+        return ExportError(f"{n.name} ({self.kind(n)}) {self.missing}{why and f': {why}'}")
 
     def check_all_written(self, n: fx.Node) -> None:
         """Raises ExportError if the rule of a node has left a format out."""
         forgotten = self.formats.get(n.name, {}).keys() - self.written
         if forgotten:
-            raise self.refuse(n, f"the format of {min(forgotten)} has no form as {self.what}")
+            raise self.refuse(n, f"the format of {min(forgotten)} cannot be {self.as_what} here")
 
     def operation(self, n: fx.Node) -> Operation | None:
         """The record of a node; None if it has none."""
@@ -148,7 +153,35 @@ class Walker(fx.Interpreter):
             raise ExportError(f"{n.name} ({site.type}): its weight is computed, not a parameter")
         return parameter(self.captured.model, site.weight)
 
-    def bias_of(self, n: fx.Node) -> Tensor | None:
+    def places(self, n: fx.Node, shape: tuple[int, ...]) -> tuple[list[NDArray[np.int64]], bool]:
+        """(for each tensor that a node gives, which value of its first input comes where; whether it gives several).
+
+        The node is run on the numbers of places in place of its input, so it must be one that moves values and computes
+        nothing. −1 is a 0 that the node adds.
+
+        Args:
+            n: the node.
+            shape: of a sample of its first input.
+
+        Raises:
+            ExportError: it moves values from one sample to another.
+        """
+        size = math.prod(shape)
+        marks = torch.arange(1, BATCH * size + 1, dtype=torch.float64).reshape(BATCH, *shape)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = getattr(self, n.op)(n.target, (marks, *args[1:]), kwargs)
+        several = isinstance(result, (tuple, list))
+        found = []
+        for part in result if several else (result,):
+            all_places = part.numpy().astype(np.int64) - 1
+            first = all_places[0] if len(all_places) == BATCH else all_places
+            expected = np.where(first < 0, -1, first + size)
+            if len(all_places) != BATCH or (first >= size).any() or (all_places[1] != expected).any():
+                raise self.refuse(n, "it moves values from one sample to another")
+            found.append(first)
+        return found, several
+
+    def held_bias(self, n: fx.Node) -> Tensor | None:
         """The bias of a site, not rounded; None if there is none. Raises ExportError if it is computed."""
         tensor: Tensor | None = self.setting(n, 2, "bias")
         if tensor is None:
