@@ -125,6 +125,8 @@ class _Writer(Walker):
         self.onnx, self.form = require("onnx", "onnx", "writing ONNX"), form
         self.in_integers = integer_sites(graph, formats) if form == "integer" else frozenset[str]()
         self.names: dict[fx.Node, str] = {}
+        #: What depends on the samples; everything else is a constant.
+        self.flowing: set[fx.Node] = set()
         #: Of a node that gives several tensors.
         self.parts: dict[fx.Node, list[str]] = {}
         self.nodes: list[Any] = []
@@ -141,6 +143,8 @@ class _Writer(Walker):
     # --- what the walker calls ----------------------------------------------------------------------------------------
 
     def visit(self, n: fx.Node, value: Any) -> None:
+        if n.op == "placeholder" or any(source in self.flowing for source in n.all_input_nodes):
+            self.flowing.add(n)
         if n.op == "output":
             (last,) = n.all_input_nodes
             if not fusing.named_at_the_end(self.nodes, self.name_of(last), OUTPUT):
@@ -148,17 +152,26 @@ class _Writer(Walker):
             self.result = tuple(value.shape[1:])
         elif isinstance(value, Tensor):
             self.names[n] = self._write(n)
-        elif isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
-            self.parts[n] = self._by_moving(n)
+        elif n in self.flowing and isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+            operation = self.operation(n)
+            # Of an attention, the scores beside its result are not written.
+            self.parts[n] = [self._write(n)] if operation and operation.onnx else self._by_moving(n)
 
     def _write(self, n: fx.Node) -> str:
         if n.op == "placeholder":
             return INPUT
-        if n.op == "get_attr" or not n.all_input_nodes:
+        constant = n.op == "get_attr" or not any(source in self.flowing for source in n.all_input_nodes)
+        if constant and not self.formats.get(n.name):
             return self.constant(f"{n.name}.value", self.out.detach().numpy())
+        computed = self.flowing & (self.names.keys() | self.parts.keys())
+        if not any(source in computed for source in n.all_input_nodes):
+            return self._for_each_sample(n)
         operation = self.operation(n)
         if n.all_input_nodes[0] in self.parts:
-            return self.parts[n.all_input_nodes[0]][int(self.argument(n, 1, ""))]
+            parts, place = self.parts[n.all_input_nodes[0]], int(self.argument(n, 1, ""))
+            if place >= len(parts):
+                raise self.refuse(n, "the scores of an attention are not written as ONNX")
+            return parts[place]
         if operation is not None and operation.onnx is None and operation.integers is not None:
             (name,) = self._by_moving(n)
         elif operation is None or operation.onnx is None:
@@ -169,6 +182,16 @@ class _Writer(Walker):
             name = self._rounded(n, DATA_OUT, self.out, name, rounding)
         self.check_all_written(n)
         return name
+
+    def _for_each_sample(self, n: fx.Node) -> str:
+        """A constant that a node repeats for each sample, as a class token."""
+        value = self.out.detach().numpy()
+        if len(value) != self.batch or not (value == value[:1]).all():
+            raise self.refuse(n, "it makes a tensor of the number of samples, whose values are not the same for all")
+        shape = self.add("Shape", [INPUT], f"{n.name}.of_input", start=0, end=1)
+        rest = self.constant(f"{n.name}.rest", np.array(value.shape[1:], np.int64))
+        target = self.add("Concat", [shape, rest], f"{n.name}.shape", axis=0)
+        return self.add("Expand", [self.constant(f"{n.name}.value", value[:1]), target], n.name)
 
     def _by_moving(self, n: fx.Node) -> list[str]:
         """The tensors that a node gives which moves values and computes nothing: a part, a shuffle, a padding. The rule

@@ -73,13 +73,12 @@ def _class_of(pool: nn.Module) -> str:
     return next(kind.__name__ for kind in type(pool).__mro__ if kind.__module__ == nn.MaxPool1d.__module__)
 
 
-def _geometry(w: OnnxWriter, n: fx.Node, dims: int, ceil_mode: int) -> dict[str, tuple[int, ...]]:
+def _geometry(w: OnnxWriter, n: fx.Node, dims: int, ceil_mode: int) -> dict[str, Any]:
     kernel = many(w.setting(n, 1, "kernel_size"), dims)
     stride = w.setting(n, 2, "stride")
-    if w.setting(n, ceil_mode, "ceil_mode", False):
-        raise ExportError(f"{n.name} ({w.kind(n)}): ceil_mode")
     strides = kernel if stride is None or stride == [] else many(stride, dims)
-    return {"kernel_shape": kernel, "strides": strides, "pads": many(w.setting(n, 3, "padding", 0), dims) * 2}
+    geometry = {"kernel_shape": kernel, "strides": strides, "pads": many(w.setting(n, 3, "padding", 0), dims) * 2}
+    return geometry | ({"ceil_mode": 1} if w.setting(n, ceil_mode, "ceil_mode", False) else {})
 
 
 def _largest(dims: int) -> Write:
