@@ -176,7 +176,8 @@ def main() -> None:
                         evaluator.model(rebuilt.code, bake=True),
                     )
                     candidates[title].append((title, built, x))
-        for target in given.target or TARGETS.names():
+        quick = [name for name in TARGETS.names() if name not in FEWER]
+        for target in given.target or (quick if given.quick else TARGETS.names()):
             each, fewer = FEWER.get(target, (count, samples))
             chosen = [one for those in candidates.values() for one in those[: min(each, count)]]
             try:

@@ -25,7 +25,7 @@ max_epochs = 5
 name = "learned_bits"
 [search.strategy.setup]
 cycles = 6
-epochs = 30
+epochs = 15
 networks = 3
 members = 2
 float_epochs = 5

@@ -106,7 +106,7 @@ def test_mistakes_in_the_settings_of_a_runner_name_their_key(name, given, key, m
 
 def test_every_registered_runner_is_checked_here_or_in_another_file():
     here = {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation", "basic_train"}
-    elsewhere = {"latency", "energy", "lut", "adder_bits"}
+    elsewhere = {"latency", "energy", "lut", "adder_bits", "microcontroller"}
     assert set(RUNNERS.names()) == here | {"bops", "ebops", "sparsity", "peak_memory"} | elsewhere
 
 

@@ -51,11 +51,11 @@ def run(program: Program, x: Floats, chunk: int = CHUNK) -> Int:
 
     Args:
         program: the program.
-        x: float32, shape (samples, *program.input_shape); finite.
+        x: float32, shape (samples, ``*program.input_shape``); finite.
         chunk: samples that are computed at a time.
 
     Returns:
-        int64, or float32 where the program ends in floats; shape (samples, *program.result.shape).
+        int64, or float32 where the program ends in floats; shape (samples, ``*program.result.shape``).
 
     Raises:
         ExportError: an input is not finite.
