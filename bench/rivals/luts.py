@@ -96,7 +96,7 @@ def laid_out(networks: Sequence[Network], who: str, seed: int, data: Dataset) ->
         exact = np.ldexp(numbers.astype(np.float64), -program.result.point)
         differing += int((exact != outputs(network, val[:ROWS])).sum())
         cost = fabric.cost_of(circuit.laid_out(program))
-        row = {"table": "networks", "who": who, "seed": seed, "luts": cost.luts, "depth": cost.depth}
+        row = {"table": "networks", "who": who, "seed": seed, "luts": cost.luts, "depth": cost.levels}
         rows.append({**row, "val": 100 * accuracy(network, val, val_y), "test": 100 * accuracy(network, test, test_y)})
     return rows, differing
 
