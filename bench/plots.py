@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 #: Benchmarks with a separate page.
 PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md", "fpga": ROOT / "docs" / "metrics.md"}
 #: Benchmarks whose rows are several tables → the column that says which table; it is left out.
-SPLIT = {"strategies": "situation", "rivals": "table", "granularity": "network"}
+SPLIT = {"strategies": "situation", "rivals": "table", "luts": "table", "granularity": "network"}
 #: Benchmarks of which only some rows are in the table → how the column ``what`` of the others begins.
 DRAWN_ONLY: Mapping[str, str | tuple[str, ...]] = {
     "granularity": "front of ",
@@ -161,6 +161,10 @@ TARGETS: Mapping[str, Sequence[Target]] = {
                 ("_signs_span", "by both"),
             )
         ),
+    ),
+    "luts": tuple(
+        Target(f"{name}_differing", 0, "", f"outputs that differ from those in whole numbers, {who}", at_most=True)
+        for name, who in (("bitfront", "Bitfront"), ("hgq2", "HGQ2"), ("pquantml", "PQuantML"))
     ),
     "calibration": (
         Target("minmax_setup", 3, "forwards", "set-up of ResNet-18 less 1 s, five widths, minmax", at_most=True),
