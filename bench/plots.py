@@ -334,14 +334,23 @@ def draw_samplers(axes: Axes, result: Result) -> None:
 
 def draw_rivals(axes: Axes, result: Result) -> None:
     """The networks that were tested, a line per training."""
+    _draw_tested(axes, result, "EBOPs", "EBOPs, counted alike")
+
+
+def draw_luts(axes: Axes, result: Result) -> None:
+    """The same, by look-up tables."""
+    _draw_tested(axes, result, "luts", "look-up tables, estimated by alkaid")
+
+
+def _draw_tested(axes: Axes, result: Result, cost: str, label: str) -> None:
     rows = [r for r in result["rows"] if r["table"] == "networks" and r["test"] != ""]
     names = list(dict.fromkeys(r["who"] for r in rows))
     for who, seed in dict.fromkeys((r["who"], r["seed"]) for r in rows):
         chosen = [r for r in rows if (r["who"], r["seed"]) == (who, seed)]
-        costs, tests = [r["EBOPs"] for r in chosen], [float(r["test"]) for r in chosen]
-        label = who if seed == min(r["seed"] for r in rows if r["who"] == who) else None
-        axes.plot(costs, tests, "o-", color=f"C{names.index(who)}", markersize=3, linewidth=0.8, label=label)
-    axes.set(xscale="log", xlabel="EBOPs, counted alike", ylabel="accuracy on test, %", ylim=(74, 78))
+        costs, tests = [r[cost] for r in chosen], [float(r["test"]) for r in chosen]
+        of_line = who if seed == min(r["seed"] for r in rows if r["who"] == who) else None
+        axes.plot(costs, tests, "o-", color=f"C{names.index(who)}", markersize=3, linewidth=0.8, label=of_line)
+    axes.set(xscale="log", xlabel=label, ylabel="accuracy on test, %", ylim=(74, 78))
     axes.minorticks_off()
     axes.set_xticks([1000, 2000, 5000, 10_000, 20_000, 50_000], ["1k", "2k", "5k", "10k", "20k", "50k"])
 
@@ -405,6 +414,7 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
     "samplers": draw_samplers,
     "joint": draw_joint,
     "rivals": draw_rivals,
+    "luts": draw_luts,
     "fpga": draw_fpga,
 }
 #: Pictures with several pairs of axes.
