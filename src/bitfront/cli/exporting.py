@@ -62,7 +62,7 @@ def export(
     if result.accumulator_bits is not None:
         printing.print_line(f"widest sum: {result.accumulator_bits} bits")
     for name, value in result.figures.items():
-        printing.print_line(f"{name}: {value:,.6g}")
+        printing.print_line(f"{name}: {value:,.0f}" if value == int(value) else f"{name}: {value:,.4g}")
 
 
 def _setting(text: str) -> tuple[str, Any]:

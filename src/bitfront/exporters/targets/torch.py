@@ -88,13 +88,13 @@ numbers = model(x)                     # x: float32, the batch in front
 ```
 
 Every tensor holds whole numbers, in a type that holds all sums exactly, so the results are the same on every device and
-in every order of summation. It needs torch and safetensors, and not Bitfront.
+in every order of summation. It needs torch alone.
 """
 
 
 def write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
     """Arrays as a safetensors file: a header of JSON, then the bytes."""
-    kinds = {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "float32": "F32", "float64": "F64"}
+    kinds = {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "float32": "F32"}
     header, at, parts = {}, 0, []
     for name, array in tensors.items():
         data = np.ascontiguousarray(array).tobytes()
@@ -126,15 +126,24 @@ _HEAD = '''"""{name}, written by Bitfront: the integer program of a candidate, i
 ``load`` gives the module. Tensors hold whole numbers; {meaning}.
 """
 
+import json
+
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 
 def load(path="{name}.safetensors"):
-    """The network with its weights."""
-    model = Network()
-    model.load_state_dict(load_file(path))
+    """The network with its weights, from a safetensors file: a header of JSON, then the bytes."""
+    with open(path, "rb") as file:
+        data = file.read()
+    start = 8 + int.from_bytes(data[:8], "little")
+    model, state = Network(), {{}}
+    kinds = {{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "F32": torch.float32}}
+    for tensor, held in json.loads(data[8:start]).items():
+        first, last = held["data_offsets"]
+        values = torch.frombuffer(bytearray(data[start + first : start + last]), dtype=kinds[held["dtype"]])
+        state[tensor] = values.reshape(held["shape"])
+    model.load_state_dict(state)
     return model.eval()
 
 
@@ -198,8 +207,9 @@ class _Module:
 
 
 def _smallest(array: NDArray[Any]) -> NDArray[Any]:
+    """In the smallest type that holds it; factors are powers of two, some times a divisor, which float32 holds."""
     if array.dtype.kind == "f":
-        return array
+        return array.astype(np.float32)
     bits = width(min(int(array.min(initial=0)), -1), int(array.max(initial=0)))
     return array.astype(next(f"int{b}" for b in (8, 16, 32, 64) if bits <= b))
 
