@@ -32,6 +32,7 @@ def _mlp():
 
 NETWORKS = {
     "mlp": (_mlp, (6,)),
+    "flattened": (lambda: nn.Sequential(nn.Flatten(), *_mlp()), (2, 3)),
     "residual": (lambda: Network([(Residual, 1)], True), Network.shape),
     "depthwise": (lambda: Network([(Depthwise, 1)], False), Network.shape),
     "joined": (lambda: Network([(Overlapping, 1)], True), Network.shape),

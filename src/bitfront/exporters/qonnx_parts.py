@@ -31,7 +31,7 @@ class Parts:
         self.program, self.last, self.for_hls = program, channels_last, for_hls
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {INPUT: self._shape(program.input_shape)}
         #: The types of the program's values, and of the nodes.
         self.held = types_of(program)
         self.types: dict[str, Fixed] = {}
