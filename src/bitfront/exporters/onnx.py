@@ -153,9 +153,7 @@ class _Writer(Walker):
         elif isinstance(value, Tensor):
             self.names[n] = self._write(n)
         elif n in self.flowing and isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
-            operation = self.operation(n)
-            # Of an attention, the scores beside its result are not written.
-            self.parts[n] = [self._write(n)] if operation and operation.onnx else self._by_moving(n)
+            self.parts[n] = self._by_moving(n)
 
     def _write(self, n: fx.Node) -> str:
         if n.op == "placeholder":
@@ -168,10 +166,7 @@ class _Writer(Walker):
             return self._for_each_sample(n)
         operation = self.operation(n)
         if n.all_input_nodes[0] in self.parts:
-            parts, place = self.parts[n.all_input_nodes[0]], int(self.argument(n, 1, ""))
-            if place >= len(parts):
-                raise self.refuse(n, "the scores of an attention are not written as ONNX")
-            return parts[place]
+            return self.parts[n.all_input_nodes[0]][int(self.argument(n, 1, ""))]
         if operation is not None and operation.onnx is None and operation.integers is not None:
             (name,) = self._by_moving(n)
         elif operation is None or operation.onnx is None:

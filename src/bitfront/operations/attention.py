@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bitfront.operations.attending import write_attention, write_scaled_product
 from bitfront.operations.base import Call, Count, Operands, OperandSpec, Products, Role, Shape, define
 
 
@@ -299,7 +298,6 @@ SDPA = define(
     ),
     count=_count_sdpa,
     call=_sdpa,
-    onnx=write_scaled_product,
 )
 ATTENTION = define(
     "attention",
@@ -309,7 +307,6 @@ ATTENTION = define(
     operands_of=_operands_of,
     count=_count_module,
     call=_call,
-    onnx=write_attention,
 )
 FUNCTIONAL_ATTENTION = define(
     "multi_head_attention_forward",
