@@ -44,10 +44,25 @@ class Candidate:
     origin: str = ""
     metrics: Mapping[str, float] | None = None
 
-    @cached_property
+    @property
     def program(self) -> Program:
         """It as integer operations. Raises ExportError if it has no such form."""
-        return lowered(self.graph, self.formats)
+        if isinstance(self._lowered, ExportError):
+            raise self._lowered
+        return self._lowered
+
+    @property
+    def has_program(self) -> bool:
+        """Whether it has a form in integer operations."""
+        return isinstance(self._lowered, Program)
+
+    @cached_property
+    def _lowered(self) -> Program | ExportError:
+        # A large network that has none is not run anew whenever somebody asks.
+        try:
+            return lowered(self.graph, self.formats)
+        except ExportError as error:
+            return error
 
 
 class Target(ABC):

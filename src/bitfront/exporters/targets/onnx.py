@@ -57,10 +57,7 @@ class Onnx(Target):
 
     def exact(self, candidate: Candidate) -> bool:
         """Whether it has an integer program: float layers are summed in another order."""
-        try:
-            return bool(candidate.program)
-        except ExportError:
-            return False
+        return candidate.has_program
 
     def write(self, candidate: Candidate, folder: Path) -> None:
         """NAME.onnx."""
@@ -230,10 +227,7 @@ def _round(w: _Writer, step: Round, given: list[str], value: Value) -> str:
         if source.divisor != 1:
             x = w.calculated("Div", x, w.constant("divisor", np.float32(source.divisor), x))
     else:
-        x = INPUT
-        if step.places is not None:
-            flat = w.add("Flatten", [INPUT], axis=1)
-            x = w.add("Gather", [flat, w.constant("places", step.places)], axis=1)
+        x = _entering(w, step)
         x = w.times(x, "factor", np.ldexp(1.0, step.points.astype(np.int32)))
         x = w.wide(x) if step.rounding == "half_up" else x
     if step.rounding == "half_up":
@@ -252,11 +246,16 @@ def _round(w: _Writer, step: Round, given: list[str], value: Value) -> str:
     return w._as(x, "FLOAT") if w.fits(value) else x
 
 
+def _entering(w: _Writer, step: Round | Quantize) -> str:
+    """The input of the network, as a rounding takes it."""
+    if step.places is None:
+        return INPUT
+    flat = w.add("Flatten", [INPUT], axis=1)
+    return w.add("Gather", [flat, w.constant("places", step.places)], axis=1)
+
+
 def _quantize(w: _Writer, step: Quantize, given: list[str], _: Value) -> str:
-    x = w._as(given[0], "FLOAT") if given else INPUT
-    if not given and step.places is not None:
-        flat = w.add("Flatten", [INPUT], axis=1)
-        x = w.add("Gather", [flat, w.constant("places", step.places)], axis=1)
+    x = w._as(given[0], "FLOAT") if given else _entering(w, step)
     x = w.add("Round", [w.add("Div", [x, w.constant("step", step.step)])])
     zero = w.constant("zero", step.zero.astype(np.float32)) if step.zero.any() else ""
     x = w.add("Add", [x, zero]) if zero else x
