@@ -1,4 +1,4 @@
-"""Conformance suites: what every dataset, format, metric runner, model, operation, space, strategy and task must do.
+"""Conformance suites: what every dataset, format, runner, model, operation, space, strategy, target, task must do.
 
 Each ``check_...`` takes the member (or its name) and raises an AssertionError that names the broken promise. They test
 the members that are part of Bitfront, and they are public so that you can test yours in the same way: register it, then
@@ -12,6 +12,7 @@ from bitfront.testing.models import check_model
 from bitfront.testing.operations import check_operation
 from bitfront.testing.spaces import check_space
 from bitfront.testing.strategies import check_strategy
+from bitfront.testing.targets import check_target
 from bitfront.testing.tasks import check_task
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "check_runner",
     "check_space",
     "check_strategy",
+    "check_target",
     "check_task",
 ]

@@ -1,8 +1,8 @@
 """Targets: one file for each form in which a candidate leaves Bitfront.
 
 To add one, write a file here with a class that extends ``Target`` and decorate it with
-``@TARGETS.register("name")``; its first docstring line is what ``bitfront list targets`` shows. Add its name to the
-conformance suite in ``tests/export/test_targets.py``. Third parties register through the entry-point group
+``@TARGETS.register("name")``; its first docstring line is what ``bitfront list targets`` shows.
+Its conformance suite is ``bitfront.testing.check_target``. Third parties register through the entry-point group
 ``bitfront.exporters.targets``.
 """
 
