@@ -72,6 +72,32 @@ class SearchSpace(SpacePart):
         return {name: part for name, part in both.items() if part is not None}
 
 
+class ExecutorTable(Table):
+    """``[search.strategy.executor]``: what carries out the evaluations, and its settings.
+
+    Its settings are checked later, by that executor (``executors.base``).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field("processes", description="executor; `bitfront list executors`")
+    at: str = Field("", description="what follows the name and a colon on the command line, e.g. an address")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, given: Any) -> Any:
+        """``dask:local:8`` stands for a table."""
+        if not isinstance(given, str):
+            return given
+        name, _, rest = given.partition(":")
+        return {"name": name, "at": rest}
+
+    @property
+    def of_executor(self) -> dict[str, Any]:
+        """The keys that are settings of the executor, unchecked."""
+        return dict(self.model_extra or {})
+
+
 class StrategySetup(Table):
     """``[search.strategy.setup]``: the keys of every search, and those of its strategy.
 
@@ -128,6 +154,9 @@ class StrategyTable(Table):
     hw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics in closed form")
     setup: StrategySetup = StrategySetup()
     metrics: dict[str, MetricSetup] = Field(default={}, description="which metrics are objectives")
+    executor: ExecutorTable | None = Field(
+        None, description='what carries out the evaluations; `executor = "loky:8"` in `[search.strategy]` is the same'
+    )
 
     @model_validator(mode="before")
     @classmethod
