@@ -106,11 +106,17 @@ class StrategySetup(Table):
 
     model_config = ConfigDict(extra="allow")
 
-    n_jobs: int = Field(1, ge=1, le=256, description="worker processes; the results do not depend on it")
+    n_jobs: int = Field(1, ge=1, le=4096, description="worker processes; the results do not depend on it")
     n_trials: int | None = Field(
         None,
         ge=1,
         description="budget in distinct candidates; none: the whole space for brute force, else 100",
+    )
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description="how many candidates the strategy proposes at a time, without results of the others. Many workers "
+        "need many; it is a part of the search: with another number it finds others. Default: the strategy's",
     )
     timeout: float | None = Field(None, gt=0, description="seconds after which no new candidate is started")
     candidate_timeout: float | None = Field(

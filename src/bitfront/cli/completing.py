@@ -21,6 +21,7 @@ ROOMS = (
     "samplers",
     "spaces",
     "targets",
+    "executors",
 )
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")

@@ -68,8 +68,6 @@ class Launcher(ABC):
     Class attributes:
         Settings: its keys of ``[search.strategy.executor]``; they arrive as `settings`.
         example: how it is written on the command line, for messages.
-        lost: what a call ends with whose worker was lost.
-        breaks: of these, what the executor does not survive; it is launched again.
         again: what a user does after the executor has gone, for messages.
         local: whether all workers are processes of this machine.
         apart: whether a lost worker loses its own call only. Otherwise other calls may be lost with it, and who is to
@@ -82,8 +80,6 @@ class Launcher(ABC):
 
     Settings: ClassVar[type[LauncherSettings]] = LauncherSettings
     example: ClassVar[str] = ""
-    lost: ClassVar[tuple[type[BaseException], ...]] = (BrokenExecutor, CancelledError)
-    breaks: ClassVar[tuple[type[BaseException], ...]] = (BrokenExecutor,)
     again: ClassVar[str] = "give the same command again to go on"
     local: ClassVar[bool] = False
     apart: ClassVar[bool] = False
@@ -132,18 +128,34 @@ class Launcher(ABC):
         """
 
     @property
+    def lost(self) -> tuple[type[BaseException], ...]:
+        """What a call ends with whose worker was lost."""
+        return (*self.breaks, CancelledError)
+
+    @property
+    def breaks(self) -> tuple[type[BaseException], ...]:
+        """Of these, what the executor does not survive; it is launched again then."""
+        return (BrokenExecutor,)
+
+    @property
     def title(self) -> str:
         """What notes and messages call it."""
         return EXECUTORS.name_of(type(self))
 
 
-def configured_launcher(table: ExecutorTable) -> Launcher:
-    """The launcher that ``[search.strategy.executor]``, or ``--executor``, describes.
+def configured_launcher(table: ExecutorTable | None) -> Launcher | None:
+    """The launcher that ``[search.strategy.executor]``, or ``--executor``, describes; None without such a table.
 
     Raises:
         ConfigError: there is no such executor, or a setting is unknown or has a wrong value.
     """
-    kind = EXECUTORS.get(table.name)
+    if table is None:
+        return None
+    try:
+        kind = EXECUTORS.get(table.name)
+    except ConfigError as error:
+        error.key = (*WHERE, "name")
+        raise
     given: Mapping[str, Any] = table.of_executor
     in_text = kind.of_text(table.at) if table.at else {}
     return kind(settings_of(kind.Settings, {**in_text, **given}, WHERE))

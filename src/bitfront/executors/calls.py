@@ -195,6 +195,16 @@ def _limited(call: Call) -> Iterator[None]:
     _CALLED.add(call.shared.digest)
 
 
+def begin_worker() -> None:
+    """What a process does that works for nobody else: it leaves Ctrl-C to the process that asks, and makes no semaphore
+    that would stay in the system after it was killed, as tqdm does by itself, which torch uses."""
+    interrupts.ignore()
+    with contextlib.suppress(ImportError):
+        import tqdm
+
+        tqdm.tqdm.set_lock(threading.RLock())
+
+
 @dataclass(frozen=True)
 class Prepare:
     """Opens what calls share before the first of them; an executor may have its workers do that when they start."""
@@ -203,7 +213,7 @@ class Prepare:
 
     def __call__(self) -> None:
         """Open it. What goes wrong is said by the first call."""
-        interrupts.ignore()
+        begin_worker()
         with contextlib.suppress(Exception):
             if of_this_process() == self.call.versions:
                 _opened(self.call)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from bitfront import interrupts
 from bitfront.errors import require
 from bitfront.executors import EXECUTORS
 from bitfront.executors.base import Launched, Launcher
+from bitfront.executors.calls import begin_worker
 
 
 @EXECUTORS.register("loky")
@@ -26,5 +26,5 @@ class Loky(Launcher):
         """Start processes, each when there is work for it. A death breaks the executor, and it is launched again."""
         loky = require("loky", "loky", "the executor loky")
         # One of its own: what the user's other code gives to loky's shared executor is not touched.
-        executor = loky.ProcessPoolExecutor(workers, initializer=prepare or interrupts.ignore, timeout=None)
+        executor = loky.ProcessPoolExecutor(workers, initializer=prepare or begin_worker, timeout=None)
         return Launched(executor, lambda: workers, lambda: "", lambda: executor.shutdown(wait=True, kill_workers=True))

@@ -19,6 +19,7 @@ from bitfront import interrupts
 from bitfront.errors import EvaluationError, described
 from bitfront.executors import EXECUTORS
 from bitfront.executors.base import Launched, Launcher
+from bitfront.executors.calls import begin_worker
 
 #: How often in a row a worker may die before it is ready.
 STARTS = 5
@@ -220,7 +221,7 @@ def _begun() -> _Worker:
 
 def _work(pipe: connection.Connection[Any, Any]) -> None:
     """What a worker does until its parent process ends it."""
-    interrupts.ignore()
+    begin_worker()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe.send(None)
     prepare = pipe.recv()
@@ -257,7 +258,6 @@ class Processes(Launcher):
 
     local: ClassVar[bool] = True
     example: ClassVar[str] = "processes:4"
-    lost: ClassVar[tuple[type[BaseException], ...]] = (WorkerDiedError,)
     apart: ClassVar[bool] = True
     at_once: ClassVar[int] = 1
     ends_late: ClassVar[bool] = True

@@ -164,8 +164,8 @@ class Dispatcher:
         """Choose the size of the next blocks, after one of `count` candidates."""
         if self._cohort:
             return
-        # Larger blocks share more work, so a block that took very little time grows by more than a factor of 2. Only one
-        # of the present size tells something.
+        # Larger blocks share more work, so a block that took very little time grows by more than a factor of 2. Only a
+        # block of the present size tells something.
         if seconds < self._target and count == self._block:
             self._block = min(LARGEST_BLOCK, self._block * (8 if seconds < self._target / 16 else 2))
         elif seconds > 2 * self._target and count <= self._block:
@@ -185,15 +185,14 @@ class Dispatcher:
                 if rows.any():
                     yield part[rows]
 
-        evaluated = self._workers().evaluate(allowed(), apart=bool(self._cohort))
-        while True:
-            metrics = next(evaluated, None)
-            while asked and (metrics is not None or not asked[0][1].any()):
-                part, rows = asked.popleft()
-                mine, metrics = (metrics, None) if rows.any() else (None, metrics)
-                yield self._with_lethal(part, rows, mine)
-            if metrics is None and not asked:
-                return
+        def without_any() -> Iterator[BatchMetrics]:
+            while asked and not asked[0][1].any():
+                yield self._with_lethal(*asked.popleft(), None)
+
+        for metrics in self._workers().evaluate(allowed(), apart=bool(self._cohort)):
+            yield from without_any()
+            yield self._with_lethal(*asked.popleft(), metrics)
+        yield from without_any()
 
     def _with_lethal(self, part: Codes, rows: NDArray[np.bool_], metrics: BatchMetrics | None) -> BatchMetrics:
         """The metrics of a part of which the candidates at `rows` were evaluated, and no other one."""

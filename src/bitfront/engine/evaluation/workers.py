@@ -1,8 +1,8 @@
 """Candidates that are evaluated by workers, which a candidate may end: parts of them in, their metrics out in order.
 
 A crew (``executors.crew``) hands the parts out. Each worker builds its own evaluator from the job, once. When a worker
-dies, or is late and is ended, its part is cut into smaller ones, until the candidate is alone that is to blame; that one
-has failed, the others are evaluated again.
+dies, or is late and is ended, its part is cut into smaller ones, until the candidate is alone that is to blame. It has
+failed, the others are evaluated again.
 
 With successive halving, the results of a part depend on which candidates it has. So what comes out of a cut one only
 says who ends workers; then the others of the part are evaluated again, together.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -229,8 +230,10 @@ class Workers:
         self._crew.start()
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, and delete what they shared."""
         self._crew.close()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def merged(pieces: Sequence[tuple[NDArray[np.int64], BatchMetrics]]) -> BatchMetrics:
@@ -272,8 +275,7 @@ def payload_of(job: EvaluationJob, launcher: Launcher, number: int) -> bytes:
 
 
 def _by_value(content: object) -> bytes:
-    """With the code of what the user's script defines, which workers cannot import. cloudpickle comes with every executor
-    that needs it."""
+    """With the code of what the user's script defines, which workers cannot import. Who needs cloudpickle brings it."""
     try:
         import cloudpickle
     except ModuleNotFoundError:

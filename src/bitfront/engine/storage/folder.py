@@ -6,6 +6,8 @@ from pathlib import Path
 
 #: The file with the trials.
 STORE = "trials.sqlite"
+#: What workers on other machines read, while a search runs.
+SHARED = "workers"
 #: The weights of the float model of the search.
 WEIGHTS = Path("checkpoints") / "searched.pt"
 
