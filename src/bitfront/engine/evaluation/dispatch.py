@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bitfront import interrupts
 from bitfront.engine.evaluation.interface import BatchMetrics, Evaluator, joined
+from bitfront.engine.evaluation.members import MembersElsewhere
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
 from bitfront.engine.evaluation.workers import LETHAL, Workers, failed
 from bitfront.engine.evaluation.workers import merged as in_order
@@ -72,6 +73,7 @@ class Dispatcher:
         self.launcher, self._folder, self._heard = launcher, folder, heard
         self.in_flight = in_flight or InFlight()
         self.lethal: dict[bytes, str] = {}
+        self._members: MembersElsewhere | None = None
         self._tried: set[bytes] = set()
         self._pool: Workers | None = None
         self._sends_model, self._warned = True, False
@@ -91,6 +93,8 @@ class Dispatcher:
     def isolated(self) -> bool:
         """Whether candidates are evaluated by workers only: several, or those of an executor, or with a time limit, or
         because some were found to end their process."""
+        if self.evaluator.job.learning is not None:
+            return False  # these networks come out of one training; its members are trained by workers
         return self.launcher is not None or self.n_jobs > 1 or self.seconds is not None or self._warned
 
     @property
@@ -281,7 +285,7 @@ class Dispatcher:
             self.close()
             self._sends_model = False
             for key in [key for key, deaths in suspects.items() if deaths >= DEATHS]:
-                self.lethal[key] = f"{LETHAL} it ended itself, {suspects[key]} times"
+                self.lethal[key] = f"{LETHAL} it ended its worker, {suspects[key]} times"
 
     def _try_out(self, codes: Codes) -> None:
         if len(codes):
@@ -326,6 +330,14 @@ class Dispatcher:
             self.close()
             self.evaluator = evaluator
 
+    def elsewhere(self) -> MembersElsewhere | None:
+        """What has the members of a training with learned bits trained by workers; None: this process trains them."""
+        if self.launcher is None:
+            return None
+        job, folder = self.evaluator.job, self._folder
+        self._members = MembersElsewhere(job, self.launcher, self.n_jobs, folder, self._heard)
+        return self._members
+
     def _workers(self) -> Workers:
         if self._pool is None:
             launcher = self.launcher or Processes(LauncherSettings())
@@ -342,6 +354,9 @@ class Dispatcher:
 
     def close(self) -> None:
         """End the workers."""
+        if self._members is not None:
+            self._members.close()
+            self._members = None
         if self._pool is not None:
             self._pool.close()
             self._pool = None

@@ -195,7 +195,7 @@ class Workers:
             if not piece.probes:
                 into.pieces.append((piece.rows, outcome.value))
         else:
-            text = f"its worker died {outcome.deaths} times ({outcome.why})"
+            text = f"it ended its worker, {outcome.deaths} times ({outcome.why})"
             if not outcome.why:
                 text = f"it took longer than candidate_timeout = {self.seconds:g} s"
             lost = failed(self.metrics, [f"{LETHAL} {text}"] * len(piece.rows), outcome.seconds)

@@ -154,10 +154,10 @@ def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispat
         in_flight.forget(set(map(key_of, store.trials().code)) & in_flight.suspects.keys())
     dispatcher = Dispatcher(
         plan.evaluator,
-        1 if learns else plan.workers,
+        plan.workers,
         setup.candidate_timeout,
         in_flight,
-        launcher=None if learns else plan.launcher,
+        launcher=plan.launcher,
         folder=plan.config.run_folder / SHARED,
         heard=events.workers,
     )
@@ -205,6 +205,7 @@ def _searched(
     store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
     if plan.evaluator.job.learning is not None:
         plan.evaluator.job.learning.course.on_epoch = events.learning
+        plan.evaluator.job.learning.course.elsewhere = dispatcher.elsewhere()
         plan.evaluator.steer(target_of(plan.evaluator, limits.constraints))
         keep_pace(plan, store, began)
     reason, lost = _evaluate(plan, store, limits, starts, dispatcher, events)
