@@ -1,50 +1,10 @@
-"""Work for crews in tests: numbers that are squared, and some that end their worker."""
+"""An executor that does its worst."""
 
-import os
 import random
 import threading
-import time
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
-from dataclasses import dataclass
 
 from bitfront.executors.base import Launched, Launcher, LauncherSettings
-from bitfront.executors.crew import Work
-
-
-@dataclass(eq=False)
-class Numbers(Work):
-    """Squares numbers; a negative one ends its worker."""
-
-    argument: list
-    method: str = "squared"
-
-    def cut(self):
-        half = len(self.argument) // 2
-        return [Numbers(part) for part in (self.argument[:half], self.argument[half:])] if half else []
-
-
-class Squares:
-    """What the workers share."""
-
-    def __init__(self, content):
-        self.content = content
-
-    def squared(self, numbers):
-        if any(n < 0 for n in numbers):
-            os.kill(os.getpid(), 9)
-        return [n * n for n in numbers]
-
-    def slow(self, seconds):
-        time.sleep(seconds)
-        return os.getpid()
-
-
-def opened(content):
-    assert content == b"shared"
-    return Squares(content)
-
-
-OPENER = f"{__name__}:opened"
 
 
 class HostileExecutor(Executor):
@@ -52,12 +12,14 @@ class HostileExecutor(Executor):
 
     Args:
         seed: of what happens.
+        hit: calls that were lost by chance before, which does not happen to the same numbers twice.
         breaks: the share of calls with which the whole executor breaks, and every call that is out is lost.
         loses: the share of calls that are lost alone.
         hangs: the share of calls that are never answered.
     """
 
-    def __init__(self, seed, breaks=0.1, loses=0.1, hangs=0.0):
+    def __init__(self, seed, hit, breaks=0.1, loses=0.1, hangs=0.0):
+        self.hit = hit
         self.random, self.shares = random.Random(seed), (breaks, loses, hangs)
         self.out, self.broken, self.lock = set(), False, threading.Lock()
 
@@ -73,6 +35,11 @@ class HostileExecutor(Executor):
 
     def _end(self, future, function, call, chance):
         breaks, loses, hangs = self.shares
+        name = repr(call.argument)
+        if max(breaks, hangs) < 1 and name in self.hit:
+            chance = 1.0
+        elif chance < breaks + loses + hangs:
+            self.hit.add(name)
         bad = isinstance(call.argument, list) and any(n < 0 for n in call.argument)
         if bad or chance < breaks:
             self.broken = True
@@ -108,9 +75,9 @@ class Hostile(Launcher):
 
     def __init__(self, seed=0, settings=None, **shares):
         super().__init__(settings or LauncherSettings())
-        self.seed, self.shares, self.launches = seed, shares, 0
+        self.seed, self.shares, self.launches, self.hit = seed, shares, 0, set()
 
     def launch(self, workers, prepare=None):
         self.launches += 1
-        executor = HostileExecutor(self.seed + self.launches, **self.shares)
+        executor = HostileExecutor(self.seed + self.launches, self.hit, **self.shares)
         return Launched(executor, lambda: workers, lambda: "", lambda: None)

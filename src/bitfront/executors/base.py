@@ -34,8 +34,8 @@ class LauncherSettings(Table):
     block_timeout: float = Field(
         3600.0,
         gt=0,
-        description="seconds after which a block of candidates without an answer is given to another worker; a longer "
-        "one is allowed where blocks take long: ten times the longest so far",
+        description="seconds after which a block of candidates without an answer ends the search, which can be "
+        "continued; more where blocks take long: ten times the longest so far. Long before, other workers get it too",
     )
 
 
@@ -75,6 +75,7 @@ class Launcher(ABC):
         at_once: how many calls each worker is given at a time. 2 hides the time that a call travels.
         ends_late: whether the executor has ``end(future)``, which ends the worker of a call.
         replaces: whether a lost worker is replaced by a new one, so that a call may end its worker.
+        survives: whether this process goes on when a worker dies.
         by_value: whether what the user's script defines must travel as code (cloudpickle): workers do not import it.
     """
 
@@ -87,6 +88,7 @@ class Launcher(ABC):
     ends_late: ClassVar[bool] = False
     replaces: ClassVar[bool] = True
     by_value: ClassVar[bool] = True
+    survives: ClassVar[bool] = True
 
     def __init__(self, settings: LauncherSettings) -> None:
         self.settings = settings

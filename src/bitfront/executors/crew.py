@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bitfront.errors import BitfrontError, EvaluationError, described
 from bitfront.executors.base import Launched, Launcher
@@ -28,13 +28,13 @@ from bitfront.executors.versions import of_this_process
 
 #: So often workers may die with a piece of work that cannot be cut, and so often of these while nothing else is out.
 DEATHS, ALONE = 3, 2
-#: How often in a row an executor may break before any of its workers answers.
+#: How often an executor may break before any of its workers has answered, and how often in a row it may take no call.
 LAUNCHES = 8
 #: Seconds between two looks at what goes on, and between two words about it.
 TICK, SAYING = 0.5, 0.2
-#: How often a block without an answer is given to a worker.
-TIMES = 3
-#: A block is late after so many times the seconds of the longest one so far, if that is more than ``block_timeout``.
+#: To how many workers a piece without an answer is given, and after how many seconds to the next one.
+TIMES, OVERDUE = 3, 60.0
+#: Nothing is late before it has taken so many times the seconds of the longest piece so far.
 LONGEST = 10.0
 
 
@@ -125,13 +125,14 @@ class _Turn:
     #: Deaths of its worker while nothing else was out.
     alone: int = 0
     times: int = 0
+    #: When it was given to a worker first, and last.
+    first: float = 0.0
     since: float = 0.0
     with_content: bool = False
     #: Whether nothing else is out as long as it is.
     solo: bool = False
     #: Whether its worker was ended because it was late.
     ended: bool = False
-    done: bool = False
 
 
 @dataclass(eq=False)
@@ -165,6 +166,8 @@ class Crew:
     _longest: float = 0.0
     _without_workers: float = 0.0
     _launches: int = 0
+    _refused: int = 0
+    _answered: bool = False
     _last: str = ""
     _said: float = 0.0
 
@@ -197,11 +200,12 @@ class Crew:
         try:
             while True:
                 self._give(following)
-                if not self._waiting and not self._suspects and all(turn.done for turn in self._out.values()):
+                if not self._out and not self._waiting and not self._suspects:
                     return
                 finished = cf.wait(self._out, self._patience(), cf.FIRST_COMPLETED).done
                 for future in finished:
-                    yield from self._finished(future)
+                    if future in self._out:  # it may be a late one whose answer came from another worker
+                        yield from self._finished(future)
                 self._late()
                 self._look()
         finally:
@@ -242,16 +246,20 @@ class Crew:
         limit = None if self.launcher.ends_late else work.limit()
         call = Call(shared, self.opener, work.method, work.argument, here, os.getpid(), limit, work.warming())
         turn.since, turn.times = time.perf_counter(), turn.times + 1
+        turn.first = turn.first or turn.since
         try:
             future = launched.executor.submit(carry_out, call)
         except self.launcher.lost as error:
             self._broken(error)
+            self._refused += 1
+            if self._refused >= LAUNCHES:
+                self._never()
             turn.times -= 1
             (self._suspects if turn.solo else self._waiting).appendleft(turn)
         except RuntimeError as error:
             raise EvaluationError(f"{self.launcher.title}: it takes no work: {described(error)}") from error
         else:
-            self._out[future] = turn
+            self._out[future], self._refused = turn, 0
 
     def _ready(self, *, alone: bool = False) -> tuple[Launched, Shared]:
         if self._shared is None:
@@ -262,11 +270,8 @@ class Crew:
                 raise EvaluationError(f"{error.filename}: {error.strerror}, so workers cannot read the model") from None
         if self._launched is None:
             self._launches += 1
-            if self._launches > LAUNCHES:
-                raise EvaluationError(
-                    f"{self.launcher.title}: it broke {LAUNCHES} times before a worker answered, the last time with: "
-                    f"{self._last}. Everything so far is stored; {self.launcher.again}"
-                )
+            if self._launches > LAUNCHES and not self._answered:
+                self._never()
             self._small = alone and not self.launcher.apart
             shared = self._shared if self._shared.path else replace(self._shared, content=self._bytes)
             prepare = Prepare(Call(shared, self.opener, "", None, of_this_process(), os.getpid()))
@@ -274,22 +279,26 @@ class Crew:
             self._without_workers = time.perf_counter()
         return self._launched, self._shared
 
+    def _never(self) -> NoReturn:
+        raise EvaluationError(
+            f"{self.launcher.title}: it broke {LAUNCHES} times before a worker answered, the last time with: "
+            f"{self._last}. Everything so far is stored; {self.launcher.again}"
+        )
+
     def _finished(self, future: cf.Future[Any]) -> Iterator[Done | Lost]:
         turn = self._out.pop(future)
         try:
             answer = future.result()
         except self.launcher.lost as error:
             # A late piece is with several workers; it is lost when the last of them is.
-            if not turn.done and turn not in self._out.values():
+            if turn not in self._out.values():
                 yield from self._died(turn, error)
             return
         except BitfrontError:
             raise
         except Exception as error:
             raise EvaluationError(f"{self.launcher.title}: a worker failed: {described(error)}") from error
-        self._heard, self._launches = time.perf_counter(), 0
-        if turn.done:  # another worker was quicker
-            return
+        self._heard, self._answered = time.perf_counter(), True
         if isinstance(answer, Refused):
             raise EvaluationError(
                 f"{self.launcher.title}: the worker {answer.worker} could compute other bits than this process, so it "
@@ -297,13 +306,16 @@ class Crew:
                 "from one list of packages"
             )
         if isinstance(answer, Missing):
-            turn.with_content, turn.times = True, turn.times - 1
+            turn.with_content, turn.times, turn.first = True, turn.times - 1, 0.0
             (self._suspects if turn.solo else self._waiting).appendleft(turn)
             return
         assert isinstance(answer, Answer)
         if answer.error is not None:
             raise answer.error
-        turn.done = True
+        if turn.times > 1:  # it is with other workers too
+            for other in [f for f, same in self._out.items() if same is turn]:
+                del self._out[other]
+                other.cancel()
         self._longest = max(self._longest, self._heard - turn.since)
         yield Done(turn.work, answer.value, answer.seconds, bool(getattr(future, "first", False)))
 
@@ -324,10 +336,8 @@ class Crew:
             turns = [_Turn(part, deaths=deaths) for part in parts]
             (self._suspects if suspect else self._waiting).extendleft(reversed(turns))
         elif alone and limit is not None and seconds >= limit:
-            self._launches = 0
             yield Lost(work, "", deaths, seconds)
         elif alone >= ALONE and deaths >= DEATHS:
-            self._launches = 0
             yield Lost(work, str(error), deaths, seconds)
         else:
             (self._waiting if apart else self._suspects).appendleft(_Turn(work, deaths, alone))
@@ -347,7 +357,7 @@ class Crew:
             self.close()
 
     def _late(self) -> None:
-        """What is late is ended, or given again. Raises EvaluationError if it was given often enough."""
+        """What is late is ended, or given to another worker. Raises EvaluationError if nobody answers."""
         now = time.perf_counter()
         for future, turn in list(self._out.items()):
             limit, began = turn.work.limit(), getattr(future, "began", None)
@@ -356,14 +366,14 @@ class Crew:
                 if now - began >= limit and self._launched is not None:
                     turn.ended = True
                     self._launched.executor.end(future)  # type: ignore[attr-defined]
-            elif now - turn.since >= max(self.launcher.settings.block_timeout, LONGEST * self._longest):
-                if turn.times >= TIMES:
-                    raise EvaluationError(
-                        f"{self.launcher.title}: a block of candidates has no answer after {now - turn.since:,.0f} s, "
-                        f"and was given to workers {TIMES} times. Everything so far is stored; the same command goes on"
-                    )
-                if not turn.done:
-                    self._submit(turn)
+            elif now - turn.first >= max(self.launcher.settings.block_timeout, LONGEST * self._longest):
+                raise EvaluationError(
+                    f"{self.launcher.title}: a block of candidates has no answer after {now - turn.first:,.0f} s "
+                    f"(block_timeout), and was given to {turn.times} workers. Everything so far is stored; "
+                    f"{self.launcher.again}"
+                )
+            elif turn.times < TIMES and self._longest and now - turn.since >= max(OVERDUE, LONGEST * self._longest):
+                self._submit(turn)
 
     def _too_late(self, turn: _Turn) -> Iterator[Lost]:
         parts = turn.work.cut()
@@ -404,9 +414,9 @@ class Crew:
 
     def _drop(self) -> None:
         """Forget what is out: the caller does not want it any more, or an error has ended the work."""
-        for future, turn in self._out.items():
+        for future in self._out:
             future.cancel()
-            if self.launcher.ends_late and self._launched is not None and not turn.done:
+            if self.launcher.ends_late and self._launched is not None:
                 self._launched.executor.end(future)  # type: ignore[attr-defined]
         self._out.clear()
         self._waiting.clear()

@@ -22,6 +22,9 @@ from bitfront.executors.base import WHERE, Launched, Launcher, LauncherSettings
 LOCAL = "local"
 #: Seconds that a scheduler may take to answer at the start, and between two looks at its workers.
 CONNECTING, LOOKING = 30.0, 1.0
+#: What a cluster on this machine does otherwise. The crew gives again what was lost, and knows better who is to blame. A
+#: worker that is being replaced is not given up, however long that takes.
+OF_LOCAL = {"distributed.scheduler.allowed-failures": 0, "distributed.deploy.lost-worker-timeout": "1 hour"}
 #: States of the connection in which the scheduler is there.
 THERE = ("running", "newly-created")
 
@@ -83,7 +86,10 @@ class Dask(Launcher):
     def launch(self, workers: int, prepare: Callable[[], None] | None = None) -> Launched:  # noqa: ARG002
         """Connect to the scheduler, or start one with workers. Raises EvaluationError."""
         distributed = require("distributed", "dask", "the executor dask")
-        cluster = self._cluster(workers) if self.settings.address == LOCAL else None
+        dask = require("dask", "dask", "the executor dask")
+        local = self.settings.address == LOCAL
+        config = dask.config.set(OF_LOCAL if local else {})
+        cluster = self._cluster(workers) if local else None
         address = cluster.scheduler_address if cluster is not None else self.settings.address
         try:
             client = distributed.Client(address, security=self._security(), timeout=CONNECTING, set_as_default=False)
@@ -97,14 +103,13 @@ class Dask(Launcher):
             client.close(timeout=2)
             if cluster is not None:
                 cluster.close(timeout=5)
+            config.__exit__(None, None, None)
 
         return of_client(client, close)
 
     def _cluster(self, workers: int) -> Any:
-        dask = require("dask", "dask", "the executor dask")
         distributed = require("distributed", "dask", "the executor dask")
-        # The crew gives what was lost again, and knows better who is to blame.
-        with dask.config.set({"distributed.scheduler.allowed-failures": 0}), interrupts.blocked():
+        with interrupts.blocked():
             return distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,

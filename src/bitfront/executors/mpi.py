@@ -19,6 +19,7 @@ class Mpi(Launcher):
     example: ClassVar[str] = "mpi:64"
     # MPI ends all processes when one dies. The search is continued by the same command.
     replaces: ClassVar[bool] = False
+    survives: ClassVar[bool] = False
 
     def check(self, *, insecure: bool = False) -> None:  # noqa: ARG002
         """Raises MissingExtraError without mpi4py."""

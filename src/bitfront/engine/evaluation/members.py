@@ -6,6 +6,7 @@ What travels with a call is one member, where it is.
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -109,7 +110,8 @@ class RemoteCourse:
 
     def train(self, argument: tuple[Position, Moment, float]) -> tuple[Position, list[Network], Moment]:
         """(where a member is after a cycle, the networks that it gave, its last epoch)."""
-        position, start, length = argument
+        # A worker that is a thread has the caller's object, which must stay as it is: the call may be lost, and repeated.
+        position, start, length = copy.deepcopy(argument)
         last = [start]
 
         def keep(moment: Moment) -> None:
