@@ -14,7 +14,7 @@ from bitfront.testing import check_executor
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("processes", {}), ("loky", {}), ("dask", {"address": "local"}), ("slurm", {"backend": "local"})],
+    [("processes", {}), ("dask", {"address": "local"})],
 )
 def test_every_executor_keeps_the_contract(name, settings, tmp_path):
     check_executor(name, settings, folder=tmp_path)

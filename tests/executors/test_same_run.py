@@ -110,7 +110,7 @@ class Killer(bf.Events):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["processes:2", "loky:2", "dask:local:2", "slurm:local:2"])
+@pytest.mark.parametrize("executor", ["loky:2", "slurm:local:2"])
 def test_workers_that_are_killed_change_nothing(executor, expected, tmp_path):
     killer = Killer(1)
     assert (

@@ -22,8 +22,8 @@ from bitfront.executors.base import WHERE, Launched, Launcher, LauncherSettings
 LOCAL = "local"
 #: Seconds that a scheduler may take to answer at the start, and between two looks at its workers.
 CONNECTING, LOOKING = 30.0, 1.0
-#: What a cluster on this machine does otherwise. The crew gives again what was lost, and knows better who is to blame. A
-#: worker that is being replaced is not given up, however long that takes.
+#: What a cluster on this machine does otherwise: the crew gives again what was lost, because it knows better who is to
+#: blame, and a worker that is being replaced is not given up, however long that takes.
 OF_LOCAL = {"distributed.scheduler.allowed-failures": 0, "distributed.deploy.lost-worker-timeout": "1 hour"}
 #: States of the connection in which the scheduler is there.
 THERE = ("running", "newly-created")

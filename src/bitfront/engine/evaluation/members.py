@@ -110,7 +110,7 @@ class RemoteCourse:
 
     def train(self, argument: tuple[Position, Moment, float]) -> tuple[Position, list[Network], Moment]:
         """(where a member is after a cycle, the networks that it gave, its last epoch)."""
-        # A worker that is a thread has the caller's object, which must stay as it is: the call may be lost, and repeated.
+        # A worker that is a thread has the caller's object, which stays as it is: the call may be lost, and repeated.
         position, start, length = copy.deepcopy(argument)
         last = [start]
 
