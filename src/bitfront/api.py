@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.operations import OPERATIONS
 from bitfront.registry import Registry
-from bitfront.report import tensorboard
 from bitfront.report.comparison import can_draw
 from bitfront.report.comparison_files import write_comparison
 from bitfront.spaces import SPACES
@@ -50,6 +48,9 @@ from bitfront.tasks.base import Task
 from bitfront.tasks.configured import named_task, task_of
 from bitfront.tasks.distillation import without_labels
 from bitfront.template import DEFAULT_TARGET, Leading, target_named, template
+from bitfront.trackers import TRACKERS
+from bitfront.trackers.configured import configured_trackers
+from bitfront.trackers.following import followed
 
 #: The name of a dataset from memory.
 ARRAYS = "arrays"
@@ -58,6 +59,7 @@ ARRAYS = "arrays"
 def plan(config: Config, *, events: Events | None = None) -> Plan:
     """Check and plan a search, without running it. Raises UserError."""
     events = events or Events()
+    configured_trackers(config)
     return make_plan(config, report=events.note, progress=events.downloading)
 
 
@@ -95,8 +97,8 @@ def search(
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
         restart: delete the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``task="regression"``, ``seed=1``, ``project="mine"``,
-            ``n_trials=50``, ``fold_batch_norm=True``, ``tensorboard=True``; also the settings of the strategy, e.g.
-            ``sampler="nsgaii"``, and ``constraints={"accuracy_drop": "<= 1 %"}``.
+            ``n_trials=50``, ``fold_batch_norm=True``, ``track="mlflow"`` (or a list of names); also the settings of the
+            strategy, e.g. ``sampler="nsgaii"``, and ``constraints={"accuracy_drop": "<= 1 %"}``.
 
     Raises:
         UserError: the request is wrong; nothing has been evaluated.
@@ -106,9 +108,9 @@ def search(
     _refuse_in_worker("search")
     config = _configured(source, model, data, space, metrics, strategy, overrides)
     with guarded():
+        trackers = configured_trackers(config)
         layout = _laid_out(config, model, data, events)
-        logged = layout.settings.tensorboard
-        with tensorboard.logged(config.run_folder, events) if logged else nullcontext(events) as heard:
+        with followed(config.run_folder, trackers, events) as heard:
             return run_search(layout, restart, heard)
 
 
@@ -236,13 +238,13 @@ def _configured(
 
 
 def _path_of(key: str) -> str:
-    """The dotted key of an override. Keys of a strategy's setup (of any strategy), ``fold_batch_norm`` and
-    ``tensorboard`` need no table in their names."""
+    """The dotted key of an override. Keys of a strategy's setup (of any strategy), ``fold_batch_norm``,
+    ``tensorboard`` and ``track`` need no table in their names."""
     if key in Config.model_fields or "." in key:
         return key
     if key in StrategySetup.model_fields or key in all_settings():
         return f"search.strategy.setup.{key}"
-    return f"search.{key}" if key in ("tensorboard", "fold_batch_norm") else key
+    return f"search.{key}" if key in ("tensorboard", "track", "fold_batch_norm") else key
 
 
 def _search_table(
@@ -367,6 +369,7 @@ ROOMS = (
     "samplers",
     "spaces",
     "targets",
+    "trackers",
 )
 
 
@@ -398,6 +401,7 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
         "strategies": STRATEGIES,
         "spaces": SPACES,
         "targets": TARGETS,
+        "trackers": TRACKERS,
     }
     if what not in rooms:
         raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
@@ -416,6 +420,9 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     if what == "targets":
         described = [(n, text, ", ".join(TARGETS.get(n).Settings.model_fields)) for n, text in TARGETS.described()]
         return ["name", "what it is", "settings (--set KEY=VALUE)"], described
+    if what == "trackers":
+        described = [(n, text, ", ".join(TRACKERS.get(n).Settings.model_fields)) for n, text in TRACKERS.described()]
+        return ["name", "what it is", "settings in [search.track.NAME]"], described
     if what == "operations":
         described = [(n, text, ", ".join(OPERATIONS.get(n).formatted)) for n, text in OPERATIONS.described()]
         return ["name", "what it is", "operands"], described

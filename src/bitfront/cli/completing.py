@@ -21,6 +21,7 @@ ROOMS = (
     "samplers",
     "spaces",
     "targets",
+    "trackers",
 )
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
@@ -72,6 +73,7 @@ def of_key(name: str, annotation: Any) -> Complete | None:
         "task": members("tasks"),
         "strategy": members("strategies"),
         "sampler": words(SAMPLERS),
+        "track": members("trackers"),
     }
     if name in by_name:
         return by_name[name]

@@ -1,4 +1,5 @@
-"""Conformance suites: what every dataset, format, runner, model, operation, space, strategy, target, task must do.
+"""Conformance suites: what every dataset, format, runner, model, operation, space, strategy, target, task and tracker
+must do.
 
 Each ``check_...`` takes the member (or its name) and raises an AssertionError that names the broken promise. They test
 the members that are part of Bitfront, and they are public so that you can test yours in the same way: register it, then
@@ -14,6 +15,7 @@ from bitfront.testing.spaces import check_space
 from bitfront.testing.strategies import check_strategy
 from bitfront.testing.targets import check_target
 from bitfront.testing.tasks import check_task
+from bitfront.testing.trackers import check_tracker
 
 __all__ = [
     "check_dataset",
@@ -25,4 +27,5 @@ __all__ = [
     "check_strategy",
     "check_target",
     "check_task",
+    "check_tracker",
 ]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 #: The file with the trials.
 STORE = "trials.sqlite"
+#: What trackers keep for later sessions.
+TRACKING = "tracking.json"
 #: The weights of the float model of the search.
 WEIGHTS = Path("checkpoints") / "searched.pt"
 
