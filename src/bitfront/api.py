@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -49,8 +49,9 @@ from bitfront.tasks.configured import named_task, task_of
 from bitfront.tasks.distillation import without_labels
 from bitfront.template import DEFAULT_TARGET, Leading, target_named, template
 from bitfront.trackers import TRACKERS
-from bitfront.trackers.configured import configured_trackers
-from bitfront.trackers.following import followed
+
+if TYPE_CHECKING:
+    from bitfront.trackers.base import Tracker
 
 #: The name of a dataset from memory.
 ARRAYS = "arrays"
@@ -59,7 +60,7 @@ ARRAYS = "arrays"
 def plan(config: Config, *, events: Events | None = None) -> Plan:
     """Check and plan a search, without running it. Raises UserError."""
     events = events or Events()
-    configured_trackers(config)
+    _trackers(config)
     return make_plan(config, report=events.note, progress=events.downloading)
 
 
@@ -108,8 +109,12 @@ def search(
     _refuse_in_worker("search")
     config = _configured(source, model, data, space, metrics, strategy, overrides)
     with guarded():
-        trackers = configured_trackers(config)
+        trackers = _trackers(config)
         layout = _laid_out(config, model, data, events)
+        if not trackers:
+            return run_search(layout, restart, events)
+        from bitfront.trackers.following import followed  # what it imports is for a search that is followed
+
         with followed(config.run_folder, trackers, events) as heard:
             return run_search(layout, restart, heard)
 
@@ -180,6 +185,15 @@ def _laid_out(
         report=events.note,
         progress=events.downloading,
     )
+
+
+def _trackers(config: Config) -> Mapping[str, Tracker]:
+    """Name → tracker of a search. Raises UserError where one is unknown, has a wrong setting, or is not installed."""
+    if config.search is None or not (config.search.track or config.search.tensorboard):
+        return {}
+    from bitfront.trackers.configured import configured_trackers
+
+    return configured_trackers(config)
 
 
 def _refuse_in_worker(verb: str) -> None:

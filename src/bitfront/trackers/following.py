@@ -39,12 +39,9 @@ def followed(folder: Path, trackers: Mapping[str, Tracker], events: Events) -> I
 
     Args:
         folder: the run folder; the search may create it later.
-        trackers: by name; without any nothing happens.
+        trackers: by name.
         events: receives the same events, and notes about trackers that fail.
     """
-    if not trackers:
-        yield events
-        return
     follower = _Follower(folder, trackers, events)
     try:
         yield several(events, follower)
