@@ -324,14 +324,13 @@ def _with_trackers(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[s
     search = values.get("search")
     if isinstance(search, dict) and "track" in search:
         search["track"] = _tables(search["track"])
-    others = {key: value for key, value in changes.items() if key != "search.track"}
     given = _tables(changes.get("search.track", {}))
     if not isinstance(given, Mapping):
         return dict(changes)  # the validation reports it
     in_file = search.get("track") if isinstance(search, dict) else None
     known = in_file if isinstance(in_file, Mapping) else {}
-    named = {name: table or known.get(name, {}) for name, table in given.items()}
-    return {**others, "search.track": {**known, **named}} if named else others
+    others = {key: value for key, value in changes.items() if key != "search.track"}
+    return others | {f"search.track.{name}": table or known.get(name, {}) for name, table in given.items()}
 
 
 def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | None = None) -> Config:
