@@ -18,6 +18,7 @@ from bitfront.operations.base import Operation
 from bitfront.operations.lookup import sites
 from bitfront.strategies import STRATEGIES
 from bitfront.tasks import TASKS
+from bitfront.trackers import TRACKERS
 
 FOLDER = Path(__file__).parent
 HEAD = """\
@@ -28,7 +29,7 @@ HEAD = """\
 One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
 an error that names the line. `"NA"` means none. Keys at the top have a flag of the same name (`max_epochs` →
 `--max-epochs`). So have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `candidate_timeout`, `max_size`,
-`tensorboard` and, for
+`tensorboard`, `track` and, for
 `search.finetune.trials`, `finetune`; flags override the file. `bitfront init` writes a commented file that runs;
 `bitfront plan FILE` shows what a file means without running it.
 The configuration that was used is saved in the run folder.
@@ -210,6 +211,7 @@ def configuration() -> str:
     parts.append(_tasks())
     parts.append(_runners())
     parts.append(_strategies())
+    parts.append(_trackers())
     parts.append(
         "## Accepted without effect\n\nKeys of MASE that have no effect in Bitfront; a note names each of them: "
         + ", ".join(f"`{k}`" for k in sorted(config.WITHOUT_EFFECT))
@@ -275,6 +277,18 @@ def _strategies() -> str:
             parts.append(
                 _rows([f"`{strategy.variant}`", "what it is"], [(f"`{n}`", m) for n, m in strategy.variants.items()])
             )
+    return "\n".join(parts)
+
+
+def _trackers() -> str:
+    parts = [
+        "## Trackers\n\n`[search.track.NAME]` follows the search with a tracker, in its settings; with "
+        '`track = "NAME"` or a list of names in `[search]`, and with `--track NAME`, in the defaults. '
+        "[How to](howto/tracking.md)\n"
+    ]
+    for name, meaning in TRACKERS.described():
+        fields = TRACKERS.get(name).Settings.model_fields
+        parts.append(f"### `track.{name}`\n\n{meaning}\n\n{_table(fields) if fields else 'No settings.' + chr(10)}")
     return "\n".join(parts)
 
 

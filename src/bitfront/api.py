@@ -8,9 +8,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -41,7 +40,6 @@ from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
 from bitfront.operations import OPERATIONS
 from bitfront.registry import Registry
-from bitfront.report import tensorboard
 from bitfront.report.comparison import can_draw
 from bitfront.report.comparison_files import write_comparison
 from bitfront.spaces import SPACES
@@ -54,6 +52,10 @@ from bitfront.tasks.base import Task
 from bitfront.tasks.configured import named_task, task_of
 from bitfront.tasks.distillation import without_labels
 from bitfront.template import DEFAULT_TARGET, Leading, target_named, template
+from bitfront.trackers import TRACKERS
+
+if TYPE_CHECKING:
+    from bitfront.trackers.base import Tracker
 
 #: The name of a dataset from memory.
 ARRAYS = "arrays"
@@ -62,6 +64,7 @@ ARRAYS = "arrays"
 def plan(config: Config, *, events: Events | None = None) -> Plan:
     """Check and plan a search, without running it. Raises UserError."""
     events = events or Events()
+    _trackers(config)
     return make_plan(config, report=events.note, progress=events.downloading)
 
 
@@ -105,8 +108,8 @@ def search(
         insecure_executor: accept a connection to workers that others can use and read.
         restart: delete the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``task="regression"``, ``seed=1``, ``project="mine"``,
-            ``n_trials=50``, ``fold_batch_norm=True``, ``tensorboard=True``; also the settings of the strategy, e.g.
-            ``sampler="nsgaii"``, and ``constraints={"accuracy_drop": "<= 1 %"}``.
+            ``n_trials=50``, ``fold_batch_norm=True``, ``track="mlflow"`` (or a list of names); also the settings of the
+            strategy, e.g. ``sampler="nsgaii"``, and ``constraints={"accuracy_drop": "<= 1 %"}``.
 
     Raises:
         UserError: the request is wrong; nothing has been evaluated.
@@ -118,10 +121,14 @@ def search(
         executor, overrides = None, {**overrides, "executor": executor}
     config = _configured(source, model, data, space, metrics, strategy, overrides)
     with guarded():
+        trackers = _trackers(config)
         given = None if executor is None else Given(executor)
         layout = _laid_out(config, model, data, events, executor=given, insecure=insecure_executor)
-        logged = layout.settings.tensorboard
-        with tensorboard.logged(config.run_folder, events) if logged else nullcontext(events) as heard:
+        if not trackers:
+            return run_search(layout, restart, events)
+        from bitfront.trackers.following import followed  # what it imports is for a search that is followed
+
+        with followed(config.run_folder, trackers, events) as heard:
             return run_search(layout, restart, heard)
 
 
@@ -202,6 +209,15 @@ def _laid_out(
     )
 
 
+def _trackers(config: Config) -> Mapping[str, Tracker]:
+    """Name → tracker of a search. Raises UserError where one is unknown, has a wrong setting, or is not installed."""
+    if config.search is None or not (config.search.track or config.search.tensorboard):
+        return {}
+    from bitfront.trackers.configured import configured_trackers
+
+    return configured_trackers(config)
+
+
 def _refuse_in_worker(verb: str) -> None:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RunError(
@@ -258,15 +274,15 @@ def _configured(
 
 
 def _path_of(key: str) -> str:
-    """The dotted key of an override. Keys of a strategy's setup (of any strategy), ``fold_batch_norm`` and
-    ``tensorboard`` need no table in their names."""
+    """The dotted key of an override. Keys of a strategy's setup (of any strategy), ``fold_batch_norm``,
+    ``tensorboard`` and ``track`` need no table in their names."""
     if key in Config.model_fields or "." in key:
         return key
     if key in StrategySetup.model_fields or key in all_settings():
         return f"search.strategy.setup.{key}"
     if key == "executor":
         return "search.strategy.executor"
-    return f"search.{key}" if key in ("tensorboard", "fold_batch_norm") else key
+    return f"search.{key}" if key in ("tensorboard", "track", "fold_batch_norm") else key
 
 
 def _search_table(
@@ -392,6 +408,7 @@ ROOMS = (
     "samplers",
     "spaces",
     "targets",
+    "trackers",
 )
 
 
@@ -424,6 +441,7 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
         "spaces": SPACES,
         "targets": TARGETS,
         "executors": EXECUTORS,
+        "trackers": TRACKERS,
     }
     if what not in rooms:
         raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
@@ -445,6 +463,9 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     if what == "executors":
         described = [(n, text, ", ".join(EXECUTORS.get(n).Settings.model_fields)) for n, text in EXECUTORS.described()]
         return ["name", "what it is", "settings in [search.strategy.executor]"], described
+    if what == "trackers":
+        described = [(n, text, ", ".join(TRACKERS.get(n).Settings.model_fields)) for n, text in TRACKERS.described()]
+        return ["name", "what it is", "settings in [search.track.NAME]"], described
     if what == "operations":
         described = [(n, text, ", ".join(OPERATIONS.get(n).formatted)) for n, text in OPERATIONS.described()]
         return ["name", "what it is", "operands"], described

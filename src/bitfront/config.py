@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from bitfront import tomlfile
 from bitfront.config_texts import check_texts
@@ -221,7 +221,27 @@ class SearchTable(Table):
         description="search the network whose batch norms are folded into the layers before them, where that is "
         "possible; it is what is deployed",
     )
-    tensorboard: bool = Field(False, description="log trials and progress to `tensorboard/` in the run folder")
+    tensorboard: bool = Field(
+        False, description="log trials and progress to `tensorboard/` in the run folder; the same as that tracker"
+    )
+    track: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="[trackers](#trackers) that follow the search: a name, a list of names, or tables with settings",
+    )
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return _tables(value)
+
+
+def _tables(names: object) -> object:
+    """A name or a list of names as a mapping to empty tables; anything else as it is."""
+    if isinstance(names, str):
+        return {names: {}}
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return {name: {} for name in names}
+    return names
 
 
 def _working_directory() -> Path:
@@ -334,6 +354,20 @@ def _without_sampler(values: dict[str, Any], changes: Mapping[str, Any]) -> list
     return [] if sampler is None else [f"strategy {name} takes the place of the file's sampler {sampler!r}"]
 
 
+def _with_trackers(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes, where trackers that are named beside the file go together with those of the file."""
+    search = values.get("search")
+    if isinstance(search, dict) and "track" in search:
+        search["track"] = _tables(search["track"])
+    given = _tables(changes.get("search.track", {}))
+    if not isinstance(given, Mapping):
+        return dict(changes)  # the validation reports it
+    in_file = search.get("track") if isinstance(search, dict) else None
+    known = in_file if isinstance(in_file, Mapping) else {}
+    others = {key: value for key, value in changes.items() if key != "search.track"}
+    return others | {f"search.track.{name}": table or known.get(name, {}) for name, table in given.items()}
+
+
 def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration in a parsed document, changed by `overrides`.
 
@@ -354,6 +388,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     if "search.strategy.setup.sampler" in changes:
         # A sampler belongs to the strategy optuna, whichever strategy the file names.
         changes.setdefault("search.strategy.name", "optuna")
+    changes = _with_trackers(values, changes)
     _override(values, changes, document)
     notes += _without_sampler(values, changes)
     check_texts(values, (), document, changes)

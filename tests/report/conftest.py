@@ -1,6 +1,7 @@
 """What the tests of the report share: a run of six candidates."""
 
 import pytest
+
 from synthetic_runs import full_grid, write
 
 

@@ -10,7 +10,6 @@ import warnings
 import numpy as np
 import optuna
 import pytest
-from synthetic_runs import choice, site, write
 
 import bitfront as bf
 from bitfront.cli import completing
@@ -20,6 +19,7 @@ from bitfront.errors import ConfigError, MissingExtraError, RunError
 from bitfront.report import study
 from bitfront.report.columns import kept
 from bitfront.report.convert import FORMATS, FileFormat
+from synthetic_runs import choice, site, write
 
 pytestmark = pytest.mark.slow
 BUDGET = ({"text": "average_bitwidth <= 4", "metric": "average_bitwidth", "comparison": "<=", "bound": 4.0},)

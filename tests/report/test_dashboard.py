@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from synthetic_runs import write
 
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.run import Run
@@ -21,6 +20,7 @@ from bitfront.engine.storage.store import Store
 from bitfront.errors import ConfigError, MissingExtraError, RunError, UserError
 from bitfront.report import dashboard, study
 from bitfront.report.dashboard import for_this_computer, served
+from synthetic_runs import write
 
 pytest.importorskip("optuna_dashboard")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of what the dashboard imports

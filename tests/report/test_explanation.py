@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_runs import choice, site, write
 
 import bitfront as bf
 from bitfront.engine.explanation.model import Trials, fitted_model
@@ -17,6 +16,7 @@ from bitfront.engine.explanation.results import Estimate
 from bitfront.engine.storage.records import OptionCosts
 from bitfront.errors import ConfigError, RunError
 from bitfront.report.explanation import sections
+from synthetic_runs import choice, site, write
 
 FILE = """
 model = "digits-mlp"

@@ -6,12 +6,12 @@ import itertools
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_runs import TWO, choice, full_grid, site, write
 
 from bitfront.errors import ConfigError
 from bitfront.pareto import hypervolume
 from bitfront.report import data, figures, grid
 from bitfront.spaces.described import Size
+from synthetic_runs import TWO, choice, full_grid, site, write
 
 TRIALS = 100_000
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from synthetic_runs import full_grid
 
 from bitfront.report.importance import active, importance
 from bitfront.spaces.base import Branch, Choice, Group, Space
+from synthetic_runs import full_grid
 
 
 def product(*counts):

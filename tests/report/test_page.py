@@ -6,12 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from synthetic_runs import choice, full_grid, site, write
 
 from bitfront.engine.storage.store import Store
 from bitfront.report import writing
 from bitfront.report.page import LIMIT
 from bitfront.report.writing import write_report
+from synthetic_runs import choice, full_grid, site, write
 
 EVIL = "<img src=x onerror=alert(1)>"
 

@@ -22,6 +22,7 @@ ROOMS = (
     "spaces",
     "targets",
     "executors",
+    "trackers",
 )
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
@@ -73,6 +74,7 @@ def of_key(name: str, annotation: Any) -> Complete | None:
         "task": members("tasks"),
         "strategy": members("strategies"),
         "sampler": words(SAMPLERS),
+        "track": members("trackers"),
     }
     if name in by_name:
         return by_name[name]

@@ -34,6 +34,7 @@ SEARCH_FLAGS = {
     "finetune": ("search.finetune.trials", int, "How many trials of the front are fine-tuned."),
     "fold_batch_norm": ("search.fold_batch_norm", bool, "Search the network without batch norms, folded into layers."),
     "tensorboard": ("search.tensorboard", bool, "Log to tensorboard/ in the run folder."),
+    "track": ("search.track", list[str], "Follow the search with a tracker: mlflow, wandb, trackio; can be repeated."),
     "max_size": ("search.strategy.setup.max_size", int, "Brute force refuses larger spaces."),
 }
 
@@ -65,7 +66,8 @@ def with_flags(subcommand: Callable[..., None], more: Collection[str]) -> Callab
 
     def wrapper(**arguments: Any) -> None:
         overrides = {key: arguments.pop(name) for name, key, *_ in flags}
-        subcommand(**arguments, overrides={key: value for key, value in overrides.items() if value is not None})
+        given = {key: value for key, value in overrides.items() if value not in (None, [])}
+        subcommand(**arguments, overrides=given)
 
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -15,6 +15,7 @@ from bitfront.testing.spaces import check_space
 from bitfront.testing.strategies import check_strategy
 from bitfront.testing.targets import check_target
 from bitfront.testing.tasks import check_task
+from bitfront.testing.trackers import check_tracker
 
 __all__ = [
     "check_dataset",
@@ -27,4 +28,5 @@ __all__ = [
     "check_strategy",
     "check_target",
     "check_task",
+    "check_tracker",
 ]

@@ -36,7 +36,7 @@ from bitfront.engine.search.paired import compare, compare_results, enough_sampl
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import learned
 from bitfront.engine.storage import store as stores
-from bitfront.engine.storage.folder import SHARED, STORE, WEIGHTS, trial_weights
+from bitfront.engine.storage.folder import SHARED, STORE, TRACKING, WEIGHTS, trial_weights
 from bitfront.engine.storage.inflight import InFlight, key_of
 from bitfront.engine.storage.results import write_results
 from bitfront.engine.storage.run import Run
@@ -98,7 +98,7 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         outputs += (folder / "checkpoints").glob("cycle-*")
         outputs += (folder / "tensorboard").glob("events.out.tfevents.*")
         outputs += learned.files(folder)
-        for file in [path, *outputs, folder / "best.json", folder / "log.json"]:
+        for file in [path, *outputs, folder / TRACKING, folder / "best.json", folder / "log.json"]:
             file.unlink(missing_ok=True)
     weights = weights_fingerprint(plan.model)
     space = plan.space

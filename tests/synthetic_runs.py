@@ -91,6 +91,14 @@ def write(
     return Run.load(folder)
 
 
+def drawn(count, seed=0):
+    """Random results of `count` trials of a space of two parameters, as ``write`` takes them."""
+    rng = np.random.default_rng(seed)
+    return np.zeros((count, 2), dtype=np.int64), {
+        m: rng.random(count) for m in ("accuracy", "average_bitwidth", "loss")
+    }
+
+
 def full_grid(space=TWO):
     """Every code of a space of one format per site."""
     counts = [len(o["settings"]) for s in space for o in s["alternatives"][0]["operands"] if len(o["settings"]) > 1]

@@ -4,25 +4,28 @@ import sys
 
 import numpy as np
 import pytest
-from synthetic_runs import write
 
 import bitfront as bf
+from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.store import Store
 from bitfront.errors import MissingExtraError
 from bitfront.events import Events, several
 from bitfront.pareto import hypervolume, non_dominated
+from bitfront.trackers import course
+from bitfront.trackers.base import Search
+from bitfront.trackers.tensorboard import FOLDER, TensorBoard
+from synthetic_runs import drawn, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of what tensorboard imports
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-tensorboard = pytest.importorskip("bitfront.report.tensorboard")
 
 METRICS = ("accuracy", "average_bitwidth", "loss")
 
 
 def read(folder):
     """Tag → [(step, value)], in the order in which TensorBoard has them."""
-    events = accumulator.EventAccumulator(str(folder / tensorboard.FOLDER), size_guidance={"scalars": 0})
+    events = accumulator.EventAccumulator(str(folder / FOLDER), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
@@ -31,15 +34,19 @@ def steps(scalars, tag):
     return [step for step, _ in scalars[tag]]
 
 
-def drawn(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return np.zeros((count, 2), dtype=np.int64), {m: rng.random(count) for m in METRICS}
+def begin(folder):
+    """(tracker that has begun, course) of the run in a folder."""
+    run = bf.Run.load(folder)
+    log = TensorBoard()
+    log.begin(Search("0" * 32, run, ""))
+    return log, course.Course(run, stores.read(folder / STORE))
 
 
 def write_log(folder):
-    log = tensorboard.Log(folder)
-    log.catch_up()
-    log.close()
+    log, trials = begin(folder)
+    log.add(trials.news())
+    log.add(trials.rest())
+    log.end(None)
 
 
 def go_on(folder, count, seed):
@@ -109,17 +116,17 @@ def test_what_a_kill_cut_short_is_logged_again(tmp_path):
     whole = write(tmp_path / "whole", *drawn(40))
     write_log(whole.folder)
     parts = write(tmp_path / "parts", *drawn(40))
-    log = tensorboard.Log(parts.folder)
-    log.catch_up()
-    (path,) = (parts.folder / tensorboard.FOLDER).iterdir()
+    log, trials = begin(parts.folder)
+    log.add(trials.news())
+    (path,) = (parts.folder / FOLDER).iterdir()
     path.write_bytes(path.read_bytes()[:-40])  # half a record
     write_log(parts.folder)
     assert read(parts.folder) == read(whole.folder)
-    log.close()
+    log.end(None)
 
 
 def test_of_many_trials_the_log_stays_short(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorboard, "SINGLE", 50)
+    monkeypatch.setattr(course, "SINGLE", 50)
     codes, metrics = drawn(20_000)
     run = write(tmp_path / "long", codes, metrics)
     write_log(run.folder)
@@ -148,31 +155,9 @@ def test_several_listeners_hear_the_same():
     assert heard == [(first, "hello"), (second, "hello")]
 
 
-@pytest.fixture
-def searched(tmp_path, tiny_mlp):
-    """A search of a tiny model in a folder, from Python."""
-    import torch
-
-    x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
-
-    def search(**more):
-        return bf.search(
-            model=tiny_mlp,
-            data=(x, (x[:, 0] > 0).long()),
-            space={"linear": {"name": "integer", "weight_width": [2, 4, 8], "weight_frac_width": "auto"}},
-            metrics={"accuracy": "maximize", "average_bitwidth": "minimize"},
-            strategy="brute_force",
-            project_dir=str(tmp_path / "runs"),
-            project="tiny",
-            **more,
-        )
-
-    return search
-
-
 def test_a_search_logs_itself_on_request(searched):
     run = searched(n_trials=4)
-    assert not (run.folder / tensorboard.FOLDER).exists()
+    assert not (run.folder / FOLDER).exists()
     run = searched(n_trials=6, tensorboard=True)
     assert steps(read(run.folder), "objectives/accuracy") == list(range(6))
     run = searched(tensorboard=True)
