@@ -80,7 +80,7 @@ site: $(VENV)/installed-dev
 	$(BIN)/sphinx-build --builder html --conf-dir docs --doctree-dir build/doctrees --fail-on-warning --keep-going --quiet . site
 
 # Takes some twenty minutes, and wants a quiet machine.
-BENCHES := trial_cost formats calibration learned_bits granularity int8 runtime roofline zoo deploy scaling overhead samplers population joint networks fpga microcontroller strategies
+BENCHES := trial_cost formats calibration learned_bits granularity int8 runtime roofline zoo deploy scaling cluster overhead samplers population joint networks fpga microcontroller strategies
 
 bench: $(VENV)/installed-dev
 	set -e; $(foreach name,$(BENCHES),$(BENCH_ENV) $(BIN)/python bench/$(name).py --json bench/results/$(name).json;) :

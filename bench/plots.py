@@ -314,6 +314,16 @@ def draw_scaling(axes: Axes, result: Result) -> None:
     axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc="center right")
 
 
+def draw_cluster(axes: Axes, result: Result) -> None:
+    rows = result["rows"]
+    for i, ms in enumerate(dict.fromkeys(r["ms"] for r in rows)):
+        points = [r for r in rows if r["ms"] == ms]
+        text = f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s"
+        axes.plot([r["workers"] for r in points], [r["efficiency"] for r in points], "o-", color=f"C{i}", label=text)
+    axes.set(xscale="log", xlabel="workers (simulated)", ylabel="efficiency", ylim=(0, 1.05))
+    axes.legend(title="a candidate takes", fontsize=8)
+
+
 def draw_samplers(axes: Axes, result: Result) -> None:
     wanted = [r for r in result["rows"] if r["measure"].startswith("hypervolume at") and "uniform" in r["measure"]]
     problems = list(dict.fromkeys(r["space"] for r in wanted))
@@ -411,6 +421,7 @@ DRAWN: Mapping[str, Callable[[Axes, Result], None]] = {
     "trial_cost": draw_trial_cost,
     "roofline": draw_roofline,
     "scaling": draw_scaling,
+    "cluster": draw_cluster,
     "samplers": draw_samplers,
     "joint": draw_joint,
     "rivals": draw_rivals,

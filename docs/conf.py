@@ -34,6 +34,7 @@ NAVIGATION = {
         "docs/howto/fpga",
         "docs/howto/microcontroller",
         "docs/howto/interruptions",
+        "docs/howto/cluster",
         "docs/howto/tracking",
         "docs/howto/other-tools",
         "docs/howto/extend",

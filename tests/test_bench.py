@@ -25,6 +25,7 @@ PROMISED = {
         *("tiny_ms_per_candidate_512", "tiny_vs_plain_512", "tiny_vs_dataloader_512", "tiny_vs_plain_16384"),
         *("max_accuracy_difference", "max_loss_difference"),
     },
+    "cluster": {"most_candidates_per_second", "workers_fed_at_1_s", "most_megabytes"},
     "deploy": {"members", "c_differing", "onnx_differing"},
     "roofline": {
         *("max_difference", "nsga_ii_forwards", "brute_force_forwards", "gemm_gflops_1", "copy_gbs_1"),

@@ -6,7 +6,8 @@ The command line uses them too.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ from bitfront.engine.search.session import run_search
 from bitfront.engine.storage.run import Run
 from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
+from bitfront.executors import EXECUTORS
+from bitfront.executors.base import Launcher
+from bitfront.executors.given import Given
 from bitfront.exporters.targets import TARGETS
 from bitfront.formats import FORMATS
 from bitfront.graph import capture
@@ -72,6 +76,8 @@ def search(
     space: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | Sequence[str] | None = None,
     strategy: str | Mapping[str, Any] | None = None,
+    executor: Executor | Callable[[], Executor] | str | None = None,
+    insecure_executor: bool = False,
     restart: bool = False,
     events: Events | None = None,
     **overrides: Any,
@@ -96,6 +102,10 @@ def search(
             added.
         strategy: ``"brute_force"``, ``"optuna"``, ``"optuna:nsgaii"``, or a table as in the TOML:
             ``{"name": "optuna", "setup": {"sampler": "nsgaii"}}``.
+        executor: what carries out the evaluations; no result depends on it: any ``concurrent.futures.Executor``, a
+            function that makes one (then it is made again after all its workers were lost), a Dask client, or a text
+            as of ``--executor``: ``"loky:8"``.
+        insecure_executor: accept a connection to workers that others can use and read.
         restart: delete the trials of an earlier search in this run folder.
         overrides: any key of the configuration, e.g. ``task="regression"``, ``seed=1``, ``project="mine"``,
             ``n_trials=50``, ``fold_batch_norm=True``, ``track="mlflow"`` (or a list of names); also the settings of the
@@ -107,10 +117,13 @@ def search(
     """
     events = events or Events()
     _refuse_in_worker("search")
+    if isinstance(executor, str):
+        executor, overrides = None, {**overrides, "executor": executor}
     config = _configured(source, model, data, space, metrics, strategy, overrides)
     with guarded():
         trackers = _trackers(config)
-        layout = _laid_out(config, model, data, events)
+        given = None if executor is None else Given(executor)
+        layout = _laid_out(config, model, data, events, executor=given, insecure=insecure_executor)
         if not trackers:
             return run_search(layout, restart, events)
         from bitfront.trackers.following import followed  # what it imports is for a search that is followed
@@ -172,7 +185,14 @@ def compare(
 
 
 def _laid_out(
-    config: Config, model: Any, data: Any, events: Events, strategy: ConfiguredStrategy | None = None
+    config: Config,
+    model: Any,
+    data: Any,
+    events: Events,
+    strategy: ConfiguredStrategy | None = None,
+    *,
+    executor: Launcher | None = None,
+    insecure: bool = False,
 ) -> Plan:
     """The plan of a search; objects among the arguments replace what the configuration names."""
     given_model = model if isinstance(model, nn.Module) else None
@@ -182,6 +202,8 @@ def _laid_out(
         model=given_model,
         dataset=given_data,
         strategy=strategy,
+        executor=executor,
+        insecure=insecure,
         report=events.note,
         progress=events.downloading,
     )
@@ -258,6 +280,8 @@ def _path_of(key: str) -> str:
         return key
     if key in StrategySetup.model_fields or key in all_settings():
         return f"search.strategy.setup.{key}"
+    if key == "executor":
+        return "search.strategy.executor"
     return f"search.{key}" if key in ("tensorboard", "track", "fold_batch_norm") else key
 
 
@@ -373,6 +397,7 @@ def init(
 
 
 ROOMS = (
+    "executors",
     "models",
     "datasets",
     "tasks",
@@ -415,6 +440,7 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
         "strategies": STRATEGIES,
         "spaces": SPACES,
         "targets": TARGETS,
+        "executors": EXECUTORS,
         "trackers": TRACKERS,
     }
     if what not in rooms:
@@ -434,6 +460,9 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     if what == "targets":
         described = [(n, text, ", ".join(TARGETS.get(n).Settings.model_fields)) for n, text in TARGETS.described()]
         return ["name", "what it is", "settings (--set KEY=VALUE)"], described
+    if what == "executors":
+        described = [(n, text, ", ".join(EXECUTORS.get(n).Settings.model_fields)) for n, text in EXECUTORS.described()]
+        return ["name", "what it is", "settings in [search.strategy.executor]"], described
     if what == "trackers":
         described = [(n, text, ", ".join(TRACKERS.get(n).Settings.model_fields)) for n, text in TRACKERS.described()]
         return ["name", "what it is", "settings in [search.track.NAME]"], described

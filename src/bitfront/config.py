@@ -72,6 +72,32 @@ class SearchSpace(SpacePart):
         return {name: part for name, part in both.items() if part is not None}
 
 
+class ExecutorTable(Table):
+    """``[search.strategy.executor]``: what carries out the evaluations, and its settings.
+
+    Its settings are checked later, by that executor (``executors.base``).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field("processes", description="executor; `bitfront list executors`")
+    at: str = Field("", description="what follows the name and a colon on the command line, e.g. an address")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, given: Any) -> Any:
+        """``dask:local:8`` stands for a table."""
+        if not isinstance(given, str):
+            return given
+        name, _, rest = given.partition(":")
+        return {"name": name, "at": rest}
+
+    @property
+    def of_executor(self) -> dict[str, Any]:
+        """The keys that are settings of the executor, unchecked."""
+        return dict(self.model_extra or {})
+
+
 class StrategySetup(Table):
     """``[search.strategy.setup]``: the keys of every search, and those of its strategy.
 
@@ -80,11 +106,17 @@ class StrategySetup(Table):
 
     model_config = ConfigDict(extra="allow")
 
-    n_jobs: int = Field(1, ge=1, le=256, description="worker processes; the results do not depend on it")
+    n_jobs: int = Field(1, ge=1, le=4096, description="worker processes; the results do not depend on it")
     n_trials: int | None = Field(
         None,
         ge=1,
         description="budget in distinct candidates; none: the whole space for brute force, else 100",
+    )
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description="how many candidates the strategy proposes at a time, without results of the others. Many workers "
+        "need many; it is a part of the search: with another number it finds others. Default: the strategy's",
     )
     timeout: float | None = Field(None, gt=0, description="seconds after which no new candidate is started")
     candidate_timeout: float | None = Field(
@@ -128,6 +160,9 @@ class StrategyTable(Table):
     hw_runner: dict[str, dict[str, Any]] = Field(default={}, description="metrics in closed form")
     setup: StrategySetup = StrategySetup()
     metrics: dict[str, MetricSetup] = Field(default={}, description="which metrics are objectives")
+    executor: ExecutorTable | None = Field(
+        None, description='what carries out the evaluations; `executor = "loky:8"` in `[search.strategy]` is the same'
+    )
 
     @model_validator(mode="before")
     @classmethod

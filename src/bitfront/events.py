@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.search.loop import Progress
+    from bitfront.executors.crew import Status
     from bitfront.learned_bits.course import Moment
     from bitfront.training import EpochRecord, TrainSettings
 
@@ -51,6 +52,9 @@ class Events:
 
     def progress(self, progress: Progress, plan: Plan) -> None:
         """A block of candidates is evaluated."""
+
+    def workers(self, status: Status) -> None:
+        """How the workers of a search stand, some times a second while candidates are evaluated by workers."""
 
     def finishing(self) -> None:
         """All candidates are evaluated; now the front is measured on the test split, and results are written."""

@@ -85,8 +85,10 @@ def check() -> None:
 
 
 def ignore() -> None:
-    """For worker processes: SIGINT is ignored, since the parent process handles it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For worker processes: SIGINT is ignored, since the process that gives them work handles it. Only the main thread
+    can do that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     _STATE.guarded = True
 
 

@@ -21,6 +21,7 @@ ROOMS = (
     "samplers",
     "spaces",
     "targets",
+    "executors",
     "trackers",
 )
 FORMATS = ("csv", "parquet", "optuna")

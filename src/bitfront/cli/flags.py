@@ -22,6 +22,12 @@ SEARCH_FLAGS = {
     "sampler": ("search.strategy.setup.sampler", str, "Optuna's sampler: tpe, random, nsgaii, nsgaiii, qmc, gp."),
     "n_trials": ("search.strategy.setup.n_trials", int, "Budget in distinct candidates."),
     "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the results do not depend on it."),
+    "executor": (
+        "search.strategy.executor",
+        str,
+        "What carries out the evaluations, e.g. processes:4, loky:8, dask:tls://host:8786; bitfront list executors.",
+    ),
+    "batch": ("search.strategy.setup.batch", int, "How many candidates the strategy proposes at a time."),
     "timeout": ("search.strategy.setup.timeout", float, "Seconds after which no new candidate is started."),
     "candidate_timeout": ("search.strategy.setup.candidate_timeout", float, "Seconds that one candidate may take."),
     "memory_limit": ("search.strategy.setup.memory_limit", str, "Memory that the search may take, e.g. '8 GB'."),

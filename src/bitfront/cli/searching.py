@@ -10,11 +10,19 @@ from bitfront.cli import printing
 from bitfront.cli.completing import SPLITS, compared_strategies, words
 from bitfront.cli.options import AsJson, ConfigFile, PositionalConfigFile, Quiet, load_configuration, one_file
 
+InsecureExecutor = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-executor", help="Accept a connection to workers that is not encrypted and asks nobody who he is."
+    ),
+]
+
 
 def search(
     file: PositionalConfigFile = None,
     config: ConfigFile = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete the trials of an earlier search.")] = False,
+    insecure_executor: InsecureExecutor = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -32,7 +40,7 @@ def search(
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
-        run = api.search(loaded, restart=restart, events=events)
+        run = api.search(loaded, restart=restart, insecure_executor=insecure_executor, events=events)
     if as_json:
         printing.print_json(tables.as_json(run))
     else:

@@ -106,5 +106,14 @@ CONFIGURED = (search, compare, plan, train, test, transform, analyze)
 BUDGET: dict[Callable[..., None], Collection[str]] = {
     search: SEARCH_FLAGS,
     plan: SEARCH_FLAGS,
-    compare: ("n_trials", "n_jobs", "timeout", "candidate_timeout", "fold_batch_norm", "memory_limit", "max_size"),
+    compare: (
+        "n_trials",
+        "n_jobs",
+        "executor",
+        "timeout",
+        "candidate_timeout",
+        "fold_batch_norm",
+        "memory_limit",
+        "max_size",
+    ),
 }

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,11 +138,23 @@ class Position:
     cycle: int = 0
     pressure: float | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "order": self.order.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        order = torch.Generator()
+        order.set_state(state["order"])
+        vars(self).update({**state, "order": order})
+
     def copy(self) -> Position:
         """The same place; training one of the two does not change the other."""
         order = torch.Generator()
         order.set_state(self.order.get_state())
         return replace(self, member=self.member.copy(), order=order)
+
+
+#: Trains the members of a cycle in place of this process.
+Elsewhere = Callable[["Course", Moment, float, Callable[[Moment], None]], tuple[list[Position], list[list["Network"]]]]
 
 
 @dataclass(eq=False)
@@ -160,6 +173,8 @@ class Course:
         fulfils: whether a network fulfils the target's other constraints.
         hurry: how much further than planned the pressure rises.
         scale: how large a loss is: 1 of one in nats, otherwise that of a constant answer.
+        elsewhere: trains the members of a cycle in place of this process: (the course, the start of the cycle, its
+            epochs, what hears of them) → (where the members are then, per member the networks that it gives).
     """
 
     program: Program
@@ -174,6 +189,7 @@ class Course:
     fulfils: Callable[[Network], bool] | None = None
     hurry: Hurry = field(default_factory=Hurry)
     scale: float = 1.0
+    elsewhere: Elsewhere | None = None
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -236,12 +252,15 @@ class Course:
         start = Moment(number + 1, cycles, 0, 0, pressure, metric=self.program.task.leading.name)
         steered = self.steered
         before = [position.copy() for position in self.positions] if steered else []
-        with ThreadPoolExecutor(self.program.at_a_time(threads, len(self.positions))) as pool:
-            jobs = [
-                pool.submit(self._cycle_of, position, start, length, on_epoch if place == 0 else silent)
-                for place, position in enumerate(self.positions)
-            ]
-            networks = [job.result() for job in jobs]
+        if self.elsewhere is not None:
+            self.positions, networks = self.elsewhere(self, start, length, on_epoch)
+        else:
+            with ThreadPoolExecutor(self.program.at_a_time(threads, len(self.positions))) as pool:
+                jobs = [
+                    pool.submit(self.train_member, position, start, length, on_epoch if place == 0 else silent)
+                    for place, position in enumerate(self.positions)
+                ]
+                networks = [job.result() for job in jobs]
         if steered:
             self._steer(number, cycles, pressure, before, [network for each in networks for network in each])
         else:
@@ -319,9 +338,18 @@ class Course:
         # There was not time for as many cycles as were planned, so the rest of the range is spread over fewer.
         return float(before * (last * more / before) ** (1 / (cycles - number)))
 
-    def _cycle_of(
+    def train_member(
         self, position: Position, start: Moment, length: float, on_epoch: Callable[[Moment], None]
     ) -> list[Network]:
+        """Train one member for one cycle, which changes its position. Returns the networks that it gives, the cheapest
+        first.
+
+        Args:
+            position: of the member, at the start of the cycle.
+            start: the start of the cycle.
+            length: epochs of a cycle of a member with all its weights.
+            on_epoch: called after each epoch.
+        """
         pressure = start.pressure
         assert position.cycle == start.cycle - 1
         schedule, member = self.schedule, position.member

@@ -9,6 +9,7 @@ import ctypes
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class BitsMember(Member):
     """A network in training by compiled steps."""
 
     program: BitsProgram
+    prepared: ClassVar[tuple[str, ...]] = ("native", "workspace", "_operations", "_held")
 
     def learn(self, samples: Samples, steps: Steps) -> float:
         """One step of Adam per batch."""

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -143,6 +143,19 @@ class Member(ABC):
 
     def __post_init__(self) -> None:
         self.places = _places_of(self.program, self.live)
+        self.reshape()
+
+    #: What ``reshape`` makes.
+    prepared: ClassVar[tuple[str, ...]] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process has the program; what follows from it is made there (``bind``).
+        return {name: value for name, value in vars(self).items() if name not in ("program", "places", *self.prepared)}
+
+    def bind(self, program: Program) -> None:
+        """Give a member that comes from another process its network."""
+        self.program = program
+        self.places = _places_of(program, self.live)
         self.reshape()
 
     # --- how it is trained --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class TorchMember(Member):
     buffers: dict[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     _running: Running | None = field(default=None, init=False, repr=False)
+    prepared: ClassVar[tuple[str, ...]] = ("_running",)
 
     @classmethod
     def _beside(cls, program: Program, model: nn.Module, seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from bitfront import checkpoints
 from bitfront.checkpoints.cycles import cycle_file
 from bitfront.errors import CheckpointError
-from bitfront.learned_bits.course import Course, Moment, Network, Pace, Position, silent
+from bitfront.learned_bits.course import Course, Elsewhere, Moment, Network, Pace, Position, silent
 from bitfront.learned_bits.program import Program
 from bitfront.learned_bits.state import LayerBits
 from bitfront.learned_bits.steering import Hurry, Rise, Target
@@ -49,6 +49,7 @@ class TrainedCourse:
         pace: number of a cycle that begins → how far it goes; None: as the schedule says.
         target: what the constraints of the search say.
         fulfils: whether a network fulfils the target's other constraints.
+        elsewhere: trains the members of a cycle in place of this process; None: this process does.
         networks: cycle → per member its networks, the cheapest first.
         course: the training, where it is now; None before it begins.
     """
@@ -60,12 +61,14 @@ class TrainedCourse:
     pace: Callable[[int], Pace] | None = None
     target: Target = field(default_factory=Target)
     fulfils: Callable[[Network], bool] | None = None
+    elsewhere: Elsewhere | None = None
     networks: dict[int, list[list[Network]]] = field(default_factory=dict)
     course: Course | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process begins with nothing.
-        return {**vars(self), "networks": {}, "course": None, "on_epoch": silent, "fulfils": None, "pace": None}
+        nothing = dict.fromkeys(("course", "fulfils", "pace", "elsewhere"))
+        return {**vars(self), **nothing, "networks": {}, "on_epoch": silent}
 
     def network(self, cycle: int, member: int, place: int, program: Program, begin: Callable[[], Course]) -> Network:
         """A network of the course. What is not known is read from the run folder, or trained.
@@ -89,7 +92,7 @@ class TrainedCourse:
         if self.course is None or self.course.positions[0].cycle > cycle:
             self.course = begin()
         course = self.course
-        course.target, course.fulfils = self.target, self.fulfils
+        course.target, course.fulfils, course.elsewhere = self.target, self.fulfils, self.elsewhere
         done = next((c for c in range(cycle - 1, course.positions[0].cycle - 1, -1) if self._known(c)), None)
         if done is not None:
             tensors, meta = self._read(done)

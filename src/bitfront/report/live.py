@@ -17,6 +17,7 @@ from bitfront.report import plans, tables
 if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.search.loop import Progress as Searched
+    from bitfront.executors.crew import Status
     from bitfront.learned_bits.course import Moment
     from bitfront.training import EpochRecord, TrainSettings
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 LONG_SECONDS = 60.0
 #: Width of a terminal, in characters, that has room for more than numbers.
 ROOM = 100
+#: Seconds without an answer of any worker that are shown.
+WAITED = 10.0
 
 
 class Live(Events):
@@ -44,6 +47,7 @@ class Live(Events):
         self._searching = "searching"
         self._front, self._learns = 0, False
         self._timeout: float | None = None
+        self._workers = ""
 
     def __enter__(self) -> Self:
         return self
@@ -145,9 +149,18 @@ class Live(Events):
         timeout = plan.settings.strategy.setup.timeout
         limit = f"  timeout {tables.duration(timeout)}" if timeout and self.console.width >= ROOM else ""
         failed = f", {progress.failed} failed" if progress.failed else ""
-        text = f"{progress.done:,}/{progress.total:,}{failed}  {best}{limit}"
+        rate = f", {progress.new / progress.seconds:.3g}/s" if self._workers and progress.seconds else ""
+        text = f"{progress.done:,}/{progress.total:,}{failed}{rate}  {best}{limit}"
         self._update(progress.done, text)
         self._loss = f"searched: {progress.new:,} candidates in {tables.duration(progress.seconds)}"
+
+    def workers(self, status: Status) -> None:
+        """Show how the workers stand, beside the bar."""
+        lost = f", {status.lost:,} lost" if status.lost else ""
+        waited = f", waiting for {tables.duration(status.waited)}" if status.waited >= WAITED else ""
+        self._workers = f"{status.workers:,} workers, {status.out:,} blocks out{lost}{waited}"
+        if self._bar is not None and self._task is not None and self.console.width >= ROOM:
+            self._bar.update(self._task, loss=self._workers)
 
     def finishing(self) -> None:
         """Print how long the search took."""

@@ -64,13 +64,13 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
     directions = ", ".join(
         f"{name} ({d})" for name, d in zip(plan.objectives.names, plan.objectives.directions, strict=True)
     )
-    jobs = plan.settings.strategy.setup.n_jobs
+    jobs, where = plan.workers, "processes" if plan.launcher is None else f"workers of {plan.launcher.title}"
     spelled = plan.space.spelled_size
     lines = [
         f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters"
         if spelled == size
         else f"space: {spelled:,} settings, {size:,} distinct networks, {len(plan.space.parameters)} parameters",
-        f"strategy: {method}, {n:,} candidates" + (f" in {jobs} processes" if jobs > 1 else ""),
+        f"strategy: {method}, {n:,} candidates" + (f" in {jobs} {where}" if jobs > 1 or plan.launcher else ""),
         f"objectives: {directions}",
         f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "
         f"about {duration(seconds * n / jobs)} in all" + (", and the time of the sampler" if variant else ""),

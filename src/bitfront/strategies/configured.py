@@ -30,11 +30,13 @@ class ConfiguredStrategy:
         name: the name under which it is registered.
         kind: its class.
         settings: its checked settings, an instance of ``kind.Settings``.
+        batch: how many candidates it proposes at a time; None: as many as it does by itself.
     """
 
     name: str
     kind: type[Strategy]
     settings: StrategySettings
+    batch: int | None = None
 
     @property
     def variant(self) -> str | None:
@@ -61,7 +63,12 @@ class ConfiguredStrategy:
         """What proposals depend on beside space, history and seed; a part of the identity of a run."""
         settings = self.settings.model_dump(exclude_defaults=True, exclude={self.kind.variant})
         # In run folders the key of the variant is "sampler" for every strategy.
-        return {"strategy": self.name, "sampler": self.variant, **({"strategy_settings": settings} if settings else {})}
+        return {
+            "strategy": self.name,
+            "sampler": self.variant,
+            **({"strategy_settings": settings} if settings else {}),
+            **({} if self.batch is None else {"batch": self.batch}),
+        }
 
     def make(self, space: Space, objectives: int, seed: int, knowledge: Knowledge | None = None) -> Strategy:
         """A new strategy object.
@@ -73,6 +80,8 @@ class ConfiguredStrategy:
             knowledge: what is known before any evaluation; None: nothing.
         """
         strategy = self.kind(space, objectives, seed, self.settings)
+        if self.batch is not None:
+            strategy.batch = self.batch
         if knowledge is not None:
             strategy.knowledge = knowledge
         return strategy

@@ -1,5 +1,4 @@
-"""Conformance suites: what every dataset, format, runner, model, operation, space, strategy, target, task and tracker
-must do.
+"""Conformance suites: what every member of a kind must do: a dataset, an executor, a format, and so on.
 
 Each ``check_...`` takes the member (or its name) and raises an AssertionError that names the broken promise. They test
 the members that are part of Bitfront, and they are public so that you can test yours in the same way: register it, then
@@ -7,6 +6,7 @@ call its suite in a test.
 """
 
 from bitfront.testing.data import check_dataset
+from bitfront.testing.executors import check_executor
 from bitfront.testing.formats import check_format
 from bitfront.testing.metrics import check_runner
 from bitfront.testing.models import check_model
@@ -19,6 +19,7 @@ from bitfront.testing.trackers import check_tracker
 
 __all__ = [
     "check_dataset",
+    "check_executor",
     "check_format",
     "check_model",
     "check_operation",

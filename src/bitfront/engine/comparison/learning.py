@@ -128,6 +128,7 @@ def opened(plan: Plan, seed: int, folder: Path, events: Events) -> Iterator[Lear
             limits = bounds(plan, float_metrics(plan))
             plan.evaluator.steer(target_of(plan.evaluator, limits.constraints))
             seeded.course.on_epoch = events.learning
+            seeded.course.elsewhere = dispatcher.elsewhere()
             # What was trained in earlier sessions took its time from this run too.
             keep_pace(plan, store, time.perf_counter() - spent - float(store.trials().duration.sum()))
             yield LearnedRun(plan, limits, CachedEvaluator(dispatcher, store, plan.space.keys), spent)

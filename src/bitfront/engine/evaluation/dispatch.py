@@ -1,28 +1,36 @@
-"""The dispatcher cuts candidates into blocks and has them evaluated, in this process or in several.
+"""The dispatcher cuts candidates into blocks and has them evaluated, in this process or by workers.
 
 The size of a block depends on the clock. The metrics of a candidate do not depend on its block.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitfront import interrupts
 from bitfront.engine.evaluation.interface import BatchMetrics, Evaluator, joined
+from bitfront.engine.evaluation.members import MembersElsewhere
 from bitfront.engine.evaluation.range_loss import RangeLosses, merged
-from bitfront.engine.evaluation.workers import DEATHS, LETHAL, Workers, failed
+from bitfront.engine.evaluation.workers import LETHAL, Workers, failed
+from bitfront.engine.evaluation.workers import merged as in_order
 from bitfront.engine.storage.inflight import InFlight, key_of
 from bitfront.errors import EvaluationError, UserError
+from bitfront.executors.base import Launcher, LauncherSettings
+from bitfront.executors.crew import DEATHS, Status
+from bitfront.executors.processes import Processes
 from bitfront.spaces.base import Codes
 
 #: The target time of a block: short enough for the progress bar, the timeout and the store, and long enough that their
 #: work is a small part of it.
 BLOCK_SECONDS = 0.25
+#: Blocks per second of all workers together that this process can hand out without being what they wait for.
+BLOCKS_PER_SECOND = 200.0
 #: Number of candidates in the first block.
 FIRST_BLOCK = 16
 #: The same for candidates that are trained. A few together are trained much faster than each alone.
@@ -32,16 +40,19 @@ LARGEST_BLOCK = 1 << 16
 
 
 class Dispatcher:
-    """Evaluates blocks of candidates, in this process or in `n_jobs` worker processes; results come in order.
+    """Evaluates blocks of candidates, in this process or in `n_jobs` workers; results come in order.
 
     A context manager: leaving it ends the workers.
 
     Args:
-        evaluator: evaluates the blocks. With several processes each of them builds an evaluator from its job.
-        n_jobs: number of processes, 1 or more.
+        evaluator: evaluates the blocks. Each worker builds an evaluator from its job.
+        n_jobs: number of workers, 1 or more.
         seconds: how long one candidate may take. With it a worker process evaluates also where `n_jobs` is 1: only a
             process can be ended whatever it does.
         in_flight: what earlier sessions left, and where this one notes what it evaluates in this process.
+        launcher: starts the workers, and evaluates also where `n_jobs` is 1; None: worker processes by need.
+        folder: where what workers on other machines need is written, for a while; None: it travels to each.
+        heard: called with how the workers stand.
 
     Attributes:
         lethal: key of a candidate → why it must not be evaluated: it ends its process, or takes too long.
@@ -49,11 +60,20 @@ class Dispatcher:
     """
 
     def __init__(
-        self, evaluator: Evaluator, n_jobs: int = 1, seconds: float | None = None, in_flight: InFlight | None = None
+        self,
+        evaluator: Evaluator,
+        n_jobs: int = 1,
+        seconds: float | None = None,
+        in_flight: InFlight | None = None,
+        launcher: Launcher | None = None,
+        folder: Path | None = None,
+        heard: Callable[[Status], None] = lambda _: None,
     ) -> None:
         self.evaluator, self.n_jobs, self.seconds = evaluator, n_jobs, seconds
+        self.launcher, self._folder, self._heard = launcher, folder, heard
         self.in_flight = in_flight or InFlight()
         self.lethal: dict[bytes, str] = {}
+        self._members: MembersElsewhere | None = None
         self._tried: set[bytes] = set()
         self._pool: Workers | None = None
         self._sends_model, self._warned = True, False
@@ -62,7 +82,8 @@ class Dispatcher:
         self._cohort = training.halving.cohort if training and training.halving else 0
         self._block = self._cohort or (TRAINED_BLOCK if training else FIRST_BLOCK if seconds is None else 1)
         #: The target time of a block: well below what one candidate may take.
-        self._target = min(BLOCK_SECONDS, seconds / 4) if seconds else BLOCK_SECONDS
+        self._target = max(BLOCK_SECONDS, n_jobs / BLOCKS_PER_SECOND)
+        self._target = min(self._target, seconds / 4) if seconds else self._target
         self._least = TRAINED_BLOCK if training else 1
         self.inexact: dict[str, str] = {}
         self.plain = ""
@@ -70,9 +91,11 @@ class Dispatcher:
 
     @property
     def isolated(self) -> bool:
-        """Whether candidates are evaluated in worker processes only: several, or with a time limit, or because some
-        were found to end their process."""
-        return self.n_jobs > 1 or self.seconds is not None or self._warned
+        """Whether candidates are evaluated by workers only: several, or those of an executor, or with a time limit, or
+        because some were found to end their process."""
+        if self.evaluator.job.learning is not None:
+            return False  # these networks come out of one training; its members are trained by workers
+        return self.launcher is not None or self.n_jobs > 1 or self.seconds is not None or self._warned
 
     @property
     def remarks(self) -> list[str]:
@@ -116,51 +139,83 @@ class Dispatcher:
             self.in_flight.end()
 
     def _blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
-        start = 0
-        while start < len(codes):
-            ahead = codes[start : start + self._block * self.n_jobs]
-            if self._cohort:
-                parts = [ahead[i : i + self._cohort] for i in range(0, len(ahead), self._cohort)]
-            else:
-                parts = [p for p in np.array_split(ahead, self.n_jobs) if len(p)]
-            begin = time.perf_counter()
-            for part, metrics in zip(parts, self._map(parts), strict=True):
-                self.inexact.update(metrics.inexact)
-                self.plain = self.plain or metrics.plain
-                self.losses = merged([self.losses, metrics.losses])
-                yield part, metrics
-            seconds = time.perf_counter() - begin
-            start += sum(map(len, parts))
-            if self._cohort:
-                continue
-            if seconds < self._target and len(parts) == self.n_jobs:
-                # Larger blocks share more work, so a block that took very little time grows by more than a factor of 2.
-                factor = 8 if seconds < self._target / 16 else 2
-                self._block = min(LARGEST_BLOCK, self._block * factor)
-            elif seconds > 2 * self._target:
-                self._block = max(self._least, self._block // 2)
+        taken: deque[Codes] = deque()
 
-    def _map(self, parts: Sequence[Codes]) -> Iterator[BatchMetrics]:
+        def parts() -> Iterator[Codes]:
+            start = 0
+            while start < len(codes):
+                part = codes[start : start + self._size(len(codes) - start)]
+                taken.append(part)
+                start += len(part)
+                yield part
+
+        for metrics in self._map(parts()):
+            part = taken.popleft()
+            self.inexact.update(metrics.inexact)
+            self.plain = self.plain or metrics.plain
+            self.losses = merged([self.losses, metrics.losses])
+            self._pace(len(part), sum(metrics.seconds))
+            yield part, metrics
+
+    def _size(self, left: int) -> int:
+        """How many of the last `left` candidates the next block has. At the end all workers have something to do."""
+        if self._cohort:
+            return self._cohort
+        workers = self._workers().capacity if self.isolated else 1
+        return max(1, min(self._block, math.ceil(left / workers)))
+
+    def _pace(self, count: int, seconds: float) -> None:
+        """Choose the size of the next blocks, after one of `count` candidates."""
+        if self._cohort:
+            return
+        # Larger blocks share more work, so a block that took very little time grows by more than a factor of 2. Only a
+        # block of the present size tells something.
+        if seconds < self._target and count == self._block:
+            self._block = min(LARGEST_BLOCK, self._block * (8 if seconds < self._target / 16 else 2))
+        elif seconds > 2 * self._target and count <= self._block:
+            self._block = max(self._least, min(self._block, count) // 2)
+
+    def _map(self, parts: Iterator[Codes]) -> Iterator[BatchMetrics]:
         """The metrics of each part, in order. Candidates that are known to be lethal are not evaluated."""
-        if not self.lethal:
-            yield from map(self._noted, parts, self._evaluated(parts))
+        if not self.isolated:
+            yield from map(self._allowed_here, parts)
             return
-        allowed = [np.array([key_of(code) not in self.lethal for code in part], dtype=bool) for part in parts]
-        if all(rows.all() for rows in allowed):
-            yield from map(self._noted, parts, self._evaluated(parts))
-            return
-        evaluated = self._evaluated([part[rows] for part, rows in zip(parts, allowed, strict=True) if rows.any()])
-        for part, rows in zip(parts, allowed, strict=True):
-            texts = [self.lethal[key_of(code)] for code in part[~rows]]
-            pieces = [(np.flatnonzero(~rows), failed(self.evaluator.metrics, texts))]
-            if rows.any():
-                pieces.append((np.flatnonzero(rows), self._noted(part[rows], next(evaluated))))
-            yield _merged(pieces)
+        asked: deque[tuple[Codes, NDArray[np.bool_]]] = deque()
 
-    def _evaluated(self, parts: Sequence[Codes]) -> Iterator[BatchMetrics]:
-        if self.isolated:
-            return self._workers().evaluate(parts, apart=bool(self._cohort))
-        return map(self._here, parts)
+        def allowed() -> Iterator[Codes]:
+            for part in parts:
+                rows = self._not_lethal(part)
+                asked.append((part, rows))
+                if rows.any():
+                    yield part[rows]
+
+        def without_any() -> Iterator[BatchMetrics]:
+            while asked and not asked[0][1].any():
+                yield self._with_lethal(*asked.popleft(), None)
+
+        for metrics in self._workers().evaluate(allowed(), apart=bool(self._cohort)):
+            yield from without_any()
+            yield self._with_lethal(*asked.popleft(), metrics)
+        yield from without_any()
+
+    def _with_lethal(self, part: Codes, rows: NDArray[np.bool_], metrics: BatchMetrics | None) -> BatchMetrics:
+        """The metrics of a part of which the candidates at `rows` were evaluated, and no other one."""
+        if metrics is not None:
+            metrics = self._noted(part[rows], metrics)
+            if rows.all():
+                return metrics
+        texts = [self.lethal[key_of(code)] for code in part[~rows]]
+        pieces = [(np.flatnonzero(~rows), failed(self.evaluator.metrics, texts))]
+        return in_order([*pieces, *([] if metrics is None else [(np.flatnonzero(rows), metrics)])])
+
+    def _not_lethal(self, codes: Codes) -> NDArray[np.bool_]:
+        if not self.lethal:
+            return np.ones(len(codes), dtype=bool)
+        return np.array([key_of(code) not in self.lethal for code in codes], dtype=bool)
+
+    def _allowed_here(self, part: Codes) -> BatchMetrics:
+        rows = self._not_lethal(part)
+        return self._with_lethal(part, rows, self._here(part[rows]) if rows.any() else None)
 
     def _noted(self, codes: Codes, metrics: BatchMetrics) -> BatchMetrics:
         """The same, after noting which candidates turned out to be lethal."""
@@ -187,7 +242,7 @@ class Dispatcher:
         if self._cohort or suspect.all():
             return self._alone(part)
         rows = np.flatnonzero(suspect), np.flatnonzero(~suspect)
-        return _merged([(rows[0], self._alone(part[rows[0]])), (rows[1], self._here(part[rows[1]]))])
+        return in_order([(rows[0], self._alone(part[rows[0]])), (rows[1], self._here(part[rows[1]]))])
 
     def _alone(self, part: Codes) -> BatchMetrics:
         """Evaluate in worker processes; where there can be none, one by one in this process."""
@@ -212,7 +267,7 @@ class Dispatcher:
             self._try_out(codes[unknown])
         else:
             self.in_flight.begin(codes)
-        return np.array([key_of(code) not in self.lethal for code in codes], dtype=bool)
+        return self._not_lethal(codes)
 
     def try_suspects(self) -> None:
         """Find out which suspects end the process that evaluates them. To be called before anything is evaluated."""
@@ -230,7 +285,7 @@ class Dispatcher:
             self.close()
             self._sends_model = False
             for key in [key for key, deaths in suspects.items() if deaths >= DEATHS]:
-                self.lethal[key] = f"{LETHAL} it ended itself, {suspects[key]} times"
+                self.lethal[key] = f"{LETHAL} it ended its worker, {suspects[key]} times"
 
     def _try_out(self, codes: Codes) -> None:
         if len(codes):
@@ -258,6 +313,11 @@ class Dispatcher:
         if not different:
             return ""
         text = f"worker processes measure another {different[0]} than this process"
+        if self.launcher is not None:
+            raise EvaluationError(
+                f"{self.launcher.title}: its workers measure another {different[0]} than this process; their results "
+                "would not be those of the deployed model. Evaluate without an executor, or on machines like this one"
+            )
         if self.n_jobs == 1:
             raise EvaluationError(f"{text}; leave candidate_timeout out, then this process evaluates all candidates")
         self.close()
@@ -270,25 +330,33 @@ class Dispatcher:
             self.close()
             self.evaluator = evaluator
 
+    def elsewhere(self) -> MembersElsewhere | None:
+        """What has the members of a training with learned bits trained by workers; None: this process trains them."""
+        if self.launcher is None:
+            return None
+        job, folder = self.evaluator.job, self._folder
+        self._members = MembersElsewhere(job, self.launcher, self.n_jobs, folder, self._heard)
+        return self._members
+
     def _workers(self) -> Workers:
         if self._pool is None:
-            self._pool = Workers(self.evaluator.job, self.n_jobs, self.seconds, self.evaluator.metrics)
+            launcher = self.launcher or Processes(LauncherSettings())
+            self._pool = Workers(
+                self.evaluator.job,
+                launcher,
+                self.n_jobs,
+                self.seconds,
+                self.evaluator.metrics,
+                self._folder,
+                self._heard,
+            )
         return self._pool
 
     def close(self) -> None:
         """End the workers."""
+        if self._members is not None:
+            self._members.close()
+            self._members = None
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-
-
-def _merged(pieces: Sequence[tuple[NDArray[np.int64], BatchMetrics]]) -> BatchMetrics:
-    """The metrics of rows that were evaluated in several pieces, in the order of the rows."""
-    whole = joined([metrics for _, metrics in pieces])
-    back = np.argsort(np.concatenate([rows for rows, _ in pieces]))
-    return replace(
-        whole,
-        values={m: v[back] for m, v in whole.values.items()},
-        errors=tuple(whole.errors[i] for i in back),
-        seconds=tuple(whole.seconds[i] for i in back),
-    )

@@ -27,7 +27,7 @@ from bitfront.formats.base import Format, Operand
 from bitfront.learned_bits.course import Course, Network, starting_ranges
 from bitfront.learned_bits.floats import EPOCHS, TEACHERS, WIDER, fresh_models, soft_targets
 from bitfront.learned_bits.network import formats_of, state_of
-from bitfront.learned_bits.program import BitsProgram
+from bitfront.learned_bits.program import BitsProgram, Program
 from bitfront.learned_bits.space import LearnedBitsSpace
 from bitfront.learned_bits.state import Floats, Samples
 from bitfront.learned_bits.steering import Target
@@ -116,15 +116,19 @@ class LearnedBitsEvaluator(Evaluator):
         some = some.float() if isinstance(program, BitsProgram) else some
         return starting_ranges(self._space.graph.model, program, some, lambda m, x: m(x))
 
+    @property
+    def program(self) -> Program:
+        """The steps of the network, with the formats of what learns no bits."""
+        program = self._space.program
+        return replace(program, fixed=self._fixed) if isinstance(program, TorchProgram) else program
+
     def _course(self, models: Sequence[nn.Module], largest: Sequence[Floats], targets: Tensor | None) -> Course:
         """A course at its start, with these members."""
-        learning, space = self.learning, self._space
+        learning = self.learning
         train, val = (self._samples(*split) for split in ((learning.x, learning.y), (learning.val_x, learning.val_y)))
         if targets is not None:
             train = replace(train, targets=targets.to(train.x.device))
-        program = space.program
-        if isinstance(program, TorchProgram):
-            program = replace(program, fixed=self._fixed)
+        program = self.program
         course = Course.begin(program, models, largest, learning.schedule, learning.cost, train, val)
         return replace(course, scale=self._scale())
 

@@ -1,198 +1,221 @@
-"""Processes that evaluate candidates, and that a candidate may end.
+"""Candidates that are evaluated by workers, which a candidate may end: parts of them in, their metrics out in order.
 
-Each worker builds its own evaluator from the job, and evaluates one part of the candidates after the other. When one
-dies, or is late and is killed, the part that it had is cut into smaller ones, until the candidate is alone that is to
-blame; that one has failed, the others are evaluated again. A candidate that died alone is tried once more: somebody
-else may have killed its process.
+A crew (``executors.crew``) hands the parts out. Each worker builds its own evaluator from the job, once. When a worker
+dies, or is late and is ended, its part is cut into smaller ones, until the candidate is alone that is to blame. It has
+failed, the others are evaluated again.
+
+With successive halving, the results of a part depend on which candidates it has. So what comes out of a cut one only
+says who ends workers; then the others of the part are evaluated again, together.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import pickle
-import signal
-import threading
-import time
+import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection, get_context, parent_process, resource_tracker
-from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.nn.modules import module as _modules
+from torch.utils.hooks import RemovableHandle
 
 from bitfront import interrupts
-from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, joined
+from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, Evaluator, joined
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError, described
+from bitfront.executors.base import Launcher
+from bitfront.executors.crew import Crew, Done, Lost, Status, Work
+from bitfront.executors.versions import worker_name
 from bitfront.spaces.base import Codes
 
-#: How often in a row workers may die before they are ready.
-STARTS = 5
-#: So often a candidate may end a process that evaluates it alone.
-DEATHS = 2
-#: How the error of a candidate begins that ends its process, or whose process was ended.
+#: How the error of a candidate begins that ends its worker, or whose worker was ended.
 LETHAL = "the process of this candidate was ended:"
 #: Parts of at most so many candidates are cut into single ones.
 FEW = 16
 #: Seconds that a new worker has for what happens once, such as calibration, until it is known how long that takes.
 WARMING = 5.0
-#: Seconds that a process may take to end after it has closed its connection.
-ENDING = 2.0
 #: Several candidates are cut if they take so many times as long as expected, and longer than so many seconds.
 LATE, LEAST_SECONDS = 8.0, 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """Candidates for one worker: `codes` are those of the part number `part` from place `start` on."""
-
-    part: int
-    start: int
-    codes: Codes
-    deaths: int = 0
-
-    def cut(self, apart: bool) -> list[_Task]:
-        count = len(self.codes)
-        size = 1 if apart or count <= FEW else math.isqrt(count)
-        return [_Task(self.part, self.start + i, self.codes[i : i + size]) for i in range(0, count, size)]
+#: So many parts may be ahead of the first one that is not done, per part that can be out.
+AHEAD = 4
 
 
 @dataclass(eq=False)
-class _Worker:
-    process: SpawnProcess
-    connection: connection.Connection[Any, Any]
-    #: Whether the job was sent. It waits until the process reads: it may be large, and the process may die before.
-    has_job: bool = False
-    ready: bool = False
-    fresh: bool = True
-    task: _Task | None = None
-    since: float = 0.0
-    limit: float | None = None
+class _Part(Work):
+    """Candidates for one worker: `codes` are those of the part number `part` at the places `rows`.
+
+    Attributes:
+        whole: whether results depend on all candidates of the part.
+        probes: whether it is only evaluated to find out who ends workers.
+        limited: gives the limit in seconds of a number of candidates.
+        warms: gives the seconds that a worker may take longer for its first part.
+    """
+
+    part: int
+    rows: NDArray[np.int64]
+    codes: Codes
+    limited: Callable[[int], float | None]
+    warms: Callable[[], float]
+    whole: bool = False
+    probes: bool = False
+    method: str = "evaluate"
+
+    @property
+    def argument(self) -> Codes:
+        """The codes."""
+        return self.codes
+
+    def cut(self) -> Sequence[_Part]:
+        """Single candidates, or some larger pieces if there are many."""
+        count = len(self.codes)
+        if count == 1 and not self.whole:
+            return ()
+        size = 1 if self.whole or count <= FEW else math.isqrt(count)
+        return [
+            replace(
+                self,
+                rows=self.rows[i : i + size],
+                codes=self.codes[i : i + size],
+                whole=False,
+                probes=self.whole or self.probes,
+            )
+            for i in range(0, count, size)
+        ]
+
+    def limit(self) -> float | None:
+        """Seconds that it may take; None: as long as it wants."""
+        return self.limited(len(self.codes))
+
+    def warming(self) -> float:
+        """Seconds that the first part of a worker may take longer."""
+        return self.warms()
+
+
+@dataclass(eq=False)
+class _Collected:
+    """What is known of one part.
+
+    Attributes:
+        codes: its candidates.
+        pieces: (rows, metrics) of those that are done.
+        probed: how many were evaluated only to find out who ends workers.
+    """
+
+    codes: Codes
+    pieces: list[tuple[NDArray[np.int64], BatchMetrics]] = field(default_factory=list)
+    probed: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all of its candidates are."""
+        return sum(len(rows) for rows, _ in self.pieces) == len(self.codes)
 
 
 @dataclass(eq=False)
 class Workers:
-    """Worker processes for one job.
+    """Workers for one job.
 
     Attributes:
         job: what they evaluate. Each computes on one thread.
+        launcher: starts them.
         number: how many there are at most.
         seconds: how long one candidate may take; None: as long as it wants.
         metrics: names of all metrics, for candidates that fail.
+        folder: where the job is written for workers on other machines that see this folder; None: nowhere.
+        heard: called with how the workers stand, some times a second.
     """
 
     job: EvaluationJob
+    launcher: Launcher
     number: int
     seconds: float | None
     metrics: Sequence[str]
-    _payload: bytes = b""
-    _workers: list[_Worker] = field(default_factory=list)
-    _failed_starts: int = 0
+    folder: Path | None = None
+    heard: Callable[[Status], None] = lambda _: None
     #: Seconds per candidate, as of the last result; None before the first.
     _each: float | None = None
     _warming: float = WARMING
 
-    def evaluate(self, parts: Sequence[Codes], *, apart: bool = False) -> Iterator[BatchMetrics]:
+    def __post_init__(self) -> None:
+        def content() -> bytes:
+            return payload_of(self.job, self.launcher, self.number)
+
+        folder = None if self.launcher.local else self.folder
+        self._crew = Crew(self.launcher, self.number, f"{__name__}:opened", content, folder, self.heard)
+
+    @property
+    def capacity(self) -> int:
+        """How many parts can be out at a time."""
+        return self._crew.capacity
+
+    def evaluate(self, parts: Iterable[Codes], *, apart: bool = False) -> Iterator[BatchMetrics]:
         """The metrics of each part, in order. When the caller stops iterating, what is not finished is dropped.
 
         Args:
-            parts: candidates, each of shape (candidates, parameters).
-            apart: whether a part whose worker died is cut into single candidates at once.
+            parts: candidates, each of shape (candidates, parameters). The next one is taken when there is room for it.
+            apart: whether results of a part depend on all of its candidates.
 
         Raises:
             EvaluationError: workers cannot be started.
             UserError: the job cannot be sent to another process; or a runner refuses to go on.
         """
-        waiting = deque(_Task(i, 0, codes) for i, codes in enumerate(parts))
-        done: list[list[tuple[int, BatchMetrics]]] = [[] for _ in parts]
-        missing = [len(codes) for codes in parts]
+        source, collected = enumerate(parts), dict[int, _Collected]()
+        again: deque[_Part] = deque()
         following = 0
-        try:
-            while following < len(parts):
-                if not missing[following]:
-                    yield joined([metrics for _, metrics in sorted(done[following], key=lambda piece: piece[0])])
-                    following += 1
-                    continue
-                self._assign(waiting)
-                for task, metrics in self._events(waiting, apart):
-                    done[task.part].append((task.start, metrics))
-                    missing[task.part] -= len(task.codes)
-        finally:
-            for worker in [w for w in self._workers if w.task is not None]:
-                self._end(worker)
 
-    def start(self) -> None:
-        """Start one worker and wait until it is ready. Raises like ``evaluate``."""
-        if not self._workers:
-            self._begin()
-        while not self._workers[0].ready:
-            list(self._events(deque(), apart=False))
-            if not self._workers:
-                self._begin()
+        def next_work() -> _Part | None:
+            if again:
+                return again.popleft()
+            if collected and max(collected) - following >= AHEAD * self.capacity:
+                return None
+            number, codes = next(source, (0, None))
+            if codes is None:
+                return None
+            collected[number] = _Collected(codes)
+            return _Part(number, np.arange(len(codes)), codes, self._limit, lambda: self._warming, whole=apart)
 
-    def close(self) -> None:
-        """End all workers."""
-        for worker in list(self._workers):
-            self._end(worker)
+        for outcome in self._crew.outcomes(next_work):
+            again.extend(self._noted(outcome, collected))
+            while following in collected and collected[following].done:
+                yield merged(collected.pop(following).pieces)
+                following += 1
 
-    def _assign(self, waiting: deque[_Task]) -> None:
-        """Give idle workers something to do, and start as many as there is work for."""
-        for worker in self._workers:
-            if waiting and worker.ready and worker.task is None:
-                task = waiting.popleft()
-                worker.limit = self._limit(len(task.codes), worker.fresh)
-                try:
-                    worker.connection.send(task.codes)
-                except OSError:
-                    waiting.appendleft(task)  # it has just died; its end is noticed next
-                else:
-                    worker.task, worker.since = task, time.perf_counter()
-        idle = sum(worker.task is None for worker in self._workers)
-        for _ in range(min(self.number - len(self._workers), len(waiting) - idle)):
-            self._begin()
+    def _noted(self, outcome: Done | Lost, collected: dict[int, _Collected]) -> Iterator[_Part]:
+        """Note what became of a piece; gives what must be evaluated again."""
+        piece = outcome.work
+        assert isinstance(piece, _Part)
+        into = collected[piece.part]
+        if isinstance(outcome, Done):
+            self._paced(outcome, len(piece.codes))
+            if not piece.probes:
+                into.pieces.append((piece.rows, outcome.value))
+        else:
+            text = f"it ended its worker, {outcome.deaths} times ({outcome.why})"
+            if not outcome.why:
+                text = f"it took longer than candidate_timeout = {self.seconds:g} s"
+            lost = failed(self.metrics, [f"{LETHAL} {text}"] * len(piece.rows), outcome.seconds)
+            into.pieces.append((piece.rows, lost))
+        if not piece.probes:
+            return
+        into.probed += len(piece.rows)
+        if into.probed == len(into.codes) and not into.done:
+            lethal = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in into.pieces)])
+            rows = np.setdiff1d(np.arange(len(into.codes)), lethal)
+            # Whoever ends a worker now does so only together with others; they are not cut a second time.
+            yield replace(piece, rows=rows, codes=into.codes[rows], probes=False)
 
-    def _events(self, waiting: deque[_Task], apart: bool) -> Iterator[tuple[_Task, BatchMetrics]]:
-        """Wait until something happens; gives what was evaluated, and puts what must be tried again into `waiting`."""
-        now = time.perf_counter()
-        left = [w.since + w.limit - now for w in self._workers if w.task is not None and w.limit is not None]
-        handles = {w.connection: w for w in self._workers}
-        ready = connection.wait(list(handles), max(0.0, min(left)) if left else None)
-        for worker in [handles[c] for c in ready if isinstance(c, connection.Connection)]:
-            try:
-                message = worker.connection.recv()
-            except (OSError, EOFError):
-                yield from self._died(worker, waiting, apart)
-                continue
-            if isinstance(message, BaseException):
-                raise message
-            task, worker.task = worker.task, None
-            if task is None:
-                worker.ready, worker.has_job = worker.has_job, True
-                if worker.ready:
-                    self._failed_starts = 0
-                    continue
-                try:
-                    worker.connection.send_bytes(self._payload)
-                except OSError:
-                    yield from self._died(worker, waiting, apart)
-                continue
-            seconds = time.perf_counter() - worker.since
-            if worker.fresh:
-                self._warming, worker.fresh = max(LEAST_SECONDS, 4 * seconds), False
-            else:
-                self._each = seconds / max(1, len(task.codes))
-            yield task, message
-        now = time.perf_counter()
-        late = [w for w in self._workers if w.task is not None and w.limit is not None and now - w.since >= w.limit]
-        for worker in late:
-            yield from self._late(worker, waiting, apart)
+    def _paced(self, outcome: Done, count: int) -> None:
+        if outcome.first:
+            self._warming = max(LEAST_SECONDS, 4 * outcome.seconds)
+        else:
+            self._each = outcome.seconds / max(1, count)
 
-    def _limit(self, count: int, fresh: bool) -> float | None:
+    def _limit(self, count: int) -> float | None:
         if self.seconds is None:
             return None
         limit = self.seconds
@@ -200,63 +223,31 @@ class Workers:
             limit *= count
         elif count > 1 and self._each is not None:
             limit = min(limit, max(LEAST_SECONDS, LATE * self._each * count))
-        return limit + (self._warming if fresh else 0.0)
+        return limit
 
-    def _late(self, worker: _Worker, waiting: deque[_Task], apart: bool) -> Iterator[tuple[_Task, BatchMetrics]]:
-        task, limit = worker.task, worker.limit
-        assert task is not None
-        assert limit is not None
-        self._end(worker)
-        if len(task.codes) == 1:
-            yield task, self._failure(f"{LETHAL} it took longer than candidate_timeout = {self.seconds:g} s", limit)
-        else:
-            waiting.extendleft(reversed(task.cut(apart)))
+    def start(self) -> None:
+        """Start the workers, as far as that is done without work. Raises like ``evaluate``."""
+        self._crew.start()
 
-    def _died(self, worker: _Worker, waiting: deque[_Task], apart: bool) -> Iterator[tuple[_Task, BatchMetrics]]:
-        task, why = worker.task, self._end(worker, wait=ENDING)
-        if task is None:
-            if not worker.ready:
-                self._failed_starts += 1
-                if self._failed_starts >= STARTS:
-                    raise EvaluationError(f"worker processes cannot be started: {why} before they were ready")
-        elif len(task.codes) > 1:
-            waiting.extendleft(reversed(task.cut(apart)))
-        elif task.deaths + 1 < DEATHS:
-            waiting.appendleft(replace(task, deaths=task.deaths + 1))
-        else:
-            yield task, self._failure(f"{LETHAL} it ended itself, {DEATHS} times of {DEATHS} ({why})", 0.0)
+    def close(self) -> None:
+        """End all workers, and delete what they shared."""
+        self._crew.close()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _failure(self, text: str, seconds: float) -> BatchMetrics:
-        return failed(self.metrics, [text], seconds)
 
-    def _begin(self) -> None:
-        self._payload = self._payload or payload_of(self.job, self.number)
-        # spawn, not fork: a forked child would inherit torch's threads in an undefined state.
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs,), name="bitfront worker")
-        resource_tracker.ensure_running()  # it would unblock the signal
-        with interrupts.blocked():
-            process.start()
-        theirs.close()
-        if process.pid is not None:
-            interrupts.add_child(process.pid)
-        self._workers.append(_Worker(process, ours))
-
-    def _end(self, worker: _Worker, wait: float = 0.0) -> str:
-        """Kill a worker, unless it ends by itself within `wait` seconds, and say how it ended."""
-        self._workers.remove(worker)
-        worker.process.join(wait)
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
-        code = worker.process.exitcode
-        if worker.process.pid is not None:
-            interrupts.remove_child(worker.process.pid)
-        if code is None or code >= 0:
-            return f"ended with exit code {code}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+def merged(pieces: Sequence[tuple[NDArray[np.int64], BatchMetrics]]) -> BatchMetrics:
+    """The metrics of rows that were evaluated in several pieces, in the order of the rows."""
+    if len(pieces) == 1:
+        return pieces[0][1]
+    whole = joined([metrics for _, metrics in pieces])
+    back = np.argsort(np.concatenate([rows for rows, _ in pieces]))
+    return replace(
+        whole,
+        values={m: v[back] for m, v in whole.values.items()},
+        errors=tuple(whole.errors[i] for i in back),
+        seconds=tuple(whole.seconds[i] for i in back),
+    )
 
 
 def failed(metrics: Sequence[str], errors: Sequence[str], seconds: float = 0.0) -> BatchMetrics:
@@ -265,62 +256,64 @@ def failed(metrics: Sequence[str], errors: Sequence[str], seconds: float = 0.0) 
     return BatchMetrics({m: np.full(count, np.nan) for m in metrics}, tuple(errors), (seconds,) * count)
 
 
-def payload_of(job: EvaluationJob, number: int) -> bytes:
+def payload_of(job: EvaluationJob, launcher: Launcher, number: int) -> bytes:
     """A job, and the hooks that torch runs around all modules of this process, as bytes for another process, which
     computes on one thread. Raises UserError if that is impossible."""
     try:
         hooks = [list(held.values()) for held in (_modules._global_forward_pre_hooks, _modules._global_forward_hooks)]
-        return pickle.dumps((replace(job, threads=1), hooks))
+        content = replace(job, threads=1), hooks, worker_name()
+        return _by_value(content) if launcher.by_value else pickle.dumps(content)
     except Exception as error:
         why = f"n_jobs = {number}" if number > 1 else "candidate_timeout"
         instead = "use n_jobs = 1" if number > 1 else "leave candidate_timeout out"
+        if launcher.title != "processes":
+            why, instead = f"the executor {launcher.title}", "evaluate without an executor"
         raise UserError(
             f"{why} needs a model that can be sent to other processes, and this one cannot be pickled "
             f"({described(error)}). Define its class and its hooks at the top level of a module, or {instead}"
         ) from None
 
 
-def _work(pipe: connection.Connection[Any, Any]) -> None:
-    """What a worker does until its parent process ends it."""
-    interrupts.ignore()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    pipe.send(None)
-    payload = pipe.recv_bytes()
+def _by_value(content: object) -> bytes:
+    """With the code of what the user's script defines, which workers cannot import. Who needs cloudpickle brings it."""
+    try:
+        import cloudpickle
+    except ModuleNotFoundError:
+        return pickle.dumps(content)
+    data: bytes = cloudpickle.dumps(content)
+    return data
+
+
+#: The hooks of the job that was opened last.
+_HOOKS: list[RemovableHandle] = []
+
+
+def _hook(before: Sequence[Callable[..., Any]], after: Sequence[Callable[..., Any]]) -> None:
+    """Have this process run hooks around all modules, in place of those of an earlier job."""
+    while _HOOKS:
+        _HOOKS.pop().remove()
+    _HOOKS.extend(_modules.register_module_forward_pre_hook(hook) for hook in before)
+    _HOOKS.extend(_modules.register_module_forward_hook(hook) for hook in after)
+
+
+def opened(content: bytes) -> Evaluator:
+    """The evaluator of a job, in a worker.
+
+    Args:
+        content: from ``payload_of``; it comes from the process that gives out the work, so that unpickling it is safe.
+
+    Raises:
+        EvaluationError: the worker cannot be prepared.
+    """
     try:
         with interrupts.contained():
-            # The bytes come from the parent process, so that unpickling them is safe.
-            job, (before, after) = pickle.loads(payload)  # noqa: S301
-            for hook in before:
-                _modules.register_module_forward_pre_hook(hook)
-            for hook in after:
-                _modules.register_module_forward_hook(hook)
-            evaluator = open_evaluator(job)
+            job, hooks, sender = pickle.loads(content)  # noqa: S301
+            if sender != worker_name():  # a worker that is a thread of the sender has its hooks already
+                _hook(*hooks)
+            return open_evaluator(job)
     except Exception as error:
-        pipe.send(
-            EvaluationError(
-                f"a worker process cannot be prepared: {described(error)}. If the model is the reason, define its "
-                "class, its hooks and its functions at the top level of a module, or evaluate in one process "
-                "(n_jobs = 1, no candidate_timeout)"
-            )
-        )
-        return
-    pipe.send(None)
-    while True:
-        try:
-            codes = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer: object = evaluator.evaluate(codes)
-        except UserError as error:
-            answer = UserError(str(error), arguments=error.arguments)
-        pipe.send(answer)
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent has ended. A killed parent cannot do that, and the worker would wait forever."""
-    parent = parent_process()
-    if parent is not None:
-        with contextlib.suppress(OSError):
-            parent.join()
-        os._exit(1)
+        raise EvaluationError(
+            f"a worker process cannot be prepared: {described(error)}. If the model is the reason, define its "
+            "class, its hooks and its functions at the top level of a module, or evaluate in one process "
+            "(n_jobs = 1, no candidate_timeout)"
+        ) from None

@@ -47,6 +47,7 @@ from bitfront.engine.planning.runners import (
 )
 from bitfront.engine.planning.training import candidate_training, configured_training
 from bitfront.errors import ConfigError
+from bitfront.executors.base import Launcher, configured_launcher
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import check_weights
@@ -66,12 +67,21 @@ from bitfront.transforms.fold import Folded, folded
 DEFAULT_TRIALS = 100
 
 
+def workers_here(launcher: Launcher | None, setup: StrategySetup) -> int:
+    """How many workers share the memory of this machine."""
+    if launcher is None:
+        return setup.n_jobs if setup.n_jobs > 1 or setup.candidate_timeout else 0
+    return (launcher.settings.workers or setup.n_jobs) if launcher.local else 0
+
+
 def make_plan(
     config: Config,
     *,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     strategy: ConfiguredStrategy | None = None,
+    executor: Launcher | None = None,
+    insecure: bool = False,
     report: Any = None,
     progress: Any = None,
 ) -> Plan:
@@ -79,7 +89,8 @@ def make_plan(
 
     Args:
         config: the configuration; it must have a ``[search]`` table.
-        model, dataset, strategy: used in place of those that the configuration names.
+        model, dataset, strategy, executor: used in place of those that the configuration names.
+        insecure: whether the user has typed that connections to workers need not be encrypted.
         report, progress: as in ``DataRequest``.
 
     Raises:
@@ -93,6 +104,17 @@ def make_plan(
         if strategy is None:
             strategy = configured_strategy(config.search.strategy.name, setup.of_strategy)
             ignored = without_effect(strategy, setup.of_strategy)
+            if not strategy.kind.trains_bits:
+                strategy = replace(strategy, batch=setup.batch)
+        launcher = executor or configured_launcher(config.search.strategy.executor)
+        if launcher is not None:
+            launcher.check(insecure=insecure)
+            if setup.candidate_timeout and not launcher.replaces:
+                raise ConfigError(
+                    f"candidate_timeout ends the worker of a candidate, and {launcher.title} does not replace it; "
+                    "leave one of the two out, or use processes, loky or dask",
+                    key=(*SETUP, "candidate_timeout"),
+                )
         runners, added, objectives = _measured(config, strategy, task)
     network, dataset = _checked_model(config, dataset or open_data(config, report, progress), model, task)
     half = [] if model is None else halves_note(model)
@@ -111,7 +133,8 @@ def make_plan(
         n_trials = _budget(setup, strategy, evaluator.space.size)
         constraints = _constraints(config, evaluator)
         remarked = remarks(config, dataset, evaluator, added, warning)
-        remembered = limit_memory(evaluator, setup, trains_first=model is None, noise=strategy.kind.uses_noise)
+        here = workers_here(launcher, setup)
+        remembered = limit_memory(evaluator, setup, here, trains_first=model is None, noise=strategy.kind.uses_noise)
     lost = [] if model is None else [*range_remarks(evaluator.range_losses()), *unused_settings(config, strategy)]
     plan = Plan(
         config=config,
@@ -123,6 +146,7 @@ def make_plan(
         objectives=objectives,
         strategy=strategy,
         n_trials=n_trials,
+        launcher=launcher,
         notes=(
             *remarked,
             *folding_notes(config, changed, trains=trains),

@@ -143,8 +143,16 @@ def _weights(graph: Graph, evaluator: FixedEvaluator) -> tuple[int, int]:
     return layer, options
 
 
-def limit_memory(evaluator: Evaluator, setup: StrategySetup, *, trains_first: bool, noise: bool) -> list[str]:
+def limit_memory(
+    evaluator: Evaluator, setup: StrategySetup, workers: int, *, trains_first: bool, noise: bool
+) -> list[str]:
     """Let an evaluator keep no more than the memory limit allows. Returns notes.
+
+    Args:
+        evaluator: of the search.
+        setup: has the limit.
+        workers: how many worker processes there are on this machine beside this process.
+        trains_first, noise: as for ``needs``.
 
     Raises:
         ConfigError: a limit that is given cannot be held; says what the least is.
@@ -159,7 +167,7 @@ def limit_memory(evaluator: Evaluator, setup: StrategySetup, *, trains_first: bo
         )
     need = needs(evaluator, trains_first=trains_first, noise=noise)
     # With several processes, this one checks what they compute, so it takes as much as each of them.
-    processes = setup.n_jobs + 1 if setup.n_jobs > 1 or setup.candidate_timeout else 1
+    processes = workers + 1
     if setup.memory_limit is None:
         share = int(USED_SHARE * memory_free() / processes) + need.now
         kept = need.kept(share)

@@ -15,6 +15,7 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.evaluation.verification import Verification
 from bitfront.engine.planning.inputs import training_settings
 from bitfront.engine.planning.runners import Runners, auto_split
+from bitfront.executors.base import Launcher
 from bitfront.metrics.base import Side
 from bitfront.metrics.coverage import of_no_site
 from bitfront.objectives import Objectives
@@ -44,6 +45,7 @@ class Plan:
         strategy: the strategy with its settings.
         n_trials: the largest number of distinct candidates to evaluate.
         notes: remarks for the user.
+        launcher: starts the executor that evaluates; None: this process does, or worker processes by need.
         constraints: what every result must fulfil. Bounds relative to the float model are not resolved yet.
         forward: the forward fingerprint of `model` before any training.
     """
@@ -58,6 +60,7 @@ class Plan:
     strategy: ConfiguredStrategy
     n_trials: int
     notes: tuple[str, ...]
+    launcher: Launcher | None = None
     constraints: tuple[Constraint, ...] = ()
     forward: tuple[float, ...] = ()
 
@@ -70,6 +73,12 @@ class Plan:
     def sides(self) -> dict[str, Side]:
         """Metric → the table of its runner, ``sw_runner`` or ``hw_runner``."""
         return {metric.name: runner.side for runner in self.runners for metric in runner.produces}
+
+    @property
+    def workers(self) -> int:
+        """How many workers evaluate at a time; 1 for this process."""
+        given = self.launcher.settings.workers if self.launcher is not None else None
+        return given or self.settings.strategy.setup.n_jobs
 
     @property
     def exhaustive(self) -> bool:

@@ -91,7 +91,7 @@ def expected_seconds(plan: Plan, each: float, left: int, checked: float) -> floa
         left: number of candidates that are left to evaluate.
         checked: how long the check before the search took.
     """
-    evaluation = each * left / plan.settings.strategy.setup.n_jobs
+    evaluation = each * left / plan.workers
     timeout = plan.settings.strategy.setup.timeout
     samples, number = plan.evaluator.accuracy_samples, 1
     if samples is not None:

@@ -36,7 +36,7 @@ from bitfront.engine.search.paired import compare, compare_results, enough_sampl
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import learned
 from bitfront.engine.storage import store as stores
-from bitfront.engine.storage.folder import STORE, TRACKING, WEIGHTS, trial_weights
+from bitfront.engine.storage.folder import SHARED, STORE, TRACKING, WEIGHTS, trial_weights
 from bitfront.engine.storage.inflight import InFlight, key_of
 from bitfront.engine.storage.results import write_results
 from bitfront.engine.storage.run import Run
@@ -152,8 +152,16 @@ def open_dispatcher(plan: Plan, store: Store, events: Events) -> Iterator[Dispat
     in_flight = InFlight() if learns else InFlight(store.path, [len(p.labels) for p in plan.space.parameters])
     if in_flight.suspects:
         in_flight.forget(set(map(key_of, store.trials().code)) & in_flight.suspects.keys())
-    n_jobs = 1 if learns else setup.n_jobs
-    with Dispatcher(plan.evaluator, n_jobs, setup.candidate_timeout, in_flight) as dispatcher:
+    dispatcher = Dispatcher(
+        plan.evaluator,
+        plan.workers,
+        setup.candidate_timeout,
+        in_flight,
+        launcher=plan.launcher,
+        folder=plan.config.run_folder / SHARED,
+        heard=events.workers,
+    )
+    with dispatcher:
         count = len(in_flight.suspects)
         if count:
             events.note(
@@ -197,6 +205,7 @@ def _searched(
     store.set_meta("summary", {**summary, "constraints": [vars(c) for c in limits.constraints]})
     if plan.evaluator.job.learning is not None:
         plan.evaluator.job.learning.course.on_epoch = events.learning
+        plan.evaluator.job.learning.course.elsewhere = dispatcher.elsewhere()
         plan.evaluator.steer(target_of(plan.evaluator, limits.constraints))
         keep_pace(plan, store, began)
     reason, lost = _evaluate(plan, store, limits, starts, dispatcher, events)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 #: The file with the trials.
 STORE = "trials.sqlite"
+#: What workers on other machines read, while a search runs.
+SHARED = "workers"
 #: What trackers keep for later sessions.
 TRACKING = "tracking.json"
 #: The weights of the float model of the search.
