@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, cast
 
+import numpy as np
 from torch import fx, nn
 
 from bitfront.errors import ExportError
@@ -12,7 +13,7 @@ from bitfront.operations.base import OperandSpec, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, windows
 from bitfront.operations.integers import IntegerReader, Numbers, moving
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
-from bitfront.operations.onnx import INT64, OnnxWriter
+from bitfront.operations.onnx import INT64, Named, OnnxWriter
 from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
 
@@ -149,6 +150,16 @@ def _lower_move(r: IntegerReader, n: fx.Node) -> Numbers:
     return r.moved(n)
 
 
+def _write_unbind(w: OnnxWriter, n: fx.Node) -> Named:
+    dim, x = int(w.sample(n, 1, "dim") or 0), w.source(n)
+    dim %= x.dim()
+    if dim in w.sample_dims(n):
+        raise ExportError(f"{n.name} ({w.kind(n)}): it takes the samples apart")
+    places = [w.constant(f"{n.name}.place", np.array(k)) for k in range(x.shape[dim])]
+    given = w.value(n)
+    return tuple(w.add("Gather", [given, place], n.name, axis=dim) for place in places)
+
+
 CLONE = define(
     "clone",
     "A copy, maybe of another type or on another device.",
@@ -204,6 +215,14 @@ ITEM = define(
     channels=_item,
     integers=moving,
 )
+UNBIND = define(
+    "unbind",
+    "The parts of a tensor along a dimension, each without it.",
+    names=("unbind",),
+    count=free,
+    onnx=_write_unbind,
+    integers=_lower_move,
+)
 EXPAND_AS = define(
     "expand_as", "Repeated to the shape of another tensor.", names=("expand_as",), count=free, channels=elementwise
 )
@@ -214,7 +233,7 @@ MOVE = define(
     names=tuple(
         """
         chunk split narrow select index_select gather take take_along_dim tile repeat hsplit vsplit meshgrid
-        broadcast_to broadcast_tensors split_with_sizes get expand unbind repeat_interleave roll flip unfold im2col
+        broadcast_to broadcast_tensors split_with_sizes get expand repeat_interleave roll flip unfold im2col
         unflatten view_as reshape_as tensor_split one_hot pixel_shuffle pixel_unshuffle channel_shuffle
         native_channel_shuffle arange zeros ones full empty eye linspace tensor as_tensor zeros_like ones_like full_like
         empty_like new_zeros new_ones new_full new_empty new_tensor randn rand_like randn_like copy fill zero setitem
