@@ -183,6 +183,10 @@ class _Writer(OnnxTensors):
         constant = n.op == "get_attr" or not any(source in self.flowing for source in n.all_input_nodes)
         if constant and not self.formats.get(n.name):
             return self.constant(f"{n.name}.value", self.out.detach().numpy())
+        if constant:
+            raise self.refuse(
+                n, "it is computed of parameters alone; leave it in float, or compute it before the search"
+            )
         written = len(self.nodes)
         try:
             return self._written(n)

@@ -160,6 +160,39 @@ def _write_unbind(w: OnnxWriter, n: fx.Node) -> Named:
     return tuple(w.add("Gather", [given, place], n.name, axis=dim) for place in places)
 
 
+def _write_item(w: OnnxWriter, n: fx.Node) -> Named:
+    """Whole numbers, slices, None and an ellipsis, wherever the samples lie; anything else as a choice of values."""
+    x, index = w.source(n), n.args[1]
+    given = list(index) if isinstance(index, tuple) else [index]
+    plain = all(
+        i is None or i is Ellipsis or (isinstance(i, int) and not isinstance(i, bool)) or _is_slice(i) for i in given
+    )
+    if not plain:
+        return tuple(w.moved(n))
+    given += [] if Ellipsis in given else [Ellipsis]
+    at = given.index(Ellipsis)
+    given[at : at + 1] = [slice(None)] * (x.dim() - sum(i is not None and i is not Ellipsis for i in given))
+    along: Any = [i for i in given if i is not None]
+    cut = [d for d, i in enumerate(along) if i != slice(None)]
+    if w.sample_dims(n) & set(cut):
+        raise ExportError(f"{n.name} ({w.kind(n)}): it takes some samples only")
+    name, axes = w.tensor(n), [d for d in cut if _is_slice(along[d])]
+    if axes:
+        ends = zip(*(along[d].indices(x.shape[d]) for d in axes), strict=True)
+        start, stop, step = (w.constant(f"{n.name}.ends", np.array(end)) for end in ends)
+        name = w.add("Slice", [name, start, stop, w.constant(f"{n.name}.axes", np.array(axes)), step], f"{n.name}.cut")
+    for d in reversed([d for d in cut if d not in axes]):
+        place = w.constant(f"{n.name}.place", np.array(along[d] % x.shape[d]))
+        name = w.add("Gather", [name, place], f"{n.name}.at", axis=d)
+    kept = [i for i in given if i is None or _is_slice(i)]
+    new = [d for d, i in enumerate(kept) if i is None]
+    return w.add("Unsqueeze", [name, w.constant(f"{n.name}.new", np.array(new))], n.name) if new else name
+
+
+def _is_slice(index: object) -> bool:
+    return isinstance(index, slice) and not any(isinstance(i, fx.Node) for i in (index.start, index.stop, index.step))
+
+
 CLONE = define(
     "clone",
     "A copy, maybe of another type or on another device.",
@@ -213,6 +246,7 @@ ITEM = define(
     names=("getitem",),
     count=free,
     channels=_item,
+    onnx=_write_item,
     integers=moving,
 )
 UNBIND = define(

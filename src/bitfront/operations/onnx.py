@@ -160,6 +160,14 @@ class OnnxWriter(Protocol):
         """A value that an operation computes on its way, in the format of that operand; itself if it has none."""
         ...
 
+    def moved(self, n: fx.Node) -> list[str]:
+        """The tensors that a node gives which moves values of a sample and computes nothing, as a choice of values.
+
+        Raises:
+            ExportError: it moves values from one sample to another, or samples do not lie along the first dimension.
+        """
+        ...
+
     def integer(self, n: fx.Node) -> bool:
         """Whether the node is to be written with integer operators. Its rule ``onnx_integer`` has returned no reason
         against it."""
