@@ -96,7 +96,6 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("least_share", 0.95, "", "weights and multiply-accumulates that can be quantized, the least"),
         Target("float_exported", 23, "", "networks of 23 that are written as ONNX in float, and run"),
         Target("int8_exported", 23, "", "networks of 23 that are written as ONNX in int8 formats, and run"),
-        Target("largest_off", 1e-4, "", "largest difference in float, by the largest output", at_most=True),
     ),
     "big": (
         Target("ResNet-50_peak_MB", 8000, "MB", "peak of a search of ResNet-50 at 224 × 224", at_most=True),

@@ -3,9 +3,9 @@ And which of 23 common networks are written as ONNX.
 
 **Searched.** Six networks with random weights, from the families that people put on small hardware: a BERT and a GPT-2
 of Hugging Face (which cannot be traced), a vision transformer, an LSTM for keywords, a U-Net and a DS-CNN. Labels are
-the answers of the float model, so that its accuracy is 1 and every candidate shows what quantization changes. Each is searched in a
-process of its own by ``evolution``, with affine formats (a scale per tensor of an input, per channel of a weight) of 4,
-6 or 8 bits at every site that ``default`` means.
+the answers of the float model, so that its accuracy is 1 and every candidate shows what quantization changes. Each is
+searched in a process of its own by ``evolution``, with affine formats (a scale per tensor of an input, per channel of a
+weight) of 4, 6 or 8 bits at every site that ``default`` means.
 
 weights, macs   part of the values of all parameters, and of the multiply-accumulates, that belongs to a site
 ms, forwards    a candidate: the whole search by its candidates; the same in eager float forward passes

@@ -22,8 +22,8 @@ def computed(model, x):
 
 
 def formats_of(graph, *left_out):
-    """A format for every operand but some; not for what is computed of parameters alone."""
-    sites = [s for s in graph.sites if s.flowing]
+    """A format for every operand but some; not for what Swin V2 computes of parameters alone."""
+    sites = [s for s in graph.sites if "cpb_mlp" not in s.name]
     return {s.name: {o.name: FORMATS[o.role] for o in s.specs if not o.name.startswith(left_out)} for s in sites}
 
 

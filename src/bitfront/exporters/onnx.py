@@ -184,9 +184,7 @@ class _Writer(OnnxTensors):
         if constant and not self.formats.get(n.name):
             return self.constant(f"{n.name}.value", self.out.detach().numpy())
         if constant:
-            raise self.refuse(
-                n, "it is computed of parameters alone; leave it in float, or compute it before the search"
-            )
+            raise self.refuse(n, "it is computed of parameters alone; leave it in float")
         written = len(self.nodes)
         try:
             return self._written(n)

@@ -6,7 +6,7 @@ import itertools
 from typing import Any, cast
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
 from bitfront.operations.base import OperandSpec, classes, define, free
@@ -162,7 +162,9 @@ def _write_unbind(w: OnnxWriter, n: fx.Node) -> Named:
 
 def _write_item(w: OnnxWriter, n: fx.Node) -> Named:
     """Whole numbers, slices, None and an ellipsis, wherever the samples lie; anything else as a choice of values."""
-    x, index = w.source(n), n.args[1]
+    x, index = w.sample(n, 0, "input"), n.args[1]
+    if not isinstance(x, Tensor):
+        raise ExportError(f"{n.name} ({w.kind(n)}): what it takes a part of has no rule")
     given = list(index) if isinstance(index, tuple) else [index]
     plain = all(
         i is None or i is Ellipsis or (isinstance(i, int) and not isinstance(i, bool)) or _is_slice(i) for i in given
