@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 #: Benchmarks with a separate page.
 PAGES: Mapping[str, Path] = {"strategies": ROOT / "docs" / "strategies.md", "fpga": ROOT / "docs" / "metrics.md"}
 #: Benchmarks whose rows are several tables → the column that says which table; it is left out.
-SPLIT = {"strategies": "situation", "rivals": "table", "luts": "table", "granularity": "network"}
+SPLIT = {"strategies": "situation", "rivals": "table", "luts": "table", "granularity": "network", "zoo": "table"}
 #: Benchmarks of which only some rows are in the table → how the column ``what`` of the others begins.
 DRAWN_ONLY: Mapping[str, str | tuple[str, ...]] = {
     "granularity": "front of ",
@@ -92,7 +92,11 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target(f"{name}_differing", 0, "", f"samples with another number, target {name}", at_most=True)
         for name in ("c", "onnx")
     ),
-    "zoo": (Target("least_share", 0.95, "", "weights and multiply-accumulates that can be quantized, the least"),),
+    "zoo": (
+        Target("least_share", 0.95, "", "weights and multiply-accumulates that can be quantized, the least"),
+        Target("float_exported", 23, "", "networks of 23 that are written as ONNX in float, and run"),
+        Target("int8_exported", 23, "", "networks of 23 that are written as ONNX in int8 formats, and run"),
+    ),
     "big": (
         Target("ResNet-50_peak_MB", 8000, "MB", "peak of a search of ResNet-50 at 224 × 224", at_most=True),
         Target("transformer_peak_MB", 8000, "MB", "peak of a search of a transformer, 100 million parameters", True),

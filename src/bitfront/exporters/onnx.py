@@ -22,31 +22,31 @@ file has the writer that the rule uses.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+import operator
+from collections.abc import Mapping
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from bitfront.errors import ExportError, one_of, require
+from bitfront.errors import ExportError, one_of
 from bitfront.exporters import fusing
-from bitfront.exporters.packing import Packing, instead, otherwise, packing
-from bitfront.exporters.walking import Walker
+from bitfront.exporters.borrowed import BY_TORCH, Borrowed, whole_model
+from bitfront.exporters.borrowed import INPUT as INPUT
+from bitfront.exporters.borrowed import IR_VERSION as IR_VERSION
+from bitfront.exporters.borrowed import OPSET as OPSET
+from bitfront.exporters.borrowed import OUTPUT as OUTPUT
+from bitfront.exporters.onnx_tensors import Form as Form
+from bitfront.exporters.onnx_tensors import OnnxTensors, along
+from bitfront.exporters.packing import Packing, otherwise, packing
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.operations.base import DATA_OUT
-from bitfront.operations.onnx import Bytes
-from bitfront.transforms.correct import bias_in_steps
-
-OPSET, IR_VERSION = 21, 10
-INPUT, OUTPUT = "input", "output"
+from bitfront.operations.lookup import tensors_in
+from bitfront.operations.onnx import Bytes, Named
 
 SiteFormats = Mapping[Operand, Format]
-#: How quantized sites are written.
-Form = Literal["integer", "qdq"]
 
 
 def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], form: Form = "integer") -> Any:
@@ -64,6 +64,8 @@ def onnx_model(graph: Graph, formats: Mapping[str, SiteFormats], form: Form = "i
     """
     if form not in get_args(Form):
         raise ExportError(f"there is no form {form!r} of an ONNX model; {one_of(get_args(Form))}")
+    if graph.fx_graph is None and not any(formats.values()):
+        return whole_model(graph)
     writer = _Writer(graph, formats, form)
     writer.walk()
     return writer.model()
@@ -113,32 +115,23 @@ def obstacle(site: Site, formats: SiteFormats) -> str:
     return site.operation.onnx_integer(packed)
 
 
-#: What a format must be, for the end of a message.
-WRITTEN = "only whole numbers of at most 8 bits, with one scale per tensor or channel, are written to ONNX here"
-
-
-class _Writer(Walker):
+class _Writer(OnnxTensors):
     """Runs the graph and writes each step: an ``operations.onnx.OnnxWriter``."""
 
     def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], form: Form) -> None:
-        super().__init__(graph, formats, "written as ONNX", "has no counterpart in ONNX here")
-        self.onnx, self.form = require("onnx", "onnx", "writing ONNX"), form
+        super().__init__(graph, formats, form)
         self.in_integers = integer_sites(graph, formats) if form == "integer" else frozenset[str]()
         self.names: dict[fx.Node, str] = {}
-        #: What depends on the samples; everything else is a constant.
-        self.flowing: set[fx.Node] = set()
-        #: Of a node that gives several tensors.
-        self.parts: dict[fx.Node, list[str]] = {}
-        self.nodes: list[Any] = []
-        self.initializers: dict[str, NDArray[Any]] = {}
-        self.taken: dict[str, int] = {}
+        #: Of a node that gives several tensors: their names.
+        self.parts: dict[fx.Node, tuple[Named | None, ...]] = {}
+        #: Such nodes that are not written yet.
+        self.waiting: set[fx.Node] = set()
         self.result: tuple[int, ...] = ()
-        #: Constants that are stored in 4 bits.
-        self.four_bits: set[str] = set()
-        #: In the form qdq: (tensor, its form in bytes) → the tensor of its rounded values; output of a QuantizeLinear,
-        #: or of a DequantizeLinear of an activation → its form in bytes.
+        #: Functions and classes that torch.onnx has written, in order.
+        self.by_torch: dict[str, None] = {}
+        self.borrowed_parts = Borrowed(cast(fx.GraphModule, self.module), graph)
+        #: In the form qdq: (tensor, its form in bytes) → the tensor of its rounded values.
         self.shared: dict[tuple[object, ...], str] = {}
-        self.quantized: dict[str, Packing] = {}
 
     # --- what the walker calls ----------------------------------------------------------------------------------------
 
@@ -152,8 +145,37 @@ class _Writer(Walker):
             self.result = tuple(value.shape[1:])
         elif isinstance(value, Tensor):
             self.names[n] = self._write(n)
-        elif n in self.flowing and isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
-            self.parts[n] = self._by_moving(n)
+        elif n in self.flowing and (tensors := list(tensors_in(value))):
+            self._write_several(n, tensors[0])
+
+    def _write_several(self, n: fx.Node, value: Tensor) -> None:
+        """A node that gives several tensors. Without a rule it is written together with who reads one of them."""
+        given = self._part(n)
+        if isinstance(given, tuple):
+            self.parts[n] = given
+            return
+        written = len(self.nodes)
+        try:
+            named = self._by_rule(n)
+        except ExportError:
+            if self.formats.get(n.name):
+                raise
+            del self.nodes[written:]
+            self.waiting.add(n)
+            return
+        assert isinstance(named, tuple)
+        first, *others = named
+        if (rounding := self.format_of(n, DATA_OUT)) is not None:
+            assert isinstance(first, str)
+            first = self._rounded(n, DATA_OUT, value, first, rounding)
+        self.check_all_written(n)
+        self.parts[n] = (first, *others)
+
+    def _part(self, n: fx.Node) -> Named | None:
+        """What a node takes out of the tensors that another one gives; None if it does something else."""
+        if n.target is not operator.getitem or n.args[0] not in self.parts or not isinstance(n.args[1], int):
+            return None
+        return self.parts[cast(fx.Node, n.args[0])][n.args[1]]
 
     def _write(self, n: fx.Node) -> str:
         if n.op == "placeholder":
@@ -161,22 +183,57 @@ class _Writer(Walker):
         constant = n.op == "get_attr" or not any(source in self.flowing for source in n.all_input_nodes)
         if constant and not self.formats.get(n.name):
             return self.constant(f"{n.name}.value", self.out.detach().numpy())
-        computed = self.flowing & (self.names.keys() | self.parts.keys())
+        if constant:
+            raise self.refuse(n, "it is computed of parameters alone; leave it in float")
+        written = len(self.nodes)
+        try:
+            return self._written(n)
+        except ExportError as error:
+            if self.formats.get(n.name):
+                raise
+            del self.nodes[written:]
+            return self._borrowed(n, error)
+
+    def _written(self, n: fx.Node) -> str:
+        """A node, by the rule of its operation. Raises ExportError if it has none."""
+        computed = self.flowing & (self.names.keys() | self.parts.keys() | self.waiting)
         if not any(source in computed for source in n.all_input_nodes):
             return self._for_each_sample(n)
-        operation = self.operation(n)
-        if n.all_input_nodes[0] in self.parts:
-            return self.parts[n.all_input_nodes[0]][int(self.argument(n, 1, ""))]
-        if operation is not None and operation.onnx is None and operation.integers is not None:
-            (name,) = self._by_moving(n)
-        elif operation is None or operation.onnx is None:
-            raise self.without_rule(n)
-        else:
-            name = operation.onnx(self, n)
+        if (part := self._part(n)) is not None:
+            assert isinstance(part, str)
+            return part
+        named = self._by_rule(n)
+        name = named if isinstance(named, str) else named[0]
+        assert isinstance(name, str)
         if (rounding := self.format_of(n, DATA_OUT)) is not None:
             name = self._rounded(n, DATA_OUT, self.out, name, rounding)
         self.check_all_written(n)
         return name
+
+    def _by_rule(self, n: fx.Node) -> Named:
+        operation = self.operation(n)
+        if operation is None or operation.onnx is None:
+            return self._by_moving(n)
+        arithmetic = operation.merge is not None and operation.merge.kind == "arithmetic"
+        if arithmetic and any(tensor.dtype != torch.float32 for tensor in tensors_in(self.tensors(n))):
+            raise self.refuse(n, "an input is no float32")  # torch converts types, and ONNX does not
+        return operation.onnx(self, n)
+
+    def _borrowed(self, n: fx.Node, error: ExportError) -> str:
+        """A node in float that has no rule, or whose settings its rule does not know, as torch.onnx writes it.
+
+        Raises:
+            ExportError: torch.onnx cannot write it either.
+        """
+        part = self.borrowed_parts.of_node(n, self.names.keys() & self.flowing, str(error))
+        given = [self.names[source] for source in part.sources]
+        nodes, constants, result = part.joined(f"{n.name}.torch.", given)
+        self.nodes += nodes
+        self.initializers |= constants
+        for inside in part.inside:
+            if inside.op.startswith("call") and inside.target not in (operator.getitem, getattr):
+                self.by_torch[self.kind(inside)] = None
+        return result
 
     def _for_each_sample(self, n: fx.Node) -> str:
         """A constant that a node repeats for each sample, as a class token."""
@@ -188,16 +245,18 @@ class _Writer(Walker):
         target = self.add("Concat", [shape, rest], f"{n.name}.shape", axis=0)
         return self.add("Expand", [self.constant(f"{n.name}.value", value[:1]), target], n.name)
 
-    def _by_moving(self, n: fx.Node) -> list[str]:
+    def _by_moving(self, n: fx.Node) -> Named:
         """The tensors that a node gives which moves values and computes nothing: a part, a shuffle, a padding. The rule
         for whole numbers says whether it is one, and calls ``moved``."""
         operation = self.operation(n)
         if operation is None or operation.integers is None or n.all_input_nodes[0] not in self.names:
             raise self.without_rule(n)
         names: Any = operation.integers(cast(Any, self), n)
-        return list(names)
+        return tuple(names)
 
     def moved(self, n: fx.Node) -> list[str]:
+        if self.borrowed_parts.sample_dims(n.all_input_nodes[0]) != {0}:
+            raise self.refuse(n, "the samples do not lie along the first dimension of what it moves")
         shape = tuple(self.source(n).shape[1:])
         names = []
         for k, places in enumerate(self.places(n, shape)[0]):
@@ -232,22 +291,10 @@ class _Writer(Walker):
         model = h.make_model(
             graph, producer_name="bitfront", opset_imports=[h.make_opsetid("", OPSET)], ir_version=IR_VERSION
         )
+        if self.by_torch:
+            self.onnx.helper.set_model_props(model, {BY_TORCH: ", ".join(self.by_torch)})
         self.onnx.checker.check_model(model)
         return model
-
-    def add(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        name = self._free(name)
-        self.nodes.append(self.onnx.helper.make_node(op, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        name = self._free(name)
-        self.initializers[name] = np.ascontiguousarray(value).reshape(value.shape)
-        return name
-
-    def _free(self, name: str) -> str:
-        self.taken[name] = self.taken.get(name, -1) + 1
-        return f"{name}.{self.taken[name]}" if self.taken[name] else name
 
     def name_of(self, n: fx.Node) -> str:
         if n not in self.names:
@@ -276,6 +323,14 @@ class _Writer(Walker):
         # Like a bias, it is held as the floats of its quantized values.
         held = value.detach() if rounding is None else rounding.quantize(value.detach())
         return self.constant(f"{n.name}.{name}", held.float().numpy())
+
+    def inner(self, n: fx.Node, operand: str, tensor: str, shape: tuple[int, ...]) -> str:
+        rounding = self.format_of(n, operand)
+        return tensor if rounding is None else self._rounded(n, operand, torch.empty(shape), tensor, rounding)
+
+    def sample_dims(self, n: fx.Node, position: int = 0, name: str = "input") -> set[int]:
+        given = self.argument(n, position, name)
+        return self.borrowed_parts.sample_dims(given) if isinstance(given, fx.Node) else set()
 
     def value(self, n: fx.Node, position: int = 0, name: str = "input") -> str:
         return self._in_format(n, self.argument(n, position, name), position, name)
@@ -323,7 +378,7 @@ class _Writer(Walker):
         held = self._packing(n, label, rounding, activation=False)
         low, high = fusing.bounds(self.nodes, self.initializers, tensor)
         held = fusing.bounded(held, low, high) if low == 0 and held.symmetric else self._packing(n, label, rounding)
-        kind, axis, place = np.int8 if held.signed else np.uint8, _axis(held.axis), f"{n.name}.{label}"
+        kind, axis, place = np.int8 if held.signed else np.uint8, along(held.axis), f"{n.name}.{label}"
         key = (tensor, held.scale.tobytes(), held.zero.tobytes(), held.low, held.high, held.signed, held.axis)
         if key not in self.shared:
             scale, zero = self._scale(place, held, held.zero)
@@ -336,14 +391,6 @@ class _Writer(Walker):
             self.shared[key] = self.add("DequantizeLinear", [codes, scale, zero], f"{place}.rounded", **axis)
             self.quantized[self.shared[key]] = held
         return self.shared[key]
-
-    def _packing(self, n: fx.Node, label: str, rounding: Format, *, activation: bool = True) -> Packing:
-        held = packing(rounding, activation=activation)
-        if held is None:
-            raise ExportError(f"{n.name}: {label} is {rounding.label}, and {WRITTEN}{instead(rounding)}")
-        if why := otherwise(rounding, label):
-            raise ExportError(f"{n.name}: {why}")
-        return held
 
     def _format(self, n: fx.Node, position: int) -> Format | None:
         return self.format_of(n, self.operand_at(n, position))
@@ -369,97 +416,5 @@ class _Writer(Walker):
             )
             value = self.add("Clip", [value, low, high], f"{n.name}.{label}.clipped")
         scale, zero = self._scale(f"{n.name}.{label}", held, held.zero)
-        as_bytes = self.add("QuantizeLinear", [value, scale, zero], f"{n.name}.{label}.bytes", **_axis(held.axis))
+        as_bytes = self.add("QuantizeLinear", [value, scale, zero], f"{n.name}.{label}.bytes", **along(held.axis))
         return Bytes(as_bytes, scale, zero, held)
-
-    def unpacked(self, stored: Bytes, name: str, dims: int = 0) -> str:
-        held = stored.held
-        if self.form == "qdq":
-            return self.add("DequantizeLinear", [stored.name, stored.scale, stored.zero], name, **_axis(held.axis))
-        # Plain operators: around a DequantizeLinear, runtimes look for products that they compute in another way.
-        shape = () if held.axis is None else tuple(-1 if d == held.axis else 1 for d in range(dims))
-        codes = self.add("Cast", [stored.name], f"{name}.codes", to=self.onnx.TensorProto.FLOAT)
-        if held.zero.any():
-            zero = self.constant(f"{name}.zero", held.zero.astype(np.float32).reshape(shape))
-            codes = self.add("Sub", [codes, zero], f"{name}.centred")
-        return self.add("Mul", [codes, self.constant(f"{name}.step", held.scale.reshape(shape))], name)
-
-    def _scale(self, name: str, held: Packing, zero: NDArray[np.int64]) -> tuple[str, str]:
-        kind = np.int8 if held.signed else np.uint8
-        scale = self.constant(f"{name}.scale", held.scale.astype(np.float32))
-        return scale, self.constant(f"{name}.zero", zero.astype(kind))
-
-    def has_weight(self, n: fx.Node) -> bool:
-        return bool(self.site(n).weight)
-
-    def _held(self, n: fx.Node) -> Packing | None:
-        rounding = self.format_of(n, "weight")
-        held = packing(rounding, activation=False) if rounding is not None else None
-        if rounding is not None and held is None:
-            raise ExportError(f"{n.name}: weight is {rounding.label}, and {WRITTEN}{instead(rounding)}")
-        return held
-
-    def weight_shape(self, n: fx.Node) -> tuple[int, ...]:
-        tensor, _ = self.weight(n), self._held(n)
-        return tuple(tensor.shape)
-
-    def packed_weight(self, n: fx.Node, *, turned: bool = False, one_zero: bool = False) -> Bytes:
-        tensor, held = self.weight(n), self._held(n)
-        assert held is not None
-        stored = held.pack(tensor)
-        name = self.constant(f"{n.name}.weight", stored.T if turned else stored)
-        if held.four_bits:
-            # ONNX Runtime makes bytes of them when it loads the file; its kernels take no others.
-            self.four_bits.add(name)
-            kinds = self.onnx.TensorProto
-            name = self.add("Cast", [name], f"{n.name}.weight.bytes", to=kinds.INT8 if held.signed else kinds.UINT8)
-        zero = held.zero.reshape(-1)[:1].reshape(()) if one_zero else held.zero
-        return Bytes(name, *self._scale(f"{n.name}.weight", held, zero), held)
-
-    def weights(self, n: fx.Node, *, turned: bool = False) -> str:
-        tensor, held = self.weight(n), self._held(n)
-        if held is None:
-            plain = tensor.numpy()
-            return self.constant(f"{n.name}.weight", plain.T if turned else plain)
-        stored = self.packed_weight(n, turned=turned)
-        axis = tensor.dim() - 1 - held.axis if turned and held.axis is not None else held.axis
-        return self.unpacked(replace(stored, held=replace(held, axis=axis)), f"{n.name}.weight.rounded", tensor.dim())
-
-    def bias(self, n: fx.Node) -> NDArray[np.float32] | None:
-        rounding, tensor = self.format_of(n, "bias"), self.held_bias(n)
-        if tensor is None:
-            return None
-        held = tensor if rounding is None else rounding.quantize(tensor)
-        result: NDArray[np.float32] = held.float().numpy()
-        return result
-
-    @property
-    def fuses(self) -> bool:
-        return self.form == "qdq"
-
-    def bias_of(self, n: fx.Node, data: str) -> str | None:
-        bias, weight = self.bias(n), self._held(n) if n.name in self.sites else None
-        if bias is None:
-            return None
-        *_, (source, _) = fusing.sources(self.nodes, data)
-        held = self.quantized.get(source) if self.fuses else None
-        if held is None or held.axis is not None or weight is None or weight.axis not in (None, 0):
-            return self.constant(f"{n.name}.bias", bias)
-        step = np.asarray(held.scale * weight.scale, np.float32)
-        values, codes = bias_in_steps(torch.from_numpy(bias), torch.from_numpy(step.reshape(-1)))
-        if not np.array_equal(values.numpy(), bias):
-            return self.constant(f"{n.name}.bias", bias)  # another network otherwise
-        inputs = [self.constant(f"{n.name}.bias", codes.numpy()), self.constant(f"{n.name}.bias.scale", step)]
-        return self.add("DequantizeLinear", inputs, f"{n.name}.bias.rounded", **_axis(weight.axis))
-
-    def scaled(self, n: fx.Node, sums: str, scale: NDArray[np.float32], bias: NDArray[np.float32] | None) -> str:
-        as_float = self.add("Cast", [sums], f"{n.name}.sums", to=self.onnx.TensorProto.FLOAT)
-        scales = self.constant(f"{n.name}.scale", scale)
-        if bias is None:
-            return self.add("Mul", [as_float, scales], n.name)
-        product = self.add("Mul", [as_float, scales], f"{n.name}.product")
-        return self.add("Add", [product, self.constant(f"{n.name}.bias", bias)], n.name)
-
-
-def _axis(axis: int | None) -> dict[str, int]:
-    return {} if axis is None else {"axis": axis}

@@ -19,7 +19,7 @@ from bitfront.errors import ExportError
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.capture import parameter
-from bitfront.operations.base import Operation
+from bitfront.operations.base import OperandSpec, Operation
 from bitfront.operations.lookup import of_node, unusual
 
 SiteFormats = Mapping[Operand, Format]
@@ -42,7 +42,10 @@ class Walker(fx.Interpreter):
 
     def __init__(self, graph: Graph, formats: Mapping[str, SiteFormats], written: str, missing: str) -> None:
         if graph.fx_graph is None:
-            raise ExportError(f"the model cannot be traced, so it cannot be {written}: {graph.untraced}")
+            raise ExportError(
+                f"the model cannot be traced, so it cannot be {written}: {graph.untraced}; write this line without a "
+                "decision about values of the input, or leave every layer in float for the target onnx"
+            )
         super().__init__(fx.GraphModule(graph.model, graph.fx_graph))
         self.extra_traceback = False  # it would add the tracer's state to messages
         self.captured, self.formats = graph, formats
@@ -120,6 +123,11 @@ class Walker(fx.Interpreter):
         """An argument as it stands in the graph: a node, or a value."""
         return n.args[position] if position < len(n.args) else n.kwargs.get(name)
 
+    def sample(self, n: fx.Node, position: int, name: str) -> Any:
+        """The value of an argument of a call on the sample, also of one of a module; None if it is left out."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return args[position] if position < len(args) else kwargs.get(name)
+
     def source(self, n: fx.Node) -> Tensor:
         """The value of the first input of a node on the sample."""
         value: Tensor = self.env[n.all_input_nodes[0]]
@@ -134,6 +142,15 @@ class Walker(fx.Interpreter):
         operation = self.operation(n)
         operands = () if operation is None else operation.operands
         return next((o.name for o in operands if o.position == position), "")
+
+    def operand_named(self, n: fx.Node, name: str) -> OperandSpec:
+        """The operand of that name. Raises ExportError if the node has none."""
+        operation = self.operation(n)
+        operands = () if operation is None else operation.operands_in(self.module_of(n))
+        spec = next((o for o in operands if o.name == name), None)
+        if spec is None:
+            raise self.without_rule(n)
+        return spec
 
     def format_of(self, n: fx.Node, operand: str) -> Format | None:
         """The format of an operand, which counts as written now; None in float."""

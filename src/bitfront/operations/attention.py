@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bitfront.operations.attention_onnx import write_attention, write_sdpa, write_windows
 from bitfront.operations.base import Call, Count, Operands, OperandSpec, Products, Role, Shape, define
 
 
@@ -298,6 +299,7 @@ SDPA = define(
     ),
     count=_count_sdpa,
     call=_sdpa,
+    onnx=write_sdpa,
 )
 ATTENTION = define(
     "attention",
@@ -307,6 +309,7 @@ ATTENTION = define(
     operands_of=_operands_of,
     count=_count_module,
     call=_call,
+    onnx=write_attention,
 )
 FUNCTIONAL_ATTENTION = define(
     "multi_head_attention_forward",
@@ -315,6 +318,7 @@ FUNCTIONAL_ATTENTION = define(
     operands=_OPERANDS,
     count=_count_function,
     call=_call,
+    onnx=write_attention,
 )
 WINDOW_ATTENTION = define(
     "shifted_window_attention",
@@ -331,4 +335,5 @@ WINDOW_ATTENTION = define(
         _shares("context", "inner", "data_in"),
     ),
     call=_windows,
+    onnx=write_windows,
 )

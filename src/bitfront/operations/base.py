@@ -20,7 +20,7 @@ from bitfront.kernels.losses import Outputs
 from bitfront.operations import OPERATIONS
 from bitfront.operations.integers import Lower
 from bitfront.operations.layout import ChannelRule
-from bitfront.operations.onnx import IntegerObstacle, Write
+from bitfront.operations.onnx import IntegerObstacle, WriteSeveral
 from bitfront.operations.training import TrainRule
 
 Shape = tuple[int, ...]
@@ -334,7 +334,7 @@ class Operation:
         rectifies: whether it removes negative values, so that the format of its input needs none.
         merge: how the tree merges it; None: one call per state.
         train: how a population trains it (``operations/training.py``); None: models with it are trained alone.
-        onnx: how it is written as ONNX (``operations/onnx.py``); None: the export is refused.
+        onnx: how it is written as ONNX (``operations/onnx.py``); None: torch.onnx writes it, in float.
         integers: how it is computed in whole numbers (``operations/integers.py``); None: there is no integer program.
         onnx_integer: why ONNX's integer operators cannot take its operands in some formats; None: there are no such
             operators for it.
@@ -360,7 +360,7 @@ class Operation:
     gives: Outputs | None = None
     merge: Merge | None = None
     train: TrainRule | None = None
-    onnx: Write | None = None
+    onnx: WriteSeveral | None = None
     integers: Lower | None = None
     onnx_integer: IntegerObstacle | None = None
     channels: ChannelRule | None = None

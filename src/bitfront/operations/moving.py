@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import Any, cast
 
-from torch import fx, nn
+import numpy as np
+from torch import Tensor, fx, nn
 
 from bitfront.errors import ExportError
 from bitfront.operations.base import OperandSpec, classes, define, free
 from bitfront.operations.channels import elementwise, permutation, windows
 from bitfront.operations.integers import IntegerReader, Numbers, moving
 from bitfront.operations.layout import ChannelCall, ChannelFollower, Dim, Extent, Followed, Layout, is_constant
-from bitfront.operations.onnx import INT64, OnnxWriter
+from bitfront.operations.onnx import INT64, Named, OnnxWriter
 from bitfront.operations.training import ProgramReader, UnsupportedError, unsupported
 
 
@@ -149,6 +150,51 @@ def _lower_move(r: IntegerReader, n: fx.Node) -> Numbers:
     return r.moved(n)
 
 
+def _write_unbind(w: OnnxWriter, n: fx.Node) -> Named:
+    dim, x = int(w.sample(n, 1, "dim") or 0), w.source(n)
+    dim %= x.dim()
+    if dim in w.sample_dims(n):
+        raise ExportError(f"{n.name} ({w.kind(n)}): it takes the samples apart")
+    places = [w.constant(f"{n.name}.place", np.array(k)) for k in range(x.shape[dim])]
+    given = w.value(n)
+    return tuple(w.add("Gather", [given, place], n.name, axis=dim) for place in places)
+
+
+def _write_item(w: OnnxWriter, n: fx.Node) -> Named:
+    """Whole numbers, slices, None and an ellipsis, wherever the samples lie; anything else as a choice of values."""
+    x, index = w.sample(n, 0, "input"), n.args[1]
+    if not isinstance(x, Tensor):
+        raise ExportError(f"{n.name} ({w.kind(n)}): what it takes a part of has no rule")
+    given = list(index) if isinstance(index, tuple) else [index]
+    plain = all(
+        i is None or i is Ellipsis or (isinstance(i, int) and not isinstance(i, bool)) or _is_slice(i) for i in given
+    )
+    if not plain:
+        return tuple(w.moved(n))
+    given += [] if Ellipsis in given else [Ellipsis]
+    at = given.index(Ellipsis)
+    given[at : at + 1] = [slice(None)] * (x.dim() - sum(i is not None and i is not Ellipsis for i in given))
+    along: Any = [i for i in given if i is not None]
+    cut = [d for d, i in enumerate(along) if i != slice(None)]
+    if w.sample_dims(n) & set(cut):
+        raise ExportError(f"{n.name} ({w.kind(n)}): it takes some samples only")
+    name, axes = w.tensor(n), [d for d in cut if _is_slice(along[d])]
+    if axes:
+        ends = zip(*(along[d].indices(x.shape[d]) for d in axes), strict=True)
+        start, stop, step = (w.constant(f"{n.name}.ends", np.array(end)) for end in ends)
+        name = w.add("Slice", [name, start, stop, w.constant(f"{n.name}.axes", np.array(axes)), step], f"{n.name}.cut")
+    for d in reversed([d for d in cut if d not in axes]):
+        place = w.constant(f"{n.name}.place", np.array(along[d] % x.shape[d]))
+        name = w.add("Gather", [name, place], f"{n.name}.at", axis=d)
+    kept = [i for i in given if i is None or _is_slice(i)]
+    new = [d for d, i in enumerate(kept) if i is None]
+    return w.add("Unsqueeze", [name, w.constant(f"{n.name}.new", np.array(new))], n.name) if new else name
+
+
+def _is_slice(index: object) -> bool:
+    return isinstance(index, slice) and not any(isinstance(i, fx.Node) for i in (index.start, index.stop, index.step))
+
+
 CLONE = define(
     "clone",
     "A copy, maybe of another type or on another device.",
@@ -202,7 +248,16 @@ ITEM = define(
     names=("getitem",),
     count=free,
     channels=_item,
+    onnx=_write_item,
     integers=moving,
+)
+UNBIND = define(
+    "unbind",
+    "The parts of a tensor along a dimension, each without it.",
+    names=("unbind",),
+    count=free,
+    onnx=_write_unbind,
+    integers=_lower_move,
 )
 EXPAND_AS = define(
     "expand_as", "Repeated to the shape of another tensor.", names=("expand_as",), count=free, channels=elementwise
@@ -214,7 +269,7 @@ MOVE = define(
     names=tuple(
         """
         chunk split narrow select index_select gather take take_along_dim tile repeat hsplit vsplit meshgrid
-        broadcast_to broadcast_tensors split_with_sizes get expand unbind repeat_interleave roll flip unfold im2col
+        broadcast_to broadcast_tensors split_with_sizes get expand repeat_interleave roll flip unfold im2col
         unflatten view_as reshape_as tensor_split one_hot pixel_shuffle pixel_unshuffle channel_shuffle
         native_channel_shuffle arange zeros ones full empty eye linspace tensor as_tensor zeros_like ones_like full_like
         empty_like new_zeros new_ones new_full new_empty new_tensor randn rand_like randn_like copy fill zero setitem

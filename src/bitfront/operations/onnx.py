@@ -7,9 +7,10 @@ tensor that holds the result. The model runs on a sample while it is written, so
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,10 @@ class OnnxWriter(Protocol):
         """A node with one output, called `name` (with a number if that is taken). Returns the output's name."""
         ...
 
+    def add_several(self, op: str, inputs: Sequence[str], names: Sequence[str], **attributes: Any) -> list[str]:
+        """A node with an output for each of `names`. Returns the outputs' names."""
+        ...
+
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """A constant array in the model. Returns its name."""
         ...
@@ -93,6 +98,22 @@ class OnnxWriter(Protocol):
 
     def setting(self, n: fx.Node, position: int, name: str, default: Any = None) -> Any:
         """A setting of a module, or the argument of that place or name."""
+        ...
+
+    def argument(self, n: fx.Node, position: int, name: str) -> Any:
+        """An argument as it stands in the graph: a node, or a value; None if it is left out."""
+        ...
+
+    def sample(self, n: fx.Node, position: int, name: str) -> Any:
+        """The value of an argument of a call on the sample, also of one of a module; None if it is left out."""
+        ...
+
+    def sample_dims(self, n: fx.Node, position: int = 0, name: str = "input") -> set[int]:
+        """The dimensions of a tensor among the arguments that depend on the number of samples."""
+        ...
+
+    def flows(self, n: fx.Node, position: int, name: str) -> bool:
+        """Whether an argument depends on the samples."""
         ...
 
     def source(self, n: fx.Node) -> Tensor:
@@ -121,6 +142,30 @@ class OnnxWriter(Protocol):
 
     def parameter(self, n: fx.Node, position: int, name: str) -> str | None:
         """A parameter or buffer without a format; None if the module or the call has no such tensor."""
+        ...
+
+    def held(self, n: fx.Node, operand: str) -> str | None:
+        """A weight or bias of any operation in its format, as float; None if the module or the call has no such tensor.
+
+        Raises:
+            ExportError: it depends on the samples, or its format has more than 8 bits.
+        """
+        ...
+
+    def has_format(self, n: fx.Node, operand: str) -> bool:
+        """Whether an operand has a format."""
+        ...
+
+    def inner(self, n: fx.Node, operand: str, tensor: str, shape: tuple[int, ...]) -> str:
+        """A value that an operation computes on its way, in the format of that operand; itself if it has none."""
+        ...
+
+    def moved(self, n: fx.Node) -> list[str]:
+        """The tensors that a node gives which moves values of a sample and computes nothing, as a choice of values.
+
+        Raises:
+            ExportError: it moves values from one sample to another, or samples do not lie along the first dimension.
+        """
         ...
 
     def integer(self, n: fx.Node) -> bool:
@@ -184,8 +229,12 @@ class OnnxWriter(Protocol):
         ...
 
 
+#: Names of the tensors that a node gives, nested as in torch; None for one that nothing reads.
+Named: TypeAlias = "str | tuple[Named | None, ...]"
 #: (writer, node) → the name of the tensor with the node's result. Raises ExportError if it cannot be written.
 Write = Callable[[OnnxWriter, fx.Node], str]
+#: The same for an operation that may give several tensors.
+WriteSeveral = Callable[[OnnxWriter, fx.Node], Named]
 #: Operand → its form in bytes, for the operands of the sum → why ONNX has no integer operator for them; "" if it has
 #: one.
 IntegerObstacle = Callable[[Mapping[str, Packed]], str]
@@ -199,3 +248,8 @@ def unary(op: str, **attributes: Any) -> Write:
 def many(value: Any, dims: int) -> tuple[int, ...]:
     """A number per dimension, given as one for all or as a sequence."""
     return (int(value),) * dims if isinstance(value, int) else tuple(int(v) for v in value)
+
+
+def reads(n: fx.Node, place: int) -> bool:
+    """Whether something reads that place of the tensors that a node gives."""
+    return any(user.target is operator.getitem and user.args[1] == place for user in n.users)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitfront.operations.base import Call, Count, Operands, OperandSpec, Role, classes, define
+from bitfront.operations.recurrent_onnx import write_recurrent
 
 #: A recurrent layer is computed by torch in one call.
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -309,4 +310,5 @@ RECURRENT = define(
     operands_of=_operands_of,
     count=_recurrent,
     call=_call,
+    onnx=write_recurrent,
 )
