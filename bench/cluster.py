@@ -1,8 +1,8 @@
 """How many workers one search can feed: workers that are simulated, with latency, deaths and stragglers.
 
 Coordinator and store are those of a search: blocks, crew, pickled calls, answers in order, durable trials. Workers and
-their time are simulated: a clock jumps to the next answer while the coordinator waits, and goes with the real one while
-it works. So 1,024 workers with candidates of a minute take seconds on one core. A call travels for 5 ms each way; one in
+their time are simulated: a clock jumps to the next answer while the coordinator waits, and goes with the real one where
+it works. So 1,024 workers with candidates of a minute take seconds on one core. A call travels for 5 ms each way; 1 in
 1,000 candidates loses its worker, as a machine that fails does; one call in 100 takes five times as long.
 
 workers, ms       how many workers, and how long a candidate takes on one
