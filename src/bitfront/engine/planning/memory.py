@@ -18,6 +18,7 @@ from bitfront.config import StrategySetup
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.evaluation.sensitivity import BATCH
+from bitfront.engine.evaluation.tree.scorer import RESULT_BYTES
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph
 from bitfront.graph.capture import parameter
@@ -121,6 +122,7 @@ def needs(evaluator: FixedEvaluator, *, trains_first: bool, noise: bool) -> Need
     largest, outputs = 4 * max(sizes, default=0), 4 * sum(int(np.prod(n.output)) for n in graph.nodes)
     limits, chunk = evaluator.limits, evaluator.chunk
     together = limits.threads * (HELD_STEPS * max(limits.bytes, chunk * largest // 2) + chunk * largest)
+    together += 0 if evaluator.job.task.classifies else RESULT_BYTES
     calibration = 2 * max(SAMPLES_BYTES, largest)
     check = 2 * model + 3 * chunk * largest
     gradients = 4 * model + int(2.5 * BATCH * outputs) if noise else 0
