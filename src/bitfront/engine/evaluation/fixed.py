@@ -158,9 +158,16 @@ class FixedEvaluator(ModelEvaluator):
             # Evaluated one by one, only the candidates that cause the error fail.
             return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
-        return BatchMetrics(
-            values, errors, (seconds,) * len(codes), dict(self.inexact), self._why_plain, self._calibration.losses
-        )
+        found = dict(self.inexact), self._why_plain, self._calibration.losses, self._held_memory()
+        return BatchMetrics(values, errors, (seconds,) * len(codes), *found)
+
+    def _held_memory(self) -> int:
+        """Bytes that this process takes, where it may take less, although what was kept is forgotten; else 0."""
+        taken = self.job.weights.hold()
+        if taken and "_plain_scorer" in vars(self):
+            self._plain_scorer.forget()
+            taken = self.job.weights.hold()
+        return taken
 
     def kinds(self) -> dict[str, tuple[Kind, str]]:
         """Metric → (how its values are obtained in this search, the reason if that is not the usual way)."""

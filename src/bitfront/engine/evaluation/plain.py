@@ -111,6 +111,10 @@ class PlainScorer:
         results = [r for i in range(0, len(codes), size) for r in self._group(codes[i : i + size], x, y)]
         return as_scores(results, self._task, len(y))
 
+    def forget(self) -> None:
+        """Forget the copy of the model, and the weights and outputs that are kept with it."""
+        self._copy = None
+
     def _group(self, codes: Codes, x: Tensor, y: Tensor) -> _Results:
         while self._exchanges and len(y):
             try:

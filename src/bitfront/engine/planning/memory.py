@@ -17,6 +17,7 @@ import numpy as np
 from bitfront.config import StrategySetup
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.evaluation.keeping import resident
 from bitfront.engine.evaluation.sensitivity import BATCH
 from bitfront.engine.evaluation.tree.scorer import RESULT_BYTES
 from bitfront.errors import ConfigError
@@ -81,10 +82,8 @@ def size_in_bytes(text: str) -> int:
 
 def memory_now() -> int:
     """The memory that this process takes, in bytes: its resident set."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, AttributeError):  # not Linux
-        pass
+    if (now := resident()) is not None:
+        return now
     try:
         import resource
 
@@ -187,7 +186,7 @@ def limit_memory(evaluator: Evaluator, setup: StrategySetup, *, trains_first: bo
             key=with_key,
         )
     kept = need.kept(limit // processes)
-    evaluator.job.weights.limit = kept
+    evaluator.job.weights.limit, evaluator.job.weights.process = kept, limit // processes
     return [
         f"memory_limit = {setup.memory_limit}: {_words(need.least * processes)} are needed at least, and "
         f"{_words(kept)} {'' if processes == 1 else 'in each process '}keep weights of options, which take "
