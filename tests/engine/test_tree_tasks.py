@@ -52,7 +52,7 @@ def dense(outputs, *ending):
 
 def job_of(name):
     generator = torch.Generator().manual_seed(1)
-    x, task = torch.randn(SAMPLES, 6, generator=generator), name
+    x = torch.randn(SAMPLES, 6, generator=generator)
     torch.manual_seed(0)
     if name == "segmentation":
         model, x = Pixels(), torch.randn(SAMPLES, 1, 6, 6, generator=generator)
@@ -63,13 +63,18 @@ def job_of(name):
         y = torch.randint(9, (SAMPLES, 5), generator=generator)
     elif name == "multilabel":
         model, y = dense(2, nn.Sigmoid()), torch.randint(2, (SAMPLES, 2), generator=generator).float()
+    elif name == "more metrics":
+        model, y = dense(7), torch.arange(SAMPLES) % 7
     elif name == "anomaly_detection":
         model, y = dense(6), torch.cat([(torch.arange(SAMPLES) % 5 == 0).float()[:, None], x], dim=1)
     else:
         model, y = dense(2), torch.randn(SAMPLES, 2, generator=generator)
-    named = named_task("classification" if name == "distillation" else task)
-    if name == "distillation":
-        named = without_labels(named)
+    if name == "more metrics":
+        named = named_task("classification", {"more_metrics": ["top5_accuracy", "macro_f1"]})
+    elif name == "distillation":
+        named = without_labels(named_task("classification"))
+    else:
+        named = named_task(name)
     return EvaluationJob(
         model=model.eval(),
         sample=x[:2],
@@ -83,7 +88,15 @@ def job_of(name):
     )
 
 
-TASKS = ("regression", "multilabel", "segmentation", "language_modelling", "anomaly_detection", "distillation")
+TASKS = (
+    "regression",
+    "multilabel",
+    "segmentation",
+    "language_modelling",
+    "anomaly_detection",
+    "distillation",
+    "more metrics",
+)
 
 
 @pytest.fixture(scope="module")
