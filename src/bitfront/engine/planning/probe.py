@@ -95,20 +95,22 @@ def timing(
         return Timing(timed(near[1:2]) if len(near) > 1 and first < WARM_SECONDS else first)
     few = plan.space.numbered(0, count) if plan.exhaustive else plan.space.sample(count, np.random.default_rng(0))
     # The time of the first call includes what happens once, such as calibration.
-    measured, each = 1, timed(few[:1])
-    spent = each
-    if each < PROBE_SECONDS:
-        each = timed(few[:1])
-    elif len(few):
+    first, once, measured = timed(few[:1]), 0.0, 1
+    if first >= PROBE_SECONDS and plan.exhaustive:
+        measured = 8
+    each = timed(few[:measured])
+    if first >= PROBE_SECONDS:
         # What happened once, such as rounding weights, happens again for other options, and then no more.
-        again = timed(few[:8] if plan.exhaustive else few[:1])
-        return Timing(again, max(0.0, each - again) * OTHER_OPTIONS)
+        once = max(0.0, first - each) * OTHER_OPTIONS
+        if not plan.exhaustive:
+            return Timing(each, once)  # others would have other options, and take longer
     # The time per candidate falls with the size of the block, so blocks grow as long as there is time.
+    spent = each * measured
     while measured < len(few) and spent < PROBE_SECONDS:
         measured *= 8
         each = timed(few[:measured])
         spent += each * measured
-    return Timing(each)
+    return Timing(each, once)
 
 
 def expected_seconds(plan: Plan, known: Timing, left: int, check: Verification) -> float:
