@@ -39,18 +39,20 @@ class KeptWeights:
     Attributes:
         limit: how many bytes all of it may take; None: no limit.
         process: how many bytes the process may take, with everything else in it; None: no limit was stated.
+        least: `limit` is not lowered below this: what one layer needs while it is computed.
         forgotten: how often something was forgotten so far.
     """
 
     limit: int | None = None
     process: int | None = None
+    least: int = 0
     forgotten: int = 0
     _things: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _added: int = 0
 
     def __getstate__(self) -> dict[str, int | None]:
-        return {"limit": self.limit, "process": self.process}
+        return {"limit": self.limit, "process": self.process, "least": self.least}
 
     def __setstate__(self, state: dict[str, int | None]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -125,7 +127,7 @@ class KeptWeights:
         excess = _excess(self.process)
         if excess > 0:
             with self._lock:
-                self.limit = max(0, self.bytes - excess)
+                self.limit = max(self.least, self.bytes - excess)
                 self._trim(in_use=0)
         return self.process + excess if (excess := _excess(self.process)) > 0 else 0
 

@@ -186,7 +186,8 @@ def limit_memory(evaluator: Evaluator, setup: StrategySetup, *, trains_first: bo
             key=with_key,
         )
     kept = need.kept(limit // processes)
-    evaluator.job.weights.limit, evaluator.job.weights.process = kept, limit // processes
+    weights = evaluator.job.weights
+    weights.limit, weights.process, weights.least = kept, limit // processes, need.layer
     return [
         f"memory_limit = {setup.memory_limit}: {_words(need.least * processes)} are needed at least, and "
         f"{_words(kept)} {'' if processes == 1 else 'in each process '}keep weights of options, which take "
