@@ -113,7 +113,8 @@ def chunk_results(task: Task, given: object, targets: Tensor, outputs: Outputs) 
     Raises:
         EvaluationError: the output does not fit the targets.
     """
-    checked, targets = checked_outputs(task, given, targets).cpu(), targets.cpu()
+    # Sums over the pixels or tokens of a sample must not depend on the order of the outputs in memory.
+    checked, targets = checked_outputs(task, given, targets).cpu().contiguous(), targets.cpu()
     # In float64 the outputs for many pixels or tokens would take much memory. Results of a sample are its own.
     some = max(1, RESULT_VALUES // max(1, checked[:1].numel()))
     pieces = zip(torch.split(checked, some), torch.split(targets, some), strict=True)

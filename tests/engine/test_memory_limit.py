@@ -2,6 +2,7 @@
 be held is an error that says what the least is. Half-precision models."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import bitfront as bf
+from bitfront.engine.evaluation import keeping
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.engine.evaluation.keeping import KeptWeights
@@ -225,3 +227,33 @@ def test_a_limit_is_refused_where_weights_are_trained(tmp_path):
     x, y = torch.randn(60, 8), torch.arange(60) % 3
     with pytest.raises(ConfigError, match=r"memory_limit.*the weights of one model"):
         bf.search(model=linear(), data=(x, y), strategy="learned_bits", memory_limit="8 GB", project_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["rows", "untraced"])
+def test_a_process_that_takes_too_much_keeps_less(name, monkeypatch):
+    usual = FixedEvaluator(job_of(name))
+    codes = usual.space.sample(24, np.random.default_rng(0))
+    expected = usual.evaluate(codes)
+    weights = KeptWeights(limit=1 << 30, process=10**9)
+    evaluator = FixedEvaluator(job_of(name, weights))
+    # The process takes 100 bytes less than it may, and beside that what is kept.
+    monkeypatch.setattr(keeping, "resident", lambda: 10**9 - 100 + weights.bytes)
+    first, again = evaluator.evaluate(codes), evaluator.evaluate(codes)
+    assert weights.bytes <= 100
+    assert first.above_limit == again.above_limit == 0
+    # What is forgotten does not help: the size that was measured is given on.
+    monkeypatch.setattr(keeping, "resident", lambda: 2 * 10**9)
+    last = evaluator.evaluate(codes)
+    assert last.above_limit == 2 * 10**9
+    assert weights.bytes == 0
+    for measured in (first, again, last):
+        for metric, column in expected.values.items():
+            assert np.array_equal(measured.values[metric], column)
+    assert pickle.loads(pickle.dumps(weights)).process == 10**9  # noqa: S301 (these are our bytes)
+
+
+def test_a_limit_that_was_not_held_is_said_once_with_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeping, "resident", lambda: 65_250_000_000)
+    _, notes = searched(linear(), tmp_path, memory_limit="64 GB")
+    (note,) = [n for n in notes if "memory_limit was exceeded" in str(n)]
+    assert "a process took 65.25 GB, of which 64.00 GB are allowed" in note

@@ -37,8 +37,8 @@ REGRESSION = network(NUMBERS, nn.functional.mse_loss)
 MULTILABEL = network(LABELS.astype(np.float32), nn.functional.binary_cross_entropy_with_logits)
 
 
-def searched(folder, model, y, **settings):
-    data = X if y is None else (X, y)
+def searched(folder, model, y, x=X, **settings):
+    data = x if y is None else (x, y)
     run = bf.search(model=model, data=data, project_dir=str(folder), project="run", **{**SETTINGS, **settings})
     targets = without_labels(named_task(run.config.task)).targets if y is None else named_task(run.config.task).targets
     for trial in run.front[:2]:
@@ -113,3 +113,66 @@ def test_members_from_new_weights_are_trained_for_the_task(tmp_path):
     run = searched(tmp_path, REGRESSION, NUMBERS, task="regression", members=2, float_epochs=30, cycles=1)
     assert np.isfinite(run.columns.metrics["mse"]).all()
     assert run.columns.metrics["mse"].min() < 0.5
+
+
+class Pixels(nn.Module):
+    """A skip over a smaller picture, as in a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2)
+        self.up, self.head = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        skip = torch.relu(self.down(x))
+        return self.head(torch.cat([skip, self.up(self.pool(skip))], dim=1))
+
+
+class Tokens(nn.Module):
+    """A language model; with `tied` the last layer has the weight of the embedding."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.embedding, self.mix, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=not tied)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        return self.head(x + torch.relu(self.mix(x)))
+
+
+def untrained(task):
+    """(a model with new weights, its data)."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    if task == "segmentation":
+        y = rng.integers(0, 3, size=(60, 8, 8))
+        return Pixels(), ((y[:, None] - 1.0 + 0.3 * rng.normal(size=(60, 1, 8, 8))).astype(np.float32), y)
+    if task == "anomaly_detection":
+        normal = rng.normal(size=(160, 2)) @ rng.normal(size=(2, 6))
+        x = np.concatenate([normal, rng.normal(size=(40, 6))]).astype(np.float32)
+        return nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 6)), (x, np.arange(200) >= 160)
+    ids = (rng.integers(0, 9, size=(120, 1)) + np.arange(6)) % 9
+    return Tokens(task == "tied"), (ids[:, :-1], ids[:, 1:])
+
+
+@pytest.mark.parametrize("task", ["segmentation", "language_modelling", "tied", "anomaly_detection"])
+def test_pixels_tokens_and_reconstructions_are_learned_with_their_loss(task, tmp_path):
+    model, (x, y) = untrained(task)
+    named = "language_modelling" if task == "tied" else task
+    settings = {"epochs": 10, "search.strategy.setup.learning_rate": 0.02}
+    # What is rebuilt and measured alone has the bits of the search: `searched` says so of the front.
+    run = searched(tmp_path, model.eval(), y, x=x, task=named, **settings)
+    loss, cost = run.columns.metrics["loss"], run.columns.metrics["ebops"]
+    assert loss.min() < 0.8 * run.reference["loss"]
+    assert cost.max() < run.reference["ebops"]
+    assert len(np.unique(cost)) > 1
+
+
+@pytest.mark.parametrize("task", ["segmentation", "language_modelling", "anomaly_detection"])
+def test_a_teacher_is_refused_by_name_before_any_work(task, tmp_path):
+    model, data = untrained(task)
+    with pytest.raises(ConfigError, match=r"teacher = 'ensemble': .*this task has another one"):
+        bf.search(model=model, data=data, task=task, project_dir=str(tmp_path), teacher="ensemble", **SETTINGS)
+    assert not list(tmp_path.iterdir())

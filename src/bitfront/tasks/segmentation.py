@@ -108,7 +108,7 @@ class Segmentation(Task):
         )
         # A pixel of which one output is not a number is not known.
         unknown = torch.where((outputs.isnan().any(dim=1) & (counts > 0)).flatten(1).any(dim=1), torch.nan, 0.0)
-        answers = outputs.argmax(dim=1)
+        answers = outputs.max(dim=1).indices  # the same as argmax, and many times as fast along this axis
         there, given, hit = (
             torch.stack([((of == c) * counts).flatten(1).sum(dim=1) for c in range(classes)], dim=1)
             for of in (wanted, answers, torch.where(answers == wanted, answers, NO_LABEL))

@@ -190,7 +190,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
     store = Store.open(path, evaluator.metrics, len(space.parameters), identity, space.keys)
     try:
         with open_dispatcher(plan, store, events) as dispatcher:
-            plan = verified_plan(with_samples(plan, store, events, dispatcher), 0.0, events, dispatcher.safe)
+            plan, _ = verified_plan(with_samples(plan, store, events, dispatcher), 0.0, events, dispatcher.safe)
             dispatcher.use(plan.evaluator)
             verify_workers(dispatcher, events)
             of_float = float_metrics(plan)

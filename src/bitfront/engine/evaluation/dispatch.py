@@ -56,7 +56,7 @@ class Dispatcher:
 
     Attributes:
         lethal: key of a candidate → why it must not be evaluated: it ends its process, or takes too long.
-        inexact, plain, losses: as in ``BatchMetrics``, of all candidates so far.
+        inexact, plain, losses, above_limit: as in ``BatchMetrics``, of all candidates so far.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Dispatcher:
         self.inexact: dict[str, str] = {}
         self.plain = ""
         self.losses: RangeLosses = {}
+        self.above_limit = 0
 
     @property
     def isolated(self) -> bool:
@@ -103,6 +104,13 @@ class Dispatcher:
         remarks = []
         if self.plain:
             remarks.append(f"candidates were evaluated one by one as whole models, which is slow: {self.plain}")
+        allowed = self.evaluator.job.weights.process
+        if self.above_limit and allowed:
+            remarks.append(
+                f"memory_limit was exceeded: after some candidates, a process took {self.above_limit / 1e9:.2f} GB, of "
+                f"which {allowed / 1e9:.2f} GB are allowed, although what was kept was forgotten. Results do not "
+                "depend on it; with a smaller n_jobs, or fewer samples, less is taken"
+            )
         if self.inexact:
             site, why = next(iter(self.inexact.items()))
             which = site if len(self.inexact) == 1 else f"{len(self.inexact)} sites, first {site}"
@@ -154,6 +162,7 @@ class Dispatcher:
             self.inexact.update(metrics.inexact)
             self.plain = self.plain or metrics.plain
             self.losses = merged([self.losses, metrics.losses])
+            self.above_limit = max(self.above_limit, metrics.above_limit)
             self._pace(len(part), sum(metrics.seconds))
             yield part, metrics
 

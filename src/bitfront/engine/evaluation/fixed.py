@@ -28,7 +28,7 @@ from bitfront.engine.evaluation.calibration import Calibration, Corrections
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, ModelEvaluator, joined
 from bitfront.engine.evaluation.measured import measured
 from bitfront.engine.evaluation.parameters import RoundedParameters, count_nonzero
-from bitfront.engine.evaluation.plain import PlainScorer
+from bitfront.engine.evaluation.plain import PlainScorer, as_scores
 from bitfront.engine.evaluation.range_loss import RangeLosses
 from bitfront.engine.evaluation.tree.program import Program
 from bitfront.engine.evaluation.tree.scorer import TreeScorer, WorkLimits
@@ -158,9 +158,16 @@ class FixedEvaluator(ModelEvaluator):
             # Evaluated one by one, only the candidates that cause the error fail.
             return joined([self.evaluate(codes[i : i + 1]) for i in range(len(codes))])
         seconds = (time.perf_counter() - start) / max(1, len(codes))
-        return BatchMetrics(
-            values, errors, (seconds,) * len(codes), dict(self.inexact), self._why_plain, self._calibration.losses
-        )
+        found = dict(self.inexact), self._why_plain, self._calibration.losses, self._held_memory()
+        return BatchMetrics(values, errors, (seconds,) * len(codes), *found)
+
+    def _held_memory(self) -> int:
+        """Bytes that this process takes, where it may take less, although what was kept is forgotten; else 0."""
+        taken = self.job.weights.hold()
+        if taken and "_plain_scorer" in vars(self):
+            self._plain_scorer.forget()
+            taken = self.job.weights.hold()
+        return taken
 
     def kinds(self) -> dict[str, tuple[Kind, str]]:
         """Metric → (how its values are obtained in this search, the reason if that is not the usual way)."""
@@ -292,9 +299,6 @@ class FixedEvaluator(ModelEvaluator):
     def _tree(self) -> TreeScorer | None:
         """The tree evaluator; None if the model cannot be evaluated node by node."""
         graph = self.space.graph
-        if not self.job.task.classifies:
-            self.plain = "many candidates are evaluated together where the task is classification only"
-            return None
         if self.job.whole:
             self.plain = self.job.whole
             return None
@@ -331,18 +335,23 @@ class FixedEvaluator(ModelEvaluator):
         """Loss and metrics of the task of each candidate on fixed samples of `split`."""
         x, y = self.samples(split, num_samples)
         tree = self._tree
-        if tree is not None and len(codes):
-            labels, classes = self._int_labels(split, num_samples)
-            if tree.program.steps[tree.program.output].shape[:1] >= (classes,) and len(y):
+        if tree is not None and len(codes) and len(y):
+            targets, classes = y, 0
+            if self.job.task.classifies:
+                targets, classes = self._int_labels(split, num_samples)
+            if tree.program.steps[tree.program.output].shape[:1] >= (classes,):
                 self._learn(self.space.options(codes))
-                return self._tree_scores(tree, codes, (x, y, labels))
+                return self._tree_scores(tree, codes, (x, y, targets))
         return self._plain_scores(codes, x, y)
 
     def _tree_scores(self, tree: TreeScorer, codes: Codes, samples: tuple[Tensor, Tensor, Tensor]) -> Scores:
-        x, y, labels = samples
+        (x, y, targets), task = samples, self.job.task
         try:
             with contained(), one_thread():
-                loss, correct = tree.scores(self.space.options(codes), x, labels)
+                options = self.space.options(codes)
+                if not task.classifies:
+                    return as_scores(tree.evaluations(options, x, targets, task), task, len(y))
+                loss, correct = tree.scores(options, x, targets)
             return Scores(loss / len(y), correct, len(y), ("",) * len(codes))
         except (UserError, KeyboardInterrupt):
             raise

@@ -254,6 +254,7 @@ class BatchMetrics:
         inexact: site → why its sums are not of whole numbers; of all candidates evaluated so far.
         plain: why candidates were evaluated as whole models, one by one; empty if they were not.
         losses: what ranges lose of the calibration samples; of all candidates evaluated so far.
+        above_limit: bytes that a process took after them, where the memory limit leaves it less; else 0.
     """
 
     values: Mapping[str, Values]
@@ -262,6 +263,7 @@ class BatchMetrics:
     inexact: Mapping[str, str] = field(default_factory=dict)
     plain: str = ""
     losses: RangeLosses = field(default_factory=dict)
+    above_limit: int = 0
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -454,4 +456,5 @@ def joined(parts: Sequence[BatchMetrics]) -> BatchMetrics:
         inexact={site: why for p in parts for site, why in p.inexact.items()},
         plain=next((p.plain for p in parts if p.plain), ""),
         losses=merged(p.losses for p in parts),
+        above_limit=max((p.above_limit for p in parts), default=0),
     )

@@ -3,19 +3,22 @@
 The weights of an option, rounded and as the numbers that products take, are computed when a candidate first needs them.
 Together they can be many times as large as the model. So all evaluators of a search keep them in one place. Where they
 take more than they may, those that were not used for the longest time are forgotten, and computed again when they are
-needed. That takes time, and changes no number.
+needed. That takes time, and changes no number. How much that is comes from an estimate of what else a search takes, so
+the process is looked at after each block of candidates too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
@@ -35,20 +38,24 @@ class KeptWeights:
 
     Attributes:
         limit: how many bytes all of it may take; None: no limit.
+        process: how many bytes the process may take, with everything else in it; None: no limit was stated.
+        least: `limit` is not lowered below this: what one layer needs while it is computed.
         forgotten: how often something was forgotten so far.
     """
 
     limit: int | None = None
+    process: int | None = None
+    least: int = 0
     forgotten: int = 0
     _things: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _added: int = 0
 
     def __getstate__(self) -> dict[str, int | None]:
-        return {"limit": self.limit}
+        return {"limit": self.limit, "process": self.process, "least": self.least}
 
     def __setstate__(self, state: dict[str, int | None]) -> None:
-        self.__init__(state["limit"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def shelf(self, owner: object, others: Iterable[Tensor] = ()) -> Shelf:
         """A place for what belongs to `owner`; it is forgotten with it.
@@ -78,15 +85,15 @@ class KeptWeights:
                 self._things.move_to_end(whole)
             return cast(T, known)
 
-    def _trim(self) -> None:
-        """Forget what was not used for the longest time, until the rest fits."""
+    def _trim(self, in_use: int = 1) -> None:
+        """Forget what was not used for the longest time, until the rest fits; the last `in_use` stay."""
         assert self.limit is not None
         self._added = 0
         sizes = {whole: _sizes(whole[0], thing) for whole, thing in self._things.items()}  # type: ignore[index]
         holders = Counter(place for places in sizes.values() for place in places)
         bytes_of = {place: size for places in sizes.values() for place, size in places.items()}
         taken = sum(bytes_of.values())
-        for whole, places in list(sizes.items())[:-1]:  # the last one is in use
+        for whole, places in list(sizes.items())[: len(sizes) - in_use]:
             if taken <= self.limit:
                 break
             del self._things[whole]
@@ -107,6 +114,22 @@ class KeptWeights:
         """Return freed memory to the system, where there is a limit: after work that freed much."""
         if self.limit is not None:
             return_freed_memory()
+
+    def hold(self) -> int:
+        """Keep less from now on, where the process takes more than it may: by as much as that is.
+
+        Returns:
+            The bytes that the process takes then, if that is still too much; else 0.
+        """
+        if self.process is None or _excess(self.process) <= 0:
+            return 0
+        return_freed_memory()
+        excess = _excess(self.process)
+        if excess > 0:
+            with self._lock:
+                self.limit = max(self.least, self.bytes - excess)
+                self._trim(in_use=0)
+        return self.process + excess if (excess := _excess(self.process)) > 0 else 0
 
     def make_room(self) -> None:
         """Forget everything, where there is a limit: something else needs the memory."""
@@ -130,6 +153,19 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int | None:
+    """The memory that this process takes, in bytes; None where the system does not say it (it is not Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError):
+        return None
+
+
+def _excess(limit: int) -> int:
+    """By how many bytes this process takes more than a limit; 0 or less where it does not."""
+    return (resident() or 0) - limit
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,25 @@ GROUP, GROUP_WITH_RESULTS = 1024, 64
 _Results = list[Evaluation | TaskEvaluation | str]
 
 
+def as_scores(results: Sequence[Evaluation | TaskEvaluation | str], task: Task, samples: int) -> Scores:
+    """What candidates gave, as arrays.
+
+    Args:
+        results: of each candidate its evaluation for the task, or why it failed.
+        samples: number of samples, the same for all.
+    """
+    errors = tuple(r if isinstance(r, str) else "" for r in results)
+    loss = np.array([np.nan if isinstance(r, str) else r.loss for r in results])
+    correct = np.array([r.correct if isinstance(r, Evaluation) else 0 for r in results], dtype=np.int64)
+    if task.classifies:
+        return Scores(loss, correct, samples, errors)
+    others = {
+        m.name: np.array([r.metrics[m.name] if isinstance(r, TaskEvaluation) else np.nan for r in results])
+        for m in task.measured
+    }
+    return Scores(loss, correct, samples, errors, others)
+
+
 class PlainScorer:
     """Scores candidates of one space as whole models.
 
@@ -90,16 +109,11 @@ class PlainScorer:
         """
         size = GROUP if self._task.classifies else GROUP_WITH_RESULTS
         results = [r for i in range(0, len(codes), size) for r in self._group(codes[i : i + size], x, y)]
-        errors = tuple(r if isinstance(r, str) else "" for r in results)
-        loss = np.array([np.nan if isinstance(r, str) else r.loss for r in results])
-        if self._task.classifies:
-            correct = [r.correct if isinstance(r, Evaluation) else 0 for r in results]
-            return Scores(loss, np.array(correct, dtype=np.int64), len(y), errors)
-        others = {
-            m.name: np.array([r.metrics[m.name] if isinstance(r, TaskEvaluation) else np.nan for r in results])
-            for m in self._task.measured
-        }
-        return Scores(loss, np.zeros(len(codes), dtype=np.int64), len(y), errors, others)
+        return as_scores(results, self._task, len(y))
+
+    def forget(self) -> None:
+        """Forget the copy of the model, and the weights and outputs that are kept with it."""
+        self._copy = None
 
     def _group(self, codes: Codes, x: Tensor, y: Tensor) -> _Results:
         while self._exchanges and len(y):

@@ -57,6 +57,8 @@ class Verification:
         separately: why candidates must not be trained together; empty if they may.
         notes: remarks for the user.
         candidates: number of candidates that were evaluated twice.
+        alone: seconds per candidate as it is deployed, on the samples of the check.
+        together: seconds that all of them took as the search evaluates them, with what happens once for their options.
     """
 
     unmerged: frozenset[str] = frozenset()
@@ -64,6 +66,8 @@ class Verification:
     separately: str = ""
     notes: tuple[str, ...] = ()
     candidates: int = 0
+    alone: float = 0.0
+    together: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -104,6 +108,7 @@ def verify(
     untrained = open_evaluator(job, evaluator.space)
     codes: list[NDArray[np.int64]] = []
     expected: list[Score] = []
+    started = time.perf_counter()
     for code in spread(evaluator.space):
         if len(codes) >= LEAST and time.perf_counter() - began > SHARE * expected_seconds:
             break
@@ -113,13 +118,14 @@ def verify(
         expected.append(deployed_score(untrained, code, split))
     if not codes:
         return Verification(notes=remarks)  # each of them would end this process
+    alone = (time.perf_counter() - started) / len(codes)
     result = _agreeing(untrained, np.array(codes), expected, split)
     together = evaluator.job.training is not None and evaluator.job.task.plainly_trained
     separately = _training_differs(evaluator, np.array(codes[:2])) if together else ""
     if separately:
         note = f"candidates are trained one by one, which is slow: {separately}"
         result = replace(result, separately=separately, notes=(*result.notes, note))
-    return replace(result, notes=(*remarks, *result.notes), candidates=len(codes))
+    return replace(result, notes=(*remarks, *result.notes), candidates=len(codes), alone=alone)
 
 
 def spread(space: ModelSpace) -> Iterator[NDArray[np.int64]]:
@@ -264,9 +270,11 @@ def _batch_remarks(alone: ModelEvaluator, x: Tensor, outputs: Tensor) -> tuple[s
 
 def _agreeing(evaluator: Evaluator, codes: Codes, expected: Sequence[Score], split: str) -> Verification:
     """The fast paths that must be switched off so that the evaluator gives the expected scores."""
+    began = time.perf_counter()
     wrong = _wrong(evaluator, codes, expected, split)
+    seconds = time.perf_counter() - began
     if not len(wrong):
-        return Verification()
+        return Verification(together=seconds)
     culprits: set[str] = set()
     steps = evaluator.space.graph.nodes
     job = evaluator.job
@@ -281,13 +289,13 @@ def _agreeing(evaluator: Evaluator, codes: Codes, expected: Sequence[Score], spl
     first = _named(evaluator.space, codes[wrong[0]])
     if len(_wrong(careful, codes, expected, split)):
         why = f"the fast evaluation of {first} differs from its deployed model"
-        return Verification(whole=why)  # the dispatcher reports it after the search
+        return Verification(whole=why, together=seconds)  # the dispatcher reports it after the search
     layers = next(iter(culprits)) if len(culprits) == 1 else "all layers"
     note = (
         f"the fast evaluation of {layers} differs from the deployed model (seen with {first}); there candidates are "
         "computed as in the deployed model, which is slower"
     )
-    return Verification(unmerged=frozenset(culprits), notes=(note,))
+    return Verification(unmerged=frozenset(culprits), notes=(note,), together=seconds)
 
 
 def _wrong(evaluator: Evaluator, codes: Codes, expected: Sequence[Score], split: str) -> NDArray[np.int64]:

@@ -35,7 +35,7 @@ def verified(
         return replace(answer, verified=run.trial(answer.value.trial).metrics)
     events = events or Events()
     plan = searched_plan(run, "the answer cannot be evaluated", data=data, model=model, events=events)
-    plan = verified_plan(plan, 0.0, events)
+    plan, _ = verified_plan(plan, 0.0, events)
     results = plan.evaluator.evaluate(np.array([answer.code], dtype=np.int64))
     values = {name: float(column[0]) for name, column in results.values.items()}
     return replace(answer, verified=values, failed=results.errors[0])

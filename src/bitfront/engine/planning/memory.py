@@ -17,7 +17,9 @@ import numpy as np
 from bitfront.config import StrategySetup
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.evaluation.keeping import resident
 from bitfront.engine.evaluation.sensitivity import BATCH
+from bitfront.engine.evaluation.tree.scorer import RESULT_BYTES
 from bitfront.errors import ConfigError
 from bitfront.graph import Graph
 from bitfront.graph.capture import parameter
@@ -80,10 +82,8 @@ def size_in_bytes(text: str) -> int:
 
 def memory_now() -> int:
     """The memory that this process takes, in bytes: its resident set."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, AttributeError):  # not Linux
-        pass
+    if (now := resident()) is not None:
+        return now
     try:
         import resource
 
@@ -121,6 +121,7 @@ def needs(evaluator: FixedEvaluator, *, trains_first: bool, noise: bool) -> Need
     largest, outputs = 4 * max(sizes, default=0), 4 * sum(int(np.prod(n.output)) for n in graph.nodes)
     limits, chunk = evaluator.limits, evaluator.chunk
     together = limits.threads * (HELD_STEPS * max(limits.bytes, chunk * largest // 2) + chunk * largest)
+    together += 0 if evaluator.job.task.classifies else RESULT_BYTES
     calibration = 2 * max(SAMPLES_BYTES, largest)
     check = 2 * model + 3 * chunk * largest
     gradients = 4 * model + int(2.5 * BATCH * outputs) if noise else 0
@@ -193,7 +194,8 @@ def limit_memory(
             key=with_key,
         )
     kept = need.kept(limit // processes)
-    evaluator.job.weights.limit = kept
+    weights = evaluator.job.weights
+    weights.limit, weights.process, weights.least = kept, limit // processes, need.layer
     return [
         f"memory_limit = {setup.memory_limit}: {_words(need.least * processes)} are needed at least, and "
         f"{_words(kept)} {'' if processes == 1 else 'in each process '}keep weights of options, which take "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.engine.evaluation.dispatch import Dispatcher
-from bitfront.engine.evaluation.verification import Score, deployed_score, same, spread, verify
+from bitfront.engine.evaluation.verification import Score, Verification, deployed_score, same, spread, verify
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.storage.run import Run
 from bitfront.errors import EvaluationError
@@ -22,8 +22,9 @@ CHECKED_IN_WORKERS = 4
 
 def verified_plan(
     plan: Plan, expected_seconds: float, events: Events, safe: Callable[[Codes], NDArray[np.bool_]] | None = None
-) -> Plan:
-    """The plan without the fast paths that give other numbers than the deployed model; notes say which these are.
+) -> tuple[Plan, Verification]:
+    """(the plan without the fast paths that give other numbers than the deployed model, the check that says so); notes
+    say which these are.
 
     Args:
         plan: the plan with the weights of the search.
@@ -36,10 +37,10 @@ def verified_plan(
     """
     verification = verify(plan.evaluator, plan.model, expected_seconds, safe)
     if verification.passed and not verification.notes:
-        return plan
+        return plan, verification
     for note in verification.notes:
         events.note(note)
-    return plan.verified(verification)
+    return plan.verified(verification), verification
 
 
 def verify_workers(dispatcher: Dispatcher, events: Events) -> None:

@@ -26,7 +26,7 @@ from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.learning import target_of
 from bitfront.engine.planning.pacing import described, measured_schedule, pacemaker
 from bitfront.engine.planning.plan import Plan
-from bitfront.engine.planning.probe import expected_seconds, seconds_per_candidate
+from bitfront.engine.planning.probe import Timing, expected_seconds, timing
 from bitfront.engine.search import loop
 from bitfront.engine.search.chance import at_chance
 from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
@@ -183,19 +183,18 @@ def _searched(
     resumed = len(store)
     learns = plan.evaluator.job.learning is not None
     summary = store.meta("summary")
-    limits, each = bounds(plan, summary["reference"]), 0.0
+    limits, known = bounds(plan, summary["reference"]), Timing(0.0)
     if resumed < plan.n_trials and not learns:
-        each = seconds_per_candidate(plan, dispatcher.safe, lambda codes: limits.before(codes) == 0)
-    events.planned(plan, each)
+        known = timing(plan, dispatcher.safe, lambda codes: limits.before(codes) == 0)
+    events.planned(plan, known.mean(plan.n_trials))
     if resumed < plan.n_trials and not learns:
-        left, checking = plan.n_trials - resumed, time.perf_counter()
-        plan = verified_plan(plan, each * left, events, dispatcher.safe)
-        checked = time.perf_counter() - checking
+        left = plan.n_trials - resumed
+        plan, checked = verified_plan(plan, known.mean(plan.n_trials) * left, events, dispatcher.safe)
         dispatcher.use(plan.evaluator)
         verify_workers(dispatcher, events)
         if plan.strategy.kind.uses_noise:
             noise_of(plan.evaluator, store)  # the search uses it; here its time is not taken for that of candidates
-        events.expected(expected_seconds(plan, each, left, checked))
+        events.expected(expected_seconds(plan, known, left, checked))
     if resumed:
         events.note(f"{resumed:,} trials are known from earlier sessions")
     plan = plan.constrained(limits.constraints)

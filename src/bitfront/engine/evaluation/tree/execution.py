@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from bitfront import kernels
 from bitfront.engine.evaluation.tree import activations, calls
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints, MemoryLayout
 from bitfront.engine.evaluation.tree.chains import Chain, Chains
@@ -45,12 +44,25 @@ class SeparateActivations:
         return SeparateActivations([self.values[i] for i in self.positions(needed)], needed)
 
 
-LiveValues = dict[int, BatchedActivations | SeparateActivations]
-#: (numbers of some final states, their losses, their numbers of correct answers).
-Scored = tuple[Ints, Tensor, Tensor]
+Value = BatchedActivations | SeparateActivations
+LiveValues = dict[int, Value]
+T = TypeVar("T")
+#: (the outputs of the model in some final states, the targets of the samples) → what is made of them (``ending.py``).
+End = Callable[[Value, Tensor], T]
 
 
-class Pass:
+def batched(value: Value, samples: int) -> BatchedActivations | None:
+    """A value as batched activations; None if it is not one tensor per state whose first axis is the samples."""
+    if isinstance(value, BatchedActivations):
+        return value
+    if all(isinstance(v, Tensor) and v.dim() >= 2 and len(v) == samples for v in value.values):
+        where = np.zeros((len(value.values), 3), dtype=np.int64)
+        where[:, 0] = np.arange(len(value.values))
+        return BatchedActivations([v.unsqueeze(0).unsqueeze(2) for v in value.values], "samples", value.states, where)
+    return None
+
+
+class Pass(Generic[T]):
     """Takes some samples through the graph, for ranges of the schedule's candidates.
 
     Args:
@@ -59,7 +71,8 @@ class Pass:
         convolutions: those that a kernel computes.
         schedule: the states that candidates need.
         bytes_at_once: size of the activations that one step may compute at a time, unless a single state needs more.
-        x, y: the samples, and their labels as int32.
+        x, y: the samples, and their targets.
+        end: what is made of the last values.
     """
 
     def __init__(
@@ -71,18 +84,20 @@ class Pass:
         bytes_at_once: int,
         x: Tensor,
         y: Tensor,
+        end: End[T],
     ) -> None:
         self.program, self.schedule, self.bytes_at_once = program, schedule, bytes_at_once
         self._chains = Chains(program, convolutions, schedule, len(y))
         self._multiply = Multiplication(program, products, convolutions, len(y))
         # Results must not depend on the samples' address in memory. So they are aligned, as in the deployed model.
         self.x, self.y, self.samples = activations.aligned(x), y, len(y)
-        self.scored: list[Scored] = []
+        self._end = end
+        self._ended: list[T] = []
 
-    def run(self, piece: tuple[int, int]) -> list[Scored]:
-        """The scores of the candidates of a range."""
+    def run(self, piece: tuple[int, int]) -> list[T]:
+        """What is made of the outputs of the candidates of a range; each of their final states is in one of them."""
         self._descend(0, *piece, {})
-        return self.scored
+        return self._ended
 
     def _descend(self, first: int, start: int, stop: int, live: LiveValues) -> None:
         program, i = self.program, first
@@ -106,7 +121,7 @@ class Pass:
             for j in [j for j in live if program.last_use[j] <= i]:
                 del live[j]
             i += 1
-        self._score(live[program.output])
+        self._ended.append(self._end(live[program.output], self.y))
 
     def _chain(self, i: int, start: int, stop: int, live: LiveValues) -> Chain | None:
         """The steps from step i on that are computed together, if it is a convolution that starts some."""
@@ -116,7 +131,7 @@ class Pass:
 
     def _batches(self, live: LiveValues) -> dict[int, BatchedActivations]:
         """The values that are batched activations."""
-        return {j: b for j, v in live.items() if (b := self._batched(v)) is not None}
+        return {j: b for j, v in live.items() if (b := batched(v, self.samples)) is not None}
 
     def _cuts(self, i: int, start: int, stop: int, beside: int = 0) -> list[int]:
         """Edges of the ranges in which step i is computed; [start, stop] if one range is enough.
@@ -158,7 +173,7 @@ class Pass:
         if step.kind == "constant":
             return SeparateActivations([calls.attribute(self.program.model, str(step.node.target))], needed)
         inputs = [live[j] for j in step.inputs]
-        tensors = [self._batched(v) for v in inputs]
+        tensors = [batched(v, self.samples) for v in inputs]
         x = tensors[0] if tensors else None
         result: BatchedActivations | None = None
         if x is not None:
@@ -175,18 +190,6 @@ class Pass:
             elif step.kind in PER_SAMPLE:
                 result = self._module(step, needed, x)
         return self._call(i, states, needed, inputs) if result is None else result
-
-    def _batched(self, value: BatchedActivations | SeparateActivations) -> BatchedActivations | None:
-        """A value as batched activations; None if it is not one tensor per state whose first axis is the samples."""
-        if isinstance(value, BatchedActivations):
-            return value
-        if all(isinstance(v, Tensor) and v.dim() >= 2 and len(v) == self.samples for v in value.values):
-            where = np.zeros((len(value.values), 3), dtype=np.int64)
-            where[:, 0] = np.arange(len(value.values))
-            return BatchedActivations(
-                [v.unsqueeze(0).unsqueeze(2) for v in value.values], "samples", value.states, where
-            )
-        return None
 
     def _relu(self, i: int, states: States, needed: Ints, x: BatchedActivations) -> BatchedActivations | None:
         step = self.program.steps[i]
@@ -306,29 +309,3 @@ class Pass:
             else:
                 values.append(calls.call(program, step, int(data), int(parameters), args, kwargs))
         return SeparateActivations(values, needed)
-
-    # --- the end ---
-
-    def _score(self, value: BatchedActivations | SeparateActivations) -> None:
-        output = self._batched(value)
-        if output is None or len(output.features) != 1:
-            raise TypeError("the model's output is not a tensor of shape (samples, classes)")
-        if not output.whole:
-            output = output.compact()
-        if output.ceiling < math.inf:
-            output = output.settled()
-        if output.layout == "first":
-            logits = [p.flatten(0, 1) for p in output.parts]
-        else:
-            logits = [p.permute(0, 2, 3, 1).flatten(0, 1) for p in output.parts]
-        outputs = self.program.graph.outputs
-        results = [kernels.score(z, self.y, rectify=output.rectify, outputs=outputs) for z in logits]
-        if output.irregular is None:
-            self.scored.append((output.states, *results[0]))
-            return
-        loss, correct = (torch.cat(column) for column in zip(*results, strict=True))
-        widths = np.array([p.shape[activations.COLUMNS[output.layout]] for p in output.parts])
-        offsets = np.concatenate([[0], np.cumsum([len(z) for z in logits])])
-        part, row, column = output.where.T
-        index = torch.from_numpy(offsets[part] + row * widths[part] + column).to(loss.device)
-        self.scored.append((output.states, loss[index], correct[index]))

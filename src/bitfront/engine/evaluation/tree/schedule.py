@@ -62,8 +62,7 @@ class Schedule:
     """
 
     def __init__(self, program: Program, options: Codes) -> None:
-        varying = np.flatnonzero((options != options[:1]).any(axis=0))
-        self.order = np.lexsort(options[:, varying[::-1]].T) if len(varying) else np.arange(len(options))
+        self.order, self._output = sorted_order(options), program.output
         options = options[self.order]
         self.states: list[States] = []
         for step in program.steps:
@@ -71,6 +70,13 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @property
+    def final_states(self) -> Ints:
+        """The state of the model's output of each candidate, in the order in which candidates were given."""
+        at = np.empty(len(self), dtype=np.int64)
+        at[self.order] = self.states[self._output].of
+        return at
 
     def _states(self, program: Program, step: Step, options: Codes) -> States:
         inputs = [self.states[i] for i in step.inputs]
@@ -93,6 +99,12 @@ class Schedule:
         states.parents = np.zeros((states.count, len(inputs)), dtype=np.int64)
         states.parents[:, 0] = states.rounded_parent[states.rounded]
         return states
+
+
+def sorted_order(options: Codes) -> Ints:
+    """The order of some candidates in which neighbours share as many states as possible, as their indices."""
+    varying = np.flatnonzero((options != options[:1]).any(axis=0))
+    return np.lexsort(options[:, varying[::-1]].T) if len(varying) else np.arange(len(options))
 
 
 def _combined(columns: Sequence[Ints], count: int) -> States:

@@ -1,34 +1,39 @@
-"""The tree evaluator: loss and accuracy of many candidates, with each shared value computed once.
+"""The tree evaluator: loss and metrics of many candidates, with each shared value computed once.
 
 ``TreeScorer`` computes each state that a batch of candidates needs (``schedule.py``) once, depth first. Candidates and
 samples are cut into pieces, so that the activations of a step stay within ``WorkLimits.bytes``. All states and all
 weight options of a site go through one product if its sums are exact (``program.py``); convolutions of narrow operands
 are computed in bytes. What is not exact is computed state by state, with the call, shapes and samples of the deployed
-model. Either way each candidate gets the same bits as if it were evaluated alone.
+model. Either way each candidate gets the same bits as if it were evaluated alone. What is made of the outputs
+depends on the task (``ending.py``).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitfront.engine.evaluation.tree import activations as activations
 from bitfront.engine.evaluation.tree.activations import Ints
 from bitfront.engine.evaluation.tree.convolution import Convolutions
-from bitfront.engine.evaluation.tree.execution import Pass, Scored
+from bitfront.engine.evaluation.tree.ending import CompiledScores, Ending, TaskResults
+from bitfront.engine.evaluation.tree.execution import Pass
 from bitfront.engine.evaluation.tree.products import Products
 from bitfront.engine.evaluation.tree.program import Program
-from bitfront.engine.evaluation.tree.schedule import Schedule
+from bitfront.engine.evaluation.tree.schedule import Schedule, sorted_order
 from bitfront.graph import Graph
+from bitfront.scoring import TaskEvaluation, evaluation_of
 from bitfront.spaces.base import Codes
+from bitfront.tasks.base import Task, as_results
+
+T = TypeVar("T")
 
 #: Size of the largest activation of a chunk of samples: small enough for the cache, large enough that the cost of a
 #: call does not matter.
@@ -40,6 +45,9 @@ THREAD_SECONDS = 0.1
 #: For the estimate of the work: speed of a core with small matrices, and its time per value in a pass over memory.
 OPERATIONS_PER_SECOND = 3e10
 PASS_SECONDS = 1e-9
+#: The results per sample of a group of candidates may take so much memory. A first, small group says what they take.
+RESULT_BYTES = 64 << 20
+FIRST_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,10 @@ class TreeScorer:
         self._convolutions = Convolutions(program, self._products)
         self.program, self.limits = program, limits
         self._pool: ThreadPoolExecutor | None = None
+        self._together = FIRST_GROUP
 
     def scores(self, options: Codes, x: Tensor, y: Tensor) -> tuple[NDArray[np.float64], Ints]:
-        """(sum of losses, number of correct answers) of each candidate, each of shape (candidates,).
+        """(sum of losses, number of correct answers) of each candidate of a classification, of shape (candidates,).
 
         Args:
             options: shape (candidates, groups).
@@ -91,33 +100,71 @@ class TreeScorer:
         schedule = Schedule(self.program, options)
         final = schedule.states[self.program.output]
         loss, correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
+        for chunk in self._chunks(schedule, x, y, CompiledScores(self.program.graph.outputs)):
+            # A state that two pieces need was computed by both. It counts once.
+            piece_loss, piece_correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
+            for states, part_loss, part_correct in chunk:
+                piece_loss[states], piece_correct[states] = part_loss.cpu().numpy(), part_correct.cpu().numpy()
+            loss += piece_loss
+            correct += piece_correct
+        at = schedule.final_states
+        return loss[at], correct[at]
+
+    def evaluations(self, options: Codes, x: Tensor, y: Tensor, task: Task) -> list[TaskEvaluation]:
+        """The loss and the metrics of each candidate, for any task but a classification.
+
+        A metric needs the results of all samples, so candidates are cut into groups, by the memory that these take.
+
+        Args:
+            options, x: as for ``scores``.
+            y: targets of the task, one per sample.
+            task: of the samples.
+
+        Raises:
+            EvaluationError: the outputs do not fit the targets.
+        """
+        order = sorted_order(options)
+        evaluations: list[TaskEvaluation | None] = [None] * len(options)
+        start = 0
+        while start < len(order):
+            group = order[start : start + self._together]
+            for i, evaluation in zip(group.tolist(), self._measured(options[group], x, y, task), strict=True):
+                evaluations[i] = evaluation
+            start += len(group)
+        return [evaluation for evaluation in evaluations if evaluation is not None]
+
+    def _measured(self, options: Codes, x: Tensor, y: Tensor, task: Task) -> list[TaskEvaluation]:
+        schedule = Schedule(self.program, options)
+        parts: list[list[Mapping[str, Tensor]]] = [[] for _ in range(schedule.states[self.program.output].count)]
+        for chunk in self._chunks(schedule, x, y, TaskResults(task, self.program.graph.outputs)):
+            for state, results in {s: found for measured in chunk for s, found in measured.items()}.items():
+                parts[state].append(results)
+        size = sum(t.numel() * t.element_size() for results in parts[0] for t in results.values())
+        self._together = max(1, RESULT_BYTES // max(1, size))
+        evaluations = [evaluation_of(task, as_results(part)) for part in parts]
+        return [evaluations[state] for state in schedule.final_states.tolist()]
+
+    def _chunks(self, schedule: Schedule, x: Tensor, y: Tensor, ending: Ending[T]) -> Iterator[list[T]]:
+        """What the ending makes of all final states, for one chunk of samples after the other. A state may be in
+        several of the list, with the same results."""
         chunks = list(zip(torch.split(x, self.limits.samples), torch.split(y, self.limits.samples), strict=True))
         threads = self._threads(schedule, len(y))
         # If threads share the samples, no work is done twice. If they share the candidates, some is.
         pieces = _even(len(schedule), 1 if len(chunks) >= threads else threads)
         tasks = [(xs, ys, piece) for xs, ys in chunks for piece in pieces]
-        done = self._map(schedule, tasks, threads)
+        done = self._map(schedule, tasks, threads, ending)
         for _ in chunks:
-            # A state that two pieces need was computed by both. It counts once.
-            piece_loss, piece_correct = np.zeros(final.count), np.zeros(final.count, dtype=np.int64)
             self.program.shelf.store.settle()
-            for _ in pieces:
-                for states, part_loss, part_correct in next(done):
-                    piece_loss[states], piece_correct[states] = part_loss.cpu().numpy(), part_correct.cpu().numpy()
-            loss += piece_loss
-            correct += piece_correct
-        at = np.empty(len(schedule), dtype=np.int64)
-        at[schedule.order] = final.of
-        return loss[at], correct[at]
+            yield [part for _ in pieces for part in next(done)]
 
-    def _map(self, schedule: Schedule, tasks: Sequence[Any], threads: int) -> Iterator[list[Scored]]:
+    def _map(self, schedule: Schedule, tasks: Sequence[Any], threads: int, ending: Ending[T]) -> Iterator[list[T]]:
         if threads == 1 or len(tasks) == 1:
-            yield from (self._task(schedule, *t) for t in tasks)
+            yield from (self._task(schedule, ending, *t) for t in tasks)
             return
         if self._pool is None:
             # The pool stays open, because a thread's first tensor operation takes milliseconds.
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bitfront")
-        yield from self._pool.map(lambda t: self._task(schedule, *t), tasks)
+        yield from self._pool.map(lambda t: self._task(schedule, ending, *t), tasks)
 
     def _threads(self, schedule: Schedule, samples: int) -> int:
         seconds = sum(
@@ -126,13 +173,13 @@ class TreeScorer:
         )
         return self.limits.threads if seconds > THREAD_SECONDS else 1
 
-    def _task(self, schedule: Schedule, x: Tensor, y: Tensor, piece: tuple[int, int]) -> list[Scored]:
+    def _task(self, schedule: Schedule, ending: Ending[T], x: Tensor, y: Tensor, piece: tuple[int, int]) -> list[T]:
         limits = self.limits
         while True:
             try:
                 with torch.inference_mode():
                     how = self.program, self._products, self._convolutions
-                    return Pass(*how, schedule, limits.bytes, x, y).run(piece)
+                    return Pass(*how, schedule, limits.bytes, x, y, ending.of).run(piece)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -143,20 +190,8 @@ class TreeScorer:
             if len(y) == 1:
                 raise MemoryError("one sample of one candidate does not fit into memory")
             half = len(y) // 2
-            parts = [self._task(schedule, x[:half], y[:half], piece), self._task(schedule, x[half:], y[half:], piece)]
-            return _added(parts)
-
-
-def _added(parts: Sequence[list[Scored]]) -> list[Scored]:
-    """The sum of the scores of several sets of samples, per state."""
-    losses: dict[int, Tensor] = {}
-    hits: dict[int, Tensor] = {}
-    for scored in parts:
-        scores = {int(s): (a, b) for states, loss, hit in scored for s, a, b in zip(states, loss, hit, strict=True)}
-        for s, (a, b) in scores.items():
-            losses[s] = losses[s] + a if s in losses else a
-            hits[s] = hits[s] + b if s in hits else b
-    return [(np.array(list(losses)), torch.stack(list(losses.values())), torch.stack(list(hits.values())))]
+            sets = (x[:half], y[:half]), (x[half:], y[half:])
+            return ending.joined([self._task(schedule, ending, *samples, piece) for samples in sets])
 
 
 def _out_of_memory(error: Exception) -> bool:
