@@ -169,12 +169,12 @@ def candidate(member: Member, quick: bool) -> Candidate:
     return Candidate(name, evaluator.space.graph, evaluator.formats(code), evaluator.model(code, bake=True))
 
 
-class TooLong(Exception):
+class TooLongError(Exception):
     """An export took more than PATIENCE seconds."""
 
 
 def _too_long(*_: object) -> None:
-    raise TooLong
+    raise TooLongError
 
 
 def outcome(target: str, built: Candidate, x: Tensor, place: Path) -> Row:
@@ -194,7 +194,7 @@ def outcome(target: str, built: Candidate, x: Tensor, place: Path) -> Row:
             print(f"{built.name}: {error}", file=sys.stderr, flush=True)
         else:
             row["refused"] = str(error)
-    except TooLong:
+    except TooLongError:
         row["unfinished"] = True
     finally:
         signal.alarm(0)
