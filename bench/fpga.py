@@ -50,7 +50,7 @@ from bitfront.models.base import build_model
 
 CANDIDATES, NETWORKS, SMALL = 24, 40, 6
 #: Of each family: networks that yosys gets at most, the look-up tables that they have at most, and seconds of each.
-SYNTHESIZED, LARGEST, PATIENCE = 5, 4000, 240
+SYNTHESIZED, LARGEST, PATIENCE = 6, 9000, 240
 FORMATS = {
     "name": ["integer"],
     "data_in_width": [4, 5, 6, 7, 8],
@@ -146,10 +146,12 @@ def measured(family: str, networks: Iterator[Network], synthesized: int) -> list
         cost = fabric.cost_of(row["logic"])
         row |= {"whole lut": cost.luts, "whole depth": cost.levels, "yosys lut": None, "yosys s": ""}
         rows.append(row | {"chosen": network.chosen and 0 < cost.luts <= LARGEST})
-    small = sorted((row for row in rows if row["chosen"]), key=lambda row: row["whole lut"])
-    # A log scale: networks are twice as large, rather than by so many tables larger.
-    places = np.geomspace(1, max(1, len(small)), min(synthesized, len(small))).round().astype(int) - 1
-    for row in [small[i] for i in dict.fromkeys(places.tolist())] if shutil.which("yosys") else []:
+    sizes = {row["what"]: row["whole lut"] for row in rows if row["chosen"]}
+    ends = (
+        np.geomspace(min(sizes.values()), max(sizes.values()), synthesized) if sizes and shutil.which("yosys") else ()
+    )
+    nearest = {min(sizes, key=lambda what: abs(np.log(sizes[what] / end))) for end in ends}
+    for row in [row for row in rows if row["what"] in nearest]:
         begin = time.perf_counter()
         row["yosys lut"] = by_yosys(row["logic"])
         seconds = time.perf_counter() - begin
