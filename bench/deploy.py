@@ -28,7 +28,9 @@ import re
 import signal
 import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +122,11 @@ def runs(network: str, folder: Path, quick: bool) -> Iterator[tuple[str, bf.Run]
     case: Case = CASES[network]
     data, model, _ = prepared(network, quick)
     layers = {"name": "evolution", "setup": {"n_trials": 4 if quick else 20}}
-    for rounding, overflow in itertools.product(get_args(Rounding), get_args(Overflow)):
+    ways = list(itertools.product(get_args(Rounding), get_args(Overflow)))
+    for rounding, overflow in ways[:2] if quick else ways:
         place = folder / f"{network}-{rounding}-{overflow}"
         yield "layer-wise", searched(model, data, place, layers, space(model, case.signed, rounding, overflow))
-    for rounding in get_args(Rounding):
+    for rounding in get_args(Rounding)[: 1 if quick else None]:
         setup = {
             "weight": "element",
             "epochs": 1 if quick else case.turn / 4,
@@ -274,28 +277,27 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--target", choices=TARGETS.names(), action="append", help="only this one")
     options.add_argument("--network", choices=NETWORKS, action="append", help="only this one")
-    options.add_argument("--folder", type=Path, default=ROOT / "build" / "deploy", help="what is done is kept there")
+    options.add_argument("--folder", type=Path, help="what is done is kept there; default: build/deploy")
     options.add_argument("--minutes", type=float, default=600.0, help="no export begins after so many")
     given = options.parse_args()
     networks = given.network or (NETWORKS[1:2] if given.quick else NETWORKS)
-    folder = given.folder.with_name(f"{given.folder.name}-quick") if given.quick else given.folder
-    folder.mkdir(parents=True, exist_ok=True)
     targets = given.target or [name for name in TARGETS.names() if not (given.quick and name in SLOW)]
     begin = time.monotonic()
-    chosen = drawn(networks, folder, given.quick)
-    left = given.minutes - (time.monotonic() - begin) / 60
-    done = measured(chosen, targets, folder, left, given.quick)
-    there: dict[tuple[str, str], int] = {}
-    for member in chosen:
-        there[member.network, member.way] = there.get((member.network, member.way), 0) + 1
-    there = dict(sorted(there.items(), key=lambda item: (NETWORKS.index(item[0][0]), item[0][1])))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.folder or (Path(scratch) if given.quick else ROOT / "build" / "deploy")
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = drawn(networks, folder, given.quick)
+        left = given.minutes - (time.monotonic() - begin) / 60
+        done = measured(chosen, targets, folder, left, given.quick)
+    there = Counter((member.network, member.way) for member in chosen)
+    groups = sorted(there, key=lambda group: (NETWORKS.index(group[0]), group[1]))
     summary: dict[str, float] = {"members": len(chosen)}
     for target in targets:
         of_target = [one for one in done if one["target"] == target]
         if any(one["samples"] for one in of_target):
             summary[f"{target}_exported"] = sum(bool(one["samples"]) for one in of_target)
             summary[f"{target}_differing"] = sum(one["differing"] for one in of_target)
-    report("deploy", rows_of(done, there), summary, given.json)
+    report("deploy", rows_of(done, {group: there[group] for group in groups}), summary, given.json)
 
 
 if __name__ == "__main__":
