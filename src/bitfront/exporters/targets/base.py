@@ -94,6 +94,9 @@ class Target(ABC):
         """Raises ExportError if the candidate cannot be written: what, why, and what to do. MissingExtraError if the
         judge is not installed."""
 
+    def ready(self) -> None:  # noqa: B027 (most judges are libraries)
+        """Raises ExportError if the judge is not installed. Not called where files are written without a check."""
+
     def exact(self, candidate: Candidate) -> bool:  # noqa: ARG002
         """Whether all numbers must be equal. If not, the README says by how much they differ."""
         return True
