@@ -169,6 +169,16 @@ def test_what_a_target_writes_computes_the_same_numbers(name, network, formats, 
         pytest.skip(str(error))
 
 
+def test_an_onnx_file_holds_what_all_values_share_once(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'bitfront[onnx]'")
+    given, _ = candidate("residual", "fixed8")
+    target_named("onnx").write(given, tmp_path)
+    constants = onnx.load(tmp_path / f"{given.name}.onnx").graph.initializer
+    floats = [list(c.dims) for c in constants if c.data_type == onnx.TensorProto.FLOAT]
+    assert floats
+    assert all(sum(size > 1 for size in dims) <= 1 for dims in floats)  # one number, or one per channel
+
+
 @pytest.mark.parametrize("formats", ["fixed8", "elements"])
 @pytest.mark.parametrize("network", ["depthwise", "joined", "pooled", "sequence"])
 def test_qonnx_with_channels_last_computes_the_same_numbers(network, formats, tmp_path):
