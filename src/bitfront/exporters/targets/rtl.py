@@ -8,13 +8,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from bitfront.errors import ExportError, require
+from bitfront.errors import ConfigError, ExportError, require
 from bitfront.exporters import circuit, fabric, oracle
 from bitfront.exporters.program import Floats, Int, Program
 from bitfront.exporters.targets import TARGETS
@@ -60,15 +60,6 @@ class RtlSettings(TargetSettings):
         "VHDL",
     )
 
-    @model_validator(mode="after")
-    def _of_the_language(self) -> Self:
-        if self.simulator not in ("auto", *_SIMULATORS[self.language]):
-            raise ValueError(
-                f"simulator = {self.simulator!r} does not read {_WRITTEN[self.language]}; take "
-                f"{' or '.join(map(repr, _SIMULATORS[self.language]))}"
-            )
-        return self
-
 
 @TARGETS.register("rtl")
 class Rtl(Target):
@@ -79,12 +70,23 @@ class Rtl(Target):
 
     def __init__(self, settings: TargetSettings | None = None) -> None:
         super().__init__(settings)
+        language, simulator = self.settings.language, self.settings.simulator
+        if simulator not in ("auto", *_SIMULATORS[language]):
+            able = " or ".join(map(repr, _SIMULATORS[language]))
+            raise ConfigError(
+                f"{simulator!r} does not read {_WRITTEN[language]}; take {able}", key=("export", "rtl", "simulator")
+            )
         self._figures: dict[str, float] = {}
 
     @property
     def judge(self) -> str:  # type: ignore[override]
         """Depends on the language."""
         return f"alkaid's interpreter and a {_WRITTEN[self.settings.language]} simulator"
+
+    @property
+    def notice(self) -> str:  # type: ignore[override]
+        """Depends on the language."""
+        return "; ghdl takes minutes for thousands of look-up tables" if self.settings.language == "vhdl" else ""
 
     def check(self, candidate: Candidate) -> None:
         """Raises ExportError for what logic cannot compute."""
