@@ -207,7 +207,8 @@ def outcome(target: str, built: Candidate, x: Tensor, place: Path) -> Row:
 def kind_of(message: str) -> str:
     """A refusal without its names and numbers."""
     reason = message.partition(": ")[2] or message
-    reason = re.sub(r"^\w+ is \S+, (which rounds )?.*?(?=, and)", r"it \1", reason)
+    reason = re.sub(r"^\w+ is \S+, which rounds .*?, and ", "a format rounds in another way, and ", reason)
+    reason = re.sub(r"^\w+ is \S+, and ", "a format, and ", reason)
     return re.sub(r"\d[\d,.]*", "N", re.split(r"[;:]", reason)[0])
 
 
