@@ -169,6 +169,17 @@ def test_what_a_target_writes_computes_the_same_numbers(name, network, formats, 
         pytest.skip(str(error))
 
 
+def test_a_file_that_has_neither_form_says_why_in_both(tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install 'bitfront[onnx]'")
+    x = torch.randn(4, 1, 4, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.AvgPool1d(4), nn.Flatten(), nn.Linear(2, 3)).eval()
+    graph, form = capture(model, x[:2]), _fixed(16)
+    formats = calibrate(graph, {s.name: {o: form(s, o) for o in s.operands} for s in graph.sites if s.weight}, x)
+    given = Candidate("wide", graph, formats, quantize(graph, formats, bake=True))
+    with pytest.raises(ExportError, match=r"whole numbers \(.* the sum of 4 values .* floats \(.* at most 8 bits"):
+        export(given, target_named("onnx"), tmp_path / "out", x)
+
+
 def test_an_onnx_file_holds_what_all_values_share_once(tmp_path):
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'bitfront[onnx]'")
     given, _ = candidate("residual", "fixed8")

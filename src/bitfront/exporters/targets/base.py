@@ -56,6 +56,11 @@ class Candidate:
         """Whether it has a form in integer operations."""
         return isinstance(self._lowered, Program)
 
+    @property
+    def obstacle(self) -> str:
+        """Why it has no form in integer operations; empty if it has one."""
+        return str(self._lowered) if isinstance(self._lowered, ExportError) else ""
+
     @cached_property
     def _lowered(self) -> Program | ExportError:
         # A large network that has none is not run anew whenever somebody asks.

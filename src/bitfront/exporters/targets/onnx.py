@@ -64,7 +64,11 @@ class Onnx(Target):
         if self.exact(candidate):
             model = _Writer(candidate.program).model()
         else:
-            model = onnx_model(candidate.graph, candidate.formats)
+            try:
+                model = onnx_model(candidate.graph, candidate.formats)
+            except ExportError as error:
+                why = f"it has no form in whole numbers ({candidate.obstacle}), and none in floats ({error})"
+                raise ExportError(why) from None
         (folder / f"{candidate.name}.onnx").write_bytes(model.SerializeToString())
 
     def computed(self, candidate: Candidate, folder: Path, x: Floats) -> NDArray[Any]:
