@@ -59,6 +59,8 @@ SAMPLES = 10_000
 MEMBERS = {"layer-wise": (3,) * 9, "learned": (8, 8, 7)}
 #: Target whose judge takes minutes → samples.
 SLOW: Mapping[str, int] = {"hls4ml": SAMPLES, "rtl": 1000}
+#: Targets of a quick run.
+QUICK = ("c", "onnx", "qdq")
 #: Seconds of an export.
 PATIENCE = 600
 NETWORKS = ("jets", "digits", "residual", "depthwise")
@@ -282,7 +284,7 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=600.0, help="no export begins after so many")
     given = options.parse_args()
     networks = given.network or (NETWORKS[1:2] if given.quick else NETWORKS)
-    targets = given.target or [name for name in TARGETS.names() if not (given.quick and name in SLOW)]
+    targets = given.target or (QUICK if given.quick else TARGETS.names())
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or (Path(scratch) if given.quick else ROOT / "build" / "deploy")
