@@ -90,7 +90,7 @@ TARGETS: Mapping[str, Sequence[Target]] = {
     ),
     "deploy": tuple(
         Target(f"{name}_differing", 0, "", f"samples with another number, target {name}", at_most=True)
-        for name in ("c", "onnx", "torch", "qonnx", "hls4ml", "rtl")
+        for name in ("c", "onnx")
     ),
     "zoo": (Target("least_share", 0.95, "", "weights and multiply-accumulates that can be quantized, the least"),),
     "big": (
