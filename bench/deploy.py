@@ -70,7 +70,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Member:
-    """A trial: of which network, found in which way, in which run folder, with which number."""
+    """A trial: of which network, by which way to search, in which run folder, with which number."""
 
     network: str
     way: str

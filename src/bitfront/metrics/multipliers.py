@@ -67,8 +67,8 @@ class PartCount(BitCount):
 
     def of(self, form: Format | None) -> int | NDArray[np.int64]:
         """Parts of an input in a format, or of each of its values; None: in float."""
-        found = self._of(form, OF_DATA)
-        return found if found.ndim else int(found)
+        parts = self._of(form, OF_DATA)
+        return parts if parts.ndim else int(parts)
 
     def of_values(self, form: Format | None, values: Tensor) -> Tensor:
         """Parts of each of the rounded weights, 0 for zeros; float64, of their shape."""
