@@ -1,32 +1,44 @@
 """Every target, on members of fronts: the numbers that its files compute, beside those of the searched network.
 
 Networks: an MLP on jets, a convolutional one on digits, a residual and a depthwise one on MNIST-10k whose batch norms
-are folded. Members: of a search per layer (evolution, 2 to 16 bits, every rounding, no training), and of learned bits
-per element with a short training; the front first, then others from the cheapest to the dearest. Each is exported to
-each target. The judge of the target runs the files on ``SAMPLES`` samples; smaller data sets are repeated with noise.
-Targets whose judge takes minutes get fewer members and samples, as the table says.
+are folded. Members: of a search per layer (evolution, 2 to 16 bits, no training), one with each of nine ways to round
+and to treat what is out of range, and of learned bits per element with a short training, one with each of three
+roundings of inputs; the front first, then others from the cheapest to the dearest. Each is exported to each target. The
+judge of the target runs the files on ``SAMPLES`` samples (rtl: 1,000); smaller data sets are repeated with noise.
 
-members      how many were exported, or refused
-differing    samples on which a number differs from the searched network's, over all members; and members with one
-refused      members that the target cannot take, by the beginning of its message
-median s     of an export with its check, wall time
+Members come in an order that is drawn once, all networks and ways in turns. Targets whose judge takes minutes are last,
+and get as many members of this order as there is time for (``--minutes``). What is done is in ``--folder`` at once, and
+a second call goes on from there.
+
+exported       members whose files were run
+refused        members that the target cannot take; a row for each reason, with the message that the first one gave
+unfinished     members whose export took more than ``PATIENCE`` seconds and was stopped
+samples        that were compared, over all members
+differing      samples on which a number differs from the searched network's, over all members
+largest alike  share of samples on which the largest output is the same one
+median s       of an export with its check, wall time
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import json
 import re
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from common import parser, report
+from common import ROOT, parser, report
 from granularity import CASES, Case, in_float, searched
 from torch import Tensor, nn
 
@@ -37,22 +49,36 @@ from bitfront.errors import ExportError, MissingExtraError
 from bitfront.exporters.exporting import export, target_named
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
+from bitfront.formats.integer import Overflow
 from bitfront.graph import capture
+from bitfront.kernels.whole import Rounding
 from bitfront.transforms.fold import folded
 
 SAMPLES = 10_000
-#: Of each network and way to search.
-MEMBERS = 25
-#: Target → (members of each network and way, samples), where that is fewer.
-FEWER: Mapping[str, tuple[int, int]] = {"hls4ml": (1, 1000), "rtl": (1, 1000), "torch": (5, SAMPLES)}
-#: The targets that are not approximate.
-EXACT = tuple(name for name in TARGETS.names() if name != "qdq")
+#: Of each network: members of each search per layer, and of each search of learned bits. 200 of all.
+MEMBERS = {"layer-wise": (3,) * 9, "learned": (8, 8, 7)}
+#: Target whose judge takes minutes → samples.
+SLOW: Mapping[str, int] = {"hls4ml": SAMPLES, "rtl": 1000}
+#: Targets of a quick run.
+QUICK = ("c", "onnx", "qdq")
+#: Seconds of an export.
+PATIENCE = 600
 NETWORKS = ("jets", "digits", "residual", "depthwise")
 
 Row = dict[str, Any]
 
 
-def space(model: nn.Module, signed: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Member:
+    """A trial: of which network, by which way to search, in which run folder, with which number."""
+
+    network: str
+    way: str
+    run: str
+    number: int
+
+
+def space(model: nn.Module, signed: bool, rounding: str, overflow: str) -> dict[str, Any]:
     """Formats per layer, of 2 to 16 bits. Every layer but the first one follows a ReLU."""
     names = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     seeds = {}
@@ -67,15 +93,21 @@ def space(model: nn.Module, signed: bool) -> dict[str, Any]:
                 "weight_frac_width": "auto",
                 "bias_width": 8,
                 "bias_frac_width": "auto",
+                **{f"{operand}_rounding": rounding for operand in ("data_in", "weight", "bias")},
+                **{f"{operand}_overflow": overflow for operand in ("data_in", "weight", "bias")},
             }
         }
     return {"setup": {"by": "name"}, "seed": seeds}
 
 
-def without_norms(model: nn.Module, data: Dataset) -> nn.Module:
-    """The model with its batch norms folded into the layers before them."""
+@functools.cache
+def prepared(network: str, quick: bool) -> tuple[Dataset, nn.Module, Tensor]:
+    """(data, the trained network with its batch norms folded, samples to compare on)."""
+    case = CASES[network]
+    data = case.data()
     sample = data.x["train"][:2]
-    return folded(capture(model, sample), sample).graph.model.eval()
+    model = folded(capture(in_float(case, data, quick), sample), sample).graph.model.eval()
+    return data, model, many(data, SAMPLES)
 
 
 def many(data: Dataset, count: int) -> Tensor:
@@ -87,22 +119,25 @@ def many(data: Dataset, count: int) -> Tensor:
     return torch.cat(parts)[:count]
 
 
-def runs(case: Case, data: Dataset, model: nn.Module, folder: Path, quick: bool) -> dict[str, bf.Run]:
-    """A search per layer, and learned bits per element."""
-    layers = {"name": "evolution", "setup": {"n_trials": 6 if quick else 60}}
-    bits = {
-        "name": "learned_bits",
-        "setup": {
+def runs(network: str, folder: Path, quick: bool) -> Iterator[tuple[str, bf.Run]]:
+    """(way to search, run): a search per layer for each rounding and overflow, and learned bits for each rounding."""
+    case: Case = CASES[network]
+    data, model, _ = prepared(network, quick)
+    layers = {"name": "evolution", "setup": {"n_trials": 4 if quick else 20}}
+    ways = list(itertools.product(get_args(Rounding), get_args(Overflow)))
+    for rounding, overflow in ways[:2] if quick else ways:
+        place = folder / f"{network}-{rounding}-{overflow}"
+        yield "layer-wise", searched(model, data, place, layers, space(model, case.signed, rounding, overflow))
+    for rounding in get_args(Rounding)[: 1 if quick else None]:
+        setup = {
             "weight": "element",
-            "epochs": 1 if quick else case.turn / 2,
-            "cycles": 2 if quick else 8,
+            "epochs": 1 if quick else case.turn / 4,
+            "cycles": 2 if quick else 6,
             "networks": 4,
-        },
-    }
-    return {
-        "layer-wise": searched(model, data, folder / "layers", layers, space(model, case.signed)),
-        "learned": searched(model, data, folder / "learned", bits, {}),
-    }
+            "data_in_rounding": rounding,
+        }
+        place = folder / f"{network}-learned-{rounding}"
+        yield "learned", searched(model, data, place, {"name": "learned_bits", "setup": setup}, {})
 
 
 def members(run: bf.Run, count: int) -> list[int]:
@@ -115,37 +150,129 @@ def members(run: bf.Run, count: int) -> list[int]:
     return [*front, *(others[i] for i in dict.fromkeys(spread))]
 
 
+def drawn(networks: Sequence[str], folder: Path, quick: bool) -> list[Member]:
+    """All members, networks and ways in turns, each in an order of its own that is drawn."""
+    groups: dict[tuple[str, str], list[Member]] = {}
+    for network in networks:
+        counts = {way: iter(each) for way, each in MEMBERS.items()}
+        for way, run in runs(network, folder, quick):
+            count = min(next(counts[way]), 1 if quick else SAMPLES)
+            chosen = [Member(network, way, str(run.folder), number) for number in members(run, count)]
+            groups.setdefault((network, way), []).extend(chosen)
+        print(f"{network}: searched", file=sys.stderr, flush=True)
+    generator = np.random.default_rng(0)
+    orders = [[those[i] for i in generator.permutation(len(those))] for those in groups.values()]
+    return [m for turn in itertools.zip_longest(*orders) for m in turn if m is not None]
+
+
+def candidate(member: Member, quick: bool) -> Candidate:
+    """A member as it is exported."""
+    data, model, _ = prepared(member.network, quick)
+    rebuilt = candidate_of(Path(member.run), member.number, data=data, model=model)
+    evaluator, code = rebuilt.evaluator, rebuilt.code
+    name = f"net_{member.network}_{member.number}"
+    return Candidate(name, evaluator.space.graph, evaluator.formats(code), evaluator.model(code, bake=True))
+
+
+class TooLongError(Exception):
+    """An export took more than PATIENCE seconds."""
+
+
+def _too_long(*_: object) -> None:
+    raise TooLongError
+
+
+def outcome(target: str, built: Candidate, x: Tensor, place: Path) -> Row:
+    """What one target makes of one member."""
+    start = time.perf_counter()
+    row: Row = {"samples": 0, "differing": 0, "alike": 0, "refused": "", "unfinished": False}
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(PATIENCE)
+    try:
+        result = export(built, target_named(target), place, x)
+        row |= {"samples": result.samples, "differing": result.differing, "alike": result.alike}
+    except MissingExtraError:
+        raise
+    except ExportError as error:
+        if "please report this" in str(error):
+            row |= {"samples": len(x), "differing": len(x)}
+            print(f"{built.name}: {error}", file=sys.stderr, flush=True)
+        else:
+            row["refused"] = str(error)
+    except TooLongError:
+        row["unfinished"] = True
+    finally:
+        signal.alarm(0)
+    return row | {"s": time.perf_counter() - start}
+
+
 def kind_of(message: str) -> str:
     """A refusal without its names and numbers."""
     reason = message.partition(": ")[2] or message
-    return re.sub(r"\d[\d,.]*", "N", re.split(r"[;:]", reason)[0])[:90]
+    reason = re.sub(r"^\w+ is \S+, which rounds .*?, and ", "a format rounds in another way, and ", reason)
+    reason = re.sub(r"^\w+ is \S+, and ", "a format, and ", reason)
+    return re.sub(r"\d[\d,.]*", "N", re.split(r"[;:]", reason)[0])
 
 
-def measured(target: str, candidates: list[tuple[str, Candidate, Tensor]], folder: Path, samples: int) -> list[Row]:
-    """What one target makes of the members, by network and way."""
-    rows: dict[str, Row] = {}
-    for name, candidate, x in candidates:
-        row = rows.setdefault(name, {"target": target, "of": name, "members": 0, "samples": 0, "differing": 0, "s": []})
-        row.setdefault("refused", Counter())
-        start = time.perf_counter()
-        row["members"] += 1
-        try:
-            result = export(candidate, target_named(target), folder / "out", x[:samples])
-            row["samples"] += result.samples
-            row["differing"] += result.differing
-        except ExportError as error:
-            if "not kept" in str(error) or "something else" in str(error):
-                row["differing"] += 1
-                print(f"{name}: {error}", file=sys.stderr)
-            else:
-                row["refused"][kind_of(str(error))] += 1
+def rows_of(done: Sequence[Row], there: Mapping[tuple[str, str], int]) -> list[Row]:
+    """The table: for each target what it made of each network and way, and why it refused some."""
+    rows: list[Row] = []
+    for target in dict.fromkeys(one["target"] for one in done):
+        of_target = [one for one in done if one["target"] == target]
+        for group in there:
+            here = [one for one in of_target if (one["network"], one["way"]) == group]
+            exported = [one for one in here if one["samples"]]
+            samples = sum(one["samples"] for one in exported)
+            rows.append(
+                {
+                    "target": target,
+                    "of": ", ".join(group),
+                    "tried": f"{len(here)} of {there[group]}",
+                    "exported": len(exported),
+                    "refused": sum(bool(one["refused"]) for one in here),
+                    "unfinished": sum(one["unfinished"] for one in here),
+                    "samples": samples,
+                    "differing": sum(one["differing"] for one in exported),
+                    "largest alike": f"{sum(one['alike'] for one in exported) / samples:.4f}" if samples else "",
+                    "median s": statistics.median(one["s"] for one in exported) if exported else "",
+                    "message": "",
+                }
+            )
+        refused: dict[str, list[str]] = {}
+        for one in of_target:
+            if one["refused"]:
+                refused.setdefault(kind_of(one["refused"]), []).append(one["refused"])
+        empty = dict.fromkeys(rows[-1], "")
+        for messages in refused.values():
+            rows.append(empty | {"target": target, "of": "why", "refused": len(messages), "message": messages[0]})
+    return rows
+
+
+def measured(chosen: Sequence[Member], targets: Sequence[str], folder: Path, minutes: float, quick: bool) -> list[Row]:
+    """What each target makes of the members, as far as there is time; with what an earlier call has done."""
+    kept = folder / "done.jsonl"
+    done: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {(one["target"], one["run"], one["number"]) for one in done}
+    last = time.monotonic() + 60 * minutes
+    groups = [[t for t in targets if t not in SLOW], [t for t in targets if t in SLOW]]
+    for some, member in ((some, member) for some in groups for member in chosen):
+        waiting = [t for t in some if (t, Path(member.run).parent.name, member.number) not in known]
+        if not waiting or time.monotonic() > last:
+            continue
+        built, x = candidate(member, quick), prepared(member.network, quick)[2]
+        for target in waiting:
+            count = min(SLOW.get(target, SAMPLES), 64 if quick else SAMPLES)
+            row = {"target": target, "network": member.network, "way": member.way}
+            row |= {"run": Path(member.run).parent.name, "number": member.number}
+            try:
+                row |= outcome(target, built, x[:count], folder / "out")
+            except MissingExtraError as error:
+                print(f"{target}: {error}", file=sys.stderr)
                 continue
-        row["s"].append(time.perf_counter() - start)
-    for row in rows.values():
-        seconds, refused = row.pop("s"), row.pop("refused")
-        row["median s"] = statistics.median(seconds) if seconds else ""
-        row["refused"] = "; ".join(f"{count}: {reason}" for reason, count in refused.items())
-    return list(rows.values())
+            done.append(row)
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    return [one for target in targets for one in done if one["target"] == target]
 
 
 def main() -> None:
@@ -153,44 +280,27 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--target", choices=TARGETS.names(), action="append", help="only this one")
     options.add_argument("--network", choices=NETWORKS, action="append", help="only this one")
-    options.add_argument("--members", type=int, default=MEMBERS, help="of each network and way to search")
+    options.add_argument("--folder", type=Path, help="what is done is kept there; default: build/deploy")
+    options.add_argument("--minutes", type=float, default=600.0, help="no export begins after so many")
     given = options.parse_args()
-    count, samples = (2, 64) if given.quick else (given.members, SAMPLES)
     networks = given.network or (NETWORKS[1:2] if given.quick else NETWORKS)
-    candidates: dict[str, list[tuple[str, Candidate, Tensor]]] = {}
-    rows: list[Row] = []
+    targets = given.target or (QUICK if given.quick else TARGETS.names())
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        for network in networks:
-            case = CASES[network]
-            data = case.data()
-            model = without_norms(in_float(case, data, given.quick), data)
-            x = many(data, samples)
-            for way, run in runs(case, data, model, Path(scratch) / network, given.quick).items():
-                title = f"{network}, {way}"
-                candidates[title] = []
-                for number in members(run, count):
-                    rebuilt = candidate_of(run.folder, number, data=data, model=model)
-                    evaluator = rebuilt.evaluator
-                    built = Candidate(
-                        f"net_{network}_{number}",
-                        evaluator.space.graph,
-                        evaluator.formats(rebuilt.code),
-                        evaluator.model(rebuilt.code, bake=True),
-                    )
-                    candidates[title].append((title, built, x))
-        quick = [name for name in EXACT if name not in FEWER]
-        for target in given.target or (quick if given.quick else EXACT):
-            each, fewer = FEWER.get(target, (count, samples))
-            chosen = [one for those in candidates.values() for one in those[: min(each, count)]]
-            try:
-                rows += measured(target, chosen, Path(scratch), min(fewer, samples))
-            except MissingExtraError as error:
-                print(f"{target}: {error}", file=sys.stderr)
-    summary: dict[str, float] = {"members": sum(map(len, candidates.values()))}
-    for row in rows:
-        name = f"{row['target']}_differing"
-        summary[name] = summary.get(name, 0) + row["differing"]
-    report("deploy", rows, summary, given.json)
+        folder = given.folder or (Path(scratch) if given.quick else ROOT / "build" / "deploy")
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = drawn(networks, folder, given.quick)
+        left = given.minutes - (time.monotonic() - begin) / 60
+        done = measured(chosen, targets, folder, left, given.quick)
+    there = Counter((member.network, member.way) for member in chosen)
+    groups = sorted(there, key=lambda group: (NETWORKS.index(group[0]), group[1]))
+    summary: dict[str, float] = {"members": len(chosen)}
+    for target in targets:
+        of_target = [one for one in done if one["target"] == target]
+        if any(one["samples"] for one in of_target):
+            summary[f"{target}_exported"] = sum(bool(one["samples"]) for one in of_target)
+            summary[f"{target}_differing"] = sum(one["differing"] for one in of_target)
+    report("deploy", rows_of(done, {group: there[group] for group in groups}), summary, given.json)
 
 
 if __name__ == "__main__":

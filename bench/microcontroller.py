@@ -1,8 +1,9 @@
-"""Networks for microcontrollers: MLPerf Tiny's four, searched, exported as C and compared; and the model of cycles.
+"""Networks for microcontrollers: MLPerf Tiny's four, searched, exported and compared; and the model of cycles.
 
 MLPerf Tiny (mlcommons/tiny): ResNet-8, DS-CNN, MobileNet-V1 0.25 and the autoencoder, with random weights, batch norms
 that belong to them, and folded. Each is searched briefly for flash against its float outputs; of every network of the
-front the C is compiled, run, and compared number by number. No accuracy is looked at: there is no data here.
+front the C is compiled, run, and compared number by number, and so is its ONNX file in ONNX Runtime. No accuracy is
+looked at: there is no data here.
 
 The model of cycles (``exporters/c99/cycles.py``) is compared with the instructions that QEMU counts for small networks,
 where gcc-arm-none-eabi and qemu-system-arm are installed. ``--fit`` prints costs that are fitted to the counts.
@@ -112,7 +113,7 @@ SPACE = {
 
 
 def tiny(name: str, trials: int, samples: int) -> list[dict[str, Any]]:
-    """The front of one network: what each member needs, and on how many samples its C differs."""
+    """The front of one network: what each member needs, and on how many samples its C and its ONNX file differ."""
     begin = time.perf_counter()
     make, shape = TINY[name]
     x = torch.randn(3 * samples, *shape, generator=torch.Generator().manual_seed(0))
@@ -136,6 +137,8 @@ def tiny(name: str, trials: int, samples: int) -> list[dict[str, Any]]:
             files = bf.export(trial, to="c", model=model, data=data, samples=samples)
             needed = (files.figures["flash_bytes"], files.figures["ram_bytes"], files.figures["cycles"])
             assert needed == (trial.metrics["flash"], trial.metrics["ram"], round(trial.metrics["cycles"]))
+            onnx = bf.export(trial, to="onnx", model=model, data=data, samples=samples)
+            (file,) = onnx.folder.glob("*.onnx")
             rows.append(
                 _row(name, f"trial {trial.number}")
                 | {
@@ -143,7 +146,8 @@ def tiny(name: str, trials: int, samples: int) -> list[dict[str, Any]]:
                     "flash, kB": needed[0] / 1e3,
                     "RAM, kB": needed[1] / 1e3,
                     "Mcycles": needed[2] / 1e6,
-                    "differ": files.differing,
+                    "ONNX, kB": file.stat().st_size / 1e3,
+                    "differ": files.differing + onnx.differing,
                 }
             )
     seconds = time.perf_counter() - begin
@@ -151,7 +155,8 @@ def tiny(name: str, trials: int, samples: int) -> list[dict[str, Any]]:
 
 
 def _row(where: str, what: str) -> dict[str, Any]:
-    columns = ("noise", "flash, kB", "RAM, kB", "Mcycles", "differ", "instructions", "model / QEMU", "seconds")
+    needs = ("noise", "flash, kB", "RAM, kB", "Mcycles", "ONNX, kB")
+    columns = (*needs, "differ", "instructions", "model / QEMU", "seconds")
     return {"network": where, "what": what, **dict.fromkeys(columns)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_targets import candidate
 
-from bitfront.errors import ExportError
+from bitfront.errors import ConfigError, ExportError
 from bitfront.exporters import circuit, oracle
 from bitfront.exporters.exporting import export, target_named
 from bitfront.exporters.program import Add, Leak, Limit, Offset, Pool, Program, Round, Value, Window
@@ -107,6 +107,47 @@ def test_the_testbench_compares_with_the_vectors(pipelined, tmp_path):
     assert "1 of 64 samples differ" in said(other)
 
 
+@pytest.mark.parametrize("cutoff", [0.0, 2.0], ids=["combinational", "pipelined"])
+def test_vhdl_computes_the_same(cutoff, tmp_path):
+    if shutil.which("ghdl") is None:
+        pytest.skip("there is no ghdl")
+    given, x = candidate("mlp", "elements")
+    result = export(given, target_named("rtl", {"language": "vhdl", "latency_cutoff": cutoff}), tmp_path / "out", x)
+    assert (result.samples, result.differing) == (len(x), 0)
+    assert "VHDL simulator" in result.message
+    readme = (result.folder / "README.md").read_text()
+    command = re.search(r"`(ghdl .*)`", readme).group(1)
+    said = subprocess.run(command, shell=True, cwd=result.folder, check=True, capture_output=True, text=True).stdout
+    assert "0 of 64 samples differ" in said
+    vectors = result.folder / "vectors" / "outputs.hex"
+    first, *others = vectors.read_text().splitlines(keepends=True)
+    vectors.write_text("".join([others[0] if others[0] != first else "0\n", *others]))
+    said = subprocess.run(command, shell=True, cwd=result.folder, check=True, capture_output=True, text=True).stdout
+    assert "1 of 64 samples differ" in said
+
+
+def test_vhdl_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    if shutil.which("ghdl") is None:
+        pytest.skip("there is no ghdl")
+    given, x = candidate("mlp", "elements")
+    write = Rtl.write
+
+    def damaged(self, chosen, folder):
+        write(self, chosen, folder)
+        top = folder / "src" / f"{chosen.name}.vhd"
+        top.write_text(re.sub(r"(model_out\([^;]*<= )(?=\w)", r"\1not ", top.read_text()))
+
+    monkeypatch.setattr(Rtl, "write", damaged)
+    with pytest.raises(ExportError, match="the VHDL gives other numbers than the logic"):
+        export(given, target_named("rtl", {"language": "vhdl"}), tmp_path / "out", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_simulator_of_another_language_is_an_error():
+    with pytest.raises(ConfigError, match="'iverilog' does not read VHDL; take 'ghdl'"):
+        target_named("rtl", {"language": "vhdl", "simulator": "iverilog"})
+
+
 def test_verilog_that_computes_something_else_is_not_kept(pipelined, tmp_path, monkeypatch):
     _, given, x = pipelined
     write = Rtl.write
@@ -127,3 +168,9 @@ def test_without_a_simulator_the_error_says_what_to_install(monkeypatch, tmp_pat
     given, x = candidate("mlp", "elements")
     with pytest.raises(ExportError, match="no iverilog or verilator to run the Verilog; install one"):
         export(given, target_named("rtl"), tmp_path / "out", x)
+    target = target_named("rtl", {"language": "vhdl"})
+    with pytest.raises(ExportError, match="no ghdl to run the VHDL; install it"):
+        export(given, target, tmp_path / "out", x)
+    unchecked = export(given, target, tmp_path / "out", x, check=False)
+    assert (unchecked.folder.name, unchecked.judge) == ("out-unchecked", "")
+    assert (unchecked.folder / "src" / f"{given.name}.vhd").is_file()

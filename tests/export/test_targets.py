@@ -169,6 +169,27 @@ def test_what_a_target_writes_computes_the_same_numbers(name, network, formats, 
         pytest.skip(str(error))
 
 
+def test_a_file_that_has_neither_form_says_why_in_both(tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install 'bitfront[onnx]'")
+    x = torch.randn(4, 1, 4, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.AvgPool1d(4), nn.Flatten(), nn.Linear(2, 3)).eval()
+    graph, form = capture(model, x[:2]), _fixed(16)
+    formats = calibrate(graph, {s.name: {o: form(s, o) for o in s.operands} for s in graph.sites if s.weight}, x)
+    given = Candidate("wide", graph, formats, quantize(graph, formats, bake=True))
+    with pytest.raises(ExportError, match=r"whole numbers \(.* the sum of 4 values .* floats \(.* at most 8 bits"):
+        export(given, target_named("onnx"), tmp_path / "out", x)
+
+
+def test_an_onnx_file_holds_what_all_values_share_once(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'bitfront[onnx]'")
+    given, _ = candidate("residual", "fixed8")
+    target_named("onnx").write(given, tmp_path)
+    constants = onnx.load(tmp_path / f"{given.name}.onnx").graph.initializer
+    floats = [list(c.dims) for c in constants if c.data_type == onnx.TensorProto.FLOAT]
+    assert floats
+    assert all(sum(size > 1 for size in dims) <= 1 for dims in floats)  # one number, or one per channel
+
+
 @pytest.mark.parametrize("formats", ["fixed8", "elements"])
 @pytest.mark.parametrize("network", ["depthwise", "joined", "pooled", "sequence"])
 def test_qonnx_with_channels_last_computes_the_same_numbers(network, formats, tmp_path):

@@ -15,7 +15,7 @@ from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.fpga import signed_digits
-from bitfront.metrics.logic_steps import steps_of
+from bitfront.metrics.logic_steps import obstacle, steps_of
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.testing.metrics import check_runner
 
@@ -48,6 +48,32 @@ def evaluator(model, shape, choices=CHOICES):
 def mlp(*more):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), *more)
+
+
+class Residual(nn.Module):
+    """A branch that is added to its input and subtracted again, and a mean of two places."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.inner = nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1)
+        self.mean, self.flat, self.last = nn.AvgPool1d(2), nn.Flatten(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        y = self.inner(x)
+        return self.last(self.flat(self.mean(torch.relu(torch.relu(x + y) - y))))
+
+
+class Branches(nn.Module):
+    """Its input and a layer's result, put together."""
+
+    def __init__(self, together):
+        super().__init__()
+        self.layer, self.together = nn.Linear(4, 4), together
+
+    def forward(self, x):
+        return self.together(x, self.layer(x))
 
 
 def runner(name):
@@ -153,6 +179,35 @@ def test_the_sum_over_layers_is_near_the_whole(fabric):
     assert measured["adder_depth"] == pytest.approx([cost.levels for cost in whole], rel=0.25)
 
 
+@pytest.mark.parametrize("rounding", ["even", "half_up", "floor"])
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+def test_branches_means_and_every_rounding_are_near_the_whole(fabric, rounding, overflow):
+    auto = {f"{operand}_frac_width": ["auto"] for operand in ("data_in", "weight", "bias")}
+    way = {"data_in_rounding": [rounding], "data_in_overflow": [overflow]}
+    layer = {**CHOICES, "data_in_width": [5], "weight_width": [4], **auto, **way}
+    adding = {"name": ["integer", "NA"], "data_in_width": [5], "data_in_frac_width": ["auto"], **way}
+    context = evaluator(Residual(), (2, 4), {"conv1d": layer, "linear": layer, "add": adding})
+    codes = context.space.numbered(0, 2)
+    assert not obstacle(context.space)
+    measured = runner("lut").measure(context, codes)
+    whole = [laid_out_whole(fabric, context, code) for code in codes]
+    # A layer of the whole network takes fewer values than its format has.
+    assert measured["lut"] == pytest.approx([cost.luts for cost in whole], rel=0.2)
+    assert measured["adder_depth"] == pytest.approx([cost.levels for cost in whole], rel=0.25)
+    assert measured["lut"][0] != measured["lut"][1]  # with and without a rounding in front of the sum
+
+
+def test_a_rounding_costs_what_its_circuit_costs(fabric):
+    """One layer, whose input is rounded by the layer before it."""
+    costs = {}
+    for rounding, overflow in itertools.product(("even", "half_up", "floor"), ("saturate", "wrap")):
+        way = {"data_in_rounding": [rounding], "data_in_overflow": [overflow]}
+        context = evaluator(mlp(), (4,), {"linear": {**CHOICES, **way}})
+        costs[rounding, overflow] = runner("lut").measure(context, context.space.numbered(0, 1))["lut"][0]
+    assert costs["even", "saturate"] > costs["half_up", "saturate"] > costs["floor", "saturate"]
+    assert costs["even", "saturate"] > costs["even", "wrap"]
+
+
 def test_equal_layers_are_laid_out_once(fabric, monkeypatch):
     context = evaluator(mlp(), (4,), {"linear": CHOICES})
     codes, metric, calls = context.space.numbered(0, 4), runner("lut"), []
@@ -179,8 +234,9 @@ def test_equal_layers_are_laid_out_once(fabric, monkeypatch):
         ),
         (nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.MaxPool1d(2, padding=1), nn.Flatten()), (2, 7)),
         (nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 2), nn.Flatten()), (12,)),
+        (nn.Sequential(nn.AvgPool2d((2, 1)), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten()), (2, 4, 3)),
     ],
-    ids=["conv2d", "conv1d, pool", "rows"],
+    ids=["conv2d", "conv1d, pool", "rows", "means"],
 )
 def test_a_step_reads_what_its_node_reads(model, shape):
     graph = capture(model.eval(), torch.zeros(2, *shape))
@@ -195,6 +251,8 @@ def test_a_step_reads_what_its_node_reads(model, shape):
             value = value.ravel()[step.index]
         elif step.kind == "pools":
             value = padded[step.index].max(axis=1).reshape(step.shape)
+        elif step.kind == "means":
+            value = padded[step.index].mean(axis=1).reshape(step.shape)
         elif step.kind == "sums":
             groups, _, terms = step.index.shape
             weight = layer.weight.detach().numpy().reshape(groups, -1, terms)
@@ -230,11 +288,19 @@ def test_a_step_reads_what_its_node_reads(model, shape):
             {"linear": CHOICES},
             r"_0: its input stays in f",
         ),
+        (
+            nn.Sequential(nn.Conv1d(1, 1, 1), nn.AvgPool1d(3), nn.Flatten(), nn.Linear(1, 2)),
+            {"linear": CHOICES, "conv1d": CHOICES},
+            r"_1 \(AvgPool1d\) cannot be laid out as logic; possible are .*windows of a power of two",
+        ),
+        (Branches(lambda x, y: x + y), {"linear": CHOICES}, "add: its first input stays in float"),
+        (Branches(lambda x, y: y - y.unsqueeze(1)), {"linear": CHOICES}, "sub: of sums and differences, those of two"),
     ],
-    ids=["NA", "bias", "affine", "softmax", "pool"],
+    ids=["NA", "bias", "affine", "softmax", "pool", "mean of three", "float branch", "broadcast"],
 )
 def test_what_cannot_be_modelled_is_refused_by_name(model, choices, message):
-    context = evaluator(model, (4,) if isinstance(model[0], nn.Linear) else (1, 4), choices)
+    first = next(m for m in model.modules() if not list(m.children()))
+    context = evaluator(model, (4,) if isinstance(first, nn.Linear) else (1, 4), choices)
     with pytest.raises(ConfigError, match=message) as caught:
         runner("lut").kinds(context)
     assert caught.value.key == ("search", "strategy", "hw_runner", "lut")

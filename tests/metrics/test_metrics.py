@@ -60,6 +60,8 @@ INT = {"name": ["integer", "NA"], "data_in_width": [4, 8], "weight_width": [2, "
         ("bops", {"input_bits": 16}),
         ("ebops", {}),
         ("ebops", {"input_bits": 7, "sign_bits": True, "count": "set_bits", "biases": False}),
+        ("dsp", {}),
+        ("dsp", {"least_width": 2}),
         ("sparsity", {}),
         ("peak_memory", {}),
         ("basic_train", {"max_epochs": 3}),
@@ -107,7 +109,7 @@ def test_mistakes_in_the_settings_of_a_runner_name_their_key(name, given, key, m
 def test_every_registered_runner_is_checked_here_or_in_another_file():
     here = {"average_bitwidth", "model_size", "basic_computation", "basic_evaluation", "basic_train"}
     elsewhere = {"latency", "energy", "lut", "adder_bits", "microcontroller"}
-    assert set(RUNNERS.names()) == here | {"bops", "ebops", "sparsity", "peak_memory"} | elsewhere
+    assert set(RUNNERS.names()) == here | {"bops", "ebops", "dsp", "sparsity", "peak_memory"} | elsewhere
 
 
 class MeansOfAllBefore(RUNNERS.get("basic_evaluation")):

@@ -119,6 +119,8 @@ def export(
     if check and not len(x):
         raise ExportError("there are no samples to compare on; give at least one")
     target.check(candidate)
+    if check:
+        target.ready()
     folder = folder if check else folder.with_name(f"{folder.name}{UNCHECKED}")
     if folder.exists() and not (folder / README).is_file():
         raise ExportError(f"{shown(folder)} exists, and no export has written it; choose another --output")

@@ -24,7 +24,9 @@ from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.graph.base import WeightProducts
 from bitfront.graph.costs import ebops
+from bitfront.metrics.base import EvaluationContext, option_sum
 from bitfront.operations.base import Operands
+from bitfront.spaces.base import Codes
 
 Figures = NDArray[np.float64]
 #: (operand, figure of its rounded values) → that figure.
@@ -159,6 +161,26 @@ def site_ebops(
             if spec.role == "bias" and site.products and site.parameter(spec.name) is not None:
                 total = total + figure_of(spec.name, MeanBits(count)) * _outputs(site, spec.name)
     return total
+
+
+def of_candidates(context: EvaluationContext, codes: Codes, count: BitCount, in_float: float) -> Figures:
+    """What the products of candidates cost by a count, shape (candidates,).
+
+    Args:
+        in_float: cost of a product of a layer that is no site of the space.
+    """
+    space, tables = context.space, []
+    for group, (site, options) in enumerate(zip(space.sites, space.site_formats, strict=True)):
+        data = {name: [formats.get(name) for formats in options] for name in {n for f in options for n in f}}
+        total = site_ebops(
+            space.graph,
+            site,
+            data,
+            count,
+            lambda o, f, g=group: context.of_parameter(g, o, f),  # type: ignore[misc]
+        )
+        tables.append(np.broadcast_to(total, len(options)).astype(np.float64))
+    return option_sum(tables, space.options(codes)) + sum(layer.macs for layer in space.graph.left_out) * in_float
 
 
 def _outputs(site: Site, bias: Operand) -> float:

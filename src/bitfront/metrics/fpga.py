@@ -19,8 +19,8 @@ from bitfront.errors import ConfigError, MissingExtraError
 from bitfront.exporters import fabric
 from bitfront.formats.base import FLOAT_BITS, Format
 from bitfront.metrics import RUNNERS
-from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, RunnerSettings, Side, Values, option_sum
-from bitfront.metrics.effective_bits import BitCount, site_ebops
+from bitfront.metrics.base import EvaluationContext, Kind, Metric, Runner, RunnerSettings, Side, Values
+from bitfront.metrics.effective_bits import BitCount, of_candidates
 from bitfront.metrics.logic import LogicCosts, Walk
 from bitfront.metrics.logic_steps import obstacle
 from bitfront.spaces.base import Codes
@@ -78,19 +78,7 @@ class AdderBits(Runner):
 
     def measure(self, context: EvaluationContext, codes: Codes) -> Mapping[str, Values]:
         """The sum over the products of each candidate."""
-        space, tables, count = context.space, [], DigitCount()
-        for group, (site, options) in enumerate(zip(space.sites, space.site_formats, strict=True)):
-            data = {name: [formats.get(name) for formats in options] for name in {n for f in options for n in f}}
-            total = site_ebops(
-                space.graph,
-                site,
-                data,
-                count,
-                lambda o, f, g=group: context.of_parameter(g, o, f),  # type: ignore[misc]
-            )
-            tables.append(np.broadcast_to(total, len(options)).astype(np.float64))
-        in_float = sum(layer.macs for layer in space.graph.left_out) * float(FLOAT_BITS) ** 2
-        return {"adder_bits": option_sum(tables, space.options(codes)) + in_float}
+        return {"adder_bits": of_candidates(context, codes, DigitCount(), float(FLOAT_BITS) ** 2)}
 
 
 @RUNNERS.register("lut")

@@ -1,8 +1,8 @@
 """What a candidate costs as the logic of an FPGA, step by step.
 
 Each step is laid out as logic of its own: a layer with the values of its input as independent signals, a rounding, a
-ReLU, a pooling. The cost of a network is the sum over its steps. A step depends on a few formats only, so for most
-candidates all costs are looked up.
+ReLU, a pooling, a sum of two branches. The cost of a network is the sum over its steps. A step depends on a few formats
+only, so for most candidates all costs are looked up.
 
 The model's input comes in the format of the first site that rounds it, at no cost. A layer takes every value that its
 input format has, also where the values before it cannot reach all of them; so its cost depends on its formats alone.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from bitfront.exporters import fabric
 from bitfront.exporters.fabric import LogicCost
 from bitfront.formats.base import Format, Operand
 from bitfront.graph import Site
+from bitfront.kernels.whole import Rounding
 from bitfront.metrics.base import EvaluationContext
 from bitfront.metrics.logic_steps import Step, steps_of
 from bitfront.operations.base import DATA_OUT, Shape
@@ -86,19 +88,32 @@ class LogicCosts:
             self._known[key] = work()
         return self._known[key]
 
-    def rounded(self, values: Values, to: Values) -> tuple[Values, LogicCost]:
-        """Values rounded to others of the same shape, and what it costs."""
+    def rounded(self, values: Values, to: Values, rounding: Rounding, wraps: bool) -> tuple[Values, LogicCost]:
+        """Values rounded to others of the same shape, and what it costs.
+
+        Args:
+            rounding: how.
+            wraps: whether values out of range come back on the other side; otherwise they saturate.
+        """
         rows = np.concatenate([values.rows, to.rows], axis=1)
-        return self._one_by_one("rounds", rows, values.low.shape, _round_one)
+        way = functools.partial(_wrap_one if wraps else _round_one, rounding=rounding)
+        return self._one_by_one(f"rounds {rounding} {wraps}", rows, values.low.shape, way)
 
     def rectified(self, values: Values) -> tuple[Values, LogicCost]:
         """Values behind a ReLU."""
         return self._one_by_one("rectifies", values.rows, values.low.shape, _rectify_one)
 
     def pooled(self, values: Values, step: Step) -> tuple[Values, LogicCost]:
-        """The largest value of each window; a window at the edge has fewer."""
+        """The largest value, or the mean, of each window; a window at the edge may have fewer for the largest."""
         rows = np.concatenate([values.rows, np.full((1, 3), np.nan)])[step.index]
-        return self._one_by_one("pools", rows.reshape(len(rows), -1), step.shape, _pool_one)
+        one = _pool_one if step.kind == "pools" else _mean_one
+        return self._one_by_one(step.kind, rows.reshape(len(rows), -1), step.shape, one)
+
+    def added(self, terms: Sequence[Values], step: Step) -> tuple[Values, LogicCost]:
+        """The sums of values at the same place of two branches, each with the step's sign."""
+        rows = np.concatenate([values.rows for values in terms], axis=1)
+        one = functools.partial(_add_one, signs=step.signs)
+        return self._one_by_one(f"adds {step.signs}", rows, step.shape, one)
 
     def _one_by_one(
         self, kind: str, rows: Floats, shape: Shape, lay_out: Callable[[Floats], tuple[Any, Any]]
@@ -156,10 +171,18 @@ def _laid_out(lay_out: Callable[[Floats], tuple[Any, Any]], row: Floats) -> tupl
     return _part(*lay_out(row))
 
 
-def _round_one(row: Floats) -> tuple[Any, Any]:
+def _round_one(row: Floats, rounding: Rounding) -> tuple[Any, Any]:
     signal = fabric.inputs(*row[:3].reshape(3, 1))
     low, high, step = row[3:].tolist()
-    return signal, _objects([fabric.rounded(signal[0], low, high, step)])
+    return signal, _objects([fabric.rounded(signal[0], low, high, step, rounding)])
+
+
+def _wrap_one(row: Floats, rounding: Rounding) -> tuple[Any, Any]:
+    signal = fabric.inputs(*row[:3].reshape(3, 1))
+    low, high, step = row[3:].tolist()
+    code = fabric.on_grid(signal[0] * (1 / step), 1.0, rounding)
+    bits = round(math.log2((high - low) / step + 1))
+    return signal, _objects([fabric.wrapped(code, bits, low < 0) * step])
 
 
 def _rectify_one(row: Floats) -> tuple[Any, Any]:
@@ -171,6 +194,16 @@ def _pool_one(row: Floats) -> tuple[Any, Any]:
     rows = row.reshape(-1, 3)
     signals = fabric.inputs(*rows[~np.isnan(rows[:, 0])].T)
     return signals, _objects([fabric.largest(list(signals))])
+
+
+def _mean_one(row: Floats) -> tuple[Any, Any]:
+    signals = fabric.inputs(*row.reshape(-1, 3).T)
+    return signals, _objects([fabric.sum_of(list(signals)) * (1 / len(signals))])
+
+
+def _add_one(row: Floats, signs: Sequence[int]) -> tuple[Any, Any]:
+    signals = fabric.inputs(*row.reshape(-1, 3).T)
+    return signals, _objects([fabric.sum_of([s * float(sign) for s, sign in zip(signals, signs, strict=True)])])
 
 
 def _objects(values: Sequence[Any]) -> NDArray[Any]:
@@ -252,17 +285,21 @@ class Walk:
         if step.kind == "enters":
             return 0, FREE
         try:
-            shape = self._steps[step.sources[0]].shape
-            values, cost = self._rounded(self._values[sources[0]], of_site.get("data_in"), shape, step.kind == "sums")
-            values, more = self._computed(context, step, option, values)
+            given, parts = list[Values | None](), list[LogicCost]()
+            for number, source, operand in zip(sources, step.sources, step.operands, strict=True):
+                form, shape = of_site.get(operand), self._steps[source].shape
+                rounded, cost = self._rounded(self._values[number], form, shape, step.kind == "sums")
+                given.append(rounded)
+                parts.append(cost)
+            values, cost = self._computed(context, step, option, given)
             values, last = self._rounded(values, of_site.get(DATA_OUT), step.shape)
         except ExportError as error:
             raise EvaluationError(f"{step.name}: {error}") from None
         number = 0 if values is None else self._numbers.setdefault(values.key, len(self._values))
         if number == len(self._values):
             self._values.append(values)
-        parts = (cost, more, last)
-        return number, LogicCost(sum(part.luts for part in parts), sum(part.levels for part in parts))
+        levels = max(part.levels for part in parts) + cost.levels + last.levels
+        return number, LogicCost(sum(part.luts for part in (*parts, cost, last)), levels)
 
     def _rounded(
         self, values: Values | None, form: Format | None, shape: Shape, every: bool = False
@@ -273,20 +310,25 @@ class Walk:
         to = values_of(form, shape)
         if values is None:
             return to, FREE
-        possible, cost = self._costs.rounded(values, to)
+        assert form.grid is not None
+        possible, cost = self._costs.rounded(values, to, form.grid.rounds, form.grid.wraps)
         return _every_value(to, possible) if every else possible, cost
 
     def _computed(
-        self, context: EvaluationContext, step: Step, option: int, values: Values | None
+        self, context: EvaluationContext, step: Step, option: int, given: Sequence[Values | None]
     ) -> tuple[Values | None, LogicCost]:
         """What the logic of a step itself gives."""
+        values = given[0]
         if step.kind == "moves":
             return None if values is None else values.at(step.index), FREE
         if step.kind == "rectifies":
             return (None, FREE) if values is None else self._costs.rectified(values)
-        if values is None:
+        fixed = [term for term in given if term is not None]
+        if values is None or len(fixed) < len(given):
             raise ExportError("its input has no format")
-        if step.kind == "pools":
+        if step.kind == "adds":
+            return self._costs.added(fixed, step)
+        if step.kind in ("pools", "means"):
             return self._costs.pooled(values, step)
         assert step.group is not None
         weight, bias = (self._parameter(context, step.group, operand, option) for operand in ("weight", "bias"))

@@ -6,6 +6,7 @@ costs nothing, so it is only noted where each value comes from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +28,12 @@ Indices = NDArray[np.int64]
 #: What a format that learns is calibrated on before a search, to see what its grid is like.
 _STAND_IN = torch.linspace(-0.9, 0.7, 64).reshape(8, 8)
 #: What can be laid out, for messages.
-MODELLED = "Linear, Conv1d, Conv2d, ReLU, MaxPool1d, MaxPool2d, dropout, and what only moves values"
+MODELLED = (
+    "Linear, Conv1d, Conv2d, ReLU, MaxPool1d, MaxPool2d, means over windows of a power of two of values, sums and "
+    "differences of two branches, dropout, and what only moves values"
+)
+#: Operation → signs of what it adds.
+_SIGNS = {"add": (1, 1), "sub": (1, -1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +47,25 @@ class Step:
         group: of its site in the space; None where it is none.
         shape: of its result, per sample.
         index: which values it reads, by their places in the flattened source; −1: a zero of padding. ``moves``: of the
-            shape of the result. ``pools``: (results, values of a window). ``sums``: (groups of channels, places,
-            inputs of a sum).
+            shape of the result. ``pools``, ``means``: (results, values of a window). ``sums``: (groups of channels,
+            places, inputs of a sum). Of no size where each result reads the value at its own place.
         channels_last: of ``sums``, whether the outputs of a sum are the last dimension of the result.
+        signs: of ``adds``, 1 or −1 for each source.
     """
 
     name: str
-    kind: Literal["enters", "moves", "rectifies", "pools", "sums"]
+    kind: Literal["enters", "moves", "rectifies", "pools", "means", "sums", "adds"]
     sources: tuple[int, ...]
     group: int | None
     shape: Shape
     index: Indices
     channels_last: bool = False
+    signs: tuple[int, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Which operand of its site each source is."""
+        return ("data_in", "data_in_2")[: len(self.sources)]
 
 
 def steps_of(space: FormatSpace) -> tuple[Step, ...]:
@@ -89,14 +102,18 @@ def _in_formats(space: FormatSpace) -> str:
 
 
 def _in_float(space: FormatSpace, steps: Sequence[Step]) -> str:
-    """Which step compares values that no format has rounded before; empty if none does."""
+    """Which step computes with values that no format has rounded before; empty if none does."""
     rounded: list[bool] = []
     for step in steps:
         options = () if step.group is None else space.site_formats[step.group]
-        here = bool(options) and all("data_in" in formats for formats in options)
-        rounded.append(here or step.kind == "sums" or any(rounded[source] for source in step.sources))
-        if step.kind == "pools" and not rounded[-1]:
-            return f"{step.name}: its input stays in float; give it, or what is before it, a format"
+        inputs = [
+            rounded[source] or (bool(options) and all(operand in formats for formats in options))
+            for source, operand in zip(step.sources, step.operands, strict=True)
+        ]
+        rounded.append(step.kind != "enters" and all(inputs))
+        if step.kind in ("pools", "means", "adds") and not rounded[-1]:
+            which = "its input" if len(inputs) == 1 else f"its {'second' if inputs[0] else 'first'} input"
+            return f"{step.name}: {which} stays in float; give it, or what is before it, a format"
     return ""
 
 
@@ -157,6 +174,8 @@ class _Reader(fx.Interpreter):
         name = "" if operation is None else operation.name
         if operation is not None and (operation.view or name in ("dropout", "contiguous")):
             return self._moved(n, n, value)
+        if name in _SIGNS:
+            return self._added(n, value, _SIGNS[name])
         sources = [m for m in n.all_input_nodes if m in self.numbers]
         if len(sources) == 1 and (module is None or not unusual(module)):
             shape, source = tuple(value.shape[1:]), self.env[sources[0]]
@@ -167,6 +186,19 @@ class _Reader(fx.Interpreter):
                 return Step(n.name, kind, (number,), self.groups.get(n.name), shape, index, name == "linear")
         title = type(module).__name__ if module is not None else str(getattr(n.target, "__name__", n.target))
         raise ExportError(f"{n.name} ({title}) cannot be laid out as logic; possible are {MODELLED}")
+
+    def _added(self, n: fx.Node, value: Tensor, signs: tuple[int, int]) -> Step:
+        """A sum or difference of two tensors of one shape."""
+        terms = [*n.args[:2], *([n.kwargs["other"]] if "other" in n.kwargs else [])]
+        sources = [term for term in terms if isinstance(term, fx.Node) and term in self.numbers]
+        alike = len(sources) == 2 and all(self.env[term].shape == value.shape for term in sources)
+        if not alike or len(n.args) > 2 or n.kwargs.get("alpha", 1) != 1:
+            raise ExportError(
+                f"{n.name}: of sums and differences, those of two tensors of one shape can be laid out, without alpha"
+            )
+        first, second = (self.numbers[term] for term in sources)
+        nowhere, shape = np.zeros(0, dtype=np.int64), tuple(value.shape[1:])
+        return Step(n.name, "adds", (first, second), self.groups.get(n.name), shape, nowhere, signs=signs)
 
     def _computed(self, name: str, module: nn.Module | None, source: Tensor) -> Any:
         """(kind, index) of a node with one source; None where there is no such logic."""
@@ -182,14 +214,10 @@ class _Reader(fx.Interpreter):
             columns = _windows(source, module.kernel_size, module.stride, sizes, module.dilation)
             return "sums", columns.reshape(module.groups, -1, columns.shape[-1]).transpose(0, 2, 1)
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d) and not module.ceil_mode and not module.return_indices:
-            dims = 1 if isinstance(module, nn.MaxPool1d) else 2
-            window, stride, padding, dilation = (
-                (s,) * dims if isinstance(s, int) else tuple(s)
-                for s in (module.kernel_size, module.stride, module.padding, module.dilation)
-            )
-            columns = _windows(source, window, stride, padding, dilation)
-            per_channel = columns.reshape(source.shape[1], -1, columns.shape[-1]).transpose(0, 2, 1)
-            return "pools", per_channel.reshape(-1, per_channel.shape[-1])
+            return "pools", _pooled(source, module.kernel_size, module.stride, module.padding, module.dilation)
+        window, stride = _window_of_mean(module, source)
+        if window and math.prod(window).bit_count() == 1:
+            return "means", _pooled(source, window, stride, 0, 1)
         return None
 
     def _moved(self, n: fx.Node, title: fx.Node, value: Any) -> Step:
@@ -218,6 +246,38 @@ class _Reader(fx.Interpreter):
 def _places(source: Tensor) -> Tensor:
     """The place of each value of one sample, int64, of the shape of the tensor."""
     return torch.arange(source.numel()).reshape(source.shape)
+
+
+def _pooled(source: Tensor, *sizes: Any) -> Indices:
+    """The places under each window of each channel, shape (channels · windows, values of a window); −1: padding.
+
+    Args:
+        sizes: kernel, stride, padding and dilation; each one number, or one per dimension.
+    """
+    dims = source.dim() - 2
+    window, stride, padding, dilation = ((s,) * dims if isinstance(s, int) else tuple(s) for s in sizes)
+    columns = _windows(source, window, stride, padding, dilation)
+    per_channel = columns.reshape(source.shape[1], -1, columns.shape[-1]).transpose(0, 2, 1)
+    return per_channel.reshape(-1, per_channel.shape[-1])
+
+
+def _window_of_mean(module: nn.Module | None, source: Tensor) -> tuple[Shape, Shape]:
+    """(window, stride) of an average pooling whose windows are of one size and have no padding; else both empty."""
+    dims, sizes = source.dim() - 2, tuple(source.shape[2:])
+    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
+        kernel, stride, padding = (
+            (s,) * dims if isinstance(s, int) else tuple(s) for s in (module.kernel_size, module.stride, module.padding)
+        )
+        usual = not module.ceil_mode and getattr(module, "divisor_override", None) is None
+        return (kernel, stride) if usual and not any(padding) else ((), ())
+    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
+        given: Any = module.output_size
+        wanted = (given,) * dims if isinstance(given, int) else tuple(given)
+        wanted = tuple(size if w is None else w for w, size in zip(wanted, sizes, strict=True))
+        if not any(size % w for size, w in zip(sizes, wanted, strict=True)):
+            window = tuple(size // w for size, w in zip(sizes, wanted, strict=True))
+            return window, window
+    return (), ()
 
 
 def _windows(

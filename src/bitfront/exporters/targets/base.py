@@ -56,6 +56,11 @@ class Candidate:
         """Whether it has a form in integer operations."""
         return isinstance(self._lowered, Program)
 
+    @property
+    def obstacle(self) -> str:
+        """Why it has no form in integer operations; empty if it has one."""
+        return str(self._lowered) if isinstance(self._lowered, ExportError) else ""
+
     @cached_property
     def _lowered(self) -> Program | ExportError:
         # A large network that has none is not run anew whenever somebody asks.
@@ -93,6 +98,9 @@ class Target(ABC):
     def check(self, candidate: Candidate) -> None:  # noqa: B027 (most targets have nothing to check)
         """Raises ExportError if the candidate cannot be written: what, why, and what to do. MissingExtraError if the
         judge is not installed."""
+
+    def ready(self) -> None:  # noqa: B027 (most judges are libraries)
+        """Raises ExportError if the judge is not installed. Not called where files are written without a check."""
 
     def exact(self, candidate: Candidate) -> bool:  # noqa: ARG002
         """Whether all numbers must be equal. If not, the README says by how much they differ."""

@@ -64,7 +64,11 @@ class Onnx(Target):
         if self.exact(candidate):
             model = _Writer(candidate.program).model()
         else:
-            model = onnx_model(candidate.graph, candidate.formats)
+            try:
+                model = onnx_model(candidate.graph, candidate.formats)
+            except ExportError as error:
+                why = f"it has no form in whole numbers ({candidate.obstacle}), and none in floats ({error})"
+                raise ExportError(why) from None
         (folder / f"{candidate.name}.onnx").write_bytes(model.SerializeToString())
 
     def computed(self, candidate: Candidate, folder: Path, x: Floats) -> NDArray[Any]:
@@ -176,6 +180,14 @@ class _Writer:
         self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
         return name
 
+    def spread(self, what: str, values: Any, tensor: str = "") -> str:
+        """A constant for each value of a sample; along dimensions where all are equal it is held once."""
+        array = np.asarray(values)
+        for axis in range(array.ndim):
+            first = array.take([0], axis=axis)
+            array = first if array.shape[axis] and (array == first).all() else array
+        return self.constant(what, array, tensor)
+
     def _as(self, tensor: str, kind: str) -> str:
         """A tensor as FLOAT or DOUBLE."""
         if (tensor in self.doubles) == (kind == "DOUBLE"):
@@ -199,7 +211,7 @@ class _Writer:
     def times(self, tensor: str, what: str, factor: Any) -> str:
         """A tensor times a power of two."""
         factor = np.asarray(factor, np.float32)
-        return tensor if (factor == 1).all() else self.calculated("Mul", tensor, self.constant(what, factor, tensor))
+        return tensor if (factor == 1).all() else self.calculated("Mul", tensor, self.spread(what, factor, tensor))
 
     def held(self, what: str, whole: NDArray[Any]) -> str:
         """A weight: stored in 4, 8, 16 or 32 bits, and read as float32."""
@@ -236,12 +248,12 @@ def _round(w: _Writer, step: Round, given: list[str], value: Value) -> str:
     if step.overflow == "wrap":
         # What is left of the number when whole turns are taken away.
         low, count = (np.asarray(e, np.float32) for e in (step.low, step.high - step.low + 1))
-        moved = w.calculated("Sub", x, w.constant("low", low, x))
-        turns = w.calculated("Floor", w.calculated("Div", moved, w.constant("count", count, x)))
-        x = w.calculated("Sub", x, w.calculated("Mul", turns, w.constant("turn", count, x)))
+        moved = w.calculated("Sub", x, w.spread("low", low, x))
+        turns = w.calculated("Floor", w.calculated("Div", moved, w.spread("count", count, x)))
+        x = w.calculated("Sub", x, w.calculated("Mul", turns, w.spread("turn", count, x)))
     else:
-        x = w.calculated("Max", x, w.constant("low", step.low.astype(np.float32), x))
-        x = w.calculated("Min", x, w.constant("high", step.high.astype(np.float32), x))
+        x = w.calculated("Max", x, w.spread("low", step.low.astype(np.float32), x))
+        x = w.calculated("Min", x, w.spread("high", step.high.astype(np.float32), x))
     x = w.times(x, "align", np.ldexp(1.0, np.maximum(step.point - step.points, 0).astype(np.int32)))
     return w._as(x, "FLOAT") if w.fits(value) else x
 
@@ -256,11 +268,11 @@ def _entering(w: _Writer, step: Round | Quantize) -> str:
 
 def _quantize(w: _Writer, step: Quantize, given: list[str], _: Value) -> str:
     x = w._as(given[0], "FLOAT") if given else _entering(w, step)
-    x = w.add("Round", [w.add("Div", [x, w.constant("step", step.step)])])
-    zero = w.constant("zero", step.zero.astype(np.float32)) if step.zero.any() else ""
+    x = w.add("Round", [w.add("Div", [x, w.spread("step", step.step)])])
+    zero = w.spread("zero", step.zero.astype(np.float32)) if step.zero.any() else ""
     x = w.add("Add", [x, zero]) if zero else x
-    x = w.add("Max", [x, w.constant("low", step.low.astype(np.float32))])
-    x = w.add("Min", [x, w.constant("high", step.high.astype(np.float32))])
+    x = w.add("Max", [x, w.spread("low", step.low.astype(np.float32))])
+    x = w.add("Min", [x, w.spread("high", step.high.astype(np.float32))])
     return w.add("Sub", [x, zero]) if zero else x
 
 

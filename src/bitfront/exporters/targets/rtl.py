@@ -1,4 +1,4 @@
-"""Verilog by alkaid, without multipliers: judged by its bit-exact interpreter, and by a Verilog simulator."""
+"""Verilog or VHDL by alkaid, without multipliers: judged by its bit-exact interpreter, and by a simulator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from bitfront.errors import ExportError, require
+from bitfront.errors import ConfigError, ExportError, require
 from bitfront.exporters import circuit, fabric, oracle
 from bitfront.exporters.program import Floats, Int, Program
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate, Target, TargetSettings, without_floats
+from bitfront.exporters.testbench import Language, testbench
 
 #: Rows that a simulator computes; the interpreter computes all.
 SIMULATED = 1000
@@ -26,6 +27,22 @@ SIMULATED = 1000
 VECTORS = 64
 #: Seconds after which a simulator is taken to hang.
 _PATIENCE = 1800
+
+
+#: Language → what can run it, the first one that is installed being taken; its name; the end of its files.
+_SIMULATORS: Mapping[Language, tuple[str, ...]] = {"verilog": ("iverilog", "verilator"), "vhdl": ("ghdl",)}
+_WRITTEN: Mapping[Language, str] = {"verilog": "Verilog", "vhdl": "VHDL"}
+_SUFFIX: Mapping[Language, str] = {"verilog": "v", "vhdl": "vhd"}
+_GHDL = ("--std=08",)
+#: Language → (how the testbench is built and run, for the README; what is in front of its arguments).
+_USED: Mapping[Language, tuple[str, str]] = {
+    "verilog": ("iverilog -g2012 -o sim testbench.v $(find src -name '*.v' ! -name '*_wrapper.v') && vvp sim", "+"),
+    "vhdl": (
+        "ghdl -i --std=08 testbench.vhd $(find src -name '*.vhd' ! -name '*_wrapper.vhd') && "
+        "ghdl -m --std=08 testbench && ghdl -r --std=08 testbench",
+        "-g",
+    ),
+}
 
 
 class RtlSettings(TargetSettings):
@@ -36,48 +53,71 @@ class RtlSettings(TargetSettings):
         ge=0,
         description="longest path between registers, an adder being about 1.1; 0: no registers",
     )
-    simulator: Literal["auto", "iverilog", "verilator"] = Field(
-        "auto", description="what runs the Verilog; 'auto' is iverilog, or verilator where that is not installed"
+    language: Language = Field("verilog", description="of the files")
+    simulator: Literal["auto", "iverilog", "verilator", "ghdl"] = Field(
+        "auto",
+        description="what runs the files; 'auto' is iverilog, or verilator where that is not installed, and ghdl for "
+        "VHDL",
     )
 
 
 @TARGETS.register("rtl")
 class Rtl(Target):
-    """Verilog without multipliers, combinational or pipelined, with a testbench and vectors."""
+    """Verilog or VHDL without multipliers, combinational or pipelined, with a testbench and vectors."""
 
     Settings = RtlSettings
     settings: RtlSettings
-    judge = "alkaid's interpreter and a Verilog simulator"
 
     def __init__(self, settings: TargetSettings | None = None) -> None:
         super().__init__(settings)
+        language, simulator = self.settings.language, self.settings.simulator
+        if simulator not in ("auto", *_SIMULATORS[language]):
+            able = " or ".join(map(repr, _SIMULATORS[language]))
+            raise ConfigError(
+                f"{simulator!r} does not read {_WRITTEN[language]}; take {able}", key=("export", "rtl", "simulator")
+            )
         self._figures: dict[str, float] = {}
 
+    @property
+    def judge(self) -> str:  # type: ignore[override]
+        """Depends on the language."""
+        return f"alkaid's interpreter and a {_WRITTEN[self.settings.language]} simulator"
+
+    @property
+    def notice(self) -> str:  # type: ignore[override]
+        """Depends on the language."""
+        return "; ghdl takes minutes for thousands of look-up tables" if self.settings.language == "vhdl" else ""
+
     def check(self, candidate: Candidate) -> None:
-        """Raises ExportError for what logic cannot compute, or if there is no simulator."""
+        """Raises ExportError for what logic cannot compute."""
         fabric.check_installed("the target rtl")
         circuit.check(without_floats(candidate, "rtl"))
+
+    def ready(self) -> None:
+        """Raises ExportError if there is no simulator."""
         self._simulator()
 
     def write(self, candidate: Candidate, folder: Path) -> None:
-        """src/*.v, the same logic as model/comb.json.gz, testbench.v, and vectors."""
+        """src/*.v or src/*.vhd, the same logic as model/comb.json.gz, a testbench, and vectors."""
         program = without_floats(candidate, "rtl")
         logic = circuit.laid_out(program)
-        cutoff = self.settings.latency_cutoff
+        cutoff, language = self.settings.latency_cutoff, self.settings.language
         codegen: Any = require("alkaid.codegen", fabric.EXTRA, "the target rtl")
         model = codegen.RTLModel(
-            logic, folder, candidate.name, "verilog", latency_cutoff=cutoff or -1.0, print_latency=False
+            logic, folder, candidate.name, language, latency_cutoff=cutoff or -1.0, print_latency=False
         )
         model.write()
         shutil.rmtree(folder / "sim")  # alkaid's binder; the testbench is ours
         registers = int(model.latency) + 1 if cutoff else 0
-        layout = {
+        layout: dict[str, Any] = {
             "inputs": _fields(model._comb.inp_qint),
             "outputs": _fields(model._comb.out_qint),
             "registers": registers,
         }
         (folder / "ports.json").write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
-        (folder / "testbench.v").write_text(_testbench(candidate.name, layout), encoding="utf-8")
+        widths = _width(layout["inputs"]), _width(layout["outputs"])
+        source = testbench(language, candidate.name, *widths, registers)
+        (folder / f"testbench.{_SUFFIX[language]}").write_text(source, encoding="utf-8")
         _write_vectors(program, layout, folder / "vectors")
         self._figures = {
             "luts_by_alkaid": round(model._comb.cost),
@@ -87,7 +127,7 @@ class Rtl(Target):
         }
 
     def computed(self, candidate: Candidate, folder: Path, x: Floats) -> NDArray[Any]:
-        """What the interpreter computes of the saved logic; the Verilog must give the same on the first rows."""
+        """What the interpreter computes of the saved logic; the simulator must give the same on the first rows."""
         types: Any = require("alkaid.types", fabric.EXTRA, "the target rtl")
         logic = types.CombLogic.load(folder / "model" / "comb.json.gz")
         numbers = circuit.numbers_in(candidate.program, x)
@@ -96,18 +136,19 @@ class Rtl(Target):
         differing = int((simulated != outputs[: len(simulated)]).any(axis=1).sum())
         if differing:
             raise ExportError(
-                f"the Verilog gives other numbers than the logic that it was made of, on {differing} of "
-                f"{len(simulated)} samples; please report this"
+                f"the {_WRITTEN[self.settings.language]} gives other numbers than the logic that it was made of, on "
+                f"{differing} of {len(simulated)} samples; please report this"
             )
         return outputs.reshape(len(x), *candidate.program.result.shape)
 
     def _simulator(self) -> str:
-        wanted = self.settings.simulator
-        names = ("iverilog", "verilator") if wanted == "auto" else (wanted,)
+        wanted, language = self.settings.simulator, self.settings.language
+        names = _SIMULATORS[language] if wanted == "auto" else (wanted,)
         found = next((name for name in names if shutil.which(name)), None)
         if found is None:
             raise ExportError(
-                f"there is no {' or '.join(names)} to run the Verilog; install one (Debian: apt-get install iverilog)"
+                f"there is no {' or '.join(names)} to run the {_WRITTEN[language]}; install "
+                f"{'one' if len(names) > 1 else 'it'} (Debian: apt-get install {names[0]})"
             )
         return found
 
@@ -116,28 +157,32 @@ class Rtl(Target):
         with tempfile.TemporaryDirectory() as place:
             build, given, got = Path(place), Path(place, "in.hex"), Path(place, "out.hex")
             given.write_text(_hex(numbers, layout["inputs"]), encoding="ascii")
-            command = _built(self._simulator(), candidate.name, folder.absolute(), build)
-            _run([*command, f"+inputs={given}", f"+outputs={got}"], build)
+            simulator = self._simulator()
+            command, written = _built(simulator, candidate.name, folder.absolute(), build), self.settings.language
+            sign = "-g" if simulator == "ghdl" else "+"
+            _run([*command, f"{sign}inputs={given}", f"{sign}outputs={got}"], build, written)
             lines = got.read_text(encoding="ascii").split()
         if len(lines) != len(numbers) or any(set(line) & set("xzXZ") for line in lines):
-            raise ExportError("the Verilog simulator gives no number for some samples")
+            raise ExportError(f"the {_WRITTEN[self.settings.language]} simulator gives no number for some samples")
         return _read(lines, layout["outputs"])
 
     def usage(self, candidate: Candidate) -> str:
-        """How to use the Verilog."""
-        name, program = candidate.name, candidate.program
-        simulator = "iverilog -g2012 -o sim testbench.v $(find src -name '*.v' ! -name '*_wrapper.v') && vvp sim"
+        """How to use the Verilog or VHDL."""
+        name, program, language = candidate.name, candidate.program, self.settings.language
+        simulator, sign = _USED[language]
+        unit = "module" if language == "verilog" else "entity"
         return f"""
-The module `{name}` in `src/` takes all inputs in `model_inp` and gives all outputs in `model_out`. Numbers lie side by
-side, the first one in the lowest bits; `ports.json` has the lowest bit, the width, the sign and the binary point of
-each. A number is two's complement; with `point` p its bits stand for bits · 2^-p. With registers there is a clock,
-`clk`: a sample enters with every clock.
+The {unit} `{name}` in `src/` takes all inputs in `model_inp` and gives all outputs in `model_out`. Numbers lie
+side by side, the first one in the lowest bits; `ports.json` has the lowest bit, the width, the sign and the binary
+point of each. A number is two's complement; with `point` p its bits stand for bits · 2^-p. With registers there is a
+clock, `clk`: a sample enters with every clock.
 
 {_meaning(program)}
 
-`testbench.v` runs the vectors in `vectors/` and says how many outputs differ:
-`{simulator} +inputs=vectors/inputs.hex +expected=vectors/outputs.hex`. `model/comb.json.gz` is the logic that the
-Verilog was made of, for {fabric.version()}; `build_vivado_prj.tcl` is its script for Vivado, and was not run.
+`testbench.{_SUFFIX[language]}` runs the vectors in `vectors/` and says how many outputs differ:
+`{simulator} {sign}inputs=vectors/inputs.hex {sign}expected=vectors/outputs.hex`.
+`model/comb.json.gz` is the logic that the {_WRITTEN[language]} was made of, for {fabric.version()};
+`build_vivado_prj.tcl` is its script for Vivado, and was not run.
 """
 
     def figures(self, candidate: Candidate) -> dict[str, float]:  # noqa: ARG002
@@ -205,88 +250,31 @@ def _write_vectors(program: Program, layout: dict[str, Any], folder: Path) -> No
 
 def _built(simulator: str, name: str, folder: Path, build: Path) -> list[str]:
     """The command that runs the testbench."""
-    sources = [p for p in sorted((folder / "src").rglob("*.v")) if p.name != f"{name}_wrapper.v"]
-    sources = [p for p in sources if p.name != "lookup_table.v"]
-    files = [str(folder / "testbench.v"), *map(str, sources)]
+    language: Language = "vhdl" if simulator == "ghdl" else "verilog"
+    suffix = _SUFFIX[language]
+    left_out = (f"{name}_wrapper.{suffix}", "lookup_table.v")
+    sources = [p for p in sorted((folder / "src").rglob(f"*.{suffix}")) if p.name not in left_out]
+    files = [str(folder / f"testbench.{suffix}"), *map(str, sources)]
+    if simulator == "ghdl":
+        _run(["ghdl", "-i", *_GHDL, *files], build, language)
+        _run(["ghdl", "-m", *_GHDL, "testbench"], build, language)
+        # Before the first sample the inputs of arithmetic are undefined, of which it warns.
+        return ["ghdl", "-r", *_GHDL, "testbench", "--ieee-asserts=disable-at-0"]
     if simulator == "iverilog":
-        _run(["iverilog", "-g2012", "-s", "testbench", "-o", "sim", *files], build)
+        _run(["iverilog", "-g2012", "-s", "testbench", "-o", "sim", *files], build, language)
         return ["vvp", "sim"]
     # Versions before 5.008 do not know these messages, which the files name.
     future = ["-Wfuture-WIDTHTRUNC", "-Wfuture-WIDTHEXPAND"]
     flags = ["--binary", "--timing", "-Wno-fatal", "-Wno-lint", *future, "--top-module", "testbench", "--Mdir", "."]
-    _run(["verilator", *flags, *files], build)
+    _run(["verilator", *flags, *files], build, language)
     return [str(build / "Vtestbench")]
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], folder: Path, language: Language) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         raise ExportError(f"{command[0]} took more than {_PATIENCE} s") from None
     if done.returncode:
-        raise ExportError(f"{command[0]} refuses the Verilog: {(done.stderr + done.stdout).strip()[-600:]}")
-
-
-def _testbench(name: str, layout: dict[str, Any]) -> str:
-    registers = layout["registers"]
-    places = {
-        "@NAME": name,
-        "@IN": str(_width(layout["inputs"]) - 1),
-        "@OUT": str(_width(layout["outputs"]) - 1),
-        "@CLOCK": ".clk(clk), " if registers else "",
-        # A result is there after so many clocks; without registers it is there at once.
-        "@STEP": f"#1 clk = 1; #1 clk = 0; clocks = clocks + 1; if (clocks >= {registers}) leave;"
-        if registers
-        else "#1; if (more) leave;",
-    }
-    text = _TESTBENCH
-    for place, what in places.items():
-        text = text.replace(place, what)
-    return text
-
-
-_TESTBENCH = """// Runs @NAME on the lines of a file, a sample with every clock, and writes or compares what it gives:
-// +inputs=FILE, and +outputs=FILE or +expected=FILE. Written by Bitfront.
-`timescale 1 ns / 1 ps
-
-module testbench;
-    reg clk = 0;
-    reg [@IN:0] sample, line;
-    wire [@OUT:0] result;
-    reg [@OUT:0] wanted;
-    reg [8*1024-1:0] inputs, outputs, expected;
-    integer from, to, beside, entered, left, differing, clocks, more;
-
-    @NAME dut (@CLOCK.model_inp(sample), .model_out(result));
-
-    task leave;
-        begin
-            if (to) $fdisplay(to, "%h", result);
-            if (beside) begin
-                if ($fscanf(beside, "%h\\n", wanted) != 1 || wanted !== result) differing = differing + 1;
-            end
-            left = left + 1;
-        end
-    endtask
-
-    initial begin
-        to = 0; beside = 0; entered = 0; left = 0; differing = 0; clocks = 0; more = 1;
-        if (!$value$plusargs("inputs=%s", inputs)) begin $display("give +inputs=FILE"); $finish; end
-        from = $fopen(inputs, "r");
-        if ($value$plusargs("outputs=%s", outputs)) to = $fopen(outputs, "w");
-        if ($value$plusargs("expected=%s", expected)) beside = $fopen(expected, "r");
-        while (more || left < entered) begin
-            if (more) begin
-                // An assignment, because some simulators do not notice what a file is read into.
-                if ($fscanf(from, "%h\\n", line) == 1) entered = entered + 1;
-                else more = 0;
-                sample = line;
-            end
-            @STEP
-        end
-        if (to) $fclose(to);
-        if (beside) $display("%0d of %0d samples differ", differing, left);
-        $finish;
-    end
-endmodule
-"""
+        words = (done.stderr + done.stdout).strip()[-600:]
+        raise ExportError(f"{command[0]} refuses the {_WRITTEN[language]}: {words}")
