@@ -5,13 +5,15 @@ a small transformer. Each weight layer has 2, 3, 4, 6 or 8 bits (int8-style: a s
 Objectives are accuracy on 1,000 images and the average number of bits.
 
 within 5     share of the hypervolume of accuracies at most 5 points below float, after so many evaluations; 1 is the
-             front of all runs of all strategies together
+             front of all runs together, among them a long one of each strategy of ``LONG``
 1 % worse    bits of the smallest network that is at most 1 point below float, after 120 evaluations of a search with
              that constraint, over the fewest that any run found
 noise        what the estimate of noise that ``surrogate`` begins with takes, in evaluations at their mean time; it
              counts as so many of its evaluations
 
-Medians over seeds. Optuna's samplers take part in the first comparison only.
+Medians over seeds, with the worst seed of ``within 5`` at the end. Every seed gives the same run of ``surrogate`` and
+of ``sensitivities``: nothing in them is drawn at random here. Optuna's samplers and ``sensitivities`` (``baseline.py``)
+take part in the first comparison only. With ``--store`` results are kept in a folder, and a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import baseline
 import numpy as np
 import torch
 from common import parser, report
@@ -36,9 +40,11 @@ from bitfront.engine.evaluation.sensitivity import sensitivities
 from bitfront.pareto import MARGIN, hypervolume, non_dominated
 from models import ResNet20
 
-STRATEGIES = ("surrogate", "evolution", "optuna:tpe", "optuna:nsgaii")
+STRATEGIES = ("surrogate", baseline.NAME, "evolution", "optuna:tpe", "optuna:nsgaii")
 CONSTRAINED = ("surrogate", "evolution")
 SHOWN = (50, 100, 150)
+#: Strategies with one run of so many evaluations, for the reference.
+LONG, LONGER = ("surrogate", "evolution"), 400
 #: The question "at most 1 % worse" is asked after so many evaluations.
 ASKED = 120
 CHOICES = {"name": "affine", "weight_width": [2, 3, 4, 6, 8], "weight_granularity": "channel", "data_in_width": 8}
@@ -146,24 +152,29 @@ def trained(network: nn.Module, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
 
 
 def compared(
-    network: nn.Module, data: dict[str, Any], strategies: Sequence[str], seeds: int, budget: int, drop: str | None
+    network: nn.Module,
+    data: dict[str, Any],
+    strategies: Sequence[str],
+    seeds: int,
+    budget: int,
+    drop: str | None,
+    folder: Path,
 ) -> bf.Comparison:
-    """A comparison on one network, from nothing."""
+    """A comparison on one network; what is in the folder is not evaluated again."""
     conditions = {"constraints": {"accuracy_drop": drop}} if drop else {}
-    with tempfile.TemporaryDirectory() as folder:
-        return bf.compare(
-            model=network,
-            data=data,
-            space=dict.fromkeys(("conv2d", "linear"), CHOICES),
-            metrics=METRICS,
-            strategies=list(strategies),
-            seeds=seeds,
-            n_trials=budget,
-            project_dir=folder,
-            project="networks",
-            focus=10.0,
-            **conditions,
-        )
+    return bf.compare(
+        model=network,
+        data=data,
+        space=dict.fromkeys(("conv2d", "linear"), CHOICES),
+        metrics=METRICS,
+        strategies=list(strategies),
+        seeds=seeds,
+        n_trials=budget,
+        project_dir=str(folder),
+        project="strict" if drop else "free",
+        focus=10.0,
+        **conditions,
+    )
 
 
 def noise_in_evaluations(network: nn.Module, x: Tensor, seconds: float) -> float:
@@ -177,14 +188,17 @@ def noise_in_evaluations(network: nn.Module, x: Tensor, seconds: float) -> float
     return (time.perf_counter() - begin) / seconds
 
 
-def measured_network(name: str, network: nn.Module, data: dict[str, Any], seeds: int, budget: int) -> Iterator[dict]:
+def measured_network(
+    name: str, network: nn.Module, data: dict[str, Any], seeds: int, budget: int, longer: int, folder: Path
+) -> Iterator[dict]:
     """The rows of one network."""
     x, y = data["val"]
     with torch.no_grad():
         of_float = float((network(x).argmax(1) == y).float().mean())
-    free = compared(network, data, STRATEGIES, seeds, budget, None)
-    strict = compared(network, data, CONSTRAINED, seeds, budget, "<= 1 %")
-    every = np.concatenate([run.losses for run in (*free.runs, *strict.runs)])
+    free = compared(network, data, STRATEGIES, seeds, budget, None, folder)
+    strict = compared(network, data, CONSTRAINED, seeds, budget, "<= 1 %", folder)
+    long = compared(network, data, LONG, 1, longer, None, folder)
+    every = np.concatenate([run.losses for run in (*free.runs, *strict.runs, *long.runs)])
     every = every[np.isfinite(every).all(axis=1)]
     limit = -(of_float - 0.05)
     inside = every[every[:, 0] <= limit]
@@ -197,13 +211,17 @@ def measured_network(name: str, network: nn.Module, data: dict[str, Any], seeds:
     for strategy in STRATEGIES:
         before = round(noise) if strategy == "surrogate" else 0
         runs = [run for run in free.runs if run.strategy == strategy]
-        shares = {n: _median_share(runs, point, n - before) / whole for n in SHOWN if n <= budget}
+        shares = {n: [s / whole for s in _shares(runs, point, n - before)] for n in SHOWN if n <= budget}
         asked = [run for run in strict.runs if run.strategy == strategy]
+        if strategy == baseline.NAME:
+            asked = runs
         bits = [_fewest(run.losses[: ASKED - before], of_float) for run in asked]
         yield {
             "network": name,
             "strategy": strategy,
-            **{f"within 5 @{n}": share for n, share in shares.items()},
+            "seeds": len(runs),
+            **{f"within 5 @{n}": statistics.median(of_seeds) for n, of_seeds in shares.items()},
+            "worst": min(list(shares.values())[-1]) if shares else None,
             "1 % worse": statistics.median(bits) / fewest if bits else None,
             "bits": statistics.median(bits) if bits else None,
             "fewest": float(fewest),
@@ -213,9 +231,9 @@ def measured_network(name: str, network: nn.Module, data: dict[str, Any], seeds:
         }
 
 
-def _median_share(runs: Sequence[Any], point: np.ndarray, count: int) -> float:
+def _shares(runs: Sequence[Any], point: np.ndarray, count: int) -> list[float]:
     volumes = [curves.volumes(np.nan_to_num(run.losses, nan=np.inf), point) for run in runs]
-    return statistics.median(float(v[min(count, len(v)) - 1]) for v in volumes)
+    return [float(v[min(count, len(v)) - 1]) for v in volumes]
 
 
 def _fewest(losses: np.ndarray, of_float: float) -> float:
@@ -225,6 +243,9 @@ def _fewest(losses: np.ndarray, of_float: float) -> float:
 
 def main() -> None:
     options = parser(__doc__ or "")
+    options.add_argument("--seeds", type=int, default=10, help="runs of each strategy")
+    options.add_argument("--network", help="only the network of this name, and nothing is written")
+    options.add_argument("--store", type=Path, help="folder that keeps the results of evaluations")
     given = options.parse_args()
     torch.set_num_threads(1)
     dataset, what = images()
@@ -236,11 +257,17 @@ def main() -> None:
         "test": splits["val"],
     }
     rows = []
-    for name, network, epochs in networks(given.quick):
-        trained(network, *data["train"], epochs)
-        for row in measured_network(name, network, data, 1 if given.quick else 3, 20 if given.quick else max(SHOWN)):
-            rows.append(row)
-            print(row, flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, network, epochs in networks(given.quick):
+            if given.network not in (None, name):
+                continue
+            trained(network, *data["train"], epochs)
+            sizes = (1, 20, 20) if given.quick else (given.seeds, max(SHOWN), LONGER)
+            for row in measured_network(name, network, data, *sizes, (given.store or Path(scratch)) / name):
+                rows.append(row)
+                print(row, flush=True)
+    if given.network:
+        return
     ours = [row for row in rows if row["strategy"] == "surrogate"]
     summary = {
         "least_share": min(row[f"within 5 @{max(n for n in SHOWN if f'within 5 @{n}' in row)}"] for row in ours)

@@ -1,8 +1,9 @@
-"""Which strategy, when? ``bitfront compare`` in four situations, five seeds each, on jsc-toy and the jets.
+"""Which strategy, when? ``bitfront compare`` in five situations, five seeds each, on jsc-toy, jsc-mlp and the jets.
 
 large      examples/jsc_toy_strategies.toml: 13,824 candidates, all of them known; 400 evaluations per run. An
            evaluation, on 1,024 samples, costs next to nothing.
 less       the same runs after their first 25, 50, 100 and 200 evaluations: a smaller budget changes no proposal.
+larger     810,000 candidates of jsc-mlp on 2,000 samples, all of them known; 260 evaluations per run
 covered    216 candidates, and a budget that covers them all.
 trained    729 candidates that are trained before they are evaluated, which makes each of them dear; 150 evaluations.
 
@@ -56,11 +57,21 @@ def situations(quick: bool) -> Iterator[tuple[str, dict[str, Any], int]]:
     if quick:
         large |= {"max_epochs": 1, "max_steps": 30}
     yield "large", _with(large, [2, 8], [4, 8]) if quick else large, 12 if quick else 400
+    yield "larger", _with(_mlp(large), [2, 8], [4, 8]) if quick else _mlp(large), 12 if quick else 260
     yield "covered", _with(large, [2, 4, 8], [8] if quick else [4, 8]), 27 if quick else 216
     trained = _with(large, [2, 8] if quick else [2, 4, 8], [8] if quick else [3, 4, 8])
     runners = trained["search"]["strategy"]["sw_runner"]
     runners["basic_train"] = {**TRAINED, "num_samples": 256} if quick else TRAINED
     yield "trained", trained, 6 if quick else 150
+
+
+def _mlp(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with a larger network of four layers, and 30 formats for each."""
+    changed = _with(values, [2, 3, 4, 5, 6, 8], [3, 4, 5, 6, 8])
+    changed["model"] = "jsc-mlp"
+    changed["search"]["search_space"]["seed"]["linear"]["config"] |= {"bias_width": [16]}
+    changed["search"]["strategy"]["sw_runner"]["basic_evaluation"] = {"num_samples": 2000}
+    return changed
 
 
 def _with(values: Mapping[str, Any], weights: list[int], inputs: list[int]) -> dict[str, Any]:
@@ -145,7 +156,9 @@ def draw(name: str, comparison: bf.Comparison) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__ or "").parse_args()
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--only", help="one situation, and nothing is written")
+    options = arguments.parse_args()
     data, what = jets()
     if options.quick:
         few = {split: tuple(t[:1000] for t in data.split(split)) for split in ("train", "val", "test")}
@@ -154,6 +167,8 @@ def main() -> None:
     summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, values, budget in situations(options.quick):
+            if options.only not in (None, name):
+                continue
             comparison = compared(name, values, budget, data, Path(folder), options.quick)
             brute = comparison.of(EXHAUSTIVE)[0]
             each = 1000 * float(brute.evaluating.mean())
@@ -172,9 +187,9 @@ def main() -> None:
                 price = pays_from(comparison, result)
                 if price is not None:
                     summary[f"{key}_pays_from_ms"] = price
-            if options.json and not options.quick:
+            if options.json and not options.quick and not options.only:
                 draw(name, comparison)
-    report("Strategies compared", rows, summary, options.json, data=what)
+    report("Strategies compared", rows, summary, None if options.only else options.json, data=what)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from warm import Warm
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
-SHARED = {"common", "models", "plots"}
+SHARED = {"baseline", "common", "models", "plots"}
 SCRIPTS = sorted(p for p in BENCH.glob("*.py") if p.stem not in SHARED)
 PROMISED = {
     "trial_cost": {
