@@ -1,8 +1,9 @@
 """The training loop of one network.
 
 The data is on the device as whole tensors, and a batch is an index into them: for small models a ``DataLoader`` takes
-more time than the arithmetic. For the same reason nothing is read back from the device within an epoch. The model
-passed in is never changed: a copy is trained, and the results are state dicts.
+more time than the arithmetic. Only data that is mapped from files stays where it is, and each batch is read and moved.
+For the same reason nothing is read back from the device within an epoch. The model passed in is never changed: a copy
+is trained, and the results are state dicts.
 """
 
 from __future__ import annotations
@@ -306,7 +307,7 @@ def _epoch(
     targets, sizes = y.index_select(0, torch.cat(list(batches))), [len(batch) for batch in batches]
     for step, (batch, target) in enumerate(zip(batches, torch.split(targets, sizes), strict=True)):
         with contained():
-            answers = model(x.index_select(0, batch))
+            answers = model(x.index_select(0, batch.to(x.device)).to(batch.device))
         given = goal.checked(answers, target)
         loss = goal.task.minimised(given, target, goal.outputs)
         if not loss.requires_grad:
@@ -365,11 +366,12 @@ def diverged(what: str, settings: TrainSettings) -> EvaluationError:
 
 
 def resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(x, y) of a whole split, on the device. Raises DataError where it is empty."""
+    """(x, y) of a whole split, on the device; x stays on the CPU if it is mapped from files, for batches to be moved.
+    Raises DataError where the split is empty."""
     x, y = dataset.split(split)
     if len(y) == 0:
         raise DataError(f"the {split} split of dataset {dataset.name!r} is empty, and training needs it")
-    return x.to(device), y.to(device)
+    return x if dataset.mapped else x.to(device), y.to(device)
 
 
 def optimizer_of(parameters: Sequence[nn.Parameter], settings: TrainSettings, device: torch.device) -> Optimizer:

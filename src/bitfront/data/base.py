@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from torch import Tensor
 from bitfront.data.packing import PackedInput
 from bitfront.data.targets import CLASSES, Targets
 from bitfront.errors import DataError, one_of
+from bitfront.preparation import Preparation
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -41,9 +42,11 @@ class DataRequest:
         report: called with one-line messages worth showing ("downloading ...", "12 MB read into memory").
         progress: called during a download with (bytes done, total bytes); the total is None if the server
             does not send it.
-        limit_bytes: the largest memory, in bytes as float32, that the data of a factory may take.
+        limit_bytes: the largest memory, in bytes as float32, that the data may take.
         targets: what the targets are; the task says it. Of targets that are not ``given`` nothing is read: data may
             have labels or not.
+        settings: ``[dataset_settings]``, which the dataset checks.
+        needs: what the model needs of its samples, where it comes from a library.
     """
 
     path: Path | None = None
@@ -52,6 +55,8 @@ class DataRequest:
     progress: Callable[[int, int | None], None] | None = None
     limit_bytes: int = 4 * GIB
     targets: Targets = CLASSES
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: Preparation | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Dataset:
         targets: what the targets are: classes, numbers ...
         inputs: the inputs by name that a row of `x` holds, which is then float64 (``data/packing.py``); empty if `x` is
             the input.
+        mapped: whether `x` is mapped from files, because it may be larger than memory: nobody moves it as a whole.
 
     Raises:
         DataError: on construction, if the tensors are not as described here.
@@ -98,6 +104,7 @@ class Dataset:
     scaler: Scaler | None = None
     targets: Targets = CLASSES
     inputs: tuple[PackedInput, ...] = ()
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         if not self.x or set(self.x) != set(self.y) or not set(self.x) <= set(SPLITS):

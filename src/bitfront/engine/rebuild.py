@@ -195,7 +195,8 @@ def searched_plan(
         RunError: the model or data has changed since the search.
     """
     folder = run.folder.absolute()
-    update = {"project": folder.name, "project_dir": str(folder.parent)}
+    # The weights of the search are in its folder, so those of a library are not asked for.
+    update: dict[str, object] = {"project": folder.name, "project_dir": str(folder.parent), "weights": False}
     if not run.config.labels and model is None:
         # What candidates are compared with are the outputs of the weights that the search kept.
         update |= {"load_name": str(folder / WEIGHTS), "load_type": "pt"}

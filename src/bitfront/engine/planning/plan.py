@@ -13,7 +13,7 @@ from bitfront.data.base import Dataset, Split
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.evaluation.verification import Verification
-from bitfront.engine.planning.inputs import training_settings
+from bitfront.engine.planning.inputs import brings_weights, training_settings
 from bitfront.engine.planning.runners import Runners, auto_split
 from bitfront.metrics.base import Side
 from bitfront.metrics.coverage import of_no_site
@@ -171,7 +171,8 @@ class Plan:
         newer = set() if table.equalisation else {"equalisation"}
         newer |= set() if table.integer_bias else {"integer_bias"}
         newer |= set() if table.rounding == "adaptive" else {"rounding", "rounding_iterations"}
-        trains = not self.brings_weights and self.config.load_name is None
+        library = self.config.weights and not self.brings_weights
+        trains = not (self.brings_weights or self.config.load_name or brings_weights(self.config, self.dataset))
         return {
             "model": self.config.model,
             "dataset": self.config.dataset,
@@ -200,6 +201,7 @@ class Plan:
             **({"halving": "by constraints"} if self._halves_by_constraints else {}),
             **described(self.config),
             **({"folded": "batch_norm"} if search.fold_batch_norm else {}),
+            **({"library_weights": True} if library else {}),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }
