@@ -21,6 +21,7 @@ NAVIGATION = {
     "Begin": ["docs/tutorial"],
     "How to": [
         "docs/howto/your-model",
+        "docs/howto/models-and-data",
         "docs/howto/tasks",
         "docs/howto/choose-layers",
         "docs/howto/budgets",

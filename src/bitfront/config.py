@@ -223,9 +223,6 @@ class Config(Table):
     model: str = Field(
         "digits-cnn", description="a model's name, that of a library as `timm:NAME`, or package.module:factory"
     )
-    weights: bool = Field(
-        False, description="`true`: a model of a library starts from its pretrained weights; see below"
-    )
     dataset: str = Field(
         "digits",
         description="a dataset's name, that of a library as `torchvision:NAME`, a path, or package.module:factory; "
@@ -234,6 +231,9 @@ class Config(Table):
     dataset_path: str | None = Field(None, description="file or folder of the data")
     dataset_settings: dict[str, Any] | None = Field(None, description="the settings of the dataset; see below")
     limit_bytes: int = Field(4 * 2**30, ge=1, description="memory that the data may take, in bytes")
+    weights: bool = Field(
+        False, description="`true`: a model of a library starts from its pretrained weights; see below"
+    )
     task: str = Field("cls", description="what a sample is: the name of a task, or package.module:name")
     task_settings: dict[str, Any] | None = Field(None, description="the settings of the task; see below")
     labels: bool = Field(
@@ -399,10 +399,11 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
 
 
 def short_name(name: str) -> str:
-    """A model or dataset as a part of a file's name: of a path, or a name of the hub, its last part."""
-    *_, last = [part for part in name.replace("\\", "/").split("/") if part] or [name]
-    prefix = name.partition(":")[0] if ":" in name and ":" not in last else ""
-    return "-".join(part for part in (prefix, Path(last).stem if "/" in name else last) if part).replace(":", "-")
+    """A model or dataset as a part of a file's name: of a path its last part, without its ending."""
+    prefix, colon, place = name.rpartition(":")
+    if place.startswith((".", "/", "~")):
+        name = f"{prefix}{colon}{Path(place).stem or 'here'}"
+    return name.replace(":", "-").replace("/", "-")
 
 
 def _override(values: dict[str, Any], changes: Mapping[str, Any], document: tomlfile.Document) -> None:

@@ -23,7 +23,8 @@ _OPERATORS = ("nms", "qnms")
 _DECLARED: list[Any] = []
 #: Of the names that are near an unknown one, so many are listed.
 _NEAR = 6
-_SHOWN = 12
+#: So many are listed in full.
+_SHOWN = 24
 
 
 def torchvision(purpose: str, module: str = "torchvision", extra: str = "torchvision") -> ModuleType:
@@ -62,25 +63,26 @@ def without_output() -> Iterator[None]:
         yield
 
 
-def near(name: str, known: Iterable[str], what: str) -> str:
-    """``" Near it: a, b, c."`` of many names, for the end of a message.
+def near(name: str, known: Iterable[str], where: str) -> str:
+    """``" Near it: a, b, c (1,371 in all: timm.list_models())."`` for the end of a message; all names if they are few.
 
     Args:
         name: the unknown one.
         known: all names there are.
-        what: what to call them, and where they are listed: ``"timm.list_models()"``.
+        where: where they are listed.
     """
     names = sorted(set(known))
-    lowered = name.lower()
-    matches = difflib.get_close_matches(lowered, names, n=_NEAR, cutoff=0.5)
-    # A part of a name is the commonest mistake: resnet for resnet18.
-    matches += [other for other in names if lowered and lowered in other.lower() and other not in matches]
     if not names:
-        return f" {what} is empty."
+        return f" There is none in {where}."
+    by_lower_case = {other.lower(): other for other in names}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=_NEAR, cutoff=0.5)
+    found = [by_lower_case[match] for match in matches]
+    # A part of a name is the commonest mistake: resnet for resnet18.
+    found += [other for other in names if name and name.lower() in other.lower() and other not in found]
+    shown = f" Near it: {', '.join(found[:_NEAR])}." if found else ""
     if len(names) <= _SHOWN:
-        return f" {what} has: {', '.join(names)}."
-    shown = f" Near it: {', '.join(matches[:_NEAR])}." if matches else ""
-    return f"{shown} {what} has {len(names):,} names."
+        return f"{shown} There are: {', '.join(names)}."
+    return f"{shown} There are {len(names):,} in all: {where}."
 
 
 def offline(what: str, where: str, error: Exception, remedy: str) -> str:

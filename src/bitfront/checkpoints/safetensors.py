@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,33 @@ def read_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
         if sys.byteorder != "little":
             raise ValueError("this machine is big-endian")
         return {name: entry.tensor(body) for name, entry in entries.items()}
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], file: IO[bytes]) -> None:
+    """Write tensors as safetensors: the largest types first, as the format wants it for aligned reading.
+
+    Args:
+        tensors: by name, on the CPU.
+        file: open for writing, at its beginning.
+
+    Raises:
+        CheckpointError: the format has no such dtype.
+    """
+    kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    for name, tensor in ordered:
+        if tensor.dtype not in kinds:
+            raise CheckpointError(f"{name!r} is {tensor.dtype}, which safetensors does not have; {one_of(kinds)}")
+        size = tensor.numel() * tensor.dtype.itemsize
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _LENGTH)
+    file.write(len(text).to_bytes(_LENGTH, "little") + text)
+    for _, tensor in ordered:
+        file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

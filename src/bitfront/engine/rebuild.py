@@ -285,8 +285,9 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
 
 
 def _save(result: Transformed) -> Transformed:
-    """Save the state dict, and the formats of each site beside it."""
-    checkpoints.save_checkpoint(result.model.state_dict(), result.folder / "model.pt")
+    """Save the state dict, as PyTorch's file and as safetensors, and the formats of each site beside it."""
+    for ending in ("pt", "safetensors"):
+        checkpoints.save_checkpoint(result.model.state_dict(), result.folder / f"model.{ending}")
     document = {"config": dict(result.config), "formats": spelled(result.formats)}
     write_json(result.folder / "quantization.json", document)
     if result.smaller is not None:

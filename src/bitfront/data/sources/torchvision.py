@@ -53,7 +53,7 @@ def torchvision(name: str, request: DataRequest) -> Dataset:
     """
     library = libraries.torchvision(f"dataset = 'torchvision:{name}'", "torchvision.datasets")
     if name not in KNOWN:
-        hint = libraries.near(name, KNOWN, "Of torchvision, bitfront")
+        hint = libraries.near(name, KNOWN, "torchvision.datasets")
         raise UnknownNameError(
             f"torchvision has no dataset {name!r} that is a classification of images.{hint} For others write a "
             "factory: dataset = 'my_data:make'",
