@@ -241,7 +241,8 @@ def _models() -> str:
     return (
         "## Models: `model` and `weights`\n\n"
         "A name that `bitfront list models` shows, `package.module:factory`, or a name of a library. With "
-        "`weights = true` the model of a library has its pretrained weights; where its classifier fits the data, nothing is trained. "
+        "`weights = true` the model of a library has its pretrained weights; where its classifier fits the data, "
+        "nothing is trained. "
         "[How to](howto/models-and-data.md)\n\n" + _rows(["`model`", "what it is"], rows)
     )
 
@@ -249,8 +250,9 @@ def _models() -> str:
 def _data() -> str:
     parts = [
         "## Data: `dataset` and `[dataset_settings]`\n\n"
-        "The keys of the table, by dataset. Those of images default to what a model of a library needs; datasets that are "
-        "not listed have no settings. `image_size` and `target_column` have flags. [How to](howto/models-and-data.md)\n"
+        "The keys of the table, by dataset. Those of images default to what a model of a library needs; datasets that "
+        "are not listed have no settings. `image_size` and `target_column` have flags. "
+        "[How to](howto/models-and-data.md)\n"
     ]
     members = [(f"`{name}`", DATASETS.facts(name), text) for name, text in DATASETS.described()]
     members += [

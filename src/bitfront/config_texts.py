@@ -11,7 +11,7 @@ from bitfront import tomlfile
 from bitfront.errors import ConfigError
 
 #: Keys whose values become names of files.
-OF_FILES = (("dataset",), ("dataset_path",), ("project",), ("project_dir",), ("load_name",))
+OF_FILES = (("dataset_path",), ("project",), ("project_dir",), ("load_name",))
 
 
 def check_texts(value: Any, key: tuple[str, ...], document: tomlfile.Document, changes: Mapping[str, Any]) -> None:

@@ -53,9 +53,15 @@ def load_dataset(name: str, request: DataRequest | None = None) -> Dataset:
 
 def is_path(name: str) -> bool:
     """Whether the name of a dataset is a path: of a folder or file that is there, or written as one."""
-    if name in DATASETS or (":" in name and not Path(name).exists()):
+    if name in DATASETS:
         return False
-    return "/" in name or Path(name).suffix.lower() in FILES or Path(name).is_dir()
+    try:
+        there = Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, or not a name of a file at all
+        return False
+    if ":" in name or not ("/" in name or Path(name).suffix.lower() in FILES):
+        return there
+    return True
 
 
 def reader_of(path: Path) -> str:

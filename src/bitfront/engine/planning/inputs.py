@@ -252,6 +252,22 @@ def brings_weights(config: Config, dataset: Dataset) -> bool:
     return needs is not None and needs.num_classes is not None and dataset.num_classes in (0, needs.num_classes)
 
 
+def library_note(config: Config, dataset: Dataset) -> str:
+    """Which weights a model of a library starts from; empty if it has none of its library."""
+    if not config.weights:
+        return ""
+    if config.load_name is not None:
+        return (
+            f"weights = true has no effect: load_name = {config.load_name!r} takes the place of the library's weights"
+        )
+    if brings_weights(config, dataset):
+        return f"{config.model} has the weights of its library, and nothing is trained"
+    return (
+        f"{config.model} has the weights of its library, and a new classifier for {dataset.num_classes} outputs: it is "
+        "trained from them"
+    )
+
+
 def for_data(model: nn.Module, config: Config, dataset: Dataset) -> nn.Module:
     """A model as everything here calls it (``tasks.adapting``). Raises ConfigError or CaptureError."""
     with config.locating():

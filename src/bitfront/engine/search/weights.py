@@ -214,11 +214,6 @@ def trained_model(
     if brings_weights(config, dataset):
         events.note(f"weights of {config.model}, from its library")
         return Trained(private_copy(model).eval(), config.run_folder / WEIGHTS, None)
-    if config.weights:
-        events.note(
-            f"{config.model} has the weights of its library, and a new classifier for {dataset.num_classes} outputs: "
-            "it is trained from them"
-        )
     outputs = capture(model, dataset.split("train")[0][:2]).outputs
     fingerprint = _training_fingerprint(config, model, dataset, outputs)
     folders = [config.run_folder] + ([below] if below else [])
