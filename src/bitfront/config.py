@@ -231,7 +231,7 @@ class Config(Table):
     dataset_path: str | None = Field(None, description="file or folder of the data")
     dataset_settings: dict[str, Any] | None = Field(None, description="the settings of the dataset; see below")
     limit_bytes: int = Field(
-        4 * 2**30, ge=1, description="memory that data of a factory or a library, images and tables may take"
+        4 * 2**30, ge=1, description="memory in bytes that data of a factory or a library, images and tables may take"
     )
     weights: bool = Field(
         False, description="`true`: a model of a library starts from its pretrained weights; see below"

@@ -97,7 +97,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], file: IO[bytes]) -> None:
     text += b" " * (-len(text) % _LENGTH)
     file.write(len(text).to_bytes(_LENGTH, "little") + text)
     for _, tensor in ordered:
-        file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

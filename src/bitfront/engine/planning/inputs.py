@@ -257,9 +257,7 @@ def library_note(config: Config, dataset: Dataset) -> str:
     if not config.weights:
         return ""
     if config.load_name is not None:
-        return (
-            f"weights = true has no effect: load_name = {config.load_name!r} takes the place of the library's weights"
-        )
+        return f"weights = true has no effect: load_name = {config.load_name!r} takes their place"
     if brings_weights(config, dataset):
         return f"{config.model} has the weights of its library, and nothing is trained"
     return (
