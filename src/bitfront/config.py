@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from bitfront import tomlfile
 from bitfront.config_texts import check_texts
 from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.files import short_name
 from bitfront.registry import fact_in_source
 
 Direction = Literal["maximize", "minimize"]
@@ -398,14 +399,6 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     config._overridden = frozenset(changes)
     _check_passes(config)
     return config
-
-
-def short_name(name: str) -> str:
-    """A model or dataset as a part of a file's name: of a path its last part, without its ending."""
-    prefix, colon, place = name.rpartition(":")
-    if place.startswith((".", "/", "~")):
-        name = f"{prefix}{colon}{Path(place).stem or 'here'}"
-    return name.replace(":", "-").replace("/", "-")
 
 
 def _override(values: dict[str, Any], changes: Mapping[str, Any], document: tomlfile.Document) -> None:

@@ -119,3 +119,11 @@ def shown(path: Path) -> Path:
         return path.relative_to(Path.cwd())
     except (ValueError, OSError):
         return path
+
+
+def short_name(name: str) -> str:
+    """A model or dataset as a part of a file's name: of a path its last part, without its ending."""
+    prefix, colon, place = name.rpartition(":")
+    if place.startswith((".", "/", "~")):
+        name = f"{prefix}{colon}{Path(place).stem or 'here'}"
+    return name.replace(":", "-").replace("/", "-")

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 import tomli_w
 
-from bitfront.config import short_name
 from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.files import short_name
 
 #: The model and the dataset of a search without a file.
 DEFAULT_MODEL, DEFAULT_DATASET = "digits-cnn", "digits"

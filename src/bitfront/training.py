@@ -219,8 +219,8 @@ def epochs(
     Several of these generators may take turns: each keeps the state of its random numbers. Arguments and errors as for
     ``train``.
     """
-    x, y = _streamed(dataset, "train", device)
-    x_val, y_val = _streamed(dataset, "val", device)
+    x, y = resident(dataset, "train", device, stream=True)
+    x_val, y_val = resident(dataset, "val", device, stream=True)
     trained = private_copy(model).to(device)
     optimizer = optimizer_of([p for p in trained.parameters() if p.requires_grad], settings, device)
     check_batch_norm(trained, len(y), settings)
@@ -365,20 +365,13 @@ def diverged(what: str, settings: TrainSettings) -> EvaluationError:
     )
 
 
-def resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(x, y) of a whole split, on the device. Raises DataError where it is empty."""
+def resident(dataset: Dataset, split: Split, device: torch.device, *, stream: bool = False) -> tuple[Tensor, Tensor]:
+    """(x, y) of a whole split, on the device; with `stream`, x that is mapped from files stays there, and who needs a
+    batch moves it. Raises DataError where the split is empty."""
     x, y = dataset.split(split)
     if len(y) == 0:
         raise DataError(f"the {split} split of dataset {dataset.name!r} is empty, and training needs it")
-    return x.to(device), y.to(device)
-
-
-def _streamed(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Like ``resident``, but x stays where it is if it is mapped from files: who needs a batch moves it."""
-    if not dataset.mapped:
-        return resident(dataset, split, device)
-    x, y = dataset.split(split)
-    return x, y.to(device)
+    return x if stream and dataset.mapped else x.to(device), y.to(device)
 
 
 def optimizer_of(parameters: Sequence[nn.Parameter], settings: TrainSettings, device: torch.device) -> Optimizer:

@@ -13,6 +13,8 @@ import bitfront as bf
 from bitfront import libraries
 from bitfront.checkpoints import save_checkpoint
 from bitfront.config import load_config
+from bitfront.data.base import DataRequest
+from bitfront.data.loading import load_dataset
 from bitfront.engine.analysis import analyze_config
 from bitfront.errors import CheckpointError, ConfigError, UnknownNameError
 from bitfront.models.base import build_model, needs_of
@@ -158,6 +160,7 @@ SPACE = {"linear": {"name": "integer", "data_in_width": [8], "weight_width": [4,
 METRICS = {"accuracy": "maximize", "average_bitwidth": "minimize"}
 
 
+@pytest.mark.slow
 def test_texts_and_a_model_of_a_folder(bert, tmp_path):
     """Weights of the library with their classifier: nothing is trained; the tokenizer is the model's."""
     arrow = pytest.importorskip("datasets")
@@ -247,6 +250,7 @@ def folder_run(tmp_path_factory, timm):
     return root, json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_of_a_library_and_a_folder(folder_run):
     root, _, notes = folder_run
     assert "images: 32 x 32 pixels, others are resized (bicubic; the shorter side 34 pixels" in notes
@@ -259,6 +263,7 @@ def test_a_search_of_a_library_and_a_folder(folder_run):
     assert rebuilt.evaluation.accuracy == trial.metrics["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_rebuilt_trial_as_safetensors(folder_run):
     root, *_ = folder_run
     run = bf.Run.load(root / "runs" / "run")
@@ -266,3 +271,75 @@ def test_a_rebuilt_trial_as_safetensors(folder_run):
     read = pytest.importorskip("safetensors.torch").load_file(rebuilt.folder / "model.safetensors")
     assert read.keys() == rebuilt.model.state_dict().keys()
     assert all(torch.equal(read[k], v) for k, v in rebuilt.model.state_dict().items())
+
+
+def test_texts_of_a_table_by_the_tokenizer_of_the_model(bert, tmp_path):
+    pytest.importorskip("pyarrow")
+    lines = [f"{text},{i % 2}" for i, text in enumerate(TEXTS)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    data = load_dataset(str(tmp_path / "reviews.csv"), DataRequest(needs=needs_of(f"hf:{bert}")))
+    assert [one.name for one in data.inputs] == ["input_ids", "token_type_ids", "attention_mask"]
+    ids = torch.cat([data.inputs[0].unpacked(x) for x in data.x.values()])
+    # [CLS] (very) (very) good film [SEP], filled up with [PAD].
+    assert [2, 5, 7, 3, 0, 0] in ids.tolist()
+    assert int(ids.max()) < len(WORDS)
+    settings = {"max_length": 4}
+    cut = load_dataset(str(tmp_path / "reviews.csv"), DataRequest(needs=needs_of(f"hf:{bert}"), settings=settings))
+    assert cut.inputs[0].shape == (4,)
+    assert any("have 4 or more, and are cut" in note for note in cut.notes)
+
+
+def test_images_and_a_model_of_a_folder(tmp_path):
+    libraries.torchvision("a test")
+    library = pytest.importorskip("transformers")
+    config = library.ViTConfig(**SMALL, image_size=16, patch_size=8, num_labels=3)
+    torch.manual_seed(3)
+    trained = library.ViTForImageClassification(config)
+    trained.save_pretrained(tmp_path)
+    processor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    needs = needs_of(f"hf:{tmp_path}")
+    assert (needs.size, needs.mean, needs.num_classes) == ((16, 16), (0.5, 0.4, 0.3), 3)
+    assert same(build_model(f"hf:{tmp_path}", (3, 16, 16), 3, 0, weights=True), trained)
+    other = build_model(f"hf:{tmp_path}", (3, 16, 16), 5, 0, weights=True)
+    assert other.classifier.out_features == 5
+    assert torch.equal(other.vit.embeddings.cls_token, trained.vit.embeddings.cls_token)
+
+
+def test_a_mapped_search_holds_what_it_needs_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 500), ("val", 40), ("test", 40)):
+        x = rng.normal(size=(count, 16)).astype(np.float32)
+        np.save(tmp_path / f"x_{split}.npy", x)
+        np.save(tmp_path / f"y_{split}.npy", (x[:, 0] > 0).astype(np.int64))
+    run = bf.search(
+        model="jsc-tiny",
+        data=str(tmp_path),
+        space=SPACE,
+        metrics=METRICS,
+        strategy="brute_force",
+        max_epochs=1,
+        limit_bytes=1,
+        project_dir=str(tmp_path),
+        project="run",
+    )
+    assert run.config.dataset == str(tmp_path)
+    plan = bf.plan(run.config)
+    assert plan.dataset.mapped
+    # What travels to worker processes is two samples, not the file that they are a view of.
+    assert plan.evaluator.job.sample.untyped_storage().nbytes() == 2 * 16 * 4
+    rebuilt = bf.transform_trial(run.folder, 0, check=True)
+    assert rebuilt.evaluation.accuracy == run.trial(0).metrics["accuracy"]
+
+
+def test_the_plan_says_which_weights_are_meant(bert, tmp_path):
+    pytest.importorskip("pyarrow")
+    lines = [f"{text},{i % 3}" for i, text in enumerate(TEXTS)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    values = {"model": f"hf:{bert}", "dataset": str(tmp_path / "reviews.csv"), "weights": True}
+    search = {"search.strategy.name": "evolution", "search.strategy.setup.n_trials": 2}
+    example = Path(__file__).parents[2] / "examples" / "jsc_toy_strategies.toml"
+    plan = bf.plan(load_config(example, {**values, **search}))
+    assert any("a new classifier for 3 outputs: it is trained from them" in note for note in plan.notes)
+    assert plan.identity(None)["library_weights"]
+    assert plan.identity(None)["training"] != "none, the weights are given"

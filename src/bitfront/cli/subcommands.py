@@ -20,7 +20,7 @@ from bitfront.cli.options import AsJson, Quiet
 from bitfront.cli.results import analyze, convert, dashboard, explain, report, transform
 from bitfront.cli.searching import compare, plan, search, test, train
 from bitfront.errors import ConfigError
-from bitfront.files import write_text
+from bitfront.files import short_name, write_text
 from bitfront.template import DEFAULT_TARGET, target_named
 
 
@@ -61,7 +61,7 @@ def init(
 ) -> None:
     """Write a commented TOML file that runs."""
     suffix = target_named(target).suffix
-    from bitfront.config import load_config, short_name
+    from bitfront.config import load_config
 
     named = load_config(None, {"model": model, "dataset": dataset})
     dataset = named.dataset if named.names_dataset else None

@@ -101,7 +101,7 @@ def make_plan(
     with config.locating():
         _check_device(device, dataset)
         check_ready(runners, device)
-    sample, trains = dataset.split("train")[0][:2], _trains(config, runners)
+    sample, trains = dataset.split("train")[0][:2].clone(), _trains(config, runners)
     original = capture(network, sample, training=trains)
     changed = _folded(config, original, sample, strategy, trains=trains)
     graph = original if changed is None else changed.graph
@@ -284,7 +284,7 @@ def _job(
         learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device, task)
     return EvaluationJob(
         model=graph.model,
-        sample=dataset.split("train")[0][:2],
+        sample=dataset.split("train")[0][:2].clone(),  # a view would travel to workers with all of its data
         space=search.search_space.name,
         by=search.search_space.setup.by,
         choices=_choices(config),
