@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bitfront.checkpoints.fitting import CONTAINERS, LISTED, Loaded, LoadType, StateDict, fitted
 from bitfront.checkpoints.pickled import read_pickled
-from bitfront.checkpoints.safetensors import is_safetensors, read_safetensors, write_safetensors
+from bitfront.checkpoints.safetensors import is_safetensors, read_safetensors, written_safetensors
 from bitfront.errors import CheckpointError, nearest, one_of, parsing
 from bitfront.files import whole, write_text
 
@@ -59,7 +59,7 @@ def save_checkpoint(state: Mapping[str, Tensor], path: Path, meta: Mapping[str, 
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path, CheckpointError) as part, part.open("xb") as file:
             if path.suffix == ".safetensors":
-                write_safetensors(tensors, file)
+                file.write(written_safetensors(tensors))
             else:
                 torch.save(tensors, file)
             file.flush()

@@ -11,12 +11,13 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitfront.errors import CheckpointError, one_of, parsing
+from bitfront.files import safetensors
 
 #: Bytes of the length of the header, in front of it.
 _LENGTH = 8
@@ -73,31 +74,23 @@ def read_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
         return {name: entry.tensor(body) for name, entry in entries.items()}
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], file: IO[bytes]) -> None:
-    """Write tensors as safetensors: the largest types first, as the format wants it for aligned reading.
+def written_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a file of this format: the largest types first, as the format wants it for aligned reading.
 
     Args:
         tensors: by name, on the CPU.
-        file: open for writing, at its beginning.
 
     Raises:
         CheckpointError: the format has no such dtype.
     """
     kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    for name, tensor in ordered:
+    for name, tensor in tensors.items():
         if tensor.dtype not in kinds:
             raise CheckpointError(f"{name!r} is {tensor.dtype}, which safetensors does not have; {one_of(kinds)}")
-        size = tensor.numel() * tensor.dtype.itemsize
-        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % _LENGTH)
-    file.write(len(text).to_bytes(_LENGTH, "little") + text)
-    for _, tensor in ordered:
-        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    data = {name: tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in ordered}
+    # Transformers reads a file only if it says which framework wrote it.
+    return safetensors(((n, kinds[t.dtype], t.shape, data[n]) for n, t in ordered), {"format": "pt"})
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
