@@ -259,7 +259,10 @@ def library_note(config: Config, dataset: Dataset) -> str:
     if config.load_name is not None:
         return f"weights = true has no effect: load_name = {config.load_name!r} takes their place"
     if brings_weights(config, dataset):
-        return f"{config.model} has the weights of its library, and nothing is trained"
+        return (
+            f"{config.model} has the weights of its library, and nothing is trained: the {dataset.num_classes:,} "
+            "classes of the data are taken for those of the library, in its order"
+        )
     return (
         f"{config.model} has the weights of its library, and a new classifier for {dataset.num_classes} outputs: it is "
         "trained from them"
