@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from bitfront.data.base import DataRequest
 from bitfront.data.loading import is_path, load_dataset
 from bitfront.data.targets import NUMBERS
-from bitfront.errors import ConfigError, DataError, DownloadError, UnknownNameError
+from bitfront.errors import ConfigError, DataError, DownloadError, MissingExtraError, UnknownNameError
 from bitfront.preparation import Preparation
 from bitfront.testing.data import check_dataset
 
@@ -396,3 +397,25 @@ def test_names_and_paths_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "openml_data.py").write_text("def make():\n    return [[1.0], [2.0]] * 20, [0, 1] * 20\n")
     with pytest.raises(ConfigError, match="has no settings"):
         opened("openml_data:make", image_size=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("torchvision:CIFAR10", "torchvision", "torchvision"),
+        ("hf:ag_news", "datasets", "hf"),
+        ("openml:42468", "sklearn", "openml"),
+        ("openml:42468", "pandas", "openml"),
+        ("table.csv", "pyarrow", "parquet"),
+        ("photos", "PIL", "images"),
+    ],
+)
+def test_the_extra_to_install_is_named(tmp_path, monkeypatch, name, module, extra):
+    (tmp_path / "table.csv").write_text("a,label\n1,0\n2,1\n")
+    for folder in ("cat", "dog"):
+        picture(tmp_path / "photos" / folder, "one")
+    monkeypatch.chdir(tmp_path)
+    for known in [module, *(m for m in sys.modules if m.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, known, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'bitfront\[{extra}\]'"):
+        opened(name)

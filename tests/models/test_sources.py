@@ -16,7 +16,7 @@ from bitfront.config import load_config
 from bitfront.data.base import DataRequest
 from bitfront.data.loading import load_dataset
 from bitfront.engine.analysis import analyze_config
-from bitfront.errors import CheckpointError, ConfigError, UnknownNameError
+from bitfront.errors import CheckpointError, ConfigError, MissingExtraError, UnknownNameError
 from bitfront.models.base import build_model, needs_of
 from bitfront.models.sources import source_of
 
@@ -257,6 +257,8 @@ def test_a_search_of_a_library_and_a_folder(folder_run):
     assert "(as timm's test_vit)" in notes
     run = bf.Run.load(root / "runs" / "run")
     assert run.config.dataset == str(root / "photos")
+    # The configuration in the run folder has whole paths, and means the same search.
+    assert bf.plan(run.config).identity(None)["dataset"] == "photos"
     # From the run folder alone, in another folder and process than those of the search.
     trial = run.front[0]
     rebuilt = bf.transform_trial(run.folder, trial.number, check=True)
@@ -343,3 +345,19 @@ def test_the_plan_says_which_weights_are_meant(bert, tmp_path):
     assert any("a new classifier for 3 outputs: it is trained from them" in note for note in plan.notes)
     assert plan.identity(None)["library_weights"]
     assert plan.identity(None)["training"] != "none, the weights are given"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("timm:test_resnet", "timm", "timm"),
+        ("timm:test_resnet", "torchvision", "timm"),
+        ("torchvision:resnet18", "torchvision", "torchvision"),
+        ("hf:prajjwal1/bert-tiny", "transformers", "hf"),
+    ],
+)
+def test_the_extra_to_install_is_named(monkeypatch, name, module, extra):
+    for known in [module, *(m for m in sys.modules if m.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, known, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'bitfront\[{extra}\]'"):
+        needs_of(name)
