@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,14 @@ class DataRequest:
     needs: Preparation | None = None
 
 
+def mapped_tensor(path: Path) -> Tensor:
+    """The array of an ``.npy`` file as a tensor over the file. Raises ValueError or OSError where it is none.
+
+    What is written into the tensor does not reach the file.
+    """
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
 @dataclass(frozen=True)
 class Scaler:
     """``(x - mean) / scale`` per feature: how raw features become the tensors of a dataset.
@@ -88,7 +97,8 @@ class Dataset:
         targets: what the targets are: classes, numbers ...
         inputs: the inputs by name that a row of `x` holds, which is then float64 (``data/packing.py``); empty if `x` is
             the input.
-        mapped: whether `x` is mapped from files, because it may be larger than memory: nobody moves it as a whole.
+        mapped: by split the ``.npy`` file that `x` is mapped from, because it may be larger than memory; empty if it is
+            in memory. Nobody moves it as a whole, and other processes map the files themselves.
 
     Raises:
         DataError: on construction, if the tensors are not as described here.
@@ -104,7 +114,7 @@ class Dataset:
     scaler: Scaler | None = None
     targets: Targets = CLASSES
     inputs: tuple[PackedInput, ...] = ()
-    mapped: bool = False
+    mapped: Mapping[Split, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.x or set(self.x) != set(self.y) or not set(self.x) <= set(SPLITS):
@@ -141,15 +151,18 @@ class Dataset:
         return replace(self, y=y, targets=targets)
 
     def _freeze(self) -> None:
-        for attribute in ("x", "y"):
+        for attribute in ("x", "y", "mapped"):
             object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
 
     def __getstate__(self) -> dict[str, Any]:
         # A read-only mapping cannot be pickled, and datasets travel to worker processes.
-        return {**self.__dict__, "x": dict(self.x), "y": dict(self.y)}
+        x = {} if self.mapped else dict(self.x)
+        return {**self.__dict__, "x": x, "y": dict(self.y), "mapped": dict(self.mapped)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if self.mapped:
+            self.__dict__["x"] = {split: mapped_tensor(path) for split, path in self.mapped.items()}
         self._freeze()
 
     def split(self, name: Split) -> tuple[Tensor, Tensor]:

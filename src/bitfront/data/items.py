@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from bitfront.cache import cache_dir
 from bitfront.config import Table
 from bitfront.data.arrays import from_arrays, from_splits
-from bitfront.data.base import GIB, SPLITS, DataRequest, Dataset, Split
+from bitfront.data.base import GIB, SPLITS, DataRequest, Dataset, Split, mapped_tensor
 from bitfront.data.raw import Array
 from bitfront.data.splitting import SHARES, stratified_split
 from bitfront.data.targets import CLASSES
@@ -158,17 +157,18 @@ def _mapped(
         _write(folder, splits, parts, shape, request, about["source"])
     sizes = ", ".join(f"{split} {len(rows):,}" for split, (_, rows) in parts.items())
     told = [f"read from files that are mapped, {folder}: {sizes}; identical samples of splits are not looked for"]
+    files: dict[Split, Path] = {split: folder / f"{split}.npy" for split in parts}
     labels = {split: torch.from_numpy(y[given][rows].copy()) for split, (given, rows) in parts.items()}
     targets = request.targets
     return Dataset(
         name=about["name"],
-        x={split: mapped_tensor(folder / f"{split}.npy") for split in parts},
+        x={split: mapped_tensor(path) for split, path in files.items()},
         y=labels if targets.given else {s: torch.zeros(len(rows), 0) for s, (_, rows) in parts.items()},
         class_names=names,
         source=about["source"],
         notes=(*notes, *told),
         targets=targets,
-        mapped=True,
+        mapped=files,
     )
 
 
@@ -229,11 +229,3 @@ def _write(
         raise DataError(
             f"cannot write to {folder}: {error.strerror or error}; set BITFRONT_CACHE to a folder with enough room"
         ) from error
-
-
-def mapped_tensor(path: Path) -> Tensor:
-    """The array of an ``.npy`` file as a tensor over the file. Raises ValueError or OSError where it is none.
-
-    What is written into the tensor does not reach the file.
-    """
-    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from bitfront.config import Table, settings_of
 from bitfront.data import DATASETS
-from bitfront.data.base import SPLITS, DataRequest, Dataset, Split
-from bitfront.data.items import mapped_tensor
+from bitfront.data.base import SPLITS, DataRequest, Dataset, Split, mapped_tensor
 from bitfront.data.raw import Array
 from bitfront.errors import DataError, parsing
 
@@ -68,7 +67,7 @@ def npy(request: DataRequest) -> Dataset:
         source=str(folder),
         notes=(f"{size / 1e6:,.0f} MB of features are mapped, as they are; rows that splits share are not looked for",),
         targets=request.targets,
-        mapped=True,
+        mapped={split: files[f"x_{split}.npy"] for split in SPLITS},
     )
 
 
