@@ -21,6 +21,7 @@ NAVIGATION = {
     "Begin": ["docs/tutorial"],
     "How to": [
         "docs/howto/your-model",
+        "docs/howto/models-and-data",
         "docs/howto/tasks",
         "docs/howto/choose-layers",
         "docs/howto/budgets",
@@ -72,7 +73,7 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!bitfront\.).*")]
 #: Types in signatures that users neither create nor read.
 INNER = """
-config.SearchTable engine.evaluation.interface.Evaluator registry.T spaces.assignment.Assignment
+preparation.Preparation config.SearchTable engine.evaluation.interface.Evaluator registry.T spaces.assignment.Assignment
 transforms.correct.Correction operations.base.Chosen
 """
 nitpick_ignore = [("py:class", f"bitfront.{name}") for name in INNER.split()]

@@ -11,8 +11,11 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from bitfront import config
+from bitfront.data import DATASETS
+from bitfront.data import sources as data_sources
 from bitfront.formats import FORMATS
 from bitfront.metrics import RUNNERS
+from bitfront.models import sources as model_sources
 from bitfront.operations import OPERATIONS
 from bitfront.operations.base import Operation
 from bitfront.operations.lookup import sites
@@ -29,7 +32,7 @@ HEAD = """\
 One TOML file describes training, search and transformation. Every key has a default; an unknown key or a wrong value is
 an error that names the line. `"NA"` means none. Keys at the top have a flag of the same name (`max_epochs` →
 `--max-epochs`). So have `strategy`, `sampler`, `n_trials`, `n_jobs`, `timeout`, `candidate_timeout`, `max_size`,
-`tensorboard`, `track` and, for
+`tensorboard`, `track`, `image_size` and `target_column` (of `[dataset_settings]`) and, for
 `search.finetune.trials`, `finetune`; flags override the file. `bitfront init` writes a commented file that runs;
 `bitfront plan FILE` shows what a file means without running it.
 The configuration that was used is saved in the run folder.
@@ -208,6 +211,8 @@ def configuration() -> str:
         if table is config.ChoicesTable:
             parts.append(SEED.replace("SITES", ", ".join(f"`{name}`" for name, o in sites().items() if o.by_default)))
             parts.append(_formats())
+    parts.append(_models())
+    parts.append(_data())
     parts.append(_tasks())
     parts.append(_runners())
     parts.append(_strategies())
@@ -228,6 +233,35 @@ def _formats() -> str:
             for p, v in FORMATS.get(name).parameters.items()
         ]
         parts.append(f"`{name}`: {meaning}\n\n" + _rows(["parameter", "allowed", "default", "meaning"], rows))
+    return "\n".join(parts)
+
+
+def _models() -> str:
+    rows = [(f"`{prefix}:NAME`", meaning) for prefix, meaning in model_sources.SOURCES.described()]
+    return (
+        "## Models: `model` and `weights`\n\n"
+        "A name that `bitfront list models` shows, `package.module:factory`, or a name of a library. With "
+        "`weights = true` the model of a library has its pretrained weights; where its classifier fits the data, "
+        "nothing is trained. "
+        "[How to](howto/models-and-data.md)\n\n" + _rows(["`model`", "what it is"], rows)
+    )
+
+
+def _data() -> str:
+    parts = [
+        "## Data: `dataset` and `[dataset_settings]`\n\n"
+        "The keys of the table, by dataset. Those of images default to what a model of a library needs; datasets that "
+        "are not listed have no settings. `image_size` and `target_column` have flags. "
+        "[How to](howto/models-and-data.md)\n"
+    ]
+    members = [(f"`{name}`", DATASETS.facts(name), text) for name, text in DATASETS.described()]
+    members += [
+        (f"`{prefix}:NAME`", data_sources.SOURCES.facts(prefix), text)
+        for prefix, text in data_sources.SOURCES.described()
+    ]
+    for title, facts, text in members:
+        if "settings" in facts:
+            parts.append(f"### {title}\n\n{text}\n\n{_table(facts['settings'].model_fields)}")
     return "\n".join(parts)
 
 
@@ -307,6 +341,9 @@ def _table(fields: dict[str, FieldInfo]) -> str:
 
 def _type(field: FieldInfo) -> str:
     annotation = field.annotation
+    numbers = [str(a) for part in (annotation, *get_args(annotation)) for a in get_args(part) if type(a) is int]
+    if numbers:
+        return ", ".join(f"`{n}`" for n in numbers)
     words = [a for part in (annotation, *get_args(annotation)) for a in get_args(part) if isinstance(a, str)]
     words = list(dict.fromkeys(words or [a for a in get_args(annotation) if isinstance(a, str)]))
     if words:
@@ -315,6 +352,8 @@ def _type(field: FieldInfo) -> str:
         isinstance(a, type) and issubclass(a, config.Table) for a in get_args(annotation)
     ):
         return "table"
+    if _has_list(annotation) and "str" in str(annotation):
+        return "list of texts"
     if _has_list(annotation):
         return "list of numbers" if "float" in str(annotation) else "list of whole numbers"
     plain = {str: "text", int: "whole number", float: "number", bool: "true, false"}

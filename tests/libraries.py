@@ -1,31 +1,16 @@
-"""Real networks of torchvision, timm and transformers, without weights, and the state in which torchvision can be
-imported: its CPU wheel may lack a C extension that fits torch, and then registering shapes of operators that nobody
-defined raises. The operators are not used here, so declaring them is enough."""
+"""Real networks of torchvision, timm and transformers, without weights, whether or not torchvision's C extension loads."""
 
 from __future__ import annotations
 
 import pytest
-import torch
+
+from bitfront import libraries
+from bitfront.errors import MissingExtraError
 
 
 def torchvision():
-    """torchvision, importable whether or not its C extension loads; skips where it is not installed."""
+    """torchvision; skips where it is not installed."""
     try:
-        import torchvision
-    except ModuleNotFoundError:
+        return libraries.torchvision("a test")
+    except MissingExtraError:
         pytest.skip("torchvision is not installed")
-    except RuntimeError:
-        _declare()
-        import torchvision
-    return torchvision
-
-
-_DECLARED = []
-
-
-def _declare() -> None:
-    if not _DECLARED:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _DECLARED.append(library)  # what is declared lives as long as the library object

@@ -516,3 +516,30 @@ def test_a_checkpoint_that_unpacks_to_far_more_than_it_is(model, file):
         archive.writestr("archive/data.pkl", bytes(100_000_000))
     with pytest.raises(CheckpointError, match=r"declares 100,000,000, which no data of that size unpacks to"):
         checkpoints.load_checkpoint(file, model)
+
+
+def test_a_checkpoint_called_safetensors_is_of_that_format(tmp_path):
+    from bitfront.checkpoints.safetensors import read_safetensors
+
+    state = {
+        "half": torch.arange(3, dtype=torch.bfloat16),
+        "weight": torch.randn(2, 3).t(),  # not contiguous
+        "count": torch.tensor(7),
+        "flags": torch.tensor([True, False, True]),
+        "empty": torch.zeros(0, 4),
+    }
+    path = tmp_path / "model.safetensors"
+    checkpoints.save_checkpoint(state, path, {"epoch": 3})
+    assert checkpoints.read_meta(path) == {"epoch": 3}
+    read = read_safetensors(path.read_bytes(), path)
+    library = pytest.importorskip("safetensors.torch").load_file(path)
+    for name, tensor in state.items():
+        assert torch.equal(read[name], tensor)
+        assert torch.equal(library[name], tensor)
+        assert read[name].dtype == tensor.dtype
+    model = nn.Linear(3, 2)
+    checkpoints.save_checkpoint(model.state_dict(), path)
+    assert torch.equal(checkpoints.load_checkpoint(path, nn.Linear(3, 2))["weight"], model.weight)
+    with pytest.raises(CheckpointError, match=r"torch\.complex64, which safetensors does not have"):
+        checkpoints.save_checkpoint({"w": torch.zeros(1, dtype=torch.complex64)}, path)
+    assert torch.equal(checkpoints.load_checkpoint(path, nn.Linear(3, 2))["weight"], model.weight)  # it is as it was

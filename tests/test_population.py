@@ -33,7 +33,7 @@ def clusters(shape, classes, samples=700, val=300, seed=0):
     y = torch.randint(classes, (samples + val,), generator=generator)
     x = torch.randn(classes, *shape, generator=generator)[y] + torch.randn(len(y), *shape, generator=generator)
     splits = {"train": (x[:samples], y[:samples]), "val": (x[samples:], y[samples:])}
-    return SimpleNamespace(name="clusters", split=splits.__getitem__, num_classes=classes)
+    return SimpleNamespace(name="clusters", mapped=False, split=splits.__getitem__, num_classes=classes)
 
 
 JETS = clusters((16,), 5)
@@ -409,7 +409,9 @@ def test_nobody_is_no_error():
 def test_mistakes_are_named():
     empty = clusters((16,), 5)
     none = (torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64))
-    lacking = SimpleNamespace(name="e", num_classes=5, split=lambda s: none if s == "val" else empty.split("train"))
+    lacking = SimpleNamespace(
+        name="e", mapped=False, num_classes=5, split=lambda s: none if s == "val" else empty.split("train")
+    )
     with pytest.raises(DataError, match="val split"):
         train_population([mlp(16, 5)], lacking, SETTINGS)
     with pytest.raises(ConfigError, match="no parameter"):

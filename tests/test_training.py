@@ -20,7 +20,9 @@ from bitfront.training import TrainSettings, train
 def dataset(x, y, val=None, num_classes=None):
     """What training needs of a Dataset."""
     splits = {"train": (x, y), "val": val if val is not None else (x, y)}
-    return SimpleNamespace(name="synthetic", split=splits.__getitem__, num_classes=num_classes or int(y.max()) + 1)
+    return SimpleNamespace(
+        name="synthetic", mapped=False, split=splits.__getitem__, num_classes=num_classes or int(y.max()) + 1
+    )
 
 
 @pytest.fixture(scope="module")

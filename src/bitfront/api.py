@@ -17,6 +17,7 @@ from bitfront import config as configuration
 from bitfront import tomlfile
 from bitfront.config import Config, StrategySetup
 from bitfront.data import DATASETS
+from bitfront.data import sources as data_sources
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import from_object
 from bitfront.data.targets import CLASSES, Targets
@@ -38,6 +39,7 @@ from bitfront.graph import capture
 from bitfront.interrupts import guarded
 from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
+from bitfront.models import sources as model_sources
 from bitfront.operations import OPERATIONS
 from bitfront.registry import Registry
 from bitfront.report.comparison import can_draw
@@ -196,7 +198,7 @@ def _laid_out(
 ) -> Plan:
     """The plan of a search; objects among the arguments replace what the configuration names."""
     given_model = model if isinstance(model, nn.Module) else None
-    given_data = dataset_of(data, config.seed, events, task_of(config).targets)
+    given_data = dataset_of(data, config.seed, events, task_of(config).targets, config.limit_bytes)
     return make_plan(
         config,
         model=given_model,
@@ -332,7 +334,13 @@ def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, "setup": setup, "seed": choices}
 
 
-def dataset_of(data: object, seed: int = 0, events: Events | None = None, targets: Targets = CLASSES) -> Dataset | None:
+def dataset_of(
+    data: object,
+    seed: int = 0,
+    events: Events | None = None,
+    targets: Targets = CLASSES,
+    limit_bytes: int = DataRequest.limit_bytes,
+) -> Dataset | None:
     """The dataset of the argument `data`: arrays, splits, a torch Dataset or DataLoader; None for a name.
 
     Raises:
@@ -340,7 +348,7 @@ def dataset_of(data: object, seed: int = 0, events: Events | None = None, target
     """
     if data is None or isinstance(data, str):
         return None
-    request = DataRequest(seed=seed, report=(events or Events()).note, targets=targets)
+    request = DataRequest(seed=seed, report=(events or Events()).note, targets=targets, limit_bytes=limit_bytes)
     return from_object(data, request, name=ARRAYS, source="objects in memory")
 
 
@@ -354,31 +362,36 @@ def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def init(
     model: str,
-    dataset: str,
+    dataset: str | None = None,
     dataset_path: str | None = None,
     file: str = "FILE.toml",
     target: str = DEFAULT_TARGET,
     task: str = "classification",
+    keys: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[str]]:
     """(text of a TOML that runs, notes) for a model and a dataset.
 
     The model is captured to list its layers; if the data is missing, the text is a guess, and a note says so.
 
     Args:
-        model: a model's name, or ``package.module:factory``.
-        dataset: a dataset's name, or ``package.module:factory``.
+        model: a model's name, that of a library, or ``package.module:factory``.
+        dataset: a dataset's name, that of a library, a path, or ``package.module:factory``; None for the one that the
+            model is made for.
         dataset_path: file or folder of the data.
         file: the name of the file, for the comment in its first line.
         target: ``"processor"`` (affine integers, weights with a scale per channel) or ``"fpga"`` (fixed point, weights
             with a binary point per channel).
         task: what the samples are.
+        keys: further keys of the configuration that model and data depend on, dotted; those in
+            ``[dataset_settings]`` are written into the text.
 
     Raises:
         UserError: there is no such target or model, or the model cannot be captured.
     """
     target_named(target)  # before data is opened
-    names = {"model": model, "dataset": dataset, "dataset_path": dataset_path, "task": task}
+    names = {"task": task, **(keys or {}), "model": model, "dataset": dataset, "dataset_path": dataset_path}
     config = configuration.load_config(None, names)
+    dataset, settings = config.dataset, config.dataset_settings or {}
     found = task_of(config)
     leads = Leading("classification" if found.classifies else task, found.leading.name, found.leading.direction)
     try:
@@ -386,14 +399,14 @@ def init(
     except DataError as error:
         if model not in MODELS and ":" not in model:
             MODELS.get(model)  # raises, and lists the models
-        return template(model, dataset, dataset_path=dataset_path, file=file, target=target, task=leads), [
-            f"the layers are a guess, the data is not here yet: {error}"
-        ]
+        return template(
+            model, dataset, dataset_path=dataset_path, file=file, target=target, task=leads, settings=settings
+        ), [f"the layers are a guess, the data is not here yet: {error}"]
     graph = capture(open_model(config, data), data.split("train")[0][:2])
     weighted = [site for site in graph.sites if site.stored_weights]
     ops = list(dict.fromkeys(site.op for site in weighted))
     samples = len(data.split("train")[1])
-    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads), []
+    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads, settings), []
 
 
 ROOMS = (
@@ -469,4 +482,10 @@ def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
     if what == "operations":
         described = [(n, text, ", ".join(OPERATIONS.get(n).formatted)) for n, text in OPERATIONS.described()]
         return ["name", "what it is", "operands"], described
-    return ["name", "what it is"], list(rooms[what].described())
+    members: list[tuple[str, ...]] = list(rooms[what].described())
+    sources: Mapping[str, Registry[Any]] = {"models": model_sources.SOURCES, "datasets": data_sources.SOURCES}
+    if what in sources:
+        members += [(f"{prefix}:NAME", text) for prefix, text in sources[what].described()]
+    if what == "datasets":
+        members.append(("PATH", "a folder of images or of .npy files, or an .npz, .csv or .parquet file"))
+    return ["name", "what it is"], members

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from bitfront import tomlfile
 from bitfront.config_texts import check_texts
 from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.files import short_name
+from bitfront.registry import fact_in_source
 
 Direction = Literal["maximize", "minimize"]
 #: Keys of MASE that have no meaning here; they are accepted, and named in a note.
@@ -254,9 +256,22 @@ def _working_directory() -> Path:
 class Config(Table):
     """The top level of the file."""
 
-    model: str = Field("digits-cnn", description="a model's name, or package.module:factory")
-    dataset: str = Field("digits", description="a dataset's name, `npz`, or package.module:factory")
+    model: str = Field(
+        "digits-cnn", description="a model's name, that of a library as `timm:NAME`, or package.module:factory"
+    )
+    dataset: str = Field(
+        "digits",
+        description="a dataset's name, that of a library as `torchvision:NAME`, a path, or package.module:factory; "
+        "default: the one that the model is made for",
+    )
     dataset_path: str | None = Field(None, description="file or folder of the data")
+    dataset_settings: dict[str, Any] | None = Field(None, description="the settings of the dataset; see below")
+    limit_bytes: int = Field(
+        4 * 2**30, ge=1, description="memory in bytes that data of a factory or a library, images and tables may take"
+    )
+    weights: bool = Field(
+        False, description="`true`: a model of a library starts from its pretrained weights; see below"
+    )
     task: str = Field("cls", description="what a sample is: the name of a task, or package.module:name")
     task_settings: dict[str, Any] | None = Field(None, description="the settings of the task; see below")
     labels: bool = Field(
@@ -287,8 +302,14 @@ class Config(Table):
     _notes: tuple[str, ...] = PrivateAttr(())
     #: The working directory when this was made: later a model may change it.
     _base: Path = PrivateAttr(default_factory=_working_directory)
+    _names_dataset: bool = PrivateAttr(True)
     #: Dotted keys whose values come from overrides, not from the document.
     _overridden: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def names_dataset(self) -> bool:
+        """Whether the file or a flag names the data; if not, `dataset` is what the model is made for."""
+        return self._names_dataset
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -298,7 +319,7 @@ class Config(Table):
     @property
     def run_name(self) -> str:
         """Name of the run folder."""
-        return self.project or f"{self.model}-{self.dataset}".replace(":", "-").replace("/", "-")
+        return self.project or f"{short_name(self.model)}-{short_name(self.dataset)}"
 
     @property
     def run_folder(self) -> Path:
@@ -404,6 +425,10 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
             file=None if "project" in changes else document.name,
             line=None if "project" in changes else document.line(("project",)),
         )
+    config._names_dataset = "dataset" in values
+    if "dataset" not in values and (natural := fact_in_source("bitfront.models", config.model, "data")):
+        # Says so as a value of the file would, so that it is among the values in effect.
+        config = config.model_copy(update={"dataset": natural})
     config._document = document
     config._notes = tuple(notes)
     config._overridden = frozenset(changes)

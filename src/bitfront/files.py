@@ -7,11 +7,12 @@ number of the process in it, so that whoever uses the folder next can tell what 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bitfront.errors import RunError, UserError
@@ -119,3 +120,31 @@ def shown(path: Path) -> Path:
         return path.relative_to(Path.cwd())
     except (ValueError, OSError):
         return path
+
+
+def short_name(name: str) -> str:
+    """A model or dataset as a part of a file's name: of a path its last part, without its ending."""
+    prefix, colon, place = name.rpartition(":")
+    if place.startswith((".", "/", "~")):
+        name = f"{prefix}{colon}{Path(place).stem or 'here'}"
+    return name.replace(":", "-").replace("/", "-")
+
+
+def safetensors(
+    tensors: Iterable[tuple[str, str, Sequence[int], bytes]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """A file of the safetensors format: the length of a JSON header, the header, then the bytes of the tensors.
+
+    Args:
+        tensors: (name, dtype as the format spells it, shape, bytes) in the order in which they are stored.
+        metadata: texts that stand in the header.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    at, parts = 0, []
+    for name, kind, shape, data in tensors:
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + len(data)]}
+        parts.append(data)
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return len(text).to_bytes(8, "little") + text + b"".join(parts)

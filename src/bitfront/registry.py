@@ -18,9 +18,9 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bitfront.errors import ConfigError, UnknownNameError, nearest, one_of
 
@@ -45,17 +45,19 @@ class Registry(Generic[T]):
         self._members: dict[str, tuple[str, T]] = {}
         self._aliases: dict[str, str] = {}
         self._files: dict[str, str] = {}
+        self._facts: dict[str, Mapping[str, Any]] = {}
         self._loaded = False
         #: Grows whenever a member is added or replaced, so that a cache that depends on all members can be renewed.
         self.version = 0
 
-    def register(self, name: str, *aliases: str, file: str = "") -> Callable[[T], T]:
+    def register(self, name: str, *aliases: str, file: str = "", **facts: Any) -> Callable[[T], T]:
         """Decorator that registers an object under `name` and `aliases`.
 
         Args:
             name: the official name.
             aliases: other names of the same object.
             file: where the object is defined; needed for an object that is not a class or function.
+            facts: what else is known of it before it is used; see :meth:`facts`.
 
         Raises:
             ValueError: the name is registered already; the message names both files.
@@ -73,6 +75,7 @@ class Registry(Generic[T]):
                 self._aliases[canonical(spelling)] = key
             self._members[key] = (name, member)
             self._files[key] = file or _defining_file(member)
+            self._facts[key] = facts
             self.version += 1
             return member
 
@@ -92,6 +95,10 @@ class Registry(Generic[T]):
             UnknownNameError: the name is not registered; the message lists the names and the closest one.
         """
         return self._members[self._key(name)][1]
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What was registered with `name` beside the object. Raises like :meth:`get`."""
+        return self._facts.get(self._key(name), {})
 
     def official(self, name: str) -> str:
         """The official spelling of `name`. Raises like :meth:`get`."""
@@ -159,6 +166,24 @@ def names_in_source(package: str) -> list[str]:
     for path in (path for folder in folders or () for path in Path(folder).glob("*.py")):
         names.update(re.findall(r'^@[A-Z]+\.register\("([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
     return sorted(names)
+
+
+def fact_in_source(package: str, name: str, fact: str) -> str:
+    """A text that a member of a package is registered with, read from its source without importing it; empty if none.
+
+    Args:
+        package: the package, e.g. ``bitfront.models``.
+        name: the member, in any spelling.
+        fact: the name of the fact.
+    """
+    spec = importlib.util.find_spec(package)
+    pattern = re.compile(rf'^@[A-Z]+\.register\("([^"]+)".*\b{fact}="([^"]+)"', re.MULTILINE)
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        for path in Path(folder).glob("*.py"):
+            for member, value in pattern.findall(path.read_text(encoding="utf-8")):
+                if canonical(member) == canonical(name):
+                    return str(value)
+    return ""
 
 
 def _defining_file(member: object) -> str:

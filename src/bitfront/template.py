@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import tomli_w
+
 from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.files import short_name
 
 #: The model and the dataset of a search without a file.
 DEFAULT_MODEL, DEFAULT_DATASET = "digits-cnn", "digits"
@@ -27,7 +30,7 @@ learning_rate = 2e-3
 training_optimizer = "adam"
 # load_name = "model.pt"
 
-# The search space. Every value is a list of choices; `default` is for all layers that no other key names.
+{settings}# The search space. Every value is a list of choices; `default` is for all layers that no other key names.
 {why}[search.search_space]
 name = "graph/quantize/mixed_precision_ptq"
 setup.by = "type"                    # or "name" (one layer), or "regex_name"
@@ -152,12 +155,13 @@ def template(
     file: str = "FILE.toml",
     target: str = DEFAULT_TARGET,
     task: Leading = CLASSIFIES,
+    settings: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
     """The text of a configuration that runs.
 
     Args:
-        model: a model's name, or ``package.module:factory``.
-        dataset: a dataset's name, or ``package.module:factory``.
+        model: a model's name, that of a library, or ``package.module:factory``.
+        dataset: a dataset's name, that of a library, a path, or ``package.module:factory``.
         ops: the types of the model's sites with weights.
         weight_sites: the number of these sites; with at most MANY_SITES the strategy is brute force.
         samples: size of the training split; decides on epochs and batch size.
@@ -165,16 +169,18 @@ def template(
         file: the name of the file, for the comment in its first line.
         target: the hardware, a name in TARGETS.
         task: what the samples are.
+        settings: of the dataset.
 
     Raises:
         ConfigError: there is no such target.
     """
     hardware = target_named(target)
     few = weight_sites <= MANY_SITES
-    data = Path(dataset_path).stem if dataset == "npz" and dataset_path else dataset
-    project = f"{model}-{data}{hardware.suffix}".replace(":", "-").replace(".", "-")
+    data = Path(dataset_path).stem if dataset == "npz" and dataset_path else short_name(dataset)
+    project = f"{short_name(model)}-{data}{hardware.suffix}".replace(".", "-")
     top = _TOP.format(
         why=hardware.why,
+        settings=f"[dataset_settings]\n{tomli_w.dumps(dict(settings))}\n" if settings else "",
         file=file,
         model=model,
         dataset=dataset,

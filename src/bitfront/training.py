@@ -1,8 +1,9 @@
 """The training loop of one network.
 
 The data is on the device as whole tensors, and a batch is an index into them: for small models a ``DataLoader`` takes
-more time than the arithmetic. For the same reason nothing is read back from the device within an epoch. The model
-passed in is never changed: a copy is trained, and the results are state dicts.
+more time than the arithmetic. Only data that is mapped from files stays where it is, and each batch is read and moved.
+For the same reason nothing is read back from the device within an epoch. The model passed in is never changed: a copy
+is trained, and the results are state dicts.
 """
 
 from __future__ import annotations
@@ -218,8 +219,8 @@ def epochs(
     Several of these generators may take turns: each keeps the state of its random numbers. Arguments and errors as for
     ``train``.
     """
-    x, y = resident(dataset, "train", device)
-    x_val, y_val = resident(dataset, "val", device)
+    x, y = resident(dataset, "train", device, stream=True)
+    x_val, y_val = resident(dataset, "val", device, stream=True)
     trained = private_copy(model).to(device)
     optimizer = optimizer_of([p for p in trained.parameters() if p.requires_grad], settings, device)
     check_batch_norm(trained, len(y), settings)
@@ -306,7 +307,7 @@ def _epoch(
     targets, sizes = y.index_select(0, torch.cat(list(batches))), [len(batch) for batch in batches]
     for step, (batch, target) in enumerate(zip(batches, torch.split(targets, sizes), strict=True)):
         with contained():
-            answers = model(x.index_select(0, batch))
+            answers = model(x.index_select(0, batch.to(x.device)).to(batch.device))
         given = goal.checked(answers, target)
         loss = goal.task.minimised(given, target, goal.outputs)
         if not loss.requires_grad:
@@ -364,12 +365,13 @@ def diverged(what: str, settings: TrainSettings) -> EvaluationError:
     )
 
 
-def resident(dataset: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(x, y) of a whole split, on the device. Raises DataError where it is empty."""
+def resident(dataset: Dataset, split: Split, device: torch.device, *, stream: bool = False) -> tuple[Tensor, Tensor]:
+    """(x, y) of a whole split, on the device; with `stream`, x that is mapped from files stays there, and who needs a
+    batch moves it. Raises DataError where the split is empty."""
     x, y = dataset.split(split)
     if len(y) == 0:
         raise DataError(f"the {split} split of dataset {dataset.name!r} is empty, and training needs it")
-    return x.to(device), y.to(device)
+    return x if stream and dataset.mapped else x.to(device), y.to(device)
 
 
 def optimizer_of(parameters: Sequence[nn.Parameter], settings: TrainSettings, device: torch.device) -> Optimizer:

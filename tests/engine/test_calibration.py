@@ -217,7 +217,7 @@ def digits():
 def trained(model, digits):
     x, y = digits
     splits = {"train": (x[:1200], y[:1200]), "val": (x[1200:], y[1200:])}
-    data = SimpleNamespace(name="digits", split=splits.__getitem__, num_classes=10)
+    data = SimpleNamespace(name="digits", mapped=False, split=splits.__getitem__, num_classes=10)
     model.load_state_dict(
         train(model, data, TrainSettings(max_epochs=12, batch_size=32, learning_rate=4e-3)).best_state
     )

@@ -358,7 +358,7 @@ def test_training_in_formats_learns():
     x = samples(60) / 2 + y[:, None, None]
     graph = capture(Last(layer_of("GRU", 1, True), 2).eval(), x[:2])
     model = quantize(graph, {"layer": {"weight": WEIGHT, "bias": BIAS, "state": STATE, "data_in": DATA}})
-    data = SimpleNamespace(name="samples", split=lambda _: (x, y), num_classes=3)
+    data = SimpleNamespace(name="samples", mapped=False, split=lambda _: (x, y), num_classes=3)
     before = evaluate(model, x, y).loss
     trained = train(model, data, TrainSettings(max_epochs=8, batch_size=20, learning_rate=0.03, optimizer="adam"))
     model.load_state_dict(trained.last_state)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bitfront.checkpoints.fitting import CONTAINERS, LISTED, Loaded, LoadType, StateDict, fitted
 from bitfront.checkpoints.pickled import read_pickled
-from bitfront.checkpoints.safetensors import is_safetensors, read_safetensors
+from bitfront.checkpoints.safetensors import is_safetensors, read_safetensors, written_safetensors
 from bitfront.errors import CheckpointError, nearest, one_of, parsing
 from bitfront.files import whole, write_text
 
@@ -42,7 +42,8 @@ def save_checkpoint(state: Mapping[str, Tensor], path: Path, meta: Mapping[str, 
 
     Args:
         state: a state dict; stored on the CPU, as a plain dict.
-        path: the file; its folder is created where it is missing.
+        path: the file; its folder is created where it is missing. One called ``.safetensors`` is of that format, any
+            other of PyTorch's.
         meta: JSON values, for :func:`read_meta`; None for none.
 
     Raises:
@@ -57,7 +58,10 @@ def save_checkpoint(state: Mapping[str, Tensor], path: Path, meta: Mapping[str, 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path, CheckpointError) as part, part.open("xb") as file:
-            torch.save(tensors, file)
+            if path.suffix == ".safetensors":
+                file.write(written_safetensors(tensors))
+            else:
+                torch.save(tensors, file)
             file.flush()
             digest = hashlib.sha256(part.read_bytes()).hexdigest()
         if json_meta is None:

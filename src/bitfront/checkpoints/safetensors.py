@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bitfront.errors import CheckpointError, one_of, parsing
+from bitfront.files import safetensors
 
 #: Bytes of the length of the header, in front of it.
 _LENGTH = 8
@@ -70,6 +72,25 @@ def read_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
         if sys.byteorder != "little":
             raise ValueError("this machine is big-endian")
         return {name: entry.tensor(body) for name, entry in entries.items()}
+
+
+def written_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a file of this format: the largest types first, as the format wants it for aligned reading.
+
+    Args:
+        tensors: by name, on the CPU.
+
+    Raises:
+        CheckpointError: the format has no such dtype.
+    """
+    kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in kinds:
+            raise CheckpointError(f"{name!r} is {tensor.dtype}, which safetensors does not have; {one_of(kinds)}")
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    data = {name: tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in ordered}
+    # Transformers reads a file only if it says which framework wrote it.
+    return safetensors(((n, kinds[t.dtype], t.shape, data[n]) for n, t in ordered), {"format": "pt"})
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

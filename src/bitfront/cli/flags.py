@@ -39,6 +39,13 @@ SEARCH_FLAGS = {
 }
 
 
+#: Keys in tables of the data, which have a flag of the same name in every subcommand with a configuration.
+DATA_FLAGS = {
+    "image_size": ("dataset_settings.image_size", int, "Pixels of a side of images."),
+    "target_column": ("dataset_settings.target_column", str, "The column of a table that is the target."),
+}
+
+
 def with_flags(subcommand: Callable[..., None], more: Collection[str]) -> Callable[..., None]:
     """`subcommand` with a flag for every key at the configuration's top level, and with `more` of SEARCH_FLAGS.
 
@@ -47,7 +54,11 @@ def with_flags(subcommand: Callable[..., None], more: Collection[str]) -> Callab
     from bitfront.config import Config
 
     keys = Config.model_fields.items()
-    flags = [(n, n, _flag_type(f.annotation), f.description or "", of_key(n, f.annotation)) for n, f in keys]
+    flags = [
+        (n, n, bool if f.default is False else _flag_type(f.annotation), f.description or "", of_key(n, f.annotation))
+        for n, f in keys
+    ]
+    flags += [(name, *given, None) for name, given in DATA_FLAGS.items()]
     flags += [(name, *SEARCH_FLAGS[name], of_key(name, SEARCH_FLAGS[name][1])) for name in more]
     flags = [flag for flag in flags if flag[2] is not None]
     signature = inspect.signature(subcommand, eval_str=True)
@@ -103,7 +114,7 @@ def _flag(argument: str) -> str:
 
 def _flag_names() -> dict[str, str]:
     """Dotted key below a table → the name of the flag that overrides it."""
-    return {path: name for name, (path, *_) in SEARCH_FLAGS.items()}
+    return {path: name for name, (path, *_) in (SEARCH_FLAGS | DATA_FLAGS).items()}
 
 
 def _flag_type(annotation: Any) -> type | None:

@@ -46,15 +46,16 @@ def load_configuration(file: Path | None, overrides: dict[str, Any]) -> Config:
     Raises:
         ConfigError: a key or value is wrong; the message says where.
     """
-    from bitfront import config, template, tomlfile
+    from bitfront import config, tomlfile
 
     if file is not None:
         return config.load_config(file, overrides)  # needs no torch, so a mistake in the file is reported at once
     from bitfront import api
 
-    model = overrides.get("model", template.DEFAULT_MODEL)
-    dataset = overrides.get("dataset", template.DEFAULT_DATASET)
-    text, _ = api.init(model, dataset, overrides.get("dataset_path"))
+    top = {key: value for key, value in overrides.items() if not key.startswith("search.")}
+    named = config.load_config(None, top)
+    dataset = named.dataset if named.names_dataset or ":" not in named.model else None
+    text, _ = api.init(named.model, dataset, named.dataset_path, keys=top)
     return config.from_document(tomlfile.parse(text, "the default configuration"), overrides)
 
 

@@ -137,8 +137,9 @@ def analyze(
     """Count a model's operations, buffers, parameters and bits, module by module.
 
     Give --model and --dataset, or --config FILE (in the formats of its [passes.quantize]), or --run RUN --trial N.
-    Nothing is trained.
+    Nothing is trained. Without --dataset no data is read, if the model says of which shape its samples are.
     """
+    from bitfront.config import load_config
 
     if (run is None) != (trial is None) or (run is not None and config is not None):
         raise ConfigError("give --run RUN --trial N, or --config FILE, or neither")
@@ -146,7 +147,7 @@ def analyze(
         raise ConfigError("give --csv or --json, not both")
     if run is not None:
         refuse_flags(overrides)
-    loaded = None if run is not None else load_configuration(config, overrides)
+    loaded = None if run is not None else load_config(config, overrides)
     from bitfront.engine import analysis
     from bitfront.report import tables
 

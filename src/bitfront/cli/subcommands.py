@@ -15,25 +15,36 @@ import typer
 from bitfront.cli import printing
 from bitfront.cli.completing import ROOMS, TARGETS, members, words
 from bitfront.cli.exporting import export
-from bitfront.cli.flags import SEARCH_FLAGS
+from bitfront.cli.flags import DATA_FLAGS, SEARCH_FLAGS
 from bitfront.cli.options import AsJson, Quiet
 from bitfront.cli.results import analyze, convert, dashboard, explain, report, transform
 from bitfront.cli.searching import compare, plan, search, test, train
 from bitfront.errors import ConfigError
-from bitfront.files import write_text
+from bitfront.files import short_name, write_text
 from bitfront.template import DEFAULT_TARGET, target_named
 
 
 def init(
     model: Annotated[
         str,
-        typer.Option("--model", help="A model's name, or package.module:factory.", autocompletion=members("models")),
+        typer.Option(
+            "--model",
+            help="A model's name, that of a library (timm:NAME), or package.module:factory.",
+            autocompletion=members("models"),
+        ),
     ] = "digits-cnn",
     dataset: Annotated[
-        str,
-        typer.Option("--dataset", help="A dataset's name, or package.module:factory.", autocompletion=members("data")),
-    ] = "digits",
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="A dataset's name, that of a library (torchvision:NAME), a path, or package.module:factory. Default: "
+            "what the model is made for.",
+            autocompletion=members("data"),
+        ),
+    ] = None,
     dataset_path: Annotated[str | None, typer.Option("--dataset-path", help="File or folder of the data.")] = None,
+    image_size: Annotated[int | None, typer.Option("--image-size", help=DATA_FLAGS["image_size"][2])] = None,
+    target_column: Annotated[str | None, typer.Option("--target-column", help=DATA_FLAGS["target_column"][2])] = None,
     target: Annotated[
         str,
         typer.Option("--target", metavar="HARDWARE", help="processor or fpga.", autocompletion=words(TARGETS)),
@@ -50,12 +61,18 @@ def init(
 ) -> None:
     """Write a commented TOML file that runs."""
     suffix = target_named(target).suffix
-    file = output or Path(f"{model}-{dataset}{suffix}.toml".replace(":", "-"))
+    from bitfront.config import load_config
+
+    named = load_config(None, {"model": model, "dataset": dataset})
+    dataset = named.dataset if named.names_dataset else None
+    file = output or Path(f"{short_name(model)}-{short_name(named.dataset)}{suffix}.toml")
     if str(file) != "-" and file.exists() and not force:
         raise ConfigError(f"{file} exists; --force overwrites it, --output names another file")
     from bitfront import api
 
-    text, notes = api.init(model, dataset, dataset_path, str(file) if str(file) != "-" else "FILE.toml", target, task)
+    keys = {"dataset_settings.image_size": image_size, "dataset_settings.target_column": target_column}
+    shown = str(file) if str(file) != "-" else "FILE.toml"
+    text, notes = api.init(model, dataset, dataset_path, shown, target, task, keys)
     for note in () if quiet else notes:
         printing.print_line(f"note: {note}", stderr=True)
     if str(file) == "-":

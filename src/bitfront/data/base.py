@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitfront.data.packing import PackedInput
 from bitfront.data.targets import CLASSES, Targets
 from bitfront.errors import DataError, one_of
+from bitfront.preparation import Preparation
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -41,9 +43,11 @@ class DataRequest:
         report: called with one-line messages worth showing ("downloading ...", "12 MB read into memory").
         progress: called during a download with (bytes done, total bytes); the total is None if the server
             does not send it.
-        limit_bytes: the largest memory, in bytes as float32, that the data of a factory may take.
+        limit_bytes: the largest memory, in bytes as float32, that the data may take.
         targets: what the targets are; the task says it. Of targets that are not ``given`` nothing is read: data may
             have labels or not.
+        settings: ``[dataset_settings]``, which the dataset checks.
+        needs: what the model needs of its samples, where it comes from a library.
     """
 
     path: Path | None = None
@@ -52,6 +56,16 @@ class DataRequest:
     progress: Callable[[int, int | None], None] | None = None
     limit_bytes: int = 4 * GIB
     targets: Targets = CLASSES
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: Preparation | None = None
+
+
+def mapped_tensor(path: Path) -> Tensor:
+    """The array of an ``.npy`` file as a tensor over the file. Raises ValueError or OSError where it is none.
+
+    What is written into the tensor does not reach the file.
+    """
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,8 @@ class Dataset:
         targets: what the targets are: classes, numbers ...
         inputs: the inputs by name that a row of `x` holds, which is then float64 (``data/packing.py``); empty if `x` is
             the input.
+        mapped: by split the ``.npy`` file that `x` is mapped from, because it may be larger than memory; empty if it is
+            in memory. Nobody moves it as a whole, and other processes map the files themselves.
 
     Raises:
         DataError: on construction, if the tensors are not as described here.
@@ -98,6 +114,7 @@ class Dataset:
     scaler: Scaler | None = None
     targets: Targets = CLASSES
     inputs: tuple[PackedInput, ...] = ()
+    mapped: Mapping[Split, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.x or set(self.x) != set(self.y) or not set(self.x) <= set(SPLITS):
@@ -134,15 +151,18 @@ class Dataset:
         return replace(self, y=y, targets=targets)
 
     def _freeze(self) -> None:
-        for attribute in ("x", "y"):
+        for attribute in ("x", "y", "mapped"):
             object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
 
     def __getstate__(self) -> dict[str, Any]:
         # A read-only mapping cannot be pickled, and datasets travel to worker processes.
-        return {**self.__dict__, "x": dict(self.x), "y": dict(self.y)}
+        x = {} if self.mapped else dict(self.x)
+        return {**self.__dict__, "x": x, "y": dict(self.y), "mapped": dict(self.mapped)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if self.mapped:
+            self.__dict__["x"] = {split: mapped_tensor(path) for split, path in self.mapped.items()}
         self._freeze()
 
     def split(self, name: Split) -> tuple[Tensor, Tensor]:

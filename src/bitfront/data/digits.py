@@ -17,7 +17,7 @@ from bitfront.errors import DataError, require
 TABLE = "datasets/data/digits.csv.gz"
 
 
-@DATASETS.register("digits")
+@DATASETS.register("digits", sample_shape=(1, 8, 8), num_classes=10)
 def digits(request: DataRequest) -> Dataset:
     """1,797 handwritten digits of 8x8 pixels from scikit-learn, 10 classes: needs no file and no network.
 

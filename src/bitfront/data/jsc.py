@@ -45,7 +45,7 @@ FILE_NAMES = (
 )
 
 
-@DATASETS.register("jsc", "jet-substructure")
+@DATASETS.register("jsc", "jet-substructure", sample_shape=(16,), num_classes=5)
 def jsc(request: DataRequest) -> Dataset:
     """LHC jet substructure: 16 features, classes g, q, w, z, t; from a local file, or downloaded once.
 

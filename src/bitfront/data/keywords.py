@@ -22,7 +22,7 @@ _SEED = 20171128
 _NOISE = 1.0
 
 
-@DATASETS.register("synthetic-keywords")
+@DATASETS.register("synthetic-keywords", sample_shape=(1, FRAMES, FEATURES), num_classes=WORDS)
 def keywords(request: DataRequest) -> Dataset:
     """3,600 computed spectrograms of 12 synthetic words, 1 x 49 x 10: no speech, but of its shape; needs no file.
 

@@ -22,12 +22,16 @@ def split_name(key: object) -> Split:
     Raises:
         DataError: it means none.
     """
-    lowered = str(key).lower()
-    name = SPELLINGS.get(lowered, lowered)
-    for split in SPLITS:
-        if name == split:
-            return split
+    split = known_split(str(key))
+    if split is not None:
+        return split
     raise DataError(f"there is no split called {key!r}; {one_of(SPLITS)}.{nearest(str(key), SPLITS)}")
+
+
+def known_split(key: str) -> Split | None:
+    """The split that `key` means; None if it means none."""
+    name = SPELLINGS.get(key.lower(), key.lower())
+    return next((split for split in SPLITS if split == name), None)
 
 
 def stratified_split(

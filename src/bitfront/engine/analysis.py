@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitfront import config as configuration
 from bitfront.config import Config
-from bitfront.engine.planning.inputs import load_weights, open_data, open_model
+from bitfront.engine.planning.inputs import load_weights, open_data, open_model, stand_in
 from bitfront.engine.rebuild import candidate_of
 from bitfront.errors import CaptureError, ConfigError
 from bitfront.events import Events
@@ -231,7 +231,8 @@ def _positive(batch: int) -> int:
 def analyze_config(config: Config, batch: int = 1, events: Events | None = None) -> Analysis:
     """The costs of the model of a configuration, in the formats of its ``[passes.quantize]`` if it has one.
 
-    Nothing is trained: the weights are those of the checkpoint ``load_name``, or the initial ones.
+    Nothing is trained: the weights are those of the checkpoint ``load_name``, or the initial ones. Where the
+    configuration names no data, and the model says of which shape its samples are, no data is read.
 
     Args:
         config: the configuration.
@@ -242,7 +243,7 @@ def analyze_config(config: Config, batch: int = 1, events: Events | None = None)
         UserError: the configuration, the data or the checkpoint cannot be used; the message says why.
     """
     events = events or Events()
-    dataset = open_data(config, events.note, events.downloading)
+    dataset = stand_in(config) or open_data(config, events.note, events.downloading)
     model = open_model(config, dataset)
     if config.load_name is not None:
         model.load_state_dict(load_weights(config, model).state)

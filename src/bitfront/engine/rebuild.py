@@ -195,7 +195,8 @@ def searched_plan(
         RunError: the model or data has changed since the search.
     """
     folder = run.folder.absolute()
-    update = {"project": folder.name, "project_dir": str(folder.parent)}
+    # The weights of the search are in its folder, so those of a library are not asked for.
+    update: dict[str, object] = {"project": folder.name, "project_dir": str(folder.parent), "weights": False}
     if not run.config.labels and model is None:
         # What candidates are compared with are the outputs of the weights that the search kept.
         update |= {"load_name": str(folder / WEIGHTS), "load_type": "pt"}
@@ -284,8 +285,9 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
 
 
 def _save(result: Transformed) -> Transformed:
-    """Save the state dict, and the formats of each site beside it."""
-    checkpoints.save_checkpoint(result.model.state_dict(), result.folder / "model.pt")
+    """Save the state dict, as PyTorch's file and as safetensors, and the formats of each site beside it."""
+    for ending in ("pt", "safetensors"):
+        checkpoints.save_checkpoint(result.model.state_dict(), result.folder / f"model.{ending}")
     document = {"config": dict(result.config), "formats": spelled(result.formats)}
     write_json(result.folder / "quantization.json", document)
     if result.smaller is not None:

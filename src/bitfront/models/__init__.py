@@ -3,7 +3,8 @@
 To add one, write a file here with a function ``(sample_shape, num_classes) -> nn.Module`` and decorate it
 with ``@MODELS.register("name")``; its first docstring line is what ``bitfront list models`` shows. Add a test
 in ``tests/models`` that runs ``bitfront.testing.check_model`` on it. Nothing else changes. Third parties
-register through the entry-point group ``bitfront.models``.
+register through the entry-point group ``bitfront.models``. With ``data="name"`` the decorator says which dataset is
+meant where the user names none. Models of libraries are in ``sources/``.
 
 The function is called when a configuration names the model: for a plan, for training, and when a trial is rebuilt. It
 must create the same layers each time. Its arguments are the shape of one sample, without the batch dimension, and the

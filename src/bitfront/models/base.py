@@ -16,6 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from bitfront.errors import BitfrontError, ConfigError
 from bitfront.models import MODELS
+from bitfront.models.sources import SOURCES, source_of
+from bitfront.models.sources.base import ModelRequest
+from bitfront.preparation import Preparation
 from bitfront.registry import import_object
 
 #: Of one sample; where a model has several inputs, input → shape of one sample.
@@ -23,27 +26,55 @@ SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 _FACTORY_ARGUMENTS = ("sample_shape", "num_classes")
 
 
-def build_model(name: str, sample_shape: SampleShape, num_classes: int, seed: int) -> nn.Module:
+def build_model(
+    name: str, sample_shape: SampleShape, num_classes: int, seed: int, *, weights: bool = False
+) -> nn.Module:
     """The model called `name`, initialised from `seed`, on the CPU, in float32.
 
     Args:
-        name: a registered name (``"jsc-tiny"``), or ``"package.module:factory"`` for the user's model: a
+        name: a registered name (``"jsc-tiny"``); a model of a library (``"timm:resnet18"``), whose prefix is among
+            ``models.sources.SOURCES``; or ``"package.module:factory"`` for the user's model: a
             function or an ``nn.Module`` class. It is called with `sample_shape` and `num_classes`: by keyword
             if its parameters have these names, by position if it requires two others, and without arguments
             if it requires none. The working directory is importable.
         sample_shape: shape of one sample, without the batch dimension.
         num_classes: number of outputs; 0 if it is not known, which is an error where the factory asks for it.
         seed: random seed of the initial weights.
+        weights: whether with the weights of the library, for a model of one.
 
     Raises:
-        UnknownNameError: no model is registered under `name`.
+        UnknownNameError: no model is registered under `name`, or the library has none of this name.
+        CheckpointError: the weights of the library are neither in its cache nor can be downloaded.
+        MissingExtraError: the library is not installed.
         ConfigError: the factory cannot be imported or called, returns something else than an ``nn.Module``,
             or the model does not take samples of this shape.
     """
-    if ":" not in name:
+    found = source_of(name)
+    if weights and found is None:
+        raise ConfigError(
+            f"weights = true is for a model of a library ({', '.join(f'{p}:NAME' for p in SOURCES.names())}), and "
+            f"{name!r} is none; name a checkpoint with load_name",
+            key=("weights",),
+        )
+    if found is not None:
+        source, rest = found
+        factory: Callable[[Any, int], nn.Module] = lambda shape, classes: source.build(  # noqa: E731
+            rest, ModelRequest(shape, classes, weights)
+        )
+        if not weights:
+            _check_outputs(name, num_classes)
+    elif ":" in name:
+        factory = _imported_factory(name)
+    else:
         _check_outputs(name, num_classes)
-    factory = _imported_factory(name) if ":" in name else MODELS.get(name)
+        factory = MODELS.get(name)
     return build_from_factory(factory, sample_shape, num_classes, seed, name)
+
+
+def needs_of(name: str) -> Preparation | None:
+    """What a model of a library needs of its samples; None for other models. Raises like ``ModelSource.needs``."""
+    found = source_of(name)
+    return None if found is None else found[0].needs(found[1])
 
 
 def build_from_factory(

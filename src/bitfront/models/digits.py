@@ -56,13 +56,13 @@ class DigitsCNN(nn.Module):
         return logits
 
 
-@MODELS.register("digits-mlp")
+@MODELS.register("digits-mlp", data="digits")
 def digits_mlp(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Two linear layers, 64-32-10, on the flattened sample; samples of any shape."""
     return DigitsMLP(math.prod(sample_shape), num_classes)
 
 
-@MODELS.register("digits-cnn")
+@MODELS.register("digits-cnn", data="digits")
 def digits_cnn(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Two convolutions and two linear layers, about 14 thousand parameters on digits; for images."""
     if len(sample_shape) != 3 or min(sample_shape[1:]) < 4:

@@ -27,20 +27,20 @@ class JSCModel(nn.Module):
         return logits
 
 
-@MODELS.register("jsc-tiny")
+@MODELS.register("jsc-tiny", data="jsc")
 def jsc_tiny(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """One linear layer, 16-5, between ReLUs: 117 parameters. The model of MASE's labs."""
     features = _flat_features("jsc-tiny", sample_shape)
     return JSCModel(nn.BatchNorm1d(features), nn.ReLU(), nn.Linear(features, num_classes), nn.ReLU())
 
 
-@MODELS.register("jsc-toy")
+@MODELS.register("jsc-toy", data="jsc")
 def jsc_toy(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Three linear layers, 16-8-8-5, each with batch norm and ReLU: 327 parameters."""
     return _toy("jsc-toy", sample_shape, num_classes)
 
 
-@MODELS.register("jsc-new")
+@MODELS.register("jsc-new", data="jsc")
 def jsc_new(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The layers of jsc-toy, under the name that users of MASE gave to a copy of it."""
     return _toy("jsc-new", sample_shape, num_classes)
@@ -57,7 +57,7 @@ def _toy(name: str, sample_shape: tuple[int, ...], num_classes: int) -> nn.Modul
     )
 
 
-@MODELS.register("jsc-s")
+@MODELS.register("jsc-s", data="jsc")
 def jsc_s(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Five linear layers, 16-64-32-32-32-5, the smallest JSC network of LogicNets."""
     features = _flat_features("jsc-s", sample_shape)
@@ -72,7 +72,7 @@ def jsc_s(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     )
 
 
-@MODELS.register("jsc-three-linear-layers")
+@MODELS.register("jsc-three-linear-layers", data="jsc")
 def jsc_three_linear_layers(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Three linear layers, 16-16-16-5, at seq_blocks_2, _4 and _6: the model of MASE's width-search lab."""
     features = _flat_features("jsc-three-linear-layers", sample_shape)
@@ -85,7 +85,7 @@ def jsc_three_linear_layers(sample_shape: tuple[int, ...], num_classes: int) -> 
     )
 
 
-@MODELS.register("jsc-mlp")
+@MODELS.register("jsc-mlp", data="jsc")
 def jsc_mlp(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Four linear layers, 16-64-32-32-5, ReLU between, none at the end: the network of the hls4ml papers."""
     features = _flat_features("jsc-mlp", sample_shape)

@@ -60,13 +60,13 @@ class _Block(nn.Module):
         return result
 
 
-@MODELS.register("ds-cnn")
+@MODELS.register("ds-cnn", data="synthetic-keywords")
 def ds_cnn(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """MLPerf Tiny's DS-CNN: 64 channels, four depthwise-separable blocks, 22 thousand parameters; for 1 × 49 × 10."""
     return _sized(sample_shape, num_classes, 64, 4, "ds-cnn")
 
 
-@MODELS.register("ds-cnn-small")
+@MODELS.register("ds-cnn-small", data="synthetic-keywords")
 def ds_cnn_small(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The same with 16 channels and two blocks, for a quick try."""
     return _sized(sample_shape, num_classes, 16, 2, "ds-cnn-small")

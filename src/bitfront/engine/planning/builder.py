@@ -22,6 +22,7 @@ from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning import objectives as choosing
 from bitfront.engine.planning.feasibility import check, read
 from bitfront.engine.planning.inputs import (
+    brings_weights,
     checked_data,
     choose_device,
     for_data,
@@ -122,7 +123,7 @@ def make_plan(
     with config.locating():
         _check_device(device, dataset)
         check_ready(runners, device)
-    sample, trains = dataset.split("train")[0][:2], _trains(config, runners)
+    sample, trains = dataset.split("train")[0][:2].clone(), _trains(config, runners)
     original = capture(network, sample, training=trains)
     changed = _folded(config, original, sample, strategy, trains=trains)
     graph = original if changed is None else changed.graph
@@ -157,10 +158,22 @@ def make_plan(
             *_of_strategy(strategy, objectives, config, task),
         ),
         constraints=constraints,
-        forward=tuple(forward_fingerprint(network, dataset.split("train")[0])),
+        forward=tuple(forward_fingerprint(_without_weights(config, network, dataset, given=model), _first(dataset))),
     )
     # The number of samples that "auto" means depends on the weights. Until they are known, it is a first guess.
     return plan if plan.auto_split is None else plan.sampled(FIRST_SAMPLES)
+
+
+def _first(dataset: Dataset) -> Tensor:
+    return dataset.split("train")[0]
+
+
+def _without_weights(config: Config, network: nn.Module, dataset: Dataset, given: nn.Module | None) -> nn.Module:
+    """The model whose outputs show that the code of a model has changed: one of a library with its initial weights, so
+    that a trial can be rebuilt where the library's weights are not at hand."""
+    if given is not None or not config.weights:
+        return network
+    return open_model(config.model_copy(update={"weights": False}), dataset)
 
 
 def _evaluator(config: Config, job: EvaluationJob, graph: Graph, space: ModelSpace | None) -> Evaluator:
@@ -218,6 +231,8 @@ def _checked_model(config: Config, dataset: Dataset, given: nn.Module | None, ta
         network = for_data(in_float32(given), config, dataset)
         return network, with_outputs(config, dataset, network, task)
     model = open_model(config, dataset)
+    if config.load_name is None and brings_weights(config, dataset):
+        return model, with_outputs(config, dataset, model, task)
     if config.load_name is None:
         with config.locating():
             refuse_without_labels(
@@ -293,7 +308,7 @@ def _job(
         learning = bits_learning(config, strategy, runners, objectives, dataset, graph.model, device, task)
     return EvaluationJob(
         model=graph.model,
-        sample=dataset.split("train")[0][:2],
+        sample=dataset.split("train")[0][:2].clone(),  # a view would travel to workers with all of its data
         space=search.search_space.name,
         by=search.search_space.setup.by,
         choices=_choices(config),

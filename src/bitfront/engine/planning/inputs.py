@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from bitfront import checkpoints, data, models  # noqa: F401  (registers the datasets and models that files name)
 from bitfront.config import Config
+from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
-from bitfront.data.loading import load_dataset
+from bitfront.data.loading import is_path, load_dataset
 from bitfront.engine.storage.folder import WEIGHTS
 from bitfront.errors import CaptureError, CheckpointError, ConfigError, DataError
 from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
-from bitfront.models.base import build_model
+from bitfront.models.base import build_model, needs_of
 from bitfront.scoring import outputs_of
 from bitfront.tasks.adapting import adapted
 from bitfront.tasks.base import Task
@@ -110,19 +111,55 @@ def open_data(config: Config, report: Any = None, progress: Any = None) -> Datas
         DataError: the data cannot be read or downloaded, or has other targets than the task.
     """
     task = task_of(config)
-    request = DataRequest(
-        path=config.path(config.dataset_path) if config.dataset_path else None,
-        seed=config.seed,
-        **({"report": report} if report else {}),
-        progress=progress,
-        targets=task.targets,
-    )
     with config.locating():
+        needs = needs_of(config.model)
+        if needs is not None and not config.names_dataset:
+            raise ConfigError(
+                f"model = {config.model!r} does not say which data it is for; name it, e.g. dataset = "
+                "'path/to/folder/of/images' (`bitfront list datasets`)",
+                key=("dataset",),
+            )
+        request = DataRequest(
+            path=config.path(config.dataset_path) if config.dataset_path else None,
+            seed=config.seed,
+            **({"report": report} if report else {}),
+            progress=progress,
+            limit_bytes=config.limit_bytes,
+            targets=task.targets,
+            settings=config.dataset_settings or {},
+            needs=needs,
+        )
+        name = str(config.path(config.dataset)) if is_path(config.dataset) else config.dataset
         try:
-            return checked_data(load_dataset(config.dataset, request), task, config)
+            return checked_data(load_dataset(name, request), task, config)
         except ConfigError as error:
             error.key = error.key or ("dataset",)
             raise
+
+
+def stand_in(config: Config) -> Dataset | None:
+    """Two samples of random numbers of the shape that the model is made for, where the configuration names no data and
+    the model says its shape; else None. The numbers are drawn with the seed.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    if config.names_dataset or config.dataset_path is not None or not task_of(config).classifies:
+        return None
+    with config.locating():
+        needs = needs_of(config.model)
+    if needs is not None and needs.sample_shape is not None:
+        shape, classes = needs.sample_shape, needs.num_classes or 1000
+        side = (config.dataset_settings or {}).get("image_size")
+        shape = (shape[0], side, side) if isinstance(side, int) else shape
+    elif needs is None and ":" not in config.model and (facts := DATASETS.facts(config.dataset)).get("sample_shape"):
+        shape, classes = facts["sample_shape"], facts["num_classes"]
+    else:
+        return None
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(config.seed))
+    names = tuple(map(str, range(classes)))
+    y = torch.zeros(2, dtype=torch.int64)
+    return Dataset("no data", {"train": x}, {"train": y}, names, f"random numbers of shape {shape}")
 
 
 def checked_data(dataset: Dataset, task: Task, config: Config) -> Dataset:
@@ -171,7 +208,7 @@ def with_outputs(config: Config, dataset: Dataset, model: nn.Module, task: Task)
     """
     if task.targets.given:
         return dataset
-    size, limit = config.batch_size, DataRequest.limit_bytes
+    size, limit = config.batch_size, config.limit_bytes
     y = {split: outputs_of(model, x, batch_size=size, limit_bytes=limit) for split, x in dataset.x.items()}
     return dataset.with_outputs(y, task.targets)
 
@@ -197,11 +234,39 @@ def open_model(config: Config, dataset: Dataset) -> nn.Module:
     """
     with config.locating():
         try:
-            model = build_model(config.model, dataset.model_shape, dataset.num_classes, config.seed)
+            model = build_model(
+                config.model, dataset.model_shape, dataset.num_classes, config.seed, weights=config.weights
+            )
         except ConfigError as error:
             error.key = error.key or ("model",)
             raise
     return for_data(model, config, dataset)
+
+
+def brings_weights(config: Config, dataset: Dataset) -> bool:
+    """Whether the model of the configuration has the weights of its library, classifier included: then nothing is
+    trained. A classifier of other classes is new, and the model is trained from these weights."""
+    if not config.weights:
+        return False
+    needs = needs_of(config.model)
+    return needs is not None and needs.num_classes is not None and dataset.num_classes in (0, needs.num_classes)
+
+
+def library_note(config: Config, dataset: Dataset) -> str:
+    """Which weights a model of a library starts from; empty if it has none of its library."""
+    if not config.weights:
+        return ""
+    if config.load_name is not None:
+        return f"weights = true has no effect: load_name = {config.load_name!r} takes their place"
+    if brings_weights(config, dataset):
+        return (
+            f"{config.model} has the weights of its library, and nothing is trained: the {dataset.num_classes:,} "
+            "classes of the data are taken for those of the library, in its order"
+        )
+    return (
+        f"{config.model} has the weights of its library, and a new classifier for {dataset.num_classes} outputs: it is "
+        "trained from them"
+    )
 
 
 def for_data(model: nn.Module, config: Config, dataset: Dataset) -> nn.Module:

@@ -6,6 +6,7 @@ from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
 from bitfront.engine.planning.coverage import in_float
+from bitfront.engine.planning.inputs import library_note
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
 from bitfront.graph import Graph
@@ -35,6 +36,7 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     assert config.search is not None
     job, space = evaluator.job, evaluator.space
     notes = [*config.notes, *([warning] if warning else []), *dataset.notes]
+    notes += [text] if (text := library_note(config, dataset)) else []
     notes += [f"[search.constraints] needs runner {name}: it was added with its defaults" for name in added]
     notes += [f"{k!r} of the seed names nothing here (by = {job.by!r}), and is not used" for k in space.unused]
     notes += [*_graph_notes(space, job.task), *_departure_notes(space, job.trains)]

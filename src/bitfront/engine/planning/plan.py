@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,12 +11,14 @@ from torch import nn
 from bitfront.config import Config, SearchTable
 from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset, Split
+from bitfront.data.loading import is_path
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.evaluation.verification import Verification
-from bitfront.engine.planning.inputs import training_settings
+from bitfront.engine.planning.inputs import brings_weights, training_settings
 from bitfront.engine.planning.runners import Runners, auto_split
 from bitfront.executors.base import Launcher
+from bitfront.files import short_name
 from bitfront.metrics.base import Side
 from bitfront.metrics.coverage import of_no_site
 from bitfront.objectives import Objectives
@@ -28,6 +31,14 @@ from bitfront.transforms.observe import piece_length
 
 #: Counts up when the same settings give other ranges: trials with the ranges of before do not belong to this search.
 RANGES = 2
+
+
+def _without_place(name: str) -> str:
+    """The name of a model or a dataset; of one that is a path, what is the same from every working directory."""
+    *_, place = name.split(":")
+    if place.startswith((".", "/", "~")):
+        return short_name(name)
+    return Path(name).stem if is_path(name) else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +191,11 @@ class Plan:
         newer = set() if table.equalisation else {"equalisation"}
         newer |= set() if table.integer_bias else {"integer_bias"}
         newer |= set() if table.rounding == "adaptive" else {"rounding", "rounding_iterations"}
-        trains = not self.brings_weights and self.config.load_name is None
+        library = self.config.weights and not self.brings_weights
+        trains = not (self.brings_weights or self.config.load_name or brings_weights(self.config, self.dataset))
         return {
-            "model": self.config.model,
-            "dataset": self.config.dataset,
+            "model": _without_place(self.config.model),
+            "dataset": _without_place(self.config.dataset),
             "data": self.dataset.fingerprint,
             "seed": self.config.seed,
             "training": training_settings(self.config) if trains else "none, the weights are given",
@@ -209,6 +221,7 @@ class Plan:
             **({"halving": "by constraints"} if self._halves_by_constraints else {}),
             **described(self.config),
             **({"folded": "batch_norm"} if search.fold_batch_norm else {}),
+            **({"library_weights": True} if library else {}),
             # Of logits there is nothing to say, as before there were other outputs.
             **({} if self.space.graph.outputs == "logits" else {"outputs": self.space.graph.outputs}),
         }

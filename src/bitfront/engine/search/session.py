@@ -16,6 +16,7 @@ import numpy as np
 
 from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
+from bitfront.data.loading import is_path
 from bitfront.engine.evaluation.dispatch import Dispatcher
 from bitfront.engine.evaluation.interface import ONLY_CODE
 from bitfront.engine.evaluation.memory import Memory
@@ -218,6 +219,12 @@ def _absolute(config: Config) -> dict[str, Any]:
     for key in ("dataset_path", "load_name"):
         if key in values:
             values[key] = str(config.path(values[key]).resolve())
+    if is_path(config.dataset):
+        values["dataset"] = str(config.path(config.dataset).resolve())
+    for key in ("model", "dataset"):
+        library, _, place = values[key].partition(":")
+        if library == "hf" and place.startswith((".", "~")):
+            values[key] = f"hf:{config.path(place).resolve()}"
     return values
 
 

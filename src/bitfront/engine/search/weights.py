@@ -15,6 +15,7 @@ from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import one_thread
 from bitfront.engine.planning.inputs import (
+    brings_weights,
     choose_device,
     forward_fingerprint,
     load_weights,
@@ -180,6 +181,8 @@ def source_of_weights(config: Config, model: nn.Module, dataset: Dataset) -> dic
     """
     if config.load_name is not None:
         return {"load_name": str(config.path(config.load_name))}
+    if brings_weights(config, dataset):
+        return {"library": config.model}
     outputs = capture(model, dataset.split("train")[0][:2]).outputs
     return {"training": _training_fingerprint(config, model, dataset, outputs)}
 
@@ -187,7 +190,8 @@ def source_of_weights(config: Config, model: nn.Module, dataset: Dataset) -> dic
 def trained_model(
     config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None
 ) -> Trained:
-    """A copy of `model` with trained weights: from the checkpoint ``load_name``; from the run folder, if its weights
+    """A copy of `model` with trained weights: from the checkpoint ``load_name``; the weights of its library, where it
+    came with them and they fit the outputs; from the run folder, if its weights
     were trained with the same model, data and settings; otherwise trained now.
 
     Args:
@@ -207,6 +211,9 @@ def trained_model(
         loaded = private_copy(model)
         loaded.load_state_dict(_loaded(config, model, events))
         return Trained(loaded.eval(), config.path(config.load_name), None)
+    if brings_weights(config, dataset):
+        events.note(f"weights of {config.model}, from its library")
+        return Trained(private_copy(model).eval(), config.run_folder / WEIGHTS, None)
     outputs = capture(model, dataset.split("train")[0][:2]).outputs
     fingerprint = _training_fingerprint(config, model, dataset, outputs)
     folders = [config.run_folder] + ([below] if below else [])
@@ -232,7 +239,8 @@ def trained_model(
 def test(config: Config, *, split: str = "test", events: Events | None = None) -> Evaluation | TaskEvaluation:
     """Loss and accuracy, or the metrics of another task, of the trained model of `config` on a split of its dataset.
 
-    The weights are those of the checkpoint ``load_name``, or else ``checkpoints/best.pt`` in the run folder.
+    The weights are those of the checkpoint ``load_name``, or else ``checkpoints/best.pt`` in the run folder, or else
+    those of the model's library, with ``weights = true``.
 
     Args:
         config: the configuration.
@@ -248,7 +256,8 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
         refuse_without_labels(config, "a float model agrees with itself; remove it to test with labels")
     dataset, model = open_inputs(config, events)
     path = config.run_folder / "checkpoints" / "best.pt"
-    if config.load_name is None and not path.exists():
+    brought = config.load_name is None and brings_weights(config, dataset) and not path.exists()
+    if config.load_name is None and not brought and not path.exists():
         raise CheckpointError(
             f"there is no trained model in {shown(path.parent)}; train it first (bitfront train), or name one with "
             "load_name=...",
@@ -256,6 +265,8 @@ def test(config: Config, *, split: str = "test", events: Events | None = None) -
         )
     if config.load_name is not None:
         model.load_state_dict(_loaded(config, model, events))
+    elif brought:
+        events.note(f"weights of {config.model}, from its library")
     else:
         model.load_state_dict(checkpoints.load_checkpoint(path, model))
         events.note(f"weights from {shown(path)}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from bitfront.exporters.program import (
 )
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate, Target
+from bitfront.files import safetensors
 
 #: Samples that are computed at a time.
 _CHUNK = 256
@@ -95,19 +94,7 @@ in every order of summation. It needs torch alone.
 def write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
     """Arrays as a safetensors file: a header of JSON, then the bytes."""
     kinds = {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "float32": "F32"}
-    header, at, parts = {}, 0, []
-    for name, array in tensors.items():
-        data = np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": kinds[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + len(data)],
-        }
-        parts.append(data)
-        at += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    path.write_bytes(safetensors((name, kinds[a.dtype.name], a.shape, a.tobytes()) for name, a in tensors.items()))
 
 
 def _loaded(folder: Path, name: str) -> torch.nn.Module:
