@@ -161,6 +161,7 @@ def measured(workers: int, seconds: float, *, quick: bool) -> Measured:
         writer = Writer(store, gathers=True)
         start, cpu = clock.now(), time.process_time()
         with Dispatcher(evaluator, workers, launcher=Simulating(executor, workers)) as dispatcher:
+            dispatcher.expect(seconds)
             for block, metrics in dispatcher.blocks(codes):
                 writer.add(block, metrics)
         writer.write()

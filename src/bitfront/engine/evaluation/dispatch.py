@@ -170,8 +170,15 @@ class Dispatcher:
         """How many of the last `left` candidates the next block has. At the end all workers have something to do."""
         if self._cohort:
             return self._cohort
-        workers = self._workers().capacity if self.isolated else 1
-        return max(1, min(self._block, math.ceil(left / workers)))
+        if not self.isolated:
+            return self._block
+        # The last ones are smaller, so that all workers end at about the same time.
+        return max(1, min(self._block, math.ceil(left / (2 * self._workers().capacity))))
+
+    def expect(self, seconds: float) -> None:
+        """Begin with blocks for candidates that take so long on one worker; for candidates that are not trained."""
+        if self.isolated and not self._cohort and seconds > 0:
+            self._block = max(1, min(self._block, int(self._target / seconds)))
 
     def _pace(self, count: int, seconds: float) -> None:
         """Choose the size of the next blocks, after one of `count` candidates."""

@@ -187,6 +187,7 @@ def _searched(
     limits, known = bounds(plan, summary["reference"]), Timing(0.0)
     if resumed < plan.n_trials and not learns:
         known = timing(plan, dispatcher.safe, lambda codes: limits.before(codes) == 0)
+    dispatcher.expect(known.each)
     events.planned(plan, known.mean(plan.n_trials))
     if resumed < plan.n_trials and not learns:
         left = plan.n_trials - resumed
