@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import hashlib
+import importlib
 import os
 import threading
 import time
@@ -200,9 +201,7 @@ def begin_worker() -> None:
     that would stay in the system after it was killed, as tqdm does by itself, which torch uses."""
     interrupts.ignore()
     with contextlib.suppress(ImportError):
-        import tqdm
-
-        tqdm.tqdm.set_lock(threading.RLock())
+        importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
 
 
 @dataclass(frozen=True)
