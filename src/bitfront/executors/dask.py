@@ -89,6 +89,10 @@ class Dask(Launcher):
         dask = require("dask", "dask", "the executor dask")
         local = self.settings.address == LOCAL
         config = dask.config.set(OF_LOCAL if local else {})
+        # It writes tracebacks where a connection is lost; what is wrong is said in one line.
+        logger = logging.getLogger("distributed")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
         cluster = self._cluster(workers) if local else None
         address = cluster.scheduler_address if cluster is not None else self.settings.address
         try:
@@ -104,6 +108,7 @@ class Dask(Launcher):
             if cluster is not None:
                 cluster.close(timeout=5)
             config.__exit__(None, None, None)
+            logger.setLevel(level)
 
         return of_client(client, close)
 
@@ -138,12 +143,13 @@ def of_client(client: Any, close: Callable[[], None] = lambda: None) -> Launched
         close: ends what was started.
     """
     executor: Executor = client.get_executor(pure=False, retries=0)
+    address = client.scheduler.address
     seen = [0, -LOOKING]
 
     def gone() -> str:
         if client.status in THERE:
             return ""
-        return f"the connection to the scheduler at {client.scheduler.address} is {client.status}"
+        return f"there is no connection to the scheduler at {address} any more"
 
     def workers() -> int:
         if time.perf_counter() - seen[1] >= LOOKING and not gone():

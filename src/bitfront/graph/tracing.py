@@ -27,6 +27,10 @@ from bitfront.graph.base import Switch
 from bitfront.graph.composites import is_composite, unfused, without_questions
 from bitfront.operations.lookup import is_leaf
 
+#: How often a model is traced whose forward seems to draw random numbers: another thread of the process, such as one of
+#: Dask in a worker, may have drawn them. A model draws every time.
+TRIES = 5
+
 
 class OneInputTracer(fx.Tracer):
     """Traces a call of the model with one tensor."""
@@ -93,15 +97,18 @@ def trace(
 
 def _trace(model: nn.Module, training: bool, tracer: type[OneInputTracer]) -> tuple[fx.Graph | None, str, nn.Module]:
     """As ``trace``, and the copy that was traced, which has the constants and whatever else the forward left there."""
-    copied = copy.deepcopy(model).train(training)
-    with seeded(0), unfused():
-        before = _random_states()
-        try:
-            graph = tracer().trace(copied)
-        except Exception as error:
-            return None, _culprit(error), copied
-        drawn = _random_states() != before
-    if drawn:
+    for _ in range(TRIES):
+        copied = copy.deepcopy(model).train(training)
+        with seeded(0), unfused():
+            before = _random_states()
+            try:
+                graph = tracer().trace(copied)
+            except Exception as error:
+                return None, _culprit(error), copied
+            drawn = _random_states() != before
+        if not drawn:
+            break
+    else:
         return None, "the model's forward draws random numbers that torch.fx does not see", copied
     for node in graph.nodes:
         parts = str(node.target).split(".") if node.op in ("call_module", "get_attr") else ()
