@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import time
@@ -104,9 +105,12 @@ class Dask(Launcher):
             ) from None
 
         def close() -> None:
-            client.close(timeout=2)
+            # What does not end in time ends with this process.
+            with contextlib.suppress(OSError):
+                client.close(timeout=2)
             if cluster is not None:
-                cluster.close(timeout=5)
+                with contextlib.suppress(OSError):
+                    cluster.close(timeout=5)
             config.__exit__(None, None, None)
             logger.setLevel(level)
 
@@ -153,7 +157,8 @@ def of_client(client: Any, close: Callable[[], None] = lambda: None) -> Launched
 
     def workers() -> int:
         if time.perf_counter() - seen[1] >= LOOKING and not gone():
-            seen[:] = len(client.scheduler_info(n_workers=-1)["workers"]), time.perf_counter()
+            with contextlib.suppress(OSError):  # it has just gone, which is seen at the next look
+                seen[:] = len(client.scheduler_info(n_workers=-1)["workers"]), time.perf_counter()
         return int(seen[0])
 
     return Launched(executor, workers, gone, close)
