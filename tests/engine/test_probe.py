@@ -16,7 +16,7 @@ def plan_of(samples=16, n_trials=25, n_jobs=1, timeout=None):
         float_evaluator=lambda: SimpleNamespace(chunk=2048),
     )
     settings = SimpleNamespace(strategy=SimpleNamespace(setup=setup))
-    return SimpleNamespace(evaluator=evaluator, settings=settings, n_trials=n_trials)
+    return SimpleNamespace(evaluator=evaluator, settings=settings, n_trials=n_trials, workers=n_jobs)
 
 
 def test_what_happens_once_is_no_more_than_what_the_check_took_for_it():
