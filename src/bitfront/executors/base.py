@@ -32,10 +32,11 @@ class LauncherSettings(Table):
         300.0, gt=0, description="seconds without any worker after which the search ends; it can be continued"
     )
     block_timeout: float = Field(
-        3600.0,
+        4 * 3600.0,
         gt=0,
         description="seconds after which a block of candidates without an answer ends the search, which can be "
-        "continued; more where blocks take long: ten times the longest so far. Long before, other workers get it too",
+        "continued; more where blocks take long: ten times the longest so far. Long before, other workers get it too. "
+        "Not for `processes`, whose deaths are seen",
     )
 
 

@@ -366,6 +366,8 @@ class Crew:
                 if now - began >= limit and self._launched is not None:
                     turn.ended = True
                     self._launched.executor.end(future)  # type: ignore[attr-defined]
+            elif self.launcher.apart:
+                continue  # its deaths are seen, and a call may take as long as it wants
             elif now - turn.first >= max(self.launcher.settings.block_timeout, LONGEST * self._longest):
                 raise EvaluationError(
                     f"{self.launcher.title}: a block of candidates has no answer after {now - turn.first:,.0f} s "

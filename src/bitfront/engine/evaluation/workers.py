@@ -39,6 +39,8 @@ LETHAL = "the process of this candidate was ended:"
 FEW = 16
 #: Seconds that a new worker has for what happens once, such as calibration, until it is known how long that takes.
 WARMING = 5.0
+#: The same where it never becomes known, because the executor does not say which call is the first of a worker.
+UNKNOWN_WARMING = 60.0
 #: Several candidates are cut if they take so many times as long as expected, and longer than so many seconds.
 LATE, LEAST_SECONDS = 8.0, 1.0
 #: So many parts may be ahead of the first one that is not done, per part that can be out.
@@ -177,7 +179,7 @@ class Workers:
             if codes is None:
                 return None
             collected[number] = _Collected(codes)
-            return _Part(number, np.arange(len(codes)), codes, self._limit, lambda: self._warming, whole=apart)
+            return _Part(number, np.arange(len(codes)), codes, self._limit, self._warms, whole=apart)
 
         for outcome in self._crew.outcomes(next_work):
             again.extend(self._noted(outcome, collected))
@@ -208,6 +210,9 @@ class Workers:
             rows = np.setdiff1d(np.arange(len(into.codes)), lethal)
             # Whoever ends a worker now does so only together with others; they are not cut a second time.
             yield replace(piece, rows=rows, codes=into.codes[rows], probes=False)
+
+    def _warms(self) -> float:
+        return self._warming if self.launcher.ends_late else UNKNOWN_WARMING
 
     def _paced(self, outcome: Done, count: int) -> None:
         if outcome.first:
