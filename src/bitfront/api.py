@@ -31,7 +31,6 @@ from bitfront.engine.storage.run import Run
 from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
 from bitfront.events import Events
 from bitfront.executors import EXECUTORS
-from bitfront.executors.base import Launcher
 from bitfront.executors.given import Given
 from bitfront.exporters.targets import TARGETS
 from bitfront.formats import FORMATS
@@ -119,13 +118,11 @@ def search(
     """
     events = events or Events()
     _refuse_in_worker("search")
-    if isinstance(executor, str):
-        executor, overrides = None, {**overrides, "executor": executor}
+    executor, overrides = _executor_named(executor, overrides)
     config = _configured(source, model, data, space, metrics, strategy, overrides)
     with guarded():
         trackers = _trackers(config)
-        given = None if executor is None else Given(executor)
-        layout = _laid_out(config, model, data, events, executor=given, insecure=insecure_executor)
+        layout = _laid_out(config, model, data, events, executor=executor, insecure=insecure_executor)
         if not trackers:
             return run_search(layout, restart, events)
         from bitfront.trackers.following import followed  # what it imports is for a search that is followed
@@ -143,6 +140,8 @@ def compare(
     data: Any = None,
     space: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | Sequence[str] | None = None,
+    executor: Executor | Callable[[], Executor] | str | None = None,
+    insecure_executor: bool = False,
     restart: bool = False,
     events: Events | None = None,
     **overrides: Any,
@@ -160,8 +159,8 @@ def compare(
         seeds: number of runs of each strategy, with the random seed of the configuration and the following ones. Model,
             data and samples are those of the first seed.
         restart: delete the results of an earlier comparison in this run folder.
-        source, model, data, space, metrics, overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 by
-            default, and ``timeout`` the time of each run, in seconds of its proposals and of its candidates. The
+        source, model, data, space, metrics, executor, insecure_executor: as in ``search``.
+        overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 by default, and ``timeout`` the time of each run, in seconds of its proposals and of its candidates. The
             strategy of the configuration is ignored.
 
     Returns:
@@ -175,15 +174,26 @@ def compare(
     _refuse_in_worker("compare")
     if isinstance(strategies, str):
         strategies = [strategies]
+    executor, overrides = _executor_named(executor, overrides)
     config = prepared(_configured(source, model, data, space, metrics, None, overrides))
     with guarded():
         # The compared strategies are chosen after planning; until then the plan has a strategy that takes any space.
-        layout = _laid_out(config, model, data, events, configured_strategy("evolution"))
+        evolution = configured_strategy("evolution")
+        layout = _laid_out(config, model, data, events, evolution, executor=executor, insecure=insecure_executor)
         if not can_draw():
             events.note("no figures: matplotlib is not installed: pip install 'bitfront[report]'")
         result = run_comparison(layout, strategies, seeds, restart, events)
         write_comparison(result)
     return result
+
+
+def _executor_named(
+    executor: Executor | Callable[[], Executor] | str | None, overrides: dict[str, Any]
+) -> tuple[Executor | Callable[[], Executor] | None, dict[str, Any]]:
+    """(the executor if it is an object, the overrides; its name is one of them)."""
+    if isinstance(executor, str):
+        return None, {**overrides, "executor": executor}
+    return executor, overrides
 
 
 def _laid_out(
@@ -193,7 +203,7 @@ def _laid_out(
     events: Events,
     strategy: ConfiguredStrategy | None = None,
     *,
-    executor: Launcher | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
     insecure: bool = False,
 ) -> Plan:
     """The plan of a search; objects among the arguments replace what the configuration names."""
@@ -204,7 +214,7 @@ def _laid_out(
         model=given_model,
         dataset=given_data,
         strategy=strategy,
-        executor=executor,
+        executor=None if executor is None else Given(executor),
         insecure=insecure,
         report=events.note,
         progress=events.downloading,

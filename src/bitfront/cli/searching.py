@@ -65,6 +65,7 @@ def compare(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each strategy.")] = 5,
     restart: Annotated[bool, typer.Option("--restart", help="Delete the results of an earlier comparison.")] = False,
+    insecure_executor: InsecureExecutor = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -82,7 +83,14 @@ def compare(
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
-        comparison = api.compare(loaded, strategies=strategy, seeds=seeds, restart=restart, events=events)
+        comparison = api.compare(
+            loaded,
+            strategies=strategy,
+            seeds=seeds,
+            restart=restart,
+            insecure_executor=insecure_executor,
+            events=events,
+        )
     if as_json:
         printing.print_json(comparison_report.as_json(comparison))
         return
