@@ -160,8 +160,8 @@ def compare(
             data and samples are those of the first seed.
         restart: delete the results of an earlier comparison in this run folder.
         source, model, data, space, metrics, executor, insecure_executor: as in ``search``.
-        overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 by default, and ``timeout`` the time of each run, in seconds of its proposals and of its candidates. The
-            strategy of the configuration is ignored.
+        overrides: as in ``search``; ``n_trials`` is the budget of each run, 400 by default, and ``timeout`` the time of
+            each run, in seconds of its proposals and of its candidates. The strategy of the configuration is ignored.
 
     Returns:
         ``results`` has the numbers of each strategy, ``curve(strategy, what, over)`` the curves, ``runs`` every run.
