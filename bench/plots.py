@@ -203,6 +203,9 @@ TARGETS: Mapping[str, Sequence[Target]] = {
         Target("memory_ratio", 1.25, "times", "peak memory with 10⁶ candidates against 10⁴", at_most=True),
         Target("same_front_after_kill", 1, "", "10⁶ candidates, killed half-way and resumed: the same front"),
     ),
+    "cluster": (
+        Target("workers_fed_at_1_s", 256, "workers", "candidates of a second: so many workers at 0.8 efficiency"),
+    ),
     "overhead": (
         Target("command_seconds", 4, "s", "the whole command, 18 candidates", at_most=True),
         Target("search_seconds", 0.1, "s", "of which the search", at_most=True),

@@ -269,6 +269,8 @@ def test_who_is_trained_with_others(kind):
 #: Their functions have examples in another file.
 ELSEWHERE = {"scaled_dot_product_attention", "multi_head_attention_forward", "shifted_window_attention"}
 FUNCTIONS = {
+    "getitem": [(lambda x: x[:, 1:], (4,)), (lambda x: x[..., :2], (3, 4))],
+    "unbind": [(lambda x: x.unbind(1)[1], (3, 4))],
     "add": [(lambda x: x + x.tanh(), (4,)), (lambda x: torch.add(x, 2), (4,)), (lambda x: x.add(x.sigmoid()), (4,))],
     "sub": [(lambda x: x - x.tanh(), (4,)), (lambda x: 1 - x, (4,))],
     "mul": [(lambda x: x * x.tanh(), (4,)), (lambda x: x * 0.5, (4,))],

@@ -310,7 +310,7 @@ def _check_choices(
 def _check_trained(graph: Graph, x: Tensor) -> None:
     """Check that members of a population are trained as if alone, in float and with formats."""
     y = torch.arange(len(x)) % CLASSES
-    data: Any = SimpleNamespace(name="samples", split=lambda _: (x, y), num_classes=CLASSES)
+    data: Any = SimpleNamespace(name="samples", split=lambda _: (x, y), num_classes=CLASSES, mapped=False)
     settings = TrainSettings(max_epochs=1, max_steps=1, batch_size=len(x), learning_rate=0.1, optimizer="sgd")
     formats = {s.name: {o: _format(8, 4) for o in s.operands if o != "bias"} for s in graph.sites if s.path}
     for how, model in (("float", quantize(graph, {})), ("quantized", quantize(graph, formats))):
