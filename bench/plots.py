@@ -328,6 +328,9 @@ def draw_cluster(axes: Axes, result: Result) -> None:
         text = f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s"
         axes.plot([r["workers"] for r in points], [r["efficiency"] for r in points], "o-", color=f"C{i}", label=text)
     axes.set(xscale="log", xlabel="workers (simulated)", ylabel="efficiency", ylim=(0, 1.05))
+    workers = sorted({r["workers"] for r in rows})
+    axes.set_xticks(workers, [f"{w:,}" for w in workers])
+    axes.minorticks_off()
     axes.legend(title="a candidate takes", fontsize=8)
 
 
