@@ -200,8 +200,8 @@ REFUSED = {
     "mz": "a .mz file is a pickled graph, which only MASE can open. MASE writes the weights beside it: name that "
     "state_dict.pt with load_name, and load_type = 'pt'. Or open the .mz in MASE, and save graph.model.state_dict() "
     "with torch.save",
-    "hf": "such a folder is opened by the library that wrote it: write a factory that calls from_pretrained, model = "
-    "'my_model:make', and leave load_name and load_type out; it is trained for the data unless load_name names weights",
+    "hf": "such a folder is a model of its library: write model = 'hf:FOLDER' and weights = true, and leave load_name "
+    "and load_type out",
 }
 
 

@@ -78,9 +78,10 @@ def _check_model(word: str) -> None:
     if not _is_model(word):
         from bitfront.models import MODELS
 
+        near = nearest(word, MODELS.names())
         raise ConfigError(
             f"{word}: there is no such file, and no model of that name. Give a configuration file, or a model and a "
-            f"dataset.{nearest(word, MODELS.names())}"
+            f"dataset; a model of a library has a prefix, such as torchvision:resnet18.{near}"
         )
 
 

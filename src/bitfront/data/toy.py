@@ -14,7 +14,7 @@ from bitfront.errors import DataError
 SAMPLES = 10_240
 
 
-@DATASETS.register("toy-tiny")
+@DATASETS.register("toy-tiny", sample_shape=(1, 2, 2), num_classes=2)
 def toy_tiny(request: DataRequest) -> Dataset:
     """Four uniform numbers in [-1, 1], as 1 x 2 x 2, and whether their sum is positive; MASE's, needs no file.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from bitfront.errors import BitfrontError, ConfigError, UserError
+from bitfront.errors import BitfrontError, ConfigError, UnknownNameError, UserError, nearest
 from bitfront.models import MODELS
 from bitfront.models.sources import SOURCES, source_of
 from bitfront.models.sources.base import ModelRequest
@@ -67,7 +67,7 @@ def build_model(
         factory = _imported_factory(name)
     else:
         _check_outputs(name, num_classes)
-        factory = MODELS.get(name)
+        factory = _registered(name)
     return build_from_factory(factory, sample_shape, num_classes, seed, name)
 
 
@@ -114,6 +114,17 @@ def build_from_factory(
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         _give_shapes(model, sample_shape, seed, name)
     return model
+
+
+def _registered(name: str) -> Callable[[Any, int], nn.Module]:
+    """The registered model of that name. Raises UnknownNameError."""
+    try:
+        return MODELS.get(name)
+    except UnknownNameError as error:
+        if not nearest(name, MODELS.names()):
+            prefixed = " or ".join(f"{prefix}:{name}" for prefix in SOURCES.names())
+            error.message += f" For a model of a library write its prefix too: {prefixed}"
+        raise
 
 
 def models_with(layers: Collection[str], sample_shape: tuple[int, ...], num_classes: int) -> list[str]:
