@@ -13,7 +13,7 @@ from bitfront.errors import ConfigError
 from bitfront.models.base import models_with
 from bitfront.report import passes
 
-TOP = 'model = "digits-mlp"\ndataset = "digits"\nmax_epochs = 2\naccelerator = "cpu"\n'
+TOP = 'model = "digits-mlp"\ndataset = "digits"\nmax_epochs = 3\nlearning_rate = 1e-2\naccelerator = "cpu"\n'
 SEARCH = """\
 [search.search_space.setup]
 by = "type"

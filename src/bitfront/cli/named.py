@@ -67,7 +67,7 @@ def _is_file(word: str) -> bool:
 
 def _is_model(word: str) -> bool:
     """Whether there is a model of that name; those of Bitfront are known without an import of torch."""
-    if ":" in word or canonical(word) in map(canonical, names_in_source("bitfront.models")):
+    if ":" in word or _is_known_name(word):
         return True
     from bitfront.models import MODELS
 
@@ -91,10 +91,11 @@ def _say(files: list[str], given: dict[str, str]) -> None:
         read = ", ".join(f"{key} {name}" for key, name in given.items())
         printing.print_line(f"note: {read}, from the words of the command", stderr=True)
     for file in files:
-        if _is_known_name(file):
+        if not file.endswith(".toml") and _is_known_name(file):
             note = f"note: {file} is a file here, and read as the configuration; for the model: --model {file}"
             printing.print_line(note, stderr=True)
 
 
 def _is_known_name(word: str) -> bool:
+    """Whether it is the name of a model of Bitfront."""
     return canonical(word) in map(canonical, names_in_source("bitfront.models"))
