@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -43,12 +44,13 @@ class Passes:
     Attributes:
         quantize: the candidate spelled out; None where nothing is quantized.
         prune: None where no weight is pruned.
-        reports: (name, settings) of the passes that show something, in the order of the file.
+        reports: (name, file that the table is written to, empty if none) of the passes that show something, in the
+            order of the configuration.
     """
 
     quantize: Mapping[str, Any] | None
     prune: PruneSettings | None
-    reports: tuple[tuple[str, ReportSettings], ...] = ()
+    reports: tuple[tuple[str, str], ...] = ()
 
 
 def configured_passes(config: Config) -> Passes:
@@ -64,11 +66,16 @@ def configured_passes(config: Config) -> Passes:
         else:
             quantize = None
         reports = [
-            (name, settings_of(ReportSettings, table, ("passes", name)))
+            (name, _file(name, settings_of(ReportSettings, table, ("passes", name))))
             for name, table in tables.items()
             if name in REPORTS
         ]
         return Passes(quantize, _prune(tables["prune"]) if "prune" in tables else None, tuple(reports))
+
+
+def _file(name: str, settings: ReportSettings) -> str:
+    """The file that the table of a pass is written to; empty if none."""
+    return settings.save_path or (settings.save_dir and str(Path(settings.save_dir) / f"{name}.csv")) or ""
 
 
 def _prune(table: Mapping[str, Any]) -> PruneSettings:

@@ -60,7 +60,7 @@ def test_more_bits_behind_the_point_than_bits(tmp_path, weights):
 
 
 def test_candidates_are_trained_with_a_scheduler_and_several_batches_per_step(tmp_path, weights):
-    text = SEARCH.replace("[4, 9]", "[4]").replace("[5, 6]", "[4]") + TRAIN
+    text = SEARCH.replace("[4, 9]", "[4]").replace("[5, 6]", "[5]") + TRAIN
     keys = {
         "plain": "",
         "linear": "lr_scheduler = 'linear'\nnum_warmup_steps = 2\n",

@@ -33,7 +33,7 @@ from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
 from bitfront.learned_bits.smaller import Smaller, compared, without_idle_channels
-from bitfront.passes import Passes, ReportSettings, configured_passes
+from bitfront.passes import Passes, configured_passes
 from bitfront.scoring import CHUNK, Evaluation, TaskEvaluation, measure
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
@@ -65,7 +65,7 @@ class Transformed:
         smaller: the network without the channels that do nothing, if requested.
         smaller_metrics: what it costs, by metric.
         pruned: site → (zeros, weights) of its quantized weight, where ``[passes.prune]`` was applied.
-        reports: the passes that show something, with their settings.
+        reports: (name, file for its table, empty if none) of the passes that show something.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Transformed:
     smaller: Smaller | None = None
     smaller_metrics: Mapping[str, float] = field(default_factory=dict)
     pruned: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    reports: tuple[tuple[str, ReportSettings], ...] = ()
+    reports: tuple[tuple[str, str], ...] = ()
 
 
 def transform_trial(

@@ -25,8 +25,7 @@ def sheets(result: Transformed) -> Iterator[tuple[str, Sheet]]:
 def write(result: Transformed) -> list[Path]:
     """Write the tables that are to be saved, as CSV. Returns the files. Raises RunError where one cannot be written."""
     written = []
-    for name, settings in result.reports:
-        file = settings.save_path or (settings.save_dir and str(Path(settings.save_dir) / f"{name}.csv"))
+    for name, file in result.reports:
         if file:
             path = Path(file).expanduser()
             with parsing(RunError, f"{path}: cannot be written", "choose another file"):
