@@ -410,7 +410,6 @@ def init(
 
 
 ROOMS = (
-    "executors",
     "models",
     "datasets",
     "tasks",
@@ -421,6 +420,7 @@ ROOMS = (
     "samplers",
     "spaces",
     "targets",
+    "executors",
     "trackers",
 )
 
