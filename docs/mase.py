@@ -224,13 +224,15 @@ def table() -> str:
 def tried(command: str, text: str) -> tuple[bool, str]:
     """(whether it was refused, what was said beside the results) of a command, with `text` as its ``search.toml``."""
     Path("search.toml").write_text(text, encoding="utf-8")
-    out, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
+    out, messages = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(messages):
         try:
             application(command.split())(command.split(), standalone_mode=False)
         except BitfrontError as error:
             return True, with_flag_names(error)
-    lines = [line for line in told.getvalue().splitlines() if not re.match(r"training:|trained:|weights from", line)]
+    lines = [
+        line for line in messages.getvalue().splitlines() if not re.match(r"training:|trained:|weights from", line)
+    ]
     return False, "; ".join(line.removeprefix("note: ") for line in lines)
 
 

@@ -138,6 +138,8 @@ def test_unknown_keys_at_every_level_are_named_with_the_nearest(text, message):
         (SEARCH + "[search.search_space.seed]\nlinear = 3", r"f.toml:12: search.search_space.seed.linear: 3 is of the wrong type"),
         (SEARCH + "[search.search_space.seed.linear]\n", r"f.toml:11: search.search_space.seed.linear.config: this key is missing"),
         ("search = 3", r"f.toml:1: search: 3 is of the wrong type"),
+        ("[search]\nstrategy = 3", r"f.toml:2: search.strategy: 3 is of the wrong type"),
+        ("[search.strategy]\nsetup = 3", r"f.toml:2: search.strategy.setup: 3 is of the wrong type"),
         ("passes = 3", r"f.toml:1: passes: 3 is of the wrong type"),
         ("[search]", r"f.toml:1: search.strategy: this key is missing"),
     ],

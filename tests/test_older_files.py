@@ -70,7 +70,7 @@ def test_tables_of_a_search_at_the_top():
         parsed(OLDER.replace("mixed_precision", "llm_mixed_precision"))
 
 
-def test_choices_may_stand_in_a_table_of_their_own():
+def test_choices_may_stand_in_a_table_below():
     text = OLDER.replace('name = "integer"\ndata', '[search_space.quantization]\nby = "type"\nname = ["integer"]\ndata')
     config = parsed(text)
     assert config.search is not None

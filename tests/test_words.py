@@ -28,8 +28,8 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_what_exists_decides(words, option, file, overrides, said, capsys):
-    found, changed = read_words(words, option and Path(option), {"seed": 1})
-    assert (found, changed) == (file and Path(file), {"seed": 1, **overrides})
+    file_read, changed = read_words(words, option and Path(option), {"seed": 1})
+    assert (file_read, changed) == (file and Path(file), {"seed": 1, **overrides})
     assert capsys.readouterr().err.startswith(said)
 
 

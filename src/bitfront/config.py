@@ -176,7 +176,8 @@ class StrategyTable(Table):
     @classmethod
     def _of_a_sampler(cls, values: dict[str, Any]) -> dict[str, Any]:
         # A file that names a sampler, and no strategy, means that of samplers.
-        return {"name": "optuna", **values} if "sampler" in (values.get("setup") or {}) else values
+        setup = values.get("setup") if isinstance(values, dict) else None
+        return {"name": "optuna", **values} if isinstance(setup, dict) and "sampler" in setup else values
 
 
 class CalibrationTable(Table):

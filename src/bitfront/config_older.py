@@ -70,8 +70,8 @@ def _search_at_the_top(values: dict[str, Any], moves: Moves) -> list[str]:
         values.pop(key) if key in older else {} for key in ("search_space", "strategy", "runner")
     )
     notes = [f"{_listed(f'[{key}]' for key in older)} at the top: read as the tables of [search]"]
-    found, choices = _space(space)
-    where = ("search_space", "quantization") if "quantization" in space else ("search_space",)
+    where = ("search_space", "quantization") if isinstance(space.get("quantization"), dict) else ("search_space",)
+    table, choices = _space(space)
     if choices:
         moves.append((where, ("search", "search_space", "seed", "default", "config")))
         notes.append(f"the choices of [{'.'.join(where)}] are those of every layer, seed.default")
@@ -83,13 +83,13 @@ def _search_at_the_top(values: dict[str, Any], moves: Moves) -> list[str]:
     dropped = [key for table in (strategy, strategy.get("setup", {}), runner) for key in DROPPED if _drop(table, key)]
     if dropped:
         notes.append(f"{_listed(dropped)} of these tables: no effect here")
-    if "metrics" not in strategy:
+    if "metrics" not in strategy and isinstance(strategy.setdefault("hw_runner", {}), dict):
         strategy["metrics"] = {"accuracy": {}, "average_bitwidth": {}}
-        strategy.setdefault("hw_runner", {}).setdefault("average_bitwidth", {})
+        strategy["hw_runner"].setdefault("average_bitwidth", {})
         notes.append("no metrics are named: accuracy and average_bitwidth are the objectives")
     evaluation = _evaluation(samples, values)
     strategy.setdefault("sw_runner", {"basic_evaluation": evaluation})
-    values["search"] = {"search_space": found, "strategy": {**runner, **strategy}}
+    values["search"] = {"search_space": table, "strategy": {**runner, **strategy}}
     return notes
 
 
@@ -97,7 +97,7 @@ def _space(space: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """(the table of a space today, whether choices stood in the older table itself). Raises ConfigError."""
     space.pop("runner", None)
     style = space.pop("style", None)
-    if style is not None and style not in STYLES:
+    if style is not None and not (isinstance(style, str) and style in STYLES):
         raise ConfigError(
             f"{style!r} is a space of MASE for its copies of language models; Bitfront searches the layers of any "
             f"model: name = {PTQ!r} with the choices in [search.search_space.seed.default.config]",
@@ -105,7 +105,8 @@ def _space(space: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         )
     if style is None and ("seed" in space or "setup" in space):
         return space, False
-    choices = dict(space.pop("quantization", space))
+    inner = space.get("quantization")
+    choices = dict(inner if isinstance(inner, dict) else space)
     setup = {"by": choices.pop("by")} if "by" in choices else {}
     config = {key: value if isinstance(value, list) else [value] for key, value in choices.items()}
     return {"name": STYLES.get(str(style), PTQ), "setup": setup, "seed": {"default": {"config": config}}}, True
@@ -152,7 +153,11 @@ def _formats_at_the_top(values: dict[str, Any], moves: Moves, known: frozenset[s
     }
     by = str(values.pop("by", "type"))
     for classes in lists.values():
-        tables |= {kind: default if table.get("name") == "default" else table for kind, table in classes.items()}
+        tables |= {
+            kind: default if table.get("name") == "default" else table
+            for kind, table in classes.items()
+            if isinstance(table, Mapping)
+        }
     if lists:
         tables["default"] = {"name": "NA"}
     moves += [((key,), ("passes", "quantize", key, "config")) for key in tables]

@@ -111,10 +111,10 @@ def test_a_term_below_the_steps_of_the_others_is_named(scale, note):
         "width = [4]", "width = [4, 8]"
     )
     text = text.replace('"brute_force"\n', '"brute_force"\n[search.strategy.setup]\n' + SUMMED)
-    found = [n for n in bf.plan(parsed(text)).notes if "hardly counts" in n]
-    assert len(found) == (note is not None)
+    notes = [n for n in bf.plan(parsed(text)).notes if "hardly counts" in n]
+    assert len(notes) == (note is not None)
     if note:
-        (text,) = found
+        (text,) = notes
         assert re.match(note, text)
 
 

@@ -22,7 +22,7 @@ class Pruned:
     """A model with pruned weights.
 
     Attributes:
-        graph: captured, with a model of its own.
+        graph: captured, with a copy of the model.
         layers: site → name of the parameter that is its weight, for those whose weights were looked at.
         skipped: names of weights that stay as they are, because several names share their memory in part.
     """
