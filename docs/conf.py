@@ -37,6 +37,7 @@ NAVIGATION = {
         "docs/howto/interruptions",
         "docs/howto/cluster",
         "docs/howto/tracking",
+        "docs/howto/mase",
         "docs/howto/other-tools",
         "docs/howto/extend",
     ],

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import mase
 from pydantic.fields import FieldInfo
 
-from bitfront import config
+from bitfront import config, passes
 from bitfront.data import DATASETS
 from bitfront.data import sources as data_sources
 from bitfront.formats import FORMATS
@@ -184,7 +185,12 @@ bounds.
 
 def main() -> None:
     """Write the files; with ``--check``, only say whether they are up to date."""
-    pages = {FOLDER / "configuration.md": configuration(), FOLDER / "operations.md": operations()}
+    files = FOLDER / mase.PAGE
+    pages = {
+        FOLDER / "configuration.md": configuration(),
+        FOLDER / "operations.md": operations(),
+        files: mase.page(files.read_text(encoding="utf-8")),
+    }
     if "--check" in sys.argv:
         old = [str(path) for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
         sys.exit(f"out of date: {', '.join(old)}: make docs" if old else 0)
@@ -217,6 +223,7 @@ def configuration() -> str:
     parts.append(_runners())
     parts.append(_strategies())
     parts.append(_trackers())
+    parts.append(_passes())
     parts.append(
         "## Accepted without effect\n\nKeys of MASE that have no effect in Bitfront; a note names each of them: "
         + ", ".join(f"`{k}`" for k in sorted(config.WITHOUT_EFFECT))
@@ -324,6 +331,18 @@ def _trackers() -> str:
         fields = TRACKERS.get(name).Settings.model_fields
         parts.append(f"### `track.{name}`\n\n{meaning}\n\n{_table(fields) if fields else 'No settings.' + chr(10)}")
     return "\n".join(parts)
+
+
+def _passes() -> str:
+    return (
+        "## Passes: `[passes.NAME]`\n\n"
+        "What `bitfront transform --config FILE` does to the trained model. `[passes.quantize]` has the tables of a "
+        "seed, with one value in place of each list. Weights are pruned first, whatever the order of the tables. "
+        f"{', '.join(f'`{name}`' for name in config.REPORTS)} print tables, in the order of the file. "
+        "[Files of MASE](howto/mase.md)\n\n"
+        f"### `[passes.prune.weight]`\n\n{_table(passes.PruneSettings.model_fields)}\n"
+        f"### `[passes.report_node_type]` and the like\n\n{_table(passes.ReportSettings.model_fields)}"
+    )
 
 
 def _table(fields: dict[str, FieldInfo]) -> str:

@@ -1,5 +1,6 @@
 """The optimizers have the bits of torch's, whichever parameters have a gradient."""
 
+import math
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from bitfront.errors import EvaluationError
-from bitfront.optimizer import Optimizer
+from bitfront.optimizer import Optimizer, Schedule
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -65,3 +66,17 @@ def test_sparse_gradients_are_refused():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(EvaluationError, match="adam cannot be used with sparse gradients"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 0.5, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+        ("constant_with_warmup", [0, 0.5, 1, 1, 1, 1]),
+    ],
+)
+def test_rates_of_every_step(name, rates):
+    schedule = Schedule(name, 3.0, warmup=2, steps=6)
+    assert [schedule.rate_at(step) for step in range(6)] == pytest.approx([3 * rate for rate in rates])
+    assert Schedule(name, 3.0, warmup=0, steps=6).rate_at(0) == 3.0

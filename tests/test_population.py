@@ -141,6 +141,18 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [({"scheduler": "linear"}, "changes with every step"), ({"accumulation": 2}, "each step is of 2 batches")],
+)
+def test_what_populations_cannot_do_the_plain_training_does(more, reason):
+    make, data = CASES[next(iter(CASES))]
+    model, settings = make(), TrainSettings(max_epochs=2, max_steps=8, batch_size=128, **more)
+    (member,) = train_population([model], data, settings)
+    assert reason in member.alone
+    assert equal(member.state, train(model, data, settings).last_state)
+
+
 @compiled
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

@@ -303,3 +303,26 @@ def test_training_on_a_gpu(digits):
     assert result.history[result.best_epoch - 1].val_accuracy >= 0.96
     assert all(value.device.type == "cpu" for value in result.best_state.values())
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_gradients_of_several_batches_are_one_step(blobs):
+    """Batches of 40 in steps of 2 are batches of 80, with the same order, where no batch norm sees the batch."""
+    model = build_model("digits-mlp", (16,), 5, seed=0)
+    common = {"max_epochs": 2, "learning_rate": 0.1, "optimizer": "sgd"}
+    halves = train(model, blobs, TrainSettings(batch_size=40, accumulation=2, **common))
+    whole = train(model, blobs, TrainSettings(batch_size=80, **common))
+    single = train(model, blobs, TrainSettings(batch_size=40, **common))
+    assert (halves.steps, whole.steps, single.steps) == (6, 6, 10)  # of 200 samples the last step of an epoch has 40
+    for key, value in whole.last_state.items():
+        torch.testing.assert_close(halves.last_state[key], value)
+    assert not torch.allclose(single.last_state["fc1.weight"], whole.last_state["fc1.weight"], atol=1e-4)
+
+
+def test_a_scheduler_sets_the_rate_of_every_step(blobs, toy):
+    settings = TrainSettings(max_epochs=2, batch_size=50, learning_rate=0.1, scheduler="linear", warmup_steps=4)
+    result = train(toy, blobs, settings)
+    assert [record.learning_rate for record in result.history] == pytest.approx([0.075, 0.025])  # of the last steps
+    never = train(toy, blobs, TrainSettings(max_epochs=1, batch_size=50, scheduler="linear", warmup_steps=10**9))
+    assert torch.allclose(never.last_state["seq_blocks.2.weight"], toy.state_dict()["seq_blocks.2.weight"], atol=1e-9)
+    assert settings.why_plain == "the learning rate changes with every step (lr_scheduler = 'linear')"
+    assert TrainSettings(accumulation=3).why_plain == "each step is of 3 batches"

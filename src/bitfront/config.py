@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from bitfront import tomlfile
+from bitfront.config_older import check_load_type, understood
 from bitfront.config_texts import check_texts
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.files import short_name
@@ -25,11 +26,16 @@ from bitfront.registry import fact_in_source
 Direction = Literal["maximize", "minimize"]
 #: Keys of MASE that have no meaning here; they are accepted, and named in a note.
 WITHOUT_EFFECT = frozenset(
-    "accumulate_grad_batches auto_requeue cpu_num_workers debug disable_dataset_cache force_cpu github_ci "
-    "is_pretrained is_to_auto_requeue log_level max_token_len no_warnings nodes num_devices num_nodes num_targets "
-    "num_workers pretrained profile report_to strategy target to_debug trainer_precision trainer_strategy "
-    "transform".split()
+    "auto_requeue cf_args cpu_num_workers debug disable_dataset_cache force_cpu github_ci is_pretrained "
+    "is_to_auto_requeue log_level max_token_len no_warnings nodes num_devices num_nodes num_targets num_workers "
+    "pretrained profile quant_config report_to run_emit skip_build skip_test strategy target to_debug "
+    "trainer_precision trainer_strategy transform".split()
 )
+
+#: Passes that show something of the model.
+REPORTS = ("summarize_quantization", "report_node_type", "report_node_shape", "report_node_meta_param")
+#: The tables that ``[passes]`` may have.
+PASSES = ("quantize", "prune", *REPORTS)
 
 
 class Table(BaseModel):
@@ -170,7 +176,8 @@ class StrategyTable(Table):
     @classmethod
     def _of_a_sampler(cls, values: dict[str, Any]) -> dict[str, Any]:
         # A file that names a sampler, and no strategy, means that of samplers.
-        return {"name": "optuna", **values} if "sampler" in (values.get("setup") or {}) else values
+        setup = values.get("setup") if isinstance(values, dict) else None
+        return {"name": "optuna", **values} if isinstance(setup, dict) and "sampler" in setup else values
 
 
 class CalibrationTable(Table):
@@ -280,6 +287,7 @@ class Config(Table):
         "outputs of the float model",
     )
     max_epochs: int = Field(20, ge=1, description="epochs of training")
+    accumulate_grad_batches: int = Field(1, ge=1, description="batches whose gradients are averaged for one step")
     max_steps: int = Field(-1, ge=-1, description="training steps at most; -1: no limit")
     batch_size: int = Field(128, ge=1, description="samples per training step")
     learning_rate: float = Field(1e-3, gt=0, description="initial; follows a cosine down to 1e-6")
@@ -295,7 +303,7 @@ class Config(Table):
     log_every_n_steps: int = Field(50, ge=1, description="how often the training bar is updated")
     load_name: str | None = Field(None, description="checkpoint to start from, instead of training")
     load_type: Literal["pt", "pl"] = Field("pt", description="a state dict, or a Lightning checkpoint")
-    passes: dict[str, dict[str, Any]] = Field(default={}, description="for `transform`: `[passes.quantize]`")
+    passes: dict[str, dict[str, Any]] = Field(default={}, description="for `transform`; see below")
     search: SearchTable | None = Field(None, description="for `search`, `compare` and `plan`")
 
     _document: tomlfile.Document = PrivateAttr(tomlfile.Document("the configuration", {}))
@@ -399,13 +407,15 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     Raises:
         ConfigError: a key or a value is wrong.
     """
+    document, notes = understood(document, frozenset(Config.model_fields) | WITHOUT_EFFECT)
     values: dict[str, Any] = _deep_copy(document.values)
     ignored = sorted(k for k in values if k in WITHOUT_EFFECT)
-    notes = [f"{document.name}: {key} has no effect here" for key in ignored]
+    notes += [f"{document.name}: {key} has no effect here" for key in ignored]
     for key in ignored:
         del values[key]
     paths = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in (overrides or {}).items()}
-    changes = {k: v for k, v in paths.items() if v is not None}
+    changes = {k: v for k, v in paths.items() if v is not None and k not in WITHOUT_EFFECT}
+    notes += [f"{k} has no effect here" for k, v in paths.items() if v is not None and k in WITHOUT_EFFECT]
     if "search.strategy.setup.sampler" in changes:
         # A sampler belongs to the strategy optuna, whichever strategy the file names.
         changes.setdefault("search.strategy.name", "optuna")
@@ -415,9 +425,14 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
     check_texts(values, (), document, changes)
     values = _without_na(values)
     try:
+        notes += check_load_type(values)
         config = Config.model_validate(values)
     except ValidationError as error:
         raise _translated(error, document, changes) from None
+    except ConfigError as error:
+        if ".".join(error.key) not in changes:
+            error.located(document.name, document.line(error.key))
+        raise
     if config.project is not None and (Path(config.project).name != config.project or config.project == ".."):
         raise ConfigError(
             f"{config.project!r} is not the name of a folder; project_dir says where run folders are",
@@ -460,10 +475,9 @@ def _override(values: dict[str, Any], changes: Mapping[str, Any], document: toml
 def _check_passes(config: Config) -> None:
     with config.locating():
         for name in config.passes:
-            if name != "quantize":
+            if name not in PASSES:
                 raise ConfigError(
-                    f"there is no pass {name!r}; allowed: quantize.{nearest(name, ['quantize'])}",
-                    key=("passes", name),
+                    f"there is no pass {name!r}; {one_of(PASSES)}.{nearest(name, PASSES)}", key=("passes", name)
                 )
 
 

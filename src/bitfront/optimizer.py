@@ -1,4 +1,5 @@
-"""Steps of Adam, AdamW and SGD with momentum, by the functions under ``torch.optim``: the same bits.
+"""Steps of Adam, AdamW and SGD with momentum, by the functions under ``torch.optim``: the same bits. And learning rates
+that change with every step.
 
 Making an object of ``torch.optim`` imports torch's compiler, which nothing here uses: two seconds of every command that
 trains, and of every worker process. Its step also takes some 20 µs longer than the function: a tenth of a training step
@@ -7,7 +8,9 @@ of a small network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -20,8 +23,37 @@ from torch.optim.sgd import sgd
 from bitfront.errors import EvaluationError
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
+SchedulerName = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 #: Where torch has one kernel for a step of all parameters.
 FUSED = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate that changes with every step, as the schedulers of ``transformers`` with these names.
+
+    Attributes:
+        name: how it goes on after the warm-up: down to 0 on a line or a cosine, or constant.
+        rate: the highest.
+        warmup: so many steps it rises from 0 on a line.
+        steps: of the whole training; at least 1.
+    """
+
+    name: SchedulerName
+    rate: float
+    warmup: int
+    steps: int
+
+    def rate_at(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.rate * step / self.warmup
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        if self.name == "linear":
+            return self.rate * (1 - done)
+        if self.name == "cosine":
+            return self.rate * (1 + math.cos(math.pi * done)) / 2
+        return self.rate
 
 
 class Optimizer:
@@ -98,3 +130,31 @@ class Optimizer:
         other._columns = [[e if e is None or not e.dim() else e[rows] for e in column] for column in self._columns]
         other._alike = self._alike
         return other
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the optimizer takes a step in an epoch, and at which rate.
+
+    Attributes:
+        accumulation: batches whose gradients are averaged for a step.
+        schedule: the rate of each step; None where the rate of the epoch stays.
+        before: steps in earlier epochs.
+    """
+
+    accumulation: int
+    schedule: Schedule | None
+    before: int
+
+    def learn(self, loss: Tensor, optimizer: Optimizer, batch: int, batches: int) -> None:
+        """Learn from the loss of a batch, counted from 0, of an epoch with so many batches."""
+        done, place = divmod(batch, self.accumulation)
+        if place == 0:
+            for parameter in optimizer.parameters:  # the same as zero_grad(), but faster
+                parameter.grad = None
+        together = min(self.accumulation, batches - done * self.accumulation)  # fewer at the end of an epoch
+        (loss if together == 1 else loss / together).backward()  # type: ignore[no-untyped-call]
+        if place + 1 == together:
+            if self.schedule is not None:
+                optimizer.rate = self.schedule.rate_at(self.before + done)
+            optimizer.step()

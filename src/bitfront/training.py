@@ -8,9 +8,8 @@ is trained, and the results are state dicts.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -23,7 +22,8 @@ from bitfront.errors import ConfigError, DataError, EvaluationError, nearest, on
 from bitfront.graph.baking import private_copy
 from bitfront.interrupts import contained
 from bitfront.kernels.losses import Outputs
-from bitfront.optimizer import FUSED, Optimizer, OptimizerName
+from bitfront.optimizer import FUSED, Optimizer, OptimizerName, Pace, Schedule, SchedulerName
+from bitfront.randomness import Stream
 from bitfront.scoring import CHUNK, Evaluation, checked_logits, checked_outputs, measure
 from bitfront.tasks.base import Task
 from bitfront.tasks.classification import CLASSIFICATION
@@ -53,6 +53,9 @@ class TrainSettings:
         optimizer: sgd has momentum 0.9, Nesterov's.
         patience: stop after this many epochs in a row without a lower validation loss; None for never.
         seed: random seed for the order of the samples and for dropout.
+        scheduler: a learning rate that changes with every step, in place of the cosine over the epochs; None: none.
+        warmup_steps: of the scheduler: so many steps the rate rises from 0; without a scheduler it must be 0.
+        accumulation: batches whose gradients are averaged for one step of the optimizer.
         log_every_n_steps: how often `on_step` is called.
 
     Raises:
@@ -68,12 +71,16 @@ class TrainSettings:
     patience: int | None = None
     seed: int = 0
     log_every_n_steps: int = 50
+    scheduler: SchedulerName | None = None
+    warmup_steps: int = 0
+    accumulation: int = 1
 
     def __post_init__(self) -> None:
         at_least_one = {
             "max_epochs": self.max_epochs,
             "batch_size": self.batch_size,
             "log_every_n_steps": self.log_every_n_steps,
+            "accumulation": self.accumulation,
         }
         for key, value in at_least_one.items():
             _check(value >= 1, key, value, "1 or more")
@@ -98,6 +105,21 @@ class TrainSettings:
                 key=("optimizer",),
             )
 
+    @property
+    def why_plain(self) -> str:
+        """Why ``training.epochs`` alone can train so; empty if populations can too."""
+        if self.scheduler is not None:
+            return f"the learning rate changes with every step (lr_scheduler = {self.scheduler!r})"
+        return f"each step is of {self.accumulation} batches" if self.accumulation > 1 else ""
+
+    def schedule(self, batches: int) -> Schedule | None:
+        """The learning rate of each step, if it changes with every step, for epochs of so many batches."""
+        if self.scheduler is None:
+            return None
+        steps = self.max_epochs * -(-batches // self.accumulation)
+        steps = min(steps, self.max_steps) if self.max_steps > 0 else steps
+        return Schedule(self.scheduler, self.learning_rate, self.warmup_steps, steps)
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -108,7 +130,7 @@ class EpochRecord:
         train_accuracy: likewise, top-1, 0 to 1; NaN where the task is no classification.
         val_loss: mean loss on the val split after the epoch, in eval mode.
         val_accuracy: likewise; NaN where the task is no classification.
-        learning_rate: the one used during the epoch.
+        learning_rate: the one used during the epoch; with a scheduler, the last one.
         best: whether this epoch has the lowest val_loss so far.
         metrics: the metrics of another task than classification, on the val split after the epoch.
     """
@@ -230,21 +252,23 @@ def epochs(
     chunk = CHUNK if task.classifies else settings.batch_size
     result = TrainResult(start, start, best_epoch=0, history=(), steps=0, stopped="max_epochs")
     best_loss = math.inf
-    random = _Random(device, settings.seed)
+    random = Stream(device, settings.seed)
     for epoch in range(1, settings.max_epochs + 1):
-        rate = optimizer.rate = learning_rate(settings, epoch)
+        optimizer.rate = learning_rate(settings, epoch)
         batches = batches_of(trained, torch.randperm(len(y), generator=order).to(device), settings)
+        schedule = settings.schedule(len(batches))
         if settings.max_steps > 0:
-            batches = batches[: settings.max_steps - result.steps]
+            batches = batches[: (settings.max_steps - result.steps) * settings.accumulation]
+        pace = Pace(settings.accumulation, schedule, result.steps)
         report = on_step and _every(settings.log_every_n_steps, result.steps, on_step)
         with random.drawn():
             goal = _Goal(task, outputs, dataset.num_classes)
-            losses, accuracy = _epoch(trained, optimizer, x, y, batches, goal, report)
+            losses, accuracy = _epoch(trained, optimizer, x, y, batches, goal, pace, report)
             loss = mean_loss(losses, batches, epoch, settings)
             val = measure(task, trained, x_val, y_val, batch_size=chunk, outputs=outputs)
         if not math.isfinite(val.loss):
             raise diverged(f"the validation loss is {val.loss} after epoch {epoch}", settings)
-        better = val.loss < best_loss
+        better, rate = val.loss < best_loss, optimizer.rate
         best_loss = min(val.loss, best_loss)
         if isinstance(val, Evaluation):
             record = EpochRecord(epoch, loss, accuracy, val.loss, val.accuracy, rate, better)
@@ -257,7 +281,7 @@ def epochs(
             last_state=state,
             best_epoch=epoch if better else result.best_epoch,
             history=(*result.history, record),
-            steps=result.steps + len(batches),
+            steps=result.steps + -(-len(batches) // settings.accumulation),
         )
         stopped = stopped_by(settings, result.steps, epoch, result.best_epoch)
         result = replace(result, stopped=stopped or "max_epochs")
@@ -297,6 +321,7 @@ def _epoch(
     y: Tensor,
     batches: Sequence[Tensor],
     goal: _Goal,
+    pace: Pace,
     report: Callable[[int, Tensor], None] | None,
 ) -> tuple[Tensor, float]:
     """One pass over `batches`, indices into x and y: each batch's mean loss, and the accuracy of all (NaN where there
@@ -315,10 +340,7 @@ def _epoch(
                 "the model cannot be trained: its outputs have no gradients in training mode. Its forward may run "
                 "under torch.no_grad, or detach what it returns"
             )
-        for parameter in optimizer.parameters:  # the same as zero_grad(), but faster
-            parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        pace.learn(loss, optimizer, step, len(batches))
         losses.append(loss.detach())
         if goal.task.classifies:
             predicted.append(given.argmax(1))
@@ -415,31 +437,6 @@ def batches_of(model: nn.Module, order: Tensor, settings: TrainSettings) -> Sequ
 def snapshot(model: nn.Module) -> StateDict:
     """A copy of the state dict, on the CPU."""
     return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
-
-
-class _Random:
-    """The random numbers of dropout: a separate stream, independent of PyTorch's global one."""
-
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self._cuda = [device] if device.type == "cuda" else []
-        self._states: list[Tensor] = []
-        self._seed = seed
-
-    @contextlib.contextmanager
-    def drawn(self) -> Iterator[None]:
-        """Inside this block, the global generators continue this stream; after it, they have their old state again."""
-        with torch.random.fork_rng(devices=self._cuda):
-            if self._states:
-                torch.set_rng_state(self._states[0])
-                for gpu, state in zip(self._cuda, self._states[1:], strict=True):
-                    torch.cuda.set_rng_state(state, gpu)
-            else:
-                torch.default_generator.manual_seed(self._seed)
-                for gpu in self._cuda:
-                    with torch.cuda.device(gpu):
-                        torch.cuda.manual_seed(self._seed)
-            yield
-            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._cuda)]
 
 
 def _check(valid: bool, key: str, value: object, allowed: str) -> None:

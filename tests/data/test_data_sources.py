@@ -271,6 +271,23 @@ def test_cifar10_of_torchvision(cifar):
     assert len(opened("torchvision:CIFAR10", cifar, samples=12, image_size=8).y["test"]) == 12
 
 
+def test_short_names_of_torchvision(cifar):
+    assert (
+        opened("cifar10", cifar, samples=20).fingerprint == opened("torchvision:CIFAR10", cifar, samples=20).fingerprint
+    )
+    raw = cifar / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train", "t10k"):
+        images, labels = RNG.integers(0, 256, (20, 28, 28)).astype(np.uint8), np.arange(20, dtype=np.uint8) % 10
+        head = np.array([0x803, 20, 28, 28], ">i4").tobytes(), np.array([0x801, 20], ">i4").tobytes()
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(head[0] + images.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(head[1] + labels.tobytes())
+    data = opened("mnist", cifar, samples=20)
+    assert data.sample_shape == (1, 28, 28)
+    assert np.array_equal(data.x["test"][:, 0].numpy(), images.astype(np.float32) / 255)
+    assert opened("mnist", cifar, samples=20, channels=3).sample_shape == (3, 28, 28)
+
+
 def test_what_torchvision_lacks(tmp_path, monkeypatch):
     from bitfront import libraries
 

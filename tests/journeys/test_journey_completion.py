@@ -46,7 +46,12 @@ def test_subcommands_options_and_names(complete, shell):
     (shell.folder / "runs" / "nothing").mkdir()
     assert complete("bitfront ")[:3] == ["search", "compare", "plan"]
     assert complete("bitfront search --tens") == ["--tensorboard"]
-    assert complete("bitfront search --model jsc-t") == ["jsc-three-linear-layers", "jsc-tiny", "jsc-toy"]
+    assert complete("bitfront search --model jsc-t") == [
+        "jsc-three-linear-layers",
+        "jsc-three-linears",
+        "jsc-tiny",
+        "jsc-toy",
+    ]
     assert complete("bitfront plan --accelerator c") == ["cpu", "cuda"]
     assert complete("bitfront init --dataset ") == DATASETS.names()
     assert complete("bitfront compare --strategy optuna:n") == ["optuna:nsgaii", "optuna:nsgaiii"]

@@ -126,3 +126,24 @@ def test_minifloats_beside_integers(shell, shared_examples):
     assert "12 of " in typed.out + typed.err
     typed = shell("transform", "--config", config, "--check")
     assert "e4m3" in typed.out
+
+
+def test_three_linear_layers_in_a_row(shell, shared_examples):
+    """The second form of the width search: as the command of MASE has it, with its scheduler; each form for its model."""
+    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    config = shared_examples / "channel_multiplier_234.toml"
+    typed = shell("search", "jsc-three-linears", "jsc", "--config", config, "--max-epochs", 1, "--cpu", 0)
+    assert "note: model jsc-three-linears, dataset jsc, from the words of the command" in typed.err
+    assert "setup.sampler" not in typed.err
+    assert "candidates are trained one by one, which is slow: populations of networks have no lr_scheduler" in typed.err
+    assert "6 of 6 candidates evaluated (space exhausted)" in typed.out
+    log = json.loads((shell.folder / "runs/jsc-widths-234/log.json").read_text())
+    typed = shell("transform", "--run", "runs/jsc-widths-234", "--trial", 5, "--check", "--json")
+    alone, metrics = json.loads(typed.out), log["5"]["software_metrics"]
+    assert (alone["accuracy"], alone["loss"]) == (metrics["accuracy"], metrics["loss"])
+    swapped = [(config, "jsc-three-linear-layers", "jsc-three-linears (seq_blocks_2, seq_blocks_3, seq_blocks_4)")]
+    other = shared_examples / "channel_multiplier.toml"
+    swapped.append((other, "jsc-three-linears", "jsc-mlp or jsc-three-linear-layers (seq_blocks_2, seq_blocks_4,"))
+    for file, model, hint in swapped:
+        typed = shell("plan", "--config", file, "--model", model, code=2)
+        assert f"The file names layers of model {hint}" in typed.err.replace("\n", " ")

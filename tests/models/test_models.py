@@ -11,7 +11,8 @@ from bitfront.models import MODELS
 from bitfront.models.base import build_model
 from bitfront.testing.models import check_model
 
-FLAT = ["jsc-tiny", "jsc-toy", "jsc-new", "jsc-s", "jsc-three-linear-layers", "jsc-mlp", "digits-mlp"]
+FLAT = ["jsc-tiny", "jsc-toy", "jsc-new", "jsc-s", "jsc-three-linear-layers", "jsc-three-linears", "jsc-mlp"]
+FLAT += ["digits-mlp", "toy", "toy-tiny"]
 SPECTROGRAMS = ["ds-cnn", "ds-cnn-small"]
 
 
@@ -29,7 +30,7 @@ def test_image_models_conform(name, shape):
 
 
 def test_every_registered_model_is_checked_here():
-    assert set(MODELS.names()) == {*FLAT, *SPECTROGRAMS, "digits-cnn"}
+    assert set(MODELS.names()) == {*FLAT, *SPECTROGRAMS, "digits-cnn", "vgg7"}
 
 
 @pytest.mark.parametrize("name", SPECTROGRAMS)
@@ -55,6 +56,7 @@ def test_keyword_spotters_refuse_other_samples():
         ("jsc-new", 327),
         ("jsc-s", 32 + 1088 + 128 + 2080 + 1056 + 1056 + 165 + 10),
         ("jsc-three-linear-layers", 32 + 272 + 272 + 85),
+        ("jsc-three-linears", 32 + 272 + 272 + 85),
         ("jsc-mlp", 1088 + 2080 + 1056 + 165),
     ],
 )
@@ -76,6 +78,7 @@ def test_digits_cnn_has_four_weight_layers_and_stays_small():
         ("jsc-new", "bn relu" + " linear bn relu" * 3),
         ("jsc-s", "bn relu linear bn relu linear relu linear relu linear relu linear bn relu"),
         ("jsc-three-linear-layers", "bn relu" + " linear relu" * 3),
+        ("jsc-three-linears", "bn relu linear linear linear relu"),
         ("jsc-mlp", "linear relu linear relu linear relu linear"),
     ],
 )
@@ -88,6 +91,20 @@ def test_fx_names_the_sites_as_mase_does(name, kinds):
     assert [n.name for n in nodes[1:-1]] == [f"seq_blocks_{i}" for i in range(len(nodes) - 2)]
     modules = [type(traced.get_submodule(n.target)).__name__ for n in nodes[1:-1]]
     assert [short[m] for m in modules] == kinds.split()
+
+
+def test_fx_names_of_mase_on_images():
+    assert check_model(MODELS.get("toy"), (1, 2, 2), 2).parameters == 5 * 8 + 9 * 8 + 9 * 2
+    assert check_model(MODELS.get("toy-tiny"), (1, 2, 2), 2).sites[-4:] == ("l1", "relu_1", "l2", "relu_2")
+    with torch.device("meta"):
+        vgg = fx.symbolic_trace(MODELS.get("vgg7")((3, 32, 32), 10))
+        assert vgg(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    weights = {n: tuple(p.shape) for n, p in vgg.named_parameters() if p.dim() > 1}
+    convolutions = [f"feature_layers.{i}.weight" for i in (0, 3, 7, 10, 14, 17)]
+    assert list(weights) == [*convolutions, "classifier.0.weight", "classifier.2.weight", "last_layer.weight"]
+    assert weights["classifier.0.weight"] == (1024, 8192)
+    with pytest.raises(ConfigError, match=r"'vgg7' takes images.*have shape \(16,\)"):
+        build_model("vgg7", (16,), 5, seed=0)
 
 
 def test_fx_names_of_digits_cnn():

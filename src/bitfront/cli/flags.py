@@ -44,6 +44,14 @@ DATA_FLAGS = {
     "image_size": ("dataset_settings.image_size", int, "Pixels of a side of images."),
     "target_column": ("dataset_settings.target_column", str, "The column of a table that is the target."),
 }
+#: Further names of flags, which MASE's command has.
+OTHER_NAMES = {"load_name": ("--load",), "num_workers": ("--cpu",), "num_devices": ("--gpu",)}
+#: Flags of MASE's command that are accepted, and not shown, because they have no effect; a note says so.
+ACCEPTED = {
+    **dict.fromkeys(("num_workers", "num_devices", "nodes", "num_targets", "max_token_len"), int),
+    **dict.fromkeys(("log_level", "report_to", "trainer_precision", "target"), str),
+    **dict.fromkeys(("debug", "no_warnings", "disable_dataset_cache", "profile", "pretrained"), bool),
+}
 
 
 def with_flags(subcommand: Callable[..., None], more: Collection[str]) -> Callable[..., None]:
@@ -60,6 +68,7 @@ def with_flags(subcommand: Callable[..., None], more: Collection[str]) -> Callab
     ]
     flags += [(name, *given, None) for name, given in DATA_FLAGS.items()]
     flags += [(name, *SEARCH_FLAGS[name], of_key(name, SEARCH_FLAGS[name][1])) for name in more]
+    flags += [(name, name, kind, "", None) for name, kind in ACCEPTED.items()]
     flags = [flag for flag in flags if flag[2] is not None]
     signature = inspect.signature(subcommand, eval_str=True)
     parameters = [
@@ -68,6 +77,8 @@ def with_flags(subcommand: Callable[..., None], more: Collection[str]) -> Callab
     for name, _, kind, text, complete in flags:
         option = typer.Option(
             "--" + name.replace("_", "-"),
+            *OTHER_NAMES.get(name, ()),
+            hidden=name in ACCEPTED,
             help=text[:1].upper() + text[1:],
             show_default=False,
             autocompletion=complete,

@@ -17,24 +17,12 @@ if TYPE_CHECKING:
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="The TOML file. Flags override it.")
 ]
-PositionalConfigFile = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The same as --config.")]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run below runs.", autocompletion=runs)
 ]
 RunOption = Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder.", autocompletion=runs)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", callback=json_alone)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
-
-
-def one_file(positional: Path | None, option: Path | None) -> Path | None:
-    """The configuration file, given either as an argument or as ``--config``; None if neither is given.
-
-    Raises:
-        ConfigError: both are given.
-    """
-    if positional is not None and option is not None:
-        raise ConfigError(f"there are two configuration files, {positional} and --config {option}; give one")
-    return positional or option
 
 
 def load_configuration(file: Path | None, overrides: dict[str, Any]) -> Config:

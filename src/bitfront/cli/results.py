@@ -13,6 +13,7 @@ import typer
 
 from bitfront.cli import printing
 from bitfront.cli.completing import FORMATS, words
+from bitfront.cli.named import Words, read_words
 from bitfront.cli.options import (
     AsJson,
     ConfigFile,
@@ -35,6 +36,7 @@ Trials = Annotated[
 
 
 def transform(
+    names: Words = None,
     config: ConfigFile = None,
     run: RunOption = None,
     trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="The trial to rebuild.")] = None,
@@ -49,12 +51,13 @@ def transform(
 ) -> None:
     """Rebuild the model of a trial, and save it.
 
-    Give --run RUN --trial N, or --config FILE, whose [passes.quantize] is then applied to the trained model.
+    Give --run RUN --trial N, or --config FILE, whose [passes] are then applied to the trained model: quantize, prune.
     """
     import bitfront as bf
+    from bitfront.report import passes, tables
     from bitfront.report import smaller as smaller_tables
-    from bitfront.report import tables
 
+    config, overrides = read_words(names, config, overrides, quiet=quiet)
     if (run is None) == (config is None) or (run is None) != (trial is None):
         raise ConfigError("give either --run RUN --trial N, or --config FILE")
     if smaller and run is None:
@@ -77,8 +80,14 @@ def transform(
         return
     out = printing.console()
     tables.changes(result).show(out)
-    out.print()
-    tables.formats(result).show(out)
+    if result.formats:
+        out.print()
+        tables.formats(result).show(out)
+    for what, sheet in passes.sheets(result):
+        printing.print_line(f"\n{what}:")
+        sheet.show(out)
+    for file in passes.write(result):
+        printing.print_line(f"wrote {file}")
     if result.widths:
         printing.print_line(f"widths: {', '.join(f'{layer} {x} ({w})' for layer, (x, w) in result.widths.items())}")
     if result.evaluation is not None:
@@ -113,6 +122,8 @@ def _transformed(result: Transformed) -> dict[str, Any]:
     if result.evaluation is not None:
         document |= {**vars(result.evaluation), **result.evaluation.values}
         document.pop("metrics", None)
+    if result.pruned:
+        document["pruned"] = {site: {"zero": zero, "weights": total} for site, (zero, total) in result.pruned.items()}
     if result.smaller is not None:
         document["smaller"] = {
             "weights": {path: {"before": before, "now": now} for path, (before, now) in result.smaller.layers.items()},
@@ -124,6 +135,7 @@ def _transformed(result: Transformed) -> dict[str, Any]:
 
 
 def analyze(
+    names: Words = None,
     config: ConfigFile = None,
     run: RunOption = None,
     trial: Annotated[int | None, typer.Option("--trial", metavar="N", help="A trial of that run.")] = None,
@@ -141,6 +153,7 @@ def analyze(
     """
     from bitfront.config import load_config
 
+    config, overrides = read_words(names, config, overrides, quiet=quiet)
     if (run is None) != (trial is None) or (run is not None and config is not None):
         raise ConfigError("give --run RUN --trial N, or --config FILE, or neither")
     if as_csv and as_json:

@@ -8,7 +8,8 @@ import typer
 
 from bitfront.cli import printing
 from bitfront.cli.completing import SPLITS, compared_strategies, words
-from bitfront.cli.options import AsJson, ConfigFile, PositionalConfigFile, Quiet, load_configuration, one_file
+from bitfront.cli.named import Words, read_words
+from bitfront.cli.options import AsJson, ConfigFile, Quiet, load_configuration
 
 InsecureExecutor = Annotated[
     bool,
@@ -19,7 +20,7 @@ InsecureExecutor = Annotated[
 
 
 def search(
-    file: PositionalConfigFile = None,
+    names: Words = None,
     config: ConfigFile = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete the trials of an earlier search.")] = False,
     insecure_executor: InsecureExecutor = False,
@@ -33,7 +34,7 @@ def search(
     Trains first if there are no weights yet. A stopped search continues where it stopped. Without a file, the default
     configuration runs: digits-cnn on digits.
     """
-    config = one_file(file, config)
+    config, overrides = read_words(names, config, overrides, quiet=quiet)
     loaded = load_configuration(config, overrides)
     from bitfront import api
     from bitfront.report import tables
@@ -52,7 +53,7 @@ def search(
 
 
 def compare(
-    file: PositionalConfigFile = None,
+    names: Words = None,
     config: ConfigFile = None,
     strategy: Annotated[
         list[str] | None,
@@ -76,7 +77,7 @@ def compare(
     Every candidate is evaluated once, for all strategies. --n-trials is the budget of each run (400); brute force
     evaluates the whole space. Writes compare.json and figures to the folder compare in the run folder.
     """
-    config = one_file(file, config)
+    config, overrides = read_words(names, config, overrides, quiet=quiet)
     loaded = load_configuration(config, overrides)
     from bitfront import api
     from bitfront.report import comparison as comparison_report
@@ -101,7 +102,7 @@ def compare(
 
 def plan(
     config: ConfigFile = None,
-    file: PositionalConfigFile = None,
+    names: Words = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -112,7 +113,7 @@ def plan(
     Shows the options of each site and the rule they come from, the size of the space, the cost of a candidate and the
     expected time.
     """
-    loaded = load_configuration(one_file(file, config), overrides)
+    loaded = load_configuration(*read_words(names, config, overrides, quiet=quiet))
     from bitfront import api
     from bitfront.engine.planning.pacing import with_timeout
     from bitfront.engine.planning.probe import seconds_per_candidate
@@ -147,6 +148,7 @@ def plan(
 
 
 def train(
+    names: Words = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -157,7 +159,7 @@ def train(
 
     Writes the best and the last weights to checkpoints/ in the run folder.
     """
-    loaded = load_configuration(config, overrides)
+    loaded = load_configuration(*read_words(names, config, overrides, quiet=quiet))
     import bitfront as bf
 
     with printing.events(quiet) as events:
@@ -177,6 +179,7 @@ def train(
 
 
 def test(
+    names: Words = None,
     config: ConfigFile = None,
     split: Annotated[str, typer.Option(help="train, val or test.", autocompletion=words(SPLITS))] = "test",
     as_json: AsJson = False,
@@ -185,7 +188,7 @@ def test(
     overrides: dict[str, Any],
 ) -> None:
     """Evaluate the trained model on the test split."""
-    loaded = load_configuration(config, overrides)
+    loaded = load_configuration(*read_words(names, config, overrides, quiet=quiet))
     import bitfront as bf
     from bitfront.metrics.intervals import wilson
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
 from bitfront.data.factory import load_factory
 from bitfront.data.sources import SOURCES
-from bitfront.errors import ConfigError, DataError
+from bitfront.errors import ConfigError, DataError, UnknownNameError, nearest
 
 #: Ending of a file → the dataset that reads it.
 FILES = {".npz": "npz", ".csv": "csv", ".parquet": "parquet"}
@@ -45,10 +46,21 @@ def load_dataset(name: str, request: DataRequest | None = None) -> Dataset:
     elif colon:
         _refuse_settings(name, request)
         return _noted(load_factory(name, request), request)
-    reader = DATASETS.get(name)
+    reader = _registered(name)
     if "settings" not in DATASETS.facts(name):
         _refuse_settings(name, request)
     return _noted(reader(request), request, prepares="settings" in DATASETS.facts(name))
+
+
+def _registered(name: str) -> Callable[[DataRequest], Dataset]:
+    """The registered dataset of that name. Raises UnknownNameError."""
+    try:
+        return DATASETS.get(name)
+    except UnknownNameError as error:
+        if not nearest(name, DATASETS.names()):
+            prefixes = " or ".join(f"{prefix}:" for prefix in SOURCES.names())
+            error.message += f" Data of a library has a prefix, {prefixes}, such as torchvision:CIFAR100"
+        raise
 
 
 def is_path(name: str) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitfront import checkpoints
-from bitfront import config as configuration
-from bitfront.config import Config
+from bitfront.config import CalibrationTable, Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, ModelEvaluator
@@ -33,15 +33,19 @@ from bitfront.formats.spelling import read, spelled
 from bitfront.graph import Graph, capture
 from bitfront.graph.baking import private_copy
 from bitfront.learned_bits.smaller import Smaller, compared, without_idle_channels
+from bitfront.passes import Passes, configured_passes
 from bitfront.scoring import CHUNK, Evaluation, TaskEvaluation, measure
 from bitfront.spaces.described import CandidateConfig
 from bitfront.spaces.quantize import QuantizationSpace, single
 from bitfront.tasks.configured import task_of
 from bitfront.transforms import calibrate, quantize
 from bitfront.transforms.correct import corrected
+from bitfront.transforms.prune import Pruned, pruned
 
 #: Number of calibration samples for ``[passes.quantize]``: the default of a search.
-CALIBRATION_SAMPLES = configuration.CalibrationTable().num_samples
+CALIBRATION_SAMPLES = CalibrationTable().num_samples
+#: A candidate whose sites all stay in float.
+IN_FLOAT: Mapping[str, Any] = {"by": "name", "default": {"config": {"name": "NA"}}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,8 @@ class Transformed:
         widths: layer → (its multiplier, its output width), for layers whose width was searched.
         smaller: the network without the channels that do nothing, if requested.
         smaller_metrics: what it costs, by metric.
+        pruned: site → (zeros, weights) of its quantized weight, where ``[passes.prune]`` was applied.
+        reports: (name, file for its table, empty if none) of the passes that show something.
     """
 
     model: nn.Module
@@ -72,6 +78,8 @@ class Transformed:
     widths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     smaller: Smaller | None = None
     smaller_metrics: Mapping[str, float] = field(default_factory=dict)
+    pruned: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    reports: tuple[tuple[str, str], ...] = ()
 
 
 def transform_trial(
@@ -246,7 +254,9 @@ def _finetuned(evaluator: ModelEvaluator, folder: Path, number: int) -> ModelEva
 
 
 def transform_config(config: Config, *, check: bool = False, events: Events | None = None) -> Transformed:
-    """Apply ``[passes.quantize]`` to the trained model of `config`, and save the result in the run folder.
+    """Apply ``[passes]`` to the trained model of `config`, and save the result in the run folder.
+
+    Weights are pruned first, whatever the order of the tables, so that formats are calibrated on what is deployed.
 
     Args:
         config: the configuration.
@@ -257,31 +267,54 @@ def transform_config(config: Config, *, check: bool = False, events: Events | No
         UserError: the configuration, the data or the checkpoint cannot be used; the message says why.
     """
     events = events or Events()
-    passes = configuration.quantize_pass(config)
+    passes = configured_passes(config)
     dataset, model = open_inputs(config, events)
     sample = dataset.split("train")[0][:2]
     with config.locating():
-        single(capture(model, sample), passes, ("passes", "quantize"))
+        _space_of(passes, capture(model, sample))
         if config.load_name is None:
             refuse_without_labels(config, "the float model needs weights; name them with load_name")
         trained = trained_model(config, model, dataset, events).model
         graph = capture(trained, sample)
-        space = single(graph, passes, ("passes", "quantize"))
+        prune = passes.prune
+        cut = None if prune is None else pruned(graph, prune.sparsity, prune.scope)
+        graph = graph if cut is None else cut.graph
+        space = _space_of(passes, graph)
         graph = space.graph
     for key in space.unused:
-        events.note(
-            f"{key!r} of [passes.quantize] names nothing here (by = {passes.get('by', 'name')!r}), and is not used"
-        )
-    wanted = space.formats(np.zeros(len(space.groups), dtype=np.int64))
-    formats = calibrate(graph, wanted, chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0])
+        by = (passes.quantize or IN_FLOAT).get("by", "name")
+        events.note(f"{key!r} of [passes.quantize] names nothing here (by = {by!r}), and is not used")
+    if cut is not None and cut.skipped:
+        events.note(f"[passes.prune] leaves {', '.join(cut.skipped)} as they are: they share memory in part")
+    chosen = space.formats(np.zeros(len(space.groups), dtype=np.int64))
+    formats = calibrate(graph, chosen, chosen_samples(dataset, "train", CALIBRATION_SAMPLES, config.seed)[0])
     rebuilt = quantize(graph, formats, bake=True)
     task = task_of(config)
     dataset = with_outputs(config, dataset, trained, task)
     chunk, val = CHUNK if task.classifies else config.batch_size, dataset.split("val")
     evaluation = measure(task, rebuilt, *val, batch_size=chunk, outputs=graph.outputs) if check else None
-    saved = config.run_folder / "transformed" / "quantize"
-    result = Transformed(rebuilt, formats, graph, passes, saved, None, evaluation)
+    saved = config.run_folder / "transformed" / ("quantize" if passes.quantize else "prune" if cut else "float")
+    zeros = {} if cut is None else _zeros(rebuilt, cut)
+    spelled_out = passes.quantize or IN_FLOAT
+    result = Transformed(
+        rebuilt, formats, graph, spelled_out, saved, None, evaluation, pruned=zeros, reports=passes.reports
+    )
     return _save(result)
+
+
+def _space_of(passes: Passes, graph: Graph) -> QuantizationSpace:
+    """The space whose only candidate has the formats of ``[passes.quantize]``. Raises ConfigError."""
+    if passes.quantize is None:
+        return QuantizationSpace.of_float(graph)
+    return single(graph, passes.quantize, ("passes", "quantize"))
+
+
+def _zeros(model: nn.Module, cut: Pruned) -> dict[str, tuple[int, int]]:
+    """Site → (zeros, weights) in the deployed model."""
+    state = model.state_dict()
+    return {
+        site: (int((state[name] == 0).sum()), state[name].numel()) for site, name in cut.layers.items() if name in state
+    }
 
 
 def _save(result: Transformed) -> Transformed:

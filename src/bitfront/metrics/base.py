@@ -194,6 +194,15 @@ class RunnerSettings(Table):
         """The same with a number of samples; asked only of settings whose ``samples.auto`` is true."""
         return self
 
+    @property
+    def batch(self) -> int | None:
+        """Samples in the batch that the metrics are of; None where they are of a sample."""
+        return None
+
+    def with_batch(self, size: int) -> Self:  # noqa: ARG002
+        """The same where batches have `size` samples and the table does not say another size."""
+        return self
+
 
 class Runner(ABC):
     """Turns a batch of candidates into metrics.

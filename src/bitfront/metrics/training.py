@@ -14,6 +14,7 @@ from pydantic import Field
 
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, RunnerSettings, Side, Values
+from bitfront.optimizer import SchedulerName
 from bitfront.spaces.base import Codes
 
 
@@ -36,6 +37,18 @@ class BasicTrainSettings(RunnerSettings):
     learning_rate: float | None = Field(None, gt=0, description="initial; default: that of the top")
     batch_size: int | None = Field(None, ge=1, description="samples per step; default: that of the top")
     weight_decay: float | None = Field(None, ge=0, description="default: that of the top")
+    lr_scheduler: SchedulerName | None = Field(
+        None,
+        description="a learning rate that changes with every step, in place of the cosine over the epochs. With it, "
+        "candidates are trained alone",
+    )
+    num_warmup_steps: int = Field(0, ge=0, description="of `lr_scheduler`: steps in which the rate rises from 0")
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="batches whose gradients are averaged for a step. With more than 1, candidates are trained alone",
+    )
+    name: str | None = Field(None, description="accepted, without effect")
     init: Literal["inherit", "fresh"] = Field(
         "inherit", description="start from the float model's weights, widened or narrowed, or from `fresh` ones"
     )

@@ -7,14 +7,14 @@ random numbers drawn after it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from bitfront.errors import BitfrontError, ConfigError
+from bitfront.errors import BitfrontError, ConfigError, UnknownNameError, UserError, nearest
 from bitfront.models import MODELS
 from bitfront.models.sources import SOURCES, source_of
 from bitfront.models.sources.base import ModelRequest
@@ -67,7 +67,7 @@ def build_model(
         factory = _imported_factory(name)
     else:
         _check_outputs(name, num_classes)
-        factory = MODELS.get(name)
+        factory = _registered(name)
     return build_from_factory(factory, sample_shape, num_classes, seed, name)
 
 
@@ -114,6 +114,32 @@ def build_from_factory(
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         _give_shapes(model, sample_shape, seed, name)
     return model
+
+
+def _registered(name: str) -> Callable[[Any, int], nn.Module]:
+    """The registered model of that name. Raises UnknownNameError."""
+    try:
+        return MODELS.get(name)
+    except UnknownNameError as error:
+        if not nearest(name, MODELS.names()):
+            prefixed = " or ".join(f"{prefix}:{name}" for prefix in SOURCES.names())
+            error.message += f" For a model of a library write its prefix too: {prefixed}"
+        raise
+
+
+def models_with(layers: Collection[str], sample_shape: tuple[int, ...], num_classes: int) -> list[str]:
+    """Names of the registered models for such samples in which all of `layers`, by fx name or path, have weights."""
+    names = []
+    for name in MODELS.names():
+        try:
+            with torch.device("meta"):
+                model = MODELS.get(name)(sample_shape, num_classes)
+        except (UserError, NotImplementedError):
+            continue  # it is for other samples, or cannot be made without weights
+        weighted = {path for path, module in model.named_modules() if hasattr(module, "weight")}
+        if {layer.replace("_", ".") for layer in layers} <= {path.replace("_", ".") for path in weighted}:
+            names.append(name)
+    return names
 
 
 def _check_outputs(name: str, num_classes: int) -> None:

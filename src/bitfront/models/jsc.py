@@ -85,6 +85,18 @@ def jsc_three_linear_layers(sample_shape: tuple[int, ...], num_classes: int) -> 
     )
 
 
+@MODELS.register("jsc-three-linears", data="jsc")
+def jsc_three_linears(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Three linear layers, 16-16-16-5, one behind the other at seq_blocks_2, _3 and _4: that lab's other form."""
+    features = _flat_features("jsc-three-linears", sample_shape)
+    return JSCModel(
+        nn.BatchNorm1d(features),
+        nn.ReLU(),
+        *(nn.Linear(features, 16), nn.Linear(16, 16), nn.Linear(16, num_classes)),
+        nn.ReLU(),
+    )
+
+
 @MODELS.register("jsc-mlp", data="jsc")
 def jsc_mlp(sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Four linear layers, 16-64-32-32-5, ReLU between, none at the end: the network of the hls4ml papers."""

@@ -126,7 +126,7 @@ def train_population(
     resident(dataset, "val", device)
     _check_trainable(models, len(labels), settings)
     shape, classes, traced = tuple(samples.shape[1:]), dataset.num_classes, Traced()
-    alone = alone or _not_compiled(task, outputs)
+    alone = alone or settings.why_plain or _not_compiled(task, outputs)
     members = [_Member(model, alone or _program(model, shape, device, traced, classes)) for model in models]
     groups: list[_Group | _Alone] = [
         _Group(together, _trainer(together, settings, device, parts), dataset, settings, device)

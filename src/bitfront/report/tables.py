@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -75,6 +77,12 @@ class Sheet:
                 for cell, w, c in zip(row, widths, self.columns, strict=True)
             ]
             console.print(Text("| " + " | ".join(cells) + " |"), soft_wrap=True)
+
+    def to_csv(self) -> str:
+        """The table as CSV, with a header."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
 
     def _parts(self, width: int) -> list[list[int]]:
         """The columns of each frame. Columns that do not fit without breaking words go into another frame below, which

@@ -146,7 +146,7 @@ def without_effect(strategy: ConfiguredStrategy, setup: Mapping[str, Any]) -> li
     """Remarks on keys of `setup` that are settings of other strategies only, and differ from their defaults."""
     notes = []
     for key, value in setup.items():
-        if key in strategy.kind.Settings.model_fields:
+        if key in strategy.kind.Settings.model_fields or (key == SAMPLER and _names(value, strategy.name)):
             continue
         owners = _owners(key)
         if any(STRATEGIES.get(n).Settings.model_fields[key].default != value for n in owners):
@@ -172,6 +172,11 @@ def _owners(key: str) -> list[str]:
     return [name for name in STRATEGIES.names() if key in STRATEGIES.get(name).Settings.model_fields]
 
 
+def _names(sampler: object, strategy: str) -> bool:
+    """Whether a file's sampler is the strategy itself, as ``sampler = "brute-force"`` is brute force."""
+    return sampler in STRATEGIES and STRATEGIES.official(str(sampler)) == strategy
+
+
 def _check_key(key: str, value: object, kind: type[Strategy], name: str) -> None:
     """Raise ConfigError for a key that no strategy has, or that names the sampler of another one. Other settings of
     other strategies have no effect: one file may be used with several."""
@@ -181,6 +186,5 @@ def _check_key(key: str, value: object, kind: type[Strategy], name: str) -> None
     if not owners:
         known = [*StrategySetup.model_fields, *kind.Settings.model_fields]
         raise ConfigError(f"unknown key; {one_of(known)}.{nearest(key, known)}", key=(*SETUP, key))
-    same = value in STRATEGIES and STRATEGIES.official(str(value)) == name
-    if key == SAMPLER and not same:
+    if key == SAMPLER and not _names(value, name):
         raise ConfigError(f"a {key} belongs to strategy {owners[0]!r}, and this one is {name!r}", key=(*SETUP, key))

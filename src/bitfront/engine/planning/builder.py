@@ -36,6 +36,7 @@ from bitfront.engine.planning.inputs import (
 from bitfront.engine.planning.learning import bits_learning, unused_settings
 from bitfront.engine.planning.memory import limit_memory
 from bitfront.engine.planning.notes import folding_notes, remarks
+from bitfront.engine.planning.outweighed import outweighed
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import (
     FIRST_SAMPLES,
@@ -54,6 +55,8 @@ from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import check_weights
 from bitfront.graph.readiness import halves_note, in_float32
 from bitfront.metrics.base import Metric
+from bitfront.models import MODELS
+from bitfront.models.base import models_with
 from bitfront.objectives import Objectives
 from bitfront.spaces import SPACES
 from bitfront.spaces.model_space import ModelSpace
@@ -128,7 +131,7 @@ def make_plan(
     changed = _folded(config, original, sample, strategy, trains=trains)
     graph = original if changed is None else changed.graph
     with config.locating():
-        space = None if strategy.kind.trains_bits else _space(config, graph)
+        space = None if strategy.kind.trains_bits else _fitting_space(config, graph, dataset)
         job = _job(config, original, dataset, runners, objectives, device, strategy, task)
         evaluator = _evaluator(config, job, graph, space)
         n_trials = _budget(setup, strategy, evaluator.space.size)
@@ -155,6 +158,7 @@ def make_plan(
             *half,
             *remembered,
             *lost,
+            *outweighed(evaluator, objectives),
             *_of_strategy(strategy, objectives, config, task),
         ),
         constraints=constraints,
@@ -219,6 +223,7 @@ def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple
     usual = () if config.search.strategy.metrics else strategy.kind.usual_objectives
     usual = tuple(task.leading.name if name == CLASSIFICATION.leading.name else name for name in usual)
     runners, added = configured(config.search, usual, task)
+    runners = tuple(replace(r, settings=r.settings.with_batch(config.batch_size)) for r in runners)
     return runners, added, _objectives(config, [m for runner in runners for m in runner.produces], usual)
 
 
@@ -266,6 +271,23 @@ def _choices(config: Config) -> Choices:
     """The tables of choices, ``[search.search_space.seed.*]``."""
     assert config.search is not None
     return {k: v.config for k, v in config.search.search_space.seed.items()}
+
+
+def _fitting_space(config: Config, graph: Graph, dataset: Dataset) -> ModelSpace:
+    """The space of the captured model. Raises ConfigError, which names the models that the layers in the file fit."""
+    assert config.search is not None
+    try:
+        return _space(config, graph)
+    except ConfigError as error:
+        table = config.search.search_space
+        named = [key for key in table.seed if key != "default"]
+        seed = ("search", "search_space", "seed")
+        if error.key[: len(seed)] == seed and table.setup.by == "name" and named and config.model in MODELS:
+            fitting = models_with(named, dataset.sample_shape, dataset.num_classes)
+            if others := [name for name in fitting if name != MODELS.official(config.model)]:
+                stop = "" if error.message.endswith("?") else "."
+                error.message += f"{stop} The file names layers of model {' or '.join(others)} ({', '.join(named)})"
+        raise
 
 
 def _space(config: Config, graph: Graph) -> ModelSpace:

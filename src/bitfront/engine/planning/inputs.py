@@ -33,7 +33,9 @@ FINGERPRINT_SAMPLES, FINGERPRINT_VALUES = 4, 64
 def training_settings(config: Config) -> dict[str, Any]:
     """The keys of the configuration that training depends on, with their values."""
     keys = "max_epochs max_steps batch_size learning_rate weight_decay training_optimizer patience".split()
-    return {k: getattr(config, k) for k in keys}
+    # Runs from before there was this key have no entry for it.
+    newer = {} if config.accumulate_grad_batches == 1 else {"accumulate_grad_batches": config.accumulate_grad_batches}
+    return {k: getattr(config, k) for k in keys} | newer
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -14,6 +14,7 @@ from bitfront.graph.capture import parameter
 from bitfront.graph.memory import stored_tensors
 from bitfront.graph.outputs import outputs_note
 from bitfront.learned_bits.space import LearnedBitsSpace
+from bitfront.metrics.training import BasicTrainSettings
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.tasks.base import Task
 from bitfront.transforms.correct import has_bias, norms_behind
@@ -157,10 +158,21 @@ def _training_notes(
                 "sw_runner.basic_train trains each candidate"
             )
         return notes
-    training, available = configured_training(runners), len(dataset.split("train")[1])
-    if training is not None and (number := training[1].num_samples) is not None and number > available:
-        return [f"{training[0].name}.num_samples = {number:,}, and train has {available:,} samples: all are used"]
-    return []
+    training = configured_training(runners)
+    return [] if training is None else _settings_notes(training[0].name, training[1], len(dataset.split("train")[1]))
+
+
+def _settings_notes(name: str, settings: BasicTrainSettings, available: int) -> list[str]:
+    """Remarks on the settings of the runner `name` that trains candidates; `available`: the training samples."""
+    notes, number = [], settings.num_samples
+    if number is not None and number > available:
+        notes.append(f"{name}.num_samples = {number:,}, and train has {available:,} samples: all are used")
+    if settings.name is not None:
+        notes.append(f"{name}.name has no effect: [search.strategy.metrics] says what is measured")
+    if settings.lr_scheduler is not None or settings.gradient_accumulation_steps > 1:
+        key = "gradient_accumulation_steps" if settings.lr_scheduler is None else "lr_scheduler"
+        notes.append(f"candidates are trained one by one, which is slow: populations of networks have no {key}")
+    return notes
 
 
 def _objective_notes(config: Config) -> list[str]:

@@ -175,6 +175,11 @@ class Plan:
         return bool(self.constraints) and training is not None and training.halving is not None
 
     @property
+    def _batch(self) -> dict[str, int]:
+        """The size of the batch that costs are of, where they are not of a sample."""
+        return next(({"batch": size} for r in self.runners if (size := r.settings.batch)), {})
+
+    @property
     def _in_pieces(self) -> bool:
         samples = len(self.evaluator.job.calibration)
         return piece_length(self.space.graph, samples) < samples
@@ -220,6 +225,7 @@ class Plan:
             # An earlier version did not look at constraints there.
             **({"halving": "by constraints"} if self._halves_by_constraints else {}),
             **described(self.config),
+            **self._batch,
             **({"folded": "batch_norm"} if search.fold_batch_norm else {}),
             **({"library_weights": True} if library else {}),
             # Of logits there is nothing to say, as before there were other outputs.

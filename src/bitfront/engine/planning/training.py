@@ -13,6 +13,7 @@ from bitfront.errors import ConfigError
 from bitfront.metrics.configured import ConfiguredRunner
 from bitfront.metrics.training import BasicTrainSettings, HalvingSettings
 from bitfront.objectives import Objectives
+from bitfront.optimizer import SchedulerName
 from bitfront.tasks.base import Task
 from bitfront.training import TrainSettings
 
@@ -84,6 +85,9 @@ def candidate_training(
         weight_decay=config.weight_decay if table.weight_decay is None else table.weight_decay,
         optimizer=table.optimizer or config.training_optimizer,
         seed=config.seed,
+        scheduler=_scheduler(table, runner.where),
+        warmup_steps=table.num_warmup_steps,
+        accumulation=table.gradient_accumulation_steps,
     )
     halving = None
     if table.halving is not None:
@@ -91,6 +95,17 @@ def candidate_training(
         halving = _halving(runners, table.halving, table.max_epochs, objectives, task.leading.name, where)
     classes, inputs = dataset.num_classes, dataset.inputs
     return CandidateTraining(x, y, classes, settings, table.init, table.float_epochs, halving, inputs=inputs)
+
+
+def _scheduler(table: BasicTrainSettings, where: tuple[str, ...]) -> SchedulerName | None:
+    """The scheduler of the learning rate. Raises ConfigError for a warm-up that nothing has."""
+    if table.num_warmup_steps and table.lr_scheduler in (None, "constant"):
+        raise ConfigError(
+            f"{table.num_warmup_steps} steps of warm-up belong to a scheduler that has one; add lr_scheduler = "
+            "'cosine', 'linear' or 'constant_with_warmup'",
+            key=(*where, "num_warmup_steps"),
+        )
+    return table.lr_scheduler
 
 
 def _check_samples(calibration: CalibrationTable) -> None:

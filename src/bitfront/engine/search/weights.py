@@ -105,6 +105,7 @@ def _train(config: Config, model: nn.Module, dataset: Dataset, events: Events, b
         patience=config.patience,
         seed=config.seed,
         log_every_n_steps=config.log_every_n_steps,
+        accumulation=config.accumulate_grad_batches,
     )
     graph = capture(model, dataset.split("train")[0][:2])
     fingerprint = _training_fingerprint(config, model, dataset, graph.outputs)
