@@ -24,7 +24,7 @@ def check_target(
     Args:
         name: the registered name of the target, or the target itself.
         candidate: a small network with its formats.
-        x: samples for it, float32 of shape (samples, *features).
+        x: samples for it, float32 of shape ``(samples, *features)``.
         folder: where the files go; does not exist, and its parent is empty.
         refusal: a regular expression. If it is given, the target must refuse the candidate with a message that has it.
         judged: whether the judge runs the files; without it they are only written.

@@ -88,7 +88,7 @@ class Search:
         return self.run.config.run_name
 
     @property
-    def parameters(self) -> dict[str, str]:
+    def configuration(self) -> dict[str, str]:
         """The configuration: dotted key → value as text."""
         return flattened(self.run.config.effective())
 

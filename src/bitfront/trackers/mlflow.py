@@ -148,7 +148,7 @@ class MLflow(Tracker):
         """Keep the configuration and the tags. A parameter cannot be changed: a new value is kept as a tag."""
         from mlflow.entities import RunTag
 
-        given = {_key(key): value for key, value in self._search.parameters.items()}
+        given = {_key(key): value for key, value in self._search.configuration.items()}
         first = run.data.params
         self._send_parameters(self._run, {key: value for key, value in given.items() if key not in first})
         tags = self._search.tags

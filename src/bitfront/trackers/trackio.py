@@ -125,7 +125,7 @@ class Trackio(Tracker):
 
 def _described(search: Search, group: str | None) -> dict[str, Any]:
     """The configuration and the tags, with the keys that trackio's pages show."""
-    return {"_Created": _now(), "_Group": group, **search.parameters, **search.tags}
+    return {"_Created": _now(), "_Group": group, **search.configuration, **search.tags}
 
 
 def _now() -> str:

@@ -115,7 +115,7 @@ class Wandb(Tracker):
             name=self._search.name,
             resume="allow",
             mode=self._mode,
-            config={**self._search.parameters, **self._search.tags},
+            config={**self._search.configuration, **self._search.tags},
             settings=wandb.Settings(**settings),
         )
 

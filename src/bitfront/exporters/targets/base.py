@@ -117,10 +117,10 @@ class Target(ABC):
         Args:
             candidate: for names and shapes.
             folder: that of the files.
-            x: float32, shape (samples, *features).
+            x: float32, shape ``(samples, *features)``.
 
         Returns:
-            shape (samples, *outputs): int64 or float32, as `whole` says.
+            shape ``(samples, *outputs)``: int64 or float32, as `whole` says.
 
         Raises:
             ExportError: the judge refuses the files; the message has its words.
