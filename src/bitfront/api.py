@@ -18,7 +18,6 @@ from bitfront import config as configuration
 from bitfront import tomlfile
 from bitfront.config import Config, StrategySetup
 from bitfront.data.base import Dataset
-from bitfront.engine.comparison.compare import prepared, run_comparison
 from bitfront.engine.comparison.results import Comparison
 from bitfront.engine.planning.builder import make_plan
 from bitfront.engine.planning.inputs import ARRAYS, given_data, open_data, open_model
@@ -35,9 +34,6 @@ from bitfront.graph import capture
 from bitfront.interrupts import guarded
 from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
-from bitfront.report.comparison import can_draw
-from bitfront.report.comparison_files import write_comparison
-from bitfront.report.live import shown_events
 from bitfront.spaces.joint import PARTS
 from bitfront.strategies.configured import ConfiguredStrategy, all_settings, configured_strategy, with_variant
 from bitfront.tasks.base import Task
@@ -127,7 +123,7 @@ def search(
         UserError: the request is wrong; nothing has been evaluated.
         EvaluationError: nothing could be evaluated, or trials could not be written.
     """
-    events = events or shown_events()
+    events = events or _shown()
     _refuse_in_worker("search")
     if isinstance(executor, str):
         executor, overrides = None, {**overrides, "executor": executor}
@@ -183,7 +179,11 @@ def compare(
         UserError: the request is wrong; nothing has been evaluated.
         EvaluationError: nothing could be evaluated, or results could not be written.
     """
-    events = events or shown_events()
+    from bitfront.engine.comparison.compare import prepared, run_comparison  # a search does not wait for these
+    from bitfront.report.comparison import can_draw
+    from bitfront.report.comparison_files import write_comparison
+
+    events = events or _shown()
     _refuse_in_worker("compare")
     if isinstance(strategies, str):
         strategies = [strategies]
@@ -220,6 +220,13 @@ def _laid_out(
         report=events.note,
         progress=events.downloading,
     )
+
+
+def _shown() -> Events:
+    """What shows the progress for who has given no events."""
+    from bitfront.report.live import shown_events
+
+    return shown_events()
 
 
 def _from_python(model: Any, data: Any) -> FromPython:

@@ -9,6 +9,7 @@ import typer
 from bitfront.cli import printing
 from bitfront.cli.completing import SPLITS, compared_strategies, words
 from bitfront.cli.options import AsJson, ConfigFile, PositionalConfigFile, Quiet, load_configuration, one_file
+from bitfront.cli.starting import importing
 
 InsecureExecutor = Annotated[
     bool,
@@ -35,8 +36,9 @@ def search(
     """
     config = one_file(file, config)
     loaded = load_configuration(config, overrides)
-    from bitfront import api
-    from bitfront.report import tables
+    with importing():
+        from bitfront import api
+        from bitfront.report import tables
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
@@ -77,8 +79,9 @@ def compare(
     """
     config = one_file(file, config)
     loaded = load_configuration(config, overrides)
-    from bitfront import api
-    from bitfront.report import comparison as comparison_report
+    with importing():
+        from bitfront import api
+        from bitfront.report import comparison as comparison_report
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
@@ -105,10 +108,11 @@ def plan(
     expected time.
     """
     loaded = load_configuration(one_file(file, config), overrides)
-    from bitfront import api
-    from bitfront.engine.planning.pacing import with_timeout
-    from bitfront.engine.planning.probe import seconds_per_candidate
-    from bitfront.report import plans
+    with importing():
+        from bitfront import api
+        from bitfront.engine.planning.pacing import with_timeout
+        from bitfront.engine.planning.probe import seconds_per_candidate
+        from bitfront.report import plans
 
     with printing.events(quiet) as events:
         search_plan = api.plan(loaded, events=events)
