@@ -1,11 +1,14 @@
 """Bitfront in a notebook: results as HTML and figures, progress as lines, networks back from the objects of the call."""
 
+import ast
 import builtins
+import json
 import pickle
 import re
 import sys
 import types
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +16,11 @@ import torch
 from torch import nn
 
 import bitfront as bf
-from bitfront import listing
+from bitfront import libraries, listing
 from bitfront.errors import ConfigError, DataError, MissingExtraError, RunError
 from bitfront.report import live, notebook, tables
 
+ROOT = Path(__file__).parents[1]
 SPACE = {"linear": {"name": "integer", "weight_width": [2, 4, 8], "weight_frac_width": [4], "data_in_width": [6]}}
 
 
@@ -227,6 +231,36 @@ def test_a_part_of_the_data_that_lacks_classes(asked, tmp_path):
     assert run.model(0)(torch.zeros(2, 4)).shape == (2, 5)
     with pytest.raises(DataError, match="number the classes from 0 without gaps, or give class_names"):
         bf.plan(**{**more, "model": "jsc-tiny"})
+
+
+# --- the example
+
+
+def shown(cell, names):
+    """What a notebook shows below a cell: the value of its last line, if that is an expression."""
+    *statements, last = ast.parse(cell).body
+    value = isinstance(last, ast.Expr)
+    exec(compile(ast.Module(statements if value else [*statements, last], []), "cell", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if value else None  # noqa: S307
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path, monkeypatch):
+    for module in ("timm", "PIL", "matplotlib", "pandas", "onnxruntime"):
+        libraries.torchvision("a test")  # timm imports it
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "examples" / "notebook.ipynb").read_text())["cells"]
+    names = {}
+    values = [shown("".join(c["source"]), names) for c in cells if c["cell_type"] == "code"]
+    kinds = [type(v).__name__ for v in values if v is not None]
+    assert kinds == ["Plan", "Run", "ShownFigure", "DataFrame", "Trial", "Explanation", "int", "tuple"]
+    assert len(names["run"]) == 40
+    assert names["best"].metrics["model_size"] < names["run"].reference["model_size"] / 2
+    assert names["exported"].differing == 0
+    assert (names["exported"].folder / f"shapes_{names['best'].number}.onnx").is_file()
+    explained = Cells(names["run"].explain()._repr_html_())
+    assert explained.tags <= {"div", "h4", "table", "tr", "td", "th", "br", "p"}
 
 
 # --- progress in a notebook

@@ -10,11 +10,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from bitfront.engine.analysis import Analysis
+from bitfront.engine.explanation.results import Explanation
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.trial import Trials
 from bitfront.errors import require
-from bitfront.report import data, plans, tables
+from bitfront.report import data, explanation, plans, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ROWS = 50
 
 
-def html(value: Run | Trials | Plan | Analysis) -> str:
+def html(value: Run | Trials | Plan | Analysis | Explanation) -> str:
     """A result as HTML: its table, and below it what the command says."""
     if isinstance(value, Run):
         best = value.columns.number[value.front_rows[:1]].tolist()
@@ -33,6 +34,9 @@ def html(value: Run | Trials | Plan | Analysis) -> str:
         return _of_trials(value)
     if isinstance(value, Plan):
         return _page(plans.plan_sites(value), [*plans.plan_summary(value), *value.notes])
+    if isinstance(value, Explanation):
+        parts = [_section(section) for section in explanation.sections(value)]
+        return "\n".join(["<div>", *parts, "</div>"])
     return _page(tables.analysis(value), value.remarks())
 
 
@@ -44,6 +48,12 @@ def plot(run: Run) -> Figure:
     return figures.front(run, data.cloud(run))
 
 
+def _section(section: explanation.Section) -> str:
+    """A section: its title, its sentences, then its table."""
+    text = "<br>\n".join(map(escape, section.sentences))
+    return f"<h4>{escape(section.title)}</h4>\n<p>{text}</p>" + (_table(section.table) if section.table else "")
+
+
 def _of_trials(trials: Trials) -> str:
     assert trials.run is not None
     more = [f"... and {len(trials) - tables.SHOWN:,} more"] if len(trials) > tables.SHOWN else []
@@ -52,6 +62,12 @@ def _of_trials(trials: Trials) -> str:
 
 def _page(sheet: tables.Sheet, lines: Sequence[str]) -> str:
     """A table and lines of text below it."""
+    text = "<br>\n".join(escape(line) for line in lines if line)
+    return f"<div>{_table(sheet)}\n<p>{text}</p></div>"
+
+
+def _table(sheet: tables.Sheet) -> str:
+    """A table; of a long one the first and the last rows."""
     first, last, left_out = sheet.rows, sheet.rows[:0], len(sheet.rows) - ROWS
     if left_out > 0:
         first, last = sheet.rows[: ROWS // 2], sheet.rows[-ROWS // 2 :]
@@ -59,8 +75,7 @@ def _page(sheet: tables.Sheet, lines: Sequence[str]) -> str:
     if left_out > 0:
         rows.append(f'<tr><td colspan="{len(sheet.columns)}">... {left_out:,} rows are left out ...</td></tr>')
     rows += [_row(sheet, "td", row) for row in last]
-    text = "<br>\n".join(escape(line) for line in lines if line)
-    return "\n".join(["<div><table>", *rows, "</table>", f"<p>{text}</p></div>"])
+    return "\n".join(["<table>", *rows, "</table>"])
 
 
 def _row(sheet: tables.Sheet, tag: str, cells: Sequence[str]) -> str:
