@@ -24,7 +24,6 @@ from bitfront.trackers import TRACKERS
 
 #: Kind → what its members are.
 ROOMS = {
-    "executors": "what carries out evaluations: processes, other machines",
     "models": "networks that Bitfront brings",
     "datasets": "data that Bitfront brings, and forms of data that it reads",
     "tasks": "what a sample is: its targets, metrics and loss",
@@ -35,6 +34,7 @@ ROOMS = {
     "samplers": "Optuna's samplers, for the strategy optuna",
     "spaces": "what may be chosen: formats, widths, or both",
     "targets": "forms in which a candidate leaves Bitfront",
+    "executors": "what carries out evaluations: processes, other machines",
     "trackers": "tools in which a search is followed",
 }
 

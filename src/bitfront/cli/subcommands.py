@@ -86,7 +86,7 @@ def init(
 def list_(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="Which kind; without one, the kinds.", autocompletion=words(ROOMS)),
+        typer.Argument(metavar="KIND", help="Which kind; without one, the kinds.", autocompletion=words(ROOMS)),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
