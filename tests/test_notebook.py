@@ -229,8 +229,10 @@ def test_a_part_of_the_data_that_lacks_classes(asked, tmp_path):
     run = bf.search(**{**more, "model": net(5)})
     assert "no training sample of class 1, 3" in run.notes
     assert run.model(0)(torch.zeros(2, 4)).shape == (2, 5)
-    with pytest.raises(DataError, match="number the classes from 0 without gaps, or give class_names"):
-        bf.plan(**{**more, "model": "jsc-tiny"})
+    trained = {"name": "brute_force", "sw_runner": {"basic_train": {}}}
+    for training in ({"model": "jsc-tiny"}, {"strategy": "learned_bits", "space": None}, {"strategy": trained}):
+        with pytest.raises(DataError, match="number the classes from 0 without gaps, or give class_names"):
+            bf.plan(**{**more, "model": net(5), **training})
 
 
 # --- the example

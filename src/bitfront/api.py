@@ -98,8 +98,8 @@ def search(
         model: a trained nn.Module, which is not changed; or a name.
         data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name. With
             ``class_names=[...]`` the classes have these names. A part of the data that lacks classes is fine for a
-            trained nn.Module. With ``labels=False`` x alone is enough, and candidates are compared with the outputs of
-            `model`.
+            trained nn.Module, where nothing is trained. With ``labels=False`` x alone is enough, and candidates are
+            compared with the outputs of `model`.
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
             ``default_for`` as in ``[search.search_space.setup]``.
             With ``"name": "channel_size"`` it is a space of widths; ``{"name": "joint", "widths": {...}, "quantize":

@@ -24,7 +24,9 @@ from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model, needs_of
+from bitfront.registry import canonical
 from bitfront.scoring import outputs_of
+from bitfront.strategies import STRATEGIES
 from bitfront.tasks.adapting import adapted
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import task_of
@@ -175,7 +177,7 @@ def given_data(config: Config, given: object, model: nn.Module | None, events: E
         config: the configuration.
         given: as ``dataset_of`` takes it.
         model: the trained model that was given too: it says how many classes there are, so a part of the data may lack
-            some of them. None if a name says it.
+            some of them, unless something is trained on it. None if a name says it.
         events: receives notes.
 
     Raises:
@@ -187,9 +189,18 @@ def given_data(config: Config, given: object, model: nn.Module | None, events: E
         limit_bytes=config.limit_bytes,
         targets=task_of(config).targets,
         class_names=tuple(config.class_names or ()),
-        gaps=model is not None,
+        gaps=model is not None and not _trains(config),
     )
     return _from_memory(given, request)
+
+
+def _trains(config: Config) -> bool:
+    """Whether the search of a configuration trains anything. Names that are unknown are reported later."""
+    if config.search is None:
+        return False
+    strategy, runners = config.search.strategy.name, config.search.strategy.sw_runner
+    learns = strategy in STRATEGIES and STRATEGIES.get(strategy).trains_bits
+    return learns or config.search.finetune.trials > 0 or canonical("basic_train") in map(canonical, runners)
 
 
 def dataset_of(
