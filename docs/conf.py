@@ -30,6 +30,7 @@ NAVIGATION = {
         "docs/howto/finetune",
         "docs/howto/measure",
         "docs/howto/results",
+        "docs/howto/notebook",
         "docs/howto/explain",
         "docs/howto/export",
         "docs/howto/fpga",

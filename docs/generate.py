@@ -1,8 +1,9 @@
-"""Writes docs/configuration.md from the schema and docs/operations.md from the records of operations, so that pages and
-code cannot disagree. A test compares them."""
+"""Writes docs/configuration.md from the schema, docs/operations.md from the records of operations, and
+docs/howto/notebook.md from examples/notebook.ipynb, so that pages and code cannot disagree. A test compares them."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ from bitfront.tasks import TASKS
 from bitfront.trackers import TRACKERS
 
 FOLDER = Path(__file__).parent
+NOTEBOOK = FOLDER.parent / "examples" / "notebook.ipynb"
+NOTEBOOK_HEAD = (
+    "*Generated from [`examples/notebook.ipynb`](../../examples/notebook.ipynb) by `docs/generate.py`; do not edit.*\n"
+)
 HEAD = """\
 # The configuration
 
@@ -189,6 +194,7 @@ def main() -> None:
     pages = {
         FOLDER / "configuration.md": configuration(),
         FOLDER / "operations.md": operations(),
+        FOLDER / "howto" / "notebook.md": notebook(),
         files: mase.page(files.read_text(encoding="utf-8")),
     }
     if "--check" in sys.argv:
@@ -196,6 +202,16 @@ def main() -> None:
         sys.exit(f"out of date: {', '.join(old)}: make docs" if old else 0)
     for path, text in pages.items():
         path.write_text(text, encoding="utf-8")
+
+
+def notebook() -> str:
+    """The cells of the notebook as a page. Its code has the language ``py``: it is one program, in one namespace."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    parts = ["".join(cell["source"]) for cell in cells]
+    code = [cell["cell_type"] == "code" for cell in cells]
+    parts = [f"```py\n{part}\n```" if is_code else part for part, is_code in zip(parts, code, strict=True)]
+    title, *rest = parts[0].split("\n")
+    return "\n\n".join([f"{title}\n\n{NOTEBOOK_HEAD}" + "\n".join(rest), *parts[1:]]) + "\n"
 
 
 def operations() -> str:

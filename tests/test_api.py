@@ -383,7 +383,7 @@ def test_a_run_is_read_again_from_its_folder(run, tmp_path):
 
 def test_as_a_data_frame(run):
     pytest.importorskip("pandas", reason="the extra 'pandas' is not installed")
-    frame = run.trials_dataframe()
+    frame = run.frame
     assert list(frame.index) == list(range(36))
     assert frame["accuracy"].tolist() == [t.metrics["accuracy"] for t in run.trials]
     assert set(frame["state"]) == {"complete"}
@@ -394,8 +394,8 @@ def test_without_pandas_the_trials_are_the_same_and_a_data_frame_names_the_extra
     monkeypatch.setitem(sys.modules, "pandas", None)
     again = bf.Run.load(run.folder)
     assert again.trials == run.trials
-    with pytest.raises(MissingExtraError, match=r"run\.trials_dataframe\(\) needs pandas.* 'bitfront\[pandas\]'"):
-        again.trials_dataframe()
+    with pytest.raises(MissingExtraError, match=r"run\.frame needs pandas.* 'bitfront\[pandas\]'"):
+        _ = again.frame
 
 
 def test_the_files_say_the_same_as_the_run(run):
@@ -410,8 +410,7 @@ def test_the_files_say_the_same_as_the_run(run):
 
 def test_a_trial_of_objects_is_rebuilt_with_the_same_objects(run, net, arrays):
     trial = run.front[0]
-    data = bf.from_arrays(*arrays)
-    rebuilt = bf.transform_trial(run.folder, trial.number, check=True, model=net, data=data)
+    rebuilt = bf.transform_trial(run.folder, trial.number, check=True, model=net, data=arrays)
     assert rebuilt.evaluation.accuracy == trial.metrics["accuracy"]
     assert rebuilt.evaluation.loss == trial.metrics["loss"]
     assert set(rebuilt.formats) == {"fc1", "fc2"}
@@ -421,6 +420,6 @@ def test_a_trial_of_objects_is_rebuilt_with_the_same_objects(run, net, arrays):
     with torch.no_grad():
         other.fc1.weight[0, 0] += 1
     with pytest.raises(RunError, match="the trained weights changed since the search"):
-        bf.transform_trial(run.folder, trial.number, model=other, data=data)
+        bf.transform_trial(run.folder, trial.number, model=other, data=arrays)
     with pytest.raises(RunError, match="the data changed since the search"):
         bf.transform_trial(run.folder, trial.number, model=net, data=bf.from_arrays(arrays[0] + 1, arrays[1]))

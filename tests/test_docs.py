@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 from blocks import ROOT, Block, Typing, blocks, outputs, renewed, run, shape, typed, unprinted
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
-KNOWN = {"sh", "python", "toml", "text", ""}
+#: ``py``: the cells of the notebook, which ``tests/test_notebook.py`` runs as one program.
+KNOWN = {"sh", "python", "py", "toml", "text", ""}
 #: Those that are written to files are tested by the commands that take them.
 TOML = [b for p in PAGES for b in blocks(p) if b.language == "toml" and b.file is None]
 

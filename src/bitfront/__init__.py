@@ -3,7 +3,8 @@
 The map of the house, from the door inwards. Imports point downwards only::
 
     cli           the command: parses, calls the API, prints
-    api           the verbs: plan, search, compare, init, list
+    api           the verbs: plan, search, compare, init
+    listing       the kinds of things with names, and the members of each
     report        tables, figures, the page; a run as other tools read it
     engine        comparison    several strategies on one space
                   analysis      what a model costs, module by module
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
     from bitfront.engine.search.weights import Trained, test, train
     from bitfront.engine.storage.records import Finetuned, InFloat, PairedComparison
-    from bitfront.engine.storage.run import Run, Trial
+    from bitfront.engine.storage.run import Run
+    from bitfront.engine.storage.trial import FromPython, Trial, Trials
     from bitfront.engine.storage.trials import TrialColumns
     from bitfront.errors import BitfrontError, EvaluationError, UserError
     from bitfront.events import Events
@@ -68,10 +70,13 @@ if TYPE_CHECKING:
     from bitfront.objectives import Objectives
     from bitfront.pareto import hypervolume, non_dominated
     from bitfront.report.convert import Converted, convert
+    from bitfront.report.notebook import html, plot
     from bitfront.report.writing import Report, write_report
     from bitfront.scoring import Evaluation, TaskEvaluation
     from bitfront.transforms.observe import calibrate
     from bitfront.transforms.quantize import quantize
+
+    _html, _plot = html, plot
 
 _HOMES = {
     "Analysis": "bitfront.engine.analysis",
@@ -97,6 +102,7 @@ _HOMES = {
     "Format": "bitfront.formats.base",
     "from_arrays": "bitfront.data.arrays",
     "from_splits": "bitfront.data.arrays",
+    "FromPython": "bitfront.engine.storage.trial",
     "Graph": "bitfront.graph",
     "hypervolume": "bitfront.pareto",
     "InFloat": "bitfront.engine.storage.records",
@@ -123,11 +129,15 @@ _HOMES = {
     "transform_config": "bitfront.engine.rebuild",
     "transform_trial": "bitfront.engine.rebuild",
     "Transformed": "bitfront.engine.rebuild",
-    "Trial": "bitfront.engine.storage.run",
+    "Trial": "bitfront.engine.storage.trial",
     "TrialColumns": "bitfront.engine.storage.trials",
+    "Trials": "bitfront.engine.storage.trial",
     "UserError": "bitfront.errors",
     "write_report": "bitfront.report.writing",
 }
+
+#: What methods of results call, such as ``run.plot()``: it stands above them, and is no verb.
+_OF_METHODS = {"_html": "bitfront.report.notebook:html", "_plot": "bitfront.report.notebook:plot"}
 
 __all__ = [
     "Analysis",
@@ -143,6 +153,7 @@ __all__ = [
     "Exported",
     "Finetuned",
     "Format",
+    "FromPython",
     "Graph",
     "InFloat",
     "Objectives",
@@ -159,6 +170,7 @@ __all__ = [
     "Transformed",
     "Trial",
     "TrialColumns",
+    "Trials",
     "UserError",
     "analyze",
     "build_model",
@@ -187,7 +199,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = _HOMES.get(name) or _OF_METHODS.get(name)
     if home is None:
         raise AttributeError(f"module 'bitfront' has no attribute {name!r}")
     module, _, original = home.partition(":")

@@ -1,4 +1,4 @@
-"""The verbs of the Python API that combine several parts: plan, search, compare, init, list.
+"""The verbs of the Python API that combine several parts: plan, search, compare, init.
 
 The command line uses them too.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,57 +17,58 @@ from torch import nn
 from bitfront import config as configuration
 from bitfront import tomlfile
 from bitfront.config import Config, StrategySetup
-from bitfront.data import DATASETS
-from bitfront.data import sources as data_sources
-from bitfront.data.base import DataRequest, Dataset
-from bitfront.data.factory import from_object
-from bitfront.data.targets import CLASSES, Targets
-from bitfront.engine.comparison.compare import prepared, run_comparison
+from bitfront.data.base import Dataset
 from bitfront.engine.comparison.results import Comparison
 from bitfront.engine.planning.builder import make_plan
-from bitfront.engine.planning.inputs import open_data, open_model
+from bitfront.engine.planning.inputs import ARRAYS, given_data, open_data, open_model
+from bitfront.engine.planning.inputs import dataset_of as dataset_of
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.search.session import run_search
 from bitfront.engine.storage.run import Run
-from bitfront.errors import ConfigError, DataError, RunError, nearest, one_of
+from bitfront.engine.storage.trial import FromPython
+from bitfront.errors import ConfigError, DataError, RunError
 from bitfront.events import Events
-from bitfront.executors import EXECUTORS
 from bitfront.executors.given import Given
-from bitfront.exporters.targets import TARGETS
-from bitfront.formats import FORMATS
 from bitfront.graph import capture
 from bitfront.interrupts import guarded
 from bitfront.metrics import RUNNERS
 from bitfront.models import MODELS
-from bitfront.models import sources as model_sources
-from bitfront.operations import OPERATIONS
-from bitfront.registry import Registry
-from bitfront.report.comparison import can_draw
-from bitfront.report.comparison_files import write_comparison
-from bitfront.spaces import SPACES
 from bitfront.spaces.joint import PARTS
-from bitfront.strategies import STRATEGIES
 from bitfront.strategies.configured import ConfiguredStrategy, all_settings, configured_strategy, with_variant
-from bitfront.strategies.optuna import MEANINGS
-from bitfront.tasks import TASKS
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import named_task, task_of
 from bitfront.tasks.distillation import without_labels
 from bitfront.template import DEFAULT_TARGET, Leading, target_named, template
-from bitfront.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from bitfront.trackers.base import Tracker
 
-#: The name of a dataset from memory.
-ARRAYS = "arrays"
 
+def plan(
+    source: str | Path | Config | None = None,
+    *,
+    model: nn.Module | str | None = None,
+    data: Any = None,
+    space: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | Sequence[str] | None = None,
+    strategy: str | Mapping[str, Any] | None = None,
+    events: Events | None = None,
+    **overrides: Any,
+) -> Plan:
+    """Check and plan a search, without running it: what ``search`` would do with the same arguments.
 
-def plan(config: Config, *, events: Events | None = None) -> Plan:
-    """Check and plan a search, without running it. Raises UserError."""
+    Args:
+        source, model, data, space, metrics, strategy, overrides: as in ``search``.
+        events: receives notes.
+
+    Raises:
+        UserError: the request is wrong.
+    """
     events = events or Events()
-    _trackers(config)
-    return make_plan(config, report=events.note, progress=events.downloading)
+    config = _configured(source, model, data, space, metrics, strategy, overrides)
+    with guarded():
+        _trackers(config)
+        return _laid_out(config, model, data, events)
 
 
 def search(
@@ -94,7 +96,9 @@ def search(
         source: a TOML file, or a loaded configuration.
         model: a trained nn.Module, which is not changed; or a name.
         data: (x, y), which is split; ``{"train": (x, y), "val": ..., "test": ...}``; a Dataset; or a name. With
-            ``labels=False`` x alone is enough, and candidates are compared with the outputs of `model`.
+            ``class_names=[...]`` the classes have these names. A part of the data that lacks classes is fine for a
+            trained nn.Module, where nothing is trained. With ``labels=False`` x alone is enough, and candidates are
+            compared with the outputs of `model`.
         space: ``{"by": "type" | "name" | "regex_name", key: {parameter: choices}}``; ``by`` is ``type`` if left out.
             ``default_for`` as in ``[search.search_space.setup]``.
             With ``"name": "channel_size"`` it is a space of widths; ``{"name": "joint", "widths": {...}, "quantize":
@@ -108,6 +112,8 @@ def search(
             as of ``--executor``: ``"loky:8"``.
         insecure_executor: accept a connection to workers that others can use and read.
         restart: delete the trials of an earlier search in this run folder.
+        events: receives notes and the progress. Left out, they are shown in a notebook, and nothing is shown elsewhere;
+            ``bf.Events()`` shows nothing.
         overrides: any key of the configuration, e.g. ``task="regression"``, ``seed=1``, ``project="mine"``,
             ``n_trials=50``, ``fold_batch_norm=True``, ``track="mlflow"`` (or a list of names); also the settings of the
             strategy, e.g. ``sampler="nsgaii"``, and ``constraints={"accuracy_drop": "<= 1 %"}``.
@@ -116,7 +122,7 @@ def search(
         UserError: the request is wrong; nothing has been evaluated.
         EvaluationError: nothing could be evaluated, or trials could not be written.
     """
-    events = events or Events()
+    events = events or _shown()
     _refuse_in_worker("search")
     executor, overrides = _executor_named(executor, overrides)
     config = _configured(source, model, data, space, metrics, strategy, overrides)
@@ -124,11 +130,13 @@ def search(
         trackers = _trackers(config)
         layout = _laid_out(config, model, data, events, executor=executor, insecure=insecure_executor)
         if not trackers:
-            return run_search(layout, restart, events)
-        from bitfront.trackers.following import followed  # what it imports is for a search that is followed
+            run = run_search(layout, restart, events)
+        else:
+            from bitfront.trackers.following import followed  # what it imports is for a search that is followed
 
-        with followed(config.run_folder, trackers, events) as heard:
-            return run_search(layout, restart, heard)
+            with followed(config.run_folder, trackers, events) as heard:
+                run = run_search(layout, restart, heard)
+    return replace(run, given=_from_python(model, data))
 
 
 def compare(
@@ -170,7 +178,11 @@ def compare(
         UserError: the request is wrong; nothing has been evaluated.
         EvaluationError: nothing could be evaluated, or results could not be written.
     """
-    events = events or Events()
+    from bitfront.engine.comparison.compare import prepared, run_comparison  # a search does not wait for these
+    from bitfront.report.comparison import can_draw
+    from bitfront.report.comparison_files import write_comparison
+
+    events = events or _shown()
     _refuse_in_worker("compare")
     if isinstance(strategies, str):
         strategies = [strategies]
@@ -208,17 +220,28 @@ def _laid_out(
 ) -> Plan:
     """The plan of a search; objects among the arguments replace what the configuration names."""
     given_model = model if isinstance(model, nn.Module) else None
-    given_data = dataset_of(data, config.seed, events, task_of(config).targets, config.limit_bytes)
     return make_plan(
         config,
         model=given_model,
-        dataset=given_data,
+        dataset=given_data(config, data, given_model, events),
         strategy=strategy,
         executor=None if executor is None else Given(executor),
         insecure=insecure,
         report=events.note,
         progress=events.downloading,
     )
+
+
+def _shown() -> Events:
+    """What shows the progress for who has given no events."""
+    from bitfront.report.live import shown_events
+
+    return shown_events()
+
+
+def _from_python(model: Any, data: Any) -> FromPython:
+    """What came from Python, for who wants networks of the run; names are in the run folder."""
+    return FromPython(*(None if isinstance(value, str) else value for value in (model, data)))
 
 
 def _trackers(config: Config) -> Mapping[str, Tracker]:
@@ -344,24 +367,6 @@ def _space_table(space: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, "setup": setup, "seed": choices}
 
 
-def dataset_of(
-    data: object,
-    seed: int = 0,
-    events: Events | None = None,
-    targets: Targets = CLASSES,
-    limit_bytes: int = DataRequest.limit_bytes,
-) -> Dataset | None:
-    """The dataset of the argument `data`: arrays, splits, a torch Dataset or DataLoader; None for a name.
-
-    Raises:
-        DataError: it is none of these, or cannot be used.
-    """
-    if data is None or isinstance(data, str):
-        return None
-    request = DataRequest(seed=seed, report=(events or Events()).note, targets=targets, limit_bytes=limit_bytes)
-    return from_object(data, request, name=ARRAYS, source="objects in memory")
-
-
 def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
@@ -417,85 +422,3 @@ def init(
     ops = list(dict.fromkeys(site.op for site in weighted))
     samples = len(data.split("train")[1])
     return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads, settings), []
-
-
-ROOMS = (
-    "models",
-    "datasets",
-    "tasks",
-    "formats",
-    "operations",
-    "metrics",
-    "strategies",
-    "samplers",
-    "spaces",
-    "targets",
-    "executors",
-    "trackers",
-)
-
-
-def listing(what: str) -> tuple[list[str], list[tuple[str, ...]]]:
-    """(column names, rows) of all members of a kind. Raises ConfigError for an unknown kind."""
-    if what == "samplers":
-        return ["name", "what it is"], sorted(MEANINGS.items())
-    if what == "metrics":
-        rows: list[tuple[str, ...]] = [
-            (m.name, name, runner.side, m.unit, m.direction, m.kind, m.meaning)
-            for name in RUNNERS.names()
-            for runner in [RUNNERS.get(name)]
-            for m in runner.produces
-        ]
-        known = {row[0] for row in rows}
-        rows += [
-            (m.name, "basic_evaluation", "sw_runner", m.unit, m.direction, "measured", f"{m.meaning} (task {task})")
-            for task in TASKS.names()
-            for m in TASKS.get(task).metrics
-            if m.name not in known
-        ]
-        return ["metric", "runner", "table", "unit", "direction", "kind", "meaning"], rows
-    rooms: dict[str, Registry[Any]] = {
-        "models": MODELS,
-        "datasets": DATASETS,
-        "tasks": TASKS,
-        "formats": FORMATS,
-        "operations": OPERATIONS,
-        "strategies": STRATEGIES,
-        "spaces": SPACES,
-        "targets": TARGETS,
-        "executors": EXECUTORS,
-        "trackers": TRACKERS,
-    }
-    if what not in rooms:
-        raise ConfigError(f"there is nothing called {what!r} to list; {one_of(ROOMS)}.{nearest(what, ROOMS)}")
-    described: list[tuple[str, ...]]
-    if what == "tasks":
-        described = [(n, text, ", ".join(m.name for m in TASKS.get(n).metrics)) for n, text in TASKS.described()]
-        return ["name", "what it is", "metrics beside the loss"], described
-    if what == "formats":
-        described = [(n, text, ", ".join(FORMATS.get(n).parameters)) for n, text in FORMATS.described()]
-        return ["name", "what it is", "parameters of an operand"], described
-    if what == "strategies":
-        described = [
-            (n, text, ", ".join(STRATEGIES.get(n).Settings.model_fields)) for n, text in STRATEGIES.described()
-        ]
-        return ["name", "what it is", "settings in [search.strategy.setup]"], described
-    if what == "targets":
-        described = [(n, text, ", ".join(TARGETS.get(n).Settings.model_fields)) for n, text in TARGETS.described()]
-        return ["name", "what it is", "settings (--set KEY=VALUE)"], described
-    if what == "executors":
-        described = [(n, text, ", ".join(EXECUTORS.get(n).Settings.model_fields)) for n, text in EXECUTORS.described()]
-        return ["name", "what it is", "settings in [search.strategy.executor]"], described
-    if what == "trackers":
-        described = [(n, text, ", ".join(TRACKERS.get(n).Settings.model_fields)) for n, text in TRACKERS.described()]
-        return ["name", "what it is", "settings in [search.track.NAME]"], described
-    if what == "operations":
-        described = [(n, text, ", ".join(OPERATIONS.get(n).formatted)) for n, text in OPERATIONS.described()]
-        return ["name", "what it is", "operands"], described
-    members: list[tuple[str, ...]] = list(rooms[what].described())
-    sources: Mapping[str, Registry[Any]] = {"models": model_sources.SOURCES, "datasets": data_sources.SOURCES}
-    if what in sources:
-        members += [(f"{prefix}:NAME", text) for prefix, text in sources[what].described()]
-    if what == "datasets":
-        members.append(("PATH", "a folder of images or of .npy files, or an .npz, .csv or .parquet file"))
-    return ["name", "what it is"], members

@@ -279,6 +279,11 @@ class Config(Table):
     weights: bool = Field(
         False, description="`true`: a model of a library starts from its pretrained weights; see below"
     )
+    class_names: list[str] | None = Field(
+        None,
+        description="the name of each class, by index, for data that does not name them: arrays, a factory; classes "
+        "that no training sample has count too",
+    )
     task: str = Field("cls", description="what a sample is: the name of a task, or package.module:name")
     task_settings: dict[str, Any] | None = Field(None, description="the settings of the task; see below")
     labels: bool = Field(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitfront import api
+from bitfront import listing
 from bitfront.cli import completing
 from bitfront.data import DATASETS
 from bitfront.models import MODELS
@@ -72,7 +72,7 @@ def test_completion_knows_what_the_code_knows():
         assert names_in_source(f"bitfront.{room}") == registry.names()
     assert tuple(SAMPLERS) == completing.SAMPLERS
     assert tuple(LearnedBits.variants) == completing.GRANULARITIES
-    assert api.ROOMS == completing.ROOMS
+    assert tuple(listing.ROOMS) == completing.ROOMS
     assert tuple(TARGETS) == completing.TARGETS
 
 

@@ -171,7 +171,7 @@ def test_a_run_without_trials_is_a_table_without_rows(tmp_path):
     assert rows_of(bf.convert(run, "csv").path) == []
     assert loaded(bf.convert(run, "optuna").path, "none").trials == []
     assert run.trials == ()
-    frame = run.trials_dataframe()
+    frame = run.frame
     assert len(frame) == 0
     assert {"state", "accuracy", "average_bitwidth", "duration", "error"} <= set(frame.columns)
 

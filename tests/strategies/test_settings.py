@@ -5,7 +5,7 @@ import pytest
 from pydantic import Field
 
 import bitfront as bf
-from bitfront import api, tomlfile
+from bitfront import api, listing, tomlfile
 from bitfront.config import from_document
 from bitfront.engine.planning.builder import make_plan
 from bitfront.errors import ConfigError
@@ -118,7 +118,7 @@ def test_mistakes_name_file_line_key_and_the_nearest_spelling():
 
 
 def test_it_is_listed_with_its_settings():
-    columns, rows = api.listing("strategies")
+    columns, rows = listing.members("strategies")
     assert columns[-1] == "settings in [search.strategy.setup]"
     assert ("strides", "Every n-th candidate.", "stride") in rows
     assert {row[0]: row[-1] for row in rows}["brute_force"] == "max_size"

@@ -8,7 +8,7 @@ import pytest
 
 import bitfront as bf
 import tracked
-from bitfront import api, config
+from bitfront import config, listing
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, TRACKING
 from bitfront.errors import ConfigError, MissingExtraError
@@ -206,6 +206,6 @@ def test_without_the_extra_nothing_begins(searched, tmp_path, monkeypatch):
 
 def test_names_are_known_without_an_import():
     assert names_in_source("bitfront.trackers") == TRACKERS.names() == ["mlflow", "tensorboard", "trackio", "wandb"]
-    _, rows = api.listing("trackers")
+    _, rows = listing.members("trackers")
     assert [row[0] for row in rows] == TRACKERS.names()
     assert all(row[1] for row in rows)

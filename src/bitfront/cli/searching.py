@@ -10,6 +10,7 @@ from bitfront.cli import printing
 from bitfront.cli.completing import SPLITS, compared_strategies, words
 from bitfront.cli.named import Words, read_words
 from bitfront.cli.options import AsJson, ConfigFile, Quiet, load_configuration
+from bitfront.cli.starting import importing
 
 InsecureExecutor = Annotated[
     bool,
@@ -36,8 +37,9 @@ def search(
     """
     config, overrides = read_words(names, config, overrides, quiet=quiet)
     loaded = load_configuration(config, overrides)
-    from bitfront import api
-    from bitfront.report import tables
+    with importing():
+        from bitfront import api
+        from bitfront.report import tables
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
@@ -79,8 +81,9 @@ def compare(
     """
     config, overrides = read_words(names, config, overrides, quiet=quiet)
     loaded = load_configuration(config, overrides)
-    from bitfront import api
-    from bitfront.report import comparison as comparison_report
+    with importing():
+        from bitfront import api
+        from bitfront.report import comparison as comparison_report
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
@@ -114,10 +117,11 @@ def plan(
     expected time.
     """
     loaded = load_configuration(*read_words(names, config, overrides, quiet=quiet))
-    from bitfront import api
-    from bitfront.engine.planning.pacing import with_timeout
-    from bitfront.engine.planning.probe import seconds_per_candidate
-    from bitfront.report import plans
+    with importing():
+        from bitfront import api
+        from bitfront.engine.planning.pacing import with_timeout
+        from bitfront.engine.planning.probe import seconds_per_candidate
+        from bitfront.report import plans
 
     with printing.events(quiet) as events:
         search_plan = api.plan(loaded, events=events)

@@ -84,18 +84,20 @@ def init(
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="Which kind.", autocompletion=words(ROOMS))],
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="KIND", help="Which kind; without one, the kinds.", autocompletion=words(ROOMS)),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the members of a kind.
+    """List the members of a kind: its models, formats, metrics and so on.
 
-    Kinds: models, datasets, formats, operations, metrics, strategies, samplers, spaces,
-    targets.
+    Without a kind, list what can be listed.
     """
-    from bitfront import api
+    from bitfront import listing
     from bitfront.report import tables
 
-    columns, rows = api.listing(what)
+    columns, rows = listing.members(what)
     if as_json:
         printing.print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return

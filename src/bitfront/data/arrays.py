@@ -41,6 +41,7 @@ class _Description:
     source: str
     notes: Sequence[str]
     targets: Targets
+    gaps: bool
 
 
 def from_arrays(
@@ -55,6 +56,7 @@ def from_arrays(
     source: str = "arrays in memory",
     notes: Sequence[str] = (),
     targets: Targets | str = CLASSES,
+    gaps: bool = False,
 ) -> Dataset:
     """A dataset from one pair of arrays, split here: 70 % train, 15 % val, 15 % test, stratified by class.
 
@@ -71,13 +73,15 @@ def from_arrays(
         source: where the data comes from, for the run folder and for messages.
         notes: facts that a reader of the results must know.
         targets: what `y` is: "classes", or what another task has, such as "numbers". Only classes are stratified.
+        gaps: whether a class between others may have no training sample, although `class_names` does not name it: of a
+            part of the data for a trained model.
 
     Raises:
         DataError: lengths differ, a value is not finite, a label is not a class, or there are too few
             samples.
     """
     description = _Description(
-        name, class_names, feature_names, standardise, seed, source, notes, targets_named(targets)
+        name, class_names, feature_names, standardise, seed, source, notes, targets_named(targets), gaps
     )
     return _with_source(source, lambda: _assemble({None: (x, y)}, description))
 
@@ -93,6 +97,7 @@ def from_splits(
     source: str = "arrays in memory",
     notes: Sequence[str] = (),
     targets: Targets | str = CLASSES,
+    gaps: bool = False,
     test_only: bool = False,
 ) -> Dataset:
     """A dataset from arrays that are already split: ``{"train": (x, y), "val": ..., "test": ...}``.
@@ -106,7 +111,7 @@ def from_splits(
             differ between splits, dtypes of them mean different scales, or most rows of val or test are training rows.
     """
     description = _Description(
-        name, class_names, feature_names, standardise, seed, source, notes, targets_named(targets)
+        name, class_names, feature_names, standardise, seed, source, notes, targets_named(targets), gaps
     )
 
     def build() -> Dataset:
@@ -148,7 +153,7 @@ def _assemble(pairs: Mapping[Split | None, tuple[ArrayLike, ArrayLike]], descrip
     if targets.of_tokens and targets.given and not named and not inputs:
         # A token that never comes next is one of the vocabulary, too.
         class_names = tuple(map(str, range(max(len(class_names), *(int(ids.max()) + 1 for ids in x.values())))))
-    class_notes = _absent_classes(y_by_split, class_names, named) if targets is CLASSES else []
+    class_notes = _absent_classes(y_by_split, class_names, named or description.gaps) if targets is CLASSES else []
     scaler = description.standardise if isinstance(description.standardise, Scaler) else None
     if description.standardise and not plain:
         raise DataError("standardise is for features that are one array of numbers; leave it out")
@@ -279,13 +284,13 @@ def _split(
     return x_by_split, y_by_split, notes
 
 
-def _absent_classes(y: Mapping[Split, Array], class_names: Sequence[str], user_named: bool) -> list[str]:
-    """A note about classes without a training sample; an error where the user did not name the classes."""
+def _absent_classes(y: Mapping[Split, Array], class_names: Sequence[str], allowed: bool) -> list[str]:
+    """A note about classes without a training sample; an error where they are not allowed."""
     if "train" not in y:
         return []
     counts = np.bincount(y["train"], minlength=len(class_names))
     absent = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
-    if absent and not user_named:
+    if absent and not allowed:
         raise DataError(
             f"the train split has no sample of class {', '.join(absent)}, yet the labels go up to "
             f"{len(class_names) - 1}; number the classes from 0 without gaps, or give class_names"

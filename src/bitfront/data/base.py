@@ -48,6 +48,8 @@ class DataRequest:
             have labels or not.
         settings: ``[dataset_settings]``, which the dataset checks.
         needs: what the model needs of its samples, where it comes from a library.
+        class_names: the name of each class, by index, for data that does not name them; empty: the labels say it.
+        gaps: whether a class between others may be without a training sample, although nobody named it.
     """
 
     path: Path | None = None
@@ -58,6 +60,8 @@ class DataRequest:
     targets: Targets = CLASSES
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: Preparation | None = None
+    class_names: tuple[str, ...] = ()
+    gaps: bool = False
 
 
 def mapped_tensor(path: Path) -> Tensor:

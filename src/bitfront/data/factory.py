@@ -89,6 +89,8 @@ def from_object(value: object, request: DataRequest | None = None, *, name: str,
         "seed": request.seed,
         "source": source,
         "targets": request.targets,
+        "class_names": request.class_names,
+        "gaps": request.gaps,
     }
     if not request.targets.given and isinstance(value, Mapping) and not _all_splits(value):
         parts = None  # several inputs by name

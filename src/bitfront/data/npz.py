@@ -49,7 +49,7 @@ def npz(request: DataRequest) -> Dataset:
     content = read_npz(request.path, labels=request.targets.given)
     common: dict[str, Any] = {
         "name": content.name,
-        "class_names": content.class_names,
+        "class_names": content.class_names or request.class_names,
         "feature_names": content.feature_names,
         "seed": request.seed,
         "targets": request.targets,

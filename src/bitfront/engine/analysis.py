@@ -187,6 +187,11 @@ class Analysis:
             lines.append("products that are not in bops and ebops: " + ", ".join(self.total.without_bops))
         return lines
 
+    def _repr_html_(self) -> str:
+        import bitfront  # loads what draws when it is used
+
+        return bitfront._html(self)
+
     def __str__(self) -> str:
         columns, rows = self.table()
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

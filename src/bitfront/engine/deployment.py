@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from bitfront.data.base import Dataset
 from bitfront.engine.rebuild import candidate_of
-from bitfront.engine.storage.run import Run, Trial
+from bitfront.engine.storage.run import Run
+from bitfront.engine.storage.trial import NOTHING, Trial
 from bitfront.errors import RunError
 from bitfront.events import Events
 from bitfront.exporters.exporting import Exported, target_named
@@ -33,7 +33,7 @@ def export(
     check: bool = True,
     samples: int = SAMPLES,
     settings: Mapping[str, Any] | None = None,
-    data: Dataset | None = None,
+    data: Any = None,
     model: nn.Module | None = None,
     events: Events | None = None,
 ) -> Exported:
@@ -47,7 +47,8 @@ def export(
         check: whether the files are run with the target's judge. If not, the name of the folder says so.
         samples: how many samples are compared, from the validation split.
         settings: of the target.
-        data, model: the same objects that the search was given from Python, if it was.
+        data, model: the same objects that the search was given from Python, if it was; left out, they are those of the
+            call that made the run of `trial`. A folder has none.
         events: receives notes.
 
     Raises:
@@ -57,6 +58,8 @@ def export(
     """
     target = target_named(to, settings)
     folder, number = _place(trial, number)
+    given = NOTHING if isinstance(trial, str | Path) else trial.given
+    data, model = given.data if data is None else data, given.model if model is None else model
     rebuilt = candidate_of(folder, number, data=data, model=model, events=events)
     evaluator = rebuilt.evaluator
     name = re.sub(r"\W+", "_", f"{folder.name}_{number}")

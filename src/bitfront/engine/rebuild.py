@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 
 from bitfront import checkpoints
 from bitfront.config import CalibrationTable, Config
-from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator, one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, ModelEvaluator
 from bitfront.engine.planning.builder import make_plan
-from bitfront.engine.planning.inputs import refuse_without_labels, weights_fingerprint, with_outputs
+from bitfront.engine.planning.inputs import given_data, refuse_without_labels, weights_fingerprint, with_outputs
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.runners import chosen_samples
 from bitfront.engine.search.weights import open_inputs, trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE, WEIGHTS, finetuned_weights, trial_weights
 from bitfront.engine.storage.results import write_json
-from bitfront.engine.storage.run import Run, Trial
-from bitfront.errors import RunError
+from bitfront.engine.storage.run import Run
+from bitfront.engine.storage.trial import NOTHING, Trial
+from bitfront.errors import RunError, UnknownNameError
 from bitfront.events import Events
 from bitfront.files import shown
 from bitfront.formats.base import Format, Operand
@@ -57,7 +58,7 @@ class Transformed:
         formats: site → operand → format, calibrated.
         graph: the captured float model, with what calibration corrected.
         config: the candidate spelled out.
-        folder: the folder that the model is saved in.
+        folder: the folder that the model is saved in, if it is saved.
         trial: the trial; None for ``[passes.quantize]``.
         evaluation: loss and metrics of the task, if requested: of a trial on the samples of its search, else on the
             validation split.
@@ -83,31 +84,34 @@ class Transformed:
 
 
 def transform_trial(
-    folder: str | Path,
+    run: Run | str | Path,
     number: int,
     *,
     check: bool = False,
     smaller: bool = False,
-    data: Dataset | None = None,
+    save: bool = True,
+    data: Any = None,
     model: nn.Module | None = None,
     events: Events | None = None,
 ) -> Transformed:
     """Rebuild the model of a trial from the run folder, and save it in a folder below it.
 
     Args:
-        folder: the run folder.
+        run: the run, or its folder.
         number: the number of the trial.
         check: whether to evaluate the model again, on the samples of the search.
         smaller: whether to make the network without the channels that do nothing too, for trials whose bits were
             learned. It is compared with the trial on every sample of the dataset, and saved beside it.
-        data, model: the same objects that the search was given from Python, if it was (``dataset_of`` makes the first).
+        save: whether to save it.
+        data, model: the same objects that the search was given from Python, if it was; left out, they are those of the
+            call that made `run`. A folder has none.
         events: receives notes.
 
     Raises:
-        RunError: there is no such run or trial, or its model or data has changed since the search. Or `smaller` is not
-            possible: bits were not learned, or outputs differ.
+        RunError: there is no such run or trial, or its model or data is missing or has changed since the search. Or
+            `smaller` is not possible: bits were not learned, or outputs differ.
     """
-    candidate = candidate_of(folder, number, data=data, model=model, events=events)
+    candidate = candidate_of(run, number, data=data, model=model, events=events)
     evaluator, code, trial = candidate.evaluator, candidate.code, candidate.trial
     graph, formats, corrections = evaluator.parts(code)
     graph = corrected(graph, corrections)
@@ -117,7 +121,9 @@ def transform_trial(
         samples = candidate.plan.evaluator.accuracy_samples
         if samples is None:
             leading = evaluator.job.task.leading.name
-            raise RunError(f"{folder}: this search measured no {leading}, so there is nothing to check")
+            raise RunError(
+                f"{shown(candidate.folder)}: this search measured no {leading}, so there is nothing to check"
+            )
         x, y = evaluator.samples(samples.split, samples.number)
         outputs, task = evaluator.space.graph.outputs, evaluator.job.task
         with one_thread():
@@ -125,7 +131,8 @@ def transform_trial(
     saved = candidate.folder / "transformed" / f"trial-{trial.number}"
     widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, graph, trial.config, saved, trial, evaluation, widths)
-    return _save(_with_smaller(result, candidate) if smaller else result)
+    result = _with_smaller(result, candidate) if smaller else result
+    return _save(result) if save else result
 
 
 def _with_smaller(result: Transformed, candidate: RebuiltTrial) -> Transformed:
@@ -153,26 +160,29 @@ class RebuiltTrial:
 
 
 def candidate_of(
-    folder: str | Path,
+    run: Run | str | Path,
     number: int,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     model: nn.Module | None = None,
     events: Events | None = None,
 ) -> RebuiltTrial:
     """A trial of a run with its weights. If they were not stored, it is trained again to the same weights.
 
     Args:
-        folder, number, data, model, events: as in ``transform_trial``.
+        run, number, data, model, events: as in ``transform_trial``.
 
     Raises:
-        RunError: there is no such run or trial, or its model or data has changed since the search.
+        RunError: there is no such run or trial, or its model or data is missing or has changed since the search.
     """
     events = events or Events()
-    run = Run.load(folder)
+    given = run.given if isinstance(run, Run) else NOTHING
+    folder = (
+        run.folder if isinstance(run, Run) else Path(run)
+    ).absolute()  # the model may change the working directory
+    run = replace(Run.load(run.folder if isinstance(run, Run) else run), given=given)
     for note in run.notes:
         events.note(note)
-    folder = Path(folder).absolute()  # the model may change the working directory
     trial = run.trial(number)
     plan = searched_plan(run, f"trial {number} cannot be rebuilt", data=data, model=model, events=events)
     searched_code = np.array(trial.code, dtype=np.int64)
@@ -187,7 +197,7 @@ def searched_plan(
     run: Run,
     failed: str,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     model: nn.Module | None = None,
     events: Events,
 ) -> Plan:
@@ -200,22 +210,25 @@ def searched_plan(
         events: receives notes.
 
     Raises:
-        RunError: the model or data has changed since the search.
+        RunError: the model or data is missing, or has changed since the search.
     """
     folder = run.folder.absolute()
+    model = run.given.model if model is None else model
+    data = run.given.data if data is None else data
     # The weights of the search are in its folder, so those of a library are not asked for.
     update: dict[str, object] = {"project": folder.name, "project_dir": str(folder.parent), "weights": False}
     if not run.config.labels and model is None:
         # What candidates are compared with are the outputs of the weights that the search kept.
         update |= {"load_name": str(folder / WEIGHTS), "load_type": "pt"}
     config = run.config.model_copy(update=update)
-    plan = make_plan(
-        config,
-        model=model,
-        dataset=data,
-        report=events.note,
-        progress=events.downloading,
-    )
+    with _asking_for(run, failed, {"model": model, "dataset": data}):
+        plan = make_plan(
+            config,
+            model=model,
+            dataset=given_data(config, data, model, events),
+            report=events.note,
+            progress=events.downloading,
+        )
     if model is None:
         searched = private_copy(plan.model)
         searched.load_state_dict(checkpoints.load_checkpoint(folder / WEIGHTS, searched))
@@ -244,6 +257,22 @@ def searched_plan(
             events.note(note)
     plan.evaluator.keep_in(folder)
     return plan
+
+
+@contextlib.contextmanager
+def _asking_for(run: Run, failed: str, given: Mapping[str, object]) -> Iterator[None]:
+    """Where a name of the configuration is unknown because the search was given an object, the error asks for it."""
+    try:
+        yield
+    except UnknownNameError as error:
+        (key, *_), names = error.key or ("",), {"model": run.config.model, "dataset": run.config.dataset}
+        if given.get(key, error) is not None:
+            raise
+        raise RunError(
+            f"{shown(run.folder)}: {failed}: the search was given its {'model' if key == 'model' else 'data'} "
+            f"({names[key]!r}) from Python, and no file has it. Give it again from Python: model=... and data=..., as "
+            "the search had them"
+        ) from None
 
 
 def _finetuned(evaluator: ModelEvaluator, folder: Path, number: int) -> ModelEvaluator:

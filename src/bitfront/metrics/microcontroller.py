@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from bitfront.errors import ExportError
-from bitfront.exporters.c99.needs import CandidateNeeds
 from bitfront.graph import Graph
 from bitfront.metrics import RUNNERS
 from bitfront.metrics.base import EvaluationContext, Metric, Runner, Side, Values
 from bitfront.spaces.base import Codes
+
+if TYPE_CHECKING:
+    from bitfront.exporters.c99.needs import CandidateNeeds
 
 
 @RUNNERS.register("microcontroller")
@@ -45,4 +47,6 @@ class Microcontroller(Runner):
 
 @lru_cache(maxsize=8)
 def _needs(graph: Graph) -> CandidateNeeds:
+    from bitfront.exporters.c99.needs import CandidateNeeds  # every search reads the names of all metrics
+
     return CandidateNeeds(graph)

@@ -280,11 +280,11 @@ def failures(reasons: Sequence[Failure]) -> Figure:
 
 def panels_of(count: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     """A figure and its panels, side by side: at most three per row, four as two by two. Sizes are inches per panel."""
-    from matplotlib.figure import Figure
+    from bitfront.report.canvas import ShownFigure
 
     across = 2 if count == 4 else min(3, count)
     down = -(-count // across)
-    figure = Figure(figsize=(min(40.0, width * across), min(40.0, height * down)), layout="constrained")
+    figure = ShownFigure(figsize=(min(40.0, width * across), min(40.0, height * down)), layout="constrained")
     drawn: Any = figure.subplots(down, across, squeeze=False)
     panels = list(drawn.ravel())
     for unused in panels[count:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
@@ -23,10 +24,22 @@ if TYPE_CHECKING:
 
 #: A time that is left is said from here on, in seconds.
 LONG_SECONDS = 60.0
+#: In a notebook, the seconds from one line of progress to the next.
+EVERY = 5.0
 #: Width of a terminal, in characters, that has room for more than numbers.
 ROOM = 100
 #: Seconds without an answer of any worker that are shown.
 WAITED = 10.0
+
+
+def shown_events() -> Events:
+    """The progress for who has given no events: lines in a notebook, and nothing elsewhere."""
+    if "IPython" not in sys.modules or not Console().is_jupyter:
+        return Events()
+    # rich would show every line as a document of its kind, which a notebook keeps apart from what else is printed.
+    console = Console(force_jupyter=False, force_terminal=False, highlight=False, markup=False, emoji=False)
+    console.width = 10_000  # the notebook breaks lines
+    return Live(console, every=EVERY)
 
 
 class Live(Events):
@@ -35,8 +48,15 @@ class Live(Events):
     A context manager: leaving it ends the bar.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self.console, self.quiet = console, quiet
+    def __init__(self, console: Console, *, quiet: bool = False, every: float = math.inf) -> None:
+        """
+        Args:
+            console: where to show them.
+            quiet: show nothing.
+            every: where there is no terminal, the seconds from one line of progress to the next.
+        """
+        self.console, self.quiet, self.every = console, quiet, every
+        self._said = 0.0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._began = 0.0
@@ -85,7 +105,7 @@ class Live(Events):
         """Show loss and accuracy of an epoch."""
         name, value = record.leading
         self._loss = f"val loss {record.val_loss:.4f}, val {name} {value:.4f}"
-        self._update(record.epoch, f"loss {record.train_loss:.4f}, {self._loss}")
+        self._update(record.epoch, f"loss {record.train_loss:.4f}, {self._loss}", f"epoch {record.epoch}, ")
         if self._settings is not None and record.epoch == self._settings.max_epochs:
             self._end()
             took = tables.duration(time.perf_counter() - self._began)
@@ -135,6 +155,7 @@ class Live(Events):
         text = ", ".join(parts)
         done = moment.cycle - 1 + moment.epoch / moment.epochs
         bar.update(task, description="learning", total=moment.cycles, completed=done, text=text, loss="")
+        self._say(text)
 
     def progress(self, progress: Searched, plan: Plan) -> None:
         """Show a bar of candidates, with the best so far and the timeout."""
@@ -190,11 +211,20 @@ class Live(Events):
             refresh_per_second=5,
         )
         self._bar.start()
+        self._said = time.perf_counter()
         self._task = self._bar.add_task(what, total=total, text="", loss="")
 
-    def _update(self, done: int, text: str) -> None:
+    def _update(self, done: int, text: str, before: str = "") -> None:
         if self._bar is not None:
             self._bar.update(self._task_id, completed=done, text=text)
+            self._say(before + text)
+
+    def _say(self, text: str) -> None:
+        """Print a line of progress where there is no bar, if the last one is long ago."""
+        bar, now = self._bar, time.perf_counter()
+        if bar is not None and not self.console.is_terminal and now - self._said >= self.every:
+            self._said = now
+            self.console.print(Text(f"{bar.tasks[-1].description}: {text}"), soft_wrap=True)
 
     def _end(self) -> None:
         if self._bar is not None:

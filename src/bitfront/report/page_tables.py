@@ -17,7 +17,8 @@ from bitfront.report.learned import LearnedFront, rows_of
 from bitfront.report.tables import compared, constrained, number, reasons
 
 if TYPE_CHECKING:
-    from bitfront.engine.storage.run import Run, Trial
+    from bitfront.engine.storage.run import Run
+    from bitfront.engine.storage.trial import Trial
 
 #: Rows of the tables of the front and of failures.
 ROWS = 50

@@ -16,11 +16,11 @@ def plan_sites(plan: Plan) -> Sheet:
     return Sheet(["site", "type", "rule", "choices", "options"], rows, right=["options"])
 
 
-def learning_summary(plan: Plan, seconds: float) -> list[str]:
+def learning_summary(plan: Plan, seconds: float | None) -> list[str]:
     """What a training with learned bits will do and about how long it takes, one per line.
 
     Args:
-        seconds: measured time of an epoch.
+        seconds: measured time of an epoch; None: it was not measured, and no time is said.
     """
     learning = plan.evaluator.job.learning
     assert learning is not None
@@ -28,33 +28,44 @@ def learning_summary(plan: Plan, seconds: float) -> list[str]:
     members = f" of {schedule.members} members" if schedule.members > 1 else ""
     directions = zip(plan.objectives.names, plan.objectives.directions, strict=True)
     epochs = max(schedule.epochs, schedule.networks)
-    whole = seconds * schedule.cycles * epochs * schedule.members
     teacher = learning.teacher if isinstance(learning.teacher, str) else "the network of a checkpoint"
-    threads = ", on one thread" if schedule.members > 1 else ""
     timeout = plan.settings.strategy.setup.timeout
+    whole = (seconds or 0.0) * schedule.cycles * epochs * schedule.members
     limit = [f"constraints: {', '.join(c.text for c in plan.constraints)}"] if plan.constraints else []
     if timeout is not None and plan.chooses_length:
         limit += [f"the timeout of {duration(timeout)} is spent on that; the search measures once more"]
     elif timeout is not None and whole > timeout:
         limit += [f"the timeout of {duration(timeout)} ends it before that"]
+    cost = [] if seconds is None else [_cost_of_learning(plan, seconds, whole)]
     return [
         f"learned bits: {schedule.cycles} cycles{members}, each of {number(epochs)} epochs while all weights are "
         f"alive, and of more later; {min(plan.n_trials, plan.space.size):,} networks",
         f"trained by: {plan.evaluator.trainer}",
         f"pressed on: {learning.metric}; teacher: {teacher}",
         f"objectives: {', '.join(f'{name} ({d})' for name, d in directions)}",
-        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per epoch (measured on one), about {duration(whole)} of "
-        f"training in all (estimated{threads}), and the time in which networks are measured"
-        + (", and the training of teachers" if learning.teacher == "ensemble" else ""),
+        *cost,
         *limit,
     ]
 
 
-def plan_summary(plan: Plan, seconds: float) -> list[str]:
+def _cost_of_learning(plan: Plan, seconds: float, whole: float) -> str:
+    """The time of an epoch, and of the whole training, in seconds."""
+    learning = plan.evaluator.job.learning
+    assert learning is not None
+    threads = ", on one thread" if learning.schedule.members > 1 else ""
+    return (
+        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per epoch (measured on one), about {duration(whole)} of "
+        f"training in all (estimated{threads}), and the time in which networks are measured"
+        + (", and the training of teachers" if learning.teacher == "ensemble" else "")
+    )
+
+
+def plan_summary(plan: Plan, seconds: float | None = None) -> list[str]:
     """Size of the space, strategy, objectives and expected time, one per line.
 
     Args:
-        seconds: measured time per candidate; with learned bits, per epoch of their training.
+        seconds: measured time per candidate; with learned bits, per epoch of their training. None: it was not measured,
+            and no time is said.
     """
     if plan.evaluator.job.learning is not None:
         return learning_summary(plan, seconds)
@@ -72,9 +83,13 @@ def plan_summary(plan: Plan, seconds: float) -> list[str]:
         else f"space: {spelled:,} settings, {size:,} distinct networks, {len(plan.space.parameters)} parameters",
         f"strategy: {method}, {n:,} candidates" + (f" in {jobs} {where}" if jobs > 1 or plan.launcher else ""),
         f"objectives: {directions}",
-        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "
-        f"about {duration(seconds * n / jobs)} in all" + (", and the time of the sampler" if variant else ""),
     ]
+    if seconds is None:
+        return lines
+    lines.append(
+        f"cost: {number(float(f'{1000 * seconds:.2g}'))} ms per candidate (measured), "
+        f"about {duration(seconds * n / jobs)} in all" + (", and the time of the sampler" if variant else "")
+    )
     timeout = plan.settings.strategy.setup.timeout
     if timeout is not None and seconds * n / jobs > timeout:
         lines.append(f"the timeout of {duration(timeout)} ends it before that")

@@ -25,7 +25,8 @@ from bitfront.operations.base import DATA_OUT, result_of
 if TYPE_CHECKING:
     from bitfront.engine.analysis import Analysis
     from bitfront.engine.rebuild import Transformed
-    from bitfront.engine.storage.run import Run, Trial
+    from bitfront.engine.storage.run import Run
+    from bitfront.engine.storage.trial import Trial
 
 #: Number of the best trials that are printed; best.json has all.
 SHOWN = 20
@@ -160,9 +161,14 @@ def _metrics(
     return "\n".join(parts)
 
 
-def best_trials(run: Run) -> Sheet:
-    """The float model, then the front: metrics on the samples of the search, with intervals, and the accuracy, or what
-    leads in another task, on the test split."""
+def best_trials(run: Run, trials: Sequence[Trial] | None = None) -> Sheet:
+    """The float model, then trials: metrics on the samples of the search, with intervals, and the accuracy, or what
+    leads in another task, on the test split.
+
+    Args:
+        run: the run.
+        trials: trials of it; None: the first ones of the front, and all that were fine-tuned.
+    """
     tested, leading = bool(run.reference_test), f"test {run.leading}"
     columns = ["number", "software_metrics", "hardware_metrics", "scaled_metrics"] + [leading] * tested
     columns += ["fine-tuned"] * bool(run.finetuned)
@@ -178,7 +184,7 @@ def best_trials(run: Run) -> Sheet:
             *([""] if run.finetuned else []),
         ]
     ]
-    for trial in _shown(run):
+    for trial in _shown(run) if trials is None else trials:
         test = trial.test_metrics.get(run.leading, math.nan)
         rows.append(
             [
@@ -217,6 +223,17 @@ def _finetuned(run: Run, trial: Trial) -> str:
 
 
 def summary(run: Run) -> list[str]:
+    """The remarks below the table of the best trials, one per line, and what to type next."""
+    lines = remarks(run)
+    if len(run.front_rows):
+        folder = shlex.quote(str(run.folder))
+        best = run.columns.number[run.front_rows[0]]
+        lines.append(f"rebuild one: bitfront transform --run {folder} --trial {best}")
+        lines.append(f"see it: bitfront report {folder}")
+    return lines
+
+
+def remarks(run: Run) -> list[str]:
     """The remarks below the table of the best trials, one per line."""
     lines = []
     shown = _shown(run)
@@ -237,10 +254,6 @@ def summary(run: Run) -> list[str]:
     lines.append(
         f"{len(run):,} of {run.space.size:,} candidates evaluated ({run.stopped}){front}; saved in {run.folder}"
     )
-    if shown:
-        folder = shlex.quote(str(run.folder))
-        lines.append(f"rebuild one: bitfront transform --run {folder} --trial {shown[0].number}")
-        lines.append(f"see it: bitfront report {folder}")
     return lines
 
 

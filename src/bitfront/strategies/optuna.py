@@ -7,16 +7,18 @@ ordered integers, and TPE is multivariate: both give fewer repeats and better fr
 Candidates are proposed in batches. Only the first of a batch is a trial of Optuna, because a trial's ``suggest`` copies
 all values for every parameter; for the others the sampler is called directly. TPE needs trials, see
 ``_ask_with_lies``.
+
+Optuna itself is imported where a strategy of it is made: every search reads the settings of all strategies.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
@@ -27,29 +29,44 @@ from bitfront.strategies import STRATEGIES
 from bitfront.strategies.base import History, Strategy, StrategySettings
 from bitfront.strategies.brute_force import BruteForce
 
+if TYPE_CHECKING:
+    import optuna
+
 #: Number of candidates of a generation of NSGA-II and NSGA-III.
 POPULATION = 24
 #: Number of candidates per batch. For TPE it is as large as possible without a worse front.
 BATCHES = {"tpe": 8, "random": 64, "nsgaii": POPULATION, "nsgaiii": POPULATION, "qmc": 64, "gp": 1}
 
 
-class Places(optuna.distributions.IntDistribution):
-    """The positions of a choice, 0 to `count` − 1. Immutable, so that deep copies of trials can share it."""
+@functools.cache
+def _places() -> Callable[[int], optuna.distributions.IntDistribution]:
+    """The distribution of the positions of a choice, 0 to a number − 1. It is immutable, so that deep copies of trials
+    can share it."""
+    from optuna.distributions import IntDistribution
 
-    def __init__(self, count: int) -> None:
-        super().__init__(0, count - 1)
+    class Places(IntDistribution):
+        def __init__(self, count: int) -> None:
+            super().__init__(0, count - 1)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Places:
-        return self
+        def __deepcopy__(self, memo: dict[int, Any]) -> Places:
+            return self
+
+    return Places
+
+
+def _samplers() -> Any:
+    from optuna import samplers
+
+    return samplers
 
 
 SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed),
-    "nsgaiii": lambda seed: optuna.samplers.NSGAIIISampler(population_size=POPULATION, seed=seed),
-    "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
+    "tpe": lambda seed: _samplers().TPESampler(multivariate=True, constant_liar=True, seed=seed),
+    "random": lambda seed: _samplers().RandomSampler(seed=seed),
+    "nsgaii": lambda seed: _samplers().NSGAIISampler(population_size=POPULATION, seed=seed),
+    "nsgaiii": lambda seed: _samplers().NSGAIIISampler(population_size=POPULATION, seed=seed),
+    "qmc": lambda seed: _samplers().QMCSampler(seed=seed, warn_independent_sampling=False),
+    "gp": lambda seed: _samplers().GPSampler(seed=seed, n_startup_trials=5),
 }
 #: Sampler → what it is, in one line.
 SAMPLER_MEANINGS: Mapping[str, str] = {
@@ -112,6 +129,8 @@ class OptunaStrategy(Strategy):
     variants = SAMPLER_MEANINGS
 
     def __init__(self, space: Space, objectives: int, seed: int, settings: OptunaSettings | None = None) -> None:
+        import optuna
+
         super().__init__(space, objectives, seed, settings)
         self.sampler = self.settings.sampler
         # A Gaussian process is meant for expensive evaluations, so it gets each result before the next proposal.
@@ -122,7 +141,7 @@ class OptunaStrategy(Strategy):
             self._optuna_sampler = SAMPLERS[self.sampler](seed)
         self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=self._optuna_sampler)
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            f"p{i}": Places(int(c)) for i, c in enumerate(space.cardinalities)
+            f"p{i}": _places()(int(c)) for i, c in enumerate(space.cardinalities)
         }
         # Proposals without results so far, with the sampler's attributes of each (NSGA-II: its generation).
         self._asked: list[tuple[NDArray[np.int64], dict[str, Any]]] = []
@@ -130,6 +149,8 @@ class OptunaStrategy(Strategy):
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:  # noqa: ARG002
         """The sampler's proposals; known candidates may be among them."""
+        import optuna
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._catch_up(history)
@@ -141,6 +162,8 @@ class OptunaStrategy(Strategy):
         A whole batch from one fit of its model is six times as fast, but gives a worse front: 0.87 of the hypervolume
         instead of 0.98, after 200 candidates of digits-mlp.
         """
+        import optuna
+
         trials = [self._study.ask(self._distributions) for _ in range(n)]
         asked = np.array([list(trial.params.values()) for trial in trials], dtype=np.int64)
         codes = self.space.canonical(asked.reshape(n, len(self._distributions)))
@@ -152,6 +175,8 @@ class OptunaStrategy(Strategy):
     def _ask(self, n: int) -> Codes:
         """The same proposals as `n` calls of ``study.ask``. Only the first is such a call; then the sampler is called
         directly."""
+        import optuna
+
         trial = self._study.ask()
         proposals = [trial.relative_params]
         # Results are added as new trials, so this one is closed; an open one would count as a trial without parameters.
@@ -186,6 +211,8 @@ class OptunaStrategy(Strategy):
 
     def _add(self, history: History, row: int, attributes: dict[str, Any]) -> None:
         """Add a candidate to the study, unless it failed: samplers look at complete trials only."""
+        import optuna
+
         losses, violation, constraints = history.losses[row], float(history.violation[row]), None
         if history.constrained:
             constraints = {"all": violation}

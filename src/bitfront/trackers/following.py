@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.folder import STORE
-from bitfront.engine.storage.run import Run, Trial
+from bitfront.engine.storage.run import Run
+from bitfront.engine.storage.trial import Trial
 from bitfront.errors import BitfrontError, MissingExtraError, cause
 from bitfront.events import Events, several
 from bitfront.files import scratch

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from bitfront.constraints import Constraint
-from bitfront.data.base import Dataset
 from bitfront.engine.explanation import layers
 from bitfront.engine.explanation.budgets import Outlook, checked
 from bitfront.engine.explanation.gap import FEWEST, gap_of
@@ -34,7 +34,7 @@ def explain(
     budgets: Sequence[str] = (),
     metric: str | None = None,
     verify: bool = False,
-    data: Dataset | None = None,
+    data: Any = None,
     model: nn.Module | None = None,
     events: Events | None = None,
 ) -> Explanation:
@@ -51,7 +51,8 @@ def explain(
             and on the explained metric.
         metric: the measured metric that is explained; None: the first measured objective.
         verify: whether the answer for the budgets is evaluated, as the search would have done it.
-        data, model: the same objects that the search was given from Python, if it was; for `verify`.
+        data, model: the same objects that the search was given from Python, if it was; for `verify`. Left out, they
+            are those of the call that made `run`.
         events: receives notes.
 
     Raises:

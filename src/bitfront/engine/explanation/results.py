@@ -265,6 +265,11 @@ class Explanation:
     notes: tuple[str, ...]
     answering: Callable[[Sequence[str]], Answer] = field(repr=False, compare=False)
 
+    def _repr_html_(self) -> str:
+        import bitfront  # loads what draws when it is used
+
+        return bitfront._html(self)
+
     def answer(self, *budgets: str) -> Answer:
         """The best candidate for some budgets, such as ``"model_size <= 2 kB"``, from stored knowledge.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from bitfront.data.base import Dataset
 from bitfront.engine.explanation.results import Answer
 from bitfront.engine.rebuild import searched_plan
 from bitfront.engine.search.checking import verified_plan
@@ -16,7 +16,7 @@ from bitfront.events import Events
 
 
 def verified(
-    run: Run, answer: Answer, *, data: Dataset | None = None, model: nn.Module | None = None, events: Events | None
+    run: Run, answer: Answer, *, data: Any = None, model: nn.Module | None = None, events: Events | None
 ) -> Answer:
     """The answer with the metrics of its candidate. If it is a trial of the run, they are those of the trial.
 

@@ -14,18 +14,25 @@ from bitfront import checkpoints, data, models  # noqa: F401  (registers the dat
 from bitfront.config import Config
 from bitfront.data import DATASETS
 from bitfront.data.base import DataRequest, Dataset
+from bitfront.data.factory import from_object
 from bitfront.data.loading import is_path, load_dataset
+from bitfront.data.targets import CLASSES, Targets
 from bitfront.engine.storage.folder import WEIGHTS
 from bitfront.errors import CaptureError, CheckpointError, ConfigError, DataError
+from bitfront.events import Events
 from bitfront.files import shown
 from bitfront.graph.baking import private_copy
 from bitfront.graph.capture import holding_nan
 from bitfront.models.base import build_model, needs_of
+from bitfront.registry import canonical
 from bitfront.scoring import outputs_of
+from bitfront.strategies import STRATEGIES
 from bitfront.tasks.adapting import adapted
 from bitfront.tasks.base import Task
 from bitfront.tasks.configured import task_of
 
+#: The name of a dataset from memory.
+ARRAYS = "arrays"
 #: Samples, and values of their outputs, in a forward fingerprint.
 FINGERPRINT_SAMPLES, FINGERPRINT_VALUES = 4, 64
 
@@ -128,6 +135,7 @@ def open_data(config: Config, report: Any = None, progress: Any = None) -> Datas
             progress=progress,
             limit_bytes=config.limit_bytes,
             targets=task.targets,
+            class_names=tuple(config.class_names or ()),
             settings=config.dataset_settings or {},
             needs=needs,
         )
@@ -164,11 +172,64 @@ def stand_in(config: Config) -> Dataset | None:
     return Dataset("no data", {"train": x}, {"train": y}, names, f"random numbers of shape {shape}")
 
 
+def given_data(config: Config, given: object, model: nn.Module | None, events: Events) -> Dataset | None:
+    """The dataset of what a search was given from Python, as its configuration says; None where a name says it.
+
+    Args:
+        config: the configuration.
+        given: as ``dataset_of`` takes it.
+        model: the trained model that was given too: it says how many classes there are, so a part of the data may lack
+            some of them, unless something is trained on it. None if a name says it.
+        events: receives notes.
+
+    Raises:
+        DataError: it is none of these, or cannot be used.
+    """
+    request = DataRequest(
+        seed=config.seed,
+        report=events.note,
+        limit_bytes=config.limit_bytes,
+        targets=task_of(config).targets,
+        class_names=tuple(config.class_names or ()),
+        gaps=model is not None and not _trains(config),
+    )
+    return _from_memory(given, request)
+
+
+def _trains(config: Config) -> bool:
+    """Whether the search of a configuration trains anything. Names that are unknown are reported later."""
+    if config.search is None:
+        return False
+    strategy, runners = config.search.strategy.name, config.search.strategy.sw_runner
+    learns = strategy in STRATEGIES and STRATEGIES.get(strategy).trains_bits
+    return learns or config.search.finetune.trials > 0 or canonical("basic_train") in map(canonical, runners)
+
+
+def dataset_of(
+    given: object, seed: int = 0, events: Events | None = None, targets: Targets = CLASSES
+) -> Dataset | None:
+    """The dataset of an argument `data`: arrays, splits, a torch Dataset or DataLoader; None for a name.
+
+    Raises:
+        DataError: it is none of these, or cannot be used.
+    """
+    return _from_memory(given, DataRequest(seed=seed, report=(events or Events()).note, targets=targets))
+
+
+def _from_memory(given: object, request: DataRequest) -> Dataset | None:
+    if given is None or isinstance(given, str):
+        return None
+    return from_object(given, request, name=ARRAYS, source="objects in memory")
+
+
 def checked_data(dataset: Dataset, task: Task, config: Config) -> Dataset:
     """A dataset with the targets of the task; without labels, if the search is without. Raises DataError where they are
     others."""
     if not task.targets.given:
         return _without_labels(dataset, task)
+    if config.class_names is not None and list(dataset.class_names) != config.class_names:
+        names = ", ".join(dataset.class_names)
+        raise DataError(f"dataset {dataset.name!r} names its classes itself ({names}); leave class_names out")
     if wrong := task.unfit(dataset.num_classes):
         with config.locating():
             raise ConfigError(wrong, key=("task_settings",))

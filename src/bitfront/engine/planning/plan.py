@@ -75,6 +75,11 @@ class Plan:
     constraints: tuple[Constraint, ...] = ()
     forward: tuple[float, ...] = ()
 
+    def _repr_html_(self) -> str:
+        import bitfront  # loads what draws when it is used
+
+        return bitfront._html(self)
+
     @property
     def space(self) -> ModelSpace:
         """The space of the search."""

@@ -90,8 +90,9 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
         stores.check_identity(path, plan.identity(None), ignore=["weights"])
     source: Mapping[str, Any] = {}
     if not plan.brings_weights:
-        source = source_of_weights(plan.config, plan.model, plan.dataset)
-        model = trained_model(plan.config, plan.model, plan.dataset, events).model
+        known = plan.space.graph.outputs
+        source = source_of_weights(plan.config, plan.model, plan.dataset, known)
+        model = trained_model(plan.config, plan.model, plan.dataset, events, outputs=known).model
         plan = plan.trained(model)
     if restart:
         # This comes after all checks, because it may delete hours of somebody's search.

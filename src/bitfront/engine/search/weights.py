@@ -174,22 +174,27 @@ def _loaded(config: Config, model: nn.Module, events: Events) -> checkpoints.Sta
     return found.state
 
 
-def source_of_weights(config: Config, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+def source_of_weights(config: Config, model: nn.Module, dataset: Dataset, outputs: Outputs) -> dict[str, Any]:
     """What a search says of the weights that it keeps, so that a later one recognises them.
 
     Args:
         model: the initialised model, before training.
+        outputs: what it gives.
     """
     if config.load_name is not None:
         return {"load_name": str(config.path(config.load_name))}
     if brings_weights(config, dataset):
         return {"library": config.model}
-    outputs = capture(model, dataset.split("train")[0][:2]).outputs
     return {"training": _training_fingerprint(config, model, dataset, outputs)}
 
 
 def trained_model(
-    config: Config, model: nn.Module, dataset: Dataset, events: Events, below: Path | None = None
+    config: Config,
+    model: nn.Module,
+    dataset: Dataset,
+    events: Events,
+    below: Path | None = None,
+    outputs: Outputs | None = None,
 ) -> Trained:
     """A copy of `model` with trained weights: from the checkpoint ``load_name``; the weights of its library, where it
     came with them and they fit the outputs; from the run folder, if its weights
@@ -201,6 +206,7 @@ def trained_model(
         events: receives notes and the progress of the training.
         below: a folder that new weights are stored below, in place of the run folder, whose weights then stay as
             they are.
+        outputs: what the model gives; None if it was not captured yet.
 
     Raises:
         CheckpointError: ``load_name`` cannot be read, or does not fit the model.
@@ -215,7 +221,7 @@ def trained_model(
     if brings_weights(config, dataset):
         events.note(f"weights of {config.model}, from its library")
         return Trained(private_copy(model).eval(), config.run_folder / WEIGHTS, None)
-    outputs = capture(model, dataset.split("train")[0][:2]).outputs
+    outputs = outputs or capture(model, dataset.split("train")[0][:2]).outputs
     fingerprint = _training_fingerprint(config, model, dataset, outputs)
     folders = [config.run_folder] + ([below] if below else [])
     # A search keeps the weights that its trials are made of, so that it can go on where the others are gone.

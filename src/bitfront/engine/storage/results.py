@@ -11,7 +11,8 @@ import numpy as np
 
 from bitfront.checkpoints.cycles import learned_network
 from bitfront.engine.storage.records import ENOUGH
-from bitfront.engine.storage.run import LOGGED, Run, Trial
+from bitfront.engine.storage.run import LOGGED, Run
+from bitfront.engine.storage.trial import Trial
 from bitfront.files import whole
 
 

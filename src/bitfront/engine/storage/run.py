@@ -25,15 +25,18 @@ from bitfront.engine.storage.database import REMEDY
 from bitfront.engine.storage.folder import STORE
 from bitfront.engine.storage.records import Finetuned, InFloat, OptionCosts, PairedComparison, Quality
 from bitfront.engine.storage.store import Store
+from bitfront.engine.storage.trial import NOTHING, FromPython, Trial, Trials
 from bitfront.engine.storage.trials import TrialColumns
 from bitfront.errors import ConfigError, RunError, nearest, one_of, parsing, require
 from bitfront.metrics.intervals import wilson
 from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
-from bitfront.spaces.described import CandidateConfig, DescribedSpace
+from bitfront.spaces.described import DescribedSpace
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
+    from torch import nn
 
     from bitfront.engine.explanation.results import Explanation
 
@@ -48,53 +51,6 @@ UNCHECKED = (
 #: The metrics of a classification that say how good the answers are.
 CLASSIFIES = {"loss": Quality("minimize"), "accuracy": Quality("maximize", share=True)}
 SIDES = {"sw_runner": "software_metrics", "hw_runner": "hardware_metrics"}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One evaluated candidate.
-
-    Attributes:
-        number: its number in the run, from 0 on, in the order of evaluation.
-        code: its canonical code, one integer per parameter of the space.
-        config: the candidate spelled out, as ``[passes.quantize]`` takes it.
-        software_metrics, hardware_metrics: metric → value, by the table of its runner.
-        scaled_metrics: objective → value times scale.
-        values: the scaled values of the objectives, in the order of ``Run.objectives``.
-        intervals: metric → 95 % interval, for metrics that have one.
-        test_metrics: metric → value on the test split; empty for trials that are not on the front.
-        finetuned: the result of fine-tuning; None if it was not fine-tuned.
-        state: ``complete`` or ``failed``.
-        error: why it failed; empty if it did not.
-        duration: time of the evaluation in seconds.
-        folder: that of the run; None for a trial that no run has given.
-    """
-
-    number: int
-    code: tuple[int, ...]
-    config: CandidateConfig
-    software_metrics: Mapping[str, float]
-    hardware_metrics: Mapping[str, float]
-    scaled_metrics: Mapping[str, float]
-    values: tuple[float, ...]
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    test_metrics: Mapping[str, float] = field(default_factory=dict)
-    finetuned: Finetuned | None = None
-    state: str = "complete"
-    error: str = ""
-    duration: float = 0.0
-    folder: Path | None = field(default=None, compare=False)
-
-    def __repr__(self) -> str:
-        tested = {name: value for name, value in self.test_metrics.items() if name != "loss"}
-        shown = {f"test_{name}": value for name, value in list(tested.items())[:1]}
-        parts = [f"{name}={value:.6g}" for name, value in {**self.metrics, **shown}.items()]
-        return f"Trial({', '.join([str(self.number), *parts])}{', failed' if self.state == 'failed' else ''})"
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Software and hardware metrics together."""
-        return {**self.software_metrics, **self.hardware_metrics}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +85,8 @@ class Run:
         option_costs: metric → what each option of each group adds to it, for metrics in closed form that are sums over
             the groups; empty where the search was of an earlier version.
         noise: per group the estimate of how much each option disturbs the outputs; empty where none was made.
+        given: the model and the data of the call that made the run, where it came from Python; nothing of a run that
+            was read from its folder.
     """
 
     folder: Path
@@ -155,6 +113,7 @@ class Run:
     stored_intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     option_costs: Mapping[str, OptionCosts] = field(default_factory=dict)
     noise: tuple[tuple[float, ...], ...] = ()
+    given: FromPython = NOTHING
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -229,12 +188,47 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}: {len(self)} trials, {len(self.front)} on the front, {self.stopped})"
 
-    @cached_property
-    def trials(self) -> tuple[Trial, ...]:
-        """Every evaluated candidate, by number, spelled out. ``columns`` is faster and smaller for a million trials."""
-        return tuple(self.row(row) for row in range(len(self.columns)))
+    def _repr_html_(self) -> str:
+        import bitfront  # loads what draws when it is used
 
-    def trials_dataframe(self) -> pandas.DataFrame:
+        return bitfront._html(self)
+
+    def plot(self) -> Figure:
+        """The front as a matplotlib figure: what leads over each cost, as ``figures/front.png`` of the report has it.
+
+        A notebook shows it; ``run.plot().savefig("front.pdf")`` writes it.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        import bitfront  # loads what draws when it is used
+
+        return bitfront._plot(self)
+
+    def model(self, number: int, *, model: nn.Module | None = None, data: Any = None) -> nn.Module:
+        """The network of a trial, in evaluation mode, with the quantized weights in its parameters.
+
+        Nothing is written; ``bitfront.transform_trial`` saves the network and knows its formats too.
+
+        Args:
+            number: the number of the trial.
+            model, data: what the search was given from Python, if it was; left out, they are those of the call that
+                made this run. A run that was read from its folder has none, and is given them here.
+
+        Raises:
+            RunError: there is no such trial, its model or data is missing, or has changed since the search.
+        """
+        import bitfront  # loads what rebuilds when it is used
+
+        return bitfront.transform_trial(self, number, model=model, data=data, save=False).model
+
+    @cached_property
+    def trials(self) -> Trials:
+        """Every evaluated candidate, by number, spelled out. ``columns`` is faster and smaller for a million trials."""
+        return Trials((self.row(row) for row in range(len(self.columns))), self)
+
+    @property
+    def frame(self) -> pandas.DataFrame:
         """The trials as a pandas DataFrame, one row per trial.
 
         The index is the number. The columns are ``state`` (``complete`` or ``failed``), one per metric, one per
@@ -244,7 +238,7 @@ class Run:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        frame = require("pandas", "pandas", "run.trials_dataframe()")
+        frame = require("pandas", "pandas", "run.frame")
         columns = self.columns
         table = {
             "state": np.where(columns.complete, "complete", "failed").astype(object),
@@ -258,10 +252,10 @@ class Run:
         return frame.DataFrame(table, index=frame.Index(columns.number, name="number"))
 
     @cached_property
-    def front(self) -> tuple[Trial, ...]:
+    def front(self) -> Trials:
         """The trials that fulfil the constraints and that no other such trial dominates. With one objective it is a
         single trial, the first one with the best value."""
-        return tuple(self.row(int(row)) for row in self.front_rows)
+        return Trials((self.row(int(row)) for row in self.front_rows), self)
 
     @cached_property
     def front_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -392,6 +386,7 @@ class Run:
             error=columns.errors.get(number, ""),
             duration=float(columns.duration[row]),
             folder=self.folder,
+            given=self.given,
         )
 
     def intervals(self, values: Mapping[str, float], of: str = "") -> dict[str, tuple[float, float]]:
