@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.checkpoints.cycles import LearnedLayer, LearnedNetwork, learned_network
 from bitfront.report import data
 from bitfront.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED, logarithmic, panels_of, wide
 from bitfront.report.grid import COLOURS
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from bitfront.checkpoints.cycles import LearnedLayer, LearnedNetwork
     from bitfront.engine.storage.run import Run
 
 #: Networks of the front that a picture has room for.
@@ -59,6 +59,10 @@ class LearnedFront:
 def learned_front(run: Run) -> LearnedFront | None:
     """What was learned; None if bits were not, or nothing of it is on the front."""
     rows = data.cloud(run).front
+    if not run.space.learned:
+        return None
+    from bitfront.checkpoints.cycles import learned_network  # it loads torch, which other runs do not need
+
     pairs = [(row, learned_network(run.folder, run.row(int(row)).config)) for row in rows]
     known = [(row, network) for row, network in pairs if network is not None]
     if not known:
