@@ -98,7 +98,7 @@ def test_a_long_run_makes_a_page_that_can_be_mailed(tmp_path):
         space=space,
     )
     path = page_of(run, tmp_path / "out")
-    assert path.stat().st_size < 6_000_000
+    assert path.stat().st_size < LIMIT
     data = content(path)
     assert "of 100,000 trials are drawn" in data["note"]
     assert {data["number"][p] for p in data["front"]} == set(run.columns.number[run.front_rows].tolist())

@@ -36,11 +36,11 @@ def write_report(
         metrics: metrics of the grid pictures; empty: all.
 
     Raises:
-        MissingExtraError: jinja2, matplotlib or plotly is not installed.
+        MissingExtraError: jinja2, matplotlib or pillow is not installed.
         RunError: there is no such run, or a file cannot be written.
         ConfigError: there is no such parameter or metric.
     """
-    for module in ("jinja2", "matplotlib", "plotly"):
+    for module in ("jinja2", "matplotlib", "PIL"):
         require(module, "report", "the report")
     from bitfront.report import data, figures, grid, learned, page
 
