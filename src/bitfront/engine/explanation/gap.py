@@ -136,7 +136,7 @@ def rank_correlation(one: Floats, other: Floats) -> float:
     ``scipy.stats`` has it too, and loads for most of a second.
     """
     ranks = [_ranks(values) for values in (one, other)]
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def _ranks(values: Floats) -> Floats:
