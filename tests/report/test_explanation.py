@@ -16,6 +16,7 @@ from bitfront.engine.explanation.results import Estimate
 from bitfront.engine.storage.records import OptionCosts
 from bitfront.errors import ConfigError, RunError
 from bitfront.report.explanation import sections
+from bitfront.spaces.described import LEARNED_BITS, DescribedSpace
 from synthetic_runs import choice, site, write
 
 FILE = """
@@ -510,11 +511,9 @@ def test_other_searches_are_explained_too(tmp_path, options, costs):
 
 def test_what_cannot_be_explained_is_refused(tmp_path):
     run = grid_run(tmp_path)
-    search = run.config.search
-    strategy = search.strategy.model_copy(update={"name": "learned_bits"})
-    learned = run.config.model_copy(update={"search": search.model_copy(update={"strategy": strategy})})
+    learned = DescribedSpace([{"site": LEARNED_BITS, "alternatives": [{"name": LEARNED_BITS, "operands": []}]}])
     with pytest.raises(RunError, match="one training with learned bits"):
-        replace(run, config=learned).explain()
+        replace(run, space=learned).explain()
     with pytest.raises(RunError, match="all objectives are known in closed form"):
         replace(run, objectives=replace(run.objectives, parts=run.objectives.parts[1:])).explain()
     with pytest.raises(ConfigError, match="'loss' is no metric that can be explained here"):

@@ -5,11 +5,14 @@ import itertools
 
 import numpy as np
 import pytest
+from mpl_toolkits.mplot3d import proj3d
 from PIL import Image
 
 from bitfront.errors import ConfigError
 from bitfront.pareto import hypervolume
 from bitfront.report import data, figures, grid
+from bitfront.report.importance import Effect, Influence
+from bitfront.report.layout import spaced, wide_text
 from bitfront.spaces.described import Size
 from synthetic_runs import TWO, choice, full_grid, site, write
 
@@ -269,7 +272,10 @@ def test_parallel_coordinates_have_a_line_per_trial(six):
     assert up[0].tolist() == [0.25, 0.25, 0.25, 0.75, 0.75, 0.75]
     assert up[2, 5] == pytest.approx(0.98)
     axes = figures.parallel(coordinates).axes[0]
-    assert sum(len(drawn.get_xdata()) == 4 for drawn in axes.get_lines()) == 6
+    assert [lines.get_segments()[0].shape for lines in axes.collections] == [(4, 2), (4, 2)]
+    assert [len(lines.get_segments()) for lines in axes.collections] == [3, 3]
+    assert axes.get_title() == "6 trials, the front in blue"
+    assert figures.parallel(data.parallel(six, (), limit=2)).axes[0].get_title().startswith("4 of 6 trials")
 
 
 def test_failures_are_counted_by_what_they_say(odd):
@@ -442,3 +448,56 @@ def test_the_same_figure_makes_the_same_bytes(six, tmp_path):
 
 def test_two_parameters_are_two():
     assert len(TWO[0]["alternatives"][0]["operands"]) == 2
+
+
+def test_labels_of_effects_that_have_no_room_share_one():
+    """An axis of 100 points from 0 to 1; a character is about four points wide."""
+
+    def labels(*means):
+        options = tuple(Effect(f"w{i}", 0.0, mean, 1) for i, mean in enumerate(means))
+        return spaced(Influence("fc1/weight", 0.5, options), (0.0, 1.0), 100, {})
+
+    assert labels(0.2, 0.8, 0.5) == [(0.2, "w0"), (0.5, "w2"), (0.8, "w1")]
+    assert labels(0.4, 0.44, 0.8) == [(pytest.approx(0.42), "w0 w1"), (0.8, "w2")]
+    # In the frame; of many, the first and the last.
+    ((middle, text),) = labels(1.0, 1.0, 1.0, 1.0, 1.0)
+    assert text == "w0 … w4"
+    assert middle == pytest.approx(1 - (wide_text(text) + 4) / 200)
+
+
+def test_axes_of_bits_have_powers_of_two(six, tmp_path):
+    drawn = figures.front(six, data.cloud(six)).axes[0]
+    assert set(np.log2(drawn.get_xticks()) % 1) == {0}
+    axes = figures.effects(six, data.influences(six)).axes[1]
+    assert set(np.log2(np.diff(axes.get_xticks())) % 1) == {0}
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_metric_that_is_the_same_everywhere_is_drawn_without_complaints(tmp_path, value):
+    same = np.full(6, value)
+    run = write(tmp_path / "same", full_grid(), {"accuracy": same, "average_bitwidth": same})
+    for figure in all_figures(run).values():
+        saved(figure)
+
+
+def test_values_of_bars_do_not_cover_each_other(tmp_path):
+    """Sixteen bars of one height: those in the first row hide most of the others."""
+    space = (site("fc1", choice("data_in", 2, 4, 6, 8), choice("weight", 2, 4, 6, 8)),)
+    rng = np.random.default_rng(0)
+    run = write(
+        tmp_path / "bars", full_grid(space), {"accuracy": 0.9 + 0.01 * rng.random(16), "average_bitwidth": np.ones(16)},
+        space=space,
+    )  # fmt: skip
+    figure = grid.bars(grid.grids(run)[0])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = []
+    for text in axes.texts:
+        x, y, _ = proj3d.proj_transform(*text.get_position_3d(), axes.get_proj())
+        width = 0.6 * len(text.get_text()) * text.get_fontsize() * figure.dpi / 72
+        boxes.append((*axes.transData.transform((x, y)), width))
+    assert 4 <= len(boxes) < 16
+    high = 8 * figure.dpi / 72
+    assert all(
+        abs(a[1] - b[1]) >= high or abs(a[0] - b[0]) >= (a[2] + b[2]) / 2 for a, b in itertools.combinations(boxes, 2)
+    )

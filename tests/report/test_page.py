@@ -98,7 +98,7 @@ def test_a_long_run_makes_a_page_that_can_be_mailed(tmp_path):
         space=space,
     )
     path = page_of(run, tmp_path / "out")
-    assert path.stat().st_size < 6_000_000
+    assert path.stat().st_size < LIMIT
     data = content(path)
     assert "of 100,000 trials are drawn" in data["note"]
     assert {data["number"][p] for p in data["front"]} == set(run.columns.number[run.front_rows].tolist())
@@ -201,12 +201,18 @@ def test_every_picture_is_drawn(six, six_page, opened):
         "front-plot", "importance-0", "importance-1", "effects-0", "effects-1", "course-0", "course-1", "volume-plot", "lines",
     ]  # fmt: skip
     assert page.locator("#importance-0 .bars path").count() == 3  # two parameters and the rest
-    assert page.locator("#effects-0 .trace path.point").count() == 5
+    assert page.locator("#effects-0 .trace:nth-child(2) path.point").count() == 5
     assert page.locator("#course-0 path.point").count() == 6
     assert page.locator("#layers td").all_text_contents() == ["8"] * 3 + ["8", "4", "2"]
     assert page.locator("#best tbody tr").count() == 4
-    assert page.locator("#grids img").count() == 2
-    assert page.locator("#grids img").first.evaluate("i => i.complete && i.naturalWidth > 300")
+    # Each twice, for a light and for a dark page.
+    assert page.locator("#grids img").count() == 4
+    assert page.locator("#grids img:visible").count() == 2
+    assert page.locator("#grids img:visible").first.evaluate("i => i.complete && i.naturalWidth > 300")
+    assert (
+        page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].some(e => e._context.showSendToCloud)")
+        is False
+    )
     page.select_option("#history-x", "seconds")
     assert page.evaluate("document.getElementById('volume-plot').data[0].x.at(-1)") == pytest.approx(0.006)
     page.select_option("#front-x", "accuracy")
@@ -239,6 +245,7 @@ def test_dark_by_preference_and_by_button(six_page, opened):
     page = opened(six_page, dark=True)
     assert brightness(page) < 60
     assert page.evaluate("document.getElementById('front-plot').layout.paper_bgcolor") == "#16181b"
+    assert page.locator("#grids img:visible").evaluate_all("all => all.map(e => e.className)") == ["dark", "dark"]
     page.get_by_role("button", name="Light", exact=True).click()
     assert brightness(page) > 240
     assert page.evaluate("document.getElementById('front-plot').layout.paper_bgcolor") == "#ffffff"

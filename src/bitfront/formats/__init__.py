@@ -15,4 +15,6 @@ from bitfront.registry import Registry
 if TYPE_CHECKING:
     from bitfront.formats.base import Format
 
+#: Bits of a value that is not quantized.
+FLOAT_BITS = 32
 FORMATS: Registry[type[Format]] = Registry("format", "bitfront.formats")

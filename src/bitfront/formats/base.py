@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitfront.errors import nearest, one_of
+from bitfront.formats import FLOAT_BITS as FLOAT_BITS
 from bitfront.formats.grid import Grid
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Name of an operand of a site, as its operation spells it: ``data_in``, ``weight``, ``bias``, ``weight_ih`` ...
 Operand = str
-#: Bits of a value that is not quantized.
-FLOAT_BITS = 32
 #: More values than this do not improve a scale; calibration uses a random part of them.
 CALIBRATION_VALUES = 65_536
 #: Share of the absolute values that a ``percentile`` range covers: the mildest of those that Wu et al. 2020

@@ -19,13 +19,10 @@ from bitfront.learned_bits.course import Schedule
 from bitfront.learned_bits.program import Granularities, Layer, Program
 from bitfront.learned_bits.torch_program import TorchProgram
 from bitfront.spaces.base import Codes
-from bitfront.spaces.described import CandidateConfig
+from bitfront.spaces.described import LEARNED_BITS, CandidateConfig
 from bitfront.spaces.model_space import FormatSpace, ModelSpace, Offer
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.transforms.quantize import SiteFormats
-
-#: Of the group of the space.
-NAME = "learned_bits"
 
 
 class LearnedBitsSpace(ModelSpace):
@@ -49,7 +46,7 @@ class LearnedBitsSpace(ModelSpace):
             }
             for name, count in counts.items()
         ]
-        super().__init__([{"site": NAME, "alternatives": [{"name": NAME, "operands": operands}]}])
+        super().__init__([{"site": LEARNED_BITS, "alternatives": [{"name": LEARNED_BITS, "operands": operands}]}])
 
     def offers(self) -> tuple[Offer, ...]:
         """What is learned of each layer."""
@@ -70,7 +67,7 @@ class LearnedBitsSpace(ModelSpace):
 
     def encode(self, config: CandidateConfig) -> NDArray[np.int64]:
         """The code of a position, int64, shape (parameters,). Raises ConfigError if there is no such position."""
-        table = config.get(NAME, {}).get("config", {})
+        table = config.get(LEARNED_BITS, {}).get("config", {})
         options = 0
         for name, count in zip(("cycle", "member", "network"), self.counts, strict=True):
             number = table.get(f"{name}_number", 1 if count == 1 else None)

@@ -20,4 +20,6 @@ from bitfront.registry import Registry
 if TYPE_CHECKING:
     from bitfront.operations.base import Operation
 
+#: The name of what an operation gives, where that has a format.
+DATA_OUT = "data_out"
 OPERATIONS: Registry[Operation] = Registry("operation", "bitfront.operations")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bitfront.formats.base import FACTOR, OperandKind
 from bitfront.kernels.losses import Outputs
+from bitfront.operations import DATA_OUT as DATA_OUT
 from bitfront.operations import OPERATIONS
 from bitfront.operations.integers import Lower
 from bitfront.operations.layout import ChannelRule
@@ -126,8 +127,6 @@ class OperandSpec:
 
 
 DATA_IN = OperandSpec("data_in", "activation", 0, "input", channel_axis=1)
-#: The name of what an operation gives, where that has a format.
-DATA_OUT = "data_out"
 
 
 def result_of(operands: Iterable[OperandSpec]) -> OperandSpec:

@@ -218,6 +218,7 @@ class ObjectiveCourse:
     """One objective over the trials, in the order of their evaluation.
 
     Attributes:
+        unit: of the metric; empty for a sum.
         rows, values: the trials that are drawn as points, and their values.
         steps: rows at which the best value so far changed.
         best: the best value from each of these rows on.
@@ -225,6 +226,7 @@ class ObjectiveCourse:
 
     name: str
     title: str
+    unit: str
     direction: str
     rows: Rows
     values: Values
@@ -269,7 +271,8 @@ def history(run: Run, limit: int = SHOWN) -> SearchCourse:
         steps = np.flatnonzero(~np.isnan(best) & (np.isnan(before) | (best < before)))
         label = objective_title(run, name)
         sign = -1 if direction == "maximize" else 1
-        course = ObjectiveCourse(name, label, direction, rows, values[rows, column], steps, sign * best[steps])
+        unit = run.units.get(name, "") if label == title(run, name) else ""
+        course = ObjectiveCourse(name, label, unit, direction, rows, values[rows, column], steps, sign * best[steps])
         courses.append(course)
     end = np.cumsum(np.nan_to_num(columns.duration))
     return SearchCourse(tuple(courses), *_volumes(losses, end), end)
@@ -340,6 +343,7 @@ class Parallel:
         values: per axis and row, the index of the label or the value of the metric, float64, shape (axes, rows); NaN
             if the parameter has no effect.
         left_out: number of parameters without room: those that matter least for the first objective.
+        complete: number of trials that did not fail.
     """
 
     axes: tuple[Coordinate, ...]
@@ -347,6 +351,13 @@ class Parallel:
     front: NDArray[np.bool_]
     values: Values
     left_out: int
+    complete: int
+
+    @property
+    def note(self) -> str:
+        """For the reader: how many trials are drawn, of how many."""
+        drawn, complete = len(self.rows), self.complete
+        return f"{complete:,} trials" if drawn == complete else f"{drawn:,} of {complete:,} trials"
 
 
 def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Parallel:
@@ -376,7 +387,12 @@ def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Par
         values.append(metrics[part.metric][drawn.rows])
     table = np.array(values).reshape(len(axes), len(drawn.rows))
     return Parallel(
-        tuple(axes), drawn.rows, np.isin(drawn.rows, drawn.front), table, len(space.parameters) - len(columns)
+        tuple(axes),
+        drawn.rows,
+        np.isin(drawn.rows, drawn.front),
+        table,
+        len(space.parameters) - len(columns),
+        drawn.complete,
     )
 
 

@@ -6,7 +6,7 @@ front also has a marker and a line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.files import whole
-from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCourse, heights, shortened, title
+from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCourse, heights, title
 from bitfront.report.grid import COLOURS, readable
-from bitfront.report.importance import Importance, Influence
+from bitfront.report.importance import Importance
+from bitfront.report.layout import DPI, lay_out, round_numbers, spaced, wide_text
 from bitfront.report.tables import number
-from bitfront.spaces.described import Size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,17 +35,25 @@ CELLS, WRITTEN = 60, 1500
 WIDE = 8
 #: Characters of an error message that a figure has room for.
 ERROR = 90
+#: Up to this many bits, the numbers on an axis of bits are powers of two.
+BITS = 1024
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG (150 dots per inch) and SVG, and return the paths. Equal figures give equal bytes."""
+    """Write a figure as PNG and SVG, and return the paths. Equal figures give equal bytes."""
     import matplotlib
 
+    lay_out(figure)
     written = []
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+    options: dict[str, dict[str, Any]] = {
+        # Level 6, the usual one, takes twice as long for some percent of the bytes.
+        "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}},
+        "svg": {"metadata": {"Date": None}},
+    }
+    for kind, more in options.items():
         path = folder / f"{name}.{kind}"
         with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), whole(path) as part:
-            figure.savefig(part, format=kind, dpi=150, metadata=metadata)
+            figure.savefig(part, format=kind, dpi=DPI, **more)
         written.append(path)
     return written
 
@@ -77,7 +85,7 @@ def front(run: Run, cloud: Cloud) -> Figure:
         if reference[0] is not None and reference[1] is not None:
             axes.plot([reference[0]], [reference[1]], "*", color=RED, ms=11, label="float model", zorder=4)
         if wide(np.append(x[cloud.rows], np.nan if reference[0] is None else reference[0])):
-            logarithmic(axes)
+            logarithmic(axes, run.units.get(cost, ""))
         axes.set_xlabel(title(run, cost))
         axes.set_ylabel(title(run, cloud.quality) + (", 95 % intervals" if np.isfinite(cloud.low).any() else ""))
         axes.legend(fontsize=8)
@@ -92,15 +100,19 @@ def wide(values: Values) -> bool:
     return len(known) > 0 and known.min() > 0 and bool(known.max() > WIDE * known.min())
 
 
-def logarithmic(axes: Axes) -> None:
-    """Make the horizontal axis logarithmic, with as many plain numbers as it has room for."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+def logarithmic(axes: Axes, unit: str = "") -> None:
+    """Make the horizontal axis logarithmic, with as many plain numbers as it has room for: powers of two for bits."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     low, high = axes.dataLim.intervalx
     decades = float(np.log10(high / low))
     axes.set_xscale("log")
     # Numbers are written in full, so only a few fit.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.2 else (1,)))
+    if unit == "bits" and high <= BITS:
+        axes.xaxis.set_major_locator(LogLocator(base=2))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.2 else (1,)))
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=8)
@@ -159,33 +171,23 @@ def effects(run: Run, per_metric: Sequence[Importance]) -> Figure:
             _say(axes, importance.missing)
             continue
         shown = importance.parameters[:CELLS]
-        span = np.ptp([e.mean for i in shown for e in i.effects])
         for place, influence in enumerate(shown):
             means = [e.mean for e in influence.effects]
             axes.plot([min(means), max(means)], [place, place], "-", color=GREY, lw=1)
             axes.plot(means, [place] * len(means), "o", color=BLUE, ms=5)
-            for mean, label in spaced(influence, 0.05 * span, run.space.sizes):
-                axes.annotate(label, (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes.set_yticks(range(len(shown)), [i.parameter for i in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.5, -0.7)
+        round_numbers(axes.xaxis, run.units.get(importance.metric, ""))
         axes.set_xlabel(f"mean {title(run, importance.metric)} with that option")
+    # How many labels fit is known only now.
+    lay_out(figure)
+    for axes, importance in zip(panels, per_metric, strict=False):
+        low, high = axes.get_xlim()
+        scale = axes.get_position().width * 72 * figure.get_figwidth() / (high - low)
+        for place, influence in enumerate(() if importance.missing else importance.parameters[:CELLS]):
+            for mean, label in spaced(influence, (low, high), scale, run.space.sizes):
+                axes.annotate(label, (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
     return figure
-
-
-def spaced(influence: Influence, room: float, sizes: Mapping[str, Size]) -> list[tuple[float, str]]:
-    """(position, text) of the labels above the options of a parameter. Options closer than `room` share one label."""
-    order = sorted(range(len(influence.effects)), key=lambda i: influence.effects[i].mean)
-    brief = shortened([e.label for e in influence.effects], sizes)
-    labels: list[tuple[float, str]] = []
-    last = -np.inf
-    for i in order:
-        mean = influence.effects[i].mean
-        if mean - last < room:
-            labels[-1] = (mean, f"{labels[-1][1]} {brief[i]}")
-        else:
-            labels.append((mean, brief[i]))
-        last = mean
-    return labels
 
 
 def history(search: SearchCourse) -> Figure:
@@ -198,6 +200,7 @@ def history(search: SearchCourse) -> Figure:
             at = np.append(course.steps, last) + 1
             axes.step(at, np.append(course.best, course.best[-1]), where="post", color=BLUE, label="best so far")
             axes.legend(fontsize=8)
+        round_numbers(axes.yaxis, course.unit)
         axes.set_xlabel("trials")
         axes.set_ylabel(course.title)
     for axes, x, label in zip(
@@ -218,13 +221,16 @@ def history(search: SearchCourse) -> Figure:
 
 def parallel(coordinates: Parallel) -> Figure:
     """Draw trials as lines over the choices and the objectives, with the front in colour."""
+    from matplotlib.collections import LineCollection
+
     figure, (axes,) = panels_of(1, max(6.0, 1.3 * len(coordinates.axes)), 4.6)
     up = heights(coordinates)
     places = np.arange(len(coordinates.axes))
     for line in (False, True):
-        for column in np.flatnonzero(coordinates.front == line):
-            colour, alpha, width = (BLUE, 0.9, 1.3) if line else (GREY, 0.25, 0.7)
-            axes.plot(places, up[:, column], color=colour, alpha=alpha, lw=width, zorder=2 if line else 1)
+        colour, alpha, width = (BLUE, 0.9, 1.3) if line else (GREY, 0.25, 0.7)
+        shown = [np.column_stack([places, crossed]) for crossed in up[:, coordinates.front == line].T]
+        drawn = LineCollection(shown, color=colour, alpha=alpha, linewidths=width, zorder=2 if line else 1)
+        axes.add_collection(drawn)
     for place in range(len(coordinates.axes)):
         axes.axvline(place, color=BLACK, lw=0.6)
         for height, label in ticks(coordinates, place):
@@ -239,10 +245,18 @@ def parallel(coordinates: Parallel) -> Figure:
             )
     axes.set_xticks(places, [a.title for a in coordinates.axes], rotation=30, ha="right", fontsize=8)
     axes.set_yticks([])
-    axes.set_xlim(-0.2, len(coordinates.axes) - 0.4)
-    left = f"; {coordinates.left_out} parameters that matter less are left out" if coordinates.left_out else ""
-    axes.set_title(f"{len(coordinates.rows):,} trials, the front in blue{left}", fontsize=10)
+    # Room for what stands beside the last axis: an axis has about 90 points.
+    last = max((wide_text(label) for _, label in ticks(coordinates, len(coordinates.axes) - 1)), default=0.0)
+    axes.set_xlim(-0.2, len(coordinates.axes) - 1 + max(0.6, 0.1 + last / 90))
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_title(f"{coordinates.note}, the front in blue{_left_out(coordinates)}", fontsize=10)
     return figure
+
+
+def _left_out(coordinates: Parallel) -> str:
+    count = coordinates.left_out
+    least = "the parameter that matters least" if count == 1 else f"the {count} parameters that matter least"
+    return f"; not drawn: {least}" if count else ""
 
 
 def ticks(coordinates: Parallel, axis: int) -> list[tuple[float, str]]:

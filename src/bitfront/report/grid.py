@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.report.data import metric_names, title
 from bitfront.report.importance import active
+from bitfront.report.layout import lay_out
 from bitfront.report.tables import number
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float64]
 COLOURS = "cividis"
+#: Names that an axis of three-dimensional bars has room for.
+TICKS = 8
 #: Vertical axes begin at zero, unless all values are above this share of the largest: they would all look the same.
 FLAT = 0.7
 
@@ -164,10 +167,12 @@ def heatmap(cells: CellGrid) -> Figure:
 
 
 def bars(cells: CellGrid) -> Figure:
-    """Draw the cells as three-dimensional bars. Cells without a value are a cross on the floor."""
+    """Draw the cells as three-dimensional bars. Cells without a value are a cross on the floor.
+
+    A bar has its value where it is in sight and there is room; all values are in the heatmap.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
-    from matplotlib.patheffects import withStroke
 
     rows, columns = cells.values.shape
     figure = _figure(7.0, 5.2)
@@ -176,24 +181,20 @@ def bars(cells: CellGrid) -> Figure:
     floor, low, high = base(known)
     norm = Normalize(low, high if high > low else low + 1)
     colours = colormaps[COLOURS]
-    size = 8 if rows * columns <= 36 else 6
-    halo = [withStroke(linewidth=2.5, foreground="white")]
-    lift = 0.03 * (high - floor)
     # Far bars first, so that near ones cover them.
     for r in range(rows - 1, -1, -1):
         for c in range(columns):
-            value, label = cells.values[r, c], {"s": cells.text(r, c), "ha": "center", "fontsize": size, "zorder": 1000}
             if cells.trials[r, c]:
-                _bar(axes, c, r, floor, value - floor, colours(norm(value)))
-                axes.text(c, r, max(value, floor) + lift, **label, path_effects=halo)
+                _bar(axes, c, r, floor, cells.values[r, c] - floor, colours(norm(cells.values[r, c])))
             else:
                 _cross(axes, c, r, floor)
-                axes.text(c, r, floor + lift, **label, color="#555555")
-    axes.set_xticks(range(columns), cells.columns, fontsize=8)
-    axes.set_yticks(range(rows), cells.rows, fontsize=8)
+    for ticks, labels in ((axes.set_xticks, cells.columns), (axes.set_yticks, cells.rows)):
+        every = -(-len(labels) // TICKS)
+        ticks(range(0, len(labels), every), labels[::every], fontsize=8)
     axes.tick_params(axis="z", pad=6)
     axes.zaxis.set_major_formatter(lambda value, _: number(value))
-    axes.set_zlim(floor, high + 0.1 * (high - floor))
+    # If all values are zero, there is no height to show, and the axis still needs one.
+    axes.set_zlim(floor, high + 0.1 * (high - floor) if high > floor else floor + 1)
     axes.set_xlabel(cells.x, labelpad=8)
     axes.set_ylabel(cells.y, labelpad=8)
     axes.set_zlabel(cells.title, labelpad=13)
@@ -201,7 +202,45 @@ def bars(cells: CellGrid) -> Figure:
     axes.set_title("\n".join(filter(None, [cells.title, cells.note, cut])), fontsize=10)
     axes.view_init(elev=28, azim=-58)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
+    lay_out(figure)
+    _write_values(axes, cells, floor)
     return figure
+
+
+def _write_values(axes: Any, cells: CellGrid, floor: float) -> None:
+    """Write the values above the bars of a figure that is laid out, the nearest first. A bar has none where nearer bars
+    or values are in its place."""
+    from matplotlib import rcParams
+    from matplotlib.path import Path
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+    from mpl_toolkits.mplot3d import proj3d
+
+    axes.apply_aspect()
+    projection, dots = axes.get_proj(), axes.figure.dpi / 72
+    rows, columns = cells.values.shape
+    size = 8 if rows * columns <= 36 else 6
+    halo = [withStroke(linewidth=2.5, foreground=rcParams["figure.facecolor"])]
+
+    def seen(*corners: tuple[float, float, float]) -> Values:
+        x, y, _ = proj3d.proj_transform(*np.array(corners).T, projection)
+        points: Values = axes.transData.transform(np.column_stack([x, y]))
+        return points
+
+    taken: list[Any] = []
+    covering: list[Any] = []
+    for r, c in ((r, c) for r in range(rows) for c in reversed(range(columns))):
+        top, text = max(cells.values[r, c], floor) if cells.trials[r, c] else floor, cells.text(r, c)
+        (x, y), half = seen((c, r, top))[0], 0.32 * size * dots * len(text)
+        place = Bbox.from_extents(x - half, y - dots, x + half, y + size * dots)
+        hidden = any(face.intersects_bbox(place, filled=True) for face in covering)
+        if not hidden and not any(place.overlaps(other) for other in taken):
+            taken.append(place)
+            axes.text(c, r, top, text, ha="center", fontsize=size, zorder=1000, path_effects=halo)
+        left, right, near, far = c - 0.35, c + 0.35, r - 0.35, r + 0.35
+        sides = (((left, near), (right, near)), ((right, near), (right, far)))
+        covering += [Path(seen((*a, floor), (*b, floor), (*b, top), (*a, top))) for a, b in sides if top > floor]
+        covering.append(Path(seen(*((x, y, top) for x, y in ((left, near), (right, near), (right, far), (left, far))))))
 
 
 def _bar(axes: Any, x: int, y: int, floor: float, height: float, colour: Any) -> None:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bitfront.checkpoints.cycles import LearnedLayer, LearnedNetwork, learned_network
 from bitfront.report import data
-from bitfront.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED, logarithmic, panels_of, wide
+from bitfront.report.figures import BLUE, GREEN, GREY, ORANGE, RED, logarithmic, panels_of, wide
 from bitfront.report.grid import COLOURS
 from bitfront.report.tables import number
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from bitfront.checkpoints.cycles import LearnedLayer, LearnedNetwork
     from bitfront.engine.storage.run import Run
 
 #: Networks of the front that a picture has room for.
@@ -59,6 +59,10 @@ class LearnedFront:
 def learned_front(run: Run) -> LearnedFront | None:
     """What was learned; None if bits were not, or nothing of it is on the front."""
     rows = data.cloud(run).front
+    if not run.space.learned:
+        return None
+    from bitfront.checkpoints.cycles import learned_network  # it loads torch, which other runs do not need
+
     pairs = [(row, learned_network(run.folder, run.row(int(row)).config)) for row in rows]
     known = [(row, network) for row, network in pairs if network is not None]
     if not known:
@@ -70,8 +74,8 @@ def learned_front(run: Run) -> LearnedFront | None:
 
 
 def bits(run: Run, front: LearnedFront) -> Figure:
-    """Draw the bits of every weight: a row per network of the front, a column per layer. Zeros are white."""
-    from matplotlib import colormaps
+    """Draw the bits of every weight: a row per network of the front, a column per layer. Zeros are empty."""
+    from matplotlib import colormaps, rcParams
     from matplotlib.figure import Figure as NewFigure
 
     shown = front.spread
@@ -80,7 +84,7 @@ def bits(run: Run, front: LearnedFront) -> Figure:
     width, height = min(40.0, 1.6 + 2.6 * len(layers)), min(40.0, 0.8 + 2.2 * len(shown))
     figure = NewFigure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(len(shown), len(layers), squeeze=False)
-    colours = colormaps[COLOURS].with_extremes(bad="white")
+    colours = colormaps[COLOURS].with_extremes(bad=rcParams["figure.facecolor"])
     for place, of_network in zip(shown, panels, strict=True):
         for layer, axes in zip(front.networks[place].layers, of_network, strict=True):
             image = axes.imshow(_map(layer), cmap=colours, vmin=1, vmax=most, aspect="auto", interpolation="nearest")
@@ -92,7 +96,7 @@ def bits(run: Run, front: LearnedFront) -> Figure:
         of_network[0].set_ylabel(f"trial {trial.number}{cost}\noutputs", fontsize=8)
     for layer, axes in zip(layers, panels[-1], strict=True):
         axes.set_xlabel(f"inputs of {layer.path or 'the model'}", fontsize=8)
-    figure.colorbar(image, ax=list(panels.ravel()), label="bits of a weight, without its sign; white: 0", shrink=0.6)
+    figure.colorbar(image, ax=list(panels.ravel()), label="bits of a weight, without its sign; empty: 0", shrink=0.6)
     figure.suptitle("bits per weight along the front", fontsize=10)
     return figure
 
@@ -106,6 +110,8 @@ def _map(layer: LearnedLayer) -> NDArray[np.float64]:
 
 def course(run: Run, front: LearnedFront) -> Figure:
     """Draw accuracy and cost over the cycles, and pressure, bits and zeros of the layers along the front."""
+    from matplotlib import rcParams
+
     figure, panels = panels_of(6 if front.cost else 1)
     cycles = np.array([run.row(row).config["learned_bits"]["config"]["cycle_number"] for row in range(len(run))])
     quality = next((m for m in ("accuracy", "loss") if m in run.columns.metrics), front.cost)
@@ -124,7 +130,7 @@ def course(run: Run, front: LearnedFront) -> Figure:
     titles = ("mean bits of weights that are not zero", "share of weights that are zero", "mean bits of inputs")
     for axes, name, title in zip(panels[3:], ("weight_bits", "pruned", "data_in_bits"), titles, strict=True):
         for i, layer in enumerate(front.networks[0].layers):
-            colour = (BLUE, ORANGE, GREEN, RED, BLACK)[i % 5]
+            colour = (BLUE, ORANGE, GREEN, RED, rcParams["text.color"])[i % 5]
             values = np.array([getattr(network.layers[i], name) for network in front.networks])
             line = LINES[i // 5 % len(LINES)]
             axes.plot(costs[order], values[order], line, marker=".", color=colour, lw=1, label=layer.path)
@@ -134,7 +140,7 @@ def course(run: Run, front: LearnedFront) -> Figure:
     for axes in panels[2:]:
         axes.set_xlabel(f"{front.cost}, along the front")
         if wide(costs):
-            logarithmic(axes)
+            logarithmic(axes, run.units.get(front.cost, ""))
     return figure
 
 

@@ -38,10 +38,15 @@ function layout(more) {
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
   };
 }
-const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+// Without a pointer that hovers, the tools would always be there, and cover what is drawn.
+const tools = window.matchMedia("(hover: hover)").matches ? "hover" : false;
+const settings = {
+  responsive: true, displaylogo: false, displayModeBar: tools, modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  showSendToCloud: false, plotlyServerURL: "", // nothing leaves the page
+};
 
-function draw(target, traces, more) {
-  return Plotly.react(target, traces, layout(more), settings);
+function draw(target, traces, more, changed = {}) {
+  return Plotly.react(target, traces, layout(more), { ...settings, ...changed });
 }
 
 // A box for one picture inside `parent`, created once.
@@ -77,18 +82,57 @@ function hover(place) {
   return [`<b>trial ${data.number[place]}</b>`, ...shown, ...labels.slice(0, 12), ...more].join("<br>") + "<extra></extra>";
 }
 
+// ---- labels
+
+const canvas = document.createElement("canvas").getContext("2d");
+
+// How wide a text is in a picture, in pixels.
+function wide(label, size) {
+  canvas.font = `${size}px system-ui, sans-serif`;
+  return canvas.measureText(label).width;
+}
+
+// A linear axis of bits has steps that are powers of two; others have what plotly takes.
+function linear(unit, values) {
+  const known = values.filter((v) => typeof v === "number");
+  const range = Math.max(...known) - Math.min(...known);
+  return unit === "bits" && range > 0 ? { tick0: 0, dtick: 2 ** Math.ceil(Math.log2(range / 7)) } : {};
+}
+
+// The labels above points on a line, each with its middle: [[middle, text]]. Points without room for two share one.
+function spaced(points, pixels, [low, high]) {
+  const joined = (labels) => (labels.length <= 4 ? labels.join(" ") : `${labels[0]} … ${labels.at(-1)}`);
+  const half = (group) => (wide(joined(group.labels), 11) + 6) / 2 / pixels;
+  const middle = (group) => Math.min(Math.max((group.from + group.to) / 2, low + half(group)), high - half(group));
+  const groups = [];
+  for (const { mean, short } of points) {
+    groups.push({ from: mean, to: mean, labels: [short] });
+    while (groups.length > 1 && middle(groups.at(-1)) - half(groups.at(-1)) < middle(groups.at(-2)) + half(groups.at(-2))) {
+      const last = groups.pop(), before = groups.pop();
+      groups.push({ from: before.from, to: last.to, labels: [...before.labels, ...last.labels] });
+    }
+  }
+  return groups.map((group) => [middle(group), joined(group.labels)]);
+}
+
 // ---- the front
 
-// 1, 2 and 5 times powers of ten, those that `values` span.
-function ticks(values) {
+// On a logarithmic axis as wide as `room`: 1, 2 and 5 times powers of ten that `values` span, or fewer; of bits, the powers of two.
+function ticks(values, unit, room) {
   const known = values.filter((v) => typeof v === "number" && v > 0);
   const [low, high] = [Math.min(...known), Math.max(...known)];
-  const round = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
-    round.push(...[1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+  if (unit === "bits" && high <= 1024 && low >= 0.1) return [...Array(14).keys()].map((i) => 2 ** (i - 3)).filter((v) => v >= low * 0.8 && v <= high * 1.2);
+  let inside = [];
+  for (const digits of [[1, 2, 5], [1, 3], [1]]) {
+    const round = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+      round.push(...digits.map((digit) => Number(`${digit}e${power}`)));
+    }
+    inside = round.filter((v) => v >= low * 0.7 && v <= high * 1.4);
+    const widest = Math.max(0, ...inside.map((v) => wide(number(v), 13) + 14));
+    if (widest * inside.length < room) break;
   }
-  const inside = round.filter((v) => v >= low * 0.7 && v <= high * 1.4);
-  return inside.length > 12 ? inside.filter((v) => Number.isInteger(Math.log10(v))) : inside;
+  return inside;
 }
 
 function front() {
@@ -126,10 +170,12 @@ function front() {
     traces.push({ ...trace([chosen], { name: "chosen", hoverinfo: "skip", marker: { size: 18, symbol: "circle-open", color: colour("ink"), line: { width: 2, color: colour("ink") } } }), hovertemplate: null, showlegend: false });
   }
   const type = byId("front-log").checked ? "log" : "linear";
-  const tickvals = ticks(traces.flatMap((t) => t.x));
-  const logarithmic = type === "log" ? { tickvals, ticktext: tickvals.map(number) } : { tickmode: "auto" };
+  const [across, up] = ["x", "y"].map((axis) => traces.flatMap((t) => t[axis]));
+  const tickvals = ticks(across, data.units[x], byId("front-plot").clientWidth - 70);
+  const numbers = type === "log" ? { tickvals, ticktext: tickvals.map(number) } : linear(data.units[x], across);
   return draw("front-plot", traces, {
-    xaxis: { title: { text: text(data.metrics[x]) }, type, ...logarithmic }, yaxis: { title: { text: text(data.metrics[y]) } },
+    xaxis: { title: { text: text(data.metrics[x]) }, type, ...numbers },
+    yaxis: { title: { text: text(data.metrics[y]) }, ...linear(data.units[y], up) },
   });
 }
 
@@ -197,39 +243,47 @@ function importance(one, i) {
   const parameters = [...one.parameters].reverse();
   const names = ["interactions and noise", ...parameters.map((p) => p.name)];
   const shares = [one.rest, ...parameters.map((p) => p.share)];
-  draw(box("importance", `importance-${i}`, 110 + 26 * names.length), [{
+  // A label stands beside its bar: an axis that ends at 100 % would cut it off.
+  const end = narrow() ? 1.45 : 1.12;
+  draw(box("importance", `importance-${i}`, 120 + 26 * names.length), [{
     type: "bar", orientation: "h", x: shares, y: names.map(text), text: shares.map((s) => `${(100 * s).toFixed(1)} %`),
     textposition: "outside", cliponaxis: false, marker: { color: names.map((_, j) => colour(j ? "front" : "cloud")) },
     hovertemplate: "%{y}: %{text}<extra></extra>",
-  }], { xaxis: { title: { text: `share of the variance of<br>${text(one.metric)}` }, range: [0, 1.12], tickformat: ".0%", tickvals: [0, 0.25, 0.5, 0.75, 1] }, yaxis: { ticksuffix: " " } });
+  }], { xaxis: { title: { text: `share of the variance of<br>${text(one.metric)}` }, range: [0, end], tickformat: ".0%", tickvals: narrow() ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1] }, yaxis: { ticksuffix: " " } }, { displayModeBar: false });
 }
 
 function effects(one, i) {
   if (one.missing) return;
   const parameters = [...one.parameters].reverse();
-  const lines = { x: [], y: [] }, dots = { x: [], y: [], label: [], about: [] };
+  const lines = { x: [], y: [] }, dots = { x: [], y: [], about: [] }, labels = { x: [], y: [], text: [] };
   const every = parameters.flatMap((parameter) => parameter.effects.map((e) => e.mean));
-  const room = (Math.max(...every) - Math.min(...every)) * (narrow() ? 0.1 : 0.035);
+  const target = box("effects", `effects-${i}`, 120 + 44 * parameters.length);
+  const names = Math.max(...parameters.map((parameter) => wide(parameter.name, narrow() ? 11 : 13)));
+  const [low, high] = [Math.min(...every), Math.max(...every)];
+  const range = [low - 0.05 * (high - low), high + 0.05 * (high - low)];
+  const pixels = (target.clientWidth - names - 40) / (range[1] - range[0]);
   parameters.forEach((parameter) => {
     const means = parameter.effects.map((e) => e.mean);
     lines.x.push(Math.min(...means), Math.max(...means), null);
     lines.y.push(text(parameter.name), text(parameter.name), null);
     const sorted = [...parameter.effects].sort((a, b) => a.mean - b.mean);
-    sorted.forEach((e, j) => {
+    for (const [middle, label] of spaced(sorted, pixels, range)) {
+      labels.x.push(middle);
+      labels.y.push(text(parameter.name));
+      labels.text.push(text(label));
+    }
+    sorted.forEach((e) => {
       dots.x.push(e.mean);
       dots.y.push(text(parameter.name));
-      // Options too near to each other for two labels share one, above the last of them.
-      const near = (k) => k + 1 < sorted.length && sorted[k + 1].mean - sorted[k].mean < room;
-      let first = j;
-      while (first > 0 && near(first - 1)) first -= 1;
-      dots.label.push(near(j) ? "" : text(sorted.slice(first, j + 1).map((o) => o.short).join(" ")));
       dots.about.push(`${text(parameter.name)} ${text(e.label)}<br>mean ${number(e.mean)} (${e.effect >= 0 ? "+" : ""}${number(e.effect)})<br>${e.trials.toLocaleString("en")} trials<extra></extra>`);
     });
   });
-  draw(box("effects", `effects-${i}`, 110 + 44 * parameters.length), [
+  draw(target, [
     { type: "scatter", mode: "lines", ...lines, line: { color: colour("cloud"), width: 1 }, hoverinfo: "skip" },
-    { type: "scatter", mode: "markers+text", x: dots.x, y: dots.y, text: dots.label, textposition: "top center", hovertemplate: dots.about, marker: { color: colour("front"), size: 9 }, textfont: { size: 11 }, cliponaxis: false },
-  ], { showlegend: false, xaxis: { title: { text: `mean<br>${text(one.title)}` } }, yaxis: { ticksuffix: " ", range: [-0.5, parameters.length - 0.2] } });
+    { type: "scatter", mode: "markers", x: dots.x, y: dots.y, hovertemplate: dots.about, marker: { color: colour("front"), size: 9 }, cliponaxis: false },
+    // Points that are not seen keep the labels above those that are.
+    { type: "scatter", mode: "markers+text", ...labels, textposition: "top center", marker: { size: 9, opacity: 0 }, textfont: { size: 11 }, hoverinfo: "skip", cliponaxis: false },
+  ], { showlegend: false, xaxis: { title: { text: `mean<br>${text(one.title)}` }, range, ...linear(one.unit, range) }, yaxis: { ticksuffix: " ", range: [-0.5, parameters.length - 0.2] } }, { displayModeBar: false });
 }
 
 // ---- how the search went
@@ -244,7 +298,7 @@ function history() {
     draw(box("courses", `course-${i}`, 300), [
       { type: "scatter", mode: "markers", name: "trials", x: over === "trials" ? course.trials : course.seconds, y: course.values, customdata: course.numbers, hovertemplate: "trial %{customdata}: %{y}<extra></extra>", marker: { color: colour("cloud"), size: 5, opacity: 0.6 } },
       { type: "scatter", mode: "lines", name: "best so far", x: steps, y: best, line: { shape: "hv", color: colour("front"), width: 2 } },
-    ], { xaxis: { title: { text: title } }, yaxis: { title: { text: text(course.title) } } });
+    ], { xaxis: { title: { text: title } }, yaxis: { title: { text: text(course.title) }, ...linear(course.unit, course.values) } });
   });
   if (search.missing) {
     byId("volume").textContent = `Not shown: ${search.missing}.`;
@@ -259,8 +313,10 @@ function history() {
 
 function parallel() {
   const lines = data.parallel;
-  const left = lines.left_out ? ` ${lines.left_out} parameters that matter less are left out.` : "";
-  byId("parallel-note").textContent = `${lines.rows.length.toLocaleString("en")} trials as lines, the front in colour; a click shows one.${left}`;
+  const least = lines.left_out === 1 ? "the parameter that matters" : `the ${lines.left_out} parameters that matter`;
+  const left = lines.left_out ? ` Not drawn: ${least} least.` : "";
+  const part = lines.note.includes(" of ") ? " (the front, and others from wherever there are any)" : "";
+  byId("parallel-note").textContent = `${lines.note} as lines${part}, the front in colour; a click shows one.${left}`;
   const across = lines.axes.map((_, i) => i);
   const pick = (line) => lines.rows.map((_, i) => i).filter((i) => lines.front[i] === line);
   const joined = (rows) => ({
@@ -271,14 +327,19 @@ function parallel() {
     x: i, y: height, text: text(label), showarrow: false, xanchor: "left", xshift: 4, font: { size: 11 }, bgcolor: colour("paper"), borderpad: 1, opacity: 0.9,
   })));
   const line = { type: "scatter", mode: "lines", hovertemplate: "trial %{customdata}<extra></extra>" };
-  byId("lines").style.minWidth = `${Math.max(320, 90 * lines.axes.length)}px`;
+  // Titles run down to the right: the last ones need room beside the axes, the longest one below.
+  const angle = (25 * Math.PI) / 180, titles = lines.axes.map((axis) => wide(axis.title, narrow() ? 11 : 13));
+  const last = Math.max(...(lines.axes.at(-1)?.ticks ?? []).map(([, label]) => wide(label, 11)), 0);
+  const right = Math.max(last + 10, (titles.at(-1) ?? 0) * Math.cos(angle) + 10), below = Math.max(...titles, 0) * Math.sin(angle) + 40;
+  const beside = Math.max(0, ...lines.axes.flatMap((axis) => axis.ticks.map(([, label]) => wide(label, 11))));
+  byId("lines").style.minWidth = `${Math.max(320, Math.max(90, beside + 20) * (lines.axes.length - 1) + right + 20)}px`;
   draw("lines", [
     { ...line, ...joined(pick(false)), name: "trials", opacity: 0.5, line: { color: colour("cloud"), width: 1 } },
     { ...line, ...joined(pick(true)), name: "front", line: { color: colour("front"), width: 2 } },
   ], {
-    annotations: ticks, margin: { l: 20, r: 55, t: 10, b: 90 }, dragmode: false,
+    annotations: ticks, margin: { l: 20, r: right, t: 10, b: below }, dragmode: false,
     shapes: across.map((i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: colour("ink"), width: 1 } })),
-    xaxis: { tickvals: across, ticktext: lines.axes.map((a) => text(a.title)), tickangle: 25, ticklabeloverflow: "allow", showgrid: false, zeroline: false, range: [-0.1, across.length - 0.8] },
+    xaxis: { tickvals: across, ticktext: lines.axes.map((a) => text(a.title)), tickangle: 25, ticklabeloverflow: "allow", showgrid: false, zeroline: false, automargin: false, range: [-0.02, across.length - 0.98] },
     yaxis: { visible: false, range: [-0.02, 1.02] },
   });
 }

@@ -1,15 +1,18 @@
 """The page: one HTML file that contains everything, so that it can be opened anywhere and sent by mail.
 
-The tables are HTML, so that every reader can use them. The pictures are drawn in the browser by plotly.js and
-``page.js``, from JSON in the page. Jinja2 fills in ``page.html`` and escapes every text, since names, errors and paths
-come from the user. A content security policy forbids the page to load anything from the network.
+The tables are HTML, so that every reader can use them. The pictures are drawn in the browser by ``page.js``, from JSON
+in the page, with plotly.js: its basic bundle, which has lines, points and bars, and a quarter of the bytes of the
+whole. ``page.plotly-basic.min.js`` is the file of the package plotly.js-basic-dist-min on npm, unchanged. Jinja2 fills
+in ``page.html`` and escapes every text, since names, errors and paths come from the user. A content security policy
+forbids the page to load anything from the network.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,15 @@ if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run
 
 #: The page has fewer bytes than this, so that it can be sent by mail.
-LIMIT = 5_900_000
+LIMIT = 2_000_000
+#: The colours of matplotlib on a dark page; ``page.css`` has the same.
+PAPER, INK, LINE, PANEL = "#16181b", "#ececec", "#44484d", "#202327"
+DARK: dict[Any, str] = {
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor", "legend.facecolor"), PAPER),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("grid.color", "legend.edgecolor"), LINE),
+    **dict.fromkeys((f"axes3d.{axis}axis.panecolor" for axis in "xyz"), PANEL),
+}
 #: (number of trials drawn, whether grids have bars). If a page is too large, the next entry is tried.
 DRAWN = ((data.SHOWN, True), (1000, True), (500, True), (200, True), (50, False))
 
@@ -35,15 +46,14 @@ def page(run: Run, grids: Sequence[CellGrid], influences: Sequence[Importance]) 
     """The whole page as text.
 
     Raises:
-        MissingExtraError: plotly or jinja2 is not installed.
+        MissingExtraError: jinja2 is not installed.
     """
-    offline: Any = require("plotly.offline", "report", "the report")
     bits = learned.learned_front(run)
     facts, remarks = page_tables.summary(run)
     fixed = {
         "title": run.config.run_name,
         "style": _part("page.css"),
-        "plotly": offline.get_plotlyjs(),
+        "plotly": _part("page.plotly-basic.min.js"),
         "code": _part("page.js"),
         "facts": facts,
         "remarks": remarks,
@@ -52,14 +62,17 @@ def page(run: Run, grids: Sequence[CellGrid], influences: Sequence[Importance]) 
         "influences": page_tables.influences(run, influences),
         "explained": page_tables.explained(run) if bits is None else [],
         "failures": page_tables.failures(run),
-        "learned": [_inline(figure) for figure in (learned.bits(run, bits), learned.course(run, bits))] if bits else [],
+        "learned": [_both(lambda: learned.bits(run, bits)), _both(lambda: learned.course(run, bits))] if bits else [],
         "config": tomlfile.dumps(run.config.effective()),
     }
-    heatmaps, pictures = [page_tables.heatmap(cells) for cells in grids], [_picture(cells) for cells in grids]
+    heatmaps, pictures = (
+        [page_tables.heatmap(cells) for cells in grids],
+        [_both(functools.partial(bars, cells)) for cells in grids],
+    )
     template = _template()
     for limit, pictured in DRAWN:
         shown = [
-            {"table": table, "picture": picture if pictured else "", "alt": _alt(cells)}
+            {"table": table, "picture": picture if pictured else None, "alt": _alt(cells)}
             for cells, table, picture in zip(grids, heatmaps, pictures, strict=True)
         ]
         content = page_data.content(run, influences, limit)
@@ -92,8 +105,15 @@ def _alt(cells: CellGrid) -> str:
     return f"{cells.title} as bars over {cells.x} and {cells.y}; the values are in the table"
 
 
-def _picture(cells: CellGrid) -> str:
-    return _inline(bars(cells))
+def _both(draw: Callable[[], Figure]) -> dict[str, str]:
+    """The same picture for a light and for a dark page, as images."""
+    import matplotlib
+
+    drawn = {}
+    for page in ("light", "dark"):
+        with matplotlib.rc_context(DARK if page == "dark" else None):
+            drawn[page] = _inline(draw())
+    return drawn
 
 
 def _inline(figure: Figure) -> str:

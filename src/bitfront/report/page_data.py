@@ -49,6 +49,7 @@ def _metrics(run: Run) -> dict[str, Any]:
     names = data.metric_names(run)
     return {
         "metrics": {m: data.title(run, m) for m in names},
+        "units": {m: run.units.get(m, "") for m in names},
         "better": {m: data.better(run, m) for m in names},
         "reference": {m: run.reference.get(m) for m in names},
     }
@@ -91,6 +92,7 @@ def _influence(run: Run, one: Importance) -> dict[str, Any]:
     return {
         "metric": one.metric,
         "title": data.title(run, one.metric),
+        "unit": run.units.get(one.metric, ""),
         "missing": one.missing,
         "rest": one.rest,
         "trials": one.trials,
@@ -108,6 +110,7 @@ def _history(run: Run, history: data.SearchCourse) -> dict[str, Any]:
         "courses": [
             {
                 "title": c.title,
+                "unit": c.unit,
                 "direction": c.direction,
                 "trials": (c.rows + 1).tolist(),
                 "numbers": run.columns.number[c.rows].tolist(),
@@ -133,6 +136,7 @@ def _parallel(lines: data.Parallel, place: Mapping[int, int]) -> dict[str, Any]:
         "rows": [place[r] for r in lines.rows.tolist()],
         "front": lines.front.tolist(),
         "heights": [_numbers(h) for h in data.heights(lines)],
+        "note": lines.note,
         "left_out": lines.left_out,
     }
 
@@ -158,15 +162,23 @@ def _interned(configs: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[lis
     """
     nodes: dict[tuple[Any, ...], int] = {}
     keys: dict[tuple[str, ...], int] = {}
+    known: dict[str, int] = {}
 
     def node(value: Any) -> int:
+        # Most trials repeat the tables of others, so a table is taken apart once.
+        text = json.dumps(value)
+        if text not in known:
+            known[text] = new(value, text)
+        return known[text]
+
+    def new(value: Any, text: str = "") -> int:
         if isinstance(value, Mapping):
             index = keys.setdefault(tuple(value), len(keys))
             key: tuple[Any, ...] = ("table", index, tuple(node(v) for v in value.values()))
         else:
-            key = ("value", json.dumps(value))
+            key = ("value", text)
         return nodes.setdefault(key, len(nodes))
 
-    roots = [node(config) for config in configs]
+    roots = [new(config) for config in configs]
     written = [[k[1], list(k[2])] if k[0] == "table" else [json.loads(k[1])] for k in nodes]
     return written, [list(k) for k in keys], roots

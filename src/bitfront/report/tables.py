@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bitfront.checkpoints.cycles import LearnedNetwork, learned_network
 from bitfront.constraints import fulfilled, total
 from bitfront.engine.storage.records import SMALL, shares
 from bitfront.metrics.intervals import SIGNIFICANT
-from bitfront.operations.base import DATA_OUT, result_of
+from bitfront.operations import DATA_OUT
 
 if TYPE_CHECKING:
+    from bitfront.checkpoints.cycles import LearnedNetwork
     from bitfront.engine.analysis import Analysis
     from bitfront.engine.rebuild import Transformed
     from bitfront.engine.storage.run import Run
@@ -316,6 +316,8 @@ def constrained(run: Run) -> str:
 
 def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
     """The choices of trials, one line each, below a line that says what is shown."""
+    from bitfront.checkpoints.cycles import learned_network  # it loads torch, which the page does without
+
     learned = [learned_network(run.folder, trial.config) for trial in shown]
     if any(learned):
         return [
@@ -411,6 +413,8 @@ def changes(result: Transformed) -> Sheet:
 
 def formats(result: Transformed) -> Sheet:
     """The format of each operand, per quantized site."""
+    from bitfront.operations.base import result_of
+
     rows: list[list[str]] = []
     specs = {site: (*specs, result_of(specs)) for site in result.formats if (specs := result.graph.site(site).specs)}
     shown = {"data_in", "weight", "bias", *(operand for operands in result.formats.values() for operand in operands)}

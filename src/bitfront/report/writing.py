@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitfront.engine.storage.run import Run
 from bitfront.errors import RunError, require
 from bitfront.files import write_text
+
+#: Objects that are created between two searches for cycles of objects.
+COLLECTED = 50_000
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,19 @@ def write_report(
         metrics: metrics of the grid pictures; empty: all.
 
     Raises:
-        MissingExtraError: jinja2, matplotlib or plotly is not installed.
+        MissingExtraError: jinja2, matplotlib or pillow is not installed.
         RunError: there is no such run, or a file cannot be written.
         ConfigError: there is no such parameter or metric.
     """
-    for module in ("jinja2", "matplotlib", "plotly"):
+    for module in ("jinja2", "matplotlib", "PIL"):
         require(module, "report", "the report")
+    with _seldom_collected():
+        return _written(run, output, x, y, metrics)
+
+
+def _written(
+    run: Run | str | Path, output: str | Path | None, x: str | None, y: str | None, metrics: Sequence[str]
+) -> Report:
     from bitfront.report import data, figures, grid, learned, page
 
     loaded = run if isinstance(run, Run) else Run.load(run)
@@ -78,3 +90,14 @@ def write_report(
     except OSError as error:
         raise RunError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
     return Report(path, tuple(written))
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Look for cycles of objects less often: a figure has thousands of objects, and that takes a tenth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], COLLECTED) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

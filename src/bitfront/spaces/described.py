@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.errors import UnknownNameError
-from bitfront.formats import FORMATS
-from bitfront.formats.base import FLOAT_BITS, WEIGHT, FormatError
+from bitfront.formats import FLOAT_BITS, FORMATS
 from bitfront.spaces.base import Branch, Choice, Group, Space
 
 #: A candidate spelled out as in the TOML: {"by": "name", "default": {...}, site: {"config": {...}}}.
 CandidateConfig = Mapping[str, Any]
+#: The only site and the only alternative of a space whose candidates are positions of a training with learned bits.
+LEARNED_BITS = "learned_bits"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ class DescribedSpace(Space):
     def _spelled(self) -> dict[tuple[int, int], dict[str, object]]:
         return {}
 
+    @property
+    def learned(self) -> bool:
+        """Whether candidates are positions on the course of a training with learned bits, and no choices per layer."""
+        names = [(entry["site"], a["name"]) for entry in self.description for a in entry["alternatives"]]
+        return names == [(LEARNED_BITS, LEARNED_BITS)]
+
     def layer_widths(self, code: NDArray[np.int64]) -> dict[str, tuple[str, int]]:
         """Layer → (label of its multiplier, its output width), for the layers whose width is chosen."""
         options = self.options(code[None])[0].tolist()
@@ -133,6 +140,8 @@ def _bits(name: str, setting: Mapping[str, Any]) -> int | None:
     """Bits per value under a setting; None if an older run folder lacks them and the format is not installed."""
     if "bits" in setting:
         return int(setting["bits"])
+    from bitfront.formats.base import WEIGHT, FormatError  # it loads torch, which few run folders need to be read
+
     try:
         # Bits do not depend on the kind of operand.
         return FORMATS.get(name).parse(setting["set"], WEIGHT).bits

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from bitfront.config import Table
 from bitfront.spaces.base import Codes, Space
 from bitfront.spaces.index import Index, Keys
-from bitfront.tasks.base import TaskMetric
+
+if TYPE_CHECKING:
+    from bitfront.tasks.base import TaskMetric
 
 #: Number of candidates that are looked at together to find the last unknown ones of a space.
 SCANNED = 4096

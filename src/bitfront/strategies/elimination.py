@@ -42,19 +42,25 @@ def solve_with_determinant(matrix: Floats, right: Floats) -> tuple[Floats, float
     """
     size = len(matrix)
     a = np.concatenate([matrix, right], axis=1)
+    inverted = right.shape == matrix.shape and np.array_equal(right, np.eye(size))
     for start in range(0, size, PANEL):
         stop = min(start + PANEL, size)
+        # Of an identity, the columns behind are still zero in the rows of this panel, so nothing would be subtracted.
+        end = size + stop if inverted else a.shape[1]
         factors = np.zeros((size - start, stop - start))
         for i in range(start, stop):
             factor = a[i + 1 :, i] / a[i, i]
             factors[i + 1 - start :, i - start] = factor
             a[i + 1 :, i:stop] -= factor[:, None] * a[i, i:stop]
-            a[i + 1 : stop, stop:] -= factor[: stop - i - 1, None] * a[i, stop:]
-        a[stop:, stop:] -= np.einsum("ik,kj->ij", factors[stop - start :], a[start:stop, stop:])
+            a[i + 1 : stop, stop:end] -= factor[: stop - i - 1, None] * a[i, stop:end]
+        a[stop:, stop:end] -= np.einsum("ik,kj->ij", factors[stop - start :], a[start:stop, stop:end])
     pivots = np.diagonal(a)
     logarithm = float(np.log(pivots).sum()) if (pivots > 0).all() else float("nan")
-    solution = a[:, size:]
+    # Contiguous, and with the products in one place: this loop is bound by memory.
+    solution, columns = np.ascontiguousarray(a[:, size:]), np.ascontiguousarray(a[:, :size].T)
+    products = np.empty_like(solution)
     for i in range(size - 1, -1, -1):
-        solution[i] /= a[i, i]
-        solution[:i] -= a[:i, i, None] * solution[i]
+        solution[i] /= pivots[i]
+        np.multiply(columns[i, :i, None], solution[i], out=products[:i])
+        solution[:i] -= products[:i]
     return solution, logarithm

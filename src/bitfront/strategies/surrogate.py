@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ from bitfront.strategies.evolution import select
 from bitfront.strategies.gains import gains, reference
 from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables, front_rows, spread
 from bitfront.strategies.separable import front as separable_front
-from bitfront.tasks.base import TaskMetric
+
+if TYPE_CHECKING:
+    from bitfront.tasks.base import TaskMetric
 
 Floats = NDArray[np.float64]
 

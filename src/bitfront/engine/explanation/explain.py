@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from bitfront.constraints import Constraint
 from bitfront.engine.explanation import layers
@@ -19,12 +17,13 @@ from bitfront.engine.explanation.gap import FEWEST, gap_of
 from bitfront.engine.explanation.model import Model, Trials, fitted_model
 from bitfront.engine.explanation.option_costs import Cost, costs_of
 from bitfront.engine.explanation.results import Answer, Explanation, PlaceAlternatives, Prices
-from bitfront.engine.explanation.verifying import verified
 from bitfront.engine.storage.run import Run
-from bitfront.errors import ConfigError, RunError, UnknownNameError, one_of
+from bitfront.errors import ConfigError, RunError, one_of
 from bitfront.events import Events
-from bitfront.strategies import STRATEGIES
 from bitfront.strategies.prediction import MEMBERS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def explain(
@@ -74,6 +73,8 @@ def explain(
 
     answers = [answering(budgets)] if budgets else []
     if verify:
+        from bitfront.engine.explanation.verifying import verified  # loads what evaluates
+
         answers = [verified(run, answer, data=data, model=model, events=events) for answer in answers]
     few = layers.evenly(study.around, layers.AROUND)
     return Explanation(
@@ -150,14 +151,11 @@ def _study(run: Run, metric: str | None, budgets: Sequence[str]) -> _Study:
 
 def _explainable(run: Run) -> None:
     """Refuse runs whose trials are no independent choices."""
-    assert run.config.search is not None
-    name = run.config.search.strategy.name
-    with contextlib.suppress(UnknownNameError):
-        if STRATEGIES.get(name).trains_bits:
-            raise RunError(
-                f"{run.folder}: its trials are networks on the course of one training with learned bits, not choices "
-                "per layer, so there are no options to explain; 'bitfront report' shows what was learned"
-            )
+    if run.space.learned:
+        raise RunError(
+            f"{run.folder}: its trials are networks on the course of one training with learned bits, not choices "
+            "per layer, so there are no options to explain; 'bitfront report' shows what was learned"
+        )
     if not run.space.parameters:
         raise RunError(f"{run.folder}: there was nothing to choose in this search, so there is nothing to explain")
 
