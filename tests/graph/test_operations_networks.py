@@ -76,8 +76,8 @@ def test_vision_transformer_of_torchvision():
 
 @pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm(name):
+    libraries.torchvision()  # timm imports it
     pytest.importorskip("timm", exc_type=ModuleNotFoundError)
-    libraries.torchvision()
     agree(importlib.import_module("timm").create_model(name, pretrained=False, **TIMM[name]), images())
 
 
