@@ -1,6 +1,7 @@
 """A crew on executors that do their worst: every piece of work comes back once, and only the guilty are lost."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,8 @@ def test_every_piece_comes_back_once_and_only_the_guilty_are_lost(seed, sizes, b
         start += size
     numbers = [n for piece in pieces for n in piece.argument]
     some = crew_of(Hostile(seed))
-    done, lost = squares(some, pieces)
+    with mock.patch("bitfront.executors.crew.LAUNCHES", 1000):  # all of them may be bad
+        done, lost = squares(some, pieces)
     assert done == sorted(n * n for n in numbers if n >= 0)
     assert lost == sorted(n for n in numbers if n < 0)
     assert some.status.out == 0
@@ -34,6 +36,23 @@ def test_a_piece_without_an_answer_goes_to_another_worker(monkeypatch):
     monkeypatch.setattr("bitfront.executors.crew.OVERDUE", 0.3)
     some = crew_of(Hostile(3, breaks=0.0, loses=0.0, hangs=0.3))
     assert squares(some, [Numbers([n]) for n in range(30)])[0] == [n * n for n in range(30)]
+
+
+class Deaf(Hostile):
+    """Its first executor never answers."""
+
+    def launch(self, workers, prepare=None):
+        self.shares["hangs"] = 0.0 if self.launches else 1.0
+        return super().launch(workers, prepare)
+
+
+def test_an_executor_without_any_answer_is_launched_again(monkeypatch):
+    monkeypatch.setattr("bitfront.executors.crew.OVERDUE", 0.1)
+    deaf = Deaf(0, breaks=0.0, loses=0.0)
+    some = crew_of(deaf)
+    some._longest = 0.001  # as if there had been an answer before
+    assert squares(some, [Numbers([n]) for n in range(9)])[0] == [n * n for n in range(9)]
+    assert deaf.launches == 2
 
 
 def test_where_nobody_answers_the_search_ends():

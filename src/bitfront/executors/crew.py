@@ -34,6 +34,8 @@ LAUNCHES = 8
 TICK, SAYING = 0.5, 0.2
 #: To how many workers a piece without an answer is given, and after how many seconds to the next one.
 TIMES, OVERDUE = 3, 60.0
+#: How often in a row an executor is launched anew because none of its workers answers.
+AGAIN = 2
 #: Nothing is late before it has taken so many times the seconds of the longest piece so far.
 LONGEST = 10.0
 
@@ -170,6 +172,7 @@ class Crew:
     _answered: bool = False
     _last: str = ""
     _said: float = 0.0
+    _again: int = 0
 
     @property
     def capacity(self) -> int:
@@ -298,7 +301,7 @@ class Crew:
             raise
         except Exception as error:
             raise EvaluationError(f"{self.launcher.title}: a worker failed: {described(error)}") from error
-        self._heard, self._answered = time.perf_counter(), True
+        self._heard, self._answered, self._again = time.perf_counter(), True, 0
         if isinstance(answer, Refused):
             raise EvaluationError(
                 f"{self.launcher.title}: the worker {answer.worker} could compute other bits than this process, so it "
@@ -374,8 +377,22 @@ class Crew:
                     f"(block_timeout), and was given to {turn.times} workers. Everything so far is stored; "
                     f"{self.launcher.again}"
                 )
-            elif turn.times < TIMES and self._longest and now - turn.since >= max(OVERDUE, LONGEST * self._longest):
-                self._submit(turn)
+            elif self._longest and now - turn.since >= max(OVERDUE, LONGEST * self._longest):
+                if turn.times < TIMES:
+                    self._submit(turn)
+                elif self._again < AGAIN and now - self._heard >= OVERDUE:
+                    self._start_again()
+                    return
+
+    def _start_again(self) -> None:
+        """Launch an executor anew of which no worker answers: it may have lost its workers without a word."""
+        self._again += 1
+        turns = list(dict.fromkeys(self._out.values()))
+        for future in self._out:
+            future.cancel()
+        self._out.clear()
+        self._waiting.extendleft(reversed([_Turn(turn.work, turn.deaths, turn.alone) for turn in turns]))
+        self.close()
 
     def _too_late(self, turn: _Turn) -> Iterator[Lost]:
         parts = turn.work.cut()
