@@ -26,7 +26,7 @@ SEARCHES = {
     "evolution": {"strategy": "evolution", "n_trials": 40, "batch": 12},
     "surrogate": {"strategy": "surrogate", "n_trials": 40},
     "tpe": {"strategy": "optuna:tpe", "n_trials": 24},
-    "trained": {"strategy": TRAIN, "n_trials": 18},
+    "trained": {"strategy": TRAIN, "n_trials": 48},
     "learned": {"strategy": "learned_bits", "space": None, "metrics": {"accuracy": {}, "ebops": {}},
                 "cycles": 2, "epochs": 1, "networks": 2, "members": 2, "batch_size": 64},
 }  # fmt: skip
@@ -91,20 +91,15 @@ def descendants(pid):
 
 
 class Killer(bf.Events):
-    """Kills a worker, so often, while workers have something to do."""
+    """Kills a worker after the first block, while others are out."""
 
-    def __init__(self, times):
-        self.times, self.killed, self.blocks = times, [], 0
+    def __init__(self):
+        self.killed = []
 
     def progress(self, progress, plan):
-        self.blocks += 1
-
-    def workers(self, status):
-        if not status.out or len(self.killed) >= self.times or self.blocks < 2:
-            return
-        with contextlib.suppress(OSError):  # it may have ended by itself
-            processes = [pid for pid, line in descendants(os.getpid()) if b"resource_tracker" not in line]
-            if processes and processes[0] not in self.killed:
+        processes = [pid for pid, line in descendants(os.getpid()) if b"resource_tracker" not in line]
+        if progress.new < progress.total and processes and not self.killed:
+            with contextlib.suppress(OSError):  # it may have ended by itself
                 os.kill(processes[0], signal.SIGKILL)
                 self.killed.append(processes[0])
 
@@ -112,7 +107,7 @@ class Killer(bf.Events):
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["loky:2", "slurm:local:2"])
 def test_workers_that_are_killed_change_nothing(executor, expected, tmp_path):
-    killer = Killer(1)
+    killer = Killer()
     assert (
         content(search(tmp_path / "killed", executor=executor, events=killer, **SEARCHES["trained"]))
         == expected["trained"]
