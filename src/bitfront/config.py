@@ -356,8 +356,9 @@ class Config(Table):
         try:
             yield
         except ConfigError as error:
-            # An overridden value is not in the file.
-            if error.file is None and error.key and ".".join(error.key) not in self._overridden:
+            # An overridden value is not in the file, and nor is what is in it.
+            above = {".".join(error.key[:length]) for length in range(1, len(error.key) + 1)}
+            if error.file is None and error.key and not above & self._overridden:
                 error.located(self._document.name, self._document.line(error.key))
             raise
 

@@ -186,6 +186,7 @@ def test_a_mistake_in_the_file(what, answers, data):
 #: flags → what the message says.
 FLAGS = {
     ("--accelerator", "tpu"): "error: --accelerator: 'tpu' is not possible; allowed: auto, cpu, gpu, cuda, mps.",
+    ("--executor", "nope:3"): "error: --executor: there is no executor called 'nope'; allowed: dask, loky, mpi,",
     ("--n-trials", "0"): "error: --n-trials: 0 is not possible: input should be greater than or equal to 1",
     ("--n-trials", "many"): "Invalid value for '--n-trials': Input should be a valid integer",
     ("--max-epoch", "3"): "--max-epochs",

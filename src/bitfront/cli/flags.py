@@ -107,8 +107,10 @@ def with_flag_names(error: BitfrontError) -> str:
     if isinstance(error, ConfigError) and error.key and error.file is None:
         argument, *rest = error.key
         dotted = ".".join(error.key)
-        if dotted in _flag_names():
-            text = f"{_flag(dotted)}: {error.message}"
+        # A flag may give a whole table as one text.
+        over = next((name for name in _flag_names() if f"{dotted}.".startswith(f"{name}.")), None)
+        if over is not None:
+            text = f"{_flag(over)}: {error.message}"
         elif argument in RENAMED or not rest:
             text = f"{' '.join([_flag(argument), *rest])}: {error.message}"
     for argument in getattr(error, "arguments", ()):
