@@ -1,5 +1,6 @@
 """A crew on executors that do their worst: every piece of work comes back once, and only the guilty are lost."""
 
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from unittest import mock
 
@@ -10,7 +11,7 @@ from toys import Hostile
 
 from bitfront.errors import EvaluationError
 from bitfront.executors import calls
-from bitfront.executors.base import Launched, LauncherSettings
+from bitfront.executors.base import Launched, Launcher, LauncherSettings
 from bitfront.executors.crew import Done, Lost
 from bitfront.executors.versions import of_this_process
 from bitfront.testing.executors import Numbers, crew_of, squares
@@ -53,6 +54,34 @@ def test_an_executor_without_any_answer_is_launched_again(monkeypatch):
     some._longest = 0.001  # as if there had been an answer before
     assert squares(some, [Numbers([n]) for n in range(9)])[0] == [n * n for n in range(9)]
     assert deaf.launches == 2
+
+
+class Early(Launcher):
+    """The first `deaths` calls lose their worker before it begins."""
+
+    title = "early"
+
+    def __init__(self, deaths):
+        super().__init__(LauncherSettings())
+        self.deaths = deaths
+
+    def launch(self, workers, prepare=None):
+        return Launched(self, lambda: workers, lambda: "", lambda: None)
+
+    def submit(self, function, call):
+        future, self.deaths = Future(), self.deaths - 1
+        if self.deaths >= 0:
+            future.set_exception(BrokenExecutor("killed"))
+        else:
+            future.set_result(function(call))
+        return future
+
+
+@pytest.mark.parametrize(("deaths", "marked", "lost"), [(6, True, []), (8, True, [7]), (3, False, [7])])
+def test_a_worker_that_dies_before_it_begins_did_not_die_of_its_work(tmp_path, deaths, marked, lost):
+    some = crew_of(Early(deaths), folder=tmp_path if marked else None)
+    with mock.patch("bitfront.executors.crew.LAUNCHES", 1000):
+        assert squares(some, [Numbers([7])]) == ([] if lost else [49], lost)
 
 
 def test_where_nobody_answers_the_search_ends():

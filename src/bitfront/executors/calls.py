@@ -88,6 +88,7 @@ class Call:
         process: the number of that process, which a worker that is a thread of it shares.
         limit: seconds after which the worker ends itself; None: never.
         warming: seconds that a worker may take longer for its first call.
+        mark: a file that the worker writes when it is about to call the method; empty: none.
     """
 
     shared: Shared
@@ -98,6 +99,7 @@ class Call:
     process: int
     limit: float | None = None
     warming: float = 0.0
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,20 @@ def carry_out(call: Call) -> Answer | Missing | Refused:
             opened = _opened(call)
             if opened is None:
                 return Missing(name)
+            _mark(call)
             with _limited(call):
                 began = time.perf_counter()
                 value = getattr(opened, call.method)(call.argument)
             return Answer(value, name, time.perf_counter() - began)
         except BitfrontError as error:
             return Answer(None, name, error=error)
+
+
+def _mark(call: Call) -> None:
+    """Note that the method is about to be called, where the worker sees the folder of the mark."""
+    if call.mark:
+        with contextlib.suppress(OSError):
+            Path(call.mark).touch()
 
 
 def _opened(call: Call) -> Any:

@@ -28,6 +28,8 @@ from bitfront.executors.versions import of_this_process
 
 #: So often workers may die with a piece of work that cannot be cut, and so often of these while nothing else is out.
 DEATHS, ALONE = 3, 2
+#: So often a worker may die before it begins with a piece of work that is out alone, and the work is not to blame.
+STARTS = 5
 #: How often an executor may break before any of its workers has answered, and how often in a row it may take no call.
 LAUNCHES = 8
 #: Seconds between two looks at what goes on, and between two words about it.
@@ -126,6 +128,10 @@ class _Turn:
     deaths: int = 0
     #: Deaths of its worker while nothing else was out.
     alone: int = 0
+    #: Deaths of its worker before it began, while nothing else was out.
+    starts: int = 0
+    #: The file that its worker writes when it begins; None: there is no folder for it, or others are out too.
+    mark: Path | None = None
     times: int = 0
     #: When it was given to a worker first, and last.
     first: float = 0.0
@@ -146,7 +152,8 @@ class Crew:
         number: how many workers are wanted.
         opener: ``module:function``, which makes the shared object from bytes, in a worker.
         content: gives these bytes; called once, when they are needed.
-        folder: where what is shared is written, for workers that see this folder; None: it travels with calls.
+        folder: where what is shared is written for workers of other machines, and where workers note that they have
+            begun with a suspect; None: what is shared travels with calls, and nothing is noted.
         heard: called with the status at every look.
     """
 
@@ -173,6 +180,7 @@ class Crew:
     _last: str = ""
     _said: float = 0.0
     _again: int = 0
+    _marks: int = 0
 
     @property
     def capacity(self) -> int:
@@ -247,7 +255,9 @@ class Crew:
             shared = replace(shared, content=self._bytes)
         work, here = turn.work, of_this_process()
         limit = None if self.launcher.ends_late else work.limit()
-        call = Call(shared, self.opener, work.method, work.argument, here, os.getpid(), limit, work.warming())
+        turn.mark = self._mark() if turn.solo else None
+        mark = str(turn.mark or "")
+        call = Call(shared, self.opener, work.method, work.argument, here, os.getpid(), limit, work.warming(), mark)
         turn.since, turn.times = time.perf_counter(), turn.times + 1
         turn.first = turn.first or turn.since
         try:
@@ -264,11 +274,24 @@ class Crew:
         else:
             self._out[future], self._refused = turn, 0
 
+    def _mark(self) -> Path | None:
+        """A file that does not exist yet, for a worker to write when it begins."""
+        if self.folder is None:
+            return None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        self._marks += 1
+        mark = self.folder.absolute() / f"{self._marks}.begun"
+        mark.unlink(missing_ok=True)
+        return mark
+
     def _ready(self, *, alone: bool = False) -> tuple[Launched, Shared]:
         if self._shared is None:
             self._bytes = self.content()
             try:
-                self._shared = Shared.of(self._bytes, self.folder)
+                self._shared = Shared.of(self._bytes, None if self.launcher.local else self.folder)
             except OSError as error:
                 raise EvaluationError(f"{error.filename}: {error.strerror}, so workers cannot read the model") from None
         if self._launched is None:
@@ -331,6 +354,10 @@ class Crew:
         if not self.launcher.apart:
             self._broken(error)
         work, apart, seconds = turn.work, self.launcher.apart, time.perf_counter() - turn.since
+        if turn.solo and turn.starts < STARTS and turn.mark is not None and not turn.mark.exists():
+            # It is not to blame: its worker died of something else, such as a machine that went away.
+            self._suspects.appendleft(_Turn(work, turn.deaths, turn.alone, turn.starts + 1))
+            return
         deaths, alone = turn.deaths + 1, turn.alone + (apart or turn.solo)
         parts = [] if work.whole and alone < ALONE else work.cut()
         limit = None if self.launcher.ends_late else work.limit()
@@ -343,7 +370,7 @@ class Crew:
         elif alone >= ALONE and deaths >= DEATHS:
             yield Lost(work, str(error), deaths, seconds)
         else:
-            (self._waiting if apart else self._suspects).appendleft(_Turn(work, deaths, alone))
+            (self._waiting if apart else self._suspects).appendleft(_Turn(work, deaths, alone, turn.starts))
 
     def _broken(self, error: BaseException) -> None:
         """The executor may be of no use any more; then the next piece of work launches it again.

@@ -6,6 +6,7 @@ The size of a block depends on the clock. The metrics of a candidate do not depe
 from __future__ import annotations
 
 import math
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ class Dispatcher:
             process can be ended whatever it does.
         in_flight: what earlier sessions left, and where this one notes what it evaluates in this process.
         launcher: starts the workers, and evaluates also where `n_jobs` is 1; None: worker processes by need.
-        folder: where what workers on other machines need is written, for a while; None: it travels to each.
+        folder: where what workers need is written, and what they note, for a while; None: it travels to each.
         heard: called with how the workers stand.
 
     Attributes:
@@ -172,13 +173,14 @@ class Dispatcher:
             return self._cohort
         if not self.isolated:
             return self._block
-        # The last ones are smaller, so that all workers end at about the same time.
-        return max(1, min(self._block, math.ceil(left / (2 * self._workers().capacity))))
+        # The last ones are smaller, so that all workers end at about the same time. Of networks that are trained
+        # together each takes much less than one alone, so that their blocks stay.
+        return max(min(self._least, self._block), min(self._block, math.ceil(left / (2 * self._workers().capacity))))
 
     def expect(self, seconds: float) -> None:
-        """Begin with blocks for candidates that take so long on one worker; for candidates that are not trained."""
+        """Begin with blocks for candidates that take so many seconds on one worker."""
         if self.isolated and not self._cohort and seconds > 0:
-            self._block = max(1, min(self._block, int(self._target / seconds)))
+            self._block = max(min(self._least, self._block), min(self._block, int(self._target / seconds)))
 
     def _pace(self, count: int, seconds: float) -> None:
         """Choose the size of the next blocks, after one of `count` candidates."""
@@ -369,10 +371,12 @@ class Dispatcher:
         return self._pool
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and delete what was written for them."""
         if self._members is not None:
             self._members.close()
             self._members = None
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -49,7 +49,7 @@ class MembersElsewhere:
         job: of the search.
         launcher: starts the workers.
         number: how many there are at most.
-        folder: where the job is written for workers on other machines that see this folder; None: nowhere.
+        folder: where the job is written, and workers note what they begin; None: nowhere.
         heard: called with how the workers stand.
     """
 
@@ -98,8 +98,7 @@ class MembersElsewhere:
             shared = {name: getattr(course, name) for name in SHARED}
             return pickle.dumps((payload_of(self.job, self.launcher, self.number), shared))
 
-        folder = None if self.launcher.local else self.folder
-        return Crew(self.launcher, self.number, f"{__name__}:opened", content, folder, self.heard)
+        return Crew(self.launcher, self.number, f"{__name__}:opened", content, self.folder, self.heard)
 
 
 @dataclass(frozen=True, eq=False)

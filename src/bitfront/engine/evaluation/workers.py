@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -128,7 +127,7 @@ class Workers:
         number: how many there are at most.
         seconds: how long one candidate may take; None: as long as it wants.
         metrics: names of all metrics, for candidates that fail.
-        folder: where the job is written for workers on other machines that see this folder; None: nowhere.
+        folder: where the job is written, and workers note what they begin; None: nowhere.
         heard: called with how the workers stand, some times a second.
     """
 
@@ -147,8 +146,7 @@ class Workers:
         def content() -> bytes:
             return payload_of(self.job, self.launcher, self.number)
 
-        folder = None if self.launcher.local else self.folder
-        self._crew = Crew(self.launcher, self.number, f"{__name__}:opened", content, folder, self.heard)
+        self._crew = Crew(self.launcher, self.number, f"{__name__}:opened", content, self.folder, self.heard)
 
     @property
     def capacity(self) -> int:
@@ -235,10 +233,8 @@ class Workers:
         self._crew.start()
 
     def close(self) -> None:
-        """End all workers, and delete what they shared."""
+        """End all workers."""
         self._crew.close()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def merged(pieces: Sequence[tuple[NDArray[np.int64], BatchMetrics]]) -> BatchMetrics:
