@@ -1,7 +1,8 @@
 """Random convolutional networks, built from the blocks of real ones: a hypothesis strategy.
 
 ``networks()`` draws a plan, a list of (block, number); ``Network(plan)`` is the model. Weights follow from the plan, and
-running statistics are as if it had been trained. Samples have the shape ``Network.shape``.
+running statistics are as if it had been trained. Samples have the shape ``Network.shape``. ``Pixels`` is a small network for
+segmentation that is the same each time.
 """
 
 import torch
@@ -9,6 +10,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 CLASSES = 3
+
+
+class Pixels(nn.Module):
+    """A skip over a smaller picture, as in a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2)
+        self.up, self.head = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        skip = torch.relu(self.down(x))
+        return self.head(torch.cat([skip, self.up(self.pool(skip))], dim=1))
 
 
 class Conv(nn.Sequential):

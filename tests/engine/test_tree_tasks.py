@@ -16,22 +16,10 @@ from bitfront.engine.evaluation.verification import deployed_score, verify
 from bitfront.metrics.configured import configured_runner
 from bitfront.tasks.configured import named_task
 from bitfront.tasks.distillation import without_labels
+from random_networks import Pixels
 
 CHOICES = {"default": {"name": ["integer"], "data_in_width": [4, 8], "weight_width": [3, 8], "bias_width": [8]}}
 SAMPLES = 70
-
-
-class Pixels(nn.Module):
-    """A skip over a smaller picture, as in a U-Net."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2)
-        self.up, self.head = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(8, 3, 1)
-
-    def forward(self, x):
-        skip = torch.relu(self.down(x))
-        return self.head(torch.cat([skip, self.up(self.pool(skip))], dim=1))
 
 
 class Tokens(nn.Module):

@@ -13,6 +13,7 @@ from bitfront.errors import ConfigError
 from bitfront.learned_bits.steering import Hurry, Target
 from bitfront.tasks.configured import named_task
 from bitfront.tasks.distillation import without_labels
+from random_networks import Pixels
 
 SETTINGS = {"cycles": 2, "epochs": 4, "networks": 2, "strategy": "learned_bits"}
 rng = np.random.default_rng(0)
@@ -113,19 +114,6 @@ def test_members_from_new_weights_are_trained_for_the_task(tmp_path):
     run = searched(tmp_path, REGRESSION, NUMBERS, task="regression", members=2, float_epochs=30, cycles=1)
     assert np.isfinite(run.columns.metrics["mse"]).all()
     assert run.columns.metrics["mse"].min() < 0.5
-
-
-class Pixels(nn.Module):
-    """A skip over a smaller picture, as in a U-Net."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2)
-        self.up, self.head = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(8, 3, 1)
-
-    def forward(self, x):
-        skip = torch.relu(self.down(x))
-        return self.head(torch.cat([skip, self.up(self.pool(skip))], dim=1))
 
 
 class Tokens(nn.Module):

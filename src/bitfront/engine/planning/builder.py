@@ -110,15 +110,7 @@ def make_plan(
             ignored = without_effect(strategy, setup.of_strategy)
             if not strategy.kind.trains_bits:
                 strategy = replace(strategy, batch=setup.batch)
-        launcher = executor or configured_launcher(config.search.strategy.executor)
-        if launcher is not None:
-            launcher.check(insecure=insecure)
-            if setup.candidate_timeout and not launcher.replaces:
-                raise ConfigError(
-                    f"candidate_timeout ends the worker of a candidate, and {launcher.title} does not replace it; "
-                    "leave one of the two out, or use processes, loky or dask",
-                    key=(*SETUP, "candidate_timeout"),
-                )
+        launcher = _checked_launcher(executor or configured_launcher(config.search.strategy.executor), setup, insecure)
         runners, added, objectives = _measured(config, strategy, task)
     network, dataset = _checked_model(config, dataset or open_data(config, report, progress), model, task)
     half = [] if model is None else halves_note(model)
@@ -215,6 +207,20 @@ def _folded(
     assert config.search is not None
     wanted = config.search.fold_batch_norm and not strategy.kind.trains_bits
     return folded(graph, sample, dropouts=False, training=trains) if wanted else None
+
+
+def _checked_launcher(launcher: Launcher | None, setup: StrategySetup, insecure: bool) -> Launcher | None:
+    """The launcher, if it can be used for this search. Raises UserError."""
+    if launcher is None:
+        return None
+    launcher.check(insecure=insecure)
+    if setup.candidate_timeout and not launcher.replaces:
+        raise ConfigError(
+            f"candidate_timeout ends the worker of a candidate, and {launcher.title} does not replace it; "
+            "leave one of the two out, or use processes, loky or dask",
+            key=(*SETUP, "candidate_timeout"),
+        )
+    return launcher
 
 
 def _measured(config: Config, strategy: ConfiguredStrategy, task: Task) -> tuple[Runners, list[str], Objectives]:
