@@ -10,7 +10,7 @@ from bitfront.engine.explanation.budgets import Outlook
 from bitfront.engine.explanation.model import Trials, fitted_model
 from bitfront.engine.explanation.results import Estimate, Gap, Held
 from bitfront.engine.storage.run import Run
-from bitfront.strategies.surrogate import SurrogateSettings
+from bitfront.strategies.surrogate import SCALED, SurrogateSettings
 
 Floats = NDArray[np.float64]
 
@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 LOOKED = 4096
 #: The least number of trials that a model is fitted to, and that it must predict.
 FEWEST, FEWEST_PREDICTED = 10, 5
+#: Trials to which the scales of the model are fitted whose predictions are judged: half of the usual number, in less
+#: than a quarter of the time.
+FEW_SCALED = SCALED // 2
 #: Share of the trials that are predicted, and how many at most.
 SHARE, MOST = 1 / 3, 400
 
@@ -119,7 +122,7 @@ def held(run: Run, trials: Trials, metric: str, sign: float, costs: Floats | Non
     if len(earlier) < FEWEST or len(later) < FEWEST_PREDICTED or np.ptp(trials.losses[earlier]) == 0:
         return None
     later = later[np.unique(np.linspace(0, len(later) - 1, min(MOST, len(later))).astype(np.int64))]
-    model = fitted_model(run, metric, sign, trials, earlier, costs)
+    model = fitted_model(run, metric, sign, trials, earlier, costs, FEW_SCALED)
     options, results = trials.options[later], trials.losses[later]
     expected = model.losses(options)
     low, high = model.ends(options)

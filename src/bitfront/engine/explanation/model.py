@@ -131,7 +131,15 @@ class Trials:
         return self.index.find(space.keys(space.codes(options)))
 
 
-def fitted_model(run: Run, metric: str, sign: float, trials: Trials, among: Rows, costs: Floats | None) -> Model:
+def fitted_model(
+    run: Run,
+    metric: str,
+    sign: float,
+    trials: Trials,
+    among: Rows,
+    costs: Floats | None,
+    scaled: int = SCALED,
+) -> Model:
     """The model of some trials.
 
     Args:
@@ -141,6 +149,7 @@ def fitted_model(run: Run, metric: str, sign: float, trials: Trials, among: Rows
         among: which of them may be used.
         costs: of all of them; None where there are none. The model of many trials is fitted to those with the least
             losses and costs, and to an even sample of the others.
+        scaled: to so many of them, at most, the scales of the kernel are fitted, which takes most of the time.
     """
     space, columns = run.space, Columns(run.space)
     if len(among) > FITTED:
@@ -150,7 +159,7 @@ def fitted_model(run: Run, metric: str, sign: float, trials: Trials, among: Rows
         among = among[np.unique(np.concatenate([best, even]))]
     trend = Trend([np.array(noise) for noise in run.noise]) if _fits(run) else None
     places = None if trend is None else trend.place(trend.total(trials.options))
-    few = among[np.unique(np.linspace(0, len(among) - 1, min(SCALED, len(among))).astype(np.int64))]
+    few = among[np.unique(np.linspace(0, len(among) - 1, min(scaled, len(among))).astype(np.int64))]
     response = most_likely(columns, trials.codes[few], trials.losses[few], None if places is None else places[few])
     link = Link.of(trials.losses[among], response.offset)
     results = link.forward(trials.losses[among])
