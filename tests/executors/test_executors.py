@@ -1,6 +1,7 @@
 """Every executor that can run on one machine: workers of two, one piece of work that ends them, and refused settings."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -88,6 +89,15 @@ def test_no_scheduler_is_an_error_that_says_how_to_start_one(monkeypatch):
     monkeypatch.setattr("bitfront.executors.dask.CONNECTING", 0.2)
     with pytest.raises(EvaluationError, match=r"dask: no scheduler answers at tcp://127\.0\.0\.1:9.*dask scheduler"):
         launcher("dask:tcp://127.0.0.1:9").launch(1)
+
+
+def test_workers_that_die_while_they_start_are_started_again(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    cluster = mock.Mock(side_effect=RuntimeError("Nanny failed to start.\nmore"))
+    monkeypatch.setattr(distributed, "LocalCluster", cluster)
+    with pytest.raises(EvaluationError, match=r"dask: its workers cannot be started .*: Nanny failed to start\.$"):
+        launcher("dask:local:1").launch(1)
+    assert cluster.call_count == 3
 
 
 def test_every_executor_is_listed():

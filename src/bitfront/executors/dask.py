@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from bitfront import interrupts
-from bitfront.errors import ConfigError, EvaluationError, require
+from bitfront.errors import ConfigError, EvaluationError, described, require
 from bitfront.executors import EXECUTORS
 from bitfront.executors.base import WHERE, Launched, Launcher, LauncherSettings
 
+#: How often the workers of a cluster on this machine are started, if they die meanwhile.
+STARTS = 3
 #: The address that stands for a cluster on this machine.
 LOCAL = "local"
 #: Seconds that a scheduler may take to answer at the start, and between two looks at its workers.
@@ -89,43 +91,43 @@ class Dask(Launcher):
         distributed = require("distributed", "dask", "the executor dask")
         dask = require("dask", "dask", "the executor dask")
         local = self.settings.address == LOCAL
-        config = dask.config.set(OF_LOCAL if local else {})
-        # It writes tracebacks where a connection is lost; what is wrong is said in one line.
-        logger = logging.getLogger("distributed")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL + 1)
-        cluster = self._cluster(workers) if local else None
-        address = cluster.scheduler_address if cluster is not None else self.settings.address
-        try:
-            client = distributed.Client(address, security=self._security(), timeout=CONNECTING, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise EvaluationError(
-                f"dask: no scheduler answers at {address} ({error}); start one with `dask scheduler`, and workers with "
-                "`dask worker`"
-            ) from None
-
-        def close() -> None:
-            # What does not end in time ends with this process.
-            with contextlib.suppress(OSError):
-                client.close(timeout=2)
-            if cluster is not None:
-                with contextlib.suppress(OSError):
-                    cluster.close(timeout=5)
-            config.__exit__(None, None, None)
-            logger.setLevel(level)
-
-        return of_client(client, close)
+        with contextlib.ExitStack() as started:
+            started.enter_context(dask.config.set(OF_LOCAL if local else {}))
+            started.enter_context(_silenced())
+            address = self.settings.address
+            if local:
+                cluster = self._cluster(workers)
+                started.callback(_closed, cluster, 5)
+                address = cluster.scheduler_address
+            try:
+                client = distributed.Client(
+                    address, security=self._security(), timeout=CONNECTING, set_as_default=False
+                )
+            except (OSError, TimeoutError, ValueError) as error:
+                raise EvaluationError(
+                    f"dask: no scheduler answers at {address} ({error}); start one with `dask scheduler`, and workers "
+                    "with `dask worker`"
+                ) from None
+            started.callback(_closed, client, 2)
+            return of_client(client, started.pop_all().close)
 
     def _cluster(self, workers: int) -> Any:
+        """A cluster on this machine. Raises EvaluationError if its workers die again and again while they start."""
         distributed = require("distributed", "dask", "the executor dask")
-        with interrupts.blocked():
-            return distributed.LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-            )
+        why = ""
+        for _ in range(STARTS):
+            try:
+                with interrupts.blocked():
+                    return distributed.LocalCluster(
+                        n_workers=workers,
+                        threads_per_worker=1,
+                        host="127.0.0.1",
+                        dashboard_address=None,
+                        silence_logs=logging.CRITICAL,
+                    )
+            except (OSError, RuntimeError, TimeoutError) as error:
+                why = described(error)
+        raise EvaluationError(f"dask: its workers cannot be started on this machine: {why}")
 
     def _security(self) -> Any:
         if not self.settings.address.startswith("tls://"):
@@ -162,6 +164,24 @@ def of_client(client: Any, close: Callable[[], None] = lambda: None) -> Launched
         return int(seen[0])
 
     return Launched(executor, workers, gone, close)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Within this, Dask writes no tracebacks where a connection is lost; what is wrong is said in one line."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _closed(what: Any, seconds: float) -> None:
+    """Close a client or a cluster. What does not end in time ends with this process."""
+    with contextlib.suppress(OSError):
+        what.close(timeout=seconds)
 
 
 def _loopback(host: str) -> bool:
