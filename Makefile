@@ -8,7 +8,7 @@ BITFRONT_DATA ?= $(abspath $(wildcard ../shared/data))
 TEST_ENV := OMP_NUM_THREADS=1 $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 BENCH_ENV := $(if $(BITFRONT_DATA),BITFRONT_DATA=$(BITFRONT_DATA))
 
-.PHONY: install search test quick fuzz golden lint format docs site dist bench big rivals clean
+.PHONY: install search test all quick fuzz golden lint format docs site dist bench big rivals clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,10 @@ test: lint
 # For the minute before a commit: without what trains, draws, or starts processes or a browser; and one journey.
 quick: lint
 	$(TEST_ENV) BITFRONT_PROPERTIES=quick $(PYTEST) -m "not slow or quick"
+
+# What takes long too, and all examples of the property tests: half an hour or more.
+all: lint
+	$(TEST_ENV) BITFRONT_ALL=1 BITFRONT_PROPERTIES=all $(PYTEST)
 
 # The property tests with examples of other seeds, for so many minutes; SEED=... draws those of a failure again.
 MINUTES ?= 10

@@ -22,8 +22,14 @@ properties.load()
 torch.set_num_threads(1)
 
 
+#: Whether the long ones are run too.
+ALL = "BITFRONT_ALL" in os.environ
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.get_closest_marker("long") and not ALL:
+            item.add_marker(pytest.mark.skip(reason="it takes long; BITFRONT_ALL=1 runs it, and make all"))
         if "browser" in item.fixturenames or item.get_closest_marker("journey"):
             item.add_marker(pytest.mark.slow)
 

@@ -1,14 +1,16 @@
 """How many examples the property tests draw, and which.
 
-``BITFRONT_PROPERTIES`` says for what: in the ``suite`` they are many and always the same, so that what fails is due to a
-change; ``quick`` draws a fifth of them; ``fuzz`` draws others, from the seed that ``fuzz.py`` gives.
+``BITFRONT_PROPERTIES`` says for what: in the ``suite`` they are always the same, so that what fails is due to a change, and
+half as many as a test says; ``all`` draws all of them, ``quick`` a fifth; ``fuzz`` draws others, from the seed that
+``fuzz.py`` gives.
 """
 
 import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-USES = ("suite", "quick", "fuzz")
+#: Use → the share of the examples that are drawn.
+USES = {"suite": 0.5, "all": 1.0, "quick": 0.2, "fuzz": 1.0}
 USE = os.environ.get("BITFRONT_PROPERTIES", "suite")
 assert USE in USES, f"BITFRONT_PROPERTIES is {USE!r}; allowed: {', '.join(USES)}"
 #: Where a test does not say how many: most take less than a millisecond each.
@@ -16,13 +18,13 @@ EXAMPLES = 100
 
 
 def max_examples(number: int, *, shrink: bool = True) -> settings:
-    """A decorator of a property test: it draws `number` examples.
+    """A decorator of a property test: it draws `number` examples, or the share of them that this use draws.
 
     Args:
         shrink: whether an example that fails is reduced. Where one takes a tenth of a second that takes minutes.
     """
     phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if shrink else ()))
-    return settings(max_examples=max(1, number // 5) if USE == "quick" else number, phases=phases)
+    return settings(max_examples=max(1, round(number * USES[USE])), phases=phases)
 
 
 def load() -> None:

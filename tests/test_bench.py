@@ -59,17 +59,16 @@ def plots():
 
 #: What computes with several threads that take turns, or takes a quarter of a minute also in its smallest size.
 LONG = {"population", "roofline", "int8", "networks", "scaling", "calibration", "zoo"}
+RUNS = [pytest.param(path, marks=[pytest.mark.long] if path.stem in LONG else [], id=path.stem) for path in SCRIPTS]
 #: Runs a script as ``python SCRIPT WORDS`` does, in a process that has torch imported already.
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = {folder!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 @pytest.mark.journey
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("script", RUNS)
 def test_runs_and_keeps_the_promised_shape(script: Path, tmp_path: Path, warm: Warm) -> None:
     if script.stem in NEEDS:
         pytest.importorskip(NEEDS[script.stem])
-    if script.stem in LONG and "BITFRONT_ALL_BENCHES" not in os.environ:
-        pytest.skip("it takes a quarter of a minute or more beside other tests; BITFRONT_ALL_BENCHES=1 runs it")
     file = tmp_path / "out.json"
     environment = {k: v for k, v in os.environ.items() if k != "BITFRONT_DATA"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -47,7 +47,7 @@ print(file.alike, file.difference < 1e-4)
 
 def test_what_is_reported_is_what_is_deployed(shell, data):
     shell.write("net.py", NET)
-    text = settings(data, model="net:net")
+    text = settings(data, model="net:net", weights="[2, 8]")
     shell.write("small.toml", text + MORE)
     shell("train", "--config", "small.toml")
     typed = shell("search", "--config", "small.toml", "--n-trials", 3, "--finetune", 0)
@@ -61,8 +61,10 @@ def test_what_is_reported_is_what_is_deployed(shell, data):
 
     run = bf.Run.load(shell.folder / "runs/small")
     assert len(run.finetuned) == 1
-    for trial in run.front:
-        answer = json.loads(shell("transform", "--run", "runs/small", "--trial", trial.number, "--check", "--json").out)
+    lines = [f"transform --run runs/small --trial {trial.number} --check --json" for trial in run.front]
+    for trial, (code, out, err) in zip(run.front, shell.together(*lines), strict=True):
+        assert code == 0, err
+        answer = json.loads(out)
         tuned = trial.finetuned
         expected = tuned.metrics if tuned is not None and tuned.kept else trial.metrics
         assert (answer["accuracy"], answer["loss"]) == (expected["accuracy"], expected["loss"])

@@ -77,7 +77,14 @@ def outcome(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("text", "times"), [(FILE, 10), (FILE + CONSTRAINT, 3)], ids=["free", "constraint"])
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        pytest.param(FILE, 2, id="free"),
+        pytest.param(FILE, 10, id="many", marks=pytest.mark.long),
+        pytest.param(FILE + CONSTRAINT, 3, id="constraint", marks=pytest.mark.long),
+    ],
+)
 def test_killed_many_times_the_front_is_the_same_to_the_byte(text, times, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()

@@ -50,7 +50,9 @@ def trials_without_time(shell):
     return [{k: v for k, v in entry.items() if k != "duration"} for entry in log.values()]
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "nsgaii" else []) for name in SEARCHES]
+)
 def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_path_factory):
     store = slow.folder / "runs/slow/trials.sqlite"
     process = slow.start(*of(name), **SLOWLY)
