@@ -203,7 +203,11 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
             cached = CachedEvaluator(dispatcher, store, space.keys)
             known = len(cached)
             _announce(plans, repeats, known, dispatcher, events)
-            runs, trained = _runs(plans, repeats, starts, limits, known_before, cached, events)
+            try:
+                runs, trained = _runs(plans, repeats, starts, limits, known_before, cached, events)
+            except KeyboardInterrupt:
+                events.note(f"{len(cached):,} evaluated candidates are stored; the same command goes on with them")
+                raise
             remarks = tuple(dispatcher.remarks)
             _check_front(plan, [r for r in runs if r.strategy not in trained], cached)
     finally:
