@@ -69,7 +69,7 @@ def test_an_interrupted_comparison_says_so_and_a_killed_one_goes_on(shell, data)
     after = rows(cache)
     assert after[: len(before)] == before
     assert len({row[1] for row in after}) == len(after) < 40
-    assert "the true front is not known: everything is relative to the best results of all these runs" in typed.out
+    assert "the true front is not known: everything is relative to the best of all results so far" in typed.out
 
 
 MISTAKES = {

@@ -250,7 +250,7 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
     assert "brute_force evaluates all 120 in the order of the space" in text
     assert "17 candidates evaluated now, 3 known from before" in text
     text = "\n".join(comparison_report.lines(comparison(tmp_path, truth=False, seeds=1, constraints=("size <= 5",))))
-    assert "the true front is not known: everything is relative to the best results of all these runs" in text
+    assert "the true front is not known: everything is relative to the best of all results so far" in text
     assert "of the best known hypervolume" in text
     assert "worse than the best known\n" in text
     assert "true hypervolume" not in text

@@ -133,7 +133,7 @@ def lines(comparison: Comparison) -> list[str]:
             else "the true front is known: every candidate was evaluated"
         )
     else:
-        remarks.append("the true front is not known: everything is relative to the best results of all these runs")
+        remarks.append("the true front is not known: everything is relative to the best of all results so far")
     if several:
         signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
         point = ", ".join(f"{n} {number(v)}" for n, v in zip(names, comparison.reference * signs, strict=True))

@@ -1,7 +1,8 @@
 """The results of a comparison of strategies: every run as arrays, and the figures of each strategy over its runs.
 
-The *reference front* is the front of all runs together. It is the true front if one of the runs evaluated the whole
-space, as brute force always does; then `truth` is true. All figures are relative to it:
+The *reference front* is the front of all runs together and of all results of earlier comparisons in the folder. It is
+the true front if the whole space was evaluated, as by brute force; then `truth` is true. All figures are relative to
+it:
 
 - volume: the hypervolume of a run's front, as a share of that of the reference front. All runs have the same
   reference point.
@@ -144,7 +145,8 @@ class Comparison:
         size: number of candidates in the space.
         objectives: what was optimised.
         constraints: conditions that a result must fulfil to count, as text.
-        truth: whether one run evaluated the whole space, as brute force always does; then `front` is the true front.
+        truth: whether the whole space was evaluated, in this comparison or an earlier one in the folder, as by brute
+            force; then `front` is the true front.
         front: losses of the reference front, float64, shape (members, objectives).
         reference: reference point of all hypervolumes, as losses, float64, shape (objectives,).
         hypervolume: of the reference front; NaN for a single objective.
@@ -273,20 +275,22 @@ def leading(objectives: Objectives, quality: str = "accuracy") -> int:
 
 
 def add_curves(
-    runs: Sequence[StrategyRun], objectives: Objectives, quality: str = "accuracy"
+    runs: Sequence[StrategyRun], objectives: Objectives, quality: str = "accuracy", stored: Values | None = None
 ) -> tuple[tuple[StrategyRun, ...], Values, Values, float]:
-    """Compute the curves of all runs, relative to the front of all runs together.
+    """Compute the curves of all runs, relative to the front of all runs and stored results together.
 
     Args:
         runs: without curves; at least one result counts.
         objectives: of all of them.
         quality: the metric of the task that leads.
+        stored: losses of more candidates, from earlier comparisons, shape (candidates, objectives); NaN where they do
+            not count.
 
     Returns:
         (the runs with `volume` and `best`; losses of the reference front, shape (members, objectives); reference
         point, shape (objectives,); hypervolume of the reference front, NaN for a single objective).
     """
-    together = np.concatenate([run.losses for run in runs])
+    together = np.concatenate([*(run.losses for run in runs), *([] if stored is None else [stored])])
     known = together[np.isfinite(together).all(axis=1)]
     # Candidates with equal results are one member of the front.
     front = np.unique(known[non_dominated(known)], axis=0)
