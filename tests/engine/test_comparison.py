@@ -324,7 +324,18 @@ def test_a_budget_beyond_the_space_is_the_space(given, tmp_path):
     assert comparison.results[1].regret.median == 0.0
     assert {run.stopped for run in comparison.runs} == {"space exhausted"}
     # Then the truth is known without brute force.
-    assert compare(given, tmp_path, strategies=["evolution"], seeds=1).truth
+    notes = []
+
+    class Noting(bf.Events):
+        def note(self, text):
+            notes.append(text)
+
+    asked = {"strategies": ["evolution"], "seeds": 1, "events": Noting()}
+    assert compare(given, tmp_path, **asked).truth
+    more = "n_trials = 37 is more than the space has: each run evaluates all of it"
+    assert more not in notes
+    compare(given, tmp_path, n_trials=37, **asked)
+    assert more in notes
 
 
 def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch):

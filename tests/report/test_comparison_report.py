@@ -206,7 +206,17 @@ def test_the_json_has_all_numbers(known, monkeypatch):
     ],
 )
 def test_what_was_not_reached_is_said(values, shown):
-    assert comparison_report.reached(spread(values), 400) == shown
+    assert comparison_report.reached(spread(values), [400] * len(values)) == shown
+
+
+def test_what_was_not_reached_exceeds_what_each_run_spent():
+    """Of runs that end early no more is said than that."""
+    once = spread((math.inf, math.inf, 0.044))
+    assert comparison_report.reached(once, (0.11, 0.05, 0.05)) == "> 0.05 [> 0.047, > 0.08], 1 of 3"
+    assert comparison_report.reached(once, (0.2, 0.3, 0.05)) == "> 0.2 [> 0.12, > 0.25], 1 of 3"
+    # A quartile is at least the one below it.
+    some = spread((70, 80, math.inf, math.inf, math.inf))
+    assert comparison_report.reached(some, (100, 100, 50, 50, 50)) == "> 80 [80, > 80], 2 of 5"
 
 
 def test_a_spread_without_any_value():
@@ -224,7 +234,7 @@ def test_the_table(known):
     evolution = dict(zip(sheet.columns, sheet.rows[1], strict=True))
     result = known.results[1]
     assert evolution["regret at 30"] == comparison_report.spread(result.regret)
-    assert evolution["evals to 99 %"] == comparison_report.reached(result.evaluations[1], 30)
+    assert evolution["evals to 99 %"] == comparison_report.reached(result.evaluations[1], [30] * 5)
     assert evolution["repeats"] == "7 of 37"
 
 
@@ -256,6 +266,13 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
     assert "true hypervolume" not in text
     assert "constraints: size <= 5; nothing else counts" in text
     assert "per run, seed 0" in text
+    assert "one seed: what differs may be luck; --seeds 5 shows how much of it" in text
+    assert "this run alone" not in text
+    few = comparison(tmp_path, truth=False, seeds=1)
+    alone = dataclasses.replace(few.runs[0], volume=np.array([0.5, 1.0]))
+    text = "\n".join(comparison_report.lines(dataclasses.replace(few, strategies=("evolution",), runs=(alone,))))
+    assert "these are those of this run alone: a regret of 0 says nothing; compare more strategies" in text
+    assert "one seed" not in text
 
 
 @pytest.mark.parametrize(

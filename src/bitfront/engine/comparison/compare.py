@@ -307,6 +307,9 @@ def _announce(plans: Sequence[Plan], repeats: int, known: int, dispatcher: Dispa
     plan = searching[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
     events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
+    asked = plan.settings.strategy.setup.n_trials or 0
+    if asked > size:
+        events.note(f"n_trials = {asked:,} is more than the space has: each run evaluates all of it")
     events.note(
         f"compared: {names}; {seeds}, {budget:,} distinct evaluations each"
         + (f", brute force all {size:,}" if _whole(plans[0]) else "")
