@@ -92,6 +92,15 @@ def test_lines_are_the_curves_and_bands_their_quartiles(objectives, truth, tmp_p
         assert [t.get_text() for t in axes.texts] == [text for _, text in panel.levels]
 
 
+def test_a_panel_begins_where_the_first_curve_is_in_sight():
+    rising = comparison_report.Line("evolution", np.array([1.0, 10.0, 100.0]), *[np.array([0.1, 0.5, 0.9])] * 3)
+    later = comparison_report.Line("brute_force", np.array([20.0, 30.0]), *[np.array([np.nan, 0.5])] * 3)
+    panel = comparison_report.Panel("volume", "evaluations", "", "", (later, rising), ())
+    assert comparison_figures.start(panel, 0.4, 1.0) == pytest.approx(10 / 1.5)
+    assert comparison_figures.start(dataclasses.replace(panel, lines=(later,)), 0.4, 1.0) == pytest.approx(20)
+    assert comparison_figures.start(panel, 2.0, 3.0) is None
+
+
 def test_the_true_front_is_marked_where_it_is_known(tmp_path):
     for truth, word in ((True, "true"), (False, "best known")):
         result = comparison(tmp_path, truth=truth)
@@ -286,3 +295,20 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
 )
 def test_how_the_leading_objective_is_shown(objectives, shown, tmp_path):
     assert comparison_report.measure(comparison(tmp_path, objectives)) == shown
+
+
+@pytest.mark.parametrize(("objectives", "volume"), [(TWO, True), (SUM, False)])
+def test_the_runs_as_a_data_frame(objectives, volume, tmp_path):
+    pytest.importorskip("pandas", reason="the extra 'pandas' is not installed")
+    result = comparison(tmp_path, objectives)
+    frame = result.frame
+    assert frame.index.tolist() == [(run.strategy, run.seed) for run in result.runs]
+    assert ("regret" in frame, "seconds_to_99" in frame) == (volume, volume)
+    for of in result.results:
+        rows = frame.loc[of.strategy]
+        assert tuple(rows["shortfall"]) == of.shortfall.values
+        assert tuple(rows["evaluations_to_best"]) == of.to_best.values
+        if volume:
+            assert tuple(rows["regret"]) == of.regret.values
+            assert tuple(rows["evaluations_to_95"]) == of.evaluations[0].values
+            assert tuple(rows["seconds_to_99"]) == of.seconds[1].values

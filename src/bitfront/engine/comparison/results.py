@@ -19,16 +19,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from bitfront.engine.comparison import curves
 from bitfront.engine.comparison.curves import Spread, Values
-from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.errors import ConfigError, nearest, one_of, require
 from bitfront.objectives import Objectives
 from bitfront.pareto import non_dominated, reference_point
 from bitfront.spaces.base import Codes
+
+if TYPE_CHECKING:
+    import pandas
 
 CurveKind = Literal["volume", "best"]
 CurveAxis = Literal["evaluations", "seconds"]
@@ -204,6 +207,34 @@ class Comparison:
     def results(self) -> tuple[StrategyResult, ...]:
         """The figures of each strategy, in the order of `strategies`."""
         return tuple(self._result(s) for s in self.strategies)
+
+    @property
+    def frame(self) -> pandas.DataFrame:
+        """The runs as a pandas DataFrame, one row per run, for statistics and tables of your own.
+
+        The index is ``strategy`` and ``seed``. The columns are ``evaluations`` (spent), with several objectives
+        ``evaluations_to_95``, ``evaluations_to_99``, ``seconds_to_95``, ``seconds_to_99`` (infinity: not reached)
+        and ``regret``; ``evaluations_to_best``, ``shortfall``, ``strategy_seconds``, ``evaluating_seconds``,
+        ``proposals`` and ``repeats``. Regret and shortfall are those at the end of the budget.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = require("pandas", "pandas", "comparison.frame")
+        tables = []
+        for result in self.results:
+            columns: dict[str, Spread | None] = {"evaluations": result.spent}
+            for what in ("evaluations", "seconds"):
+                for level, reached in zip(LEVELS, getattr(result, what), strict=False):
+                    columns[f"{what}_to_{100 * level:.0f}"] = reached
+            columns |= {"regret": result.regret, "evaluations_to_best": result.to_best, "shortfall": result.shortfall}
+            columns |= {"strategy_seconds": result.asking, "evaluating_seconds": result.evaluating}
+            columns |= {"proposals": result.proposals, "repeats": result.repeats}
+            seeds = [run.seed for run in self.of(result.strategy)]
+            rows = pandas.MultiIndex.from_product([[result.strategy], seeds], names=["strategy", "seed"])
+            values = {name: column.values for name, column in columns.items() if column is not None}
+            tables.append(pandas.DataFrame(values, index=rows))
+        return pandas.concat(tables)
 
     def curve(self, strategy: str, what: CurveKind = "volume", over: CurveAxis = "evaluations") -> Band:
         """Median and quartiles over the random seeds of a strategy.
