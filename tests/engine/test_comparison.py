@@ -153,6 +153,13 @@ def test_every_candidate_is_evaluated_once_for_all(given, tmp_path, measured):
     assert all(np.array_equal(a.evaluating, b.evaluating) for a, b in zip(comparison.runs, again.runs, strict=True))
     more = compare(given, tmp_path, space=LARGER, strategies=["brute_force"], seeds=1)
     assert more.evaluated == 400 - comparison.evaluated
+    # From here on the truth is known, also to strategies that are compared later.
+    later = compare(given, tmp_path, space=LARGER, strategies=["evolution"], seeds=2, n_trials=30)
+    assert (later.truth, later.evaluated) == (True, 0)
+    assert np.array_equal(later.front, more.front)
+    assert np.array_equal(later.reference, more.reference)
+    shares = [hypervolume(run.losses, more.reference) / more.hypervolume for run in comparison.of("evolution")]
+    assert later.results[0].regret.values == pytest.approx([1 - share for share in shares])
     assert compare(given, tmp_path, space=LARGER, strategies=["brute"], seeds=1, restart=True).evaluated == 400
 
 
@@ -302,6 +309,12 @@ def test_only_what_fulfils_the_constraints_counts(known, given, tmp_path):
     assert np.array_equal(comparison.runs[0].codes, brute.codes[allowed])
     good = brute.losses[allowed & (brute.losses[:, 0] <= -0.3)]
     assert np.array_equal(comparison.front, np.unique(good[non_dominated(good)], axis=0))
+    # Later, too; but not under other constraints, which allow what was not evaluated.
+    later = compare(given, tmp_path, space=LARGER, strategies=["evolution"], seeds=1, n_trials=30)
+    assert later.truth
+    assert np.array_equal(later.front, comparison.front)
+    given["search.constraints"] = {"average_bitwidth": "<= 6", "accuracy": ">= 0.3"}
+    assert not compare(given, tmp_path, space=LARGER, strategies=["evolution"], seeds=1, n_trials=30).truth
 
 
 def test_a_budget_beyond_the_space_is_the_space(given, tmp_path):
@@ -311,7 +324,18 @@ def test_a_budget_beyond_the_space_is_the_space(given, tmp_path):
     assert comparison.results[1].regret.median == 0.0
     assert {run.stopped for run in comparison.runs} == {"space exhausted"}
     # Then the truth is known without brute force.
-    assert compare(given, tmp_path, strategies=["evolution"], seeds=1).truth
+    notes = []
+
+    class Noting(bf.Events):
+        def note(self, text):
+            notes.append(text)
+
+    asked = {"strategies": ["evolution"], "seeds": 1, "events": Noting()}
+    assert compare(given, tmp_path, **asked).truth
+    more = "n_trials = 37 is more than the space has: each run evaluates all of it"
+    assert more not in notes
+    compare(given, tmp_path, n_trials=37, **asked)
+    assert more in notes
 
 
 def test_brute_force_comes_along_where_it_finishes(given, tmp_path, monkeypatch):

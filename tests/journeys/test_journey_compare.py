@@ -46,22 +46,30 @@ def test_strategies_are_compared(trained):
     assert (trained.folder / "runs/small/compare/checkpoints/best.pt").read_bytes() != before
 
 
-def test_a_killed_comparison_goes_on(shell, data):
+def test_an_interrupted_comparison_says_so_and_a_killed_one_goes_on(shell, data):
     shell.write("slow_net.py", SLOW_NET)
     options = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 100"}
     shell.write("slow.toml", settings(data, **options))
     asked = ["compare", "slow.toml", "--strategy", "evolution", "--strategy", "optuna:random", "--seeds", 1]
+    cache = shell.folder / "runs/slow/compare/cache.sqlite"
     process = shell.start(*asked, "--n-trials", 20, **SLOWLY)
-    wait_for_rows(shell.folder / "runs/slow/compare/cache.sqlite", 8, shell, process)
+    wait_for_rows(cache, 3, shell, process)
+    os.killpg(process.pid, signal.SIGINT)
+    typed = shell.finish(process, code=130)
+    assert typed.out == ""
+    stored = f"{len(rows(cache))} evaluated candidates are stored; the same command goes on with them"
+    assert typed.err.splitlines()[-2:] == [stored, "interrupted"]
+    process = shell.start(*asked, "--n-trials", 20, **SLOWLY)
+    wait_for_rows(cache, 8, shell, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    before = rows(shell.folder / "runs/slow/compare/cache.sqlite")
+    before = rows(cache)
     typed = shell(*asked, "--n-trials", 20)
     assert f"{len(before)} candidates are known from earlier sessions" in typed.err
-    after = rows(shell.folder / "runs/slow/compare/cache.sqlite")
+    after = rows(cache)
     assert after[: len(before)] == before
     assert len({row[1] for row in after}) == len(after) < 40
-    assert "the true front is not known: everything is relative to the best results of all these runs" in typed.out
+    assert "the true front is not known: everything is relative to the best of all results so far" in typed.out
 
 
 MISTAKES = {

@@ -92,6 +92,15 @@ def test_lines_are_the_curves_and_bands_their_quartiles(objectives, truth, tmp_p
         assert [t.get_text() for t in axes.texts] == [text for _, text in panel.levels]
 
 
+def test_a_panel_begins_where_the_first_curve_is_in_sight():
+    rising = comparison_report.Line("evolution", np.array([1.0, 10.0, 100.0]), *[np.array([0.1, 0.5, 0.9])] * 3)
+    later = comparison_report.Line("brute_force", np.array([20.0, 30.0]), *[np.array([np.nan, 0.5])] * 3)
+    panel = comparison_report.Panel("volume", "evaluations", "", "", (later, rising), ())
+    assert comparison_figures.start(panel, 0.4, 1.0) == pytest.approx(10 / 1.5)
+    assert comparison_figures.start(dataclasses.replace(panel, lines=(later,)), 0.4, 1.0) == pytest.approx(20)
+    assert comparison_figures.start(panel, 2.0, 3.0) is None
+
+
 def test_the_true_front_is_marked_where_it_is_known(tmp_path):
     for truth, word in ((True, "true"), (False, "best known")):
         result = comparison(tmp_path, truth=truth)
@@ -206,7 +215,17 @@ def test_the_json_has_all_numbers(known, monkeypatch):
     ],
 )
 def test_what_was_not_reached_is_said(values, shown):
-    assert comparison_report.reached(spread(values), 400) == shown
+    assert comparison_report.reached(spread(values), [400] * len(values)) == shown
+
+
+def test_what_was_not_reached_exceeds_what_each_run_spent():
+    """Of runs that end early no more is said than that."""
+    once = spread((math.inf, math.inf, 0.044))
+    assert comparison_report.reached(once, (0.11, 0.05, 0.05)) == "> 0.05 [> 0.047, > 0.08], 1 of 3"
+    assert comparison_report.reached(once, (0.2, 0.3, 0.05)) == "> 0.2 [> 0.12, > 0.25], 1 of 3"
+    # A quartile is at least the one below it.
+    some = spread((70, 80, math.inf, math.inf, math.inf))
+    assert comparison_report.reached(some, (100, 100, 50, 50, 50)) == "> 80 [80, > 80], 2 of 5"
 
 
 def test_a_spread_without_any_value():
@@ -224,7 +243,7 @@ def test_the_table(known):
     evolution = dict(zip(sheet.columns, sheet.rows[1], strict=True))
     result = known.results[1]
     assert evolution["regret at 30"] == comparison_report.spread(result.regret)
-    assert evolution["evals to 99 %"] == comparison_report.reached(result.evaluations[1], 30)
+    assert evolution["evals to 99 %"] == comparison_report.reached(result.evaluations[1], [30] * 5)
     assert evolution["repeats"] == "7 of 37"
 
 
@@ -250,12 +269,19 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
     assert "brute_force evaluates all 120 in the order of the space" in text
     assert "17 candidates evaluated now, 3 known from before" in text
     text = "\n".join(comparison_report.lines(comparison(tmp_path, truth=False, seeds=1, constraints=("size <= 5",))))
-    assert "the true front is not known: everything is relative to the best results of all these runs" in text
+    assert "the true front is not known: everything is relative to the best of all results so far" in text
     assert "of the best known hypervolume" in text
     assert "worse than the best known\n" in text
     assert "true hypervolume" not in text
     assert "constraints: size <= 5; nothing else counts" in text
     assert "per run, seed 0" in text
+    assert "one seed: what differs may be luck; --seeds 5 shows how much of it" in text
+    assert "this run alone" not in text
+    few = comparison(tmp_path, truth=False, seeds=1)
+    alone = dataclasses.replace(few.runs[0], volume=np.array([0.5, 1.0]))
+    text = "\n".join(comparison_report.lines(dataclasses.replace(few, strategies=("evolution",), runs=(alone,))))
+    assert "these are those of this run alone: a regret of 0 says nothing; compare more strategies" in text
+    assert "one seed" not in text
 
 
 @pytest.mark.parametrize(
@@ -269,3 +295,20 @@ def test_lines_say_what_it_is_relative_to(tmp_path):
 )
 def test_how_the_leading_objective_is_shown(objectives, shown, tmp_path):
     assert comparison_report.measure(comparison(tmp_path, objectives)) == shown
+
+
+@pytest.mark.parametrize(("objectives", "volume"), [(TWO, True), (SUM, False)])
+def test_the_runs_as_a_data_frame(objectives, volume, tmp_path):
+    pytest.importorskip("pandas", reason="the extra 'pandas' is not installed")
+    result = comparison(tmp_path, objectives)
+    frame = result.frame
+    assert frame.index.tolist() == [(run.strategy, run.seed) for run in result.runs]
+    assert ("regret" in frame, "seconds_to_99" in frame) == (volume, volume)
+    for of in result.results:
+        rows = frame.loc[of.strategy]
+        assert tuple(rows["shortfall"]) == of.shortfall.values
+        assert tuple(rows["evaluations_to_best"]) == of.to_best.values
+        if volume:
+            assert tuple(rows["regret"]) == of.regret.values
+            assert tuple(rows["evaluations_to_95"]) == of.evaluations[0].values
+            assert tuple(rows["seconds_to_99"]) == of.seconds[1].values

@@ -1,5 +1,6 @@
 """What the figures show: the tables they are drawn from, and that what is drawn is what is in the tables."""
 
+import dataclasses
 import io
 import itertools
 
@@ -161,6 +162,26 @@ def test_numbers_on_a_logarithmic_axis_do_not_meet(tmp_path, most):
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
+def test_numbers_below_effects_and_history_do_not_meet(tmp_path):
+    codes = full_grid()
+    metrics = {"accuracy": codes[:, 0] * 0.1, "average_bitwidth": 1e6 * np.arange(1, len(codes) + 1)}
+    run = write(tmp_path / "run", codes, metrics)
+    run.units["average_bitwidth"] = "bit operations"
+    effects, history = figures.effects(run, data.influences(run)), figures.history(data.history(run))
+    for axes in effects.axes:
+        assert_apart(effects, axes.get_xticklabels())
+    for axes in history.axes[:3]:
+        assert set(axes.get_xticks() % 1) == {0}
+
+
+def assert_apart(figure, labels):
+    """No label touches the next one."""
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
 def test_one_panel_per_cost(tmp_path):
     codes = full_grid()
     metrics = {"accuracy": codes[:, 0] * 0.1, "average_bitwidth": codes[:, 1] + 1.0, "model_size": codes[:, 1] * 3.0}
@@ -304,6 +325,24 @@ def test_a_grid_has_the_trials_values_in_its_cells(six):
     assert "the upright axis begins at 0.7" in space.get_title()
 
 
+@pytest.mark.parametrize("label", ["int{}", "affine{}sc-mse", "fixed point of {} bits, saturating"])
+def test_labels_of_a_grid_have_room(six, label):
+    cells = grid.grid(six, "fc1/weight", "fc1/data_in", "accuracy")
+    names = tuple(label.format(i) for i in range(3))
+    cells = dataclasses.replace(cells, columns=names, rows=names[:2])
+    heatmap = grid.heatmap(cells)
+    below = heatmap.axes[0].get_xticklabels()
+    if len(label) > 20:
+        assert {text.get_rotation() for text in below} == {45}
+    else:
+        assert_apart(heatmap, below)
+    bars = grid.bars(cells)
+    bars.draw_without_rendering()
+    (axes,) = bars.axes
+    name = axes.yaxis.label.get_window_extent()
+    assert not any(name.overlaps(text.get_window_extent()) for text in axes.get_yticklabels())
+
+
 def test_cells_never_evaluated_differ_from_zero_and_from_failed_ones(tmp_path):
     run = write(
         tmp_path / "holes", [[0, 0], [0, 1], [1, 0]],
@@ -345,13 +384,18 @@ def test_other_parameters_are_averaged(long_run):
         ),
         ("fc1/weight", None, [], "y: missing, and a grid needs two parameters; allowed: fc1/data_in, fc1/weight"),
         ("fc1/weight", "fc1/weight", [], "y: 'fc1/weight' is x already; a grid needs two parameters"),
-        (None, None, ["accuracy"], "metrics: a grid needs two parameters, x and y; allowed: fc1/data_in, fc1/weight"),
     ],
 )  # fmt: skip
 def test_what_no_grid_can_be_drawn_of(six, x, y, metrics, message):
     with pytest.raises(ConfigError) as raised:
         grid.grids(six, x, y, metrics)
     assert str(raised.value) == message
+
+
+def test_metrics_of_a_grid_need_two_parameters(six, long_run):
+    assert [g.metric for g in grid.grids(six, metrics=["accuracy"])] == ["accuracy"]
+    with pytest.raises(ConfigError, match="metrics: a grid needs two parameters, x and y; allowed: fc0/data_in, "):
+        grid.grids(long_run, metrics=["accuracy"])
 
 
 @pytest.mark.slow

@@ -70,12 +70,16 @@ def application(argv: list[str]) -> typer.Typer:
 
 
 def _contained(function: Callable[..., None]) -> Callable[..., None]:
-    """A subcommand that does not end with the exit code of code that it loads."""
+    """A subcommand that does not end with the exit code of code that it loads, and says that it was interrupted."""
 
     @functools.wraps(function)
     def subcommand(*arguments: Any, **options: Any) -> None:
-        with contained():
-            function(*arguments, **options)
+        try:
+            with contained():
+                function(*arguments, **options)
+        except KeyboardInterrupt:  # typer would end with the same code, without a word
+            print_error("interrupted")
+            raise typer.Exit(130) from None
 
     return subcommand
 

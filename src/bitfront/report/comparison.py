@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from bitfront.engine.comparison import curves
 from bitfront.engine.comparison.curves import Spread, Values
 from bitfront.engine.comparison.results import (
     EXHAUSTIVE,
@@ -71,12 +73,12 @@ def sheet(comparison: Comparison) -> Sheet:
     columns += [f"shortfall {at}", "seconds strategy + evaluating", "repeats"]
     rows = []
     for result in comparison.results:
-        spent = int(result.spent.median)
+        spent = result.spent.values
         cells = [result.strategy]
         if several:
             cells += [reached(s, spent) for s in result.evaluations]
             totals = [a + e for a, e in zip(result.asking.values, result.evaluating.values, strict=True)]
-            cells += [reached(s, max(totals)) for s in result.seconds[:1]]
+            cells += [reached(s, totals) for s in result.seconds[:1]]
         else:
             cells += [reached(result.to_best, spent)]
         cells += [spread(result.regret)] if result.regret is not None else []
@@ -91,15 +93,20 @@ def spread(quartiles: Spread) -> str:
     return _bracketed(*map(_one, (quartiles.median, quartiles.low, quartiles.high)))
 
 
-def reached(quartiles: Spread, limit: float) -> str:
+def reached(quartiles: Spread, spent: Sequence[float]) -> str:
     """Like ``spread``, for numbers that may be infinite: ``> 400, 3 of 5`` if only 3 of 5 seeds reached the level.
 
     Args:
-        limit: what an infinite number exceeds: the evaluations or seconds that were spent.
+        spent: what each run has spent: an infinite number exceeds it, and no more is known.
     """
-    text = f"> {_one(limit)}"
-    cells = [text if math.isinf(v) else _one(v) for v in (quartiles.median, quartiles.low, quartiles.high)]
-    shown, count = _bracketed(*cells), len(quartiles.values)
+    least = curves.spread([v if math.isfinite(v) else s for v, s in zip(quartiles.values, spent, strict=True)])
+    cells, last = {}, 0.0
+    for name in ("low", "median", "high"):
+        value = getattr(quartiles, name)
+        # What is known to exceed a quartile exceeds the ones below it too.
+        last = value if math.isfinite(value) else max(last, getattr(least, name))
+        cells[name] = _one(value) if math.isfinite(value) else f"> {_one(last)}"
+    shown, count = _bracketed(cells["median"], cells["low"], cells["high"]), len(quartiles.values)
     return shown if quartiles.reached == count else f"{shown}, {quartiles.reached} of {count}"
 
 
@@ -124,6 +131,8 @@ def lines(comparison: Comparison) -> list[str]:
         f"evaluations per run, {f'seeds {seeds[0]} to {seeds[-1]}' if len(seeds) > 1 else f'seed {seeds[0]}'}"
         + (": median [quartiles] over seeds" if len(seeds) > 1 else ""),
     ]
+    if len(seeds) == 1 and len(comparison.runs) > 1:
+        remarks.append("one seed: what differs may be luck; --seeds 5 shows how much of it")
     if comparison.constraints:
         remarks.append(f"constraints: {', '.join(comparison.constraints)}; nothing else counts")
     if comparison.truth:
@@ -133,7 +142,9 @@ def lines(comparison: Comparison) -> list[str]:
             else "the true front is known: every candidate was evaluated"
         )
     else:
-        remarks.append("the true front is not known: everything is relative to the best results of all these runs")
+        remarks.append("the true front is not known: everything is relative to the best of all results so far")
+        if len(comparison.runs) == 1 and several and comparison.runs[0].volume[-1:].sum() == 1:
+            remarks.append("these are those of this run alone: a regret of 0 says nothing; compare more strategies")
     if several:
         signs = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
         point = ", ".join(f"{n} {number(v)}" for n, v in zip(names, comparison.reference * signs, strict=True))

@@ -14,6 +14,7 @@ import numpy as np
 from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison
 from bitfront.report.comparison import Panel, Plane, best_there_is
 from bitfront.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED, logarithmic, panels_of, wide
+from bitfront.report.layout import round_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,9 @@ def courses(panels: Sequence[Panel]) -> Figure:
             axes.annotate(text, (0, height), (3, 2), fontsize=7, color="#555555", **at_the_edge)
         logarithmic(axes)
         # The same range in both panels, so that their heights can be compared.
-        axes.set_ylim(*limits(next(p for p in panels if p.what == panel.what and p.over == "evaluations")))
+        low, high = limits(next(p for p in panels if p.what == panel.what and p.over == "evaluations"))
+        axes.set_ylim(low, high)
+        axes.set_xlim(left=start(panel, low, high))
         axes.set_xlabel(panel.x_title)
         axes.set_ylabel(panel.y_title)
     handles, labels = axes_grid[0].get_legend_handles_labels()
@@ -65,6 +68,16 @@ def limits(panel: Panel) -> tuple[float, float]:
     return min(heights) - room, max(heights) + room
 
 
+def start(panel: Panel, low: float, high: float) -> float | None:
+    """Where the first of the curves comes between `low` and `high`, with some room before it; None if none does."""
+    firsts = []
+    for line in panel.lines:
+        table = np.stack([line.low, line.median, line.high])
+        seen = np.flatnonzero(((table >= low) & (table <= high)).any(axis=0))
+        firsts += [float(line.x[seen[0]])] if len(seen) else []
+    return min(firsts) / 1.5 if firsts else None
+
+
 def fronts(planes: Sequence[Plane], comparison: Comparison) -> Figure:
     """Draw the reference front, the front of each strategy at the end of the budget, and all results behind them."""
     figure, axes_grid = panels_of(len(planes), 7.0, 5.0)
@@ -81,6 +94,8 @@ def fronts(planes: Sequence[Plane], comparison: Comparison) -> Figure:
             )  # fmt: skip
         if wide(plane.results[:, 0]):
             logarithmic(axes)
+        else:
+            round_numbers(axes.xaxis, "", 400)
         axes.set_xlabel(plane.x_title)
         axes.set_ylabel(plane.y_title)
         axes.legend(fontsize=8)

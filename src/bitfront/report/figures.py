@@ -177,7 +177,8 @@ def effects(run: Run, per_metric: Sequence[Importance]) -> Figure:
             axes.plot(means, [place] * len(means), "o", color=BLUE, ms=5)
         axes.set_yticks(range(len(shown)), [i.parameter for i in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.5, -0.7)
-        round_numbers(axes.xaxis, run.units.get(importance.metric, ""))
+        names = max((wide_text(i.parameter, 8) for i in shown), default=0.0)
+        round_numbers(axes.xaxis, run.units.get(importance.metric, ""), 72 * 5.2 - names - 30)
         axes.set_xlabel(f"mean {title(run, importance.metric)} with that option")
     # How many labels fit is known only now.
     lay_out(figure)
@@ -201,6 +202,7 @@ def history(search: SearchCourse) -> Figure:
             axes.step(at, np.append(course.best, course.best[-1]), where="post", color=BLUE, label="best so far")
             axes.legend(fontsize=8)
         round_numbers(axes.yaxis, course.unit)
+        round_numbers(axes.xaxis, "", whole=True)
         axes.set_xlabel("trials")
         axes.set_ylabel(course.title)
     for axes, x, label in zip(
@@ -213,6 +215,8 @@ def history(search: SearchCourse) -> Figure:
             _say(axes, search.missing)
         else:
             axes.step(x, search.volume, where="post", color=GREEN)
+            if label == "trials":
+                round_numbers(axes.xaxis, "", whole=True)
             axes.set_ylim(0, 1)
             axes.set_xlabel(label)
         axes.set_ylabel("hypervolume, share of the box")

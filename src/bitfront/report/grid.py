@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bitfront.errors import ConfigError, nearest, one_of
 from bitfront.report.data import metric_names, title
 from bitfront.report.importance import active
-from bitfront.report.layout import lay_out
+from bitfront.report.layout import lay_out, wide_text
 from bitfront.report.tables import number
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float64]
 COLOURS = "cividis"
-#: Names that an axis of three-dimensional bars has room for.
+#: Size of the labels of a heatmap, in points.
+LABEL = 9
+#: Names that an axis of three-dimensional bars has room for; of long ones half as many.
 TICKS = 8
 #: Vertical axes begin at zero, unless all values are above this share of the largest: they would all look the same.
 FLAT = 0.7
@@ -81,7 +83,7 @@ def grids(run: Run, x: str | None = None, y: str | None = None, metrics: Sequenc
     """
     parameters = [p.name for p in run.space.parameters]
     if x is None and y is None:
-        if metrics:
+        if metrics and len(parameters) != 2:
             raise ConfigError(f"a grid needs two parameters, x and y; {one_of(parameters)}", key=("metrics",))
         if len(parameters) != 2:
             return ()
@@ -140,7 +142,11 @@ def heatmap(cells: CellGrid) -> Figure:
     from matplotlib.patches import Rectangle
 
     rows, columns = cells.values.shape
-    figure = _figure(1.6 + 0.95 * columns, 1.4 + 0.55 * rows)
+    # A column has room for its label up to some length; longer labels are slanted.
+    longest = max(wide_text(label, LABEL) for label in cells.columns) + 8
+    across, beside = min(max(68.0, longest), 100.0), max(wide_text(label, LABEL) for label in cells.rows)
+    slanted = longest > across
+    figure = _figure(1.6 + (beside + across * columns) / 72, 1.4 + 0.55 * rows + (longest / 110 if slanted else 0))
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(cells.values), cmap=COLOURS, origin="lower", aspect="auto")
     size = 9 if max(rows, columns) <= 10 else 7
@@ -156,8 +162,9 @@ def heatmap(cells: CellGrid) -> Figure:
             colour = readable(span(image.norm(cells.values[r, c]))) if there else "#333333"
             box = None if there else {"facecolor": "#f4f4f4", "edgecolor": "none", "pad": 1.5}
             axes.text(c, r, cells.text(r, c), ha="center", va="center", fontsize=size, color=colour, bbox=box)
-    axes.set_xticks(range(columns), cells.columns, rotation=45 if columns > 6 else 0)
-    axes.set_yticks(range(rows), cells.rows)
+    slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    axes.set_xticks(range(columns), cells.columns, fontsize=LABEL, **slant)
+    axes.set_yticks(range(rows), cells.rows, fontsize=LABEL)
     axes.set_xlabel(cells.x)
     axes.set_ylabel(cells.y)
     axes.set_title("\n".join(filter(None, [cells.title, cells.note])), fontsize=10)
@@ -189,14 +196,16 @@ def bars(cells: CellGrid) -> Figure:
             else:
                 _cross(axes, c, r, floor)
     for ticks, labels in ((axes.set_xticks, cells.columns), (axes.set_yticks, cells.rows)):
-        every = -(-len(labels) // TICKS)
+        room = TICKS if max(wide_text(label, 8) for label in labels) < 40 else TICKS // 2
+        every = -(-len(labels) // room)
         ticks(range(0, len(labels), every), labels[::every], fontsize=8)
     axes.tick_params(axis="z", pad=6)
     axes.zaxis.set_major_formatter(lambda value, _: number(value))
     # If all values are zero, there is no height to show, and the axis still needs one.
     axes.set_zlim(floor, high + 0.1 * (high - floor) if high > floor else floor + 1)
     axes.set_xlabel(cells.x, labelpad=8)
-    axes.set_ylabel(cells.y, labelpad=8)
+    # The labels of this axis reach as far as they are long, and its name stands beyond them.
+    axes.set_ylabel(cells.y, labelpad=8 + 0.6 * max(0.0, max(wide_text(label, 8) for label in cells.rows) - 30))
     axes.set_zlabel(cells.title, labelpad=13)
     cut = f"the upright axis begins at {number(floor)}" if floor else ""
     axes.set_title("\n".join(filter(None, [cells.title, cells.note, cut])), fontsize=10)

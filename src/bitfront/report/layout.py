@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,16 +37,22 @@ def lay_out(figure: Figure) -> None:
         figure.set_layout_engine(None)
 
 
-def round_numbers(axis: Axis, unit: str) -> None:
+def round_numbers(axis: Axis, unit: str, room: float = math.inf, *, whole: bool = False) -> None:
     """The numbers on a linear axis on which all is drawn: few enough to stand side by side, of bits in steps that are
-    powers of two."""
+    powers of two.
+
+    Args:
+        room: length of a horizontal axis in points, at least.
+        whole: whether only whole numbers make sense.
+    """
     from matplotlib.ticker import MaxNLocator, MultipleLocator
 
     low, high = axis.get_view_interval()
+    steps = max(2, min(STEPS, int(min(room, 1e6) / (wide_text(number(round(high, 3)), 10) + 2 * GAP)) - 1))
     if unit == "bits":
-        axis.set_major_locator(MultipleLocator(2.0 ** np.ceil(np.log2(max(high - low, 1e-9) / STEPS))))
+        axis.set_major_locator(MultipleLocator(2.0 ** np.ceil(np.log2(max(high - low, 1e-9) / steps))))
     else:
-        axis.set_major_locator(MaxNLocator(STEPS, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(MaxNLocator(steps, steps=[1, 2, 2.5, 5, 10], integer=whole))
     axis.set_major_formatter(lambda value, _: number(value))
 
 

@@ -121,6 +121,6 @@ def _inline(figure: Figure) -> str:
     from PIL import Image
 
     drawn, out = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=90)
+    figure.savefig(drawn, format="png", dpi=90, bbox_inches="tight")  # bars have wide margins
     Image.open(drawn).convert("RGB").quantize(128).save(out, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

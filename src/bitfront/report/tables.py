@@ -276,7 +276,7 @@ def compared(run: Run) -> list[str]:
             word = "smaller" if sign > 0 else "larger"
             p = next(c.p_best for c in others if c.number == cheapest.number)
             lines.append(
-                f"{cheapest.number} is {word} than {best.number}, {most} ({cost.metric} "
+                f"trial {cheapest.number} is {word} than trial {best.number}, {most} ({cost.metric} "
                 f"{number(least_cost)} against {number(best_cost)}), and not distinguishably worse "
                 f"({test} = {p:.2g}, {where})"
             )

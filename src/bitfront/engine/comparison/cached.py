@@ -48,6 +48,12 @@ class CachedEvaluator:
     def __len__(self) -> int:
         return len(self._errors)
 
+    def results(self) -> tuple[dict[str, Values], NDArray[np.bool_]]:
+        """Of all candidates with a result, also of earlier sessions: metric → values, and whether each is complete; all
+        of shape (candidates,)."""
+        complete = np.array([not error for error in self._errors], dtype=bool)
+        return dict(zip(self._metrics, self._table, strict=False)), complete
+
     def blocks(self, codes: Codes) -> Iterator[tuple[Codes, BatchMetrics]]:
         """The metrics of `codes`, block by block, in order.
 

@@ -5,7 +5,8 @@ evaluated once for all runs and stored in ``compare/cache.sqlite`` in the run fo
 is answered from there; only the time spent in the strategies is spent again.
 
 Brute force evaluates the whole space, whatever the budget, and runs first. So the true front is known, and the
-recorded time of each candidate is that in brute force's large blocks, the same for all strategies.
+recorded time of each candidate is that in brute force's large blocks, the same for all strategies. Results of earlier
+sessions count for the front that all are measured against, so that strategies that are added later have the same one.
 
 A strategy that trains its networks has candidates of another kind, and shares none (``learning.py``). Its front is on
 the same picture, by the same metrics on the same samples, and its time counts the training.
@@ -14,12 +15,13 @@ the same picture, by the same metrics on the same samples, and its time counts t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitfront.config import Config
 from bitfront.constraints import fulfilled
@@ -203,9 +205,15 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
             cached = CachedEvaluator(dispatcher, store, space.keys)
             known = len(cached)
             _announce(plans, repeats, known, dispatcher, events)
-            runs, trained = _runs(plans, repeats, starts, limits, known_before, cached, events)
+            try:
+                runs, trained = _runs(plans, repeats, starts, limits, known_before, cached, events)
+            except KeyboardInterrupt:
+                events.note(f"{len(cached):,} evaluated candidates are stored; the same command goes on with them")
+                raise
             remarks = tuple(dispatcher.remarks)
             _check_front(plan, [r for r in runs if r.strategy not in trained], cached)
+            stored = _losses(plan, limits, *cached.results())
+            complete = _whole_space_known(plan, runs, store, len(cached))
     finally:
         store.close()
     if not any(np.isfinite(run.losses).all(axis=1).any() for run in runs):
@@ -213,7 +221,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
     for remark in remarks:
         events.note(remark)
     quality = plan.evaluator.job.task.leading.name
-    with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives, quality)
+    with_curves, front, reference, hypervolume = add_curves(runs, plan.objectives, quality, stored)
     return Comparison(
         folder=shown(folder),
         strategies=tuple(p.strategy.title for p in plans),
@@ -223,7 +231,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         objectives=plan.objectives,
         constraints=tuple(c.text for c in plan.constraints),
         # Networks with learned bits are in no space, and may be better than all that is.
-        truth=not trained and any(run.stopped == "space exhausted" for run in runs),
+        truth=not trained and complete,
         front=front,
         reference=reference,
         hypervolume=hypervolume,
@@ -233,6 +241,17 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
         notes=(*plan.notes, *remarks),
         quality=quality,
     )
+
+
+def _whole_space_known(plan: Plan, runs: Sequence[StrategyRun], store: Store, known: int) -> bool:
+    """Whether every candidate that can fulfil the constraints has been evaluated, now or in an earlier session."""
+    key = f"whole space under {sorted(c.text for c in plan.constraints)}"
+    if known == plan.space.size or store.meta(key):
+        return True
+    exhausted = any(run.stopped == "space exhausted" for run in runs)
+    if exhausted:
+        store.set_meta(key, True)
+    return exhausted
 
 
 def _check_front(plan: Plan, runs: Sequence[StrategyRun], cached: CachedEvaluator) -> None:
@@ -288,6 +307,9 @@ def _announce(plans: Sequence[Plan], repeats: int, known: int, dispatcher: Dispa
     plan = searching[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
     events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
+    asked = plan.settings.strategy.setup.n_trials or 0
+    if asked > size:
+        events.note(f"n_trials = {asked:,} is more than the space has: each run evaluates all of it")
     events.note(
         f"compared: {names}; {seeds}, {budget:,} distinct evaluations each"
         + (f", brute force all {size:,}" if _whole(plans[0]) else "")
@@ -371,16 +393,11 @@ def _run(
         raise KeyboardInterrupt
     codes, values, complete, seconds = trials.columns(len(plan.space.parameters))
     seconds[:1] += spent
-    losses = plan.objectives.losses(values)
-    counts = complete & np.isfinite(losses).all(axis=1)
-    if limits:
-        counts &= fulfilled(limits.constraints, values)
-    losses[~counts] = np.nan
     return StrategyRun(
         strategy=plan.strategy.title,
         seed=seed,
         codes=codes,
-        losses=losses,
+        losses=_losses(plan, limits, values, complete),
         asking=strategy.asked(len(codes)),
         evaluating=seconds,
         asked=strategy.seconds,
@@ -391,3 +408,15 @@ def _run(
         volume=np.zeros(0),
         best=np.zeros(0),
     )
+
+
+def _losses(
+    plan: Plan, limits: Feasibility, values: Mapping[str, NDArray[np.float64]], complete: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """The losses of candidates, shape (candidates, objectives); NaN for those that do not count."""
+    losses = plan.objectives.losses(values)
+    counts = complete & np.isfinite(losses).all(axis=1)
+    if limits:
+        counts &= fulfilled(limits.constraints, values)
+    losses[~counts] = np.nan
+    return losses

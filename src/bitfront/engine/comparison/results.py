@@ -1,7 +1,8 @@
 """The results of a comparison of strategies: every run as arrays, and the figures of each strategy over its runs.
 
-The *reference front* is the front of all runs together. It is the true front if one of the runs evaluated the whole
-space, as brute force always does; then `truth` is true. All figures are relative to it:
+The *reference front* is the front of all runs together and of all results of earlier comparisons in the folder. It is
+the true front if the whole space was evaluated, as by brute force; then `truth` is true. All figures are relative to
+it:
 
 - volume: the hypervolume of a run's front, as a share of that of the reference front. All runs have the same
   reference point.
@@ -18,16 +19,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from bitfront.engine.comparison import curves
 from bitfront.engine.comparison.curves import Spread, Values
-from bitfront.errors import ConfigError, nearest, one_of
+from bitfront.errors import ConfigError, nearest, one_of, require
 from bitfront.objectives import Objectives
 from bitfront.pareto import non_dominated, reference_point
 from bitfront.spaces.base import Codes
+
+if TYPE_CHECKING:
+    import pandas
 
 CurveKind = Literal["volume", "best"]
 CurveAxis = Literal["evaluations", "seconds"]
@@ -144,7 +148,8 @@ class Comparison:
         size: number of candidates in the space.
         objectives: what was optimised.
         constraints: conditions that a result must fulfil to count, as text.
-        truth: whether one run evaluated the whole space, as brute force always does; then `front` is the true front.
+        truth: whether the whole space was evaluated, in this comparison or an earlier one in the folder, as by brute
+            force; then `front` is the true front.
         front: losses of the reference front, float64, shape (members, objectives).
         reference: reference point of all hypervolumes, as losses, float64, shape (objectives,).
         hypervolume: of the reference front; NaN for a single objective.
@@ -202,6 +207,34 @@ class Comparison:
     def results(self) -> tuple[StrategyResult, ...]:
         """The figures of each strategy, in the order of `strategies`."""
         return tuple(self._result(s) for s in self.strategies)
+
+    @property
+    def frame(self) -> pandas.DataFrame:
+        """The runs as a pandas DataFrame, one row per run, for statistics and tables of your own.
+
+        The index is ``strategy`` and ``seed``. The columns are ``evaluations`` (spent), with several objectives
+        ``evaluations_to_95``, ``evaluations_to_99``, ``seconds_to_95``, ``seconds_to_99`` (infinity: not reached)
+        and ``regret``; ``evaluations_to_best``, ``shortfall``, ``strategy_seconds``, ``evaluating_seconds``,
+        ``proposals`` and ``repeats``. Regret and shortfall are those at the end of the budget.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = require("pandas", "pandas", "comparison.frame")
+        tables = []
+        for result in self.results:
+            columns: dict[str, Spread | None] = {"evaluations": result.spent}
+            for what in ("evaluations", "seconds"):
+                for level, reached in zip(LEVELS, getattr(result, what), strict=False):
+                    columns[f"{what}_to_{100 * level:.0f}"] = reached
+            columns |= {"regret": result.regret, "evaluations_to_best": result.to_best, "shortfall": result.shortfall}
+            columns |= {"strategy_seconds": result.asking, "evaluating_seconds": result.evaluating}
+            columns |= {"proposals": result.proposals, "repeats": result.repeats}
+            seeds = [run.seed for run in self.of(result.strategy)]
+            rows = pandas.MultiIndex.from_product([[result.strategy], seeds], names=["strategy", "seed"])
+            values = {name: column.values for name, column in columns.items() if column is not None}
+            tables.append(pandas.DataFrame(values, index=rows))
+        return pandas.concat(tables)
 
     def curve(self, strategy: str, what: CurveKind = "volume", over: CurveAxis = "evaluations") -> Band:
         """Median and quartiles over the random seeds of a strategy.
@@ -273,20 +306,22 @@ def leading(objectives: Objectives, quality: str = "accuracy") -> int:
 
 
 def add_curves(
-    runs: Sequence[StrategyRun], objectives: Objectives, quality: str = "accuracy"
+    runs: Sequence[StrategyRun], objectives: Objectives, quality: str = "accuracy", stored: Values | None = None
 ) -> tuple[tuple[StrategyRun, ...], Values, Values, float]:
-    """Compute the curves of all runs, relative to the front of all runs together.
+    """Compute the curves of all runs, relative to the front of all runs and stored results together.
 
     Args:
         runs: without curves; at least one result counts.
         objectives: of all of them.
         quality: the metric of the task that leads.
+        stored: losses of more candidates, from earlier comparisons, shape (candidates, objectives); NaN where they do
+            not count.
 
     Returns:
         (the runs with `volume` and `best`; losses of the reference front, shape (members, objectives); reference
         point, shape (objectives,); hypervolume of the reference front, NaN for a single objective).
     """
-    together = np.concatenate([run.losses for run in runs])
+    together = np.concatenate([*(run.losses for run in runs), *([] if stored is None else [stored])])
     known = together[np.isfinite(together).all(axis=1)]
     # Candidates with equal results are one member of the front.
     front = np.unique(known[non_dominated(known)], axis=0)
