@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.exporters.onnx import INPUT, onnx_model
+from bitfront.exporters.sessions import PRECISE
 from bitfront.graph import capture
 from bitfront.models.base import build_model
 from bitfront.scoring import evaluate
@@ -105,6 +106,7 @@ def accuracy_of(file: Path, data: Dataset, level: Any) -> float:
     """Test accuracy of an ONNX file."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level, options.log_severity_level = level, 3
+    options.add_session_config_entry(*PRECISE)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     x, y = data.split("test")
     answers = np.concatenate([session.run(None, {INPUT: part.numpy()})[0].argmax(1) for part in x.split(500)])

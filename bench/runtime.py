@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.exporters.onnx import INPUT, onnx_model
+from bitfront.exporters.sessions import PRECISE
 from bitfront.graph import capture
 from bitfront.transforms.correct import corrected
 from models import mobilenet_v2, resnet18
@@ -104,6 +105,7 @@ def opened(path: Path) -> tuple[Any, Counter[str]]:
     """(a session with default optimizations on one thread, how many nodes of each type it runs)."""
     options, run = onnxruntime.SessionOptions(), path.with_suffix(".run.onnx")
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.add_session_config_entry(*PRECISE)
     options.optimized_model_filepath = str(run)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session, Counter(node.op_type for node in onnx.load(run).graph.node)

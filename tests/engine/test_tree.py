@@ -348,7 +348,7 @@ def test_without_the_kernel_convolutions_have_the_same_bits(network, form, monke
     monkeypatch.setattr(convolution, "convolve", lambda *a: calls.append(a) or convolve(*a))
     evaluator = evaluator_of(job)
     compiled = assert_as_alone(evaluator, codes)
-    assert calls
+    assert calls or not convolution.fast_bytes()
     assert not evaluator.plain
     calls.clear()
     monkeypatch.setattr(convolution, "exact", lambda: False)

@@ -28,6 +28,10 @@ Form = Literal["integer", "qdq"]
 #: What a format must be, for the end of a message.
 WRITTEN = "only whole numbers of at most 8 bits, with one scale per tensor or channel, are written to ONNX here"
 
+#: Largest magnitude of signed bytes that x86 processors without VNNI multiply exactly by unsigned ones in ONNX Runtime:
+#: its kernel there adds two products in 16 bits (vpmaddubsw), and 2 · 255 · 64 is the most that they hold.
+PAIRED = 64
+
 
 class OnnxTensors(Walker):
     """Nodes, constants and weights: a part of ``operations.onnx.OnnxWriter``.
@@ -141,10 +145,14 @@ class OnnxTensors(Walker):
         tensor, _ = self.weight(n), self._held(n)
         return tuple(tensor.shape)
 
-    def packed_weight(self, n: fx.Node, *, turned: bool = False, one_zero: bool = False) -> Bytes:
+    def packed_weight(
+        self, n: fx.Node, *, turned: bool = False, one_zero: bool = False, unsigned: bool = False
+    ) -> Bytes:
         """As of ``operations.onnx.OnnxWriter``."""
         tensor, held = self.weight(n), self._held(n)
         assert held is not None
+        if unsigned and held.signed and max(abs(held.low), held.high) > PAIRED:
+            held = held.moved()
         return self._stored(f"{n.name}.weight", tensor, held, turned=turned, one_zero=one_zero)
 
     def _stored(

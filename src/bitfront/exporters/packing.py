@@ -7,7 +7,7 @@ value. Formats narrower than 8 bits use a part of the range of a byte, and round
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,11 @@ class Packing:
         """The smallest and the largest value; only for a single scale."""
         zero = int(self.zero)
         return np.float32((self.low - zero) * self.scale), np.float32((self.high - zero) * self.scale)
+
+    def moved(self) -> Packing:
+        """The same values as unsigned bytes: bytes and zero points are larger by 128."""
+        low, high, zero = self.low + 128, self.high + 128, np.asarray(self.zero + 128)
+        return replace(self, zero=zero, low=low, high=high, signed=False)
 
     def pack(self, x: Tensor) -> NDArray[np.uint8] | NDArray[np.int8]:
         """A tensor as bytes: same shape."""
@@ -118,6 +123,5 @@ def packing(form: Format, *, activation: bool) -> Packing | None:
     shape = () if grid.uniform else (-1,)
     scale, zero = steps.astype(np.float32).reshape(shape), zeros.astype(np.int64).reshape(shape)
     first = None if grid.usual else form
-    if activation and signed:
-        return Packing(scale, zero + 128, low + 128, high + 128, False, grid.axis, first)
-    return Packing(scale, zero, low, high, signed, grid.axis, first)
+    held = Packing(scale, zero, low, high, signed, grid.axis, first)
+    return held.moved() if activation and signed else held

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitfront.errors import ExportError, parsing, require
 from bitfront.exporters.onnx import INPUT, Form, SiteFormats, onnx_model
+from bitfront.exporters.sessions import opened
 from bitfront.graph import Graph
 from bitfront.transforms import quantize
 
@@ -81,7 +82,7 @@ def write_onnx(
         ExportError: as ``onnx_model``; there are no samples, ONNX Runtime refuses the model or answers otherwise, or
             the file cannot be written.
     """
-    runtime: Any = require("onnxruntime", "onnx", "reading an ONNX file back")
+    require("onnxruntime", "onnx", "reading an ONNX file back")
     if not len(x):
         raise ExportError("there are no samples to compare the ONNX file on; give at least one")
     written = onnx_model(graph, formats, form).SerializeToString()
@@ -90,10 +91,7 @@ def write_onnx(
     try:
         part.write_bytes(written)
         with parsing(ExportError, f"{path}: not written: ONNX Runtime does not run the model", "try another form"):
-            options = runtime.SessionOptions()
-            options.log_severity_level = 3
-            session = runtime.InferenceSession(str(part), options, providers=["CPUExecutionProvider"])
-            computed = session.run(None, {INPUT: x.numpy()})[0]
+            computed = opened(part, form).run(None, {INPUT: x.numpy()})[0]
         with torch.no_grad():
             expected = (quantize(graph, formats) if model is None else model)(x.clone()).numpy()
         alike = _alike(computed, expected, answers)

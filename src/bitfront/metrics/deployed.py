@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bitfront.errors import ConfigError, ExportError, MissingExtraError, require
-from bitfront.exporters import integer, onnx
+from bitfront.exporters import integer, onnx, sessions
 from bitfront.exporters.packing import packing
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
@@ -229,12 +229,9 @@ def _on_torch(graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, devic
 def _on_onnxruntime(
     graph: Graph, formats: Mapping[str, SiteFormats], x: Tensor, settings: DeployedSettings
 ) -> DeployedNetwork:
-    runtime: Any = require("onnxruntime", "onnx", "backend = 'onnxruntime'")
+    require("onnxruntime", "onnx", "backend = 'onnxruntime'")
     model = onnx.onnx_model(graph, formats, settings.onnx_form)
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = sessions.opened(model.SerializeToString(), settings.onnx_form, threads=settings.threads)
     inputs = {onnx.INPUT: x.numpy()}
 
     def once() -> None:

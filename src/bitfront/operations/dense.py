@@ -55,7 +55,7 @@ def _ordered_matrix(_: nn.Module | None, x: Tensor, weight: Tensor) -> Tensor | 
 def _write_linear(w: OnnxWriter, n: fx.Node) -> str:
     if w.integer(n):
         bias = w.bias(n)
-        data, weight = w.packed(n), w.packed_weight(n, turned=True)
+        data, weight = w.packed(n), w.packed_weight(n, turned=True, unsigned=True)
         sums = w.add("MatMulInteger", [data.name, weight.name, data.zero, weight.zero], f"{n.name}.integer")
         return w.scaled(n, sums, data.held.scale * weight.held.scale, bias)
     value = w.value(n)
@@ -79,7 +79,7 @@ def _train_linear(reader: ProgramReader, source: fx.Node, module: nn.Linear, pat
 def _write_matmul(w: OnnxWriter, n: fx.Node) -> str:
     if w.integer(n):
         left = w.packed(n)
-        right = w.packed_weight(n) if w.has_weight(n) else w.packed(n, 1, "other")
+        right = w.packed_weight(n, unsigned=True) if w.has_weight(n) else w.packed(n, 1, "other")
         sums = w.add("MatMulInteger", [left.name, right.name, left.zero, right.zero], f"{n.name}.integer")
         return w.scaled(n, sums, left.held.scale * right.held.scale, None)
     second = w.weights(n) if w.has_weight(n) else w.value(n, 1, "other")
@@ -154,7 +154,7 @@ def _by_rows(call: Call) -> Count:
 def _write_transposed_linear(w: OnnxWriter, n: fx.Node) -> str:
     bias = w.bias(n)
     if w.integer(n):
-        data, weight = w.packed(n), w.packed_weight(n)
+        data, weight = w.packed(n), w.packed_weight(n, unsigned=True)
         sums = w.add("MatMulInteger", [data.name, weight.name, data.zero, weight.zero], f"{n.name}.integer")
         return w.scaled(n, sums, data.held.scale * weight.held.scale, bias)
     inputs = [w.value(n), w.weights(n)]

@@ -190,8 +190,17 @@ class OnnxWriter(Protocol):
         """Whether the weight is a parameter; else it is an activation."""
         ...
 
-    def packed_weight(self, n: fx.Node, *, turned: bool = False, one_zero: bool = False) -> Bytes:
-        """A weight in bytes: transposed if `turned`; with `one_zero`, with a single zero point."""
+    def packed_weight(
+        self, n: fx.Node, *, turned: bool = False, one_zero: bool = False, unsigned: bool = False
+    ) -> Bytes:
+        """A weight in bytes.
+
+        Args:
+            turned: whether it is transposed.
+            one_zero: whether it has a single zero point, and not one per channel.
+            unsigned: whether large bytes are unsigned, for a product with unsigned ones on its left, which no processor
+                gets wrong then.
+        """
         ...
 
     def weights(self, n: fx.Node, *, turned: bool = False) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.errors import ExportError, parsing, require
-from bitfront.exporters.onnx import INPUT, IR_VERSION, OPSET, OUTPUT, onnx_model
+from bitfront.exporters.onnx import INPUT, IR_VERSION, OPSET, OUTPUT, Form, onnx_model
 from bitfront.exporters.program import (
     FLOAT_DIGITS,
     Add,
@@ -33,6 +33,7 @@ from bitfront.exporters.program import (
     Window,
     width,
 )
+from bitfront.exporters.sessions import opened
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate, Target
 
@@ -48,6 +49,7 @@ class Onnx(Target):
 
     judge = "ONNX Runtime, with its default optimizations and with none"
     whole = False
+    form: ClassVar[Form] = "integer"
 
     def check(self, candidate: Candidate) -> None:
         """Raises MissingExtraError where onnx or onnxruntime is missing."""
@@ -73,23 +75,16 @@ class Onnx(Target):
 
     def computed(self, candidate: Candidate, folder: Path, x: Floats) -> NDArray[Any]:
         """What ONNX Runtime computes; with and without optimizations it must be the same."""
-        runtime: Any = require("onnxruntime", "onnx", "reading an ONNX file back")
-        levels = runtime.GraphOptimizationLevel
-        first = self._run(candidate, folder, x, levels.ORT_ENABLE_ALL)
+        first = self._run(candidate, folder, x, optimized=True)
         if not self.exact(candidate):
             return first
-        if not np.array_equal(first, self._run(candidate, folder, x, levels.ORT_DISABLE_ALL)):
+        if not np.array_equal(first, self._run(candidate, folder, x, optimized=False)):
             raise ExportError("ONNX Runtime's optimizations change the numbers; please report this")
         return first
 
-    @staticmethod
-    def _run(candidate: Candidate, folder: Path, x: Floats, level: Any) -> NDArray[Any]:
-        runtime: Any = require("onnxruntime", "onnx", "reading an ONNX file back")
+    def _run(self, candidate: Candidate, folder: Path, x: Floats, *, optimized: bool) -> NDArray[Any]:
         with parsing(ExportError, "ONNX Runtime does not run the model", "please report this"):
-            options = runtime.SessionOptions()
-            options.log_severity_level, options.graph_optimization_level = 3, level
-            path = str(folder / f"{candidate.name}.onnx")
-            session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = opened(folder / f"{candidate.name}.onnx", self.form, optimized=optimized)
             parts = (session.run(None, {INPUT: x[at : at + _CHUNK]})[0] for at in range(0, len(x), _CHUNK))
             return np.concatenate(list(parts))
 

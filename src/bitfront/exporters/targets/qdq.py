@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from bitfront.errors import ExportError
-from bitfront.exporters.onnx import INPUT, OPSET, OUTPUT, onnx_model
+from bitfront.exporters.onnx import INPUT, OPSET, OUTPUT, Form, onnx_model
 from bitfront.exporters.packing import packing
+from bitfront.exporters.sessions import PRECISE
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
 from bitfront.exporters.targets.onnx import Onnx
@@ -17,6 +19,7 @@ class Qdq(Onnx):
     """ONNX in the form that runtimes fuse into integer kernels: fast, and approximate."""
 
     judge = "ONNX Runtime, with its default optimizations"
+    form: ClassVar[Form] = "qdq"
 
     def check(self, candidate: Candidate) -> None:
         """Raises ExportError for an activation with a scale per channel, which runtimes do not fuse, or run."""
@@ -46,14 +49,17 @@ class Qdq(Onnx):
 ```python
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{candidate.name}.onnx", providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry({PRECISE[0]!r}, {PRECISE[1]!r})  # exact on x86 without VNNI too
+session = onnxruntime.InferenceSession("{candidate.name}.onnx", options, providers=["CPUExecutionProvider"])
 outputs = session.run(None, {{"{INPUT}": x}})[0]     # x: float32, any batch
 ```
 
 Opset {OPSET}, input `{INPUT}`, output `{OUTPUT}`. Operands are rounded by QuantizeLinear and DequantizeLinear, which
 ONNX Runtime fuses with the layers between them; compilers such as TensorRT and OpenVINO read the same form. A runtime
 rounds biases and outputs of layers in its own way, so outputs differ a little from those that were searched; the target
-`onnx` has them exactly. It is fast where batch norms are folded (`fold_batch_norm = true`), outputs of layers and both
-inputs of additions have formats of 8 bits, and biases are those of integer kernels (`[search.calibration]
+`onnx` has them exactly. Without the setting above, x86 processors without VNNI add products of bytes in 16 bits, which
+saturate, and outputs are far off. It is fast where batch norms are folded (`fold_batch_norm = true`), outputs of layers
+and both inputs of additions have formats of 8 bits, and biases are those of integer kernels (`[search.calibration]
 integer_bias = true`).
 """
