@@ -78,7 +78,7 @@ def test_a_resumed_search_learns_no_rounding_again_and_transforms_to_the_same(tm
         search(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_worker_processes_learn_the_same_weights(tmp_path):
     assert values(search(tmp_path / "a", n_jobs=2, **ADAPTIVE)) == values(search(tmp_path / "b", **ADAPTIVE))
 

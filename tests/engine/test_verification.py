@@ -208,6 +208,7 @@ def test_where_nothing_helps_candidates_are_evaluated_whole(tmp_path, monkeypatc
     assert_true(run)
 
 
+@pytest.mark.long
 def test_several_processes_get_what_is_switched_off(tmp_path, monkeypatch):
     right = verification.verify
     difference = verification.Verification(unmerged=frozenset({"second"}), notes=("second differs",))

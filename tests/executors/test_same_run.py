@@ -105,7 +105,7 @@ class Killer(bf.Events):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["loky:2", "slurm:local:2"])
+@pytest.mark.parametrize("executor", ["loky:2", pytest.param("slurm:local:2", marks=pytest.mark.long)])
 def test_workers_that_are_killed_change_nothing(executor, expected, tmp_path):
     killer = Killer()
     assert (

@@ -54,7 +54,7 @@ def test_what_is_reported_is_what_is_deployed(shell, data):
     assert "has no effect" not in typed.err
     store = shell.folder / "runs/small/trials.sqlite"
     before = rows(store)
-    shell("search", "--config", "small.toml")
+    shell("search", "--config", "small.toml", "--n-trials", 16)
     after = rows(store)
     assert after[:3] == before
     assert len(after) > 3
@@ -77,11 +77,19 @@ def test_what_is_reported_is_what_is_deployed(shell, data):
 
     assert shell.python(EXPORTING, run.front[0].number, data) == "200 True\n"
 
-    shell.write("two.toml", text.replace('project = "small"', 'project = "two"') + MORE)
+
+@pytest.mark.long
+def test_any_number_of_processes_and_any_order_give_the_same(shell, data):
+    shell.write("net.py", NET)
+    text = settings(data, model="net:net", weights="[2, 8]") + MORE
+    shell.write("small.toml", text)
+    shell.write("two.toml", text.replace('project = "small"', 'project = "two"'))
+    shell("search", "--config", "small.toml", "--n-trials", 3, "--finetune", 0)
+    shell("search", "--config", "small.toml", "--finetune", 0)
     shell("search", "--config", "two.toml", "--n-jobs", 2, "--finetune", 0)
     # An exhaustive search goes in another order.
-    whole = rows(shell.folder / "runs/two/trials.sqlite")
-    assert {row[1:] for row in whole} == {row[1:] for row in after}
+    one, two = (rows(shell.folder / f"runs/{name}/trials.sqlite") for name in ("small", "two"))
+    assert {row[1:] for row in one} == {row[1:] for row in two}
 
 
 def test_a_mistake_is_named_with_its_key(shell, data):

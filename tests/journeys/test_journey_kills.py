@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from journey import PATIENCE, SLOW_NET, Shell, rows, settings, wait_for_rows
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, *([] if "BITFRONT_KILLS" in os.environ else [pytest.mark.long])]
 
 KILLS = int(os.environ.get("BITFRONT_KILLS", "4"))
 SEED = int(os.environ.get("BITFRONT_KILLS_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)

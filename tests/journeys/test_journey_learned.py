@@ -76,15 +76,8 @@ def outcome(folder):
     return (run / "best.json").read_bytes(), [(path.name, path.read_bytes()) for path in cycles]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("text", "times"),
-    [
-        pytest.param(FILE, 2, id="free"),
-        pytest.param(FILE, 10, id="many", marks=pytest.mark.long),
-        pytest.param(FILE + CONSTRAINT, 3, id="constraint", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("text", "times"), [(FILE, 10), (FILE + CONSTRAINT, 3)], ids=["free", "constraint"])
 def test_killed_many_times_the_front_is_the_same_to_the_byte(text, times, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -119,6 +112,7 @@ def cycles_of(folder):
     return {path.name: path.read_bytes() for path in files}
 
 
+@pytest.mark.long
 def test_a_timeout_covers_the_range_and_what_was_trained_stays(tmp_path):
     """For a processor with two widths, killed once on the way."""
     first = started(tmp_path, TIMED)

@@ -71,7 +71,11 @@ learning_rate = 1e-2
 
 
 @pytest.mark.parametrize(
-    ("name", "float_layer"), [("transformer", "GELU: block.act; LayerNorm"), ("curved", "sigmoid: sigmoid; tanh: tanh")]
+    ("name", "float_layer"),
+    [
+        ("transformer", "GELU: block.act; LayerNorm"),
+        pytest.param("curved", "sigmoid: sigmoid; tanh: tanh", marks=pytest.mark.long),
+    ],
 )
 def test_search_report_and_transform_give_the_same_numbers(name, float_layer, shell, data):
     shell.write("nets.py", NETS)

@@ -26,6 +26,7 @@ print(json.dumps([tracked.mlflow_steps(folder, identifier), tracked.trackio_step
 """
 
 
+@pytest.mark.long
 def test_three_kills(shell, data):
     for module in ("mlflow", "trackio"):
         pytest.importorskip(module)
