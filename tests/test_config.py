@@ -123,6 +123,10 @@ def test_unknown_keys_at_every_level_are_named_with_the_nearest(text, message):
         ("seed = 1.0", r"f.toml:1: seed: 1.0 is of the wrong type"),
         ("seed = -1", r"f.toml:1: seed: -1 is not possible: input should be greater than or equal to 0"),
         ("model = 3", r"f.toml:1: model: 3 is of the wrong type: input should be a valid string"),
+        (
+            "search.strategy.name = 'brute_force'\n[search.constraints]\nlut = 5000",
+            r'f.toml:3: search.constraints.lut: 5000 is no condition; write it like "<= 5000"',
+        ),
         ("learning_rate = 0", r"f.toml:1: learning_rate: 0 is not possible: input should be greater than 0"),
         ("learning_rate = nan", r"f.toml:1: learning_rate: nan is not possible: input should be a finite number"),
         ("weight_decay = inf", r"f.toml:1: weight_decay: inf is not possible"),

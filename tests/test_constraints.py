@@ -32,6 +32,7 @@ METRICS = {
         "energy": "mJ",
         "total_flops": "operations",
         "bops": "bit operations",
+        "lut": "LUT",
     }.items()
 }
 
@@ -56,6 +57,11 @@ METRICS = {
         ("total_flops <= 2M", "total_flops", "<=", 2e6, False),
         ("bops <= 300 kBOPs", "bops", "<=", 3e5, False),
         ("bops <= 1_000", "bops", "<=", 1000, False),
+        ("lut <= 5k", "lut", "<=", 5000, False),
+        ("lut <= 5 kLUTs", "lut", "<=", 5000, False),
+        ("lut <= 5000 LUT", "lut", "<=", 5000, False),
+        ("accuracy >= 1", "accuracy", ">=", 1, False),
+        ("accuracy_drop < 0.99", "accuracy", "<", 0.99, True),
     ],
 )
 def test_what_a_statement_means(text, metric, comparison, bound, drop):
@@ -76,6 +82,11 @@ def test_what_a_statement_means(text, metric, comparison, bound, drop):
         ("loss_drop <= 1 %", "there is no 'loss_drop' here; allowed: accuracy_drop"),
         ("model_size_increase <= 1 %", "there is no 'model_size_increase' here; allowed: accuracy_drop"),
         ("total_flops <= 2 ms", "'ms' is not a unit"),
+        ("lut <= 5 kB", "'kB' is not a unit of this metric; allowed: k, M, G, LUT"),
+        ("lut <= 5,000", "cannot read the constraint 'lut <= 5,000'; .* without commas"),
+        ("accuracy_drop <= 1", "accuracy is a share, of which 1 is all; .* 'accuracy_drop <= 1 %'"),
+        ("accuracy >= 75", "accuracy is a share, of which 1 is all; .* 'accuracy >= 75 %'"),
+        ("accuracy >= 101 %", "accuracy is a share, of which 1 is all$"),
     ],
 )
 def test_what_is_refused(text, message):

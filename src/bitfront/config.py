@@ -8,6 +8,7 @@ Their errors get file and line here too (:meth:`Config.locating`).
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -553,6 +554,8 @@ def _problem(error: ValidationError, root: type[Table]) -> tuple[tuple[str, ...]
             message = f"{value!r} is not possible; {one_of(allowed)}.{nearest(str(value), allowed)}"
         case "missing":
             message = "this key is missing"
+        case "string_type" if key[:2] == ("search", "constraints"):
+            message = f"{value!r} is no condition; write it like {json.dumps(f'<= {value}')}"
         case kind if kind.endswith("_type"):
             message = f"{value!r} is of the wrong type: {first['msg'][0].lower() + first['msg'][1:]}"
         case _:

@@ -185,11 +185,13 @@ def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
         metrics: name → metric, for all metrics that a statement may name.
 
     Raises:
-        ConfigError: the statement cannot be parsed, names an unknown metric, or its unit is not one of the metric's.
+        ConfigError: the statement cannot be parsed, names an unknown metric, its unit is not one of the metric's, or it
+            bounds a share by more than all.
     """
     match = _STATEMENT.match(text)
     if not match:
-        raise ConfigError(f"cannot read the constraint {text!r}; write it like 'model_size <= 2 kB'")
+        commas = ", and numbers without commas" if "," in text else ""
+        raise ConfigError(f"cannot read the constraint {text!r}; write it like 'model_size <= 2 kB'{commas}")
     name, statistic, unit = match["name"], match["statistic"], match["unit"].strip()
     changes = {_change(m): m.name for m in metrics.values() if m.quality}
     metric = name if name in metrics else changes.get(name, name)
@@ -206,6 +208,9 @@ def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
     bound = float(match["bound"].replace("_", "")) * factor
     statement = " ".join(text.split())
     comparison: ComparisonOperator = match["comparison"]  # type: ignore[assignment]
+    if metrics[metric].share and (bound >= 1 if drop else bound > 1):
+        advice = "" if unit else f"; per cent are written like '{name} {comparison} {match['bound']} %'"
+        raise ConfigError(f"{text!r}: {metric} is a share, of which 1 is all{advice}")
     return Constraint(statement, metric, comparison, bound, drop, increase, relative)
 
 
@@ -236,9 +241,14 @@ def _factor(metric_unit: str, bound_unit: str, text: str) -> float:
                     return factor
         allowed: list[str] = ["k", "M", "G", "MFLOPs", "kBOPs"]
     else:
-        units = _UNITS.get(metric_unit, {})
+        units = _UNITS.get(metric_unit) or {
+            prefix + word: factor
+            for prefix, factor in _DECIMAL.items()
+            for word in ("", metric_unit, f"{metric_unit}s")
+            if prefix or word
+        }
         if bound_unit in units:
             return units[bound_unit]
-        allowed = list(units)
+        allowed = list(units) if metric_unit in _UNITS else ["k", "M", "G", metric_unit]
     hint = nearest(bound_unit, allowed)
     raise ConfigError(f"{text!r}: {bound_unit!r} is not a unit of this metric; {one_of(allowed)}.{hint}")

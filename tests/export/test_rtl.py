@@ -1,5 +1,7 @@
 """Verilog: the logic of single steps against the oracle, and what the target checks beside the conformance of targets."""
 
+import json
+import math
 import re
 import shutil
 import subprocess
@@ -105,6 +107,25 @@ def test_the_testbench_compares_with_the_vectors(pipelined, tmp_path):
     other = tmp_path / "other.hex"
     other.write_text("".join([others[0] if others[0] != first else "0\n", *others]))
     assert "1 of 64 samples differ" in said(other)
+
+
+@pytest.mark.parametrize("formats", ["fixed8", "elements"])
+def test_the_bits_of_an_input_follow_from_what_is_said_of_the_ports(formats, tmp_path):
+    """Somebody who has only the folder makes the inputs of the vectors from the values that they were made of."""
+    given, x = candidate("mlp", formats)
+    result = export(given, target_named("rtl"), tmp_path / "out", x, check=False)
+    ports = json.loads((result.folder / "ports.json").read_text())["inputs"]
+    lines = (result.folder / "vectors" / "inputs.hex").read_text().split()
+    samples = np.random.default_rng(0).normal(0, 1, (len(lines), *given.program.input_shape)).astype(np.float32)
+    for sample, line in zip(samples.reshape(len(lines), -1).tolist(), lines, strict=True):
+        word = 0
+        for port in ports:
+            assert port["overflow"] == "saturate"
+            rounded = {"even": round, "half_up": lambda v: math.floor(v + 0.5), "floor": math.floor}[port["rounding"]]
+            bits = rounded(sample[port["feature"]] * 2.0 ** port["value_point"])
+            bits = min(max(bits, port["low"]), port["high"])
+            word |= (bits & ((1 << port["bits"]) - 1)) << port["bit"]
+        assert word == int(line, 16)
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 2.0], ids=["combinational", "pipelined"])

@@ -5,6 +5,7 @@ A new target is listed in ``TARGETS`` by itself; what it cannot take is named in
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,6 +234,20 @@ def test_files_that_compute_something_else_are_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"c: not kept: on .* samples a C compiler with UBSan computes other numbers"):
         export(given, target, tmp_path / "out", x)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_says_how_features_become_inputs_and_which_output_is_which_class(tmp_path):
+    given, x = candidate("mlp", "fixed8")
+    alone = export(given, target_named("c"), tmp_path / "alone", x, check=False)
+    assert "standardise" not in (alone.folder / "README.md").read_text()
+    scaled = replace(given, classes=("cat", "dog"), standardised=[("mass", 80.5, 0.1), ("width", -3.0, 2.0)])
+    result = export(scaled, target_named("c"), tmp_path / "out", x, check=False)
+    readme = (result.folder / "README.md").read_text()
+    assert "standardised.\n" in readme
+    assert "in the order of the outputs: cat, dog." in readme
+    assert "standardise.json" in result.files
+    written = json.loads((result.folder / "standardise.json").read_text())
+    assert written == {"features": ["mass", "width"], "mean": [80.5, -3.0], "scale": [0.1, 2.0]}
 
 
 def test_a_folder_that_no_export_has_written_is_not_touched(tmp_path):

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from bitfront.data.base import Dataset
+from bitfront.data.targets import CLASSES
 from bitfront.engine.rebuild import candidate_of
 from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.trial import NOTHING, Trial
@@ -61,7 +63,7 @@ def export(
     given = NOTHING if isinstance(trial, str | Path) else trial.given
     data, model = given.data if data is None else data, given.model if model is None else model
     rebuilt = candidate_of(folder, number, data=data, model=model, events=events)
-    evaluator = rebuilt.evaluator
+    evaluator, dataset = rebuilt.evaluator, rebuilt.plan.dataset
     name = re.sub(r"\W+", "_", f"{folder.name}_{number}")
     candidate = Candidate(
         name if not name[0].isdigit() else f"net_{name}",
@@ -70,10 +72,22 @@ def export(
         evaluator.model(rebuilt.code, bake=True),
         f"trial {number} of {shown(folder)}",
         rebuilt.trial.metrics,
+        dataset.class_names if dataset.targets is CLASSES else (),
+        _standardised(dataset),
     )
-    x = rebuilt.plan.dataset.split("val")[0][:samples].float().cpu()
+    x = dataset.split("val")[0][:samples].float().cpu()
     place = Path(output) if output else folder / "exported" / f"trial-{number}-{TARGETS.official(to)}"
     return write(candidate, target, place, x, check=check, events=events)
+
+
+def _standardised(dataset: Dataset) -> list[tuple[str, float, float]]:
+    """(name, mean, scale) of each feature; of none where they are taken as they are."""
+    if dataset.scaler is None:
+        return []
+    count = len(dataset.scaler.mean)
+    named = len(dataset.feature_names) == count
+    names = dataset.feature_names if named else [f"feature {i}" for i in range(count)]
+    return list(zip(names, dataset.scaler.mean, dataset.scaler.scale, strict=True))
 
 
 def _place(trial: Trial | Run | str | Path, number: int | None) -> tuple[Path, int]:

@@ -84,10 +84,14 @@ def numbers_in(program: Program, x: Floats) -> Int:
     Args:
         x: float32, shape (samples, *features).
     """
-    first = [step for step in program.steps if isinstance(step, Round | Quantize) and not step.sources]
-    parts = [oracle.rounded_input(step, x) for step in first]
+    parts = [oracle.rounded_input(step, x) for step in entering(program)]
     # Where every sample has the same number, a rounding may have no axis of samples.
     return np.concatenate([np.broadcast_to(p, (len(x), *p.shape[1:])).reshape(len(x), -1) for p in parts], axis=1)
+
+
+def entering(program: Program) -> list[Round | Quantize]:
+    """The first roundings, in the order in which their numbers enter the logic."""
+    return [step for step in program.steps if isinstance(step, Round | Quantize) and not step.sources]
 
 
 def _entering(step: Step, value: Value) -> Signals:

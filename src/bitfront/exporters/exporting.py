@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -129,6 +130,8 @@ def export(
     try:
         part.mkdir(parents=True)
         target.write(candidate, part)
+        if candidate.standardised:
+            _write_scaler(candidate, part / SCALER)
         differing, difference, alike = 0, 0.0, 0
         if expected is not None:
             on = f"on {len(x):,} samples{target.notice}"
@@ -152,6 +155,15 @@ def export(
 
 
 README = "README.md"
+#: How features become inputs, where they are standardised.
+SCALER = "standardise.json"
+#: Names of classes that the README lists.
+_LISTED = 50
+
+
+def _write_scaler(candidate: Candidate, path: Path) -> None:
+    names, means, scales = zip(*candidate.standardised, strict=True)
+    path.write_text(json.dumps({"features": names, "mean": means, "scale": scales}, indent=1) + "\n", encoding="utf-8")
 
 
 def _expected(candidate: Candidate, target: Target, x: Tensor) -> NDArray[Any]:
@@ -207,12 +219,16 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     if candidate.metrics:
         lines += ["| metric | value |", "|---|---|", *(f"| {m} | {v:.6g} |" for m, v in candidate.metrics.items()), ""]
     shape = candidate.graph.sample_shape
-    lines += [f"Input: float32, shape {shape} per sample."]
+    lines += [f"Input: float32, shape {shape} per sample{', standardised' if candidate.standardised else ''}."]
+    if candidate.standardised:
+        lines += [f"Of a feature x it is (x - mean) / scale, computed in float64; `{SCALER}` has both."]
     if target.whole:
         value = candidate.program.result
         stands = "float32" if value.floats else f"whole numbers; n stands for {_meaning(value.point, value.divisor)}"
         lines += [f"Output: {stands}, shape {value.shape} per sample."]
         lines += [f"Widest sum: {candidate.program.widest} bits, for every possible input."]
+    if 0 < len(candidate.classes) <= _LISTED:
+        lines += [f"Classes, in the order of the outputs: {', '.join(candidate.classes)}."]
     lines += ["", *target.usage(candidate).strip().splitlines(), ""]
     if result.figures:
         lines += [

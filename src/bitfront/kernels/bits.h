@@ -256,13 +256,13 @@ void learned_round_back(const Operation& op, float* scratch, const float* in, in
         Floats of_fractions = {}, of_integers = {};
         for (int64_t s = 0; s < n; s += LANES) {
             const Floats x = at(in + s), q = at(out + s), g = at(up + s);
-            const Ints over = x > most, under = op.rectify ? (Ints)(x <= least) : (Ints)(x < least);
-            const Floats edge = over ? g : op.rectify ? all(0.0f) : -g;
+            const Ints over = above(x, most), under = op.rectify ? at_most(x, least) : below(x, least);
+            const Floats edge = choose(over, g, op.rectify ? all(0.0f) : -g);
             const Ints outside = over | under;
-            of_fractions += outside ? edge * finest : g * (x - q);
-            of_integers += outside ? edge * top : all(0.0f);
+            of_fractions += choose(outside, edge * finest, g * (x - q));
+            of_integers += choose(outside, edge * top, all(0.0f));
             if (op.adds >= 0) {
-                const Floats d = outside ? all(0.0f) : g;
+                const Floats d = choose(outside, all(0.0f), g);
                 put(down + s, op.adds == 1 ? at(down + s) + d : d);
             }
         }
@@ -277,19 +277,19 @@ template <int vectors>
 void listed_rows(const Lists& lists, int64_t count, const float* weights, const float* source, int64_t source_stride,
                  float* target, int64_t target_stride, const float* start, int64_t positions, bool adds) {
     for (int64_t r = 0; r < count; r++, target += target_stride) {
-        Floats acc[vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++)
-            acc[v] = adds ? at(target + v * LANES) : all(start ? start[r / positions] : 0.0f);
+        Register acc[vectors * REGISTERS];
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors * REGISTERS; v++)
+            acc[v] = adds ? register_at(target + v * WIDTH) : every(start ? start[r / positions] : 0.0f);
         const int32_t *pair = lists.pairs + 2 * lists.starts[r], *end = lists.pairs + 2 * lists.starts[r + 1];
         for (; pair < end; pair += 2) {
-            const Floats w = all(weights[pair[0]]);
+            const Register w = every(weights[pair[0]]);
             const float* x = source + pair[1] * source_stride;
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) acc[v] += w * at(x + v * LANES);
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors * REGISTERS; v++) acc[v] += w * register_at(x + v * WIDTH);
         }
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) put(target + v * LANES, acc[v]);
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors * REGISTERS; v++) memcpy(target + v * WIDTH, &acc[v], sizeof acc[v]);
     }
 }
 
@@ -304,20 +304,34 @@ void listed_product(const Lists& lists, int64_t count, const float* weights, con
         listed_rows<1>(lists, count, weights, source + s, source_stride, target + s, target_stride, start, positions, adds);
 }
 
+// As many sums as fit into the registers.
+enum { AT_A_TIME = REGISTERS == 1 ? 16 : REGISTERS == 2 ? 4 : 2 };
+
+// The sums of the products of `up` with the rows of some pairs, lane by lane.
+inline void gradients_of(const int32_t* pair, const float* up, const float* in, int64_t in_stride, int64_t n, Floats* to) {
+    Register acc[AT_A_TIME][REGISTERS] = {};
+    const float* x[AT_A_TIME];
+    for (int e = 0; e < AT_A_TIME; e++) x[e] = in + pair[2 * e + 1] * in_stride;
+    for (int64_t s = 0; s < n; s += LANES)
+#pragma GCC unroll 4
+        for (int v = 0; v < REGISTERS; v++) {
+            const Register g = register_at(up + s + v * WIDTH);
+#pragma GCC unroll 16
+            for (int e = 0; e < AT_A_TIME; e++) acc[e][v] += g * register_at(x[e] + s + v * WIDTH);
+        }
+    memcpy(to, acc, sizeof acc);
+}
+
 // gradient[live weight] += sum over the samples of up[row of the output] * in[row of the input], for every pair.
 void listed_gradient(const Operation& op, const float* up, int64_t up_stride, const float* in, int64_t in_stride,
                      int64_t n, float* gradient) {
     for (int64_t r = 0; r < op.channels * op.positions; r++, up += up_stride) {
         const int32_t *pair = op.forward.pairs + 2 * op.forward.starts[r], *end = op.forward.pairs + 2 * op.forward.starts[r + 1];
         for (; pair + 32 <= end; pair += 32) {
-            Floats acc[16] = {};
-            const float* x[16];
-            for (int e = 0; e < 16; e++) x[e] = in + pair[2 * e + 1] * in_stride;
-            for (int64_t s = 0; s < n; s += LANES) {
-                const Floats g = at(up + s);
-#pragma GCC unroll 16
-                for (int e = 0; e < 16; e++) acc[e] += g * at(x[e] + s);
-            }
+            Floats acc[16];
+#pragma GCC unroll 1
+            for (int from = 0; from < 16; from += AT_A_TIME)
+                gradients_of(pair + 2 * from, up, in, in_stride, n, acc + from);
             const Floats total = sums(acc);
             for (int e = 0; e < 16; e++) gradient[pair[2 * e]] += total[e];
         }

@@ -13,6 +13,48 @@ typedef double Doubles __attribute__((vector_size(8 * LANES)));
 
 static inline Floats all(float value) { return value - (Floats){}; }
 
+// GCC keeps vectors that are wider than a register in memory, and compares them lane by lane. So inner loops go register
+// by register, and so do comparisons. The order of the additions of a lane does not depend on it.
+#if defined(__AVX512F__)
+enum { REGISTER_BYTES = 64 };
+#elif defined(__AVX__)
+enum { REGISTER_BYTES = 32 };
+#else
+enum { REGISTER_BYTES = 16 };
+#endif
+enum { REGISTERS = 4 * LANES / REGISTER_BYTES, WIDTH = LANES / REGISTERS };
+typedef float Register __attribute__((vector_size(REGISTER_BYTES)));
+typedef int32_t IntRegister __attribute__((vector_size(REGISTER_BYTES)));
+
+static inline Register every(float value) { return value - (Register){}; }
+static inline Register register_at(const float* p) {
+    Register v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// A mask: all ones where the comparison holds, else zeros. With NaN none holds.
+#define COMPARISON(name, op)                                                                   \
+    static inline Ints name(Floats a, Floats b) {                                              \
+        Register x[REGISTERS], y[REGISTERS];                                                   \
+        IntRegister masks[REGISTERS];                                                          \
+        Ints result;                                                                           \
+        memcpy(x, &a, sizeof a);                                                               \
+        memcpy(y, &b, sizeof b);                                                               \
+        for (int i = 0; i < REGISTERS; i++) masks[i] = (IntRegister)(x[i] op y[i]);            \
+        memcpy(&result, masks, sizeof result);                                                 \
+        return result;                                                                         \
+    }
+COMPARISON(above, >)
+COMPARISON(below, <)
+COMPARISON(at_most, <=)
+#undef COMPARISON
+
+// The lanes of `yes` where the mask is all ones, those of `no` where it is zero.
+static inline Floats choose(Ints mask, Floats yes, Floats no) {
+    return (Floats)((mask & (Ints)yes) | (~mask & (Ints)no));
+}
+
 // Nearest integer, half to even, for 0 <= |x| <= 2^22.
 static inline Floats round_small(Floats x) { return (x + 12582912.0f) - 12582912.0f; }
 

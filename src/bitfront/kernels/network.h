@@ -108,7 +108,7 @@ inline float sum(Floats v) {
 // A mask of the lanes that hold samples, counted from `s`: all ones there, else zeros.
 inline Ints exist(int64_t s, int64_t n) {
     Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return lane < (int32_t)(n - s < LANES ? n - s : LANES);
+    return (lane - (int32_t)(n - s < LANES ? n - s : LANES)) >> 31;
 }
 inline Floats only(Floats v, Ints wanted) { return (Floats)((Ints)v & wanted); }
 

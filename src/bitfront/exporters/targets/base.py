@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,9 @@ class Candidate:
         model: the deployed model: the graph in these formats.
         origin: where it comes from, for the README: ``trial 12 of runs/jsc``.
         metrics: metric → value, likewise.
+        classes: the name of each class, by the index of its output, likewise; empty where outputs are no classes.
+        standardised: (name, mean, scale) of each feature of a sample, flattened: inputs are ``(x - mean) / scale``.
+            Empty where features are taken as they are.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Candidate:
     model: nn.Module
     origin: str = ""
     metrics: Mapping[str, float] | None = None
+    classes: Sequence[str] = ()
+    standardised: Sequence[tuple[str, float, float]] = ()
 
     @property
     def program(self) -> Program:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from bitfront.errors import ConfigError, ExportError, require
 from bitfront.exporters import circuit, fabric, oracle
-from bitfront.exporters.program import Floats, Int, Program
+from bitfront.exporters.program import Floats, Int, Program, Round
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate, Target, TargetSettings, without_floats
 from bitfront.exporters.testbench import Language, testbench
@@ -110,7 +110,7 @@ class Rtl(Target):
         shutil.rmtree(folder / "sim")  # alkaid's binder; the testbench is ours
         registers = int(model.latency) + 1 if cutoff else 0
         layout: dict[str, Any] = {
-            "inputs": _fields(model._comb.inp_qint),
+            "inputs": _entering(program, _fields(model._comb.inp_qint)),
             "outputs": _fields(model._comb.out_qint),
             "registers": registers,
         }
@@ -231,11 +231,30 @@ def _read(lines: Sequence[str], fields: Sequence[dict[str, int]]) -> Int:
     return numbers
 
 
+def _entering(program: Program, fields: list[dict[str, int]]) -> list[dict[str, Any]]:
+    """The fields of the inputs, with how a value of the flattened sample becomes the bits of each."""
+    roundings: list[dict[str, Any]] = []
+    for step in circuit.entering(program):
+        places = np.arange(int(np.prod(program.input_shape))) if step.places is None else step.places
+        of_step: list[dict[str, Any]] = [{"feature": feature} for feature in places.reshape(-1).tolist()]
+        if isinstance(step, Round):
+            numbers = np.stack([of.reshape(-1) for of in (step.points, step.low, step.high)], axis=1).tolist()
+            how = {"rounding": step.rounding, "overflow": step.overflow}
+            of_step = [
+                {**of, "value_point": point, "low": low, "high": high, **how}
+                for of, (point, low, high) in zip(of_step, numbers, strict=True)
+            ]
+        roundings += of_step
+    return [{**of, **rounding} for of, rounding in zip(fields, roundings, strict=True)]
+
+
 def _meaning(program: Program) -> str:
-    return (
-        "Inputs are whole numbers, the inputs of the network rounded as its first layers round them; outputs are the "
-        f"whole numbers of the program, which stand for n · 2^{-program.result.point}."
-    )
+    return f"""
+Inputs are values of the sample, rounded as the first layers round them: bits = round(x · 2^v), x being the value in
+the place `feature` of the flattened sample and v its `value_point`. `rounding` is half to even, half up or down
+(floor); what is beyond `low` and `high` is cut to them (saturate), or wraps around.
+Outputs are the whole numbers of the program; n stands for n · 2^{-program.result.point}.
+""".strip()
 
 
 def _write_vectors(program: Program, layout: dict[str, Any], folder: Path) -> None:
