@@ -19,6 +19,7 @@ from bitfront.exporters.exporting import export as write
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
 from bitfront.files import shown
+from bitfront.transforms.correct import corrected
 
 #: Samples that are compared, if nothing else is said; the split may have fewer.
 SAMPLES = 1000
@@ -63,10 +64,11 @@ def export(
     rebuilt = candidate_of(folder, number, data=data, model=model, events=events)
     evaluator = rebuilt.evaluator
     name = re.sub(r"\W+", "_", f"{folder.name}_{number}")
+    graph, formats, corrections = evaluator.parts(rebuilt.code)
     candidate = Candidate(
         name if not name[0].isdigit() else f"net_{name}",
-        evaluator.space.graph,
-        evaluator.formats(rebuilt.code),
+        corrected(graph, corrections),
+        formats,
         evaluator.model(rebuilt.code, bake=True),
         f"trial {number} of {shown(folder)}",
         rebuilt.trial.metrics,
