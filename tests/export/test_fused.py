@@ -12,6 +12,7 @@ from bitfront.api import dataset_of
 from bitfront.engine.rebuild import transform_trial
 from bitfront.exporters.onnx import INPUT, OUTPUT, onnx_model
 from bitfront.exporters.packing import packing
+from bitfront.exporters.sessions import session_options
 from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
@@ -85,8 +86,8 @@ def case(net, family, width):
 
 def computed(model, x, folder, optimized=True):
     """(what ONNX Runtime gives, how many nodes of each type it runs)."""
-    options = ort.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    options = session_options(ort, "qdq")
+    options.intra_op_num_threads = 1
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.optimized_model_filepath = str(folder / "run.onnx")

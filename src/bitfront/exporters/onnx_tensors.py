@@ -142,9 +142,11 @@ class OnnxTensors(Walker):
         return tuple(tensor.shape)
 
     def packed_weight(self, n: fx.Node, *, turned: bool = False, one_zero: bool = False) -> Bytes:
-        """As of ``operations.onnx.OnnxWriter``."""
+        """As of ``operations.onnx.OnnxWriter``. Signed bytes with which a kernel may saturate (``sessions.py``) become
+        unsigned ones."""
         tensor, held = self.weight(n), self._held(n)
         assert held is not None
+        held = held.unsigned if held.saturates else held
         return self._stored(f"{n.name}.weight", tensor, held, turned=turned, one_zero=one_zero)
 
     def _stored(
@@ -167,7 +169,7 @@ class OnnxTensors(Walker):
         if held is None:
             plain = tensor.numpy()
             return self.constant(f"{n.name}.weight", plain.T if turned else plain)
-        stored = self.packed_weight(n, turned=turned)
+        stored = self._stored(f"{n.name}.weight", tensor, held, turned=turned)
         axis = tensor.dim() - 1 - held.axis if turned and held.axis is not None else held.axis
         return self.unpacked(replace(stored, held=replace(held, axis=axis)), f"{n.name}.weight.rounded", tensor.dim())
 

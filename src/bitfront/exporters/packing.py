@@ -7,7 +7,7 @@ value. Formats narrower than 8 bits use a part of the range of a byte, and round
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,6 +50,18 @@ class Packing:
     def four_bits(self) -> bool:
         """Whether the codes fit into 4 bits: −8 to 7 if signed, else 0 to 15."""
         return (self.low >= -8 and self.high <= 7) if self.signed else self.high <= 15
+
+    @property
+    def saturates(self) -> bool:
+        """Whether two products of these bytes, signed, and unsigned ones may be more than 16 bits hold."""
+        return self.signed and 2 * 255 * max(-self.low, self.high) > 2**15 - 1
+
+    @property
+    def unsigned(self) -> Packing:
+        """The same values in unsigned bytes."""
+        if not self.signed:
+            return self
+        return replace(self, zero=self.zero + 128, low=self.low + 128, high=self.high + 128, signed=False)
 
     @property
     def symmetric(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitfront.errors import ExportError, parsing, require
 from bitfront.exporters.onnx import INPUT, Form, SiteFormats, onnx_model
+from bitfront.exporters.sessions import session_options
 from bitfront.graph import Graph
 from bitfront.transforms import quantize
 
@@ -90,8 +91,7 @@ def write_onnx(
     try:
         part.write_bytes(written)
         with parsing(ExportError, f"{path}: not written: ONNX Runtime does not run the model", "try another form"):
-            options = runtime.SessionOptions()
-            options.log_severity_level = 3
+            options = session_options(runtime, form)
             session = runtime.InferenceSession(str(part), options, providers=["CPUExecutionProvider"])
             computed = session.run(None, {INPUT: x.numpy()})[0]
         with torch.no_grad():

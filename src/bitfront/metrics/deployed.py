@@ -27,6 +27,7 @@ from torch import Tensor
 from bitfront.errors import ConfigError, ExportError, MissingExtraError, require
 from bitfront.exporters import integer, onnx
 from bitfront.exporters.packing import packing
+from bitfront.exporters.sessions import session_options
 from bitfront.formats.base import FLOAT_BITS, Format, Operand
 from bitfront.graph import Graph, Site
 from bitfront.metrics.base import EvaluationContext, RunnerSettings, Values, table_sum
@@ -231,9 +232,8 @@ def _on_onnxruntime(
 ) -> DeployedNetwork:
     runtime: Any = require("onnxruntime", "onnx", "backend = 'onnxruntime'")
     model = onnx.onnx_model(graph, formats, settings.onnx_form)
-    options = runtime.SessionOptions()
+    options = session_options(runtime, settings.onnx_form)
     options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
-    options.log_severity_level = 3
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     inputs = {onnx.INPUT: x.numpy()}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.errors import ExportError, parsing, require
-from bitfront.exporters.onnx import INPUT, IR_VERSION, OPSET, OUTPUT, onnx_model
+from bitfront.exporters.onnx import INPUT, IR_VERSION, OPSET, OUTPUT, Form, onnx_model
 from bitfront.exporters.program import (
     FLOAT_DIGITS,
     Add,
@@ -33,6 +33,7 @@ from bitfront.exporters.program import (
     Window,
     width,
 )
+from bitfront.exporters.sessions import session_options
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate, Target
 
@@ -48,6 +49,8 @@ class Onnx(Target):
 
     judge = "ONNX Runtime, with its default optimizations and with none"
     whole = False
+    #: Of the file, where it is not written from the integer program.
+    form: ClassVar[Form] = "integer"
 
     def check(self, candidate: Candidate) -> None:
         """Raises MissingExtraError where onnx or onnxruntime is missing."""
@@ -65,7 +68,7 @@ class Onnx(Target):
             model = _Writer(candidate.program).model()
         else:
             try:
-                model = onnx_model(candidate.graph, candidate.formats)
+                model = onnx_model(candidate.graph, candidate.formats, self.form)
             except ExportError as error:
                 why = f"it has no form in whole numbers ({candidate.obstacle}), and none in floats ({error})"
                 raise ExportError(why) from None
@@ -82,12 +85,11 @@ class Onnx(Target):
             raise ExportError("ONNX Runtime's optimizations change the numbers; please report this")
         return first
 
-    @staticmethod
-    def _run(candidate: Candidate, folder: Path, x: Floats, level: Any) -> NDArray[Any]:
+    def _run(self, candidate: Candidate, folder: Path, x: Floats, level: Any) -> NDArray[Any]:
         runtime: Any = require("onnxruntime", "onnx", "reading an ONNX file back")
         with parsing(ExportError, "ONNX Runtime does not run the model", "please report this"):
-            options = runtime.SessionOptions()
-            options.log_severity_level, options.graph_optimization_level = 3, level
+            options = session_options(runtime, self.form)
+            options.graph_optimization_level = level
             path = str(folder / f"{candidate.name}.onnx")
             session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             parts = (session.run(None, {INPUT: x[at : at + _CHUNK]})[0] for at in range(0, len(x), _CHUNK))

@@ -7,6 +7,7 @@ from pathlib import Path
 from bitfront.errors import ExportError
 from bitfront.exporters.onnx import INPUT, OPSET, OUTPUT, onnx_model
 from bitfront.exporters.packing import packing
+from bitfront.exporters.sessions import PRECISE
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
 from bitfront.exporters.targets.onnx import Onnx
@@ -17,6 +18,7 @@ class Qdq(Onnx):
     """ONNX in the form that runtimes fuse into integer kernels: fast, and approximate."""
 
     judge = "ONNX Runtime, with its default optimizations"
+    form = "qdq"
 
     def check(self, candidate: Candidate) -> None:
         """Raises ExportError for an activation with a scale per channel, which runtimes do not fuse, or run."""
@@ -37,7 +39,7 @@ class Qdq(Onnx):
 
     def write(self, candidate: Candidate, folder: Path) -> None:
         """NAME.onnx."""
-        model = onnx_model(candidate.graph, candidate.formats, "qdq")
+        model = onnx_model(candidate.graph, candidate.formats, self.form)
         (folder / f"{candidate.name}.onnx").write_bytes(model.SerializeToString())
 
     def usage(self, candidate: Candidate) -> str:
@@ -46,7 +48,9 @@ class Qdq(Onnx):
 ```python
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{candidate.name}.onnx", providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry{PRECISE}  # for x86 without VNNI
+session = onnxruntime.InferenceSession("{candidate.name}.onnx", options, providers=["CPUExecutionProvider"])
 outputs = session.run(None, {{"{INPUT}": x}})[0]     # x: float32, any batch
 ```
 
@@ -56,4 +60,7 @@ rounds biases and outputs of layers in its own way, so outputs differ a little f
 `onnx` has them exactly. It is fast where batch norms are folded (`fold_batch_norm = true`), outputs of layers and both
 inputs of additions have formats of 8 bits, and biases are those of integer kernels (`[search.calibration]
 integer_bias = true`).
+
+Without the entry, sums of bytes saturate on x86 processors that have AVX2 or AVX-512 and no VNNI, and the file answers
+otherwise. On all other processors it changes nothing.
 """
