@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bitfront.data.base import Dataset
 from bitfront.engine.rebuild import candidate_of
 from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.trial import NOTHING, Trial
@@ -62,7 +63,7 @@ def export(
     given = NOTHING if isinstance(trial, str | Path) else trial.given
     data, model = given.data if data is None else data, given.model if model is None else model
     rebuilt = candidate_of(folder, number, data=data, model=model, events=events)
-    evaluator = rebuilt.evaluator
+    evaluator, dataset = rebuilt.evaluator, rebuilt.plan.dataset
     name = re.sub(r"\W+", "_", f"{folder.name}_{number}")
     graph, formats, corrections = evaluator.parts(rebuilt.code)
     candidate = Candidate(
@@ -72,10 +73,21 @@ def export(
         evaluator.model(rebuilt.code, bake=True),
         f"trial {number} of {shown(folder)}",
         rebuilt.trial.metrics,
+        _about(dataset),
+        dataset.class_names,
     )
-    x = rebuilt.plan.dataset.split("val")[0][:samples].float().cpu()
+    x = dataset.split("val")[0][:samples].float().cpu()
     place = Path(output) if output else folder / "exported" / f"trial-{number}-{TARGETS.official(to)}"
     return write(candidate, target, place, x, check=check, events=events)
+
+
+def _about(dataset: Dataset) -> tuple[str, ...]:
+    """What whoever makes new samples must know."""
+    scaler = dataset.scaler
+    if scaler is None:
+        return dataset.notes
+    means, scales = (", ".join(f"{v:.9g}" for v in values) for values in (scaler.mean, scaler.scale))
+    return (*dataset.notes, f"features: less {means}; then divided by {scales}")
 
 
 def _place(trial: Trial | Run | str | Path, number: int | None) -> tuple[Path, int]:

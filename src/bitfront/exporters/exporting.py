@@ -205,7 +205,12 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     if candidate.origin:
         lines += [f"{candidate.origin[0].upper()}{candidate.origin[1:]}, exported by Bitfront.", ""]
     if candidate.metrics:
-        lines += ["| metric | value |", "|---|---|", *(f"| {m} | {v:.6g} |" for m, v in candidate.metrics.items()), ""]
+        lines += [
+            "| metric | value |",
+            "|---|---|",
+            *(f"| {m} | {_value(v)} |" for m, v in candidate.metrics.items()),
+            "",
+        ]
     shape = candidate.graph.sample_shape
     lines += [f"Input: float32, shape {shape} per sample."]
     if target.whole:
@@ -213,6 +218,10 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
         stands = "float32" if value.floats else f"whole numbers; n stands for {_meaning(value.point, value.divisor)}"
         lines += [f"Output: {stands}, shape {value.shape} per sample."]
         lines += [f"Widest sum: {candidate.program.widest} bits, for every possible input."]
+    if candidate.classes:
+        lines += [f"Outputs, in this order: {', '.join(candidate.classes)}."]
+    if candidate.data:
+        lines += ["", "The data of the search:", "", *(f"- {how}" for how in candidate.data)]
     lines += ["", *target.usage(candidate).strip().splitlines(), ""]
     if result.figures:
         lines += [
@@ -230,6 +239,11 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     else:
         lines += ["**Not checked**: nothing has run these files."]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: float) -> str:
+    """A metric: whole numbers in full."""
+    return f"{value:,.0f}" if value == round(value, 0) and abs(value) >= 1000 else f"{value:.6g}"
 
 
 def _meaning(point: int, divisor: int) -> str:

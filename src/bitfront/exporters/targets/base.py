@@ -35,6 +35,8 @@ class Candidate:
         model: the deployed model: the graph in these formats.
         origin: where it comes from, for the README: ``trial 12 of runs/jsc``.
         metrics: metric → value, likewise.
+        data: facts about the data and how samples were made of it, likewise.
+        classes: names of the outputs, likewise.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Candidate:
     model: nn.Module
     origin: str = ""
     metrics: Mapping[str, float] | None = None
+    data: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def program(self) -> Program:
