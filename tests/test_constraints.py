@@ -76,6 +76,8 @@ def test_what_a_statement_means(text, metric, comparison, bound, drop):
         ("loss_drop <= 1 %", "there is no 'loss_drop' here; allowed: accuracy_drop"),
         ("model_size_increase <= 1 %", "there is no 'model_size_increase' here; allowed: accuracy_drop"),
         ("total_flops <= 2 ms", "'ms' is not a unit"),
+        ("accuracy_drop <= 1", "accuracy is a share, from 0 to 1; write 1 % for hundredths"),
+        ("accuracy >= 95", "accuracy is a share, from 0 to 1; write 95 % for hundredths"),
     ],
 )
 def test_what_is_refused(text, message):

@@ -189,7 +189,9 @@ def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
     """
     match = _STATEMENT.match(text)
     if not match:
-        raise ConfigError(f"cannot read the constraint {text!r}; write it like 'model_size <= 2 kB'")
+        raise ConfigError(
+            f"cannot read the constraint {text!r}; write it like 'model_size <= 2 kB', in a file model_size = '<= 2 kB'"
+        )
     name, statistic, unit = match["name"], match["statistic"], match["unit"].strip()
     changes = {_change(m): m.name for m in metrics.values() if m.quality}
     metric = name if name in metrics else changes.get(name, name)
@@ -204,6 +206,9 @@ def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
     relative = (drop or increase) and unit == "%" and not metrics[metric].share
     factor = 0.01 if relative else _factor(metrics[metric].unit, unit, text)
     bound = float(match["bound"].replace("_", "")) * factor
+    # As a number of points it would hold for every candidate, or for none.
+    if metrics[metric].share and not unit and bound >= (1 if drop or increase else 2):
+        raise ConfigError(f"{text!r}: {metric} is a share, from 0 to 1; write {match['bound']} % for hundredths")
     statement = " ".join(text.split())
     comparison: ComparisonOperator = match["comparison"]  # type: ignore[assignment]
     return Constraint(statement, metric, comparison, bound, drop, increase, relative)
