@@ -416,7 +416,7 @@ def init(
             MODELS.get(model)  # raises, and lists the models
         return template(
             model, dataset, dataset_path=dataset_path, file=file, target=target, task=leads, settings=settings
-        ), [f"the layers are a guess, the data is not here yet: {error}"]
+        ), [f"the layers are a guess, because the data could not be read: {error}"]
     graph = capture(open_model(config, data), data.split("train")[0][:2])
     weighted = [site for site in graph.sites if site.stored_weights]
     ops = list(dict.fromkeys(site.op for site in weighted))

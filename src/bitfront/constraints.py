@@ -191,7 +191,10 @@ def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
     match = _STATEMENT.match(text)
     if not match:
         commas = ", and numbers without commas" if "," in text else ""
-        raise ConfigError(f"cannot read the constraint {text!r}; write it like 'model_size <= 2 kB'{commas}")
+        raise ConfigError(
+            f"cannot read the constraint {text!r}; write it like 'model_size <= 2 kB', in a file model_size = '<= 2 kB'"
+            f"{commas}"
+        )
     name, statistic, unit = match["name"], match["statistic"], match["unit"].strip()
     changes = {_change(m): m.name for m in metrics.values() if m.quality}
     metric = name if name in metrics else changes.get(name, name)
@@ -208,7 +211,7 @@ def parse_constraint(text: str, metrics: Mapping[str, Measure]) -> Constraint:
     bound = float(match["bound"].replace("_", "")) * factor
     statement = " ".join(text.split())
     comparison: ComparisonOperator = match["comparison"]  # type: ignore[assignment]
-    if metrics[metric].share and (bound >= 1 if drop else bound > 1):
+    if metrics[metric].share and (bound >= 1 if drop or increase else bound > 1):
         advice = "" if unit else f"; per cent are written like '{name} {comparison} {match['bound']} %'"
         raise ConfigError(f"{text!r}: {metric} is a share, of which 1 is all{advice}")
     return Constraint(statement, metric, comparison, bound, drop, increase, relative)

@@ -439,3 +439,10 @@ def test_the_extra_to_install_is_named(tmp_path, monkeypatch, name, module, extr
         monkeypatch.setitem(sys.modules, known, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'bitfront\[{extra}\]'"):
         opened(name)
+
+
+def test_a_misspelt_folder_is_named_with_the_nearest_one(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownNameError, match=r"There is no folder 'photoz' here either\. Did you mean 'photos'\?"):
+        load_dataset("photoz")

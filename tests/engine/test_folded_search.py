@@ -13,10 +13,11 @@ import bitfront as bf
 from bitfront.api import _configured, dataset_of
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.engine.planning.builder import make_plan
+from bitfront.engine.planning.notes import folding_notes
 from bitfront.engine.rebuild import transform_trial
 from bitfront.errors import ConfigError, RunError
 from bitfront.graph import capture
-from bitfront.transforms.fold import folded
+from bitfront.transforms.fold import Folded, folded
 from properties import max_examples
 from random_networks import Network, networks
 
@@ -209,6 +210,18 @@ def test_every_norm_that_is_not_folded_has_a_reason():
     assert result.kept.keys() == REASONS.keys()
     for path, words in REASONS.items():
         assert words in result.kept[path], path
+
+
+def test_norms_with_the_same_reason_are_one_note():
+    into, kept = {f"n{i}": f"c{i}" for i in range(9)}, {f"k{i}": "it follows add" for i in range(9)} | {"o": "it hums"}
+    changed = Folded(capture(net(), torch.randn(2, 3, 6, 6)), into, kept=kept)
+    config = _configured(None, net(), DATA, SPACE, ["loss"], "brute_force", {"fold_batch_norm": True})
+    first, *others = folding_notes(config, changed, trains=False)
+    assert "n0 into c0, n1 into c1, n2 into c2, n3 into c3, n4 into c4, n5 into c5 and 3 more. The float" in first
+    assert others == [
+        "9 batch norms are not folded, and stay in float (k0, k1, k2, k3, k4, k5 and 3 more): it follows add",
+        "the batch norm o is not folded, and stays in float: it hums",
+    ]
 
 
 @max_examples(25)

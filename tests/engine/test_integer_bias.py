@@ -8,7 +8,9 @@ import torch
 from networks import Normalised, seeded_model
 from test_calibration import job
 from test_memory import X, search
+from torch import nn
 
+import bitfront as bf
 from bitfront.api import dataset_of
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.fixed import FixedEvaluator
@@ -80,3 +82,19 @@ def test_the_graph_of_a_rebuilt_trial_has_what_was_corrected(tmp_path):
 def test_training_would_change_them(tmp_path):
     with pytest.raises(ConfigError, match="no training changes afterwards"):
         search(tmp_path, **KEY, **{"search.finetune.trials": 1})
+
+
+@pytest.mark.parametrize("key", ["integer_bias", "bias_correction"])
+def test_a_file_has_what_was_corrected(tmp_path, key):
+    torch.manual_seed(0)
+    run = bf.search(
+        model=nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)),
+        data=(torch.randn(80, 4), torch.arange(80) % 4),
+        space={"linear": FORMATS},
+        metrics=["loss", "average_bitwidth"],
+        strategy="brute_force",
+        project_dir=str(tmp_path),
+        **{f"search.calibration.{key}": True},
+    )
+    exported = bf.export(run.trial(0), to="onnx")
+    assert (exported.samples, exported.differing) == (12, 0)

@@ -22,7 +22,7 @@ from bitfront.models.base import build_model
 from bitfront.operations import OPERATIONS
 from bitfront.transforms import calibrate, quantize
 
-ort = pytest.importorskip("onnxruntime")
+onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 
 
 def run(model, x, optimized=True):
@@ -49,6 +49,19 @@ def test_onnx_runtime_computes_what_the_simulated_model_computes(name, shape, fa
     torch.testing.assert_close(computed, expected, rtol=0, atol=1e-4)
     used = {name for node in model.graph.node for name in node.input}
     assert {i.name for i in model.graph.initializer} <= used, "ONNX Runtime warns of what nothing uses"
+
+
+@pytest.mark.parametrize(
+    ("width", "form", "kind"), [(8, "integer", "UINT8"), (7, "integer", "INT8"), (8, "qdq", "INT8")]
+)
+def test_bytes_that_may_saturate_are_unsigned(width, form, kind):
+    """Where a processor adds two products of bytes in 16 bits, 8-bit weights with signs are too many."""
+    graph, formats, x = case("digits-mlp", (64,), "affine", width)
+    model = onnx_model(graph, formats, form)
+    kinds = {i.name: onnx.TensorProto.DataType.Name(i.data_type) for i in model.graph.initializer}
+    assert {kind for name, kind in kinds.items() if name.endswith(".weight")} == {kind}
+    expected = quantize(graph, formats)(x).detach()
+    torch.testing.assert_close(run(model, x, optimized=form == "integer"), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

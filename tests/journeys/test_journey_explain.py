@@ -71,7 +71,8 @@ def test_a_budget_is_answered_and_verified(shell, data):
     shell("search", "--config", "some.toml", "-q")
     shell("search", "--config", "all.toml", "-q")
     truth = {t.code: t.metrics for t in Run.load(shell.folder / "runs/all").trials}
-    known = {t.code for t in Run.load(shell.folder / "runs/some").trials}
+    some = Run.load(shell.folder / "runs/some").trials
+    known = {t.code for t in some}
     predicted = 0
     for bound in (2.5, 3, 3.5, 4, 5, 6, 7, 8):
         typed = shell("explain", "some", "--budget", f"average_bitwidth <= {bound}", "--json", code=None)
@@ -82,6 +83,9 @@ def test_a_budget_is_answered_and_verified(shell, data):
         metrics = truth[tuple(answer["code"])]
         assert answer["costs"]["average_bitwidth"] == pytest.approx(metrics["average_bitwidth"])
         assert metrics["average_bitwidth"] <= bound
+        kept = [t.metrics["accuracy"] for t in some if t.metrics["average_bitwidth"] <= bound]
+        best = [t.metrics["accuracy"] for t in some if t.number == answer["measured"]]
+        assert best == ([max(kept)] if kept else [])
         if tuple(answer["code"]) in known:
             assert answer["value"]["value"] == metrics["accuracy"]
         elif not predicted:
@@ -93,6 +97,13 @@ def test_a_budget_is_answered_and_verified(shell, data):
             assert f"Verified: accuracy {100 * metrics['accuracy']:.2f} %" in out
             (answer,) = json.loads(shell("explain", "some", "--budget", budget, "--verify", "--json").out)["answers"]
             assert answer["verified"] == metrics
+            assert answer["broken"] == []
+            out = shell("explain", "some", *["--budget", budget] * 2).out
+            assert f"With {budget}, the best accuracy" in out
+            known_best = (
+                "no trial keeps" if answer["measured"] is None else f"trial {answer['measured']} is the best that"
+            )
+            assert f"Of what was measured, {known_best}" in out
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import bitfront as bf
 from bitfront import libraries
@@ -17,8 +19,10 @@ from bitfront.data.base import DataRequest
 from bitfront.data.loading import load_dataset
 from bitfront.engine.analysis import analyze_config
 from bitfront.errors import CheckpointError, ConfigError, MissingExtraError, UnknownNameError
+from bitfront.graph import capture
 from bitfront.models.base import build_model, needs_of
 from bitfront.models.sources import source_of
+from bitfront.transforms.fold import folded
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very", "a"]
@@ -361,3 +365,32 @@ def test_the_extra_to_install_is_named(monkeypatch, name, module, extra):
         monkeypatch.setitem(sys.modules, known, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'bitfront\[{extra}\]'"):
         needs_of(name)
+
+
+def test_norms_that_end_in_an_activation_are_folded(timm):
+    """What follows the norm stays, under its names; a norm that cannot be folded says why, as any other."""
+    norm = timm.layers.BatchNormAct2d
+    model = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, 4, 3, bias=False),
+            bn=norm(4, act_layer=nn.Hardswish, drop_layer=nn.Dropout),
+            alone=norm(4),
+            last=nn.Conv2d(4, 4, 1),
+            plain=norm(4, apply_act=False),
+            end=nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+        )
+    ).eval()
+    for changed in (model.bn, model.alone, model.plain):
+        changed.running_mean.normal_()
+        changed.running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 3, 6, 6)
+    result = folded(capture(model, x))
+    assert result.into == {"bn": "conv", "plain": "last"}
+    assert "it follows bn.act (Hardswish)" in result.kept["alone"]
+    assert type(result.graph.model.get_submodule("bn.act")) is nn.Hardswish
+    with torch.no_grad():
+        assert torch.allclose(result.graph.model(x), model(x), atol=1e-5)
+    model.bn.register_forward_hook(lambda module, inputs, output: output)
+    kept = folded(capture(model, x))
+    assert kept.into == {"plain": "last"}
+    assert "hook" in kept.kept["bn"]

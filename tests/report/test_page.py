@@ -102,7 +102,16 @@ def test_a_long_run_makes_a_page_that_can_be_mailed(tmp_path):
     data = content(path)
     assert "of 100,000 trials are drawn" in data["note"]
     assert {data["number"][p] for p in data["front"]} == set(run.columns.number[run.front_rows].tolist())
-    assert data["parallel"]["left_out"] == 2 * layers - 10
+    assert data["parallel"]["left_out"] == f"the {2 * layers - 10} parameters that matter least"
+
+
+def test_too_few_trials_do_not_tell_which_parameters_matter_least(tmp_path):
+    space = tuple(site(f"conv_{i}", choice("data_in", 4, 8), choice("weight", 4, 8)) for i in range(10))
+    codes = np.random.default_rng(0).integers(0, 2, (12, 20))
+    bits = codes.sum(axis=1) + 1.0
+    run = write(tmp_path / "few", codes, {"accuracy": 1 - 1 / bits, "average_bitwidth": bits}, space=space)
+    data = content(page_of(run, tmp_path / "out"))
+    assert data["parallel"]["left_out"] == "the last 10 parameters, of which nobody knows how much they matter"
 
 
 def test_where_there_is_no_room_the_page_says_so(six, tmp_path, monkeypatch):

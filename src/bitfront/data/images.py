@@ -73,8 +73,10 @@ class Prepared:
         if self.size is not None:
             how = "stretched" if self.shorter is None else f"the shorter side {self.shorter} pixels, the middle cut out"
             parts.append(f"others are resized ({self.interpolation}; {how})")
+        parts.append("grey" if self.channels == 1 else "RGB")
         values = " ".join(f"{m:g}" for m in self.mean), " ".join(f"{s:g}" for s in self.std)
-        parts.append(f"less a mean of {values[0]}, divided by {values[1]}" if self.mean else "pixels from 0 to 1")
+        scaled = f" less a mean of {values[0]}, divided by {values[1]}" if self.mean else ""
+        parts.append(f"pixels from 0 to 1{scaled}")
         return f"images: {', '.join(parts)}{f' (as {self.origin})' if self.origin else ''}"
 
     def sample(self, image: Any) -> Array:

@@ -59,6 +59,8 @@ def _registered(name: str) -> Callable[[DataRequest], Dataset]:
     except UnknownNameError as error:
         if not nearest(name, DATASETS.names()):
             prefixes = " or ".join(f"{prefix}:" for prefix in SOURCES.names())
+            here = [path.name for path in Path.cwd().iterdir() if path.is_dir()]
+            error.message += f" There is no folder {name!r} here either.{nearest(name, here)}"
             error.message += f" Data of a library has a prefix, {prefixes}, such as torchvision:CIFAR100"
         raise
 

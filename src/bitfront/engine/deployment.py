@@ -21,6 +21,7 @@ from bitfront.exporters.exporting import export as write
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
 from bitfront.files import shown
+from bitfront.transforms.correct import corrected
 
 #: Samples that are compared, if nothing else is said; the split may have fewer.
 SAMPLES = 1000
@@ -65,15 +66,17 @@ def export(
     rebuilt = candidate_of(folder, number, data=data, model=model, events=events)
     evaluator, dataset = rebuilt.evaluator, rebuilt.plan.dataset
     name = re.sub(r"\W+", "_", f"{folder.name}_{number}")
+    graph, formats, corrections = evaluator.parts(rebuilt.code)
     candidate = Candidate(
         name if not name[0].isdigit() else f"net_{name}",
-        evaluator.space.graph,
-        evaluator.formats(rebuilt.code),
+        corrected(graph, corrections),
+        formats,
         evaluator.model(rebuilt.code, bake=True),
         f"trial {number} of {shown(folder)}",
         rebuilt.trial.metrics,
         dataset.class_names if dataset.targets is CLASSES else (),
         _standardised(dataset),
+        dataset.notes,
     )
     x = dataset.split("val")[0][:samples].float().cpu()
     place = Path(output) if output else folder / "exported" / f"trial-{number}-{TARGETS.official(to)}"

@@ -217,7 +217,12 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     if candidate.origin:
         lines += [f"{candidate.origin[0].upper()}{candidate.origin[1:]}, exported by Bitfront.", ""]
     if candidate.metrics:
-        lines += ["| metric | value |", "|---|---|", *(f"| {m} | {v:.6g} |" for m, v in candidate.metrics.items()), ""]
+        lines += [
+            "| metric | value |",
+            "|---|---|",
+            *(f"| {m} | {_value(v)} |" for m, v in candidate.metrics.items()),
+            "",
+        ]
     shape = candidate.graph.sample_shape
     lines += [f"Input: float32, shape {shape} per sample{', standardised' if candidate.standardised else ''}."]
     if candidate.standardised:
@@ -229,6 +234,8 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
         lines += [f"Widest sum: {candidate.program.widest} bits, for every possible input."]
     if 0 < len(candidate.classes) <= _LISTED:
         lines += [f"Classes, in the order of the outputs: {', '.join(candidate.classes)}."]
+    if candidate.data:
+        lines += ["", "The data of the search:", "", *(f"- {how}" for how in candidate.data)]
     lines += ["", *target.usage(candidate).strip().splitlines(), ""]
     if result.figures:
         lines += [
@@ -246,6 +253,11 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     else:
         lines += ["**Not checked**: nothing has run these files."]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: float) -> str:
+    """A metric: whole numbers in full."""
+    return f"{value:,.0f}" if value == round(value, 0) and abs(value) >= 1000 else f"{value:.6g}"
 
 
 def _meaning(point: int, divisor: int) -> str:

@@ -342,7 +342,8 @@ class Parallel:
         front: per row, whether the trial is on the front.
         values: per axis and row, the index of the label or the value of the metric, float64, shape (axes, rows); NaN
             if the parameter has no effect.
-        left_out: number of parameters without room: those that matter least for the first objective.
+        left_out: number of parameters without room.
+        ranked: whether these matter least for the first objective; otherwise that is not known, and they are the last.
         complete: number of trials that did not fail.
     """
 
@@ -351,6 +352,7 @@ class Parallel:
     front: NDArray[np.bool_]
     values: Values
     left_out: int
+    ranked: bool
     complete: int
 
     @property
@@ -392,6 +394,7 @@ def parallel(run: Run, mattering: Sequence[Importance], limit: int = 300) -> Par
         np.isin(drawn.rows, drawn.front),
         table,
         len(space.parameters) - len(columns),
+        bool(order),
         drawn.complete,
     )
 

@@ -307,10 +307,16 @@ def _answer(e: Explanation, answer: Answer) -> Iterator[str]:
     elif answer.value.trial is None and not answer.verified:
         yield "It was not evaluated; --verify does that."
     elif answer.value.trial is None:
+        broken = f", and it does not keep {' and '.join(answer.broken)}" if answer.broken else ""
         yield (
             f"Verified: {e.metric} {_value(e, answer.verified[e.metric])}; the prediction was "
-            f"{_value(e, answer.value.value)}."
+            f"{_value(e, answer.value.value)}{broken}."
         )
+    if answer.value.trial is None:
+        best = (
+            "no trial keeps this" if answer.measured is None else f"trial {answer.measured} is the best that keeps this"
+        )
+        yield f"Of what was measured, {best}."
     if not answer.exact:
         yield "It is the best of the candidates that were compared; the space is too large to predict all of it."
 

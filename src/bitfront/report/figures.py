@@ -134,7 +134,9 @@ def layers(layer_map: LayerMap) -> Figure:
         figure.colorbar(image, ax=axes).set_label("share of the\nlargest on offer", fontsize=8)
     axes.set_xticks(range(count), [str(n) for n in layer_map.numbers[:count]], rotation=90, fontsize=7)
     axes.set_yticks(range(len(layer_map.places)), layer_map.places, fontsize=8)
-    axes.set_xlabel("trial of the front, best first objective first")
+    # Long names of layers leave a narrow map.
+    between = "\n" if count < CELLS // 4 else " "
+    axes.set_xlabel(f"trial of the front,{between}best first objective first")
     return figure
 
 
@@ -253,14 +255,18 @@ def parallel(coordinates: Parallel) -> Figure:
     last = max((wide_text(label) for _, label in ticks(coordinates, len(coordinates.axes) - 1)), default=0.0)
     axes.set_xlim(-0.2, len(coordinates.axes) - 1 + max(0.6, 0.1 + last / 90))
     axes.set_ylim(-0.03, 1.03)
-    axes.set_title(f"{coordinates.note}, the front in blue{_left_out(coordinates)}", fontsize=10)
+    left = f"; not drawn: {words}" if (words := left_out(coordinates)) else ""
+    axes.set_title(f"{coordinates.note}, the front in blue{left}", fontsize=10)
     return figure
 
 
-def _left_out(coordinates: Parallel) -> str:
+def left_out(coordinates: Parallel) -> str:
+    """Which parameters have no axis, in words; empty if all have one."""
     count = coordinates.left_out
+    if not coordinates.ranked:
+        return f"the last {count} parameters, of which nobody knows how much they matter" if count else ""
     least = "the parameter that matters least" if count == 1 else f"the {count} parameters that matter least"
-    return f"; not drawn: {least}" if count else ""
+    return least if count else ""
 
 
 def ticks(coordinates: Parallel, axis: int) -> list[tuple[float, str]]:

@@ -313,8 +313,7 @@ function history() {
 
 function parallel() {
   const lines = data.parallel;
-  const least = lines.left_out === 1 ? "the parameter that matters" : `the ${lines.left_out} parameters that matter`;
-  const left = lines.left_out ? ` Not drawn: ${least} least.` : "";
+  const left = lines.left_out ? ` Not drawn: ${lines.left_out}.` : "";
   const part = lines.note.includes(" of ") ? " (the front, and others from wherever there are any)" : "";
   byId("parallel-note").textContent = `${lines.note} as lines${part}, the front in colour; a click shows one.${left}`;
   const across = lines.axes.map((_, i) => i);

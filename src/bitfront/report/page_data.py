@@ -137,7 +137,7 @@ def _parallel(lines: data.Parallel, place: Mapping[int, int]) -> dict[str, Any]:
         "front": lines.front.tolist(),
         "heights": [_numbers(h) for h in data.heights(lines)],
         "note": lines.note,
-        "left_out": lines.left_out,
+        "left_out": figures.left_out(lines),
     }
 
 

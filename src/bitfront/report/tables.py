@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Number of the best trials that are printed; best.json has all.
 SHOWN = 20
+#: With more layers than these, choices are printed as counts; the page has a map of all.
+LAYERS = 24
 #: Units that are always printed.
 PHYSICAL = ("ms", "mJ", "W")
 
@@ -330,10 +333,12 @@ def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
     what = [f"bits of data_in/weight/bias{results}{_in(named)}"] if any(_sites(t) for t in shown) else []
     widths = {t.number: run.space.layer_widths(np.array(t.code, dtype=np.int64)) for t in shown}
     what += ["widths"] if any(widths.values()) else []
-    lines = [f"what they chose, {' and '.join(what)}:"]
+    counted = max((len(_sites(t)) + len(widths[t.number]) for t in shown), default=0) > LAYERS
+    title = "how many layers chose what (the report names them)" if counted else "what they chose"
+    lines = [f"{title}, {' and '.join(what)}:"]
     for trial in shown:
         bits = run.space.operand_bits(np.array(trial.code, dtype=np.int64))
-        line = chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number])
+        line = chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number], counted=counted)
         lines.append(f"  {trial.number}: {line}{_left_by_choice(run, trial.number)}")
     return lines
 
@@ -369,6 +374,7 @@ def chosen(
     *,
     named: bool = True,
     widths: Mapping[str, tuple[str, int]] | None = None,
+    counted: bool = False,
 ) -> str:
     """The choices of a trial in one line: bits of data_in/weight/bias → data_out, ``-`` for an operand in float.
 
@@ -376,15 +382,20 @@ def chosen(
         bits: site → operand → bits; None, shown as ``?``, if they are not known.
         named: with the name of the number format.
         widths: layer → (label of its multiplier, number of channels), for layers whose width is a choice.
+        counted: with the number of layers that chose the same in place of their names, the most frequent first.
     """
-    parts = [f"{layer} {label} ({width})" for layer, (label, width) in (widths or {}).items()]
+    parts = [(layer, f"{label} ({width})") for layer, (label, width) in (widths or {}).items()]
     for site, entry in _sites(trial).items():
         config = entry["config"]
         sizes = "/".join(_bits_of(role, bits.get(site, {})) for role in ("data_in", "weight", "bias"))
         sizes += f" → {_bits_of(DATA_OUT, bits[site])}" if DATA_OUT in bits.get(site, {}) else ""
         what = f"{config['name']} " if named else ""
-        parts.append(f"{site} float" if config["name"] == "NA" else f"{site} {what}{sizes}")
-    return ", ".join(parts)
+        parts.append((site, "float" if config["name"] == "NA" else f"{what}{sizes}"))
+    if counted:
+        return ", ".join(
+            f"{count} × {choice}" for choice, count in Counter(choice for _, choice in parts).most_common()
+        )
+    return ", ".join(f"{layer} {choice}" for layer, choice in parts)
 
 
 def _bits_of(role: str, bits: Mapping[str, int | None]) -> str:

@@ -226,7 +226,8 @@ def _check_float(evaluator: Evaluator, model: nn.Module, x: Tensor) -> tuple[str
             f"the captured graph does not compute what the model computes on {len(x)} samples: {difference}. Its "
             "forward may depend on more than its input; make it depend on its input and its parameters alone"
         )
-    folding = _folding_remarks(searched.model, x, captured) if evaluator.job.fold_batch_norm else ()
+    folds = evaluator.job.fold_batch_norm and searched is not users
+    folding = _folding_remarks(searched.model, x, captured) if folds else ()
     return (*folding, *_batch_remarks(alone, x, captured))
 
 

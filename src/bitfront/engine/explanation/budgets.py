@@ -175,7 +175,7 @@ class Outlook:
         if not len(options):
             raise RunError(self._why_none(constraints))
         optimised = self.costs[0].name if least else self.model.metric
-        return replace(self.described(options[0], optimised), budgets=tuple(c.text for c in constraints))
+        return replace(self.described(options[0], optimised), budgets=tuple(dict.fromkeys(c.text for c in constraints)))
 
     def _best(
         self, constraints: Sequence[Constraint], options: Codes, losses: Floats, least: bool

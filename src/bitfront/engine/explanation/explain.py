@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,9 @@ def explain(
     def answering(texts: Sequence[str]) -> Answer:
         constraints = [run.constraint(text) for text in texts]
         checked(constraints, outlook)
-        return outlook.answer((*study.kept, *constraints))
+        answer = outlook.answer((*study.kept, *constraints))
+        lowest = answer.optimised in outlook.named or study.sign > 0
+        return replace(answer, measured=_measured(run, texts, answer.optimised, lowest=lowest))
 
     answers = [answering(budgets)] if budgets else []
     if verify:
@@ -97,6 +99,15 @@ def explain(
         notes=study.notes,
         answering=answering,
     )
+
+
+def _measured(run: Run, budgets: Sequence[str], optimised: str, *, lowest: bool) -> int | None:
+    """The number of the best trial that keeps budgets, and the constraints of the search; None if none does."""
+    chosen = {"minimize" if lowest else "maximize": optimised}
+    try:
+        return run.best(*budgets, **chosen).number
+    except RunError:
+        return None
 
 
 @dataclass(frozen=True, eq=False)

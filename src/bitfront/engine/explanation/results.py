@@ -158,6 +158,8 @@ class Answer:
         exact: whether it is the best of the whole space by the model.
         verified: metric → value, if it was evaluated for this answer; empty if it was not.
         failed: why it could not be evaluated; empty if it could, or was not tried.
+        broken: the budgets that what was verified does not keep.
+        measured: number of the best trial that keeps the budgets; None: no trial does.
     """
 
     budgets: tuple[str, ...]
@@ -169,6 +171,8 @@ class Answer:
     exact: bool
     verified: Mapping[str, float]
     failed: str = ""
+    broken: tuple[str, ...] = ()
+    measured: int | None = None
 
 
 @dataclass(frozen=True)

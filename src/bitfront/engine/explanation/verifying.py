@@ -38,4 +38,8 @@ def verified(
     plan, _ = verified_plan(plan, 0.0, events)
     results = plan.evaluator.evaluate(np.array([answer.code], dtype=np.int64))
     values = {name: float(column[0]) for name, column in results.values.items()}
-    return replace(answer, verified=values, failed=results.errors[0])
+    failed = results.errors[0]
+    kept = {c.text: c for c in run.constraints}
+    wanted = [kept.get(text) or run.constraint(text) for text in answer.budgets]
+    broken = () if failed else tuple(c.text for c in wanted if c.excess(results.values[c.metric])[0] > 0)
+    return replace(answer, verified=values, failed=failed, broken=broken)

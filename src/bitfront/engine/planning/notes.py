@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
@@ -22,6 +24,9 @@ from bitfront.transforms.equalise import pairs_of
 from bitfront.transforms.fold import Folded
 from bitfront.transforms.reestimate import norms_of
 from bitfront.transforms.rounding import estimated_seconds, has_two_sides, learns_rounding
+
+#: Of a list of layers so many are named.
+NAMED = 6
 
 
 def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[str], warning: str | None) -> list[str]:
@@ -65,14 +70,24 @@ def folding_notes(config: Config, changed: Folded | None, *, trains: bool) -> li
         return [what] if config.search.fold_batch_norm else []
     notes = []
     if changed.into:
-        pairs = ", ".join(f"{norm} into {layer}" for norm, layer in changed.into.items())
+        pairs = _some([f"{norm} into {layer}" for norm, layer in changed.into.items()])
         training = "; where candidates are trained, they are trained without them" if trains else ""
         notes.append(
             f"batch norms are folded into the layers before them, and this network is searched and deployed: {pairs}"
             f"{training}. The float model that is reported beside is yours, with its batch norms"
         )
-    notes += [f"the batch norm {path} is not folded, and stays in float: {why}" for path, why in changed.kept.items()]
+    for why in dict.fromkeys(changed.kept.values()):
+        paths = [path for path, reason in changed.kept.items() if reason == why]
+        one = f"the batch norm {paths[0]} is not folded, and stays in float"
+        many = f"{len(paths)} batch norms are not folded, and stay in float ({_some(paths)})"
+        notes.append(f"{one if len(paths) == 1 else many}: {why}")
     return notes or ["fold_batch_norm = true has no effect: the model has no batch norm"]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def ending_note(graph: Graph, task: Task) -> str:

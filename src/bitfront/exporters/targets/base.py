@@ -38,6 +38,7 @@ class Candidate:
         classes: the name of each class, by the index of its output, likewise; empty where outputs are no classes.
         standardised: (name, mean, scale) of each feature of a sample, flattened: inputs are ``(x - mean) / scale``.
             Empty where features are taken as they are.
+        data: facts about the data and how samples were made of it, likewise.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Candidate:
     metrics: Mapping[str, float] | None = None
     classes: Sequence[str] = ()
     standardised: Sequence[tuple[str, float, float]] = ()
+    data: Sequence[str] = ()
 
     @property
     def program(self) -> Program:
