@@ -351,6 +351,12 @@ class Config(Table):
         """All values in effect, defaults included, without unset ones; can be written as TOML and read again."""
         return _without_none(self.model_dump())
 
+    @property
+    def replaced_model(self) -> str | None:
+        """The model that the file names, if another one is given beside the file."""
+        own = self._document.values.get("model")
+        return own if "model" in self._overridden and isinstance(own, str) and own != self.model else None
+
     @contextmanager
     def locating(self) -> Iterator[None]:
         """A context in which ConfigErrors get the file and the line of their key."""

@@ -38,6 +38,7 @@ from bitfront.engine.planning.memory import limit_memory
 from bitfront.engine.planning.notes import folding_notes, remarks
 from bitfront.engine.planning.outweighed import outweighed
 from bitfront.engine.planning.plan import Plan
+from bitfront.engine.planning.renaming import renamed_layers
 from bitfront.engine.planning.runners import (
     FIRST_SAMPLES,
     Runners,
@@ -118,6 +119,7 @@ def make_plan(
     with config.locating():
         _check_device(device, dataset)
         check_ready(runners, device)
+    config, renamed = (config, []) if model is not None else renamed_layers(config, dataset)
     sample, trains = dataset.split("train")[0][:2].clone(), _trains(config, runners)
     original = capture(network, sample, training=trains)
     changed = _folded(config, original, sample, strategy, trains=trains)
@@ -144,6 +146,7 @@ def make_plan(
         n_trials=n_trials,
         launcher=launcher,
         notes=(
+            *renamed,
             *remarked,
             *folding_notes(config, changed, trains=trains),
             *ignored,
