@@ -250,6 +250,19 @@ def test_the_folder_says_how_features_become_inputs_and_which_output_is_which_cl
     assert written == {"features": ["mass", "width"], "mean": [80.5, -3.0], "scale": [0.1, 2.0]}
 
 
+def test_metrics_beside_files_of_another_network_are_said_to_be_of_the_searched_one(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    given, x = candidate("mlp", "fixed8")
+    given, target = replace(given, metrics={"accuracy": 0.75}), target_named("qdq")
+    equal = export(given, target, tmp_path / "equal", x)
+    computed = type(target).computed
+    monkeypatch.setattr(type(target), "computed", lambda *given: computed(*given) + np.float32(1e-3))
+    other = export(given, target, tmp_path / "other", x)
+    assert equal.differing == 0 < other.differing
+    assert "| metric | value |" in (equal.folder / "README.md").read_text()
+    assert "| metric of the searched network | value |" in (other.folder / "README.md").read_text()
+
+
 def test_a_folder_that_no_export_has_written_is_not_touched(tmp_path):
     given, x = candidate("mlp", "fixed8")
     (tmp_path / "notes.txt").write_text("mine")

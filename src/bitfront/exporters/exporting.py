@@ -217,8 +217,9 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     if candidate.origin:
         lines += [f"{candidate.origin[0].upper()}{candidate.origin[1:]}, exported by Bitfront.", ""]
     if candidate.metrics:
+        # The file is another network then, however little; what it has is not known.
         lines += [
-            "| metric | value |",
+            f"| {'metric of the searched network' if result.differing else 'metric'} | value |",
             "|---|---|",
             *(f"| {m} | {_value(v)} |" for m, v in candidate.metrics.items()),
             "",
