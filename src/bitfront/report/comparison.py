@@ -25,6 +25,7 @@ from bitfront.engine.comparison.results import (
 )
 from bitfront.pareto import MARGIN
 from bitfront.report.tables import Sheet, number
+from bitfront.spaces.base import counted
 
 RESULT = "compare.json"
 
@@ -127,7 +128,7 @@ def lines(comparison: Comparison) -> list[str]:
     directed = [f"{n} ({d})" for n, d in zip(names, directions, strict=True)]
     remarks = [
         "",
-        f"objectives: {', '.join(directed)}; {comparison.size:,} candidates, {comparison.budget:,} distinct "
+        f"objectives: {', '.join(directed)}; {counted(comparison.size)} candidates, {comparison.budget:,} distinct "
         f"evaluations per run, {f'seeds {seeds[0]} to {seeds[-1]}' if len(seeds) > 1 else f'seed {seeds[0]}'}"
         + (": median [quartiles] over seeds" if len(seeds) > 1 else ""),
     ]
@@ -169,7 +170,7 @@ def lines(comparison: Comparison) -> list[str]:
     )
     if exhaustive:
         remarks.append(
-            f"brute_force evaluates all {comparison.size:,} in the order of the space, which is arbitrary; "
+            f"brute_force evaluates all {counted(comparison.size)} in the order of the space, which is arbitrary; "
             "optuna:random takes them in a random order"
         )
     remarks.append(

@@ -20,6 +20,7 @@ from bitfront.engine.explanation.results import (
 from bitfront.engine.storage.run import Run
 from bitfront.errors import RunError
 from bitfront.report.tables import Sheet, number
+from bitfront.spaces.base import counted
 
 #: Rows of the table of options, at most; places whose options differ least are left out.
 ROWS = 120
@@ -332,7 +333,7 @@ def _sites(answer: Answer) -> Iterator[tuple[str, dict[str, object]]]:
 def _gap(e: Explanation) -> Iterator[str]:
     gap = e.gap
     failed = f", {gap.failed} of them failed" if gap.failed else ""
-    yield f"{gap.evaluated + gap.failed:,} of {gap.candidates:,} candidates were evaluated{failed}."
+    yield f"{gap.evaluated + gap.failed:,} of {counted(gap.candidates)} candidates were evaluated{failed}."
     if gap.best is None:
         yield "No trial fulfils the constraints."
     else:

@@ -15,6 +15,7 @@ from bitfront.report.grid import COLOURS, CellGrid, readable
 from bitfront.report.importance import Importance
 from bitfront.report.learned import LearnedFront, rows_of
 from bitfront.report.tables import compared, constrained, number, reasons
+from bitfront.spaces.base import counted
 
 if TYPE_CHECKING:
     from bitfront.engine.storage.run import Run
@@ -71,7 +72,7 @@ def summary(run: Run) -> tuple[dict[str, str], list[str]]:
         "model": run.config.model,
         "dataset": run.config.dataset,
         "objectives": ", ".join(f"{name} ({direction})" for name, direction in objectives),
-        "trials": f"{len(run):,} of {space.size:,} candidates" + (f", {failed:,} failed" if failed else ""),
+        "trials": f"{len(run):,} of {counted(space.size)} candidates" + (f", {failed:,} failed" if failed else ""),
         "state": run.stopped or "the search was still running when this page was written",
         "strategy": run.config.search.strategy.name if run.config.search else "",
         "front": f"{len(run.front_rows):,} trials",

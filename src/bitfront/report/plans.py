@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bitfront.report.tables import Sheet, duration, number
+from bitfront.spaces.base import counted
 
 if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
@@ -78,9 +79,10 @@ def plan_summary(plan: Plan, seconds: float | None = None) -> list[str]:
     jobs, where = plan.workers, "processes" if plan.launcher is None else f"workers of {plan.launcher.title}"
     spelled = plan.space.spelled_size
     lines = [
-        f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters"
+        f"space: {counted(size)} distinct candidates, {len(plan.space.parameters)} parameters"
         if spelled == size
-        else f"space: {spelled:,} settings, {size:,} distinct networks, {len(plan.space.parameters)} parameters",
+        else f"space: {counted(spelled)} settings, {counted(size)} distinct networks, "
+        f"{len(plan.space.parameters)} parameters",
         f"strategy: {method}, {n:,} candidates" + (f" in {jobs} {where}" if jobs > 1 or plan.launcher else ""),
         f"objectives: {directions}",
     ]

@@ -21,6 +21,7 @@ from bitfront.constraints import fulfilled, total
 from bitfront.engine.storage.records import SMALL, shares
 from bitfront.metrics.intervals import SIGNIFICANT
 from bitfront.operations import DATA_OUT
+from bitfront.spaces.base import counted
 
 if TYPE_CHECKING:
     from bitfront.checkpoints.cycles import LearnedNetwork
@@ -255,7 +256,7 @@ def remarks(run: Run) -> list[str]:
         lines.append(f"{failed:,} candidates failed; the first with: {run.columns.first_error}")
     front = "" if len(run.objectives.directions) == 1 else f"; {len(run.front_rows):,} on the front"
     lines.append(
-        f"{len(run):,} of {run.space.size:,} candidates evaluated ({run.stopped}){front}; saved in {run.folder}"
+        f"{len(run):,} of {counted(run.space.size)} candidates evaluated ({run.stopped}){front}; saved in {run.folder}"
     )
     return lines
 

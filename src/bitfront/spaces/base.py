@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Codes = NDArray[np.int64]
+#: Numbers of candidates from here on are not written in full.
+LONG = 10**15
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,15 @@ class Space:
             for row in self.numbered(start, start + 4096):
                 if row.tobytes() not in known:
                     yield row
+
+
+def counted(size: int) -> str:
+    """How many candidates a space has, for messages: in full below 10^15, else as ``about 1.05e45``."""
+    if size < LONG:
+        return f"{size:,}"
+    exponent = int(math.log10(size))  # it takes integers that no float holds
+    exponent -= size < 10**exponent  # where the logarithm was rounded up
+    return f"about {size // 10 ** (exponent - 3) / 1000:.3g}e{exponent}"
 
 
 def _divided(numbers: Codes, by: int) -> tuple[Codes, Codes]:

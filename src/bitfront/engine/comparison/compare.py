@@ -51,7 +51,7 @@ from bitfront.errors import ConfigError, EvaluationError, RunError
 from bitfront.events import Events
 from bitfront.files import shown, sweep
 from bitfront.pareto import non_dominated
-from bitfront.spaces.base import Codes
+from bitfront.spaces.base import Codes, counted
 from bitfront.strategies.base import Knowledge
 from bitfront.strategies.configured import SETUP, configured_strategy, variant_settings
 
@@ -116,8 +116,8 @@ def competitors(plan: Plan, names: Sequence[str]) -> tuple[Plan, ...]:
             competitor = replace(competitor, n_trials=plan.space.size)
             if strategy.largest is not None and plan.space.size > strategy.largest:
                 raise ConfigError(
-                    f"the space has {plan.space.size:,} candidates, and {strategy.words}, which evaluates all of "
-                    f"them, stops at {strategy.kind.limit} = {strategy.largest:,}; remove it, or set "
+                    f"the space has {counted(plan.space.size)} candidates, and {strategy.words}, which evaluates all "
+                    f"of them, stops at {strategy.kind.limit} = {strategy.largest:,}; remove it, or set "
                     f"{strategy.kind.limit}",
                     key=("strategies", text),
                 )
@@ -288,7 +288,8 @@ def _default(plan: Plan, store: Store, dispatcher: Dispatcher, events: Events) -
         return (EXHAUSTIVE, *DEFAULT)
     would = f"would need some {seconds:,.0f} s" if seconds is not None else f"stops at max_size = {largest:,}"
     events.note(
-        f"brute force is not compared: for {size:,} candidates it {would}; name it among the strategies to compare it"
+        f"brute force is not compared: for {counted(size)} candidates it {would}; name it among the strategies to "
+        "compare it"
     )
     return DEFAULT
 
@@ -306,13 +307,13 @@ def _announce(plans: Sequence[Plan], repeats: int, known: int, dispatcher: Dispa
         return
     plan = searching[-1]
     size, budget = plan.space.size, min(plan.n_trials, plan.space.size)
-    events.note(f"space: {size:,} distinct candidates, {len(plan.space.parameters)} parameters")
+    events.note(f"space: {counted(size)} distinct candidates, {len(plan.space.parameters)} parameters")
     asked = plan.settings.strategy.setup.n_trials or 0
     if asked > size:
         events.note(f"n_trials = {asked:,} is more than the space has: each run evaluates all of it")
     events.note(
         f"compared: {names}; {seeds}, {budget:,} distinct evaluations each"
-        + (f", brute force all {size:,}" if _whole(plans[0]) else "")
+        + (f", brute force all {counted(size)}" if _whole(plans[0]) else "")
     )
     # Measured now, so that the first candidate's time does not include what happens once, such as calibration.
     each = 1000 * seconds_per_candidate(searching[0], dispatcher.safe)

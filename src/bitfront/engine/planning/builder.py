@@ -60,6 +60,7 @@ from bitfront.models import MODELS
 from bitfront.models.base import models_with
 from bitfront.objectives import Objectives
 from bitfront.spaces import SPACES
+from bitfront.spaces.base import counted
 from bitfront.spaces.model_space import ModelSpace
 from bitfront.spaces.request import Choices, Part, SpaceRequest
 from bitfront.strategies.configured import SETUP, ConfiguredStrategy, configured_strategy, without_effect
@@ -429,8 +430,8 @@ def _budget(setup: StrategySetup, strategy: ConfiguredStrategy, size: int) -> in
     largest, limit = strategy.largest, strategy.kind.limit
     if largest is not None and size > largest:
         raise ConfigError(
-            f"the space has {size:,} candidates, and {strategy.words} stops at {limit} = {largest:,}. Remove choices, "
-            f"set {limit} or n_trials, or use another strategy, e.g. name = 'surrogate'",
+            f"the space has {counted(size)} candidates, and {strategy.words} stops at {limit} = {largest:,}. Remove "
+            f"choices, set {limit} or n_trials, or use another strategy, e.g. name = 'surrogate'",
             key=(*SETUP, limit),
         )
     return size if strategy.kind.exhaustive else DEFAULT_TRIALS
