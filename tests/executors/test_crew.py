@@ -77,7 +77,7 @@ class Early(Launcher):
         return future
 
 
-@pytest.mark.parametrize(("deaths", "marked", "lost"), [(6, True, []), (8, True, [7]), (3, False, [7])])
+@pytest.mark.parametrize(("deaths", "marked", "lost"), [(6, True, []), (8, True, []), (9, True, [7]), (4, False, [7])])
 def test_a_worker_that_dies_before_it_begins_did_not_die_of_its_work(tmp_path, deaths, marked, lost):
     some = crew_of(Early(deaths), folder=tmp_path if marked else None)
     with mock.patch("bitfront.executors.crew.LAUNCHES", 1000):

@@ -26,7 +26,8 @@ from bitfront.executors.base import Launched, Launcher
 from bitfront.executors.calls import Answer, Call, Missing, Prepare, Refused, Shared, carry_out
 from bitfront.executors.versions import of_this_process
 
-#: So often workers may die with a piece of work that cannot be cut, and so often of these while nothing else is out.
+#: So often workers may die with a piece of work that cannot be cut, and so often of these alone with it. Where a death
+#: takes others along, who was to blame before is not known, and all of them must be while nothing else is out.
 DEATHS, ALONE = 3, 2
 #: So often a worker may die before it begins with a piece of work that is out alone, and the work is not to blame.
 STARTS = 5
@@ -367,8 +368,8 @@ class Crew:
             (self._suspects if suspect else self._waiting).extendleft(reversed(turns))
         elif alone and limit is not None and seconds >= limit:
             yield Lost(work, "", deaths, seconds)
-        elif alone >= ALONE and deaths >= DEATHS:
-            yield Lost(work, str(error), deaths, seconds)
+        elif alone >= (ALONE if apart else DEATHS) and deaths >= DEATHS:
+            yield Lost(work, str(error).strip().split("\n")[0], deaths, seconds)
         else:
             (self._waiting if apart else self._suspects).appendleft(_Turn(work, deaths, alone, turn.starts))
 
