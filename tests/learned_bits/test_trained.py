@@ -115,6 +115,22 @@ def test_a_file_of_another_cycle_or_training_is_refused(tmp_path):
             bf.transform_trial(run.folder, 0, data=data_of(), model=model())
 
 
+def test_networks_are_read_where_another_would_train_and_the_training_does_not_go_on(tmp_path, monkeypatch):
+    """As on a machine without a compiler, or without the GPU that trained them."""
+    run = searched(tmp_path, "run")
+    assert read_meta(cycle_file(Path(run.folder), 0))["origin"]
+    monkeypatch.setattr("bitfront.kernels.native.bits_library", lambda: None)
+    for trial in run.trials:
+        rebuilt = bf.transform_trial(run.folder, trial.number, check=True, data=data_of(), model=model())
+        assert rebuilt.evaluation.accuracy == trial.metrics["accuracy"]
+    last = cycle_file(Path(run.folder), 2)
+    last.unlink()
+    Path(f"{last}.json").unlink()
+    (tmp_path / "run" / "trials.sqlite").unlink()
+    with pytest.raises(CheckpointError, match=r"cycle-2\.pt was trained on another device, or with compiled steps"):
+        searched(tmp_path, "run")
+
+
 def test_a_damaged_file_is_refused(tmp_path):
     run = searched(tmp_path, "run")
     path = cycle_file(Path(run.folder), 0)

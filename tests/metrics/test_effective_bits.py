@@ -188,5 +188,7 @@ def test_trials_that_were_counted_otherwise_are_not_continued(tiny_mlp, tmp_path
     with monkeypatch.context() as earlier:
         earlier.setattr(Plan, "identity", lambda *a: {k: v for k, v in now(*a).items() if k != "ebops_count"})
         assert len(search()) == len(search()) == 4
-    with pytest.raises(RunError, match=r'another configuration:\n  ebops_count: it has null, requested is "as HGQ2"'):
+    with pytest.raises(
+        RunError, match=r'another configuration:\n  ebops_count: it has nothing, or the default, requested is "as HGQ2"'
+    ):
         search()

@@ -122,6 +122,19 @@ def line(axes, label):
 # ---- the front
 
 
+def test_bounds_of_constraints_are_lines_where_there_are_points_on_both_sides(tmp_path):
+    codes = full_grid()
+    metrics = {"accuracy": np.array([0.5, 0.6, 0.7, 0.5, 0.65, 0.72]), "average_bitwidth": 2.0 ** (1 + codes[:, 1])}
+    bounds = [("average_bitwidth", "<=", 5.0), ("accuracy", ">=", 0.6), ("average_bitwidth", "<=", 100.0)]
+    kept = [{"text": "", "metric": m, "comparison": c, "bound": b, "drop": False} for m, c, b in bounds]
+    run = write(tmp_path / "bounded", codes, metrics, constraints=kept)
+    (axes,) = figures.front(run, data.cloud(run)).axes
+    lines = [drawn for drawn in axes.get_lines() if drawn.get_linestyle() == "--"]
+    assert [list(map(float, drawn.get_xdata())) for drawn in lines] == [[5, 5], [0, 1]]
+    assert [list(map(float, drawn.get_ydata())) for drawn in lines] == [[0, 1], [0.6, 0.6]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()].count("constraints") == 1
+
+
 def test_every_trial_is_a_point_and_the_front_has_its_intervals(six):
     cloud = data.cloud(six)
     assert cloud.rows.tolist() == list(range(6))

@@ -84,6 +84,34 @@ def test_where_nothing_can_be_said_it_says_why(values, why):
     assert (result.parameters, result.missing) == ((), why)
 
 
+def test_an_option_that_no_trial_took_has_no_effect_and_does_not_change_those_of_others():
+    """Of the second parameter's options, constraints leave two; of the third's, one."""
+    space, smaller = product(2, 3, 2), product(2, 2)
+    codes = grid(space)
+    codes = codes[(codes[:, 1] < 2) & (codes[:, 2] == 1)].repeat(3, axis=0)
+    values = codes[:, 0] * 2.0 + codes[:, 1]
+    result = {i.parameter: i for i in importance(space, "m", codes, values).parameters}
+    expected = {i.parameter: i for i in importance(smaller, "m", codes[:, :2], values).parameters}
+    for name, influence in expected.items():
+        assert result[name].share == pytest.approx(influence.share)
+        assert [e.mean for e in result[name].effects] == pytest.approx([e.mean for e in influence.effects])
+    assert [(e.trials, e.mean) for e in result["g2/w"].effects] == [(12, pytest.approx(1.5))]
+    assert result["g2/w"].share == pytest.approx(0)
+
+
+def test_a_branch_that_no_trial_took_leaves_its_part_of_the_space_to_the_others():
+    widths = (Choice("weight", ("2", "4")),)
+    space = Space([Group("fc", (Branch("NA"), Branch("integer", widths), Branch("affine", widths)))])
+    smaller = Space([Group("fc", (Branch("NA"), Branch("integer", widths)))])
+    codes = smaller.numbered(0, smaller.size).repeat(5, axis=0)
+    values = np.where(codes[:, 0] == 1, 0.5 + codes[:, 1], 2.0)
+    longer = np.hstack([codes, np.zeros((len(codes), 1), dtype=np.int64)])
+    found = sorted(i.share for i in importance(space, "m", longer, values).parameters)
+    expected = sorted(i.share for i in importance(smaller, "m", codes, values).parameters)
+    assert len(expected) == 2
+    assert found == pytest.approx(expected)
+
+
 def test_nothing_to_choose():
     assert (
         importance(product(1), "m", np.zeros((3, 0), dtype=np.int64), np.ones(3)).missing

@@ -67,6 +67,7 @@ def test_the_page_and_the_folder_have_them(run, tmp_path):
     assert "layers" not in names
     text = report.page.read_text()
     assert "What each layer learned" in text
+    assert 'id="mattered"' not in text
     # Each for a light and for a dark page.
     assert text.count('alt="Bits of each weight') == text.count('alt="Accuracy and cost over the cycles') == 2
     table = page_tables.learned_layers(run, learned.learned_front(run))

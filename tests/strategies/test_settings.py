@@ -98,7 +98,9 @@ def test_a_search_uses_it(tmp_path):
     first = run.columns.code[5:, :].tolist()  # behind the uniform ones
     assert first[:2] == [[0, 4], [1, 3]]
     assert run.config.search.strategy.setup.of_strategy == {"stride": 4}
-    with pytest.raises(bf.UserError, match=r'strategy_settings: it has {"stride": 4}, requested is null'):
+    with pytest.raises(
+        bf.UserError, match=r'strategy_settings: it has {"stride": 4}, requested is nothing, or the default'
+    ):
         bf.search(run.config, stride=3)
 
 

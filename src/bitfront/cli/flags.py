@@ -18,7 +18,7 @@ from bitfront.errors import BitfrontError, ConfigError
 
 #: Keys below the top of the configuration that have a flag too.
 SEARCH_FLAGS = {
-    "strategy": ("search.strategy.name", str, "The strategy: brute_force, surrogate, evolution, optuna."),
+    "strategy": ("search.strategy.name", str, "The strategy: brute_force, surrogate, evolution, optuna, learned_bits."),
     "sampler": ("search.strategy.setup.sampler", str, "Optuna's sampler: tpe, random, nsgaii, nsgaiii, qmc, gp."),
     "n_trials": ("search.strategy.setup.n_trials", int, "Budget in distinct candidates."),
     "n_jobs": ("search.strategy.setup.n_jobs", int, "Worker processes; the results do not depend on it."),

@@ -43,7 +43,9 @@ class TrainedCourse:
 
     Attributes:
         folder: the run folder; None as long as nothing is kept there.
-        source: what the training depends on, as a fingerprint; files with another one are refused.
+        source: what the training depends on, as a fingerprint; it goes on only behind a cycle with the same one.
+        origin: the same without who trains and on what device. The networks of a file with the same one are read: they
+            are what they are, whoever trained them.
         threads: how many members are trained at a time.
         on_epoch: called after each epoch of the first member, in the thread that trains it.
         pace: number of a cycle that begins → how far it goes; None: as the schedule says.
@@ -56,6 +58,7 @@ class TrainedCourse:
 
     folder: Path | None = None
     source: str = ""
+    origin: str = ""
     threads: int = 1
     on_epoch: Callable[[Moment], None] = silent
     pace: Callable[[int], Pace] | None = None
@@ -78,7 +81,8 @@ class TrainedCourse:
             begin: gives the course at its start; called only if something must be trained.
 
         Raises:
-            CheckpointError: a file in the run folder is damaged, or belongs to another training.
+            CheckpointError: a file in the run folder is damaged, or belongs to another training, or to another trainer
+                and the training would go on behind it.
         """
         if cycle not in self.networks:
             if self._known(cycle):
@@ -95,7 +99,7 @@ class TrainedCourse:
         course.target, course.fulfils, course.elsewhere = self.target, self.fulfils, self.elsewhere
         done = next((c for c in range(cycle - 1, course.positions[0].cycle - 1, -1) if self._known(c)), None)
         if done is not None:
-            tensors, meta = self._read(done)
+            tensors, meta = self._read(done, to_go_on=True)
             course.positions = [_position(tensors, f"{m}", e, course) for m, e in enumerate(meta["positions"])]
             course.rise = Rise(**meta["rise"])
             course.hurry = Hurry(**meta["hurry"])
@@ -103,19 +107,34 @@ class TrainedCourse:
             pace = None if self.pace is None else self.pace(number)
             self.networks[number] = course.cycle(number, self.threads, self.on_epoch, pace)
             if self.folder is not None and not self._known(number):
-                _write(cycle_file(self.folder, number), number, self.source, self.networks[number], course)
+                of = {"cycle": number, "source": self.source, "origin": self.origin}
+                _write(cycle_file(self.folder, number), of, self.networks[number], course)
 
     def _known(self, cycle: int) -> bool:
         return self.folder is not None and checkpoints.has_meta(cycle_file(self.folder, cycle))
 
-    def _read(self, cycle: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, facts) of a complete cycle."""
+    def _read(self, cycle: int, *, to_go_on: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, facts) of a complete cycle.
+
+        Args:
+            to_go_on: whether a training goes on behind it; otherwise its networks are wanted.
+
+        Raises:
+            CheckpointError: it is damaged, or of another training or cycle; or others have trained it, `to_go_on`.
+        """
         assert self.folder is not None
         path = cycle_file(self.folder, cycle)
         tensors, meta = checkpoints.read_tensors(path), checkpoints.read_meta(path)
-        if (meta.get("cycle"), meta.get("source")) != (cycle, self.source):
+        known = meta.get("source") == self.source or ("origin" in meta and meta["origin"] == self.origin)
+        if not known or meta.get("cycle") != cycle:
             raise CheckpointError(
                 f"{path} belongs to another training, or to another cycle of this one; give --restart to train again"
+            )
+        if to_go_on and meta["source"] != self.source:
+            raise CheckpointError(
+                f"{path} was trained on another device, or with compiled steps where there are none now or the other "
+                "way round, so the training cannot go on behind it; go on where it was begun, or give --restart to "
+                "train again"
             )
         return tensors, meta
 
@@ -130,7 +149,12 @@ def _networks(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], program: P
     ]
 
 
-def _write(path: Path, cycle: int, source: str, networks: list[list[Network]], course: Course) -> None:
+def _write(path: Path, of: Mapping[str, Any], networks: list[list[Network]], course: Course) -> None:
+    """Write a cycle.
+
+    Args:
+        of: which cycle of which training it is.
+    """
     tensors: dict[str, Tensor] = {}
     for m, of_member in enumerate(networks):
         for n, network in enumerate(of_member):
@@ -145,8 +169,7 @@ def _write(path: Path, cycle: int, source: str, networks: list[list[Network]], c
         tensors[f"{m}.order"] = position.order.get_state()
     meta = {
         "layers": [layer.path for layer in course.program.layers],
-        "cycle": cycle,
-        "source": source,
+        **of,
         "networks": [
             [{name: getattr(n, name) for name in ("epoch", "pressure", "cost", "right")} for n in of_member]
             for of_member in networks

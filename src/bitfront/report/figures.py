@@ -6,7 +6,7 @@ front also has a marker and a line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def front(run: Run, cloud: Cloud) -> Figure:
         reference = run.reference.get(cost), run.reference.get(cloud.quality)
         if reference[0] is not None and reference[1] is not None:
             axes.plot([reference[0]], [reference[1]], "*", color=RED, ms=11, label="float model", zorder=4)
+        _bounds(axes, run, {cost: x[cloud.rows], cloud.quality: y[cloud.rows]}, cost)
         if wide(np.append(x[cloud.rows], np.nan if reference[0] is None else reference[0])):
             logarithmic(axes, run.units.get(cost, ""))
         axes.set_xlabel(title(run, cost))
@@ -91,6 +92,22 @@ def front(run: Run, cloud: Cloud) -> Figure:
         axes.legend(fontsize=8)
     figure.suptitle(cloud.note, fontsize=9)
     return figure
+
+
+def _bounds(axes: Axes, run: Run, drawn: Mapping[str, Values], across: str) -> None:
+    """Draw the bounds of the constraints as lines, those among the points: others would squeeze the points together.
+
+    Args:
+        drawn: metric of an axis → the values there.
+        across: which of them is the horizontal axis.
+    """
+    label = "constraints"
+    for constraint in run.constraints:
+        values = drawn.get(constraint.metric, np.array([]))
+        if (values <= constraint.bound).any() and (values >= constraint.bound).any():
+            line = axes.axvline if constraint.metric == across else axes.axhline
+            line(constraint.bound, color=BLACK, lw=0.8, ls="--", alpha=0.7, zorder=0, label=label)
+            label = "_nolegend_"
 
 
 def wide(values: Values) -> bool:

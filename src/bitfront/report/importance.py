@@ -7,6 +7,9 @@ approach for assessing hyperparameter importance", ICML 2014) over the search sp
 the plain means, and the shares are exactly Sobol's first-order indices. A sampler evaluates some regions more often
 than others, so that choices of different parameters occur together; least squares separates their effects. The rest
 is interactions, and noise if the metric has any.
+
+Of an option that no trial took nothing is known, for example because no candidate with it fulfils a constraint. It is
+left out, and the space is that of the other options.
 """
 
 from __future__ import annotations
@@ -44,7 +47,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class Influence:
-    """The importance of one parameter: `share` is the part of the metric's variance that it explains alone, 0 to 1."""
+    """The importance of one parameter: `share` is the part of the metric's variance that it explains alone, 0 to 1.
+
+    Its effects are those of the options that some trial took.
+    """
 
     parameter: str
     share: float
@@ -77,6 +83,9 @@ def importance(space: Space, metric: str, codes: Codes, values: Values) -> Impor
     """
     known = np.isfinite(values)
     codes, values = codes[known], values[known]
+    taken = [
+        np.bincount(codes[active(space, c, codes), c], minlength=len(p.labels)) for c, p in enumerate(space.parameters)
+    ]
     effects = int(sum(len(p.labels) - 1 for p in space.parameters))
     if not space.parameters:
         return Importance(metric, trials=len(values), missing="there was nothing to choose")
@@ -87,26 +96,27 @@ def importance(space: Space, metric: str, codes: Codes, values: Values) -> Impor
         return Importance(metric, trials=len(values), missing=why)
     if np.ptp(values) == 0:
         return Importance(metric, trials=len(values), missing=f"{metric} is the same for all trials")
-    weights = [_weights(space, p) for p in space.parameters]
+    weights = _tried(space, taken)
     coefficients, mean, rest = _fitted(space, weights, codes, values)
     shares, fits = [], []
-    taken = {p.name: codes[active(space, c, codes), c] for c, p in enumerate(space.parameters)}
-    for p, weight, beta in zip(space.parameters, weights, coefficients, strict=True):
-        f = beta - (weight * beta).sum() / weight.sum()
+    for weight, beta in zip(weights, coefficients, strict=True):
+        f = beta - (weight * beta).sum() / (weight.sum() or 1.0)
         # For candidates that take another branch, the parameter has no effect and its f is 0.
         shares.append(float((weight * f**2).sum()))
-        fits.append((p, f))
+        fits.append(f)
     total = sum(shares) + rest
     influences = [
         Influence(
             p.name,
             share / total,
             tuple(
-                Effect(label, float(f[i]), mean + float(f[i]), int((taken[p.name] == i).sum()))
+                Effect(label, float(f[i]), mean + float(f[i]), int(counts[i]))
                 for i, label in enumerate(p.labels)
+                if counts[i]
             ),
         )
-        for (p, f), share in zip(fits, shares, strict=True)
+        for p, f, counts, share in zip(space.parameters, fits, taken, shares, strict=True)
+        if counts.any()
     ]
     influences.sort(key=lambda i: -i.share)
     return Importance(metric, tuple(influences), rest / total, len(values))
@@ -122,6 +132,23 @@ def _weights(space: Space, parameter: Parameter) -> Values:
         return sizes / group.size if len(sizes) > 1 else np.full(len(parameter.labels), 1 / len(parameter.labels))
     share = group.branches[parameter.branch].size / group.size
     return np.full(len(parameter.labels), share / len(parameter.labels))
+
+
+def _tried(space: Space, taken: Sequence[NDArray[np.int64]]) -> list[Values]:
+    """The weights of each parameter in the space of the options that some trial took.
+
+    Args:
+        taken: per parameter and option, how many trials took it.
+    """
+    weights = [_weights(space, p) for p in space.parameters]
+    branches: dict[tuple[int, int], float] = {}
+    for c, (p, counts) in enumerate(zip(space.parameters, taken, strict=True)):
+        whole = weights[c].sum() if p.branch is None else branches.get((p.group, p.branch), weights[c].sum())
+        kept = weights[c] * (counts > 0)
+        weights[c] = kept * whole / kept.sum() if kept.any() else kept
+        if p.branch is None:
+            branches |= {(p.group, branch): float(weight) for branch, weight in enumerate(weights[c])}
+    return weights
 
 
 def active(space: Space, column: int, codes: Codes) -> NDArray[np.bool_]:
@@ -153,7 +180,7 @@ def _fitted(space: Space, weights: Sequence[Values], codes: Codes, values: Value
             counts = active(space, c, rows) * 1.0
             part = matrix[:, starts[c] : starts[c] + len(p.labels)]
             part[np.arange(len(rows)), rows[:, c]] = counts
-            part -= counts[:, None] * (weight / weight.sum())
+            part -= counts[:, None] * (weight / (weight.sum() or 1.0))
         return matrix
 
     for start in range(0, len(codes), BLOCK):

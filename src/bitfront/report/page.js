@@ -173,7 +173,16 @@ function front() {
   const [across, up] = ["x", "y"].map((axis) => traces.flatMap((t) => t[axis]));
   const tickvals = ticks(across, data.units[x], byId("front-plot").clientWidth - 70);
   const numbers = type === "log" ? { tickvals, ticktext: tickvals.map(number) } : linear(data.units[x], across);
+  // Bounds of constraints among the points; others would squeeze the points together.
+  const inside = (values, bound) => values.some((v) => v !== null && v <= bound) && values.some((v) => v !== null && v >= bound);
+  const line = { color: colour("ink"), width: 1, dash: "dash" };
+  const shapes = data.bounds.flatMap(([metric, bound]) => [
+    ...(metric === x && inside(across, bound) ? [{ type: "line", x0: bound, x1: bound, y0: 0, y1: 1, yref: "paper", line }] : []),
+    ...(metric === y && inside(up, bound) ? [{ type: "line", x0: 0, x1: 1, xref: "paper", y0: bound, y1: bound, line }] : []),
+  ]);
+  if (shapes.length) traces.push({ type: "scatter", mode: "lines", name: "constraints", x: [null], y: [null], line });
   return draw("front-plot", traces, {
+    shapes,
     xaxis: { title: { text: text(data.metrics[x]) }, type, ...numbers },
     yaxis: { title: { text: text(data.metrics[y]) }, ...linear(data.units[y], up) },
   });

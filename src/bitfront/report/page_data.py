@@ -52,6 +52,7 @@ def _metrics(run: Run) -> dict[str, Any]:
         "units": {m: run.units.get(m, "") for m in names},
         "better": {m: data.better(run, m) for m in names},
         "reference": {m: run.reference.get(m) for m in names},
+        "bounds": [[c.metric, c.bound] for c in run.constraints],
     }
 
 

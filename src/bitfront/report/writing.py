@@ -61,7 +61,7 @@ def _written(
     # Cycles and places in a cycle are no parameters that a user looks at, unless one asks.
     asked = bits is None or x is not None or y is not None or metrics
     grids = grid.grids(loaded, x, y, metrics) if asked else ()
-    influences = data.influences(loaded)
+    influences = data.influences(loaded) if bits is None else ()
     target = Path(output) if output is not None else loaded.folder
     try:
         (target / "figures").mkdir(parents=True, exist_ok=True)

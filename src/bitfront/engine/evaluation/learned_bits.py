@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -267,29 +268,44 @@ class LearnedBitsEvaluator(Evaluator):
 
     def keep_in(self, folder: Path) -> None:
         """Keep the networks of each complete cycle in a run folder, and go on behind the last one that is there."""
+        trainer = "compiled" if isinstance(self._space.program, BitsProgram) else (self.learning.device, self._written)
         self.learning.course.folder = folder
-        self.learning.course.source = self._source()
+        source, origin = self._fingerprints(trainer, ("any", self._written))
+        self.learning.course.source, self.learning.course.origin = source, origin
 
-    def _source(self) -> str:
-        """A fingerprint of everything that the training depends on beside the constraints."""
-        learning, digest = self.learning, hashlib.sha256()
+    @property
+    def _written(self) -> dict[str, list[tuple[Operand, str]]]:
+        """The formats of what learns no bits, as text."""
         # An earlier version had no such fields.
         usual = ", rounding='even', overflow='saturate'"
-        fixed = {
+        return {
             site: sorted((o, repr(f).replace(usual, "")) for o, f in of.items())
             for site, of in self._space.fixed.items()
         }
-        trainer = "compiled" if isinstance(self._space.program, BitsProgram) else (learning.device, fixed)
-        settings = (learning.schedule, learning.cost, learning.default, sorted(learning.named.items()), trainer)
+
+    def _fingerprints(self, *trainers: object) -> list[str]:
+        """Fingerprints of everything that the training depends on beside the constraints.
+
+        Args:
+            trainers: who trains, and on what; each gives a fingerprint.
+        """
+        learning = self.learning
         teacher = learning.teacher if isinstance(learning.teacher, str) else "a checkpoint"
-        digest.update(repr((settings, teacher, learning.temperature, learning.float_epochs)).encode())
+        digests = []
+        for trainer in trainers:
+            settings = (learning.schedule, learning.cost, learning.default, sorted(learning.named.items()), trainer)
+            text = repr((settings, teacher, learning.temperature, learning.float_epochs))
+            digests.append(hashlib.sha256(text.encode()))
+        parts = []
         roundings = {key: of.data_in_rounding for key, of in {"": learning.default, **learning.named}.items()}
         if set(roundings.values()) != {"even"}:
-            digest.update(repr(sorted(roundings.items())).encode())
+            parts.append(repr(sorted(roundings.items())).encode())
         if not self.job.task.plainly_trained:
-            digest.update(repr(self.job.task).encode())
+            parts.append(repr(self.job.task).encode())
         given = {} if isinstance(learning.teacher, str) else learning.teacher
         tensors = [learning.x, learning.y, learning.val_x, learning.val_y, *given.values()]
-        for tensor in [*tensors, *self._space.graph.model.state_dict().values()]:
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        tensors += self._space.graph.model.state_dict().values()
+        for part in chain(parts, (t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)):
+            for digest in digests:
+                digest.update(part)
+        return [digest.hexdigest() for digest in digests]

@@ -365,7 +365,7 @@ def _differences(key: str, before: Any, now: Any) -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    text = json.dumps(value)
+    text = "nothing, or the default" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
