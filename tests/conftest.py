@@ -1,5 +1,6 @@
 """What the tests of the core share: reproducible hypothesis runs, a browser, and a short way to a space."""
 
+import collections
 import os
 import shutil
 import tempfile
@@ -27,9 +28,15 @@ ALL = "BITFRONT_ALL" in os.environ
 
 
 def pytest_collection_modifyitems(items):
+    cases = collections.Counter()
     for item in items:
         if item.get_closest_marker("long") and not ALL:
             item.add_marker(pytest.mark.skip(reason="it takes long; BITFRONT_ALL=1 runs it, and make all"))
+        if (sampled := item.get_closest_marker("sampled")) and not ALL:
+            name = item.nodeid.partition("[")[0]
+            if cases[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.skip(reason="one of many cases; BITFRONT_ALL=1 runs all, and make all"))
+            cases[name] += 1
         if "browser" in item.fixturenames or item.get_closest_marker("journey"):
             item.add_marker(pytest.mark.slow)
 

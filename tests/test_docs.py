@@ -19,6 +19,8 @@ from warm import Warm
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 from blocks import ROOT, Block, Typing, blocks, outputs, renewed, run, shape, typed, unprinted
 
+#: The page that starts the most clusters; tests/executors does the same with less.
+SLOWEST = "docs/howto/cluster.md"
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 #: ``py``: the cells of the notebook, which ``tests/test_notebook.py`` runs as one program.
 KNOWN = {"sh", "python", "py", "toml", "text", ""}
@@ -54,7 +56,9 @@ def forked(warm: Warm) -> Typing:
 
 
 @pytest.mark.journey
-@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)])
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.long if p == SLOWEST else ()) for p in PAGES if runnable(p)]
+)
 def test_commands_and_code_run(page: str, tmp_path: Path, forked: Typing) -> None:
     listed = blocks(page)
     shown = outputs(listed)

@@ -253,6 +253,7 @@ def drawn(data, network, most=7):
 # --- the properties --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @per_network
 @max_examples(12, shrink=False)
 @given(st.data())
@@ -261,6 +262,7 @@ def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
     assert_as_alone(evaluator_of(job, data.draw(efforts, "effort")), codes)
 
 
+@pytest.mark.sampled(2)
 @per_network
 @max_examples(6, shrink=False)
 @given(st.data())
@@ -279,6 +281,7 @@ def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(networ
     assert same(evaluator.evaluate(codes), whole)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @per_network
 @max_examples(4, shrink=False)
@@ -313,6 +316,7 @@ def test_nothing_is_changed_by_measuring(network, data):
     assert same(evaluator.evaluate(codes), first)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @per_network
 @max_examples(4, shrink=False)
@@ -584,6 +588,7 @@ CORRECTED = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("network", CORRECTED, ids=lambda n: n.__name__)
 @pytest.mark.parametrize("which", [(True, False), (False, True), (True, True)], ids=["bias", "norm", "both"])

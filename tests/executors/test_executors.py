@@ -15,7 +15,7 @@ from bitfront.testing import check_executor
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("processes", {}), ("dask", {"address": "local"})],
+    [("processes", {}), pytest.param("dask", {"address": "local"}, marks=pytest.mark.long)],
 )
 def test_every_executor_keeps_the_contract(name, settings, tmp_path):
     check_executor(name, settings, folder=tmp_path)

@@ -157,6 +157,7 @@ def _pairs():
                     yield pytest.param(name, network, formats, marks=marks)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "network", "formats"), list(_pairs()))
 def test_what_a_target_writes_computes_the_same_numbers(name, network, formats, tmp_path):
     given, x = candidate(network, formats)

@@ -9,6 +9,7 @@ pytestmark = pytest.mark.journey
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "formats").glob("*.toml"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
 def test_the_example_of_a_format(example, shell):
     typed = shell("search", "--config", example, "--n-trials", 30, "--max-epochs", 3, "--project-dir", "runs")

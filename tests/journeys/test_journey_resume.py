@@ -51,7 +51,7 @@ def trials_without_time(shell):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "nsgaii" else []) for name in SEARCHES]
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name != "brute_force" else []) for name in SEARCHES]
 )
 def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_path_factory):
     store = slow.folder / "runs/slow/trials.sqlite"

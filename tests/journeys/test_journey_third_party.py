@@ -105,6 +105,7 @@ def assert_rebuilt(shell, number, metrics, checkpoint):
     assert all(f["steps"][0] > 0 for site in formats.values() for f in site.values())
 
 
+@pytest.mark.long
 def test_a_format_of_another_package_is_searched_trained_and_rebuilt(installed, data):
     assert "my-format" in installed("list", "formats", cold=True).out
 

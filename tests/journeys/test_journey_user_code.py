@@ -218,6 +218,7 @@ def test_a_candidate_that_ends_its_process_is_passed_by(shell, data):
     assert "6 of 6 candidates evaluated" in shell("search", "--config", "rude.toml").out
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_in_worker_processes_it_is_passed_by_at_once(shell, data):
     expected = reference(shell, data)

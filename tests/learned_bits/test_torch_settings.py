@@ -76,6 +76,7 @@ TABLES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shared", ["channel", "layer"])
 @pytest.mark.parametrize("table", TABLES, ids=str)
 @pytest.mark.parametrize("network", [Transformer, Upwards, Curved])
