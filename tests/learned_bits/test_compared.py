@@ -61,6 +61,9 @@ def test_its_runs_are_those_of_searches_and_beside_others(given, tmp_path):
     assert json.loads((tmp_path / "compared" / "compare" / "compare.json").read_text())["strategies"] == [
         *("evolution", "learned_bits:element", "learned_bits:layer")
     ]
+    # All networks of a training are not all candidates of the space.
+    assert all(run.stopped == "space exhausted" for run in comparison.of("learned_bits:layer"))
+    assert not compared(given, tmp_path, ["evolution"], seeds=1, **training).truth
 
 
 def test_what_is_trained_is_kept_and_a_lost_cycle_is_trained_again(given, tmp_path):

@@ -211,9 +211,10 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
                 events.note(f"{len(cached):,} evaluated candidates are stored; the same command goes on with them")
                 raise
             remarks = tuple(dispatcher.remarks)
-            _check_front(plan, [r for r in runs if r.strategy not in trained], cached)
+            of_space = [r for r in runs if r.strategy not in trained]
+            _check_front(plan, of_space, cached)
             stored = _losses(plan, limits, *cached.results())
-            complete = _whole_space_known(plan, runs, store, len(cached))
+            complete = _whole_space_known(plan, of_space, store, len(cached))
     finally:
         store.close()
     if not any(np.isfinite(run.losses).all(axis=1).any() for run in runs):
@@ -244,7 +245,11 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
 
 
 def _whole_space_known(plan: Plan, runs: Sequence[StrategyRun], store: Store, known: int) -> bool:
-    """Whether every candidate that can fulfil the constraints has been evaluated, now or in an earlier session."""
+    """Whether every candidate that can fulfil the constraints has been evaluated, now or in an earlier session.
+
+    Args:
+        runs: those of candidates of the space.
+    """
     key = f"whole space under {sorted(c.text for c in plan.constraints)}"
     if known == plan.space.size or store.meta(key):
         return True
