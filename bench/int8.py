@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from common import images, make_job, measured, parser, report
 from onnxruntime import quantization
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.exporters.onnx import INPUT, onnx_model
-from bitfront.exporters.sessions import PRECISE
+from bitfront.exporters.sessions import opened
 from bitfront.graph import capture
 from bitfront.models.base import build_model
 from bitfront.scoring import evaluate
@@ -98,16 +97,12 @@ def of_onnxruntime(float_file: Path, data: Dataset, calibration: Tensor, method:
         weight_type=quantization.QuantType.QInt8,
         calibrate_method=getattr(quantization.CalibrationMethod, method),
     )
-    levels = onnxruntime.GraphOptimizationLevel
-    return max(accuracy_of(file, data, level) for level in (levels.ORT_ENABLE_ALL, levels.ORT_DISABLE_ALL))
+    return max(accuracy_of(file, data, optimized=optimized) for optimized in (True, False))
 
 
-def accuracy_of(file: Path, data: Dataset, level: Any) -> float:
-    """Test accuracy of an ONNX file."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level, options.log_severity_level = level, 3
-    options.add_session_config_entry(*PRECISE)
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+def accuracy_of(file: Path, data: Dataset, *, optimized: bool) -> float:
+    """Test accuracy of an ONNX file in the form QDQ."""
+    session = opened(file, "qdq", optimized=optimized)
     x, y = data.split("test")
     answers = np.concatenate([session.run(None, {INPUT: part.numpy()})[0].argmax(1) for part in x.split(500)])
     return float((answers == y.numpy()).mean())

@@ -111,7 +111,7 @@ def test_too_few_trials_do_not_tell_which_parameters_matter_least(tmp_path):
     bits = codes.sum(axis=1) + 1.0
     run = write(tmp_path / "few", codes, {"accuracy": 1 - 1 / bits, "average_bitwidth": bits}, space=space)
     data = content(page_of(run, tmp_path / "out"))
-    assert data["parallel"]["left_out"] == "the last 10 parameters, of which nobody knows how much they matter"
+    assert data["parallel"]["left_out"] == "the last 10 parameters; how much they matter is not known"
 
 
 def test_where_there_is_no_room_the_page_says_so(six, tmp_path, monkeypatch):

@@ -131,15 +131,21 @@ def models_with(layers: Collection[str], sample_shape: tuple[int, ...], num_clas
     """Names of the registered models for such samples in which all of `layers`, by fx name or path, have weights."""
     names = []
     for name in MODELS.names():
-        try:
-            with torch.device("meta"):
-                model = MODELS.get(name)(sample_shape, num_classes)
-        except (UserError, NotImplementedError):
-            continue  # it is for other samples, or cannot be made without weights
-        weighted = {path for path, module in model.named_modules() if hasattr(module, "weight")}
+        weighted = weighted_layers(name, sample_shape, num_classes)
         if {layer.replace("_", ".") for layer in layers} <= {path.replace("_", ".") for path in weighted}:
             names.append(name)
     return names
+
+
+def weighted_layers(name: str, sample_shape: tuple[int, ...], num_classes: int) -> dict[str, type[nn.Module]]:
+    """Path → type of the layers with weights of a registered model, in its order; empty if it is for other samples, or
+    cannot be made without weights."""
+    try:
+        with torch.device("meta"):
+            model = MODELS.get(name)(sample_shape, num_classes)
+    except (UserError, NotImplementedError):
+        return {}
+    return {path: type(module) for path, module in model.named_modules() if hasattr(module, "weight")}
 
 
 def _check_outputs(name: str, num_classes: int) -> None:

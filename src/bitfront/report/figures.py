@@ -280,10 +280,12 @@ def parallel(coordinates: Parallel) -> Figure:
 def left_out(coordinates: Parallel) -> str:
     """Which parameters have no axis, in words; empty if all have one."""
     count = coordinates.left_out
+    if not count:
+        return ""
     if not coordinates.ranked:
-        return f"the last {count} parameters, of which nobody knows how much they matter" if count else ""
-    least = "the parameter that matters least" if count == 1 else f"the {count} parameters that matter least"
-    return least if count else ""
+        last = "the last parameter" if count == 1 else f"the last {count} parameters"
+        return f"{last}; how much they matter is not known"
+    return "the parameter that matters least" if count == 1 else f"the {count} parameters that matter least"
 
 
 def ticks(coordinates: Parallel, axis: int) -> list[tuple[float, str]]:

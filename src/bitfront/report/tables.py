@@ -334,12 +334,12 @@ def _choices(run: Run, shown: Sequence[Trial]) -> list[str]:
     what = [f"bits of data_in/weight/bias{results}{_in(named)}"] if any(_sites(t) for t in shown) else []
     widths = {t.number: run.space.layer_widths(np.array(t.code, dtype=np.int64)) for t in shown}
     what += ["widths"] if any(widths.values()) else []
-    counted = max((len(_sites(t)) + len(widths[t.number]) for t in shown), default=0) > LAYERS
-    title = "how many layers chose what (the report names them)" if counted else "what they chose"
+    as_counts = max((len(_sites(t)) + len(widths[t.number]) for t in shown), default=0) > LAYERS
+    title = "how many layers chose what (the report names them)" if as_counts else "what they chose"
     lines = [f"{title}, {' and '.join(what)}:"]
     for trial in shown:
         bits = run.space.operand_bits(np.array(trial.code, dtype=np.int64))
-        line = chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number], counted=counted)
+        line = chosen(trial, bits, named=len(named) > 1, widths=widths[trial.number], as_counts=as_counts)
         lines.append(f"  {trial.number}: {line}{_left_by_choice(run, trial.number)}")
     return lines
 
@@ -375,7 +375,7 @@ def chosen(
     *,
     named: bool = True,
     widths: Mapping[str, tuple[str, int]] | None = None,
-    counted: bool = False,
+    as_counts: bool = False,
 ) -> str:
     """The choices of a trial in one line: bits of data_in/weight/bias → data_out, ``-`` for an operand in float.
 
@@ -383,7 +383,7 @@ def chosen(
         bits: site → operand → bits; None, shown as ``?``, if they are not known.
         named: with the name of the number format.
         widths: layer → (label of its multiplier, number of channels), for layers whose width is a choice.
-        counted: with the number of layers that chose the same in place of their names, the most frequent first.
+        as_counts: with the number of layers that chose the same in place of their names, the most frequent first.
     """
     parts = [(layer, f"{label} ({width})") for layer, (label, width) in (widths or {}).items()]
     for site, entry in _sites(trial).items():
@@ -392,7 +392,7 @@ def chosen(
         sizes += f" → {_bits_of(DATA_OUT, bits[site])}" if DATA_OUT in bits.get(site, {}) else ""
         what = f"{config['name']} " if named else ""
         parts.append((site, "float" if config["name"] == "NA" else f"{what}{sizes}"))
-    if counted:
+    if as_counts:
         return ", ".join(
             f"{count} × {choice}" for choice, count in Counter(choice for _, choice in parts).most_common()
         )

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
 from bitfront.exporters.onnx import INPUT, Form, obstacle, onnx_model
+from bitfront.exporters.sessions import opened
 from bitfront.formats import FORMATS
 from bitfront.formats.base import WEIGHT, Format, Operand
 from bitfront.graph import Graph, Site, capture
@@ -246,19 +247,11 @@ def _check_onnx(graph: Graph, sites: list[Site], x: Tensor) -> None:
     for how, formats, form in cases:
         with torch.no_grad():
             expected = quantize(graph, formats)(x)
-        computed = _in_onnx_runtime(onnx_model(graph, formats, form), x)
+        # With optimizations, ONNX Runtime rounds biases once more.
+        session = opened(onnx_model(graph, formats, form).SerializeToString(), form, optimized=False, threads=1)
+        computed = torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
         off = float((computed - expected).abs().max())
         assert off <= 1e-4, f"{how}, the ONNX model differs from the quantized one by {off}"
-
-
-def _in_onnx_runtime(model: Any, x: Tensor) -> Tensor:
-    runtime: Any = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    # With optimizations, it rounds biases once more.
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
 
 
 def _check_merged(network: nn.Module, graph: Graph, x: Tensor, seed: int) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+from torch import nn
 
 from bitfront.config import Config
 from bitfront.data.base import Dataset
-from bitfront.errors import UserError
 from bitfront.models import MODELS
+from bitfront.models.base import weighted_layers
 
 
 def renamed_layers(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
@@ -32,10 +32,7 @@ def renamed_layers(config: Config, dataset: Dataset) -> tuple[Config, list[str]]
     named = [key for key in table.seed if key != "default"]
     if own is None or table.setup.by != "name" or own not in MODELS or config.model not in MODELS:
         return config, []
-    try:
-        before, after = _layers(own, dataset), _layers(config.model, dataset)
-    except (UserError, NotImplementedError):
-        return config, []
+    before, after = _layers(own, dataset), _layers(config.model, dataset)
     if set(named) <= set(after) or not set(named) <= set(before):
         return config, []
     names: dict[str, str] = {}
@@ -55,11 +52,10 @@ def renamed_layers(config: Config, dataset: Dataset) -> tuple[Config, list[str]]
     return config.model_copy(update={"search": search}), [note]
 
 
-def _layers(name: str, dataset: Dataset) -> dict[str, type]:
+def _layers(name: str, dataset: Dataset) -> dict[str, type[nn.Module]]:
     """Name → type of the layers with weights of a bundled model, in its order."""
-    with torch.device("meta"):
-        model = MODELS.get(name)(dataset.sample_shape, dataset.num_classes)
-    return {path.replace(".", "_"): type(m) for path, m in model.named_modules() if hasattr(m, "weight")}
+    layers = weighted_layers(name, dataset.sample_shape, dataset.num_classes)
+    return {path.replace(".", "_"): kind for path, kind in layers.items()}
 
 
 def _renamed(choices: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
