@@ -118,7 +118,7 @@ def test_what_a_trial_chose_in_one_line():
     assert tables.chosen(trial, bits) == "fc1 integer 8/4/8, fc2 float, fc3 integer -/4/-"
     assert tables.chosen(trial, bits, named=False) == "fc1 8/4/8, fc2 float, fc3 -/4/-"
     same = bits | {"fc3": bits["fc1"]}
-    assert tables.chosen(trial, same, named=False, counted=True) == "2 × 8/4/8, 1 × float"
+    assert tables.chosen(trial, same, named=False, as_counts=True) == "2 × 8/4/8, 1 × float"
     assert tables.chosen(trial, {"fc1": {"weight": None}}, named=False) == "fc1 -/?/-, fc2 float, fc3 -/-/-"
 
 
