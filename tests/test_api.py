@@ -183,6 +183,7 @@ def test_what_is_printed_of_a_run_is_short(run):
     assert len(repr(run.front[0])) < 200
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_script_without_a_main_guard_gets_advice(tmp_path):
     script = tmp_path / "script.py"

@@ -58,7 +58,10 @@ def plots():
 
 
 #: What computes with several threads that take turns, or takes a quarter of a minute also in its smallest size.
-LONG = {"population", "roofline", "int8", "networks", "scaling", "calibration", "zoo"}
+LONG = {
+    *("population", "roofline", "int8", "networks", "scaling", "calibration", "zoo"),
+    *("strategies", "runtime", "learned_bits", "joint", "microcontroller", "granularity", "samplers"),
+}
 RUNS = [pytest.param(path, marks=[pytest.mark.long] if path.stem in LONG else [], id=path.stem) for path in SCRIPTS]
 #: Runs a script as ``python SCRIPT WORDS`` does, in a process that has torch imported already.
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = {folder!r}; runpy.run_path(sys.argv[0], run_name='__main__')"

@@ -207,6 +207,7 @@ def test_fronts_are_chosen_on_val_by_each_count_and_compared_on_test(recount):
     assert recount.summary_of([one, rival])["one_volume"] == pytest.approx(0.06 * np.log10(50))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_does_not_install_is_said_with_the_last_lines_of_pip(tmp_path):
     """No index is asked, so it needs no network."""

@@ -35,6 +35,7 @@ def fuzz(folder, holds, *words):
     return done.returncode, done.stdout, drawn.read_text().split() if drawn.exists() else []
 
 
+@pytest.mark.long
 @pytest.mark.journey
 def test_a_failure_can_be_drawn_again(tmp_path):
     code, printed, drawn = fuzz(tmp_path, "number < 1000", "--seconds", "60")
@@ -46,6 +47,7 @@ def test_a_failure_can_be_drawn_again(tmp_path):
     assert again == drawn
 
 
+@pytest.mark.long
 @pytest.mark.journey
 def test_each_round_draws_others(tmp_path):
     code, printed, drawn = fuzz(tmp_path, "True", "--seconds", "600", "--rounds", "2")

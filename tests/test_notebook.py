@@ -246,6 +246,7 @@ def shown(cell, names):
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if value else None  # noqa: S307
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_runs(tmp_path, monkeypatch):
     for module in ("timm", "PIL", "matplotlib", "pandas", "onnxruntime"):

@@ -153,6 +153,7 @@ def typed(*words: str | Path, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.journey
 def test_installed_wheel_compiles_its_kernels_searches_and_reports(installed, tmp_path):
     home = typed(installed / "python", "-c", "import bitfront; print(bitfront.__file__)", folder=tmp_path)

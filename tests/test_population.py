@@ -227,6 +227,7 @@ def population():
     ]
 
 
+@pytest.mark.long
 @compiled
 @pytest.mark.parametrize("threads", [1, 2])
 def test_other_members_and_order_change_no_bit(threads):

@@ -29,6 +29,7 @@ def of_type(network, seed):
     return evaluator_of(job_of(seeded_model(network), network.shape, {"default": seed}, by="type"))
 
 
+@pytest.mark.sampled(2)
 @NETS
 @pytest.mark.parametrize("family", ["minifloat_ieee", "minifloat_denorm"])
 @pytest.mark.parametrize("exponents", [2, 3, 4])

@@ -164,6 +164,7 @@ def test_more_initial_candidates_than_the_budget_are_cut(tmp_path):
     assert np.array_equal(trials.code, SPACE.numbered(0, 4))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 4])
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -455,6 +456,7 @@ def test_the_front_of_a_search_holds_only_what_is_allowed(tmp_path, name):
     assert np.array_equal(np.unique(fronts[-1].losses, axis=0), np.unique(toy_losses(SPACE, expected, 2), axis=0))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["brute_force", "tpe", "nsgaii", "evolution"])
 @pytest.mark.parametrize("patience", [0, 7, 25])

@@ -249,6 +249,7 @@ def test_where_nothing_can_be_written_a_note_says_so(tmp_path):
     assert any("is not kept" in text for text in events.texts)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_use_what_is_kept(tmp_path):
     whole = search(tmp_path / "whole")

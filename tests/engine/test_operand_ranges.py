@@ -323,6 +323,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("granularity", [None, "tensor", "channel"])
 @pytest.mark.parametrize("symmetric", ["NA", False])

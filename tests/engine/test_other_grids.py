@@ -136,6 +136,7 @@ def test_steps_per_channel_or_value_have_the_numbers_of_the_deployed_model(netwo
     assert_as_alone(evaluator, codes)
 
 
+@pytest.mark.sampled(2)
 @NETS
 @pytest.mark.parametrize("data", ["tensor", "channel"])
 def test_fixed_point_per_channel_or_element_has_the_numbers_of_the_deployed_model(network, data):
@@ -176,6 +177,7 @@ SHARED = {
 }
 
 
+@pytest.mark.sampled(3)
 @NETS
 @pytest.mark.parametrize("name", SHARED)
 def test_shared_exponents_and_logarithms_have_the_numbers_of_the_deployed_model(name, network):

@@ -118,6 +118,7 @@ def test_training_candidates_and_learning_their_rounding_is_refused(tmp_path):
         notes(tmp_path, {"linear": FORMATS}, **{"search.strategy.sw_runner.basic_train": {"max_epochs": 1}})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_it_gives_back_accuracy_at_low_precision(digits, granularity):

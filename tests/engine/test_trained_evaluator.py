@@ -378,6 +378,7 @@ def test_of_a_cohort_with_constraints_those_go_on_that_fulfil_them_or_nearly_do(
     assert going_on(losses, 0.9, np.zeros(6)).tolist() == going_on(losses, 0.9).tolist()
 
 
+@pytest.mark.long
 def test_halving_trains_on_what_meets_the_constraints(dataset, tmp_path, monkeypatch):
     """A bound that is known before any training, and one on trained weights, which is looked at on each rung."""
     judged, trained, real, population = [], [], training_bench.going_on, training_bench.train_population
@@ -446,6 +447,7 @@ def test_halving_stops_who_is_hopeless_and_changes_nothing_for_the_others(datase
         assert rebuilt.evaluation.accuracy == runs[0].trial(number).metrics["accuracy"]
 
 
+@pytest.mark.long
 def test_a_search_with_halving_goes_on_where_it_stopped(dataset, tmp_path):
     def searched(folder, **more):
         return bf.search(configured(JOINT, HALVING, project_dir=str(tmp_path / folder)), data=dataset, **more)

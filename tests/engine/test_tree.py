@@ -253,7 +253,7 @@ def drawn(data, network, most=7):
 # --- the properties --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @per_network
 @max_examples(12, shrink=False)
 @given(st.data())
@@ -262,7 +262,7 @@ def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
     assert_as_alone(evaluator_of(job, data.draw(efforts, "effort")), codes)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @per_network
 @max_examples(6, shrink=False)
 @given(st.data())
@@ -281,7 +281,7 @@ def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(networ
     assert same(evaluator.evaluate(codes), whole)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @per_network
 @max_examples(4, shrink=False)
@@ -316,7 +316,7 @@ def test_nothing_is_changed_by_measuring(network, data):
     assert same(evaluator.evaluate(codes), first)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @per_network
 @max_examples(4, shrink=False)
@@ -361,6 +361,7 @@ def test_without_the_kernel_convolutions_have_the_same_bits(network, form, monke
     assert not calls
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @per_network
 @pytest.mark.parametrize("samples", [1, 5])

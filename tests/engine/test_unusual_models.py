@@ -180,6 +180,7 @@ def searched(model, tmp_path, strategy="brute_force", types=("linear", "relu")):
     return run, notes.heard
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_has_the_numbers_of_the_users_model_rounded_by_hand(name, tmp_path):
     model = MODELS[name]().eval()

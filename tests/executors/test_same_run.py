@@ -70,6 +70,7 @@ def hostile():
     return HostileExecutor(next(SEEDS), HIT)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_hostile_executor_changes_nothing(name, expected, tmp_path):
     assert content(search(tmp_path / name, executor=hostile, **SEARCHES[name])) == expected[name]

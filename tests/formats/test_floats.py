@@ -228,6 +228,7 @@ def test_labels(chosen, label):
 # --- the bias that is learned ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @FAMILIES
 @given(st.integers(4, 8), st.integers(1, 4), st.sampled_from([1e-20, 1e-3, 1.0, 500.0, 1e12]), st.integers(0, 99))
 @example(8, 4, 1.0, 0)

@@ -69,6 +69,7 @@ def test_a_binary_point_per_element_conforms(rule, kind, signed):
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @rules
 @given(st.integers(1, 10), st.booleans(), st.integers(0, 999))
 def test_each_channel_gets_the_frac_width_that_it_gets_as_a_tensor(rule, width, signed, seed):

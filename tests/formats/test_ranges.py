@@ -94,6 +94,7 @@ def divergences(x, levels):
     return result
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("levels", [8, 128])
 @pytest.mark.parametrize("draw", ["laplace", "normal", "standard_t"])
 def test_entropy_has_the_smallest_divergence_of_all_cuts(levels, draw):

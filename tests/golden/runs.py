@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -188,15 +188,23 @@ def write_data(path: Path) -> None:
     np.savez(path, **arrays)
 
 
-def typed(words: str, folder: Path) -> str:
+#: (arguments of Python, folder, environment) → (exit code, standard output, standard error).
+Python = Callable[[list[str], Path, dict[str, str]], tuple[int, str, str]]
+
+
+def cold(arguments: list[str], folder: Path, env: dict[str, str]) -> tuple[int, str, str]:
+    """``python ARGUMENTS`` in a new process."""
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def typed(words: str, folder: Path, python: Python) -> str:
     """The tables that ``bitfront WORDS`` prints in `folder`."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(
-        [sys.executable, "-m", "bitfront", *words.split()], cwd=folder, env=env, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"bitfront {words}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return "".join(table(done.stdout.splitlines(keepends=True)))
+    code, out, err = python(["-m", "bitfront", *words.split()], folder, env)
+    if code:
+        raise SystemExit(f"bitfront {words}: exit code {code}\n{out}{err}")
+    return "".join(table(out.splitlines(keepends=True)))
 
 
 def table(lines: list[str]) -> Iterator[str]:
@@ -231,7 +239,7 @@ def trials(store: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def outcome(name: str, folder: Path) -> str:
+def outcome(name: str, folder: Path, python: Python = cold) -> str:
     """What the run `name` gives, run in an empty `folder`: its trials, best.json and printed tables."""
     model, text, words = RUNS[name]
     write_data(folder / "data.npz")
@@ -242,7 +250,7 @@ def outcome(name: str, folder: Path) -> str:
         head += f'load_name = "{weights.name}"\nload_type = "pt"\n'
     (folder / "golden.toml").write_text(head + text)
     verb, *more = words.split()
-    printed = typed(" ".join([verb, "--config", "golden.toml", *more]), folder)
+    printed = typed(" ".join([verb, "--config", "golden.toml", *more]), folder, python)
     parts = [f"### printed\n{printed}"]
     for file in sorted((folder / "runs").rglob("*.sqlite")):
         parts.append(f"### {file.relative_to(folder)}\n{trials(file)}")

@@ -195,6 +195,7 @@ COMPARED = tuple(b for b in BLOCKS if b not in (Grouped, Depthwise, Overlapping)
 FLAT = tuple(b for b in COMPARED if b is not Concatenating)
 
 
+@pytest.mark.long
 @max_examples(50)
 @given(networks(COMPARED, flat=[False]) | networks(FLAT, flat=[True]))
 def test_groups_are_those_of_torch_pruning(model):

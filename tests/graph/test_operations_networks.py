@@ -59,6 +59,7 @@ def images(size: int = SIZE) -> torch.Tensor:
     return torch.randn(BATCH, 3, size, size)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_networks_of_torchvision(name):
     models = libraries.torchvision().models
@@ -74,6 +75,7 @@ def test_vision_transformer_of_torchvision():
     agree(model, images())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm(name):
     libraries.torchvision()  # timm imports it

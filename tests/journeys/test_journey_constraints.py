@@ -46,6 +46,7 @@ def test_the_smallest_network_within_one_percent(jets):
     assert (jets.folder / "runs/jsc-budget/trials.sqlite").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_the_same_front_in_whatever_order(jets):
     """All 216 candidates one after the other, drawn at random, and by a genetic sampler: one front."""
     text = EXAMPLE.read_text().replace("[3, 4, 6, 8]", "[3, 8]").replace('model_size = "<= 1 kB"', "")
@@ -95,6 +96,7 @@ def test_a_constraint_brings_its_runner(jets):
     assert "[search.constraints] needs runner peak_memory: it was added with its defaults" in typed.err
 
 
+@pytest.mark.long
 def test_as_many_samples_as_settle_the_order(jets):
     text = EXAMPLE.read_text().replace("num_samples = 8192", 'num_samples = "auto"')
     (jets.folder / "auto.toml").write_text(text)

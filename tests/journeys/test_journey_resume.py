@@ -83,6 +83,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_pat
         assert read(whole, "best.json") == read(slow, "best.json")
 
 
+@pytest.mark.long
 def test_workers_end_with_a_search_that_is_killed(slow):
     process = slow.start(*of("brute_force"), "--n-jobs", 2, **SLOWLY)
     wait_for_rows(slow.folder / "runs/slow/trials.sqlite", 10, slow, process)

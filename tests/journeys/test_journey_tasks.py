@@ -134,6 +134,7 @@ def checked_without_finetuned(shell):
     return front
 
 
+@pytest.mark.long
 def test_worker_processes_and_another_strategy_measure_the_same(shell):
     written(shell, numbers(1, 300), REGRESSION, "mae", "regression", 'task_settings.loss = "mae"', epochs=2)
     shell("search", "--config", "task.toml")

@@ -99,6 +99,7 @@ def test_search_report_and_transform_give_the_same_numbers(name, float_layer, sh
         assert f"{entry['software_metrics']['accuracy']:.4g} <small>" in page
 
 
+@pytest.mark.long
 def test_killed_after_a_cycle_it_ends_with_the_same_bytes(shell, data):
     shell.write("nets.py", NETS)
     # More than a cycle is left when the process is killed.

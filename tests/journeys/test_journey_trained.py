@@ -50,6 +50,7 @@ def best(shell):
     return json.loads((shell.folder / "runs/small/best.json").read_text())
 
 
+@pytest.mark.long
 def test_a_killed_search_that_trains_ends_as_if_it_had_not_been(training, tmp_path_factory):
     search = ["search", "--config", "trained.toml", "--n-trials", TRIALS, "--finetune", 1]
     whole = Shell(tmp_path_factory.mktemp("whole"))

@@ -93,6 +93,7 @@ NOISY = """print('noise'); print('noise', file=sys.__stdout__); os.write(1, b'no
             pass"""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("more", [[], ["--n-jobs", "2"]], ids=["one process", "several"])
 def test_json_is_alone_on_standard_output(shell, data, more):
     rude(shell, data, "pass")
@@ -139,6 +140,7 @@ def test_without_json_a_model_may_print(shell, data):
     assert "noise" in shell("test", "--config", "rude.toml").out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("more", [["--json"], []])
 def test_the_reader_of_the_output_has_gone(trained, more):
     """As in ``bitfront test --json | head -0``."""
@@ -155,6 +157,7 @@ def test_the_reader_of_the_output_has_gone(trained, more):
 NAMES = ["[/x]", "[bold]red"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_look_like_markup(trained, name):
     folder = trained.folder / name
@@ -204,6 +207,7 @@ def check_whole(shell, expected, error):
     assert all(text.startswith(error) for text in errors), errors
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_candidate_that_ends_its_process_is_passed_by(shell, data):
     """In one process the search dies with it; the next one knows which it was."""
@@ -278,6 +282,7 @@ class Stubborn(nn.Module):
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("more", [[], ["--n-jobs", "2"]], ids=["one process", "several"])
 def test_ctrl_c_twice_ends_everything(shell, data, more):
     """Also where the user's code catches everything. What was finished is kept, and the same command goes on."""

@@ -116,6 +116,7 @@ def test_without_a_home_the_kernels_are_in_a_private_folder(cache, monkeypatch, 
     assert folder.library_path(NAME).parent == folder.private_folder()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that the system does not know")
 @pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")

@@ -140,6 +140,7 @@ def searched(searches):
     return [(compiled == "True", losses) for compiled, losses in results]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_machine_without_a_compiler_gives_the_same_losses(tmp_path):
     """Nothing on the PATH, a compiler that fails, compiled kernels switched off: slower, and the same numbers."""

@@ -301,6 +301,7 @@ def test_a_plan_says_what_was_folded_and_the_float_model_is_the_users(tmp_path):
         assert run.reference["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", [Normed, Depthwise])
 @pytest.mark.parametrize("teacher", ["self", "ensemble", "checkpoint"])
 def test_float_models_beside_have_the_layers_of_the_users(network, teacher, tmp_path):

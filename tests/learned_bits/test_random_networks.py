@@ -88,6 +88,7 @@ def test_what_is_reported_is_what_whole_numbers_give(search):
     check_search(*search)
 
 
+@pytest.mark.long
 @max_examples(10, shrink=False)
 @given(searches())
 def test_in_torch_too(search):

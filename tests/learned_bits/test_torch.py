@@ -324,6 +324,7 @@ def test_the_training_computes_what_is_deployed(network, site):
     assert not site or not torch.allclose(other, expected, atol=1e-2)
 
 
+@pytest.mark.long
 def test_a_search_in_torch_goes_on_behind_the_last_complete_cycle(tmp_path):
     """With dropout, whose random numbers must go on as well, and two members."""
     settings = {"members": 2, "float_epochs": 1}
@@ -441,6 +442,7 @@ class Branching(nn.Module):
         return self.fc2(self.norm(x) if x.abs().sum() >= 0 else x)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("network", [Upwards, Branching])
 @pytest.mark.parametrize("teacher", ["self", "ensemble"])
 def test_members_and_teachers_of_a_network_in_torch(network, teacher, tmp_path):

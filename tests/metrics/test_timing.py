@@ -23,6 +23,7 @@ def test_the_interval_is_that_of_seeded_resamples():
     assert summarise(np.full(9, 2.0)) == summarise(np.full(3, 2.0))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_interval_covers_the_median_about_as_often_as_it_says():
     rng = np.random.default_rng(0)

@@ -104,6 +104,7 @@ HOW = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_attention_conforms(how):
@@ -112,6 +113,7 @@ def test_attention_conforms(how):
     check_operation("attention", Attending(call, **settings), torch.randn(12, 5, 4))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"is_causal": True}, {"enable_gqa": True, "scale": 0.3}, {"attn_mask": ~MASK}]

@@ -241,7 +241,7 @@ def example_of(kind):
     return module, torch.randn(12, *shape)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)
 def test_modules(kind):
@@ -344,7 +344,7 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "at"), [(name, at) for name, cases in FUNCTIONS.items() for at in range(len(cases))])
 def test_functions(name, at):

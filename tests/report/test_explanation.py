@@ -225,6 +225,7 @@ def test_changes_of_a_step_lead_to_the_next_one(truth):
         assert trials[config].number == after.value.trial
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "budgets",
     [

@@ -411,6 +411,7 @@ def test_metrics_of_a_grid_need_two_parameters(six, long_run):
         grid.grids(long_run, metrics=["accuracy"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (12, 3), (3, 15)])
 def test_grids_of_any_shape(tmp_path, shape):
@@ -456,6 +457,7 @@ def saved(figure):
     return picture.size
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_odd_runs_are_drawn(odd, name):
@@ -470,6 +472,7 @@ def test_odd_runs_are_drawn(odd, name):
     assert ([t.get_text() for t in heatmaps[0].axes[0].texts] if heatmaps else []) == cells
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_long_run_is_drawn(long_run):
     drawn = all_figures(long_run)
@@ -529,6 +532,7 @@ def test_axes_of_bits_have_powers_of_two(six, tmp_path):
     assert set(np.log2(np.diff(axes.get_xticks())) % 1) == {0}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_a_metric_that_is_the_same_everywhere_is_drawn_without_complaints(tmp_path, value):
     same = np.full(6, value)

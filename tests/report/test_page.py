@@ -84,6 +84,7 @@ def test_the_page_has_a_policy_that_forbids_it_to_load_anything(six_page):
     assert len(text.encode()) < LIMIT
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_long_run_makes_a_page_that_can_be_mailed(tmp_path):
     rng = np.random.default_rng(0)
@@ -280,6 +281,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(six_page, opened):
     assert min(sizes) >= 12
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "evil",
     [

@@ -306,6 +306,7 @@ def test_a_batch_norm_with_formats_trains_as_torch_does():
             assert all(p.grad.abs().sum() > 0 for p in twin.parameters())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.ReLU6, nn.ReLU])
 def test_a_search_with_them(activation, tmp_path):

@@ -103,6 +103,7 @@ def test_it_is_a_function_of_its_arguments(seed, known, n, objectives, failing):
     assert np.array_equal(asked[0], asked[2])
 
 
+@pytest.mark.long
 def test_a_search_that_is_interrupted_anywhere_goes_on_as_if_it_had_not_been():
     space = toy_space(4, 4)
 
@@ -119,6 +120,7 @@ def test_a_search_that_is_interrupted_anywhere_goes_on_as_if_it_had_not_been():
         assert np.array_equal(go_on(part, stop, 12).codes, whole.codes)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("space", [toy_space(1, 2), toy_space(2, 4), toy_space(3, 4)], ids=["5", "289", "4913"])
 def test_it_comes_to_the_end_of_a_space(space):

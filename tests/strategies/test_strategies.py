@@ -18,6 +18,7 @@ def optuna_with(sampler):
     return lambda space, objectives, seed: OptunaStrategy(space, objectives, seed, OptunaSettings(sampler=sampler))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "gp"])
 def test_optunas_samplers_conform(sampler):
@@ -25,6 +26,7 @@ def test_optunas_samplers_conform(sampler):
     check_strategy(optuna_with(sampler), calls=12)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_gp_conforms():
     check_strategy(optuna_with("gp"), calls=2, n=1)

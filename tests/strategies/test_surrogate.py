@@ -216,6 +216,7 @@ def wide_losses(codes: np.ndarray) -> np.ndarray:
     return np.stack([1.0 - np.exp(-error), codes.sum(axis=1).astype(float)], axis=1)
 
 
+@pytest.mark.long
 def test_a_large_space_is_solved_in_few_evaluations() -> None:
     space = chain(24, 5)
     noise = [np.array([0.3, 0.08, 0.02, 0.005, 0.001]) * (1.0 + g % 5) for g in range(24)]

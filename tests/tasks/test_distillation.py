@@ -133,6 +133,7 @@ def test_features_alone_are_enough_for_a_search(tmp_path):
     checked(run, tmp_path, data, model)
 
 
+@pytest.mark.long
 def test_training_in_the_search_goes_towards_the_float_model(tmp_path):
     model = network(1)
     runners = {"basic_train": {"max_epochs": 4, "learning_rate": 0.01, "batch_size": 16}, "basic_evaluation": {}}

@@ -62,6 +62,7 @@ def test_corrections_and_learned_rounding(tmp_path):
     assert front[0].metrics["mse"] != plain.front[0].metrics["mse"]
 
 
+@pytest.mark.long
 def test_widths_are_searched_and_trained(tmp_path):
     runners = {"basic_train": {"max_epochs": 2, "float_epochs": 1}, "basic_evaluation": {}}
     strategy = {"name": "brute_force", "sw_runner": runners, "hw_runner": {"basic_computation": {}}}
@@ -70,6 +71,7 @@ def test_widths_are_searched_and_trained(tmp_path):
     assert rebuilt(run, tmp_path)
 
 
+@pytest.mark.long
 def test_the_number_of_samples_is_chosen_by_what_leads(tmp_path, monkeypatch):
     monkeypatch.setattr(paired, "FIRST_SAMPLES", 8)
     monkeypatch.setattr(paired, "RESOLUTION", 0.2)

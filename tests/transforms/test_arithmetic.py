@@ -157,6 +157,7 @@ def for_parameters_alone(form):
     return form and ("group_size" in form[1] or form[0] == "nf4" or form[1].get("granularity") == "element")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("formats", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_bits_depend_on_nothing_beside_the_sample(name, formats):

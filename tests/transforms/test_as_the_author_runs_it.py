@@ -225,6 +225,7 @@ def splits():
     return {s: (x[i : i + 30], y[i : i + 30]) for s, i in (("train", 0), ("val", 30), ("test", 60))}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_hooks_of_all_modules_run(tmp_path, hook_of_all_modules, n_jobs):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
