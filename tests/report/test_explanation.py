@@ -70,6 +70,16 @@ def some(folder, truth):
     return searched(folder, "some", 'name = "surrogate"\nsetup = { n_trials = 45 }')
 
 
+@pytest.fixture(scope="module")
+def explained(truth):
+    return truth.explain()
+
+
+@pytest.fixture(scope="module")
+def some_explained(some):
+    return some.explain()
+
+
 def by_config(run):
     """The choices of each trial, place → bits, as its config spells them → its metrics."""
     return {
@@ -98,8 +108,8 @@ def number_of(option):
 # -- layers
 
 
-def test_costs_of_options_are_differences_of_trials(truth):
-    trials, explained = by_config(truth), truth.explain()
+def test_costs_of_options_are_differences_of_trials(truth, explained):
+    trials = by_config(truth)
     assert explained.costs == ("model_size",)
     assert [p.place for p in explained.effects] == list(PLACES)
     for place, widths in zip(explained.effects, WIDTHS, strict=True):
@@ -122,8 +132,8 @@ def test_a_search_stores_what_options_cost(which, request):
             assert kept.first + added == pytest.approx(value, rel=1e-9)
 
 
-def test_effects_are_those_of_the_trials_around(truth):
-    trials, explained = by_config(truth), truth.explain()
+def test_effects_are_those_of_the_trials_around(truth, explained):
+    trials = by_config(truth)
     assert set(explained.around) <= {t.number for t in truth.front}
     around = [config for config, trial in trials.items() if trial.number in explained.around]
     true, told, inside = [], [], []
@@ -147,8 +157,8 @@ def test_effects_are_those_of_the_trials_around(truth):
     assert np.mean(inside) >= 0.8
 
 
-def test_interactions_are_those_of_the_trials(truth):
-    trials, explained = by_config(truth), truth.explain()
+def test_interactions_are_those_of_the_trials(truth, explained):
+    trials = by_config(truth)
     (pair,) = explained.interactions
     assert pair.layers == ("fc1", "fc2")
 
@@ -192,9 +202,9 @@ def test_alternatives_are_all_others_and_measured_where_they_were(which, request
 # -- budgets
 
 
-def test_prices_are_the_slopes_of_the_front(truth):
+def test_prices_are_the_slopes_of_the_front(truth, explained):
     """From the cheapest on, a step goes where a unit of cost buys most."""
-    (prices,) = truth.explain().prices
+    (prices,) = explained.prices
     assert prices.exact
     points = {(t.metrics["model_size"], t.metrics["accuracy"]) for t in truth.trials}
     cost = min(c for c, _ in points)
@@ -214,9 +224,9 @@ def test_prices_are_the_slopes_of_the_front(truth):
         pytest.fail("there are better trials than the last step")
 
 
-def test_changes_of_a_step_lead_to_the_next_one(truth):
+def test_changes_of_a_step_lead_to_the_next_one(truth, explained):
     trials = by_config(truth)
-    (prices,) = truth.explain().prices
+    (prices,) = explained.prices
     for step, after in itertools.pairwise(prices.steps):
         config = next(c for c, t in trials.items() if t.number == step.value.trial)
         for place, (before, now) in step.changes.items():
@@ -234,8 +244,8 @@ def test_changes_of_a_step_lead_to_the_next_one(truth):
         ["bops <= 90_000"],
     ],
 )
-def test_with_all_trials_an_answer_is_the_best_of_them(truth, budgets):
-    answer = truth.explain().answer(*budgets)
+def test_with_all_trials_an_answer_is_the_best_of_them(truth, budgets, explained):
+    answer = explained.answer(*budgets)
     best = truth.best(*budgets)
     assert answer.value.value == best.metrics["accuracy"]
     assert answer.costs["model_size"] == truth.trial(answer.value.trial).metrics["model_size"]
@@ -243,9 +253,9 @@ def test_with_all_trials_an_answer_is_the_best_of_them(truth, budgets):
     assert answer.optimised == "accuracy"
 
 
-def test_a_budget_on_accuracy_asks_for_the_least_cost(truth):
+def test_a_budget_on_accuracy_asks_for_the_least_cost(truth, explained):
     middle = sorted(t.metrics["accuracy"] for t in truth.front)[len(truth.front) // 2]
-    answer = truth.explain().answer(f"accuracy >= {middle}")
+    answer = explained.answer(f"accuracy >= {middle}")
     best = truth.best(f"accuracy >= {middle}", minimize="model_size")
     assert (answer.optimised, answer.value.trial) == ("model_size", best.number)
 
@@ -279,17 +289,17 @@ def _predicted(explained, budgets):
 # -- the gap
 
 
-def test_nothing_is_missing_when_all_were_evaluated(truth):
-    gap = truth.explain().gap
+def test_nothing_is_missing_when_all_were_evaluated(truth, explained):
+    gap = explained.gap
     assert gap.proven
     assert (gap.evaluated, gap.failed, gap.candidates, gap.looked_at) == (144, 0, 144, 0)
     assert (gap.expected, gap.possible, gap.at) == (0, 0, None)
     assert gap.best.value == max(t.metrics["accuracy"] for t in truth.trials)
 
 
-def test_the_gap_is_what_is_expected_beyond_the_trials(some, truth):
+def test_the_gap_is_what_is_expected_beyond_the_trials(some, truth, some_explained):
     """At the candidate that the gap names, and against the trials that cost no more."""
-    gap = some.explain().gap
+    gap = some_explained.gap
     assert not gap.proven
     assert gap.evaluated == 45
     assert gap.best.value == max(t.metrics["accuracy"] for t in some.trials)
@@ -311,8 +321,8 @@ def test_the_gap_is_what_is_expected_beyond_the_trials(some, truth):
             assert accuracy - max(verified) <= gap.possible + 0.02
 
 
-def test_how_predictions_held_is_measured_on_trials_that_the_model_did_not_see(some):
-    held = some.explain().gap.held
+def test_how_predictions_held_is_measured_on_trials_that_the_model_did_not_see(some, some_explained):
+    held = some_explained.gap.held
     assert (held.fitted, held.predicted) == (30, 15)
     first = replace(some, columns=_first(some.columns, 30))
     results, predicted, inside = [], [], []
@@ -536,10 +546,10 @@ def test_what_cannot_be_explained_is_refused(tmp_path):
 # -- the page
 
 
-def test_the_page_has_the_explanation(truth, tmp_path):
+def test_the_page_has_the_explanation(truth, tmp_path, explained):
     page = bf.write_report(truth, tmp_path).page.read_text(encoding="utf-8")
     assert "Proven: every candidate of the space was evaluated, so the front is complete." in page
-    for place in truth.explain().effects:
+    for place in explained.effects:
         assert page.count(f">{place.place}<") >= len(place.options)
 
 
