@@ -48,6 +48,8 @@ def running(folder, **options):
                 return json.loads(answer.read())
 
         yield server, ask
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "it ends with the block"
 
 
 def add(folder, codes, accuracy):

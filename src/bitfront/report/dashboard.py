@@ -83,7 +83,7 @@ class Served:
         address: the URL for a browser.
         trials: number of its trials that are shown at first.
         total: number of all its trials.
-        wait: answers requests until it is interrupted.
+        wait: answers requests until it is interrupted, or until the block ends.
     """
 
     address: str
@@ -124,7 +124,12 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
             f"port {port} {why}; port=... names another, port=0 takes any that is free",
             arguments=["port=...", "port=0"],
         ) from None
-    stop = threading.Event()
+    stop, answering = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        answering.set()
+        server.serve_forever()
+
     with server, scratch("dashboard") as folder:
         followed = _Followed(first, folder / "optuna.db", trials)
         storage = optuna.storages.get_storage(study.address(followed.path))
@@ -134,9 +139,12 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
         follower.start()
         try:
             address = f"http://{HOST}:{server.server_port}/dashboard/studies/{number}"
-            yield Served(address, followed.trials, len(first), server.serve_forever)
+            yield Served(address, followed.trials, len(first), wait)
         finally:
             stop.set()
+            if answering.is_set():
+                # In a thread it would go on with a closed socket for ever, at full speed.
+                server.shutdown()
             follower.join()
 
 
