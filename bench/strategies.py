@@ -1,4 +1,4 @@
-"""Which strategy, when? ``bitfront compare`` in five situations, five seeds each, on jsc-toy, jsc-mlp and the jets.
+"""Which strategy, when? ``bitfront compare`` in five situations, ten seeds each, on jsc-toy, jsc-mlp and the jets.
 
 large      examples/jsc_toy_strategies.toml: 13,824 candidates, all of them known; 400 evaluations per run. An
            evaluation, on 1,024 samples, costs next to nothing.
@@ -88,7 +88,7 @@ def compared(name: str, values: dict[str, Any], budget: int, data: Dataset, fold
     )
     print(f"{name}:", flush=True)
     events = Said()
-    return bf.compare(config, data=data, strategies=STRATEGIES, seeds=2 if quick else 5, n_trials=budget, events=events)
+    return bf.compare(config, data=data, strategies=STRATEGIES, seeds=2 if quick else 10, n_trials=budget, events=events)
 
 
 class Said(bf.Events):
