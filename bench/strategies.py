@@ -88,7 +88,9 @@ def compared(name: str, values: dict[str, Any], budget: int, data: Dataset, fold
     )
     print(f"{name}:", flush=True)
     events = Said()
-    return bf.compare(config, data=data, strategies=STRATEGIES, seeds=2 if quick else 10, n_trials=budget, events=events)
+    return bf.compare(
+        config, data=data, strategies=STRATEGIES, seeds=2 if quick else 10, n_trials=budget, events=events
+    )
 
 
 class Said(bf.Events):

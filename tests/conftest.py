@@ -1,6 +1,7 @@
 """What the tests of the core share: reproducible hypothesis runs, a browser, and a short way to a space."""
 
 import collections
+import gc
 import os
 import shutil
 import tempfile
@@ -39,6 +40,11 @@ def pytest_collection_modifyitems(items):
             cases[name] += 1
         if "browser" in item.fixturenames or item.get_closest_marker("journey"):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    # Thousands of collected tests are there until the end; nobody needs to look through them for garbage again and again.
+    gc.freeze()
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
