@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from bitfront.pareto import hypervolume
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies.base import History
-from bitfront.strategies.elimination import solve
+from bitfront.strategies.elimination import quick_solve_with_determinant, solve, solve_with_determinant
 from bitfront.strategies.evolution import Evolution, crowding, select
 from bitfront.testing.strategies import check_strategy, toy_losses, toy_space
 from properties import max_examples
@@ -216,6 +216,12 @@ def test_solve_solves(seed, size, columns):
     matrix = root @ root.T + np.eye(size)
     before = matrix.copy(), right.copy()
     assert np.allclose(solve(matrix, right), np.linalg.solve(matrix, right))
+    logarithm = np.log(np.linalg.eigvalsh(matrix)).sum()
+    for solver in (solve_with_determinant, quick_solve_with_determinant):
+        solution, determinant = solver(matrix, right)
+        assert np.allclose(matrix @ solution, right)
+        assert determinant == pytest.approx(logarithm, rel=1e-9, abs=1e-9)
+        assert np.isnan(solver(-np.eye(1), np.eye(1))[1]), "not positive definite"
     assert np.array_equal(matrix, before[0])
     assert np.array_equal(right, before[1])
 

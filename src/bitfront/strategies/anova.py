@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.spaces.base import Codes, Space
-from bitfront.strategies.elimination import solve, solve_with_determinant
+from bitfront.strategies.elimination import Solver, solve, solve_with_determinant
 
 Floats = NDArray[np.float64]
 
@@ -154,7 +154,13 @@ class Scales:
     score: float
 
 
-def fitted(columns: Columns, codes: Codes, results: Floats, places: Floats | None = None) -> Scales:
+def fitted(
+    columns: Columns,
+    codes: Codes,
+    results: Floats,
+    places: Floats | None = None,
+    solver: Solver = solve_with_determinant,
+) -> Scales:
     """The scales that explain results best: the maximum of likelihood times prior.
 
     Args:
@@ -162,6 +168,7 @@ def fitted(columns: Columns, codes: Codes, results: Floats, places: Floats | Non
         codes: candidates, shape (candidates, parameters).
         results: one number per candidate, finite; they are standardised here.
         places: of the candidates on the trend, shape (candidates,); None where noise is not known.
+        solver: of linear systems; it takes most of the time.
     """
     values, count = columns.values(codes), columns.count
     target = standardised(results)[0]
@@ -185,7 +192,7 @@ def fitted(columns: Columns, codes: Codes, results: Floats, places: Floats | Non
         kernel = CONSTANT + first + tau * second + noise * identity
         if trend is not None:
             kernel += of_trend * trend
-        inverse, determinant = solve_with_determinant(kernel, identity)
+        inverse, determinant = solver(kernel, identity)
         weights = np.einsum("ij,j->i", inverse, target)
         both = weights[:, None] * weights - inverse
         away = (logarithms - middle) / deviation

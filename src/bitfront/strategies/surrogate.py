@@ -26,6 +26,7 @@ from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
 from bitfront.strategies.base import History, Strategy, StrategySettings, latin_hypercube, unseen_neighbours
+from bitfront.strategies.elimination import Solver, solve_with_determinant
 from bitfront.strategies.evolution import select
 from bitfront.strategies.gains import gains, reference
 from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables, front_rows, spread
@@ -254,7 +255,9 @@ class Surrogate(Strategy):
         return self._fitted[1]
 
 
-def most_likely(columns: Columns, codes: Codes, results: Floats, places: Floats | None) -> Response:
+def most_likely(
+    columns: Columns, codes: Codes, results: Floats, places: Floats | None, solver: Solver = solve_with_determinant
+) -> Response:
     """The most likely model of results, among the ``OFFSETS``.
 
     Args:
@@ -262,13 +265,14 @@ def most_likely(columns: Columns, codes: Codes, results: Floats, places: Floats 
         codes: candidates, shape (candidates, parameters).
         results: smaller is better, shape (candidates,), finite.
         places: of the candidates on the trend, shape (candidates,); None where noise is not known.
+        solver: of linear systems.
     """
     best: Response | None = None
     score = -np.inf
     for offset in OFFSETS:
         link = Link.of(results, offset)
         transformed = link.forward(results)
-        scales = fitted(columns, codes, transformed, places)
+        scales = fitted(columns, codes, transformed, places, solver)
         # The density of the results themselves, not of their logarithms.
         density = scales.score + float(np.log(link.slope(results)).sum())
         density -= len(results) * float(np.log(max(transformed.std(), 1e-300)))

@@ -14,6 +14,7 @@ from bitfront.spaces.base import Codes
 from bitfront.spaces.described import DescribedSpace
 from bitfront.spaces.index import Index
 from bitfront.strategies.anova import Columns, Effects, Trend
+from bitfront.strategies.elimination import quick_solve_with_determinant
 from bitfront.strategies.evolution import select
 from bitfront.strategies.prediction import Link
 from bitfront.strategies.surrogate import FITTED, SCALED, most_likely
@@ -160,7 +161,13 @@ def fitted_model(
     trend = Trend([np.array(noise) for noise in run.noise]) if _fits(run) else None
     places = None if trend is None else trend.place(trend.total(trials.options))
     few = among[np.unique(np.linspace(0, len(among) - 1, min(scaled, len(among))).astype(np.int64))]
-    response = most_likely(columns, trials.codes[few], trials.losses[few], None if places is None else places[few])
+    response = most_likely(
+        columns,
+        trials.codes[few],
+        trials.losses[few],
+        None if places is None else places[few],
+        quick_solve_with_determinant,
+    )
     link = Link.of(trials.losses[among], response.offset)
     results = link.forward(trials.losses[among])
     effects = Effects(space, columns, response.scales, trials.codes[among], results, trend)
