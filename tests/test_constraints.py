@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bitfront as bf
 from bitfront.constraints import Constraint, fulfilled, parse_constraint, total
 from bitfront.errors import ConfigError
 
@@ -167,3 +168,27 @@ def test_every_quality_may_be_compared_with_the_float_model(text, good, bad):
 def test_a_change_for_the_better_is_no_constraint(text):
     with pytest.raises(ConfigError, match="allowed: mse_increase, r2_drop, psnr_drop"):
         parse_constraint(text, QUALITIES)
+
+
+def test_a_search_reads_them_before_its_data(tmp_path):
+    """Reading data may take minutes."""
+    path = tmp_path / "search.toml"
+    path.write_text(
+        """
+        model = "digits-mlp"
+        dataset = "npz"
+        dataset_path = "missing.npz"
+        [search.search_space.seed.linear.config]
+        name = ["integer"]
+        [search.strategy]
+        name = "brute_force"
+        [search.strategy.sw_runner.basic_evaluation]
+        [search.strategy.metrics]
+        accuracy.direction = "maximize"
+        [search.constraints]
+        acuracy_drop = "<= 1 %"
+        """
+    )
+    with pytest.raises(ConfigError, match="Did you mean 'accuracy_drop'") as caught:
+        bf.search(path)
+    assert caught.value.key == ("search", "constraints", "acuracy_drop")

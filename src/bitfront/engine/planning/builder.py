@@ -6,6 +6,7 @@ every mistake in the file. Training comes later.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +115,7 @@ def make_plan(
                 strategy = replace(strategy, batch=setup.batch)
         launcher = _checked_launcher(executor or configured_launcher(config.search.strategy.executor), setup, insecure)
         runners, added, objectives = _measured(config, strategy, task)
+        constraints = read(config.search.constraints, [m for runner in runners for m in runner.produces])
     network, dataset = _checked_model(config, dataset or open_data(config, report, progress), model, task)
     half = [] if model is None else halves_note(model)
     device, warning = choose_device(config.accelerator)
@@ -130,7 +132,7 @@ def make_plan(
         job = _job(config, original, dataset, runners, objectives, device, strategy, task)
         evaluator = _evaluator(config, job, graph, space)
         n_trials = _budget(setup, strategy, evaluator.space.size)
-        constraints = _constraints(config, evaluator)
+        _check_bounds(config, evaluator, constraints)
         remarked = remarks(config, dataset, evaluator, added, warning)
         here = workers_here(launcher, setup)
         remembered = limit_memory(evaluator, setup, here, trains_first=model is None, noise=strategy.kind.uses_noise)
@@ -377,8 +379,9 @@ def _equalised(graph: Graph, space: ModelSpace) -> Graph:
     return equalised(graph)
 
 
-def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]:
-    """The constraints. Raises ConfigError if no candidate can fulfil one of them."""
+def _check_bounds(config: Config, evaluator: Evaluator, constraints: Sequence[Constraint]) -> None:
+    """Raises ConfigError if no candidate can fulfil one of the constraints, or nothing measures what fine-tuning
+    compares."""
     assert config.search is not None
     leading = evaluator.job.task.leading.name
     if config.search.finetune.trials and leading not in evaluator.metrics:
@@ -387,9 +390,7 @@ def _constraints(config: Config, evaluator: Evaluator) -> tuple[Constraint, ...]
             "[search.strategy.sw_runner.basic_evaluation]",
             key=("search", "finetune", "trials"),
         )
-    constraints = read(config.search.constraints, evaluator)
     check(evaluator, constraints, trained=False)
-    return constraints
 
 
 def _parts(config: Config) -> dict[str, Part]:

@@ -17,6 +17,7 @@ from bitfront import constraints as words
 from bitfront.constraints import Constraint, total
 from bitfront.engine.evaluation.interface import Evaluator
 from bitfront.errors import ConfigError
+from bitfront.metrics.base import Metric
 from bitfront.spaces.base import Codes
 
 Values = NDArray[np.float64]
@@ -81,21 +82,20 @@ class Feasibility:
         return np.stack(columns, axis=1) if columns else np.zeros((len(next(iter(values.values()))), 0))
 
 
-def read(conditions: Mapping[str, str], evaluator: Evaluator) -> tuple[Constraint, ...]:
+def read(conditions: Mapping[str, str], metrics: Sequence[Metric]) -> tuple[Constraint, ...]:
     """Parse the constraints of ``[search.constraints]``.
 
     Args:
         conditions: key → condition, as in the TOML.
-        evaluator: gives the metrics that conditions may name.
+        metrics: those that conditions may name.
 
     Raises:
         ConfigError: a condition cannot be parsed, or names an unknown metric; its key is named.
     """
-    metrics = {m.name: m for runner in evaluator.runners for m in runner.produces}
-    parsed = []
+    known, parsed = {metric.name: metric for metric in metrics}, []
     for name, condition in conditions.items():
         try:
-            parsed.append(words.parse_constraint(words.statement(name, condition), metrics))
+            parsed.append(words.parse_constraint(words.statement(name, condition), known))
         except ConfigError as error:
             error.key = ("search", "constraints", name)
             raise
