@@ -14,6 +14,7 @@ from programs import Overlapping, Pooled
 from torch import nn
 
 from bitfront.errors import ExportError, MissingExtraError
+from bitfront.events import Events
 from bitfront.exporters.exporting import export, target_named
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
@@ -270,6 +271,26 @@ def test_a_folder_that_no_export_has_written_is_not_touched(tmp_path):
     with pytest.raises(ExportError, match="no export has written it"):
         export(given, target_named("c"), tmp_path, x)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_earlier_export_is_replaced_and_that_is_said(tmp_path):
+    given, x = candidate("mlp", "fixed8")
+
+    class Said(Events):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    first, second = Said(), Said()
+    for events in (first, second):
+        export(given, target_named("c"), tmp_path / "out", x, check=False, events=events)
+        (tmp_path / "out-unchecked" / "built.o").touch()
+    assert not any("replaced" in note for note in first.notes)
+    assert any("earlier export in " in note and note.endswith("out-unchecked are replaced") for note in second.notes)
+    export(given, target_named("c"), tmp_path / "out", x, check=False)
+    assert not (tmp_path / "out-unchecked" / "built.o").exists()
 
 
 def test_what_is_not_checked_says_so(tmp_path):

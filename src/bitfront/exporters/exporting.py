@@ -145,6 +145,7 @@ def export(
         )  # fmt: skip
         (part / README).write_text(_readme(candidate, target, result), encoding="utf-8")
         if folder.exists():
+            events.note(f"the files of an earlier export in {shown(folder)} are replaced")
             shutil.rmtree(folder)
         part.replace(folder)
     except OSError as error:
