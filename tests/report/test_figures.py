@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from matplotlib import cbook
 from mpl_toolkits.mplot3d import proj3d
 from PIL import Image
 
@@ -154,6 +155,24 @@ def test_every_trial_is_a_point_and_the_front_has_its_intervals(six):
     assert axes.get_xlabel() == "average_bitwidth [bits]"
     assert axes.get_ylabel() == "accuracy, 95 % intervals"
     assert axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("direction", "path"),
+    [
+        ("minimize", [(2, 0.82), (4, 0.82), (4, 0.86), (8, 0.86), (8, 0.9)]),
+        ("maximize", [(2, 0.9), (2, 0.86), (4, 0.86), (4, 0.82), (8, 0.82)]),
+    ],
+)
+def test_a_front_is_a_staircase_of_what_its_members_reach(tmp_path, direction, path):
+    objectives = (("accuracy", "maximize"), ("average_bitwidth", direction))
+    accuracy = np.array([0.82, 0.86, 0.9] if direction == "minimize" else [0.9, 0.86, 0.82])
+    metrics = {"accuracy": accuracy, "average_bitwidth": np.array([2.0, 4, 8])}
+    run = write(tmp_path / "run", full_grid()[:3], metrics, objectives=objectives)
+    (axes,) = figures.front(run, data.cloud(run)).axes
+    (drawn,) = [drawn for drawn in axes.get_lines() if drawn.get_drawstyle() != "default"]
+    steps = cbook.STEP_LOOKUP_MAP[drawn.get_drawstyle()](*drawn.get_xydata().T)
+    assert np.array(steps).T.tolist() == [list(place) for place in path]
 
 
 @pytest.mark.parametrize("most", [30, 300, 3_000, 300_000])

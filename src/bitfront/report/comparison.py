@@ -261,6 +261,7 @@ class Plane:
     """Fronts over one cost and the leading objective, in the units of the objectives.
 
     Attributes:
+        better: the direction in which the cost is better.
         results: the distinct results of all runs, shape (results, 2): cost, leading objective.
         front: the front that all are measured against, shape (members, 2), sorted by cost.
         fronts: (strategy, seed, front at the end of the budget) of the run with the median regret, per strategy.
@@ -268,6 +269,7 @@ class Plane:
 
     x_title: str
     y_title: str
+    better: str
     results: Values
     front: Values
     fronts: tuple[tuple[str, int, Values], ...]
@@ -297,7 +299,14 @@ def planes(comparison: Comparison) -> tuple[Plane, ...]:
             middle = runs[int(np.argsort(ends, kind="stable")[len(ends) // 2])]
             fronts.append((strategy, middle.seed, shown(middle.front(comparison.budget))))
         all_planes.append(
-            Plane(name, names[comparison.leading], shown(results), shown(comparison.front), tuple(fronts))
+            Plane(
+                name,
+                names[comparison.leading],
+                directions[column],
+                shown(results),
+                shown(comparison.front),
+                tuple(fronts),
+            )
         )
     return tuple(all_planes)
 

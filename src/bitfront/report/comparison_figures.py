@@ -13,7 +13,7 @@ import numpy as np
 
 from bitfront.engine.comparison.results import EXHAUSTIVE, Comparison
 from bitfront.report.comparison import Panel, Plane, best_there_is
-from bitfront.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED, logarithmic, panels_of, wide
+from bitfront.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED, logarithmic, panels_of, staircase, wide
 from bitfront.report.layout import round_numbers
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def fronts(planes: Sequence[Plane], comparison: Comparison) -> Figure:
     for axes, plane in zip(axes_grid, planes, strict=True):
         results = plane.results[:: max(1, -(-len(plane.results) // SHOWN))]
         axes.plot(*results.T, ".", color=GREY, ms=2, alpha=0.35, label="everything evaluated", rasterized=True)
-        axes.plot(*plane.front.T, "-", color=GREY, lw=4, alpha=0.6, label=f"{best_there_is(comparison)} front")
+        steps, label = staircase(plane.better), f"{best_there_is(comparison)} front"
+        axes.plot(*plane.front.T, "-", drawstyle=steps, color=GREY, lw=4, alpha=0.6, label=label)
         for place, (strategy, seed, front) in enumerate(plane.fronts):
             if strategy == EXHAUSTIVE:
                 continue  # it ignores the budget, and after the whole space its front is the reference front

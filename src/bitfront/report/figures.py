@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.files import whole
-from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCourse, heights, title
+from bitfront.report.data import Cloud, Failure, LayerMap, Parallel, SearchCourse, better, heights, title
 from bitfront.report.grid import COLOURS, readable
 from bitfront.report.importance import Importance
 from bitfront.report.layout import DPI, lay_out, round_numbers, spaced, wide_text
@@ -58,6 +58,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return written
 
 
+def staircase(better: str) -> str:
+    """The style of a line along a front, by the direction in which what is across is better. Between two members there
+    is nothing but what one of them reaches, and a slanted line would promise more."""
+    return "steps-pre" if better == "maximize" else "steps-post"
+
+
 def front(run: Run, cloud: Cloud) -> Figure:
     """Draw the quality over each cost: all trials, the front with its intervals, and the float model."""
     metrics = run.columns.metrics
@@ -67,7 +73,8 @@ def front(run: Run, cloud: Cloud) -> Figure:
         axes.plot(x[cloud.rows], y[cloud.rows], ".", color=GREY, ms=4, alpha=0.6, label="trials", zorder=1)
         order = cloud.front[np.argsort(x[cloud.front], kind="stable")]
         at = np.argsort(x[cloud.front], kind="stable")
-        axes.plot(x[order], y[order], "-", color=BLUE, lw=1, alpha=0.6, zorder=2)
+        steps = staircase(better(run, cost))
+        axes.plot(x[order], y[order], "-", drawstyle=steps, color=BLUE, lw=1, alpha=0.6, zorder=2)
         spread = np.abs(np.array([cloud.low, cloud.high])[:, at] - y[order])
         axes.errorbar(
             x[order],

@@ -148,7 +148,8 @@ function front() {
   const traces = [trace(others, { name: "trials", marker: { color: colour("cloud"), size: 6, opacity: 0.6 } })];
   const frontTrace = trace(points, {
     name: "front", mode: y === data.quality && data.costs.includes(x) ? "lines+markers" : "markers",
-    line: { color: colour("front"), width: 1 }, marker: { color: colour("front"), size: 10, symbol: "diamond" },
+    line: { color: colour("front"), width: 1, shape: data.better[x] === "maximize" ? "vh" : "hv" },
+    marker: { color: colour("front"), size: 10, symbol: "diamond" },
   });
   if (y === data.quality && data.low.some((v) => v !== null)) {
     frontTrace.error_y = {
