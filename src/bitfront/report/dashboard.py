@@ -127,8 +127,11 @@ def served(run: str | Path, port: int = PORT, trials: int = SHOWN) -> Iterator[S
     stop, answering = threading.Event(), threading.Event()
 
     def wait() -> None:
-        answering.set()
-        server.serve_forever()
+        try:
+            answering.set()
+            server.serve_forever()
+        finally:
+            answering.clear()
 
     with server, scratch("dashboard") as folder:
         followed = _Followed(first, folder / "optuna.db", trials)

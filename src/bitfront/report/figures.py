@@ -71,8 +71,8 @@ def front(run: Run, cloud: Cloud) -> Figure:
     for axes, cost in zip(panels, cloud.costs, strict=False):
         x, y = metrics[cost], metrics[cloud.quality]
         axes.plot(x[cloud.rows], y[cloud.rows], ".", color=GREY, ms=4, alpha=0.6, label="trials", zorder=1)
-        order = cloud.front[np.argsort(x[cloud.front], kind="stable")]
         at = np.argsort(x[cloud.front], kind="stable")
+        order = cloud.front[at]
         steps = staircase(better(run, cost))
         axes.plot(x[order], y[order], "-", drawstyle=steps, color=BLUE, lw=1, alpha=0.6, zorder=2)
         spread = np.abs(np.array([cloud.low, cloud.high])[:, at] - y[order])

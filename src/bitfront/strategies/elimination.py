@@ -1,7 +1,7 @@
 """Linear systems without BLAS, whose last bits depend on the number of threads.
 
 A search that is resumed with another number of threads must propose the same candidates. NumPy's einsum adds in one
-fixed order, so everything here is built from it.
+fixed order, so what a search uses is built from it. Reports may differ in the last bit, and have a quicker one.
 """
 
 from __future__ import annotations
