@@ -394,8 +394,9 @@ def init(
             model is made for.
         dataset_path: file or folder of the data.
         file: the name of the file, for the comment in its first line.
-        target: ``"processor"`` (affine integers, weights with a scale per channel) or ``"fpga"`` (fixed point, weights
-            with a binary point per channel).
+        target: ``"processor"`` (affine integers, weights with a scale per channel), ``"onnxruntime"`` (the same in
+            bytes, for kernels that fuse), ``"fpga"`` (fixed point, weights with a binary point per channel) or
+            ``"microcontroller"`` (fixed point, to be written in C).
         task: what the samples are.
         keys: further keys of the configuration that model and data depend on, dotted; those in
             ``[dataset_settings]`` are written into the text.
@@ -420,5 +421,7 @@ def init(
     graph = capture(open_model(config, data), data.split("train")[0][:2])
     weighted = [site for site in graph.sites if site.stored_weights]
     ops = list(dict.fromkeys(site.op for site in weighted))
+    others = list(dict.fromkeys(site.op for site in (*graph.sites, *graph.nameable) if site.op not in ops))
     samples = len(data.split("train")[1])
-    return template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads, settings), []
+    text = template(model, dataset, ops, len(weighted), samples, dataset_path, file, target, leads, settings, others)
+    return text, []

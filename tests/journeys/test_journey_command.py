@@ -39,21 +39,59 @@ def test_without_a_file_the_default_configuration_runs(shell):
 
 
 def test_a_file_starts_from_what_suits_the_target(shell):
-    """Each of the two runs, in a folder of its project; what is offered is a scale per channel for every layer."""
-    for flags, name, offered, cost in (
-        ([], "digits-cnn-digits", "affine2sc-mse affine4sc-mse affine8sc-mse", "average_bitwidth"),
-        (["--target", "fpga"], "digits-cnn-digits-fpga", "int2.auto-c int4.auto-c int8.auto-c", "ebops"),
+    """Each runs, in a folder of its project; every layer is offered the choices."""
+    for flags, name, offered, cost, candidates in (
+        ([], "digits-cnn-digits", "affine2sc-mse affine4sc-mse affine8sc-mse", "average_bitwidth", "1,296"),
+        (["--target", "fpga"], "digits-cnn-digits-fpga", "int2.auto-c int4.auto-c int8.auto-c", "ebops", "1,296"),
     ):
         assert shell("init", *flags).out == f"wrote {name}.toml; now: bitfront search --config {name}.toml\n"
         plan = shell("plan", f"{name}.toml").out
         assert plan.count(f"weight: {offered}; ") == 4
         assert f"objectives: accuracy (maximize), {cost} (minimize)" in plan
         typed = shell("search", "--config", f"{name}.toml", "--max-epochs", 1, "--n-trials", 3)
-        assert "3 of 1,296 candidates evaluated" in typed.out
+        assert f"3 of {candidates} candidates evaluated" in typed.out
         assert f"{cost} " in typed.out
         assert (shell.folder / "runs" / name / "best.json").is_file()
     typed = shell("init", "--target", "fgpa", code=2)
-    assert typed.err == "error: there is no target 'fgpa'; allowed: processor, fpga. Did you mean 'fpga'?\n"
+    assert typed.err == (
+        "error: there is no target 'fgpa'; allowed: processor, onnxruntime, fpga, microcontroller. Did you mean 'fpga'?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "to", "same"),
+    [
+        ("onnxruntime", "qdq", "the largest output is the same one on 269 of 269"),
+        ("microcontroller", "c", "269 of 269 equal to the searched network in every bit"),
+    ],
+)
+def test_a_file_for_a_runtime_ends_in_a_file_that_it_runs(shell, target, to, same):
+    """A residual network with batch norms: these are folded, and what joins two layers has formats too."""
+    pytest.importorskip("onnxruntime")
+    shell.write(
+        "mine.py",
+        textwrap.dedent("""
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.norm, self.relu = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+                self.inner, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+                self.mean, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 10)
+
+            def forward(self, x):
+                x = self.relu(self.norm(self.stem(x)))
+                return self.head(self.mean((x + self.norm2(self.inner(x))).relu()).flatten(1))
+        """),
+    )
+    name = f"mine-Net-digits-{target}"
+    shell("init", "--model", "mine:Net", "--dataset", "digits", "--target", target)
+    assert f"bitfront export {name} --trial N --to {to}\n" in (shell.folder / f"{name}.toml").read_text()
+    typed = shell("search", "--config", f"{name}.toml", "--max-epochs", 2)
+    assert "the network with folded batch norms gives outputs that differ" in typed.err
+    assert re.search(r"^  \d+: stem 8/\d/(16|-), inner 8/\d/(16|-), .*mean 8/-/-, head", typed.out, re.M)
+    assert same in shell("export", name, "--trial", 1, "--to", to).out
 
 
 def test_a_file_of_init_has_a_plan_for_every_kind_of_weights(shell):
@@ -78,7 +116,7 @@ def test_a_file_of_init_has_a_plan_for_every_kind_of_weights(shell):
                 return self.head(self.attend(x, x, x)[0].mean(1))
         """),
     )
-    for target in ("processor", "fpga"):
+    for target in ("processor", "onnxruntime", "fpga", "microcontroller"):
         shell("init", "--model", "mine:Net", "--target", target, "--output", f"{target}.toml")
         plan = shell("plan", f"{target}.toml").out
         for site in ("table", "mix", "up", "memory", "attend", "head"):

@@ -26,7 +26,7 @@ ROOMS = (
 )
 FORMATS = ("csv", "parquet", "optuna")
 SPLITS = ("train", "val", "test")
-TARGETS = ("processor", "fpga")
+TARGETS = ("processor", "onnxruntime", "fpga", "microcontroller")
 
 
 def words(allowed: Sequence[str]) -> Complete:

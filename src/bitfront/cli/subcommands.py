@@ -47,14 +47,16 @@ def init(
     target_column: Annotated[str | None, typer.Option("--target-column", help=DATA_FLAGS["target_column"][2])] = None,
     target: Annotated[
         str,
-        typer.Option("--target", metavar="HARDWARE", help="processor or fpga.", autocompletion=words(TARGETS)),
+        typer.Option("--target", metavar="HARDWARE", help=f"{', '.join(TARGETS)}.", autocompletion=words(TARGETS)),
     ] = DEFAULT_TARGET,
     task: Annotated[
         str, typer.Option("--task", help="A task's name, or package.module:name.", autocompletion=members("tasks"))
     ] = "classification",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml or -fpga.toml; - for stdout."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml, with -fpga for a target; - for stdout."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     quiet: Quiet = False,
