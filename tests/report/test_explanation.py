@@ -352,12 +352,19 @@ def _first(columns, count):
     )
 
 
+def _model(run):
+    trials = Trials.of(run, "accuracy", -1.0)
+    return fitted_model(run, "accuracy", -1.0, trials, np.arange(len(run)), run.columns.metrics["model_size"])
+
+
 def _estimate(run, code):
     """What the trials of a run predict of one candidate."""
-    trials = Trials.of(run, "accuracy", -1.0)
-    costs = run.columns.metrics["model_size"]
-    model = fitted_model(run, "accuracy", -1.0, trials, np.arange(len(run)), costs)
-    return model.estimates(run.space.options(np.array([code])))[0]
+    return _model(run).estimates(run.space.options(np.array([code])))[0]
+
+
+def _chance(run, code, least, most):
+    """How likely the result of one candidate is from `least` to `most`, as the trials of a run predict."""
+    return _model(run).chance(run.space.options(np.array([code]))[0], least, most)
 
 
 # -- runs of any shape
@@ -422,6 +429,29 @@ def test_answers_in_a_large_space_are_the_best_where_everything_adds_up(large):
     assert explained.gap.held.correlation > 0.99
     assert explained.gap.held.how == "the last third of the trials, from those before them"
     assert explained.gap.expected > 0.01
+
+
+def test_the_chance_to_keep_a_budget_is_that_of_the_interval(large):
+    """What was not evaluated is within its own 90 % interval with 90 %, and at least in the middle of it with 50 %."""
+    run, _, _ = large
+    explained = run.explain()
+    for bound in (0.8, 0.85, 0.9):
+        budget = f"accuracy >= {bound}"
+        answer = explained.answer(budget)
+        value = answer.value
+        assert (answer.optimised, value.trial) == ("model_size", None)
+        assert _chance(run, answer.code, value.low, value.high) == pytest.approx(0.9, abs=0.001)
+        assert _chance(run, answer.code, value.value, np.inf) == pytest.approx(0.5)
+        assert 0.5 <= answer.chance == pytest.approx(_chance(run, answer.code, bound, np.inf))
+        lines = [line for section in sections(run.explain(budgets=[budget])) for line in section.sentences]
+        said = (
+            f"It was not evaluated; --verify does that. The chance that it keeps this is {100 * answer.chance:.0f} %."
+        )
+        assert said in lines
+    assert explained.answer("model_size <= 1500 B").chance is None
+    measured = explained.answer(f"accuracy >= {max(trial.metrics['accuracy'] for trial in run.trials)}")
+    assert measured.value.trial is not None
+    assert measured.chance is None
 
 
 def test_interactions_that_are_there_are_named(large, tmp_path):

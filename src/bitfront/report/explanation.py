@@ -306,7 +306,8 @@ def _answer(e: Explanation, answer: Answer) -> Iterator[str]:
     if answer.failed:
         yield f"Its evaluation failed: {answer.failed}"
     elif answer.value.trial is None and not answer.verified:
-        yield "It was not evaluated; --verify does that."
+        chance = "" if answer.chance is None else f" The chance that it keeps this is {100 * answer.chance:.0f} %."
+        yield f"It was not evaluated; --verify does that.{chance}"
     elif answer.value.trial is None:
         broken = f", and it does not keep {' and '.join(answer.broken)}" if answer.broken else ""
         yield (

@@ -174,8 +174,18 @@ class Outlook:
                 options, losses = self._best(constraints, options, np.concatenate([losses, expected]), least)
         if not len(options):
             raise RunError(self._why_none(constraints))
-        optimised = self.costs[0].name if least else self.model.metric
-        return replace(self.described(options[0], optimised), budgets=tuple(dict.fromkeys(c.text for c in constraints)))
+        answer = self.described(options[0], self.costs[0].name if least else self.model.metric)
+        chance = self._chance(constraints, options[0]) if answer.value.trial is None else None
+        return replace(answer, budgets=tuple(dict.fromkeys(c.text for c in constraints)), chance=chance)
+
+    def _chance(self, constraints: Sequence[Constraint], options: Codes) -> float | None:
+        """The probability that a candidate keeps the constraints on the explained metric; None if there are none."""
+        on_metric = [c for c in constraints if c.metric == self.model.metric]
+        if not on_metric:
+            return None
+        least = max((c.bound for c in on_metric if c.comparison in (">", ">=", "==")), default=-np.inf)
+        most = min((c.bound for c in on_metric if c.comparison in ("<", "<=", "==")), default=np.inf)
+        return self.model.chance(options, least, most)
 
     def _best(
         self, constraints: Sequence[Constraint], options: Codes, losses: Floats, least: bool

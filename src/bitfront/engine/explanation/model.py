@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,16 @@ class Model:
         mean, deviation = self.effects.mean(options), self.effects.quick_deviation(options)
         wide = WIDE * np.hypot(deviation, self.effects.noise if noise else 0.0)
         return self.link.inverse(mean - wide), self.link.inverse(mean + wide)
+
+    def chance(self, options: Codes, least: float, most: float) -> float:
+        """The probability that the result of one candidate, of shape (groups,), is a metric from `least` to `most`."""
+        mean = float(self.effects.mean(options[None])[0])
+        deviation = float(np.hypot(self.effects.quick_deviation(options[None])[0], self.effects.noise))
+        ends = (least, most) if self.sign > 0 else (-most, -least)
+        # No result is below the floor of the transformation.
+        at = [-np.inf if end <= self.link.floor else float(self.link.forward(np.array(end))) for end in ends]
+        low, high = (math.erf((end - mean) / (deviation * math.sqrt(2))) for end in at)
+        return (high - low) / 2
 
     def estimates(self, options: Codes) -> list[Estimate]:
         """The expected metric of candidates, with the interval of a result."""

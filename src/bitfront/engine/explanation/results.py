@@ -155,6 +155,8 @@ class Answer:
         code: its code.
         costs: metric → value, exact.
         value: the explained metric: measured if it is a trial of the run, else predicted.
+        chance: the probability that it keeps the budgets on the explained metric when it is evaluated, 0 to 1, as far
+            as the model holds; None if there is none, or if it was evaluated already.
         exact: whether it is the best of the whole space by the model.
         verified: metric → value, if it was evaluated for this answer; empty if it was not.
         failed: why it could not be evaluated; empty if it could, or was not tried.
@@ -170,6 +172,7 @@ class Answer:
     value: Estimate
     exact: bool
     verified: Mapping[str, float]
+    chance: float | None = None
     failed: str = ""
     broken: tuple[str, ...] = ()
     measured: int | None = None
