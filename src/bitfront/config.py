@@ -317,6 +317,7 @@ class Config(Table):
     #: The working directory when this was made: later a model may change it.
     _base: Path = PrivateAttr(default_factory=_working_directory)
     _names_dataset: bool = PrivateAttr(True)
+    _names_model: bool = PrivateAttr(True)
     #: Dotted keys whose values come from overrides, not from the document.
     _overridden: frozenset[str] = PrivateAttr(frozenset())
 
@@ -324,6 +325,11 @@ class Config(Table):
     def names_dataset(self) -> bool:
         """Whether the file or a flag names the data; if not, `dataset` is what the model is made for."""
         return self._names_dataset
+
+    @property
+    def names_model(self) -> bool:
+        """Whether the file or a flag names the model; if not, it is the default."""
+        return self._names_model
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -453,7 +459,7 @@ def from_document(document: tomlfile.Document, overrides: Mapping[str, Any] | No
             file=None if "project" in changes else document.name,
             line=None if "project" in changes else document.line(("project",)),
         )
-    config._names_dataset = "dataset" in values
+    config._names_dataset, config._names_model = "dataset" in values, "model" in values
     if "dataset" not in values and (natural := fact_in_source("bitfront.models", config.model, "data")):
         # Says so as a value of the file would, so that it is among the values in effect.
         config = config.model_copy(update={"dataset": natural})

@@ -136,6 +136,16 @@ def test_plan_shows_and_does_nothing(shell, data):
     assert [site["options"] for site in shown["sites"]] == [6, 1, 6]
 
 
+def test_a_file_that_names_no_model_is_about_the_default_and_says_so(shell, data):
+    lines = settings(data).splitlines()
+    shell.write("without.toml", "\n".join(line for line in lines if not line.startswith(("model", "dataset"))))
+    assert (
+        "no model is named, so this is about digits-cnn on digits; model = ... names"
+        in shell("plan", "without.toml").err
+    )
+    assert "no model is named" not in shell("plan", "without.toml", "--model", "digits-mlp").err
+
+
 def test_help_version_and_small_searches_are_quick(shell):
     """The first two do not load torch; a search does, but nothing of what takes as long again."""
     program = """if True:

@@ -36,7 +36,7 @@ from bitfront.engine.planning.inputs import (
 )
 from bitfront.engine.planning.learning import bits_learning, unused_settings
 from bitfront.engine.planning.memory import limit_memory
-from bitfront.engine.planning.notes import folding_notes, remarks
+from bitfront.engine.planning.notes import default_model_notes, folding_notes, remarks
 from bitfront.engine.planning.outweighed import outweighed
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.renaming import renamed_layers
@@ -117,7 +117,7 @@ def make_plan(
         runners, added, objectives = _measured(config, strategy, task)
         constraints = read(config.search.constraints, [m for runner in runners for m in runner.produces])
     network, dataset = _checked_model(config, dataset or open_data(config, report, progress), model, task)
-    half = [] if model is None else halves_note(model)
+    of_model = default_model_notes(config) if model is None else halves_note(model)
     device, warning = choose_device(config.accelerator)
     with config.locating():
         _check_device(device, dataset)
@@ -153,7 +153,7 @@ def make_plan(
             *remarked,
             *folding_notes(config, changed, trains=trains),
             *ignored,
-            *half,
+            *of_model,
             *remembered,
             *lost,
             *outweighed(evaluator, objectives),

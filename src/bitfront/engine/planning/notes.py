@@ -57,6 +57,13 @@ def remarks(config: Config, dataset: Dataset, evaluator: Evaluator, added: list[
     return notes
 
 
+def default_model_notes(config: Config) -> list[str]:
+    """That neither the file nor a flag names a model; nothing where one does."""
+    if config.names_model:
+        return []
+    return [f"no model is named, so this is about {config.model} on {config.dataset}; model = ... names yours"]
+
+
 def folding_notes(config: Config, changed: Folded | None, *, trains: bool) -> list[str]:
     """What ``fold_batch_norm`` folded into what, and what it could not fold.
 
