@@ -107,6 +107,49 @@ def test_what_is_kept_stays_below_its_limit():
     assert kept.bytes == 0
 
 
+def test_freed_memory_is_returned_near_the_limit(monkeypatch):
+    """Once, until there is more of it; and where a process is nearly full without it, less is kept."""
+    kept = KeptWeights(limit=10**9, process=10_000)
+    taken, freed = [8_000], []
+    monkeypatch.setattr(keeping, "resident", lambda: taken[0])
+
+    def returned():
+        freed.append(taken[0])
+        taken[0] = max(taken[0] - 500, 8_600)
+
+    monkeypatch.setattr(keeping, "return_freed_memory", returned)
+    shelf = kept.shelf(owner := nn.Identity())
+    for now, times in ((8_000, 0), (8_600, 1), (8_700, 1), (8_850, 2), (7_000, 2), (8_600, 3)):
+        taken[0] = now
+        shelf.get("a", lambda: torch.zeros(100))
+        assert len(freed) == times, now
+    shelf.get("b", lambda: torch.zeros(100))
+    assert kept.bytes == 800
+    taken[0] = 10_200  # 9,700 when what is freed was returned: 200 more than 0.95 of what it may take
+    shelf.get("b", lambda: torch.zeros(100))
+    assert kept.limit == 600
+    assert kept.forgotten == 1
+    assert owner is not None
+
+
+def test_a_model_alone_gets_the_room_of_what_is_kept(monkeypatch):
+    kept = KeptWeights(limit=10**9, process=10_000)
+    monkeypatch.setattr(keeping, "resident", lambda: 8_000)
+    shelf = kept.shelf(owner := nn.Identity())
+    shelf.get("a", lambda: torch.zeros(100))
+    kept.make_room(2_000)
+    assert kept.bytes == 400
+    kept.make_room(2_001)
+    assert kept.bytes == 0
+    shelf.get("a", lambda: torch.zeros(100))
+    kept.make_room()
+    assert kept.bytes == 0
+    without = KeptWeights(limit=10**9)
+    without.shelf(owner).get("a", lambda: torch.zeros(100))
+    without.make_room(10**12)
+    assert without.bytes == 400
+
+
 @pytest.mark.parametrize(
     "like", [torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)]
 )

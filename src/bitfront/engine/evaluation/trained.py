@@ -40,6 +40,7 @@ from bitfront.engine.evaluation.interface import (
     Evaluator,
     joined,
 )
+from bitfront.engine.evaluation.keeping import bytes_of
 from bitfront.engine.evaluation.learned_bits import LearnedBitsEvaluator
 from bitfront.errors import EvaluationError, UserError, described
 from bitfront.formats.base import Format, Operand
@@ -108,7 +109,7 @@ class TrainedEvaluator(Evaluator):
         self._network_job = replace(job, training=None)
         self._float = FixedEvaluator(self._network_job, space.quantization(space.graph))
         self.runners = self._float.runners
-        size = sum(t.numel() * t.element_size() for t in job.model.state_dict().values())
+        size = bytes_of(job.model)
         capacity = max(8, CACHE_BYTES // max(1, size))
         self.candidates: _RecentlyUsed[bytes, TrainedCandidate] = _RecentlyUsed(capacity)
         self.stopped: dict[bytes, int] = {}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bitfront.engine.evaluation.fixed import one_thread
 from bitfront.engine.evaluation.interface import ONLY_CODE, EvaluationJob, Evaluator, ModelEvaluator
+from bitfront.engine.evaluation.keeping import bytes_of
 from bitfront.engine.evaluation.trained import open_evaluator
 from bitfront.errors import EvaluationError, UserError
 from bitfront.graph.baking import private_copy
@@ -42,6 +43,8 @@ SHARE = 0.02
 SAME_LOSS = 1e-5
 #: Largest difference of outputs in batches of two sizes, as a share of the largest output: sums have another order.
 SAME_IN_BATCHES = 1e-3
+#: A model alone was seen to take so many times its weights: what is multiplied, activations, what is freed meanwhile.
+ALONE = 10
 #: Number of training steps, and the largest relative difference of two trainings: their sums of gradients have another
 #: order.
 TRAINING_STEPS, SAME_WEIGHTS = 2, 1e-3
@@ -165,7 +168,7 @@ def deployed_score(evaluator: Evaluator, code: NDArray[np.int64], split: str, nu
         number: number of samples; None for all.
     """
     x, y = evaluator.samples(split, number)
-    evaluator.job.weights.settle()
+    evaluator.job.weights.make_room(ALONE * bytes_of(evaluator.space.graph.model))
     try:
         alone, code_there = evaluator.alone(code)
         with contained(), one_thread():

@@ -17,7 +17,7 @@ import numpy as np
 from bitfront.config import StrategySetup
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import Evaluator
-from bitfront.engine.evaluation.keeping import resident
+from bitfront.engine.evaluation.keeping import bytes_of, resident
 from bitfront.engine.evaluation.sensitivity import BATCH
 from bitfront.engine.evaluation.tree.scorer import RESULT_BYTES
 from bitfront.errors import ConfigError
@@ -116,7 +116,7 @@ def needs(evaluator: FixedEvaluator, *, trains_first: bool, noise: bool) -> Need
         noise: whether the strategy asks for the noise of options, which takes gradients.
     """
     graph = evaluator.space.graph
-    model = sum(t.numel() * t.element_size() for t in (*graph.model.parameters(), *graph.model.buffers()))
+    model = bytes_of(graph.model)
     sizes = [sum(int(np.prod(s)) for s in (*n.inputs, n.output)) for n in graph.nodes]
     largest, outputs = 4 * max(sizes, default=0), 4 * sum(int(np.prod(n.output)) for n in graph.nodes)
     limits, chunk = evaluator.limits, evaluator.chunk
