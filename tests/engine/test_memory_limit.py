@@ -137,9 +137,9 @@ def test_a_model_alone_gets_the_room_of_what_is_kept(monkeypatch):
     monkeypatch.setattr(keeping, "resident", lambda: 8_000)
     shelf = kept.shelf(owner := nn.Identity())
     shelf.get("a", lambda: torch.zeros(100))
-    kept.make_room(2_000)
+    kept.make_room(1_500)
     assert kept.bytes == 400
-    kept.make_room(2_001)
+    kept.make_room(1_501)
     assert kept.bytes == 0
     shelf.get("a", lambda: torch.zeros(100))
     kept.make_room()

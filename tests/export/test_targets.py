@@ -265,6 +265,31 @@ def test_metrics_beside_files_of_another_network_are_said_to_be_of_the_searched_
     assert "| metric of the searched network | value |" in (other.folder / "README.md").read_text()
 
 
+def test_biases_that_a_runtime_rounds_again_are_named(tmp_path):
+    """A bias whose format is finer than the sums of its layer is; with the other ones every number is the searched one."""
+    pytest.importorskip("onnxruntime")
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    graph = capture(model, x[:2])
+    for finer in (False, True):
+        # Inputs in steps of 1/16, weights of 1/32: sums of 1/512.
+        bits = {"data_in": (8, 4), "weight": (8, 5)}
+        formats = {
+            site.name: {o: Integer.parse({"width": w, "frac_width": f}, site.operation.operand(o).kind()) for o, (w, f) in
+                        (bits | {"bias": (16, 11 if finer and site.path == "2" else 9)}).items()}
+            for site in graph.sites if site.weight
+        }  # fmt: skip
+        calibrated = calibrate(graph, formats, x)
+        given = Candidate(f"finer_{finer}", graph, calibrated, quantize(graph, calibrated, bake=True))
+        result = export(given, target_named("qdq"), tmp_path / given.name, x)
+        readme = (result.folder / "README.md").read_text()
+        assert result.figures == {"biases_rounded_again": int(finer)}
+        assert (result.differing > 0) == finer
+        assert ("Runtimes round these biases once more" in readme) == finer
+        assert ("of the sums: _2 (Linear)." in readme) == finer
+
+
 def test_a_folder_that_no_export_has_written_is_not_touched(tmp_path):
     given, x = candidate("mlp", "fixed8")
     (tmp_path / "notes.txt").write_text("mine")

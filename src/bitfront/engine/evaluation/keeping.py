@@ -161,11 +161,11 @@ class KeptWeights:
         """Forget everything, where there is a limit: something else needs the memory.
 
         Args:
-            size: how many bytes it needs; nothing is forgotten where the process may take so many more. None: it needs
-                all there is.
+            size: how many bytes it needs; nothing is forgotten where the process is not nearly full with so many more.
+                None: it needs all there is.
         """
         self.settle()
-        if size is not None and (self.process is None or _excess(self.process) + size <= 0):
+        if size is not None and (self.process is None or _excess(int(FULL * self.process)) + size <= 0):
             return
         if self.limit is not None:
             with self._lock:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from bitfront.errors import ExportError
 from bitfront.exporters.onnx import INPUT, OPSET, OUTPUT, Form, onnx_model
 from bitfront.exporters.packing import packing
@@ -12,6 +14,8 @@ from bitfront.exporters.sessions import PRECISE
 from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
 from bitfront.exporters.targets.onnx import Onnx
+from bitfront.graph.capture import parameter
+from bitfront.transforms.correct import bias_in_steps, step_of_sums
 
 
 @TARGETS.register("qdq")
@@ -43,8 +47,18 @@ class Qdq(Onnx):
         model = onnx_model(candidate.graph, candidate.formats, "qdq")
         (folder / f"{candidate.name}.onnx").write_bytes(model.SerializeToString())
 
+    def figures(self, candidate: Candidate) -> dict[str, float]:
+        """How many biases runtimes round once more."""
+        return {"biases_rounded_again": len(rounded_again(candidate))}
+
     def usage(self, candidate: Candidate) -> str:
         """How to run it."""
+        again = rounded_again(candidate)
+        biases = (
+            f"Runtimes round these biases once more, because they are no multiples of the step of the sums: "
+            f"{', '.join(again)}. A search with `integer_bias = true` and without `bias_width` evaluates what runtimes "
+            "compute.\n"
+        )
         return f"""
 ```python
 import onnxruntime
@@ -62,4 +76,20 @@ rounds biases and outputs of layers in its own way, so outputs differ a little f
 saturate, and outputs are far off. It is fast where batch norms are folded (`fold_batch_norm = true`), outputs of layers
 and both inputs of additions have formats of 8 bits, and biases are those of integer kernels (`[search.calibration]
 integer_bias = true`).
-"""
+{biases if again else ""}"""
+
+
+def rounded_again(candidate: Candidate) -> list[str]:
+    """The layers whose bias runtimes round once more where they fuse: it has values that are no multiples of the step
+    of the sums."""
+    titles = []
+    for site in candidate.graph.sites:
+        formats = candidate.formats.get(site.name, {})
+        step = step_of_sums(site, formats) if site.bias is not None else None
+        if step is None or site.bias is None:
+            continue
+        bias = parameter(candidate.graph.model, site.bias).detach()
+        bias = formats["bias"].quantize(bias) if "bias" in formats else bias
+        if not torch.equal(bias_in_steps(bias, step)[0], bias):
+            titles.append(site.title)
+    return titles
