@@ -51,3 +51,13 @@ def test_an_input_that_is_rounded_to_several_grids_keeps_every_side_of_every_hal
     halves = (np.arange(-40, 40) + 0.5).astype(np.float32) * np.float32(2**-5)
     near = np.concatenate([np.nextafter(halves, np.float32(end)) for end in (-9, 9)])
     assert (np.floor(np.ldexp(near.astype(np.float64), kind.point)) / 2**kind.point == near).all()
+
+
+def test_an_input_without_a_sign_that_is_rounded_down_keeps_its_largest_numbers():
+    """Its type has a sign, so it needs a bit more: without it, everything above a half of the grid became that half."""
+    for signed in (False, True):
+        kind, rounds = input_type(_program(Integer(8, 8, signed=signed, rounding="floor")))
+        assert not rounds
+        largest = (255 if not signed else 127) / 256
+        assert kind.signed
+        assert 2.0 ** (kind.whole - 1) > largest

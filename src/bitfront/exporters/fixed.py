@@ -57,7 +57,8 @@ def input_type(program: Program) -> tuple[Fixed, bool]:
     grid = Fixed(max(width(*codes), 2 if low < 0 else 1), finest, bool(low < 0))
     if (points == finest).all() and all(step.rounding == "even" for step in rounds):
         return grid, True
-    return Fixed(grid.bits + FLOAT_DIGITS + 1, finest + FLOAT_DIGITS + 1, True), False
+    bits = grid.bits + (0 if grid.signed else 1)  # it has a sign, whether the grid has one or not
+    return Fixed(bits + FLOAT_DIGITS + 1, finest + FLOAT_DIGITS + 1, True), False
 
 
 def placed(numbers: NDArray[Any], channels_last: bool) -> NDArray[Any]:
