@@ -40,16 +40,16 @@ def test_without_a_file_the_default_configuration_runs(shell):
 
 def test_a_file_starts_from_what_suits_the_target(shell):
     """Each runs, in a folder of its project; every layer is offered the choices."""
-    for flags, name, offered, cost, candidates in (
-        ([], "digits-cnn-digits", "affine2sc-mse affine4sc-mse affine8sc-mse", "average_bitwidth", "1,296"),
-        (["--target", "fpga"], "digits-cnn-digits-fpga", "int2.auto-c int4.auto-c int8.auto-c", "ebops", "1,296"),
+    for flags, name, offered, cost in (
+        ([], "digits-cnn-digits", "affine2sc-mse affine4sc-mse affine8sc-mse", "average_bitwidth"),
+        (["--target", "fpga"], "digits-cnn-digits-fpga", "int2.auto-c int4.auto-c int8.auto-c", "ebops"),
     ):
         assert shell("init", *flags).out == f"wrote {name}.toml; now: bitfront search --config {name}.toml\n"
         plan = shell("plan", f"{name}.toml").out
         assert plan.count(f"weight: {offered}; ") == 4
         assert f"objectives: accuracy (maximize), {cost} (minimize)" in plan
         typed = shell("search", "--config", f"{name}.toml", "--max-epochs", 1, "--n-trials", 3)
-        assert f"3 of {candidates} candidates evaluated" in typed.out
+        assert "3 of 1,296 candidates evaluated" in typed.out
         assert f"{cost} " in typed.out
         assert (shell.folder / "runs" / name / "best.json").is_file()
     typed = shell("init", "--target", "fgpa", code=2)

@@ -55,7 +55,10 @@ def init(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Default: MODEL-DATASET.toml, with -fpga for a target; - for stdout."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Default: MODEL-DATASET.toml, with -TARGET if one is given; - for stdout.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,

@@ -94,8 +94,8 @@ class KeptWeights:
     def _stay_below_limit(self) -> None:
         """Return freed memory to the system where the process is near its limit, and forget what is too much then.
 
-        Activations of many sizes come and go, and the C library keeps their places. A 100-million-parameter transformer
-        took 8 GB in this way, of which it used half.
+        Activations of many sizes come and go, and the C library keeps their places. After a search of a transformer of
+        36 million parameters the process took 2.4 GB, and 1.15 GB once they were returned.
         """
         if self.process is None:
             return
