@@ -255,16 +255,15 @@ class _Writer(Parts):
     @write.register
     def _(self, step: Limit, given: Sequence[str]) -> str:
         value, x = self._value(), given[0]
-        if step.low is None or step.high is None:
-            between = self.type
-        else:
-            between = self.type.beside(self.held[step.sources[0]])
+        before = self.type.beside(self.held[step.sources[0]])
+        between = self.type if step.low is None or step.high is None else before
         for kind, end in (("Max", step.low), ("Min", step.high)):
             self.type = between if kind == "Max" else self.held[self.number]
             if end == 0 and kind == "Max":
                 x = self.add("Relu", [x], "relu")
             elif end is not None:
-                x = self.bound(kind, x, kind.lower(), np.array([int(end) // value.divisor]), value.point)
+                codes = np.array([int(end) // value.divisor])
+                x = self.bound(kind, x, kind.lower(), codes, value.point, before)
         return x
 
     @write.register

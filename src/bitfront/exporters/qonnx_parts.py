@@ -146,8 +146,12 @@ class Parts:
         del self.types[f"{self.at}_{part}_quant"]
         return result
 
-    def bound(self, kind: str, x: str, part: str, ends: Int, points: Int | int) -> str:
-        """The larger (``Max``) or the smaller of values and constants n / 2^points."""
+    def bound(self, kind: str, x: str, part: str, ends: Int, points: Int | int, before: Fixed | None = None) -> str:
+        """The larger (``Max``) or the smaller of values and constants n / 2^points.
+
+        Args:
+            before: the type of the values, where it is not that of the result.
+        """
         point = int(np.max(points))
         codes = np.left_shift(ends, point - np.asarray(points, np.int64))
         if self.for_hls or (codes != codes.ravel()[0]).any():
@@ -160,7 +164,7 @@ class Parts:
         # hls4ml has no maximum with a constant: max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x).
         held = self.type
         low, high = int(codes.min()), int(codes.max())
-        both = held.beside(Fixed(max(width(low, high), 1), point, low < 0))
+        both = (before or held).beside(held).beside(Fixed(max(width(low, high), 1), point, low < 0))
         self.type = Fixed(both.bits + 2, both.point, True)
         x = self.add("Sub", [x, constant] if kind == "Max" else [constant, x], f"{part}_over")
         x = self.add("Relu", [x], f"{part}_relu")

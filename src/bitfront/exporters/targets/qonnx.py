@@ -63,7 +63,7 @@ class Qonnx(Target):
         onnx: Any = require("onnx", "qonnx", "the target qonnx")
         wrapper: Any = require("qonnx.core.modelwrapper", "qonnx", "the target qonnx")
         executor: Any = require("qonnx.core.onnx_exec", "qonnx", "the target qonnx")
-        with parsing(ExportError, "the qonnx executor refuses the file", "please report this"), _suited(onnx):
+        with parsing(ExportError, "the qonnx executor refuses the file", "please report this"), suited(onnx):
             model = onnx.load(folder / f"{candidate.name}.onnx")
             shapes = [info.type.tensor_type.shape for info in (*model.graph.value_info, *model.graph.input)]
             largest = max(int(np.prod([d.dim_value for d in shape.dim])) for shape in shapes)
@@ -123,7 +123,7 @@ def as_numbers(value: Value, floats: NDArray[np.float32], channels_last: bool = 
 
 
 @contextmanager
-def _suited(onnx: Any) -> Iterator[None]:
+def suited(onnx: Any) -> Iterator[None]:
     """Lets the executor hand its nodes to ONNX Runtime in an old version of the file format, and without warnings. It
     takes the newest that the package onnx has, which ONNX Runtime often cannot read yet."""
     runtime: Any = require("onnxruntime", "qonnx", "the target qonnx")
