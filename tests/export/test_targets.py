@@ -265,29 +265,62 @@ def test_metrics_beside_files_of_another_network_are_said_to_be_of_the_searched_
     assert "| metric of the searched network | value |" in (other.folder / "README.md").read_text()
 
 
-def test_biases_that_a_runtime_rounds_again_are_named(tmp_path):
-    """A bias whose format is finer than the sums of its layer is; with the other ones every number is the searched one."""
+@pytest.mark.parametrize("format_of_bias", ["finer", "as fine", "none"])
+def test_biases_that_a_runtime_would_round_again_are_rounded_before(format_of_bias, tmp_path):
+    """They are finer than the sums of their layer. Files and metrics are those of the network with the rounded ones."""
     pytest.importorskip("onnxruntime")
     x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     graph = capture(model, x[:2])
-    for finer in (False, True):
-        # Inputs in steps of 1/16, weights of 1/32: sums of 1/512.
-        bits = {"data_in": (8, 4), "weight": (8, 5)}
-        formats = {
-            site.name: {o: Integer.parse({"width": w, "frac_width": f}, site.operation.operand(o).kind()) for o, (w, f) in
-                        (bits | {"bias": (16, 11 if finer and site.path == "2" else 9)}).items()}
-            for site in graph.sites if site.weight
-        }  # fmt: skip
-        calibrated = calibrate(graph, formats, x)
-        given = Candidate(f"finer_{finer}", graph, calibrated, quantize(graph, calibrated, bake=True))
-        result = export(given, target_named("qdq"), tmp_path / given.name, x)
-        readme = (result.folder / "README.md").read_text()
-        assert result.figures == {"biases_rounded_again": int(finer)}
-        assert (result.differing > 0) == finer
-        assert ("Runtimes round these biases once more" in readme) == finer
-        assert ("of the sums: _2 (Linear)." in readme) == finer
+    # Inputs in steps of 1/16, weights of 1/32: sums of 1/512.
+    bits = {"data_in": (8, 4), "weight": (8, 5), "bias": (16, 9)}
+    wanted = {}
+    for site in (s for s in graph.sites if s.weight):
+        widths = dict(bits)
+        if site.path == "2" and format_of_bias == "finer":
+            widths["bias"] = (16, 11)
+        elif site.path == "2" and format_of_bias == "none":
+            del widths["bias"]
+        wanted[site.name] = {
+            o: Integer.parse({"width": w, "frac_width": f}, site.operation.operand(o).kind())
+            for o, (w, f) in widths.items()
+        }
+    formats = calibrate(graph, wanted, x)
+    given = Candidate("net", graph, formats, quantize(graph, formats, bake=True), metrics={"loss": 1.0, "bits": 8.0})
+    measured = []
+
+    def measure(model):
+        measured.append(model(x))
+        return {"loss": 2.5}
+
+    result = export(given, target_named("qdq"), tmp_path / "out", x, measure=measure)
+    readme = (result.folder / "README.md").read_text()
+    assert result.differing == 0
+    if format_of_bias == "as fine":
+        assert not result.change
+        assert not measured
+        assert "| metric | value |" in readme
+        return
+    change = "with 1 bias rounded to steps of the sums, as runtimes hold them"
+    assert result.message.endswith(
+        f"equal to the searched network in every bit, {change}; measured with this change: loss 2.5"
+    )
+    assert f"The searched network {change}: those of _2 (Linear)." in readme
+    assert "| metric of the searched network | value |" in readme
+    assert "| metric with this change, measured on the same samples | value |\n|---|---|\n| loss | 2.5 |" in readme
+    # By hand: what is added to the sums of the second layer is n / 512.
+    layers, bias = [model[0], model[2], model[4]], formats["_2"].get("bias")
+    held = layers[1].bias.detach() if bias is None else bias.quantize(layers[1].bias.detach())
+    y = x
+    for i, layer in enumerate(layers):
+        y = torch.clamp(torch.round(y * 16), -128, 127) / 16
+        weight = torch.clamp(torch.round(layer.weight.detach() * 32), -128, 127) / 32
+        own = torch.round(layer.bias.detach() * 512) / 512 if i != 1 else torch.round(held * 512) / 512
+        y = y @ weight.T + own
+        y = torch.relu(y) if i < 2 else y
+    assert torch.equal(measured[0], y)
+    assert not torch.equal(given.model(x), y)  # the user's is as it was
 
 
 def test_a_folder_that_no_export_has_written_is_not_touched(tmp_path):

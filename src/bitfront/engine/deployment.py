@@ -11,7 +11,7 @@ from torch import nn
 
 from bitfront.data.base import Dataset
 from bitfront.data.targets import CLASSES
-from bitfront.engine.rebuild import candidate_of
+from bitfront.engine.rebuild import candidate_of, evaluated
 from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.trial import NOTHING, Trial
 from bitfront.errors import RunError
@@ -78,9 +78,14 @@ def export(
         _standardised(dataset),
         dataset.notes,
     )
+
+    def metrics_of(changed: nn.Module) -> dict[str, float]:
+        evaluation = evaluated(rebuilt, changed)
+        return {} if evaluation is None else evaluation.values
+
     x = dataset.split("val")[0][:samples].float().cpu()
     place = Path(output) if output else folder / "exported" / f"trial-{number}-{TARGETS.official(to)}"
-    return write(candidate, target, place, x, check=check, events=events)
+    return write(candidate, target, place, x, check=check, measure=metrics_of, events=events)
 
 
 def _standardised(dataset: Dataset) -> list[tuple[str, float, float]]:

@@ -118,16 +118,12 @@ def transform_trial(
     rebuilt = evaluator.model(code, bake=True)
     evaluation = None
     if check:
-        samples = candidate.plan.evaluator.accuracy_samples
-        if samples is None:
+        evaluation = evaluated(candidate, rebuilt)
+        if evaluation is None:
             leading = evaluator.job.task.leading.name
             raise RunError(
                 f"{shown(candidate.folder)}: this search measured no {leading}, so there is nothing to check"
             )
-        x, y = evaluator.samples(samples.split, samples.number)
-        outputs, task = evaluator.space.graph.outputs, evaluator.job.task
-        with one_thread():
-            evaluation = measure(task, rebuilt, x, y, batch_size=evaluator.chunk, outputs=outputs)
     saved = candidate.folder / "transformed" / f"trial-{trial.number}"
     widths = candidate.plan.space.layer_widths(np.array(trial.code, dtype=np.int64))
     result = Transformed(rebuilt, formats, graph, trial.config, saved, trial, evaluation, widths)
@@ -157,6 +153,23 @@ class RebuiltTrial:
     evaluator: ModelEvaluator
     code: NDArray[np.int64]
     folder: Path
+
+
+def evaluated(candidate: RebuiltTrial, model: nn.Module) -> Evaluation | TaskEvaluation | None:
+    """Loss and metrics of a model for the task of a search, on its samples; None if the search measured neither.
+
+    Args:
+        candidate: a trial of the search.
+        model: the deployed model of the trial, or one like it.
+    """
+    samples, evaluator = candidate.plan.evaluator.accuracy_samples, candidate.evaluator
+    if samples is None:
+        return None
+    x, y = evaluator.samples(samples.split, samples.number)
+    with one_thread():
+        return measure(
+            evaluator.job.task, model, x, y, batch_size=evaluator.chunk, outputs=evaluator.space.graph.outputs
+        )
 
 
 def candidate_of(

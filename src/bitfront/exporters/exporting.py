@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitfront.config import settings_of
 from bitfront.errors import ExportError
@@ -45,6 +45,8 @@ class Exported:
         alike: on how many samples the largest output is the same one.
         figures: what the files need, by name with a unit.
         accumulator_bits: bits of the widest sum; None for a target that is not made of the integer program.
+        change: what the target has changed of the searched network, in words; files are compared with it then.
+        metrics: what a changed network reaches, by metric, measured on the samples of the search.
     """
 
     target: str
@@ -57,6 +59,8 @@ class Exported:
     alike: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
     accumulator_bits: int | None = None
+    change: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
@@ -65,13 +69,17 @@ class Exported:
         listed = ", ".join(
             [f for f in self.files if "/" not in f] + [f"{name}/ ({count} files)" for name, count in folders.items()]
         )
+        reached = ", ".join(f"{metric} {_value(value)}" for metric, value in self.metrics.items())
+        reached = f"; measured with this change: {reached}" if reached else ""
         if not self.samples:
-            return f"{shown(self.folder)}: {listed}; not checked"
+            changed = f"; {self.change}{reached}" if self.change else ""
+            return f"{shown(self.folder)}: {listed}; not checked{changed}"
         equal = self.samples - self.differing
         return (
             f"{shown(self.folder)}: {listed}; run with {self.judge} on {self.samples:,} samples: {equal:,} of "
             f"{self.samples:,} equal to the searched network in every bit"
-            f"{f'; {self.approximation}' if self.differing else ''}"
+            f"{f', with {self.change}' if self.change else ''}"
+            f"{f'; {self.approximation}' if self.differing else ''}{reached}"
         )
 
     @property
@@ -100,6 +108,7 @@ def export(
     x: Tensor,
     *,
     check: bool = True,
+    measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
     events: Events | None = None,
 ) -> Exported:
     """Write a candidate, run the files, compare, and put them into their place.
@@ -110,6 +119,8 @@ def export(
         folder: where the files go. One that an earlier export has written is replaced.
         x: samples to compare on, float32 of shape (samples, *features), on the CPU; at least one.
         check: whether the files are run. If not, ``-unchecked`` is added to the name of the folder.
+        measure: gives the metrics of a model on the samples of the search. It is called where the target changes the
+            network; without it, the README has the metrics of the searched one alone.
         events: receives notes on what is being done.
 
     Raises:
@@ -122,6 +133,8 @@ def export(
     target.check(candidate)
     if check:
         target.ready()
+    candidate = target.suited(candidate)
+    metrics = measure(candidate.model) if measure and candidate.change else {}
     folder = folder if check else folder.with_name(f"{folder.name}{UNCHECKED}")
     if folder.exists() and not (folder / README).is_file():
         raise ExportError(f"{shown(folder)} exists, and no export has written it; choose another --output")
@@ -141,7 +154,7 @@ def export(
         whole = candidate.program.widest if target.whole else None
         result = Exported(
             name, folder, (*files, README), target.judge if check else "", len(x) if check else 0, differing,
-            difference, alike, target.figures(candidate), whole,
+            difference, alike, target.figures(candidate), whole, candidate.change, metrics,
         )  # fmt: skip
         (part / README).write_text(_readme(candidate, target, result), encoding="utf-8")
         if folder.exists():
@@ -217,12 +230,22 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     lines = [f"# {candidate.name}, for {result.target}", ""]
     if candidate.origin:
         lines += [f"{candidate.origin[0].upper()}{candidate.origin[1:]}, exported by Bitfront.", ""]
+    if result.change:
+        lines += [f"The searched network with {result.change}: those of {', '.join(candidate.changed)}.", ""]
     if candidate.metrics:
         # The file is another network then, however little; what it has is not known.
+        other = result.differing or result.change
         lines += [
-            f"| {'metric of the searched network' if result.differing else 'metric'} | value |",
+            f"| {'metric of the searched network' if other else 'metric'} | value |",
             "|---|---|",
             *(f"| {m} | {_value(v)} |" for m, v in candidate.metrics.items()),
+            "",
+        ]
+    if result.metrics:
+        lines += [
+            "| metric with this change, measured on the same samples | value |",
+            "|---|---|",
+            *(f"| {m} | {_value(v)} |" for m, v in result.metrics.items()),
             "",
         ]
     shape = candidate.graph.sample_shape
@@ -249,7 +272,8 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     if result.samples:
         lines += [
             f"Checked: {target.judge} ran these files on {result.samples:,} samples. "
-            f"{result.samples - result.differing:,} of {result.samples:,} equal the searched network in every bit."
+            f"{result.samples - result.differing:,} of {result.samples:,} equal the searched network in every bit"
+            f"{f', with {result.change}' if result.change else ''}."
             f"{f' {result.approximation.capitalize()}.' if result.differing else ''}"
         ]
     else:

@@ -39,6 +39,8 @@ class Candidate:
         standardised: (name, mean, scale) of each feature of a sample, flattened: inputs are ``(x - mean) / scale``.
             Empty where features are taken as they are.
         data: facts about the data and how samples were made of it, likewise.
+        change: what a target has changed of the searched network, in words; empty if nothing.
+        changed: the titles of the layers whose parameters it has changed.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Candidate:
     classes: Sequence[str] = ()
     standardised: Sequence[tuple[str, float, float]] = ()
     data: Sequence[str] = ()
+    change: str = ""
+    changed: Sequence[str] = ()
 
     @property
     def program(self) -> Program:
@@ -108,6 +112,11 @@ class Target(ABC):
 
     def ready(self) -> None:  # noqa: B027 (most judges are libraries)
         """Raises ExportError if the judge is not installed. Not called where files are written without a check."""
+
+    def suited(self, candidate: Candidate) -> Candidate:
+        """The candidate as the files have it: itself, unless a runtime would change it. Then it is another network; its
+        `change` says in what, and files are compared with it."""
+        return candidate
 
     def exact(self, candidate: Candidate) -> bool:  # noqa: ARG002
         """Whether all numbers must be equal. If not, the README says by how much they differ."""

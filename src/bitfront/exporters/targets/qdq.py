@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +16,8 @@ from bitfront.exporters.targets import TARGETS
 from bitfront.exporters.targets.base import Candidate
 from bitfront.exporters.targets.onnx import Onnx
 from bitfront.graph.capture import parameter
-from bitfront.transforms.correct import bias_in_steps, step_of_sums
+from bitfront.transforms import quantize
+from bitfront.transforms.correct import Correction, bias_in_steps, corrected, has_bias, step_of_sums
 
 
 @TARGETS.register("qdq")
@@ -38,6 +40,31 @@ class Qdq(Onnx):
                         "fuse; search one per tensor for it"
                     )
 
+    def suited(self, candidate: Candidate) -> Candidate:
+        """With biases in the steps of the sums that they are added to: runtimes hold them so where they fuse."""
+        graph, formats = candidate.graph, dict(candidate.formats)
+        changes: dict[str, Correction] = {}
+        for site in graph.sites:
+            held = formats.get(site.name, {})
+            step = step_of_sums(site, held)
+            if step is None or site.bias is None or not has_bias(graph, site):
+                continue
+            bias = parameter(graph.model, site.bias).detach()
+            searched = held["bias"].quantize(bias) if "bias" in held else bias
+            rounded, _ = bias_in_steps(searched, step)
+            if not torch.equal(rounded, searched):
+                changes[site.name] = Correction(rounded)
+                formats[site.name] = {operand: form for operand, form in held.items() if operand != "bias"}
+        if not changes:
+            return candidate
+        graph = corrected(graph, changes)
+        biases = "1 bias" if len(changes) == 1 else f"{len(changes)} biases"
+        return replace(
+            candidate, graph=graph, formats=formats, model=quantize(graph, formats, bake=True),
+            change=f"{biases} rounded to steps of the sums, as runtimes hold them",
+            changed=[graph.site(name).title for name in changes],
+        )  # fmt: skip
+
     def exact(self, candidate: Candidate) -> bool:  # noqa: ARG002
         """Never: runtimes round once more where they fuse."""
         return False
@@ -47,18 +74,8 @@ class Qdq(Onnx):
         model = onnx_model(candidate.graph, candidate.formats, "qdq")
         (folder / f"{candidate.name}.onnx").write_bytes(model.SerializeToString())
 
-    def figures(self, candidate: Candidate) -> dict[str, float]:
-        """How many biases runtimes round once more."""
-        return {"biases_rounded_again": len(rounded_again(candidate))}
-
     def usage(self, candidate: Candidate) -> str:
         """How to run it."""
-        again = rounded_again(candidate)
-        biases = (
-            f"Runtimes round these biases once more, because they are no multiples of the step of the sums: "
-            f"{', '.join(again)}. A search with `integer_bias = true` and without `bias_width` evaluates what runtimes "
-            "compute.\n"
-        )
         return f"""
 ```python
 import onnxruntime
@@ -71,25 +88,9 @@ outputs = session.run(None, {{"{INPUT}": x}})[0]     # x: float32, any batch
 
 Opset {OPSET}, input `{INPUT}`, output `{OUTPUT}`. Operands are rounded by QuantizeLinear and DequantizeLinear, which
 ONNX Runtime fuses with the layers between them; compilers such as TensorRT and OpenVINO read the same form. A runtime
-rounds biases and outputs of layers in its own way, so outputs differ a little from those that were searched; the target
+rounds outputs of layers in its own way, so outputs may differ a little from those that were searched; the target
 `onnx` has them exactly. Without the setting above, x86 processors without VNNI add products of bytes in 16 bits, which
 saturate, and outputs are far off. It is fast where batch norms are folded (`fold_batch_norm = true`), outputs of layers
 and both inputs of additions have formats of 8 bits, and biases are those of integer kernels (`[search.calibration]
 integer_bias = true`).
-{biases if again else ""}"""
-
-
-def rounded_again(candidate: Candidate) -> list[str]:
-    """The layers whose bias runtimes round once more where they fuse: it has values that are no multiples of the step
-    of the sums."""
-    titles = []
-    for site in candidate.graph.sites:
-        formats = candidate.formats.get(site.name, {})
-        step = step_of_sums(site, formats) if site.bias is not None else None
-        if step is None or site.bias is None:
-            continue
-        bias = parameter(candidate.graph.model, site.bias).detach()
-        bias = formats["bias"].quantize(bias) if "bias" in formats else bias
-        if not torch.equal(bias_in_steps(bias, step)[0], bias):
-            titles.append(site.title)
-    return titles
+"""
