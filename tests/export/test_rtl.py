@@ -184,6 +184,27 @@ def test_verilog_that_computes_something_else_is_not_kept(pipelined, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_verilator_simulates_too(tmp_path):
+    if shutil.which("verilator") is None:
+        pytest.skip("there is no verilator")
+    given, x = candidate("mlp", "elements")
+    for settings in ({}, {"latency_cutoff": 2.0}):
+        target = target_named("rtl", {"simulator": "verilator", **settings})
+        assert export(given, target, tmp_path / f"out{len(settings)}", x).differing == 0
+
+
+def test_large_logic_is_for_verilator_where_it_can_be_compiled(monkeypatch):
+    installed = {"iverilog", "verilator", "g++", "make"}
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
+    target = target_named("rtl")
+    assert (target.simulator(100), target.simulator(100_000)) == ("iverilog", "verilator")
+    assert target_named("rtl", {"simulator": "iverilog"}).simulator(100_000) == "iverilog"
+    installed.remove("g++")
+    assert target.simulator(100_000) == "iverilog"
+    installed.remove("iverilog")
+    assert target.simulator(100) == "verilator"
+
+
 def test_without_a_simulator_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     given, x = candidate("mlp", "elements")
