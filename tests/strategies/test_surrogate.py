@@ -241,6 +241,19 @@ def test_candidates_that_violate_a_known_constraint_are_not_proposed() -> None:
     assert not (history.violation[24:] > 0).any()
 
 
+def test_evaluations_are_not_spent_on_what_is_better_than_sufficient() -> None:
+    space = chain(24, 5)
+    known = Knowledge(costs={1: lambda codes: codes.sum(axis=1).astype(float)})
+    limit = Knowledge(costs=known.costs, sufficient=np.array([0.4, -np.inf]))
+    free, bounded = search(space, wide_losses, known, 96), search(space, wide_losses, limit, 96)
+    # Far better than sufficient, after the candidates before there is a model.
+    spent = [int((history.losses[24:, 0] < 0.3).sum()) for history in (free, bounded)]
+    assert spent[1] < spent[0] / 3
+    # The cheapest sufficient candidate is no dearer.
+    cheapest = [history.losses[history.losses[:, 0] <= 0.4, 1].min() for history in (free, bounded)]
+    assert cheapest[1] <= cheapest[0]
+
+
 # -- the end of a search
 
 

@@ -9,7 +9,7 @@ cache of the history.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
@@ -54,6 +54,8 @@ class Knowledge:
         points: by how much the loss of each objective rises if the metric of the task that leads gets worse by a
             percentage point, or, where it is no share, by a hundredth of the float model's value: float64, shape
             (objectives,); NaN for all other metrics. None: unknown.
+        sufficient: losses that are as good as any smaller one, float64, shape (objectives,); −infinity where there are
+            none. None: of no objective.
         noise: per group an estimate of how much each option disturbs the model's outputs, float64, shape (options,), 0
             or more; that of several groups adds up. None: unknown.
         resolution: the resolution of the samples near some candidates with results, int64, shape (candidates,
@@ -64,6 +66,7 @@ class Knowledge:
     violation: Callable[[Codes], NDArray[np.float64]] | None = None
     float_losses: NDArray[np.float64] | None = None
     points: NDArray[np.float64] | None = None
+    sufficient: NDArray[np.float64] | None = None
     noise: Sequence[NDArray[np.float64]] | None = None
     resolution: Callable[[Codes], Resolution] | None = None
 
@@ -207,13 +210,21 @@ class StrategySettings(Table):
         """The name of another strategy that these settings stand for; None for this strategy itself."""
         return None
 
-    def remarks(self, objectives: Sequence[str], constrained: bool, leading: TaskMetric) -> Sequence[str]:  # noqa: ARG002
+    def remarks(
+        self,
+        objectives: Sequence[str],  # noqa: ARG002
+        bounded: Collection[str],  # noqa: ARG002
+        leading: TaskMetric,  # noqa: ARG002
+        *,
+        trained: bool,  # noqa: ARG002
+    ) -> Sequence[str]:
         """What a user should know about a search with these settings before it starts.
 
         Args:
             objectives: the metrics that are objectives; none if they are summed.
-            constrained: whether there are constraints.
+            bounded: the metrics that constraints are on.
             leading: the metric of the task that leads.
+            trained: whether candidates are trained.
         """
         return ()
 

@@ -140,7 +140,11 @@ class Prediction:
                 violation += np.maximum(expected, 0.0)
             else:
                 losses[:, model.objective] = expected
-        return Pool(options, losses, violation)
+        return Pool(options, self._worth(losses), violation)
+
+    def _worth(self, losses: Floats) -> Floats:
+        """Losses that count, of the same shape: what is better than sufficient counts as sufficient."""
+        return losses if self.knowledge.sufficient is None else np.maximum(losses, self.knowledge.sufficient)
 
     def changed(self, options: Codes) -> Pool:
         """All candidates that differ from those given in the option of one group."""
@@ -189,7 +193,8 @@ class Prediction:
     @cached_property
     def _front(self) -> Floats:
         """Losses of the front so far, shape (members, objectives); none while nothing fulfils the constraints."""
-        return self.history.losses[front_rows(self.history, len(self.history))]
+        losses = self._worth(self.history.losses[front_rows(self.history, len(self.history))])
+        return losses[non_dominated(losses)]
 
     def _unknown(self, history: History, front: Floats) -> Pool:
         """The candidates that are not in the history: all, or those around the predicted front of a large space."""
@@ -208,7 +213,7 @@ class Prediction:
             mean, deviation = model.effects.mean(pool.options), model.effects.deviation(pool.options)
             for outcome, quantile in zip(outcomes, QUANTILES, strict=True):
                 outcome[:, model.objective] = model.link.inverse(mean + quantile * deviation)
-        return outcomes
+        return [self._worth(outcome) for outcome in outcomes]
 
     def _point(self, front: Floats, pool: Pool) -> Floats:
         """The reference point: of the front so far and the predicted one, so that both of their ends count."""
@@ -234,7 +239,7 @@ class Prediction:
         fulfilling = rows[history.violation[rows] == 0]
         if not len(fulfilling):
             return rows[np.argsort(history.violation[rows], kind="stable")][:MEMBERS]
-        losses = history.losses[fulfilling]
+        losses = self._worth(history.losses[fulfilling])
         chosen: NDArray[np.int64] = fulfilling[spread(losses, reference(losses[non_dominated(losses)], self.focus))]
         return chosen
 

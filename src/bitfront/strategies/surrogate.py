@@ -13,7 +13,7 @@ resumed with another number of threads continues exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -74,11 +74,18 @@ class SurrogateSettings(StrategySettings):
         "the samples tell apart, in a paired comparison, and the latest results were not",
     )
 
-    def remarks(self, objectives: Sequence[str], constrained: bool, leading: TaskMetric) -> Sequence[str]:
+    def remarks(
+        self, objectives: Sequence[str], bounded: Collection[str], leading: TaskMetric, *, trained: bool
+    ) -> Sequence[str]:
         """Where the search looks, if that is not everywhere, and that it may end early."""
         remarks = []
-        if self.focus is not None and self.focus < 100 and not constrained and leading.name in objectives:
-            worse = "below" if leading.direction == "maximize" else "above"
+        worse, better = ("below", "above") if leading.direction == "maximize" else ("above", "below")
+        if leading.name in bounded and leading.name in objectives and len(objectives) > 1 and not trained:
+            remarks.append(
+                f"surrogate takes {leading.name} {better} the float model's for no better than that, because a "
+                "constraint says how much worse it may be"
+            )
+        if self.focus is not None and self.focus < 100 and not bounded and leading.name in objectives:
             within = f"{self.focus:g} {'points' if leading.share else '%'} {worse} the float model's"
             remarks.append(
                 f"surrogate looks where {leading.name} is at most {within}: setup.focus; with 100 it looks everywhere"

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitfront.config import CalibrationTable, Config, StrategySetup
-from bitfront.constraints import Constraint
+from bitfront.constraints import Constraint, compared_metric
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
@@ -157,7 +157,7 @@ def make_plan(
             *remembered,
             *lost,
             *outweighed(evaluator, objectives),
-            *_of_strategy(strategy, objectives, config, task),
+            *_of_strategy(strategy, objectives, config, task, trained=trains),
         ),
         constraints=constraints,
         forward=tuple(forward_fingerprint(_without_weights(config, network, dataset, given=model), _first(dataset))),
@@ -199,11 +199,14 @@ def _evaluator(config: Config, job: EvaluationJob, graph: Graph, space: ModelSpa
     return open_evaluator(job if job.fold_batch_norm else replace(job, model=graph.model), built)
 
 
-def _of_strategy(strategy: ConfiguredStrategy, objectives: Objectives, config: Config, task: Task) -> list[str]:
+def _of_strategy(
+    strategy: ConfiguredStrategy, objectives: Objectives, config: Config, task: Task, *, trained: bool
+) -> list[str]:
     """What the strategy says about this search."""
     assert config.search is not None
     named = [] if objectives.summed else [part.metric for part in objectives.parts]
-    return list(strategy.settings.remarks(named, bool(config.search.constraints), task.leading))
+    bounded = {compared_metric(name) for name in config.search.constraints}
+    return list(strategy.settings.remarks(named, bounded, task.leading, trained=trained))
 
 
 def _folded(

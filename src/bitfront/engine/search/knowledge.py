@@ -52,6 +52,7 @@ def knowledge(
         violation=limits.before if closed else None,
         float_losses=None if objectives.summed else _losses(objectives, reference),
         points=None if objectives.summed else _points(objectives, evaluator.job.task.leading, reference),
+        sufficient=None if objectives.summed else _sufficient(plan, limits, reference),
         noise=noise_of(evaluator, store) if noise else None,
         resolution=None if evaluator.accuracy_samples is None else partial(_resolution, plan, store),
     )
@@ -130,6 +131,23 @@ def _points(objectives: Objectives, leading: TaskMetric, reference: Mapping[str,
     value = reference.get(leading.name)
     each = 0.01 if leading.share else np.nan if not value else 0.01 * abs(value)
     return np.array([each * p.scale if p.metric == leading.name else np.nan for p in objectives.parts])
+
+
+def _sufficient(plan: Plan, limits: Feasibility, reference: Mapping[str, float | None]) -> Values | None:
+    """The loss of the float model for the metric that leads, where a constraint says how much worse it may be, and
+    −infinity for the others; shape (objectives,). None where there is no such loss.
+
+    Candidates that are not trained are better than the float model mostly by chance of the samples. Where this much is
+    good enough, evaluations are for what costs less.
+    """
+    leading, parts = plan.evaluator.job.task.leading.name, plan.objectives.parts
+    if not isinstance(plan.evaluator, FixedEvaluator) or len(parts) < 2:
+        return None
+    if leading not in {constraint.metric for constraint in limits.constraints}:
+        return None
+    losses = _losses(plan.objectives, reference)
+    of_leading = np.array([part.metric == leading for part in parts]) & np.isfinite(losses)
+    return np.where(of_leading, losses, -np.inf) if of_leading.any() else None
 
 
 def _resolution(plan: Plan, store: Store, codes: Codes) -> Resolution:
