@@ -237,13 +237,14 @@ def test_where_a_drop_is_bounded_the_accuracy_of_the_float_model_is_sufficient(
         def note(self, text):
             notes.append(text)
 
-    extra = {"training": {"max_epochs": 1}} if trained else {}
+    runners = {"basic_train": {"max_epochs": 1, "batch_size": 16}, "basic_evaluation": {}}
+    strategy = {"name": "surrogate", "setup": {"n_trials": 24}, **({"sw_runner": runners} if trained else {})}
     run = bf.search(
         model=_Digits(), data={"train": (x[:80], y[:80]), "val": (x[80:], y[80:])},
         space={"linear": {"name": "integer", "data_in_width": [4, 6, 8], "data_in_frac_width": "auto",
                           "weight_width": [2, 4, 8], "weight_frac_width": "auto"}},
-        metrics={"accuracy": "maximize", "average_bitwidth": "minimize"}, strategy="surrogate", n_trials=24,
-        constraints=constraints, project="p", project_dir=str(tmp_path), events=Said(), **extra,
+        metrics={"accuracy": "maximize", "average_bitwidth": "minimize"}, strategy=strategy,
+        constraints=constraints, project="p", project_dir=str(tmp_path), events=Said(),
     )  # fmt: skip
     assert known
     expected = None if not sufficient else [-run.reference["accuracy"], -np.inf]
