@@ -4,15 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 import bitfront as bf
 from bitfront.constraints import Constraint, fulfilled, parse_constraint, total
 from bitfront.errors import ConfigError
-from bitfront.strategies.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -195,59 +192,3 @@ def test_a_search_reads_them_before_its_data(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'accuracy_drop'") as caught:
         bf.search(path)
     assert caught.value.key == ("search", "constraints", "acuracy_drop")
-
-
-class _Digits(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.b(torch.relu(self.a(x)))
-
-
-@pytest.mark.parametrize(
-    ("constraints", "trained", "sufficient"),
-    [
-        ({"accuracy_drop": "<= 50 %"}, False, True),
-        ({"accuracy": ">= 0.1"}, False, True),
-        ({"average_bitwidth": "<= 7"}, False, False),
-        ({}, False, False),
-        ({"accuracy_drop": "<= 50 %"}, True, False),
-    ],
-)
-def test_where_a_drop_is_bounded_the_accuracy_of_the_float_model_is_sufficient(
-    constraints, trained, sufficient, tmp_path, monkeypatch
-):
-    known = []
-    propose = Surrogate.propose
-
-    def spied(self, history, n, rng):
-        known.append(self.knowledge.sufficient)
-        return propose(self, history, n, rng)
-
-    monkeypatch.setattr(Surrogate, "propose", spied)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(120, 4, generator=generator)
-    y = (x[:, 0] + 0.5 * torch.randn(120, generator=generator) > 0).long()
-    torch.manual_seed(0)
-    notes = []
-
-    class Said(bf.Events):
-        def note(self, text):
-            notes.append(text)
-
-    runners = {"basic_train": {"max_epochs": 1, "batch_size": 16}, "basic_evaluation": {}}
-    strategy = {"name": "surrogate", "setup": {"n_trials": 24}, **({"sw_runner": runners} if trained else {})}
-    run = bf.search(
-        model=_Digits(), data={"train": (x[:80], y[:80]), "val": (x[80:], y[80:])},
-        space={"linear": {"name": "integer", "data_in_width": [4, 6, 8], "data_in_frac_width": "auto",
-                          "weight_width": [2, 4, 8], "weight_frac_width": "auto"}},
-        metrics={"accuracy": "maximize", "average_bitwidth": "minimize"}, strategy=strategy,
-        constraints=constraints, project="p", project_dir=str(tmp_path), events=Said(),
-    )  # fmt: skip
-    assert known
-    expected = None if not sufficient else [-run.reference["accuracy"], -np.inf]
-    assert all(k is None if expected is None else list(k) == expected for k in known)
-    said = [note for note in notes if "for no better than that" in note]
-    assert len(said) == sufficient

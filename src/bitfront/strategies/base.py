@@ -9,7 +9,7 @@ cache of the history.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
@@ -213,7 +213,7 @@ class StrategySettings(Table):
     def remarks(
         self,
         objectives: Sequence[str],  # noqa: ARG002
-        bounded: Collection[str],  # noqa: ARG002
+        constrained: bool,  # noqa: ARG002
         leading: TaskMetric,  # noqa: ARG002
         *,
         trained: bool,  # noqa: ARG002
@@ -222,7 +222,7 @@ class StrategySettings(Table):
 
         Args:
             objectives: the metrics that are objectives; none if they are summed.
-            bounded: the metrics that constraints are on.
+            constrained: whether there are constraints.
             leading: the metric of the task that leads.
             trained: whether candidates are trained.
         """

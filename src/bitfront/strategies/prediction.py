@@ -114,6 +114,7 @@ class Prediction:
         models: the models of everything else.
         objectives: number of objectives.
         focus: the largest losses that matter, shape (objectives,); None: all do.
+        sufficient: losses that are as good as any smaller one, shape (objectives,); None: there are none.
     """
 
     space: Space
@@ -122,6 +123,7 @@ class Prediction:
     models: Sequence[Modelled]
     objectives: int
     focus: Floats | None = None
+    sufficient: Floats | None = None
 
     def pool(self, options: Codes) -> Pool:
         """What is expected of candidates, given by their options, shape (candidates, groups)."""
@@ -144,7 +146,7 @@ class Prediction:
 
     def _worth(self, losses: Floats) -> Floats:
         """Losses that count, of the same shape: what is better than sufficient counts as sufficient."""
-        return losses if self.knowledge.sufficient is None else np.maximum(losses, self.knowledge.sufficient)
+        return losses if self.sufficient is None else np.maximum(losses, self.sufficient)
 
     def changed(self, options: Codes) -> Pool:
         """All candidates that differ from those given in the option of one group."""

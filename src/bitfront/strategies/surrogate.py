@@ -13,7 +13,7 @@ resumed with another number of threads continues exactly.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -65,7 +65,7 @@ class SurrogateSettings(StrategySettings):
         le=100,
         description="without constraints: accuracies that are lower than the float model's by more points than this do "
         "not matter; of other tasks the metric that leads, and where it is no share, per cent of the float model's "
-        "value; 100: all matter",
+        "value. Nor does what is above the float model's, unless candidates are trained; 100: all matter",
     )
     stop_early: bool = Field(
         False,
@@ -74,21 +74,25 @@ class SurrogateSettings(StrategySettings):
         "the samples tell apart, in a paired comparison, and the latest results were not",
     )
 
+    @property
+    def _looks(self) -> bool:
+        """Whether it looks somewhere, and not everywhere."""
+        return self.focus is not None and self.focus < 100
+
     def remarks(
-        self, objectives: Sequence[str], bounded: Collection[str], leading: TaskMetric, *, trained: bool
+        self, objectives: Sequence[str], constrained: bool, leading: TaskMetric, *, trained: bool
     ) -> Sequence[str]:
         """Where the search looks, if that is not everywhere, and that it may end early."""
-        remarks = []
+        remarks, where = [], []
         worse, better = ("below", "above") if leading.direction == "maximize" else ("above", "below")
-        if leading.name in bounded and leading.name in objectives and len(objectives) > 1 and not trained:
+        if self._looks and not constrained and leading.name in objectives:
+            where.append(f"at most {self.focus:g} {'points' if leading.share else '%'} {worse} the float model's")
+        if self._looks and not trained and leading.name in objectives and len(objectives) > 1:
+            where.append(f"not {better} the float model's, which is mostly chance")
+        if where:
             remarks.append(
-                f"surrogate takes {leading.name} {better} the float model's for no better than that, because a "
-                "constraint says how much worse it may be"
-            )
-        if self.focus is not None and self.focus < 100 and not bounded and leading.name in objectives:
-            within = f"{self.focus:g} {'points' if leading.share else '%'} {worse} the float model's"
-            remarks.append(
-                f"surrogate looks where {leading.name} is at most {within}: setup.focus; with 100 it looks everywhere"
+                f"surrogate looks where {leading.name} is {' and '.join(where)}: setup.focus; with 100 it looks "
+                "everywhere"
             )
         if self.stop_early:
             remarks.append(
@@ -224,8 +228,11 @@ class Surrogate(Strategy):
             link = Link.of(target, response.offset)
             effects = Effects(self.space, self._columns, response.scales, codes, link.forward(target), self._trend)
             models.append(Modelled(objective, effects, link))
-        focus = self._focus(history)
-        prediction = Prediction(self.space, history, self.knowledge, tuple(models), self.objectives, focus)
+        everywhere = self._width is None or self._width >= 100
+        prediction = Prediction(
+            self.space, history, self.knowledge, tuple(models), self.objectives, self._focus(history),
+            None if everywhere else self.knowledge.sufficient,
+        )  # fmt: skip
         self._predictions = len(history), prediction
         return prediction
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitfront.config import CalibrationTable, Config, StrategySetup
-from bitfront.constraints import Constraint, compared_metric
+from bitfront.constraints import Constraint
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.calibration import Corrections
 from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
@@ -205,8 +205,8 @@ def _of_strategy(
     """What the strategy says about this search."""
     assert config.search is not None
     named = [] if objectives.summed else [part.metric for part in objectives.parts]
-    bounded = {compared_metric(name) for name in config.search.constraints}
-    return list(strategy.settings.remarks(named, bounded, task.leading, trained=trained))
+    constrained = bool(config.search.constraints)
+    return list(strategy.settings.remarks(named, constrained, task.leading, trained=trained))
 
 
 def _folded(

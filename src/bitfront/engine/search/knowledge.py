@@ -52,7 +52,7 @@ def knowledge(
         violation=limits.before if closed else None,
         float_losses=None if objectives.summed else _losses(objectives, reference),
         points=None if objectives.summed else _points(objectives, evaluator.job.task.leading, reference),
-        sufficient=None if objectives.summed else _sufficient(plan, limits, reference),
+        sufficient=None if objectives.summed else _sufficient(plan, reference),
         noise=noise_of(evaluator, store) if noise else None,
         resolution=None if evaluator.accuracy_samples is None else partial(_resolution, plan, store),
     )
@@ -133,17 +133,14 @@ def _points(objectives: Objectives, leading: TaskMetric, reference: Mapping[str,
     return np.array([each * p.scale if p.metric == leading.name else np.nan for p in objectives.parts])
 
 
-def _sufficient(plan: Plan, limits: Feasibility, reference: Mapping[str, float | None]) -> Values | None:
-    """The loss of the float model for the metric that leads, where a constraint says how much worse it may be, and
-    −infinity for the others; shape (objectives,). None where there is no such loss.
+def _sufficient(plan: Plan, reference: Mapping[str, float | None]) -> Values | None:
+    """The loss of the float model for the metric that leads, and −infinity for the others; shape (objectives,).
 
-    Candidates that are not trained are better than the float model mostly by chance of the samples. Where this much is
-    good enough, evaluations are for what costs less.
+    Candidates that are not trained are better than the float model mostly by chance of the samples. None where
+    candidates are trained, where nothing else is an objective, and where the float model has no such loss.
     """
     leading, parts = plan.evaluator.job.task.leading.name, plan.objectives.parts
     if not isinstance(plan.evaluator, FixedEvaluator) or len(parts) < 2:
-        return None
-    if leading not in {constraint.metric for constraint in limits.constraints}:
         return None
     losses = _losses(plan.objectives, reference)
     of_leading = np.array([part.metric == leading for part in parts]) & np.isfinite(losses)
