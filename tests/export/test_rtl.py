@@ -188,9 +188,8 @@ def test_verilator_simulates_too(tmp_path):
     if shutil.which("verilator") is None:
         pytest.skip("there is no verilator")
     given, x = candidate("mlp", "elements")
-    for settings in ({}, {"latency_cutoff": 2.0}):
-        target = target_named("rtl", {"simulator": "verilator", **settings})
-        assert export(given, target, tmp_path / f"out{len(settings)}", x).differing == 0
+    target = target_named("rtl", {"simulator": "verilator", "latency_cutoff": 2.0})
+    assert export(given, target, tmp_path / "out", x).differing == 0
 
 
 def test_large_logic_is_for_verilator_where_it_can_be_compiled(monkeypatch):
@@ -198,6 +197,7 @@ def test_large_logic_is_for_verilator_where_it_can_be_compiled(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
     target = target_named("rtl")
     assert (target.simulator(100), target.simulator(100_000)) == ("iverilog", "verilator")
+    assert target.simulator(100_000, rows=20) == "iverilog"
     assert target_named("rtl", {"simulator": "iverilog"}).simulator(100_000) == "iverilog"
     installed.remove("g++")
     assert target.simulator(100_000) == "iverilog"

@@ -27,9 +27,9 @@ SIMULATED = 1000
 VECTORS = 64
 #: Seconds after which a simulator is taken to hang.
 _PATIENCE = 1800
-#: Look-up tables from which on Verilator is quicker, with its compiler, than iverilog on `SIMULATED` rows: of 33,000 it
-#: takes 37 s (AMD EPYC, one core), iverilog 190 s.
-_LARGE = 6000
+#: Look-up tables times rows from which on Verilator is quicker, with its compiler, than iverilog: for 1,000 rows of
+#: 33,000 look-up tables it takes 37 s (AMD EPYC, one core), iverilog 190 s; for 64 rows iverilog takes 15.
+_LARGE = 6_000_000
 #: Language → what can run it, the first one that is installed being taken; its name; the end of its files.
 _SIMULATORS: Mapping[Language, tuple[str, ...]] = {"verilog": ("iverilog", "verilator"), "vhdl": ("ghdl",)}
 _WRITTEN: Mapping[Language, str] = {"verilog": "Verilog", "vhdl": "VHDL"}
@@ -98,7 +98,7 @@ class Rtl(Target):
         if self.settings.language == "vhdl":
             return "; ghdl takes minutes for thousands of look-up tables"
         luts = self._figures.get("luts_by_alkaid", 0)
-        return f"; of {luts:,.0f} look-up tables that takes minutes" if luts > _LARGE else ""
+        return f"; of {luts:,.0f} look-up tables that takes minutes" if luts * SIMULATED > _LARGE else ""
 
     def check(self, candidate: Candidate) -> None:
         """Raises ExportError for what logic cannot compute."""
@@ -153,11 +153,11 @@ class Rtl(Target):
             )
         return outputs.reshape(len(x), *candidate.program.result.shape)
 
-    def simulator(self, luts: float = 0.0) -> str:
-        """What simulates logic of so many look-up tables. Raises ExportError if it is not installed."""
+    def simulator(self, luts: float = 0.0, rows: int = SIMULATED) -> str:
+        """What simulates so many rows of logic of so many look-up tables. Raises ExportError if it is not installed."""
         wanted, language = self.settings.simulator, self.settings.language
         names = _SIMULATORS[language] if wanted == "auto" else (wanted,)
-        if luts > _LARGE and all(map(shutil.which, ("verilator", "g++", "make"))):
+        if luts * rows > _LARGE and all(map(shutil.which, ("verilator", "g++", "make"))):
             names = (*names[1:], names[0])
         found = next((name for name in names if shutil.which(name)), None)
         if found is None:
@@ -172,7 +172,7 @@ class Rtl(Target):
         with tempfile.TemporaryDirectory() as place:
             build, given, got = Path(place), Path(place, "in.hex"), Path(place, "out.hex")
             given.write_text(_hex(numbers, layout["inputs"]), encoding="ascii")
-            simulator = self.simulator(luts)
+            simulator = self.simulator(luts, len(numbers))
             command, written = _built(simulator, candidate.name, folder.absolute(), build), self.settings.language
             sign = "-g" if simulator == "ghdl" else "+"
             _run([*command, f"{sign}inputs={given}", f"{sign}outputs={got}"], build, written)
