@@ -84,11 +84,13 @@ class SurrogateSettings(StrategySettings):
     ) -> Sequence[str]:
         """Where the search looks, if that is not everywhere, and that it may end early."""
         remarks, where = [], []
-        worse, better = ("below", "above") if leading.direction == "maximize" else ("above", "below")
+        rises = leading.direction == "maximize"
         if self._looks and not constrained and leading.name in objectives:
-            where.append(f"at most {self.focus:g} {'points' if leading.share else '%'} {worse} the float model's")
+            points = "points" if leading.share else "%"
+            where.append(f"at most {self.focus:g} {points} {'below' if rises else 'above'} the float model's")
         if self._looks and not trained and leading.name in objectives and len(objectives) > 1:
-            where.append(f"not {better} the float model's, which is mostly chance")
+            better = f"no {'higher' if rises else 'lower'}"
+            where.append(f"{better} (that is mostly chance)" if where else f"{better} than the float model's")
         if where:
             remarks.append(
                 f"surrogate looks where {leading.name} is {' and '.join(where)}: setup.focus; with 100 it looks "
