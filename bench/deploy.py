@@ -194,7 +194,9 @@ def outcome(target: str, built: Candidate, x: Tensor, place: Path) -> Row:
     except MissingExtraError:
         raise
     except ExportError as error:
-        if "please report this" in str(error):
+        if time.perf_counter() - start >= PATIENCE:  # the alarm came while something was cleaned up
+            row["unfinished"] = True
+        elif "please report this" in str(error):
             row |= {"samples": len(x), "differing": len(x)}
             print(f"{built.name}: {error}", file=sys.stderr, flush=True)
         else:
