@@ -133,11 +133,11 @@ def export(
     target.check(candidate)
     if check:
         target.ready()
-    candidate = target.suited(candidate)
-    metrics = measure(candidate.model) if measure and candidate.change else {}
     folder = folder if check else folder.with_name(f"{folder.name}{UNCHECKED}")
     if folder.exists() and not (folder / README).is_file():
         raise ExportError(f"{shown(folder)} exists, and no export has written it; choose another --output")
+    candidate = target.suited(candidate)
+    metrics = measure(candidate.model) if measure and candidate.change else {}
     expected = _expected(candidate, target, x) if check else None
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -235,19 +235,9 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     if candidate.metrics:
         # The file is another network then, however little; what it has is not known.
         other = result.differing or result.change
-        lines += [
-            f"| {'metric of the searched network' if other else 'metric'} | value |",
-            "|---|---|",
-            *(f"| {m} | {_value(v)} |" for m, v in candidate.metrics.items()),
-            "",
-        ]
+        lines += _metrics("metric of the searched network" if other else "metric", candidate.metrics)
     if result.metrics:
-        lines += [
-            "| metric with this change, measured on the same samples | value |",
-            "|---|---|",
-            *(f"| {m} | {_value(v)} |" for m, v in result.metrics.items()),
-            "",
-        ]
+        lines += _metrics("metric with this change, measured on the same samples", result.metrics)
     shape = candidate.graph.sample_shape
     lines += [f"Input: float32, shape {shape} per sample{', standardised' if candidate.standardised else ''}."]
     if candidate.standardised:
@@ -279,6 +269,11 @@ def _readme(candidate: Candidate, target: Target, result: Exported) -> str:
     else:
         lines += ["**Not checked**: nothing has run these files."]
     return "\n".join(lines) + "\n"
+
+
+def _metrics(heading: str, metrics: Mapping[str, float]) -> list[str]:
+    """A table of metrics, as Markdown."""
+    return [f"| {heading} | value |", "|---|---|", *(f"| {m} | {_value(v)} |" for m, v in metrics.items()), ""]
 
 
 def _value(value: float) -> str:
