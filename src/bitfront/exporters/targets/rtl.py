@@ -28,7 +28,7 @@ VECTORS = 64
 #: Seconds after which a simulator is taken to hang.
 _PATIENCE = 1800
 #: Look-up tables times rows from which on Verilator is quicker, with its compiler, than iverilog: for 1,000 rows of
-#: 33,000 look-up tables it takes 37 s (AMD EPYC, one core), iverilog 190 s; for 64 rows iverilog takes 15.
+#: 33,000 look-up tables it takes 37 s (AMD EPYC, one core), iverilog 200 s; for 64 rows iverilog takes 15.
 _LARGE = 6_000_000
 #: Language → what can run it, the first one that is installed being taken; its name; the end of its files.
 _SIMULATORS: Mapping[Language, tuple[str, ...]] = {"verilog": ("iverilog", "verilator"), "vhdl": ("ghdl",)}
