@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +72,22 @@ def warm():
     warm = Warm({**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source, "MPLCONFIGDIR": str(fonts)})
     yield warm
     warm.end()
+
+
+@pytest.fixture(scope="session")
+def few_jets(tmp_path_factory):
+    """A folder for ``BITFRONT_DATA`` with a tenth of the jets, where all of them would show nothing more."""
+    whole = Path(os.environ.get("BITFRONT_DATA", Path(__file__).parents[2] / "shared" / "data")) / "jsc.npz"
+    if not whole.is_file():
+        pytest.skip("jet data: BITFRONT_DATA names no folder with jsc.npz")
+    with np.load(whole) as file:
+        arrays = dict(file)
+    for split, number in {"train": 27_000, "val": 9_000, "test": 9_000}.items():
+        for name in (f"X_{split}", f"y_{split}"):
+            arrays[name] = arrays[name][:number]
+    folder = tmp_path_factory.mktemp("jets")
+    np.savez(folder / "jsc.npz", **arrays)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -154,12 +154,17 @@ def test_example_scripts_run(script: Path, tmp_path: Path) -> None:
     assert "accuracy" in done.stdout
 
 
+#: Examples whose candidates take half a second or more each, and how many of them are evaluated.
+FEWER = {"jsc_fpga.toml": 4, "kws_mcu.toml": 4}
+
+
 @pytest.mark.journey
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda p: p.name)
-def test_example_files_run(example: Path, tmp_path: Path, forked: Typing) -> None:
-    if 'dataset = "jsc"' in example.read_text() and "BITFRONT_DATA" not in os.environ:
-        pytest.skip("jet data: BITFRONT_DATA is not set")
-    command = ["bitfront", "search", "--config", str(example), "--max-epochs", "1", "--n-trials", "12"]
-    code, printed = forked(command, tmp_path, dict(os.environ))
+def test_example_files_run(example: Path, tmp_path: Path, forked: Typing, request: pytest.FixtureRequest) -> None:
+    environment, number = dict(os.environ), FEWER.get(example.name, 12)
+    if 'dataset = "jsc"' in example.read_text():
+        environment["BITFRONT_DATA"] = str(request.getfixturevalue("few_jets"))
+    command = ["bitfront", "search", "--config", str(example), "--max-epochs", "1", "--n-trials", str(number)]
+    code, printed = forked(command, tmp_path, environment)
     assert code == 0, printed
-    assert "\n12 of " in printed
+    assert f"\n{number} of " in printed
