@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -72,6 +73,14 @@ def warm():
     warm = Warm({**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source, "MPLCONFIGDIR": str(fonts)})
     yield warm
     warm.end()
+
+
+@pytest.fixture
+def quick_workers(monkeypatch):
+    """Worker processes that are forked from one that has torch imported; where a test is not about how they start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bitfront.engine.evaluation.workers", "bitfront.testing"])
+    monkeypatch.setattr("bitfront.executors.processes.get_context", lambda _: context)
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,7 @@ def test_the_format_of_a_bias_is_learned_from_the_corrected_bias():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
 def test_worker_processes_correct_to_the_same_bits():
     evaluator = FixedEvaluator(normalised())
     codes = evaluator.space.sample(9, np.random.default_rng(0))

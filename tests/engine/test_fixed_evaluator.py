@@ -230,6 +230,7 @@ EXACT = {"name": ["integer"], "data_in_width": [3, 8], "weight_width": [2, 4], "
         ),
     ],
 )
+@pytest.mark.usefixtures("quick_workers")
 def test_what_is_not_exact_or_slow_is_said(model, seed, said, n_jobs):
     shape = (16,) if model is Stubborn else (1, 8, 8)
     with Dispatcher(FixedEvaluator(job(model(), shape, seed)), n_jobs) as dispatcher:

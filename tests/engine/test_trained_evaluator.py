@@ -424,6 +424,7 @@ class Stopping(bf.Events):
             raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_halving_stops_who_is_hopeless_and_changes_nothing_for_the_others(dataset, tmp_path):
     whole = bf.search(
         configured(JOINT, HALVING[: HALVING.index("halving")], project_dir=str(tmp_path / "whole")), data=dataset
@@ -704,6 +705,7 @@ def test_a_trained_trial_is_trained_on(dataset, tmp_path):
     assert tuned.metrics["total_bitops"] == run.trial(number).metrics["total_bitops"]
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_any_number_of_processes_gives_the_same_run(dataset, tmp_path):
     runs = [
         bf.search(configured(JOINT, TRAIN, project_dir=str(tmp_path / str(n))), data=dataset, n_jobs=n) for n in (1, 2)

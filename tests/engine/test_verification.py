@@ -303,6 +303,7 @@ def test_the_check_takes_its_share_of_the_time(monkeypatch):
     assert verify(evaluator, net(), 1e6).candidates == len(list(spread(evaluator.space)))
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_that_differ_are_not_used(monkeypatch):
     evaluator = FixedEvaluator(job())
     codes = evaluator.space.numbered(0, 3)

@@ -17,6 +17,7 @@ from bitfront.testing import check_executor
     ("name", "settings"),
     [("processes", {}), pytest.param("dask", {"address": "local"}, marks=pytest.mark.long)],
 )
+@pytest.mark.usefixtures("quick_workers")
 def test_every_executor_keeps_the_contract(name, settings, tmp_path):
     check_executor(name, settings, folder=tmp_path)
 
